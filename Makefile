@@ -1,0 +1,28 @@
+# make test: sets up .venv and runs the default tests. make test-all: the slow ones and the comparisons with PyTorch too.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: test test-all lint clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sdjax needs Python 3.11 or newer; name one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-all: $(STAMP) lint
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,compare]'
+	$(BIN)/python -m pytest -n 2 -m 'not gpu' $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

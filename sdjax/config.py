@@ -1,0 +1,230 @@
+"""Frozen, validated descriptions of a model: what its modules are built from, and what its config.json holds.
+
+Every fact that changes from level to level of a UNet or autoencoder is a tuple, finest level first, so that no module
+has to know which release it belongs to. Source of the released values: the configs folders of CompVis/stable-diffusion
+and Stability-AI/stablediffusion; `sdjax.configs` spells them out.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+Prediction = Literal["epsilon", "v", "x0"]
+PREDICTIONS: tuple[str, ...] = typing.get_args(Prediction)
+BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos")
+ACTIVATIONS = ("quick_gelu", "gelu")
+
+
+class ConfigError(ValueError):
+    """A model description that contradicts itself, or holds a field or value that sdjax does not know."""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+class _Config:
+    """Conversion to and from the plain dictionaries of config.json, shared by all descriptions."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(f"{type(self).__name__}.{field.name}", getattr(self, field.name), field.type)
+        self._validate()
+
+    def _validate(self) -> None:
+        """Raises ConfigError where fields contradict each other."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as a JSON-ready dictionary, descriptions inside it as dictionaries too."""
+        return _plain(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the description that `to_dict` wrote. Raises ConfigError, naming every field it does not know."""
+        _check(isinstance(values, Mapping), f"{cls.__name__} is read from a dictionary, got {type(values).__name__}")
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        unknown = sorted(map(str, set(values) - set(fields)))
+        _check(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
+        out = {}
+        for name, value in values.items():
+            kind = fields[name]
+            if isinstance(kind, type) and issubclass(kind, _Config):
+                value = kind.from_dict(value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            out[name] = value
+        try:
+            return cls(**out)
+        except TypeError as error:  # a field without default is missing
+            raise ConfigError(f"{cls.__name__}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        options = args
+    elif origin is Literal:
+        _check(value in args, f"{name} is one of {', '.join(map(str, args))}; got {value!r}")
+        return
+    elif origin is tuple:
+        _check(isinstance(value, tuple), f"{name} is a tuple, got {value!r}")
+        for item in value:
+            _check_type(f"{name}'s entry", item, args[0])
+        return
+    else:
+        options = (kind,)
+    wanted = tuple(types.NoneType if option is None else option for option in options)
+    fits = isinstance(value, wanted) or (float in wanted and type(value) is int)
+    if isinstance(value, bool) and bool not in wanted:
+        fits = False
+    _check(fits, f"{name} is {' or '.join(t.__name__ for t in wanted)}; got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig(_Config):
+    """The denoising network. The defaults are Stable Diffusion v1's.
+
+    `heads[i]` is level i's number of attention heads, 0 where it has no attention; `mid_heads` the middle block's.
+    `self_attention[i]` False makes the first attention of level i's transformer blocks look at the context too (x4
+    upscaler). `num_classes` adds an embedding of integer labels to the time embedding (x4 upscaler's noise level),
+    `label_dim` an MLP of label vectors (unCLIP). `linear_projection` says how released files hold `proj_in` and
+    `proj_out`: as matrices (v2) or as 1x1 convolutions (v1); the network is the same.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    num_res_blocks: int = 2
+    heads: tuple[int, ...] = (8, 8, 8, 0)
+    mid_heads: int = 8
+    transformer_depth: tuple[int, ...] = (1, 1, 1, 1)
+    self_attention: tuple[bool, ...] = (True, True, True, True)
+    mid_self_attention: bool = True
+    context_dim: int = 768
+    num_classes: int | None = None
+    label_dim: int | None = None
+    norm_groups: int = 32
+    linear_projection: bool = False
+
+    def _validate(self) -> None:
+        levels = len(self.channels)
+        _check(levels >= 1, "UNetConfig.channels needs at least one level")
+        for name in ("heads", "transformer_depth", "self_attention"):
+            count = len(getattr(self, name))
+            _check(count == levels, f"UNetConfig.{name} has {count} entries for {levels} levels of channels")
+        for name in ("in_channels", "out_channels", "num_res_blocks", "mid_heads", "context_dim", "norm_groups"):
+            _check(getattr(self, name) >= 1, f"UNetConfig.{name} is at least 1, got {getattr(self, name)}")
+        for channels, heads in zip(self.channels, self.heads):
+            _check(channels >= 1 and channels % self.norm_groups == 0,
+                   f"UNetConfig.channels are multiples of norm_groups = {self.norm_groups}, got {channels}")
+            _check(heads >= 0 and (heads == 0 or channels % heads == 0),
+                   f"UNetConfig.heads divide the level's channels: {heads} does not divide {channels}")
+        _check(self.channels[-1] % self.mid_heads == 0,
+               f"UNetConfig.mid_heads = {self.mid_heads} does not divide {self.channels[-1]} channels")
+        _check(self.channels[0] % 2 == 0, "UNetConfig.channels[0] is even: half of the time embedding is cosines")
+        _check(all(depth >= 1 for depth in self.transformer_depth), "UNetConfig.transformer_depth is at least 1")
+        _check(self.num_classes is None or self.label_dim is None,
+               "UNetConfig has either num_classes (integer labels) or label_dim (label vectors), not both")
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig(_Config):
+    """The KL autoencoder. The defaults are the f8 one of v1 and v2; a latent is `scale_factor` times its sample."""
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    num_res_blocks: int = 2
+    scale_factor: float = 0.18215
+    norm_groups: int = 32
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a picture's side for one of its latent's: 8 for f8, 4 for f4."""
+        return 2 ** (len(self.channels) - 1)
+
+    def _validate(self) -> None:
+        _check(len(self.channels) >= 1, "VAEConfig.channels needs at least one level")
+        for channels in self.channels:
+            _check(channels >= 1 and channels % self.norm_groups == 0,
+                   f"VAEConfig.channels are multiples of norm_groups = {self.norm_groups}, got {channels}")
+        _check(self.scale_factor > 0, f"VAEConfig.scale_factor is positive, got {self.scale_factor}")
+        _check(min(self.image_channels, self.latent_channels, self.num_res_blocks) >= 1,
+               "VAEConfig.image_channels, latent_channels and num_res_blocks are at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(_Config):
+    """A CLIP text tower. The defaults are ViT-L/14's; `layers` counts those that run (23 of ViT-H/14's 24)."""
+
+    vocab_size: int = 49408
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    max_length: int = 77
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    bos_token_id: int = 49406
+    eos_token_id: int = 49407
+    pad_token_id: int = 49407
+
+    def _validate(self) -> None:
+        _check(self.heads >= 1 and self.width % self.heads == 0,
+               f"TextConfig.heads = {self.heads} does not divide width = {self.width}")
+        _check(self.layers >= 1 and self.max_length >= 2, "TextConfig needs a layer and room for two tokens")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            _check(0 <= getattr(self, name) < self.vocab_size,
+                   f"TextConfig.{name} = {getattr(self, name)} lies outside the vocabulary of {self.vocab_size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig(_Config):
+    """The noise schedule and what the network predicts. "scaled_linear" is linear in sqrt(beta), as ldm's "linear"."""
+
+    kind: Literal["scaled_linear", "linear", "squaredcos"] = "scaled_linear"
+    num_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    zero_terminal_snr: bool = False
+    prediction: Literal["epsilon", "v", "x0"] = "epsilon"
+
+    def _validate(self) -> None:
+        _check(self.num_timesteps >= 2, f"ScheduleConfig.num_timesteps is at least 2, got {self.num_timesteps}")
+        _check(0 < self.beta_start < 1 and 0 < self.beta_end < 1, "ScheduleConfig's betas lie between 0 and 1")
+        _check(not (self.zero_terminal_snr and self.prediction == "epsilon"),
+               "zero terminal SNR needs v or x0 prediction: at the last timestep epsilon says nothing about the image")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(_Config):
+    """A whole model. `image_size` is the side it was trained at, in pixels; `guidance_scale` its release's default.
+
+    `name` is the release's family as `sdjax.configs` spells it ("sd1", "sd2_base", ...); nothing is derived from it.
+    """
+
+    name: str
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    text: TextConfig = TextConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    image_size: int = 512
+    guidance_scale: float = 7.5
+
+    def _validate(self) -> None:
+        _check(self.unet.context_dim == self.text.width,
+               f"the UNet's context_dim = {self.unet.context_dim} is not the text encoder's width = {self.text.width}")
+        _check(self.unet.out_channels == self.vae.latent_channels,
+               f"the UNet makes {self.unet.out_channels} channels, a latent has {self.vae.latent_channels}")
+        _check(self.unet.in_channels >= self.vae.latent_channels,
+               f"the UNet takes {self.unet.in_channels} channels, fewer than a latent's {self.vae.latent_channels}")
+        _check(self.image_size >= 1, f"ModelConfig.image_size is positive, got {self.image_size}")

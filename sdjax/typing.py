@@ -1,0 +1,21 @@
+"""Array aliases for public signatures, and the shape letters that the whole project uses.
+
+    b batch   h height   w width   c channels   n tokens of a sequence   m keys of an attention   d width   t steps
+
+Everything is NHWC. An image is in [-1, 1]; a latent is already multiplied by the autoencoder's scale factor.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+Image = Float[Array, "b h w 3"]
+Pixels = UInt8[Array, "b h w 3"]
+Latent = Float[Array, "b h w c"]
+Moments = Float[Array, "b h w 2*c"]
+Context = Float[Array, "b n d"]
+TokenIds = Int[Array, "b n"]
+Timestep = Float[Array, "b"]
+Key = PRNGKeyArray
+Params = Mapping[str, Any]
