@@ -1,0 +1,136 @@
+"""CLIP's text tower: OpenAI's ViT-L/14 (v1) and OpenCLIP's ViT-H/14 without its last block (v2).
+
+Source: transformers' CLIPTextModel, whose names these are; open_clip's CLIP.encode_text;
+ldm/modules/encoders/modules.py (FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder with layer="penultimate").
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdjax.config import TextConfig
+from sdjax.nn.attention import attend
+from sdjax.nn.norm import LayerNorm
+from sdjax.typing import Context, TokenIds
+
+Tokens = Float[Array, "b n d"]
+
+
+def quick_gelu(x: Array) -> Array:
+    """Returns x sigmoid(1.702 x), the GELU of OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: Array) -> Array:
+    """Returns the exact GELU, x Phi(x)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases; `causal` lets a token see only itself and those before it."""
+
+    heads: int
+    causal: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        b, n, d = x.shape
+        q, k, v = (nn.Dense(d, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (a.reshape(b, n, self.heads, d // self.heads) for a in (q, k, v))
+        out = attend(q, k, v, causal=self.causal).reshape(b, n, d)
+        return nn.Dense(d, dtype=self.dtype, name="out_proj")(out)
+
+
+class MLP(nn.Module):
+    """Linear to four times the width, activation, linear back."""
+
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        d = x.shape[-1]
+        x = ACTIVATIONS[self.activation](nn.Dense(4 * d, dtype=self.dtype, name="fc1")(x))
+        return nn.Dense(d, dtype=self.dtype, name="fc2")(x)
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer block."""
+
+    heads: int
+    activation: str
+    causal: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        y = LayerNorm(1e-5, self.dtype, name="layer_norm1")(x)
+        x = x + SelfAttention(self.heads, self.causal, self.dtype, name="self_attn")(y)
+        y = LayerNorm(1e-5, self.dtype, name="layer_norm2")(x)
+        return x + MLP(self.activation, self.dtype, name="mlp")(y)
+
+
+class Encoder(nn.Module):
+    """The stack of blocks."""
+
+    layers: int
+    heads: int
+    activation: str
+    causal: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        for i in range(self.layers):
+            x = EncoderLayer(self.heads, self.activation, self.causal, self.dtype, name=f"layers_{i}")(x)
+        return x
+
+
+class TextEmbeddings(nn.Module):
+    """Token embedding plus learned position embedding."""
+
+    config: TextConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: TokenIds) -> Tokens:
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        tokens = nn.Embed(c.vocab_size, c.width, embedding_init=init, dtype=self.dtype, name="token_embedding")(ids)
+        positions = nn.Embed(c.max_length, c.width, embedding_init=init, dtype=self.dtype, name="position_embedding")
+        return tokens + positions(jnp.arange(ids.shape[1]))
+
+
+class TextTransformer(nn.Module):
+    """Embeddings, causal blocks, final norm."""
+
+    config: TextConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: TokenIds) -> Context:
+        c = self.config
+        x = TextEmbeddings(c, self.dtype, name="embeddings")(ids)
+        x = Encoder(c.layers, c.heads, c.activation, causal=True, dtype=self.dtype, name="encoder")(x)
+        return LayerNorm(1e-5, self.dtype, name="final_layer_norm")(x)
+
+
+class TextEncoder(nn.Module):
+    """Returns the encoded text [b, n, width], float32, of token ids [b, n] with start, end and padding in place.
+
+    No mask hides the padding: Stable Diffusion was trained to look at it (T40).
+    """
+
+    config: TextConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: TokenIds) -> Context:
+        return TextTransformer(self.config, self.dtype, name="text_model")(ids).astype(jnp.float32)

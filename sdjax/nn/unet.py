@@ -1,0 +1,164 @@
+"""The denoising network of Stable Diffusion v1 and v2, in every released variant.
+
+Source: ldm/modules/diffusionmodules/openaimodel.py:UNetModel. Names are those of diffusers' UNet2DConditionModel.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sdjax.config import UNetConfig
+from sdjax.nn.conv import Conv
+from sdjax.nn.embeddings import EmbeddingMLP, timestep_embedding
+from sdjax.nn.norm import GroupNorm
+from sdjax.nn.resnet import Downsample, Resnet, Upsample
+from sdjax.nn.transformer import SpatialTransformer
+from sdjax.typing import Context, Latent, Timestep
+
+EPSILON = 1e-5  # of the residual blocks' and the output's GroupNorm; the transformers' is 1e-6 (T33)
+PADDING = ((1, 1), (1, 1))  # of the downsampling convolutions (T25)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """What the blocks of one level are built from."""
+
+    channels: int
+    heads: int
+    depth: int
+    self_attention: bool
+    groups: int
+    dtype: Any
+    remat: bool
+
+    def resnet(self, name: str) -> nn.Module:
+        module = nn.remat(Resnet) if self.remat else Resnet
+        return module(self.channels, self.groups, EPSILON, zero_init=True, dtype=self.dtype, name=name)
+
+    def attention(self, name: str) -> nn.Module:
+        module = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+        return module(self.heads, self.depth, self.self_attention, self.groups, self.dtype, name=name)
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, each followed by a transformer where the level has heads; then halves the size unless last."""
+
+    level: _Level
+    num_res_blocks: int
+    downsample: bool
+
+    @nn.compact
+    def __call__(self, x: Latent, time: Float[Array, "b d"], context: Context) -> tuple[Latent, list[Latent]]:
+        skips = []
+        for j in range(self.num_res_blocks):
+            x = self.level.resnet(f"resnets_{j}")(x, time)
+            if self.level.heads:
+                x = self.level.attention(f"attentions_{j}")(x, context)
+            skips.append(x)
+        if self.downsample:
+            x = Downsample(PADDING, self.level.dtype, name="downsamplers_0")(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """Residual block, transformer, residual block."""
+
+    level: _Level
+
+    @nn.compact
+    def __call__(self, x: Latent, time: Float[Array, "b d"], context: Context) -> Latent:
+        x = self.level.resnet("resnets_0")(x, time)
+        x = self.level.attention("attentions_0")(x, context)
+        return self.level.resnet("resnets_1")(x, time)
+
+
+class UpBlock(nn.Module):
+    """Takes one skip off the stack before each residual block; then doubles the size unless last.
+
+    Where a level's side was odd, the doubled map is cut to the size of the skip that comes next.
+    """
+
+    level: _Level
+    num_res_blocks: int
+    upsample: bool
+
+    @nn.compact
+    def __call__(self, x: Latent, skips: list[Latent], time: Float[Array, "b d"], context: Context) -> Latent:
+        for j in range(self.num_res_blocks):
+            x = self.level.resnet(f"resnets_{j}")(jnp.concatenate([x, skips.pop()], axis=-1), time)
+            if self.level.heads:
+                x = self.level.attention(f"attentions_{j}")(x, context)
+        if self.upsample:
+            x = Upsample(self.level.dtype, name="upsamplers_0")(x, skips[-1].shape[1:3])
+        return x
+
+
+class UNet(nn.Module):
+    """Returns the network's raw prediction (epsilon, v or x0, whichever it was trained for), float32.
+
+    `x` [b, h, w, in_channels]: the noisy latent scaled to unit variance, then what the variant concatenates to it
+    (mask and masked latent; depth; low-resolution picture). `t` [b]: timesteps, fractional ones allowed. `context`
+    [b, n, context_dim]: the encoded text. `label`: int [b] with `num_classes`, float [b, label_dim] with `label_dim`.
+    `dtype` is what the layers compute in; `remat` recomputes blocks in the backward pass instead of storing them.
+
+    Raises ValueError if a label is missing or not expected, or x has the wrong number of channels.
+    """
+
+    config: UNetConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def _level(self, i: int) -> _Level:
+        c = self.config
+        return _Level(c.channels[i], c.heads[i], c.transformer_depth[i], c.self_attention[i], c.norm_groups,
+                      self.dtype, self.remat)  # fmt: skip
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Latent,
+        t: Timestep,
+        context: Context,
+        label: Int[Array, "b"] | Float[Array, "b d"] | None = None,
+    ) -> Latent:
+        c = self.config
+        if x.shape[-1] != c.in_channels:
+            raise ValueError(f"this UNet takes {c.in_channels} channels, got an input of shape {x.shape}")
+        time = self._embed(t, label)
+        context = context.astype(self.dtype)
+
+        levels = range(len(c.channels))
+        x = Conv(c.channels[0], dtype=self.dtype, name="conv_in")(x)
+        skips = [x]
+        for i in levels:
+            down = DownBlock(self._level(i), c.num_res_blocks, i < levels[-1], name=f"down_blocks_{i}")
+            x, outputs = down(x, time, context)
+            skips += outputs
+        middle = dataclasses.replace(self._level(-1), heads=c.mid_heads, self_attention=c.mid_self_attention)
+        x = MidBlock(middle, name="mid_block")(x, time, context)
+        for j, i in enumerate(reversed(levels)):
+            up = UpBlock(self._level(i), c.num_res_blocks + 1, i > 0, name=f"up_blocks_{j}")
+            x = up(x, skips, time, context)
+
+        x = jax.nn.silu(GroupNorm(c.norm_groups, EPSILON, self.dtype, name="conv_norm_out")(x))
+        x = Conv(c.out_channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(x)
+        return x.astype(jnp.float32)
+
+    def _embed(self, t: Timestep, label: Array | None) -> Float[Array, "b d"]:
+        """Returns the time embedding with the label's added: before SiLU, which every residual block applies itself."""
+        c = self.config
+        width = 4 * c.channels[0]
+        time = EmbeddingMLP(width, self.dtype, name="time_embedding")(timestep_embedding(t, c.channels[0]))
+        wants_label = c.num_classes is not None or c.label_dim is not None
+        if wants_label != (label is not None):
+            raise ValueError("this UNet needs a label" if wants_label else "this UNet takes no label, got one")
+        if c.num_classes is not None:
+            time = time + nn.Embed(c.num_classes, width, dtype=self.dtype, name="class_embedding")(label)
+        elif c.label_dim is not None:
+            time = time + EmbeddingMLP(width, self.dtype, name="class_embedding")(label)
+        return time

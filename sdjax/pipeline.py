@@ -1,0 +1,201 @@
+"""A loaded model and its primitives: encode a prompt, encode an image, sample, decode.
+
+Every compiled program is a module-level function of (what it is compiled for, parameters, arrays): parameters are
+arguments, never closed over, and only shapes, sampler and model description are static. The tasks of
+`sdjax.generate` are short compositions of these primitives.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sdjax import denoiser, sharding
+from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.denoiser import Conditioning
+from sdjax.nn import AutoencoderKL, TextEncoder, UNet, latent_from_moments
+from sdjax.samplers import base
+from sdjax.schedule import NoiseSchedule
+from sdjax.tokenizer import Tokenizer
+from sdjax.typing import Context, Image, Key, Latent, Moments, Params, TokenIds
+
+DTYPES = ("float32", "bfloat16", "float16")
+CHUNK = 5  # rows of one compiled scan; the host calls it as often as the sampler has rows (see docs/design.md)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleProgram:
+    """What a compiled sampling program depends on besides shapes; nothing else recompiles it."""
+
+    unet: UNetConfig
+    prediction: str
+    dtype: str
+    sampler: Any
+    guided: bool
+    exact: bool
+
+
+def default_dtype() -> str:
+    """Returns the compute dtype used where none is asked for: float32 on CPU, bfloat16 on accelerators."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def cast(params: Params, dtype: str) -> Params:
+    """Returns the parameters with every floating-point leaf in `dtype`; leaves that are in it already are not copied."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+    kind = jnp.dtype(dtype)
+    return jax.tree.map(lambda a: a.astype(kind, copy=False) if jnp.issubdtype(a.dtype, jnp.floating) else a, params)
+
+
+def make_keys(seeds: Sequence[int]) -> Key:
+    """Returns one key an image, [b], from seeds of up to 64 bits; for 32 bits they are jax.random.key(seed).
+
+    Raises ValueError for a seed outside 0 ... 2**64 - 1.
+    """
+    for seed in seeds:
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"a seed lies between 0 and 2**64 - 1; got {seed}")
+    words = np.array([(seed >> 32, seed & 0xFFFFFFFF) for seed in seeds], np.uint32).reshape(len(seeds), 2)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+
+
+def one_by_one(function: Callable, *batched: Any) -> Any:
+    """Returns `function` of a batch, computed for one entry after the other: entry i never depends on the others."""
+    return jax.tree.map(
+        lambda a: a[:, 0], jax.lax.map(lambda entry: function(*jax.tree.map(lambda a: a[None], entry)), batched)
+    )
+
+
+def _encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: TokenIds) -> Context:
+    config, dtype, exact = static
+    apply = lambda ids: TextEncoder(config, jnp.dtype(dtype)).apply({"params": params}, ids)  # noqa: E731
+    return one_by_one(apply, ids) if exact else apply(ids)
+
+
+def _encode_image(static: tuple[VAEConfig, str], params: Params, image: Image) -> Moments:
+    config, dtype = static
+    vae = AutoencoderKL(config, jnp.dtype(dtype))
+    return one_by_one(lambda image: vae.apply({"params": params}, image, method="encode"), image)
+
+
+def _decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> Image:
+    config, dtype = static
+    vae = AutoencoderKL(config, jnp.dtype(dtype))
+    # One at a time: a decoder's feature maps are gigabytes, and one picture keeps a device busy
+    return one_by_one(lambda latent: vae.apply({"params": params}, latent, method="decode"), latent)
+
+
+def _noise(shape: tuple[int, ...], keys: Key) -> Latent:
+    return base.draw_noise(keys, base.START, 0, shape)
+
+
+def _init(sampler: Any, x: Latent) -> Any:
+    return sampler.init(x)
+
+
+def _sample(
+    program: SampleProgram, params: Params, rows: base.Steps, scale: jax.Array, state: Any, keys: Key,
+    conditioning: Conditioning, unconditional: Conditioning | None,
+) -> Any:  # fmt: skip
+    """Returns the sampler's state after `rows`: the one program in which the network runs."""
+    network = UNet(program.unet, jnp.dtype(program.dtype))
+
+    def run(state: Any, keys: Key, conditioning: Conditioning, unconditional: Conditioning | None) -> Any:
+        def apply(x: Latent, t: jax.Array, context: Context, label: jax.Array | None) -> Latent:
+            return network.apply({"params": params}, x, t, context, label)
+
+        denoise = denoiser.make_denoiser(
+            apply, program.prediction, conditioning, unconditional=unconditional, guidance_scale=scale
+        )
+        return base.scan_rows(program.sampler, denoise, state, rows, keys)
+
+    if program.exact:
+        return one_by_one(run, state, keys, conditioning, unconditional)
+    return run(state, keys, conditioning, unconditional)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A model ready to use: its description, parameters {"unet", "vae", "text"}, tokenizer and compute dtype.
+
+    `source` says where it came from, `notices` what was decided while loading it. Parameters are put on the devices
+    once, at first use.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    dtype: str = "float32"
+    source: str = ""
+    notices: tuple[str, ...] = ()
+    _placed: dict[Mesh, Params] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The model's noise schedule."""
+        return NoiseSchedule(self.config.schedule)
+
+    def on(self, mesh: Mesh) -> Params:
+        """Returns the parameters, whole on every device of the mesh."""
+        if mesh not in self._placed:
+            self._placed.clear()  # one copy at a time
+            self._placed[mesh] = sharding.replicate(self.params, mesh)
+        return self._placed[mesh]
+
+    def encode_prompt(
+        self, prompts: Sequence[str], *, mesh: Mesh, parallel: str = "jit", exact: bool = False
+    ) -> Context:
+        """Returns the encoded prompts, float32 [b, 77, width]; b is a multiple of the mesh's size."""
+        text = self.config.text
+        ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
+        run = sharding.compiled(_encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
+        return run(self.on(mesh)["text"], sharding.split(ids, mesh))
+
+    def encode_image(self, image: Image, *, mesh: Mesh, keys: Key | None = None, parallel: str = "jit") -> Latent:
+        """Returns the latent of an image in [-1, 1]: a draw from the posterior by `keys`, its mean without them."""
+        run = sharding.compiled(_encode_image, (self.config.vae, self.dtype), mesh, (False, True), parallel)
+        moments = run(self.on(mesh)["vae"], sharding.split(image, mesh))
+        noise = None
+        if keys is not None:
+            b, h, w, c = moments.shape
+            noise = base.draw_noise(keys, base.POSTERIOR, 0, (h, w, c // 2))
+        return latent_from_moments(moments, noise, self.config.vae.scale_factor)
+
+    def noise(self, keys: Key, height: int, width: int, *, mesh: Mesh, parallel: str = "jit") -> Latent:
+        """Returns unit normal starting noise for pictures of height x width pixels, float32, one draw a key."""
+        vae = self.config.vae
+        shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
+        return sharding.compiled(_noise, shape, mesh, (True,), parallel)(sharding.split(keys, mesh))
+
+    def sample(
+        self, sampler: Any, rows: base.Steps, x: Latent, keys: Key, conditioning: Conditioning,
+        unconditional: Conditioning | None = None, guidance_scale: float = 1.0, *, mesh: Mesh, parallel: str = "jit",
+        exact: bool = False, progress: Callable[[int, int], None] | None = None,
+    ) -> Any:  # fmt: skip
+        """Returns the sampler's final state from `x`, by calling one compiled scan of CHUNK rows as often as needed.
+
+        `unconditional` None switches guidance off: the network then runs once a row instead of twice.
+        """
+        unet, prediction = self.config.unet, self.config.schedule.prediction
+        program = SampleProgram(unet, prediction, self.dtype, sampler, unconditional is not None, exact)
+        batched = (False, False, False, True, True, True, True)
+        run = sharding.compiled(_sample, program, mesh, batched, parallel)
+        params, scale = self.on(mesh)["unet"], jnp.float32(guidance_scale)
+        state = sharding.compiled(_init, sampler, mesh, (True,), parallel)(x)
+        total = len(rows.timestep)
+        for done, chunk in zip(range(CHUNK, total + CHUNK, CHUNK), base.chunks(rows, CHUNK), strict=True):
+            state = run(params, chunk, scale, state, keys, conditioning, unconditional)
+            if progress is not None:
+                jax.block_until_ready(state)
+                progress(min(done, total), total)
+        return state
+
+    def decode(self, latent: Latent, *, mesh: Mesh, parallel: str = "jit") -> Image:
+        """Returns the images of latents, float32, about [-1, 1] and not clipped."""
+        run = sharding.compiled(_decode, (self.config.vae, self.dtype), mesh, (False, True), parallel)
+        return run(self.on(mesh)["vae"], latent)
