@@ -1,0 +1,43 @@
+"""Stable Diffusion v1 and v2 in JAX and Flax.
+
+    import sdjax
+
+    pipe = sdjax.load("v1-5-pruned-emaonly.safetensors")
+    images = sdjax.text_to_image(pipe, "a photograph of an astronaut riding a horse", seed=42)
+
+Names are imported when first used, so that `import sdjax` costs nothing and the command line answers at once.
+"""
+
+import importlib
+from typing import Any
+
+from sdjax._version import __version__
+
+_HOME = {
+    "load": "sdjax.loading",
+    "Pipeline": "sdjax.pipeline",
+    "text_to_image": "sdjax.generate",
+    "ImageError": "sdjax.generate",
+    "OutOfMemoryError": "sdjax.generate",
+    "ModelConfig": "sdjax.config",
+    "UNetConfig": "sdjax.config",
+    "VAEConfig": "sdjax.config",
+    "TextConfig": "sdjax.config",
+    "ScheduleConfig": "sdjax.config",
+    "ConfigError": "sdjax.config",
+    "NoiseSchedule": "sdjax.schedule",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sdjax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

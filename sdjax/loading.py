@@ -1,0 +1,45 @@
+"""`sdjax.load`: from a file, a folder or a hub repository to a pipeline."""
+
+from typing import Any
+
+from sdjax.config import ModelConfig
+from sdjax.pipeline import DTYPES, Pipeline, cast, default_dtype
+
+
+def load(
+    path: Any,
+    *,
+    config: ModelConfig | str | None = None,
+    prediction: str | None = None,
+    ema: str = "auto",
+    vae: Any = None,
+    dtype: str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Pipeline:
+    """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
+
+    `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
+    "yes", "no"), `vae` (a file or folder to take the autoencoder from) and `variant` (of a diffusers folder, as "fp16")
+    are `sdjax.convert.load`'s; `revision` is the hub's. `dtype` is what the networks compute in and how parameters are
+    held: "float32", "bfloat16" or "float16"; None means float32 on CPU and bfloat16 on accelerators.
+
+    Raises sdjax.convert.CheckpointError for a file that is not a model or not a whole one, ValueError for an argument
+    out of range.
+    """
+    from sdjax import convert  # reading checkpoints is not needed to use a pipeline built in memory
+    from sdjax.hub import resolve
+
+    dtype = default_dtype() if dtype is None else dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+    local = resolve(path, revision=revision, variant=variant)
+    model = convert.load_model(local, config=config, prediction=prediction, ema=ema, vae=vae, variant=variant)
+    return Pipeline(
+        config=model.config,
+        params=cast(model.params, dtype),
+        tokenizer=model.tokenizer(),
+        dtype=dtype,
+        source=str(path),
+        notices=tuple(model.report.notices),
+    )

@@ -1,0 +1,143 @@
+"""The three networks: parameter counts of the releases, reference outputs, precision, sizes, labels, checkpointing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from sdjax import configs, convert
+from sdjax.config import UNetConfig
+from sdjax.nn import AutoencoderKL, TextEncoder, UNet, param_counts
+
+# FACTS of the releases: UNet, autoencoder, text encoder (without OpenCLIP's unused last block)
+RELEASED = {
+    "sd1": (859_520_964, 83_653_863, 123_060_480),
+    "sd1_inpaint": (859_535_364, 83_653_863, 123_060_480),
+    "sd2_base": (865_910_724, 83_653_863, 340_387_840),
+    "sd2_v": (865_910_724, 83_653_863, 340_387_840),
+    "sd2_inpaint": (865_925_124, 83_653_863, 340_387_840),
+    "sd2_depth": (865_913_604, 83_653_863, 340_387_840),
+    "x4_upscaler": (473_398_020, 55_325_927, 340_387_840),
+    "sd2_unclip_h": (870_173_124, 83_653_863, 340_387_840),
+    "sd2_unclip_l": (869_517_764, 83_653_863, 340_387_840),
+}
+FAMILIES = ("v1", "v2_base", "v2_v", "v2_inpaint", "v2_depth", "v2_unclip", "x4_upscaler")
+
+# Small networks with every option on: widths that differ, two transformers deep, an odd number of levels
+SMALL = UNetConfig(channels=(32, 64), heads=(2, 4), mid_heads=4, transformer_depth=(1, 2), self_attention=(True, False),
+                   context_dim=16, num_res_blocks=1)  # fmt: skip
+
+
+def relative_error(got, want):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+@functools.cache
+def reference_model(family):
+    """Returns (config, params, arrays) of a small model of the family and what the reference makes of it."""
+    from parity_models import config_from_spec
+
+    entry = reference.families()[family]
+    tensors = reference.fill_all(entry["manifest"], entry["spec"]["weight_seed"])
+    config, params = convert.load(tensors, config=config_from_spec(entry["spec"]))
+    return config, params, reference.golden(f"modules_{family}")
+
+
+def unet_inputs(arrays):
+    y = arrays.get("y")
+    return np.moveaxis(arrays["x"], 1, -1), arrays["t"].astype(np.float32), arrays["context"], y
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_parameter_counts_are_the_releases(name):
+    counts = param_counts(configs.get(name))
+    assert (counts["unet"], counts["vae"], counts["text"]) == RELEASED[name]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unet_and_text_encoder_equal_the_reference(family):
+    config, params, arrays = reference_model(family)
+    x, t, context, y = unet_inputs(arrays)
+    got = UNet(config.unet).apply({"params": params["unet"]}, x, t, context, y)
+    assert relative_error(got, np.moveaxis(arrays["unet"], 1, -1)) < 2e-5  # float32 rounding of two implementations
+    got = TextEncoder(config.text).apply({"params": params["text"]}, arrays["ids"])
+    assert relative_error(got, arrays["text"]) < 2e-5
+
+
+@pytest.mark.parametrize("family", ["v1", "x4_upscaler"])
+def test_autoencoders_equal_the_reference(family):
+    config, params, arrays = reference_model(family)
+    vae = AutoencoderKL(config.vae)
+    moments = vae.apply({"params": params["vae"]}, np.moveaxis(arrays["image"], 1, -1), method="encode")
+    assert relative_error(moments, np.moveaxis(arrays["moments"], 1, -1)) < 2e-5
+    latent = np.moveaxis(arrays["z"], 1, -1) * config.vae.scale_factor
+    image = vae.apply({"params": params["vae"]}, latent, method="decode")
+    assert relative_error(image, np.moveaxis(arrays["decoded"], 1, -1)) < 2e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["v1", "v2_base"])
+def test_half_precision_stays_near_float32(family, dtype):
+    config, params, arrays = reference_model(family)
+    x, t, context, y = unet_inputs(arrays)
+    got = UNet(config.unet, jnp.dtype(dtype)).apply({"params": params["unet"]}, x, t, context, y)
+    want = np.moveaxis(arrays["unet"], 1, -1)
+    assert relative_error(got, want) < 3e-2
+    cosine = np.vdot(got, want) / np.linalg.norm(got) / np.linalg.norm(want)
+    assert cosine > 0.999
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_survives_attention_logits_a_hundredfold(dtype):
+    config, params, arrays = reference_model("v2_v")  # T31: Stable Diffusion 2.1's logits overflow float16
+    grown = jax.tree_util.tree_map_with_path(
+        lambda path, a: a * 100 if any(getattr(key, "key", "") == "to_q" for key in path) else a, params["unet"]
+    )
+    x, t, context, y = unet_inputs(arrays)
+    want = UNet(config.unet).apply({"params": grown}, x, t, context, y)
+    got = UNet(config.unet, jnp.dtype(dtype)).apply({"params": grown}, x, t, context, y)
+    assert np.isfinite(got).all()
+    assert np.vdot(got, want) / np.linalg.norm(got) / np.linalg.norm(want) > 0.99  # a sharp softmax magnifies rounding
+
+
+@functools.cache
+def small_unet():
+    x, context = np.ones([1, 4, 4, 4], np.float32), np.ones([1, 3, 16], np.float32)
+    shapes = jax.eval_shape(UNet(SMALL).init, jax.random.key(0), x, np.ones([1]), context)["params"]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: reference.fill(jax.tree_util.keystr(path), leaf.shape), shapes
+    )
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 3)])
+def test_unet_keeps_any_size(size):
+    rng = np.random.default_rng(0)
+    x, context = rng.standard_normal([2, *size, 4], np.float32), rng.standard_normal([2, 3, 16], np.float32)
+    assert UNet(SMALL).apply({"params": small_unet()}, x, np.array([0.0, 999.0]), context).shape == x.shape
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    rng = np.random.default_rng(0)
+    x, context = rng.standard_normal([1, 8, 8, 4], np.float32), rng.standard_normal([1, 3, 16], np.float32)
+
+    def loss(params, remat):
+        return jnp.sum(UNet(SMALL, remat=remat).apply({"params": params}, x, jnp.array([500.0]), context) ** 2)
+
+    params = small_unet()
+    plain, saved = (jax.jit(jax.grad(loss), static_argnums=1)(params, remat) for remat in (False, True))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(saved)):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(np.abs(a).max() + 1e-6))  # another order of sums
+
+
+def test_unet_refuses_what_it_cannot_use():
+    x, context, t = np.ones([1, 8, 8, 4], np.float32), np.ones([1, 3, 16], np.float32), np.ones([1])
+    variables = {"params": small_unet()}
+    with pytest.raises(ValueError, match="takes 4 channels"):
+        UNet(SMALL).apply(variables, x[..., :3], t, context)
+    with pytest.raises(ValueError, match="takes no label"):
+        UNet(SMALL).apply(variables, x, t, context, np.zeros([1], np.int32))

@@ -1,0 +1,81 @@
+"""sdjax behind the interface of the parity kit: numpy in and out, NCHW, names as in released files."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import convert
+from sdjax.convert import CheckpointError
+from sdjax.nn import AutoencoderKL, TextEncoder, UNet
+from sdjax.samplers.spacing import compvis_timesteps
+from sdjax.schedule import NoiseSchedule
+from sdjax.tokenizer import Tokenizer
+from tests.parity_models import config_from_spec
+from tests.parity_sampling import sample_with
+from tests.parity_schedulers import scheduler, scheduler_timesteps
+
+__all__ = ["CheckpointError", "load", "parameter_counts", "scheduler", "scheduler_timesteps", "tokens"]
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+parameter_counts = convert.parameter_counts
+
+
+def tokens(text: str) -> list[int]:
+    """Returns the token ids of a text, without start, end and padding, not cut."""
+    return Tokenizer().encode(text)
+
+
+def nhwc(x):
+    return jnp.moveaxis(jnp.asarray(x, jnp.float32), 1, -1)
+
+
+def nchw(x):
+    return np.asarray(jnp.moveaxis(x, -1, 1))
+
+
+class Model:
+    """A model of the kit."""
+
+    def __init__(self, config, params):
+        self.config = config
+        self.params = jax.tree.map(jnp.asarray, params)
+        self.schedule = NoiseSchedule(config.schedule)
+
+    @functools.cached_property
+    def _unet(self):
+        return jax.jit(lambda p, *args: UNet(self.config.unet).apply({"params": p}, *args))
+
+    def text(self, ids):
+        return np.asarray(TextEncoder(self.config.text).apply({"params": self.params["text"]}, jnp.asarray(ids)))
+
+    def encode(self, image):
+        return nchw(AutoencoderKL(self.config.vae).apply({"params": self.params["vae"]}, nhwc(image), method="encode"))
+
+    def decode(self, z):
+        latent = nhwc(z) * self.config.vae.scale_factor
+        return nchw(AutoencoderKL(self.config.vae).apply({"params": self.params["vae"]}, latent, method="decode"))
+
+    def unet(self, x, t, context, y=None):
+        y = None if y is None else jnp.asarray(y)
+        return nchw(self._unet(self.params["unet"], nhwc(x), jnp.asarray(t), jnp.asarray(context), y))
+
+    def alphas_cumprod(self):
+        return self.schedule.alphas_cumprod
+
+    def ddim_timesteps(self, num_steps):
+        return np.sort(compvis_timesteps(self.schedule, num_steps))
+
+    def sample(self, sampler, num_steps, **options):
+        def network(x, t, context, label):
+            return self._unet(self.params["unet"], x, t, context, label)
+
+        return sample_with(network, self.schedule, sampler, num_steps, **options)
+
+
+def load(spec, state_dict):
+    """Returns the model of a kit specification and tensors named as in a released file."""
+    config, params = convert.load(state_dict, config=config_from_spec(spec))
+    return Model(config, params)

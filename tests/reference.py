@@ -1,0 +1,42 @@
+"""Deterministic weights, so that reference outputs can be kept without the checkpoints they were made with.
+
+Each tensor is drawn from a Philox stream of its own, keyed by the CRC-32 of its name and a seed, and scaled so that
+activations stay near unit variance. No tensor is zero: a UNet whose zero-initialised convolutions stayed zero would put
+out zero whatever the rest of it computed, and prove nothing.
+"""
+
+import gzip
+import json
+import pathlib
+import zlib
+
+import numpy as np
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def fill(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Returns the float32 tensor that a checkpoint made with `seed` holds under `name`."""
+    stream = np.random.Generator(np.random.Philox(key=[zlib.crc32(name.encode()), seed]))
+    x = stream.standard_normal(int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    if len(shape) <= 1:
+        return np.float32(0.1) * x + np.float32(name.endswith("weight"))
+    if "embedding" in name:
+        return np.float32(0.3) * x
+    return (x / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def fill_all(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns `fill` of every name."""
+    return {name: fill(name, tuple(shape), seed) for name, shape in shapes.items()}
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of tests/golden/NAME.npz."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return dict(file)
+
+
+def families() -> dict[str, dict]:
+    """Returns {family: {"spec": configuration in the reference's words, "manifest": {tensor name: shape}}}."""
+    return json.loads(gzip.decompress((GOLDEN / "families.json.gz").read_bytes()))
