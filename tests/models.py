@@ -1,0 +1,49 @@
+"""Small random models for the tests: real code, real vocabulary, narrow networks."""
+
+import functools
+
+import jax
+import reference
+
+from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.nn import param_shapes
+from sdjax.pipeline import Pipeline
+from sdjax.tokenizer import Tokenizer
+
+TINY = ModelConfig(
+    name="tiny",
+    unet=UNetConfig(channels=(32, 64), heads=(2, 4), mid_heads=4, transformer_depth=(1, 1), self_attention=(True, True),
+                    num_res_blocks=1, context_dim=32),
+    vae=VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1),
+    text=TextConfig(width=32, layers=2, heads=2),
+    image_size=64,
+)  # fmt: skip
+
+# The real width of Stable Diffusion's first level: narrow convolutions hide how batch size changes a sum's order
+WIDE = ModelConfig(
+    name="wide",
+    unet=UNetConfig(channels=(320, 640), heads=(8, 8), mid_heads=8, transformer_depth=(1, 1),
+                    self_attention=(True, True), num_res_blocks=1, context_dim=32),
+    vae=VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1),
+    text=TextConfig(width=32, layers=2, heads=2),
+    image_size=64,
+)  # fmt: skip
+
+
+def random_params(config: ModelConfig) -> dict:
+    """Returns parameters that keep activations near unit variance, none of them zero."""
+
+    def leaf(path, shape):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        x = reference.fill(name, shape.shape)
+        if name.endswith("kernel"):  # fan-in is every axis but the last in Flax's layout
+            x = x * (x[:1].size / (x.size / x.shape[-1])) ** 0.5
+        return x + 1 if name.endswith("scale") else x
+
+    return jax.tree_util.tree_map_with_path(leaf, param_shapes(config))
+
+
+@functools.cache
+def pipeline(config: ModelConfig = TINY, dtype: str = "float32") -> Pipeline:
+    """Returns a pipeline around random parameters."""
+    return Pipeline(config=config, params=random_params(config), tokenizer=Tokenizer(), dtype=dtype)

@@ -1,0 +1,195 @@
+"""Text to image: what a picture depends on, what recompiles, devices, sizes, refusals."""
+
+import jax
+import models
+import numpy as np
+import pytest
+
+import sdjax
+from sdjax import generate, sharding
+from sdjax.samplers import SAMPLERS
+
+FEW = {"num_steps": 3, "devices": jax.devices()[:1]}
+
+
+def count_compilations(function):
+    """Returns how many programs JAX compiled while `function` ran."""
+    compiled = []
+    with jax.log_compiles(False):
+        listener = lambda event, duration, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None  # noqa: E501,E731
+        jax.monitoring.register_event_duration_secs_listener(listener)
+        try:
+            function()
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listener)
+    return len(compiled)
+
+
+def test_a_prompt_becomes_pictures():
+    images = sdjax.text_to_image(models.pipeline(), ["a cat", "a dog"], num_images=2, **FEW)
+    assert images.shape == (4, 64, 64, 3)
+    assert images.dtype == np.uint8
+    for i in range(4):
+        assert images[i].std() > 1
+        for j in range(i):
+            assert not np.array_equal(images[i], images[j])
+
+
+def test_prompt_negative_prompt_seed_and_scale_each_change_the_picture():
+    pipe = models.pipeline()
+    base = {"prompt": "a cat", "seed": 1, "guidance_scale": 5.0, "negative_prompt": "", **FEW}
+    plain = sdjax.text_to_image(pipe, **base)
+    np.testing.assert_array_equal(plain, sdjax.text_to_image(pipe, **base))
+    for change in ({"prompt": "a dog"}, {"seed": 2}, {"guidance_scale": 6.0}, {"negative_prompt": "blurry"}, {"eta": 1.0}):
+        assert not np.array_equal(plain, sdjax.text_to_image(pipe, **{**base, **change})), change
+
+
+def test_changing_a_setting_compiles_nothing():
+    pipe = models.pipeline()
+    base = {"prompt": "a cat", "seed": 1, "guidance_scale": 5.0, "negative_prompt": "", "num_steps": 7, "eta": 0.0}
+    base["devices"] = jax.devices()[:1]
+    assert count_compilations(lambda: sdjax.text_to_image(pipe, **base, sampler="ddim", height=72)) > 0
+    changes = [{"prompt": "a dog"}, {"negative_prompt": "blurry"}, {"seed": 2}, {"guidance_scale": 6.5}, {"eta": 0.7},
+               {"num_steps": 4}, {"num_steps": 11}, {"spacing": "trailing"}, {"spacing": "compvis"}]  # fmt: skip
+    sdjax.text_to_image(pipe, **base)
+    for change in changes:
+        assert count_compilations(lambda c=change: sdjax.text_to_image(pipe, **{**base, **c})) == 0, change
+
+
+@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+def test_a_picture_is_the_same_alone_in_a_batch_and_on_eight_devices(parallel):
+    """At the real width: narrow networks hide that a convolution's last bits depend on the batch size."""
+    pipe = models.pipeline(models.WIDE)
+    options = {"num_steps": 2, "seed": [3, 1, 4, 15, 9, 2, 6, 5], "guidance_scale": 4.0}
+    prompts = [f"picture {i}" for i in range(8)]
+    batch = sdjax.text_to_image(pipe, prompts, devices=jax.devices()[:1], **options)
+    spread = sdjax.text_to_image(pipe, prompts, devices=jax.devices(), parallel=parallel, **options)
+    alone = sdjax.text_to_image(pipe, prompts[4], **{**options, "seed": 9}, devices=jax.devices()[:1])[0]
+    for other in (spread[4], alone):
+        assert np.abs(batch[4].astype(int) - other.astype(int)).max() <= 1  # one 8-bit level
+    assert np.abs(batch.astype(int) - spread.astype(int)).max() <= 1
+
+
+def test_exact_pictures_are_bit_identical_alone_in_a_batch_and_on_eight_devices():
+    pipe = models.pipeline(models.WIDE)
+    options = {"num_steps": 2, "guidance_scale": 4.0, "exact": True}
+    prompts, seeds = [f"picture {i}" for i in range(8)], [3, 1, 4, 15, 9, 2, 6, 5]
+    batch = sdjax.text_to_image(pipe, prompts, seed=seeds, devices=jax.devices()[:1], **options)
+    spread = sdjax.text_to_image(pipe, prompts, seed=seeds, devices=jax.devices(), **options)
+    alone = sdjax.text_to_image(pipe, prompts[4], seed=9, devices=jax.devices()[:1], **options)
+    np.testing.assert_array_equal(batch, spread)
+    np.testing.assert_array_equal(batch[4], alone[0])
+
+
+def test_starting_noise_is_bit_identical_alone_in_a_batch_and_on_eight_devices():
+    from sdjax.pipeline import make_keys
+
+    pipe, seeds = models.pipeline(), [7, 2**32 - 1, 2**40, 0, 1, 2, 3, 4]
+    one, eight = sharding.make_mesh(jax.devices()[:1]), sharding.make_mesh(jax.devices())
+    batch = np.asarray(pipe.noise(make_keys(seeds), 64, 64, mesh=one))
+    np.testing.assert_array_equal(batch, pipe.noise(make_keys(seeds), 64, 64, mesh=eight))
+    np.testing.assert_array_equal(batch[2:3], pipe.noise(make_keys([2**40]), 64, 64, mesh=one))
+
+
+def test_a_seed_of_32_bits_is_the_key_jax_makes_of_it():
+    from sdjax.pipeline import make_keys
+
+    for seed in (0, 42, 2**32 - 1):
+        want = jax.random.key_data(jax.random.key(np.uint32(seed), impl="threefry2x32"))
+        np.testing.assert_array_equal(jax.random.key_data(make_keys([seed]))[0], want)
+
+
+def test_guidance_off_runs_the_network_once_a_step():
+    pipe, flops = models.pipeline(), {}
+    for scale in (1, 2):
+        flops[scale] = sampler_flops(pipe, guided=scale != 1)
+    assert flops[2] / flops[1] == pytest.approx(2, rel=0.05)  # the time embedding is computed twice too
+
+
+def lowered_sampler(pipe, *, guided=True, devices=None, parallel="jit", platforms=None):
+    """Returns the compiled sampling program's jax.stages.Lowered for pictures of 64 x 64, one a device."""
+    from sdjax.denoiser import Conditioning
+    from sdjax.pipeline import CHUNK, SampleProgram, _sample
+    from sdjax.samplers import base
+
+    mesh = sharding.make_mesh(devices)
+    sampler = SAMPLERS["ddim"]()
+    program = SampleProgram(pipe.config.unet, "epsilon", pipe.dtype, sampler, guided, False)
+    x = jax.ShapeDtypeStruct((mesh.size, 8, 8, 4), np.float32)
+    state = jax.eval_shape(sampler.init, x)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), mesh.size))
+    context = Conditioning(context=jax.ShapeDtypeStruct((mesh.size, 77, pipe.config.text.width), np.float32))
+    rows = next(iter(base.chunks(sampler.steps(pipe.schedule, 10), CHUNK)))
+    args = (pipe.params["unet"], rows, np.float32(5), state, keys, context, context if guided else None)
+    run = sharding.compiled(_sample, program, mesh, (False, False, False, True, True, True, True), parallel)
+    return run, args
+
+
+def sampler_flops(pipe, *, guided):
+    run, args = lowered_sampler(pipe, guided=guided, devices=jax.devices()[:1])
+    return run.lower(*args).compile().cost_analysis()["flops"]
+
+
+def test_the_sampler_on_eight_devices_holds_no_collective():
+    run, args = lowered_sampler(models.pipeline(), devices=jax.devices())
+    text = run.lower(*args).compile().as_text()
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collective not in text
+    assert "while" in text  # it is the sampler: its scan is there
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_sampler_lowers_for_tpu(dtype):
+    run, args = lowered_sampler(models.pipeline(models.TINY, dtype), devices=jax.devices()[:1])
+    exported = jax.export.export(run, platforms=["tpu"])(*args)
+    assert exported.platforms == ("tpu",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"height": 100}, "nearest is 96 or 104"),
+        ({"width": 4096}, "nearest is 2048"),
+        ({"height": 8}, "nearest is 64"),
+        ({"sampler": "dimm"}, "the known ones are"),
+        ({"seed": [1, 2]}, "one seed"),
+        ({"seed": -1}, "a seed lies between"),
+        ({"num_images": 0}, "at least 1"),
+        ({"negative_prompt": ["a", "b"]}, "one negative prompt"),
+        ({"guidance_scale": float("nan")}, "finite"),
+        ({"prompt": []}, "at least one prompt"),
+        ({"parallel": "threads"}, "parallel is one of"),
+    ],
+)
+def test_bad_arguments_are_refused_with_a_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sdjax.text_to_image(models.pipeline(), **{"prompt": "a cat", **FEW, **arguments})
+
+
+def test_pictures_without_content_are_an_error():
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    generate.check_images(image, "float32")
+    broken, flat = image.copy(), image.copy()
+    broken[1, 0, 0, 0] = np.nan
+    flat[0] = 0.25
+    with pytest.raises(sdjax.ImageError, match="picture 1 holds values that are not numbers.*bfloat16"):
+        generate.check_images(broken, "float16")
+    with pytest.raises(sdjax.ImageError, match="picture 0 is one flat colour"):
+        generate.check_images(flat, "float32")
+
+
+def test_out_of_memory_names_what_to_try():
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+    with pytest.raises(sdjax.OutOfMemoryError, match="fewer pictures.*smaller size.*bfloat16"), \
+            generate.advice(1024, 1024, 4, "float32"):  # fmt: skip
+        raise error
+    with pytest.raises(jax.errors.JaxRuntimeError), generate.advice(64, 64, 1, "float32"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_progress_counts_calls_of_the_network():
+    seen = []
+    sdjax.text_to_image(models.pipeline(), "a cat", num_steps=7, sampler="ddim", devices=jax.devices()[:1],
+                        progress=lambda done, total: seen.append((done, total)))  # fmt: skip
+    assert seen[-1] == (7, 7)
+    assert all(a < b for (a, _), (b, _) in zip(seen, seen[1:]))

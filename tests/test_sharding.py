@@ -1,0 +1,32 @@
+"""Spreading a batch over devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax import sharding
+
+
+def scaled(static, weights, batch):
+    return {"out": batch["x"] * weights + static}
+
+
+@pytest.mark.parametrize("parallel", sharding.PARALLEL)
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_every_device_computes_its_part_of_the_batch(parallel, count):
+    mesh = sharding.make_mesh(jax.devices()[:count])
+    run = sharding.compiled(scaled, 1.0, mesh, (False, True), parallel)
+    x = np.arange(48, dtype=np.float32).reshape(16, 3)
+    out = run(sharding.replicate(jnp.float32(2), mesh), sharding.split({"x": x}, mesh))["out"]
+    np.testing.assert_array_equal(out, 2 * x + 1)
+    assert len(out.sharding.device_set) == count
+
+
+def test_padded_is_the_next_multiple():
+    assert [sharding.padded(n, 4) for n in (1, 4, 5)] == [4, 4, 8]
+
+
+def test_an_unknown_way_of_spreading_is_refused():
+    with pytest.raises(ValueError, match="jit, pmap; got 'threads'"):
+        sharding.compiled(scaled, 1.0, sharding.make_mesh(), (False, True), "threads")
