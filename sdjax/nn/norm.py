@@ -1,0 +1,63 @@
+"""Normalisations: statistics in float32 whatever the dtype, the variance in two passes, epsilon always given (T26).
+
+Source: torch.nn.GroupNorm and torch.nn.LayerNorm (biased variance, epsilon inside the square root).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class GroupNorm(nn.Module):
+    """Normalises every group of neighbouring channels over all positions, then scales and shifts each channel."""
+
+    groups: int
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        return group_norm(x, scale, bias, groups=self.groups, epsilon=self.epsilon).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis, then scales and shifts each channel."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        return layer_norm(x, scale, bias, epsilon=self.epsilon).astype(self.dtype)
+
+
+def group_norm(x: Array, scale: Array, bias: Array, *, groups: int, epsilon: float) -> Array:
+    """Returns x with zero mean and unit variance in every group of channels, times scale plus bias, float32.
+
+    Raises ValueError if the channels do not divide into groups.
+    """
+    b, *_, c = x.shape
+    if c % groups:
+        raise ValueError(f"group norm: {c} channels do not divide into {groups} groups")
+    y = x.astype(jnp.float32).reshape(b, -1, groups, c // groups)
+    mean = y.mean((1, 3), keepdims=True)
+    var = jnp.square(y - mean).mean((1, 3), keepdims=True)
+    scale, bias = (a.astype(jnp.float32).reshape(groups, c // groups) for a in (scale, bias))
+    return ((y - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias).reshape(x.shape)
+
+
+def layer_norm(x: Array, scale: Array, bias: Array, *, epsilon: float) -> Array:
+    """Returns x with zero mean and unit variance along the last axis, times scale plus bias, float32."""
+    y = x.astype(jnp.float32)
+    mean = y.mean(-1, keepdims=True)
+    var = jnp.square(y - mean).mean(-1, keepdims=True)
+    return (y - mean) * jax.lax.rsqrt(var + epsilon) * scale.astype(jnp.float32) + bias.astype(jnp.float32)
