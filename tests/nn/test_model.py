@@ -63,9 +63,9 @@ def test_parameter_counts_are_the_releases(name):
 def test_unet_and_text_encoder_equal_the_reference(family):
     config, params, arrays = reference_model(family)
     x, t, context, y = unet_inputs(arrays)
-    got = UNet(config.unet).apply({"params": params["unet"]}, x, t, context, y)
+    got = jax.jit(UNet(config.unet).apply)({"params": params["unet"]}, x, t, context, y)
     assert relative_error(got, np.moveaxis(arrays["unet"], 1, -1)) < 2e-5  # float32 rounding of two implementations
-    got = TextEncoder(config.text).apply({"params": params["text"]}, arrays["ids"])
+    got = jax.jit(TextEncoder(config.text).apply)({"params": params["text"]}, arrays["ids"])
     assert relative_error(got, arrays["text"]) < 2e-5
 
 
@@ -73,10 +73,11 @@ def test_unet_and_text_encoder_equal_the_reference(family):
 def test_autoencoders_equal_the_reference(family):
     config, params, arrays = reference_model(family)
     vae = AutoencoderKL(config.vae)
-    moments = vae.apply({"params": params["vae"]}, np.moveaxis(arrays["image"], 1, -1), method="encode")
+    run = jax.jit(vae.apply, static_argnames="method")
+    moments = run({"params": params["vae"]}, np.moveaxis(arrays["image"], 1, -1), method="encode")
     assert relative_error(moments, np.moveaxis(arrays["moments"], 1, -1)) < 2e-5
     latent = np.moveaxis(arrays["z"], 1, -1) * config.vae.scale_factor
-    image = vae.apply({"params": params["vae"]}, latent, method="decode")
+    image = run({"params": params["vae"]}, latent, method="decode")
     assert relative_error(image, np.moveaxis(arrays["decoded"], 1, -1)) < 2e-5
 
 
@@ -85,7 +86,7 @@ def test_autoencoders_equal_the_reference(family):
 def test_half_precision_stays_near_float32(family, dtype):
     config, params, arrays = reference_model(family)
     x, t, context, y = unet_inputs(arrays)
-    got = UNet(config.unet, jnp.dtype(dtype)).apply({"params": params["unet"]}, x, t, context, y)
+    got = jax.jit(UNet(config.unet, jnp.dtype(dtype)).apply)({"params": params["unet"]}, x, t, context, y)
     want = np.moveaxis(arrays["unet"], 1, -1)
     assert relative_error(got, want) < 3e-2
     cosine = np.vdot(got, want) / np.linalg.norm(got) / np.linalg.norm(want)
@@ -99,8 +100,8 @@ def test_half_precision_survives_attention_logits_a_hundredfold(dtype):
         lambda path, a: a * 100 if any(getattr(key, "key", "") == "to_q" for key in path) else a, params["unet"]
     )
     x, t, context, y = unet_inputs(arrays)
-    want = UNet(config.unet).apply({"params": grown}, x, t, context, y)
-    got = UNet(config.unet, jnp.dtype(dtype)).apply({"params": grown}, x, t, context, y)
+    want = jax.jit(UNet(config.unet).apply)({"params": grown}, x, t, context, y)
+    got = jax.jit(UNet(config.unet, jnp.dtype(dtype)).apply)({"params": grown}, x, t, context, y)
     assert np.isfinite(got).all()
     assert np.vdot(got, want) / np.linalg.norm(got) / np.linalg.norm(want) > 0.99  # a sharp softmax magnifies rounding
 
