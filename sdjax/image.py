@@ -1,0 +1,166 @@
+"""Pictures: uint8 pixels and floats in [-1, 1], grids, and PNG files that carry their settings and overwrite nothing.
+
+The only module that imports Pillow.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import PngImagePlugin
+
+from sdjax.typing import Image, Pixels
+
+ROUNDINGS = {"truncate": np.trunc, "nearest": np.rint}
+
+
+def to_uint8(image: Image, *, rounding: str = "truncate") -> Pixels:
+    """Returns pixels of an image in [-1, 1] of any shape; what lies outside is clipped.
+
+    255 clip((x + 1) / 2, 0, 1), in float32: truncated as the scripts of both releases do (scripts/txt2img.py of
+    CompVis/stable-diffusion), or to the nearest as diffusers does ("nearest"). Raises ValueError for a value that is
+    not a number, which has no pixel, and for an unknown rounding.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding is one of {', '.join(ROUNDINGS)}; got {rounding!r}")
+    image = np.asarray(image, np.float32)
+    if np.isnan(image).any():
+        raise ValueError("the image holds values that are not numbers, so it has no pixels")
+    scaled = np.clip((image + 1) / 2, 0, 1) * np.float32(255)
+    return ROUNDINGS[rounding](scaled).astype(np.uint8)
+
+
+def to_float(pixels: Pixels) -> Image:
+    """Returns the image in [-1, 1], float32, of uint8 pixels: 2 (p / 255) - 1, so that 0 is -1 and 255 is 1."""
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"pixels are uint8; got {pixels.dtype}")
+    return np.float32(2) * (pixels.astype(np.float32) / np.float32(255)) - np.float32(1)
+
+
+def grid(pixels: Pixels, columns: int, *, padding: int = 2) -> Pixels:
+    """Returns one picture [H, W, 3] of pictures [b, h, w, 3], row by row with black lines of `padding` pixels around.
+
+    One picture alone gets no lines. Source: torchvision's make_grid, which both releases' scripts call.
+    """
+    b, h, w, c = pixels.shape
+    if b < 1 or columns < 1:
+        raise ValueError(f"a grid holds at least one picture in at least one column; got {b} in {columns}")
+    if b == 1:
+        return pixels[0]
+    columns = min(columns, b)
+    rows = -(-b // columns)
+    out = np.zeros((rows * (h + padding) + padding, columns * (w + padding) + padding, c), pixels.dtype)
+    for i, picture in enumerate(pixels):
+        top, left = (padding + k * (side + padding) for k, side in zip(divmod(i, columns), (h, w)))
+        out[top : top + h, left : left + w] = picture
+    return out
+
+
+def infotext(prompt: str, negative_prompt: str, fields: Mapping[str, Any]) -> str:
+    """Returns the text that AUTOMATIC1111's web UI keeps in a PNG's `parameters` chunk, for other tools to read.
+
+    Prompt, then the negative prompt if there is one, then `Key: value, ...` on the last line, values that hold a comma,
+    a colon or a line break quoted as JSON. It is not exact (a prompt may hold such lines itself).
+    """
+    quoted = {key: str(value) for key, value in fields.items()}
+    for key, value in quoted.items():
+        if any(mark in value for mark in ",:\n"):
+            quoted[key] = json.dumps(value, ensure_ascii=False)
+    lines = [prompt]
+    if negative_prompt:
+        lines.append(f"Negative prompt: {negative_prompt}")
+    lines.append(", ".join(f"{key}: {value}" for key, value in quoted.items()))
+    return "\n".join(lines).strip()
+
+
+def encode_png(pixels: Pixels, text: Mapping[str, str] | None = None) -> bytes:
+    """Returns a PNG file of one picture [h, w, 3] with text chunks, keyword to text; the same bytes every time.
+
+    A text that Latin-1 can hold becomes a tEXt chunk, another one iTXt. What UTF-8 cannot hold is replaced by `?`.
+    """
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise ValueError(f"a picture is uint8 [h, w, 3]; got {pixels.dtype} {list(pixels.shape)}")
+    chunks = PngImagePlugin.PngInfo()
+    for keyword, value in (text or {}).items():
+        chunks.add_text(keyword, value.encode("utf-8", "replace").decode().replace("\0", "?"))
+    out = io.BytesIO()
+    PillowImage.fromarray(pixels).save(out, "PNG", pnginfo=chunks)
+    return out.getvalue()
+
+
+def save_png(path: str | os.PathLike, pixels: Pixels, text: Mapping[str, str] | None = None) -> None:
+    """Writes a PNG file, whole or not at all. Raises FileExistsError if there is a file of that name already."""
+    path = Path(path)
+    with _written_beside(path.parent, encode_png(pixels, text)) as whole:
+        _publish(whole, path)
+
+
+def save_numbered(
+    folder: str | os.PathLike,
+    pixels: Pixels,
+    text: Mapping[str, str] | None = None,
+    *,
+    prefix: str = "",
+    digits: int = 5,
+) -> Path:
+    """Returns the path of a new PNG file `prefix` + number in the folder, numbered one above the highest there.
+
+    The first number is 0. Nothing is overwritten, also when several processes write into the folder.
+    """
+    folder = Path(folder)
+    with _written_beside(folder, encode_png(pixels, text)) as whole:
+        number = _next_number(folder, prefix, digits)
+        while True:
+            path = folder / f"{prefix}{number:0{digits}}.png"
+            try:
+                _publish(whole, path)
+                return path
+            except FileExistsError:  # another process was faster
+                number += 1
+
+
+def _next_number(folder: Path, prefix: str, digits: int) -> int:
+    name = re.compile(rf"{re.escape(prefix)}(\d{{{digits},}})\.png", re.ASCII | re.IGNORECASE)
+    with os.scandir(folder) as entries:
+        numbers = [int(match[1]) for entry in entries if (match := name.fullmatch(entry.name))]
+    return max(numbers, default=-1) + 1
+
+
+@contextlib.contextmanager
+def _written_beside(folder: Path, data: bytes) -> Iterator[Path]:
+    """Yields a file of that content under a passing name; it is gone afterwards."""
+    path = folder / f".sdjax-{secrets.token_hex(8)}.tmp"
+    try:
+        with open(path, "xb") as file:  # not tempfile, whose files only their owner may read
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _publish(whole: Path, path: Path) -> None:
+    """Gives the file its name in one step. Raises FileExistsError if the name is taken."""
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: take the name first, then put the file in its place
+        with open(path, "xb"):
+            pass
+        try:
+            os.replace(whole, path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
