@@ -126,16 +126,24 @@ class UNetConfig(_Config):
         for name in ("in_channels", "out_channels", "num_res_blocks", "mid_heads", "context_dim", "norm_groups"):
             _check(getattr(self, name) >= 1, f"UNetConfig.{name} is at least 1, got {getattr(self, name)}")
         for channels, heads in zip(self.channels, self.heads):
-            _check(channels >= 1 and channels % self.norm_groups == 0,
-                   f"UNetConfig.channels are multiples of norm_groups = {self.norm_groups}, got {channels}")
-            _check(heads >= 0 and (heads == 0 or channels % heads == 0),
-                   f"UNetConfig.heads divide the level's channels: {heads} does not divide {channels}")
-        _check(self.channels[-1] % self.mid_heads == 0,
-               f"UNetConfig.mid_heads = {self.mid_heads} does not divide {self.channels[-1]} channels")
+            _check(
+                channels >= 1 and channels % self.norm_groups == 0,
+                f"UNetConfig.channels are multiples of norm_groups = {self.norm_groups}, got {channels}",
+            )
+            _check(
+                heads >= 0 and (heads == 0 or channels % heads == 0),
+                f"UNetConfig.heads divide the level's channels: {heads} does not divide {channels}",
+            )
+        _check(
+            self.channels[-1] % self.mid_heads == 0,
+            f"UNetConfig.mid_heads = {self.mid_heads} does not divide {self.channels[-1]} channels",
+        )
         _check(self.channels[0] % 2 == 0, "UNetConfig.channels[0] is even: half of the time embedding is cosines")
         _check(all(depth >= 1 for depth in self.transformer_depth), "UNetConfig.transformer_depth is at least 1")
-        _check(self.num_classes is None or self.label_dim is None,
-               "UNetConfig has either num_classes (integer labels) or label_dim (label vectors), not both")
+        _check(
+            self.num_classes is None or self.label_dim is None,
+            "UNetConfig has either num_classes (integer labels) or label_dim (label vectors), not both",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +165,15 @@ class VAEConfig(_Config):
     def _validate(self) -> None:
         _check(len(self.channels) >= 1, "VAEConfig.channels needs at least one level")
         for channels in self.channels:
-            _check(channels >= 1 and channels % self.norm_groups == 0,
-                   f"VAEConfig.channels are multiples of norm_groups = {self.norm_groups}, got {channels}")
+            _check(
+                channels >= 1 and channels % self.norm_groups == 0,
+                f"VAEConfig.channels are multiples of norm_groups = {self.norm_groups}, got {channels}",
+            )
         _check(self.scale_factor > 0, f"VAEConfig.scale_factor is positive, got {self.scale_factor}")
-        _check(min(self.image_channels, self.latent_channels, self.num_res_blocks) >= 1,
-               "VAEConfig.image_channels, latent_channels and num_res_blocks are at least 1")
+        _check(
+            min(self.image_channels, self.latent_channels, self.num_res_blocks) >= 1,
+            "VAEConfig.image_channels, latent_channels and num_res_blocks are at least 1",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +191,16 @@ class TextConfig(_Config):
     pad_token_id: int = 49407
 
     def _validate(self) -> None:
-        _check(self.heads >= 1 and self.width % self.heads == 0,
-               f"TextConfig.heads = {self.heads} does not divide width = {self.width}")
+        _check(
+            self.heads >= 1 and self.width % self.heads == 0,
+            f"TextConfig.heads = {self.heads} does not divide width = {self.width}",
+        )
         _check(self.layers >= 1 and self.max_length >= 2, "TextConfig needs a layer and room for two tokens")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            _check(0 <= getattr(self, name) < self.vocab_size,
-                   f"TextConfig.{name} = {getattr(self, name)} lies outside the vocabulary of {self.vocab_size}")
+            _check(
+                0 <= getattr(self, name) < self.vocab_size,
+                f"TextConfig.{name} = {getattr(self, name)} lies outside the vocabulary of {self.vocab_size}",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +217,10 @@ class ScheduleConfig(_Config):
     def _validate(self) -> None:
         _check(self.num_timesteps >= 2, f"ScheduleConfig.num_timesteps is at least 2, got {self.num_timesteps}")
         _check(0 < self.beta_start < 1 and 0 < self.beta_end < 1, "ScheduleConfig's betas lie between 0 and 1")
-        _check(not (self.zero_terminal_snr and self.prediction == "epsilon"),
-               "zero terminal SNR needs v or x0 prediction: at the last timestep epsilon says nothing about the image")
+        _check(
+            not (self.zero_terminal_snr and self.prediction == "epsilon"),
+            "zero terminal SNR needs v or x0 prediction: at the last timestep epsilon says nothing about the image",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,10 +239,16 @@ class ModelConfig(_Config):
     guidance_scale: float = 7.5
 
     def _validate(self) -> None:
-        _check(self.unet.context_dim == self.text.width,
-               f"the UNet's context_dim = {self.unet.context_dim} is not the text encoder's width = {self.text.width}")
-        _check(self.unet.out_channels == self.vae.latent_channels,
-               f"the UNet makes {self.unet.out_channels} channels, a latent has {self.vae.latent_channels}")
-        _check(self.unet.in_channels >= self.vae.latent_channels,
-               f"the UNet takes {self.unet.in_channels} channels, fewer than a latent's {self.vae.latent_channels}")
+        _check(
+            self.unet.context_dim == self.text.width,
+            f"the UNet's context_dim = {self.unet.context_dim} is not the text encoder's width = {self.text.width}",
+        )
+        _check(
+            self.unet.out_channels == self.vae.latent_channels,
+            f"the UNet makes {self.unet.out_channels} channels, a latent has {self.vae.latent_channels}",
+        )
+        _check(
+            self.unet.in_channels >= self.vae.latent_channels,
+            f"the UNet takes {self.unet.in_channels} channels, fewer than a latent's {self.vae.latent_channels}",
+        )
         _check(self.image_size >= 1, f"ModelConfig.image_size is positive, got {self.image_size}")

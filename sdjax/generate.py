@@ -79,12 +79,12 @@ def text_to_image(
         if scale != 1:
             unconditional = Conditioning(context=pipe.encode_prompt(fill(negatives), exact=exact, **options))
         rows = sampler.steps(pipe.schedule, num_steps)
-        x = samplers.initial(pipe.noise(keys, height, width, **options), rows)
+        x = sampler.initial(pipe.noise(keys, height, width, **options), rows)
         state = pipe.sample(
             sampler, rows, x, keys, Conditioning(context=context), unconditional, scale, exact=exact,
             progress=progress, **options,
         )  # fmt: skip
-        image = np.asarray(pipe.decode(samplers.final(state, rows), **options))[:count]
+        image = np.asarray(pipe.decode(sampler.final(state, rows), **options))[:count]
     check_images(image, pipe.dtype)
     return to_uint8(image)
 

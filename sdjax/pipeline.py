@@ -34,7 +34,7 @@ class SampleProgram:
     unet: UNetConfig
     prediction: str
     dtype: str
-    sampler: Any
+    rule: Any
     guided: bool
     exact: bool
 
@@ -94,8 +94,8 @@ def _noise(shape: tuple[int, ...], keys: Key) -> Latent:
     return base.draw_noise(keys, base.START, 0, shape)
 
 
-def _init(sampler: Any, x: Latent) -> Any:
-    return sampler.init(x)
+def _init(rule: base.Rule, x: Latent) -> Any:
+    return rule.init(x)
 
 
 def _sample(
@@ -112,7 +112,7 @@ def _sample(
         denoise = denoiser.make_denoiser(
             apply, program.prediction, conditioning, unconditional=unconditional, guidance_scale=scale
         )
-        return base.scan_rows(program.sampler, denoise, state, rows, keys)
+        return base.scan_rows(program.rule, denoise, state, rows, keys)
 
     if program.exact:
         return one_by_one(run, state, keys, conditioning, unconditional)
@@ -173,7 +173,7 @@ class Pipeline:
         return sharding.compiled(_noise, shape, mesh, (True,), parallel)(sharding.split(keys, mesh))
 
     def sample(
-        self, sampler: Any, rows: base.Steps, x: Latent, keys: Key, conditioning: Conditioning,
+        self, sampler: base.Sampler, rows: base.Steps, x: Latent, keys: Key, conditioning: Conditioning,
         unconditional: Conditioning | None = None, guidance_scale: float = 1.0, *, mesh: Mesh, parallel: str = "jit",
         exact: bool = False, progress: Callable[[int, int], None] | None = None,
     ) -> Any:  # fmt: skip
@@ -182,11 +182,11 @@ class Pipeline:
         `unconditional` None switches guidance off: the network then runs once a row instead of twice.
         """
         unet, prediction = self.config.unet, self.config.schedule.prediction
-        program = SampleProgram(unet, prediction, self.dtype, sampler, unconditional is not None, exact)
+        program = SampleProgram(unet, prediction, self.dtype, sampler.rule, unconditional is not None, exact)
         batched = (False, False, False, True, True, True, True)
         run = sharding.compiled(_sample, program, mesh, batched, parallel)
         params, scale = self.on(mesh)["unet"], jnp.float32(guidance_scale)
-        state = sharding.compiled(_init, sampler, mesh, (True,), parallel)(x)
+        state = sharding.compiled(_init, sampler.rule, mesh, (True,), parallel)(x)
         total = len(rows.timestep)
         for done, chunk in zip(range(CHUNK, total + CHUNK, CHUNK), base.chunks(rows, CHUNK), strict=True):
             state = run(params, chunk, scale, state, keys, conditioning, unconditional)

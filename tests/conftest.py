@@ -5,6 +5,6 @@ import os
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import jax  # noqa: E402  after XLA_FLAGS
+import jax
 
 jax.config.update("jax_default_matmul_precision", "highest")  # T68

@@ -3,12 +3,13 @@
 import functools
 
 import jax
-import reference
 
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.nn import param_shapes
 from sdjax.pipeline import Pipeline
 from sdjax.tokenizer import Tokenizer
+
+import reference
 
 TINY = ModelConfig(
     name="tiny",

@@ -12,6 +12,7 @@ from sdjax.nn import AutoencoderKL, TextEncoder, UNet
 from sdjax.samplers.spacing import compvis_timesteps
 from sdjax.schedule import NoiseSchedule
 from sdjax.tokenizer import Tokenizer
+
 from tests.parity_models import config_from_spec
 from tests.parity_sampling import sample_with
 from tests.parity_schedulers import scheduler, scheduler_timesteps

@@ -1,13 +1,14 @@
 """Text to image: what a picture depends on, what recompiles, devices, sizes, refusals."""
 
 import jax
-import models
 import numpy as np
 import pytest
 
 import sdjax
 from sdjax import generate, sharding
 from sdjax.samplers import SAMPLERS
+
+import models
 
 FEW = {"num_steps": 3, "devices": jax.devices()[:1]}
 
@@ -16,7 +17,9 @@ def count_compilations(function):
     """Returns how many programs JAX compiled while `function` ran."""
     compiled = []
     with jax.log_compiles(False):
-        listener = lambda event, duration, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None  # noqa: E501,E731
+        listener = lambda event, duration, **_: (
+            compiled.append(event) if event.endswith("backend_compile_duration") else None
+        )
         jax.monitoring.register_event_duration_secs_listener(listener)
         try:
             function()
@@ -40,7 +43,13 @@ def test_prompt_negative_prompt_seed_and_scale_each_change_the_picture():
     base = {"prompt": "a cat", "seed": 1, "guidance_scale": 5.0, "negative_prompt": "", **FEW}
     plain = sdjax.text_to_image(pipe, **base)
     np.testing.assert_array_equal(plain, sdjax.text_to_image(pipe, **base))
-    for change in ({"prompt": "a dog"}, {"seed": 2}, {"guidance_scale": 6.0}, {"negative_prompt": "blurry"}, {"eta": 1.0}):
+    for change in (
+        {"prompt": "a dog"},
+        {"seed": 2},
+        {"guidance_scale": 6.0},
+        {"negative_prompt": "blurry"},
+        {"eta": 1.0},
+    ):
         assert not np.array_equal(plain, sdjax.text_to_image(pipe, **{**base, **change})), change
 
 
@@ -114,9 +123,9 @@ def lowered_sampler(pipe, *, guided=True, devices=None, parallel="jit", platform
 
     mesh = sharding.make_mesh(devices)
     sampler = SAMPLERS["ddim"]()
-    program = SampleProgram(pipe.config.unet, "epsilon", pipe.dtype, sampler, guided, False)
+    program = SampleProgram(pipe.config.unet, "epsilon", pipe.dtype, sampler.rule, guided, False)
     x = jax.ShapeDtypeStruct((mesh.size, 8, 8, 4), np.float32)
-    state = jax.eval_shape(sampler.init, x)
+    state = jax.eval_shape(sampler.rule.init, x)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), mesh.size))
     context = Conditioning(context=jax.ShapeDtypeStruct((mesh.size, 77, pipe.config.text.width), np.float32))
     rows = next(iter(base.chunks(sampler.steps(pipe.schedule, 10), CHUNK)))

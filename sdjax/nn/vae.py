@@ -86,7 +86,9 @@ class Encoder(nn.Module):
         x = Conv(c.channels[0], dtype=self.dtype, name="conv_in")(image)
         for i, channels in enumerate(c.channels):
             resample = "down" if i < last else None
-            stack = ResnetStack(channels, c.num_res_blocks, c.norm_groups, resample, self.dtype, name=f"down_blocks_{i}")
+            stack = ResnetStack(
+                channels, c.num_res_blocks, c.norm_groups, resample, self.dtype, name=f"down_blocks_{i}"
+            )
             x = stack(x)
         x = MidBlock(c.channels[-1], c.norm_groups, self.dtype, name="mid_block")(x)
         x = jax.nn.silu(GroupNorm(c.norm_groups, EPSILON, self.dtype, name="conv_norm_out")(x))

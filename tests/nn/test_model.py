@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
 from sdjax import configs, convert
 from sdjax.config import UNetConfig
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet, param_counts
+
+import reference
 
 # FACTS of the releases: UNet, autoencoder, text encoder (without OpenCLIP's unused last block)
 RELEASED = {
