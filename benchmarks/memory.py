@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py --out benchmarks/results/memory.json
 
-For each dtype and size it compiles the three programs of text to image (text encoder, sampler with guidance, decoder) at
-batch 1 and adds the whole model's parameters to what each needs beside its own. The plan is that of the backend it runs
-on: XLA's CPU backend computes half precision through float32 copies in places where a GPU does not.
+For each dtype and size it compiles the three programs of text to image (text encoder, sampler with guidance, decoder)
+at batch 1 and adds the whole model's parameters to what each needs beside its own. The plan is that of the backend it
+runs on: XLA's CPU backend computes half precision through float32 copies in places where a GPU does not.
 """
 
 import argparse

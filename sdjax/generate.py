@@ -166,8 +166,8 @@ def check_images(image: np.ndarray, dtype: str) -> None:
             raise ImageError(f"picture {i} holds values that are not numbers (computed in {dtype}); {advice}")
         if np.ptp(picture, axis=(0, 1)).max() == 0:
             raise ImageError(
-                f"picture {i} is one flat colour; is the prediction type the model's (epsilon or v), and is the guidance "
-                "scale a usual one (1 to 20)?"
+                f"picture {i} is one flat colour; is the prediction type the model's (epsilon or v), and is the "
+                "guidance scale a usual one (1 to 20)?"
             )
 
 

@@ -45,7 +45,7 @@ def default_dtype() -> str:
 
 
 def cast(params: Params, dtype: str) -> Params:
-    """Returns the parameters with every floating-point leaf in `dtype`; leaves that are in it already are not copied."""
+    """Returns the parameters with every floating-point leaf in `dtype`; those in it already are not copied."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     kind = jnp.dtype(dtype)

@@ -16,15 +16,16 @@ FEW = {"num_steps": 3, "devices": jax.devices()[:1]}
 def count_compilations(function):
     """Returns how many programs JAX compiled while `function` ran."""
     compiled = []
-    with jax.log_compiles(False):
-        listener = lambda event, duration, **_: (
-            compiled.append(event) if event.endswith("backend_compile_duration") else None
-        )
-        jax.monitoring.register_event_duration_secs_listener(listener)
-        try:
-            function()
-        finally:
-            jax.monitoring.unregister_event_duration_listener(listener)
+
+    def listener(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        function()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
     return len(compiled)
 
 

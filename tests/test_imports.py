@@ -24,8 +24,8 @@ ALLOWED = {
     "sdjax.tokenizer": {"sdjax.typing", "sdjax.config"},
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
     "sdjax.configs": {"sdjax.config"},
-    "sdjax.convert": {"sdjax.config", "sdjax.configs", "sdjax.nn", "sdjax.checkpoint", "sdjax.tokenizer", "sdjax.typing",
-                      "sdjax._version"},
+    "sdjax.convert": {"sdjax.config", "sdjax.configs", "sdjax.nn", "sdjax.checkpoint", "sdjax.tokenizer",
+                      "sdjax.typing", "sdjax._version"},
 }  # fmt: skip
 # Package -> the only modules that may import it
 ONLY = {
