@@ -1,0 +1,32 @@
+"""The one exception of the converter, and how text out of a file is shown in it."""
+
+import os
+
+SHOWN = 80  # characters of a file's own text that a message repeats
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or is not what it was taken for; the message names the file and the reason."""
+
+    def __init__(self, reason: str, path: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(reason if path is None else f"{printable(str(path), limit=4096)}: {reason}")
+
+
+def printable(text: str, *, limit: int = SHOWN) -> str:
+    """Returns `text` cut to `limit` characters, every unprintable one escaped: fit for a terminal whatever it holds."""
+    cut = text if len(text) <= limit else text[: limit - 3] + "..."
+    if cut.isprintable():
+        return cut
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+
+
+def shown(value: object) -> str:
+    """Returns how a message names a value read from a file: text in quotes, small numbers, else its kind alone.
+
+    Nothing is followed into containers and no long integer is printed: a file can make both take for ever.
+    """
+    if type(value) is str:
+        return f"'{printable(value)}'"
+    if value is None or type(value) is bool or (type(value) is int and abs(value) < 2**64):
+        return str(value)
+    return f"a value of type {type(value).__name__}"

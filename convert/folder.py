@@ -1,0 +1,203 @@
+"""Folders as diffusers and transformers write them: components below one folder, weights in one file or in shards."""
+
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+from .errors import CheckpointError, shown
+from .mapped import MappedFile
+from .stored import MAX_NAME, MAX_TENSORS, TensorFile
+from .strict_json import MAX_BYTES, read_json
+
+MAX_ENTRIES = 10_000  # files in one folder
+MAX_COMPONENTS = 50
+MAX_SHARDS = 200
+MAX_CONFIG = 2**18
+
+# diffusers' models; transformers' as safetensors and as .bin. Nothing else beside them (optimizer.bin, ...) is weights.
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+SUFFIXES = ("safetensors", "bin")  # the first is preferred
+
+ReadFile = Callable[[pathlib.Path], TensorFile]
+
+
+def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile) -> TensorFile:
+    """Returns the tensors of a pipeline's folder, named "component/name", or of a component's, unprefixed.
+
+    Only files that a listing of the folder shows are opened, one level deep; names in an index choose among them.
+
+    Raises:
+        CheckpointError: where no weights are found, the variant is not there, or index and shards contradict each
+            other.
+    """
+    if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant):
+        raise CheckpointError(f"{shown(variant)} is no variant's name; an example is 'fp16'", path)
+    names, folders = _listing(path)
+    own = _weights(names)
+    if own and "model_index.json" not in names:
+        components = {"": own}
+    else:
+        components = {}
+        for folder in sorted(folders):
+            weights = _weights(_listing(path / folder)[0])
+            if weights:
+                components[folder] = weights
+    if not components:
+        raise CheckpointError(_nothing(names), path)
+    if len(components) > MAX_COMPONENTS:
+        raise CheckpointError(f"it has {len(components)} folders of weights; a pipeline has at most ten or so", path)
+    chosen = _choose(components, variant, path)
+
+    opened: list[TensorFile] = []
+    try:
+        tensors, metadata = {}, {}
+        for component, (name, indexed) in chosen.items():
+            prefix = f"{component}/" if component else ""
+            files = _read_shards(path / component, name, read_file, opened) if indexed else []
+            if not indexed:
+                files = [read_file(path / component / name)]
+                opened.extend(files)
+            for file in files:
+                tensors |= {prefix + key: tensor for key, tensor in file.tensors.items()}
+                metadata |= {prefix + key: value for key, value in file.metadata.items()}
+            if len(tensors) > MAX_TENSORS:
+                raise CheckpointError(f"its components have more than {MAX_TENSORS} tensors together", path)
+        configs = _configs(path, [""] if "" in components else ["", *sorted(folders)])
+    except BaseException:
+        for file in opened:
+            file.close()
+        raise
+    kind = "diffusers-component" if "" in components else "diffusers"
+    return TensorFile(path, kind, tensors, metadata, files=opened, configs=configs)
+
+
+Weights = dict[tuple[str, str], tuple[str, bool]]  # (variant or "", suffix) -> (file name, whether it is an index)
+
+_SINGLE = re.compile(rf"({'|'.join(STEMS)})(?:\.([A-Za-z0-9_-]+))?\.({'|'.join(SUFFIXES)})")
+# diffusers and transformers put the variant before .json; older diffusers before .index
+_INDEX = re.compile(
+    rf"({'|'.join(STEMS)})\.({'|'.join(SUFFIXES)})(?:\.([A-Za-z0-9_-]+))?\.index(?:\.([A-Za-z0-9_-]+))?\.json"
+)
+_SHARD = re.compile(rf"(?:{'|'.join(STEMS)})(?:\.[A-Za-z0-9_-]+)?-\d+-of-\d+(?:\.[A-Za-z0-9_-]+)?\.(?:safetensors|bin)")
+
+
+def _listing(path: pathlib.Path) -> tuple[set[str], set[str]]:
+    """Returns the names of what lies in a folder: all but folders, and folders."""
+    names: set[str] = set()
+    folders: set[str] = set()
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                (folders if entry.is_dir() else names).add(entry.name)
+                if len(names) + len(folders) > MAX_ENTRIES:
+                    raise CheckpointError(f"it holds more than {MAX_ENTRIES} files; a model's folder does not", path)
+    except OSError as error:
+        raise CheckpointError(f"the folder cannot be read ({error.strerror or error})", path) from error
+    return names, {name for name in folders if name.isprintable() and not name.startswith(".")}
+
+
+def _weights(names: set[str]) -> Weights:
+    """Returns the sets of weights among a folder's files, whole files before indices of shards."""
+    found: Weights = {}
+    for stem in STEMS:
+        for name in sorted(names):
+            if (match := _SINGLE.fullmatch(name)) and match[1] == stem and not _SHARD.fullmatch(name):
+                found.setdefault((match[2] or "", match[3]), (name, False))
+        for name in sorted(names):
+            if (match := _INDEX.fullmatch(name)) and match[1] == stem:
+                found.setdefault((match[3] or match[4] or "", match[2]), (name, True))
+    return found
+
+
+def _choose(components: dict[str, Weights], variant: str | None, path: pathlib.Path) -> dict[str, tuple[str, bool]]:
+    """Returns each component's file: of the variant where it has one, else its plain weights."""
+    wanted = variant or ""
+    known = sorted({name for weights in components.values() for name, _ in weights})
+    if wanted not in known:
+        listed = ", ".join("none (plain weights)" if name == "" else repr(name) for name in known)
+        asked = f"variant {wanted!r}" if wanted else "no variant"
+        raise CheckpointError(f"{asked} was asked for; its variants are {listed}: pass variant=", path)
+    chosen = {}
+    for component, weights in components.items():
+        for key in ((name, suffix) for name in dict.fromkeys((wanted, "")) for suffix in SUFFIXES):
+            if key in weights:
+                chosen[component] = weights[key]
+                break
+        else:
+            names = ", ".join(sorted({name for name, _ in weights}))
+            raise CheckpointError(f"its component {component} has weights of the variants {names} only", path)
+    return chosen
+
+
+def _read_shards(folder: pathlib.Path, index: str, read_file: ReadFile, opened: list[TensorFile]) -> list[TensorFile]:
+    """Returns the shards that an index names, once it and they were found to agree; adds them to `opened`."""
+    table = _json(folder / index, MAX_BYTES).get("weight_map")
+    if type(table) is not dict or not all(type(name) is str and len(name) <= MAX_NAME for name in table):
+        raise CheckpointError("its weight_map does not give a file for each tensor", folder / index)
+    there = _listing(folder)[0]
+    names = []
+    for name in dict.fromkeys(value if type(value) is str else "" for value in table.values()):
+        if not _SHARD.fullmatch(name):  # no path, no link out of the folder by name, no device
+            raise CheckpointError(f"it names the file {shown(name)}, which is no shard's name", folder / index)
+        if name not in there:
+            raise CheckpointError(f"it names the file {shown(name)}, which is not there", folder / index)
+        names.append(name)
+    if not 0 < len(names) <= MAX_SHARDS:
+        raise CheckpointError(f"it names {len(names)} files; expected 1 to {MAX_SHARDS}", folder / index)
+    shards = []
+    problems: list[str] = []
+    placed: set[str] = set()
+    for name in names:
+        shard = read_file(folder / name)
+        opened.append(shard)
+        shards.append(shard)
+        promised = {tensor for tensor, place in table.items() if place == name}
+        problems += [f"{name} lacks {shown(tensor)}" for tensor in sorted(promised - set(shard.tensors))]
+        problems += [f"{name} also has {shown(tensor)}" for tensor in sorted(set(shard.tensors) - promised)]
+        problems += [f"{shown(tensor)} is in two files" for tensor in sorted(placed & set(shard.tensors))]
+        placed |= set(shard.tensors)
+    if problems:
+        more = f" and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise CheckpointError(f"it does not describe its files: {'; '.join(problems[:20])}{more}", folder / index)
+    return shards
+
+
+def _configs(path: pathlib.Path, folders: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns the JSON configurations in these folders by their path below `path`, with forward slashes."""
+    configs: dict[str, dict[str, Any]] = {}
+    total = 0
+    for folder in folders[: MAX_COMPONENTS + 1]:
+        for name in sorted(_listing(path / folder)[0]):
+            if name in ("config.json", "model_index.json") or name.endswith("_config.json"):
+                data = _bytes(path / folder / name, MAX_CONFIG)
+                total += len(data)
+                if total > MAX_BYTES:
+                    raise CheckpointError(f"its configurations have more than {MAX_BYTES} bytes together", path)
+                key = f"{folder}/{name}" if folder else name
+                configs[key] = read_json(data, lambda reason, at=path / folder / name: CheckpointError(reason, at))
+    return configs
+
+
+def _bytes(path: pathlib.Path, limit: int) -> bytes:
+    file = MappedFile(path)
+    try:
+        if file.size > limit:
+            raise file.error(f"it has {file.size} bytes; more than {limit} are not read")
+        return file.bytes(0, file.size)
+    finally:
+        file.close()
+
+
+def _json(path: pathlib.Path, limit: int) -> dict[str, Any]:
+    return read_json(_bytes(path, limit), lambda reason: CheckpointError(reason, path))
+
+
+def _nothing(names: set[str]) -> str:
+    files = [shown(name) for name in sorted(names) if name.endswith((".ckpt", ".safetensors", ".pt", ".pth"))]
+    hint = f"; to read a single file, name it: {', '.join(files[:5])}" if files else ""
+    stems = " or ".join(
+        f"{stem}.{suffix}" for stem, suffix in (("diffusion_pytorch_model", SUFFIXES[0]), ("model", SUFFIXES[0]))
+    )
+    return f"the folder has no weights of diffusers' names ({stems}) in it or one level below{hint}"

@@ -1,0 +1,422 @@
+"""A reader of pickles as data: it imports nothing, calls nothing, and its work is bounded before it begins.
+
+A pickle is a program for a small stack machine. This one knows the instructions that build plain values; a class or
+function is an opaque `Reference`, and the handful of calls that released checkpoints hold (ordered dictionaries, numpy
+scalars, latin-1 text for bytes; torch's rebuilding of tensors and parameters in torch_objects.py) are turned into
+values by a table. Every other call, by whatever instruction, is refused where it stands. Source of the instruction set:
+Python's pickletools.
+"""
+
+import dataclasses
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .errors import CheckpointError, printable, shown
+
+MAX_BYTES = 4 * 2**20  # a training checkpoint's 3,500 tensors with their optimizer's state need 0.9 MB
+MAX_OPCODES = 500_000  # and 100,000 instructions
+MAX_DEPTH = 1_000  # open MARKs
+MAX_REFERENCE = 256  # bytes of a module's or class's name
+MAX_INTEGER_BYTES = 32
+MAX_ARGUMENTS = 8
+MAX_ENCODED = 32  # characters of a numpy scalar's bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reference:
+    """The name of a class or function, and nothing more."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return printable(f"{self.module}.{self.name}")
+
+
+class OrderedDict(dict):
+    """A collections.OrderedDict of the file; its own class, because `Module.state_dict()` sets an attribute on it."""
+
+    __slots__ = ()
+
+
+@dataclasses.dataclass(slots=True)
+class Scalar:
+    """A numpy dtype of the file, on its way to a number."""
+
+    code: str
+    byteorder: str = "<"
+
+
+def _is_dtype_state(state: Any) -> bool:
+    # (version, byte order, subdtype, names, fields, size, alignment, flags)
+    return (
+        type(state) is tuple
+        and len(state) == 8
+        and _flags(state[:1], (3, 4))
+        and type(state[1]) is str
+        and state[1] in ("<", ">", "|", "=")
+        and all(part is None for part in state[2:5])
+        and _flags(state[5:], (-1, 0))
+    )
+
+
+Call = Callable[..., Any]
+_KEYS = (str, int, bool, Reference)
+_SCALAR_CODES = frozenset(
+    kind + size for kind, sizes in {"f": "248", "i": "1248", "u": "1248", "b": "1"}.items() for size in sizes
+)
+
+
+def _ordered_dict(*args: Any) -> OrderedDict:
+    if args:
+        raise ValueError("it makes an OrderedDict from arguments")
+    return OrderedDict()
+
+
+def _encode(*args: Any) -> bytes:
+    # Protocol 2 spells a numpy scalar's bytes so. Longer text would be copied once a call, many calls over.
+    if len(args) != 2 or type(args[0]) is not str or len(args[0]) > MAX_ENCODED or args[1] not in ("latin1", "latin-1"):
+        raise ValueError("it calls _codecs.encode on something else than a number's few bytes as latin-1")
+    return args[0].encode("latin-1")
+
+
+def _dtype(*args: Any) -> Scalar:
+    # numpy.dtype(code, align, copy); the last two are numbers in files of an older numpy
+    if len(args) != 3 or type(args[0]) is not str or args[0] not in _SCALAR_CODES or not _flags(args[1:], (0, 1)):
+        raise ValueError(f"it makes the numpy dtype {shown(args[0] if args else None)}, which is no plain number's")
+    return Scalar(args[0])
+
+
+def _scalar(*args: Any) -> int | float | bool:
+    if len(args) != 2 or type(args[0]) is not Scalar or type(args[1]) is not bytes:
+        raise ValueError("it makes a numpy scalar without a plain dtype and its bytes")
+    dtype = np.dtype(args[0].byteorder + args[0].code)
+    if len(args[1]) != dtype.itemsize:
+        raise ValueError(f"it makes a numpy scalar of {len(args[1])} bytes where its dtype has {dtype.itemsize}")
+    return np.frombuffer(args[1], dtype)[0].item()
+
+
+def _flags(values: tuple[Any, ...], allowed: tuple[int, ...]) -> bool:
+    return all(type(value) in (int, bool) and value in allowed for value in values)
+
+
+_CALLS: dict[tuple[str, str], Call] = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): _dtype,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+}
+
+
+def read_pickle(
+    data: bytes,
+    error: Callable[[str], CheckpointError],
+    *,
+    start: int = 0,
+    calls: Mapping[tuple[str, str], Call] | None = None,
+    persistent: Callable[[Any], Any] | None = None,
+    max_opcodes: int = MAX_OPCODES,
+) -> tuple[Any, int]:
+    """Returns the value that the pickle at `start` of `data` describes, and the position after it.
+
+    Args:
+        error: makes the exception for a reason, such as `MappedFile.error`.
+        calls: further calls that may stand in it, by module and name: functions of their arguments that return a
+            value, or raise ValueError with words that say what was called with what.
+        persistent: what a persistent id stands for, likewise.
+
+    Values are None, bool, int, float, str, bytes, tuple, list, dict, `OrderedDict`, `Reference`, `Scalar` and what
+    `calls` and `persistent` return. They may contain themselves: never walk, compare, hash or print them whole.
+
+    Raises:
+        CheckpointError: naming the position and what stands there.
+    """
+    machine = _Machine(data, start, {**_CALLS, **(calls or {})}, persistent)
+    try:
+        return machine.run(max_opcodes)
+    except struct.error as problem:
+        reason = "it ends inside an instruction"
+        cause: Exception = problem
+    except UnicodeError as problem:
+        reason = "it holds text in no known encoding"
+        cause = problem
+    except ValueError as problem:
+        reason = str(problem)
+        cause = problem
+    raise error(f"its pickle is refused at byte {machine.at}: {reason}") from cause
+
+
+class _Machine:
+    """The stack machine; `run` executes one pickle. Problems are ValueErrors, `at` is where."""
+
+    def __init__(self, data: bytes, start: int, calls: dict, persistent: Callable | None) -> None:
+        self.data = data
+        self.at = self.pos = start  # of the current instruction, of the next byte
+        self.end = min(len(data), start + MAX_BYTES)
+        self.calls = calls
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.floor = 0  # nothing below the newest mark may be popped
+        self.memo: dict[int, Any] = {}
+
+    def run(self, max_opcodes: int) -> tuple[Any, int]:
+        data, table = self.data, _TABLE
+        if data[self.pos : self.pos + 1] != b"\x80":
+            raise ValueError("it does not begin with a pickle protocol of 2 or later")
+        for _ in range(max_opcodes):
+            self.at = self.pos
+            if self.pos >= self.end:
+                raise ValueError("it does not end" if self.pos >= len(data) else f"it is longer than {MAX_BYTES} bytes")
+            opcode = data[self.pos]
+            self.pos += 1
+            if opcode == _STOP:
+                if len(self.stack) != 1 or self.marks:
+                    raise ValueError(f"it ends with {len(self.stack)} values instead of 1")
+                return self.stack[0], self.pos
+            table[opcode](self)
+        raise ValueError(f"it has more than {max_opcodes} instructions; no checkpoint of these models needs that many")
+
+    # reading
+
+    def take(self, count: int) -> bytes:
+        if count > self.end - self.pos:
+            raise ValueError(f"it names a length of {count} bytes where {self.end - self.pos} are left")
+        taken = self.data[self.pos : self.pos + count]
+        self.pos += count
+        return taken
+
+    def number(self, form: struct.Struct) -> int:
+        (value,) = form.unpack_from(self.data, self.pos)
+        self.pos += form.size
+        return value
+
+    # the stack
+
+    def pop(self) -> Any:
+        if len(self.stack) <= self.floor:
+            raise ValueError("it takes more from its stack than is there")
+        return self.stack.pop()
+
+    def top(self) -> Any:
+        if len(self.stack) <= self.floor:
+            raise ValueError("it looks for a value on an empty stack")
+        return self.stack[-1]
+
+    def pop_mark(self) -> list[Any]:
+        if not self.marks:
+            raise ValueError("it looks for a mark that is not there")
+        mark = self.marks.pop()
+        items = self.stack[mark:]
+        del self.stack[mark:]
+        self.floor = self.marks[-1] if self.marks else 0
+        return items
+
+    # instructions
+
+    def proto(self) -> None:
+        version = self.take(1)[0]
+        if not 2 <= version <= 5:
+            raise ValueError(f"it has protocol {version}; 2 to 5 are known")
+
+    def frame(self) -> None:
+        length = self.number(_U64)
+        if length > self.end - self.pos:
+            raise ValueError(f"it names a frame of {length} bytes where {self.end - self.pos} are left")
+
+    def mark(self) -> None:
+        if len(self.marks) >= MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+        self.floor = len(self.stack)
+        self.marks.append(self.floor)
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            raise ValueError(f"it looks for value {index} of its memo, which was not put there")
+        self.stack.append(self.memo[index])
+
+    def long(self, length: int) -> None:
+        if not 0 <= length <= MAX_INTEGER_BYTES:
+            raise ValueError(f"it holds an integer of {length} bytes; at most {MAX_INTEGER_BYTES} are read")
+        self.stack.append(int.from_bytes(self.take(length), "little", signed=True))
+
+    def text(self, length: int) -> None:
+        self.stack.append(self.take(length).decode("utf-8", "strict"))
+
+    def raw(self, length: int) -> None:
+        self.stack.append(self.take(length))
+
+    def tuple_of(self, count: int) -> None:
+        if len(self.stack) - self.floor < count:
+            raise ValueError("it takes more from its stack than is there")
+        items = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        self.stack.append(items)
+
+    def append(self, items: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not list:
+            raise ValueError(f"it appends to {shown(target)}, which is no list")
+        target.extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not dict and type(target) is not OrderedDict:
+            raise ValueError(f"it sets items of {shown(target)}, which is no dictionary")
+        if len(items) % 2:
+            raise ValueError("it sets a dictionary's key without a value")
+        for key, value in zip(items[::2], items[1::2]):
+            # Only keys whose hash is short work: a tuple doubled through the memo twenty times hashes for ever.
+            if type(key) not in _KEYS or (type(key) is int and not 0 <= key < 2**31):
+                raise ValueError(f"it has {shown(key)} as a dictionary's key")
+            if key in target:
+                raise ValueError(f"it holds a dictionary that has the key {shown(key)} twice")
+            target[key] = value
+
+    def set_item(self) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def reference(self) -> None:
+        module, name = self.line(), self.line()
+        self.stack.append(Reference(module, name))
+
+    def line(self) -> str:
+        stop = self.data.find(b"\n", self.pos, self.pos + MAX_REFERENCE + 1)
+        if stop < 0:
+            raise ValueError(f"it holds a class's name that is longer than {MAX_REFERENCE} bytes, or does not end")
+        text = self.data[self.pos : stop].decode("utf-8", "strict")
+        self.pos = stop + 1
+        return text
+
+    def stack_reference(self) -> None:
+        name, module = self.pop(), self.pop()
+        if not all(type(part) is str and len(part) <= MAX_REFERENCE for part in (name, module)):
+            raise ValueError("it holds a class's name that is no short text")
+        self.stack.append(Reference(module, name))
+
+    def reduce(self) -> None:
+        args, function = self.pop(), self.pop()
+        if type(function) is not Reference:
+            raise ValueError(f"it calls {shown(function)}")
+        call = self.calls.get((function.module, function.name))
+        # Few arguments: the memo can hand the same long tuple to a hundred thousand calls.
+        if call is None or type(args) is not tuple or len(args) > MAX_ARGUMENTS:
+            raise ValueError(f"it calls {function}; a checkpoint's pickle may only rebuild tensors and plain values")
+        self.stack.append(call(*args))
+
+    def build(self) -> None:
+        state = self.pop()
+        target = self.top()
+        if type(target) is Scalar and _is_dtype_state(state):
+            target.byteorder = state[1]
+        # Module.state_dict() hangs its modules' versions on the dictionary
+        elif type(target) is not OrderedDict or type(state) is not dict or len(state) != 1 or "_metadata" not in state:
+            raise ValueError(f"it sets the state of {shown(target)}")
+
+    def persistent_id(self) -> None:
+        identity = self.pop()
+        if self.persistent is None:
+            raise ValueError("it names an object outside itself")
+        self.stack.append(self.persistent(identity))
+
+    def refuse(self) -> NoReturn:
+        opcode = self.data[self.at]
+        name = _REFUSED.get(opcode)
+        if name is None:
+            raise ValueError(f"byte {opcode:#04x} is no instruction that checkpoints hold")
+        raise ValueError(
+            f"it holds the instruction {name}; a checkpoint's pickle may only rebuild tensors and plain values"
+        )
+
+
+_U8, _U16, _U32, _U64 = struct.Struct("<B"), struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
+_I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
+_STOP = ord(".")
+
+# Instructions that call, import by number, or that no pickler of protocol 2 or later writes.
+_REFUSED = {
+    0x81: "NEWOBJ",
+    0x82: "EXT1",
+    0x83: "EXT2",
+    0x84: "EXT4",
+    0x92: "NEWOBJ_EX",
+    ord("i"): "INST",
+    ord("o"): "OBJ",
+    ord("P"): "PERSID",
+    ord("F"): "FLOAT",
+    ord("I"): "INT",
+    ord("L"): "LONG",
+    ord("S"): "STRING",
+    ord("T"): "BINSTRING",
+    ord("U"): "SHORT_BINSTRING",
+    ord("V"): "UNICODE",
+    ord("d"): "DICT",
+    ord("l"): "LIST",
+    ord("g"): "GET",
+    ord("p"): "PUT",
+    ord("2"): "DUP",
+    0x8F: "EMPTY_SET",
+    0x90: "ADDITEMS",
+    0x91: "FROZENSET",
+    0x96: "BYTEARRAY8",
+    0x97: "NEXT_BUFFER",
+    0x98: "READONLY_BUFFER",
+}
+
+
+def _table() -> list[Callable[[_Machine], object]]:
+    known: dict[int, Callable[[_Machine], object]] = {
+        0x80: _Machine.proto,
+        0x95: _Machine.frame,
+        ord("("): _Machine.mark,
+        ord("0"): _Machine.pop,
+        ord("1"): _Machine.pop_mark,
+        ord("N"): lambda m: m.stack.append(None),
+        0x88: lambda m: m.stack.append(True),
+        0x89: lambda m: m.stack.append(False),
+        ord("K"): lambda m: m.stack.append(m.number(_U8)),
+        ord("M"): lambda m: m.stack.append(m.number(_U16)),
+        ord("J"): lambda m: m.stack.append(m.number(_I32)),
+        ord("G"): lambda m: m.stack.append(m.number(_F64)),
+        0x8A: lambda m: m.long(m.number(_U8)),
+        0x8B: lambda m: m.long(m.number(_I32)),
+        0x8C: lambda m: m.text(m.number(_U8)),
+        ord("X"): lambda m: m.text(m.number(_U32)),
+        0x8D: lambda m: m.text(m.number(_U64)),
+        ord("C"): lambda m: m.raw(m.number(_U8)),
+        ord("B"): lambda m: m.raw(m.number(_U32)),
+        0x8E: lambda m: m.raw(m.number(_U64)),
+        ord(")"): lambda m: m.stack.append(()),
+        0x85: lambda m: m.tuple_of(1),
+        0x86: lambda m: m.tuple_of(2),
+        0x87: lambda m: m.tuple_of(3),
+        ord("t"): lambda m: m.stack.append(tuple(m.pop_mark())),
+        ord("]"): lambda m: m.stack.append([]),
+        ord("a"): lambda m: m.append([m.pop()]),
+        ord("e"): lambda m: m.append(m.pop_mark()),
+        ord("}"): lambda m: m.stack.append({}),
+        ord("s"): _Machine.set_item,
+        ord("u"): lambda m: m.set_items(m.pop_mark()),
+        ord("q"): lambda m: m.put(m.number(_U8)),
+        ord("r"): lambda m: m.put(m.number(_U32)),
+        0x94: lambda m: m.put(len(m.memo)),
+        ord("h"): lambda m: m.get(m.number(_U8)),
+        ord("j"): lambda m: m.get(m.number(_U32)),
+        ord("c"): _Machine.reference,
+        0x93: _Machine.stack_reference,
+        ord("Q"): _Machine.persistent_id,
+        ord("R"): _Machine.reduce,
+        ord("b"): _Machine.build,
+    }
+    return [known.get(opcode, _Machine.refuse) for opcode in range(256)]
+
+
+_TABLE = _table()

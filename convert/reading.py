@@ -1,0 +1,69 @@
+"""Reading any checkpoint as names and arrays: what kind of file it is is told from its first bytes, not its name."""
+
+import os
+import pathlib
+
+from .errors import CheckpointError
+from .folder import read_folder
+from .mapped import MappedFile
+from .safetensors_file import read_safetensors
+from .stored import TensorFile
+from .torch_legacy import MAGIC_BYTES, read_torch_legacy
+from .torch_zip import read_torch_zip
+
+__all__ = ["TensorFile", "read"]
+
+
+def read(path: str | os.PathLike[str], *, variant: str | None = None) -> TensorFile:
+    """Returns the tensors of a `.ckpt`, `.safetensors` or diffusers folder by name, none of them read yet.
+
+    Args:
+        path: a checkpoint of torch.save (zip or legacy), a safetensors file, or a folder as diffusers writes it: a
+            whole pipeline, whose tensors are named "unet/...", "vae/..." and so on, or one component.
+        variant: which of a folder's sets of weights to read, such as "fp16"; components without it give their own.
+
+    Nothing in the file is executed, whatever it holds: a pickle is read as data (`sdjax.convert.pickles`).
+
+    Raises:
+        CheckpointError: where the file cannot be read, is damaged, or is not a checkpoint, with its name and why.
+    """
+    path = pathlib.Path(path)
+    try:
+        is_folder = path.is_dir()
+    except ValueError as error:  # a null character in the name
+        raise CheckpointError(f"it cannot be opened ({error})", path) from error
+    if is_folder:
+        return read_folder(path, variant, read_file)
+    if variant is not None:
+        raise CheckpointError(f"variant {variant!r} was asked for, but only folders have variants", path)
+    return read_file(path)
+
+
+def read_file(path: pathlib.Path) -> TensorFile:
+    """Returns the tensors of a single file. Raises CheckpointError."""
+    file = MappedFile(path)
+    try:
+        head = file.bytes(0, 16)
+        if head[:4] == b"PK\x03\x04":
+            return read_torch_zip(file)
+        if head[:1] == b"\x80" and head[2:].startswith(MAGIC_BYTES):
+            return read_torch_legacy(file)
+        if head[8:9] == b"{":
+            return read_safetensors(file)
+        raise file.error(_unknown(head))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _unknown(head: bytes) -> str:
+    expected = "expected a checkpoint of torch.save, or a safetensors file"
+    if head[:1] == b"\x80":
+        return f"{expected}, but this is a pickle that torch.save did not write"
+    if head.lstrip()[:1] in (b"<", b"{"):
+        return f"{expected}, but this is text (a web page or a configuration, perhaps saved instead of the file)"
+    if head.startswith(b"version https://"[:16]):
+        return f"{expected}, but this is a Git LFS pointer; fetch the file itself"
+    if not head.strip(b"\0"):
+        return f"{expected}, but the file begins with zeros: a download that did not finish"
+    return f"{expected}, but its first bytes are neither's"
