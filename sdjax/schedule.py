@@ -6,21 +6,55 @@ after division by sqrt(a_t): x = x0 + sigma noise, sigma = sqrt((1 - a) / a). Sa
 All tables are float64 numpy arrays on the host (float32 cumulative products drift by 2e-6); compiled programs get their
 values as rows of float32.
 
-Source: Ho et al. 2020 (arXiv 2006.11239); ldm/modules/diffusionmodules/util.py:make_beta_schedule; for zero terminal SNR
-Lin et al. 2023 (arXiv 2305.08891); for log alpha between timesteps Lu et al. 2022 (arXiv 2206.00927), NoiseScheduleVP.
+Source: Ho et al. 2020 (arXiv 2006.11239); ldm/modules/diffusionmodules/util.py:make_beta_schedule; for zero terminal
+SNR Lin et al. 2023 (arXiv 2305.08891); between timesteps Lu et al. 2022 (arXiv 2206.00927), code of NoiseScheduleVP.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdjax.config import ScheduleConfig
+from sdjax.typing import Latent
 
 ZERO_SNR_ALPHA = 2.0**-24  # alphas_cumprod where it should be 0: keeps sigma finite (4096), as diffusers does
+
+
+class Weights(NamedTuple):
+    """The two numbers of a linear combination."""
+
+    first: Any
+    second: Any
+
+
+class Prediction(NamedTuple):
+    """What a network predicts. `x0(sigma)` are the weights of x and of the network's output in x0, where x = x0 + sigma
+    noise; `target(sigma)` the weights of x0 and of the noise in what the network is trained to put out.
+    """
+
+    x0: Callable[[Any], Weights]
+    target: Callable[[Any], Weights]
+
+
+def _v_x0(sigma: Any) -> Weights:
+    return Weights(1 / (1 + sigma**2), -sigma / (1 + sigma**2) ** 0.5)
+
+
+def _v_target(sigma: Any) -> Weights:
+    return Weights(-sigma / (1 + sigma**2) ** 0.5, 1 / (1 + sigma**2) ** 0.5)
+
+
+# v = sqrt(a) noise - sqrt(1 - a) x0: Salimans & Ho 2022 (arXiv 2202.00512)
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": Prediction(x0=lambda sigma: Weights(1.0, -sigma), target=lambda sigma: Weights(0.0, 1.0)),
+    "v": Prediction(x0=_v_x0, target=_v_target),
+    "x0": Prediction(x0=lambda sigma: Weights(0.0, 1.0), target=lambda sigma: Weights(1.0, 0.0)),
+}
 
 
 def betas(config: ScheduleConfig) -> np.ndarray:
@@ -38,6 +72,7 @@ def betas(config: ScheduleConfig) -> np.ndarray:
     return np.linspace(config.beta_start**0.5, config.beta_end**0.5, t, dtype=np.float64) ** 2
 
 
+@functools.lru_cache(maxsize=16)
 def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
     """Returns a_t, the share of the image's variance left at each timestep, float64 [num_timesteps], decreasing."""
     a = np.cumprod(1 - betas(config))
@@ -46,14 +81,31 @@ def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         a = root**2
         a[-1] = ZERO_SNR_ALPHA
+    a.setflags(write=False)
     return a
+
+
+def _interpolate(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Returns ys at x, linear between the rising xs and carried on linearly outside them."""
+    i = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)
+    share = (x - xs[i]) / (xs[i + 1] - xs[i])
+    return ys[i] + share * (ys[i + 1] - ys[i])
+
+
+# Between whole timesteps the references differ: what is linear in the timestep is log alpha (DPM-Solver), log sigma
+# (k-diffusion) or sigma itself (diffusers' Euler and LMS). Each entry: the function of sigma, and its inverse.
+INTERPOLATIONS: dict[str, tuple[Callable, Callable]] = {
+    "log_alpha": (lambda sigma: 0.5 * np.log1p(sigma**2), lambda y: np.sqrt(np.expm1(2 * y))),  # y = -log alpha
+    "log_sigma": (np.log, np.exp),
+    "sigma": (lambda sigma: sigma, lambda y: y),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """Tables of one schedule and the conversions between timestep, sigma and half log SNR (lambda = -log sigma).
+    """Tables of one schedule and the conversions between timestep and sigma.
 
-    Timesteps are 0 ... num_timesteps - 1; fractional ones are allowed everywhere.
+    Timesteps are 0 ... num_timesteps - 1; fractional ones are allowed everywhere, and ones outside are extrapolated.
     """
 
     config: ScheduleConfig = ScheduleConfig()
@@ -73,3 +125,33 @@ class NoiseSchedule:
         """sigma_t = sqrt((1 - a_t) / a_t), float64 [num_timesteps], increasing."""
         a = self.alphas_cumprod
         return np.sqrt((1 - a) / a)
+
+    def sigma(self, timestep: np.ndarray | float, interpolation: str = "log_alpha") -> np.ndarray:
+        """Returns sigma at (fractional) timesteps, float64; `interpolation` is a name of INTERPOLATIONS."""
+        forward, inverse = INTERPOLATIONS[interpolation]
+        timestep = np.asarray(timestep, np.float64)
+        return inverse(_interpolate(timestep, np.arange(self.num_timesteps, dtype=np.float64), forward(self.sigmas)))
+
+    def timestep(self, sigma: np.ndarray | float, interpolation: str = "log_alpha") -> np.ndarray:
+        """Returns the (fractional) timesteps of sigmas above 0, float64: the inverse of `sigma`."""
+        forward, _ = INTERPOLATIONS[interpolation]
+        sigma = np.asarray(sigma, np.float64)
+        return _interpolate(forward(sigma), forward(self.sigmas), np.arange(self.num_timesteps, dtype=np.float64))
+
+    def add_noise(self, x0: Latent, noise: Latent, timestep: jax.Array) -> Latent:
+        """Returns sqrt(a_t) x0 + sqrt(1 - a_t) noise, the network's input in training; timestep: int [b] or scalar."""
+        a = self.alphas_cumprod
+        return _of_table(np.sqrt(a), timestep, x0) * x0 + _of_table(np.sqrt(1 - a), timestep, x0) * noise
+
+    def target(self, x0: Latent, noise: Latent, timestep: jax.Array) -> Latent:
+        """Returns what the network should put out for `add_noise(x0, noise, timestep)`; timestep: int [b] or scalar."""
+        of_x0, of_noise = (
+            np.broadcast_to(w, self.num_timesteps) for w in PREDICTIONS[self.config.prediction].target(self.sigmas)
+        )
+        return _of_table(of_x0, timestep, x0) * x0 + _of_table(of_noise, timestep, x0) * noise
+
+
+def _of_table(table: np.ndarray, timestep: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns the table's float32 entries at the timesteps, shaped to multiply a batch."""
+    values = jnp.asarray(table, jnp.float32)[timestep]
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values

@@ -1,0 +1,212 @@
+"""DPM-Solver and DPM-Solver++: orders 1 to 3, multistep, singlestep and adaptive, with their authors' options.
+
+Notation of the papers: lambda = -log sigma (half the log SNR); a step leads from s to t, h = lambda_t - lambda_s. With
+m the network's epsilon ("dpmsolver") or x0 ("dpmsolver++"), D1 and D2 its first and second differences for a step of
+length h, both families take one form in x = x0 + sigma noise:
+
+    x_t = A x_s - B (phi_1(k) m + phi_2(k) D1 + phi_3(k) D2),
+    dpmsolver: A = 1, B = sigma_t, k = h;  dpmsolver++: A = sigma_t / sigma_s, B = 1, k = -h.
+
+Source: Lu et al. 2022 (arXiv 2206.00927), algorithms 1 to 3; Lu et al. 2022 (arXiv 2211.01095), algorithms 1 and 2;
+LuChengTHU/dpm-solver, dpm_solver_pytorch.py, and the older copy of it in ldm/models/diffusion/dpm_solver.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from sdjax.samplers.adaptive import Adaptive, control_rows
+from sdjax.samplers.base import Linear, Rule, Sampler, Steps, choose, row, stack
+from sdjax.samplers.spacing import RANGES, Grid
+from sdjax.schedule import NoiseSchedule
+
+ALGORITHMS = {"dpmsolver": "epsilon", "dpmsolver++": "x0"}  # what m is
+METHODS = ("multistep", "singlestep", "singlestep_fixed", "adaptive")
+SOLVER_TYPES = ("dpm_solver", "taylor")
+SKIP_TYPES = ("time_uniform", "logSNR", "time_quadratic")
+
+
+def phi(order: int, k: float) -> float:
+    """Returns phi_1 = e^k - 1, phi_2 = phi_1 / k - 1 or phi_3 = phi_2 / k - 1/2."""
+    if order == 1:
+        return np.expm1(k)
+    return phi(order - 1, k) / k - 1 / (order - 1)
+
+
+def leg(algorithm: str, sigma_s: float, sigma_t: float, differences: Sequence[np.ndarray], solver_type: str) -> dict:
+    """Returns the base and calls of a row that leads from sigma_s to sigma_t.
+
+    `differences` holds m, D1 and D2, as far as the order goes, as weights of the remembered calls, newest first.
+    solver_type "dpm_solver" replaces phi_2 by phi_1 / 2, which is the same to second order.
+    """
+    m, *higher = differences
+    if algorithm == "dpmsolver++":
+        a, b, k = sigma_t / sigma_s, 1.0, np.log(sigma_t / sigma_s) if sigma_t > 0 else -np.inf
+        first = sigma_t / sigma_s - 1  # b phi_1(k), also at sigma_t = 0
+    else:
+        a, b, k = 1.0, sigma_t, np.log(sigma_s / sigma_t) if sigma_t > 0 else np.inf
+        first = sigma_s - sigma_t
+    calls = -first * m
+    if higher:
+        calls = calls - (first / 2 if solver_type == "dpm_solver" else b * phi(2, k)) * higher[0]
+    if len(higher) > 1:
+        calls = calls - b * phi(3, k) * higher[1]
+    return {"base": a, "calls": calls, "remember": ALGORITHMS[algorithm]}
+
+
+def backward_differences(sigma: np.ndarray, order: int) -> list[np.ndarray]:
+    """Returns m, D1, D2 of the last `order` calls for a step from sigma[-2] to sigma[-1], as weights of the calls.
+
+    sigma ends with the two ends of the step; before them come those of the earlier calls.
+    """
+    now = np.eye(order)  # now[i]: the weights that pick the i-th last call
+    if order == 1:
+        return [now[0]]
+    lam = -np.log(sigma[-order - 1 :])[::-1]
+    h = lam[0] - lam[1]
+    r0 = (lam[1] - lam[2]) / h
+    d1_0 = (now[0] - now[1]) / r0
+    if order == 2:
+        return [now[0], d1_0]
+    r1 = (lam[2] - lam[3]) / h
+    d1_1 = (now[1] - now[2]) / r1
+    return [now[0], d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1), (d1_0 - d1_1) / (r0 + r1)]
+
+
+def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_order_below: int) -> list[Steps]:
+    """Returns one row a step; the first steps, which lack earlier calls, have lower order."""
+    t, sigma = grid
+    n = len(t) - 1
+    rows = []
+    for i in range(n):
+        p = min(order, i + 1)
+        if n < lower_order_below and i + 1 >= order:
+            p = min(p, n - i)
+        if sigma[i + 1] == 0:  # lambda is infinite: no difference can be formed
+            p = 1
+        kind = "taylor" if p == 3 else solver_type  # order 3 has one form
+        differences = backward_differences(sigma[: i + 2], p)
+        rows.append(row(t[i], sigma[i], sigma[i + 1], **leg(algorithm, sigma[i], sigma[i + 1], differences, kind)))
+    return rows
+
+
+def singlestep(t: np.ndarray, sigma: np.ndarray, algorithm: str, solver_type: str) -> list[Steps]:
+    """Returns the rows of one step of order n: n calls at entries 0 to n - 1, leading to entry n."""
+    n = len(t) - 1
+    ends = {"timestep": t[0], "sigma": sigma[0], "sigma_next": sigma[1]}
+    rows = [row(**ends, **leg(algorithm, sigma[0], sigma[1], [np.ones(1)], solver_type))]
+    lam = -np.log(sigma)
+    r = (lam - lam[0]) / (lam[-1] - lam[0])  # 0 < r[1] < r[2] < 1
+    for i in range(1, n):
+        now = np.eye(i + 1)
+        first = now[i]  # the call at the start of the step is the oldest
+        end = i + 1
+        slope = (now[0] - first) * r[end] / r[i]  # D1 for a step from entry 0 to entry `end`, by the last call
+        differences, kind = [first, slope], solver_type
+        if n == 3:
+            kind = "taylor"  # phi_2 in either type
+            if i == 2 and solver_type == "taylor":
+                d1_0, d1_1 = (now[1] - first) / r[1], (now[0] - first) / r[2]
+                d1 = (r[2] * d1_0 - r[1] * d1_1) / (r[2] - r[1])
+                differences = [first, d1, 2 * (d1_1 - d1_0) / (r[2] - r[1])]
+        update = leg(algorithm, sigma[0], sigma[end], differences, kind)
+        rows.append(row(t[i], sigma[i], sigma[end], **update, starts_step=False))
+    return rows
+
+
+def singlestep_orders(num_calls: int, order: int) -> list[int]:
+    """Returns orders of singlestep steps, high ones first, that use exactly `num_calls` calls ("DPM-Solver-fast")."""
+    full, rest = divmod(num_calls, order)
+    if order == 3 and rest == 0:
+        return [3] * (full - 1) + [2, 1]
+    return [order] * full + [rest] * (rest > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolver(Sampler):
+    """DPM-Solver ("dpmsolver") and DPM-Solver++ ("dpmsolver++").
+
+    `method`: "multistep", one call a step; "singlestep", steps of `order` calls and then of lower order, `num_steps`
+    calls in all; "singlestep_fixed", num_steps // order steps of `order` calls; "adaptive", which chooses its steps
+    itself and tries `num_steps` at most (see adaptive.py). `spacing` is the authors' skip type; multistep takes any.
+    `solver_type` "taylor" weighs the differences by the exact integrals. With fewer steps than `lower_order_below` the
+    last steps of multistep drop to lower order (15 in ldm, 10 in the authors' later code, 0 for never).
+    `denoise_to_zero` calls the network once more at the end and takes its x0.
+
+    `atol`, `rtol`, `h_init`, `theta` and `t_err` (1 is the length of the whole schedule) are the adaptive method's.
+    `joint` makes it use one step size for the whole batch, as the authors' code does: a picture then depends on the
+    others.
+
+    A number of steps below the order lowers the order (T18).
+    """
+
+    spacing: str = "time_uniform"
+    algorithm: Literal["dpmsolver", "dpmsolver++"] = "dpmsolver++"
+    method: Literal["multistep", "singlestep", "singlestep_fixed", "adaptive"] = "multistep"
+    order: int = 2
+    solver_type: Literal["dpm_solver", "taylor"] = "dpm_solver"
+    lower_order_below: int = 15
+    denoise_to_zero: bool = False
+    atol: float = 0.0078
+    rtol: float = 0.05
+    h_init: float = 0.05
+    theta: float = 0.9
+    t_err: float = 1e-5
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("algorithm", self.algorithm, ALGORITHMS)
+        choose("method", self.method, METHODS)
+        choose("solver_type", self.solver_type, SOLVER_TYPES)
+        if self.method == "adaptive" and self.order not in (2, 3):
+            raise ValueError(f"the adaptive method has order 2 or 3; got {self.order}")
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"order is 1, 2 or 3; got {self.order}")
+        if self.method != "multistep" and (self.spacing not in SKIP_TYPES or self.end != "sigma_min"):
+            raise ValueError(
+                f"method {self.method!r} takes spacing {', '.join(SKIP_TYPES)} and end sigma_min; "
+                f"got {self.spacing!r} and {self.end!r}"
+            )
+        for name in ("atol", "rtol", "h_init", "theta", "t_err"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is a positive number; got {getattr(self, name)}")
+
+    @property
+    def rule(self) -> Rule:
+        """What is compiled."""
+        if self.method == "adaptive":
+            return Adaptive(self.algorithm, self.order, self.solver_type, self.joint)
+        return Linear()
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+        """Returns one row a call of the network; one row in all for the adaptive method."""
+        grid = self.grid(schedule, num_steps, skip=skip)
+        n = len(grid.timestep) - 1
+        if self.method == "adaptive":
+            return control_rows(self, schedule, grid)
+        order = min(self.order, n)
+        if self.method == "multistep":
+            rows = multistep(grid, self.algorithm, order, self.solver_type, self.lower_order_below)
+        else:
+            rows = []
+            for part in self._parts(schedule, grid, order):
+                rows += singlestep(*part, self.algorithm, self.solver_type)
+        if self.denoise_to_zero and grid.sigma[-1] > 0:
+            rows.append(row(grid.timestep[-1], grid.sigma[-1], 0.0, base=0.0, calls=[1.0]))
+        return stack(rows)
+
+    def _parts(self, schedule: NoiseSchedule, grid: Grid, order: int) -> list[Grid]:
+        """Returns each singlestep step's grid: where its calls are, and where it leads."""
+        spaced = RANGES[self.spacing]
+        n = len(grid.timestep) - 1
+        ends = grid.timestep[0], grid.timestep[-1]
+        fixed = self.method == "singlestep_fixed"
+        orders = [order] * (n // order) if fixed else singlestep_orders(n, order)
+        if fixed or self.spacing == "logSNR":
+            outer = spaced(schedule, *ends, len(orders) + 1).timestep
+        else:
+            outer = grid.timestep[np.cumsum([0, *orders])]
+        return [spaced(schedule, outer[i], outer[i + 1], p + 1) for i, p in enumerate(orders)]

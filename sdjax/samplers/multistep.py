@@ -1,0 +1,107 @@
+"""Linear multistep samplers, which remember epsilon: PLMS, PNDM and LMS."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from numpy.polynomial import Polynomial, polynomial
+
+from sdjax.samplers.base import Sampler, Steps, row, stack
+from sdjax.samplers.spacing import Grid
+from sdjax.schedule import PREDICTIONS, NoiseSchedule
+
+# Adams-Bashforth weights of order 1 to 4, newest first
+ADAMS_BASHFORTH = (
+    np.array([1.0]),
+    np.array([3.0, -1.0]) / 2,
+    np.array([23.0, -16.0, 5.0]) / 12,
+    np.array([55.0, -59.0, 37.0, -9.0]) / 24,
+)
+
+
+def pseudo_multistep(grid: Grid, remember: str) -> Steps:
+    """Returns the rows of PLMS: Adams-Bashforth over the remembered outputs, warmed up by one step of Heun's kind.
+
+    The combined output, of kind `remember`, is turned into epsilon where the step starts, and
+    x' = x + (sigma' - sigma) epsilon. The first step calls the network twice, at its start and its end, and takes the
+    mean; the second of these calls takes no part in later steps (T11). N steps make N + 1 rows.
+
+    Source: Liu et al. 2022 (arXiv 2202.09778), eq. 9 and 12; ldm/models/diffusion/plms.py.
+    """
+    t, sigma = grid
+    n = len(t) - 1
+
+    def leg(i: int, weights: np.ndarray) -> dict:
+        # epsilon = (x - x0) / sigma with x0 = of_x x + of_out e'
+        of_x, of_out = PREDICTIONS[remember].x0(sigma[i])
+        slope = (sigma[i + 1] - sigma[i]) / sigma[i]
+        return {"base": 1 + slope * (1 - of_x), "calls": -slope * of_out * weights, "remember": remember}
+
+    rows = [row(t[0], sigma[0], sigma[1], **leg(0, ADAMS_BASHFORTH[0]))]
+    if sigma[1] > 0:  # a network cannot be asked about an image without noise
+        rows.append(row(t[1], sigma[1], sigma[1], **leg(0, np.array([0.5, 0.5])), starts_step=False))
+    for i in range(1, n):
+        weights = ADAMS_BASHFORTH[min(i, 3)]
+        if i <= 3:  # the window still reaches the first step, across its call that does not count
+            weights = np.insert(weights, -1, 0.0)
+        rows.append(row(t[i], sigma[i], sigma[i + 1], **leg(i, weights)))
+    return stack(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class PLMS(Sampler):
+    """PLMS. Whatever the network predicts is turned into epsilon before outputs of several steps are combined (T12)."""
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+        """Returns one row a step and one more."""
+        return pseudo_multistep(self.grid(schedule, num_steps, skip=skip), "epsilon")
+
+
+@dataclasses.dataclass(frozen=True)
+class PNDM(Sampler):
+    """PLMS as diffusers' PNDMScheduler with skip_prk_steps has it: combines what the network puts out as it is.
+
+    The same as PLMS for models that predict epsilon; for v and x0 it is another method (T82).
+    """
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+        """Returns one row a step and one more."""
+        return pseudo_multistep(self.grid(schedule, num_steps, skip=skip), schedule.config.prediction)
+
+
+def lms_weights(sigma: np.ndarray, i: int, order: int) -> np.ndarray:
+    """Returns the integrals from sigma[i] to sigma[i + 1] of the Lagrange polynomials through the last `order` sigmas.
+
+    The polynomial of sigma[i] comes first. The integrals are exact; the references use quadrature.
+    """
+    nodes = sigma[i - order + 1 : i + 1][::-1] - sigma[i]  # counted from sigma[i]: no cancellation in the integral
+    weights = []
+    for j, node in enumerate(nodes):
+        others = np.delete(nodes, j)
+        integral = Polynomial(polynomial.polyfromroots(others)).integ()
+        weights.append(integral(sigma[i + 1] - sigma[i]) / np.prod(node - others))
+    return np.array(weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class LMS(Sampler):
+    """Linear multistep of order 4 in sigma, on any spacing. Source: k-diffusion's sample_lms; LMSDiscreteScheduler."""
+
+    spacing: str = "linspace"
+    end: str = "zero"
+    order: int = 4
+    variance_preserving: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in (1, 2, 3, 4):
+            raise ValueError(f"order is 1, 2, 3 or 4; got {self.order}")
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+        """Returns one row a step."""
+        t, sigma = self.grid(schedule, num_steps, skip=skip)
+        rows = []
+        for i in range(len(t) - 1):
+            weights = lms_weights(sigma, i, min(i + 1, self.order))
+            rows.append(row(t[i], sigma[i], sigma[i + 1], calls=weights, remember="epsilon"))
+        return stack(rows)

@@ -1,0 +1,74 @@
+"""The parity kit's `sample` arguments, carried out by sdjax's samplers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import samplers
+from sdjax.denoiser import Conditioning, make_denoiser
+
+CHUNK = 8  # rows of one compiled scan, so that all linear samplers of a model share one program
+
+
+@functools.lru_cache(maxsize=8)
+def runner(model_fn, prediction, guided, rule):
+    """Returns the compiled scan of a network."""
+
+    @jax.jit
+    def run(state, rows, noise, conditioning, unconditional, scale, mask, mask_x0, mask_noise):
+        denoise = make_denoiser(
+            model_fn, prediction, conditioning, unconditional=unconditional if guided else None, guidance_scale=scale
+        )
+
+        def constrain(x, row):  # ldm's mask: 1 keeps mask_x0, noised anew before each step
+            return mask * (mask_x0 + row.sigma * mask_noise[row.index]) + (1 - mask) * x
+
+        return samplers.scan_rows(rule, denoise, state, rows, noise, None if mask is None else constrain)
+
+    return run
+
+
+def make_sampler(name, algorithm, method, order, solver_type, skip_type, first_order_last_below, atol, rtol, eta):
+    """Returns the sampler that the kit's words describe."""
+    if name == "ddim":
+        return samplers.DDIM(spacing="compvis", eta=eta)
+    if name == "plms":
+        return samplers.PLMS(spacing="compvis")
+    if name != "dpm":
+        raise ValueError(f"unknown sampler {name!r} of the parity kit")
+    options = {
+        "algorithm": algorithm, "method": method, "order": order, "solver_type": solver_type, "spacing": skip_type,
+        "lower_order_below": first_order_last_below, "atol": atol, "rtol": rtol, "joint": method == "adaptive",
+    }  # fmt: skip
+    return samplers.DPMSolver(**{key: value for key, value in options.items() if value is not None})
+
+
+def sample_with(
+    model_fn, schedule, sampler_name, num_steps, *, x_T, cond, uncond, scale, eta=0.0, noise=None, concat=None,
+    label=None, uncond_label=None, algorithm=None, method=None, order=None, solver_type=None, skip_type=None,
+    first_order_last_below=None, atol=None, rtol=None, mask=None, mask_x0=None, mask_noise=None,
+):  # fmt: skip
+    """Returns the reference's latent, NCHW, of model_fn(x, t, context, label) in NHWC, by the kit's description."""
+    sampler = make_sampler(
+        sampler_name, algorithm, method, order, solver_type, skip_type, first_order_last_below, atol, rtol, eta
+    )
+    rows = sampler.steps(schedule, 1000 if num_steps is None else num_steps)
+    nhwc = lambda x: None if x is None else jnp.moveaxis(jnp.asarray(x, jnp.float32), -3, -1)  # noqa: E731
+    x_T, concat = nhwc(x_T), nhwc(concat)
+    guided = scale != 1 and uncond is not None
+    conditioning = Conditioning(jnp.asarray(cond), concat, None if label is None else jnp.asarray(label))
+    if guided:
+        uncond_label = None if uncond_label is None else jnp.asarray(uncond_label)
+        unconditional = Conditioning(jnp.asarray(uncond), concat, uncond_label)
+    else:
+        unconditional = None
+    noise = jnp.zeros((1, *x_T.shape)) if noise is None else nhwc(noise)
+    run = runner(model_fn, schedule.config.prediction, guided, sampler.rule)
+    state = sampler.rule.init(sampler.initial(x_T, rows))
+    size = min(CHUNK, len(rows.timestep)) if method == "adaptive" else CHUNK
+    for part in samplers.chunks(rows, size):
+        state = run(state, part, noise, conditioning, unconditional, jnp.float32(scale),
+                    nhwc(mask), nhwc(mask_x0), nhwc(mask_noise))  # fmt: skip
+    return np.asarray(jnp.moveaxis(sampler.final(state, rows), -1, 1))
