@@ -69,11 +69,12 @@ class Model:
     def ddim_timesteps(self, num_steps):
         return np.sort(compvis_timesteps(self.schedule, num_steps))
 
-    def sample(self, sampler, num_steps, **options):
-        def network(x, t, context, label):
-            return self._unet(self.params["unet"], x, t, context, label)
+    @functools.cached_property
+    def _network(self):  # one object a model: what is compiled around it is kept
+        return lambda x, t, context, label: self._unet(self.params["unet"], x, t, context, label)
 
-        return sample_with(network, self.schedule, sampler, num_steps, **options)
+    def sample(self, sampler, num_steps, **options):
+        return sample_with(self._network, self.schedule, sampler, num_steps, **options)
 
 
 def load(spec, state_dict):
