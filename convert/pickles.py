@@ -20,14 +20,15 @@ MAX_BYTES = 4 * 2**20  # a training checkpoint's 3,500 tensors with their optimi
 MAX_OPCODES = 500_000  # and 100,000 instructions
 MAX_DEPTH = 1_000  # open MARKs
 MAX_REFERENCE = 256  # bytes of a module's or class's name
+MAX_REFERENCES = 1_000  # different classes and functions
 MAX_INTEGER_BYTES = 32
 MAX_ARGUMENTS = 8
 MAX_ENCODED = 32  # characters of a numpy scalar's bytes
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Reference:
-    """The name of a class or function, and nothing more."""
+    """The name of a class or function, and nothing more; one object a name within a pickle."""
 
     module: str
     name: str
@@ -51,15 +52,14 @@ class Scalar:
 
 
 def _is_dtype_state(state: Any) -> bool:
-    # (version, byte order, subdtype, names, fields, size, alignment, flags)
+    # (version, byte order, subdtype, names, fields, size, alignment, flags) of a dtype that is a plain number's
     return (
         type(state) is tuple
         and len(state) == 8
-        and _flags(state[:1], (3, 4))
+        and state[0] in (3, 4)
         and type(state[1]) is str
         and state[1] in ("<", ">", "|", "=")
-        and all(part is None for part in state[2:5])
-        and _flags(state[5:], (-1, 0))
+        and state[2:] == (None, None, None, -1, -1, 0)
     )
 
 
@@ -84,8 +84,8 @@ def _encode(*args: Any) -> bytes:
 
 
 def _dtype(*args: Any) -> Scalar:
-    # numpy.dtype(code, align, copy); the last two are numbers in files of an older numpy
-    if len(args) != 3 or type(args[0]) is not str or args[0] not in _SCALAR_CODES or not _flags(args[1:], (0, 1)):
+    # numpy.dtype(code, align, copy); the last two are 0 and 1 in files of an older numpy
+    if len(args) != 3 or type(args[0]) is not str or args[0] not in _SCALAR_CODES or args[1:] != (False, True):
         raise ValueError(f"it makes the numpy dtype {shown(args[0] if args else None)}, which is no plain number's")
     return Scalar(args[0])
 
@@ -97,10 +97,6 @@ def _scalar(*args: Any) -> int | float | bool:
     if len(args[1]) != dtype.itemsize:
         raise ValueError(f"it makes a numpy scalar of {len(args[1])} bytes where its dtype has {dtype.itemsize}")
     return np.frombuffer(args[1], dtype)[0].item()
-
-
-def _flags(values: tuple[Any, ...], allowed: tuple[int, ...]) -> bool:
-    return all(type(value) in (int, bool) and value in allowed for value in values)
 
 
 _CALLS: dict[tuple[str, str], Call] = {
@@ -163,6 +159,7 @@ class _Machine:
         self.marks: list[int] = []
         self.floor = 0  # nothing below the newest mark may be popped
         self.memo: dict[int, Any] = {}
+        self.references: dict[tuple[str, str], Reference] = {}
 
     def run(self, max_opcodes: int) -> tuple[Any, int]:
         data, table = self.data, _TABLE
@@ -285,8 +282,8 @@ class _Machine:
         self.set_items([key, value])
 
     def reference(self) -> None:
-        module, name = self.line(), self.line()
-        self.stack.append(Reference(module, name))
+        module = self.line()
+        self.push_reference(module, self.line())
 
     def line(self) -> str:
         stop = self.data.find(b"\n", self.pos, self.pos + MAX_REFERENCE + 1)
@@ -300,7 +297,15 @@ class _Machine:
         name, module = self.pop(), self.pop()
         if not all(type(part) is str and len(part) <= MAX_REFERENCE for part in (name, module)):
             raise ValueError("it holds a class's name that is no short text")
-        self.stack.append(Reference(module, name))
+        self.push_reference(module, name)
+
+    def push_reference(self, module: str, name: str) -> None:
+        reference = self.references.get((module, name))
+        if reference is None:
+            if len(self.references) >= MAX_REFERENCES:
+                raise ValueError(f"it names more than {MAX_REFERENCES} classes")
+            reference = self.references[module, name] = Reference(module, name)
+        self.stack.append(reference)
 
     def reduce(self) -> None:
         args, function = self.pop(), self.pop()

@@ -63,7 +63,9 @@ class StoredTensor:
             return np.empty(self.shape, self.dtype)
         size = self.dtype.itemsize
         strides = None if self.strides is None else tuple(stride * size for stride in self.strides)
-        array = np.ndarray(self.shape, self.dtype, self.storage.view(), self.offset * size, strides)
+        # frombuffer's array holds on to the buffer; ndarray(buffer=) alone would let the map be closed under it.
+        flat = np.frombuffer(self.storage.view(), np.uint8)
+        array = np.ndarray(self.shape, self.dtype, flat, self.offset * size, strides)
         return array if array.flags.aligned else array.copy()
 
 
