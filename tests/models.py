@@ -23,8 +23,8 @@ TINY = ModelConfig(
 # The real width of Stable Diffusion's first level: narrow convolutions hide how batch size changes a sum's order
 WIDE = ModelConfig(
     name="wide",
-    unet=UNetConfig(channels=(320, 640), heads=(8, 8), mid_heads=8, transformer_depth=(1, 1),
-                    self_attention=(True, True), num_res_blocks=1, context_dim=32),
+    unet=UNetConfig(channels=(320,), heads=(8,), mid_heads=8, transformer_depth=(1,), self_attention=(True,),
+                    num_res_blocks=1, context_dim=32),
     vae=VAEConfig(channels=(32, 32, 32, 32), num_res_blocks=1),
     text=TextConfig(width=32, layers=2, heads=2),
     image_size=64,

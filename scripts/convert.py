@@ -1,0 +1,46 @@
+"""`sdjax convert`: a checkpoint in another format, layout or dtype."""
+
+import argparse
+import sys
+
+from sdjax.scripts import options
+from sdjax.scripts.main import EXIT_STATUS, main
+
+DESCRIPTION = """\
+Converts a checkpoint, losing nothing: tensors keep their bytes unless --dtype
+asks otherwise, metadata and the licence text that came with the weights go
+along. Reads a .ckpt or .safetensors file, a diffusers or an sdjax folder, and
+runs no code that a file brings."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax convert`."""
+    parser = options.make_command_parser("convert", DESCRIPTION, EXIT_STATUS)
+    parser.add_argument("source", metavar="IN", help="the checkpoint to read")
+    parser.add_argument("target", metavar="OUT", help="the file (ldm) or folder (native, diffusers) to write")
+    parser.add_argument(
+        "--to",
+        choices=("auto", "native", "ldm", "diffusers"),
+        default="auto",
+        help="the format to write; auto: ldm if OUT ends in .safetensors, else native (default: %(default)s)",
+    )
+    parser.add_argument("--dtype", choices=options.DTYPES, help="cast the weights (default: as they are)")
+    parser.add_argument("--manifest", metavar="FILE", help="also write the SHA-256 of every tensor to this JSON file")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    options.add_reading_flags(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts, and says where the result lies."""
+    from sdjax.convert import convert
+
+    convert(
+        args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=args.vae, prediction=args.prediction,
+        config=args.config, manifest=args.manifest, overwrite=args.overwrite,
+    )  # fmt: skip
+    print(args.target)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", *sys.argv[1:]]))

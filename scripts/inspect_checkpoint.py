@@ -1,0 +1,35 @@
+"""`sdjax inspect`: what a checkpoint holds, without loading its weights. (scripts/inspect.py would hide Python's own
+module from the scripts beside it.)
+"""
+
+import argparse
+import json
+import sys
+
+from sdjax.scripts import options
+from sdjax.scripts.main import EXIT_STATUS, main
+
+DESCRIPTION = """\
+Says what a checkpoint holds: family, parts, dtypes, counts, metadata, and what
+is odd about it. Reads a .ckpt or .safetensors file, a diffusers or an sdjax
+folder, and runs no code that a file brings."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax inspect`."""
+    parser = options.make_command_parser("inspect", DESCRIPTION, EXIT_STATUS)
+    parser.add_argument("path", metavar="FILE", help="the checkpoint")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the report."""
+    from sdjax.convert import inspect
+
+    report = inspect(args.path)
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report.text())
+
+
+if __name__ == "__main__":
+    sys.exit(main(["inspect", *sys.argv[1:]]))

@@ -1,0 +1,103 @@
+"""The `sdjax` command: finds the subcommand, and turns what goes wrong into a sentence and an exit status.
+
+Nothing heavy is imported before a subcommand has read its arguments, so that every --help answers at once.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from sdjax._version import __version__
+
+COMMANDS = {
+    "txt2img": ("txt2img", "make pictures from a prompt"),
+    "convert": ("convert", "convert a checkpoint to another format"),
+    "inspect": ("inspect_checkpoint", "say what a checkpoint holds"),
+}
+
+OK, FAILED, BAD_INPUT, BAD_CHECKPOINT, BAD_IMAGE, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+EXIT_STATUS = """\
+exit status:
+  0    done
+  1    failed for another reason: a file that cannot be written, internal error
+  2    bad usage or input: an unknown flag, a value out of range, flags that
+       contradict each other or the model
+  3    bad checkpoint: missing, damaged, of an unknown kind, not a whole model
+  4    the model made no picture: not-a-number, or one flat colour
+  5    out of memory
+  130  interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status of `sdjax` with these arguments, the process's own by default."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    for stream in sys.stdout, sys.stderr:  # a prompt or file name may hold what the console cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if not argv or argv[0] not in COMMANDS:
+        make_parser().parse_args(argv or ["--help"])  # prints and exits, but for the names in COMMANDS
+        return BAD_INPUT
+    name, rest = argv[0], argv[1:]
+    command = importlib.import_module(f"sdjax.scripts.{COMMANDS[name][0]}")
+    args = command.make_parser().parse_args(rest)
+    try:
+        command.run(args)
+    except KeyboardInterrupt:
+        print("sdjax: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone; Python would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        status, sentence = describe(error)
+        print(f"sdjax {name}: {sentence}", file=sys.stderr)
+        return status
+    return OK
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax` itself, which knows the subcommands' names only."""
+    parser = argparse.ArgumentParser(
+        prog="sdjax",
+        description="Stable Diffusion v1 and v2 in JAX and Flax.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"`sdjax COMMAND --help` says what a command takes.\n\n{EXIT_STATUS}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sdjax {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, (_, purpose) in COMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
+    return parser
+
+
+def describe(error: Exception) -> tuple[int, str]:
+    """Returns the exit status and the sentence for what a command raised."""
+    text = str(error) or type(error).__name__
+    if _is(error, "sdjax.convert.errors", "CheckpointError"):
+        return BAD_CHECKPOINT, text
+    if _is(error, "sdjax.generate", "ImageError"):
+        return BAD_IMAGE, text
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY, text if error.args else "out of memory"
+    if isinstance(error, RuntimeError) and ("RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()):
+        return OUT_OF_MEMORY, f"the device has too little memory ({text.splitlines()[0]})"
+    if isinstance(error, ValueError):
+        return BAD_INPUT, text
+    if isinstance(error, OSError):
+        return FAILED, text
+    return FAILED, f"internal error: {type(error).__name__}: {text}\n(--debug shows where; please report it)"
+
+
+def _is(error: Exception, module: str, name: str) -> bool:
+    # What a module that was never imported defines cannot have been raised; importing it now would take a second
+    return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

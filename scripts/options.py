@@ -1,0 +1,205 @@
+"""Flags that the commands share. Imports nothing heavy: every --help reads it."""
+
+import argparse
+import math
+
+# The names of sdjax.samplers.SAMPLERS, which cannot be asked here: importing JAX takes a second. A test compares them.
+SAMPLERS = (
+    "ddim", "ddpm", "plms", "pndm", "dpm_solver", "dpm_solver_singlestep", "dpm_solver_adaptive", "dpmpp_2m",
+    "dpmpp_2m_sde", "dpmpp_2s_ancestral", "dpm2", "dpm2_ancestral", "euler", "euler_ancestral", "heun", "lms", "unipc",
+    "lcm",
+)  # fmt: skip
+DPM = "dpm_solver"  # what the references' --dpm_solver and --dpm run: DPM-Solver++, multistep, of order 2
+DTYPES = ("float32", "bfloat16", "float16")
+PROMPT = "a painting of a virus monster playing guitar"
+CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
+
+
+def make_command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Returns a subcommand's parser, with --debug."""
+    parser = argparse.ArgumentParser(
+        prog=f"sdjax {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what to make: prompts, their number, seeds, size."""
+    add = parser.add_argument_group("what to make").add_argument
+    add("--prompt", metavar="TEXT", help=f'default: "{PROMPT}" (Stability\'s script has another)')
+    add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from; default: the empty prompt")
+    add(
+        "--from-file",
+        metavar="FILE",
+        help="read prompts from this file, one a line, empty lines passed over (- is standard input); --n_samples of "
+        "them are made at a time",
+    )
+    add("--repeat", type=positive, metavar="N", help="make every line of --from-file N times; default: 1")
+    add(
+        "--n_iter",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="make everything N times, with new seeds; default: %(default)s (Stability: 3)",
+    )
+    add("--n_samples", type=positive, default=3, metavar="N", help="pictures made at a time; default: %(default)s")
+    add("--seed", type=seed, default=42, metavar="N", help="the first picture's seed; default: %(default)s")
+    add(
+        "--fixed_code",
+        action="store_true",
+        help="give every iteration and every chunk of --from-file the same seeds (in the references only the starting "
+        "noise is then the same)",
+    )
+    size = "a multiple of 8 from 64 to 2048; default: the model's own, 512 or 768 (both references: 512)"
+    add("--H", type=int, metavar="PIXELS", help=f"height, {size}")
+    add("--W", type=int, metavar="PIXELS", help="width, likewise")
+    add("--C", type=int, metavar="N", help="channels of the latent, checked against the model (references: 4)")
+    add("--f", type=int, metavar="N", help="pixels to one of the latent, checked likewise (references: 8)")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say how to sample: steps, sampler and its options, eta, guidance scale."""
+    add = parser.add_argument_group("how to sample").add_argument
+    add(
+        "--steps",
+        "--ddim_steps",
+        dest="steps",
+        type=positive,
+        default=50,
+        metavar="N",
+        help="exactly so many; default: %(default)s. (CompVis's DDIM and PLMS make more where N does not divide 1000, "
+        "as 31 for 30; --sampler-option spacing=compvis counts like them)",
+    )
+    add("--sampler", choices=SAMPLERS, metavar="NAME", help=f"one of {', '.join(SAMPLERS)}; default: ddim")
+    add("--plms", action="store_true", help="--sampler plms")
+    add(
+        "--dpm",
+        "--dpm_solver",
+        dest="dpm",
+        action="store_true",
+        help=f"--sampler {DPM}; goes before --plms, as in the references",
+    )
+    add(
+        "--sampler-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set an option of the sampler, as spacing=trailing or order=3; may be given several times",
+    )
+    add(
+        "--ddim_eta",
+        type=finite,
+        metavar="X",
+        help="fresh noise in every step: 0 is none, 1 as much as DDPM's; default: the sampler's own, 0 for ddim",
+    )
+    add(
+        "--scale",
+        type=finite,
+        metavar="X",
+        help="guidance scale, 1 is no guidance; default: the model's (CompVis: 7.5, Stability: 9)",
+    )
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which checkpoint to use."""
+    add = parser.add_argument_group("the model").add_argument
+    add(
+        "--ckpt",
+        metavar="PATH",
+        help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or owner/name of a repository of the Hugging "
+        f"Face hub; default: {CHECKPOINT} if it is there, as CompVis's",
+    )
+    add("--revision", metavar="NAME", help="branch, tag or commit of a hub repository")
+    add("--variant", metavar="NAME", help="variant of a diffusers folder's files, as fp16")
+
+
+def add_reading_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say how a checkpoint is read."""
+    add = parser.add_argument_group("how the checkpoint is read").add_argument
+    add(
+        "--config",
+        metavar="FILE",
+        help="the model's original ldm YAML, or a name of sdjax.configs; default: found out from the checkpoint (the "
+        "references' defaults fit one model each)",
+    )
+    add(
+        "--prediction",
+        choices=("epsilon", "v", "x0"),
+        help="what the network predicts, where neither the checkpoint nor a config says so",
+    )
+    add(
+        "--ema",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="take the averaged weights; auto: where there are some; default: %(default)s (references' configs: no)",
+    )
+    add("--vae", metavar="PATH", help="take the autoencoder from this file or folder")
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where and how to compute."""
+    add = parser.add_argument_group("where and how to compute").add_argument
+    add(
+        "--device",
+        metavar="NAME",
+        help="cpu, gpu, cuda, rocm or tpu, or one of several as cuda:1; default: all of the best kind (Stability: cpu)",
+    )
+    add(
+        "--parallel",
+        choices=("jit", "pmap"),
+        default="jit",
+        help="spread a batch over the devices by one sharded program, or by jax.pmap; default: %(default)s",
+    )
+    add(
+        "--precision",
+        choices=("full", "autocast"),
+        default="autocast",
+        help="full: float32; autocast: bfloat16 where the device is fast at it (gpu, tpu), float32 on cpu; default: "
+        "%(default)s",
+    )
+    add("--dtype", choices=DTYPES, help="compute in this type, whatever the device")
+    add(
+        "--exact",
+        action="store_true",
+        help="compute pictures one by one: the same bits alone and in a batch (else they agree to one level of 255)",
+    )
+
+
+def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
+    """Adds the flags that say what to write, and where."""
+    add = parser.add_argument_group("what to write").add_argument
+    add(
+        "--outdir", default=outdir, metavar="DIR", help="pictures go to DIR/samples, grids to DIR; default: %(default)s"
+    )
+    add("--skip_save", action="store_true", help="write no single pictures")
+    add("--skip_grid", action="store_true", help="write no grid")
+    add("--n_rows", type=int, default=0, metavar="N", help="pictures in a row of the grid; default: as --n_samples")
+
+
+def positive(text: str) -> int:
+    """Returns a whole number from 1 up, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 up is wanted; got {text}")
+    return value
+
+
+def seed(text: str) -> int:
+    """Returns a seed, for argparse."""
+    value = int(text)
+    if not 0 <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"a seed lies between 0 and 2**64 - 1; got {text}")
+    return value
+
+
+def finite(text: str) -> float:
+    """Returns a finite number, for argparse."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"a finite number is wanted; got {text}")
+    return value

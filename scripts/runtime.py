@@ -1,0 +1,137 @@
+"""What the shared flags mean to JAX: dtype, devices, the sampler, the cache of compiled programs, progress."""
+
+import argparse
+import dataclasses
+import hashlib
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CACHE_BYTES = 2 * 2**30  # of compiled programs; one of a full-size model takes some 20 MB
+
+
+def compute_dtype(args: argparse.Namespace) -> str | None:
+    """Returns the dtype that --dtype and --precision ask for, None where the device decides.
+
+    Raises ValueError if they contradict each other.
+    """
+    if args.precision != "full":
+        return args.dtype
+    if args.dtype not in (None, "float32"):
+        raise ValueError(f"--precision full means float32, --dtype says {args.dtype}; give one of them")
+    return "float32"
+
+
+def set_up_jax(device: str | None) -> list[Any] | None:
+    """Returns the devices to use, None for all of the best kind, and turns on the cache of compiled programs.
+
+    Raises ValueError for a device that is not there.
+    """
+    import jax
+
+    named = re.fullmatch(r"([a-z]+)(?::(\d{1,4}))?", device or "cpu")
+    if named is None:
+        raise ValueError(f"--device is a kind, as cpu or gpu, or one of several, as gpu:1; got {device!r}")
+    name, index = named.groups()
+    if device is not None and name == "cpu":  # so that no accelerator is even looked at
+        jax.config.update("jax_platforms", "cpu")
+    enable_compilation_cache()
+    if device is None:
+        return None
+    try:
+        devices = jax.local_devices(backend=name)
+    except RuntimeError:
+        kinds = sorted({d.platform for d in jax.local_devices()} | {"cpu"})
+        raise ValueError(f"--device {device}: JAX has no {name} here; it has {', '.join(kinds)}") from None
+    if index is None:
+        return devices
+    if int(index) >= len(devices):
+        raise ValueError(f"--device {device}: here are {len(devices)} of that kind, and the first is {name}:0")
+    return [devices[int(index)]]
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, bounded, unless JAX has been given a folder already."""
+    import jax
+    import platformdirs
+
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    folder = platformdirs.user_cache_path("sdjax") / "compiled" / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written to: compile every time
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+
+
+def _processor() -> str:
+    # A program compiled for one processor may stop on another one that shares the home folder, as in a cluster
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:12]}"
+
+
+def make_sampler(name: str, settings: Sequence[str], *, eta: float | None = None) -> Any:
+    """Returns the sampler of that name, with options set from NAME=VALUE texts, and eta where it is given.
+
+    Raises ValueError for an option that it does not have, or a value of another kind.
+    """
+    from sdjax.samplers import SAMPLERS
+
+    sampler = SAMPLERS[name]()
+    own = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(sampler)}
+    given = [text.partition("=") for text in settings]
+    if eta is not None and ("eta" in own or eta != 0):  # 0 says nothing to a sampler that never adds noise
+        given.append(("eta", "=", str(eta)))
+    changed = {}
+    for option, equals, value in given:
+        if not equals:
+            raise ValueError(f"--sampler-option is NAME=VALUE; got {option!r}")
+        if option not in own:
+            raise ValueError(f"the sampler {name} has no {option}; it has {', '.join(own)}")
+        kind = type(own[option])
+        try:
+            changed[option] = _READERS[kind](value)
+        except (ValueError, KeyError):
+            wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            raise ValueError(f"{option} of the sampler {name} is {wanted}; got {value!r}") from None
+    return dataclasses.replace(sampler, **changed)
+
+
+_READERS = {bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str}
+
+
+class Progress:
+    """A bar over the network's calls of all batches, on standard error where that is a terminal."""
+
+    def __init__(self, num_batches: int):
+        from tqdm.auto import tqdm
+
+        self.num_batches, self.before = num_batches, 0
+        self.bar = tqdm(desc="sampling", unit="call", disable=None, dynamic_ncols=True)
+
+    def show(self, done: int, total: int) -> None:
+        """Moves the bar: `done` of this batch's `total` calls, which all batches have alike."""
+        self.bar.total = total * self.num_batches
+        self.bar.update(self.before + done - self.bar.n)
+        if done == total:
+            self.before += total
+
+    def print(self, line: Any) -> None:
+        """Writes a line to standard output without breaking the bar."""
+        self.bar.clear()
+        print(line, flush=True)
+        self.bar.refresh()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()

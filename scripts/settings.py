@@ -1,0 +1,84 @@
+"""What a picture's file says about how it was made: every setting exactly, and the form that other tools read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# AUTOMATIC1111's names, where it has the same sampler or spacing; others go by ours
+WEB_UI_SAMPLERS = {
+    "ddim": "DDIM",
+    "plms": "PLMS",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpm2": "DPM2",
+    "dpm2_ancestral": "DPM2 a",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "lms": "LMS",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
+WEB_UI_SPACINGS = {
+    "leading": "DDIM",
+    "compvis": "DDIM",
+    "trailing": "SGM Uniform",
+    "linspace": "Uniform",
+    "time_uniform": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+}
+MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
+ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
+
+
+def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns a model file's name, size and a SHA-256 of its size, first and last MiB; of a folder, over its files.
+
+    It is cheap for 4 GB, and tells released files apart. What is not here (a name of the hub) is only named.
+    """
+    path = Path(path)
+    if not path.exists():
+        return {"name": str(path)}
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in MODEL_FILES and p.is_file())
+    digest, total = hashlib.sha256(), 0
+    for file in files:
+        size = file.stat().st_size
+        total += size
+        label = "" if file == path else file.relative_to(path).as_posix()
+        digest.update(json.dumps([label, size]).encode())
+        with open(file, "rb") as data:
+            digest.update(data.read(ENDS))
+            data.seek(max(size - ENDS, 0))
+            digest.update(data.read(ENDS))
+    return {"name": name, "bytes": total, "sha256_of_ends": digest.hexdigest()}
+
+
+def to_json(settings: Mapping[str, Any]) -> str:
+    """Returns the settings as JSON in ASCII, the same text every time."""
+    return json.dumps(settings, ensure_ascii=True, allow_nan=False)
+
+
+def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the `Key: value` pairs of AUTOMATIC1111's `parameters` text.
+
+    Clip skip, Schedule type and Version stand there always: what is missing, readers fill in with defaults of theirs.
+    There is no RNG: the noise is JAX's, which no other tool draws.
+    """
+    name, spacing = settings["sampler"], settings["sampler_options"]["spacing"]
+    return {
+        "Steps": settings["steps"],
+        "Sampler": WEB_UI_SAMPLERS.get(name, name),
+        "Schedule type": WEB_UI_SPACINGS.get(spacing, spacing),
+        "CFG scale": settings["guidance_scale"],
+        "Seed": settings["seed"],
+        "Size": f"{settings['width']}x{settings['height']}",
+        "Model": Path(settings["model"]["name"]).stem,
+        "Clip skip": 1,
+        "Version": f"sdjax {settings['versions']['sdjax']}",
+    }

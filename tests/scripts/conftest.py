@@ -1,0 +1,58 @@
+"""Pipelines for the command line that need no checkpoint."""
+
+import types
+
+import numpy as np
+import pytest
+
+import sdjax
+from sdjax.scripts import runtime
+from sdjax.tokenizer import Tokenizer
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the tests out of the user's cache folder."""
+    monkeypatch.setattr(runtime, "enable_compilation_cache", lambda: None)
+
+
+class Fake:
+    """Stands in for `sdjax.load` and `sdjax.text_to_image`: pictures are noise drawn from the seed."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple] = []
+        self.made: list[dict] = []
+        self.error: BaseException | None = None
+        vae = types.SimpleNamespace(latent_channels=4, factor=8)
+        text = types.SimpleNamespace(max_length=77)
+        schedule = types.SimpleNamespace(prediction="v")
+        self.config = types.SimpleNamespace(
+            name="sd2_v", vae=vae, text=text, schedule=schedule, guidance_scale=9.0, image_size=96
+        )
+        self.notices: tuple[str, ...] = ()
+
+    def load(self, path: str, **options: object) -> types.SimpleNamespace:
+        self.loaded.append((path, options))
+        dtype = options["dtype"] or "bfloat16"
+        return types.SimpleNamespace(
+            config=self.config, tokenizer=Tokenizer(), dtype=dtype, source=path, notices=self.notices
+        )
+
+    def text_to_image(self, pipe: object, prompts: list[str], **options: object) -> np.ndarray:
+        if self.error is not None and self.made:
+            raise self.error
+        options["progress"](options["num_steps"], options["num_steps"])
+        self.made.append({"prompts": prompts, **options})
+        side = self.config.image_size
+        shape = (options["height"] or side, options["width"] or side, 3)
+        return np.stack([np.random.default_rng(s).integers(0, 256, shape, np.uint8) for s in options["seed"]])
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Fake:
+    """Puts a Fake in the place of the model, and the test into a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    fake = Fake()
+    monkeypatch.setattr(sdjax, "load", fake.load, raising=False)
+    monkeypatch.setattr(sdjax, "text_to_image", fake.text_to_image, raising=False)
+    return fake

@@ -1,0 +1,163 @@
+"""The shared flags: names, and what they mean to JAX."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdjax import samplers
+from sdjax.scripts import options, runtime, settings, txt2img
+
+COMPVIS = (
+    "--prompt --outdir --skip_grid --skip_save --ddim_steps --plms --dpm_solver --fixed_code --ddim_eta --n_iter --H "
+    "--W --C --f --n_samples --n_rows --scale --from-file --config --ckpt --seed --precision"
+)
+STABILITY = "--steps --dpm --device --repeat"
+OURS = "--sampler --negative-prompt --parallel --dtype --vae --ema --prediction --exact --debug"
+
+
+def test_every_flag_of_both_references_is_there() -> None:
+    known = {flag for action in txt2img.make_parser()._actions for flag in action.option_strings}
+    assert set(f"{COMPVIS} {STABILITY} {OURS}".split()) <= known
+
+
+def test_defaults_are_those_of_the_reference() -> None:
+    args = txt2img.make_parser().parse_args([])
+    assert args.outdir == "outputs/txt2img-samples"
+    assert (args.steps, args.n_iter, args.n_samples, args.n_rows, args.seed) == (50, 2, 3, 0, 42)
+    assert args.precision == "autocast"
+
+
+def test_names_of_samplers_are_those_there_are() -> None:
+    assert tuple(samplers.SAMPLERS) == options.SAMPLERS
+    assert set(settings.WEB_UI_SAMPLERS) <= set(samplers.SAMPLERS)
+    assert set(settings.WEB_UI_SPACINGS) <= set(samplers.SPACINGS)
+
+
+def test_dpm_is_the_references_solver() -> None:
+    # ldm/models/diffusion/dpm_solver/sampler.py: DPM-Solver++, multistep, order 2, uniform in time, lower order at the
+    # end below 15 steps, and no step to zero noise
+    solver = samplers.SAMPLERS[options.DPM]()
+    assert (solver.algorithm, solver.method, solver.order) == ("dpmsolver++", "multistep", 2)
+    assert (solver.spacing, solver.solver_type, solver.lower_order_below) == ("time_uniform", "dpm_solver", 15)
+    assert (solver.end, solver.denoise_to_zero) == ("sigma_min", False)
+
+
+@pytest.mark.parametrize("name", options.SAMPLERS)
+def test_every_option_of_every_sampler_can_be_set_to_its_default(name: str) -> None:
+    default = samplers.SAMPLERS[name]()
+    texts = [
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in vars(default).items()
+    ]
+    assert runtime.make_sampler(name, texts) == default
+
+
+def test_help_says_where_the_references_differ() -> None:
+    text = re.sub(r"\s+", " ", txt2img.make_parser().format_help())
+    assert "default: 2 (Stability: 3)" in text
+    assert "(CompVis: 7.5, Stability: 9)" in text
+    assert "512 or 768 (both references: 512)" in text
+    assert "(Stability: cpu)" in text
+
+
+def test_fingerprint_tells_files_apart_by_their_ends(tmp_path: Path) -> None:
+    a, b, c = (tmp_path / name for name in ("a.ckpt", "b.ckpt", "c.ckpt"))
+    data = bytes(3 * settings.ENDS)
+    a.write_bytes(data)
+    b.write_bytes(data[:-1] + b"\1")
+    c.write_bytes(data + b"\0")
+    found = [settings.fingerprint(path) for path in (a, b, c)]
+    assert [f["name"] for f in found] == ["a.ckpt", "b.ckpt", "c.ckpt"]
+    assert [f["bytes"] for f in found] == [len(data), len(data), len(data) + 1]
+    assert len({f["sha256_of_ends"] for f in found}) == 3
+    assert len(found[0]["sha256_of_ends"]) == 64
+
+
+def test_fingerprint_of_a_folder_covers_its_model_files(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    weights = tmp_path / "unet" / "model.safetensors"
+    weights.write_bytes(b"a")
+    first = settings.fingerprint(tmp_path)
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    assert settings.fingerprint(tmp_path) == first
+    assert settings.fingerprint(f"{tmp_path}/unet/..") == first
+    weights.write_bytes(b"b")
+    assert settings.fingerprint(tmp_path) != first
+    assert settings.fingerprint("owner/name") == {"name": "owner/name"}
+
+
+def test_settings_are_json_for_everyone() -> None:
+    text = settings.to_json({"prompt": "\u65e5\udcff\n", "scale": 7.5})
+    assert text.isascii()
+    assert json.loads(text) == {"prompt": "\u65e5\udcff\n", "scale": 7.5}
+    with pytest.raises(ValueError, match="Out of range"):
+        settings.to_json({"scale": float("nan")})
+
+
+def cache_settings(**env: str) -> list[str]:
+    code = """
+import jax
+from sdjax.scripts.runtime import enable_compilation_cache
+enable_compilation_cache()
+print(jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
+"""
+    env = {**{k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}, **env}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is Linux's way to move the cache folder")
+def test_compiled_programs_are_kept_in_a_bounded_cache(tmp_path: Path) -> None:
+    folder, size = cache_settings(XDG_CACHE_HOME=str(tmp_path))
+    assert Path(folder).is_dir()
+    assert Path(folder).is_relative_to(tmp_path / "sdjax")
+    assert 0 < int(size) <= 2 * 2**30
+    # A user's own choice stands
+    assert cache_settings(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own")) == [str(tmp_path / "own"), "-1"]
+    (tmp_path / "file").touch()  # a home that cannot be written to
+    assert cache_settings(XDG_CACHE_HOME=str(tmp_path / "file")) == ["None", "-1"]
+
+
+class Terminal(io.StringIO):
+    """What a bar takes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_counts_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    shown = []
+    with runtime.Progress(2) as progress:
+        for _ in range(2):
+            for done in (5, 10, 12):
+                progress.show(done, 12)
+                shown.append((progress.bar.n, progress.bar.total))
+    assert shown == [(5, 24), (10, 24), (12, 24), (17, 24), (22, 24), (24, 24)]
+    assert "24/24 [" in sys.stderr.getvalue()
+
+
+def test_progress_is_silent_where_there_is_no_terminal(capsys: pytest.CaptureFixture) -> None:
+    with runtime.Progress(1) as progress:
+        progress.show(5, 5)
+        progress.print("a.png")
+    assert capsys.readouterr() == ("a.png\n", "")
+
+
+def test_progress_costs_less_than_a_hundredth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with runtime.Progress(1) as progress:
+        start = time.process_time()
+        for done in range(1, 1001):
+            progress.show(done, 1000)
+        cost = (time.process_time() - start) / 1000
+    # A call of a full-size network takes some 20 ms on the fastest devices, and the bar moves once in five; a tenth of
+    # this was measured
+    assert cost < 0.01 * 0.020 * 5
