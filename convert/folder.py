@@ -35,20 +35,20 @@ def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile) ->
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant):
         raise CheckpointError(f"{shown(variant)} is no variant's name; an example is 'fp16'", path)
     names, folders = _listing(path)
-    own = _weights(names)
+    own = find_weights(names)
     if own and "model_index.json" not in names:
         components = {"": own}
     else:
         components = {}
         for folder in sorted(folders):
-            weights = _weights(_listing(path / folder)[0])
+            weights = find_weights(_listing(path / folder)[0])
             if weights:
                 components[folder] = weights
     if not components:
         raise CheckpointError(_nothing(names), path)
     if len(components) > MAX_COMPONENTS:
         raise CheckpointError(f"it has {len(components)} folders of weights; a pipeline has at most ten or so", path)
-    chosen = _choose(components, variant, path)
+    chosen = choose_weights(components, variant, path)
 
     opened: list[TensorFile] = []
     try:
@@ -98,7 +98,7 @@ def _listing(path: pathlib.Path) -> tuple[set[str], set[str]]:
     return names, {name for name in folders if name.isprintable() and not name.startswith(".")}
 
 
-def _weights(names: set[str]) -> Weights:
+def find_weights(names: set[str]) -> Weights:
     """Returns the sets of weights among a folder's files, whole files before indices of shards."""
     found: Weights = {}
     for stem in STEMS:
@@ -111,7 +111,14 @@ def _weights(names: set[str]) -> Weights:
     return found
 
 
-def _choose(components: dict[str, Weights], variant: str | None, path: pathlib.Path) -> dict[str, tuple[str, bool]]:
+def is_index(name: str) -> bool:
+    """Returns whether a file of that name lists the shards of weights."""
+    return _INDEX.fullmatch(name) is not None
+
+
+def choose_weights(
+    components: dict[str, Weights], variant: str | None, path: str | os.PathLike[str]
+) -> dict[str, tuple[str, bool]]:
     """Returns each component's file: of the variant where it has one, else its plain weights."""
     wanted = variant or ""
     known = sorted({name for weights in components.values() for name, _ in weights})
