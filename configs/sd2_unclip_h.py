@@ -1,0 +1,13 @@
+"""Stable unCLIP 2.1, OpenCLIP ViT-H. Source: Stability-AI/stablediffusion, v2-1-stable-unclip-h-inference.yaml."""
+
+import ml_collections
+
+from . import sd2_v
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns 2-v told an image's embedding (1024) and its noise level's (1024)."""
+    config = sd2_v.get_config()
+    config.name = "sd2_unclip_h"
+    config.unet.label_dim = 2048
+    return config
