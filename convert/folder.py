@@ -6,24 +6,22 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from .budget import Budget
 from .errors import CheckpointError, shown
 from .mapped import MappedFile
 from .stored import MAX_NAME, MAX_TENSORS, TensorFile
-from .strict_json import MAX_BYTES, read_json
+from .strict_json import read_json
 
-MAX_ENTRIES = 10_000  # files in one folder
 MAX_COMPONENTS = 50
-MAX_SHARDS = 200
-MAX_CONFIG = 2**18
 
 # diffusers' models; transformers' as safetensors and as .bin. Nothing else beside them (optimizer.bin, ...) is weights.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = ("safetensors", "bin")  # the first is preferred
 
-ReadFile = Callable[[pathlib.Path], TensorFile]
+ReadFile = Callable[[pathlib.Path, Budget], TensorFile]
 
 
-def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile) -> TensorFile:
+def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile, budget: Budget) -> TensorFile:
     """Returns the tensors of a pipeline's folder, named "component/name", or of a component's, unprefixed.
 
     Only files that a listing of the folder shows are opened, one level deep; names in an index choose among them.
@@ -34,15 +32,16 @@ def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile) ->
     """
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant):
         raise CheckpointError(f"{shown(variant)} is no variant's name; an example is 'fp16'", path)
-    names, folders = _listing(path)
+    names, folders = _listing(path, budget)
     own = find_weights(names)
     if own and "model_index.json" not in names:
+        listings = {"": names}
         components = {"": own}
     else:
+        listings = {"": names} | {folder: _listing(path / folder, budget)[0] for folder in sorted(folders)}
         components = {}
         for folder in sorted(folders):
-            weights = find_weights(_listing(path / folder)[0])
-            if weights:
+            if weights := find_weights(listings[folder]):
                 components[folder] = weights
     if not components:
         raise CheckpointError(_nothing(names), path)
@@ -55,16 +54,15 @@ def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile) ->
         tensors, metadata = {}, {}
         for component, (name, indexed) in chosen.items():
             prefix = f"{component}/" if component else ""
-            files = _read_shards(path / component, name, read_file, opened) if indexed else []
-            if not indexed:
-                files = [read_file(path / component / name)]
-                opened.extend(files)
-            for file in files:
+            first = len(opened)
+            if indexed:
+                _read_shards(path / component / name, listings[component], read_file, budget, opened)
+            else:
+                opened.append(read_file(path / component / name, budget))
+            for file in opened[first:]:
                 tensors |= {prefix + key: tensor for key, tensor in file.tensors.items()}
                 metadata |= {prefix + key: value for key, value in file.metadata.items()}
-            if len(tensors) > MAX_TENSORS:
-                raise CheckpointError(f"its components have more than {MAX_TENSORS} tensors together", path)
-        configs = _configs(path, [""] if "" in components else ["", *sorted(folders)])
+        configs = _configs(path, listings, budget)
     except BaseException:
         for file in opened:
             file.close()
@@ -83,16 +81,15 @@ _INDEX = re.compile(
 _SHARD = re.compile(rf"(?:{'|'.join(STEMS)})(?:\.[A-Za-z0-9_-]+)?-\d+-of-\d+(?:\.[A-Za-z0-9_-]+)?\.(?:safetensors|bin)")
 
 
-def _listing(path: pathlib.Path) -> tuple[set[str], set[str]]:
+def _listing(path: pathlib.Path, budget: Budget) -> tuple[set[str], set[str]]:
     """Returns the names of what lies in a folder: all but folders, and folders."""
     names: set[str] = set()
     folders: set[str] = set()
     try:
         with os.scandir(path) as entries:
             for entry in entries:
+                budget.spend("files in its folders", 1, path)
                 (folders if entry.is_dir() else names).add(entry.name)
-                if len(names) + len(folders) > MAX_ENTRIES:
-                    raise CheckpointError(f"it holds more than {MAX_ENTRIES} files; a model's folder does not", path)
     except OSError as error:
         raise CheckpointError(f"the folder cannot be read ({error.strerror or error})", path) from error
     return names, {name for name in folders if name.isprintable() and not name.startswith(".")}
@@ -138,67 +135,52 @@ def choose_weights(
     return chosen
 
 
-def _read_shards(folder: pathlib.Path, index: str, read_file: ReadFile, opened: list[TensorFile]) -> list[TensorFile]:
-    """Returns the shards that an index names, once it and they were found to agree; adds them to `opened`."""
-    table = _json(folder / index, MAX_BYTES).get("weight_map")
-    if type(table) is not dict or not all(type(name) is str and len(name) <= MAX_NAME for name in table):
-        raise CheckpointError("its weight_map does not give a file for each tensor", folder / index)
-    there = _listing(folder)[0]
-    names = []
-    for name in dict.fromkeys(value if type(value) is str else "" for value in table.values()):
-        if not _SHARD.fullmatch(name):  # no path, no link out of the folder by name, no device
-            raise CheckpointError(f"it names the file {shown(name)}, which is no shard's name", folder / index)
+def _read_shards(
+    index: pathlib.Path, there: set[str], read_file: ReadFile, budget: Budget, opened: list[TensorFile]
+) -> None:
+    """Opens the shards that an index names, adds them to `opened`, and checks that it and they agree."""
+    table = _json(index, budget).get("weight_map")
+    if type(table) is not dict or not 0 < len(table) <= MAX_TENSORS or not all(len(name) <= MAX_NAME for name in table):
+        raise CheckpointError("its weight_map does not give a file for each tensor", index)
+    promised: dict[str, set[str]] = {}
+    for tensor, name in table.items():
+        if type(name) is not str or not _SHARD.fullmatch(name):  # no path: nothing out of the folder is named
+            raise CheckpointError(f"it names the file {shown(name)}, which is no shard's name", index)
         if name not in there:
-            raise CheckpointError(f"it names the file {shown(name)}, which is not there", folder / index)
-        names.append(name)
-    if not 0 < len(names) <= MAX_SHARDS:
-        raise CheckpointError(f"it names {len(names)} files; expected 1 to {MAX_SHARDS}", folder / index)
-    shards = []
+            raise CheckpointError(f"it names the file {shown(name)}, which is not there", index)
+        promised.setdefault(name, set()).add(tensor)
     problems: list[str] = []
     placed: set[str] = set()
-    for name in names:
-        shard = read_file(folder / name)
+    for name, wanted in promised.items():
+        shard = read_file(index.parent / name, budget)
         opened.append(shard)
-        shards.append(shard)
-        promised = {tensor for tensor, place in table.items() if place == name}
-        problems += [f"{name} lacks {shown(tensor)}" for tensor in sorted(promised - set(shard.tensors))]
-        problems += [f"{name} also has {shown(tensor)}" for tensor in sorted(set(shard.tensors) - promised)]
-        problems += [f"{shown(tensor)} is in two files" for tensor in sorted(placed & set(shard.tensors))]
-        placed |= set(shard.tensors)
+        found = set(shard.tensors)
+        problems += [f"{name} lacks {shown(tensor)}" for tensor in sorted(wanted - found)]
+        problems += [f"{name} also has {shown(tensor)}" for tensor in sorted(found - wanted)]
+        problems += [f"{shown(tensor)} is in two files" for tensor in sorted(placed & found)]
+        placed |= found
     if problems:
         more = f" and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise CheckpointError(f"it does not describe its files: {'; '.join(problems[:20])}{more}", folder / index)
-    return shards
+        raise CheckpointError(f"it does not describe its files: {'; '.join(problems[:20])}{more}", index)
 
 
-def _configs(path: pathlib.Path, folders: list[str]) -> dict[str, dict[str, Any]]:
+def _configs(path: pathlib.Path, listings: dict[str, set[str]], budget: Budget) -> dict[str, dict[str, Any]]:
     """Returns the JSON configurations in these folders by their path below `path`, with forward slashes."""
-    configs: dict[str, dict[str, Any]] = {}
-    total = 0
-    for folder in folders[: MAX_COMPONENTS + 1]:
-        for name in sorted(_listing(path / folder)[0]):
-            if name in ("config.json", "model_index.json") or name.endswith("_config.json"):
-                data = _bytes(path / folder / name, MAX_CONFIG)
-                total += len(data)
-                if total > MAX_BYTES:
-                    raise CheckpointError(f"its configurations have more than {MAX_BYTES} bytes together", path)
-                key = f"{folder}/{name}" if folder else name
-                configs[key] = read_json(data, lambda reason, at=path / folder / name: CheckpointError(reason, at))
-    return configs
+    return {
+        f"{folder}/{name}" if folder else name: _json(path / folder / name, budget)
+        for folder, names in listings.items()
+        for name in sorted(names)
+        if name in ("config.json", "model_index.json") or name.endswith("_config.json")
+    }
 
 
-def _bytes(path: pathlib.Path, limit: int) -> bytes:
+def _json(path: pathlib.Path, budget: Budget) -> dict[str, Any]:
     file = MappedFile(path)
     try:
-        if file.size > limit:
-            raise file.error(f"it has {file.size} bytes; more than {limit} are not read")
-        return file.bytes(0, file.size)
+        budget.spend("bytes of JSON", file.size, file.path)
+        return read_json(file.bytes(0, file.size), file.error)
     finally:
         file.close()
-
-
-def _json(path: pathlib.Path, limit: int) -> dict[str, Any]:
-    return read_json(_bytes(path, limit), lambda reason: CheckpointError(reason, path))
 
 
 def _nothing(names: set[str]) -> str:

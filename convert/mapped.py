@@ -21,10 +21,12 @@ class MappedFile:
     it is mapped ends this one (SIGBUS), as with every memory map.
     """
 
+    _fd: int | None = None
+    _map: mmap.mmap | None = None
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises CheckpointError unless `path`, links followed, is a regular file with something in it."""
         self.path = pathlib.Path(path)
-        self._fd: int | None = None
         try:
             _check_regular(os.stat(self.path), self.path)
             # O_NONBLOCK: should a pipe take the file's place meanwhile, opening it still does not wait for a writer.
@@ -35,13 +37,13 @@ class MappedFile:
             self.size = status.st_size
             if self.size == 0:
                 raise self.error("the file is empty")
-            self._map: mmap.mmap | None = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+            self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
             self.size = len(self._map)
         except (OSError, ValueError, OverflowError) as error:
             self._close_descriptor()
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(_why(error), self.path) from error
+            raise CheckpointError(why(error), self.path) from error
 
     def error(self, reason: str) -> CheckpointError:
         """Returns the exception to raise: `reason` with the file's name before it."""
@@ -129,7 +131,8 @@ def _check_regular(status: os.stat_result, path: pathlib.Path) -> None:
         raise CheckpointError(f"expected a regular file, but this is {kind}", path)
 
 
-def _why(error: Exception) -> str:
+def why(error: OSError | ValueError | OverflowError) -> str:
+    """Returns the words for a file that the system does not open."""
     if isinstance(error, OSError):
         if error.errno == errno.ENOENT:
             return "there is no such file"

@@ -7,120 +7,39 @@ values by a table. Every other call, by whatever instruction, is refused where i
 Python's pickletools.
 """
 
-import dataclasses
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-import numpy as np
-
-from .errors import CheckpointError, printable, shown
+from .budget import LIMITS, Budget
+from .errors import CheckpointError, shown
+from .mapped import MappedFile
+from .pickle_values import CALLS, Call, OrderedDict, Reference, Scalar, is_dtype_state
 
 MAX_BYTES = 4 * 2**20  # a training checkpoint's 3,500 tensors with their optimizer's state need 0.9 MB
-MAX_OPCODES = 500_000  # and 100,000 instructions
 MAX_DEPTH = 1_000  # open MARKs
 MAX_REFERENCE = 256  # bytes of a module's or class's name
 MAX_REFERENCES = 1_000  # different classes and functions
 MAX_INTEGER_BYTES = 32
 MAX_ARGUMENTS = 8
-MAX_ENCODED = 32  # characters of a numpy scalar's bytes
 
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Reference:
-    """The name of a class or function, and nothing more; one object a name within a pickle."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return printable(f"{self.module}.{self.name}")
-
-
-class OrderedDict(dict):
-    """A collections.OrderedDict of the file; its own class, because `Module.state_dict()` sets an attribute on it."""
-
-    __slots__ = ()
-
-
-@dataclasses.dataclass(slots=True)
-class Scalar:
-    """A numpy dtype of the file, on its way to a number."""
-
-    code: str
-    byteorder: str = "<"
-
-
-def _is_dtype_state(state: Any) -> bool:
-    # (version, byte order, subdtype, names, fields, size, alignment, flags) of a dtype that is a plain number's
-    return (
-        type(state) is tuple
-        and len(state) == 8
-        and state[0] in (3, 4)
-        and type(state[1]) is str
-        and state[1] in ("<", ">", "|", "=")
-        and state[2:] == (None, None, None, -1, -1, 0)
-    )
-
-
-Call = Callable[..., Any]
 _KEYS = (str, int, bool, Reference)
-_SCALAR_CODES = frozenset(
-    kind + size for kind, sizes in {"f": "248", "i": "1248", "u": "1248", "b": "1"}.items() for size in sizes
-)
-
-
-def _ordered_dict(*args: Any) -> OrderedDict:
-    if args:
-        raise ValueError("it makes an OrderedDict from arguments")
-    return OrderedDict()
-
-
-def _encode(*args: Any) -> bytes:
-    # Protocol 2 spells a numpy scalar's bytes so. Longer text would be copied once a call, many calls over.
-    if len(args) != 2 or type(args[0]) is not str or len(args[0]) > MAX_ENCODED or args[1] not in ("latin1", "latin-1"):
-        raise ValueError("it calls _codecs.encode on something else than a number's few bytes as latin-1")
-    return args[0].encode("latin-1")
-
-
-def _dtype(*args: Any) -> Scalar:
-    # numpy.dtype(code, align, copy); the last two are 0 and 1 in files of an older numpy
-    if len(args) != 3 or type(args[0]) is not str or args[0] not in _SCALAR_CODES or args[1:] != (False, True):
-        raise ValueError(f"it makes the numpy dtype {shown(args[0] if args else None)}, which is no plain number's")
-    return Scalar(args[0])
-
-
-def _scalar(*args: Any) -> int | float | bool:
-    if len(args) != 2 or type(args[0]) is not Scalar or type(args[1]) is not bytes:
-        raise ValueError("it makes a numpy scalar without a plain dtype and its bytes")
-    dtype = np.dtype(args[0].byteorder + args[0].code)
-    if len(args[1]) != dtype.itemsize:
-        raise ValueError(f"it makes a numpy scalar of {len(args[1])} bytes where its dtype has {dtype.itemsize}")
-    return np.frombuffer(args[1], dtype)[0].item()
-
-
-_CALLS: dict[tuple[str, str], Call] = {
-    ("collections", "OrderedDict"): _ordered_dict,
-    ("_codecs", "encode"): _encode,
-    ("numpy", "dtype"): _dtype,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
-}
 
 
 def read_pickle(
     data: bytes,
-    error: Callable[[str], CheckpointError],
+    file: MappedFile,
+    budget: Budget,
     *,
     start: int = 0,
     calls: Mapping[tuple[str, str], Call] | None = None,
     persistent: Callable[[Any], Any] | None = None,
-    max_opcodes: int = MAX_OPCODES,
 ) -> tuple[Any, int]:
     """Returns the value that the pickle at `start` of `data` describes, and the position after it.
 
     Args:
-        error: makes the exception for a reason, such as `MappedFile.error`.
+        file: whose name errors bear.
+        budget: what the reading may still cost; the instructions executed are taken from it.
         calls: further calls that may stand in it, by module and name: functions of their arguments that return a
             value, or raise ValueError with words that say what was called with what.
         persistent: what a persistent id stands for, likewise.
@@ -131,9 +50,11 @@ def read_pickle(
     Raises:
         CheckpointError: naming the position and what stands there.
     """
-    machine = _Machine(data, start, {**_CALLS, **(calls or {})}, persistent)
+    machine = _Machine(data, start, {**CALLS, **(calls or {})}, persistent)
     try:
-        return machine.run(max_opcodes)
+        return machine.run(budget.left["instructions of pickles"])
+    except CheckpointError:
+        raise
     except struct.error as problem:
         reason = "it ends inside an instruction"
         cause: Exception = problem
@@ -143,7 +64,9 @@ def read_pickle(
     except ValueError as problem:
         reason = str(problem)
         cause = problem
-    raise error(f"its pickle is refused at byte {machine.at}: {reason}") from cause
+    finally:
+        budget.left["instructions of pickles"] -= machine.executed
+    raise file.error(f"its pickle is refused at byte {machine.at}: {reason}") from cause
 
 
 class _Machine:
@@ -152,6 +75,7 @@ class _Machine:
     def __init__(self, data: bytes, start: int, calls: dict, persistent: Callable | None) -> None:
         self.data = data
         self.at = self.pos = start  # of the current instruction, of the next byte
+        self.executed = 0
         self.end = min(len(data), start + MAX_BYTES)
         self.calls = calls
         self.persistent = persistent
@@ -161,11 +85,11 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.references: dict[tuple[str, str], Reference] = {}
 
-    def run(self, max_opcodes: int) -> tuple[Any, int]:
+    def run(self, max_instructions: int) -> tuple[Any, int]:
         data, table = self.data, _TABLE
         if data[self.pos : self.pos + 1] != b"\x80":
             raise ValueError("it does not begin with a pickle protocol of 2 or later")
-        for _ in range(max_opcodes):
+        for self.executed in range(1, max_instructions + 1):
             self.at = self.pos
             if self.pos >= self.end:
                 raise ValueError("it does not end" if self.pos >= len(data) else f"it is longer than {MAX_BYTES} bytes")
@@ -176,7 +100,8 @@ class _Machine:
                     raise ValueError(f"it ends with {len(self.stack)} values instead of 1")
                 return self.stack[0], self.pos
             table[opcode](self)
-        raise ValueError(f"it has more than {max_opcodes} instructions; no checkpoint of these models needs that many")
+        limit = LIMITS["instructions of pickles"]
+        raise ValueError(f"it has more than {limit} instructions; no checkpoint of these models needs that many")
 
     # reading
 
@@ -320,7 +245,7 @@ class _Machine:
     def build(self) -> None:
         state = self.pop()
         target = self.top()
-        if type(target) is Scalar and _is_dtype_state(state):
+        if type(target) is Scalar and is_dtype_state(state):
             target.byteorder = state[1]
         # Module.state_dict() hangs its modules' versions on the dictionary
         elif type(target) is not OrderedDict or type(state) is not dict or len(state) != 1 or "_metadata" not in state:

@@ -3,9 +3,10 @@
 import os
 import pathlib
 
+from .budget import Budget
 from .errors import CheckpointError
 from .folder import read_folder
-from .mapped import MappedFile
+from .mapped import MappedFile, why
 from .safetensors_file import read_safetensors
 from .stored import TensorFile
 from .torch_legacy import MAGIC_BYTES, read_torch_legacy
@@ -30,26 +31,27 @@ def read(path: str | os.PathLike[str], *, variant: str | None = None) -> TensorF
     path = pathlib.Path(path)
     try:
         is_folder = path.is_dir()
-    except ValueError as error:  # a null character in the name
-        raise CheckpointError(f"it cannot be opened ({error})", path) from error
+    except (OSError, ValueError) as error:  # a folder that may not be entered; a null character in the name
+        raise CheckpointError(why(error), path) from error
     if is_folder:
-        return read_folder(path, variant, read_file)
+        return read_folder(path, variant, read_file, Budget())
     if variant is not None:
         raise CheckpointError(f"variant {variant!r} was asked for, but only folders have variants", path)
-    return read_file(path)
+    return read_file(path, Budget())
 
 
-def read_file(path: pathlib.Path) -> TensorFile:
+def read_file(path: pathlib.Path, budget: Budget) -> TensorFile:
     """Returns the tensors of a single file. Raises CheckpointError."""
     file = MappedFile(path)
     try:
+        budget.spend("files", 1, file.path)
         head = file.bytes(0, 16)
         if head[:4] == b"PK\x03\x04":
-            return read_torch_zip(file)
+            return read_torch_zip(file, budget)
         if head[:1] == b"\x80" and head[2:].startswith(MAGIC_BYTES):
-            return read_torch_legacy(file)
+            return read_torch_legacy(file, budget)
         if head[8:9] == b"{":
-            return read_safetensors(file)
+            return read_safetensors(file, budget)
         raise file.error(_unknown(head))
     except BaseException:
         file.close()

@@ -7,16 +7,16 @@ memory map, because the library's are copies. Source of the rules: the format's 
 
 import json
 import re
+from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
+from .budget import Budget
 from .errors import CheckpointError, shown
 from .mapped import MappedFile
-from .stored import MAX_TENSORS, Span, StoredTensor, TensorFile, check_name, check_shape
-
-MAX_HEADER = 8 * 2**20  # a checkpoint's has 0.3 MB; other tools put their training logs into its metadata
+from .stored import MAX_RANK, MAX_TENSORS, Span, StoredTensor, TensorFile, check_name, check_shape
 
 DTYPES: dict[str, np.dtype] = {
     name: np.dtype(dtype)
@@ -41,17 +41,16 @@ DTYPES: dict[str, np.dtype] = {
 }
 
 
-def read_safetensors(file: MappedFile) -> TensorFile:
+def read_safetensors(file: MappedFile, budget: Budget) -> TensorFile:
     """Returns the tensors of a safetensors file, which must name no tensor twice and leave no byte unnamed.
 
     Raises:
         CheckpointError: where the header is malformed, too long, or contradicts itself, the file or the library.
     """
     length = int.from_bytes(file.bytes(0, 8), "little")
-    if length > MAX_HEADER:
-        raise file.error(f"its header has {length} bytes; headers of more than {MAX_HEADER} are not read")
     if 8 + length > file.size:
         raise file.error(f"its header would end at byte {8 + length} of {file.size}: the file was cut short")
+    budget.spend("bytes of safetensors headers", length, file.path)
     entries, metadata = _Header(file.bytes(8, 8 + length), file).parse()
     tensors: dict[str, StoredTensor] = {}
     spans: list[tuple[int, int, str]] = []
@@ -65,6 +64,7 @@ def read_safetensors(file: MappedFile) -> TensorFile:
             raise file.error(f"tensor {shown(name)} has {stop - start} bytes where its shape takes {tensor.nbytes}")
         tensors[name] = tensor
         spans.append((start, stop, name))
+    budget.spend("tensors", len(tensors), file.path)
     position = 0
     for start, stop, name in sorted(spans):
         if start != position:
@@ -101,18 +101,21 @@ Entry = tuple[str, tuple[int, ...], int, int]  # dtype as spelled, shape, first 
 _SPACE = rb"[ \t\r\n]*+"
 _STRING = rb'"(?>[^"\\\x00-\x1f]++|\\.)*+"'
 _NUMBER = rb"(?:0|[1-9][0-9]{0,18})"
-_NUMBERS = rb"\[" + _SPACE + rb"(?:" + _NUMBER + _SPACE + rb"(?:," + _SPACE + _NUMBER + _SPACE + rb")*+)?\]"
+_MORE = rb"(?:," + _SPACE + _NUMBER + _SPACE + rb"){0,%d}" % (MAX_RANK - 1)
+_NUMBERS = rb"\[" + _SPACE + rb"(?:" + _NUMBER + _SPACE + _MORE + rb")?\]"
 
 
 class _Header:
     """A parser of just the JSON that a header may be: each character is looked at once, and nothing nests.
 
-    Python's own parser makes up to 25 bytes of one; a header may be eight times as long as a configuration.
+    Python's own parser makes up to 25 bytes of one; a header may be four times as long as a configuration.
     """
 
-    STRING = re.compile(_SPACE + rb"(" + _STRING + rb")" + _SPACE, re.DOTALL)
-    NUMBERS = re.compile(_SPACE + rb"(" + _NUMBERS + rb")" + _SPACE)
-    PUNCTUATION = re.compile(_SPACE + rb"([{}:,])" + _SPACE)
+    TOKEN = re.compile(
+        _SPACE + rb"(?:(" + _STRING + rb")|(" + _NUMBERS + rb")|([{}:,]))" + _SPACE,
+        re.DOTALL,
+    )
+    STRING, NUMBERS, MARK = 1, 2, 3  # the groups
 
     def __init__(self, data: bytes, file: MappedFile) -> None:
         self.data = data
@@ -127,7 +130,7 @@ class _Header:
         metadata: dict[str, str] | None = None
         for name in self.keys("header", MAX_TENSORS + 1):
             if name == "__metadata__":
-                metadata = {key: self.string() for key in self.keys("metadata", MAX_TENSORS)}
+                metadata = {key: self.text(self.token(self.STRING)) for key in self.keys("metadata", MAX_TENSORS)}
             else:
                 entries[name] = self.entry(name)
         if self.position != len(self.data):
@@ -139,7 +142,7 @@ class _Header:
         lists: dict[str, tuple[int, ...]] = {}
         for key in self.keys("tensor", 3):
             if key == "dtype":
-                kind = self.string()
+                kind = self.text(self.token(self.STRING))
             elif key in ("shape", "data_offsets"):
                 lists[key] = tuple(json.loads(self.token(self.NUMBERS)))
             else:
@@ -151,15 +154,15 @@ class _Header:
             raise self.error(f"tensor {shown(name)} ends before it starts")
         return kind, lists["shape"], start, stop
 
-    def keys(self, what: str, limit: int):
+    def keys(self, what: str, limit: int) -> Iterator[str]:
         """Yields the keys of an object; the caller reads each key's value before it asks for the next."""
         self.expect(b"{")
         seen: set[str] = set()
-        if self.peek() == b"}":
-            self.expect(b"}")
+        token = self.token(self.STRING, self.MARK)
+        if token == b"}":
             return
         while True:
-            key = self.string()
+            key = self.text(token)
             if key in seen:
                 raise self.error(f"its {what} names {shown(key)} twice")
             seen.add(key)
@@ -167,36 +170,35 @@ class _Header:
                 raise self.error(f"its {what} has more than {limit} entries")
             self.expect(b":")
             yield key
-            if self.peek() == b"}":
-                self.expect(b"}")
+            mark = self.token(self.MARK)
+            if mark == b"}":
                 return
-            self.expect(b",")
-
-    def string(self) -> str:
-        try:
-            text = json.loads(self.token(self.STRING))
-            text.encode("utf-8")  # half of a surrogate pair is no text
-        except ValueError as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise self.error("it has a string that is not well-formed") from error
-        return text
-
-    def peek(self) -> bytes:
-        match = self.PUNCTUATION.match(self.data, self.position)
-        return match[1] if match else b""
+            if mark != b",":
+                raise self.error("a comma or a closing brace is missing")
+            token = self.token(self.STRING)
 
     def expect(self, mark: bytes) -> None:
-        if self.peek() != mark:
+        if self.token(self.MARK) != mark:
             raise self.error(f"{mark.decode()!r} is missing")
-        self.token(self.PUNCTUATION)
 
-    def token(self, pattern: re.Pattern[bytes]) -> bytes:
-        match = pattern.match(self.data, self.position)
-        if match is None:
+    def token(self, *kinds: int) -> bytes:
+        """Returns the next token, which must be of one of these kinds."""
+        match = self.TOKEN.match(self.data, self.position)
+        if match is None or match.lastindex not in kinds:
             raise self.error("it does not have the form of a safetensors header")
         self.position = match.end()
-        return match[1]
+        return match[match.lastindex]
+
+    def text(self, token: bytes) -> str:
+        """Returns the string that a token spells."""
+        try:
+            if b"\\" not in token and token[:1] == b'"':
+                return token[1:-1].decode("utf-8")
+            text = json.loads(token)
+            text.encode("utf-8")  # half of a surrogate pair is no text
+        except ValueError as error:
+            raise self.error("it has a string that is not well-formed") from error
+        return text
 
     def error(self, reason: str) -> CheckpointError:
         return self.file.error(f"its header is refused at byte {self.position}: {reason}")

@@ -12,7 +12,7 @@ import numpy as np
 from .errors import CheckpointError, shown
 from .mapped import MappedFile
 
-MAX_TENSORS = 20_000  # a released training checkpoint with its optimizer holds some 3,500
+MAX_TENSORS = 10_000  # a released training checkpoint with its optimizer holds some 3,500
 MAX_RANK = 16
 MAX_NAME = 500
 MAX_COUNT = 2**47  # elements of one tensor, empty axes counted as 1

@@ -7,10 +7,11 @@ elements, little-endian too whatever the machine was.
 
 from typing import Any
 
+from .budget import Budget
 from .errors import shown
 from .mapped import MappedFile
-from .pickles import MAX_BYTES, MAX_OPCODES, read_pickle
-from .stored import MAX_TENSORS, Span, TensorFile
+from .pickles import MAX_BYTES, read_pickle
+from .stored import Span, TensorFile
 from .torch_objects import TorchObjects, named_tensors
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -18,27 +19,27 @@ PROTOCOL = 1001
 MAGIC_BYTES = b"\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."  # after PROTO and its number
 
 
-def read_torch_legacy(file: MappedFile) -> TensorFile:
+def read_torch_legacy(file: MappedFile, budget: Budget) -> TensorFile:
     """Returns the tensors of a legacy checkpoint.
 
     Raises:
         CheckpointError: for anything that torch.save did not write, calls in the pickles included.
     """
     data = file.bytes(0, MAX_BYTES)
-    objects = TorchObjects(legacy=True)
+    objects = TorchObjects(file.path, budget, legacy=True)
     position = 0
 
-    def next_pickle(max_opcodes: int, **meanings: Any) -> Any:
+    def next_pickle(**meanings: Any) -> Any:
         nonlocal position
-        value, position = read_pickle(data, file.error, start=position, max_opcodes=max_opcodes, **meanings)
+        value, position = read_pickle(data, file, budget, start=position, **meanings)
         return value
 
-    magic, protocol, machine = (next_pickle(200) for _ in range(3))
+    magic, protocol, machine = (next_pickle() for _ in range(3))
     if (magic, protocol) != (MAGIC, PROTOCOL) or not isinstance(machine, dict):
         raise file.error("it begins like a checkpoint of an old torch, but is none")
-    value = next_pickle(MAX_OPCODES, calls=objects.calls, persistent=objects.persistent)
+    value = next_pickle(calls=objects.calls, persistent=objects.persistent)
     tensors, metadata = named_tensors(value, file)
-    keys = next_pickle(4 * MAX_TENSORS)
+    keys = next_pickle()
     if type(keys) is not list or any(type(key) is not str for key in keys) or len(set(keys)) != len(keys):
         raise file.error("its list of storages is malformed")
     if set(keys) != set(objects.storages):

@@ -3,16 +3,18 @@
 import dataclasses
 import itertools
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from .budget import Budget
 from .errors import shown
 from .mapped import MappedFile
-from .pickles import OrderedDict, Reference
-from .stored import MAX_COUNT, MAX_RANK, MAX_TENSORS, Storage, StoredTensor, check_name, check_total
+from .pickle_values import OrderedDict, Reference
+from .stored import MAX_COUNT, MAX_RANK, Storage, StoredTensor, check_name, check_total
 
 STORAGES: dict[tuple[str, str], np.dtype] = {
     ("torch", f"{kind}Storage"): np.dtype(dtype)
@@ -68,14 +70,15 @@ class TorchObjects:
     Problems are ValueErrors in words that follow "its pickle is refused at byte N: ".
     """
 
-    def __init__(self, *, legacy: bool) -> None:
+    def __init__(self, path: pathlib.Path, budget: Budget, *, legacy: bool) -> None:
         self.storages: dict[str, TorchStorage] = {}
         self.calls: dict[tuple[str, str], Callable[..., StoredTensor]] = {
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
             ("torch._utils", "_rebuild_parameter"): self._parameter,
         }
+        self._path = path
+        self._budget = budget
         self._legacy = legacy
-        self._tensors = 0
 
     def persistent(self, identity: Any) -> StoragePart:
         """Returns the storage that ("storage", type, key, device, elements) names, or a legacy file's view of it."""
@@ -99,9 +102,7 @@ class TorchObjects:
         raise ValueError("it has a view that lies outside its storage")
 
     def _tensor(self, *args: Any) -> StoredTensor:
-        self._tensors += 1
-        if self._tensors > MAX_TENSORS:
-            raise ValueError(f"it has more than {MAX_TENSORS} tensors; no checkpoint of these models has that many")
+        self._budget.spend("tensors", 1, self._path)
         # (storage, offset, shape, strides, requires_grad, hooks[, metadata]); the last for a lazy conjugate
         if len(args) not in (6, 7) or type(args[0]) is not StoragePart or not _natural(args[1]):
             raise ValueError("it rebuilds a tensor from malformed arguments")
@@ -118,6 +119,8 @@ class TorchObjects:
         last = sum((n - 1) * stride for n, stride in zip(shape, strides))
         if count > part.count or offset + (last + 1 if count else 0) > part.count:
             raise ValueError(f"it rebuilds a tensor of shape {shape} that lies outside its storage of {part.count}")
+        # An axis of length 1 may claim any stride, also one beyond 64 bits once it counts bytes; none is taken.
+        strides = tuple(stride if n > 1 else 0 for n, stride in zip(shape, strides))
         return StoredTensor(part.storage, part.storage.dtype, shape, part.start + offset, strides)
 
     def _parameter(self, *args: Any) -> StoredTensor:

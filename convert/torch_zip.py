@@ -1,5 +1,6 @@
 """Checkpoints that torch.save wrote as a zip archive (torch 1.6 and later): a pickle, and a member per storage."""
 
+from .budget import Budget
 from .mapped import MappedFile
 from .pickles import MAX_BYTES, read_pickle
 from .stored import TensorFile
@@ -7,13 +8,13 @@ from .torch_objects import TorchObjects, named_tensors
 from .zips import Member, members
 
 
-def read_torch_zip(file: MappedFile) -> TensorFile:
+def read_torch_zip(file: MappedFile, budget: Budget) -> TensorFile:
     """Returns the tensors of a zip checkpoint; a storage's checksum is checked when its data are first read.
 
     Raises:
         CheckpointError: for anything that torch.save does not write, calls in the pickle included.
     """
-    archive = members(file)
+    archive = members(file, budget)
     roots = {name.split("/", 1)[0] for name in archive}
     root = roots.pop() if len(roots) == 1 else None
     if root is None or f"{root}/data.pkl" not in archive:
@@ -24,9 +25,9 @@ def read_torch_zip(file: MappedFile) -> TensorFile:
     if byteorder is not None and _small(byteorder, 16) != b"little":
         raise file.error("it was written on a big-endian machine; load and save it with torch on another one")
 
-    objects = TorchObjects(legacy=False)
+    objects = TorchObjects(file.path, budget, legacy=False)
     data = _small(archive[f"{root}/data.pkl"], MAX_BYTES)
-    value, end = read_pickle(data, file.error, calls=objects.calls, persistent=objects.persistent)
+    value, end = read_pickle(data, file, budget, calls=objects.calls, persistent=objects.persistent)
     if end != len(data):
         raise file.error("something follows the pickle in its data.pkl")
     tensors, metadata = named_tensors(value, file)

@@ -9,11 +9,13 @@ import dataclasses
 import struct
 import zlib
 
+from .budget import Budget
 from .errors import shown
 from .mapped import MappedFile
-from .stored import MAX_NAME, MAX_TENSORS
+from .stored import MAX_NAME
 
-MAX_MEMBERS = MAX_TENSORS + 1000
+MAX_DIRECTORY = 4 * 2**20  # bytes; 3,500 members take 0.3 MB
+MAX_EXTRA = 256  # bytes of extra fields that the directory gives a member; zip64 sizes take 32
 
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
@@ -75,15 +77,16 @@ class Member:
         return start
 
 
-def members(file: MappedFile) -> dict[str, Member]:
+def members(file: MappedFile, budget: Budget) -> dict[str, Member]:
     """Returns the members of the zip archive by name.
 
     Raises:
         CheckpointError: where the archive is cut short, or is not of the kind that torch.save writes.
     """
     count, start, stop = _directory(file)
-    if count > MAX_MEMBERS:
-        raise file.error(f"the archive has {count} members; a checkpoint has at most some thousand")
+    budget.spend("archive members", count, file.path)
+    if stop - start > MAX_DIRECTORY:
+        raise file.error(f"the archive's directory has {stop - start} bytes; at most {MAX_DIRECTORY} are read")
     found: dict[str, Member] = {}
     position = start
     for _ in range(count):
@@ -142,6 +145,8 @@ def _entry(file: MappedFile, position: int, start: int, stop: int) -> tuple[Memb
     after = extra_start + extra_length + comment_length
     if signature != b"PK\x01\x02" or after > stop:
         raise file.error("the archive's directory is damaged")
+    if extra_length > MAX_EXTRA or comment_length:
+        raise file.error("the archive's directory holds notes on its members, which torch.save does not write")
     name = _member_name(file, file.bytes(name_start, name_start + min(name_length, 4 * MAX_NAME + 1)))
     packed, size, header = _wide(file, name, file.bytes(extra_start, extra_start + extra_length), packed, size, header)
     if flags & ~_HARMLESS_FLAGS or disk:
