@@ -1,10 +1,11 @@
+# make run ARGS='...': sets up .venv and runs `sdjax txt2img` with ARGS; without them it shows the flags.
 # make test: sets up .venv and runs the default tests. make test-all: the slow ones and the comparisons with PyTorch too.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: test test-all lint clean
+.PHONY: run test test-all lint clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sdjax needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -12,6 +13,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
+
+run: $(STAMP)
+	$(BIN)/sdjax txt2img $(or $(ARGS),--help)
 
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -n 2 $(ARGS)

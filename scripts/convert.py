@@ -6,6 +6,8 @@ import sys
 from sdjax.scripts import options
 from sdjax.scripts.main import EXIT_STATUS, main
 
+IF_OUT_OF_MEMORY = "close other programs, or use a computer whose memory holds the model"
+
 DESCRIPTION = """\
 Converts a checkpoint, losing nothing: tensors keep their bytes unless --dtype
 asks otherwise, metadata and the licence text that came with the weights go
@@ -16,7 +18,7 @@ runs no code that a file brings."""
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax convert`."""
     parser = options.make_command_parser("convert", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument("source", metavar="IN", help="the checkpoint to read")
+    parser.add_argument("source", metavar="IN", help="the checkpoint to read, a file or folder of this computer")
     parser.add_argument("target", metavar="OUT", help="the file (ldm) or folder (native, diffusers) to write")
     parser.add_argument(
         "--to",
@@ -26,6 +28,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", choices=options.DTYPES, help="cast the weights (default: as they are)")
     parser.add_argument("--manifest", metavar="FILE", help="also write the SHA-256 of every tensor to this JSON file")
+    parser.add_argument(
+        "--with-ema-names",
+        action="store_true",
+        help="write the averaged weights of an ldm file under their model_ema. names too, as training files have them",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     options.add_reading_flags(parser)
     return parser
@@ -38,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     convert(
         args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=args.vae, prediction=args.prediction,
         config=args.config, manifest=args.manifest, overwrite=args.overwrite,
+        ema_names=args.with_ema_names,
     )  # fmt: skip
     print(args.target)
 

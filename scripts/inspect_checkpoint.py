@@ -9,6 +9,8 @@ import sys
 from sdjax.scripts import options
 from sdjax.scripts.main import EXIT_STATUS, main
 
+IF_OUT_OF_MEMORY = "close other programs"
+
 DESCRIPTION = """\
 Says what a checkpoint holds: family, parts, dtypes, counts, metadata, and what
 is odd about it. Reads a .ckpt or .safetensors file, a diffusers or an sdjax
@@ -18,7 +20,7 @@ folder, and runs no code that a file brings."""
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax inspect`."""
     parser = options.make_command_parser("inspect", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument("path", metavar="FILE", help="the checkpoint")
+    parser.add_argument("path", metavar="FILE", help="the checkpoint, a file or folder of this computer")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     return parser
 

@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             traceback.print_exc()
         status, sentence = describe(error)
+        if status == OUT_OF_MEMORY:
+            sentence = f"{sentence}\n(what helps: {command.IF_OUT_OF_MEMORY})"
         print(f"sdjax {name}: {sentence}", file=sys.stderr)
         return status
     return OK

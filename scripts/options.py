@@ -111,10 +111,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--ckpt",
         metavar="PATH",
-        help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or owner/name of a repository of the Hugging "
-        f"Face hub; default: {CHECKPOINT} if it is there, as CompVis's",
+        help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or owner/name (or owner/name/FILE) of a "
+        f"repository of the Hugging Face hub; default: {CHECKPOINT} if it is there, as CompVis's",
     )
-    add("--revision", metavar="NAME", help="branch, tag or commit of a hub repository")
+    add("--revision", metavar="NAME", help="branch, tag or commit of a hub repository; default: main")
     add("--variant", metavar="NAME", help="variant of a diffusers folder's files, as fp16")
 
 
@@ -138,7 +138,11 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="take the averaged weights; auto: where there are some; default: %(default)s (references' configs: no)",
     )
-    add("--vae", metavar="PATH", help="take the autoencoder from this file or folder")
+    add(
+        "--vae",
+        metavar="PATH",
+        help="take the autoencoder from this file, folder or hub repository, as stabilityai/sd-vae-ft-mse",
+    )
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdjax import hub
+
 # AUTOMATIC1111's names, where it has the same sampler or spacing; others go by ours
 WEB_UI_SAMPLERS = {
     "ddim": "DDIM",
@@ -24,6 +26,7 @@ WEB_UI_SAMPLERS = {
     "lcm": "LCM",
 }
 WEB_UI_SPACINGS = {
+    "even": "DDIM",
     "leading": "DDIM",
     "compvis": "DDIM",
     "trailing": "SGM Uniform",
@@ -36,14 +39,22 @@ MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
 ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
 
 
+def describe_model(name: str, local: Path) -> dict[str, Any]:
+    """Returns what tells a model apart: a hub repository's name and commit, or a local one's fingerprint.
+
+    The hub's cache is not looked at: what else lies there depends on what else was fetched.
+    """
+    if hub.is_hub_name(name):
+        return {"name": name, "commit": hub.commit_of(local)}
+    return fingerprint(local)
+
+
 def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns a model file's name, size and a SHA-256 of its size, first and last MiB; of a folder, over its files.
 
-    It is cheap for 4 GB, and tells released files apart. What is not here (a name of the hub) is only named.
+    It is cheap for 4 GB, and tells released files apart.
     """
     path = Path(path)
-    if not path.exists():
-        return {"name": str(path)}
     name = path.name if path.name not in ("", "..") else path.resolve().name
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in MODEL_FILES and p.is_file())
     digest, total = hashlib.sha256(), 0
@@ -78,7 +89,11 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "CFG scale": settings["guidance_scale"],
         "Seed": settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
-        "Model": Path(settings["model"]["name"]).stem,
+        "Model": _stem(settings["model"]["name"].rpartition("/")[2]),
         "Clip skip": 1,
         "Version": f"sdjax {settings['versions']['sdjax']}",
     }
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] if hub.is_single_file(name) else name  # the dot of "sd-1.5" ends no name

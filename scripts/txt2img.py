@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdjax._version import __version__
-from sdjax.scripts import options, runtime
+from sdjax.scripts import options, runtime, settings
 from sdjax.scripts.main import EXIT_STATUS, main
+
+IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
 DESCRIPTION = """\
 Makes pictures from a prompt, or from a file of prompts, and prints their paths.
@@ -57,27 +59,34 @@ def run(args: argparse.Namespace) -> None:
     devices = runtime.set_up_jax(args.device)
     sampler = runtime.make_sampler(name, args.sampler_option, eta=args.ddim_eta)
     import sdjax
-    from sdjax import generate, image
+    from sdjax import generate, hub, image
 
     generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
+    for path, revision in (checkpoint, args.revision), (args.vae, None):
+        if path is not None and not hub.is_hub_name(path):
+            hub.resolve(path, revision)
     folder = Path(args.outdir)
     (folder if args.skip_save else folder / "samples").mkdir(parents=True, exist_ok=True)
 
+    local = hub.resolve(checkpoint, args.revision, args.variant)
+    vae = None if args.vae is None else hub.resolve(args.vae)
     pipe = sdjax.load(
-        checkpoint,
+        local,
         config=args.config,
         prediction=args.prediction,
         ema=args.ema,
-        vae=args.vae,
+        vae=vae,
         dtype=dtype,
         variant=args.variant,
-        revision=args.revision,
     )
     for notice in pipe.notices:
         print(f"note: {notice}", file=sys.stderr)
     check_model(args, pipe)
     warn_of_cut_prompts(pipe, {args.negative_prompt, *(prompt for batch in batches for prompt in batch.prompts)})
-    common = describe_run(args, pipe, name, sampler, devices)
+    common = describe_run(args, pipe, name, sampler, devices) | {
+        "model": settings.describe_model(checkpoint, local),
+        "vae": None if vae is None else settings.describe_model(args.vae, vae),
+    }
 
     made, described = [], []
     with runtime.Progress(len(batches)) as progress:
@@ -99,12 +108,12 @@ def run(args: argparse.Namespace) -> None:
             )
             size = {"height": pixels.shape[1], "width": pixels.shape[2], "batch": len(pixels)}
             for picture, prompt, seed in zip(pixels, batch.prompts, batch.seeds, strict=True):
-                settings = {"prompt": prompt, "seed": seed, **common, **size}
+                description = {"prompt": prompt, "seed": seed, **common, **size}
                 if not args.skip_save:
-                    progress.print(image.save_numbered(folder / "samples", picture, texts(settings)))
+                    progress.print(image.save_numbered(folder / "samples", picture, texts(description)))
                 if not args.skip_grid:
                     made.append(picture)
-                    described.append(settings)
+                    described.append(description)
     if made:
         print(save_grid(folder, made, described, args.n_rows or args.n_samples))
 
@@ -195,8 +204,6 @@ def describe_run(
     """Returns every setting that the pictures of a run have in common."""
     import jax
 
-    from sdjax.scripts.settings import fingerprint
-
     devices = jax.local_devices() if devices is None else devices
     return {
         "task": "txt2img",
@@ -205,10 +212,7 @@ def describe_run(
         "sampler_options": dataclasses.asdict(sampler),
         "steps": args.steps,
         "guidance_scale": pipe.config.guidance_scale if args.scale is None else args.scale,
-        "model": fingerprint(pipe.source),
-        "revision": args.revision,
         "variant": args.variant,
-        "vae": None if args.vae is None else fingerprint(args.vae),
         "ema": args.ema,
         "config": pipe.config.name,
         "prediction": pipe.config.schedule.prediction,
@@ -220,13 +224,12 @@ def describe_run(
     }
 
 
-def texts(settings: dict[str, Any]) -> dict[str, str]:
-    """Returns the text chunks of a picture's PNG file."""
+def texts(picture: dict[str, Any]) -> dict[str, str]:
+    """Returns the text chunks of the PNG file of a picture with these settings."""
     from sdjax.image import infotext
-    from sdjax.scripts.settings import to_json, web_ui_fields
 
-    parameters = infotext(settings["prompt"], settings["negative_prompt"], web_ui_fields(settings))
-    return {"parameters": parameters, "sdjax": to_json(settings)}
+    parameters = infotext(picture["prompt"], picture["negative_prompt"], settings.web_ui_fields(picture))
+    return {"parameters": parameters, "sdjax": settings.to_json(picture)}
 
 
 def save_grid(folder: Path, made: list[Any], described: list[dict[str, Any]], columns: int) -> Path:
@@ -234,12 +237,11 @@ def save_grid(folder: Path, made: list[Any], described: list[dict[str, Any]], co
     import numpy as np
 
     from sdjax import image
-    from sdjax.scripts.settings import to_json
 
     first = described[0]
-    pictures = [{"prompt": settings["prompt"], "seed": settings["seed"]} for settings in described]
+    pictures = [{"prompt": picture["prompt"], "seed": picture["seed"]} for picture in described]
     shared = {key: value for key, value in first.items() if key not in ("prompt", "seed", "batch")}
-    chunks = texts(first) | {"sdjax": to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})}
+    chunks = texts(first) | {"sdjax": settings.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})}
     return image.save_numbered(folder, image.grid(np.stack(made), columns), chunks, prefix="grid-", digits=4)
 
 

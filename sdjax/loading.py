@@ -20,9 +20,9 @@ def load(
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
 
     `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
-    "yes", "no"), `vae` (a file or folder to take the autoencoder from) and `variant` (of a diffusers folder, as "fp16")
-    are `sdjax.convert.load`'s; `revision` is the hub's. `dtype` is what the networks compute in and how parameters are
-    held: "float32", "bfloat16" or "float16"; None means float32 on CPU and bfloat16 on accelerators.
+    "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
+    hub repository to take the autoencoder from; `revision` is the hub's. `dtype` is what the networks compute in and
+    how parameters are held: "float32", "bfloat16" or "float16"; None means float32 on CPU and bfloat16 on accelerators.
 
     Raises sdjax.convert.CheckpointError for a file that is not a model or not a whole one, ValueError for an argument
     out of range.
@@ -34,6 +34,7 @@ def load(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     local = resolve(path, revision=revision, variant=variant)
+    vae = None if vae is None else resolve(vae)
     model = convert.load_model(local, config=config, prediction=prediction, ema=ema, vae=vae, variant=variant)
     return Pipeline(
         config=model.config,

@@ -32,7 +32,7 @@ class Fake:
         self.notices: tuple[str, ...] = ()
 
     def load(self, path: str, **options: object) -> types.SimpleNamespace:
-        self.loaded.append((path, options))
+        self.loaded.append((str(path), options))
         dtype = options["dtype"] or "bfloat16"
         return types.SimpleNamespace(
             config=self.config, tokenizer=Tokenizer(), dtype=dtype, source=path, notices=self.notices
@@ -52,6 +52,7 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Fake:
     """Puts a Fake in the place of the model, and the test into a folder of its own."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.ckpt").write_bytes(b"weights")
     fake = Fake()
     monkeypatch.setattr(sdjax, "load", fake.load, raising=False)
     monkeypatch.setattr(sdjax, "text_to_image", fake.text_to_image, raising=False)

@@ -89,7 +89,31 @@ def test_fingerprint_of_a_folder_covers_its_model_files(tmp_path: Path) -> None:
     assert settings.fingerprint(f"{tmp_path}/unet/..") == first
     weights.write_bytes(b"b")
     assert settings.fingerprint(tmp_path) != first
-    assert settings.fingerprint("owner/name") == {"name": "owner/name"}
+
+
+def test_model_of_the_hub_is_its_commit(tmp_path: Path) -> None:
+    commit = "0123456789" * 4
+    folder = tmp_path / "hub" / "models--owner--name" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    assert settings.describe_model("owner/name", folder) == {"name": "owner/name", "commit": commit}
+    (folder / "sd-1.5.ckpt").write_bytes(b"weights")
+    assert settings.describe_model("owner/name/sd-1.5.ckpt", folder / "sd-1.5.ckpt")["commit"] == commit
+    assert settings.describe_model(str(folder), folder) == settings.fingerprint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("v1-5.ckpt", "v1-5"),
+        ("owner/sd-1.5", "sd-1.5"),
+        ("owner/name/sd-1.5.safetensors", "sd-1.5"),
+        ("sd1.5", "sd1.5"),
+    ],
+)
+def test_web_ui_shows_a_models_name_without_its_ending(name: str, shown: str) -> None:
+    known = {"sampler": "ddim", "sampler_options": {"spacing": "leading"}, "model": {"name": name}}
+    given = known | dict.fromkeys(("steps", "guidance_scale", "seed", "width", "height")) | {"versions": {"sdjax": "1"}}
+    assert settings.web_ui_fields(given)["Model"] == shown
 
 
 def test_settings_are_json_for_everyone() -> None:
