@@ -75,7 +75,12 @@ def resolve(path: str | os.PathLike[str], revision: str | None = None, variant: 
             _explain(error, repository, revision)
         names = _list_cached(huggingface_hub, repository, revision, error)
         online = False
-    chosen = choose_files(repository, names, variant=variant, file=file)
+    try:
+        chosen = choose_files(repository, names, variant=variant, file=file)
+    except CheckpointError as error:
+        if online:
+            raise
+        raise CheckpointError(f"{error} (this is what the hub's cache holds; the hub was not reached)") from error
     try:
         # All that was chosen, and where offline no more than a look for it
         folder = Path(
@@ -84,7 +89,7 @@ def resolve(path: str | os.PathLike[str], revision: str | None = None, variant: 
             )
         )
     except Exception as error:
-        _explain(error, repository, revision)
+        _explain(error, repository, revision, begun=online)
     missing = [name for name in chosen.fetched if not (folder / name).is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -262,7 +267,7 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _explain(error: Exception, repository: str, revision: str | None) -> NoReturn:
+def _explain(error: Exception, repository: str, revision: str | None, *, begun: bool = False) -> NoReturn:
     """Raises CheckpointError with one sentence for what huggingface_hub raised; its own may name URLs over lines."""
     from huggingface_hub import constants, errors
 
@@ -281,6 +286,8 @@ def _explain(error: Exception, repository: str, revision: str | None) -> NoRetur
         )
     elif isinstance(error, errors.OfflineModeIsEnabled):
         reason = f"revision {shown(named)} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it"
+    elif begun and (isinstance(error, errors.LocalEntryNotFoundError) or _is_unreachable(error)):
+        reason = f"the transfer from {constants.ENDPOINT} broke off; what has come is kept, so try again"
     elif isinstance(error, errors.LocalEntryNotFoundError) or _is_unreachable(error):
         status = f" (HTTP status {_status(error)})" if _status(error) else ""
         reason = f"{constants.ENDPOINT} cannot be reached{status}, and the hub's cache does not hold all of it"

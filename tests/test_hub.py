@@ -162,7 +162,10 @@ def test_broken_transfer_goes_on_where_it_stopped(server, tmp_path) -> None:
     large = safetensors.numpy.save({"weight": np.arange(6 * 2**20, dtype=np.float32)})  # parts of 10 MiB are kept
     server.add(REPOSITORY, DESCRIPTIONS | PLAIN | {name: large})
     server.cut.add(name)
-    folder = folder_of(resolve(server.address, tmp_path, [REPOSITORY])[0])
+    # Before its version 2 huggingface_hub goes on when called again; since then it tries again itself
+    first, second = resolve(server.address, tmp_path, [REPOSITORY], [REPOSITORY])
+    assert first == second or "broke off; what has come is kept" in first
+    folder = folder_of(second)
     assert (folder / name).read_bytes() == large
     ranges = [asked for _, path, asked in server.asked if path.endswith(name) and asked]
     assert len(ranges) == 1
