@@ -1,0 +1,44 @@
+"""The manual names what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sdjax import generate, samplers
+from sdjax.scripts import main, options, txt2img
+
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = (DOCS / "text-to-image.md").read_text(encoding="utf-8")
+
+
+def test_every_flag_is_described() -> None:
+    flags = {flag for action in txt2img.make_parser()._actions for flag in action.option_strings}
+    named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", TEXT))
+    assert flags - {"-h"} == named
+
+
+def test_every_sampler_and_spacing_is_described() -> None:
+    for names in samplers.SAMPLERS, samplers.SPACINGS, options.DTYPES:
+        assert [name for name in names if f"`{name}`" not in TEXT] == []
+
+
+def test_every_argument_is_described() -> None:
+    code = generate.text_to_image.__code__
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    assert [name for name in arguments[1:] if f"`{name}" not in TEXT] == []
+
+
+def test_every_exit_status_is_described() -> None:
+    described = re.findall(r"^\| (\d+) \|", TEXT, re.MULTILINE)
+    assert described == re.findall(r"^  (\d+) ", main.EXIT_STATUS, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "calls"), [(n.strip("` "), c.strip()) for ns, c in re.findall(
+    r"^\| ((?:`\w+`(?:, )?)+) \| (N|N \+ 1|2N - 1) \|", TEXT, re.MULTILINE) for n in ns.split(",")])  # fmt: skip
+def test_calls_of_the_network_are_as_many_as_stated(name: str, calls: str) -> None:
+    from sdjax.config import ScheduleConfig
+    from sdjax.schedule import NoiseSchedule
+
+    rows = samplers.SAMPLERS[name]().steps(NoiseSchedule(ScheduleConfig()), 20)
+    assert int(rows.active.sum()) == {"N": 20, "N + 1": 21, "2N - 1": 39}[calls]
