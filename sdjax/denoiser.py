@@ -115,24 +115,6 @@ def guide(
     return out
 
 
-def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995, max_value: float = 1.0) -> Denoiser:
-    """Returns the denoiser with each picture's x0 clipped to [-s, s] and divided by s.
-
-    s is the quantile of the picture's absolute values, but at least `max_value`. It is meant for models of pixels;
-    latents have no bounds to keep.
-
-    Source: Saharia et al. 2022 (arXiv 2205.11487), 2.3; DPM-Solver's dynamic_thresholding_fn.
-    """
-
-    def thresholded(x: Latent, row: Any) -> Latent:
-        x0 = denoise(x, row)
-        s = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), quantile, axis=1)
-        s = per_image(jnp.maximum(s, max_value), x0)
-        return jnp.clip(x0, -s, s) / s
-
-    return thresholded
-
-
 def per_image(value: jax.Array | float, x: Latent) -> jax.Array:
     """Returns a number unchanged, and one a picture [b] as [b, 1, 1, 1], to multiply x."""
     value = jnp.asarray(value, jnp.float32)

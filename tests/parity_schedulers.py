@@ -13,11 +13,11 @@ from sdjax.schedule import NoiseSchedule
 
 # Each with the spacing that Stable Diffusion's scheduler_config.json, or the class's default, gives it
 SCHEDULERS = {
-    "pndm": samplers.PNDM(),
+    "pndm": samplers.PNDM(spacing="leading"),
     "lms": samplers.LMS(),
     "euler": samplers.Euler(),
     "euler_ancestral": samplers.Euler(eta=1.0),
-    "ddpm": samplers.DDPM(),
+    "ddpm": samplers.DDPM(spacing="leading"),
 }
 # init_noise_sigma: what the start is multiplied by in diffusers' scale. Theirs is variance-preserving for PNDM and DDPM
 # (x_T as it is), for the others linspace spacing starts at sigma_max: sdjax's own convention for each of the two.

@@ -8,6 +8,7 @@ Source: Lu et al. 2022 (arXiv 2206.00927), appendix C and algorithm 3; dpm_solve
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -54,14 +55,22 @@ def control_rows(sampler: Any, schedule: NoiseSchedule, grid: Grid) -> Steps:
     return Steps(*ends, control, np.ones(1, bool), np.ones(1, bool), np.zeros(1, np.int32))
 
 
-class Loop(NamedTuple):
-    """What goes round: everything but x one number a picture."""
+FIRST, SECOND, THIRD, REST, ZERO, DONE = range(6)  # what the next call of the network is for
 
-    x: Latent
+
+class Loop(NamedTuple):
+    """What goes round, once a call of the network: numbers are one a picture, but for the last two."""
+
+    point: Latent  # where the network is called next
+    point_lam: jax.Array  # and at which lambda
+    x: Latent  # where the present step starts
     lower: Latent  # the lower order's x at the last accepted step, variance-preserving
+    m: Latent  # the first call's answer in the present step
+    d: Latent  # the second one's difference from it
     lam: jax.Array  # lambda reached
-    h: jax.Array  # step size to try next
-    attempts: jax.Array  # so far; one number
+    h: jax.Array  # step size that is tried
+    attempts: jax.Array  # so far
+    stage: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,75 +87,95 @@ class Adaptive:
         return State(x=x, base=x, past=())
 
     def advance(self, denoise: Denoiser, state: State, row: Steps, noise: Callable[[], Latent]) -> State:
-        """Returns the state after the whole run."""
+        """Returns the state after the whole run.
+
+        The loop's body is one call of the network and then what the stage makes of it, so that the program holds the
+        network once.
+        """
         control: Control = row.coef
-        b = state.x.shape[0]
         end = -jnp.log(control.sigma_end)
-        model = self._model(denoise, row)
+        stages = [self._first, self._second, self._third, self._rest, self._zero]
 
-        def left(lam: jax.Array) -> jax.Array:  # [b]: whether there is way to go
-            return jnp.abs(_timestep(lam, control) - _timestep(end, control)) > control.t_err
+        def body(loop: Loop) -> Loop:
+            sigma = jnp.exp(-loop.point_lam)
+            x0 = denoise(loop.point, row._replace(timestep=_timestep(loop.point_lam, control), sigma=sigma))
+            out = (loop.point - x0) / _wide(sigma) if self.algorithm == "dpmsolver" else x0
+            branches = [functools.partial(stage, control=control, end=end) for stage in stages]
+            return jax.lax.switch(loop.stage, branches, loop, jnp.where(loop.stage == ZERO, x0, out))
 
-        def going(loop: Loop) -> jax.Array:
-            return jnp.any(left(loop.lam)) & (loop.attempts < control.attempts)
+        lam = jnp.broadcast_to(-jnp.log(row.sigma), state.x.shape[:1])
+        h = jnp.broadcast_to(control.h_init, lam.shape)
+        x, zero = state.x, jnp.zeros_like(state.x)
+        start = Loop(x, lam, x, _wide(_alpha(lam)) * x, zero, zero, lam, h, jnp.float32(0), jnp.int32(FIRST))
+        loop = jax.lax.while_loop(lambda loop: loop.stage != DONE, body, start)
+        return State(x=loop.x, base=state.x, past=())
 
-        def attempt(loop: Loop) -> Loop:
-            todo = left(loop.lam)
-            h = jnp.where(todo, loop.h, control.h_init)  # a picture that is done goes through the motions
-            lower, higher = self._orders(model, loop.x, loop.lam, h)
-            alpha = _wide(_alpha(loop.lam + h))
-            lower, distance = alpha * lower, alpha * (higher - lower)
-            delta = jnp.maximum(control.atol, control.rtol * jnp.maximum(jnp.abs(lower), jnp.abs(loop.lower)))
-            error = jnp.sqrt(jnp.mean((distance / delta) ** 2, axis=tuple(range(1, lower.ndim))))
-            if self.joint:
-                error = jnp.broadcast_to(jnp.max(error), error.shape)
-            accept = todo & (error <= 1)
-            lam = jnp.where(accept, loop.lam + h, loop.lam)
-            return Loop(
-                x=jnp.where(_wide(accept), higher, loop.x),
-                lower=jnp.where(_wide(accept), lower, loop.lower),
-                lam=lam,
-                h=jnp.minimum(control.theta * h * error ** (-1 / self.order), end - lam),
-                attempts=loop.attempts + 1,
-            )
+    def _first(self, loop: Loop, m: Latent, control: Control, end: jax.Array) -> Loop:
+        leap = self._ratios()[0] * loop.h
+        point = self._leg(loop.x, loop.lam, leap, [m])
+        return loop._replace(point=point, point_lam=loop.lam + leap, m=m, stage=jnp.int32(SECOND))
 
-        lam = jnp.broadcast_to(-jnp.log(row.sigma), (b,))
-        start = Loop(state.x, _wide(_alpha(lam)) * state.x, lam, jnp.broadcast_to(control.h_init, (b,)), jnp.float32(0))
-        loop = jax.lax.while_loop(going, attempt, start)
-
-        def rest(loop: Loop) -> Latent:
-            x = self._leg(loop.x, loop.lam, end - loop.lam, [model(loop.x, loop.lam)])
-            return jnp.where(_wide(left(loop.lam)), x, loop.x)
-
-        x = jax.lax.cond(jnp.any(left(loop.lam)), rest, lambda loop: loop.x, loop)
-        last = row._replace(timestep=_timestep(end, control), sigma=control.sigma_end)
-        x = jax.lax.cond(control.denoise_to_zero > 0, lambda x: denoise(x, last), lambda x: x, x)
-        return State(x=x, base=state.x, past=())
-
-    def _model(self, denoise: Denoiser, row: Steps) -> Callable[[Latent, jax.Array], Latent]:
-        """Returns (x, lambda) -> epsilon or x0."""
-
-        def model(x: Latent, lam: jax.Array) -> Latent:
-            sigma = jnp.exp(-lam)
-            x0 = denoise(x, row._replace(timestep=_timestep(lam, row.coef), sigma=sigma))
-            return (x - x0) / _wide(sigma) if self.algorithm == "dpmsolver" else x0
-
-        return model
-
-    def _orders(self, model: Callable, x: Latent, lam: jax.Array, h: jax.Array) -> tuple[Latent, Latent]:
-        """Returns the step's end by the lower and by the higher order."""
-        r1, r2 = (1 / 2, None) if self.order == 2 else (1 / 3, 2 / 3)
-        m = model(x, lam)
-        d = model(self._leg(x, lam, r1 * h, [m]), lam + r1 * h) - m
-        second = self._leg(x, lam, h, [m, d / r1], self.solver_type)
+    def _second(self, loop: Loop, out: Latent, control: Control, end: jax.Array) -> Loop:
+        r1, r2 = self._ratios()
+        d = out - loop.m
         if self.order == 2:
-            return self._leg(x, lam, h, [m]), second
-        e = model(self._leg(x, lam, r2 * h, [m, d * (r2 / r1)]), lam + r2 * h) - m
-        differences = [m, e / r2]
+            lower = self._leg(loop.x, loop.lam, loop.h, [loop.m])
+            higher = self._leg(loop.x, loop.lam, loop.h, [loop.m, d / r1], self.solver_type)
+            return self._judge(loop, control, end, lower, higher)
+        leap = r2 * loop.h
+        point = self._leg(loop.x, loop.lam, leap, [loop.m, d * (r2 / r1)])
+        return loop._replace(point=point, point_lam=loop.lam + leap, d=d, stage=jnp.int32(THIRD))
+
+    def _third(self, loop: Loop, out: Latent, control: Control, end: jax.Array) -> Loop:
+        r1, r2 = self._ratios()
+        d, e = loop.d / r1, (out - loop.m) / r2
+        lower = self._leg(loop.x, loop.lam, loop.h, [loop.m, d], self.solver_type)
+        differences = [loop.m, e]
         if self.solver_type == "taylor":
-            slope = (r2 * d / r1 - r1 * e / r2) / (r2 - r1)
-            differences = [m, slope, 2 * (e / r2 - d / r1) / (r2 - r1)]
-        return second, self._leg(x, lam, h, differences)
+            differences = [loop.m, (r2 * d - r1 * e) / (r2 - r1), 2 * (e - d) / (r2 - r1)]
+        return self._judge(loop, control, end, lower, self._leg(loop.x, loop.lam, loop.h, differences))
+
+    def _rest(self, loop: Loop, m: Latent, control: Control, end: jax.Array) -> Loop:
+        """One step of first order over what is left after the last attempt."""
+        x = self._leg(loop.x, loop.lam, end - loop.lam, [m])
+        x = jnp.where(_wide(_left(loop.lam, end, control)), x, loop.x)
+        return self._finish(loop._replace(x=x), control, end)
+
+    def _zero(self, loop: Loop, x0: Latent, control: Control, end: jax.Array) -> Loop:
+        return loop._replace(x=x0, stage=jnp.int32(DONE))
+
+    def _judge(self, loop: Loop, control: Control, end: jax.Array, lower: Latent, higher: Latent) -> Loop:
+        """Returns the loop after a step that was tried: taken where the two orders are close; the next size."""
+        todo = _left(loop.lam, end, control)  # a picture that is done goes through the motions
+        alpha = _wide(_alpha(loop.lam + loop.h))
+        lower, distance = alpha * lower, alpha * (higher - lower)
+        delta = jnp.maximum(control.atol, control.rtol * jnp.maximum(jnp.abs(lower), jnp.abs(loop.lower)))
+        error = jnp.sqrt(jnp.mean((distance / delta) ** 2, axis=tuple(range(1, lower.ndim))))
+        if self.joint:
+            error = jnp.broadcast_to(jnp.max(error), error.shape)
+        accept = todo & (error <= 1)
+        lam = jnp.where(accept, loop.lam + loop.h, loop.lam)
+        h = jnp.minimum(control.theta * loop.h * error ** (-1 / self.order), end - lam)
+        loop = loop._replace(
+            x=jnp.where(_wide(accept), higher, loop.x),
+            lower=jnp.where(_wide(accept), lower, loop.lower),
+            lam=lam,
+            h=jnp.where(_left(lam, end, control), h, control.h_init),
+            attempts=loop.attempts + 1,
+        )
+        finished = self._finish(loop, control, end)
+        more = jnp.where(loop.attempts < control.attempts, FIRST, REST)
+        again = loop._replace(point=loop.x, point_lam=lam, stage=more.astype(jnp.int32))
+        going = jnp.any(_left(lam, end, control))
+        return jax.tree.map(lambda a, b: jnp.where(going, a, b), again, finished)
+
+    def _finish(self, loop: Loop, control: Control, end: jax.Array) -> Loop:
+        stage = jnp.where(control.denoise_to_zero > 0, ZERO, DONE).astype(jnp.int32)
+        return loop._replace(point=loop.x, point_lam=jnp.broadcast_to(end, loop.lam.shape), stage=stage)
+
+    def _ratios(self) -> tuple[float, float]:
+        """Returns where in the step the second and third calls are."""
+        return (1 / 2, 1.0) if self.order == 2 else (1 / 3, 2 / 3)
 
     def _leg(
         self, x: Latent, lam: jax.Array, h: jax.Array, differences: Sequence[Latent], solver_type: str = "taylor"
@@ -163,6 +192,11 @@ class Adaptive:
         for phi, difference in zip((phi_1, phi_2, phi_3), differences):
             out = out - _wide(b * phi) * difference
         return out
+
+
+def _left(lam: jax.Array, end: jax.Array, control: Control) -> jax.Array:
+    """Returns whether there is way to go, one answer a picture."""
+    return jnp.abs(_timestep(lam, control) - _timestep(end, control)) > control.t_err
 
 
 def _wide(values: jax.Array) -> jax.Array:

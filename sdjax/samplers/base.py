@@ -103,7 +103,7 @@ class Sampler:
     first timestep's small noise, where ldm's samplers stop, or "zero", no noise at all.
     """
 
-    spacing: str = "leading"
+    spacing: str = "even"
     end: Literal["zero", "sigma_min"] = "sigma_min"
 
     # Whether pure noise enters with the variance of a noisy latent, 1 + sigma^2 (ldm's samplers, which take x_T as it

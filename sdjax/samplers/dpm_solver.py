@@ -20,6 +20,7 @@ import numpy as np
 from sdjax.samplers.adaptive import Adaptive, control_rows
 from sdjax.samplers.base import Linear, Rule, Sampler, Steps, choose, row, stack
 from sdjax.samplers.spacing import RANGES, Grid
+from sdjax.samplers.thresholding import Thresholded
 from sdjax.schedule import NoiseSchedule
 
 ALGORITHMS = {"dpmsolver": "epsilon", "dpmsolver++": "x0"}  # what m is
@@ -72,7 +73,7 @@ def backward_differences(sigma: np.ndarray, order: int) -> list[np.ndarray]:
         return [now[0], d1_0]
     r1 = (lam[2] - lam[3]) / h
     d1_1 = (now[1] - now[2]) / r1
-    return [now[0], d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1), (d1_0 - d1_1) / (r0 + r1)]
+    return [now[0], d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1), 2 * (d1_0 - d1_1) / (r0 + r1)]
 
 
 def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_order_below: int) -> list[Steps]:
@@ -86,8 +87,12 @@ def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_or
             p = min(p, n - i)
         if sigma[i + 1] == 0:  # lambda is infinite: no difference can be formed
             p = 1
-        kind = "taylor" if p == 3 else solver_type  # order 3 has one form
         differences = backward_differences(sigma[: i + 2], p)
+        kind = solver_type
+        if p == 3:
+            kind = "taylor"  # phi_2 in either type
+            if solver_type == "dpm_solver":
+                differences[2] = differences[2] / 2  # as in the authors' code: what it makes is of second order
         rows.append(row(t[i], sigma[i], sigma[i + 1], **leg(algorithm, sigma[i], sigma[i + 1], differences, kind)))
     return rows
 
@@ -131,9 +136,12 @@ class DPMSolver(Sampler):
     `method`: "multistep", one call a step; "singlestep", steps of `order` calls and then of lower order, `num_steps`
     calls in all; "singlestep_fixed", num_steps // order steps of `order` calls; "adaptive", which chooses its steps
     itself and tries `num_steps` at most (see adaptive.py). `spacing` is the authors' skip type; multistep takes any.
-    `solver_type` "taylor" weighs the differences by the exact integrals. With fewer steps than `lower_order_below` the
+    `solver_type` "taylor" weighs the differences by the exact integrals. In multistep order 3 the authors know no such
+    form, and halve the second difference: "dpm_solver", which does so too, is of second order there, "taylor" of third.
+    With fewer steps than `lower_order_below` the
     last steps of multistep drop to lower order (15 in ldm, 10 in the authors' later code, 0 for never).
-    `denoise_to_zero` calls the network once more at the end and takes its x0.
+    `denoise_to_zero` calls the network once more at the end and takes its x0. `thresholding` keeps x0 within bounds,
+    for models of pixels, by `quantile` and `max_value` (see thresholding.py).
 
     `atol`, `rtol`, `h_init`, `theta` and `t_err` (1 is the length of the whole schedule) are the adaptive method's.
     `joint` makes it use one step size for the whole batch, as the authors' code does: a picture then depends on the
@@ -149,6 +157,9 @@ class DPMSolver(Sampler):
     solver_type: Literal["dpm_solver", "taylor"] = "dpm_solver"
     lower_order_below: int = 15
     denoise_to_zero: bool = False
+    thresholding: bool = False
+    quantile: float = 0.995
+    max_value: float = 1.0
     atol: float = 0.0078
     rtol: float = 0.05
     h_init: float = 0.05
@@ -170,16 +181,23 @@ class DPMSolver(Sampler):
                 f"method {self.method!r} takes spacing {', '.join(SKIP_TYPES)} and end sigma_min; "
                 f"got {self.spacing!r} and {self.end!r}"
             )
-        for name in ("atol", "rtol", "h_init", "theta", "t_err"):
+        if self.lower_order_below < 0:
+            raise ValueError(f"lower_order_below is a number of steps from 0 up; got {self.lower_order_below}")
+        if self.thresholding and self.algorithm != "dpmsolver++":
+            raise ValueError(f"thresholding needs algorithm 'dpmsolver++', which remembers x0; got {self.algorithm!r}")
+        if not 0 <= self.quantile <= 1:
+            raise ValueError(f"quantile is a number from 0 to 1; got {self.quantile}")
+        for name in ("max_value", "atol", "rtol", "h_init", "theta", "t_err"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} is a positive number; got {getattr(self, name)}")
 
     @property
     def rule(self) -> Rule:
         """What is compiled."""
+        rule = Linear()
         if self.method == "adaptive":
-            return Adaptive(self.algorithm, self.order, self.solver_type, self.joint)
-        return Linear()
+            rule = Adaptive(self.algorithm, self.order, self.solver_type, self.joint)
+        return Thresholded(rule, self.quantile, self.max_value) if self.thresholding else rule
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
         """Returns one row a call of the network; one row in all for the adaptive method."""

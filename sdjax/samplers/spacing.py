@@ -1,7 +1,7 @@
 """Where steps start and end: named ways to choose them from a schedule.
 
-Some take whole timesteps at regular distances ("leading", "trailing", "compvis", "lcm"); the others run through a
-range, from the last timestep to the first, evenly in some measure, and may fall between timesteps.
+Some take whole timesteps at regular distances ("even", "leading", "trailing", "compvis", "lcm"); the others run
+through a range, from the last timestep to the first, evenly in some measure, and may fall between timesteps.
 
 Source: ldm's make_ddim_timesteps; diffusers' timestep_spacing, after table 2 of Lin et al. 2023 (arXiv 2305.08891);
 DPM-Solver's get_time_steps; k-diffusion's get_sigmas_karras (Karras et al. 2022, arXiv 2206.00364, eq. 5).
@@ -25,11 +25,25 @@ class Grid(NamedTuple):
     sigma: np.ndarray
 
 
+def even_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
+    """Returns 1 + floor(i num_timesteps / num_steps), falling: exactly `num_steps`, over the whole schedule.
+
+    Equal to ldm's DDIM timesteps where the division leaves no rest (50 steps: 981, 961, ..., 1). Elsewhere ldm makes
+    more steps than asked for ("compvis"), and diffusers ("leading") rounds the distance down, so that the first step
+    starts lower, up to halfway (600 steps: at 600): too low for pure noise. A single step starts at the last timestep:
+    at the first one it would do nothing (T4).
+    """
+    last = schedule.num_timesteps - 1
+    if num_steps == 1:
+        return np.array([last])
+    timesteps = np.arange(num_steps)[::-1] * schedule.num_timesteps // num_steps
+    return timesteps + min(1, last - timesteps[0])
+
+
 def leading_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
     """Returns 1, 1 + c, 1 + 2c, ... with c = num_timesteps // num_steps: exactly `num_steps`, falling.
 
-    Equal to ldm's DDIM timesteps where the division leaves no rest (50 steps: 981, 961, ..., 1), and to diffusers'
-    "leading" with steps_offset 1. A single step starts at the last timestep: at the first one it would do nothing (T4).
+    Equal to diffusers' "leading" with steps_offset 1, but for a single step, which starts at the last timestep.
     """
     last = schedule.num_timesteps - 1
     if num_steps == 1:
@@ -62,6 +76,7 @@ def lcm_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
 
 
 TIMESTEPS: dict[str, Callable[[NoiseSchedule, int], np.ndarray]] = {
+    "even": even_timesteps,
     "leading": leading_timesteps,
     "compvis": compvis_timesteps,
     "trailing": trailing_timesteps,
