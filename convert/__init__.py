@@ -1,0 +1,165 @@
+"""Checkpoints: reading them as data, checking them, and turning any layout into any other without loss.
+
+    config, params = sdjax.convert.load("v1-5-pruned-emaonly.safetensors")
+    sdjax.convert.convert("model.ckpt", "model.safetensors")
+
+A `.ckpt` file's pickle is never executed; what a file says is checked before anything is taken from it.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sdjax.config import ModelConfig
+from sdjax.tokenizer import Tokenizer
+from sdjax.typing import Params
+
+from . import tables
+from .errors import CheckpointError
+from .hashing import manifest
+from .inspection import Inspection, inspect
+from .model import Model, Report, load_model, model_of_params
+from .outputs import check_not_input, new_file
+from .reading import TensorFile, read
+from .writing import save as save_model
+
+__all__ = [
+    "CheckpointError",
+    "Inspection",
+    "Model",
+    "Report",
+    "TensorFile",
+    "convert",
+    "inspect",
+    "load",
+    "load_model",
+    "manifest",
+    "parameter_counts",
+    "read",
+    "save",
+    "tensor_shapes",
+]
+
+FORMATS = ("auto", *tables.LAYOUTS)
+
+
+def load(
+    source: Any,
+    config: ModelConfig | str | os.PathLike[str] | None = None,
+    prediction: str | None = None,
+    ema: str = "auto",
+    vae: Any = None,
+    dtype: str | None = None,
+    variant: str | None = None,
+) -> tuple[ModelConfig, Params]:
+    """Returns the description and parameters {"unet", "vae", "text"} of a checkpoint, as trees of numpy arrays.
+
+    Args:
+        source: a `.ckpt` or `.safetensors` file, a diffusers or native folder, or a mapping of names to arrays.
+        config: a description, a released model's name ("sd1", see `sdjax.configs`), or an original ldm YAML file.
+            None: the folder's own; a YAML beside the file; its metadata; else what the tensors' shapes show.
+        prediction: "epsilon", "v" or "x0". None: what config, metadata or marker tensors say; what the family predicts;
+            for 2-base and 2-v, whose tensors look alike, the network is asked.
+        ema: "yes" takes the UNet's averaged weights, "no" the others, "auto" the averaged where there are some.
+        vae: a file or folder to take the autoencoder from instead.
+        dtype: "float32", "bfloat16" or "float16" to convert the parameters to; None keeps each as it is.
+        variant: of a diffusers folder's files, "fp16" for example.
+
+    Raises:
+        CheckpointError: if it cannot be read, or is not a whole model; every missing, unknown and misshapen tensor is
+            named as the file spells it.
+        ValueError: for an argument out of range.
+    """
+    model = load_model(source, config, prediction, ema, vae, dtype, variant)
+    return model.config, model.params
+
+
+def save(
+    config: ModelConfig,
+    params: Params,
+    path: str | os.PathLike[str],
+    *,
+    to: str = "auto",
+    tokenizer: Tokenizer | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes parameters in memory as `convert` would write a checkpoint's. Raises ValueError if they do not fit."""
+    save_model(model_of_params(config, params, tokenizer), path, _layout(path, to), overwrite=overwrite)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    to: str = "auto",
+    dtype: str | None = None,
+    ema: str = "auto",
+    vae: Any = None,
+    prediction: str | None = None,
+    config: ModelConfig | str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    ema_names: bool = False,
+    manifest: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Writes a checkpoint in another layout, a tensor at a time, and returns what was decided on the way.
+
+    `to` is "native" (a folder), "diffusers" (a folder) or "ldm" (a single `.safetensors` file); "auto" means ldm for a
+    name that ends in .safetensors, else native. Tensors keep their bytes unless `dtype` asks otherwise; what is no
+    parameter (noise tables, OpenCLIP's last block, a safety checker) goes along, in folders as extra.safetensors.
+    `ema_names` keeps both sets of the UNet's weights where there are two, and writes an ldm file's averaged ones under
+    `model_ema.` names. `manifest` is a JSON file to write with the shape, dtype and SHA-256 of every tensor. The other
+    arguments are `load`'s.
+
+    Raises CheckpointError as `load`, FileExistsError where something may not be replaced.
+    """
+    layout = _layout(target, to)
+    if layout == "ldm" and pathlib.Path(target).suffix != ".safetensors":
+        raise ValueError(f"an ldm file is written as .safetensors; got {os.fspath(target)!r}")
+    check_not_input(target, source, vae)
+    if manifest is not None:
+        check_not_input(manifest, source, vae)
+        if os.path.lexists(manifest) and not overwrite:
+            raise FileExistsError(f"{manifest} exists; choose another name, or ask to overwrite it")
+    model = load_model(source, config, prediction, ema, vae, dtype, variant, keep_both=ema_names)
+    table = save_model(model, target, layout, ema_names=ema_names, overwrite=overwrite)
+    if manifest is not None:
+        with new_file(manifest, overwrite=overwrite) as partial:
+            partial.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    return model.report
+
+
+def _layout(path: str | os.PathLike[str], to: str) -> str:
+    if to not in FORMATS:
+        raise ValueError(f"a format is one of {', '.join(FORMATS)}; got {to!r}")
+    if to != "auto":
+        return to
+    return "ldm" if pathlib.Path(path).suffix == ".safetensors" else "native"
+
+
+def tensor_shapes(config: ModelConfig, layout: str) -> dict[str, tuple[int, ...]]:
+    """Returns the names and shapes of the parameters in a file of a layout: "native", "ldm" or "diffusers"."""
+    if layout not in tables.LAYOUTS:
+        raise ValueError(f"a layout is one of {', '.join(tables.LAYOUTS)}; got {layout!r}")
+    return {entry.name: entry.shape for entry in tables.entries(config, layout)}
+
+
+def parameter_counts(
+    shapes: Mapping[str, tuple[int, ...]], config: ModelConfig | None = None, ema: str = "auto"
+) -> dict[str, int]:
+    """Returns {"unet": n, "vae": n, "text": n}, the parameters in use of a single file with these names and shapes.
+
+    Allocates nothing. Raises CheckpointError as `load` would for the file.
+    """
+    nothing = np.float32(0)
+    tensors = {name: np.broadcast_to(nothing, shape) for name, shape in shapes.items()}
+    model = load_model(tensors, config, ema=ema, prediction="v")  # any: asking a network without weights is no use
+    counts = dict.fromkeys(tables.PARTS, 0)
+    for path, leaf in model.leaves.items():
+        counts[path.partition("/")[0]] += math.prod(leaf.shape)
+    return counts

@@ -1,0 +1,280 @@
+"""Descriptions of models from a diffusers folder's JSON files, and those files from a description.
+
+Source of the fields: huggingface/diffusers, models/unets/unet_2d_condition.py,
+models/autoencoders/autoencoder_kl.py and schedulers/; huggingface/transformers, models/clip/configuration_clip.py.
+What diffusers calls `attention_head_dim` is the number of heads (FACTS T35).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+
+from .errors import shown
+from .ldm_config import named
+
+Configs = Mapping[str, Mapping[str, Any]]
+
+# Fields that would change what is computed, and the values under which it is what Stable Diffusion computes
+_UNET_ONLY = {
+    "act_fn": ("silu", "swish"), "addition_embed_type": (None,), "attention_type": ("default",),
+    "center_input_sample": (False,), "class_embeddings_concat": (False,), "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,), "cross_attention_norm": (None,), "downsample_padding": (1,),
+    "dual_cross_attention": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
+    "flip_sin_to_cos": (True,), "freq_shift": (0,), "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,), "num_attention_heads": (None,),
+    "resnet_out_scale_factor": (1.0,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
+    "reverse_transformer_layers_per_block": (None,), "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,), "time_embedding_type": ("positional",), "timestep_post_act": (None,),
+}  # fmt: skip
+_VAE_ONLY = {
+    "act_fn": ("silu",), "latents_mean": (None,), "latents_std": (None,), "mid_block_add_attention": (True,),
+    "shift_factor": (None, 0.0), "use_post_quant_conv": (True,), "use_quant_conv": (True,),
+}  # fmt: skip
+_TEXT_ONLY = {"layer_norm_eps": (1e-5,)}
+_SCHEDULE_KINDS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "squaredcos"}
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+
+
+def config_from_diffusers(files: Configs) -> tuple[ModelConfig, bool]:
+    """Returns the model that a folder's JSON files describe, and whether they say what it predicts.
+
+    Raises ConfigError, naming file and field, for what Stable Diffusion v1 and v2 do not have.
+    """
+    unet = _unet(_file(files, "unet/config.json"))
+    vae = _vae(_file(files, "vae/config.json"))
+    text = _text(_file(files, "text_encoder/config.json"), files.get("tokenizer/tokenizer_config.json", {}))
+    scheduler = files.get("scheduler/scheduler_config.json", {})
+    schedule = _schedule(scheduler)
+    size = files["unet/config.json"].get("sample_size")
+    size = size if type(size) is int and 1 <= size <= 1024 else 64
+    upscales = unet.in_channels == 7
+    model = ModelConfig(
+        name="custom",
+        unet=unet,
+        vae=vae,
+        text=text,
+        schedule=schedule,
+        image_size=512 if upscales else size * vae.factor,
+        guidance_scale=9.0 if text.activation == "gelu" else 7.5,
+    )
+    return named(model), "prediction_type" in scheduler
+
+
+def is_v2(config: ModelConfig) -> bool:
+    """Returns whether a model is of the second generation: its text encoder is OpenCLIP's, with the exact GELU."""
+    return config.text.activation == "gelu"
+
+
+def _file(files: Configs, name: str) -> Mapping[str, Any]:
+    if name not in files:
+        raise ConfigError(f"the folder has no {name}, which says how its networks are built")
+    return files[name]
+
+
+def _only(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], what: str) -> None:
+    for name, values in allowed.items():
+        if name in config and config[name] not in values:
+            expected = " or ".join(map(repr, values))
+            raise ConfigError(f"{what}: {name} is {expected} in Stable Diffusion v1 and v2; got {shown(config[name])}")
+
+
+def _levels(value: Any, count: int, name: str) -> tuple[Any, ...]:
+    if isinstance(value, list):
+        if len(value) != count:
+            raise ConfigError(f"unet/config.json: {name} has {len(value)} entries for {count} levels")
+        return tuple(value)
+    return (value,) * count
+
+
+def _unet(config: Mapping[str, Any]) -> UNetConfig:
+    _only(config, _UNET_ONLY, "unet/config.json")
+    channels = config.get("block_out_channels", [320, 640, 1280, 1280])
+    if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
+        raise ConfigError(f"unet/config.json: block_out_channels is a short list; got {shown(channels)}")
+    count = len(channels)
+    down = config.get("down_block_types", ["CrossAttnDownBlock2D"] * (count - 1) + ["DownBlock2D"])
+    up = config.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (count - 1))
+    kinds = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
+    attends = [kinds.get(kind) if isinstance(kind, str) else None for kind in down] if isinstance(down, list) else []
+    mirrored = [kinds.get(kind) if isinstance(kind, str) else None for kind in up] if isinstance(up, list) else []
+    if len(attends) != count or None in attends or attends != mirrored[::-1]:
+        raise ConfigError("unet/config.json: down_block_types and up_block_types are no Stable Diffusion UNet's")
+    heads = _levels(config.get("attention_head_dim", 8), count, "attention_head_dim")
+    depth = _levels(config.get("transformer_layers_per_block", 1), count, "transformer_layers_per_block")
+    only_cross = config.get("only_cross_attention", False)
+    middle = config.get("mid_block_only_cross_attention")
+    middle = (only_cross if isinstance(only_cross, bool) else False) if middle is None else middle
+    kind = config.get("class_embed_type")
+    if kind not in (None, "projection"):
+        raise ConfigError(f"unet/config.json: class_embed_type is null or 'projection'; got {shown(kind)}")
+    return UNetConfig(
+        in_channels=config.get("in_channels", 4),
+        out_channels=config.get("out_channels", 4),
+        channels=tuple(channels),
+        num_res_blocks=config.get("layers_per_block", 2),
+        heads=tuple(n if has else 0 for n, has in zip(heads, attends)),
+        mid_heads=heads[-1],
+        transformer_depth=depth,
+        self_attention=tuple(not flag for flag in _levels(only_cross, count, "only_cross_attention")),
+        mid_self_attention=not middle,
+        context_dim=config.get("cross_attention_dim", 1280),
+        num_classes=None if kind else config.get("num_class_embeds"),
+        label_dim=config.get("projection_class_embeddings_input_dim") if kind else None,
+        norm_groups=config.get("norm_num_groups", 32),
+        linear_projection=config.get("use_linear_projection", False),
+    )
+
+
+def _vae(config: Mapping[str, Any]) -> VAEConfig:
+    _only(config, _VAE_ONLY, "vae/config.json")
+    return VAEConfig(
+        image_channels=config.get("in_channels", 3),
+        latent_channels=config.get("latent_channels", 4),
+        channels=tuple(config.get("block_out_channels", [64])),
+        num_res_blocks=config.get("layers_per_block", 1),
+        scale_factor=config.get("scaling_factor", 0.18215),
+        norm_groups=config.get("norm_num_groups", 32),
+    )
+
+
+def _text(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> TextConfig:
+    config = config.get("text_config", config)  # CLIPModel's file holds the text tower's inside
+    _only(config, _TEXT_ONLY, "text_encoder/config.json")
+    width, activation = config.get("hidden_size", 512), config.get("hidden_act", "quick_gelu")
+    if config.get("intermediate_size", 2048) != 4 * width:
+        raise ConfigError(f"text_encoder/config.json: intermediate_size is 4 * hidden_size = {4 * width} in CLIP")
+    pad = tokenizer.get("pad_token")
+    pad = pad.get("content") if isinstance(pad, Mapping) else pad
+    default = 0 if activation == "gelu" else 49407
+    return TextConfig(
+        vocab_size=config.get("vocab_size", 49408),
+        width=width,
+        layers=config.get("num_hidden_layers", 12),
+        heads=config.get("num_attention_heads", 8),
+        max_length=config.get("max_position_embeddings", 77),
+        activation=activation,
+        pad_token_id={"!": 0, "<|endoftext|>": 49407}.get(pad, default) if isinstance(pad, str) else default,
+    )
+
+
+def _schedule(config: Mapping[str, Any]) -> ScheduleConfig:
+    _only(config, {"trained_betas": (None,)}, "scheduler/scheduler_config.json")
+    kind, prediction = config.get("beta_schedule", "scaled_linear"), config.get("prediction_type", "epsilon")
+    if kind not in _SCHEDULE_KINDS or prediction not in _PREDICTIONS:
+        raise ConfigError(
+            f"scheduler/scheduler_config.json: beta_schedule {shown(kind)} and prediction_type {shown(prediction)}; "
+            f"known are {', '.join(_SCHEDULE_KINDS)} and {', '.join(_PREDICTIONS)}"
+        )
+    prediction = _PREDICTIONS[prediction]
+    return ScheduleConfig(
+        kind=_SCHEDULE_KINDS[kind],
+        num_timesteps=config.get("num_train_timesteps", 1000),
+        beta_start=config.get("beta_start", 0.00085),
+        beta_end=config.get("beta_end", 0.012),
+        zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)) and prediction != "epsilon",
+        prediction=prediction,
+    )
+
+
+def diffusers_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Returns the JSON files that describe the model to diffusers, by path. Raises ConfigError if none can."""
+    unet, vae, text, v2 = config.unet, config.vae, config.text, is_v2(config)
+    if unet.heads[-1] not in (0, unet.mid_heads):
+        raise ConfigError("diffusers gives a UNet's middle block as many heads as its last level; this one has others")
+    heads = [n or unet.mid_heads for n in unet.heads]
+    cross = [not flag for flag in unet.self_attention]
+    files: dict[str, dict[str, Any]] = {}
+    files["unet/config.json"] = {
+        "_class_name": "UNet2DConditionModel", "act_fn": "silu", "attention_head_dim": _same(heads),
+        "block_out_channels": list(unet.channels), "center_input_sample": False,
+        "class_embed_type": None if unet.label_dim is None else "projection",
+        "cross_attention_dim": unet.context_dim,
+        "down_block_types": ["CrossAttnDownBlock2D" if n else "DownBlock2D" for n in unet.heads],
+        "downsample_padding": 1, "dual_cross_attention": False, "flip_sin_to_cos": True, "freq_shift": 0,
+        "in_channels": unet.in_channels, "layers_per_block": unet.num_res_blocks, "mid_block_scale_factor": 1,
+        "mid_block_only_cross_attention": not unet.mid_self_attention, "norm_eps": 1e-5,
+        "norm_num_groups": unet.norm_groups, "num_class_embeds": unet.num_classes,
+        "only_cross_attention": _same(cross), "out_channels": unet.out_channels,
+        "projection_class_embeddings_input_dim": unet.label_dim,
+        "sample_size": 128 if unet.in_channels == 7 else config.image_size // vae.factor,
+        "transformer_layers_per_block": _same(list(unet.transformer_depth)),
+        "up_block_types": ["CrossAttnUpBlock2D" if n else "UpBlock2D" for n in reversed(unet.heads)],
+        "upcast_attention": v2, "use_linear_projection": unet.linear_projection,
+    }  # fmt: skip
+    files["vae/config.json"] = {
+        "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": list(vae.channels),
+        "down_block_types": ["DownEncoderBlock2D"] * len(vae.channels), "in_channels": vae.image_channels,
+        "latent_channels": vae.latent_channels, "layers_per_block": vae.num_res_blocks,
+        "norm_num_groups": vae.norm_groups, "out_channels": vae.image_channels,
+        "sample_size": config.image_size, "scaling_factor": vae.scale_factor,
+        "up_block_types": ["UpDecoderBlock2D"] * len(vae.channels),
+    }  # fmt: skip
+    files["text_encoder/config.json"] = {
+        "architectures": ["CLIPTextModel"], "attention_dropout": 0.0, "bos_token_id": text.bos_token_id,
+        "eos_token_id": text.eos_token_id, "hidden_act": text.activation, "hidden_size": text.width,
+        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 4 * text.width,
+        "layer_norm_eps": 1e-5, "max_position_embeddings": text.max_length, "model_type": "clip_text_model",
+        "num_attention_heads": text.heads, "num_hidden_layers": text.layers, "pad_token_id": 1,
+        "projection_dim": 512 if v2 else 768, "vocab_size": text.vocab_size,
+    }  # fmt: skip
+    files["scheduler/scheduler_config.json"] = _scheduler_file(config)
+    files["model_index.json"] = _index(config)
+    if unet.in_channels == 7:  # the noise put on the picture to enlarge, by a schedule of the same numbers
+        files["low_res_scheduler/scheduler_config.json"] = {
+            **_betas(config.schedule), "_class_name": "DDPMScheduler", "clip_sample": True,
+            "prediction_type": "epsilon", "variance_type": "fixed_small",
+        }  # fmt: skip
+    return files
+
+
+def _same(values: list[Any]) -> Any:
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _betas(schedule: ScheduleConfig) -> dict[str, Any]:
+    kind = next(theirs for theirs, ours in _SCHEDULE_KINDS.items() if ours == schedule.kind)
+    return {
+        "beta_end": schedule.beta_end, "beta_schedule": kind, "beta_start": schedule.beta_start,
+        "num_train_timesteps": schedule.num_timesteps, "trained_betas": None,
+    }  # fmt: skip
+
+
+def _scheduler_file(config: ModelConfig) -> dict[str, Any]:
+    """Returns DDIM's file: the sampler of every release, and the one whose file can say all of a schedule."""
+    schedule = config.schedule
+    prediction = next(theirs for theirs, ours in _PREDICTIONS.items() if ours == schedule.prediction)
+    return {
+        **_betas(schedule), "_class_name": "DDIMScheduler", "clip_sample": False, "prediction_type": prediction,
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr, "set_alpha_to_one": False, "steps_offset": 1,
+        "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
+    }  # fmt: skip
+
+
+def _index(config: ModelConfig) -> dict[str, Any]:
+    pipelines = {9: "StableDiffusionInpaintPipeline", 5: "StableDiffusionDepth2ImgPipeline",
+                 7: "StableDiffusionUpscalePipeline"}  # fmt: skip
+    nothing = [None, None]
+    index: dict[str, Any] = {
+        "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }  # fmt: skip
+    if config.unet.label_dim is not None:
+        name = "StableUnCLIPImg2ImgPipeline"
+        index |= dict.fromkeys(
+            ("feature_extractor", "image_encoder", "image_normalizer", "image_noising_scheduler"), nothing
+        )
+    else:
+        name = pipelines.get(config.unet.in_channels, "StableDiffusionPipeline")
+        index["feature_extractor"] = nothing
+        if config.unet.in_channels == 5:
+            index["depth_estimator"] = nothing
+        else:
+            index["safety_checker"] = nothing
+        if config.unet.in_channels == 7:
+            index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "watermarker": nothing}
+            index |= {"max_noise_level": 350}
+        if config.unet.in_channels in (4, 9):
+            index |= {"image_encoder": nothing, "requires_safety_checker": False}
+    return {"_class_name": name, **dict(sorted(index.items()))}

@@ -1,0 +1,136 @@
+"""What a checkpoint holds, told without reading its weights."""
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from sdjax.config import ConfigError
+
+from . import keys, prediction, tables
+from .errors import CheckpointError, printable
+from .matching import match
+from .model import _choose_ema, _describe
+from .sources import open_source
+
+SHOWN = 12  # names of a list that the text repeats
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """A checkpoint's family, parts, dtypes, metadata, and what is odd about it (nothing, in a released file)."""
+
+    path: str
+    format: str
+    layout: str
+    family: str | None
+    prediction: str | None
+    ema: bool
+    tensors: int
+    bytes: int
+    parts: dict[str, dict[str, Any]]
+    metadata: dict[str, str]
+    licences: list[str]
+    odd: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as a JSON-ready dictionary."""
+        return dataclasses.asdict(self)
+
+    def text(self) -> str:
+        """Returns the report as lines for a terminal."""
+        lines = [
+            f"{self.path}",
+            f"  format      {self.format}, {self.layout} layout, {self.tensors} tensors, {self.bytes / 2**30:.2f} GiB",
+            f"  family      {self.family or 'not recognised'}",
+            f"  predicts    {self.prediction or 'not said'}",
+            f"  averages    {'yes (model_ema.), used unless asked otherwise' if self.ema else 'no'}",
+        ]
+        for name, part in self.parts.items():
+            dtypes = ", ".join(f"{count} {dtype}" for dtype, count in part["dtypes"].items())
+            lines.append(f"  {name:<11} {part['tensors']} tensors, {part['elements']:,} numbers ({dtypes})")
+        for key, value in self.metadata.items():
+            lines.append(f"  metadata    {printable(key)} = {printable(value)}")
+        lines += [f"  licence     {name}" for name in self.licences]
+        lines += [f"  odd         {line}" for line in self.odd] or ["  odd         nothing"]
+        return "\n".join(lines)
+
+
+def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspection:
+    """Returns what a checkpoint of any layout holds. Raises CheckpointError if it cannot be read at all."""
+    source = open_source(path, variant)
+    shapes, dtypes = dict(source.tensors.shapes), dict(source.tensors.dtypes)
+    odd: list[str] = []
+    family = said = None
+    ema = _choose_ema(source, "auto")
+    owners: dict[str, str] = {}
+    try:
+        config, origin, decision = _describe(source, None)
+        family = f"{config.name} (by {origin})"
+        if decision is not None:
+            said = f"{decision.prediction} (by {decision.origin})"
+        elif prediction.is_ambiguous(config):
+            said = None
+            odd.append("nothing says whether it predicts epsilon or v: loading asks the network, or takes prediction=")
+        else:
+            said = f"{config.schedule.prediction} (by the family)"
+        found = match(shapes, config, source.layout, ema=ema)
+        owners = {name: tables.PARTS[entry.part] for entry, name in found.names.items()}
+        owners |= dict.fromkeys(found.other_set, "other UNet")
+        owners |= dict.fromkeys(found.extras, "beside")
+        odd += [f"it has no {tables.PARTS[part]}" for part in found.missing_parts]
+        odd += _some(found.problems)
+        odd += _unusual(config, shapes, dtypes, found.names)
+    except (CheckpointError, ConfigError) as error:
+        odd.append(str(error).removeprefix(f"{source.path}: "))
+    if source.extra is not None:
+        shapes |= source.extra.shapes
+        dtypes |= source.extra.dtypes
+        owners |= dict.fromkeys(source.extra, "beside")
+    parts: dict[str, dict[str, Any]] = {}
+    for name, shape in shapes.items():
+        part = parts.setdefault(owners.get(name, "unknown"), {"tensors": 0, "elements": 0, "dtypes": Counter()})
+        part["tensors"] += 1
+        part["elements"] += math.prod(shape)
+        part["dtypes"][dtypes[name].name] += 1
+    for part in parts.values():
+        part["dtypes"] = dict(part["dtypes"].most_common())
+    order = [*tables.PARTS.values(), "other UNet", "beside", "unknown"]
+    return Inspection(
+        path=str(path),
+        format="folder" if source.layout != "ldm" else getattr(source.tensors, "format", "tensors"),
+        layout=source.layout,
+        family=family,
+        prediction=said,
+        ema=ema,
+        tensors=len(shapes),
+        bytes=sum(math.prod(shapes[name]) * dtypes[name].itemsize for name in shapes),
+        parts={name: parts[name] for name in order if name in parts},
+        metadata=dict(source.metadata),
+        licences=sorted(source.licences),
+        odd=odd,
+    )
+
+
+def _some(lines: Iterable[str]) -> list[str]:
+    lines = list(lines)
+    return lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more such"] if len(lines) > SHOWN else [])
+
+
+def _unusual(config: Any, shapes: Any, dtypes: Any, names: Any) -> list[str]:
+    lines = []
+    kinds = Counter(dtypes[name].name for name in names.values())
+    if len(kinds) > 1:
+        lines.append("its parameters have several types: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
+    reshaped = [name for entry, name in names.items() if entry.accepts(shapes[name]) and shapes[name] != entry.shape]
+    if reshaped:
+        lines.append(f"{len(reshaped)} projections are stored as the other generation stores them ({reshaped[0]}, ...)")
+    respelled = [name for entry, name in names.items() if name not in (entry.name, keys.ema_name(entry.name))]
+    if respelled:
+        lines.append(f"{len(respelled)} tensors have another tool's names ({printable(respelled[0])}, ...)")
+    for name, dtype in dtypes.items():
+        if name.endswith("embeddings.position_ids") and dtype.kind != "i":
+            lines.append(f"{name} is {dtype.name}: a merging tool has turned positions into fractions (not used here)")
+    return lines

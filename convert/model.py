@@ -1,0 +1,339 @@
+"""A whole model read from a checkpoint of any layout: description, parameters, and all that came with them."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from sdjax import configs
+from sdjax.config import PREDICTIONS, ConfigError, ModelConfig
+from sdjax.tokenizer import Tokenizer
+
+from . import detection, diffusers_config, keys, ldm_config, prediction, tables
+from .errors import CheckpointError, shown
+from .matching import Match, match
+from .prediction import Decision
+from .sources import FORMAT, Source, open_source
+from .strict_json import read_json
+
+DTYPES = {
+    "float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16),
+}  # fmt: skip
+CONFIG_KEY = "sdjax.config"  # a single file's metadata: the description of a model that is none of the releases
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A tensor that is read when it is needed: in what layout is up to who keeps it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    release: Callable[[], None] = lambda: None
+
+    def cast(self, dtype: np.dtype | None) -> "Leaf":
+        """Returns the leaf in another floating-point type; itself if it holds no floating-point numbers."""
+        if dtype is None or dtype == self.dtype or not is_floating(self.dtype):
+            return self
+        return Leaf(self.shape, dtype, lambda: self.read().astype(dtype), self.release)
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Returns whether a type is one of numpy's or ml_dtypes' floating-point types."""
+    return np.issubdtype(dtype, np.floating) or dtype.name.startswith(("bfloat", "float"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was decided while a model was read. `notices` are what its user should know."""
+
+    layout: str
+    config_origin: str
+    prediction_origin: str
+    ema: bool
+    notices: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model: `leaves` are its parameters by path in Flax's layout, `extras` tensors of its file that are none.
+
+    `metadata` is text by key, `files` a diffusers folder's JSON files by path, `licences` texts by file name.
+    """
+
+    config: ModelConfig
+    leaves: Mapping[str, Leaf]
+    extras: Mapping[str, Leaf]
+    report: Report
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    own_tokenizer: Tokenizer | None = None
+
+    @functools.cached_property
+    def params(self) -> dict[str, Any]:
+        """The parameters as Flax's nested tree of numpy arrays, read when first asked for, one tensor at a time."""
+        tree: dict[str, Any] = {}
+        for path, leaf in self.leaves.items():
+            *modules, name = path.split("/")
+            place = functools.reduce(lambda node, module: node.setdefault(module, {}), modules, tree)
+            array = leaf.read()
+            if self.report.layout != "native":  # a native file's arrays stay views of the memory map
+                array = np.array(array, order="C")
+                leaf.release()
+            place[name] = array
+        return tree
+
+    def tokenizer(self) -> Tokenizer:
+        """Returns the tokenizer that came with the model, CLIP's own where none did."""
+        return self.own_tokenizer or Tokenizer()
+
+
+def load_model(
+    source: Any,
+    config: ModelConfig | str | os.PathLike[str] | None = None,
+    prediction: str | None = None,
+    ema: str = "auto",
+    vae: Any = None,
+    dtype: str | None = None,
+    variant: str | None = None,
+    *,
+    keep_both: bool = False,
+) -> Model:
+    """Returns the model of a checkpoint, its parameters not read yet but checked to be all there.
+
+    Arguments and errors are those of `sdjax.convert.load`. `keep_both` keeps the UNet's weights that `ema` did not
+    choose among the extras.
+    """
+    kind = _dtype(dtype)
+    if prediction is not None and prediction not in PREDICTIONS:
+        raise ValueError(f"prediction is one of {', '.join(PREDICTIONS)}; got {prediction!r}")
+    if ema not in ("auto", "yes", "no"):
+        raise ValueError(f"ema is 'auto', 'yes' or 'no'; got {ema!r}")
+    opened = open_source(source, variant)
+    try:
+        description, config_origin, decision = _describe(opened, config)
+    except (ConfigError, CheckpointError) as error:
+        if opened.path is None or str(opened.path) in str(error):
+            raise
+        raise opened.error(str(error)) from error
+    averaged = _choose_ema(opened, ema)
+    parts = [part for part in tables.PARTS if part != "vae" or vae is None]
+    found = match(opened.tensors.shapes, description, opened.layout, ema=averaged, parts=parts)
+    _refuse(opened, found, config_origin)
+    notices = []
+    if found.other_set and not keep_both:
+        other = "not averaged" if averaged else "averaged (EMA)"
+        notices.append(f"the file also holds weights of the UNet that are {other}; those were left out")
+    leaves = _leaves(opened, found, kind)
+    if vae is not None:
+        leaves |= _vae_leaves(vae, description, kind)
+    extras = _extras(opened, found, kind, keep_both)
+    decision = _decide(opened, description, decision, prediction, leaves, notices)
+    description = _with_prediction(opened, description, decision)
+    metadata = {key: value for key, value in opened.metadata.items() if key != CONFIG_KEY}
+    report = Report(opened.layout, config_origin, decision.origin, averaged, tuple(notices))
+    files = (opened.native or {}).get("files", {}) if opened.layout == "native" else opened.configs
+    return Model(description, leaves, extras, report, metadata, files, opened.licences, opened.tokenizer)
+
+
+def model_of_params(config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer | None = None) -> Model:
+    """Returns the model of parameters in memory. Raises ValueError if they are not those of the description."""
+    leaves, problems = {}, []
+    for parameter in tables.parameters(config):
+        array = params
+        for module in parameter.path.split("/"):
+            array = array.get(module) if isinstance(array, Mapping) else None
+        if array is None or tuple(array.shape) != parameter.shape:
+            got = "nothing" if array is None else list(array.shape)
+            problems.append(f"{parameter.path} is {list(parameter.shape)}, got {got}")
+            continue
+        leaves[parameter.path] = Leaf(parameter.shape, np.dtype(array.dtype), functools.partial(np.asarray, array))
+    if problems:
+        raise ValueError(f"the parameters are not the description's: {'; '.join(problems)}")
+    return Model(config, leaves, {}, Report("memory", "argument", "argument", False), own_tokenizer=tokenizer)
+
+
+def _dtype(name: str | None) -> np.dtype | None:
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {name!r}")
+    return None if name is None else DTYPES[name]
+
+
+def _describe(source: Source, config: Any) -> tuple[ModelConfig, str, Decision | None]:
+    """Returns the description, where it came from, and what that says about the prediction, if anything."""
+    if isinstance(config, ModelConfig):
+        return config, "config=", Decision(config.schedule.prediction, "config=")
+    if isinstance(config, str) and config in configs.NAMES:
+        known = configs.get(config)
+        return known, f"config={config}", Decision(known.schedule.prediction, f"config={config}")
+    if config is not None:
+        read = ldm_config.read_ldm_yaml(config)
+        return read, str(config), Decision(read.schedule.prediction, str(config))
+    if source.layout == "native":
+        read = ModelConfig.from_dict((source.native or {}).get("model"))
+        return read, "config.json", Decision(read.schedule.prediction, "config.json", read.schedule.zero_terminal_snr)
+    if source.layout == "diffusers":
+        read, says = diffusers_config.config_from_diffusers(source.configs)
+        zero = read.schedule.zero_terminal_snr
+        where = "scheduler/scheduler_config.json"
+        return read, "the folder's JSON files", Decision(read.schedule.prediction, where, zero) if says else None
+    said = prediction.stated(source.metadata, source.tensors)
+    if CONFIG_KEY in source.metadata:
+        text = source.metadata[CONFIG_KEY].encode()
+        values = read_json(text, lambda reason: CheckpointError(f"its metadata's {CONFIG_KEY}: {reason}"))
+        read = ModelConfig.from_dict(values)
+        own = Decision(read.schedule.prediction, f"the metadata's {CONFIG_KEY}", read.schedule.zero_terminal_snr)
+        return read, f"the metadata's {CONFIG_KEY}", said or own
+    if beside := _yaml_beside(source.path):
+        read = ldm_config.read_ldm_yaml(beside)
+        return read, str(beside), Decision(read.schedule.prediction, str(beside))
+    return detection.detect(source.tensors.shapes), "the tensors' shapes", said
+
+
+def _yaml_beside(path: pathlib.Path | None) -> pathlib.Path | None:
+    if path is None:
+        return None
+    return next((p for suffix in (".yaml", ".yml") if (p := path.with_suffix(suffix)).is_file()), None)
+
+
+def _choose_ema(source: Source, ema: str) -> bool:
+    if source.layout != "ldm":
+        if ema != "auto":
+            raise source.error(
+                f"ema={ema!r} was asked for, but a folder holds one set of weights; diffusers folders that hold both "
+                "have variants, as variant='non_ema'"
+            )
+        return False
+    beginning = keys.ema_name(keys.LDM_PREFIXES["unet"])
+    there = any(name.startswith(beginning) for name in source.tensors)
+    if ema == "yes" and not there:
+        raise source.error("ema='yes' was asked for, but it holds no averaged weights (model_ema. ...)")
+    return there and ema != "no"
+
+
+_WITHOUT = {
+    "unet": "it has no UNet, which makes it no model",
+    "vae": "it has no autoencoder; give one by vae= (--vae on the command line)",
+    "text": "it has no text encoder, which must come from the whole checkpoint",
+}
+
+
+def _refuse(source: Source, found: Match, config_origin: str) -> None:
+    problems = [_WITHOUT[part] for part in found.missing_parts] + list(found.problems)
+    if problems:
+        count = len(problems)
+        raise source.error(
+            f"it does not hold the model that {config_origin} describes, with {count} difference{'s'[: count > 1]}: "
+            f"{'; '.join(problems)}"
+        )
+
+
+def _leaves(source: Source, found: Match, kind: np.dtype | None) -> dict[str, Leaf]:
+    tensors, leaves = source.tensors, {}
+    for entry, name in found.names.items():
+        dtype = tensors.dtypes[name]
+        if not is_floating(dtype):
+            raise source.error(f"{shown(name)} holds {dtype.name} numbers; a parameter is a floating-point tensor")
+        for index, parameter in enumerate(entry.parameters):
+
+            def read(entry: tables.Entry = entry, name: str = name, index: int = index) -> np.ndarray:
+                return entry.split(tensors[name])[index]
+
+            last = index == len(entry.parameters) - 1
+            release = functools.partial(tensors.release, name) if last else lambda: None
+            leaves[parameter.path] = Leaf(parameter.shape, dtype, read, release).cast(kind)
+    return dict(sorted(leaves.items()))
+
+
+def _extras(source: Source, found: Match, kind: np.dtype | None, keep_both: bool) -> dict[str, Leaf]:
+    files = [(source.tensors, [*found.extras, *(found.other_set if keep_both else ())])]
+    if source.extra is not None:
+        both = keys.ema_name(keys.LDM_PREFIXES["unet"]), keys.LDM_PREFIXES["unet"]
+        files.append((source.extra, [name for name in source.extra if keep_both or not name.startswith(both)]))
+    extras = {}
+    for tensors, names in files:
+        for name in names:
+            leaf = Leaf(
+                tensors.shapes[name],
+                tensors.dtypes[name],
+                functools.partial(tensors.__getitem__, name),
+                functools.partial(tensors.release, name),
+            )
+            extras[name] = leaf if tables.BUFFERS.fullmatch(name) else leaf.cast(kind)
+    if not keep_both:  # how far the averaging had come belongs to the two sets
+        for name in ("model_ema.decay", "model_ema.num_updates"):
+            extras.pop(name, None)
+    return extras
+
+
+def _vae_leaves(vae: Any, config: ModelConfig, kind: np.dtype | None) -> dict[str, Leaf]:
+    """Returns the autoencoder of another file: a whole model's of any layout, or one that lies there alone."""
+    source = open_source(vae)
+    tensors, shapes = source.tensors, {}
+    names = list(tensors)
+    if any(name.startswith(keys.LDM_PREFIXES["vae"]) for name in names):
+        layout, before, prefix = "ldm", keys.LDM_PREFIXES["vae"], ""
+    elif any(name.startswith(("encoder.down.", "decoder.up.")) for name in names):
+        layout, before, prefix = "ldm", "", keys.LDM_PREFIXES["vae"]
+    elif any(name.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for name in names):
+        layout, before, prefix = "diffusers", "", "vae/"
+    elif any(name.startswith("vae/") for name in names):
+        layout, before, prefix = source.layout, "vae/", ""
+    else:
+        raise source.error("it was given for its autoencoder, and holds none in ldm's or diffusers' layout")
+    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.") if not before else (before,)
+    for name in names:
+        if name.startswith(parts):
+            shapes[prefix + name] = tensors.shapes[name]
+    found = match(shapes, config, layout, parts=("vae",))
+    _refuse(source, found, "the model")
+    renamed = dataclasses.replace(found, names={entry: name[len(prefix) :] for entry, name in found.names.items()})
+    return _leaves(source, renamed, kind)
+
+
+def _decide(
+    source: Source,
+    config: ModelConfig,
+    decision: Decision | None,
+    asked: str | None,
+    leaves: Mapping[str, Leaf],
+    notices: list[str],
+) -> Decision:
+    if asked is not None:
+        if decision is not None and decision.prediction != asked:
+            notices.append(f"prediction={asked} was asked for, though {decision.origin} says {decision.prediction}")
+        zero = decision is not None and decision.zero_terminal_snr and asked != "epsilon"
+        return Decision(asked, "prediction=", zero)
+    if decision is not None:
+        return decision
+    if not prediction.is_ambiguous(config):
+        return Decision(config.schedule.prediction, f"the family {config.name}")
+    from .probe import probe
+
+    asked_parts = {path: leaf for path, leaf in leaves.items() if not path.startswith("vae/")}
+    tree = Model(config, asked_parts, {}, Report(source.layout, "", "", False)).params
+    try:
+        answer, correlation = probe(config, tree)
+    except CheckpointError as error:
+        raise source.error(str(error)) from error
+    notices.append(
+        f"nothing says what the network predicts; asked, it answered like one that predicts {answer} (correlation with "
+        f"its input {correlation:.2f}); say prediction={answer} to skip the question"
+    )
+    return Decision(answer, "a probe of the network")
+
+
+def _with_prediction(source: Source, config: ModelConfig, decision: Decision) -> ModelConfig:
+    try:
+        return prediction.with_prediction(config, decision)
+    except ConfigError as error:
+        raise source.error(str(error)) from error
+
+
+__all__ = ["CONFIG_KEY", "DTYPES", "FORMAT", "Leaf", "Model", "Report", "is_floating", "load_model", "model_of_params"]

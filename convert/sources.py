@@ -1,0 +1,154 @@
+"""What a checkpoint brings: its tensors, and what lies in or beside it that says what they are."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sdjax.tokenizer import Tokenizer
+
+from . import tables
+from .errors import CheckpointError, printable
+from .mapped import MappedFile
+from .reading import TensorFile, read
+
+FORMAT = "sdjax"  # the key of a native folder's config.json that says so
+EXTRA = "extra.safetensors"  # tensors of another format that are no parameters, under the names they had there
+LICENCE_KEY = "sdjax.licence"  # a single file's metadata: {file name: text}
+MAX_TEXT = 2**20
+_LICENCE = re.compile(r"(?i)(licen[cs]e|copying|notice)([-._ ][-\w. ]{0,60})?")
+
+
+class Arrays(Mapping[str, np.ndarray]):
+    """Tensors in memory, with what `TensorFile` tells about a file's."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._arrays = dict(arrays)
+        self.shapes = {name: tuple(array.shape) for name, array in self._arrays.items()}
+        self.dtypes = {name: np.dtype(array.dtype) for name, array in self._arrays.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.asarray(self._arrays[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def release(self, name: str) -> None:
+        """Does nothing: who made the arrays holds them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint, opened. `extra` are a folder's tensors that are no parameters of the model."""
+
+    layout: tables.Layout
+    tensors: TensorFile | Arrays
+    path: pathlib.Path | None = None
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    extra: TensorFile | None = None
+    licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def native(self) -> Mapping[str, Any] | None:
+        """The contents of a native folder's config.json."""
+        return self.configs.get("config.json") if self.layout == "native" else None
+
+    def error(self, reason: str) -> CheckpointError:
+        """Returns the exception to raise: the reason with the checkpoint's name before it."""
+        return CheckpointError(reason, self.path)
+
+
+def open_source(source: Any, variant: str | None = None) -> Source:
+    """Returns the checkpoint at a path, or the one whose tensors a mapping gives. Raises CheckpointError."""
+    if isinstance(source, TensorFile):
+        return _of_file(source)
+    if isinstance(source, Mapping):
+        return Source(_layout_of(source, {}), Arrays(source))
+    return _of_file(read(source, variant=variant))
+
+
+def _of_file(file: TensorFile) -> Source:
+    path, configs = file.path, file.configs
+    is_folder = file.format.startswith("diffusers")
+    layout = _layout_of(file, configs)
+    metadata, licences, tokenizer, extra = dict(file.metadata), {}, None, None
+    if is_folder:
+        licences = licence_files(path)
+        if layout == "diffusers":
+            metadata = _of_components(metadata)
+        if (path / "tokenizer").is_dir():
+            try:
+                tokenizer = Tokenizer.load(path / "tokenizer")
+            except ValueError as error:
+                raise CheckpointError(str(error), path) from error
+        if (path / EXTRA).exists():
+            extra = read(path / EXTRA)
+    else:
+        licences = _licences_inside(metadata) or licence_files(path.parent)
+        metadata.pop(LICENCE_KEY, None)
+    return Source(layout, file, path, metadata, configs, extra, licences, tokenizer)
+
+
+def _layout_of(names: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> tables.Layout:
+    if FORMAT in configs.get("config.json", {}):
+        return "native"
+    if "unet/conv_in/kernel" in names:
+        return "native"
+    first = next(iter(names), "")
+    if "model_index.json" in configs or ("/" in first and not first.startswith(("model.", "first_stage", "cond"))):
+        return "diffusers"
+    return "ldm"
+
+
+def _of_components(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Returns a folder's metadata as a single file would hold them: what the UNet's file says is the model's."""
+    out = {}
+    for key, value in metadata.items():
+        component, _, name = key.partition("/")
+        if name != "format":
+            out[name if component == "unet" else key] = value
+    return out
+
+
+def _licences_inside(metadata: Mapping[str, str]) -> dict[str, str]:
+    try:
+        texts = json.loads(metadata.get(LICENCE_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(texts, dict):
+        return {}
+    return {
+        name: text for name, text in texts.items() if isinstance(text, str) and _LICENCE.fullmatch(name) is not None
+    }
+
+
+def licence_files(folder: pathlib.Path) -> dict[str, str]:
+    """Returns the licence texts that lie in a folder, by file name."""
+    texts = {}
+    try:
+        names = sorted(name for name in os.listdir(folder) if _LICENCE.fullmatch(name))
+    except OSError:
+        return {}
+    for name in names[:10]:
+        try:
+            file = MappedFile(folder / name)
+        except CheckpointError:
+            continue  # a folder of that name, an empty file
+        try:
+            if file.size <= MAX_TEXT:
+                texts[printable(name)] = file.bytes(0, file.size).decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        finally:
+            file.close()
+    return texts

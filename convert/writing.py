@@ -1,0 +1,272 @@
+"""Writing a model in any layout: the tables that read it, run backwards, one tensor in memory at a time."""
+
+import functools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sdjax import configs
+from sdjax._version import __version__
+from sdjax.config import ModelConfig
+
+from . import diffusers_config, keys, tables
+from .errors import CheckpointError
+from .hashing import tensor_hash
+from .model import CONFIG_KEY, Leaf, Model
+from .outputs import new_file, new_folder
+from .safetensors_file import DTYPES
+from .sources import EXTRA, FORMAT, LICENCE_KEY
+
+Manifest = dict[str, dict[str, Any]]
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1", "sd1_inpaint": "stable-diffusion-v1-inpainting",
+    "sd2_base": "stable-diffusion-v2-512", "sd2_v": "stable-diffusion-v2-768-v",
+    "sd2_inpaint": "stable-diffusion-v2-inpainting", "sd2_depth": "stable-diffusion-v2-depth",
+    "sd2_unclip_l": "stable-diffusion-v2-unclip-l", "sd2_unclip_h": "stable-diffusion-v2-unclip-h",
+    "x4_upscaler": "stable-diffusion-x4-upscaler",
+}  # fmt: skip
+_FILE = re.compile(r"([A-Za-z0-9_-]{1,60}/)?[A-Za-z0-9_-]{1,60}\.json")  # a native folder's own list is not trusted
+_IMPLEMENTATIONS = {
+    False: "https://github.com/CompVis/stable-diffusion", True: "https://github.com/Stability-AI/stablediffusion",
+}  # fmt: skip
+_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+def save(
+    model: Model,
+    path: str | os.PathLike[str],
+    to: str,
+    *,
+    ema_names: bool = False,
+    overwrite: bool = False,
+) -> Manifest:
+    """Writes the model as "native" or "diffusers" folder or "ldm" file; returns the manifest of what was written.
+
+    `ema_names` writes an ldm file's averaged weights too, under their `model_ema.` names.
+
+    Raises FileExistsError where something is there that may not be replaced, OSError where it cannot be written,
+    ConfigError if the layout cannot describe the model.
+    """
+    if to not in _WRITERS:
+        raise ValueError(f"a layout to write is one of {', '.join(_WRITERS)}; got {to!r}")
+    return _WRITERS[to](model, pathlib.Path(path), ema_names, overwrite)
+
+
+def tensors_of(model: Model, layout: tables.Layout) -> dict[str, Leaf]:
+    """Returns the model's parameters as a file of the layout stores them."""
+    stored = {}
+    for entry in tables.entries(model.config, layout):
+        leaves = [model.leaves[parameter.path] for parameter in entry.parameters]
+        dtypes = {leaf.dtype for leaf in leaves}
+        dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*(leaf.dtype for leaf in leaves))
+
+        def read(entry: tables.Entry = entry, leaves: list[Leaf] = leaves, dtype: np.dtype = dtype) -> np.ndarray:
+            return entry.join([leaf.read().astype(dtype, copy=False) for leaf in leaves])
+
+        def release(leaves: list[Leaf] = leaves) -> None:
+            for leaf in leaves:
+                leaf.release()
+
+        stored[entry.name] = Leaf(entry.shape, dtype, read, release)
+    return stored
+
+
+def write_safetensors(path: pathlib.Path, tensors: Mapping[str, Leaf], metadata: Mapping[str, str]) -> Manifest:
+    """Writes a safetensors file, a tensor at a time, and returns its manifest.
+
+    By hand, because the library takes all tensors in memory at once. The order is its own: larger types first, so that
+    everything is aligned, then by name.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position = 0
+    for name in order:
+        leaf = tensors[name]
+        if leaf.dtype not in _NAMES:
+            raise CheckpointError(f"{name} is of type {leaf.dtype.name}, which safetensors files cannot hold", path)
+        size = leaf.dtype.itemsize * int(np.prod(leaf.shape, dtype=np.int64))
+        header[name] = {
+            "dtype": _NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [position, position + size]
+        }  # fmt: skip
+        position += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    table: Manifest = {}
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            leaf = tensors[name]
+            array = np.ascontiguousarray(leaf.read()).reshape(leaf.shape)
+            assert array.dtype == leaf.dtype, name
+            file.write(array.reshape(-1).view(np.uint8).data)
+            table[name] = {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sha256": tensor_hash(array)}
+            leaf.release()
+    return dict(sorted(table.items()))
+
+
+def _write_native(model: Model, path: pathlib.Path, ema_names: bool, overwrite: bool) -> Manifest:
+    with new_folder(path, overwrite=overwrite) as folder:
+        table = write_safetensors(folder / "model.safetensors", tensors_of(model, "native"), model.metadata)
+        if model.extras:
+            table |= write_safetensors(folder / EXTRA, model.extras, {})
+        content = {FORMAT: {"format": 1, "version": __version__}, "model": model.config.to_dict()}
+        if model.files:
+            content["files"] = dict(model.files)
+        _write_json(folder / "config.json", content)
+        _write_beside(folder, model)
+    return table
+
+
+def _write_diffusers(model: Model, path: pathlib.Path, ema_names: bool, overwrite: bool) -> Manifest:
+    files = _files(model)
+    by_component: dict[str, dict[str, Leaf]] = {}
+    others: dict[str, Leaf] = {}
+    for name, leaf in tensors_of(model, "diffusers").items():
+        component, _, rest = name.partition("/")
+        by_component.setdefault(component, {})[rest] = leaf
+    for name, leaf in model.extras.items():
+        component, slash, rest = name.partition("/")
+        if slash and (component in by_component or f"{component}/config.json" in files):
+            by_component.setdefault(component, {})[rest] = leaf
+        else:
+            others[name] = leaf
+    table: Manifest = {}
+    with new_folder(path, overwrite=overwrite) as folder:
+        for name, content in files.items():
+            _write_json(folder / name, content)
+        for component, tensors in by_component.items():
+            (folder / component).mkdir(exist_ok=True)
+            config = files.get(f"{component}/config.json", {})
+            stem = _STEMS.get(component, "diffusion_pytorch_model" if "_class_name" in config else "model")
+            written = write_safetensors(
+                folder / component / f"{stem}.safetensors", tensors, _component_metadata(model, component)
+            )
+            table |= {f"{component}/{name}": row for name, row in written.items()}
+        if others:
+            table |= write_safetensors(folder / EXTRA, others, {})
+        _write_beside(folder, model)
+    return dict(sorted(table.items()))
+
+
+def _component_metadata(model: Model, component: str) -> dict[str, str]:
+    own = {"format": "pt"}
+    for key, value in _metadata(model).items():
+        owner, slash, name = key.partition("/")
+        if slash and owner == component:
+            own[name] = value
+        elif component == "unet" and not (slash and owner in _STEMS):
+            own.setdefault(key, value)
+    return own
+
+
+def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, overwrite: bool) -> Manifest:
+    tensors = tensors_of(model, "ldm")
+    extras = {name: leaf for name, leaf in model.extras.items() if "/" not in name}
+    averaged = keys.ema_name(keys.LDM_PREFIXES["unet"])
+    if ema_names:
+        unet = {entry.name for entry in tables.entries(model.config, "ldm") if entry.part == "unet"}
+        for name in unet:
+            other = keys.ema_name(name)
+            if name in extras:  # the parameters are the averages, the extras what they are averages of
+                tensors[other] = tensors[name]
+                tensors[name] = extras.pop(name)
+            else:
+                tensors[other] = extras.pop(other, tensors[name])
+        extras.setdefault("model_ema.decay", _scalar(np.float32(0.9999)))
+        extras.setdefault("model_ema.num_updates", _scalar(np.int32(0)))
+    both = averaged, keys.LDM_PREFIXES["unet"], "model_ema."
+    tensors |= {name: leaf for name, leaf in extras.items() if ema_names or not name.startswith(both)}
+    if model.config.schedule.prediction != "v":
+        tensors = {name: leaf for name, leaf in tensors.items() if name not in ("v_pred", "ztsnr")}
+    metadata = _metadata(model)
+    if model.config.name not in configs.NAMES or not _is_released(model.config):
+        metadata[CONFIG_KEY] = json.dumps(model.config.to_dict(), sort_keys=True)
+    if model.licences:
+        metadata[LICENCE_KEY] = json.dumps(dict(model.licences))
+        first = next(iter(model.licences.values())).strip().partition("\n")[0].strip()
+        metadata.setdefault("modelspec.license", first[:200])
+    with new_file(path, overwrite=overwrite) as partial:
+        return write_safetensors(partial, tensors, metadata)
+
+
+def _scalar(value: np.generic) -> Leaf:
+    return Leaf((), value.dtype, functools.partial(np.asarray, value))
+
+
+def _is_released(config: ModelConfig) -> bool:
+    return configs.get(config.name) == config
+
+
+def _metadata(model: Model) -> dict[str, str]:
+    """Returns the metadata with the model specification's keys added, and what it says of prediction true."""
+    config, metadata = model.config, dict(model.metadata)
+    kept = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": _ARCHITECTURES.get(config.name, "stable-diffusion-custom"),
+        "modelspec.implementation": _IMPLEMENTATIONS[diffusers_config.is_v2(config)],
+        "modelspec.title": config.name,
+        "modelspec.resolution": f"{config.image_size}x{config.image_size}",
+    }
+    for key, value in kept.items():
+        metadata.setdefault(key, value)
+    word = config.schedule.prediction
+    metadata["modelspec.prediction_type"] = {"epsilon": "epsilon", "v": "v", "x0": "sample"}[word]
+    if "modelspec.predict_key" in metadata:
+        metadata["modelspec.predict_key"] = word
+    if "ss_v_parameterization" in metadata:
+        metadata["ss_v_parameterization"] = str(word == "v")
+    metadata.setdefault("format", "pt")
+    return metadata
+
+
+def _files(model: Model) -> dict[str, Any]:
+    """Returns a diffusers folder's JSON files: those that came with the model, as far as they still describe it."""
+    ours: dict[str, Any] = diffusers_config.diffusers_files(model.config)
+    given = {
+        name: content
+        for name, content in model.files.items()
+        if _FILE.fullmatch(name) and isinstance(content, Mapping) and not name.startswith("tokenizer/")
+    }
+    if "model_index.json" not in given:
+        return ours
+    try:
+        described, _ = diffusers_config.config_from_diffusers(given)
+    except ValueError:
+        return ours
+    files = {**ours, **given}
+    for part, names in (
+        ("unet", ["unet/config.json"]),
+        ("vae", ["vae/config.json"]),
+        ("text", ["text_encoder/config.json"]),
+    ):
+        if getattr(described, part) != getattr(model.config, part):
+            files |= {name: ours[name] for name in names}
+    if described.schedule != model.config.schedule:
+        name = "scheduler/scheduler_config.json"
+        fresh = ours[name]
+        files[name] = {**given.get(name, {}), **{k: v for k, v in fresh.items() if k != "_class_name"}}
+        files[name].setdefault("_class_name", fresh["_class_name"])
+    return files
+
+
+def _write_beside(folder: pathlib.Path, model: Model) -> None:
+    pad = "!" if model.config.text.pad_token_id == 0 else "<|endoftext|>"
+    model.tokenizer().save(folder / "tokenizer", pad_token=pad)
+    for name, text in model.licences.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="")
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+_WRITERS: dict[str, Callable[[Model, pathlib.Path, bool, bool], Manifest]] = {
+    "native": _write_native, "ldm": _write_ldm, "diffusers": _write_diffusers,
+}  # fmt: skip
