@@ -35,7 +35,7 @@ def load(
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     local = resolve(path, revision=revision, variant=variant)
     vae = None if vae is None else resolve(vae)
-    model = convert.load_model(local, config=config, prediction=prediction, ema=ema, vae=vae, variant=variant)
+    model = convert.load_model(local, config, prediction, ema, vae, dtype, variant)
     return Pipeline(
         config=model.config,
         params=cast(model.params, dtype),
