@@ -32,6 +32,7 @@ _VAE_ONLY = {
     "shift_factor": (None, 0.0), "use_post_quant_conv": (True,), "use_quant_conv": (True,),
 }  # fmt: skip
 _TEXT_ONLY = {"layer_norm_eps": (1e-5,)}
+DIFFUSERS = "0.30.0"  # whose files these are; pipelines warn about those of versions before 0.16
 _SCHEDULE_KINDS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "squaredcos"}
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 
@@ -220,6 +221,10 @@ def diffusers_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     files["scheduler/scheduler_config.json"] = _scheduler_file(config)
     files["model_index.json"] = _index(config)
+    if unet.label_dim is not None:  # the noise put on the picture's embedding
+        files["image_noising_scheduler/scheduler_config.json"] = {
+            "_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000,
+        }  # fmt: skip
     if unet.in_channels == 7:  # the noise put on the picture to enlarge, by a schedule of the same numbers
         files["low_res_scheduler/scheduler_config.json"] = {
             **_betas(config.schedule), "_class_name": "DDPMScheduler", "clip_sample": True,
@@ -262,9 +267,8 @@ def _index(config: ModelConfig) -> dict[str, Any]:
     }  # fmt: skip
     if config.unet.label_dim is not None:
         name = "StableUnCLIPImg2ImgPipeline"
-        index |= dict.fromkeys(
-            ("feature_extractor", "image_encoder", "image_normalizer", "image_noising_scheduler"), nothing
-        )
+        index |= dict.fromkeys(("feature_extractor", "image_encoder", "image_normalizer"), nothing)
+        index["image_noising_scheduler"] = ["diffusers", "DDPMScheduler"]
     else:
         name = pipelines.get(config.unet.in_channels, "StableDiffusionPipeline")
         index["feature_extractor"] = nothing
@@ -277,4 +281,4 @@ def _index(config: ModelConfig) -> dict[str, Any]:
             index |= {"max_noise_level": 350}
         if config.unet.in_channels in (4, 9):
             index |= {"image_encoder": nothing, "requires_safety_checker": False}
-    return {"_class_name": name, **dict(sorted(index.items()))}
+    return {"_class_name": name, "_diffusers_version": DIFFUSERS, **dict(sorted(index.items()))}

@@ -17,7 +17,7 @@ def printable(text: str, *, limit: int = SHOWN) -> str:
     cut = text if len(text) <= limit else text[: limit - 3] + "..."
     if cut.isprintable():
         return cut
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def shown(value: object) -> str:

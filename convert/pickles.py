@@ -51,22 +51,24 @@ def read_pickle(
         CheckpointError: naming the position and what stands there.
     """
     machine = _Machine(data, start, {**CALLS, **(calls or {})}, persistent)
+
+    # Raised at once and kept nowhere: an exception in a variable of a frame that it has passed keeps the machine's
+    # whole stack until the garbage collector comes by.
+    def refused(reason: str) -> CheckpointError:
+        return file.error(f"its pickle is refused at byte {machine.at}: {reason}")
+
     try:
         return machine.run(budget.left["instructions of pickles"])
     except CheckpointError:
         raise
     except struct.error as problem:
-        reason = "it ends inside an instruction"
-        cause: Exception = problem
+        raise refused("it ends inside an instruction") from problem
     except UnicodeError as problem:
-        reason = "it holds text in no known encoding"
-        cause = problem
+        raise refused("it holds text in no known encoding") from problem
     except ValueError as problem:
-        reason = str(problem)
-        cause = problem
+        raise refused(str(problem)) from problem
     finally:
         budget.left["instructions of pickles"] -= machine.executed
-    raise file.error(f"its pickle is refused at byte {machine.at}: {reason}") from cause
 
 
 class _Machine:

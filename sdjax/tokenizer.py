@@ -123,17 +123,16 @@ def write_clip_files(folder: str | Path, pad_token: str = EOS) -> None:
         raise ValueError(f"the padding token {pad_token!r} is not in CLIP's vocabulary; v1 has {EOS!r}, v2 '!'")
     config = {
         "add_prefix_space": False,
-        "bos_token": _added_token(BOS, normalized=True),
+        "bos_token": BOS,
         "do_lower_case": True,
-        "eos_token": _added_token(EOS, normalized=True),
+        "eos_token": EOS,
         "errors": "replace",
         "model_max_length": 77,
         "pad_token": pad_token,
         "tokenizer_class": "CLIPTokenizer",
-        "unk_token": _added_token(EOS, normalized=True),
+        "unk_token": EOS,
     }
-    names = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
-    special = {key: _added_token(name, normalized=True) for key, name in names.items()} | {"pad_token": pad_token}
+    special = {key: config[key] for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {
@@ -150,11 +149,6 @@ def _checked(text: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"a text is a string; got {type(text).__name__}: {text!r}")
     return text
-
-
-def _added_token(content: str, normalized: bool) -> dict[str, Any]:
-    token = {"content": content, "lstrip": False, "normalized": normalized, "rstrip": False, "single_word": False}
-    return {"__type": "AddedToken", **token}
 
 
 def clean(text: str) -> str:
