@@ -11,14 +11,15 @@ IF_OUT_OF_MEMORY = "close other programs, or use a computer whose memory holds t
 DESCRIPTION = """\
 Converts a checkpoint, losing nothing: tensors keep their bytes unless --dtype
 asks otherwise, metadata and the licence text that came with the weights go
-along. Reads a .ckpt or .safetensors file, a diffusers or an sdjax folder, and
+along. Reads a .ckpt or .safetensors file, a diffusers or an sdjax folder, all of
+this computer (a repository of the hub is fetched with `hf download` first), and
 runs no code that a file brings."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax convert`."""
     parser = options.make_command_parser("convert", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument("source", metavar="IN", help="the checkpoint to read, a file or folder of this computer")
+    parser.add_argument("source", metavar="IN", help="the checkpoint to read, a file or folder")
     parser.add_argument("target", metavar="OUT", help="the file (ldm) or folder (native, diffusers) to write")
     parser.add_argument(
         "--to",
@@ -31,7 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--with-ema-names",
         action="store_true",
-        help="write the averaged weights of an ldm file under their model_ema. names too, as training files have them",
+        help="keep both sets of the UNet's weights where there are two; an ldm file has the averaged ones under "
+        "model_ema. names then, as training files do",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     options.add_reading_flags(parser)
@@ -40,13 +42,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Converts, and says where the result lies."""
+    from sdjax import hub
     from sdjax.convert import convert
 
-    convert(
-        args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=args.vae, prediction=args.prediction,
-        config=args.config, manifest=args.manifest, overwrite=args.overwrite,
+    vae = None if args.vae is None else hub.resolve(args.vae)
+    report = convert(
+        args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=vae, prediction=args.prediction,
+        config=args.config, variant=args.variant, manifest=args.manifest, overwrite=args.overwrite,
         ema_names=args.with_ema_names,
     )  # fmt: skip
+    for notice in report.notices:
+        print(f"note: {notice}", file=sys.stderr)
     print(args.target)
 
 

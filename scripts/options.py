@@ -115,12 +115,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         f"repository of the Hugging Face hub; default: {CHECKPOINT} if it is there, as CompVis's",
     )
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub repository; default: main")
-    add("--variant", metavar="NAME", help="variant of a diffusers folder's files, as fp16")
 
 
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say how a checkpoint is read."""
-    add = parser.add_argument_group("how the checkpoint is read").add_argument
+    group = parser.add_argument_group("how the checkpoint is read")
+    add_variant_flag(group)
+    add = group.add_argument
     add(
         "--config",
         metavar="FILE",
@@ -143,6 +144,11 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="take the autoencoder from this file, folder or hub repository, as stabilityai/sd-vae-ft-mse",
     )
+
+
+def add_variant_flag(parser: argparse._ActionsContainer) -> None:
+    """Adds the flag that chooses among a folder's sets of weights, to a parser or a group."""
+    parser.add_argument("--variant", metavar="NAME", help="variant of a diffusers folder's files, as fp16")
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax import hub
-
 # AUTOMATIC1111's names, where it has the same sampler or spacing; others go by ours
 WEB_UI_SAMPLERS = {
     "ddim": "DDIM",
@@ -44,6 +42,8 @@ def describe_model(name: str, local: Path) -> dict[str, Any]:
 
     The hub's cache is not looked at: what else lies there depends on what else was fetched.
     """
+    from sdjax import hub
+
     if hub.is_hub_name(name):
         return {"name": name, "commit": hub.commit_of(local)}
     return fingerprint(local)
@@ -96,4 +96,6 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stem(name: str) -> str:
+    from sdjax import hub
+
     return name.rpartition(".")[0] if hub.is_single_file(name) else name  # the dot of "sd-1.5" ends no name

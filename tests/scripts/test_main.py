@@ -1,6 +1,7 @@
 """The command line as such: startup, exit statuses, what is shown of an error."""
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -8,11 +9,14 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 from sdjax import convert, generate
 from sdjax.convert.errors import CheckpointError
 from sdjax.scripts import main as cli
+
+import models
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("jax", "flax", "numpy", "PIL", "tokenizers", "transformers", "torch", "tensorflow", "huggingface_hub", "tqdm")
@@ -74,10 +78,10 @@ def test_version_is_printed(capsys: pytest.CaptureFixture) -> None:
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *flags: str) -> int:
     """Returns the exit status of `sdjax inspect` where reading the file raises `error`."""
 
-    def inspect(path: str) -> None:
+    def inspect(path: str, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(convert, "inspect", inspect, raising=False)
+    monkeypatch.setattr(convert, "inspect", inspect)
     return cli.main(["inspect", "file", *flags])
 
 
@@ -138,23 +142,29 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_inspect_prints_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     report = types.SimpleNamespace(text=lambda: "family: sd1", to_dict=lambda: {"family": "sd1"})
-    monkeypatch.setattr(convert, "inspect", lambda path: report, raising=False)
+    monkeypatch.setattr(convert, "inspect", lambda path, variant: report)
     assert cli.main(["inspect", "file"]) == 0
     assert capsys.readouterr().out == "family: sd1\n"
     assert cli.main(["inspect", "file", "--json"]) == 0
     assert capsys.readouterr().out == '{\n  "family": "sd1"\n}\n'
 
 
-def test_convert_passes_its_flags_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_convert_passes_its_flags_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("v").mkdir()
     calls = []
-    monkeypatch.setattr(convert, "convert", lambda *args, **kwargs: calls.append((args, kwargs)), raising=False)
-    flags = (
-        "--to ldm --dtype float16 --ema no --vae v --prediction v --config c --manifest m --overwrite --with-ema-names"
-    )
+    report = types.SimpleNamespace(notices=["the averaged weights were taken"])
+    monkeypatch.setattr(convert, "convert", lambda *args, **kwargs: calls.append((args, kwargs)) or report)
+    flags = "--to ldm --dtype float16 --ema no --vae v --prediction v --config c --manifest m"
+    flags += " --overwrite --with-ema-names --variant fp16"
     assert cli.main(["convert", "in", "out", *flags.split()]) == 0
-    given = {"to": "ldm", "dtype": "float16", "ema": "no", "vae": "v", "prediction": "v", "config": "c"}
-    assert calls == [(("in", "out"), {**given, "manifest": "m", "overwrite": True, "ema_names": True})]
-    assert capsys.readouterr().out == "out\n"
+    given = {"to": "ldm", "dtype": "float16", "ema": "no", "vae": Path("v"), "prediction": "v", "config": "c"}
+    assert calls == [
+        (("in", "out"), {**given, "manifest": "m", "overwrite": True, "ema_names": True, "variant": "fp16"})
+    ]
+    assert capsys.readouterr() == ("out\n", "note: the averaged weights were taken\n")
 
 
 def test_names_that_the_console_cannot_show_do_not_stop_it(tmp_path: Path) -> None:
@@ -162,3 +172,36 @@ def test_names_that_the_console_cannot_show_do_not_stop_it(tmp_path: Path) -> No
                         PYTHONIOENCODING="ascii")  # fmt: skip
     assert result.returncode == 2
     assert r"--from-file \u65e5\u672c cannot be read" in result.stderr
+
+
+def test_the_whole_way_from_a_model_to_another_format(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipe = models.pipeline()
+    convert.save(pipe.config, pipe.params, "model", to="native")
+    assert cli.main(["convert", "model", "folder", "--to", "diffusers", "--manifest", "hashes.json"]) == 0
+    assert capsys.readouterr().out == "folder\n"
+    assert Path("folder/model_index.json").is_file()
+    assert cli.main(["inspect", "folder", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(pipe.params))
+    assert sum(part["elements"] for part in report["parts"].values()) == numbers
+    assert len(json.loads(Path("hashes.json").read_text())) == report["tensors"]
+    # What is there is not replaced, and no option is taken for another
+    assert cli.main(["convert", "model", "folder", "--to", "diffusers"]) == 1
+    assert "folder" in capsys.readouterr().err
+    assert cli.main(["convert", "model", "folder", "--to", "diffusers", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("argv", [["inspect", "bad"], ["convert", "bad", "out"], ["txt2img", "--ckpt", "bad"]])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04"], ids=["empty", "text", "cut zip"])
+def test_damaged_checkpoints_have_a_status_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path, argv: list[str], content: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad").write_bytes(content)
+    assert cli.main(argv) == 3
+    err = capsys.readouterr().err
+    assert err.startswith(f"sdjax {argv[0]}: bad: ")
+    assert len(err.splitlines()) == 1

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax import generate, hub, image
+from sdjax import convert, generate, hub, image
 from sdjax.samplers import SAMPLERS
 from sdjax.scripts import txt2img as command
 from sdjax.scripts.main import main
@@ -322,17 +322,16 @@ def test_folder_that_cannot_be_made_is_told_before_loading(fake, capsys) -> None
     assert not fake.loaded
 
 
-def test_pictures_are_the_librarys_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_whole_way_gives_the_librarys_own_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pipe = models.pipeline()
     monkeypatch.chdir(tmp_path)
-    Path("model.ckpt").touch()
-    monkeypatch.setattr(sdjax, "load", lambda path, **options: pipe, raising=False)
+    convert.save(pipe.config, pipe.params, "model", to="native")
     flags = "--prompt cat --steps 3 --scale 2 --n_iter 1 --n_samples 2 --seed 5 --device cpu:0 --precision full"
-    assert txt2img(*flags.split()) == 0
+    assert txt2img(*flags.split(), ckpt="model") == 0
     options = {"seed": 5, "num_images": 2, "num_steps": 3, "guidance_scale": 2.0}
     expected = sdjax.text_to_image(pipe, "cat", devices=jax.devices()[:1], **options)
     for i in range(2):
         np.testing.assert_array_equal(read(OUT / f"samples/{i:05}.png")[0], expected[i])
     first = (OUT / "samples/00000.png").read_bytes()
-    assert txt2img(*flags.split()) == 0
+    assert txt2img(*flags.split(), ckpt="model") == 0
     assert (OUT / "samples/00002.png").read_bytes() == first
