@@ -6,6 +6,7 @@ import time
 import checkpoint_writer as writer
 import numpy as np
 import pytest
+
 from sdjax.convert import reading
 from sdjax.convert.errors import CheckpointError
 
