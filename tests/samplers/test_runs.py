@@ -1,0 +1,197 @@
+"""What holds for every sampler: prediction types, chunks, keys, one program; what options are refused."""
+
+import dataclasses
+import functools
+
+import gaussian
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.config import ScheduleConfig
+from sdjax.samplers import LMS, PLMS, PNDM, SAMPLERS, DPMSolver, Euler, UniPC, chunks, draw_noise, sample, scan_rows
+from sdjax.samplers.base import POSTERIOR, SAMPLER, START, Linear
+from sdjax.samplers.thresholding import dynamic_threshold
+from sdjax.schedule import NoiseSchedule
+
+MODEL = gaussian.Gaussian()
+KEYS = jax.random.split(jax.random.key(1), 4)
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+
+
+def rows_and_start(sampler, num_steps=8):
+    rows = sampler.steps(gaussian.SCHEDULE, num_steps)
+    return rows, jnp.asarray(MODEL.start(rows.sigma[0]), jnp.float32)
+
+
+@every_sampler
+def test_epsilon_v_and_x0_prediction_make_the_same_picture(name):
+    """The same knowledge, put in three ways; PNDM mixes raw outputs and is the documented exception (T82)."""
+    if name == "pndm":
+        pytest.skip("see test_pndm_is_plms_for_epsilon_only")
+    sampler = SAMPLERS[name]()
+    rows, x = rows_and_start(sampler, 1000 if "adaptive" in name else 8)
+    ends = [gaussian.run(sampler, rows, x, apply, prediction, KEYS)
+            for prediction, apply in gaussian.networks(MODEL, rows).items()]  # fmt: skip
+    for other in ends[1:]:
+        # x - x0 loses digits where sigma is small, and adaptive steps follow the rounding
+        np.testing.assert_allclose(other, ends[0], atol=1e-3 if "adaptive" in name else 1e-4)
+
+
+def test_pndm_is_plms_for_epsilon_only():
+    for prediction, same in (("epsilon", True), ("v", False)):
+        schedule = NoiseSchedule(ScheduleConfig(prediction=prediction))
+        a, b = (kind().steps(schedule, 10) for kind in (PLMS, PNDM))
+        assert np.allclose(a.coef.calls, b.coef.calls) == same
+
+
+@every_sampler
+def test_a_run_in_chunks_is_the_run_in_one_go(name):
+    sampler = SAMPLERS[name]()
+    rows, x = rows_and_start(sampler, 7)
+    whole = sample(sampler, MODEL.denoise, x, rows, KEYS)
+    state = sampler.rule.init(x)
+    scan = jax.jit(functools.partial(scan_rows, sampler.rule, MODEL.denoise))
+    count = 0
+    for part in chunks(rows, 3):
+        assert len(part.timestep) == 3 or "adaptive" in name
+        count += int(part.active.sum())
+        state = scan(state, part, KEYS)
+    assert count == len(rows.timestep)
+    # Another program may round otherwise
+    np.testing.assert_allclose(sampler.final(state, rows), whole, rtol=2e-6, atol=2e-6)
+
+
+def test_rows_that_are_not_active_do_not_call_the_network():
+    sampler = SAMPLERS["ddim"]()
+    rows, x = rows_and_start(sampler, 4)
+    seen = []
+
+    def denoise(x, row):
+        jax.debug.callback(lambda i: seen.append(int(i)), row.index)
+        return MODEL.denoise(x, row)
+
+    for part in chunks(rows, 3):
+        jax.block_until_ready(scan_rows(sampler.rule, denoise, sampler.rule.init(x), part, KEYS))
+    jax.effects_barrier()
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_all_samplers_but_the_adaptive_one_share_one_program():
+    rules = {name: sampler().rule for name, sampler in SAMPLERS.items()}
+    assert {rule for name, rule in rules.items() if name != "dpm_solver_adaptive"} == {Linear()}
+    shapes = [jax.tree.map(lambda a: (a.shape[1:], a.dtype), SAMPLERS[name]().steps(gaussian.SCHEDULE, 6))
+              for name in rules if name != "dpm_solver_adaptive"]  # fmt: skip
+    assert all(shape == shapes[0] for shape in shapes)
+
+
+def test_noise_depends_on_the_pictures_key_the_stream_and_the_row_alone():
+    shape = (3, 5, 2)
+    batch = draw_noise(KEYS, SAMPLER, 2, shape)
+    assert batch.dtype == jnp.float32
+    for i in range(4):
+        np.testing.assert_array_equal(batch[i], draw_noise(KEYS[i : i + 1], SAMPLER, 2, shape)[0])
+    np.testing.assert_array_equal(batch[::-1], draw_noise(KEYS[::-1], SAMPLER, 2, shape))
+    for other in (
+        draw_noise(KEYS, START, 2, shape),
+        draw_noise(KEYS, POSTERIOR, 2, shape),
+        draw_noise(KEYS, SAMPLER, 3, shape),
+    ):
+        assert np.abs(np.corrcoef(np.ravel(batch), np.ravel(other))[0, 1]) < 0.4  # 120 numbers: 4 deviations
+
+
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde", "ddpm", "lcm"])
+def test_a_noisy_run_of_one_picture_is_the_same_in_a_batch(name):
+    sampler = SAMPLERS[name]()
+    rows, x = rows_and_start(sampler)
+    run = jax.jit(functools.partial(sample, sampler, MODEL.denoise))
+    np.testing.assert_allclose(run(x, rows, KEYS)[2:3], run(x[2:3], rows, KEYS[2:3]), rtol=1e-6)
+
+
+def test_given_noise_is_used_row_by_row():
+    sampler = Euler(eta=1.0)
+    rows, x = rows_and_start(sampler, 5)
+    noise = jnp.stack([draw_noise(KEYS, SAMPLER, i, x.shape[1:]) for i in range(5)])
+    a, b = (sample(sampler, MODEL.denoise, x, rows, n) for n in (noise, KEYS))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_constrain_acts_where_steps_start():
+    sampler = SAMPLERS["heun"]()
+    rows, x = rows_and_start(sampler, 3)
+    seen = []
+
+    def constrain(x, row):
+        jax.debug.callback(lambda i: seen.append(int(i)), row.index)
+        return x
+
+    jax.block_until_ready(sample(sampler, MODEL.denoise, x, rows, KEYS, constrain))
+    jax.effects_barrier()
+    assert sorted(seen) == [0, 2, 4]
+
+
+@every_sampler
+def test_pure_noise_enters_with_the_variance_the_first_row_expects(name):
+    sampler = SAMPLERS[name]()
+    rows = sampler.steps(gaussian.SCHEDULE, 10)
+    sigma = float(rows.sigma[0])
+    got = float(np.asarray(sampler.initial(jnp.ones((1, 1, 1, 1)), rows)).item())
+    assert got == pytest.approx((1 + sigma**2) ** 0.5 if sampler.variance_preserving else sigma, rel=1e-6)
+
+
+def test_thresholding_clips_each_picture_at_its_own_quantile():
+    x0 = np.linspace(-3, 3, 200, dtype=np.float32).reshape(2, 10, 10, 1)
+    x0[1] *= 0.1
+    got = dynamic_threshold(lambda x, row: x, 0.9, 1.0)(jnp.asarray(x0), None)
+    bound = np.quantile(np.abs(x0[0]), 0.9)
+    np.testing.assert_allclose(got[0], np.clip(x0[0], -bound, bound) / bound, rtol=1e-5)
+    np.testing.assert_allclose(got[1], x0[1], rtol=1e-6)  # within max_value: as it was
+
+
+@pytest.mark.parametrize("method", ["multistep", "singlestep", "singlestep_fixed", "adaptive"])
+def test_a_thresholding_solver_ends_within_bounds(method):
+    options = {"method": method, "denoise_to_zero": True}
+    plain, bounded = DPMSolver(**options), DPMSolver(thresholding=True, **options)
+    rows, _ = rows_and_start(plain, 12)
+    x = jnp.full((1, 4, 4, 1), 60.0)
+    ends = [np.abs(sample(s, MODEL.denoise, x, rows, KEYS[:1])).max() for s in (plain, bounded)]
+    assert ends[0] > 1.5
+    assert ends[1] <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DPMSolver(spacing="even", method="singlestep"), "takes spacing time_uniform, logSNR, time_quadratic"),
+        (lambda: DPMSolver(algorithm="dpm"), "unknown algorithm 'dpm'; the known ones are dpmsolver, dpmsolver"),
+        (lambda: DPMSolver(method="fast"), "unknown method 'fast'; the known ones are multistep, singlestep"),
+        (lambda: DPMSolver(solver_type="midpoint"), "unknown solver_type 'midpoint'"),
+        (lambda: DPMSolver(spacing="uniform"), "unknown spacing 'uniform'; the known ones are even, leading"),
+        (lambda: DPMSolver(end="one"), "unknown end 'one'; the known ones are zero, sigma_min"),
+        (lambda: DPMSolver(order=4), "order is 1, 2 or 3; got 4"),
+        (lambda: DPMSolver(order=0), "order is 1, 2 or 3; got 0"),
+        (lambda: DPMSolver(lower_order_below=-1), "lower_order_below is a number of steps from 0 up; got -1"),
+        (lambda: DPMSolver(thresholding=True, algorithm="dpmsolver"), "thresholding needs algorithm 'dpmsolver..'"),
+        (lambda: DPMSolver(quantile=1.5), "quantile is a number from 0 to 1; got 1.5"),
+        (lambda: DPMSolver(max_value=0.0), "max_value is a positive number; got 0.0"),
+        (lambda: LMS(order=5), "order is 1, 2, 3 or 4; got 5"),
+        (lambda: UniPC(order=4), "order is 1, 2 or 3; got 4"),
+    ],
+)
+def test_options_out_of_range_are_refused_in_one_sentence(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@every_sampler
+def test_every_sampler_can_start_later(name):
+    """Image to image leaves out the first steps: warm-ups and differences begin anew at the first one that is left."""
+    sampler = SAMPLERS[name]()
+    if name.startswith("dpm_solver_"):
+        sampler = dataclasses.replace(sampler, spacing="logSNR")
+    whole, part = (sampler.steps(gaussian.SCHEDULE, 10, skip=skip) for skip in (0, 4))
+    assert part.sigma[0] == pytest.approx(sampler.grid(gaussian.SCHEDULE, 10).sigma[4], rel=1e-6)
+    assert part.sigma_next[-1] == whole.sigma_next[-1]
+    if name not in ("dpm_solver_adaptive",):
+        assert np.count_nonzero(part.coef.calls[0]) == 1  # no earlier call is there yet
