@@ -13,14 +13,14 @@ class Hub:
     """Repositories by name, and what was asked for.
 
     `commits`: (repository, branch, tag or commit) -> commit; `files`: commit -> {name: content}. What is in `cut` is
-    sent by half, once. `status` other than 200 is every answer's.
+    sent by half, once. `refused`: repository -> status and error code of every answer.
     """
 
     def __init__(self) -> None:
         self.commits: dict[tuple[str, str], str] = {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.cut: set[str] = set()
-        self.status, self.code = 200, ""
+        self.refused: dict[str, tuple[int, str]] = {}
         self.asked: list[tuple[str, str, str | None]] = []
         self.address = ""
 
@@ -56,10 +56,11 @@ def serve(hub: Hub) -> Iterator[Hub]:
         def do_GET(self) -> None:
             path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/")
             hub.asked.append((self.command, path, self.headers.get("Range")))
-            if hub.status != 200:
-                return self.answer(hub.status, b"{}", {"X-Error-Code": hub.code} if hub.code else {})
             parts = path.removeprefix("api/models/").split("/")
             repository, rest = "/".join(parts[:2]), parts[2:]
+            if repository in hub.refused:
+                status, code = hub.refused[repository]
+                return self.answer(status, b"{}", {"X-Error-Code": code} if code else {})
             if not any(name == repository for name, _ in hub.commits):
                 return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             revision = rest[1] if len(rest) > 1 else "main"
