@@ -127,10 +127,11 @@ def convert(
         if os.path.lexists(manifest) and not overwrite:
             raise FileExistsError(f"{manifest} exists; choose another name, or ask to overwrite it")
     model = load_model(source, config, prediction, ema, vae, dtype, variant, keep_both=ema_names)
-    table = save_model(model, target, layout, ema_names=ema_names, overwrite=overwrite)
+    table: dict[str, Any] | None = None if manifest is None else {}
+    save_model(model, target, layout, ema_names=ema_names, overwrite=overwrite, manifest=table)
     if manifest is not None:
         with new_file(manifest, overwrite=overwrite) as partial:
-            partial.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return model.report
 
 

@@ -235,9 +235,9 @@ def _refuse(source: Source, found: Match, config_origin: str) -> None:
 
 
 def _leaves(source: Source, found: Match, kind: np.dtype | None) -> dict[str, Leaf]:
-    tensors, leaves = source.tensors, {}
+    tensors, dtypes, leaves = source.tensors, source.tensors.dtypes, {}
     for entry, name in found.names.items():
-        dtype = tensors.dtypes[name]
+        dtype = dtypes[name]
         if not is_floating(dtype):
             raise source.error(f"{shown(name)} holds {dtype.name} numbers; a parameter is a floating-point tensor")
         for index, parameter in enumerate(entry.parameters):
@@ -258,10 +258,11 @@ def _extras(source: Source, found: Match, kind: np.dtype | None, keep_both: bool
         files.append((source.extra, [name for name in source.extra if keep_both or not name.startswith(both)]))
     extras = {}
     for tensors, names in files:
+        shapes, dtypes = tensors.shapes, tensors.dtypes
         for name in names:
             leaf = Leaf(
-                tensors.shapes[name],
-                tensors.dtypes[name],
+                shapes[name],
+                dtypes[name],
                 functools.partial(tensors.__getitem__, name),
                 functools.partial(tensors.release, name),
             )
@@ -275,8 +276,8 @@ def _extras(source: Source, found: Match, kind: np.dtype | None, keep_both: bool
 def _vae_leaves(vae: Any, config: ModelConfig, kind: np.dtype | None) -> dict[str, Leaf]:
     """Returns the autoencoder of another file: a whole model's of any layout, or one that lies there alone."""
     source = open_source(vae)
-    tensors, shapes = source.tensors, {}
-    names = list(tensors)
+    every, shapes = source.tensors.shapes, {}
+    names = list(every)
     if any(name.startswith(keys.LDM_PREFIXES["vae"]) for name in names):
         layout, before, prefix = "ldm", keys.LDM_PREFIXES["vae"], ""
     elif any(name.startswith(("encoder.down.", "decoder.up.")) for name in names):
@@ -290,7 +291,7 @@ def _vae_leaves(vae: Any, config: ModelConfig, kind: np.dtype | None) -> dict[st
     parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.") if not before else (before,)
     for name in names:
         if name.startswith(parts):
-            shapes[prefix + name] = tensors.shapes[name]
+            shapes[prefix + name] = every[name]
     found = match(shapes, config, layout, parts=("vae",))
     _refuse(source, found, "the model")
     renamed = dataclasses.replace(found, names={entry: name[len(prefix) :] for entry, name in found.names.items()})

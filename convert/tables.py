@@ -73,7 +73,7 @@ class Entry:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     """Returns the model's parameters in the order of their paths, without allocating any."""
     leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
@@ -84,7 +84,7 @@ def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     return tuple(sorted(out, key=lambda parameter: parameter.path))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=32)
 def entries(config: ModelConfig, layout: Layout) -> tuple[Entry, ...]:
     """Returns the tensors that a file of this layout holds for the model's parameters."""
     return tuple(_ENTRIES[layout](config))

@@ -45,17 +45,20 @@ def save(
     *,
     ema_names: bool = False,
     overwrite: bool = False,
-) -> Manifest:
-    """Writes the model as "native" or "diffusers" folder or "ldm" file; returns the manifest of what was written.
+    manifest: Manifest | None = None,
+) -> None:
+    """Writes the model as "native" or "diffusers" folder or "ldm" file.
 
-    `ema_names` writes an ldm file's averaged weights too, under their `model_ema.` names.
+    `ema_names` writes an ldm file's averaged weights too, under their `model_ema.` names. `manifest` is filled with
+    shape, dtype and SHA-256 of every tensor, by the name that reading gives it.
 
     Raises FileExistsError where something is there that may not be replaced, OSError where it cannot be written,
     ConfigError if the layout cannot describe the model.
     """
     if to not in _WRITERS:
         raise ValueError(f"a layout to write is one of {', '.join(_WRITERS)}; got {to!r}")
-    return _WRITERS[to](model, pathlib.Path(path), ema_names, overwrite)
+    with (new_file if to == "ldm" else new_folder)(path, overwrite=overwrite) as partial:
+        _WRITERS[to](model, partial, ema_names, manifest)
 
 
 def tensors_of(model: Model, layout: tables.Layout) -> dict[str, Leaf]:
@@ -77,8 +80,14 @@ def tensors_of(model: Model, layout: tables.Layout) -> dict[str, Leaf]:
     return stored
 
 
-def write_safetensors(path: pathlib.Path, tensors: Mapping[str, Leaf], metadata: Mapping[str, str]) -> Manifest:
-    """Writes a safetensors file, a tensor at a time, and returns its manifest.
+def write_safetensors(
+    path: pathlib.Path,
+    tensors: Mapping[str, Leaf],
+    metadata: Mapping[str, str],
+    manifest: Manifest | None = None,
+    prefix: str = "",
+) -> None:
+    """Writes a safetensors file, a tensor at a time, and fills the manifest, if any, with `prefix` before each name.
 
     By hand, because the library takes all tensors in memory at once. The order is its own: larger types first, so that
     everything is aligned, then by name.
@@ -97,7 +106,6 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, Leaf], metadata:
         position += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    table: Manifest = {}
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
@@ -105,25 +113,24 @@ def write_safetensors(path: pathlib.Path, tensors: Mapping[str, Leaf], metadata:
             array = np.ascontiguousarray(leaf.read()).reshape(leaf.shape)
             assert array.dtype == leaf.dtype, name
             file.write(array.reshape(-1).view(np.uint8).data)
-            table[name] = {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sha256": tensor_hash(array)}
+            if manifest is not None:
+                row = {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sha256": tensor_hash(array)}
+                manifest[prefix + name] = row
             leaf.release()
-    return dict(sorted(table.items()))
 
 
-def _write_native(model: Model, path: pathlib.Path, ema_names: bool, overwrite: bool) -> Manifest:
-    with new_folder(path, overwrite=overwrite) as folder:
-        table = write_safetensors(folder / "model.safetensors", tensors_of(model, "native"), model.metadata)
-        if model.extras:
-            table |= write_safetensors(folder / EXTRA, model.extras, {})
-        content = {FORMAT: {"format": 1, "version": __version__}, "model": model.config.to_dict()}
-        if model.files:
-            content["files"] = dict(model.files)
-        _write_json(folder / "config.json", content)
-        _write_beside(folder, model)
-    return table
+def _write_native(model: Model, folder: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
+    write_safetensors(folder / "model.safetensors", tensors_of(model, "native"), model.metadata, manifest)
+    if model.extras:
+        write_safetensors(folder / EXTRA, model.extras, {}, manifest)
+    content = {FORMAT: {"format": 1, "version": __version__}, "model": model.config.to_dict()}
+    if model.files:
+        content["files"] = dict(model.files)
+    _write_json(folder / "config.json", content)
+    _write_beside(folder, model)
 
 
-def _write_diffusers(model: Model, path: pathlib.Path, ema_names: bool, overwrite: bool) -> Manifest:
+def _write_diffusers(model: Model, folder: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     files = _files(model)
     by_component: dict[str, dict[str, Leaf]] = {}
     others: dict[str, Leaf] = {}
@@ -136,22 +143,17 @@ def _write_diffusers(model: Model, path: pathlib.Path, ema_names: bool, overwrit
             by_component.setdefault(component, {})[rest] = leaf
         else:
             others[name] = leaf
-    table: Manifest = {}
-    with new_folder(path, overwrite=overwrite) as folder:
-        for name, content in files.items():
-            _write_json(folder / name, content)
-        for component, tensors in by_component.items():
-            (folder / component).mkdir(exist_ok=True)
-            config = files.get(f"{component}/config.json", {})
-            stem = _STEMS.get(component, "diffusion_pytorch_model" if "_class_name" in config else "model")
-            written = write_safetensors(
-                folder / component / f"{stem}.safetensors", tensors, _component_metadata(model, component)
-            )
-            table |= {f"{component}/{name}": row for name, row in written.items()}
-        if others:
-            table |= write_safetensors(folder / EXTRA, others, {})
-        _write_beside(folder, model)
-    return dict(sorted(table.items()))
+    for name, content in files.items():
+        _write_json(folder / name, content)
+    for component, tensors in by_component.items():
+        (folder / component).mkdir(exist_ok=True)
+        config = files.get(f"{component}/config.json", {})
+        stem = _STEMS.get(component, "diffusion_pytorch_model" if "_class_name" in config else "model")
+        path = folder / component / f"{stem}.safetensors"
+        write_safetensors(path, tensors, _component_metadata(model, component), manifest, f"{component}/")
+    if others:
+        write_safetensors(folder / EXTRA, others, {}, manifest)
+    _write_beside(folder, model)
 
 
 def _component_metadata(model: Model, component: str) -> dict[str, str]:
@@ -165,7 +167,7 @@ def _component_metadata(model: Model, component: str) -> dict[str, str]:
     return own
 
 
-def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, overwrite: bool) -> Manifest:
+def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     tensors = tensors_of(model, "ldm")
     extras = {name: leaf for name, leaf in model.extras.items() if "/" not in name}
     averaged = keys.ema_name(keys.LDM_PREFIXES["unet"])
@@ -191,8 +193,7 @@ def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, overwrite: boo
         metadata[LICENCE_KEY] = json.dumps(dict(model.licences))
         first = next(iter(model.licences.values())).strip().partition("\n")[0].strip()
         metadata.setdefault("modelspec.license", first[:200])
-    with new_file(path, overwrite=overwrite) as partial:
-        return write_safetensors(partial, tensors, metadata)
+    write_safetensors(path, tensors, metadata, manifest)
 
 
 def _scalar(value: np.generic) -> Leaf:
@@ -267,6 +268,6 @@ def _write_json(path: pathlib.Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-_WRITERS: dict[str, Callable[[Model, pathlib.Path, bool, bool], Manifest]] = {
+_WRITERS: dict[str, Callable[[Model, pathlib.Path, bool, Manifest | None], None]] = {
     "native": _write_native, "ldm": _write_ldm, "diffusers": _write_diffusers,
 }  # fmt: skip

@@ -1,0 +1,97 @@
+"""Names and shapes: the tables against the released files' own lists."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from sdjax import configs, convert
+from sdjax.convert import CheckpointError, keys, layouts
+
+import reference
+
+FILES = {
+    "sd-v1-4": "sd1",
+    "sd-v1-4-full-ema": "sd1",
+    "sd-v1-5-inpainting": "sd1_inpaint",
+    "768-v-ema": "sd2_v",
+    "512-inpainting-ema": "sd2_inpaint",
+    "512-depth-ema.no-midas": "sd2_depth",
+    "x4-upscaler-ema": "x4_upscaler",
+    "sd21-unclip-h.no-visual": "sd2_unclip_h",
+}
+COUNTS = {  # FACTS, section 1
+    "sd1": (859_520_964, 83_653_863, 123_060_480),
+    "sd1_inpaint": (859_535_364, 83_653_863, 123_060_480),
+    "sd2_v": (865_910_724, 83_653_863, 340_387_840),
+    "sd2_inpaint": (865_925_124, 83_653_863, 340_387_840),
+    "sd2_depth": (865_913_604, 83_653_863, 340_387_840),
+    "x4_upscaler": (473_398_020, 55_325_927, 340_387_840),
+    "sd2_unclip_h": (870_173_124, 83_653_863, 340_387_840),
+}
+
+
+def manifest(name):
+    """Returns {tensor: shape} of a released file."""
+    tables = json.loads(gzip.decompress((reference.GOLDEN / "manifests.json.gz").read_bytes()))
+    return {tensor: tuple(shape) for tensor, (shape, _) in tables[name].items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_released_files_are_recognised_and_counted(name):
+    assert tuple(convert.parameter_counts(manifest(name)).values()) == COUNTS[FILES[name]]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_our_own_names_are_among_a_released_files(name):
+    theirs = manifest(name)
+    for tensor, shape in convert.tensor_shapes(configs.get(FILES[name]), "ldm").items():
+        assert theirs[tensor] == shape
+
+
+def test_averages_have_their_names_without_dots():
+    theirs = manifest("sd-v1-4-full-ema")
+    ours = {keys.ema_name(name) for name in theirs if name.startswith("model.diffusion_model.")}
+    assert ours | {"model_ema.decay", "model_ema.num_updates"} == {n for n in theirs if n.startswith("model_ema.")}
+
+
+def test_every_difference_is_named_as_the_file_spells_it():
+    shapes = manifest("sd-v1-4")
+    gone, changed = "model.diffusion_model.out.2.bias", "first_stage_model.quant_conv.weight"
+    del shapes[gone]
+    shapes[changed] = (8, 8, 3, 3)
+    shapes["model.diffusion_model.extra.weight"] = (1,)
+    with pytest.raises(CheckpointError) as error:
+        convert.parameter_counts(shapes)
+    for part in ("3 differences", f"{gone} is missing", f"{changed} has the shape [8, 8, 3, 3] instead of [8, 8, 1, 1]",
+                 "model.diffusion_model.extra.weight [1] is unknown"):  # fmt: skip
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"lora_unet_down.lora_up.weight": (1, 1)}, "LoRA"),
+        ({"control_model.input_blocks.0.0.weight": (1,)}, "ControlNet"),
+        ({"model.diffusion_model.joint_blocks.0.x": (1,)}, "Stable Diffusion 3"),
+        ({"something": (1,)}, "no Stable Diffusion UNet"),
+        ({"model.diffusion_model.time_embed.0.weight": (1280, 192)}, "width 192"),
+    ],
+)
+def test_what_is_no_model_of_ours_is_named(shapes, message):
+    with pytest.raises(CheckpointError, match=message):
+        convert.parameter_counts(shapes)
+
+
+def test_layouts_keep_what_a_matrix_and_a_convolution_compute():
+    rng = np.random.default_rng(0)
+    x, matrix = rng.normal(size=5), rng.normal(size=(3, 5))  # PyTorch: y = W x
+    np.testing.assert_allclose(x @ layouts.to_flax("matrix", matrix), matrix @ x)
+    np.testing.assert_allclose(x @ layouts.to_flax("matrix", matrix[:, :, None, None]), matrix @ x)
+    kernel = rng.normal(size=(3, 5, 2, 2))  # [out, in, height, width]
+    patch = rng.normal(size=(2, 2, 5))
+    want = np.einsum("oihw,hwi->o", kernel, patch)
+    np.testing.assert_allclose(np.einsum("hwio,hwi->o", layouts.to_flax("convolution", kernel), patch), want)
+    back = layouts.to_torch("convolution", layouts.to_flax("convolution", kernel))
+    assert np.array_equal(back, kernel)
