@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import samplers
 from sdjax.denoiser import Conditioning, make_denoiser
 from sdjax.samplers import base
 from sdjax.schedule import NoiseSchedule
@@ -46,37 +45,52 @@ def base_shape(value):
     return value[:, None, None, None] if jnp.ndim(value) else value
 
 
-def networks(gaussian, rows):
-    """Returns {prediction: apply} of networks that know the Gaussian and predict epsilon, v or x0.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def scan(rule, gaussian, state, rows, keys):
+    """Returns the state after the rows, for the Gaussian's denoiser; one program for all samplers of one rule."""
+    return base.scan_rows(rule, gaussian.denoise, state, rows, keys)
 
-    A network is told timesteps; which sigma a row means by one, the rows say (references interpolate differently).
+
+def run(sampler, rows, x, keys, gaussian=None, size=16):
+    """Returns the latent that the sampler makes of x, `size` rows a call."""
+    gaussian = gaussian or Gaussian()
+    state = sampler.rule.init(jnp.asarray(x, jnp.float32))
+    for part in base.chunks(rows, 1 if len(rows.timestep) == 1 else size):
+        state = scan(sampler.rule, gaussian, state, part, keys)
+    return np.asarray(sampler.final(state, rows))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def scan_network(rule, prediction, state, rows, keys, timesteps, sigmas):
+    """Returns the state after the rows, for a network that knows the default Gaussian and predicts `prediction`.
+
+    A network is told timesteps; which sigma one means, the tables say: the nearest one's, or for an adaptive rule
+    what lies between.
     """
-    timesteps, sigmas = np.asarray(rows.timestep), np.asarray(rows.sigma)
+    s, m = Gaussian().deviation, Gaussian().mean
+
+    def apply(x, t, context, label):
+        if rule == base.Linear():
+            sigma = sigmas[jnp.argmin(jnp.abs(timesteps - t[0]))]
+        else:
+            sigma = jnp.interp(t, timesteps, sigmas)[:, None, None, None]
+        x = x * jnp.sqrt(1 + sigma**2)
+        x0 = (s**2 * x + sigma**2 * m) / (s**2 + sigma**2)
+        epsilon = (x - x0) / sigma
+        return {"x0": x0, "epsilon": epsilon, "v": (epsilon - sigma * x0) / jnp.sqrt(1 + sigma**2)}[prediction]
+
+    return base.scan_rows(rule, make_denoiser(apply, prediction, Conditioning(context=None)), state, rows, keys)
+
+
+def run_network(sampler, rows, x, keys, prediction):
+    """Returns the latent that the sampler makes of x with a network that predicts `prediction`."""
+    (part,) = base.chunks(rows, 32 if sampler.rule == base.Linear() else 1)
+    timesteps, sigmas = part.timestep, part.sigma
     if len(timesteps) == 1:  # adaptive: log alpha is linear between whole timesteps
         timesteps = np.linspace(0, 999, 20_000, dtype=np.float32)
         sigmas = SCHEDULE.sigma(timesteps).astype(np.float32)
-
-    def make(prediction):
-        def apply(x, t, context, label):
-            if len(timesteps) == 20_000:
-                sigma = jnp.interp(t, timesteps, sigmas)[:, None, None, None]
-            else:
-                sigma = jnp.asarray(sigmas)[jnp.argmin(jnp.abs(timesteps - t[0]))]
-            x = x * jnp.sqrt(1 + sigma**2)
-            x0 = (gaussian.deviation**2 * x + sigma**2 * gaussian.mean) / (gaussian.deviation**2 + sigma**2)
-            epsilon = (x - x0) / sigma
-            return {"x0": x0, "epsilon": epsilon, "v": (epsilon - sigma * x0) / jnp.sqrt(1 + sigma**2)}[prediction]
-
-        return apply
-
-    return {name: make(name) for name in ("epsilon", "v", "x0")}
-
-
-def run(sampler, rows, x, apply, prediction, noise=None):
-    """Returns the latent that the sampler makes with a network."""
-    denoise = make_denoiser(apply, prediction, Conditioning(context=None))
-    noise = jnp.zeros((1, *x.shape)) if noise is None else noise
-    return np.asarray(jax.jit(lambda x, rows, noise: samplers.sample(sampler, denoise, x, rows, noise))(x, rows, noise))
+    state = scan_network(sampler.rule, prediction, sampler.rule.init(x), part, keys, timesteps, sigmas)
+    return np.asarray(sampler.final(state, rows))
 
 
 def exact_rows(monkeypatch, sampler, schedule, num_steps):

@@ -1,7 +1,6 @@
 """What holds for every sampler: prediction types, chunks, keys, one program; what options are refused."""
 
 import dataclasses
-import functools
 
 import gaussian
 import jax
@@ -13,7 +12,7 @@ from sdjax.config import ScheduleConfig
 from sdjax.samplers import LMS, PLMS, PNDM, SAMPLERS, DPMSolver, Euler, UniPC, chunks, draw_noise, sample, scan_rows
 from sdjax.samplers.base import POSTERIOR, SAMPLER, START, Linear
 from sdjax.samplers.thresholding import dynamic_threshold
-from sdjax.schedule import NoiseSchedule
+from sdjax.schedule import PREDICTIONS, NoiseSchedule
 
 MODEL = gaussian.Gaussian()
 KEYS = jax.random.split(jax.random.key(1), 4)
@@ -32,8 +31,7 @@ def test_epsilon_v_and_x0_prediction_make_the_same_picture(name):
         pytest.skip("see test_pndm_is_plms_for_epsilon_only")
     sampler = SAMPLERS[name]()
     rows, x = rows_and_start(sampler, 1000 if "adaptive" in name else 8)
-    ends = [gaussian.run(sampler, rows, x, apply, prediction, KEYS)
-            for prediction, apply in gaussian.networks(MODEL, rows).items()]  # fmt: skip
+    ends = [gaussian.run_network(sampler, rows, x, KEYS, prediction) for prediction in PREDICTIONS]
     for other in ends[1:]:
         # x - x0 loses digits where sigma is small, and adaptive steps follow the rounding
         np.testing.assert_allclose(other, ends[0], atol=1e-3 if "adaptive" in name else 1e-4)
@@ -50,17 +48,13 @@ def test_pndm_is_plms_for_epsilon_only():
 def test_a_run_in_chunks_is_the_run_in_one_go(name):
     sampler = SAMPLERS[name]()
     rows, x = rows_and_start(sampler, 7)
-    whole = sample(sampler, MODEL.denoise, x, rows, KEYS)
-    state = sampler.rule.init(x)
-    scan = jax.jit(functools.partial(scan_rows, sampler.rule, MODEL.denoise))
-    count = 0
-    for part in chunks(rows, 3):
-        assert len(part.timestep) == 3 or "adaptive" in name
-        count += int(part.active.sum())
-        state = scan(state, part, KEYS)
-    assert count == len(rows.timestep)
+    whole = gaussian.run(sampler, rows, x, KEYS)
+    parts = list(chunks(rows, 3))
+    assert [int(part.active.sum()) for part in parts] == [3] * (len(rows.timestep) // 3) + [len(rows.timestep) % 3] * (
+        len(rows.timestep) % 3 > 0
+    )
     # Another program may round otherwise
-    np.testing.assert_allclose(sampler.final(state, rows), whole, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(gaussian.run(sampler, rows, x, KEYS, size=3), whole, rtol=2e-6, atol=2e-6)
 
 
 def test_rows_that_are_not_active_do_not_call_the_network():
@@ -105,8 +99,8 @@ def test_noise_depends_on_the_pictures_key_the_stream_and_the_row_alone():
 def test_a_noisy_run_of_one_picture_is_the_same_in_a_batch(name):
     sampler = SAMPLERS[name]()
     rows, x = rows_and_start(sampler)
-    run = jax.jit(functools.partial(sample, sampler, MODEL.denoise))
-    np.testing.assert_allclose(run(x, rows, KEYS)[2:3], run(x[2:3], rows, KEYS[2:3]), rtol=1e-6)
+    batch, alone = (gaussian.run(sampler, rows, x[part], KEYS[part]) for part in (slice(0, 4), slice(2, 3)))
+    np.testing.assert_allclose(batch[2:3], alone, rtol=1e-6)
 
 
 def test_given_noise_is_used_row_by_row():
