@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sdjax.samplers import DDIM, DPM2, LMS, PLMS, PNDM, DPMSolver, DPMSolver2S, DPMSolverSDE, Euler, Heun, UniPC
+from sdjax.samplers.dpm_solver import backward_differences
 
 LOG = {"spacing": "exponential", "end": "sigma_min"}
 DPM = {"spacing": "logSNR", "lower_order_below": 0}
@@ -109,3 +110,15 @@ def test_with_few_steps_and_no_others_the_last_ones_drop_to_lower_order():
         np.testing.assert_array_equal(lowered.coef.calls[:-2], plain.coef.calls[:-2])
         used = np.count_nonzero(lowered.coef.calls, axis=1)
         np.testing.assert_array_equal(used[-2:], [3, 3] if same else [2, 1])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_backward_differences_are_exact_for_polynomials_on_uneven_steps(order):
+    """D1 = h m' and D2 = h^2 m'' of the polynomial in lambda through the last calls."""
+    lam = np.array([-2.0, -1.1, -0.8, 0.3])
+    h = lam[-1] - lam[-2]
+    polynomial = np.polynomial.Polynomial([0.7, -1.3, 0.4][:order])
+    calls = polynomial(lam[-2::-1])[:order]  # the newest first
+    want = [polynomial.deriv(k)(lam[-2]) * h**k for k in range(order)]
+    got = [weights @ calls for weights in backward_differences(np.exp(-lam), order)]
+    np.testing.assert_allclose(got, want, rtol=1e-12)
