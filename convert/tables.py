@@ -9,11 +9,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-import jax
 import numpy as np
 
 from sdjax.config import ModelConfig
-from sdjax.nn import param_shapes
 
 from . import keys, layouts
 
@@ -76,6 +74,10 @@ class Entry:
 @functools.lru_cache(maxsize=32)
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     """Returns the model's parameters in the order of their paths, without allocating any."""
+    import jax  # only here: reading a file's tensors takes no networks, and no second of importing
+
+    from sdjax.nn import param_shapes
+
     leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
     out = []
     for path, leaf in leaves:
