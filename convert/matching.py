@@ -67,7 +67,7 @@ def match(
         if not entry.accepts(shape):
             problems.append(f"{printable(by_name[stored])} has the shape {list(shape)} instead of {list(entry.shape)}")
         matched[entry] = by_name[stored]
-    missing_parts = tuple(part for part in absent if part not in found)
+    missing_parts = tuple(part for part in tables.PARTS if part in absent and part not in found)
     whole = {name for part in missing_parts for name in absent[part]}
     problems = [f"{name} is missing" for name in missing if name not in whole] + problems
     extras, unknown = [], []

@@ -13,7 +13,7 @@ from sdjax.typing import Params
 from .errors import CheckpointError
 
 SIDE = 32  # of the latent; a quarter of the work that the models' own 64 would be
-EPSILON_ABOVE, V_BELOW = 0.8, 0.4
+EPSILON_ABOVE, V_BELOW = 0.8, 0.5
 # Of output_blocks.11.1.transformer_blocks.0.norm1.bias: above it 2-v's, below it 2-base's (ComfyUI, model_detection.py)
 V_DEVIATION = 0.09
 

@@ -7,11 +7,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from small_models import model, write
 
 from sdjax import configs, convert
 from sdjax.convert import CheckpointError, keys
-
-from small_models import model, write
 
 UNET = "model.diffusion_model."
 YAML = """
@@ -92,7 +91,9 @@ def test_the_autoencoder_comes_from_another_file(form, tmp_path):
 
 def test_an_unfit_autoencoder_is_refused_by_its_name(tmp_path):
     config, tensors = model("v1")
-    path = write(tmp_path / "vae.safetensors", {"encoder.down.0.block.0.conv1.weight": np.ones((1, 1, 3, 3), np.float32)})
+    path = write(
+        tmp_path / "vae.safetensors", {"encoder.down.0.block.0.conv1.weight": np.ones((1, 1, 3, 3), np.float32)}
+    )
     with pytest.raises(CheckpointError, match=r"vae.safetensors.*decoder.conv_in.weight is missing"):
         convert.load(tensors, config=config, vae=path)
     path = write(tmp_path / "unet.safetensors", {"x": np.ones(1, np.float32)})
