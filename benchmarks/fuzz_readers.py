@@ -165,7 +165,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trace", type=int, default=2, help="measure Python's memory for one mutant in so many")
+    parser.add_argument(
+        "--trace",
+        type=int,
+        default=50,
+        help="measure Python's memory for one mutant in so many (tracemalloc keeps some itself)",
+    )
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--findings", type=pathlib.Path, default=pathlib.Path("findings"))
     args = parser.parse_args()

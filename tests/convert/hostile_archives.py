@@ -185,6 +185,10 @@ ZIPS = {
     "zip64: several disks": (patched(ZIP, ZIP.index(b"PK\x06\x07") + 16, "<L", 3), "locator does not point"),
     "several disks": (patched(ZIP, len(ZIP) - 18, "<H", 1), "end record is not one that torch.save writes"),
     "other count": (patched(ZIP, len(ZIP) - 14, "<2H", 2, 2), "contradict each other"),
+    "an entry more than counted": (
+        patched(writer.zip_archive(MEMBERS, zip64=False), -14, "<2H", len(MEMBERS) - 1, len(MEMBERS) - 1),
+        "the archive's directory does not have the length that it names",
+    ),
     "directory one byte off": (
         patched(writer.zip_archive(MEMBERS, zip64=False), -6, "<L", ZIP.index(b"PK\x01\x02") + 1),
         "does not lie where its end record says",
