@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 SMALL = 2**14  # queries times keys up to which a fused kernel has nothing to save
-CPU_SCORES = 2**20  # scores held at a time on a CPU (4 MiB): a chunk of one head stays near the cache
+CPU_SCORES = 2**20  # scores held at a time on a CPU (4 MiB), once for each 128 of head size: a chunk near the cache
 SCORES = 2**26  # scores held at a time elsewhere (256 MiB): enough to fill a GPU
 FEWEST_ROWS = 64  # queries a chunk has at least, so that products stay products of matrices
 SPLASH_LENGTH = 512  # queries and keys from which padding to the TPU kernel's blocks pays
@@ -94,10 +94,13 @@ def head_by_head(q: Queries, k: Keys, v: Keys, causal: bool = False) -> Queries:
     The batch stays inside the loop, so that a batch spread over devices needs no communication.
     """
 
+    # Wide heads need more queries to a chunk, for every chunk lays out all keys and values anew
+    limit = CPU_SCORES * -(-q.shape[-1] // 128)
+
     def head(qkv: tuple[Array, Array, Array]) -> Array:
         # A CPU's half-precision products are slower than conversion to float32 and its products
         widened = (a.astype(jnp.float32)[:, :, None] for a in qkv)
-        return in_chunks(*widened, causal, CPU_SCORES)[:, :, 0].astype(q.dtype)
+        return in_chunks(*widened, causal, limit)[:, :, 0].astype(q.dtype)
 
     out = jax.lax.map(head, tuple(jnp.moveaxis(a, 2, 0) for a in (q, k, v)))  # [h, b, n, d]
     return jnp.moveaxis(out, 0, 2)

@@ -1,5 +1,6 @@
 """Two-dimensional convolution, channels last, with the method that is fastest where it runs."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+
+SMALL_MAP = 8 * 8  # output positions up to which a float32 product beats XLA's on CPUs, four times that in halves ...
+WIDE = 512  # ... where the input has at least this many channels
 
 
 class Conv(nn.Module):
@@ -33,8 +37,53 @@ class Conv(nn.Module):
 
 def conv2d(
     x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], bias: Float[Array, "d"] | None = None, *,
-    strides: tuple[int, int] = (1, 1), padding: Padding = ((1, 1), (1, 1)), method: str = "auto",
+    strides: tuple[int, int] = (1, 1), padding: Padding = ((1, 1), (1, 1)),
 ) -> Float[Array, "b h2 w2 d"]:  # fmt: skip
-    """Returns the convolution of x with kernel, plus bias, in x's dtype."""
-    y = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    """Returns the convolution of x with kernel, plus bias, in x's dtype.
+
+    XLA's convolution, but on CPUs one matrix product where that was measured to be faster (benchmarks/convolution.py):
+    for 1x1 kernels, and for small maps of many channels, whose neighbourhoods are small beside the kernel.
+    """
+    xla = functools.partial(convolution, strides=strides, padding=padding)
+    product = functools.partial(columns, strides=strides, padding=padding)
+    if product_is_faster_on_cpu(x.shape, kernel.shape, strides, x.dtype):
+        y = jax.lax.platform_dependent(x, kernel, cpu=product, default=xla)
+    else:
+        y = xla(x, kernel)
     return y if bias is None else y + bias
+
+
+def product_is_faster_on_cpu(
+    shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], dtype: jnp.dtype
+) -> bool:
+    """Returns whether to convolve a map of `shape` by `columns`."""
+    _, h, w, c = shape
+    positions = -(-h // strides[0]) * -(-w // strides[1])
+    limit = SMALL_MAP if dtype == jnp.float32 else 4 * SMALL_MAP
+    return kernel[:2] == (1, 1) or (positions <= limit and c >= WIDE)
+
+
+def convolution(x: Array, kernel: Array, *, strides: tuple[int, int], padding: Padding) -> Array:
+    """Returns XLA's convolution."""
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def columns(x: Array, kernel: Array, *, strides: tuple[int, int], padding: Padding) -> Array:
+    """Returns the convolution as the product of every position's neighbourhood, [b h2 w2, i j c], with the kernel.
+
+    In float32 whatever the dtype: half-precision products are slower on a CPU than conversion and float32.
+    """
+    b, h, w, c = x.shape
+    rows, cols, _, d = kernel.shape
+    h2 = (h + sum(padding[0]) - rows) // strides[0] + 1
+    w2 = (w + sum(padding[1]) - cols) // strides[1] + 1
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
+    stops = (strides[0] * (h2 - 1) + 1, strides[1] * (w2 - 1) + 1)
+    shifted = [
+        padded[:, i : i + stops[0] : strides[0], j : j + stops[1] : strides[1]]
+        for i in range(rows)
+        for j in range(cols)
+    ]
+    neighbourhoods = jnp.concatenate(shifted, axis=-1).reshape(b * h2 * w2, rows * cols * c)
+    y = neighbourhoods @ kernel.astype(jnp.float32).reshape(rows * cols * c, d)
+    return y.reshape(b, h2, w2, d).astype(x.dtype)

@@ -1,0 +1,105 @@
+"""Convolution: XLA's beside one product of neighbourhoods and nine accumulated products, in one process, medians.
+
+    python benchmarks/convolution.py --out benchmarks/results/convolution_cpu.json
+
+`chosen` is what sdjax does on a CPU for the shape; `ratio` is XLA's time over the chosen method's.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import platform
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.nn import conv
+
+SAME, POINT = ((1, 1), (1, 1)), ((0, 0), (0, 0))
+# name, input, kernel, stride, padding
+SHAPES = [
+    ("unet 64x64x320", (2, 64, 64, 320), (3, 3, 320, 320), 1, SAME),
+    ("unet 32x32x640", (2, 32, 32, 640), (3, 3, 640, 640), 1, SAME),
+    ("unet 16x16x1280", (2, 16, 16, 1280), (3, 3, 1280, 1280), 1, SAME),
+    ("unet 8x8x1280", (2, 8, 8, 1280), (3, 3, 1280, 1280), 1, SAME),
+    ("unet 8x8x2560", (2, 8, 8, 2560), (3, 3, 2560, 1280), 1, SAME),
+    ("unet stride 2", (2, 64, 64, 320), (3, 3, 320, 320), 2, SAME),
+    ("unet 1x1", (2, 64, 64, 640), (1, 1, 640, 320), 1, POINT),
+    ("unet in", (2, 64, 64, 4), (3, 3, 4, 320), 1, SAME),
+    ("unet out", (2, 64, 64, 320), (3, 3, 320, 4), 1, SAME),
+    ("autoencoder 512x512x128", (1, 512, 512, 128), (3, 3, 128, 128), 1, SAME),
+]
+
+
+def shifted(x, kernel, *, strides, padding):
+    """Returns the convolution as one product a position of the kernel, accumulated in float32."""
+    rows, cols, c, d = kernel.shape
+    b, h, w, _ = x.shape
+    h2 = (h + sum(padding[0]) - rows) // strides[0] + 1
+    w2 = (w + sum(padding[1]) - cols) // strides[1] + 1
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
+    kernel = kernel.astype(jnp.float32)
+    y = 0.0
+    for i in range(rows):
+        for j in range(cols):
+            part = padded[
+                :, i : i + strides[0] * (h2 - 1) + 1 : strides[0], j : j + strides[1] * (w2 - 1) + 1 : strides[1]
+            ]
+            y = y + part.reshape(b * h2 * w2, c) @ kernel[i, j]
+    return y.reshape(b, h2, w2, d).astype(x.dtype)
+
+
+METHODS = {"xla": conv.convolution, "columns": conv.columns, "shifted": shifted}
+
+
+def measure(name, shape, window, stride, padding, dtype, repeats):
+    """Returns one row: milliseconds, compile seconds and planned memory of every method, and the choice."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape), dtype)
+    kernel = jnp.asarray(rng.standard_normal(window) / np.prod(window[:3]) ** 0.5, dtype)
+    programs, seconds = {}, {}
+    for key, method in METHODS.items():
+        start = time.perf_counter()
+        run = functools.partial(method, strides=(stride, stride), padding=padding)
+        programs[key] = jax.jit(run).lower(x, kernel).compile()
+        seconds[key] = round(time.perf_counter() - start, 2)
+    outs = {key: np.asarray(run(x, kernel), np.float32) for key, run in programs.items()}
+    times = {key: [] for key in programs}
+    for _ in range(repeats):
+        for key, run in programs.items():
+            start = time.perf_counter()
+            run(x, kernel).block_until_ready()
+            times[key].append(time.perf_counter() - start)
+    ms = {key: round(1e3 * statistics.median(values), 2) for key, values in times.items()}
+    chosen = "columns" if conv.product_is_faster_on_cpu(shape, window, (stride, stride), x.dtype) else "xla"
+    return {"name": name, "input": shape, "kernel": window, "stride": stride, "dtype": dtype, "ms": ms,
+            "chosen": chosen, "ratio": round(ms["xla"] / ms[chosen], 2), "compile_seconds": seconds,
+            "memory": {key: run.memory_analysis().temp_size_in_bytes for key, run in programs.items()},
+            "difference": max(float(np.abs(out - outs["xla"]).max()) for out in outs.values())}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    rows = []
+    for dtype in args.dtypes:
+        for shape in SHAPES:
+            row = measure(*shape, dtype, args.repeats)
+            rows.append(row)
+            times = "  ".join(f"{key} {value:8.1f}" for key, value in row["ms"].items())
+            print(f"{row['name']:24} {dtype:9} {times} ms  {row['chosen']} {row['ratio']:.2f}x", flush=True)
+    if args.out:
+        device = {"device": jax.devices()[0].device_kind, "processor": platform.processor() or platform.machine()}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({**device, "jax": jax.__version__, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""conv2d against a convolution written out in float64 numpy, by every method that it may choose."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from sdjax.nn import conv
+from sdjax.nn.conv import conv2d
+
+SAME, POINT, CORNER = ((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (0, 1))
+# float32 sums of up to 9 * 520 terms; halves round inputs and output to 8 and 11 bits
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
+
+# (batch, height, width, channels), (kernel height, width), features, strides, padding; the first four by a product
+CASES = [
+    ((2, 8, 8, 520), (3, 3), 24, (1, 1), SAME),
+    ((1, 9, 7, 512), (3, 3), 8, (2, 2), SAME),
+    ((2, 6, 5, 512), (3, 3), 8, (2, 2), CORNER),
+    ((2, 20, 20, 48), (1, 1), 16, (1, 1), POINT),
+    ((2, 20, 18, 32), (3, 3), 16, (1, 1), SAME),
+    ((1, 21, 19, 32), (3, 3), 16, (2, 2), CORNER),
+    ((1, 12, 10, 4), (3, 3), 16, (1, 1), SAME),
+]
+
+
+def exact(x, kernel, strides, padding):
+    """Returns the convolution in float64: output (r, s) sums x[r * stride + i, s * stride + j] kernel[i, j]."""
+    x = np.pad(np.asarray(x, np.float64), ((0, 0), *padding, (0, 0)))
+    kernel = np.asarray(kernel, np.float64)
+    rows, cols = kernel.shape[:2]
+    windows = np.lib.stride_tricks.sliding_window_view(x, (rows, cols), axis=(1, 2))  # [b, h, w, c, rows, cols]
+    return np.einsum("bhwcij,ijcd->bhwd", windows[:, :: strides[0], :: strides[1]], kernel, optimize=True)
+
+
+def inputs(shape, window, features, dtype="float32"):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal(shape), rng.standard_normal((*window, shape[-1], features))
+    return jnp.asarray(x, dtype), jnp.asarray(kernel / np.sqrt(kernel[..., 0].size), dtype)
+
+
+def check(got, want, tolerance):
+    assert got.shape == want.shape
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_float64(case, dtype):
+    shape, window, features, strides, padding = case
+    x, kernel = inputs(shape, window, features, dtype)
+    bias = jnp.arange(features).astype(dtype)
+    got = jax.jit(lambda x, kernel: conv2d(x, kernel, bias, strides=strides, padding=padding))(x, kernel)
+    assert got.dtype == dtype
+    check(got, exact(x, kernel, strides, padding) + np.arange(features), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_both_methods_equal_float64(case):
+    shape, window, features, strides, padding = case
+    x, kernel = inputs(shape, window, features)
+    for method in (conv.columns, conv.convolution):
+        check(method(x, kernel, strides=strides, padding=padding), exact(x, kernel, strides, padding), 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES[:4], ids=str)
+def test_gradients_of_the_product_are_those_of_the_convolution(case):
+    shape, window, features, strides, padding = case
+    x, kernel = inputs(shape, window, features)
+    weight = jnp.asarray(
+        np.random.default_rng(1).standard_normal(exact(x, kernel, strides, padding).shape), jnp.float32
+    )
+
+    def loss(x, kernel, method):
+        return (method(x, kernel, strides=strides, padding=padding) * weight).sum()
+
+    got = jax.grad(loss, (0, 1))(x, kernel, conv2d)
+    want = jax.grad(loss, (0, 1))(x, kernel, conv.convolution)
+    for a, b in zip(got, want, strict=True):
+        check(a, np.asarray(b), 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_method_is_chosen_when_lowered(case):
+    shape, window, features, strides, padding = case
+    args = inputs(shape, window, features)
+    run = jax.jit(lambda x, kernel: conv2d(x, kernel, strides=strides, padding=padding))
+    text = {p: export.export(run, platforms=[p])(*args).mlir_module() for p in ("cpu", "cuda", "tpu")}
+    assert "stablehlo.convolution" in text["cuda"]
+    assert "stablehlo.convolution" in text["tpu"]
+    assert ("stablehlo.convolution" in text["cpu"]) == (case not in CASES[:4])
