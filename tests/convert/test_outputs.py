@@ -1,5 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
+import contextlib
+
 import pytest
 from small_models import model, write
 
@@ -13,23 +15,19 @@ def test_an_error_leaves_nothing_behind_and_the_old_as_it_was(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("old")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RuntimeError), new_file(tmp_path / "file", overwrite=True) as partial:
-        partial.write_text("half")
-        raise RuntimeError
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "folder", overwrite=True) as partial:
-        (partial / "config.json").write_text("half")
-        raise RuntimeError
-    with pytest.raises(RuntimeError), new_file(tmp_path / "fresh") as partial:
-        raise RuntimeError
+    for new, path, inside in ((new_file, "file", "."), (new_folder, "folder", "config.json"), (new_file, "fresh", ".")):
+        with contextlib.suppress(RuntimeError), new(tmp_path / path, overwrite=True) as partial:
+            (partial / inside).write_text("half")
+            raise RuntimeError
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "config.json").read_text() == "old"
 
 
 def test_nothing_is_replaced_unless_asked(tmp_path):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(FileExistsError, match="exists; choose another name, or ask to overwrite it"):
-        with new_file(tmp_path / "file"):
-            pass
+    said = "exists; choose another name, or ask to overwrite it"
+    with pytest.raises(FileExistsError, match=said), new_file(tmp_path / "file"):
+        pass
     with new_file(tmp_path / "file", overwrite=True) as partial:
         partial.write_text("new")
     assert (tmp_path / "file").read_text() == "new"
