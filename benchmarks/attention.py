@@ -54,7 +54,7 @@ def measure(name, b, n, m, h, d, dtype, repeats):
             times[key].append(time.perf_counter() - start)
     ms = {key: round(1e3 * statistics.median(values), 2) for key, values in times.items()}
     memory = {key: run.memory_analysis().temp_size_in_bytes for key, run in programs.items()}
-    return {"name": name, "shape": [b, n, m, h, d], "dtype": dtype, "ms": ms, 
+    return {"name": name, "shape": [b, n, m, h, d], "dtype": dtype, "ms": ms,
             "speedup": round(ms["plain"] / ms["sdjax"], 2), "memory": memory, "plain_scores": 4 * b * h * n * m,
             "difference": float(np.abs(outs["plain"] - outs["sdjax"]).max())}  # fmt: skip
 
