@@ -147,6 +147,15 @@ class Pipeline:
             self._placed[mesh] = sharding.replicate(self.params, mesh)
         return self._placed[mesh]
 
+    def save(self, path: Any, *, to: str = "auto", overwrite: bool = False) -> None:
+        """Writes the model: an ldm file for a name that ends in .safetensors, else a native folder; `to` says otherwise.
+
+        `to` is "ldm", "native" or "diffusers". Raises FileExistsError where something may not be replaced.
+        """
+        from sdjax import convert  # not needed to make pictures
+
+        convert.save(self.config, self.params, path, to=to, tokenizer=self.tokenizer, overwrite=overwrite)
+
     def encode_prompt(
         self, prompts: Sequence[str], *, mesh: Mesh, parallel: str = "jit", exact: bool = False
     ) -> Context:
