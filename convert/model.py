@@ -18,12 +18,13 @@ from . import detection, diffusers_config, keys, ldm_config, prediction, tables
 from .errors import CheckpointError, shown
 from .matching import Match, match
 from .prediction import Decision
-from .sources import FORMAT, Source, open_source
+from .sources import Source, open_source
 from .strict_json import read_json
 
 DTYPES = {
     "float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16),
 }  # fmt: skip
+ALIGNMENT = 64  # bytes; XLA's on CPUs
 CONFIG_KEY = "sdjax.config"  # a single file's metadata: the description of a model that is none of the releases
 
 
@@ -41,6 +42,16 @@ class Leaf:
         if dtype is None or dtype == self.dtype or not is_floating(self.dtype):
             return self
         return Leaf(self.shape, dtype, lambda: self.read().astype(dtype), self.release)
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """Returns a row-major, read-only copy at an address that JAX's CPU backend takes over without copying it again."""
+    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    copy.flags.writeable = False
+    return copy
 
 
 def is_floating(dtype: np.dtype) -> bool:
@@ -84,7 +95,7 @@ class Model:
             place = functools.reduce(lambda node, module: node.setdefault(module, {}), modules, tree)
             array = leaf.read()
             if self.report.layout != "native":  # a native file's arrays stay views of the memory map
-                array = np.array(array, order="C")
+                array = aligned_copy(array)
                 leaf.release()
             place[name] = array
         return tree
@@ -335,6 +346,3 @@ def _with_prediction(source: Source, config: ModelConfig, decision: Decision) ->
         return prediction.with_prediction(config, decision)
     except ConfigError as error:
         raise source.error(str(error)) from error
-
-
-__all__ = ["CONFIG_KEY", "DTYPES", "FORMAT", "Leaf", "Model", "Report", "is_floating", "load_model", "model_of_params"]

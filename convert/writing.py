@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import pathlib
 import re
@@ -17,7 +18,7 @@ from sdjax.config import ModelConfig
 from . import diffusers_config, keys, tables
 from .errors import CheckpointError
 from .hashing import tensor_hash
-from .model import CONFIG_KEY, Leaf, Model
+from .model import ALIGNMENT, CONFIG_KEY, Leaf, Model
 from .outputs import new_file, new_folder
 from .safetensors_file import DTYPES
 from .sources import EXTRA, FORMAT, LICENCE_KEY
@@ -89,23 +90,22 @@ def write_safetensors(
 ) -> None:
     """Writes a safetensors file, a tensor at a time, and fills the manifest, if any, with `prefix` before each name.
 
-    By hand, because the library takes all tensors in memory at once. The order is its own: larger types first, so that
-    everything is aligned, then by name.
+    By hand, because the library takes all tensors in memory at once. Larger types come first as in its files, and among
+    them those of whole 64 bytes, so that JAX can use most tensors where they lie in the memory map.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    sizes = {name: leaf.dtype.itemsize * math.prod(leaf.shape) for name, leaf in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, sizes[name] % ALIGNMENT > 0, name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for name in order:
         leaf = tensors[name]
         if leaf.dtype not in _NAMES:
             raise CheckpointError(f"{name} is of type {leaf.dtype.name}, which safetensors files cannot hold", path)
-        size = leaf.dtype.itemsize * int(np.prod(leaf.shape, dtype=np.int64))
-        header[name] = {
-            "dtype": _NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [position, position + size]
-        }  # fmt: skip
-        position += size
+        end = position + sizes[name]
+        header[name] = {"dtype": _NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [position, end]}
+        position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:

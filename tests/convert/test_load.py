@@ -249,3 +249,15 @@ def test_the_network_is_asked_only_where_nothing_else_tells(monkeypatch):
     convert.load_model(tensors, prediction="epsilon")
     convert.load_model(tensors | {"v_pred": np.zeros(0, np.float32)})
     assert calls == [1]
+
+
+def test_parameters_are_handed_to_jax_without_a_copy(tmp_path):
+    config, tensors = model("v1")
+    _, params = convert.load(tensors, config=config)
+    kernel = params["unet"]["conv_in"]["kernel"]
+    assert jax.device_put(kernel).unsafe_buffer_pointer() == kernel.ctypes.data
+    assert not kernel.flags.writeable  # JAX would see the change
+    convert.convert(write(tmp_path / "a.safetensors", tensors), tmp_path / "native", config=config)
+    mapped = jax.tree.leaves(convert.load(tmp_path / "native")[1])
+    in_place = sum(array.nbytes for array in mapped if array.ctypes.data % 64 == 0)
+    assert in_place > 0.999 * sum(array.nbytes for array in mapped)
