@@ -33,9 +33,10 @@ ONLY = {
     "tensorflow": set(),
     "diffusers": set(),
     "transformers": {"sdjax.tokenizer"},
-    "PIL": {"sdjax.image"},
+    "PIL": {"sdjax.image", "sdjax.train"},  # in training, sdjax.train.emoji alone: it draws what is learned
     "ml_collections": {"sdjax.configs", "sdjax.scripts", "sdjax.train"},
     "orbax": {"sdjax.checkpoint", "sdjax.train"},
+    "optax": {"sdjax.train"},
     "huggingface_hub": {"sdjax.hub"},
 }
 

@@ -1,0 +1,69 @@
+"""The model inside the package: a small Stable Diffusion of emoji, and how it is trained (`make train-builtin`)."""
+
+import ml_collections
+
+from sdjax.config import ScheduleConfig
+
+VOCAB_SIZE = 1536
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns `model`, its description, and the settings of its training; 15 MB in float16.
+
+    The autoencoder's scale factor is measured when it is trained; 1 stands for it until then.
+    """
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.model = {
+        "name": "builtin",
+        "image_size": 64,
+        "guidance_scale": 4.0,
+        "unet": {
+            "channels": (96, 128),
+            "num_res_blocks": 1,
+            "heads": (4, 4),
+            "mid_heads": 4,
+            "transformer_depth": (1, 1),
+            "self_attention": (True, True),
+            "context_dim": 128,
+            "norm_groups": 16,
+        },
+        "vae": {
+            "channels": (16, 32, 64, 96),
+            "num_res_blocks": 1,
+            "scale_factor": 1.0,
+            "norm_groups": 4,
+        },
+        "text": {
+            "vocab_size": VOCAB_SIZE,
+            "width": 128,
+            "layers": 2,
+            "heads": 4,
+            "max_length": 32,
+            "bos_token_id": VOCAB_SIZE - 2,
+            "eos_token_id": VOCAB_SIZE - 1,
+            "pad_token_id": VOCAB_SIZE - 1,
+        },
+        # A background's colour lies in the latent's mean, which the usual schedule never quite hides
+        "schedule": {**ScheduleConfig().to_dict(), "zero_terminal_snr": True, "prediction": "v"},
+    }
+    config.vocabulary = {"captions": 20_000}
+    config.autoencoder = {
+        "batch_size": 16,
+        "kl_weight": 5e-4,
+        "edge_weight": 0.5,
+        "ema_decay": 0.999,
+        "optim": {"steps": 12_000, "learning_rate": 1e-3, "warmup": 300, "cooldown": 3_000, "beta2": 0.99},
+    }
+    config.latents = {"count": 131_072, "shard": 4_096}
+    config.diffusion = {
+        "batch_size": 64,
+        "gamma": 5.0,
+        "dropout": 0.1,
+        "offset_noise": 0.0,
+        "ema_decay": 0.9995,
+        "optim": {"steps": 30_000, "learning_rate": 1e-3, "warmup": 1_000, "cooldown": 8_000, "beta2": 0.99},
+    }
+    config.save_every = 240.0  # seconds
+    config.log_every = 20  # steps
+    return config

@@ -1,0 +1,173 @@
+"""Trains the built-in model, from nothing or from where the last run stopped; `make train-builtin`.
+
+    python -m sdjax.train.builtin --folder runs/builtin [--config.autoencoder.optim.steps=1000 ...]
+
+Four stages, each kept in the folder: the vocabulary, the autoencoder, the latents of a fixed set of pictures, and text
+encoder and denoising network together. `export` writes what there is as a native model.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from sdjax.config import ModelConfig
+from sdjax.nn import init_params
+from sdjax.tokenizer import Tokenizer
+from sdjax.train import emoji, latents, objectives, vocabulary
+from sdjax.train.checkpoint import Checkpoints
+from sdjax.train.loop import fit
+from sdjax.train.optim import OptimConfig, make_optimizer
+from sdjax.train.state import TrainState
+from sdjax.train.step import make_train_step
+from sdjax.typing import Params
+
+# Pictures are batch n of a seed; every use has its own, so that none sees another's
+_WORDS, _PIXELS, _LATENTS, _DRAWS = range(4)
+
+SCALE = "scale_factor.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training of the built-in model in a folder."""
+
+    settings: ml_collections.ConfigDict
+    folder: pathlib.Path
+    font: str | None = None
+
+    @functools.cached_property
+    def model(self) -> ModelConfig:
+        """The model's description, with the scale factor once it was measured."""
+        model = ModelConfig.from_dict(self.settings.model.to_dict())
+        path = self.folder / SCALE
+        if not path.exists():
+            return model
+        factor = json.loads(path.read_text())["scale_factor"]
+        return dataclasses.replace(model, vae=dataclasses.replace(model.vae, scale_factor=factor))
+
+    @functools.cached_property
+    def sprites(self) -> emoji.Sprites:
+        """The subjects' pictures."""
+        return emoji.Sprites.render(self.settings.model.image_size, self.font)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, learned from captions on first use and kept."""
+        folder = self.folder / "tokenizer"
+        if not folder.exists():
+            self.say("learning the vocabulary")
+            scenes = emoji.scenes(self._seed(_WORDS), 0, self.settings.vocabulary.captions)
+            vocabulary.learn((s.caption for s in scenes), self.settings.model.text.vocab_size).save(folder)
+        return Tokenizer.load(folder)
+
+    def say(self, text: str) -> None:
+        """Prints a line with the time."""
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, flush=True)
+
+    def pictures(self, seed: int, n: int, count: int) -> tuple[np.ndarray, list[str]]:
+        """Returns batch n of a seed: uint8 pictures and captions."""
+        scenes = emoji.scenes(seed, n, count)
+        return np.stack([self.sprites.draw(scene) for scene in scenes]), [scene.caption for scene in scenes]
+
+    def tokens(self, captions: Sequence[str]) -> np.ndarray:
+        """Returns the captions' token ids as the text encoder wants them."""
+        text = self.model.text
+        return self.tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id)
+
+    def initial(self, stage: str) -> TrainState:
+        """Returns the state before the first step of "autoencoder" or "diffusion"."""
+        params = jax.jit(init_params, static_argnums=0)(self.model, jax.random.key(self.settings.seed))
+        part = params["vae"] if stage == "autoencoder" else {"unet": params["unet"], "text": params["text"]}
+        return TrainState.create(part, self._optimizer(stage), self.settings.seed)
+
+    def averaged(self, stage: str) -> tuple[int, Params] | None:
+        """Returns the number of steps and the averaged parameters of a stage's newest checkpoint, if there is one."""
+        folder = self.folder / stage
+        state = Checkpoints(folder).restore(self.initial(stage)) if folder.is_dir() else None
+        return None if state is None else (int(state.step), state.ema_params)
+
+    def train(self) -> None:
+        """Runs the stages in order, each from where it stopped."""
+        autoencoder = self._fit_autoencoder()
+        pool = self._latents(autoencoder)
+        self._fit_diffusion(pool)
+
+    def _fit_autoencoder(self) -> Params:
+        s = self.settings.autoencoder
+        steps, done = s.optim.steps, self.averaged("autoencoder")
+        if done is not None and done[0] >= steps:
+            return done[1]
+        self.say(f"training the autoencoder, {steps} steps of {s.batch_size} pictures")
+        loss = objectives.autoencoder_loss(self.model.vae, kl_weight=s.kl_weight, edge_weight=s.edge_weight)
+        state = self._fit("autoencoder", loss, lambda n: self.pictures(self._seed(_PIXELS), n, s.batch_size)[0])
+        return state.ema_params
+
+    def _latents(self, autoencoder: Params) -> objectives.LatentBatch:
+        s = self.settings.latents
+
+        def shard(k: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+            images, captions = self.pictures(self._seed(_LATENTS), k, count)
+            return images, self.tokens(captions)
+
+        pool = latents.encode_to_folder(
+            self.model.vae, autoencoder, shard, self.folder / "latents", count=s.count, shard=s.shard, say=self.say
+        )
+        if not (self.folder / SCALE).exists():
+            factor = {"scale_factor": latents.scale_factor(pool.moments)}
+            (self.folder / SCALE).write_text(json.dumps(factor) + "\n")
+            self.__dict__.pop("model", None)  # it is read from there
+        return pool
+
+    def _fit_diffusion(self, pool: objectives.LatentBatch) -> TrainState:
+        s = self.settings.diffusion
+        objective = objectives.DiffusionObjective(s.gamma, s.dropout, s.offset_noise)
+        loss = objectives.diffusion_loss(self.model, objective, self.tokens([""])[0])
+        self.say(f"training text encoder and UNet, {s.optim.steps} steps of {s.batch_size} latents")
+        return self._fit("diffusion", loss, lambda n: latents.draw(pool, self._seed(_DRAWS), n, s.batch_size))
+
+    def _fit(self, stage: str, loss: objectives.Loss, batch: Callable[[int], Any]) -> TrainState:
+        s = self.settings[stage]
+        step = make_train_step(loss, self._optimizer(stage), s.ema_decay)
+        return fit(
+            self.initial(stage), step, batch, steps=s.optim.steps, folder=self.folder / stage,
+            log_every=self.settings.log_every, save_every=self.settings.save_every,
+        )  # fmt: skip
+
+    def _optimizer(self, stage: str) -> optax.GradientTransformation:
+        return make_optimizer(OptimConfig(**self.settings[stage].optim.to_dict()))
+
+    def _seed(self, use: int) -> int:
+        return 4 * self.settings.seed + use
+
+
+def main() -> None:
+    """Trains, with the flags of the command line."""
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+
+    from sdjax.configs import builtin
+
+    settings = config_flags.DEFINE_config_file("config", builtin.__file__, "The model's description and its training.")
+    folder = flags.DEFINE_string("folder", "runs/builtin", "Where checkpoints are kept; an existing run goes on.")
+    font = flags.DEFINE_string("font", None, "NotoColorEmoji.ttf, if it is not in one of the usual folders.")
+
+    def run(_: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every save at length
+        path = pathlib.Path(folder.value)
+        path.mkdir(parents=True, exist_ok=True)
+        Run(settings.value, path, font.value).train()
+
+    app.run(run)
+
+
+if __name__ == "__main__":
+    main()
