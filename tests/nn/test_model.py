@@ -82,8 +82,15 @@ def test_autoencoders_equal_the_reference(family):
     assert relative_error(image, np.moveaxis(arrays["decoded"], 1, -1)) < 2e-5
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("family", ["v1", "v2_base"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("v1", "bfloat16"),
+        ("v2_base", "float16"),
+        pytest.param("v1", "float16", marks=pytest.mark.slow),
+        pytest.param("v2_base", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_half_precision_stays_near_float32(family, dtype):
     config, params, arrays = reference_model(family)
     x, t, context, y = unet_inputs(arrays)
@@ -94,7 +101,7 @@ def test_half_precision_stays_near_float32(family, dtype):
     assert cosine > 0.999
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_half_precision_survives_attention_logits_a_hundredfold(dtype):
     config, params, arrays = reference_model("v2_v")  # T31: Stable Diffusion 2.1's logits overflow float16
     grown = jax.tree_util.tree_map_with_path(
@@ -119,22 +126,31 @@ def small_unet():
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 3)])
 def test_unet_keeps_any_size(size):
-    rng = np.random.default_rng(0)
-    x, context = rng.standard_normal([2, *size, 4], np.float32), rng.standard_normal([2, 3, 16], np.float32)
-    assert UNet(SMALL).apply({"params": small_unet()}, x, np.array([0.0, 999.0]), context).shape == x.shape
+    x, context = np.ones([2, *size, 4], np.float32), np.ones([2, 3, 16], np.float32)
+    out = jax.eval_shape(UNet(SMALL).apply, {"params": small_unet()}, x, np.array([0.0, 999.0]), context)
+    assert out.shape == x.shape
 
 
 def test_gradient_checkpointing_changes_no_gradient():
+    config = UNetConfig(channels=(32,), heads=(2,), mid_heads=2, transformer_depth=(1,), self_attention=(True,),
+                        context_dim=16, num_res_blocks=1)  # fmt: skip
     rng = np.random.default_rng(0)
-    x, context = rng.standard_normal([1, 8, 8, 4], np.float32), rng.standard_normal([1, 3, 16], np.float32)
+    x, context = rng.standard_normal([1, 4, 4, 4], np.float32), rng.standard_normal([1, 3, 16], np.float32)
+    shapes = jax.eval_shape(UNet(config).init, jax.random.key(0), x, np.ones([1]), context)["params"]
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, a: reference.fill(jax.tree_util.keystr(path), a.shape), shapes
+    )
 
     def loss(params, remat):
-        return jnp.sum(UNet(SMALL, remat=remat).apply({"params": params}, x, jnp.array([500.0]), context) ** 2)
+        return jnp.sum(UNet(config, remat=remat).apply({"params": params}, x, jnp.array([500.0]), context) ** 2)
 
-    params = small_unet()
     plain, saved = (jax.jit(jax.grad(loss), static_argnums=1)(params, remat) for remat in (False, True))
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(saved)):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(np.abs(a).max() + 1e-6))  # another order of sums
+    norm = sum(np.square(a).sum() for a in jax.tree.leaves(plain)) ** 0.5
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(saved)):  # some are 0 but for rounding
+        assert np.linalg.norm(a - b) < 1e-5 * norm  # float32 sums in another order
+    assert ["remat" in str(jax.make_jaxpr(loss, static_argnums=1)(params, remat)) for remat in (False, True)] == [
+        False, True
+    ]  # fmt: skip
 
 
 def test_unet_refuses_what_it_cannot_use():
