@@ -86,8 +86,8 @@ def picture(path: str, dtype: str) -> dict:
     done = time.perf_counter()
     return {
         "load_seconds": round(loaded - start, 1), "load_peak_gib": round(load_peak / GIB, 2),
-        "picture_seconds": round(done - loaded, 1), "peak_gib": round(peak_bytes() / GIB, 2), "mean": round(float(image.mean()), 3),
-        "deviation": round(float(image.std()), 3),
+        "picture_seconds": round(done - loaded, 1), "peak_gib": round(peak_bytes() / GIB, 2),
+        "mean": round(float(image.mean()), 3), "deviation": round(float(image.std()), 3),
     }  # fmt: skip
 
 

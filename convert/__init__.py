@@ -6,6 +6,7 @@
 A `.ckpt` file's pickle is never executed; what a file says is checked before anything is taken from it.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from .inspection import Inspection, inspect
 from .model import Model, Report, load_model, model_of_params
 from .outputs import check_not_input, new_file
 from .reading import TensorFile, read
+from .writing import left_out
 from .writing import save as save_model
 
 __all__ = [
@@ -132,7 +134,9 @@ def convert(
     if manifest is not None:
         with new_file(manifest, overwrite=overwrite) as partial:
             partial.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return model.report
+    lost = left_out(model, layout)
+    notices = [f"a single file has no place for {', '.join(lost)}; a folder keeps them"] if lost else []
+    return dataclasses.replace(model.report, notices=(*model.report.notices, *notices))
 
 
 def _layout(path: str | os.PathLike[str], to: str) -> str:

@@ -128,7 +128,8 @@ def load_model(
         raise ValueError(f"ema is 'auto', 'yes' or 'no'; got {ema!r}")
     opened = open_source(source, variant)
     try:
-        description, config_origin, decision = _describe(opened, config)
+        said = _stated(opened, prediction)
+        description, config_origin, decision = _describe(opened, config, said)
     except (ConfigError, CheckpointError) as error:
         if opened.path is None or str(opened.path) in str(error):
             raise
@@ -145,6 +146,10 @@ def load_model(
     if vae is not None:
         leaves |= _vae_leaves(vae, description, kind)
     extras = _extras(opened, found, kind, keep_both)
+    if said is not None and decision is not None and prediction is None and said.prediction != decision.prediction:
+        notices.append(
+            f"{decision.origin} says that it predicts {decision.prediction}, {said.origin} {said.prediction}"
+        )
     decision = _decide(opened, description, decision, prediction, leaves, notices)
     description = _with_prediction(opened, description, decision)
     metadata = {key: value for key, value in opened.metadata.items() if key != CONFIG_KEY}
@@ -176,8 +181,20 @@ def _dtype(name: str | None) -> np.dtype | None:
     return None if name is None else DTYPES[name]
 
 
-def _describe(source: Source, config: Any) -> tuple[ModelConfig, str, Decision | None]:
-    """Returns the description, where it came from, and what that says about the prediction, if anything."""
+def _stated(source: Source, asked: str | None = None) -> Decision | None:
+    """Returns what a single file itself says of the prediction; nothing if it contradicts itself and was overruled."""
+    if source.layout != "ldm":
+        return None
+    try:
+        return prediction.stated(source.metadata, source.tensors)
+    except CheckpointError:
+        if asked is None:
+            raise
+        return None
+
+
+def _describe(source: Source, config: Any, said: Decision | None) -> tuple[ModelConfig, str, Decision | None]:
+    """Returns the description, where it came from, and the prediction with its own origin, if that is known."""
     if isinstance(config, ModelConfig):
         return config, "config=", Decision(config.schedule.prediction, "config=")
     if isinstance(config, str) and config in configs.NAMES:
@@ -194,7 +211,6 @@ def _describe(source: Source, config: Any) -> tuple[ModelConfig, str, Decision |
         zero = read.schedule.zero_terminal_snr
         where = "scheduler/scheduler_config.json"
         return read, "the folder's JSON files", Decision(read.schedule.prediction, where, zero) if says else None
-    said = prediction.stated(source.metadata, source.tensors)
     if CONFIG_KEY in source.metadata:
         text = source.metadata[CONFIG_KEY].encode()
         values = read_json(text, lambda reason: CheckpointError(f"its metadata's {CONFIG_KEY}: {reason}"))

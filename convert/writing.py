@@ -36,6 +36,7 @@ _FILE = re.compile(r"([A-Za-z0-9_-]{1,60}/)?[A-Za-z0-9_-]{1,60}\.json")  # a nat
 _IMPLEMENTATIONS = {
     False: "https://github.com/CompVis/stable-diffusion", True: "https://github.com/Stability-AI/stablediffusion",
 }  # fmt: skip
+POSITIONS = "text_model.embeddings.position_ids"
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
@@ -169,7 +170,7 @@ def _component_metadata(model: Model, component: str) -> dict[str, str]:
 
 def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     tensors = tensors_of(model, "ldm")
-    extras = {name: leaf for name, leaf in model.extras.items() if "/" not in name}
+    extras = {_in_file(name): leaf for name, leaf in model.extras.items() if "/" not in _in_file(name)}
     averaged = keys.ema_name(keys.LDM_PREFIXES["unet"])
     if ema_names:
         unet = {entry.name for entry in tables.entries(model.config, "ldm") if entry.part == "unet"}
@@ -194,6 +195,18 @@ def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Mani
         first = next(iter(model.licences.values())).strip().partition("\n")[0].strip()
         metadata.setdefault("modelspec.license", first[:200])
     write_safetensors(path, tensors, metadata, manifest)
+
+
+def _in_file(name: str) -> str:
+    """Returns a single file's name for a folder's extra tensor; one with a slash has no place there."""
+    return f"cond_stage_model.transformer.{POSITIONS}" if name == f"text_encoder/{POSITIONS}" else name
+
+
+def left_out(model: Model, to: str) -> list[str]:
+    """Returns the components of a folder that a layout has no place for, as "safety_checker"."""
+    if to != "ldm":
+        return []
+    return sorted({name.partition("/")[0] for name in map(_in_file, model.extras) if "/" in name})
 
 
 def _scalar(value: np.generic) -> Leaf:

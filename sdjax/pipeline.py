@@ -148,9 +148,9 @@ class Pipeline:
         return self._placed[mesh]
 
     def save(self, path: Any, *, to: str = "auto", overwrite: bool = False) -> None:
-        """Writes the model: an ldm file for a name that ends in .safetensors, else a native folder; `to` says otherwise.
+        """Writes the model: an ldm file for a name that ends in .safetensors, else a native folder.
 
-        `to` is "ldm", "native" or "diffusers". Raises FileExistsError where something may not be replaced.
+        `to`, "ldm", "native" or "diffusers", says otherwise. Raises FileExistsError where something may not be replaced.
         """
         from sdjax import convert  # not needed to make pictures
 

@@ -163,6 +163,8 @@ def test_prediction_of_a_whole_file(tmp_path):
     both = config_key | {"modelspec.predict_key": "epsilon"}
     with pytest.raises(CheckpointError, match="contradicts itself about what it predicts"):
         convert.load(write(tmp_path / "b.safetensors", marked, both))
+    read, _ = convert.load(tmp_path / "b.safetensors", prediction="v")  # as the message advises
+    assert read.schedule.prediction == "v"
     with pytest.raises(ValueError, match="prediction is one of epsilon, v, x0; got 'eps'"):
         convert.load(tensors, config=config, prediction="eps")
 
@@ -261,3 +263,13 @@ def test_parameters_are_handed_to_jax_without_a_copy(tmp_path):
     mapped = jax.tree.leaves(convert.load(tmp_path / "native")[1])
     in_place = sum(array.nbytes for array in mapped if array.ctypes.data % 64 == 0)
     assert in_place > 0.999 * sum(array.nbytes for array in mapped)
+
+
+def test_a_description_that_contradicts_the_file_is_said(tmp_path):
+    config, tensors = model("v2_v")
+    path = write(tmp_path / "a.safetensors", tensors, {"modelspec.prediction_type": "epsilon"})
+    found = convert.load_model(path, config=config)
+    assert found.config.schedule.prediction == "v"
+    assert found.report.notices == (
+        "config= says that it predicts v, the metadata's modelspec.prediction_type epsilon",
+    )

@@ -111,6 +111,8 @@ def test_a_folder_keeps_what_other_tools_need_of_it(tmp_path):
     convert.convert(tmp_path / "diffusers", tmp_path / "native")
     convert.convert(tmp_path / "native", tmp_path / "diffusers2", to="diffusers")
     assert equal(tmp_path / "diffusers", tmp_path / "diffusers2")
+    report = convert.convert(tmp_path / "diffusers", tmp_path / "b.safetensors")
+    assert report.notices == ("a single file has no place for safety_checker; a folder keeps them",)
     for name in ("model_index.json", "safety_checker/config.json", "feature_extractor/preprocessor_config.json",
                  "unet/config.json", "scheduler/scheduler_config.json"):  # fmt: skip
         first, second = (json.loads((tmp_path / f / name).read_text()) for f in ("diffusers", "diffusers2"))
