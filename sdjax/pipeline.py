@@ -150,7 +150,7 @@ class Pipeline:
     def save(self, path: Any, *, to: str = "auto", overwrite: bool = False) -> None:
         """Writes the model: an ldm file for a name that ends in .safetensors, else a native folder.
 
-        `to`, "ldm", "native" or "diffusers", says otherwise. Raises FileExistsError where something may not be replaced.
+        `to` says otherwise: "ldm", "native" or "diffusers". Raises FileExistsError where something may not be replaced.
         """
         from sdjax import convert  # not needed to make pictures
 
