@@ -65,9 +65,13 @@ class Run:
         folder = self.folder / "tokenizer"
         if not folder.exists():
             self.say("learning the vocabulary")
-            scenes = emoji.scenes(self._seed(_WORDS), 0, self.settings.vocabulary.captions)
-            vocabulary.learn((s.caption for s in scenes), self.settings.model.text.vocab_size).save(folder)
+            self.learn_vocabulary().save(folder)
         return Tokenizer.load(folder)
+
+    def learn_vocabulary(self) -> Tokenizer:
+        """Returns the tokenizer that is learned from the run's captions."""
+        scenes = emoji.scenes(self._seed(_WORDS), 0, self.settings.vocabulary.captions)
+        return vocabulary.learn((scene.caption for scene in scenes), self.settings.model.text.vocab_size)
 
     def say(self, text: str) -> None:
         """Prints a line with the time."""

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from sdjax.train.checkpoint import Checkpoints
+from sdjax.train.objectives import Metrics
 from sdjax.train.state import TrainState
 from sdjax.train.step import TrainStep
 
@@ -35,8 +36,10 @@ def fit(
     checkpoints = Checkpoints(folder, keep)
     state = checkpoints.restore(state) or state
     first, saved, seen, since = int(state.step), time.monotonic(), 0, time.monotonic()
+    metrics: Metrics = {}
     with _stop_signals() as stop, open(folder / "log.jsonl", "a") as log:
         for step, data in zip(range(first, steps), ahead(batch, first, steps)):
+            jax.block_until_ready(metrics)  # of the step before: no more than two are under way when a signal comes
             state, metrics = train_step(state, data)
             seen += 1
             if (step + 1) % log_every == 0 or step + 1 == steps:

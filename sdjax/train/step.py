@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sdjax.train.objectives import Loss, Metrics
@@ -25,7 +26,11 @@ def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, decay: 
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         average = update_ema(state.ema_params, params, ema_decay(step, decay))
-        metrics = {**metrics, "gradient": optax.global_norm(grads)}
+        metrics = {**metrics, "gradient": _norm(grads)}
         return TrainState(step, params, average, opt_state, state.key), metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _norm(tree: Any) -> jax.Array:
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))

@@ -97,7 +97,7 @@ def test_subjects_lie_inside_the_picture_and_apart(scenes):
     for scene in scenes:
         for size, left, top in scene.boxes:
             assert size in emoji.SIZES
-            assert 0 <= min(left, top)
+            assert min(left, top) >= 0
             assert max(left, top) + size <= 64
 
 

@@ -1,14 +1,12 @@
 """Losses and their weights against closed forms, and the objectives' parts seen from outside."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from models_to_train import MODEL, small_params
+from models_to_train import MODEL
 
 from sdjax.schedule import NoiseSchedule
 from sdjax.train import objectives
@@ -49,65 +47,94 @@ def batch(count, seed=0):
     return LatentBatch(moments, rng.integers(0, 500, (count, MODEL.text.max_length)))
 
 
-def test_an_untrained_network_has_the_loss_of_predicting_zero():
-    # Its last layer starts at 0, so the error is the mean square of v = sqrt(a) noise - sqrt(1 - a) x0, whose variance
-    # is a + (1 - a) (mean^2 + exp(logvar)) s^2 for every value. The average over draws is compared with that.
-    empty = np.zeros(MODEL.text.max_length, np.int32)
-    data = batch(64)
-    loss = jax.jit(objectives.diffusion_loss(MODEL, DiffusionObjective(dropout=0.0), empty))
-    keys = jax.random.split(jax.random.key(0), 60)
-    seen = np.array([float(loss(small_params(), data, key)[0]) for key in keys])
+class Network:
+    """Stands for UNet and text encoder: what they put out is given, and what they were asked is kept."""
+
+    def __init__(self, monkeypatch, output):
+        self.output, self.calls = output, []
+        monkeypatch.setattr(objectives, "UNet", lambda config: self)
+        monkeypatch.setattr(objectives, "TextEncoder", lambda config: self)
+
+    def apply(self, variables, *inputs):
+        if len(inputs) == 1:
+            return inputs[0]  # a text's context is its tokens
+        self.calls.append([np.asarray(value) for value in inputs])
+        return self.output(*inputs)
+
+
+def loss_of(data, key=0, empty=None, **settings):
+    empty = np.zeros(MODEL.text.max_length, np.int32) if empty is None else empty
+    loss = objectives.diffusion_loss(MODEL, DiffusionObjective(**settings), empty)
+    return float(loss({"unet": {}, "text": {}}, data, jax.random.key(key))[0])
+
+
+def test_predicting_nothing_costs_the_weighted_variance_of_v(monkeypatch):
+    # v = sqrt(a) noise - sqrt(1 - a) x0 has mean square a + (1 - a) s^2 (mean^2 + exp(logvar)), s the scale factor
+    Network(monkeypatch, lambda x, t, context: jnp.zeros_like(x))
+    data = batch(2000)
+    seen = np.array([loss_of(data, key) for key in range(10)])
     a = NoiseSchedule(MODEL.schedule).alphas_cumprod
     mean, logvar = np.split(data.moments.astype(float), 2, axis=-1)
     power = (mean**2 + np.exp(logvar)).mean() * MODEL.vae.scale_factor**2
-    expected = (objectives.snr_weights(a / (1 - a), 5.0, "v") * (a + (1 - a) * power)).mean()
-    assert seen.mean() == pytest.approx(expected, abs=4 * seen.std() / 60**0.5)
+    expected = (np.clip(a / (1 - a), 1, 5) * (1 - a) * (a + (1 - a) * power)).mean()  # 1 / (SNR + 1) = 1 - a
+    assert seen.mean() == pytest.approx(expected, abs=4 * seen.std() / 10**0.5)
 
 
-def trained(params):
-    """Returns the parameters with a last layer that lets the output depend on everything."""
-    kernel = params["unet"]["conv_out"]["kernel"]
-    params = jax.tree.map(lambda leaf: leaf, params)
-    params["unet"]["conv_out"]["kernel"] = jax.random.normal(jax.random.key(9), kernel.shape)
-    for path in ("down_blocks_0", "mid_block", "up_blocks_0"):
-        assert path in params["unet"]
-    return params
+def test_what_the_network_sees_is_latent_and_noise_at_the_timestep_that_it_is_told(monkeypatch):
+    network = Network(monkeypatch, lambda x, t, context: x)
+    moments = np.zeros((4000, 4, 4, 8), np.float32)
+    moments[..., :4], moments[..., 4:] = 2.0, -30.0  # a latent known exactly
+    loss_of(LatentBatch(moments, batch(4000).ids))
+    ((x, t, _),) = network.calls
+    a = NoiseSchedule(MODEL.schedule).alphas_cumprod[t.astype(int)]
+    noise = (x - (2.0 * MODEL.vae.scale_factor * a**0.5)[:, None, None, None]) / ((1 - a) ** 0.5)[:, None, None, None]
+    # 256,000 unit normal numbers; at small t a float32 x holds noise to 1e-6 / 0.03
+    assert abs(noise.mean()) < 4 / 256_000**0.5
+    assert noise.var() == pytest.approx(1, abs=4 * (2 / 256_000) ** 0.5)
+    assert 0 <= t.min() < 10 < 990 < t.max() <= 999
 
 
-def test_dropout_replaces_captions_by_the_empty_one():
-    rng = np.random.default_rng(1)
-    empty = rng.integers(0, 500, MODEL.text.max_length)
-    data, params, key = batch(4), trained(small_params()), jax.random.key(5)
-    other = data._replace(ids=np.tile(empty, (4, 1)))
-
-    def loss(dropout, data):
-        return float(objectives.diffusion_loss(MODEL, DiffusionObjective(dropout=dropout), empty)(params, data, key)[0])
-
-    assert loss(1.0, data) == loss(1.0, other) == loss(0.0, other)
-    assert loss(0.0, data) != loss(0.0, other)
+def test_dropout_replaces_captions_by_the_empty_one(monkeypatch):
+    network = Network(monkeypatch, lambda x, t, context: x)
+    empty = np.full(MODEL.text.max_length, 599)
+    data = batch(5000)
+    loss_of(data, empty=empty, dropout=0.1)
+    ((_, _, ids),) = network.calls
+    dropped = (ids == empty).all(1)
+    assert dropped.mean() == pytest.approx(0.1, abs=4 * (0.09 / 5000) ** 0.5)
+    np.testing.assert_array_equal(ids[~dropped], data.ids[~dropped])
 
 
 def test_offset_noise_moves_whole_channels(monkeypatch):
-    seen = {}
-    real = NoiseSchedule.add_noise
-
-    def spy(self, x0, noise, timestep):
-        seen["noise"] = noise
-        return real(self, x0, noise, timestep)
-
-    monkeypatch.setattr(NoiseSchedule, "add_noise", spy)
-    data = batch(512)
-    empty = np.zeros(MODEL.text.max_length, np.int32)
-    objective = DiffusionObjective(offset_noise=0.5)
-    objectives.diffusion_loss(MODEL, objective, empty)(small_params(), data, jax.random.key(0))
-    means = np.asarray(seen["noise"]).mean((1, 2))
-    # 16 values' mean has variance 1/16, the offset adds 0.25; 2048 of them know theirs to 3 % (one standard deviation)
-    assert means.var() == pytest.approx(1 / 16 + 0.25, rel=0.1)
+    network = Network(monkeypatch, lambda x, t, context: x)
+    moments = np.zeros((4000, 4, 4, 8), np.float32)
+    moments[..., 4:] = -30.0
+    loss_of(LatentBatch(moments, batch(4000).ids), offset_noise=0.5)
+    ((x, t, _),) = network.calls
+    a = NoiseSchedule(MODEL.schedule).alphas_cumprod[t.astype(int)]
+    means = x.mean((1, 2)) / ((1 - a) ** 0.5)[:, None]
+    # the mean of 16 has variance 1/16, the offset adds 0.25; 16,000 of them know theirs to 1.1 %
+    assert means.var() == pytest.approx(1 / 16 + 0.25, rel=0.045)
 
 
-def test_autoencoder_loss_is_the_sum_of_its_parts():
+def test_autoencoder_loss_is_the_sum_of_its_parts(monkeypatch):
+    class Autoencoder:
+        """Takes the first channel for mean and log variance, and a latent for a grey picture."""
+
+        def __init__(self, config):
+            pass
+
+        def apply(self, variables, x, method):
+            first = x[..., :1]
+            return jnp.repeat(first, 8, -1) if method == "encode" else jnp.repeat(first, 3, -1)
+
+    monkeypatch.setattr(objectives, "AutoencoderKL", Autoencoder)
     loss = objectives.autoencoder_loss(MODEL.vae, kl_weight=0.01, edge_weight=0.5)
-    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
-    total, parts = loss(small_params()["vae"], images, jax.random.key(0))
+    images = np.full((200, 16, 16, 3), 255, np.uint8)  # 1, so that moments are N(1, e)
+    total, parts = loss({}, images, jax.random.key(0))
+    # decoded from s (1 + e^0.5 noise): |s - 1 + s e^0.5 noise| in the mean, and KL = (1 + e - 1 - 1) / 2
+    s = MODEL.vae.scale_factor
+    folded = scipy.stats.foldnorm(abs(s - 1) / (s * np.e**0.5), scale=s * np.e**0.5)
+    assert float(parts["pixels"]) == pytest.approx(folded.mean(), abs=4 * folded.std() / (200 * 256) ** 0.5)
+    assert float(parts["kl"]) == pytest.approx((np.e - 1) / 2, rel=1e-5)
     assert float(total) == pytest.approx(float(parts["pixels"] + parts["edges"] + 0.01 * parts["kl"]), rel=1e-6)
-    assert dataclasses.is_dataclass(MODEL.vae)

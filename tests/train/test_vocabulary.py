@@ -9,11 +9,10 @@ from sdjax.train import vocabulary
 def test_the_likeliest_pair_is_merged_first():
     # The example of Sennrich et al. 2016, section 3.2, with the end of a word written on its last letter
     captions = ["low"] * 5 + ["lowest"] * 2 + ["newer"] * 6 + ["wider"] * 3
-    files = dict(vocabulary.learn(captions, 517).files)
-    merges = files["merges.txt"].decode().split("\n")[1:]
+    files = dict(vocabulary.learn(captions, 518).files)
+    merges = files["merges.txt"].decode().split("\n")[1:-1]
     assert merges[0] == "e r</w>"  # nine words end in it, more than any other pair
-    assert merges[1] in ("l o", "o w</w>", "n e", "e w", "w er</w>", "w e")  # 7, 5, 6, 6, 6, 8
-    assert merges[1] == "w e"
+    assert merges[1:4] == ["l o", "e w", "ew er</w>"]  # then 7, and of those with 6 the ones that sort first
 
 
 def test_words_of_the_captions_become_single_tokens_and_others_still_have_tokens(tmp_path):

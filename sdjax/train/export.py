@@ -1,0 +1,55 @@
+"""Writes a training run's averaged parameters as a native model, which `sdjax.load` reads.
+
+python -m sdjax.train.export --folder runs/builtin --to sdjax/assets/builtin [--dtype float16] [--overwrite]
+"""
+
+import argparse
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import convert
+from sdjax.train.builtin import Run
+
+
+def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", overwrite: bool = False) -> dict[str, int]:
+    """Writes the model of a run to a folder and returns the number of steps each part of it was trained for.
+
+    Raises ValueError if a part has no checkpoint yet, or a parameter does not fit into `dtype`.
+    """
+    parts = {stage: run.averaged(stage) for stage in ("autoencoder", "diffusion")}
+    missing = [stage for stage, found in parts.items() if found is None]
+    if missing:
+        raise ValueError(f"{run.folder} holds no checkpoint of {' and '.join(missing)} yet; train it first")
+    params = {"vae": parts["autoencoder"][1], **parts["diffusion"][1]}
+    params = jax.tree.map(lambda leaf: np.asarray(leaf.astype(jnp.dtype(dtype))), params)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+        raise ValueError(f"a parameter is too large for {dtype}; use float32")
+    convert.save(run.model, params, target, to="native", tokenizer=run.tokenizer, overwrite=overwrite)
+    return {stage: found[0] for stage, found in parts.items()}
+
+
+def main() -> None:
+    """Exports, with the flags of the command line."""
+    from sdjax.configs import builtin
+
+    parser = argparse.ArgumentParser(description="Write the averaged parameters of a training run as a native model.")
+    parser.add_argument("--folder", default="runs/builtin", help="the run (default: %(default)s)")
+    parser.add_argument("--to", required=True, help="the model's folder, sdjax/assets/builtin for the package's own")
+    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    flags = parser.parse_args()
+    run = Run(builtin.get_config(), pathlib.Path(flags.folder))
+    try:
+        steps = export(run, flags.to, dtype=flags.dtype, overwrite=flags.overwrite)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    size = sum(path.stat().st_size for path in pathlib.Path(flags.to).rglob("*") if path.is_file())
+    trained = ", ".join(f"{stage} {count} steps" for stage, count in steps.items())
+    print(f"wrote {flags.to}: {size / 1e6:.1f} MB, {trained}")
+
+
+if __name__ == "__main__":
+    main()
