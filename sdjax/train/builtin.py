@@ -22,7 +22,7 @@ import optax
 from sdjax.config import ModelConfig
 from sdjax.nn import init_params
 from sdjax.tokenizer import Tokenizer
-from sdjax.train import emoji, latents, objectives, vocabulary
+from sdjax.train import emoji, latents, objectives, subjects, vocabulary
 from sdjax.train.checkpoint import Checkpoints
 from sdjax.train.loop import fit
 from sdjax.train.optim import OptimConfig, make_optimizer
@@ -34,6 +34,7 @@ from sdjax.typing import Params
 _WORDS, _PIXELS, _LATENTS, _DRAWS = range(4)
 
 SCALE = "scale_factor.json"
+FIXED = ("seed", "model", "vocabulary", "latents")  # settings that a run keeps: what is stored depends on them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +100,25 @@ class Run:
         state = Checkpoints(folder).restore(self.initial(stage)) if folder.is_dir() else None
         return None if state is None else (int(state.step), state.ema_params)
 
+    def check_settings(self) -> None:
+        """Keeps what the run's stored parts depend on, or raises ValueError if it is no longer what it was."""
+        now = {name: self.settings.to_dict()[name] for name in FIXED}
+        now["subjects"], now["colours"] = list(subjects.names()), subjects.COLOURS
+        now = json.loads(json.dumps(now))
+        path = self.folder / "settings.json"
+        if not path.exists():
+            path.write_text(json.dumps(now, indent=1) + "\n")
+        before = json.loads(path.read_text())
+        changed = [name for name in now if now[name] != before.get(name)]
+        if changed:
+            raise ValueError(
+                f"{self.folder} was trained with another {', another '.join(changed)} ({path} says which); "
+                "go back to it, or train in another folder"
+            )
+
     def train(self) -> None:
         """Runs the stages in order, each from where it stopped."""
+        self.check_settings()
         autoencoder = self._fit_autoencoder()
         pool = self._latents(autoencoder)
         self._fit_diffusion(pool)
@@ -168,7 +186,12 @@ def main() -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every save at length
         path = pathlib.Path(folder.value)
         path.mkdir(parents=True, exist_ok=True)
-        Run(settings.value, path, font.value).train()
+        try:
+            Run(settings.value, path, font.value).train()
+        except KeyboardInterrupt as stopped:
+            print(stopped)
+        except (ValueError, OSError) as error:
+            raise SystemExit(f"error: {error}") from None
 
     app.run(run)
 

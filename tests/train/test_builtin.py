@@ -75,6 +75,17 @@ def test_scaled_latents_have_unit_standard_deviation():
     assert (latents.scale_factor(moments) * moments[..., :4].astype(float)).std() == pytest.approx(1.0)
 
 
+def test_a_run_keeps_the_settings_that_its_stored_parts_depend_on(tmp_path):
+    config = settings.get_config()
+    Run(config, tmp_path).check_settings()
+    config.autoencoder.optim.steps += 1000
+    Run(config, tmp_path).check_settings()
+    config.model.text.width = 64
+    config.seed = 1
+    with pytest.raises(ValueError, match="another seed, another model .*settings.json"):
+        Run(config, tmp_path).check_settings()
+
+
 @pytest.mark.slow
 def test_text_encoder_and_unet_learn_four_latents_by_heart():
     optimizer = make_optimizer(OptimConfig(steps=400, learning_rate=3e-3, warmup=20, cooldown=100))
