@@ -3,6 +3,7 @@
 All are read by one process that notes what the reading does (supervised_reading.py).
 """
 
+import importlib.util
 import json
 import pathlib
 import re
@@ -147,6 +148,8 @@ def test_the_corpus_runs_code_in_an_unpickler_that_is_not_careful(tmp_path):
     (tmp_path / "pickles").mkdir()
     live = {name: data for name, (data, _) in hostile_pickles.CODE.items() if name != "functions of the system"}
     live.pop("Python 2's names")  # Python 3 reads them from protocols before 3 only
+    if importlib.util.find_spec("torch") is None:  # the pickle stops where it names torch before it gets to the call
+        live.pop("a call in a tensor's hooks")
     for i, data in enumerate(live.values()):
         (tmp_path / "pickles" / str(i)).write_bytes(data)
     script = (
