@@ -50,6 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.vocabulary = {"captions": 20_000}
     config.autoencoder = {
         "batch_size": 16,
+        "collages": 0.5,  # share of a batch that shows four subjects at once
         "kl_weight": 5e-4,
         "edge_weight": 0.5,
         "ema_decay": 0.999,

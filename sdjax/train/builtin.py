@@ -31,7 +31,7 @@ from sdjax.train.step import make_train_step
 from sdjax.typing import Params
 
 # Pictures are batch n of a seed; every use has its own, so that none sees another's
-_WORDS, _PIXELS, _LATENTS, _DRAWS = range(4)
+_WORDS, _PIXELS, _LATENTS, _DRAWS, _COLLAGES = USES = range(5)
 
 SCALE = "scale_factor.json"
 FIXED = ("seed", "model", "vocabulary", "latents")  # settings that a run keeps: what is stored depends on them
@@ -130,7 +130,14 @@ class Run:
             return done[1]
         self.say(f"training the autoencoder, {steps} steps of {s.batch_size} pictures")
         loss = objectives.autoencoder_loss(self.model.vae, kl_weight=s.kl_weight, edge_weight=s.edge_weight)
-        state = self._fit("autoencoder", loss, lambda n: self.pictures(self._seed(_PIXELS), n, s.batch_size)[0])
+        collages = round(s.collages * s.batch_size)
+
+        def images(n: int) -> np.ndarray:
+            scenes = emoji.scenes(self._seed(_PIXELS), n, s.batch_size - collages)
+            scenes += emoji.collages(self._seed(_COLLAGES), n, collages)
+            return np.stack([self.sprites.draw(scene) for scene in scenes])
+
+        state = self._fit("autoencoder", loss, images)
         return state.ema_params
 
     def _latents(self, autoencoder: Params) -> objectives.LatentBatch:
@@ -168,7 +175,7 @@ class Run:
         return make_optimizer(OptimConfig(**self.settings[stage].optim.to_dict()))
 
     def _seed(self, use: int) -> int:
-        return 4 * self.settings.seed + use
+        return len(USES) * self.settings.seed + use
 
 
 def main() -> None:

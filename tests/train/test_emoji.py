@@ -93,6 +93,20 @@ def test_captions_say_what_is_there(scenes):
             assert words not in scene.caption or abs(place - wanted) <= 2.5
 
 
+def test_collages_fill_the_quarters_and_keep_to_the_pairs_that_are_not_held_out():
+    scenes = emoji.collages(0, 0, 300)
+    assert scenes == emoji.collages(0, 0, 300)
+    assert scenes != emoji.collages(0, 1, 300)
+    for scene in scenes:
+        assert not emoji.held_out()[list(scene.subjects), scene.colour].any()
+        assert len(set(scene.subjects)) == 4
+        for quarter, (size, left, top) in enumerate(scene.boxes):
+            assert size in emoji.SIZES
+            for corner, start in ((left, 32 * (quarter % 2)), (top, 32 * (quarter // 2))):
+                assert start <= corner
+                assert corner + size <= start + 32
+
+
 def test_subjects_lie_inside_the_picture_and_apart(scenes):
     for scene in scenes:
         for size, left, top in scene.boxes:
