@@ -48,12 +48,12 @@ def text_to_image(
 ) -> Pixels:
     """Returns pictures of the prompts, uint8 [b, height, width, 3], `num_images` of each prompt, prompt by prompt.
 
-    `seed`: picture i is drawn from seed + i, or from entry i of a sequence with one seed a picture; a picture depends
-    on its own seed alone, whatever the batch. `guidance_scale` 1 switches guidance off, None takes the model's default,
-    as `height` and `width` do. `sampler` is a name of `sdjax.samplers.SAMPLERS` or a sampler; `eta` and `spacing`
-    replace its fields of these names. The batch is spread over `devices` (default: all of this process) by `parallel`.
-    `exact` computes pictures one by one, so that they are bit-identical alone and in a batch. `progress(done, total)`
-    counts calls of the network.
+    `seed`: picture i is drawn from seed + i, or from entry i of a sequence with one seed a picture (of a single prompt,
+    as many pictures as seeds); a picture depends on its own seed alone, whatever the batch. `guidance_scale` 1 switches
+    guidance off, None takes the model's default, as `height` and `width` do. `sampler` is a name of
+    `sdjax.samplers.SAMPLERS` or a sampler; `eta` and `spacing` replace its fields of these names. The batch is spread
+    over `devices` (default: all of this process) by `parallel`. `exact` computes pictures one by one, so that they are
+    bit-identical alone and in a batch. `progress(done, total)` counts calls of the network.
 
     Raises ValueError for arguments out of range, ImageError if a picture is not-a-number or one colour,
     OutOfMemoryError with advice if the device runs out of memory.
@@ -128,6 +128,8 @@ def expand(
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if len(prompts) == 1 and num_images == 1 and np.ndim(seed) == 1 and len(seed):
+        num_images = len(seed)
     if not prompts:
         raise ValueError("at least one prompt is needed, got none")
     if num_images < 1:

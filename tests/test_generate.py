@@ -155,6 +155,11 @@ def test_the_sampler_lowers_for_tpu(dtype):
     assert exported.platforms == ("tpu",)
 
 
+def test_one_prompt_becomes_as_many_pictures_as_there_are_seeds():
+    prompts, negatives, seeds = generate.expand("a cat", "a dog", [7, 3, 7], 1)
+    assert (prompts, negatives, seeds) == (["a cat"] * 3, ["a dog"] * 3, [7, 3, 7])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -162,7 +167,9 @@ def test_the_sampler_lowers_for_tpu(dtype):
         ({"width": 4096}, "nearest is 2048"),
         ({"height": 8}, "nearest is 64"),
         ({"sampler": "dimm"}, "the known ones are"),
-        ({"seed": [1, 2]}, "one seed"),
+        ({"seed": [1, 2], "num_images": 3}, "one seed"),
+        ({"seed": []}, "one seed"),
+        ({"prompt": ["a", "b"], "seed": [1]}, "one seed"),
         ({"seed": -1}, "a seed lies between"),
         ({"num_images": 0}, "at least 1"),
         ({"negative_prompt": ["a", "b"]}, "one negative prompt"),
