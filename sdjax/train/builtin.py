@@ -105,6 +105,7 @@ class Run:
         now = {name: self.settings.to_dict()[name] for name in FIXED}
         now["subjects"], now["colours"] = list(subjects.names()), subjects.COLOURS
         now = json.loads(json.dumps(now))
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "settings.json"
         if not path.exists():
             path.write_text(json.dumps(now, indent=1) + "\n")
@@ -191,10 +192,8 @@ def main() -> None:
 
     def run(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every save at length
-        path = pathlib.Path(folder.value)
-        path.mkdir(parents=True, exist_ok=True)
         try:
-            Run(settings.value, path, font.value).train()
+            Run(settings.value, pathlib.Path(folder.value), font.value).train()
         except KeyboardInterrupt as stopped:
             print(stopped)
         except (ValueError, OSError) as error:

@@ -102,8 +102,9 @@ def test_text_encoder_and_unet_learn_four_latents_by_heart():
         rows = np.random.default_rng(n).integers(0, 4, 32)
         state, metrics = step(state, LatentBatch(moments[rows], ids[rows]))
         seen.append(float(metrics["unweighted"]))
-    # At the start v has variance 1 and the network puts out 0. A caption tells everything about its latent
-    assert seen[0] == pytest.approx(1.0, abs=0.2)
+    # At the start the network puts out 0, and v's mean square lies between those of latent, 0.64, and noise, 1. A text
+    # tells everything about its latent, so that at the end only the network's lack of precision is left
+    assert 0.6 < seen[0] < 1.0
     assert np.mean(seen[-20:]) < 0.1
 
 
