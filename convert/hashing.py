@@ -15,9 +15,13 @@ def manifest(tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """
     table = {}
     for name in sorted(tensors):
-        array = tensors[name]
-        table[name] = {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": tensor_hash(array)}
+        table[name] = manifest_row(tensors[name])
     return table
+
+
+def manifest_row(array: np.ndarray) -> dict[str, Any]:
+    """Returns one tensor's {"shape", "dtype", "sha256"}."""
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": tensor_hash(array)}
 
 
 def tensor_hash(array: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from sdjax.config import ConfigError
 from . import keys, prediction, tables
 from .errors import CheckpointError, printable
 from .matching import match
-from .model import _choose_ema, _describe, _stated
+from .model import choose_ema, describe, stated
 from .sources import open_source
 
 SHOWN = 12  # names of a list that the text repeats
@@ -64,10 +64,10 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
     shapes, dtypes = dict(source.tensors.shapes), dict(source.tensors.dtypes)
     odd: list[str] = []
     family = said = None
-    ema = _choose_ema(source, "auto")
+    ema = choose_ema(source, "auto")
     owners: dict[str, str] = {}
     try:
-        config, origin, decision = _describe(source, None, _stated(source))
+        config, origin, decision = describe(source, None, stated(source))
         family = f"{config.name} (by {origin})"
         if decision is not None:
             said = f"{decision.prediction} (by {decision.origin})"

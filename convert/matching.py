@@ -43,8 +43,7 @@ def match(
         by_name[canonical] = name
     matched: dict[Entry, str] = {}
     other_set: set[str] = set()
-    missing: list[str] = []
-    absent: dict[str, list[str]] = {}
+    missing: list[tuple[str, str]] = []  # part and name
     used: set[str] = set()
     found: set[str] = set()
     for entry in tables.entries(config, layout):
@@ -56,8 +55,7 @@ def match(
                 other_set.add(other)
         if stored not in by_name:
             if entry.part in parts:
-                missing.append(stored)
-                absent.setdefault(entry.part, []).append(stored)
+                missing.append((entry.part, stored))
             continue
         used.add(stored)
         if entry.part not in parts:
@@ -67,9 +65,8 @@ def match(
         if not entry.accepts(shape):
             problems.append(f"{printable(by_name[stored])} has the shape {list(shape)} instead of {list(entry.shape)}")
         matched[entry] = by_name[stored]
-    missing_parts = tuple(part for part in tables.PARTS if part in absent and part not in found)
-    whole = {name for part in missing_parts for name in absent[part]}
-    problems = [f"{name} is missing" for name in missing if name not in whole] + problems
+    missing_parts = tuple(part for part in tables.PARTS if part in parts and part not in found)
+    problems = [f"{name} is missing" for part, name in missing if part in found] + problems
     extras, unknown = [], []
     for canonical, name in by_name.items():
         if canonical in used or canonical in other_set:

@@ -128,13 +128,13 @@ def load_model(
         raise ValueError(f"ema is 'auto', 'yes' or 'no'; got {ema!r}")
     opened = open_source(source, variant)
     try:
-        said = _stated(opened, prediction)
-        description, config_origin, decision = _describe(opened, config, said)
+        said = stated(opened, prediction)
+        description, config_origin, decision = describe(opened, config, said)
     except (ConfigError, CheckpointError) as error:
         if opened.path is None or str(opened.path) in str(error):
             raise
         raise opened.error(str(error)) from error
-    averaged = _choose_ema(opened, ema)
+    averaged = choose_ema(opened, ema)
     parts = [part for part in tables.PARTS if part != "vae" or vae is None]
     found = match(opened.tensors.shapes, description, opened.layout, ema=averaged, parts=parts)
     _refuse(opened, found, config_origin)
@@ -181,7 +181,7 @@ def _dtype(name: str | None) -> np.dtype | None:
     return None if name is None else DTYPES[name]
 
 
-def _stated(source: Source, asked: str | None = None) -> Decision | None:
+def stated(source: Source, asked: str | None = None) -> Decision | None:
     """Returns what a single file itself says of the prediction; nothing if it contradicts itself and was overruled."""
     if source.layout != "ldm":
         return None
@@ -193,7 +193,7 @@ def _stated(source: Source, asked: str | None = None) -> Decision | None:
         return None
 
 
-def _describe(source: Source, config: Any, said: Decision | None) -> tuple[ModelConfig, str, Decision | None]:
+def describe(source: Source, config: Any, said: Decision | None) -> tuple[ModelConfig, str, Decision | None]:
     """Returns the description, where it came from, and the prediction with its own origin, if that is known."""
     if isinstance(config, ModelConfig):
         return config, "config=", Decision(config.schedule.prediction, "config=")
@@ -229,7 +229,8 @@ def _yaml_beside(path: pathlib.Path | None) -> pathlib.Path | None:
     return next((p for suffix in (".yaml", ".yml") if (p := path.with_suffix(suffix)).is_file()), None)
 
 
-def _choose_ema(source: Source, ema: str) -> bool:
+def choose_ema(source: Source, ema: str) -> bool:
+    """Returns whether to take the UNet's averaged weights. Raises CheckpointError for a wish that cannot be met."""
     if source.layout != "ldm":
         if ema != "auto":
             raise source.error(

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from sdjax import configs
 from sdjax.config import ModelConfig
 
 from .errors import CheckpointError
@@ -60,8 +61,6 @@ def is_ambiguous(config: ModelConfig) -> bool:
 
 def with_prediction(config: ModelConfig, decision: Decision) -> ModelConfig:
     """Returns the description with this prediction: the other of 2-base and 2-v where it is one of them."""
-    from sdjax import configs
-
     if is_ambiguous(config) and decision.prediction in ("epsilon", "v"):
         config = configs.get("sd2_base" if decision.prediction == "epsilon" else "sd2_v")
     schedule = dataclasses.replace(

@@ -98,7 +98,7 @@ def _native(config: ModelConfig) -> Iterable[Entry]:
 
 def _diffusers(config: ModelConfig) -> Iterable[Entry]:
     for p in parameters(config):
-        pointwise = _is_projection(p.path) and p.part == "unet" and not config.unet.linear_projection
+        pointwise = _is_v1_projection(p, config)
         yield Entry(
             keys.diffusers_name(p.path), layouts.stored_shape(p.kind, p.shape, pointwise=pointwise), (p,), pointwise
         )
@@ -111,15 +111,17 @@ def _ldm(config: ModelConfig) -> Iterable[Entry]:
     for name, group in stored.items():
         group.sort(key=lambda p: next((i for i, row in enumerate(keys.FUSED) if f"/{row}/" in p.path), 0))
         first = group[0]
-        pointwise = (_is_projection(first.path) and first.part == "unet" and not config.unet.linear_projection) or (
-            first.part == "vae" and first.kind == "matrix"
-        )
+        pointwise = _is_v1_projection(first, config) or (first.part == "vae" and first.kind == "matrix")
         shape = layouts.stored_shape(first.kind, first.shape, pointwise=pointwise)
         yield Entry(name, (shape[0] * len(group), *shape[1:]), tuple(group), pointwise)
 
 
-def _is_projection(path: str) -> bool:
-    return path.endswith(("/proj_in/kernel", "/proj_out/kernel"))
+def _is_v1_projection(p: Parameter, config: ModelConfig) -> bool:
+    """Returns whether v1 stores this matrix of a UNet's transformer block as a 1x1 convolution."""
+    return p.part == "unet" and not config.unet.linear_projection and p.path.endswith(_PROJECTIONS)
+
+
+_PROJECTIONS = ("/proj_in/kernel", "/proj_out/kernel")
 
 
 _ENTRIES: dict[str, Callable[[ModelConfig], Iterable[Entry]]] = {
@@ -130,7 +132,7 @@ _ENTRIES: dict[str, Callable[[ModelConfig], Iterable[Entry]]] = {
 _ALIASES: dict[str, tuple[tuple[re.Pattern[str], str], ...]] = {
     "native": (),
     "ldm": (
-        # transformers up to 4.30 and from 5.0 on has no `text_model.` there (FACTS T60)
+        # Old files have no `text_model.` there, nor has transformers from 5.0 on (FACTS T60)
         (re.compile(r"^cond_stage_model\.transformer\.(?=embeddings\.|encoder\.|final_layer_norm\.)"),
          "cond_stage_model.transformer.text_model."),
     ),

@@ -17,7 +17,7 @@ from sdjax.config import ModelConfig
 
 from . import diffusers_config, keys, tables
 from .errors import CheckpointError
-from .hashing import tensor_hash
+from .hashing import manifest_row
 from .model import ALIGNMENT, CONFIG_KEY, Leaf, Model
 from .outputs import new_file, new_folder
 from .safetensors_file import DTYPES
@@ -115,8 +115,7 @@ def write_safetensors(
             assert array.dtype == leaf.dtype, name
             file.write(array.reshape(-1).view(np.uint8).data)
             if manifest is not None:
-                row = {"shape": list(leaf.shape), "dtype": leaf.dtype.name, "sha256": tensor_hash(array)}
-                manifest[prefix + name] = row
+                manifest[prefix + name] = manifest_row(array)
             leaf.release()
 
 
@@ -171,7 +170,6 @@ def _component_metadata(model: Model, component: str) -> dict[str, str]:
 def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     tensors = tensors_of(model, "ldm")
     extras = {_in_file(name): leaf for name, leaf in model.extras.items() if "/" not in _in_file(name)}
-    averaged = keys.ema_name(keys.LDM_PREFIXES["unet"])
     if ema_names:
         unet = {entry.name for entry in tables.entries(model.config, "ldm") if entry.part == "unet"}
         for name in unet:
@@ -183,12 +181,12 @@ def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Mani
                 tensors[other] = extras.pop(other, tensors[name])
         extras.setdefault("model_ema.decay", _scalar(np.float32(0.9999)))
         extras.setdefault("model_ema.num_updates", _scalar(np.int32(0)))
-    both = averaged, keys.LDM_PREFIXES["unet"], "model_ema."
+    both = keys.LDM_PREFIXES["unet"], keys.EMA_PREFIX
     tensors |= {name: leaf for name, leaf in extras.items() if ema_names or not name.startswith(both)}
     if model.config.schedule.prediction != "v":
         tensors = {name: leaf for name, leaf in tensors.items() if name not in ("v_pred", "ztsnr")}
     metadata = _metadata(model)
-    if model.config.name not in configs.NAMES or not _is_released(model.config):
+    if not _is_released(model.config):
         metadata[CONFIG_KEY] = json.dumps(model.config.to_dict(), sort_keys=True)
     if model.licences:
         metadata[LICENCE_KEY] = json.dumps(dict(model.licences))
@@ -214,7 +212,7 @@ def _scalar(value: np.generic) -> Leaf:
 
 
 def _is_released(config: ModelConfig) -> bool:
-    return configs.get(config.name) == config
+    return config.name in configs.NAMES and configs.get(config.name) == config
 
 
 def _metadata(model: Model) -> dict[str, str]:
@@ -254,13 +252,9 @@ def _files(model: Model) -> dict[str, Any]:
     except ValueError:
         return ours
     files = {**ours, **given}
-    for part, names in (
-        ("unet", ["unet/config.json"]),
-        ("vae", ["vae/config.json"]),
-        ("text", ["text_encoder/config.json"]),
-    ):
+    for part, component in keys.COMPONENTS.items():
         if getattr(described, part) != getattr(model.config, part):
-            files |= {name: ours[name] for name in names}
+            files[f"{component}/config.json"] = ours[f"{component}/config.json"]
     if described.schedule != model.config.schedule:
         name = "scheduler/scheduler_config.json"
         fresh = ours[name]

@@ -14,6 +14,19 @@ import numpy as np
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
+# FACTS of the releases: UNet, autoencoder, text encoder (without OpenCLIP's unused last block)
+RELEASED = {
+    "sd1": (859_520_964, 83_653_863, 123_060_480),
+    "sd1_inpaint": (859_535_364, 83_653_863, 123_060_480),
+    "sd2_base": (865_910_724, 83_653_863, 340_387_840),
+    "sd2_v": (865_910_724, 83_653_863, 340_387_840),
+    "sd2_inpaint": (865_925_124, 83_653_863, 340_387_840),
+    "sd2_depth": (865_913_604, 83_653_863, 340_387_840),
+    "x4_upscaler": (473_398_020, 55_325_927, 340_387_840),
+    "sd2_unclip_h": (870_173_124, 83_653_863, 340_387_840),
+    "sd2_unclip_l": (869_517_764, 83_653_863, 340_387_840),
+}
+
 
 def fill(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     """Returns the float32 tensor that a checkpoint made with `seed` holds under `name`."""
