@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
         "kl_weight": 5e-4,
         "edge_weight": 0.5,
         "ema_decay": 0.999,
-        "optim": {"steps": 12_000, "learning_rate": 1e-3, "warmup": 300, "cooldown": 3_000, "beta2": 0.99},
+        "optim": {"steps": 5_000, "learning_rate": 1e-3, "warmup": 300, "cooldown": 1_800, "beta2": 0.99},
     }
     config.latents = {"count": 131_072, "shard": 4_096}
     config.diffusion = {
