@@ -12,12 +12,23 @@ from sdjax.nn import AutoencoderKL, TextEncoder, UNet
 from sdjax.samplers.spacing import compvis_timesteps
 from sdjax.schedule import NoiseSchedule
 from sdjax.tokenizer import Tokenizer
+from sdjax.watermark import embed as watermark
+from sdjax.watermark import read_bits, to_bits
 
 from tests.parity_models import config_from_spec
-from tests.parity_sampling import sample_with
+from tests.parity_sampling import img2img_with, sample_with
 from tests.parity_schedulers import scheduler, scheduler_timesteps
 
-__all__ = ["CheckpointError", "load", "parameter_counts", "scheduler", "scheduler_timesteps", "tokens"]
+__all__ = [
+    "CheckpointError",
+    "load",
+    "parameter_counts",
+    "read_watermark",
+    "scheduler",
+    "scheduler_timesteps",
+    "tokens",
+    "watermark",
+]
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -27,6 +38,11 @@ parameter_counts = convert.parameter_counts
 def tokens(text: str) -> list[int]:
     """Returns the token ids of a text, without start, end and padding, not cut."""
     return Tokenizer().encode(text)
+
+
+def read_watermark(image, num_bits):
+    """Returns the bits read from uint8 RGB pixels, bool [num_bits]."""
+    return to_bits(read_bits(image, num_bits))
 
 
 def nhwc(x):
@@ -75,6 +91,9 @@ class Model:
 
     def sample(self, sampler, num_steps, **options):
         return sample_with(self._network, self.schedule, sampler, num_steps, **options)
+
+    def img2img_compvis(self, num_steps, **options):
+        return img2img_with(self._network, self.schedule, num_steps, **options)
 
 
 def load(spec, state_dict):

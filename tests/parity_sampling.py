@@ -55,8 +55,32 @@ def sample_with(
         sampler_name, algorithm, method, order, solver_type, skip_type, first_order_last_below, atol, rtol, eta
     )
     rows = sampler.steps(schedule, 1000 if num_steps is None else num_steps)
-    nhwc = lambda x: None if x is None else jnp.moveaxis(jnp.asarray(x, jnp.float32), -3, -1)  # noqa: E731
-    x_T, concat = nhwc(x_T), nhwc(concat)
+    x = sampler.initial(nhwc(x_T), rows)
+    return run_rows(
+        model_fn, schedule, sampler, rows, x, cond, uncond, scale, noise, concat, label, uncond_label, mask, mask_x0,
+        mask_noise,
+    )  # fmt: skip
+
+
+def img2img_with(model_fn, schedule, num_steps, *, x0, start_noise, t_enc, cond, uncond, scale, **more):
+    """Returns what CompVis's stochastic_encode and decode make of x0, NCHW, in t_enc of its steps."""
+    sampler = samplers.DDIM(spacing="compvis")
+    strength = min((t_enc + 0.5) / num_steps, 1)  # of which int(strength * num_steps) is t_enc
+    start = samplers.make_start(sampler, schedule, num_steps, strength, compat="compvis")
+    x = start.of_x0 * nhwc(x0) + start.of_noise * nhwc(start_noise)
+    return run_rows(model_fn, schedule, sampler, start.rows, x, cond, uncond, scale, **more)
+
+
+def nhwc(x):
+    return None if x is None else jnp.moveaxis(jnp.asarray(x, jnp.float32), -3, -1)
+
+
+def run_rows(
+    model_fn, schedule, sampler, rows, x, cond, uncond, scale, noise=None, concat=None, label=None, uncond_label=None,
+    mask=None, mask_x0=None, mask_noise=None,
+):  # fmt: skip
+    """Returns the latent, NCHW, after the rows from x, which is NHWC."""
+    concat = nhwc(concat)
     guided = scale != 1 and uncond is not None
     conditioning = Conditioning(jnp.asarray(cond), concat, None if label is None else jnp.asarray(label))
     if guided:
@@ -64,10 +88,10 @@ def sample_with(
         unconditional = Conditioning(jnp.asarray(uncond), concat, uncond_label)
     else:
         unconditional = None
-    noise = jnp.zeros((1, *x_T.shape)) if noise is None else nhwc(noise)
+    noise = jnp.zeros((1, *x.shape)) if noise is None else nhwc(noise)
     run = runner(model_fn, schedule.config.prediction, guided, sampler.rule)
-    state = sampler.rule.init(sampler.initial(x_T, rows))
-    size = min(CHUNK, len(rows.timestep)) if method == "adaptive" else CHUNK
+    state = sampler.rule.init(x)
+    size = CHUNK if sampler.rule == samplers.base.Linear() else len(rows.timestep)
     for part in samplers.chunks(rows, size):
         state = run(state, part, noise, conditioning, unconditional, jnp.float32(scale),
                     nhwc(mask), nhwc(mask_x0), nhwc(mask_noise))  # fmt: skip

@@ -15,13 +15,14 @@ from sdjax.samplers.dpm_solver import DPMSolver
 from sdjax.samplers.multistep import LMS, PLMS, PNDM
 from sdjax.samplers.sde import DPMSolverSDE
 from sdjax.samplers.spacing import SPACINGS
+from sdjax.samplers.start import Start, make_start
 from sdjax.samplers.two_stage import DPM2, DPMSolver2S, Heun
 from sdjax.samplers.unipc import UniPC
 
 __all__ = [
     "DDIM", "DDPM", "DPM2", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SPACINGS", "DPMSolver", "DPMSolver2S",
-    "DPMSolverSDE", "Euler", "Heun", "Sampler", "State", "Steps", "UniPC", "chunks", "draw_noise", "sample",
-    "scan_rows",
+    "DPMSolverSDE", "Euler", "Heun", "Sampler", "Start", "State", "Steps", "UniPC", "chunks", "draw_noise",
+    "make_start", "sample", "scan_rows",
 ]  # fmt: skip
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
