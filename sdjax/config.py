@@ -51,8 +51,11 @@ class _Config:
         out = {}
         for name, value in values.items():
             kind = fields[name]
-            if isinstance(kind, type) and issubclass(kind, _Config):
-                value = kind.from_dict(value)
+            inner = next(
+                (k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and issubclass(k, _Config)), None
+            )
+            if inner is not None and value is not None:
+                value = inner.from_dict(value)
             elif isinstance(value, list):
                 value = tuple(value)
             out[name] = value
@@ -204,6 +207,64 @@ class TextConfig(_Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class DepthConfig(_Config):
+    """MiDaS's depth network, DPT-Hybrid. The defaults are those of the one inside Stable Diffusion 2 depth.
+
+    A ResNet of three stages (`stage_widths`, `stage_depths`) makes a token of every 16 x 16 pixels for a vision
+    transformer (`width`, `layers`, `heads`), whose blocks number `taps`, counted from 0, go on to the decoder through
+    maps of `neck_widths` channels. `image_size` is the side it was trained at, for which it has positions, and near
+    which a picture's is brought. `norm_epsilon` is the transformer's: 1e-6, in transformers' folders 1e-12.
+    """
+
+    image_size: int = 384
+    stem_width: int = 64
+    stage_widths: tuple[int, ...] = (256, 512, 1024)
+    stage_depths: tuple[int, ...] = (3, 4, 9)
+    norm_groups: int = 32
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    taps: tuple[int, ...] = (8, 11)
+    neck_widths: tuple[int, ...] = (768, 768)
+    features: int = 256
+    norm_epsilon: float = 1e-6
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side of a picture of `image_size`."""
+        return self.image_size // 16
+
+    def _validate(self) -> None:
+        _check(
+            self.image_size >= 32 and self.image_size % 32 == 0,
+            f"DepthConfig.image_size is a multiple of 32, got {self.image_size}",
+        )
+        for name, count in ("stage_widths", 3), ("stage_depths", 3), ("taps", 2), ("neck_widths", 2):
+            values = getattr(self, name)
+            _check(len(values) == count, f"DepthConfig.{name} has {count} entries, got {len(values)}")
+        for width in (self.stem_width, *self.stage_widths):
+            quarter = width if width == self.stem_width else width // 4
+            _check(
+                width >= 4 and width % 4 == 0 and quarter % self.norm_groups == 0,
+                f"a quarter of DepthConfig.stage_widths, and stem_width, divide into norm_groups = {self.norm_groups}; "
+                f"got {width}",
+            )
+        _check(
+            self.heads >= 1 and self.width % self.heads == 0,
+            f"DepthConfig.heads = {self.heads} does not divide width = {self.width}",
+        )
+        _check(
+            0 <= self.taps[0] < self.taps[1] < self.layers,
+            f"DepthConfig.taps rise and are below layers = {self.layers}, got {self.taps}",
+        )
+        _check(
+            min(*self.stage_depths, *self.neck_widths, self.features // 2) >= 1,
+            "DepthConfig.stage_depths and neck_widths are at least 1, features at least 2",
+        )
+        _check(self.norm_epsilon > 0, f"DepthConfig.norm_epsilon is positive, got {self.norm_epsilon}")
+
+
+@dataclasses.dataclass(frozen=True)
 class ScheduleConfig(_Config):
     """The noise schedule and what the network predicts. "scaled_linear" is linear in sqrt(beta), as ldm's "linear"."""
 
@@ -228,6 +289,7 @@ class ModelConfig(_Config):
     """A whole model. `image_size` is the side it was trained at, in pixels; `guidance_scale` its release's default.
 
     `name` is the release's family as `sdjax.configs` spells it ("sd1", "sd2_base", ...); nothing is derived from it.
+    `depth` is the depth network of a model that looks at depth, None where depth maps have to be given.
     """
 
     name: str
@@ -237,6 +299,7 @@ class ModelConfig(_Config):
     schedule: ScheduleConfig = ScheduleConfig()
     image_size: int = 512
     guidance_scale: float = 7.5
+    depth: DepthConfig | None = None
 
     def _validate(self) -> None:
         _check(

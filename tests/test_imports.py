@@ -16,11 +16,13 @@ ALLOWED = {
     "sdjax.typing": set(),
     "sdjax.config": set(),
     "sdjax.schedule": {"sdjax.config", "sdjax.typing"},
-    "sdjax.nn": {"sdjax.config", "sdjax.typing"},
+    "sdjax.resize": set(),
+    "sdjax.nn": {"sdjax.config", "sdjax.typing", "sdjax.resize"},
     "sdjax.samplers": {"sdjax.schedule", "sdjax.config", "sdjax.typing"},
     "sdjax.denoiser": {"sdjax.schedule", "sdjax.config", "sdjax.typing", "sdjax.samplers"},
     "sdjax.sharding": {"sdjax.typing"},
     "sdjax.image": {"sdjax.typing", "sdjax._version"},
+    "sdjax.watermark": {"sdjax.typing"},
     "sdjax.tokenizer": {"sdjax.typing", "sdjax.config"},
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
     "sdjax.configs": {"sdjax.config"},
@@ -38,6 +40,7 @@ ONLY = {
     "orbax": {"sdjax.checkpoint", "sdjax.train"},
     "optax": {"sdjax.train"},
     "huggingface_hub": {"sdjax.hub"},
+    "pywt": {"sdjax.watermark"},
 }
 
 

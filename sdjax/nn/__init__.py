@@ -1,12 +1,14 @@
 """The networks, as pure Flax linen modules; parameter names mirror diffusers' and transformers'."""
 
 from sdjax.nn.clip import TextEncoder
+from sdjax.nn.dpt import DepthEstimator
 from sdjax.nn.model import init_params, param_counts, param_shapes
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import AutoencoderKL, latent_from_moments
 
 __all__ = [
     "AutoencoderKL",
+    "DepthEstimator",
     "TextEncoder",
     "UNet",
     "init_params",

@@ -1,27 +1,35 @@
-"""The three networks of a model together: their parameters' shapes, counts and random initial values."""
+"""The networks of a model together: their parameters' shapes, counts and random initial values."""
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.nn.clip import TextEncoder
+from sdjax.nn.dpt import STEP, DepthEstimator
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import AutoencoderKL
 from sdjax.typing import Key
 
 
 def init_params(config: ModelConfig, key: Key) -> dict[str, Any]:
-    """Returns freshly initialised float32 parameters {"unet": ..., "vae": ..., "text": ...}."""
-    keys = jax.random.split(key, 3)
-    return {
-        "unet": _init_unet(config.unet, keys[0]),
-        "vae": _init_vae(config.vae, keys[1]),
-        "text": _init_text(config.text, keys[2]),
-    }
+    """Returns freshly initialised float32 parameters {"unet": ..., "vae": ..., "text": ...}, and "depth" if it has."""
+    parts = _parts(config)
+    return {name: init(part, k) for (name, (init, part)), k in zip(parts.items(), jax.random.split(key, len(parts)))}
+
+
+def _parts(config: ModelConfig) -> dict[str, tuple[Callable[[Any, Key], dict[str, Any]], Any]]:
+    """Returns each network's initialiser and description."""
+    parts: dict[str, tuple[Callable, Any]] = {
+        "unet": (_init_unet, config.unet), "vae": (_init_vae, config.vae), "text": (_init_text, config.text),
+    }  # fmt: skip
+    if config.depth is not None:
+        parts["depth"] = (_init_depth, config.depth)
+    return parts
 
 
 def _init_unet(config: UNetConfig, key: Key) -> dict[str, Any]:
@@ -44,6 +52,10 @@ def _init_text(config: TextConfig, key: Key) -> dict[str, Any]:
     return TextEncoder(config).init(key, jnp.zeros([1, config.max_length], jnp.int32))["params"]
 
 
+def _init_depth(config: DepthConfig, key: Key) -> dict[str, Any]:
+    return DepthEstimator(config).init(key, jnp.zeros([1, STEP, STEP, 3]))["params"]
+
+
 @functools.lru_cache(maxsize=32)  # tracing a UNet takes seconds, and models share networks
 def _shapes(init: Any, config: Any) -> dict[str, Any]:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
@@ -51,11 +63,10 @@ def _shapes(init: Any, config: Any) -> dict[str, Any]:
 
 def param_shapes(config: ModelConfig) -> dict[str, Any]:
     """Returns the parameters as jax.ShapeDtypeStruct leaves, allocating nothing."""
-    parts = {"unet": (_init_unet, config.unet), "vae": (_init_vae, config.vae), "text": (_init_text, config.text)}
-    return {name: jax.tree.map(lambda leaf: leaf, _shapes(*part)) for name, part in parts.items()}
+    return {name: jax.tree.map(lambda leaf: leaf, _shapes(*part)) for name, part in _parts(config).items()}
 
 
 def param_counts(config: ModelConfig) -> dict[str, int]:
-    """Returns the number of parameters of each network: {"unet": n, "vae": n, "text": n}."""
+    """Returns the number of parameters of each network: {"unet": n, "vae": n, "text": n}, and "depth" if it has."""
     shapes = param_shapes(config)
     return {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for name, tree in shapes.items()}
