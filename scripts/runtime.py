@@ -1,13 +1,15 @@
 """What the shared flags mean to JAX: dtype, devices, the sampler, the cache of compiled programs, progress."""
 
 import argparse
-import dataclasses
 import hashlib
 import platform
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdjax.schedule import NoiseSchedule
 
 CACHE_BYTES = 2 * 2**30  # of compiled programs; one of a full-size model takes some 20 MB
 
@@ -78,15 +80,19 @@ def _processor() -> str:
     return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:12]}"
 
 
-def make_sampler(name: str, settings: Sequence[str], *, eta: float | None = None) -> Any:
+def make_sampler(
+    name: str, settings: Sequence[str], *, eta: float | None = None, schedule: "NoiseSchedule | None" = None
+) -> Any:
     """Returns the sampler of that name, with options set from NAME=VALUE texts, and eta where it is given.
+
+    `schedule`, once the model is known, chooses the spacing where no text does.
 
     Raises ValueError for an option that it does not have, or a value of another kind.
     """
+    from sdjax import generate
     from sdjax.samplers import SAMPLERS
 
-    sampler = SAMPLERS[name]()
-    own = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(sampler)}
+    own = vars(SAMPLERS[name]())
     given = [text.partition("=") for text in settings]
     if eta is not None and ("eta" in own or eta != 0):  # 0 says nothing to a sampler that never adds noise
         given.append(("eta", "=", str(eta)))
@@ -102,7 +108,7 @@ def make_sampler(name: str, settings: Sequence[str], *, eta: float | None = None
         except (ValueError, KeyError):
             wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
             raise ValueError(f"{option} of the sampler {name} is {wanted}; got {value!r}") from None
-    return dataclasses.replace(sampler, **changed)
+    return generate.make_sampler(name, schedule, **changed)
 
 
 _READERS = {bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str}

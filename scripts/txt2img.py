@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if args.n_rows < 0:
         raise ValueError(f"--n_rows is at least 1, or 0 to take --n_samples; got {args.n_rows}")
     devices = runtime.set_up_jax(args.device)
-    sampler = runtime.make_sampler(name, args.sampler_option, eta=args.ddim_eta)
+    runtime.make_sampler(name, args.sampler_option, eta=args.ddim_eta)
     import sdjax
     from sdjax import generate, hub, image
 
@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     for notice in pipe.notices:
         print(f"note: {notice}", file=sys.stderr)
     check_model(args, pipe)
+    sampler = runtime.make_sampler(name, args.sampler_option, eta=args.ddim_eta, schedule=pipe.schedule)
     warn_of_cut_prompts(pipe, {args.negative_prompt, *(prompt for batch in batches for prompt in batch.prompts)})
     common = describe_run(args, pipe, name, sampler, devices) | {
         "model": settings.describe_model(checkpoint, local),

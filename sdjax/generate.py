@@ -13,6 +13,8 @@ from sdjax.config import ModelConfig
 from sdjax.denoiser import Conditioning
 from sdjax.image import to_uint8
 from sdjax.pipeline import Pipeline, make_keys
+from sdjax.samplers.spacing import fitting
+from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Pixels
 
 SIDES = (64, 2048)  # smallest and largest height and width, in pixels
@@ -51,9 +53,10 @@ def text_to_image(
     `seed`: picture i is drawn from seed + i, or from entry i of a sequence with one seed a picture (of a single prompt,
     as many pictures as seeds); a picture depends on its own seed alone, whatever the batch. `guidance_scale` 1 switches
     guidance off, None takes the model's default, as `height` and `width` do. `sampler` is a name of
-    `sdjax.samplers.SAMPLERS` or a sampler; `eta` and `spacing` replace its fields of these names. The batch is spread
-    over `devices` (default: all of this process) by `parallel`. `exact` computes pictures one by one, so that they are
-    bit-identical alone and in a batch. `progress(done, total)` counts calls of the network.
+    `sdjax.samplers.SAMPLERS` or a sampler; `eta` and `spacing` replace its fields of these names; without `spacing` a
+    name's steps begin at the last timestep where the schedule has zero terminal SNR (`make_sampler`). The batch is
+    spread over `devices` (default: all of this process) by `parallel`. `exact` computes pictures one by one, so that
+    they are bit-identical alone and in a batch. `progress(done, total)` counts calls of the network.
 
     Raises ValueError for arguments out of range, ImageError if a picture is not-a-number or one colour,
     OutOfMemoryError with advice if the device runs out of memory.
@@ -61,7 +64,7 @@ def text_to_image(
     check_task(pipe.config, "text_to_image")
     height, width = check_size(pipe.config, height, width)
     prompts, negatives, seeds = expand(prompt, negative_prompt, seed, num_images)
-    sampler = make_sampler(sampler, eta=eta, spacing=spacing)
+    sampler = make_sampler(sampler, pipe.schedule, eta=eta, spacing=spacing)
     scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
     if not np.isfinite(scale):
         raise ValueError(f"guidance_scale is a finite number; got {scale}")
@@ -144,8 +147,11 @@ def expand(
     return prompts, negatives, seeds
 
 
-def make_sampler(sampler: str | Any, **fields: Any) -> Any:
+def make_sampler(sampler: str | Any, schedule: NoiseSchedule | None = None, **fields: Any) -> Any:
     """Returns the sampler of that name, or the sampler itself, with the fields that are not None replaced.
+
+    A name's own spacing gives way to one that fits the `schedule` (`sdjax.samplers.spacing.fitting`) unless `fields`
+    has one; that of a sampler that was handed over stays.
 
     Raises ValueError for an unknown name (listing the known ones) or a field that the sampler does not have.
     """
@@ -153,6 +159,8 @@ def make_sampler(sampler: str | Any, **fields: Any) -> Any:
         if sampler not in samplers.SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; the known ones are {', '.join(sorted(samplers.SAMPLERS))}")
         sampler = samplers.SAMPLERS[sampler]()
+        if schedule is not None:
+            sampler = dataclasses.replace(sampler, spacing=fitting(sampler.spacing, schedule))
     fields = {name: value for name, value in fields.items() if value is not None}
     unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(sampler)})
     if unknown:

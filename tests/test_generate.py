@@ -6,7 +6,9 @@ import pytest
 
 import sdjax
 from sdjax import generate, sharding
+from sdjax.config import ScheduleConfig
 from sdjax.samplers import SAMPLERS
+from sdjax.schedule import NoiseSchedule
 
 import models
 
@@ -158,6 +160,22 @@ def test_the_sampler_lowers_for_tpu(dtype):
 def test_one_prompt_becomes_as_many_pictures_as_there_are_seeds():
     prompts, negatives, seeds = generate.expand("a cat", "a dog", [7, 3, 7], 1)
     assert (prompts, negatives, seeds) == (["a cat"] * 3, ["a dog"] * 3, [7, 3, 7])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_on_zero_terminal_snr_every_sampler_starts_at_the_last_timestep(name):
+    schedule = NoiseSchedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
+    for num_steps in (10, 20, 50):
+        assert generate.make_sampler(name, schedule).steps(schedule, num_steps).timestep[0] == 999
+    # On the releases' schedules a sampler keeps its own spacing
+    for released in (NoiseSchedule(), NoiseSchedule(ScheduleConfig(prediction="v"))):
+        assert generate.make_sampler(name, released) == generate.make_sampler(name) == SAMPLERS[name]()
+
+
+def test_a_spacing_that_was_chosen_stays_on_zero_terminal_snr():
+    schedule = NoiseSchedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
+    assert generate.make_sampler("ddim", schedule, spacing="even") == SAMPLERS["ddim"]()
+    assert generate.make_sampler(SAMPLERS["ddim"](), schedule, eta=0.5).spacing == "even"
 
 
 @pytest.mark.parametrize(

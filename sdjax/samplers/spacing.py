@@ -143,6 +143,18 @@ RANGES: dict[str, Callable[[NoiseSchedule, float, float, int], Grid]] = {
 SPACINGS: tuple[str, ...] = (*TIMESTEPS, *RANGES)
 
 
+def fitting(spacing: str, schedule: NoiseSchedule) -> str:
+    """Returns the spacing to use on a schedule where nobody chose one and `spacing` is the sampler's own.
+
+    "even" leaves the last timestep out, where a schedule with zero terminal SNR holds noise alone. Sampling would start
+    from pure noise at a timestep whose latents, as the network knows them, still hold the image's mean, the more so
+    the fewer the steps are: there "trailing" takes its place. All other samplers' own spacings start at the last one.
+
+    Source: Lin et al. 2023 (arXiv 2305.08891), section 3.3.
+    """
+    return "trailing" if schedule.config.zero_terminal_snr and spacing == "even" else spacing
+
+
 def make_grid(name: str, schedule: NoiseSchedule, num_steps: int, *, end: str, skip: int = 0) -> Grid:
     """Returns the grid of that spacing without its first `skip` steps; every step in it moves.
 

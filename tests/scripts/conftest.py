@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import sdjax
+from sdjax.config import ScheduleConfig
+from sdjax.schedule import NoiseSchedule
 from sdjax.scripts import runtime
 from sdjax.tokenizer import Tokenizer
 
@@ -25,7 +27,7 @@ class Fake:
         self.error: BaseException | None = None
         vae = types.SimpleNamespace(latent_channels=4, factor=8)
         text = types.SimpleNamespace(max_length=77)
-        schedule = types.SimpleNamespace(prediction="v")
+        schedule = ScheduleConfig(prediction="v")
         self.config = types.SimpleNamespace(
             name="sd2_v", vae=vae, text=text, schedule=schedule, guidance_scale=9.0, image_size=96
         )
@@ -35,8 +37,9 @@ class Fake:
         self.loaded.append((str(path), options))
         dtype = options["dtype"] or "bfloat16"
         return types.SimpleNamespace(
-            config=self.config, tokenizer=Tokenizer(), dtype=dtype, source=path, notices=self.notices
-        )
+            config=self.config, tokenizer=Tokenizer(), dtype=dtype, source=path, notices=self.notices,
+            schedule=NoiseSchedule(self.config.schedule),
+        )  # fmt: skip
 
     def text_to_image(self, pipe: object, prompts: list[str], **options: object) -> np.ndarray:
         if self.error is not None and self.made:

@@ -12,6 +12,7 @@ from PIL import Image
 
 import sdjax
 from sdjax import convert, generate, hub, image
+from sdjax.config import ScheduleConfig
 from sdjax.samplers import SAMPLERS
 from sdjax.scripts import txt2img as command
 from sdjax.scripts.main import main
@@ -156,6 +157,14 @@ MEANINGS = [
 def test_flags_reach_the_sampler(fake, flags: str, meaning: dict) -> None:
     assert txt2img("--n_iter", "1", "--n_samples", "1", *flags.split()) == 0
     assert {key: fake.made[0][key] for key in meaning} == meaning
+
+
+def test_spacing_follows_the_models_schedule_unless_a_flag_says_otherwise(fake) -> None:
+    fake.config.schedule = ScheduleConfig(prediction="v", zero_terminal_snr=True)
+    for i, (flags, spacing) in enumerate({"": "trailing", "--sampler-option spacing=even": "even"}.items()):
+        assert txt2img("--n_iter", "1", "--n_samples", "1", *flags.split()) == 0
+        assert fake.made[i]["sampler"].spacing == spacing
+        assert settings(OUT / f"samples/0000{i}.png")["sampler_options"]["spacing"] == spacing
 
 
 LOADING = [
