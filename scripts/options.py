@@ -12,6 +12,7 @@ SAMPLERS = (
 DPM = "dpm_solver"  # what the references' --dpm_solver and --dpm run: DPM-Solver++, multistep, of order 2
 DTYPES = ("float32", "bfloat16", "float16")
 PROMPT = "a painting of a virus monster playing guitar"
+BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
 CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
 
 
@@ -31,7 +32,11 @@ def make_command_parser(name: str, description: str, epilog: str) -> argparse.Ar
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what to make: prompts, their number, seeds, size."""
     add = parser.add_argument_group("what to make").add_argument
-    add("--prompt", metavar="TEXT", help=f'default: "{PROMPT}" (Stability\'s script has another)')
+    add(
+        "--prompt",
+        metavar="TEXT",
+        help=f'default: "{PROMPT}" (Stability\'s script has another), with the built-in model "{BUILTIN_PROMPT}"',
+    )
     add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from; default: the empty prompt")
     add(
         "--from-file",
@@ -55,7 +60,10 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         help="give every iteration and every chunk of --from-file the same seeds (in the references only the starting "
         "noise is then the same)",
     )
-    size = "a multiple of 8 from 64 to 2048; default: the model's own, 512 or 768 (both references: 512)"
+    size = (
+        "a multiple of 8 from 64 to 2048; default: the model's own, 512 or 768 (both references: 512), 64 of the "
+        "built-in one"
+    )
     add("--H", type=int, metavar="PIXELS", help=f"height, {size}")
     add("--W", type=int, metavar="PIXELS", help="width, likewise")
     add("--C", type=int, metavar="N", help="channels of the latent, checked against the model (references: 4)")
@@ -112,7 +120,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--ckpt",
         metavar="PATH",
         help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or owner/name (or owner/name/FILE) of a "
-        f"repository of the Hugging Face hub; default: {CHECKPOINT} if it is there, as CompVis's",
+        f"repository of the Hugging Face hub; default: {CHECKPOINT} if it is there, as CompVis's, else the model "
+        "inside the package, a small one of emoji on plain backgrounds",
     )
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub repository; default: main")
 

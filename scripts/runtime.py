@@ -1,17 +1,12 @@
-"""What the shared flags mean to JAX: dtype, devices, the sampler, the cache of compiled programs, progress."""
+"""What the shared flags mean to JAX: dtype, devices, the sampler, progress."""
 
 import argparse
-import hashlib
-import platform
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdjax.schedule import NoiseSchedule
-
-CACHE_BYTES = 2 * 2**30  # of compiled programs; one of a full-size model takes some 20 MB
 
 
 def compute_dtype(args: argparse.Namespace) -> str | None:
@@ -27,7 +22,7 @@ def compute_dtype(args: argparse.Namespace) -> str | None:
 
 
 def set_up_jax(device: str | None) -> list[Any] | None:
-    """Returns the devices to use, None for all of the best kind, and turns on the cache of compiled programs.
+    """Returns the devices to use, None for all of the best kind.
 
     Raises ValueError for a device that is not there.
     """
@@ -39,7 +34,6 @@ def set_up_jax(device: str | None) -> list[Any] | None:
     name, index = named.groups()
     if device is not None and name == "cpu":  # so that no accelerator is even looked at
         jax.config.update("jax_platforms", "cpu")
-    enable_compilation_cache()
     if device is None:
         return None
     try:
@@ -52,32 +46,6 @@ def set_up_jax(device: str | None) -> list[Any] | None:
     if int(index) >= len(devices):
         raise ValueError(f"--device {device}: here are {len(devices)} of that kind, and the first is {name}:0")
     return [devices[int(index)]]
-
-
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, bounded, unless JAX has been given a folder already."""
-    import jax
-    import platformdirs
-
-    if jax.config.jax_compilation_cache_dir is not None:
-        return
-    folder = platformdirs.user_cache_path("sdjax") / "compiled" / _processor()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to: compile every time
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
-
-
-def _processor() -> str:
-    # A program compiled for one processor may stop on another one that shares the home folder, as in a cluster
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:12]}"
 
 
 def make_sampler(

@@ -37,7 +37,7 @@ MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
 ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
 
 
-def describe_model(name: str, local: Path) -> dict[str, Any]:
+def describe_model(name: str | Path, local: Path) -> dict[str, Any]:
     """Returns what tells a model apart: a hub repository's name and commit, or a local one's fingerprint.
 
     The hub's cache is not looked at: what else lies there depends on what else was fetched.

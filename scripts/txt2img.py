@@ -59,19 +59,20 @@ def run(args: argparse.Namespace) -> None:
     devices = runtime.set_up_jax(args.device)
     runtime.make_sampler(name, args.sampler_option, eta=args.ddim_eta)
     import sdjax
-    from sdjax import generate, hub, image
+    from sdjax import builtin, generate, hub, image
 
     generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
-    for path, revision in (checkpoint, args.revision), (args.vae, None):
+    own = builtin.folder() if checkpoint is None else None
+    for path, revision in (own or checkpoint, args.revision), (args.vae, None):
         if path is not None and not hub.is_hub_name(path):
             hub.resolve(path, revision)
     folder = Path(args.outdir)
     (folder if args.skip_save else folder / "samples").mkdir(parents=True, exist_ok=True)
 
-    local = hub.resolve(checkpoint, args.revision, args.variant)
+    local = own or hub.resolve(checkpoint, args.revision, args.variant)
     vae = None if args.vae is None else hub.resolve(args.vae)
     pipe = sdjax.load(
-        local,
+        None if own else local,
         config=args.config,
         prediction=args.prediction,
         ema=args.ema,
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     sampler = runtime.make_sampler(name, args.sampler_option, eta=args.ddim_eta, schedule=pipe.schedule)
     warn_of_cut_prompts(pipe, {args.negative_prompt, *(prompt for batch in batches for prompt in batch.prompts)})
     common = describe_run(args, pipe, name, sampler, devices) | {
-        "model": settings.describe_model(checkpoint, local),
+        "model": settings.describe_model(own or checkpoint, local),
         "vae": None if vae is None else settings.describe_model(args.vae, vae),
     }
 
@@ -127,7 +128,8 @@ def make_batches(args: argparse.Namespace) -> list[Batch]:
     if args.from_file is None:
         if args.repeat is not None:
             raise ValueError("--repeat is for the lines of --from-file; --n_iter makes more of one prompt")
-        chunks = [[options.PROMPT if args.prompt is None else args.prompt] * args.n_samples]
+        default = options.BUILTIN_PROMPT if find_checkpoint(args.ckpt) is None else options.PROMPT
+        chunks = [[default if args.prompt is None else args.prompt] * args.n_samples]
     else:
         if args.prompt is not None:
             raise ValueError("--prompt and --from-file both say what to make; give one of them")
@@ -161,15 +163,11 @@ def read_prompts(path: str) -> list[str]:
     return lines
 
 
-def find_checkpoint(path: str | None) -> str:
-    """Returns the checkpoint to load. Raises ValueError if none is given and CompVis's default is not there."""
-    if path is not None:
-        return path
-    if Path(options.CHECKPOINT).is_file():
+def find_checkpoint(path: str | None) -> str | None:
+    """Returns the checkpoint to load: `path`, else CompVis's default where it lies, else None, the built-in model."""
+    if path is None and Path(options.CHECKPOINT).is_file():
         return options.CHECKPOINT
-    raise ValueError(
-        f"no model: name one with --ckpt (or put one at {options.CHECKPOINT}, where CompVis's script looks)"
-    )
+    return path
 
 
 def choose_sampler(args: argparse.Namespace) -> str:

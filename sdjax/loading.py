@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from sdjax import compilation_cache
 from sdjax.config import ModelConfig
 from sdjax.pipeline import DTYPES, Pipeline, cast, default_dtype
 
 
 def load(
-    path: Any,
+    path: Any = None,
     *,
     config: ModelConfig | str | None = None,
     prediction: str | None = None,
@@ -19,10 +20,14 @@ def load(
 ) -> Pipeline:
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
 
+    Without a path it is the model inside the package, a small one, and the pipeline's `notices` say so.
+
     `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
     "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
     hub repository to take the autoencoder from; `revision` is the hub's. `dtype` is what the networks compute in and
     how parameters are held: "float32", "bfloat16" or "float16"; None means float32 on CPU and bfloat16 on accelerators.
+
+    Compiled programs are kept from run to run from here on (`sdjax.compilation_cache`).
 
     Raises sdjax.convert.CheckpointError for a file that is not a model or not a whole one, ValueError for an argument
     out of range.
@@ -30,9 +35,15 @@ def load(
     from sdjax import convert  # reading checkpoints is not needed to use a pipeline built in memory
     from sdjax.hub import resolve
 
+    compilation_cache.enable()
     dtype = default_dtype() if dtype is None else dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+    notices = ()
+    if path is None:
+        from sdjax import builtin
+
+        path, notices = builtin.folder(), (builtin.NOTICE,)
     local = resolve(path, revision=revision, variant=variant)
     vae = None if vae is None else resolve(vae)
     model = convert.load_model(local, config, prediction, ema, vae, dtype, variant)
@@ -42,5 +53,5 @@ def load(
         tokenizer=model.tokenizer(),
         dtype=dtype,
         source=str(path),
-        notices=tuple(model.report.notices),
+        notices=(*notices, *model.report.notices),
     )

@@ -8,14 +8,7 @@ import pytest
 import sdjax
 from sdjax.config import ScheduleConfig
 from sdjax.schedule import NoiseSchedule
-from sdjax.scripts import runtime
 from sdjax.tokenizer import Tokenizer
-
-
-@pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps the tests out of the user's cache folder."""
-    monkeypatch.setattr(runtime, "enable_compilation_cache", lambda: None)
 
 
 class Fake:
@@ -33,7 +26,7 @@ class Fake:
         )
         self.notices: tuple[str, ...] = ()
 
-    def load(self, path: str, **options: object) -> types.SimpleNamespace:
+    def load(self, path: str | None, **options: object) -> types.SimpleNamespace:
         self.loaded.append((str(path), options))
         dtype = options["dtype"] or "bfloat16"
         return types.SimpleNamespace(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax import convert, generate, hub, image
+from sdjax import builtin, convert, generate, hub, image
 from sdjax.config import ScheduleConfig
 from sdjax.samplers import SAMPLERS
 from sdjax.scripts import txt2img as command
@@ -287,9 +287,31 @@ def test_latent_flags_are_checked_against_the_model(fake, capsys, flags: str, ow
     assert not fake.made
 
 
-def test_without_a_checkpoint_it_says_what_to_do(fake, capsys) -> None:
-    assert main(["txt2img"]) == 2
-    assert "--ckpt" in capsys.readouterr().err
+def builtin_model(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Takes `folder` for the built-in model's."""
+    monkeypatch.setattr(builtin, "FOLDER", folder)
+
+
+def test_without_a_checkpoint_the_built_in_model_is_taken_and_its_prompt(fake, monkeypatch) -> None:
+    Path("own").mkdir()
+    Path("own/config.json").write_text("{}")
+    builtin_model(monkeypatch, Path("own"))
+    assert main(["txt2img", "--n_iter", "1", "--n_samples", "1"]) == 0
+    assert fake.loaded[0][0] == "None"
+    assert fake.made[0]["prompts"] == ["a rocket on a green background"]
+    assert settings(OUT / "samples/00000.png")["model"]["name"] == "own"
+    assert main(["txt2img", "--n_iter", "1", "--n_samples", "1", "--prompt", "an owl"]) == 0
+    assert fake.made[1]["prompts"] == ["an owl"]
+
+
+def test_without_any_model_one_sentence_says_what_to_do(fake, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(builtin, "FOLDER", Path("nowhere"))
+    assert main(["txt2img"]) == 3
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "holds no model of its own; name a checkpoint (--ckpt" in err
+    assert not fake.loaded
+    assert not OUT.exists()
 
 
 def test_compvis_place_for_the_checkpoint_is_the_default(fake) -> None:
@@ -331,7 +353,7 @@ def test_folder_that_cannot_be_made_is_told_before_loading(fake, capsys) -> None
     assert not fake.loaded
 
 
-def test_the_whole_way_gives_the_librarys_own_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_whole_way_gives_the_librarys_own_pictures(monkeypatch, capsys, tmp_path: Path) -> None:
     pipe = models.pipeline()
     monkeypatch.chdir(tmp_path)
     convert.save(pipe.config, pipe.params, "model", to="native")
@@ -341,6 +363,12 @@ def test_the_whole_way_gives_the_librarys_own_pictures(monkeypatch: pytest.Monke
     expected = sdjax.text_to_image(pipe, "cat", devices=jax.devices()[:1], **options)
     for i in range(2):
         np.testing.assert_array_equal(read(OUT / f"samples/{i:05}.png")[0], expected[i])
+    # The same folder as the built-in model: the same pictures, and it is said what they were made by
+    builtin_model(monkeypatch, Path("model"))
+    capsys.readouterr()
+    assert main(["txt2img", *flags.split(), "--outdir", "own"]) == 0
+    assert (Path("own/samples/00000.png").read_bytes()) == (OUT / "samples/00000.png").read_bytes()
+    assert "note: no checkpoint was named, so the model inside the package was taken" in capsys.readouterr().err
     first = (OUT / "samples/00000.png").read_bytes()
     assert txt2img(*flags.split(), ckpt="model") == 0
     assert (OUT / "samples/00002.png").read_bytes() == first

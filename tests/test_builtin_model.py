@@ -1,0 +1,69 @@
+"""The model inside the package: that it is found, said, and packed."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sdjax
+from sdjax import builtin, convert
+
+import models
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTENT = ("config.json", "model.safetensors", "LICENSE", "README.md", "tokenizer/vocab.json", "tokenizer/merges.txt")
+
+
+def test_load_without_a_path_takes_the_built_in_model_and_says_so(monkeypatch, tmp_path):
+    pipe = models.pipeline()
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path / "builtin")
+    convert.save(pipe.config, pipe.params, tmp_path / "builtin", to="native", tokenizer=pipe.tokenizer)
+    loaded = sdjax.load()
+    assert loaded.config == pipe.config
+    assert loaded.source == str(tmp_path / "builtin")
+    assert loaded.notices[0] == builtin.NOTICE
+    assert builtin.NOTICE not in sdjax.load(tmp_path / "builtin").notices
+    np.testing.assert_array_equal(loaded.params["unet"]["conv_in"]["kernel"], pipe.params["unet"]["conv_in"]["kernel"])
+
+
+def test_load_without_a_path_and_a_model_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path / "builtin")
+    with pytest.raises(convert.CheckpointError, match="builtin: this copy of sdjax holds no model of its own"):
+        sdjax.load()
+
+
+def test_the_whole_model_is_packed(tmp_path):
+    """Runs the build's own choice of files on a copy of the package's outline that holds the built-in model."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for folder in ("sdjax", "sdjax/nn", "sdjax/samplers", "sdjax/train", "convert", "configs", "scripts"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    (tmp_path / "sdjax/_version.py").write_text('__version__ = "0"\n')
+    for path in (ROOT / "sdjax/assets").glob("*.*"):
+        (tmp_path / "sdjax/assets").mkdir(exist_ok=True)
+        (tmp_path / "sdjax/assets" / path.name).write_bytes(b"")
+    for name in CONTENT:
+        path = tmp_path / "sdjax/assets/builtin" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    built = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"sdjax/assets/builtin/{name}" for name in CONTENT} <= packed
+    assert "sdjax/assets/bpe_simple_vocab_16e6.txt.gz" in packed
+    licences = {name.split("/licenses/")[1] for name in packed if "/licenses/" in name}
+    assert {"LICENSE", "sdjax/assets/bpe_simple_vocab_16e6.LICENSE", "sdjax/assets/builtin/LICENSE"} == licences
+
+
+@pytest.mark.skipif(not (ROOT / "sdjax/assets/builtin/config.json").exists(), reason="this copy holds no model")
+def test_the_built_in_model_is_whole_and_small():
+    files = {path.relative_to(builtin.folder()).as_posix(): path for path in builtin.folder().rglob("*")}
+    assert set(CONTENT) <= set(files)
+    assert sum(path.stat().st_size for path in files.values() if path.is_file()) <= 16_000_000
+    assert sdjax.load().config.image_size >= 64
