@@ -159,12 +159,14 @@ def parameter_counts(
 ) -> dict[str, int]:
     """Returns {"unet": n, "vae": n, "text": n}, the parameters in use of a single file with these names and shapes.
 
+    A depth network's are "depth": n, where the file holds one.
+
     Allocates nothing. Raises CheckpointError as `load` would for the file.
     """
     nothing = np.float32(0)
     tensors = {name: np.broadcast_to(nothing, shape) for name, shape in shapes.items()}
     model = load_model(tensors, config, ema=ema, prediction="v")  # any: asking a network without weights is no use
-    counts = dict.fromkeys(tables.PARTS, 0)
+    counts = dict.fromkeys(tables.parts_of(model.config), 0)
     for path, leaf in model.leaves.items():
         counts[path.partition("/")[0]] += math.prod(leaf.shape)
     return counts

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 
+from . import dpt_config
 from .errors import shown
 from .ldm_config import named
 
@@ -58,6 +59,7 @@ def config_from_diffusers(files: Configs) -> tuple[ModelConfig, bool]:
         schedule=schedule,
         image_size=512 if upscales else size * vae.factor,
         guidance_scale=9.0 if text.activation == "gelu" else 7.5,
+        depth=dpt_config.depth_from_transformers(files.get("depth_estimator/config.json", {})),
     )
     return named(model), "prediction_type" in scheduler
 
@@ -225,6 +227,9 @@ def diffusers_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
         files["image_noising_scheduler/scheduler_config.json"] = {
             "_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000,
         }  # fmt: skip
+    if config.depth is not None:
+        files["depth_estimator/config.json"] = dpt_config.transformers_file(config.depth)
+        files["feature_extractor/preprocessor_config.json"] = dpt_config.preprocessor_file(config.depth)
     if unet.in_channels == 7:  # the noise put on the picture to enlarge, by a schedule of the same numbers
         files["low_res_scheduler/scheduler_config.json"] = {
             **_betas(config.schedule), "_class_name": "DDPMScheduler", "clip_sample": True,
@@ -272,7 +277,10 @@ def _index(config: ModelConfig) -> dict[str, Any]:
     else:
         name = pipelines.get(config.unet.in_channels, "StableDiffusionPipeline")
         index["feature_extractor"] = nothing
-        if config.unet.in_channels == 5:
+        if config.depth is not None:
+            index["depth_estimator"] = ["transformers", "DPTForDepthEstimation"]
+            index["feature_extractor"] = ["transformers", "DPTImageProcessor"]
+        elif config.unet.in_channels == 5:
             index["depth_estimator"] = nothing
         else:
             index["safety_checker"] = nothing

@@ -10,21 +10,29 @@ import re
 
 from sdjax.config import ModelConfig
 
-COMPONENTS = {"unet": "unet", "vae": "vae", "text": "text_encoder"}  # our parts -> diffusers' folders
-LDM_PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model."}
+from .depth_names import midas_name
+
+COMPONENTS = {  # our parts -> diffusers' folders
+    "unet": "unet", "vae": "vae", "text": "text_encoder", "depth": "depth_estimator",
+}  # fmt: skip
+LDM_PREFIXES = {
+    "unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.",
+    "depth": "depth_model.model.",
+}  # fmt: skip
 EMA_PREFIX = "model_ema."
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _NUMBERED = re.compile(
-    r"^(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers)_(\d+)$"
+    r"^(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers"
+    r"|stages|layer|readout_projects|convs|head)(_\d+)+$"
 )
 
 
 def diffusers_name(path: str) -> str:
     """Returns "unet/down_blocks.0.resnets.1.conv1.weight" for "unet/down_blocks_0/resnets_1/conv1/kernel"."""
     part, *modules, leaf = path.split("/")
-    names = [_NUMBERED.sub(r"\1.\2", module) for module in modules]
-    return f"{COMPONENTS[part]}/{'.'.join([*names, _LEAVES[leaf]])}"
+    names = [re.sub(r"_(?=\d)", ".", module) if _NUMBERED.match(module) else module for module in modules]
+    return f"{COMPONENTS[part]}/{'.'.join([*names, _LEAVES.get(leaf, leaf)])}"
 
 
 def ema_name(name: str) -> str:
@@ -58,16 +66,21 @@ _OPEN_CLIP_LAYER = {
     "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }  # fmt: skip
-FUSED = ("q_proj", "k_proj", "v_proj")  # the order of the rows of OpenCLIP's in_proj
+FUSED = ("q_proj", "k_proj", "v_proj", "query", "key", "value")  # the order of rows: OpenCLIP's in_proj, MiDaS's qkv
 
 
 def ldm_name(path: str, config: ModelConfig) -> str:
-    """Returns the name in a single file. OpenCLIP's query, key and value share one, `...attn.in_proj_weight`."""
+    """Returns the name in a single file. OpenCLIP's query, key and value share one, `...attn.in_proj_weight`.
+
+    So do those of the depth network's transformer, `...attn.qkv.weight`.
+    """
     part, _, name = diffusers_name(path).partition("/")
     if part == "unet":
         return LDM_PREFIXES["unet"] + _unet_name(name, config)
     if part == "vae":
         return LDM_PREFIXES["vae"] + _vae_name(name, config)
+    if part == COMPONENTS["depth"]:
+        return LDM_PREFIXES["depth"] + midas_name(name)
     if is_open_clip(config):
         return f"{LDM_PREFIXES['text']}model.{_open_clip_name(name)}"
     return f"{LDM_PREFIXES['text']}transformer.{name}"

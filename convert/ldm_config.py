@@ -4,6 +4,7 @@ Source of the fields: the constructors of Stability-AI/stablediffusion, ldm/mode
 ldm/modules/diffusionmodules/{openaimodel,model}.py and ldm/modules/encoders/modules.py.
 """
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from sdjax import configs
-from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.config import ConfigError, DepthConfig, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 
 from .errors import CheckpointError, shown
 
@@ -82,16 +83,29 @@ def config_from_ldm(data: Any) -> ModelConfig:
             schedule=schedule_from_ldm(params),
             image_size=_image_size(params, vae),
             guidance_scale=9.0 if tower.activation == "gelu" else 7.5,
+            depth=_depth(params.get("depth_stage_config")),
         )
     )
 
 
+def _depth(stage: Any) -> DepthConfig | None:
+    if stage is None:
+        return None
+    kind = _mapping(_mapping(stage, "depth_stage_config").get("params"), "depth_stage_config.params").get("model_type")
+    if kind != "dpt_hybrid":
+        raise ConfigError(f"depth_stage_config's model_type is 'dpt_hybrid'; got {shown(kind)}")
+    return DepthConfig()
+
+
 def named(config: ModelConfig) -> ModelConfig:
-    """Returns the released model's description if this one builds the same networks; else itself."""
+    """Returns the released model's description if this one builds the same networks; else itself.
+
+    A depth network is this one's own: other ones may stand beside the same model, or none.
+    """
     for name in configs.NAMES:
         known = configs.get(name)
         if all(getattr(known, part) == getattr(config, part) for part in ("unet", "vae", "text", "schedule")):
-            return known
+            return dataclasses.replace(known, depth=config.depth)
     return config
 
 

@@ -65,7 +65,7 @@ def match(
         if not entry.accepts(shape):
             problems.append(f"{printable(by_name[stored])} has the shape {list(shape)} instead of {list(entry.shape)}")
         matched[entry] = by_name[stored]
-    missing_parts = tuple(part for part in tables.PARTS if part in parts and part not in found)
+    missing_parts = tuple(part for part in tables.parts_of(config) if part in parts and part not in found)
     problems = [f"{name} is missing" for part, name in missing if part in found] + problems
     extras, unknown = [], []
     for canonical, name in by_name.items():

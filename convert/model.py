@@ -134,11 +134,17 @@ def load_model(
         if opened.path is None or str(opened.path) in str(error):
             raise
         raise opened.error(str(error)) from error
-    averaged = choose_ema(opened, ema)
+    averaged, notices = choose_ema(opened, ema), []
     parts = [part for part in tables.PARTS if part != "vae" or vae is None]
     found = match(opened.tensors.shapes, description, opened.layout, ema=averaged, parts=parts)
+    absent = [part for part in found.missing_parts if part in tables.OPTIONAL]
+    for part in absent:
+        notices.append(f"it has no {tables.PARTS[part]}: {tables.OPTIONAL[part]}")
+    description = dataclasses.replace(description, **dict.fromkeys(absent))
+    found = dataclasses.replace(found, missing_parts=tuple(p for p in found.missing_parts if p not in absent))
     _refuse(opened, found, config_origin)
-    notices = []
+    if description.depth is None and any(tables.is_depth_network(name, opened.layout) for name in found.extras):
+        notices.append(f"its depth network is none that is known here, and not used: {tables.OPTIONAL['depth']}")
     if found.other_set and not keep_both:
         other = "not averaged" if averaged else "averaged (EMA)"
         notices.append(f"the file also holds weights of the UNet that are {other}; those were left out")

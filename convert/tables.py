@@ -13,11 +13,17 @@ import numpy as np
 
 from sdjax.config import ModelConfig
 
-from . import keys, layouts
+from . import depth_names, keys, layouts
 
 Layout = Literal["native", "ldm", "diffusers"]
 LAYOUTS: tuple[Layout, ...] = ("native", "ldm", "diffusers")
-PARTS = {"unet": "UNet", "vae": "autoencoder", "text": "text encoder"}
+PARTS = {"unet": "UNet", "vae": "autoencoder", "text": "text encoder", "depth": "depth network"}
+OPTIONAL = {"depth": "depth maps have to be given"}  # without which a model is one all the same, and what follows
+
+
+def parts_of(config: ModelConfig) -> tuple[str, ...]:
+    """Returns the parts that a model of this description has: of the optional ones, those that it describes."""
+    return tuple(part for part in PARTS if part not in OPTIONAL or getattr(config, part) is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +173,9 @@ _OTHERS: dict[str, re.Pattern[str]] = {
     "native": re.compile(r"$^"),
     "ldm": re.compile(
         BUFFERS.pattern + r"|cond_stage_model\.(model\.)?(logit_scale|text_projection(\.weight)?)"
-        r"|first_stage_model\.(loss|model_ema)\..*|embedder\..*|depth_model\..*|low_scale_model\..*|noise_augmentor\..*"
+        r"|first_stage_model\.(loss|model_ema)\..*|embedder\..*|low_scale_model\..*|noise_augmentor\..*"
     ),
-    "diffusers": re.compile(
-        BUFFERS.pattern + r"|(safety_checker|image_encoder|image_normalizer|depth_estimator|prior\w*)/.*"
-    ),
+    "diffusers": re.compile(BUFFERS.pattern + r"|(safety_checker|image_encoder|image_normalizer|prior\w*)/.*"),
 }
 
 
@@ -181,4 +185,21 @@ def is_known_extra(name: str, layout: Layout, config: ModelConfig) -> bool:
         last = f"cond_stage_model.model.transformer.resblocks.{config.text.layers}."
         if name.startswith(last):
             return True
+    if is_depth_network(name, layout):
+        return config.depth is None or name in _DEPTH_UNUSED[layout]  # None: of a kind that is none of ours
     return _OTHERS[layout].fullmatch(name) is not None
+
+
+def is_depth_network(name: str, layout: Layout) -> bool:
+    """Returns whether a tensor belongs to a depth network, of whatever kind."""
+    return name.startswith({"native": "depth/", "ldm": "depth_model.", "diffusers": "depth_estimator/"}[layout])
+
+
+_DEPTH_UNUSED: dict[str, frozenset[str]] = {
+    "native": frozenset(),
+    "ldm": frozenset(
+        keys.LDM_PREFIXES["depth"] + name
+        for name in (*map(depth_names.midas_name, depth_names.UNUSED), *depth_names.CLASSIFIER)
+    ),
+    "diffusers": frozenset(f"{keys.COMPONENTS['depth']}/{name}" for name in depth_names.UNUSED),
+}

@@ -1,5 +1,6 @@
 """Writing a model in any layout: the tables that read it, run backwards, one tensor in memory at a time."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -15,7 +16,7 @@ from sdjax import configs
 from sdjax._version import __version__
 from sdjax.config import ModelConfig
 
-from . import diffusers_config, keys, tables
+from . import depth_names, diffusers_config, keys, tables
 from .errors import CheckpointError
 from .hashing import manifest_row
 from .model import ALIGNMENT, CONFIG_KEY, Leaf, Model
@@ -138,7 +139,7 @@ def _write_diffusers(model: Model, folder: pathlib.Path, ema_names: bool, manife
         component, _, rest = name.partition("/")
         by_component.setdefault(component, {})[rest] = leaf
     for name, leaf in model.extras.items():
-        component, slash, rest = name.partition("/")
+        component, slash, rest = _in_folder(name, model.config).partition("/")
         if slash and (component in by_component or f"{component}/config.json" in files):
             by_component.setdefault(component, {})[rest] = leaf
         else:
@@ -169,7 +170,8 @@ def _component_metadata(model: Model, component: str) -> dict[str, str]:
 
 def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     tensors = tensors_of(model, "ldm")
-    extras = {_in_file(name): leaf for name, leaf in model.extras.items() if "/" not in _in_file(name)}
+    extras = {_in_file(name, model.config): leaf for name, leaf in model.extras.items()}
+    extras = {name: leaf for name, leaf in extras.items() if "/" not in name}
     if ema_names:
         unet = {entry.name for entry in tables.entries(model.config, "ldm") if entry.part == "unet"}
         for name in unet:
@@ -195,16 +197,31 @@ def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Mani
     write_safetensors(path, tensors, metadata, manifest)
 
 
-def _in_file(name: str) -> str:
+def _in_file(name: str, config: ModelConfig) -> str:
     """Returns a single file's name for a folder's extra tensor; one with a slash has no place there."""
-    return f"cond_stage_model.transformer.{POSITIONS}" if name == f"text_encoder/{POSITIONS}" else name
+    if name == f"text_encoder/{POSITIONS}":
+        return f"cond_stage_model.transformer.{POSITIONS}"
+    return name if config.depth is None else _DEPTH_IN_FILES.get(name, name)
+
+
+def _in_folder(name: str, config: ModelConfig) -> str:
+    """Returns a folder's name for an extra tensor, component/name; a single file's where folders have no place."""
+    return name if config.depth is None else _DEPTH_IN_FOLDERS.get(name, name)
+
+
+_DEPTH_IN_FILES = {
+    f"{keys.COMPONENTS['depth']}/{name}": keys.LDM_PREFIXES["depth"] + depth_names.midas_name(name)
+    for name in depth_names.UNUSED
+}
+_DEPTH_IN_FOLDERS = {file: folder for folder, file in _DEPTH_IN_FILES.items()}
 
 
 def left_out(model: Model, to: str) -> list[str]:
     """Returns the components of a folder that a layout has no place for, as "safety_checker"."""
     if to != "ldm":
         return []
-    return sorted({name.partition("/")[0] for name in map(_in_file, model.extras) if "/" in name})
+    names = (_in_file(name, model.config) for name in model.extras)
+    return sorted({name.partition("/")[0] for name in names if "/" in name})
 
 
 def _scalar(value: np.generic) -> Leaf:
@@ -212,7 +229,10 @@ def _scalar(value: np.generic) -> Leaf:
 
 
 def _is_released(config: ModelConfig) -> bool:
-    return config.name in configs.NAMES and configs.get(config.name) == config
+    if config.name not in configs.NAMES:
+        return False
+    known = configs.get(config.name)
+    return config in (known, dataclasses.replace(known, depth=None))
 
 
 def _metadata(model: Model) -> dict[str, str]:
@@ -254,7 +274,11 @@ def _files(model: Model) -> dict[str, Any]:
     files = {**ours, **given}
     for part, component in keys.COMPONENTS.items():
         if getattr(described, part) != getattr(model.config, part):
-            files[f"{component}/config.json"] = ours[f"{component}/config.json"]
+            name = f"{component}/config.json"
+            if name in ours:
+                files[name] = ours[name]
+            else:  # an optional part that is not there
+                files.pop(name, None)
     if described.schedule != model.config.schedule:
         name = "scheduler/scheduler_config.json"
         fresh = ours[name]

@@ -29,6 +29,12 @@ def manifest(name):
     return {tensor: tuple(shape) for tensor, (shape, _) in tables[name].items()}
 
 
+def depth_network():
+    """Returns {tensor: shape} of the depth network inside 512-depth-ema.ckpt, under the names that it has there."""
+    table = json.loads(gzip.decompress((reference.GOLDEN / "depth_manifest.json.gz").read_bytes()))
+    return {tensor: tuple(shape) for tensor, (shape, _) in table.items()}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_released_files_are_recognised_and_counted(name):
     assert tuple(convert.parameter_counts(manifest(name)).values()) == reference.RELEASED[FILES[name]]
@@ -36,9 +42,23 @@ def test_released_files_are_recognised_and_counted(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_our_own_names_are_among_a_released_files(name):
-    theirs = manifest(name)
+    theirs = manifest(name) | (depth_network() if name.startswith("512-depth") else {})
     for tensor, shape in convert.tensor_shapes(configs.get(FILES[name]), "ldm").items():
         assert theirs[tensor] == shape
+
+
+def test_the_depth_network_in_a_released_file_is_counted():
+    shapes = manifest("512-depth-ema.no-midas") | depth_network()
+    assert convert.parameter_counts(shapes)["depth"] == 121_196_289  # T75: of 123,146,985 in the file
+    gone, changed = "pretrained.model.blocks.11.attn.qkv.bias", "scratch.refinenet4.out_conv.weight"
+    del shapes[f"depth_model.model.{gone}"]
+    shapes[f"depth_model.model.{changed}"] = (256, 256, 3, 3)
+    shapes["depth_model.model.scratch.refinenet5.out_conv.weight"] = (1,)
+    with pytest.raises(CheckpointError) as error:
+        convert.parameter_counts(shapes)
+    for part in ("3 differences", f"{gone} is missing", f"{changed} has the shape [256, 256, 3, 3]",
+                 "refinenet5.out_conv.weight [1] is unknown"):  # fmt: skip
+        assert part in str(error.value)
 
 
 def test_averages_have_their_names_without_dots():
