@@ -22,6 +22,7 @@ ALLOWED = {
     "sdjax.denoiser": {"sdjax.schedule", "sdjax.config", "sdjax.typing", "sdjax.samplers"},
     "sdjax.sharding": {"sdjax.typing"},
     "sdjax.image": {"sdjax.typing", "sdjax._version"},
+    "sdjax.pictures": set(),
     "sdjax.watermark": {"sdjax.typing"},
     "sdjax.tokenizer": {"sdjax.typing", "sdjax.config"},
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
@@ -35,7 +36,7 @@ ONLY = {
     "tensorflow": set(),
     "diffusers": set(),
     "transformers": {"sdjax.tokenizer"},
-    "PIL": {"sdjax.image", "sdjax.train"},  # in training, sdjax.train.emoji alone: it draws what is learned
+    "PIL": {"sdjax.image", "sdjax.pictures", "sdjax.train"},  # in training, sdjax.train.emoji alone draws what is learned
     "ml_collections": {"sdjax.configs", "sdjax.scripts", "sdjax.train"},
     "orbax": {"sdjax.checkpoint", "sdjax.train"},
     "optax": {"sdjax.train"},
@@ -97,6 +98,7 @@ def test_only_one_place_imports(package):
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
+        ("from sdjax import pictures", ["jax", "flax", "torch"]),
         ("import sdjax", ["jax", "numpy", "flax", "torch", "tensorflow", "transformers", "PIL"]),
         ("from sdjax import generate, pipeline", ["torch", "tensorflow", "transformers", "orbax", "ml_collections"]),
         ("from sdjax import convert", ["torch", "tensorflow", "transformers", "orbax", "PIL"]),

@@ -1,0 +1,25 @@
+"""Pictures from outside: opened by one function that trusts nothing, listed, resized, padded, cropped and blended.
+
+`sdjax.image` is the way out: floats of a model to pixels, and PNG files. No JAX in here.
+"""
+
+from sdjax.pictures.folder import find_mask, list_pictures
+from sdjax.pictures.geometry import (
+    METHODS,
+    Box,
+    composite,
+    crop_around,
+    expand,
+    pad_to,
+    paste,
+    resize,
+    round_size,
+)
+from sdjax.pictures.opening import Map, Mask, Picture, open_map, open_mask, open_picture
+from sdjax.pictures.samples import MAX_BYTES, MAX_PIXELS, PictureError
+
+__all__ = [
+    "MAX_BYTES", "MAX_PIXELS", "METHODS", "Box", "Map", "Mask", "Picture", "PictureError", "composite", "crop_around",
+    "expand", "find_mask", "list_pictures", "open_map", "open_mask", "open_picture", "pad_to", "paste", "resize",
+    "round_size",
+]  # fmt: skip

@@ -1,0 +1,143 @@
+"""Samples as the uint8 pixels of sRGB, as grey, upright: worked through band by band, so that memory stays bounded."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from sdjax.pictures.samples import Samples
+
+BAND = 2**20  # pixels worked on at once
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow and the reference mean by grey
+TURNS = {
+    2: "mirrored", 3: "turned by 180 degrees", 4: "mirrored upside down", 5: "transposed",
+    6: "turned by 90 degrees clockwise", 7: "transposed along the other diagonal",
+    8: "turned by 90 degrees counterclockwise",
+}  # fmt: skip
+
+
+def bands(height: int, width: int) -> Iterator[slice]:
+    """Yields slices of rows, each of about BAND pixels."""
+    rows = max(1, BAND // width)
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns a copy of an array [h, w, ...] turned as EXIF's orientation says. Source: EXIF 2.32, tag 0x0112."""
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)  # 5: row 0 is the left side
+    down, across = {2: (0, 1), 3: (1, 1), 4: (1, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}.get(orientation, (0, 0))
+    array = array[::-1] if down else array
+    array = array[:, ::-1] if across else array
+    return np.array(array, order="C")
+
+
+def to_eight_bits(array: np.ndarray) -> np.ndarray:
+    """Returns uint8 of uint8 or uint16: round(v / 257), so that 65535 is 255."""
+    if array.dtype == np.uint8:
+        return array
+    out = np.empty(array.shape, np.uint8)
+    for rows in bands(*array.shape[:2]):
+        out[rows] = (array[rows].astype(np.uint32) + 128) // 257
+    return out
+
+
+def to_rgb(samples: Samples) -> tuple[np.ndarray, list[str]]:
+    """Returns RGB [h, w, 3] in sRGB of the samples' dtype, transparency aside, and notices.
+
+    CMYK without a profile is (255 - C) (255 - K) / 255. What has a usable profile becomes uint8.
+    """
+    colour, notices = samples.colour, []
+    channels = colour.shape[-1]
+    if samples.profile is not None:
+        converted, notice = _convert(colour, samples.profile)
+        if notice:
+            notices.append(notice)
+        if converted is not None:
+            return converted, notices
+    if channels == 4:
+        out = np.empty((*colour.shape[:2], 3), np.uint8)
+        for rows in bands(*colour.shape[:2]):
+            light = 255 - colour[rows].astype(np.uint16)
+            out[rows] = (light[..., :3] * light[..., 3:] + 127) // 255
+        return out, [*notices, "CMYK converted without a profile"]
+    return np.repeat(colour, 3, axis=-1) if channels == 1 else colour, notices
+
+
+def lay_on(rgb: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
+    """Returns uint8 [h, w, 3]: alpha rgb + (1 - alpha) background, of the stored values, rounded once.
+
+    Stored (gamma-encoded) values are mixed, not light: so do browsers and editors, so the file's author saw it.
+    """
+    if alpha.dtype != rgb.dtype:
+        alpha = to_eight_bits(alpha)
+        rgb = to_eight_bits(rgb)
+    top = int(np.iinfo(rgb.dtype).max)
+    unit = top // 255  # 1 or 257
+    below = np.array(background, np.uint64) * unit
+    out = np.empty(rgb.shape, np.uint8)
+    for rows in bands(*rgb.shape[:2]):
+        cover = alpha[rows, :, None].astype(np.uint64)
+        mixed = rgb[rows] * cover + below * (top - cover)
+        out[rows] = (mixed + top * unit // 2) // (top * unit)
+    return out
+
+
+def grey(rgb: np.ndarray) -> np.ndarray:
+    """Returns float32 [h, w] of RGB [h, w, 3] in its own units: the value where the channels agree, else luma."""
+    out = np.empty(rgb.shape[:2], np.float32)
+    for rows in bands(*rgb.shape[:2]):
+        r, g, b = np.moveaxis(rgb[rows].astype(np.float32), -1, 0)
+        luma = LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
+        out[rows] = np.where((r == g) & (g == b), r, luma)
+    return out
+
+
+def is_grey(rgb: np.ndarray, where: np.ndarray | None = None) -> bool:
+    """Returns whether the channels agree to 1 part in 16 (JPEG's chroma is not exact), where `where` is not 0."""
+    tolerance = int(np.iinfo(rgb.dtype).max) // 16
+    for rows in bands(*rgb.shape[:2]):
+        spread = rgb[rows].max(-1) - rgb[rows].min(-1)
+        if (spread if where is None else spread[where[rows] > 0]).max(initial=0) > tolerance:
+            return False
+    return True
+
+
+def _convert(colour: np.ndarray, profile: bytes) -> tuple[np.ndarray | None, str]:
+    """Returns uint8 sRGB [h, w, 3], None where the colours stay as they are, and a notice ("" for none)."""
+    mode, space = {1: ("L", b"GRAY"), 3: ("RGB", b"RGB "), 4: ("CMYK", b"CMYK")}[colour.shape[-1]]
+    if len(profile) < 132 or profile[36:40] != b"acsp":
+        return None, "damaged colour profile ignored"
+    if profile[16:20] != space:
+        return None, "colour profile of another kind of colour ignored"
+    try:
+        from PIL import ImageCms  # Pillow may have been built without Little CMS
+    except ImportError:
+        return None, "colour profile ignored, as this Pillow cannot convert colours"
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )  # fmt: skip
+
+        def apply(pixels: np.ndarray) -> np.ndarray:
+            picture = PillowImage.fromarray(pixels[..., 0] if mode == "L" else pixels, mode)
+            return np.asarray(ImageCms.applyTransform(picture, transform))
+
+        if mode != "CMYK" and _is_identity(apply, colour.shape[-1]):
+            return None, ""  # sRGB itself: not to be rounded once more
+        colour = to_eight_bits(colour)
+        out = np.empty((*colour.shape[:2], 3), np.uint8)
+        for rows in bands(*colour.shape[:2]):
+            out[rows] = apply(colour[rows])
+    except Exception:  # Little CMS refuses a profile in many ways
+        return None, "damaged colour profile ignored"
+    return out, "colours converted to sRGB by the profile in the file"
+
+
+def _is_identity(apply, channels: int) -> bool:
+    """Returns whether a conversion leaves a lattice of colours as they are, to one level."""
+    steps = np.linspace(0, 255, 17).round().astype(np.uint8)
+    lattice = np.stack(np.meshgrid(*[steps] * channels, indexing="ij"), -1).reshape(1, -1, channels)
+    return int(np.abs(apply(lattice).astype(np.int16) - lattice).max()) <= 1

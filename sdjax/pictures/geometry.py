@@ -1,0 +1,197 @@
+"""Sizes, boxes and masks of pictures as arrays: resizing, padding, cropping, pasting, blending, enlarging the canvas.
+
+Arrays are [h, w] or [h, w, c]; sizes are (height, width), in pixels. ValueError for arguments out of range.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from sdjax.pictures.samples import check_side
+
+METHODS = {
+    "lanczos": PillowImage.Resampling.LANCZOS,
+    "bicubic": PillowImage.Resampling.BICUBIC,
+    "bilinear": PillowImage.Resampling.BILINEAR,
+    "nearest": PillowImage.Resampling.NEAREST,
+    "area": PillowImage.Resampling.BOX,
+}
+
+
+class Box(NamedTuple):
+    """Rows top to bottom and columns left to right of a picture, the ends excluded."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """What to index an array with: `pixels[box.slices]` is the crop."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+def round_size(height: int, width: int, multiple: int = 64) -> tuple[int, int]:
+    """Returns both sides rounded down to the multiple, at least one of it. Source: load_img, scripts/img2img.py."""
+    if height < 1 or width < 1 or multiple < 1:
+        raise ValueError(f"sides and multiples are at least 1; got {height} x {width} and {multiple}")
+    return max(height // multiple, 1) * multiple, max(width // multiple, 1) * multiple
+
+
+def resize(pixels: np.ndarray, height: int, width: int, method: str = "lanczos") -> np.ndarray:
+    """Returns uint8 or float32 [height, width] or [height, width, c] by Pillow's filter of that name.
+
+    "lanczos" (a = 3), "bicubic" (a = -0.5) and "bilinear" widen when shrinking, so that nothing aliases; "area" is the
+    mean of what a pixel covers; "nearest" the pixel at its centre. Channels never mix: alpha is one like the others.
+    The same size returns a copy.
+    """
+    if method not in METHODS:
+        raise ValueError(f"a method is one of {', '.join(METHODS)}; got {method!r}")
+    if pixels.dtype not in (np.uint8, np.float32) or pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        raise ValueError(f"uint8 or float32 [h, w] or [h, w, c] can be resized; got {pixels.dtype} {pixels.shape}")
+    if height < 1 or width < 1:
+        raise ValueError(f"sides are at least 1; got {height} x {width}")
+
+    def one(array: np.ndarray) -> np.ndarray:
+        picture = PillowImage.fromarray(np.ascontiguousarray(array))
+        return np.array(picture.resize((width, height), METHODS[method]))
+
+    if pixels.shape[:2] == (height, width):
+        return pixels.copy()
+    if pixels.ndim == 2 or (pixels.shape[-1] == 3 and pixels.dtype == np.uint8):
+        return one(pixels)
+    return np.stack([one(pixels[..., i]) for i in range(pixels.shape[-1])], -1)
+
+
+def pad_to(pixels: np.ndarray, multiple: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the array with its last row and column repeated to the multiple, and its own (height, width).
+
+    `padded[:height, :width]` is the array again.
+    """
+    if multiple < 1 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
+        raise ValueError(f"[h, w] or [h, w, c] is padded to a multiple of at least 1; got {pixels.shape}, {multiple}")
+    h, w = pixels.shape[:2]
+    edges = [(0, -h % multiple), (0, -w % multiple), (0, 0)][: pixels.ndim]
+    return np.pad(pixels, edges, mode="edge"), (h, w)
+
+
+def composite(new: np.ndarray, old: np.ndarray, mask: np.ndarray, *, feather: int = 0) -> np.ndarray:
+    """Returns uint8 [h, w, c]: round((m new + (255 - m) old) / 255), so that old is kept byte by byte where m is 0.
+
+    With `feather` n the mask fades in over n pixels inside itself: a pixel at (Euclidean) distance d of the nearest
+    one outside has min(1, d / (n + 1)) of its m. The picture's border is no outside. Mask: uint8 [h, w] or booleans.
+    """
+    mask = _checked_mask(mask)
+    if new.dtype != np.uint8 or old.dtype != np.uint8 or new.shape != old.shape or new.shape[:2] != mask.shape:
+        raise ValueError(
+            f"two uint8 pictures and a mask of one size can be blended; got {new.dtype} {new.shape}, "
+            f"{old.dtype} {old.shape} and {mask.shape}"
+        )
+    weight = _fade(mask, feather).astype(np.uint16)
+    weight = weight.reshape(weight.shape + (1,) * (new.ndim - 2))
+    out = old.copy()
+    for row in np.flatnonzero(mask.any(1)):  # row by row: little memory, and nothing done where all stays
+        m = weight[row]
+        out[row] = (m * new[row] + (255 - m) * old[row] + 127) // 255
+    return out
+
+
+def crop_around(mask: np.ndarray, padding: int, multiple: int, bounds: tuple[int, int]) -> Box:
+    """Returns the smallest box around what is not 0 in a mask [h, w], made larger by the padding, then to the multiple.
+
+    The padding ends at the picture's edge, as `bounds` (height, width) says; growth to the multiple is shared by both
+    sides and shifted inside the picture. Where the picture itself is smaller than that, the box is the whole side, and
+    no multiple (`pad_to` makes it one). Raises ValueError for an empty mask.
+    """
+    mask = _checked_mask(mask)
+    if padding < 0 or multiple < 1 or mask.shape != tuple(bounds):
+        raise ValueError(
+            f"a mask {mask.shape} of the bounds {bounds}, padding {padding} or multiple {multiple} is wrong"
+        )
+    if not mask.any():
+        raise ValueError("the mask is empty: there is nothing to crop around")
+    sides = []
+    for axis, bound in enumerate(bounds):
+        marked = np.flatnonzero(mask.any(1 - axis))
+        start, end = max(int(marked[0]) - padding, 0), min(int(marked[-1]) + 1 + padding, bound)
+        size = min(-(-(end - start) // multiple) * multiple, bound)
+        start = min(max(start - (size - (end - start)) // 2, 0), bound - size)
+        sides.append((start, start + size))
+    (top, bottom), (left, right) = sides
+    return Box(top, left, bottom, right)
+
+
+def paste(pixels: np.ndarray, patch: np.ndarray, box: Box) -> np.ndarray:
+    """Returns a copy of the picture with the patch, which has the box's size, in the box."""
+    h, w = pixels.shape[:2]
+    if not (0 <= box.top < box.bottom <= h and 0 <= box.left < box.right <= w):
+        raise ValueError(f"{box} is not inside of a picture of {h} x {w}")
+    if patch.shape != (box.height, box.width, *pixels.shape[2:]) or patch.dtype != pixels.dtype:
+        raise ValueError(f"a patch {patch.dtype} {patch.shape} does not fill {box} of {pixels.dtype} {pixels.shape}")
+    out = pixels.copy()
+    out[box.slices] = patch
+    return out
+
+
+def expand(
+    pixels: np.ndarray, left: int, top: int, right: int, bottom: int, *, overlap: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a canvas larger by so many pixels on each side, its edges continued outwards, and the mask of the new.
+
+    The mask, uint8 [h, w], is 255 on the new part, and on `overlap` pixels of the old along every side that grew.
+    Raises ValueError for negative numbers, and PictureError if the canvas exceeds 40 million pixels.
+    """
+    if min(left, top, right, bottom, overlap) < 0:
+        raise ValueError(f"a canvas grows by 0 or more pixels; got {left}, {top}, {right}, {bottom}, overlap {overlap}")
+    h, w = pixels.shape[:2]
+    check_side(left + w + right, top + h + bottom)
+    edges = [(top, bottom), (left, right), (0, 0)][: pixels.ndim]
+    canvas = np.pad(pixels, edges, mode="edge")
+    mask = np.full(canvas.shape[:2], 255, np.uint8)
+    inner = [(at + overlap * (at > 0), max(at + side - overlap * (more > 0), 0))
+             for at, side, more in ((top, h, bottom), (left, w, right))]  # fmt: skip
+    mask[inner[0][0] : inner[0][1], inner[1][0] : inner[1][1]] = 0
+    return canvas, mask
+
+
+def _checked_mask(mask: np.ndarray) -> np.ndarray:
+    if mask.ndim != 2 or mask.dtype not in (np.uint8, bool):
+        raise ValueError(f"a mask is uint8 or bool [h, w]; got {mask.dtype} {mask.shape}")
+    return mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
+
+
+def _fade(mask: np.ndarray, feather: int) -> np.ndarray:
+    """Returns the mask times min(1, d / (feather + 1)), d the distance of the nearest pixel that is 0."""
+    if not 0 <= feather <= 1024:
+        raise ValueError(f"a feather is 0 to 1024 pixels wide; got {feather}")
+    if feather == 0 or mask.all() or not mask.any():
+        return mask
+    distance = np.sqrt(_squared_distance(mask == 0, feather + 1))
+    return np.rint(mask * np.minimum(distance / np.float32(feather + 1), 1)).astype(np.uint8)
+
+
+def _squared_distance(outside: np.ndarray, reach: int) -> np.ndarray:
+    """Returns float32 [h, w]: each pixel's squared distance to the nearest that is `outside`, at most reach squared.
+
+    Along rows first, then the least of (row distance)^2 + dy^2 over the rows within reach.
+    """
+    h, w = outside.shape
+    at = np.arange(w, dtype=np.int32)
+    before = np.maximum.accumulate(np.where(outside, at, -reach), axis=1)
+    after = np.minimum.accumulate(np.where(outside, at, w + reach)[:, ::-1], axis=1)[:, ::-1]
+    across = np.minimum(np.minimum(at - before, after - at), reach).astype(np.float32) ** 2
+    out = across.copy()
+    for dy in range(1, min(reach, h)):
+        np.minimum(out[dy:], across[:-dy] + dy * dy, out=out[dy:])
+        np.minimum(out[:-dy], across[dy:] + dy * dy, out=out[:-dy])
+    return np.minimum(out, np.float32(reach) ** 2)
