@@ -36,7 +36,7 @@ ONLY = {
     "tensorflow": set(),
     "diffusers": set(),
     "transformers": {"sdjax.tokenizer"},
-    "PIL": {"sdjax.image", "sdjax.pictures", "sdjax.train"},  # in training, sdjax.train.emoji alone draws what is learned
+    "PIL": {"sdjax.image", "sdjax.pictures", "sdjax.train"},  # sdjax.train.emoji draws what is learned
     "ml_collections": {"sdjax.configs", "sdjax.scripts", "sdjax.train"},
     "orbax": {"sdjax.checkpoint", "sdjax.train"},
     "optax": {"sdjax.train"},
