@@ -1,10 +1,13 @@
-# make run ARGS='...': sets up .venv and runs `sdjax txt2img` with ARGS; without them it shows the flags.
+# make run: sets up .venv, makes a picture of PROMPT with the model inside the package and says where it lies.
+# make run PROMPT="a cat and a rocket" ARGS="--seed 7": any other flag of `sdjax txt2img`, as --ckpt for another model.
 # make test: sets up .venv and runs the default tests. make test-all: the slow ones and the comparisons with PyTorch too.
 # make train-builtin: trains the built-in model in runs/builtin, going on where the last run stopped (docs/built-in-model.md).
 PYTHON ?= python3
 VENV ?= .venv
+PROMPT ?= a rocket on a green background
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+TEST_STAMP = $(VENV)/.installed-test
 
 .PHONY: run test test-all train-builtin lint clean
 
@@ -12,23 +15,30 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sdjax needs Python 3.11 or newer; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(TEST_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
+# The prompt goes through the environment, so that no shell takes apart what stands in it. ARGS alone may name a prompt
+run: export SDJAX_PROMPT := $(PROMPT)
 run: $(STAMP)
-	$(BIN)/sdjax txt2img $(or $(ARGS),--help)
+	@$(BIN)/sdjax txt2img $(if $(findstring --prompt,$(ARGS))$(findstring --from-file,$(ARGS)),,--prompt "$$SDJAX_PROMPT") \
+		--n_iter 1 --n_samples 1 --skip_grid $(ARGS)
 
-test: $(STAMP) lint
+test: $(TEST_STAMP) lint
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-all: $(STAMP) lint
+test-all: $(TEST_STAMP) lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,compare]'
 	$(BIN)/python -m pytest -n 2 -m 'not gpu' $(ARGS)
 
-train-builtin: $(STAMP)
+train-builtin: $(TEST_STAMP)
 	$(BIN)/python -m sdjax.train.builtin --folder runs/builtin $(ARGS)
 
-lint: $(STAMP)
+lint: $(TEST_STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
