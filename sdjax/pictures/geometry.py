@@ -20,12 +20,12 @@ METHODS = {
 
 
 class Box(NamedTuple):
-    """Rows top to bottom and columns left to right of a picture, the ends excluded."""
+    """Columns left to right and rows top to bottom of a picture, the ends excluded; Pillow's order."""
 
-    top: int
     left: int
-    bottom: int
+    top: int
     right: int
+    bottom: int
 
     @property
     def height(self) -> int:
@@ -85,7 +85,7 @@ def pad_to(pixels: np.ndarray, multiple: int) -> tuple[np.ndarray, tuple[int, in
     return np.pad(pixels, edges, mode="edge"), (h, w)
 
 
-def composite(new: np.ndarray, old: np.ndarray, mask: np.ndarray, *, feather: int = 0) -> np.ndarray:
+def composite(new: np.ndarray, old: np.ndarray, mask: np.ndarray, feather: int = 0) -> np.ndarray:
     """Returns uint8 [h, w, c]: round((m new + (255 - m) old) / 255), so that old is kept byte by byte where m is 0.
 
     With `feather` n the mask fades in over n pixels inside itself: a pixel at (Euclidean) distance d of the nearest
@@ -106,14 +106,15 @@ def composite(new: np.ndarray, old: np.ndarray, mask: np.ndarray, *, feather: in
     return out
 
 
-def crop_around(mask: np.ndarray, padding: int, multiple: int, bounds: tuple[int, int]) -> Box:
+def crop_around(mask: np.ndarray, padding: int, multiple: int, bounds: tuple[int, int] | None = None) -> Box:
     """Returns the smallest box around what is not 0 in a mask [h, w], made larger by the padding, then to the multiple.
 
-    The padding ends at the picture's edge, as `bounds` (height, width) says; growth to the multiple is shared by both
-    sides and shifted inside the picture. Where the picture itself is smaller than that, the box is the whole side, and
-    no multiple (`pad_to` makes it one). Raises ValueError for an empty mask.
+    The padding ends at the picture's edge; growth to the multiple is shared by both sides and shifted inside of the
+    picture, whose (height, width) is the mask's, and `bounds` if given. Where the picture is smaller than that, the box
+    is its whole side, and no multiple (`pad_to` makes it one). Raises ValueError for an empty mask.
     """
     mask = _checked_mask(mask)
+    bounds = mask.shape if bounds is None else bounds
     if padding < 0 or multiple < 1 or mask.shape != tuple(bounds):
         raise ValueError(
             f"a mask {mask.shape} of the bounds {bounds}, padding {padding} or multiple {multiple} is wrong"
@@ -128,7 +129,7 @@ def crop_around(mask: np.ndarray, padding: int, multiple: int, bounds: tuple[int
         start = min(max(start - (size - (end - start)) // 2, 0), bound - size)
         sides.append((start, start + size))
     (top, bottom), (left, right) = sides
-    return Box(top, left, bottom, right)
+    return Box(left, top, right, bottom)
 
 
 def paste(pixels: np.ndarray, patch: np.ndarray, box: Box) -> np.ndarray:
