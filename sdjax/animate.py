@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax import generate, samplers, sharding
+from sdjax import compilation_cache, generate, samplers, sharding
 from sdjax.denoiser import Conditioning
 from sdjax.image import to_uint8
 from sdjax.pipeline import Pipeline, make_keys
@@ -54,6 +54,7 @@ def animate(
 
     Raises ValueError for arguments out of range, else as `text_to_image`.
     """
+    compilation_cache.enable()
     generate.check_task(pipe.config, "animate")
     height, width = generate.check_size(pipe.config, height, width)
     prompts, negatives, seeds = check_keyframes(prompts, negative_prompt, seeds)

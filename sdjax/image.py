@@ -100,8 +100,13 @@ def encode_png(pixels: Pixels, text: Mapping[str, str] | None = None) -> bytes:
 
 def save_png(path: str | os.PathLike, pixels: Pixels, text: Mapping[str, str] | None = None) -> None:
     """Writes a PNG file, whole or not at all. Raises FileExistsError if there is a file of that name already."""
+    save_file(path, encode_png(pixels, text))
+
+
+def save_file(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file, whole or not at all. Raises FileExistsError if there is a file of that name already."""
     path = Path(path)
-    with _written_beside(path.parent, encode_png(pixels, text)) as whole:
+    with _written_beside(path.parent, data) as whole:
         _publish(whole, path)
 
 
@@ -117,11 +122,18 @@ def save_numbered(
 
     The first number is 0. Nothing is overwritten, also when several processes write into the folder.
     """
+    return save_numbered_file(folder, encode_png(pixels, text), ".png", prefix=prefix, digits=digits)
+
+
+def save_numbered_file(
+    folder: str | os.PathLike, data: bytes, suffix: str, *, prefix: str = "", digits: int = 5
+) -> Path:
+    """Returns the path of a new file of that content, named and numbered as `save_numbered` does, with a suffix."""
     folder = Path(folder)
-    with _written_beside(folder, encode_png(pixels, text)) as whole:
-        number = _next_number(folder, prefix, digits)
+    with _written_beside(folder, data) as whole:
+        number = _next_number(folder, prefix, digits, suffix)
         while True:
-            path = folder / f"{prefix}{number:0{digits}}.png"
+            path = folder / f"{prefix}{number:0{digits}}{suffix}"
             try:
                 _publish(whole, path)
                 return path
@@ -129,8 +141,8 @@ def save_numbered(
                 number += 1
 
 
-def _next_number(folder: Path, prefix: str, digits: int) -> int:
-    name = re.compile(rf"{re.escape(prefix)}(\d{{{digits},}})\.png", re.ASCII | re.IGNORECASE)
+def _next_number(folder: Path, prefix: str, digits: int, suffix: str) -> int:
+    name = re.compile(rf"{re.escape(prefix)}(\d{{{digits},}}){re.escape(suffix)}", re.ASCII | re.IGNORECASE)
     with os.scandir(folder) as entries:
         numbers = [int(match[1]) for entry in entries if (match := name.fullmatch(entry.name))]
     return max(numbers, default=-1) + 1

@@ -23,6 +23,7 @@ ALLOWED = {
     "sdjax.sharding": {"sdjax.typing"},
     "sdjax.image": {"sdjax.typing", "sdjax._version"},
     "sdjax.pictures": set(),
+    "sdjax.movie": {"sdjax.typing"},
     "sdjax.watermark": {"sdjax.typing"},
     "sdjax.tokenizer": {"sdjax.typing", "sdjax.config"},
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
@@ -36,7 +37,7 @@ ONLY = {
     "tensorflow": set(),
     "diffusers": set(),
     "transformers": {"sdjax.tokenizer"},
-    "PIL": {"sdjax.image", "sdjax.pictures", "sdjax.train"},  # sdjax.train.emoji draws what is learned
+    "PIL": {"sdjax.image", "sdjax.movie", "sdjax.pictures", "sdjax.train"},  # sdjax.train.emoji draws what is learned
     "ml_collections": {"sdjax.configs", "sdjax.scripts", "sdjax.train"},
     "orbax": {"sdjax.checkpoint", "sdjax.train"},
     "optax": {"sdjax.train"},
