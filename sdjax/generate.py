@@ -1,32 +1,63 @@
-"""The tasks: each a short composition of the pipeline's primitives."""
+"""The tasks: each a short composition of the pipeline's primitives.
 
-import contextlib
+What a task decides is where sampling starts, what the network is told, and what of the latent is known; what all of
+them share is in `sdjax.run`.
+"""
+
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sdjax import samplers, sharding
-from sdjax.config import ModelConfig
-from sdjax.denoiser import Conditioning
-from sdjax.image import to_uint8
-from sdjax.pipeline import Pipeline, make_keys
-from sdjax.samplers.spacing import fitting
-from sdjax.schedule import NoiseSchedule
-from sdjax.typing import Pixels
+from sdjax import inputs, pictures, sharding
+from sdjax.blending import Known
+from sdjax.image import to_float
+from sdjax.pipeline import Pipeline
+from sdjax.run import (
+    ImageError,
+    OutOfMemoryError,
+    Run,
+    advice,
+    by_size,
+    check_images,
+    check_size,
+    check_task,
+    expand,
+    joined,
+    kind_of,
+    make_run,
+    make_sampler,
+)
+from sdjax.samplers.base import SECOND
+from sdjax.typing import Latent, Pixels
 
-SIDES = (64, 2048)  # smallest and largest height and width, in pixels
-STEP = 8  # heights and widths are multiples of this
+__all__ = [
+    "METHODS", "UPSCALES", "ImageError", "Options", "OutOfMemoryError", "advice", "check_images", "check_size",
+    "check_task", "expand", "image_to_image", "inpaint", "make_sampler", "outpaint", "text_to_image", "two_pass",
+]  # fmt: skip
+
+METHODS = {"blend": "text", "concat": "inpainting"}  # ways to inpaint, and the kind of model that each takes
+UPSCALES = {"lanczos": None, "bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest"}  # jax.image's names
 
 
-class ImageError(ValueError):
-    """The model made no picture: not-a-number or one flat colour."""
+class Options(TypedDict, total=False):
+    """The arguments of `text_to_image` that every task takes, with the same meaning and the same defaults."""
 
-
-class OutOfMemoryError(MemoryError):
-    """The device has too little memory for what was asked."""
+    negative_prompt: str | Sequence[str]
+    seed: int | Sequence[int]
+    num_images: int
+    sampler: str | Any
+    num_steps: int
+    guidance_scale: float | None
+    eta: float | None
+    spacing: str | None
+    parallel: sharding.Parallel
+    devices: Sequence[jax.Device] | None
+    exact: bool
+    progress: Callable[[int, int], None] | None
 
 
 def text_to_image(
@@ -63,141 +94,205 @@ def text_to_image(
     """
     check_task(pipe.config, "text_to_image")
     height, width = check_size(pipe.config, height, width)
-    prompts, negatives, seeds = expand(prompt, negative_prompt, seed, num_images)
-    sampler = make_sampler(sampler, pipe.schedule, eta=eta, spacing=spacing)
-    scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
-    if not np.isfinite(scale):
-        raise ValueError(f"guidance_scale is a finite number; got {scale}")
-    mesh = sharding.make_mesh(devices)
-    count = len(prompts)
-
-    def fill(items: list) -> list:  # every device gets as many pictures: the last one is made again
-        return items + items[-1:] * (sharding.padded(count, mesh.size) - count)
-
-    with advice(height, width, count, pipe.dtype):
-        keys = sharding.split(make_keys(fill(seeds)), mesh)
-        options = {"mesh": mesh, "parallel": parallel}
-        context = pipe.encode_prompt(fill(prompts), exact=exact, **options)
-        unconditional = None
-        if scale != 1:
-            unconditional = Conditioning(context=pipe.encode_prompt(fill(negatives), exact=exact, **options))
-        rows = sampler.steps(pipe.schedule, num_steps)
-        x = sampler.initial(pipe.noise(keys, height, width, **options), rows)
-        state = pipe.sample(
-            sampler, rows, x, keys, Conditioning(context=context), unconditional, scale, exact=exact,
-            progress=progress, **options,
-        )  # fmt: skip
-        image = np.asarray(pipe.decode(sampler.final(state, rows), **options))[:count]
-    check_images(image, pipe.dtype)
-    return to_uint8(image)
+    run = make_run(
+        pipe, prompt, negative_prompt=negative_prompt, seed=seed, num_images=num_images, sampler=sampler,
+        num_steps=num_steps, guidance_scale=guidance_scale, eta=eta, spacing=spacing, parallel=parallel,
+        devices=devices, exact=exact, progress=progress,
+    )  # fmt: skip
+    with run.advice(height, width):
+        return run.decode(run.sample(run.start(), None, run.noise(height, width), run.told()))
 
 
-def check_task(config: ModelConfig, task: str) -> None:
-    """Raises ValueError unless the model takes nothing but a latent and a prompt."""
-    unet, vae = config.unet, config.vae
-    if unet.in_channels != vae.latent_channels or unet.num_classes is not None or unet.label_dim is not None:
-        raise ValueError(
-            f"{task} needs a model that takes a latent of {vae.latent_channels} channels and a prompt; this one "
-            f"({config.name}) takes {unet.in_channels} channels"
-            + (" and a label" if unet.num_classes is not None or unet.label_dim is not None else "")
-        )
+def image_to_image(
+    pipe: Pipeline,
+    image: Any,
+    prompt: str | Sequence[str] = "",
+    *,
+    strength: float = 0.75,
+    height: int | None = None,
+    width: int | None = None,
+    compat: str | None = None,
+    **options: Unpack[Options],
+) -> Pixels | list[np.ndarray]:
+    """Returns pictures made from the given ones by adding noise and taking it away again (SDEdit).
 
+    `image`: a path, a file's bytes, a Pillow image or uint8 [h, w, 3], or a sequence of them; one for all prompts, one
+    prompt for all, or one each. Its size is brought to multiples of 64 (`sdjax.inputs.working_size`) or to `height` and
+    `width` by LANCZOS. The result is uint8 [b, h, w, 3], or a list of [h, w, 3] where sizes differ; pictures of one
+    size are one batch.
 
-def check_size(config: ModelConfig, height: int | None, width: int | None) -> tuple[int, int]:
-    """Returns height and width, the model's own side where None.
+    `strength` from 0 to 1 is the share of the steps that are made: 0 gives the autoencoder's round trip, 1 starts from
+    pure noise and is `text_to_image`. The latent is a draw from the autoencoder's posterior. `compat` "compvis" counts
+    timesteps and steps as CompVis's and Stability's scripts do, one off (T6, T7).
 
-    Raises ValueError, naming the nearest valid sizes, unless both are multiples of 8 from 64 to 2048.
+    `options` are `text_to_image`'s, with what it raises; also ValueError for a file that is no picture.
     """
-    sides = []
-    step = max(STEP, config.vae.factor)
-    for name, side in ("height", height), ("width", width):
-        side = config.image_size if side is None else side
-        low, high = SIDES
-        if not low <= side <= high or side % step:
-            below = min(max(side // step * step, low), high)
-            above = min(max(sharding.padded(side, step), low), high)
-            near = f"{below}" if below == above else f"{below} or {above}"
-            raise ValueError(f"{name} is a multiple of {step} from {low} to {high}; got {side}, the nearest is {near}")
-        sides.append(side)
-    return sides[0], sides[1]
+    check_task(pipe.config, "image_to_image")
+    given = inputs.open_pictures(image)
+    sizes = [inputs.working_size(pipe.config, picture.shape[:2], height, width) for picture in given]
+    given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
+    if compat is not None:
+        options = {**options, "spacing": options.get("spacing") or "compvis"}
+    run = make_run(pipe, prompt, num_inputs=len(given), **options)
+    start = run.start(strength, compat=compat)
+
+    def make(part: Run, _: list[int]) -> Pixels:
+        x0 = part.encode([given[i] for i in part.inputs])
+        return part.decode(part.sample(start, x0, part.noise(*sizes[part.inputs[0]]), part.told()))
+
+    return joined(by_size(run, [sizes[i] for i in run.inputs], make))
 
 
-def expand(
-    prompt: str | Sequence[str], negative: str | Sequence[str], seed: int | Sequence[int], num_images: int
-) -> tuple[list[str], list[str], list[int]]:
-    """Returns one prompt, one negative prompt and one seed a picture.
+def two_pass(
+    pipe: Pipeline,
+    prompt: str | Sequence[str],
+    *,
+    enlarge: float = 2.0,
+    upscale: str = "lanczos",
+    strength: float = 0.6,
+    height: int | None = None,
+    width: int | None = None,
+    **options: Unpack[Options],
+) -> Pixels:
+    """Returns pictures made small first, enlarged, and made again from there by image to image at the larger size.
 
-    Raises ValueError where the numbers of them do not fit.
+    The first pass is `text_to_image` at `height` x `width`. Its picture is enlarged by LANCZOS (`upscale` "lanczos"),
+    or its latent ("bilinear", "bicubic", "nearest"), which needs a strength above one half to become sharp; `enlarge`
+    is from 1 to what 2048 pixels allow. The second pass leaves out the first 1 - `strength` of as many steps, and
+    draws noise of its own. `options` are `text_to_image`'s, with what it raises.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-    if len(prompts) == 1 and num_images == 1 and np.ndim(seed) == 1 and len(seed):
-        num_images = len(seed)
-    if not prompts:
-        raise ValueError("at least one prompt is needed, got none")
-    if num_images < 1:
-        raise ValueError(f"num_images is at least 1; got {num_images}")
-    if len(negatives) != len(prompts):
-        raise ValueError(f"one negative prompt, or one for each of the {len(prompts)} prompts; got {len(negatives)}")
-    prompts = [p for p in prompts for _ in range(num_images)]
-    negatives = [n for n in negatives for _ in range(num_images)]
-    seeds = [int(seed) + i for i in range(len(prompts))] if np.ndim(seed) == 0 else [int(s) for s in seed]
-    if len(seeds) != len(prompts):
-        raise ValueError(f"one seed, or one for each of the {len(prompts)} pictures; got {len(seeds)}")
-    return prompts, negatives, seeds
+    check_task(pipe.config, "two_pass")
+    small = check_size(pipe.config, height, width)
+    large = enlarged(pipe, small, enlarge)
+    if upscale not in UPSCALES:
+        raise ValueError(f"upscale is one of {', '.join(UPSCALES)}; got {upscale!r}")
+    run = make_run(pipe, prompt, **options)
+    starts = run.start(), run.start(strength)
+    first, second = (dataclasses.replace(run, folds=folds) for folds in ((), (SECOND,)))
+    if run.progress is not None:
+        calls = [0 if start.rows is None else len(start.rows.timestep) for start in starts]
+        first = dataclasses.replace(first, progress=lambda done, _: run.progress(done, sum(calls)))
+        second = dataclasses.replace(second, progress=lambda done, _: run.progress(calls[0] + done, sum(calls)))
+    with run.advice(*large):
+        told = run.told()
+        latent = first.sample(starts[0], None, first.noise(*small), told)
+        if upscale == "lanczos":
+            latent = second.encode([pictures.resize(picture, *large) for picture in first.decode(latent)])
+        else:
+            latent = run.pipe.resize_latent(latent, *large, UPSCALES[upscale], mesh=run.mesh, parallel=run.parallel)
+        return second.decode(second.sample(starts[1], latent, second.noise(*large), told))
 
 
-def make_sampler(sampler: str | Any, schedule: NoiseSchedule | None = None, **fields: Any) -> Any:
-    """Returns the sampler of that name, or the sampler itself, with the fields that are not None replaced.
+def enlarged(pipe: Pipeline, size: tuple[int, int], enlarge: float) -> tuple[int, int]:
+    """Returns (height, width) times `enlarge`, to the nearest size there is. Raises ValueError if it is too large."""
+    if not 1 <= enlarge < np.inf:
+        raise ValueError(f"enlarge is a number from 1 up; got {enlarge}")
+    step = max(8, pipe.config.vae.factor)
+    return check_size(pipe.config, *(round(side * enlarge / step) * step for side in size))
 
-    A name's own spacing gives way to one that fits the `schedule` (`sdjax.samplers.spacing.fitting`) unless `fields`
-    has one; that of a sampler that was handed over stays.
 
-    Raises ValueError for an unknown name (listing the known ones) or a field that the sampler does not have.
+def inpaint(
+    pipe: Pipeline,
+    image: Any,
+    mask: Any,
+    prompt: str | Sequence[str] = "",
+    *,
+    strength: float = 1.0,
+    method: str | None = None,
+    only_masked: bool = False,
+    padding: int = 32,
+    composite: bool = True,
+    feather: int = 0,
+    **options: Unpack[Options],
+) -> Pixels | list[np.ndarray]:
+    """Returns the pictures with what is white in their masks made anew, each in its own size.
+
+    `image` as for `image_to_image`; `mask`: path, bytes, Pillow image, bool or uint8 [h, w] (white from 128 on), one
+    for all or one for each picture, and as large as it. Pictures are never resized but padded to multiples of 64, by
+    repeating their edges, and cropped back; those of one padded size are one batch. The result is uint8 [b, h, w, 3],
+    or a list of [h, w, 3] where sizes differ.
+
+    `method` None is the model's: "concat" tells a network of 9 channels the mask and the picture without its masked
+    part (grey there); "blend", for a network that knows no masks, puts the known part back, with noise, at every step.
+    `only_masked` works on the part around the mask, with `padding` pixels, enlarged to the model's size where it is
+    smaller. `composite` takes all pixels outside the mask from the picture itself, byte for byte; `feather` mixes both
+    over so many pixels. `strength` below 1 starts from what is there, as `image_to_image` does; 0 gives the round trip.
+
+    `options` are `text_to_image`'s, with what it raises; also ValueError for a file that is no picture and a mask of
+    another size.
     """
-    if isinstance(sampler, str):
-        if sampler not in samplers.SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}; the known ones are {', '.join(sorted(samplers.SAMPLERS))}")
-        sampler = samplers.SAMPLERS[sampler]()
-        if schedule is not None:
-            sampler = dataclasses.replace(sampler, spacing=fitting(sampler.spacing, schedule))
-    fields = {name: value for name, value in fields.items() if value is not None}
-    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(sampler)})
-    if unknown:
-        raise ValueError(f"the sampler {type(sampler).__name__} has no {' and no '.join(unknown)}")
-    return dataclasses.replace(sampler, **fields)
+    method = check_method(pipe.config, method)
+    if padding < 0 or feather < 0:
+        raise ValueError(f"padding and feather are numbers of pixels from 0 up; got {padding} and {feather}")
+    given = inputs.open_pictures(image)
+    masks = inputs.open_masks(mask, [picture.shape[:2] for picture in given])
+    side = pipe.config.image_size if only_masked else None
+    frames = [inputs.make_frame(*pair, side=side, padding=padding) for pair in zip(given, masks, strict=True)]
+    run = make_run(pipe, prompt, num_inputs=len(given), **options)
+    start = run.start(strength)
+    make_latent = {"blend": blended, "concat": concatenated}[method]
+
+    def make(part: Run, _: list[int]) -> Pixels:
+        return part.decode(make_latent(part, start, [frames[i] for i in part.inputs]))
+
+    made = by_size(run, [frames[i].repaint.shape for i in run.inputs], make)
+    return joined(
+        [inputs.put_back(frames[i], one, composite=composite, feather=feather) for i, one in zip(run.inputs, made)]
+    )
 
 
-def check_images(image: np.ndarray, dtype: str) -> None:
-    """Raises ImageError, with advice, if an image [b, h, w, 3] holds a value that is not finite, or is one colour."""
-    for i, picture in enumerate(image):
-        if not np.isfinite(picture).all():
-            advice = "try dtype bfloat16 or float32" if dtype == "float16" else "is the checkpoint damaged?"
-            raise ImageError(f"picture {i} holds values that are not numbers (computed in {dtype}); {advice}")
-        if np.ptp(picture, axis=(0, 1)).max() == 0:
-            raise ImageError(
-                f"picture {i} is one flat colour; is the prediction type the model's (epsilon or v), and is the "
-                "guidance scale a usual one (1 to 20)?"
-            )
+def blended(run: Run, start: Any, frames: Sequence[inputs.Frame]) -> Latent:
+    """Returns latents whose known part is held fixed; an entry is known if all of its pixels are."""
+    factor = run.pipe.config.vae.factor
+    x0 = run.encode([frame.pixels for frame in frames])
+    keep = run.spread([~inputs.repainted_latents(frame.repaint, factor)[..., None] for frame in frames])
+    return run.sample(start, x0, run.noise(*frames[0].repaint.shape), run.told(), Known(x0, keep))
 
 
-@contextlib.contextmanager
-def advice(height: int, width: int, count: int, dtype: str) -> Iterator[None]:
-    """Turns a device's out-of-memory error into an OutOfMemoryError that says what to try."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
-            raise
-        tries = []
-        if count > 1:
-            tries.append(f"fewer pictures at once than {count}")
-        if height * width > 512 * 512:
-            tries.append(f"a smaller size than {width} x {height}")
-        if dtype == "float32":
-            tries.append("dtype bfloat16")
-        tries = tries or ["closing other programs that use the device", "another device"]
-        raise OutOfMemoryError(
-            f"the device has too little memory for {count} picture(s) of {width} x {height} in {dtype}; "
-            f"try {', or '.join(tries)}"
-        ) from error
+def concatenated(run: Run, start: Any, frames: Sequence[inputs.Frame]) -> Latent:
+    """Returns latents of a network that is told latent, mask, latent of the masked picture, in this order (T41).
+
+    The mask's entry is the first pixel of eight along each side, as torch's "nearest" takes it (T44); the hole is grey,
+    0 (T43); its latent is a draw from the posterior (T45). Source: scripts/gradio/inpainting.py.
+    """
+    factor = run.pipe.config.vae.factor
+    mask = run.spread([frame.repaint[::factor, ::factor, None].astype(np.float32) for frame in frames])
+    holes = [np.where(frame.repaint[..., None], np.float32(0), to_float(frame.pixels)) for frame in frames]
+    concat = jnp.concatenate([mask, run.encode(holes, draw=1)], axis=-1)
+    x0 = run.encode([frame.pixels for frame in frames])
+    return run.sample(start, x0, run.noise(*frames[0].repaint.shape), run.told(concat=concat))
+
+
+def check_method(config: Any, method: str | None) -> str:
+    """Returns the way in which the model inpaints. Raises ValueError if it cannot, or not by this method."""
+    if method not in (None, *METHODS):
+        raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
+    kinds = METHODS.values() if method is None else [METHODS[method]]
+    check_task(config, "inpaint" if method is None else f"inpaint by method {method!r}", *kinds)
+    return {kind: name for name, kind in METHODS.items()}[kind_of(config)]
+
+
+def outpaint(
+    pipe: Pipeline,
+    image: Any,
+    prompt: str | Sequence[str] = "",
+    *,
+    expand: Sequence[int],
+    mask: Any = None,
+    overlap: int = 0,
+    **options: Any,
+) -> Pixels | list[np.ndarray]:
+    """Returns the pictures with `expand` = (left, top, right, bottom) pixels more, made to continue them.
+
+    It is `inpaint`, with its arguments, of the extended picture. Made anew are also what is white in `mask`, which is
+    as large as the picture itself, and `overlap` pixels of the picture along the sides that grow, over which `feather`
+    can mix the two.
+    """
+    check_method(pipe.config, options.get("method"))
+    left, top, right, bottom = sides = inputs.check_expand(expand)
+    given = inputs.open_pictures(image)
+    sizes = [picture.shape[:2] for picture in given]
+    masks = [np.zeros(size, bool) for size in sizes] if mask is None else inputs.open_masks(mask, sizes)
+    grown = [pictures.expand(picture, *sides, overlap=overlap) for picture in given]
+    masks = [(new > 0) | np.pad(old, ((top, bottom), (left, right))) for (_, new), old in zip(grown, masks)]
+    return inpaint(pipe, [picture for picture, _ in grown], masks, prompt, **options)

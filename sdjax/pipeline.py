@@ -15,13 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdjax import denoiser, sharding
+from sdjax.blending import Known
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.denoiser import Conditioning
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet, latent_from_moments
 from sdjax.samplers import base
 from sdjax.schedule import NoiseSchedule
 from sdjax.tokenizer import Tokenizer
-from sdjax.typing import Context, Image, Key, Latent, Moments, Params, TokenIds
+from sdjax.typing import Context, Image, Key, Latent, Params, TokenIds
 
 DTYPES = ("float32", "bfloat16", "float16")
 CHUNK = 5  # rows of one compiled scan; the host calls it as often as the sampler has rows (see docs/design.md)
@@ -77,10 +78,13 @@ def _encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: Toke
     return one_by_one(apply, ids) if exact else apply(ids)
 
 
-def _encode_image(static: tuple[VAEConfig, str], params: Params, image: Image) -> Moments:
-    config, dtype = static
+def _encode_image(static: tuple[VAEConfig, str, int], params: Params, image: Image, keys: Key | None) -> Latent:
+    config, dtype, draw = static
     vae = AutoencoderKL(config, jnp.dtype(dtype))
-    return one_by_one(lambda image: vae.apply({"params": params}, image, method="encode"), image)
+    moments = one_by_one(lambda image: vae.apply({"params": params}, image, method="encode"), image)
+    b, h, w, c = moments.shape
+    noise = None if keys is None else base.draw_noise(keys, base.POSTERIOR, draw, (h, w, c // 2))
+    return latent_from_moments(moments, noise, config.scale_factor)
 
 
 def _decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> Image:
@@ -94,29 +98,38 @@ def _noise(shape: tuple[int, ...], keys: Key) -> Latent:
     return base.draw_noise(keys, base.START, 0, shape)
 
 
+def _resize(static: tuple[int, int, str], latent: Latent) -> Latent:
+    height, width, method = static
+    return jax.image.resize(latent, (latent.shape[0], height, width, latent.shape[-1]), method)
+
+
 def _init(rule: base.Rule, x: Latent) -> Any:
     return rule.init(x)
 
 
 def _sample(
     program: SampleProgram, params: Params, rows: base.Steps, scale: jax.Array, state: Any, keys: Key,
-    conditioning: Conditioning, unconditional: Conditioning | None,
+    conditioning: Conditioning, unconditional: Conditioning | None, known: Known | None = None,
 ) -> Any:  # fmt: skip
     """Returns the sampler's state after `rows`: the one program in which the network runs."""
     network = UNet(program.unet, jnp.dtype(program.dtype))
 
-    def run(state: Any, keys: Key, conditioning: Conditioning, unconditional: Conditioning | None) -> Any:
+    def run(
+        state: Any, keys: Key, conditioning: Conditioning, unconditional: Conditioning | None, known: Known | None
+    ) -> Any:
         def apply(x: Latent, t: jax.Array, context: Context, label: jax.Array | None) -> Latent:
             return network.apply({"params": params}, x, t, context, label)
 
         denoise = denoiser.make_denoiser(
             apply, program.prediction, conditioning, unconditional=unconditional, guidance_scale=scale
         )
-        return base.scan_rows(program.rule, denoise, state, rows, keys)
+        if known is None:
+            return base.scan_rows(program.rule, denoise, state, rows, keys)
+        return base.scan_rows(program.rule, known.answer(denoise), state, rows, keys, known.constrain(keys))
 
     if program.exact:
-        return one_by_one(run, state, keys, conditioning, unconditional)
-    return run(state, keys, conditioning, unconditional)
+        return one_by_one(run, state, keys, conditioning, unconditional, known)
+    return run(state, keys, conditioning, unconditional, known)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,15 +178,16 @@ class Pipeline:
         run = sharding.compiled(_encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
         return run(self.on(mesh)["text"], sharding.split(ids, mesh))
 
-    def encode_image(self, image: Image, *, mesh: Mesh, keys: Key | None = None, parallel: str = "jit") -> Latent:
-        """Returns the latent of an image in [-1, 1]: a draw from the posterior by `keys`, its mean without them."""
-        run = sharding.compiled(_encode_image, (self.config.vae, self.dtype), mesh, (False, True), parallel)
-        moments = run(self.on(mesh)["vae"], sharding.split(image, mesh))
-        noise = None
-        if keys is not None:
-            b, h, w, c = moments.shape
-            noise = base.draw_noise(keys, base.POSTERIOR, 0, (h, w, c // 2))
-        return latent_from_moments(moments, noise, self.config.vae.scale_factor)
+    def encode_image(
+        self, image: Image, *, mesh: Mesh, keys: Key | None = None, draw: int = 0, parallel: str = "jit"
+    ) -> Latent:
+        """Returns the latent of an image in [-1, 1]: a draw from the posterior by `keys`, its mean without them.
+
+        `draw` numbers the draws of one picture, as of the whole and of its part outside a mask.
+        """
+        static = (self.config.vae, self.dtype, draw)
+        run = sharding.compiled(_encode_image, static, mesh, (False, True, True), parallel)
+        return run(self.on(mesh)["vae"], sharding.split(image, mesh), keys)
 
     def noise(self, keys: Key, height: int, width: int, *, mesh: Mesh, parallel: str = "jit") -> Latent:
         """Returns unit normal starting noise for pictures of height x width pixels, float32, one draw a key."""
@@ -183,26 +197,34 @@ class Pipeline:
 
     def sample(
         self, sampler: base.Sampler, rows: base.Steps, x: Latent, keys: Key, conditioning: Conditioning,
-        unconditional: Conditioning | None = None, guidance_scale: float = 1.0, *, mesh: Mesh, parallel: str = "jit",
-        exact: bool = False, progress: Callable[[int, int], None] | None = None,
+        unconditional: Conditioning | None = None, guidance_scale: float = 1.0, *, known: Known | None = None,
+        mesh: Mesh, parallel: str = "jit", exact: bool = False, progress: Callable[[int, int], None] | None = None,
     ) -> Any:  # fmt: skip
         """Returns the sampler's final state from `x`, by calling one compiled scan of CHUNK rows as often as needed.
 
-        `unconditional` None switches guidance off: the network then runs once a row instead of twice.
+        `unconditional` None switches guidance off: the network then runs once a row instead of twice. What is `known`
+        of the latent is held fixed at every step's start; the last step's end is for `known.put`.
         """
         unet, prediction = self.config.unet, self.config.schedule.prediction
         program = SampleProgram(unet, prediction, self.dtype, sampler.rule, unconditional is not None, exact)
-        batched = (False, False, False, True, True, True, True)
+        batched = (False, False, False, True, True, True, True, True)
         run = sharding.compiled(_sample, program, mesh, batched, parallel)
         params, scale = self.on(mesh)["unet"], jnp.float32(guidance_scale)
         state = sharding.compiled(_init, sampler.rule, mesh, (True,), parallel)(x)
         total = len(rows.timestep)
         for done, chunk in zip(range(CHUNK, total + CHUNK, CHUNK), base.chunks(rows, CHUNK), strict=True):
-            state = run(params, chunk, scale, state, keys, conditioning, unconditional)
+            state = run(params, chunk, scale, state, keys, conditioning, unconditional, known)
             if progress is not None:
                 jax.block_until_ready(state)
                 progress(min(done, total), total)
         return state
+
+    def resize_latent(
+        self, latent: Latent, height: int, width: int, method: str, *, mesh: Mesh, parallel: str = "jit"
+    ) -> Latent:
+        """Returns the latent enlarged for pictures of height x width pixels, by a method of `jax.image.resize`."""
+        static = (height // self.config.vae.factor, width // self.config.vae.factor, method)
+        return sharding.compiled(_resize, static, mesh, (True,), parallel)(latent)
 
     def decode(self, latent: Latent, *, mesh: Mesh, parallel: str = "jit") -> Image:
         """Returns the images of latents, float32, about [-1, 1] and not clipped."""

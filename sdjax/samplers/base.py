@@ -23,7 +23,7 @@ from sdjax.schedule import PREDICTIONS, NoiseSchedule
 from sdjax.typing import Key, Latent
 
 # Streams of random numbers of one image: what is drawn for one purpose never depends on how much another one drew
-START, SAMPLER, POSTERIOR, MASK, LEVEL = range(5)
+START, SAMPLER, POSTERIOR, MASK, LEVEL, SECOND = range(6)  # SECOND: folded in for all the streams of a second pass
 MEMORY = 4  # calls of the network remembered besides the present one: Adams-Bashforth 4 after PLMS's extra call
 
 Denoiser = Callable[[Latent, "Steps"], Latent]

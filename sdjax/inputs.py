@@ -1,0 +1,126 @@
+"""Pictures and masks that a task is given: opened, checked, brought to a size that the networks take, and put back."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from sdjax import pictures
+from sdjax.config import ModelConfig
+from sdjax.run import SIDES, check_size
+
+MULTIPLE = 64  # of the sides of a picture given: both releases' UNets halve a latent, an eighth of it, three times
+WHITE = 128  # from this level on a mask is white: half of 255, rounded up (T42)
+
+Picture = UInt8[np.ndarray, "h w 3"]
+Mask = Bool[np.ndarray, "h w"]
+Expand = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+
+
+def open_pictures(image: Any) -> list[Picture]:
+    """Returns the pictures of one or a sequence of: path, bytes of a file, Pillow image, uint8 [h, w, 3].
+
+    An array [b, h, w, c] is a sequence. Raises ValueError for what is no picture (`sdjax.pictures.open_picture`).
+    """
+    several = isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4)
+    return [pictures.open_picture(one).pixels for one in (image if several else [image])]
+
+
+def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
+    """Returns one mask for each of these (height, width), true where it is white, from one for all or one each.
+
+    A mask is a path, bytes of a file, Pillow image, bool or uint8 [h, w] (white from 128 on); an array [b, h, w] is a
+    sequence. Raises ValueError where the numbers or sizes do not fit, and for what is no mask.
+    """
+    several = isinstance(mask, (list, tuple)) or (isinstance(mask, np.ndarray) and mask.ndim == 3)
+    opened = [pictures.open_mask(one).pixels >= WHITE for one in (mask if several else [mask])]
+    if len(opened) == 1:
+        opened *= len(sizes)
+    if len(opened) != len(sizes):
+        raise ValueError(f"one mask, or one for each of the {len(sizes)} pictures; got {len(opened)}")
+    for one, (height, width) in zip(opened, sizes):
+        if one.shape != (height, width):
+            raise ValueError(
+                f"a mask is as large as its picture; got a mask of {one.shape[1]} x {one.shape[0]} for a picture of "
+                f"{width} x {height}"
+            )
+    return opened
+
+
+def working_size(
+    config: ModelConfig, size: tuple[int, int], height: int | None = None, width: int | None = None
+) -> tuple[int, int]:
+    """Returns the (height, width) at which image to image works on a picture of this size.
+
+    Both sides are rounded down to multiples of 64, as Stability's script does, but to 64 at least; a picture larger
+    than 2048 is shrunk to fit first. `height` and `width` say otherwise, each for itself; see `check_size`.
+    """
+    shrink = min(1, SIDES[1] / max(size))
+    fitting = pictures.round_size(*(max(1, round(side * shrink)) for side in size), MULTIPLE)
+    if height is None and width is None:
+        return fitting
+    return check_size(config, height or fitting[0], width or fitting[1])
+
+
+class Frame(NamedTuple):
+    """A picture with its mask, and the part of it that is worked on: cut out, enlarged and padded."""
+
+    picture: Picture
+    mask: Mask
+    box: pictures.Box  # the part
+    size: tuple[int, int]  # height and width of the part as it is worked on, before padding
+    pixels: Picture  # the part
+    repaint: Mask  # the mask of the part
+
+
+def make_frame(picture: Picture, mask: Mask, *, side: int | None = None, padding: int = 32) -> Frame:
+    """Returns the whole picture to work on; with `side`, the part around the mask, its long side enlarged to `side`.
+
+    `padding` is how many pixels around the mask belong to the part. It is padded at its right and bottom edges, by
+    repeating them, to multiples of 64; nothing is shrunk. Raises ValueError where it is larger than 2048 then.
+    """
+    box = pictures.Box(0, 0, mask.shape[1], mask.shape[0])
+    if side is not None and mask.any():
+        box = pictures.crop_around(mask, padding, MULTIPLE)
+    pixels, repaint = picture[box.slices], mask[box.slices]
+    size = repaint.shape
+    if side is not None and max(size) < side:
+        longest = max(size)
+        size = tuple(round(s * side / longest) for s in size)
+        pixels = pictures.resize(pixels, *size)
+        repaint = pictures.resize(np.uint8(255) * repaint, *size, "nearest") > 0
+    (pixels, _), (repaint, _) = (pictures.pad_to(array, MULTIPLE) for array in (pixels, repaint))
+    if max(repaint.shape) > SIDES[1]:
+        raise ValueError(
+            f"at most {SIDES[1]} x {SIDES[1]} pixels can be worked on; got {size[1]} x {size[0]}: shrink the picture, "
+            "or work on the part around the mask only (only_masked)"
+        )
+    return Frame(picture, mask, box, size, pixels, repaint)
+
+
+def put_back(frame: Frame, made: Picture, *, composite: bool = True, feather: int = 0) -> Picture:
+    """Returns the picture with what was made of its part in its place.
+
+    `composite` takes what lies outside the mask from the picture itself, byte for byte; `feather` is the width in
+    pixels over which the two are mixed there.
+    """
+    made = pictures.resize(made[: frame.size[0], : frame.size[1]], frame.box.height, frame.box.width)
+    new = pictures.paste(frame.picture, made, frame.box)
+    return pictures.composite(new, frame.picture, frame.mask, feather) if composite else new
+
+
+def check_expand(expand: Sequence[int]) -> Expand:
+    """Returns the four numbers. Raises ValueError unless they are whole, none negative and one of them positive."""
+    sides = tuple(expand)
+    if len(sides) != 4 or any(s != int(s) or not 0 <= s <= SIDES[1] for s in sides) or not any(sides):
+        raise ValueError(
+            f"expand is left, top, right, bottom: four numbers of pixels from 0 to {SIDES[1]}, not all 0; got {expand}"
+        )
+    return tuple(int(s) for s in sides)
+
+
+def repainted_latents(repaint: Mask, factor: int) -> Mask:
+    """Returns which entries of a latent show a pixel that is repainted."""
+    h, w = repaint.shape
+    return repaint.reshape(h // factor, factor, w // factor, factor).any((1, 3))
