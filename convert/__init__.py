@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.config import ModelConfig
+from sdjax.config import DepthConfig, ModelConfig
 from sdjax.tokenizer import Tokenizer
 from sdjax.typing import Params
 
 from . import tables
+from .components import depth_network
 from .errors import CheckpointError
 from .hashing import manifest
 from .inspection import Inspection, inspect
+from .leaves import float_type
 from .model import Model, Report, load_model, model_of_params
 from .outputs import check_not_input, new_file
 from .reading import TensorFile, read
@@ -39,6 +41,7 @@ __all__ = [
     "convert",
     "inspect",
     "load",
+    "load_depth",
     "load_model",
     "manifest",
     "parameter_counts",
@@ -58,8 +61,11 @@ def load(
     vae: Any = None,
     dtype: str | None = None,
     variant: str | None = None,
+    depth: Any = None,
 ) -> tuple[ModelConfig, Params]:
     """Returns the description and parameters {"unet", "vae", "text"} of a checkpoint, as trees of numpy arrays.
+
+    A model that looks at depth may have its depth network too, {"depth": ...}.
 
     Args:
         source: a `.ckpt` or `.safetensors` file, a diffusers or native folder, or a mapping of names to arrays.
@@ -71,14 +77,24 @@ def load(
         vae: a file or folder to take the autoencoder from instead.
         dtype: "float32", "bfloat16" or "float16" to convert the parameters to; None keeps each as it is.
         variant: of a diffusers folder's files, "fp16" for example.
+        depth: a file or folder to take the depth network from instead.
 
     Raises:
         CheckpointError: if it cannot be read, or is not a whole model; every missing, unknown and misshapen tensor is
             named as the file spells it.
         ValueError: for an argument out of range.
     """
-    model = load_model(source, config, prediction, ema, vae, dtype, variant)
+    model = load_model(source, config, prediction, ema, vae, dtype, variant, depth=depth)
     return model.config, model.params
+
+
+def load_depth(source: Any, dtype: str | None = None) -> tuple[DepthConfig, Params]:
+    """Returns a depth network alone, description and parameters, from any file or folder that holds one.
+
+    Raises CheckpointError as `load`, ValueError for an unknown dtype.
+    """
+    config, leaves = depth_network(source, float_type(dtype))
+    return config.depth, Model(config, leaves, {}, Report("depth network", "", "", False)).params["depth"]
 
 
 def save(

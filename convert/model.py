@@ -4,59 +4,29 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from sdjax import configs
-from sdjax.config import PREDICTIONS, ConfigError, ModelConfig
+from sdjax.config import (
+    PREDICTIONS,
+    ConfigError,
+    ModelConfig,
+)
 from sdjax.tokenizer import Tokenizer
 
 from . import detection, diffusers_config, keys, ldm_config, prediction, tables
-from .errors import CheckpointError, shown
+from .components import depth_network, vae_leaves
+from .errors import CheckpointError
+from .leaves import Leaf, aligned_copy, float_type, matched_leaves, refuse
 from .matching import Match, match
 from .prediction import Decision
 from .sources import Source, open_source
 from .strict_json import read_json
 
-DTYPES = {
-    "float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16),
-}  # fmt: skip
-ALIGNMENT = 64  # bytes; XLA's on CPUs
 CONFIG_KEY = "sdjax.config"  # a single file's metadata: the description of a model that is none of the releases
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """A tensor that is read when it is needed: in what layout is up to who keeps it."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
-    release: Callable[[], None] = lambda: None
-
-    def cast(self, dtype: np.dtype | None) -> "Leaf":
-        """Returns the leaf in another floating-point type; itself if it holds no floating-point numbers."""
-        if dtype is None or dtype == self.dtype or not is_floating(self.dtype):
-            return self
-        return Leaf(self.shape, dtype, lambda: self.read().astype(dtype), self.release)
-
-
-def aligned_copy(array: np.ndarray) -> np.ndarray:
-    """Returns a row-major, read-only copy at an address that JAX's CPU backend takes over without copying it again."""
-    buffer = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % ALIGNMENT
-    copy = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    copy.flags.writeable = False
-    return copy
-
-
-def is_floating(dtype: np.dtype) -> bool:
-    """Returns whether a type is one of numpy's or ml_dtypes' floating-point types."""
-    return np.issubdtype(dtype, np.floating) or dtype.name.startswith(("bfloat", "float"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +84,7 @@ def load_model(
     dtype: str | None = None,
     variant: str | None = None,
     *,
+    depth: Any = None,
     keep_both: bool = False,
 ) -> Model:
     """Returns the model of a checkpoint, its parameters not read yet but checked to be all there.
@@ -121,7 +92,7 @@ def load_model(
     Arguments and errors are those of `sdjax.convert.load`. `keep_both` keeps the UNet's weights that `ema` did not
     choose among the extras.
     """
-    kind = _dtype(dtype)
+    kind = float_type(dtype)
     if prediction is not None and prediction not in PREDICTIONS:
         raise ValueError(f"prediction is one of {', '.join(PREDICTIONS)}; got {prediction!r}")
     if ema not in ("auto", "yes", "no"):
@@ -135,22 +106,30 @@ def load_model(
             raise
         raise opened.error(str(error)) from error
     averaged, notices = choose_ema(opened, ema), []
-    parts = [part for part in tables.PARTS if part != "vae" or vae is None]
+    elsewhere = {part for part, given in (("vae", vae), ("depth", depth)) if given is not None}
+    parts = [part for part in tables.PARTS if part not in elsewhere]
     found = match(opened.tensors.shapes, description, opened.layout, ema=averaged, parts=parts)
     absent = [part for part in found.missing_parts if part in tables.OPTIONAL]
     for part in absent:
         notices.append(f"it has no {tables.PARTS[part]}: {tables.OPTIONAL[part]}")
     description = dataclasses.replace(description, **dict.fromkeys(absent))
     found = dataclasses.replace(found, missing_parts=tuple(p for p in found.missing_parts if p not in absent))
-    _refuse(opened, found, config_origin)
-    if description.depth is None and any(tables.is_depth_network(name, opened.layout) for name in found.extras):
+    refuse(opened, found, config_origin)
+    if (
+        description.depth is None
+        and depth is None
+        and any(tables.is_depth_network(name, opened.layout) for name in found.extras)
+    ):
         notices.append(f"its depth network is none that is known here, and not used: {tables.OPTIONAL['depth']}")
     if found.other_set and not keep_both:
         other = "not averaged" if averaged else "averaged (EMA)"
         notices.append(f"the file also holds weights of the UNet that are {other}; those were left out")
-    leaves = _leaves(opened, found, kind)
+    leaves = matched_leaves(opened, found, kind)
+    if depth is not None:
+        own, estimator = depth_network(depth, kind)
+        description, leaves = dataclasses.replace(description, depth=own.depth), leaves | estimator
     if vae is not None:
-        leaves |= _vae_leaves(vae, description, kind)
+        leaves |= vae_leaves(vae, description, kind)
     extras = _extras(opened, found, kind, keep_both)
     if said is not None and decision is not None and prediction is None and said.prediction != decision.prediction:
         notices.append(
@@ -179,12 +158,6 @@ def model_of_params(config: ModelConfig, params: Mapping[str, Any], tokenizer: T
     if problems:
         raise ValueError(f"the parameters are not the description's: {'; '.join(problems)}")
     return Model(config, leaves, {}, Report("memory", "argument", "argument", False), own_tokenizer=tokenizer)
-
-
-def _dtype(name: str | None) -> np.dtype | None:
-    if name is not None and name not in DTYPES:
-        raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {name!r}")
-    return None if name is None else DTYPES[name]
 
 
 def stated(source: Source, asked: str | None = None) -> Decision | None:
@@ -251,40 +224,6 @@ def choose_ema(source: Source, ema: str) -> bool:
     return there and ema != "no"
 
 
-_WITHOUT = {
-    "unet": "it has no UNet, which makes it no model",
-    "vae": "it has no autoencoder; give one by vae= (--vae on the command line)",
-    "text": "it has no text encoder, which must come from the whole checkpoint",
-}
-
-
-def _refuse(source: Source, found: Match, config_origin: str) -> None:
-    problems = [_WITHOUT[part] for part in found.missing_parts] + list(found.problems)
-    if problems:
-        count = len(problems)
-        raise source.error(
-            f"it does not hold the model that {config_origin} describes, with {count} difference{'s'[: count > 1]}: "
-            f"{'; '.join(problems)}"
-        )
-
-
-def _leaves(source: Source, found: Match, kind: np.dtype | None) -> dict[str, Leaf]:
-    tensors, dtypes, leaves = source.tensors, source.tensors.dtypes, {}
-    for entry, name in found.names.items():
-        dtype = dtypes[name]
-        if not is_floating(dtype):
-            raise source.error(f"{shown(name)} holds {dtype.name} numbers; a parameter is a floating-point tensor")
-        for index, parameter in enumerate(entry.parameters):
-
-            def read(entry: tables.Entry = entry, name: str = name, index: int = index) -> np.ndarray:
-                return entry.split(tensors[name])[index]
-
-            last = index == len(entry.parameters) - 1
-            release = functools.partial(tensors.release, name) if last else lambda: None
-            leaves[parameter.path] = Leaf(parameter.shape, dtype, read, release).cast(kind)
-    return dict(sorted(leaves.items()))
-
-
 def _extras(source: Source, found: Match, kind: np.dtype | None, keep_both: bool) -> dict[str, Leaf]:
     files = [(source.tensors, [*found.extras, *(found.other_set if keep_both else ())])]
     if source.extra is not None:
@@ -305,31 +244,6 @@ def _extras(source: Source, found: Match, kind: np.dtype | None, keep_both: bool
         for name in ("model_ema.decay", "model_ema.num_updates"):
             extras.pop(name, None)
     return extras
-
-
-def _vae_leaves(vae: Any, config: ModelConfig, kind: np.dtype | None) -> dict[str, Leaf]:
-    """Returns the autoencoder of another file: a whole model's of any layout, or one that lies there alone."""
-    source = open_source(vae)
-    every, shapes = source.tensors.shapes, {}
-    names = list(every)
-    if any(name.startswith(keys.LDM_PREFIXES["vae"]) for name in names):
-        layout, before, prefix = "ldm", keys.LDM_PREFIXES["vae"], ""
-    elif any(name.startswith(("encoder.down.", "decoder.up.")) for name in names):
-        layout, before, prefix = "ldm", "", keys.LDM_PREFIXES["vae"]
-    elif any(name.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for name in names):
-        layout, before, prefix = "diffusers", "", "vae/"
-    elif any(name.startswith("vae/") for name in names):
-        layout, before, prefix = source.layout, "vae/", ""
-    else:
-        raise source.error("it was given for its autoencoder, and holds none in ldm's or diffusers' layout")
-    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.") if not before else (before,)
-    for name in names:
-        if name.startswith(parts):
-            shapes[prefix + name] = every[name]
-    found = match(shapes, config, layout, parts=("vae",))
-    _refuse(source, found, "the model")
-    renamed = dataclasses.replace(found, names={entry: name[len(prefix) :] for entry, name in found.names.items()})
-    return _leaves(source, renamed, kind)
 
 
 def _decide(

@@ -19,7 +19,8 @@ from sdjax.config import ModelConfig
 from . import depth_names, diffusers_config, keys, tables
 from .errors import CheckpointError
 from .hashing import manifest_row
-from .model import ALIGNMENT, CONFIG_KEY, Leaf, Model
+from .leaves import ALIGNMENT, Leaf
+from .model import CONFIG_KEY, Model
 from .outputs import new_file, new_folder
 from .safetensors_file import DTYPES
 from .sources import EXTRA, FORMAT, LICENCE_KEY

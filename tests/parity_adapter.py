@@ -15,14 +15,17 @@ from sdjax.tokenizer import Tokenizer
 from sdjax.watermark import embed as watermark
 from sdjax.watermark import read_bits, to_bits
 
+from tests.parity_depth import depth, prepare_depth
 from tests.parity_models import config_from_spec
 from tests.parity_sampling import img2img_with, sample_with
 from tests.parity_schedulers import scheduler, scheduler_timesteps
 
 __all__ = [
     "CheckpointError",
+    "depth",
     "load",
     "parameter_counts",
+    "prepare_depth",
     "read_watermark",
     "scheduler",
     "scheduler_timesteps",

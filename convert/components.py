@@ -1,0 +1,78 @@
+"""Parts of a model from files of their own: an autoencoder, a depth network."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
+
+from . import dpt_config, keys, tables
+from .leaves import Leaf, matched_leaves, refuse
+from .matching import match
+from .sources import open_source
+
+_SMALLEST = ModelConfig(  # for the parts that a depth network's file does not hold
+    name="depth",
+    unet=UNetConfig(channels=(32,), num_res_blocks=1, heads=(0,), mid_heads=1, transformer_depth=(1,),
+                    self_attention=(True,), context_dim=64),
+    vae=VAEConfig(channels=(32,), num_res_blocks=1),
+    text=TextConfig(width=64, layers=1, heads=1),
+)  # fmt: skip
+
+
+def vae_leaves(vae: Any, config: ModelConfig, kind: np.dtype | None) -> dict[str, Leaf]:
+    """Returns the autoencoder of another file: a whole model's of any layout, or one that lies there alone."""
+    source = open_source(vae)
+    every, shapes = source.tensors.shapes, {}
+    names = list(every)
+    if any(name.startswith(keys.LDM_PREFIXES["vae"]) for name in names):
+        layout, before, prefix = "ldm", keys.LDM_PREFIXES["vae"], ""
+    elif any(name.startswith(("encoder.down.", "decoder.up.")) for name in names):
+        layout, before, prefix = "ldm", "", keys.LDM_PREFIXES["vae"]
+    elif any(name.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for name in names):
+        layout, before, prefix = "diffusers", "", "vae/"
+    elif any(name.startswith("vae/") for name in names):
+        layout, before, prefix = source.layout, "vae/", ""
+    else:
+        raise source.error("it was given for its autoencoder, and holds none in ldm's or diffusers' layout")
+    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.") if not before else (before,)
+    for name in names:
+        if name.startswith(parts):
+            shapes[prefix + name] = every[name]
+    found = match(shapes, config, layout, parts=("vae",))
+    refuse(source, found, "the model")
+    renamed = dataclasses.replace(found, names={entry: name[len(prefix) :] for entry, name in found.names.items()})
+    return matched_leaves(source, renamed, kind)
+
+
+def depth_network(source: Any, kind: np.dtype | None) -> tuple[ModelConfig, dict[str, Leaf]]:
+    """Returns the depth network of a file or folder: a whole model's of any layout, or one that lies there alone.
+
+    Alone are MiDaS's own dpt_hybrid file and a folder of transformers' DPTForDepthEstimation. Its description comes as
+    `depth` of a model's whose other fields mean nothing. Raises CheckpointError.
+    """
+    source = open_source(source)
+    every, ldm, folder = source.tensors.shapes, keys.LDM_PREFIXES["depth"], keys.COMPONENTS["depth"] + "/"
+    places: tuple[tuple[tables.Layout, tuple[str, ...], str], ...] = (
+        ("native", ("depth/",), ""), ("ldm", (ldm,), ""), ("ldm", ("pretrained.", "scratch."), ldm),
+        ("diffusers", (folder,), ""), ("diffusers", ("dpt.", "neck.", "head."), folder),
+    )  # fmt: skip
+    found_there = (place for place in places if any(name.startswith(place[1]) for name in every))
+    layout, beginnings, prefix = next(found_there, ("native", (), ""))
+    if not beginnings:
+        raise source.error("it was given for its depth network, and holds none in MiDaS's or transformers' layout")
+    shapes = {prefix + name: shape for name, shape in every.items() if name.startswith(beginnings)}
+    config: DepthConfig | None = DepthConfig()
+    if layout == "native" and source.native is not None:
+        config = ModelConfig.from_dict(source.native.get("model")).depth
+    elif layout == "diffusers":
+        file = source.configs.get("config.json" if prefix else f"{folder}config.json", {})
+        config = dpt_config.depth_from_transformers(file)
+    if config is None:
+        raise source.error("it was given for its depth network, which is not DPT-Hybrid, the one that sdjax has")
+    alone = dataclasses.replace(_SMALLEST, depth=config)
+    found = match(shapes, alone, layout, parts=("depth",))
+    refuse(source, found, "the depth network")
+    renamed = dataclasses.replace(found, names={entry: name[len(prefix) :] for entry, name in found.names.items()})
+    return alone, matched_leaves(source, renamed, kind)
