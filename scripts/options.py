@@ -29,30 +29,42 @@ def make_command_parser(name: str, description: str, epilog: str) -> argparse.Ar
     return parser
 
 
-def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say what to make: prompts, their number, seeds, size."""
+def add_prompt_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    prompt: str = f'"{PROMPT}" (Stability\'s script has another), with the built-in model "{BUILTIN_PROMPT}"',
+    n_iter: int = 2,
+    stability_iter: str = " (Stability: 3)",
+    n_samples: int = 3,
+    given: bool = False,
+) -> None:
+    """Adds the flags that say what to make: prompts, their number, seeds; `given` where it is made from pictures."""
     add = parser.add_argument_group("what to make").add_argument
-    add(
-        "--prompt",
-        metavar="TEXT",
-        help=f'default: "{PROMPT}" (Stability\'s script has another), with the built-in model "{BUILTIN_PROMPT}"',
-    )
+    add("--prompt", metavar="TEXT", help=f"default: {prompt}")
     add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from; default: the empty prompt")
     add(
         "--from-file",
         metavar="FILE",
         help="read prompts from this file, one a line, empty lines passed over (- is standard input); --n_samples of "
-        "them are made at a time",
+        "them are made at a time" + ("; of a folder, line k is for picture k" if given else ""),
     )
     add("--repeat", type=positive, metavar="N", help="make every line of --from-file N times; default: 1")
     add(
         "--n_iter",
         type=positive,
-        default=2,
+        default=n_iter,
         metavar="N",
-        help="make everything N times, with new seeds; default: %(default)s (Stability: 3)",
+        help=f"make everything N times, with new seeds; default: %(default)s{stability_iter}",
     )
-    add("--n_samples", type=positive, default=3, metavar="N", help="pictures made at a time; default: %(default)s")
+    add(
+        "--n_samples",
+        type=positive,
+        default=None if given else n_samples,
+        metavar="N",
+        help=f"pictures made at a time; default: {n_samples}" + (", of a folder all of its pictures" if given else ""),
+    )
+    if given:
+        parser.set_defaults(default_samples=n_samples)
     add("--seed", type=seed, default=42, metavar="N", help="the first picture's seed; default: %(default)s")
     add(
         "--fixed_code",
@@ -60,18 +72,37 @@ def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         help="give every iteration and every chunk of --from-file the same seeds (in the references only the starting "
         "noise is then the same)",
     )
-    size = (
-        "a multiple of 8 from 64 to 2048; default: the model's own, 512 or 768 (both references: 512), 64 of the "
-        "built-in one"
-    )
-    add("--H", type=int, metavar="PIXELS", help=f"height, {size}")
+
+
+def add_size_flags(parser: argparse.ArgumentParser, size: str) -> None:
+    """Adds the flags of a picture's height and width; `size` says which are taken without them."""
+    add = parser.add_argument_group("size").add_argument
+    add("--H", type=int, metavar="PIXELS", help=f"height, a multiple of 8 from 64 to 2048; default: {size}")
     add("--W", type=int, metavar="PIXELS", help="width, likewise")
-    add("--C", type=int, metavar="N", help="channels of the latent, checked against the model (references: 4)")
-    add("--f", type=int, metavar="N", help="pixels to one of the latent, checked likewise (references: 8)")
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say how to sample: steps, sampler and its options, eta, guidance scale."""
+def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """Adds the flags of the picture that something is made from; `aliases` are other names of --init-img."""
+    add = parser.add_argument_group("what to make it from").add_argument
+    add(
+        "--init-img",
+        *aliases,
+        dest="init_img",
+        required=True,
+        metavar="PATH",
+        help="a picture (PNG, JPEG or WebP), or a folder of them, all of which are made in one program",
+    )
+    add(
+        "--background",
+        type=colour,
+        default=(255, 255, 255),
+        metavar="R,G,B",
+        help="what transparent pictures are laid on, levels from 0 to 255; default: 255,255,255, white",
+    )
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompVis: 7.5, Stability: 9") -> None:
+    """Adds the flags that say how to sample; `references` are the references' guidance scales."""
     add = parser.add_argument_group("how to sample").add_argument
     add(
         "--steps",
@@ -109,7 +140,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "--scale",
         type=finite,
         metavar="X",
-        help="guidance scale, 1 is no guidance; default: the model's (CompVis: 7.5, Stability: 9)",
+        help=f"guidance scale, 1 is no guidance; default: the model's ({references})",
     )
 
 
@@ -124,6 +155,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "inside the package, a small one of emoji on plain backgrounds",
     )
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub repository; default: main")
+    add("--C", type=int, metavar="N", help="channels of the latent, checked against the model (references: 4)")
+    add("--f", type=int, metavar="N", help="pixels to one of the latent, checked likewise (references: 8)")
 
 
 def add_reading_flags(parser: argparse.ArgumentParser) -> None:
@@ -222,3 +255,35 @@ def finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"a finite number is wanted; got {text}")
     return value
+
+
+def strength(text: str) -> float:
+    """Returns a strength, for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a strength lies between 0 and 1; got {text}")
+    return value
+
+
+def colour(text: str) -> tuple[int, ...]:
+    """Returns a colour's three levels, for argparse."""
+    levels = tuple(int(level) for level in text.split(","))
+    if len(levels) != 3 or not all(0 <= level <= 255 for level in levels):
+        raise argparse.ArgumentTypeError(f"a colour is three levels from 0 to 255, as 255,255,255; got {text}")
+    return levels
+
+
+def natural(text: str) -> int:
+    """Returns a whole number from 0 up, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"a whole number from 0 up is wanted; got {text}")
+    return value
+
+
+def sides(text: str) -> tuple[int, ...]:
+    """Returns four numbers of pixels, for argparse."""
+    values = tuple(int(value) for value in text.split(","))
+    if len(values) != 4 or min(values) < 0:
+        raise argparse.ArgumentTypeError(f"left,top,right,bottom in pixels is wanted, as 64,0,64,0; got {text}")
+    return values

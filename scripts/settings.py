@@ -82,6 +82,12 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     There is no RNG: the noise is JAX's, which no other tool draws.
     """
     name, spacing = settings["sampler"], settings["sampler_options"]["spacing"]
+    hires = settings.get("hires") or {}
+    own = {
+        "Denoising strength": settings.get("strength", hires.get("strength")),
+        "Hires upscale": hires.get("enlarge"),
+        "Hires upscaler": hires.get("upscale"),
+    }
     return {
         "Steps": settings["steps"],
         "Sampler": WEB_UI_SAMPLERS.get(name, name),
@@ -90,6 +96,7 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Seed": settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
         "Model": _stem(settings["model"]["name"].rpartition("/")[2]),
+        **{key: value for key, value in own.items() if value is not None},
         "Clip skip": 1,
         "Version": f"sdjax {settings['versions']['sdjax']}",
     }

@@ -14,9 +14,11 @@ import numpy as np
 
 from sdjax import inputs, pictures, sharding
 from sdjax.blending import Known
+from sdjax.config import ModelConfig
 from sdjax.image import to_float
 from sdjax.pipeline import Pipeline
 from sdjax.run import (
+    STEP,
     ImageError,
     OutOfMemoryError,
     Run,
@@ -163,7 +165,7 @@ def two_pass(
     """
     check_task(pipe.config, "two_pass")
     small = check_size(pipe.config, height, width)
-    large = enlarged(pipe, small, enlarge)
+    large = enlarged(pipe.config, small, enlarge)
     if upscale not in UPSCALES:
         raise ValueError(f"upscale is one of {', '.join(UPSCALES)}; got {upscale!r}")
     run = make_run(pipe, prompt, **options)
@@ -183,12 +185,12 @@ def two_pass(
         return second.decode(second.sample(starts[1], latent, second.noise(*large), told))
 
 
-def enlarged(pipe: Pipeline, size: tuple[int, int], enlarge: float) -> tuple[int, int]:
+def enlarged(config: ModelConfig, size: tuple[int, int], enlarge: float) -> tuple[int, int]:
     """Returns (height, width) times `enlarge`, to the nearest size there is. Raises ValueError if it is too large."""
     if not 1 <= enlarge < np.inf:
         raise ValueError(f"enlarge is a number from 1 up; got {enlarge}")
-    step = max(8, pipe.config.vae.factor)
-    return check_size(pipe.config, *(round(side * enlarge / step) * step for side in size))
+    step = max(STEP, config.vae.factor)
+    return check_size(config, *(round(side * enlarge / step) * step for side in size))
 
 
 def inpaint(
@@ -263,7 +265,7 @@ def concatenated(run: Run, start: Any, frames: Sequence[inputs.Frame]) -> Latent
     return run.sample(start, x0, run.noise(*frames[0].repaint.shape), run.told(concat=concat))
 
 
-def check_method(config: Any, method: str | None) -> str:
+def check_method(config: ModelConfig, method: str | None) -> str:
     """Returns the way in which the model inpaints. Raises ValueError if it cannot, or not by this method."""
     if method not in (None, *METHODS):
         raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")

@@ -90,13 +90,18 @@ def make_frame(picture: Picture, mask: Mask, *, side: int | None = None, padding
         size = tuple(round(s * side / longest) for s in size)
         pixels = pictures.resize(pixels, *size)
         repaint = pictures.resize(np.uint8(255) * repaint, *size, "nearest") > 0
+    check_workable(size)
     (pixels, _), (repaint, _) = (pictures.pad_to(array, MULTIPLE) for array in (pixels, repaint))
-    if max(repaint.shape) > SIDES[1]:
+    return Frame(picture, mask, box, size, pixels, repaint)
+
+
+def check_workable(size: tuple[int, int]) -> None:
+    """Raises ValueError for a (height, width) that is too large to be inpainted."""
+    if max(size) > SIDES[1]:
         raise ValueError(
-            f"at most {SIDES[1]} x {SIDES[1]} pixels can be worked on; got {size[1]} x {size[0]}: shrink the picture, "
+            f"at most {SIDES[1]} x {SIDES[1]} pixels can be inpainted; got {size[1]} x {size[0]}: shrink the picture, "
             "or work on the part around the mask only (only_masked)"
         )
-    return Frame(picture, mask, box, size, pixels, repaint)
 
 
 def put_back(frame: Frame, made: Picture, *, composite: bool = True, feather: int = 0) -> Picture:

@@ -1,5 +1,6 @@
 """`sdjax.load`: from a file, a folder or a hub repository to a pipeline."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sdjax import compilation_cache
@@ -17,6 +18,7 @@ def load(
     dtype: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    check: Callable[[ModelConfig], None] | None = None,
 ) -> Pipeline:
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
 
@@ -26,6 +28,7 @@ def load(
     "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
     hub repository to take the autoencoder from; `revision` is the hub's. `dtype` is what the networks compute in and
     how parameters are held: "float32", "bfloat16" or "float16"; None means float32 on CPU and bfloat16 on accelerators.
+    `check` is called with the model's description before the weights are read, and may refuse it by raising.
 
     Compiled programs are kept from run to run from here on (`sdjax.compilation_cache`).
 
@@ -47,6 +50,8 @@ def load(
     local = resolve(path, revision=revision, variant=variant)
     vae = None if vae is None else resolve(vae)
     model = convert.load_model(local, config, prediction, ema, vae, dtype, variant)
+    if check is not None:
+        check(model.config)
     return Pipeline(
         config=model.config,
         params=cast(model.params, dtype),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.config import ScheduleConfig
+from sdjax.config import ModelConfig, ScheduleConfig
 from sdjax.schedule import NoiseSchedule
 from sdjax.tokenizer import Tokenizer
 
@@ -18,15 +18,12 @@ class Fake:
         self.loaded: list[tuple] = []
         self.made: list[dict] = []
         self.error: BaseException | None = None
-        vae = types.SimpleNamespace(latent_channels=4, factor=8)
-        text = types.SimpleNamespace(max_length=77)
         schedule = ScheduleConfig(prediction="v")
-        self.config = types.SimpleNamespace(
-            name="sd2_v", vae=vae, text=text, schedule=schedule, guidance_scale=9.0, image_size=96
-        )
+        self.config = ModelConfig(name="sd2_v", schedule=schedule, guidance_scale=9.0, image_size=96)
         self.notices: tuple[str, ...] = ()
 
     def load(self, path: str | None, **options: object) -> types.SimpleNamespace:
+        options.pop("check")(self.config)
         self.loaded.append((str(path), options))
         dtype = options["dtype"] or "bfloat16"
         return types.SimpleNamespace(
@@ -37,11 +34,19 @@ class Fake:
     def text_to_image(self, pipe: object, prompts: list[str], **options: object) -> np.ndarray:
         if self.error is not None and self.made:
             raise self.error
-        options["progress"](options["num_steps"], options["num_steps"])
-        self.made.append({"prompts": prompts, **options})
+        self.note(prompts, **options)
         side = self.config.image_size
         shape = (options["height"] or side, options["width"] or side, 3)
         return np.stack([np.random.default_rng(s).integers(0, 256, shape, np.uint8) for s in options["seed"]])
+
+    def from_pictures(self, pipe: object, images: list[np.ndarray], *more: object, **options: object) -> np.ndarray:
+        """Stands in for the tasks that are given pictures: inverts them."""
+        self.note(more[-1], images=images, mask=more[0] if len(more) == 2 else None, **options)
+        return [255 - image for image in images]
+
+    def note(self, prompts: list[str], **options: object) -> None:
+        options["progress"](options["num_steps"], options["num_steps"])
+        self.made.append({"prompts": prompts, **options})
 
 
 @pytest.fixture
@@ -51,5 +56,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Fake:
     (tmp_path / "model.ckpt").write_bytes(b"weights")
     fake = Fake()
     monkeypatch.setattr(sdjax, "load", fake.load, raising=False)
-    monkeypatch.setattr(sdjax, "text_to_image", fake.text_to_image, raising=False)
+    for task in "text_to_image", "two_pass":
+        monkeypatch.setattr(sdjax, task, fake.text_to_image, raising=False)
+    for task in "image_to_image", "inpaint", "outpaint":
+        monkeypatch.setattr(sdjax, task, fake.from_pictures, raising=False)
     return fake

@@ -1,6 +1,7 @@
 """`sdjax txt2img`: what its flags mean, what it writes, what it refuses."""
 
 import argparse
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_flags_reach_the_sampler(fake, flags: str, meaning: dict) -> None:
 
 
 def test_spacing_follows_the_models_schedule_unless_a_flag_says_otherwise(fake) -> None:
-    fake.config.schedule = ScheduleConfig(prediction="v", zero_terminal_snr=True)
+    fake.config = dataclasses.replace(fake.config, schedule=ScheduleConfig(prediction="v", zero_terminal_snr=True))
     for i, (flags, spacing) in enumerate({"": "trailing", "--sampler-option spacing=even": "even"}.items()):
         assert txt2img("--n_iter", "1", "--n_samples", "1", *flags.split()) == 0
         assert fake.made[i]["sampler"].spacing == spacing

@@ -1,0 +1,97 @@
+"""`sdjax img2img`: pictures from a picture and a prompt, with the flags of both releases' scripts/img2img.py."""
+
+import argparse
+import sys
+from typing import Any
+
+from sdjax.scripts import given, options
+from sdjax.scripts.job import Job, note
+from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.prompts import Batch, make_batches
+
+IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
+
+DESCRIPTION = """\
+Makes pictures from a picture, or from each of a folder, and a prompt, and prints
+their paths: noise is added to the picture and taken away again.
+
+The flags are those of scripts/img2img.py of CompVis/stable-diffusion and of
+Stability-AI/stablediffusion, with CompVis's defaults; a flag's text says where
+the two differ. The guidance scale is by default the model's own."""
+
+EPILOG = f"""\
+Picture k of the run, counted from 0, is drawn from seed + k. Sides are rounded
+down to multiples of 64 by LANCZOS unless --H and --W say otherwise; a note says
+to what. Files are written as txt2img writes them.
+
+{EXIT_STATUS}"""
+
+COMPAT = ("compvis",)  # sdjax.samplers.start's; a test compares them
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax img2img`."""
+    parser = options.make_command_parser("img2img", DESCRIPTION, EPILOG)
+    options.add_picture_flags(parser)
+    options.add_prompt_flags(parser, n_iter=1, stability_iter="", n_samples=2, given=True)
+    add = parser.add_argument_group("how much to change").add_argument
+    add(
+        "--strength",
+        type=options.strength,
+        default=0.75,
+        metavar="X",
+        help="from 0, the picture through the autoencoder and back, to 1, nothing of it left; default: %(default)s "
+        "(Stability: 0.8)",
+    )
+    add(
+        "--compat",
+        choices=COMPAT,
+        help="compvis: count timesteps and steps as the references' scripts do, which start one step off",
+    )
+    options.add_size_flags(parser, "the picture's own side, rounded down to a multiple of 64")
+    options.add_sampling_flags(parser, "CompVis: 5, Stability: 9")
+    options.add_model_flags(parser)
+    options.add_reading_flags(parser)
+    options.add_device_flags(parser)
+    options.add_output_flags(parser, "outputs/img2img-samples")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+    # Everything that can be refused is, before weights are loaded and hours of work begin
+    if args.compat is not None:
+        if any(option.startswith("spacing=") for option in args.sampler_option):
+            raise ValueError(f"--compat {args.compat} chooses the spacing; leave out --sampler-option spacing")
+        args.sampler_option = [*args.sampler_option, f"spacing={args.compat}"]
+    job = Job(args, "img2img")
+    pictures = given.read_pictures(args.init_img, args.background)
+    batches = make_batches(args, job.default_prompt, len(pictures))
+    import sdjax
+    from sdjax import generate, inputs
+    from sdjax.pictures import resize
+
+    resized = []
+    for picture in pictures:
+        height, width = picture.pixels.shape[:2]
+        size = inputs.working_size(sdjax.ModelConfig("any"), (height, width), args.H, args.W)
+        if size != (height, width):
+            note(f"{picture.path}: {width} x {height} resized to {size[1]} x {size[0]} (LANCZOS)")
+        resized.append(resize(picture.pixels, *size))
+    pipe = job.load(lambda config: generate.check_task(config, "img2img"))
+
+    def make(batch: Batch, **shared: Any) -> Any:
+        chosen = [resized[number] for number in batch.inputs]
+        sizes = {"height": args.H, "width": args.W}
+        return sdjax.image_to_image(
+            pipe, chosen, batch.prompts, strength=args.strength, compat=args.compat, **sizes, **shared
+        )
+
+    def describe(number: int) -> dict[str, Any]:
+        return {"init_img": pictures[number].describe(), "strength": args.strength, "compat": args.compat}
+
+    job.make(batches, make, describe)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["img2img", *sys.argv[1:]]))

@@ -1,0 +1,145 @@
+"""`sdjax inpaint`: a part of a picture made anew, or a picture continued beyond its edges."""
+
+import argparse
+import sys
+from typing import Any
+
+from sdjax.scripts import given, options
+from sdjax.scripts.job import Job
+from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.prompts import Batch, make_batches
+
+IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture or --only-masked, --dtype bfloat16"
+
+DESCRIPTION = """\
+Makes anew what is white in a picture's mask, by a prompt, and prints the paths
+of the results; or continues the picture beyond its edges (--expand). Of a folder
+all pictures are made, with the masks beside them (NAME_mask.png of NAME.png).
+
+Takes models made for inpainting, with 9 channels, and all that text to image
+takes. Sizes stay: pictures are padded to multiples of 64 and cropped back."""
+
+EPILOG = f"""\
+Picture k of the run, counted from 0, is drawn from seed + k. What lies outside
+the mask comes back byte for byte. --indir, --outdir and --steps are those of
+CompVis's scripts/inpaint.py. Files are written as txt2img writes them.
+
+{EXIT_STATUS}"""
+
+METHODS = ("blend", "concat")  # sdjax.generate's; a test compares them
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax inpaint`."""
+    parser = options.make_command_parser("inpaint", DESCRIPTION, EPILOG)
+    options.add_picture_flags(parser, "--indir")
+    add_mask_flags(parser)
+    options.add_prompt_flags(
+        parser, prompt="the empty prompt", n_iter=1, stability_iter="", n_samples=1, given=True
+    )  # fmt: skip
+    options.add_sampling_flags(parser, "Stability: 10")
+    options.add_model_flags(parser)
+    options.add_reading_flags(parser)
+    options.add_device_flags(parser)
+    options.add_output_flags(parser, "outputs/inpaint-samples")
+    return parser
+
+
+def add_mask_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what is made anew, and how it is joined to the rest."""
+    add = parser.add_argument_group("what to make anew").add_argument
+    add(
+        "--mask",
+        metavar="PATH",
+        help="a picture of the same size, white where it is made anew, for all pictures; or a folder of masks, named "
+        "as the pictures are or NAME_mask.png; default: NAME_mask.png beside NAME.png",
+    )
+    add(
+        "--expand",
+        type=options.sides,
+        metavar="L,T,R,B",
+        help="continue the picture by so many pixels at its left, top, right and bottom; a mask is not needed then",
+    )
+    add(
+        "--overlap",
+        type=options.natural,
+        metavar="N",
+        help="with --expand, also make anew N pixels of the picture along the sides that grow; default: 0",
+    )
+    add(
+        "--only-masked", action="store_true", help="work on the part around the mask only, enlarged to the model's size"
+    )
+    add(
+        "--padding",
+        type=options.natural,
+        metavar="N",
+        help="with --only-masked, pixels around the mask that belong to the part; default: 32",
+    )
+    add(
+        "--strength",
+        type=options.strength,
+        default=1.0,
+        metavar="X",
+        help="below 1 start from what is there, as img2img; default: %(default)s",
+    )
+    add(
+        "--method",
+        choices=METHODS,
+        help="blend: put the known part back at every step; concat: show it to the network, which must be one of 9 "
+        "channels; default: the model's",
+    )
+    add("--no-composite", action="store_true", help="keep what the autoencoder makes of the part outside the mask")
+    add(
+        "--feather",
+        type=options.natural,
+        default=0,
+        metavar="N",
+        help="fade the new part in over N pixels inside the mask's edge; default: %(default)s",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+    # Everything that can be refused is, before weights are loaded and hours of work begin
+    for flag, value, other, there in (
+        ("--padding", args.padding, "--only-masked", args.only_masked),
+        ("--overlap", args.overlap, "--expand", args.expand is not None),
+        ("--feather", args.feather or None, "the composite", not args.no_composite),
+    ):
+        if value is not None and not there:
+            raise ValueError(f"{flag} says nothing without {other}")
+    job = Job(args, "inpaint")
+    pictures = given.read_pictures(args.init_img, args.background)
+    masks = None if args.expand is not None and args.mask is None else given.read_masks(args.mask, pictures)
+    batches = make_batches(args, "", len(pictures))
+    import sdjax
+    from sdjax import generate, inputs
+
+    how = {"strength": args.strength, "method": args.method, "only_masked": args.only_masked}
+    how |= {"composite": not args.no_composite, "feather": args.feather}
+    if args.padding is not None:
+        how["padding"] = args.padding
+    if args.expand is not None:
+        how |= {"expand": inputs.check_expand(args.expand), "overlap": args.overlap or 0}
+    elif not args.only_masked:
+        for picture in pictures:
+            inputs.check_workable(picture.pixels.shape[:2])
+    pipe = job.load(lambda config: generate.check_method(config, args.method))
+
+    def make(batch: Batch, **shared: Any) -> Any:
+        chosen = [pictures[number].pixels for number in batch.inputs]
+        covers = None if masks is None else [masks[number].pixels for number in batch.inputs]
+        if args.expand is not None:
+            return sdjax.outpaint(pipe, chosen, batch.prompts, mask=covers, **how, **shared)
+        return sdjax.inpaint(pipe, chosen, covers, batch.prompts, **how, **shared)
+
+    def describe(number: int) -> dict[str, Any]:
+        mask = None if masks is None else masks[number].describe()
+        method = generate.check_method(pipe.config, args.method)
+        return {"init_img": pictures[number].describe(), "mask": mask, **how, "method": method}
+
+    job.make(batches, make, describe)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["inpaint", *sys.argv[1:]]))

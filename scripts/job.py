@@ -1,0 +1,190 @@
+"""A command that makes pictures, from its flags to the files it writes: the part that all of them share."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdjax._version import __version__
+from sdjax.scripts import options, runtime, settings
+from sdjax.scripts.prompts import Batch, pictures_at_a_time, warn_of_cut_prompts
+
+
+class Job:
+    """One run of a command. What the flags of every command say wrong is refused when it is made, before JAX works."""
+
+    def __init__(self, args: argparse.Namespace, task: str) -> None:
+        self.args, self.task = args, task
+        self.name = choose_sampler(args)
+        self.dtype, self.checkpoint = runtime.compute_dtype(args), find_checkpoint(args.ckpt)
+        if args.n_rows < 0:
+            raise ValueError(f"--n_rows is at least 1, or 0 to take --n_samples; got {args.n_rows}")
+        self.devices = runtime.set_up_jax(args.device)
+        runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta)
+        self.folder = Path(args.outdir)
+
+    @property
+    def default_prompt(self) -> str:
+        """The prompt where none is given."""
+        return options.BUILTIN_PROMPT if self.checkpoint is None else options.PROMPT
+
+    def load(self, check: Callable[[Any], None]) -> Any:
+        """Returns the model; `check` gets its description and may refuse it before the weights are read."""
+        import sdjax
+        from sdjax import builtin, hub
+
+        args = self.args
+        own = builtin.folder() if self.checkpoint is None else None
+        for path, revision in (own or self.checkpoint, args.revision), (args.vae, None):
+            if path is not None and not hub.is_hub_name(path):
+                hub.resolve(path, revision)
+        (self.folder if args.skip_save else self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        local = own or hub.resolve(self.checkpoint, args.revision, args.variant)
+        vae = None if args.vae is None else hub.resolve(args.vae)
+
+        def check_all(config: Any) -> None:
+            check_latent(args, config)
+            check(config)
+
+        self.pipe = sdjax.load(
+            None if own else local,
+            config=args.config,
+            prediction=args.prediction,
+            ema=args.ema,
+            vae=vae,
+            dtype=self.dtype,
+            variant=args.variant,
+            check=check_all,
+        )
+        for notice in self.pipe.notices:
+            note(notice)
+        schedule = self.pipe.schedule
+        self.sampler = runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule)
+        self.common = self._describe() | {
+            "model": settings.describe_model(own or self.checkpoint, local),
+            "vae": None if vae is None else settings.describe_model(args.vae, vae),
+        }
+        return self.pipe
+
+    def make(
+        self,
+        batches: Sequence[Batch],
+        function: Callable[..., Sequence[Any]],
+        describe: Callable[[int], dict[str, Any]] = lambda number: {},
+    ) -> None:
+        """Makes and writes the pictures: `function(batch, **options)` returns a batch's, as uint8 [h, w, 3].
+
+        `options` are what the library's tasks have in common. `describe(k)` are the settings of a picture that is made
+        of the k-th one given.
+        """
+        from sdjax import image
+
+        args = self.args
+        warn_of_cut_prompts(self.pipe, {args.negative_prompt, *(p for batch in batches for p in batch.prompts)})
+        made, described = [], []
+        with runtime.Progress(len(batches)) as progress:
+            for batch in batches:
+                pixels = function(
+                    batch,
+                    negative_prompt=args.negative_prompt,
+                    seed=batch.seeds,
+                    sampler=self.sampler,
+                    num_steps=args.steps,
+                    guidance_scale=args.scale,
+                    parallel=args.parallel,
+                    devices=self.devices,
+                    exact=args.exact,
+                    progress=progress.show,
+                )
+                for picture, *entry in zip(pixels, *batch, strict=True):
+                    prompt, seed, number = entry
+                    size = {"height": picture.shape[0], "width": picture.shape[1], "batch": len(pixels)}
+                    description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **size}
+                    if not args.skip_save:
+                        progress.print(image.save_numbered(self.folder / "samples", picture, texts(description)))
+                    if not args.skip_grid:
+                        made.append(picture)
+                        described.append(description)
+        if len({picture.shape for picture in made}) > 1:
+            note("no grid was made, for the pictures have several sizes")
+        elif made:
+            print(save_grid(self.folder, made, described, args.n_rows or pictures_at_a_time(args)))
+
+    def _describe(self) -> dict[str, Any]:
+        """Returns every setting that the pictures of a run have in common."""
+        import jax
+
+        args, pipe = self.args, self.pipe
+        devices = jax.local_devices() if self.devices is None else self.devices
+        return {
+            "task": self.task,
+            "negative_prompt": args.negative_prompt,
+            "sampler": self.name,
+            "sampler_options": dataclasses.asdict(self.sampler),
+            "steps": args.steps,
+            "guidance_scale": pipe.config.guidance_scale if args.scale is None else args.scale,
+            "variant": args.variant,
+            "ema": args.ema,
+            "config": pipe.config.name,
+            "prediction": pipe.config.schedule.prediction,
+            "dtype": pipe.dtype,
+            "exact": args.exact,
+            "parallel": args.parallel,
+            "devices": {"kind": devices[0].device_kind, "count": len(devices)},
+            "versions": {"sdjax": __version__, "jax": jax.__version__},
+        }
+
+
+def find_checkpoint(path: str | None) -> str | None:
+    """Returns the checkpoint to load: `path`, else CompVis's default where it lies, else None, the built-in model."""
+    if path is None and Path(options.CHECKPOINT).is_file():
+        return options.CHECKPOINT
+    return path
+
+
+def choose_sampler(args: argparse.Namespace) -> str:
+    """Returns the sampler's name by the references' precedence, dpm before plms before ddim.
+
+    Raises ValueError if --sampler names another one.
+    """
+    by_flag = options.DPM if args.dpm else "plms" if args.plms else None
+    if args.sampler is not None and by_flag not in (None, args.sampler):
+        raise ValueError(f"--sampler {args.sampler} contradicts --{'dpm' if args.dpm else 'plms'}; give one of them")
+    return args.sampler or by_flag or "ddim"
+
+
+def check_latent(args: argparse.Namespace, config: Any) -> None:
+    """Raises ValueError if --C or --f say something else than the model."""
+    vae = config.vae
+    for flag, given, own in ("--C", args.C, vae.latent_channels), ("--f", args.f, vae.factor):
+        if given not in (None, own):
+            raise ValueError(f"{flag} {given} contradicts the model, which has {own}; leave the flag out")
+
+
+def note(text: str) -> None:
+    """Says on standard error what was decided."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def texts(picture: dict[str, Any]) -> dict[str, str]:
+    """Returns the text chunks of the PNG file of a picture with these settings."""
+    from sdjax.image import infotext
+
+    parameters = infotext(picture["prompt"], picture["negative_prompt"], settings.web_ui_fields(picture))
+    return {"parameters": parameters, "sdjax": settings.to_json(picture)}
+
+
+def save_grid(folder: Path, made: list[Any], described: list[dict[str, Any]], columns: int) -> Path:
+    """Returns the path of all pictures as one, with the first one's `parameters` and what each has of its own."""
+    import numpy as np
+
+    from sdjax import image
+
+    first = described[0]
+    own = [key for key in ("prompt", "seed", "init_img", "mask") if key in first]
+    pictures = [{key: picture[key] for key in own} for picture in described]
+    shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
+    chunks = texts(first) | {"sdjax": settings.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})}
+    return image.save_numbered(folder, image.grid(np.stack(made), columns), chunks, prefix="grid-", digits=4)
