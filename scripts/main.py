@@ -14,6 +14,8 @@ from sdjax._version import __version__
 
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
+    "img2img": ("img2img", "make pictures from a picture and a prompt"),
+    "inpaint": ("inpaint", "make a part of a picture anew, or continue it beyond its edges"),
     "convert": ("convert", "convert a checkpoint to another format"),
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds"),
 }
