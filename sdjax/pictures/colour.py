@@ -115,10 +115,13 @@ def _convert(colour: np.ndarray, profile: bytes) -> tuple[np.ndarray | None, str
         from PIL import ImageCms  # Pillow may have been built without Little CMS
     except ImportError:
         return None, "colour profile ignored, as this Pillow cannot convert colours"
+    flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+    if mode == "L":  # a table too coarse for the dark levels otherwise: 10 levels off with a linear profile
+        flags |= ImageCms.Flags.NOOPTIMIZE
     try:
         transform = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode, "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            ImageCms.Intent.RELATIVE_COLORIMETRIC, flags,
         )  # fmt: skip
 
         def apply(pixels: np.ndarray) -> np.ndarray:

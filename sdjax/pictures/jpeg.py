@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from sdjax.pictures.samples import (
-    MAX_CHUNKS,
     MAX_PROFILE,
     PictureError,
     Samples,
@@ -19,6 +18,7 @@ from sdjax.pictures.samples import (
 )
 
 MAX_SCANS = 100  # encoders write about ten
+MAX_SEGMENTS = 10_000  # a long profile takes 255
 
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a stuffed 0xFF nor a restart
@@ -53,7 +53,7 @@ class _Jpeg:
 
     def _walk(self) -> int:
         at = 2
-        for _ in range(MAX_CHUNKS):
+        for _ in range(MAX_SEGMENTS):
             match = _MARKER.search(self.data, at)
             if match is None:
                 break
@@ -76,7 +76,7 @@ class _Jpeg:
             if marker == 0xDA:
                 at = self._scan(content, at)
         else:
-            raise PictureError(f"the JPEG has more than {MAX_CHUNKS} segments")
+            raise PictureError(f"the JPEG has more than {MAX_SEGMENTS} segments")
         raise PictureError("the JPEG is truncated")
 
     def _segment(self, marker: int, content: bytes) -> bool:

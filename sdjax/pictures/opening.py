@@ -182,12 +182,16 @@ def _content(path: str | os.PathLike, name: str) -> bytes:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:  # a zero byte in the name
         raise PictureError(f"{name}: no such file can be ({error})") from error
-    with open(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode):
             raise PictureError(f"{name}: not a file, but a {'folder' if stat.S_ISDIR(about.st_mode) else 'device'}")
         if about.st_size > MAX_BYTES:
             raise PictureError(f"{name}: the file has {about.st_size} bytes, and at most {MAX_BYTES} are read")
+    except BaseException:
+        os.close(handle)
+        raise
+    with open(handle, "rb") as file:
         return file.read(MAX_BYTES + 1)
 
 
