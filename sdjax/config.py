@@ -207,6 +207,35 @@ class TextConfig(_Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class VisionConfig(_Config):
+    """A CLIP image tower. The defaults are OpenAI's ViT-L/14's; `projection` is the width of its embeddings."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    projection: int = 768
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a picture: its patches and the class token."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+    def _validate(self) -> None:
+        _check(
+            self.patch_size >= 1 and self.image_size >= 1 and self.image_size % self.patch_size == 0,
+            f"VisionConfig.image_size is a multiple of patch_size = {self.patch_size}, got {self.image_size}",
+        )
+        _check(
+            self.heads >= 1 and self.width % self.heads == 0,
+            f"VisionConfig.heads = {self.heads} does not divide width = {self.width}",
+        )
+        _check(min(self.width, self.layers, self.projection) >= 1, "VisionConfig needs a width, layers, a projection")
+
+
+@dataclasses.dataclass(frozen=True)
 class DepthConfig(_Config):
     """MiDaS's depth network, DPT-Hybrid. The defaults are those of the one inside Stable Diffusion 2 depth.
 
@@ -289,7 +318,10 @@ class ModelConfig(_Config):
     """A whole model. `image_size` is the side it was trained at, in pixels; `guidance_scale` its release's default.
 
     `name` is the release's family as `sdjax.configs` spells it ("sd1", "sd2_base", ...); nothing is derived from it.
-    `depth` is the depth network of a model that looks at depth, None where depth maps have to be given.
+    `depth` is the depth network of a model that looks at depth, None where depth maps have to be given. `vision` is the
+    image tower of a model that is told a picture's embedding, None where embeddings have to be given; `noise_stats` the
+    length of the mean and standard deviation of these embeddings, by which noise is put on them, None where they are 0
+    and 1.
     """
 
     name: str
@@ -300,6 +332,8 @@ class ModelConfig(_Config):
     image_size: int = 512
     guidance_scale: float = 7.5
     depth: DepthConfig | None = None
+    vision: VisionConfig | None = None
+    noise_stats: int | None = None
 
     def _validate(self) -> None:
         _check(
@@ -315,3 +349,9 @@ class ModelConfig(_Config):
             f"the UNet takes {self.unet.in_channels} channels, fewer than a latent's {self.vae.latent_channels}",
         )
         _check(self.image_size >= 1, f"ModelConfig.image_size is positive, got {self.image_size}")
+        for name, size in ("vision", self.vision and self.vision.projection), ("noise_stats", self.noise_stats):
+            label = self.unet.label_dim
+            _check(
+                size is None or (label is not None and 1 <= 2 * size == label),
+                f"ModelConfig.{name}: half of the UNet's label_dim = {label} is an image embedding's length, got {size}",
+            )
