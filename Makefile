@@ -1,6 +1,7 @@
 # make run: sets up .venv, makes a picture of PROMPT with the model inside the package and says where it lies.
 # make run PROMPT="a cat and a rocket" ARGS="--seed 7": any other flag of `sdjax txt2img`, as --ckpt for another model.
 # make test: sets up .venv and runs the default tests. make test-all: the slow ones and the comparisons with PyTorch too.
+# make docs: sets up .venv and builds the manual in docs/_build/html, running its notebook; a warning is an error.
 # make train-builtin: trains the built-in model in runs/builtin, going on where the last run stopped (docs/built-in-model.md).
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,8 +9,9 @@ PROMPT ?= a rocket on a green background
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 TEST_STAMP = $(VENV)/.installed-test
+DOCS_STAMP = $(VENV)/.installed-docs
 
-.PHONY: run test test-all train-builtin lint clean
+.PHONY: run test test-all docs train-builtin lint clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sdjax needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -20,6 +22,10 @@ $(STAMP): pyproject.toml
 
 $(TEST_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 # The prompt goes through the environment, so that no shell takes apart what stands in it. ARGS alone may name a prompt
@@ -35,6 +41,10 @@ test-all: $(TEST_STAMP) lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,compare]'
 	$(BIN)/python -m pytest -n 2 -m 'not gpu' $(ARGS)
 
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
+	@echo "The manual begins at docs/_build/html/index.html"
+
 train-builtin: $(TEST_STAMP)
 	$(BIN)/python -m sdjax.train.builtin --folder runs/builtin $(ARGS)
 
@@ -43,4 +53,4 @@ lint: $(TEST_STAMP)
 	$(BIN)/python -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info
