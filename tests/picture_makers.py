@@ -9,6 +9,12 @@ from PIL import Image
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+RNG = np.random.default_rng(4)
+RGB = RNG.integers(0, 256, (11, 9, 3))
+DEEP = RNG.integers(0, 65536, (11, 9, 4))
+DEEP[0, 0] = 0x00FF, 0x80FE, 0xFF7F, 0xFFFF  # here the high byte alone is another level than the rounded value
+ALPHA = RNG.integers(0, 256, (11, 9))
+COLOURS = RNG.integers(0, 256, (256, 3))
 ADAM7 = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1))  # y, x
 
 
@@ -154,3 +160,33 @@ def profile(space: bytes = b"RGB ", primaries=(RED, GREEN, BLUE), gamma: float =
 
 def iccp(data: bytes) -> bytes:
     return chunk(b"iCCP", b"name\0\0" + zlib.compress(data))
+
+
+def grey(values) -> np.ndarray:
+    return np.repeat(np.asarray(values)[..., None], 3, -1)
+
+
+def rounded(values, scale: float) -> np.ndarray:
+    return np.rint(np.asarray(values, np.float64) / scale)
+
+
+def laid(rgb, alpha, top: int = 255, background: float = 255) -> np.ndarray:
+    """alpha rgb + (1 - alpha) background in levels of 255."""
+    cover = np.asarray(alpha, np.float64)[..., None] / top
+    return np.rint((cover * np.asarray(rgb, np.float64) / top + (1 - cover) * background / 255) * 255)
+
+
+def index(depth: int) -> np.ndarray:
+    return np.arange(99).reshape(11, 9) * 5 % 2**depth
+
+
+def cmyk(*inks) -> np.ndarray:
+    c, m, y, k = (np.asarray(ink, np.float64) for ink in inks)
+    return np.stack([(255 - ink) * (255 - k) / 255 for ink in (c, m, y)], -1)
+
+
+def animated(kind: str, **options) -> bytes:
+    first, *more = (Image.fromarray(np.full((5, 6, 3), level, np.uint8)) for level in (200, 100, 0))
+    file = io.BytesIO()
+    first.save(file, kind, save_all=True, append_images=more, **options)
+    return file.getvalue()
