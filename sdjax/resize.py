@@ -30,7 +30,7 @@ def resize(x: Maps, size: tuple[int, int], *, method: str, align_corners: bool =
     y = x.astype(np.float32)
     for axis, length in zip((1, 2), size):
         if length != x.shape[axis]:
-            y = _along(y, axis, *_taps(x.shape[axis], length, method, align_corners))
+            y = _along(y, axis, *taps(x.shape[axis], length, method, align_corners))
     return y.astype(x.dtype)
 
 
@@ -41,7 +41,7 @@ def _along(x: Maps, axis: int, indices: np.ndarray, weights: np.ndarray) -> Maps
 
 
 @functools.lru_cache(maxsize=256)
-def _taps(old: int, new: int, method: str, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
+def taps(old: int, new: int, method: str, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
     """Returns, for each new place along an axis, which old places it is made of, and their weights: both [new, k]."""
     places = np.arange(new, dtype=np.float64)
     places = places * ((old - 1) / max(new - 1, 1)) if align_corners else (places + 0.5) * (old / new) - 0.5
