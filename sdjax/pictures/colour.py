@@ -44,29 +44,28 @@ def to_eight_bits(array: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(samples: Samples) -> tuple[np.ndarray, list[str]]:
-    """Returns RGB [h, w, 3] in sRGB of the samples' dtype, transparency aside, and notices.
+    """Returns RGB [h, w, 3], or grey [h, w, 1], in sRGB of the samples' dtype, transparency aside, and notices.
 
-    CMYK without a profile is (255 - C) (255 - K) / 255. What has a usable profile becomes uint8.
+    CMYK without a profile is (255 - C) (255 - K) / 255. What has a usable profile becomes uint8 RGB.
     """
     colour, notices = samples.colour, []
-    channels = colour.shape[-1]
     if samples.profile is not None:
         converted, notice = _convert(colour, samples.profile)
         if notice:
             notices.append(notice)
         if converted is not None:
             return converted, notices
-    if channels == 4:
+    if colour.shape[-1] == 4:
         out = np.empty((*colour.shape[:2], 3), np.uint8)
         for rows in bands(*colour.shape[:2]):
             light = 255 - colour[rows].astype(np.uint16)
             out[rows] = (light[..., :3] * light[..., 3:] + 127) // 255
         return out, [*notices, "CMYK converted without a profile"]
-    return np.repeat(colour, 3, axis=-1) if channels == 1 else colour, notices
+    return colour, notices
 
 
 def lay_on(rgb: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """Returns uint8 [h, w, 3]: alpha rgb + (1 - alpha) background, of the stored values, rounded once.
+    """Returns uint8 [h, w, 3] of grey or RGB: alpha rgb + (1 - alpha) background, stored values, rounded once.
 
     Stored (gamma-encoded) values are mixed, not light: so do browsers and editors, so the file's author saw it.
     """
@@ -75,31 +74,50 @@ def lay_on(rgb: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int])
         rgb = to_eight_bits(rgb)
     top = int(np.iinfo(rgb.dtype).max)
     unit = top // 255  # 1 or 257
-    below = np.array(background, np.uint64) * unit
-    out = np.empty(rgb.shape, np.uint8)
+    exact = np.uint16 if unit == 1 else np.float64  # sums of up to 255 * 255 + 127, and 65535 * 65535
+    below = np.array(background, exact) * exact(unit)
+    out = np.empty((*rgb.shape[:2], 3), np.uint8)
     for rows in bands(*rgb.shape[:2]):
-        cover = alpha[rows, :, None].astype(np.uint64)
-        mixed = rgb[rows] * cover + below * (top - cover)
-        out[rows] = (mixed + top * unit // 2) // (top * unit)
+        cover = alpha[rows, :, None].astype(exact)
+        mixed = rgb[rows] * cover + below * (exact(top) - cover)
+        out[rows] = (mixed + 127) // 255 if unit == 1 else np.rint(mixed / (top * unit))
     return out
 
 
-def grey(rgb: np.ndarray) -> np.ndarray:
-    """Returns float32 [h, w] of RGB [h, w, 3] in its own units: the value where the channels agree, else luma."""
-    out = np.empty(rgb.shape[:2], np.float32)
-    for rows in bands(*rgb.shape[:2]):
-        r, g, b = np.moveaxis(rgb[rows].astype(np.float32), -1, 0)
-        luma = LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
-        out[rows] = np.where((r == g) & (g == b), r, luma)
+def grey(colour: np.ndarray) -> np.ndarray:
+    """Returns float32 [h, w] of grey or RGB [h, w, 1 or 3], in its own units: the value of grey, the luma of RGB."""
+    if colour.shape[-1] == 1:
+        return colour[..., 0].astype(np.float32)
+    out = np.empty(colour.shape[:2], np.float32)
+    for rows in bands(*colour.shape[:2]):
+        band = colour[rows]
+        if np.array_equal(band[..., 0], band[..., 1]) and np.array_equal(band[..., 1], band[..., 2]):
+            out[rows] = band[..., 0]
+        else:
+            out[rows] = band.astype(np.float32) @ np.array(LUMA, np.float32)
     return out
 
 
-def is_grey(rgb: np.ndarray, where: np.ndarray | None = None) -> bool:
+def is_grey(colour: np.ndarray, where: np.ndarray | None = None) -> bool:
     """Returns whether the channels agree to 1 part in 16 (JPEG's chroma is not exact), where `where` is not 0."""
-    tolerance = int(np.iinfo(rgb.dtype).max) // 16
-    for rows in bands(*rgb.shape[:2]):
-        spread = rgb[rows].max(-1) - rgb[rows].min(-1)
+    if colour.shape[-1] == 1:
+        return True
+    tolerance = int(np.iinfo(colour.dtype).max) // 16
+    for rows in bands(*colour.shape[:2]):
+        r, g, b = (colour[rows, :, i] for i in range(3))
+        spread = np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
         if (spread if where is None else spread[where[rows] > 0]).max(initial=0) > tolerance:
+            return False
+    return True
+
+
+def is_one_colour(colour: np.ndarray, where: np.ndarray) -> bool:
+    """Returns whether uint8 [h, w, c] has one colour, to 1 part in 16, where `where` is not 0."""
+    low, high = np.full(colour.shape[-1], 255), np.zeros(colour.shape[-1], int)
+    for rows in bands(*colour.shape[:2]):
+        seen = colour[rows][where[rows] > 0]
+        low, high = np.minimum(low, seen.min(0, initial=255)), np.maximum(high, seen.max(0, initial=0))
+        if (high - low).max() > 15:
             return False
     return True
 

@@ -17,7 +17,7 @@ from sdjax.pictures.samples import (
     trailing,
 )
 
-MAX_SCANS = 100  # encoders write about ten
+MAX_SCANS = 50  # encoders write about ten
 MAX_SEGMENTS = 10_000  # a long profile takes 255
 
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")

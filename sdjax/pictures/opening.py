@@ -59,7 +59,8 @@ def open_picture(source: Source, *, background: Sequence[int] = (255, 255, 255))
             rgb = colour.lay_on(rgb, samples.alpha, background)
         if samples.colour.dtype == np.uint16:
             notices.append("16 bits rounded to 8")
-        return Picture(_turn(colour.to_eight_bits(rgb), samples, notices), (*samples.notices, *notices))
+        pixels = np.broadcast_to(colour.to_eight_bits(rgb), (*rgb.shape[:2], 3))
+        return Picture(_turn(pixels, samples, notices), (*samples.notices, *notices))
 
 
 def open_mask(source: Source, *, size: tuple[int, int] | None = None) -> Mask:
@@ -79,7 +80,7 @@ def open_mask(source: Source, *, size: tuple[int, int] | None = None) -> Mask:
         rgb = colour.to_eight_bits(rgb)
         alpha = None if samples.alpha is None else colour.to_eight_bits(samples.alpha)
         if alpha is not None and alpha.min() < 255:
-            if _one_colour(rgb, alpha):
+            if colour.is_one_colour(rgb, alpha):
                 pixels = alpha
                 notices.append("mask taken from the opacity: opaque is painted anew")
             elif colour.is_grey(rgb, alpha):
@@ -142,16 +143,6 @@ def _turn(array: np.ndarray, samples: Samples, notices: list[str]) -> np.ndarray
     if samples.orientation != 1:
         notices.append(f"{colour.TURNS[samples.orientation]}, as the file's EXIF says")
     return colour.upright(array, samples.orientation)
-
-
-def _one_colour(rgb: np.ndarray, alpha: np.ndarray) -> bool:
-    """Returns whether what is not fully transparent has one colour, to 1 part in 16."""
-    seen = alpha > 0
-    if not seen.any():
-        return True
-    low = rgb.min((0, 1), where=seen[..., None], initial=255).astype(int)
-    high = rgb.max((0, 1), where=seen[..., None], initial=0).astype(int)
-    return bool((high - low).max() <= 15)
 
 
 def _samples(source: Source, *, real: bool = False) -> tuple[Samples, str]:
