@@ -111,7 +111,7 @@ def bad_pngs():
     yield "a chunk of 4 GB", make.MAGIC + head + struct.pack(">I", 2**32 - 1) + b"IDAT" + pixels(40), "no chunk"
     yield "a chunk of 2 GB", make.MAGIC + head + struct.pack(">I", 2**31 - 1) + b"IDAT" + pixels(40), "truncated"
     yield "a name of a chunk that is none", png_of(head, make.chunk(b"\0\1\2\3"), rows), "no chunk"
-    yield "half a million chunks", png_of(head, make.chunk(b"spAm") * 500_001, rows), "500000 chunks"
+    yield "200001 chunks", png_of(head, make.chunk(b"spAm") * 200_001, rows), "200000 chunks"
     yield "a JPEG behind the mark", make.MAGIC + JPEG, "no chunk|truncated"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 256 * 2**20  # of a file
 MAX_PROFILE = 4 * 2**20  # bytes of an ICC profile; those of printing presses take 0.5 to 3 MB
-MAX_CHUNKS = 500_000  # of a file, whatever its format calls them
+MAX_CHUNKS = 200_000  # of a file, whatever its format calls them
 
 
 class PictureError(ValueError):
