@@ -85,10 +85,12 @@ def infotext(prompt: str, negative_prompt: str, fields: Mapping[str, Any]) -> st
 def encode_png(pixels: Pixels, text: Mapping[str, str] | None = None) -> bytes:
     """Returns a PNG file of one picture [h, w, 3] with text chunks, keyword to text; the same bytes every time.
 
-    A text that Latin-1 can hold becomes a tEXt chunk, another one iTXt. What UTF-8 cannot hold is replaced by `?`.
+    A map, grey of 16 bits, is uint16 [h, w]. A text that Latin-1 can hold becomes a tEXt chunk, another one iTXt. What
+    UTF-8 cannot hold is replaced by `?`.
     """
     pixels = np.asarray(pixels)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+    is_picture = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[-1] == 3
+    if not (is_picture or (pixels.dtype == np.uint16 and pixels.ndim == 2)) or 0 in pixels.shape:
         raise ValueError(f"a picture is uint8 [h, w, 3]; got {pixels.dtype} {list(pixels.shape)}")
     chunks = PngImagePlugin.PngInfo()
     for keyword, value in (text or {}).items():

@@ -15,6 +15,7 @@ def load(
     prediction: str | None = None,
     ema: str = "auto",
     vae: Any = None,
+    depth: Any = None,
     dtype: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -26,9 +27,10 @@ def load(
 
     `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
     "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
-    hub repository to take the autoencoder from; `revision` is the hub's. `dtype` is what the networks compute in and
-    how parameters are held: "float32", "bfloat16" or "float16"; None means float32 on CPU and bfloat16 on accelerators.
-    `check` is called with the model's description before the weights are read, and may refuse it by raising.
+    hub repository to take the autoencoder from, `depth` likewise for the depth network, as "Intel/dpt-hybrid-midas";
+    `revision` is the hub's. `dtype` is what the networks compute in and how parameters are held: "float32", "bfloat16"
+    or "float16"; None means float32 on CPU and bfloat16 on accelerators. `check` is called with the model's description
+    before the weights are read, and may refuse it by raising.
 
     Compiled programs are kept from run to run from here on (`sdjax.compilation_cache`).
 
@@ -49,7 +51,8 @@ def load(
         path, notices = builtin.folder(), (builtin.NOTICE,)
     local = resolve(path, revision=revision, variant=variant)
     vae = None if vae is None else resolve(vae)
-    model = convert.load_model(local, config, prediction, ema, vae, dtype, variant)
+    depth = None if depth is None else resolve(depth)
+    model = convert.load_model(local, config, prediction, ema, vae, dtype, variant, depth=depth)
     if check is not None:
         check(model.config)
     return Pipeline(
