@@ -33,6 +33,11 @@ WIDE = ModelConfig(
 
 def random_params(config: ModelConfig) -> dict:
     """Returns parameters that keep activations near unit variance, none of them zero."""
+    return fill_tree(param_shapes(config))
+
+
+def fill_tree(shapes: dict) -> dict:
+    """Returns such parameters of these shapes."""
 
     def leaf(path, shape):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -41,7 +46,7 @@ def random_params(config: ModelConfig) -> dict:
             x = x * (x[:1].size / (x.size / x.shape[-1])) ** 0.5
         return x + 1 if name.endswith("scale") else x
 
-    return jax.tree_util.tree_map_with_path(leaf, param_shapes(config))
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 @functools.cache

@@ -24,6 +24,7 @@ ALLOWED = {
     "sdjax.image": {"sdjax.typing", "sdjax._version"},
     "sdjax.pictures": set(),
     "sdjax.movie": {"sdjax.typing"},
+    "sdjax.tiling": {"sdjax.config", "sdjax.nn", "sdjax.typing"},
     "sdjax.watermark": {"sdjax.typing"},
     "sdjax.tokenizer": {"sdjax.typing", "sdjax.config"},
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
