@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def test_the_whole_model_is_packed(tmp_path):
     """Runs the build's own choice of files on a copy of the package's outline that holds the built-in model."""
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    for folder in ("sdjax", "sdjax/nn", "sdjax/samplers", "sdjax/train", "convert", "configs", "scripts"):
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package in setuptools["packages"]:
+        folder = setuptools["package-dir"].get(package, package.replace(".", "/"))
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
     (tmp_path / "sdjax/_version.py").write_text('__version__ = "0"\n')

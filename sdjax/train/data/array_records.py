@@ -1,0 +1,227 @@
+"""ArrayRecord files of pictures: each record is a safetensors file in itself.
+
+A record's tensors are `image`, and `mask` where there is one: uint8, the bytes of a JPEG, PNG or WebP file. Its
+metadata are three texts: `key`, `captions` (a JSON list) and `columns` (a JSON object). So any language that has
+safetensors writes them. Write with the option `group_size:1`, without which a record is only read with its neighbours.
+
+    python -m sdjax.train.data.array_records OUT --folder PICTURES
+
+writes the pictures of a folder, of tar shards or of a TensorFlow Dataset so.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from sdjax.pictures.folder import natural
+from sdjax.train.data.records import Record, SourceError, scalars
+from sdjax.train.data.table import Table, index_path, kept, picture_size
+
+ENDINGS = (".array_record", ".arrayrecord")
+OPTIONS = "group_size:1"
+
+
+class ArrayRecords:
+    """The records of ArrayRecord files: a file, several of them, or a folder of them, sorted by name."""
+
+    def __init__(self, path: str | os.PathLike | Sequence[str], *, index_folder: str | os.PathLike | None = None):
+        self.paths = record_files(path)
+        self.name = str(path) if isinstance(path, str | os.PathLike) else self.paths[0]
+        self.reader = open_reader(self.paths)
+        parts = [(file, index_path(file, index_folder), Path(file).stat()) for file in self.paths]
+        tables = []
+        for file, where, stat in parts:
+            tables.append(kept(where, [stat.st_size, stat.st_mtime_ns], lambda file=file: _index(file)))
+        self.table = Table.join(tables)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, i: int) -> Record:
+        return decode(self.reader[i], self.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "table": None}
+
+
+def encode(record: Record) -> bytes:
+    """Returns the bytes of a record as the files hold it."""
+    tensors = {"image": np.frombuffer(record.image, np.uint8)}
+    if record.mask is not None:
+        tensors["mask"] = np.frombuffer(record.mask, np.uint8)
+    texts = {"key": record.key, "captions": record.captions, "columns": dict(record.columns)}
+    return pack(tensors, texts)
+
+
+def decode(data: bytes, name: str) -> Record:
+    """Returns the record of its bytes. Raises SourceError, which calls the file `name`, if it is none of ours."""
+    tensors, texts = unpack(data, name)
+    try:
+        mask = tensors["mask"].tobytes() if "mask" in tensors else None
+        return Record(texts["key"], tensors["image"].tobytes(), tuple(texts["captions"]), texts["columns"], mask)
+    except KeyError as error:
+        raise SourceError(f"{name} holds records without {error}; see sdjax.train.data.array_records") from None
+
+
+def pack(tensors: Mapping[str, np.ndarray], texts: Mapping[str, Any]) -> bytes:
+    """Returns a safetensors file of the tensors; `texts` become its metadata, all but `key` as JSON."""
+    metadata = {name: value if name == "key" else json.dumps(value) for name, value in texts.items()}
+    return safetensors.numpy.save(dict(tensors), metadata)
+
+
+def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns what `pack` was given. Raises SourceError, which calls the file `name`, for any other bytes."""
+    try:
+        tensors = safetensors.numpy.load(data)
+        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = head["__metadata__"]
+        texts = {key: value if key == "key" else json.loads(value) for key, value in metadata.items()}
+        texts["key"]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(
+            f"{name} holds records of another kind ({error}); sdjax reads those that `python -m "
+            "sdjax.train.data.array_records` writes, and TensorFlow Datasets through their own name"
+        ) from None
+    return tensors, texts
+
+
+def record_files(path: str | os.PathLike | Sequence[str]) -> list[str]:
+    """Returns the ArrayRecord files that are meant. Raises SourceError if there is none."""
+    if not isinstance(path, str | os.PathLike):
+        files = [str(one) for one in path]
+    elif Path(path).is_dir():
+        files = [str(one) for one in Path(path).iterdir() if one.suffix in ENDINGS]
+    else:
+        files = [str(path)]
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing or not files:
+        raise SourceError(f"{missing[0] if missing else path} holds no ArrayRecord file (NAME{ENDINGS[0]})")
+    return sorted(files, key=natural)
+
+
+def open_reader(files: Sequence[str]) -> Any:
+    """Returns the records of files by number, as bytes. Raises SourceError if one is no ArrayRecord file."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    try:
+        return ArrayRecordDataSource(list(files))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise SourceError(f"{files[0]} or one of its neighbours is no whole ArrayRecord file ({error})") from None
+
+
+def write(source: Any, folder: str | os.PathLike, *, shard_size: int = 10_000, name: str = "pictures") -> list[Path]:
+    """Returns the files `NAME-00000-of-00003.array_record`, ... that hold a source's records now, in its order.
+
+    A file whose name is there is taken for written: it gets its name when it is whole. Records that cannot be read are
+    left out. Raises SourceError if the folder holds files of another writing.
+    """
+    from tqdm.auto import tqdm
+
+    folder = Path(folder)
+    agree(folder, {"source": source.name, "records": len(source), "shard_size": shard_size}, f"{name}.json")
+    shards = max(1, -(-len(source) // shard_size))
+    paths = [folder / f"{name}-{k:05d}-of-{shards:05d}{ENDINGS[0]}" for k in range(shards)]
+    for k, path in enumerate(tqdm(paths, "writing", delay=2, unit=" shards", leave=False)):
+        if path.exists():
+            continue
+        rows = []
+        with writing(path) as add:
+            for i in range(k * shard_size, min((k + 1) * shard_size, len(source))):
+                try:
+                    record = source[i]
+                except OSError:
+                    continue
+                add(encode(record))
+                rows.append(_row(record))
+        stat = path.stat()
+        Table.from_rows(rows).save(index_path(path), [stat.st_size, stat.st_mtime_ns])
+    return paths
+
+
+def agree(folder: Path, settings: Mapping[str, Any], name: str = "manifest.json") -> None:
+    """Keeps what a folder's files are made of in a file, or raises SourceError if it is no longer what it was.
+
+    Several processes may begin at the same time; one of them writes the file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    now, path = json.loads(json.dumps(dict(settings))), folder / name
+    partial = folder / f".{name}.{os.uname().nodename}.{os.getpid()}.partial"
+    if not path.exists():
+        partial.write_text(json.dumps(now, indent=1) + "\n")
+        os.replace(partial, path)
+    before = json.loads(path.read_text())
+    changed = [f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in now if now[key] != before.get(key)]
+    if changed:
+        raise SourceError(
+            f"{folder} holds what was made with other settings ({'; '.join(changed)}); go back to them, or write into "
+            "another folder"
+        )
+
+
+class writing:
+    """A function that adds a record to a new ArrayRecord file, which gets its name if the block ends without error."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+    def __enter__(self) -> Any:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self.writer = ArrayRecordWriter(str(self.partial), OPTIONS)
+        return self.writer.write
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            self.writer.close()
+            if kind is None:
+                with open(self.partial, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(self.partial, self.path)
+        finally:
+            self.partial.unlink(missing_ok=True)
+
+
+def _index(file: str) -> Table:
+    reader = open_reader([file])
+    return Table.from_rows([_row(decode(reader[i], file)) for i in range(len(reader))])
+
+
+def _row(record: Record) -> dict[str, Any]:
+    import io
+
+    width, height = picture_size(io.BytesIO(record.image))
+    caption = record.captions[0] if record.captions else None
+    return {**scalars(record.columns), "caption": caption, "width": width, "height": height}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes pictures into ArrayRecord files; see --help."""
+    from sdjax.train.data.sources import KINDS, open_source
+
+    parser = argparse.ArgumentParser(prog="python -m sdjax.train.data.array_records", description=main.__doc__)
+    parser.add_argument("out", help="the folder to write into")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    for name, (_, text) in KINDS.items():
+        kind.add_argument(f"--{name}", help=text)
+    parser.add_argument("--caption", help="the column that holds the captions")
+    parser.add_argument("--default", help="the caption of pictures that have none")
+    parser.add_argument("--shard-size", type=int, default=10_000, help="pictures a file (default: 10000)")
+    args = parser.parse_args(argv)
+    spec = {name: getattr(args, name) for name in (*KINDS, "caption", "default") if getattr(args, name) is not None}
+    try:
+        paths = write(open_source(spec), args.out, shard_size=args.shard_size)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print(f"{len(paths)} files in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Batches of a training set: batch n is the same whatever the number of processes, workers, threads and devices."""
+
+import collections
+import contextlib
+import itertools
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from sdjax.train.data.order import Order, Stream
+from sdjax.train.data.pictures import BadPicture
+
+ATTEMPTS = 25  # at finding a record that stands in for a bad one
+FORGIVEN = 10  # bad records before their share is looked at
+
+Batch = dict[str, Any]  # arrays [b, ...] and lists of b texts, by name
+Tokens = Callable[[Sequence[str]], np.ndarray]
+
+
+class Examples(Protocol):
+    """What a loader takes its batches from: records by stream, and `load`, which makes arrays and texts of one.
+
+    `load` is called from several threads, raises BadPicture for a record that cannot be used, and everything is pickled
+    into worker processes. See `Pictures` and `Cached`.
+    """
+
+    streams: list[Stream]
+    left_out: Counter[str]
+    notices: list[str]
+
+    def load(self, part: int, index: int, size: tuple[int, ...], visit: int, seed: int) -> dict[str, Any]: ...
+
+
+class TooManyBadPictures(ValueError):
+    """More records than the limit could not be used."""
+
+
+class Made(NamedTuple):
+    """A batch as it is made, and the (key, reason) of every record that another stands in for."""
+
+    batch: Batch
+    bad: list[tuple[str, str]]
+
+
+class Loader:
+    """Batches of examples for one of several processes; see `batch`, `iterate` and `on_devices`.
+
+    Args:
+        batch_size: records of a batch, of all processes together.
+        tokens: makes token ids int [b, n] of captions, for `ids` in a batch; worker processes want it pickled.
+        process: (p, P), this process's number and how many share the batches, P dividing the batch size; by default
+            JAX's. Process p holds rows p B / P to (p + 1) B / P.
+        threads: how many batches are made at a time; Pillow and array_record work outside of Python's lock.
+        workers: processes, each with its threads, where those are not enough. They are spawned, so that a script's
+            work has to stand under `if __name__ == "__main__"`.
+        bad_limit: the share of bad records above which TooManyBadPictures is raised; 10 are always let pass.
+
+    `bad` counts by reason the records of this process that others stood in for, `drawn` all that were read.
+    Raises ValueError if the records do not fill one batch.
+    """
+
+    def __init__(
+        self, examples: Examples, *, batch_size: int, seed: int, tokens: Tokens | None = None,
+        process: tuple[int, int] | None = None, threads: int | None = None, workers: int = 0, bad_limit: float = 0.01,
+    ):  # fmt: skip
+        if process is None:
+            import jax
+
+            process = jax.process_index(), jax.process_count()
+        number, count = process
+        if not 0 <= number < count or batch_size % count:
+            raise ValueError(
+                f"process {number} of {count} cannot take its share of a batch of {batch_size}: processes count from "
+                "0, and their number divides the batch size"
+            )
+        self.examples, self.batch_size, self.bad_limit = examples, batch_size, bad_limit
+        self.order = Order(examples.streams, batch_size, seed)
+        rows = batch_size // count * number, batch_size // count * (number + 1)
+        self.make = _Make(examples, self.order, rows, tokens)
+        self.threads = max(1, min(8, os.cpu_count() or 1)) if threads is None else threads
+        self.workers = workers
+        self.bad: Counter[str] = Counter()
+        self.drawn = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches an epoch has; batch n is of epoch n // batches_per_epoch."""
+        return self.order.batches_per_epoch
+
+    def batch(self, n: int) -> Batch:
+        """Returns this process's rows of batch n, made now. It does not count what is bad."""
+        return self.make(n).batch
+
+    def iterate(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+        """Yields this process's rows of batches `first` to `last` (without end by default), made ahead.
+
+        Raises TooManyBadPictures.
+        """
+        import grain
+
+        stop = sys.maxsize if last is None else last
+        ahead = max(2, self.threads)
+        read = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
+        dataset = grain.MapDataset.range(first, stop).map(self.make).to_iter_dataset(read)
+        if self.workers:
+            _parse_absl_flags()
+            options = grain.multiprocessing.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+            dataset = dataset.mp_prefetch(options)
+        made = iter(dataset)
+        try:
+            for one in made:
+                self._count(one)
+                yield one.batch
+        finally:
+            close = getattr(made, "close", None)
+            if close is not None:
+                close()
+
+    def on_devices(self, sharding: Any, first: int = 0, last: int | None = None, depth: int = 2) -> Iterator[Batch]:
+        """Yields whole batches with their arrays on the devices of a sharding, `depth` ahead of their use.
+
+        The sharding cuts the first axis only, so that each process holds the rows that `process` says. Texts stay
+        lists of this process's.
+        """
+        ready: collections.deque[Batch] = collections.deque()
+        with contextlib.closing(self.iterate(first, last)) as batches:
+            for batch in batches:
+                ready.append(self.put(batch, sharding))
+                if len(ready) > depth:
+                    yield ready.popleft()
+        yield from ready
+
+    def put(self, batch: Batch, sharding: Any) -> Batch:
+        """Returns the batch with this process's arrays as parts of arrays of the whole batch."""
+        import jax
+
+        return {
+            name: jax.make_array_from_process_local_data(sharding, value, (self.batch_size, *value.shape[1:]))
+            if isinstance(value, np.ndarray)
+            else value
+            for name, value in batch.items()
+        }
+
+    def summary(self) -> list[str]:
+        """Returns lines that say what the batches are made of, and what is left out."""
+        sizes = Counter[tuple[int, ...]]()
+        for stream in self.examples.streams:
+            sizes[stream.size] += len(stream.members)
+        listed = ", ".join(f"{' x '.join(map(str, size))}: {n}" for size, n in sorted(sizes.items()))
+        lines = [
+            f"{sum(sizes.values())} records, {self.batches_per_epoch} batches of {self.batch_size} an epoch ({listed})"
+        ]
+        lines += [f"{number} records left out: {reason}" for reason, number in self.examples.left_out.items()]
+        return lines + list(self.examples.notices)
+
+    def _count(self, made: Made) -> None:
+        self.drawn += len(made.batch["key"]) + len(made.bad)
+        self.bad.update(re.sub(r"\d+", "N", reason) for _, reason in made.bad)
+        bad = sum(self.bad.values())
+        if bad > max(FORGIVEN, self.bad_limit * self.drawn):
+            reasons = "; ".join(f"{number} x {reason}" for reason, number in self.bad.most_common(5))
+            raise TooManyBadPictures(
+                f"{bad} of {self.drawn} records could not be used, more than {self.bad_limit:.2%} ({reasons}), the "
+                f"last of them {made.bad[-1][0]}: {made.bad[-1][1]}; mend or remove them, or raise the limit"
+            )
+
+
+class _Make:
+    """Makes a process's rows of batch n; it is what worker processes are given."""
+
+    def __init__(self, examples: Examples, order: Order, rows: tuple[int, int], tokens: Tokens | None):
+        self.examples, self.order, self.rows, self.tokens = examples, order, rows, tokens
+
+    def __call__(self, n: int) -> Made:
+        bad: list[tuple[str, str]] = []
+        loaded = [self._load(n, at, bad) for at in zip(itertools.count(self.rows[0]), self.order.batch(n, *self.rows))]
+        batch: Batch = {}
+        for name in loaded[0]:
+            values = [example[name] for example in loaded]
+            batch[name] = np.stack(values) if isinstance(values[0], np.ndarray) else values
+        if self.tokens is not None:
+            batch["ids"] = np.asarray(self.tokens(batch["caption"]))
+        return Made(batch, bad)
+
+    def _load(self, n: int, at: tuple[int, Any], bad: list[tuple[str, str]]) -> dict[str, Any]:
+        number, row = at
+        for attempt in range(ATTEMPTS):
+            try:
+                return self.examples.load(*row, self.order.seed)
+            except BadPicture as error:
+                bad.append((f"{row.index} of part {row.part}", str(error)))
+                row = self.order.instead(n, number, attempt)
+        raise TooManyBadPictures(
+            f"{ATTEMPTS} records in a row could not be used, the last of them {bad[-1][0]}: {bad[-1][1]}"
+        )
+
+
+def _parse_absl_flags() -> None:
+    """grain's worker processes ask for absl's flags, which nobody has parsed where absl does not run the program."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

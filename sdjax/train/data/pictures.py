@@ -1,0 +1,219 @@
+"""Pictures of a training set: filtered, put into buckets, cropped, turned and resized; from records to arrays."""
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from sdjax.pictures import METHODS, PictureError, open_mask, open_picture
+from sdjax.train.data.buckets import Buckets, Size
+from sdjax.train.data.filters import select
+from sdjax.train.data.order import Stream
+from sdjax.train.data.records import Record, Source, SourceError
+
+CROPS = ("random", "centre")
+WHITE = (255, 255, 255)
+
+
+class BadPicture(Exception):
+    """A picture that cannot be trained on, and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A source's share of a training set.
+
+    `where` is a filter over its columns (see filters.py). `repeats` is how often an epoch shows each of its pictures;
+    or, with a `weight`, as often as makes its share of an epoch weight / (sum of weights). Either all parts have a
+    weight or none.
+    """
+
+    source: Source
+    where: str | None = None
+    repeats: float = 1.0
+    weight: float | None = None
+
+    def __post_init__(self):
+        if not self.repeats > 0 or not (self.weight is None or self.weight > 0):
+            raise SourceError(
+                f"{self.source.name}: repeats and weight are above 0; got {self.repeats} and {self.weight}"
+            )
+        if self.weight is not None and self.repeats != 1:
+            raise SourceError(f"{self.source.name}: a part has repeats or a weight, not both")
+
+
+class Draws(NamedTuple):
+    """What is drawn for one showing of a record: four numbers in [0, 1)."""
+
+    across: float
+    down: float
+    flip: float
+    caption: float
+
+
+def draws(seed: int, key: str, visit: int) -> Draws:
+    """Returns what is drawn for the `visit`-th showing of the record of that key: a function of its arguments alone."""
+    digest = hashlib.blake2b(f"{seed}/{visit}/{key}".encode("utf-8", "replace"), digest_size=32).digest()
+    return Draws(*((np.frombuffer(digest, "<u8") >> np.uint64(11)) * 2.0**-53).tolist())
+
+
+class Pictures:
+    """Pictures of one or several sources for the loader, with the size that each is brought to.
+
+    Args:
+        buckets: the sizes; `least` is how many pictures a bucket must hold to be used (the batch size), else its
+            pictures go into the nearest.
+        crop: "random", drawn anew for each showing from the record's key, or "centre".
+        flip: how often a picture is mirrored, 0 to 1.
+        resample: "lanczos", "area" (the mean of the pixels that one covers) or another of sdjax.pictures.METHODS.
+        background: what shows through transparent pictures, RGB.
+        masks: whether masks are read; a picture that has none gets one that is white.
+
+    `left_out` counts by reason the records that are taken by no batch; `notices` says which buckets were merged.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], buckets: Buckets, *, least: int = 1, crop: str = "random", flip: float = 0.0,
+        resample: str = "lanczos", background: tuple[int, int, int] = WHITE, masks: bool = False,
+    ):  # fmt: skip
+        if crop not in CROPS or resample not in METHODS or not 0 <= flip <= 1:
+            raise SourceError(
+                f"crop is one of {', '.join(CROPS)}, resample one of {', '.join(METHODS)} and flip from 0 to 1; got "
+                f"{crop!r}, {resample!r} and {flip}"
+            )
+        self.parts, self.buckets = list(parts), buckets
+        self.crop, self.flip, self.resample, self.background = crop, flip, resample, background
+        self.masks = masks
+        self.left_out: Counter[str] = Counter()
+        self.notices: list[str] = []
+        taken = [self._taken(part) for part in self.parts]
+        rates = _rates(self.parts, [len(members) for members, _ in taken])
+        self.streams = self._streams(taken, rates, least)
+
+    def _taken(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which records of a part are taken, and their buckets' numbers."""
+        table = part.source.table
+        chosen = np.ones(len(table), bool) if part.where is None else select(part.where, table)
+        if not chosen.any():
+            raise SourceError(f"{part.source.name}: the filter {part.where!r} takes none of {len(table)} records")
+        if part.where is not None:
+            self.left_out[f"filtered by {part.where}"] += int((~chosen).sum())
+        numbers = self.buckets.assign(table["width"], table["height"])
+        unreadable = int((chosen & (numbers < 0)).sum())
+        if unreadable:
+            self.left_out["no picture's head"] += unreadable
+        members = np.flatnonzero(chosen & (numbers >= 0))
+        if not len(members):
+            raise SourceError(f"{part.source.name}: none of {unreadable} files can be read as a picture")
+        return members, numbers[members]
+
+    def _streams(self, taken: list[tuple[np.ndarray, np.ndarray]], rates: list[float], least: int) -> list[Stream]:
+        count = len(self.buckets.sizes)
+        shown = sum(np.bincount(numbers, minlength=count) * rate for (_, numbers), rate in zip(taken, rates))
+        target = self.buckets.merged(np.floor(np.asarray(shown) + 1e-9).astype(np.int64), least)
+        for number in np.flatnonzero((target != np.arange(count)) & (np.asarray(shown) > 0)):
+            old, new = (f"{w} x {h}" for w, h in (self.buckets.sizes[number], self.buckets.sizes[target[number]]))
+            self.notices.append(f"{shown[number]:g} pictures for {old} are fewer than {least}, and go to {new}")
+        streams = []
+        for number, size in enumerate(self.buckets.sizes):
+            for part, ((members, numbers), rate) in enumerate(zip(taken, rates)):
+                mine = members[target[numbers] == number]
+                if len(mine):
+                    streams.append(Stream(part, size, mine, rate))
+        return streams
+
+    def load(self, part: int, index: int, size: Size, visit: int, seed: int) -> dict[str, Any]:
+        """Returns `image` uint8 [h, w, 3], `caption` and `key` of a record, and `mask` uint8 [h, w] if asked for.
+
+        Raises BadPicture, saying why.
+        """
+        record = read(self.parts[part].source, index)
+        return {**self.prepare(record, size, draws(seed, record.key, visit)), "key": record.key}
+
+    def prepare(self, record: Record, size: Size, drawn: Draws) -> dict[str, Any]:
+        """Returns a record's picture at a size, and one of its captions, as `drawn` has it."""
+        pixels = decode(record.image, self.background)
+        box = crop_box(pixels.shape[1::-1], size, drawn if self.crop == "random" else None)
+        flip = drawn.flip < self.flip
+        example: dict[str, Any] = {"image": fit(pixels, size, box, self.resample, flip)}
+        example["caption"] = record.captions[int(drawn.caption * len(record.captions))] if record.captions else ""
+        if self.masks:
+            example["mask"] = self._mask(record, pixels.shape[:2], size, box, flip)
+        return example
+
+    def _mask(
+        self, record: Record, shape: tuple[int, int], size: Size, box: tuple[float, float, float, float], flip: bool
+    ) -> np.ndarray:
+        """Returns a record's mask, cut out as its picture is; white if it has none."""
+        if record.mask is None:
+            return np.full(size[::-1], 255, np.uint8)
+        try:
+            pixels = open_mask(record.mask, size=shape).pixels
+        except PictureError as error:
+            raise BadPicture(f"its mask: {error}") from None
+        return fit(pixels, size, box, self.resample, flip)
+
+
+def crop_box(picture: Size, size: Size, drawn: Draws | None) -> tuple[float, float, float, float]:
+    """Returns the largest part of a picture that has the shape of `size`: left, top, right, bottom in pixels.
+
+    It lies in the middle, or where it was drawn.
+    """
+    (w, h), (width, height) = picture, size
+    scale = min(w / width, h / height)
+    spare_x, spare_y = w - width * scale, h - height * scale
+    left, top = (0.5, 0.5) if drawn is None else (drawn.across, drawn.down)
+    left, top = left * max(spare_x, 0.0), top * max(spare_y, 0.0)
+    return left, top, min(left + width * scale, w), min(top + height * scale, h)
+
+
+def fit(
+    pixels: np.ndarray, size: Size, box: tuple[float, float, float, float], resample: str, flip: bool
+) -> np.ndarray:
+    """Returns a box of pixels [h, w] or [h, w, 3] at a size (width, height), mirrored on request.
+
+    Pillow's filters, which take all pixels into account when they shrink.
+    """
+    picture = PillowImage.fromarray(pixels)
+    if box != (0, 0, *size) or picture.size != size:
+        picture = picture.resize(size, METHODS[resample], box)
+    made = np.asarray(picture)
+    return np.ascontiguousarray(made[:, ::-1]) if flip else made
+
+
+def decode(data: bytes, background: tuple[int, int, int]) -> np.ndarray:
+    """Returns a file's pixels, uint8 [h, w, 3]. Raises BadPicture."""
+    try:
+        return open_picture(data, background=background).pixels
+    except PictureError as error:
+        raise BadPicture(str(error)) from None
+
+
+def read(source: Source, index: int, attempts: int = 3) -> Record:
+    """Returns a record, tried again where reading fails for another reason than that the file is not there.
+
+    Raises BadPicture.
+    """
+    for attempt in range(attempts):
+        try:
+            return source[index]
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise BadPicture(f"the file is not there or not readable ({type(error).__name__})") from None
+        except OSError as error:
+            if attempt + 1 == attempts:
+                raise BadPicture(f"the file cannot be read ({type(error).__name__})") from None
+    raise AssertionError
+
+
+def _rates(parts: Sequence[Part], counts: Sequence[int]) -> list[float]:
+    """Returns how often an epoch shows each picture of each part; with weights it is as long as one without."""
+    weights = [part.weight for part in parts]
+    if all(weight is None for weight in weights):
+        return [part.repeats for part in parts]
+    if any(weight is None for weight in weights):
+        raise SourceError("either all parts of a training set have a weight, or none")
+    return [weight / sum(weights) * sum(counts) / count for weight, count in zip(weights, counts)]

@@ -1,0 +1,240 @@
+"""Tar shards as img2dataset writes them for WebDataset: `000000012.jpg`, `.txt`, `.json` one after the other.
+
+A shard is read through once with the standard library's tarfile, which tells where each file lies in it; from then on
+every file is read from its place, in any order. What was found is kept in a table beside the shard.
+"""
+
+import glob
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sdjax.pictures.folder import SUFFIXES, natural
+from sdjax.train.data.records import Record, SourceError, as_captions, captions_in, scalars
+from sdjax.train.data.table import Table, index_path, kept, picture_size
+
+_PLACES = ("picture", "txt", "json")  # what is read again; where it lies is in the columns _picture, _picture_size, ...
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class TarShards:
+    """The records of tar shards: files by their names, wildcards, `{00000..00099}`, folders, or several of these.
+
+    A name with `://` is read through fsspec (`s3://bucket/{00000..00099}.tar`). What belongs together has one name up
+    to the first dot; files without a picture are passed over. Captions are the lines of the .txt, else those of the
+    .json, whose other values are the columns; with `caption` they are that column of the .json.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike | Sequence[str], *, caption: str | None = None, default: str | None = None,
+        index_folder: str | os.PathLike | None = None,
+    ):  # fmt: skip
+        self.name = str(path) if isinstance(path, str | os.PathLike) else str(path[0])
+        self.shards = [_Shard(one) for one in shard_names(path)]
+        self.caption, self.default = caption, default
+        tables = []
+        for shard in _progress(self.shards):
+            build = lambda shard=shard: _index(shard, caption)  # noqa: E731
+            tables.append(kept(index_path(shard.name, index_folder), [shard.stamp(), caption], build))
+        self.table = Table.join(tables)
+        if not len(self.table):
+            raise SourceError(f"{self.name} holds no pictures; its shards hold NAME.jpg, NAME.txt and NAME.json")
+        if default is None:
+            self._check_captions()
+        self.ends = np.cumsum([len(table) for table in tables])
+        kinds = self.table.kinds
+        self.places = {
+            part: np.stack([self.table[f"_{part}"], self.table[f"_{part}_size"]], 1)
+            for part in _PLACES
+            if f"_{part}" in kinds
+        }
+        self.stems = self.table["_key"]
+
+    def _check_captions(self) -> None:
+        captions = self.table["caption"] if "caption" in self.table.kinds else [None] * len(self.table)
+        without = sum(caption is None for caption in captions)
+        if without:
+            raise SourceError(
+                f"{without} of {len(self.table)} pictures in {self.name} have no caption, neither in a .txt nor in "
+                f"{self.caption or 'caption'} of a .json: name the column, or set a default"
+            )
+
+    def __len__(self) -> int:
+        return len(self.table) if self.table is not None else int(self.ends[-1])
+
+    def __getitem__(self, i: int) -> Record:
+        shard = self.shards[int(np.searchsorted(self.ends, i, side="right"))]
+        found = {part: self._read(shard, part, i) for part in _PLACES}
+        columns = _columns(found["json"])
+        captions = _captions(found["txt"], columns, self.caption)
+        if not captions and self.default is not None:
+            captions = (self.default,)
+        return Record(f"{shard.stem}/{self.stems[i]}", found["picture"], captions, columns)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "table": None}
+
+    def _read(self, shard: "_Shard", part: str, i: int) -> bytes:
+        if part not in self.places or np.isnan(self.places[part][i, 0]):
+            return b""
+        offset, size = self.places[part][i]
+        return shard.read(int(offset), int(size))
+
+
+class _Shard:
+    """A file that is read piece by piece, here or through fsspec; nothing of it stays open."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.remote = "://" in name
+        self.stem = name.rsplit("/", 1)[-1].removesuffix(".tar")
+
+    def stamp(self) -> list[Any]:
+        """Returns what changes when the file does."""
+        if not self.remote:
+            stat = os.stat(self.name)
+            return [stat.st_size, stat.st_mtime_ns]
+        system, path = self._system()
+        return [str(system.ukey(path))]
+
+    def open(self) -> BinaryIO:
+        """Returns the file, open for reading."""
+        if not self.remote:
+            return open(self.name, "rb")
+        system, path = self._system()
+        return system.open(path, "rb")
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Returns `size` bytes from `offset` on. Raises OSError if there are fewer."""
+        if self.remote:
+            system, path = self._system()
+            data = system.cat_file(path, offset, offset + size)
+        else:
+            file = os.open(self.name, os.O_RDONLY)
+            try:
+                data = os.pread(file, size, offset)
+            finally:
+                os.close(file)
+        if len(data) != size:
+            raise OSError(f"{self.name} ends before byte {offset + size}: it was changed while it is read")
+        return data
+
+    def _system(self) -> tuple[Any, str]:
+        return _fsspec().core.url_to_fs(self.name)
+
+
+def _fsspec() -> Any:
+    try:
+        import fsspec
+    except ImportError:
+        raise SourceError(
+            "names with :// are read through fsspec: pip install fsspec, and what it needs for the address, such as "
+            "s3fs or gcsfs"
+        ) from None
+    return fsspec
+
+
+def shard_names(path: str | os.PathLike | Sequence[str]) -> list[str]:
+    """Returns the names of the shards that are meant, sorted. Raises SourceError for one that is not there."""
+    several = [str(path)] if isinstance(path, str | os.PathLike) else [str(one) for one in path]
+    names: list[str] = []
+    for pattern in several:
+        found = [name for one in _braces(pattern) for name in _matching(one)]
+        if not found:
+            raise SourceError(f"{pattern} is no tar shard: there is no file of that name")
+        names += found
+    return sorted(set(names), key=natural)
+
+
+def _braces(pattern: str) -> list[str]:
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match[1], match[2]
+    numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    return [one for n in numbers for one in _braces(pattern[: match.start()] + n + pattern[match.end() :])]
+
+
+def _matching(name: str) -> list[str]:
+    if "://" in name:
+        system, path = _fsspec().core.url_to_fs(name)
+        if glob.has_magic(path) or not path.endswith(".tar"):
+            found = system.glob(path if glob.has_magic(path) else path.rstrip("/") + "/*.tar")
+            return [system.unstrip_protocol(one) for one in found]
+        if not system.exists(path):
+            raise SourceError(f"{name} is no tar shard: there is no file of that name")
+        return [name]
+    if Path(name).is_dir():
+        return [str(one) for one in Path(name).glob("*.tar")]
+    if Path(name).is_file():
+        return [name]
+    if glob.has_magic(name):
+        return glob.glob(name, recursive=True)
+    raise SourceError(f"{name} is no tar shard: there is no file of that name")
+
+
+def _index(shard: _Shard, caption: str | None) -> Table:
+    groups: dict[str, dict[str, Any]] = {}
+    try:
+        with shard.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.isreg() and not member.issparse():
+                    _add(groups, tar, member)
+    except (tarfile.TarError, EOFError) as error:
+        raise SourceError(
+            f"{shard.name} is no whole tar file ({error}); fetch it again, and unpack it if it is compressed"
+        ) from None
+    rows = []
+    for stem, group in groups.items():
+        if "picture" not in group:
+            continue
+        columns = _columns(group.pop("json data", b""))
+        captions = _captions(group.pop("txt data", b""), columns, caption)
+        row = {**scalars(columns), "caption": captions[0] if captions else None, "_key": stem}
+        row["width"], row["height"] = group.pop("sides")
+        for part, (offset, size) in group.items():
+            row[f"_{part}"], row[f"_{part}_size"] = offset, size
+        rows.append(row)
+    return Table.from_rows(rows)
+
+
+def _add(groups: dict[str, dict[str, Any]], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    folder, slash, base = member.name.rpartition("/")
+    stem, _, ending = base.partition(".")  # WebDataset's rule: a key ends at the first dot
+    part = "picture" if f".{ending.lower()}" in SUFFIXES else ending.lower()
+    group = groups.setdefault(folder + slash + stem, {})
+    if not stem or part not in _PLACES or part in group:
+        return
+    group[part] = (member.offset_data, member.size)
+    data: Any = tar.extractfile(member)
+    if part == "picture":
+        group["sides"] = picture_size(data)
+    else:
+        group[f"{part} data"] = data.read()
+
+
+def _columns(data: bytes) -> dict[str, Any]:
+    try:
+        columns = json.load(io.BytesIO(data)) if data else {}
+    except (ValueError, RecursionError):
+        return {}
+    return columns if isinstance(columns, dict) else {}
+
+
+def _captions(text: bytes, columns: dict[str, Any], caption: str | None) -> tuple[str, ...]:
+    if text and caption is None:
+        return as_captions(text.decode("utf-8-sig", "replace").splitlines())
+    return captions_in(columns, caption)
+
+
+def _progress(shards: list[_Shard]) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(shards, "reading the shards' lists", delay=2, unit=" shards", leave=False)
