@@ -18,6 +18,7 @@ COMMANDS = {
     "inpaint": ("inpaint", "make a part of a picture anew, or continue it beyond its edges"),
     "convert": ("convert", "convert a checkpoint to another format"),
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds"),
+    "evaluate-builtin": ("evaluate_builtin", "measure the built-in model from pixels"),
 }
 
 OK, FAILED, BAD_INPUT, BAD_CHECKPOINT, BAD_IMAGE, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130

@@ -1,0 +1,129 @@
+"""`sdjax evaluate-builtin`: how often the built-in model draws what it was asked for, measured from pixels."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdjax.scripts import options
+from sdjax.scripts.main import EXIT_STATUS, main
+
+IF_OUT_OF_MEMORY = "close other programs"
+
+DESCRIPTION = """\
+Measures the model inside the package, or another one trained by `make
+train-builtin`: makes pictures of prompts with pairs of subject and colour that
+were never trained on, and of trained ones, and reads from their pixels what
+they show. Prints tables, writes all figures as JSON and a plate of samples.
+
+The reader compares with the emoji themselves, so NotoColorEmoji.ttf must be
+there (Debian, Ubuntu: apt install fonts-noto-color-emoji). The default takes
+some minutes on two cores."""
+
+EPILOG = f"""\
+The same command, version and device give the same figures.
+
+{EXIT_STATUS}"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax evaluate-builtin`."""
+    parser = options.make_command_parser("evaluate-builtin", DESCRIPTION, EPILOG)
+    add = parser.add_argument
+    add("--ckpt", metavar="FOLDER", help="the model, as sdjax.train.export writes it; default: the one in the package")
+    add(
+        "--prompts",
+        type=at_least_four,
+        default=200,
+        metavar="N",
+        help="prompts with held-out pairs, from 4 up; everything else is in proportion; default: %(default)s",
+    )
+    add("--seed", type=small_seed, default=0, metavar="N", help="another choice of prompts and noise; default: 0")
+    add(
+        "--out",
+        type=json_file,
+        default="outputs/evaluate-builtin.json",
+        metavar="FILE.json",
+        help="where the figures go, and beside them the plate, FILE.png; replaced if there; default: %(default)s",
+    )
+    add("--font", metavar="FILE", help="NotoColorEmoji.ttf, if it is not in one of the usual folders")
+    add("--device", metavar="NAME", help="cpu, gpu, cuda, rocm or tpu; default: all of the best kind")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates, prints the tables and where the files lie."""
+    import json
+
+    from sdjax.scripts import runtime
+
+    devices = runtime.set_up_jax(args.device)
+    import sdjax
+    from sdjax import hub, image
+    from sdjax.train import emoji, evaluate, evaluation_report
+
+    emoji.find_font(args.font)  # before anything takes long
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    pipe = sdjax.load(None if args.ckpt is None else hub.resolve(args.ckpt))
+    sprites = emoji.Sprites.render(pipe.config.image_size, args.font)
+    batch = min(evaluate.BATCH, evaluate.in_curves(args.prompts))
+    figures, samples = evaluate.evaluate(
+        evaluate.make_pictures(pipe, batch, devices=devices),
+        evaluate.through_autoencoder(pipe, batch),
+        sprites,
+        prompts=args.prompts,
+        seed=args.seed,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    figures = describe(pipe, devices) | figures
+    args.out.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    picture = args.out.with_suffix(".png")
+    picture.write_bytes(image.encode_png(evaluation_report.plate(figures, samples)))
+    print(evaluation_report.table(figures))
+    print(f"\n{args.out}\n{picture}")
+
+
+def describe(pipe: Any, devices: Sequence[Any] | None) -> dict[str, Any]:
+    """Returns what was measured, and on what."""
+    import jax
+
+    from sdjax._version import __version__
+    from sdjax.scripts import settings
+
+    return {
+        "model": settings.fingerprint(pipe.source),
+        "guidance_scale": pipe.config.guidance_scale,
+        "image_size": pipe.config.image_size,
+        "dtype": pipe.dtype,
+        "versions": {"sdjax": __version__, "jax": jax.__version__},
+        "device": (devices or jax.local_devices())[0].device_kind,
+    }
+
+
+def at_least_four(text: str) -> int:
+    """Returns a number of prompts, for argparse."""
+    value = int(text)
+    if value < 4:
+        raise argparse.ArgumentTypeError(f"a whole number from 4 up is wanted; got {text}")
+    return value
+
+
+def small_seed(text: str) -> int:
+    """Returns a seed that leaves room to count on from, for argparse."""
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"a seed lies between 0 and 2**31 - 1 here; got {text}")
+    return value
+
+
+def json_file(text: str) -> Path:
+    """Returns a file's path that ends in .json, for argparse."""
+    path = Path(text)
+    if path.suffix != ".json":
+        raise argparse.ArgumentTypeError(f"a file name that ends in .json is wanted; got {text}")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate-builtin", *sys.argv[1:]]))
