@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sdjax import generate, samplers
-from sdjax.scripts import main, options, txt2img
+from sdjax.scripts import img2img, inpaint, main, options, txt2img
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "text-to-image.md").read_text(encoding="utf-8")
@@ -16,6 +16,31 @@ def test_every_flag_is_described() -> None:
     flags = {flag for action in txt2img.make_parser()._actions for flag in action.option_strings}
     named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", TEXT))
     assert flags - {"-h"} == named
+
+
+def flags_of(command) -> set[str]:
+    return {flag for action in command.make_parser()._actions for flag in action.option_strings} - {"-h", "--help"}
+
+
+@pytest.mark.parametrize(("page", "command"), [("image-to-image.md", img2img), ("inpainting.md", inpaint)])
+def test_every_flag_of_other_commands_is_described(page: str, command) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text))
+    assert flags_of(command) - named == set()
+    assert named - flags_of(command) - {"--hires", "--hires-upscale", "--hires-strength"} == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "tasks"),
+    [("image-to-image.md", [generate.image_to_image, generate.two_pass]),
+     ("inpainting.md", [generate.inpaint, generate.outpaint])],
+)  # fmt: skip
+def test_every_argument_of_other_tasks_is_described(page: str, tasks: list) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8") + TEXT
+    for task in tasks:
+        code = task.__code__
+        arguments = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        assert [name for name in arguments if f"`{name}" not in text] == []
 
 
 def test_every_sampler_and_spacing_is_described() -> None:
