@@ -56,6 +56,17 @@ def read_masks(path: str | None, given: Sequence[Given]) -> list[Given]:
     return masks
 
 
+def read_map(path: Path, flag: str) -> Given:
+    """Returns a map, float32 [h, w], from a file. Raises ValueError for what is no map, and where nothing is."""
+    from sdjax import pictures
+
+    def opened(path: Path) -> pictures.Picture:
+        values, notices = pictures.open_map(path)
+        return pictures.Picture(values, notices)
+
+    return _read(path, flag, opened)
+
+
 def _read(path: Path, flag: str, opened: Callable[[Path], Any]) -> Given:
     try:
         picture = opened(path)  # first: it reads no device, and no file without end

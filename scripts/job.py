@@ -30,8 +30,11 @@ class Job:
         """The prompt where none is given."""
         return options.BUILTIN_PROMPT if self.checkpoint is None else options.PROMPT
 
-    def load(self, check: Callable[[Any], None]) -> Any:
-        """Returns the model; `check` gets its description and may refuse it before the weights are read."""
+    def load(self, check: Callable[[Any], None], **more: Any) -> Any:
+        """Returns the model; `check` gets its description and may refuse it before the weights are read.
+
+        `more` are arguments of `sdjax.load` that no other command has.
+        """
         import sdjax
         from sdjax import builtin, hub
 
@@ -57,6 +60,7 @@ class Job:
             dtype=self.dtype,
             variant=args.variant,
             check=check_all,
+            **more,
         )
         for notice in self.pipe.notices:
             note(notice)

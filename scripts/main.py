@@ -16,6 +16,7 @@ COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
     "img2img": ("img2img", "make pictures from a picture and a prompt"),
     "inpaint": ("inpaint", "make a part of a picture anew, or continue it beyond its edges"),
+    "depth2img": ("depth2img", "make pictures that keep the shapes of a picture"),
     "convert": ("convert", "convert a checkpoint to another format"),
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds"),
     "evaluate-builtin": ("evaluate_builtin", "measure the built-in model from pixels"),

@@ -59,6 +59,7 @@ def check_task(config: ModelConfig, task: str, *kinds: str) -> None:
         return
     wanted = {"text": f"a latent of {latent} channels and a prompt"}
     wanted["inpainting"] = f"{1 + 2 * latent} channels (latent, mask, masked picture)"
+    wanted["depth"] = f"{1 + latent} channels (latent, depth)"
     label = " and a label" if kind in ("upscaling", "unclip") else ""
     raise ValueError(
         f"{task} needs a model that takes {' or '.join(wanted.get(k, KINDS[k]) for k in kinds or ('text',))}; this one "

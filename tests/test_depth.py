@@ -112,10 +112,10 @@ def test_an_estimated_map_is_the_one_that_is_used(monkeypatch):
 def test_pictures_keep_their_sizes_and_do_not_touch_each_other():
     pipe, given = pipeline(), [picture(100, 120, 0), picture(65, 40, 2)]
     maps = [ramp(100, 120), ramp(65, 40)]
-    made = sdjax.depth_to_image(pipe, given, "a cat", depth_map=maps, seed=7, exact=True, **FEW)
+    made = sdjax.depth_to_image(pipe, given, "a cat", depth_map=maps, seed=7, **FEW)
     assert [m.shape for m in made] == [(100, 120, 3), (65, 40, 3)]
-    alone = sdjax.depth_to_image(pipe, given[1], "a cat", depth_map=maps[1], seed=8, exact=True, **FEW)[0]
-    np.testing.assert_array_equal(made[1], alone)
+    alone = sdjax.depth_to_image(pipe, given[1], "a cat", depth_map=maps[1], seed=8, **FEW)[0]
+    assert np.abs(made[1].astype(int) - alone).max() <= 1  # sums of another order in a batch
 
 
 @pytest.mark.slow

@@ -1,0 +1,161 @@
+"""`sdjax depth2img`: pictures with the shapes of another one, with the settings of Stability's depth2img demo."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdjax.scripts import given, options
+from sdjax.scripts.job import Job
+from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.prompts import Batch, make_batches
+
+IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
+
+DESCRIPTION = """\
+Makes pictures from a prompt that keep the shapes of a picture, or of each of a
+folder, and prints their paths. What is kept is depth: how far everything is,
+which a network inside the checkpoint estimates, or which --depth gives.
+
+Takes models with a channel for depth (Stable Diffusion 2 depth). Sizes stay:
+pictures are padded to multiples of 64 and cropped back."""
+
+EPILOG = f"""\
+Picture k of the run, counted from 0, is drawn from seed + k. Steps, scale, eta
+and strength are by default those of scripts/gradio/depth2img.py of
+Stability-AI/stablediffusion. Files are written as txt2img writes them.
+
+{EXIT_STATUS}"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax depth2img`."""
+    parser = options.make_command_parser("depth2img", DESCRIPTION, EPILOG)
+    options.add_picture_flags(parser)
+    add = parser.add_argument_group("what to keep").add_argument
+    add(
+        "--depth",
+        metavar="PATH",
+        help="a picture of the depth, white is near, of the picture's aspect, for all pictures; or a folder of them, "
+        "named as the pictures are or NAME_depth.png; default: estimated",
+    )
+    add(
+        "--depth-model",
+        metavar="PATH",
+        help="estimate it with the network of this file, folder or hub repository, as Intel/dpt-hybrid-midas; default: "
+        "the checkpoint's own",
+    )
+    add("--save-depth", action="store_true", help="write the depth maps to DIR/depth too, as grey PNGs of 16 bits")
+    add(
+        "--strength",
+        type=options.strength,
+        default=0.9,
+        metavar="X",
+        help="from 0, the picture through the autoencoder and back, to 1, nothing left of it but its depth; default: "
+        "%(default)s",
+    )
+    options.add_prompt_flags(parser, n_iter=1, stability_iter="", n_samples=1, given=True)
+    options.add_sampling_flags(parser, "Stability: 9")
+    options.add_model_flags(parser)
+    options.add_reading_flags(parser)
+    options.add_device_flags(parser)
+    options.add_output_flags(parser, "outputs/depth2img-samples")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+    # Everything that can be refused is, before weights are loaded and hours of work begin
+    if args.depth is not None and args.depth_model is not None:
+        raise ValueError("--depth gives the depth, and --depth-model what estimates it; give one of them")
+    job = Job(args, "depth2img")
+    pictures = given.read_pictures(args.init_img, args.background)
+    maps = None if args.depth is None else read_maps(args.depth, pictures)
+    batches = make_batches(args, job.default_prompt, len(pictures))
+    import sdjax
+    from sdjax import depth
+    from sdjax.run import check_task
+
+    for picture in pictures:
+        depth.check_workable(picture.pixels.shape[:2])
+
+    def check(config: Any) -> None:
+        check_task(config, "depth2img", "depth")
+        if config.depth is None and maps is None:
+            raise ValueError(
+                f"{depth.WITHOUT}: give the depth with --depth, or a network that estimates it with --depth-model"
+            )
+
+    pipe = job.load(check, depth=args.depth_model)
+    if args.save_depth:
+        save_maps(job, pipe, pictures, maps)
+
+    def make(batch: Batch, **shared: Any) -> Any:
+        chosen = [pictures[number].pixels for number in batch.inputs]
+        given_maps = None if maps is None else [maps[number].pixels for number in batch.inputs]
+        return sdjax.depth_to_image(pipe, chosen, batch.prompts, depth_map=given_maps, strength=args.strength, **shared)
+
+    def describe(number: int) -> dict[str, Any]:
+        of_map = None if maps is None else maps[number].describe()
+        own = {"depth": of_map, "depth_model": args.depth_model, "strength": args.strength}
+        return {"init_img": pictures[number].describe(), **own}
+
+    job.make(batches, make, describe)
+
+
+def read_maps(path: str, pictures: Sequence[given.Given]) -> list[given.Given]:
+    """Returns one depth map, float32 [h, w], for each picture: the file, or NAME.* or NAME_depth.* in the folder.
+
+    Raises ValueError where there is none, for what is no map, and for one of another aspect than its picture.
+    """
+    from sdjax import depth
+
+    maps: list[given.Given] = []
+    for picture in pictures:
+        file = find_map(path, picture.path) if Path(path).is_dir() else Path(path)
+        if maps and maps[-1].path == file:
+            one = maps[-1]
+        else:
+            one = given.read_map(file, "--depth")
+        try:
+            depth.check_aspect(one.pixels.shape, picture.pixels.shape[:2])
+        except ValueError as error:
+            raise ValueError(f"--depth {file}: {error}") from None
+        maps.append(one)
+    return maps
+
+
+def find_map(folder: str, picture: Path) -> Path:
+    """Returns the depth map of a picture. Raises ValueError unless there is one."""
+    from sdjax.pictures import list_pictures
+
+    wanted = picture.stem, f"{picture.stem}_depth"
+    found = [path for path in list_pictures(folder) if path.stem in wanted]
+    if len(found) != 1:
+        several = f"is one of {', '.join(path.name for path in found)}" if found else "is none"
+        raise ValueError(
+            f"{picture}: its depth map in {folder} {several}; one is wanted, of the name {picture.stem}_depth.png"
+        )
+    return found[0]
+
+
+def save_maps(job: Job, pipe: Any, pictures: Sequence[given.Given], maps: Sequence[given.Given] | None) -> None:
+    """Writes one map a picture, in the picture's size, and prints its path."""
+    import sdjax
+    from sdjax import depth, image
+
+    folder = job.folder / "depth"
+    folder.mkdir(parents=True, exist_ok=True)
+    if maps is not None:
+        values = [one.pixels for one in maps]
+    else:
+        values = sdjax.estimate_depth(
+            pipe, [picture.pixels for picture in pictures], devices=job.devices, parallel=job.args.parallel
+        )
+    for value in values:
+        print(image.save_numbered(folder, depth.to_grey(value)), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["depth2img", *sys.argv[1:]]))
