@@ -58,7 +58,8 @@ def mentions() -> Iterator[Command]:
 def links() -> Iterator[tuple[Path, str]]:
     """Yields (page, target) for every link and picture that is no address of the web."""
     for page in PAGES:
-        for target in re.findall(r"\]\(([^()\s]+)\)", prose(page.read_text(encoding="utf-8"))):
+        text = prose(page.read_text(encoding="utf-8"))
+        for target in [*re.findall(r"\]\(([^()\s]+)\)", text), *re.findall(r'(?:src|href)="([^"]+)"', text)]:
             if not re.match(r"[a-z]+:", target):
                 yield page, target
 

@@ -151,3 +151,10 @@ def test_every_link_leads_somewhere(page: Path, target: str) -> None:
     assert file.exists()
     if anchor:
         assert anchor in documents.anchors(file)
+
+
+def test_pictures_are_small_and_shown() -> None:
+    pictures = list((ROOT / "docs/images").glob("*"))
+    assert sum(picture.stat().st_size for picture in pictures) <= 300_000
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in documents.PAGES)
+    assert [picture.name for picture in pictures if f"images/{picture.name}" not in pages] == []

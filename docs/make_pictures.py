@@ -1,0 +1,130 @@
+"""Makes the pictures of the README and the manual with the built-in model: fixed prompts, fixed seeds, nothing chosen.
+
+    python docs/make_pictures.py
+
+Writes docs/images/*.png, which lie in the repository; together they stay under 300 kB. Run it again when the built-in
+model or a sampler changes. On the same processor with the same JAX it writes the same bytes.
+"""
+
+import argparse
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import sdjax
+
+FOLDER = Path(__file__).parent / "images"
+MAX_BYTES = 300_000
+GAP = 2  # white pixels between pictures, before enlarging
+STEPS = 50
+
+GRID = (
+    "a rocket on a green background", "a cat on a blue background", "a red apple on a yellow background",
+    "an octopus on a pink background", "a bicycle on a white background", "a guitar on a purple background",
+    "a small snail on an orange background", "a big rainbow on a black background", "a fox and a mushroom",
+    "a locomotive on a red background", "a palm tree on a brown background", "a cat and a rocket",
+)  # fmt: skip
+CAT = "a cat on a blue background"
+
+
+def place(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> Image.Image:
+    """Returns rows of pictures, uint8 [h, w, 3], as one: centred in equal cells on white, enlarged `scale` times."""
+    height = max(picture.shape[0] for row in rows for picture in row) + GAP
+    width = max(picture.shape[1] for row in rows for picture in row) + GAP
+    sheet = np.full((height * len(rows) - GAP, width * max(map(len, rows)) - GAP, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            h, w, _ = picture.shape
+            top, left = i * height + (height - GAP - h) // 2, j * width + (width - GAP - w) // 2
+            sheet[top : top + h, left : left + w] = picture
+    image = Image.fromarray(sheet)
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
+
+
+def grid(pipe: sdjax.Pipeline) -> Image.Image:
+    """Returns a picture of each prompt of GRID, with seeds 0, 1, 2, ..."""
+    made = sdjax.text_to_image(pipe, GRID, num_steps=STEPS)
+    return place([made[:6], made[6:]], scale=2)
+
+
+def image_to_image(pipe: sdjax.Pipeline) -> Image.Image:
+    """Returns a picture, and what rising strengths make of it with another prompt."""
+    first = sdjax.text_to_image(pipe, CAT, seed=0, num_steps=STEPS)[0]
+    strengths = (0.2, 0.4, 0.6, 0.8, 1.0)
+    made = [
+        sdjax.image_to_image(pipe, first, "a fox on a blue background", strength=s, seed=1, num_steps=STEPS)[0]
+        for s in strengths
+    ]
+    return place([[first, *made]])
+
+
+def inpaint(pipe: sdjax.Pipeline) -> Image.Image:
+    """Returns a picture, a mask, and three seeds' ways to fill it."""
+    first = sdjax.text_to_image(pipe, "a cat and a rocket on a green background", seed=0, num_steps=STEPS)[0]
+    mask = np.zeros(first.shape[:2], bool)
+    mask[:, 32:] = True
+    prompt = "a cat and an apple on a green background"
+    made = sdjax.inpaint(pipe, first, mask, prompt, seed=range(3), num_images=3, num_steps=STEPS)
+    return place([[first, np.repeat(np.uint8(255 * mask)[..., None], 3, axis=-1), *made]])
+
+
+def outpaint(pipe: sdjax.Pipeline) -> Image.Image:
+    """Returns a picture, and how it goes on to the right."""
+    first = sdjax.text_to_image(pipe, CAT, seed=0, num_steps=STEPS)[0]
+    prompt = "a cat and a dog on a blue background"
+    made = sdjax.outpaint(pipe, first, prompt, expand=(0, 0, 64, 0), seed=1, num_steps=STEPS)[0]
+    return place([[first, made]])
+
+
+def two_pass(pipe: sdjax.Pipeline) -> Image.Image:
+    """Returns a picture of 64 x 64 pixels, and one of 128 x 128 made in two passes from the same seed."""
+    small = sdjax.text_to_image(pipe, CAT, seed=0, num_steps=STEPS)[0]
+    return place([[small, sdjax.two_pass(pipe, CAT, seed=0, num_steps=STEPS)[0]]])
+
+
+PICTURES: dict[str, Callable[[sdjax.Pipeline], Image.Image]] = {
+    function.__name__: function for function in (grid, image_to_image, inpaint, outpaint, two_pass)
+}
+
+
+def encode(image: Image.Image) -> bytes:
+    """Returns the PNG, without anything that differs from run to run."""
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
+def make(pipe: sdjax.Pipeline, folder: Path, names: Sequence[str]) -> int:
+    """Writes the pictures of these names and returns the bytes of all in the folder.
+
+    Raises ValueError, and writes nothing, if they came to more than MAX_BYTES.
+    """
+    made = {f"{name}.png": encode(PICTURES[name](pipe)) for name in names}
+    others = sum(path.stat().st_size for path in folder.glob("*.png") if path.name not in made)
+    total = others + sum(map(len, made.values()))
+    if total > MAX_BYTES:
+        raise ValueError(f"the pictures would take {total} bytes; {MAX_BYTES} are wanted at most")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
+    return total
+
+
+def main() -> None:
+    """Makes the pictures named on the command line, all of them by default."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(PICTURES)}; default: all")
+    parser.add_argument("--model", metavar="PATH", help="another model than the built-in one")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (default: %(default)s)")
+    flags = parser.parse_args()
+    if unknown := set(flags.names) - set(PICTURES):
+        parser.error(f"there is no picture {', '.join(sorted(unknown))}; there are {', '.join(PICTURES)}")
+    total = make(sdjax.load(flags.model), flags.folder, flags.names or list(PICTURES))
+    print(f"{flags.folder} holds {total / 1000:.0f} kB of pictures")
+
+
+if __name__ == "__main__":
+    main()
