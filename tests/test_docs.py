@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sdjax import generate, samplers
-from sdjax.scripts import img2img, inpaint, main, options, txt2img
+from sdjax import depth, generate, samplers
+from sdjax.scripts import depth2img, img2img, inpaint, main, options, txt2img
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "text-to-image.md").read_text(encoding="utf-8")
@@ -22,7 +22,9 @@ def flags_of(command) -> set[str]:
     return {flag for action in command.make_parser()._actions for flag in action.option_strings} - {"-h", "--help"}
 
 
-@pytest.mark.parametrize(("page", "command"), [("image-to-image.md", img2img), ("inpainting.md", inpaint)])
+@pytest.mark.parametrize(
+    ("page", "command"), [("image-to-image.md", img2img), ("inpainting.md", inpaint), ("depth-to-image.md", depth2img)]
+)
 def test_every_flag_of_other_commands_is_described(page: str, command) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text))
@@ -33,7 +35,8 @@ def test_every_flag_of_other_commands_is_described(page: str, command) -> None:
 @pytest.mark.parametrize(
     ("page", "tasks"),
     [("image-to-image.md", [generate.image_to_image, generate.two_pass]),
-     ("inpainting.md", [generate.inpaint, generate.outpaint])],
+     ("inpainting.md", [generate.inpaint, generate.outpaint]),
+     ("depth-to-image.md", [depth.depth_to_image])],
 )  # fmt: skip
 def test_every_argument_of_other_tasks_is_described(page: str, tasks: list) -> None:
     text = (DOCS / page).read_text(encoding="utf-8") + TEXT
