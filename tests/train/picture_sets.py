@@ -56,12 +56,12 @@ def write_tar(path, numbers, *, picture=encoded, **columns):
 class Numbers:
     """A source of records that are their numbers, with sizes in turn; nothing is on the disk."""
 
-    def __init__(self, count, sizes=((48, 48),), name="numbers", broken=(), columns=None):
+    def __init__(self, count, sizes=((48, 48),), name="numbers", broken=()):
         from sdjax.train.data.table import Table
 
         self.name, self.count, self.sizes, self.broken = name, count, sizes, frozenset(broken)
         rows = [{"width": w, "height": h, "number": i} for i in range(count) for w, h in [sizes[i % len(sizes)]]]
-        self.table = Table.from_rows([row | (columns(i) if columns else {}) for i, row in enumerate(rows)])
+        self.table = Table.from_rows(rows)
 
     def __len__(self):
         return self.count

@@ -1,0 +1,275 @@
+"""A cache of latents: what the autoencoder and the text encoder make of a training set, computed once and kept.
+
+A folder of ArrayRecord shards. A record is a safetensors file in itself: `moments` float16 [h, w, 2 c], mean and log
+variance as the autoencoder gives them, so that training draws from the posterior as it would from pictures; `ids` int32
+[captions, n] or `context` float16 [captions, n, d]; as metadata `key`, `captions` and `columns`. Of each picture
+`variants` records follow each other, crops and flips drawn anew. Beside each shard lie its table and its statistics.
+
+Which shard holds what is settled before anything is computed, so shards can be made in any order, on many machines, and
+again after an interruption. manifest.json says of what model, data and settings; another one is refused.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax import sharding
+from sdjax.config import VAEConfig
+from sdjax.nn import AutoencoderKL
+from sdjax.pipeline import Pipeline, one_by_one
+from sdjax.train.data.array_records import ENDINGS, agree, pack, writing
+from sdjax.train.data.pictures import BadPicture, Pictures, draws, read
+from sdjax.train.data.records import SourceError, scalars
+from sdjax.train.data.table import Table
+from sdjax.typing import Moments, Params, Pixels
+
+TEXTS = ("ids", "context")
+MANIFEST = "manifest.json"
+PROBES = ("", "a photo of a cat", "Caf\u00e9 \U0001f98a, 2 (large) foxes!")  # tell one tokenizer from another
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSettings:
+    """What is kept of each picture: `variants` crops and flips, drawn by `seed`, and of its captions the tokens ("ids")
+    or what the text encoder makes of them ("context", for training with the text encoder fixed).
+
+    `shard_size` is the number of pictures of a shard.
+    """
+
+    text: str = "ids"
+    variants: int = 1
+    seed: int = 0
+    shard_size: int = 1024
+
+    def __post_init__(self):
+        if self.text not in TEXTS or self.variants < 1 or self.shard_size < 1:
+            raise ValueError(
+                f"a cache keeps {' or '.join(TEXTS)}, at least one variant and one picture a shard; got {self}"
+            )
+
+
+class LatentWriter:
+    """Makes the shards of a cache in a folder.
+
+    Raises SourceError where the folder holds shards of another model, other data or other settings.
+    """
+
+    def __init__(
+        self, pipe: Pipeline, pictures: Pictures, folder: str | os.PathLike, settings: CacheSettings, *,
+        batch_size: int = 8, threads: int = 8,
+    ):  # fmt: skip
+        self.pipe, self.pictures, self.folder, self.settings = pipe, pictures, Path(folder), settings
+        self.mesh = sharding.make_mesh()
+        self.batch_size, self.threads = sharding.padded(batch_size, self.mesh.size), threads
+        streams = sorted(pictures.streams, key=lambda s: (s.size, s.part))
+        self.plan = [(s.part, int(i), s.size) for s in streams for i in s.members]  # of one size together
+        self.shards = -(-len(self.plan) // settings.shard_size)
+        agree(self.folder, self.manifest(), MANIFEST)
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns what the cache depends on, in terms of JSON."""
+        pictures, parts = self.pictures, self.pictures.parts
+        model = {"vae": self.pipe.params["vae"]}
+        if self.settings.text == "context":
+            model["text"] = self.pipe.params["text"]
+        plan = hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
+        return {
+            "format": 1,
+            "model": fingerprint(model),
+            "tokens": hashlib.sha256(self._ids(PROBES).tobytes()).hexdigest(),
+            "dtype": self.pipe.dtype,
+            **dataclasses.asdict(self.settings),
+            "pictures": len(self.plan),
+            "plan": plan,
+            "sources": [[Path(part.source.name).name, len(part.source)] for part in parts],
+            "crop": pictures.crop,
+            "flip": pictures.flip,
+            "resample": pictures.resample,
+            "background": list(pictures.background),
+            "shards": self.shards,
+            "scale_factor": self.pipe.config.vae.scale_factor,
+        }
+
+    def path(self, k: int) -> Path:
+        """Returns where shard k lies when it is done."""
+        return shard_path(self.folder, k, self.shards)
+
+    def done(self, k: int) -> bool:
+        """Returns whether shard k is there."""
+        return self.path(k).exists()
+
+    def make(self, k: int) -> None:
+        """Makes shard k, unless it is there."""
+        if self.done(k):
+            return
+        size = self.settings.shard_size
+        plan = self.plan[k * size : (k + 1) * size]
+        bad: Counter[str] = Counter()
+        rows: list[dict[str, Any]] = []
+        sums = np.zeros((3, self.pipe.config.vae.latent_channels))  # of mean, mean^2 and variance
+        count = 0
+        with writing(self.path(k)) as add, ThreadPoolExecutor(self.threads) as pool:
+            for examples in self._batches(plan, pool, bad):
+                moments = self._moments(np.stack([example["image"] for example in examples]))
+                texts = self._texts([example["captions"] for example in examples])
+                for example, moment, text in zip(examples, moments, texts):
+                    add(pack({"moments": moment, self.settings.text: text}, _texts_of(example)))
+                    height, width = example["image"].shape[:2]
+                    columns = {**scalars(example["columns"]), "caption": example["captions"][0]}
+                    rows.append({**columns, "width": width, "height": height, "_variant": example["variant"]})
+                    mean, logvar = np.split(moment.astype(np.float64), 2, axis=-1)
+                    variance = np.exp(np.clip(logvar, -30, 20))
+                    sums += [part.sum((0, 1)) for part in (mean, mean**2, variance)]
+                    count += mean.shape[0] * mean.shape[1]
+            # The shard gets its name last: where it is, so are these
+            stem = self.path(k)
+            Table.from_rows(rows).save(stem.with_suffix(".npz"), len(rows))
+            statistics = {"records": len(rows), "values": count, "sums": sums.tolist(), "bad": dict(bad)}
+            _replace(stem.with_suffix(".json"), statistics)
+
+    def _batches(self, plan: Sequence[tuple], pool: ThreadPoolExecutor, bad: Counter[str]) -> Iterator[list[dict]]:
+        """Yields examples of one size, at most a batch of them, while the next are being decoded."""
+        batches = []
+        for _, same in itertools.groupby(plan, key=lambda entry: entry[2]):
+            batches += list(_chunks(list(same), max(1, self.batch_size // self.settings.variants)))
+        under_way: list[list] = []
+        for batch in [*batches, None, None]:
+            if batch is not None:
+                under_way.append([pool.submit(self._load, *entry) for entry in batch])
+            if under_way and (batch is None or len(under_way) > 2):
+                loaded = [future.result() for future in under_way.pop(0)]
+                bad.update(re.sub(r"\d+", "N", reason) for reason, _ in loaded if reason)
+                examples = [example for _, several in loaded for example in several]
+                yield from _chunks(examples, self.batch_size)
+
+    def _load(self, part: int, index: int, size: tuple[int, int]) -> tuple[str | None, list[dict]]:
+        try:
+            record = read(self.pictures.parts[part].source, index)
+            texts = {"key": record.key, "captions": record.captions or ("",), "columns": dict(record.columns)}
+            examples = []
+            for variant in range(self.settings.variants):
+                made = self.pictures.prepare(record, size, draws(self.settings.seed, record.key, variant))
+                examples.append({"image": made["image"], "variant": variant, **texts})
+            return None, examples
+        except BadPicture as error:
+            return str(error), []
+
+    def _moments(self, images: Pixels) -> Moments:
+        """Returns the moments, float16; numbers that are not finite are an error."""
+        run = sharding.compiled(_encode, (self.pipe.config.vae, self.pipe.dtype), self.mesh, (False, True), "jit")
+        padded = _pad(images, self.batch_size)
+        moments = np.asarray(run(self.pipe.on(self.mesh)["vae"], sharding.split(padded, self.mesh)))[: len(images)]
+        kept = moments.astype(np.float16)
+        if not np.isfinite(kept).all():
+            raise FloatingPointError("the autoencoder made latents that float16 does not hold; try --dtype float32")
+        return kept
+
+    def _texts(self, captions: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Returns ids [captions, n] or context [captions, n, d] of each entry's captions."""
+        flat = [caption for several in captions for caption in several]
+        if self.settings.text == "ids":
+            made = self._ids(flat)
+        else:
+            parts = []
+            for some in _chunks(flat, self.batch_size):
+                padded = list(some) + [""] * (self.batch_size - len(some))
+                parts.append(np.asarray(self.pipe.encode_prompt(padded, mesh=self.mesh))[: len(some)])
+            made = np.concatenate(parts).astype(np.float16)
+        ends = np.cumsum([len(several) for several in captions])[:-1]
+        return np.split(made, ends)
+
+    def _ids(self, captions: Sequence[str]) -> np.ndarray:
+        text = self.pipe.config.text
+        ids = self.pipe.tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id)
+        return np.asarray(ids, np.int32)
+
+
+def shard_path(folder: Path, k: int, shards: int) -> Path:
+    """Returns where shard k of a cache lies."""
+    return folder / f"latents-{k:05d}-of-{shards:05d}{ENDINGS[0]}"
+
+
+def fingerprint(params: Params) -> str:
+    """Returns a SHA-256 of parameters: their names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def statistics(folder: str | os.PathLike) -> dict[str, Any]:
+    """Returns what is known of a cache's shards so far: how many are done, records, bad pictures by reason, and over
+    all latents, not scaled: `mean` and `std` by channel, and `scale_factor`, one over the standard deviation of all
+    values drawn from the posteriors, which the autoencoder's own should be near.
+    """
+    folder = Path(folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    done = [path for k in range(manifest["shards"]) if (path := shard_path(folder, k, manifest["shards"])).exists()]
+    parts = [json.loads(path.with_suffix(".json").read_text()) for path in done]
+    bad: Counter[str] = Counter()
+    for part in parts:
+        bad.update(part["bad"])
+    found = {"shards": len(done), "of": manifest["shards"], "records": sum(part["records"] for part in parts)}
+    found["bad"] = dict(bad)
+    values = sum(part["values"] for part in parts)
+    if values:
+        mean, square, variance = np.sum([part["sums"] for part in parts], 0) / values
+        found |= {"mean": mean.tolist(), "std": np.sqrt(square + variance - mean**2).tolist()}
+        whole = (square + variance).mean() - mean.mean() ** 2
+        found["scale_factor"] = float(1 / np.sqrt(whole)) if whole > 0 else None
+    return found
+
+
+def write_shards(writer: LatentWriter, share: tuple[int, int] = (0, 1)) -> None:
+    """Makes every n-th shard from the i-th on, of `share` (i, n), with a progress bar.
+
+    Raises SourceError if n machines are not numbered from 0.
+    """
+    from tqdm.auto import tqdm
+
+    i, n = share
+    if not 0 <= i < n:
+        raise SourceError(f"a share is i/n with i from 0 to n - 1; got {i}/{n}")
+    for k in tqdm(range(i, writer.shards, n), "encoding", unit=" shards"):
+        writer.make(k)
+
+
+def _encode(static: tuple[VAEConfig, str], params: Params, pixels: Pixels) -> Moments:
+    config, dtype = static
+    vae = AutoencoderKL(config, jnp.dtype(dtype))
+    image = pixels.astype(jnp.float32) / 127.5 - 1.0
+    # One at a time, so that a picture's latents do not depend on its neighbours
+    return one_by_one(lambda image: vae.apply({"params": params}, image, method="encode"), image)
+
+
+def _texts_of(example: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: example[name] for name in ("key", "captions", "columns")}
+
+
+def _pad(images: np.ndarray, count: int) -> np.ndarray:
+    """Returns images repeated up to a number, so that one program serves all batches of a size."""
+    return images[np.arange(count) % len(images)]
+
+
+def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (values[i : i + size] for i in range(0, len(values), size))
+
+
+def _replace(path: Path, value: Any) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
