@@ -158,3 +158,14 @@ def test_pictures_are_small_and_shown() -> None:
     assert sum(picture.stat().st_size for picture in pictures) <= 300_000
     pages = "\n".join(page.read_text(encoding="utf-8") for page in documents.PAGES)
     assert [picture.name for picture in pictures if f"images/{picture.name}" not in pages] == []
+
+
+def test_every_page_of_the_manual_is_in_its_contents() -> None:
+    listed = {
+        (index.parent / f"{line}.md").resolve()
+        for index in (ROOT / "docs/index.md", ROOT / "docs/api/index.md")
+        for block in documents.blocks(index.read_text(encoding="utf-8"), "{toctree}")
+        for line in block.splitlines()
+        if line and not line.startswith(":")
+    }
+    assert {page for page in documents.PAGES if page.is_relative_to(ROOT / "docs")} - {ROOT / "docs/index.md"} == listed
