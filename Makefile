@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= a rocket on a green background
 BIN = $(VENV)/bin
+# Setuptools warns that folders of data look like packages; whoever makes a picture need not read that
+PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP = $(VENV)/.installed
 TEST_STAMP = $(VENV)/.installed-test
 DOCS_STAMP = $(VENV)/.installed-docs
@@ -16,12 +18,12 @@ DOCS_STAMP = $(VENV)/.installed-docs
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sdjax needs Python 3.11 or newer; name one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) --upgrade pip
+	$(PIP) --editable .
 	@touch $@
 
 $(TEST_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) --editable '.[test]'
 	@touch $@
 
 $(DOCS_STAMP): $(STAMP)
@@ -38,7 +40,7 @@ test: $(TEST_STAMP) lint
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-all: $(TEST_STAMP) lint
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,compare]'
+	$(PIP) --editable '.[test,compare]'
 	$(BIN)/python -m pytest -n 2 -m 'not gpu' $(ARGS)
 
 docs: $(DOCS_STAMP)
