@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax._version import __version__
-from sdjax.scripts import options, runtime, settings
+from sdjax.scripts import options, runtime, saving, settings
 from sdjax.scripts.prompts import Batch, pictures_at_a_time, warn_of_cut_prompts
 
 
@@ -21,6 +21,7 @@ class Job:
         self.dtype, self.checkpoint = runtime.compute_dtype(args), find_checkpoint(args.ckpt)
         if args.n_rows < 0:
             raise ValueError(f"--n_rows is at least 1, or 0 to take --n_samples; got {args.n_rows}")
+        saving.check_watermark(args.watermark)
         self.devices = runtime.set_up_jax(args.device)
         runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta)
         self.folder = Path(args.outdir)
@@ -59,6 +60,7 @@ class Job:
             vae=vae,
             dtype=self.dtype,
             variant=args.variant,
+            vocab=args.vocab,
             check=check_all,
             **more,
         )
@@ -107,14 +109,16 @@ class Job:
                     size = {"height": picture.shape[0], "width": picture.shape[1], "batch": len(pixels)}
                     description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **size}
                     if not args.skip_save:
-                        progress.print(image.save_numbered(self.folder / "samples", picture, texts(description)))
+                        marked = saving.mark(picture, args.watermark)
+                        progress.print(image.save_numbered(self.folder / "samples", marked, texts(description)))
                     if not args.skip_grid:
                         made.append(picture)
                         described.append(description)
         if len({picture.shape for picture in made}) > 1:
             note("no grid was made, for the pictures have several sizes")
         elif made:
-            print(save_grid(self.folder, made, described, args.n_rows or pictures_at_a_time(args)))
+            columns = args.n_rows or pictures_at_a_time(args)
+            print(save_grid(self.folder, made, described, columns, args.watermark))
 
     def _describe(self) -> dict[str, Any]:
         """Returns every setting that the pictures of a run have in common."""
@@ -138,6 +142,7 @@ class Job:
             "parallel": args.parallel,
             "devices": {"kind": devices[0].device_kind, "count": len(devices)},
             "versions": {"sdjax": __version__, "jax": jax.__version__},
+            **({} if args.watermark is None else {"watermark": args.watermark}),
         }
 
 
@@ -180,7 +185,9 @@ def texts(picture: dict[str, Any]) -> dict[str, str]:
     return {"parameters": parameters, "sdjax": settings.to_json(picture)}
 
 
-def save_grid(folder: Path, made: list[Any], described: list[dict[str, Any]], columns: int) -> Path:
+def save_grid(
+    folder: Path, made: list[Any], described: list[dict[str, Any]], columns: int, watermark: str | None = None
+) -> Path:
     """Returns the path of all pictures as one, with the first one's `parameters` and what each has of its own."""
     import numpy as np
 
@@ -191,4 +198,5 @@ def save_grid(folder: Path, made: list[Any], described: list[dict[str, Any]], co
     pictures = [{key: picture[key] for key in own} for picture in described]
     shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
     chunks = texts(first) | {"sdjax": settings.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})}
-    return image.save_numbered(folder, image.grid(np.stack(made), columns), chunks, prefix="grid-", digits=4)
+    pixels = saving.mark(image.grid(np.stack(made), columns), watermark)  # anew: the pictures in it are unmarked
+    return image.save_numbered(folder, pixels, chunks, prefix="grid-", digits=4)

@@ -186,6 +186,11 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="take the autoencoder from this file, folder or hub repository, as stabilityai/sd-vae-ft-mse",
     )
+    add(
+        "--vocab",
+        metavar="FILE",
+        help="the vocab.txt of bert-base-uncased, which the model of LAION-400M needs and its checkpoint lacks",
+    )
 
 
 def add_variant_flag(parser: argparse._ActionsContainer) -> None:
@@ -231,6 +236,12 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
     add("--skip_save", action="store_true", help="write no single pictures")
     add("--skip_grid", action="store_true", help="write no grid")
     add("--n_rows", type=int, default=0, metavar="N", help="pictures in a row of the grid; default: as --n_samples")
+    add(
+        "--watermark",
+        metavar="TEXT",
+        help="hide this text in every picture and grid of 256 x 256 pixels or more; default: none (CompVis always: "
+        "StableDiffusionV1, Stability: SDV2)",
+    )
 
 
 def positive(text: str) -> int:

@@ -23,6 +23,8 @@ _HOME = {
     "outpaint": "sdjax.generate",
     "depth_to_image": "sdjax.depth",
     "estimate_depth": "sdjax.depth",
+    "animate": "sdjax.animation",
+    "upscale": "sdjax.upscaling",
     "ImageError": "sdjax.generate",
     "OutOfMemoryError": "sdjax.generate",
     "ModelConfig": "sdjax.config",

@@ -38,10 +38,15 @@ def encode(pixels: Pixels, kind: str, *, fps: float = 12, text: Mapping[str, str
         raise ValueError(f"frames are uint8 [n, h, w, 3]; got {pixels.dtype} {list(pixels.shape)}")
     if kind not in KINDS:
         raise ValueError(f"an animation is one of {', '.join(KINDS)}; got {kind!r}")
-    if not (math.isfinite(fps) and 0 < fps <= MAX_FPS):
-        raise ValueError(f"fps is a number of frames a second above 0 and up to {MAX_FPS}; got {fps}")
+    check_fps(fps)
     text = {key: value.encode("utf-8", "replace").decode() for key, value in (text or {}).items()}
     return KINDS[kind](pixels, fps, text)
+
+
+def check_fps(fps: float) -> None:
+    """Raises ValueError for a rate out of range."""
+    if not (math.isfinite(fps) and 0 < fps <= MAX_FPS):
+        raise ValueError(f"fps is a number of frames a second above 0 and up to {MAX_FPS}; got {fps}")
 
 
 def kind_of(path: str | Path) -> str:

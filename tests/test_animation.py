@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import animate as module
-from sdjax.animate import animate, between, check_keyframes, frame_positions, straight, turn, turn_tokens
+from sdjax import animation as module
+from sdjax.animation import animate, between, check_keyframes, frame_positions, straight, turn, turn_tokens
 
 import models
 

@@ -1,0 +1,133 @@
+"""`sdjax animate`: an animation between prompts and seeds."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdjax.scripts import options, runtime, settings
+from sdjax.scripts.job import Job, texts
+from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.prompts import read_prompts, warn_of_cut_prompts
+
+IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
+
+DESCRIPTION = """\
+Makes an animation that goes from prompt to prompt, or from seed to seed, and
+prints its path. Prompts and seeds are keyframes at equal distances; there are as
+many of both, or one of either for all of them."""
+
+EPILOG = f"""\
+A keyframe is the picture that txt2img makes of its prompt and seed. Files are
+numbered on from the highest in the folder and never overwritten, and hold their
+settings as txt2img's pictures do.
+
+{EXIT_STATUS}"""
+
+# Names of sdjax.animation and sdjax.movie, which cannot be asked here: importing JAX takes a second. A test compares
+INTERPOLATIONS = ("linear", "spherical")
+FORMATS = ("gif", "apng", "webp", "mp4")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax animate`."""
+    parser = options.make_command_parser("animate", DESCRIPTION, EPILOG)
+    add = parser.add_argument_group("what to make").add_argument
+    add("--prompt", action="append", metavar="TEXT", help="a keyframe's prompt; give the flag once for each")
+    add("--from-file", metavar="FILE", help="read the prompts from this file, one a line (- is standard input)")
+    add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from; default: the empty prompt")
+    add("--seed", type=seeds, default=[42], metavar="N,...", help="one seed for all, or one a keyframe; default: 42")
+    add("--frames", type=options.positive, default=48, metavar="N", help="frames in all; default: %(default)s")
+    add("--loop", action="store_true", help="go on from the last keyframe to the first")
+    add(
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        default="linear",
+        help="how encoded prompts are mixed, which noise never is but spherically; default: %(default)s",
+    )
+    add(
+        "--prompt-strength",
+        type=options.strength,
+        default=1.0,
+        metavar="X",
+        help="share of the steps, the last ones, that look at a frame's own prompt; the first ones look at the mean of "
+        "all: lower makes frames more alike; default: %(default)s",
+    )
+    add("--n_samples", type=options.positive, default=8, metavar="N", help="frames made at a time; default: 8")
+    options.add_size_flags(parser, "the model's own")
+    options.add_sampling_flags(parser)
+    options.add_model_flags(parser)
+    options.add_reading_flags(parser)
+    options.add_device_flags(parser)
+    add = parser.add_argument_group("what to write").add_argument
+    add("--format", choices=FORMATS, default="gif", help="mp4 needs ffmpeg on the PATH; default: %(default)s")
+    add("--fps", type=options.finite, default=12.0, metavar="X", help="frames a second, up to 50; default: 12")
+    add(
+        "--save_frames", action="store_true", help="also write every frame as a PNG, into a folder beside the animation"
+    )
+    add("--outdir", default="outputs/animations", metavar="DIR", help="where it is written; default: %(default)s")
+    parser.set_defaults(n_rows=0, skip_save=True, skip_grid=True, watermark=None)  # other commands have flags for these
+    return parser
+
+
+def seeds(text: str) -> list[int]:
+    """Returns seeds separated by commas, for argparse."""
+    return [options.seed(one) for one in text.split(",")]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes and writes the animation. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+    # Everything that can be refused is, before weights are loaded and hours of work begin
+    job = Job(args, "animate")
+    if args.prompt is not None and args.from_file is not None:
+        raise ValueError("--prompt and --from-file both say what to make; give one of them")
+    prompts = read_prompts(args.from_file) if args.from_file is not None else args.prompt or [job.default_prompt]
+    import sdjax
+    from sdjax import animation, generate, image, movie
+
+    movie.check_fps(args.fps)
+    if args.format == "mp4":
+        movie.find_ffmpeg()
+    keyframes = animation.check_keyframes(prompts, args.negative_prompt, args.seed)
+    animation.frame_positions(len(keyframes[0]), args.frames, loop=args.loop)
+
+    def check(config: Any) -> None:
+        generate.check_task(config, "animate")
+        generate.check_size(config, args.H, args.W)
+
+    pipe = job.load(check)
+    warn_of_cut_prompts(pipe, {args.negative_prompt, *prompts})
+    with runtime.Progress(1) as progress:
+        pixels = sdjax.animate(
+            pipe, prompts, seeds=args.seed, frames=args.frames, loop=args.loop, negative_prompt=args.negative_prompt,
+            interpolation=args.interpolation, prompt_strength=args.prompt_strength, sampler=job.sampler,
+            num_steps=args.steps, guidance_scale=args.scale, height=args.H, width=args.W, batch=args.n_samples,
+            parallel=args.parallel, devices=job.devices, exact=args.exact, progress=progress.show,
+        )  # fmt: skip
+    description = {
+        "prompt": prompts[0], "seed": args.seed[0], **job.common, "prompts": prompts, "seeds": args.seed,
+        "frames": args.frames, "loop": args.loop, "interpolation": args.interpolation, "fps": args.fps,
+        "prompt_strength": args.prompt_strength, "height": pixels.shape[1], "width": pixels.shape[2],
+        "batch": min(args.n_samples, args.frames),
+    }  # fmt: skip
+    data = movie.encode(pixels, args.format, fps=args.fps, text=texts(description))
+    path = image.save_numbered_file(args.outdir, data, movie.SUFFIXES[args.format])
+    print(path)
+    if args.save_frames:
+        print(save_frames(path, pixels, description))
+
+
+def save_frames(movie: Path, pixels: Any, description: dict[str, Any]) -> Path:
+    """Returns the new folder, named as the animation's file with -frames for its ending, that holds every frame."""
+    from sdjax import image
+
+    folder = movie.with_name(f"{movie.stem}-{movie.suffix[1:]}-frames")
+    folder.mkdir()
+    for number, frame in enumerate(pixels):
+        text = {"sdjax": settings.to_json({**description, "frame": number})}
+        image.save_png(folder / f"{number:05}.png", frame, text)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main(["animate", *sys.argv[1:]]))

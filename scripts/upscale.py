@@ -1,0 +1,100 @@
+"""`sdjax upscale`: pictures four times as high and wide, by the x4 upscaler of Stable Diffusion 2."""
+
+import argparse
+import sys
+from typing import Any
+
+from sdjax.scripts import given, options
+from sdjax.scripts.job import Job
+from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.prompts import Batch, make_batches
+
+IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
+
+DESCRIPTION = """\
+Makes pictures four times as high and wide from a picture, or from each of a
+folder, and prints their paths. The model is the x4 upscaler of Stable Diffusion
+2 (x4-upscaler-ema.ckpt, stabilityai/stable-diffusion-x4-upscaler).
+
+The flags are those of Stability-AI/stablediffusion's upscaling demo, with its
+defaults (scripts/streamlit/superresolution.py); a flag's text says where that of
+scripts/gradio differs."""
+
+EPILOG = f"""\
+Pictures have any size up to 512 x 512; they are padded to multiples of 64, at
+least 128, by repeating their edges, and the rest is cut off again. Picture k of
+the run, counted from 0, is drawn from seed + k. Files are written as txt2img
+writes them.
+
+{EXIT_STATUS}"""
+
+# sdjax.upscaling's, which cannot be asked here: importing JAX takes a second. A test compares them
+MAX_NOISE_LEVEL = 350
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax upscale`."""
+    parser = options.make_command_parser("upscale", DESCRIPTION, EPILOG)
+    options.add_picture_flags(parser)
+    options.add_prompt_flags(
+        parser, prompt="the empty prompt", n_iter=1, stability_iter="", n_samples=1, given=True
+    )  # fmt: skip
+    add = parser.add_argument_group("how much to invent").add_argument
+    add(
+        "--noise_level",
+        "--noise-level",
+        dest="noise_level",
+        type=noise_level,
+        default=20,
+        metavar="N",
+        help=f"noise added to the picture first, from 0 to {MAX_NOISE_LEVEL}: 20 suits photographs, 50 to 100 what a "
+        "model made; default: %(default)s",
+    )
+    options.add_sampling_flags(parser, "Stability's gradio demo: 10, and 75 steps")
+    options.add_model_flags(parser)
+    options.add_reading_flags(parser)
+    options.add_device_flags(parser)
+    options.add_output_flags(parser, "outputs/upscale-samples")
+    return parser
+
+
+def noise_level(text: str) -> int:
+    """Returns a noise level, for argparse."""
+    value = int(text)
+    if not 0 <= value <= MAX_NOISE_LEVEL:
+        raise argparse.ArgumentTypeError(f"a noise level lies between 0 and {MAX_NOISE_LEVEL}; got {text}")
+    return value
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+    # Everything that can be refused is, before weights are loaded and hours of work begin
+    job = Job(args, "upscale")
+    if job.checkpoint is None:
+        raise ValueError("no upscaler is named: give its checkpoint with --ckpt (the built-in model is none)")
+    pictures = given.read_pictures(args.init_img, args.background)
+    batches = make_batches(args, "", len(pictures))
+    import sdjax
+    from sdjax import generate, upscaling
+
+    for picture in pictures:
+        upscaling.check_side(*picture.pixels.shape[:2])
+
+    def check(config: Any) -> None:
+        generate.check_task(config, "upscale", "upscaling")
+        upscaling.check_noise_level(config, args.noise_level)
+
+    pipe = job.load(check)
+
+    def make(batch: Batch, **shared: Any) -> Any:
+        chosen = [pictures[number].pixels for number in batch.inputs]
+        return sdjax.upscale(pipe, chosen, batch.prompts, noise_level=args.noise_level, **shared)
+
+    def describe(number: int) -> dict[str, Any]:
+        return {"init_img": pictures[number].describe(), "noise_level": args.noise_level}
+
+    job.make(batches, make, describe)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["upscale", *sys.argv[1:]]))

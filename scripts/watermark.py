@@ -1,0 +1,102 @@
+"""`sdjax watermark`: reads the invisible watermark of pictures, or writes one."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdjax.scripts import options
+from sdjax.scripts.main import EXIT_STATUS, main
+
+IF_OUT_OF_MEMORY = "smaller pictures"
+
+DESCRIPTION = """\
+Reads the invisible watermark that the scripts of both releases write, or writes
+one (--embed). For each picture it prints which of the texts looked for is there,
+and how surely; without --text, those of the two releases."""
+
+EPILOG = f"""\
+A watermark says that a picture came from such a script: anybody can write one,
+and resizing, cropping or strong compression removes it. Most pictures give only
+a part of the text's bits back, so it is looked for by how many of the picture's
+blocks agree with it, in standard deviations above chance; from {{certain}} on it is
+taken to be there.
+
+{EXIT_STATUS}"""
+
+RELEASES = ("StableDiffusionV1", "SDV2")  # sdjax.watermark.TEXTS: importing it takes time. A test compares them
+CERTAIN = 8.0  # standard deviations: by chance once in 10^15 pictures; some letters are as good as half a text
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax watermark`."""
+    parser = options.make_command_parser("watermark", DESCRIPTION, EPILOG.format(certain=f"{CERTAIN:g}"))
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a picture (PNG, JPEG or WebP), or a folder of them")
+    parser.add_argument(
+        "--text",
+        action="append",
+        metavar="TEXT",
+        help=f"a text to look for, may be given several times; default: {' and '.join(RELEASES)}",
+    )
+    parser.add_argument(
+        "--bytes", type=options.positive, metavar="N", help="read a text of N bytes, whatever it is, and print it"
+    )
+    parser.add_argument("--embed", metavar="TEXT", help="write this text into the pictures, as new PNG files")
+    parser.add_argument(
+        "--outdir", default="outputs/watermarked", metavar="DIR", help="where --embed writes; default: %(default)s"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads or writes. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+    if args.embed is not None and (args.text or args.bytes):
+        raise ValueError("--embed writes a watermark, --text and --bytes read one; give only one of them")
+    if args.bytes and args.text:
+        raise ValueError("--text looks for a text, --bytes reads an unknown one; give only one of them")
+    from sdjax import pictures
+
+    files = [
+        file
+        for path in map(Path, args.files)
+        for file in (pictures.list_pictures(path) if path.is_dir() else [path])
+    ]  # fmt: skip
+    for file in files:
+        try:
+            picture = pictures.open_picture(file)
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+        for notice in picture.notices:
+            print(f"note: {file}: {notice}", file=sys.stderr)
+        try:
+            print(write(args, picture.pixels) if args.embed is not None else f"{file}: {read(args, picture.pixels)}")
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+
+
+def read(args: argparse.Namespace, pixels: Any) -> str:
+    """Returns what is read, as a line."""
+    from sdjax import watermark
+
+    if args.bytes:
+        data, agreement = watermark.decode(pixels, args.bytes)
+        return f"{data!r}, {agreement:.0%} of the blocks agree"
+    scores = {text: watermark.evidence(pixels, text) for text in args.text or RELEASES}
+    best = max(scores, key=scores.get)
+    listed = ", ".join(f"{text} {score:.1f}" for text, score in scores.items())
+    found = best if scores[best] >= CERTAIN else "no watermark"
+    return f"{found} (standard deviations above chance: {listed})"
+
+
+def write(args: argparse.Namespace, pixels: Any) -> Path:
+    """Returns the path of the new file."""
+    from sdjax import image, watermark
+
+    marked = watermark.embed(pixels, args.embed)
+    folder = Path(args.outdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return image.save_numbered(folder, marked)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["watermark", *sys.argv[1:]]))
