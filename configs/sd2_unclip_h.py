@@ -10,4 +10,14 @@ def get_config() -> ml_collections.ConfigDict:
     config = sd2_v.get_config()
     config.name = "sd2_unclip_h"
     config.unet.label_dim = 2048
+    config.vision = {  # OpenCLIP ViT-H/14
+        "image_size": 224,
+        "patch_size": 14,
+        "width": 1280,
+        "layers": 32,
+        "heads": 16,
+        "projection": 1024,
+        "activation": "gelu",
+    }
+    config.noise_stats = 1024
     return config

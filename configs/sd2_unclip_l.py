@@ -10,4 +10,14 @@ def get_config() -> ml_collections.ConfigDict:
     config = sd2_v.get_config()
     config.name = "sd2_unclip_l"
     config.unet.label_dim = 1536
+    config.vision = {  # OpenAI's CLIP ViT-L/14
+        "image_size": 224,
+        "patch_size": 14,
+        "width": 1024,
+        "layers": 24,
+        "heads": 16,
+        "projection": 768,
+        "activation": "quick_gelu",
+    }
+    config.noise_stats = 768
     return config

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.config import DepthConfig, ModelConfig
+from sdjax.config import DepthConfig, ModelConfig, VisionConfig
 from sdjax.tokenizer import Tokenizer
 from sdjax.typing import Params
 
@@ -29,6 +29,7 @@ from .leaves import float_type
 from .model import Model, Report, load_model, model_of_params
 from .outputs import check_not_input, new_file
 from .reading import TensorFile, read
+from .towers import vision_alone, vision_tower
 from .writing import left_out
 from .writing import save as save_model
 
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "load_depth",
     "load_model",
+    "load_vision",
     "manifest",
     "parameter_counts",
     "read",
@@ -62,10 +64,13 @@ def load(
     dtype: str | None = None,
     variant: str | None = None,
     depth: Any = None,
+    vision: Any = None,
+    noise_stats: Any = None,
 ) -> tuple[ModelConfig, Params]:
     """Returns the description and parameters {"unet", "vae", "text"} of a checkpoint, as trees of numpy arrays.
 
-    A model that looks at depth may have its depth network too, {"depth": ...}.
+    A model that looks at depth may have its depth network too, {"depth": ...}; one that is told a picture's embedding
+    its image tower, {"vision": ...}, and the embeddings' mean and standard deviation, {"noise_stats": {"mean", "std"}}.
 
     Args:
         source: a `.ckpt` or `.safetensors` file, a diffusers or native folder, or a mapping of names to arrays.
@@ -78,13 +83,17 @@ def load(
         dtype: "float32", "bfloat16" or "float16" to convert the parameters to; None keeps each as it is.
         variant: of a diffusers folder's files, "fp16" for example.
         depth: a file or folder to take the depth network from instead.
+        vision: a file or folder to take the image tower from instead.
+        noise_stats: a file or folder with the mean and standard deviation of image embeddings, as Stability's
+            `ViT-L-14_stats.th` for unCLIP-L, whose single files hold none.
 
     Raises:
         CheckpointError: if it cannot be read, or is not a whole model; every missing, unknown and misshapen tensor is
             named as the file spells it.
         ValueError: for an argument out of range.
     """
-    model = load_model(source, config, prediction, ema, vae, dtype, variant, depth=depth)
+    model = load_model(source, config, prediction, ema, vae, dtype, variant, depth=depth, vision=vision,
+                       noise_stats=noise_stats)  # fmt: skip
     return model.config, model.params
 
 
@@ -95,6 +104,18 @@ def load_depth(source: Any, dtype: str | None = None) -> tuple[DepthConfig, Para
     """
     config, leaves = depth_network(source, float_type(dtype))
     return config.depth, Model(config, leaves, {}, Report("depth network", "", "", False)).params["depth"]
+
+
+def load_vision(
+    source: Any, config: VisionConfig | None = None, dtype: str | None = None
+) -> tuple[VisionConfig, Params]:
+    """Returns a CLIP image tower alone, description and parameters, from any file or folder that holds one.
+
+    `config` is needed where nothing beside the tower describes it: of OpenCLIP's file, say. Raises CheckpointError as
+    `load`, ValueError for an unknown dtype.
+    """
+    config, leaves = vision_tower(source, float_type(dtype), config)
+    return config, Model(vision_alone(config), leaves, {}, Report("image tower", "", "", False)).params["vision"]
 
 
 def save(
@@ -175,7 +196,7 @@ def parameter_counts(
 ) -> dict[str, int]:
     """Returns {"unet": n, "vae": n, "text": n}, the parameters in use of a single file with these names and shapes.
 
-    A depth network's are "depth": n, where the file holds one.
+    A depth network's are "depth": n, an image tower's "vision": n, where the file holds one.
 
     Allocates nothing. Raises CheckpointError as `load` would for the file.
     """
@@ -185,4 +206,5 @@ def parameter_counts(
     counts = dict.fromkeys(tables.parts_of(model.config), 0)
     for path, leaf in model.leaves.items():
         counts[path.partition("/")[0]] += math.prod(leaf.shape)
+    counts.pop("noise_stats", None)  # measured, not learned
     return counts

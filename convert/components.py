@@ -12,7 +12,7 @@ from .leaves import Leaf, matched_leaves, refuse
 from .matching import match
 from .sources import open_source
 
-_SMALLEST = ModelConfig(  # for the parts that a depth network's file does not hold
+SMALLEST = ModelConfig(  # for the parts that a file of one part does not hold
     name="depth",
     unet=UNetConfig(channels=(32,), num_res_blocks=1, heads=(0,), mid_heads=1, transformer_depth=(1,),
                     self_attention=(True,), context_dim=64),
@@ -71,7 +71,7 @@ def depth_network(source: Any, kind: np.dtype | None) -> tuple[ModelConfig, dict
         config = dpt_config.depth_from_transformers(file)
     if config is None:
         raise source.error("it was given for its depth network, which is not DPT-Hybrid, the one that sdjax has")
-    alone = dataclasses.replace(_SMALLEST, depth=config)
+    alone = dataclasses.replace(SMALLEST, depth=config)
     found = match(shapes, alone, layout, parts=("depth",))
     refuse(source, found, "the depth network")
     renamed = dataclasses.replace(found, names={entry: name[len(prefix) :] for entry, name in found.names.items()})

@@ -8,9 +8,9 @@ What diffusers calls `attention_head_dim` is the number of heads (FACTS T35).
 from collections.abc import Mapping
 from typing import Any
 
-from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 
-from . import dpt_config
+from . import dpt_config, vision_config
 from .errors import shown
 from .ldm_config import named
 
@@ -60,8 +60,22 @@ def config_from_diffusers(files: Configs) -> tuple[ModelConfig, bool]:
         image_size=512 if upscales else size * vae.factor,
         guidance_scale=9.0 if text.activation == "gelu" else 7.5,
         depth=dpt_config.depth_from_transformers(files.get("depth_estimator/config.json", {})),
+        vision=_vision(files, unet),
+        noise_stats=_noise_stats(files, unet),
     )
     return named(model), "prediction_type" in scheduler
+
+
+def _vision(files: Configs, unet: UNetConfig) -> VisionConfig | None:
+    if unet.label_dim is None or "image_encoder/config.json" not in files:
+        return None
+    return vision_config.vision_from_transformers(files["image_encoder/config.json"])
+
+
+def _noise_stats(files: Configs, unet: UNetConfig) -> int | None:
+    if unet.label_dim is None or "image_normalizer/config.json" not in files:
+        return None
+    return files["image_normalizer/config.json"].get("embedding_dim", 768)
 
 
 def is_v2(config: ModelConfig) -> bool:
@@ -227,6 +241,13 @@ def diffusers_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
         files["image_noising_scheduler/scheduler_config.json"] = {
             "_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000,
         }  # fmt: skip
+    if config.vision is not None:
+        files["image_encoder/config.json"] = vision_config.transformers_file(config.vision)
+        files["feature_extractor/preprocessor_config.json"] = vision_config.preprocessor_file(config.vision)
+    if config.noise_stats is not None:
+        files["image_normalizer/config.json"] = {
+            "_class_name": "StableUnCLIPImageNormalizer", "embedding_dim": config.noise_stats,
+        }  # fmt: skip
     if config.depth is not None:
         files["depth_estimator/config.json"] = dpt_config.transformers_file(config.depth)
         files["feature_extractor/preprocessor_config.json"] = dpt_config.preprocessor_file(config.depth)
@@ -274,6 +295,11 @@ def _index(config: ModelConfig) -> dict[str, Any]:
         name = "StableUnCLIPImg2ImgPipeline"
         index |= dict.fromkeys(("feature_extractor", "image_encoder", "image_normalizer"), nothing)
         index["image_noising_scheduler"] = ["diffusers", "DDPMScheduler"]
+        if config.vision is not None:
+            index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+            index["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
+        if config.noise_stats is not None:
+            index["image_normalizer"] = ["stable_diffusion", "StableUnCLIPImageNormalizer"]
     else:
         name = pipelines.get(config.unet.in_channels, "StableDiffusionPipeline")
         index["feature_extractor"] = nothing

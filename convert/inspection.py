@@ -80,7 +80,8 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         owners = {name: tables.PARTS[entry.part] for entry, name in found.names.items()}
         owners |= dict.fromkeys(found.other_set, "other UNet")
         owners |= dict.fromkeys(found.extras, "beside")
-        odd += [f"it has no {tables.PARTS[part]}" for part in found.missing_parts]
+        usual = {"noise_stats"} if source.layout == "ldm" else set()  # single files hold none
+        odd += [f"it has no {tables.PARTS[part]}" for part in found.missing_parts if part not in usual]
         odd += _some(found.problems)
         odd += _unusual(config, shapes, dtypes, found.names)
     except (CheckpointError, ConfigError) as error:

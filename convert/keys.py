@@ -11,13 +11,15 @@ import re
 from sdjax.config import ModelConfig
 
 from .depth_names import midas_name
+from .vision_names import clip_name
 
 COMPONENTS = {  # our parts -> diffusers' folders
     "unet": "unet", "vae": "vae", "text": "text_encoder", "depth": "depth_estimator",
+    "vision": "image_encoder", "noise_stats": "image_normalizer",
 }  # fmt: skip
 LDM_PREFIXES = {
     "unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.",
-    "depth": "depth_model.model.",
+    "depth": "depth_model.model.", "vision": "embedder.model.", "noise_stats": "noise_augmentor.",
 }  # fmt: skip
 EMA_PREFIX = "model_ema."
 
@@ -81,6 +83,10 @@ def ldm_name(path: str, config: ModelConfig) -> str:
         return LDM_PREFIXES["vae"] + _vae_name(name, config)
     if part == COMPONENTS["depth"]:
         return LDM_PREFIXES["depth"] + midas_name(name)
+    if part == COMPONENTS["vision"]:
+        return LDM_PREFIXES["vision"] + clip_name(name)
+    if part == COMPONENTS["noise_stats"]:
+        return f"{LDM_PREFIXES['noise_stats']}data_{name}"
     if is_open_clip(config):
         return f"{LDM_PREFIXES['text']}model.{_open_clip_name(name)}"
     return f"{LDM_PREFIXES['text']}transformer.{name}"

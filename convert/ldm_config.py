@@ -13,7 +13,16 @@ from typing import Any
 import yaml
 
 from sdjax import configs
-from sdjax.config import ConfigError, DepthConfig, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.config import (
+    ConfigError,
+    DepthConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    VisionConfig,
+)
 
 from .errors import CheckpointError, shown
 
@@ -84,6 +93,8 @@ def config_from_ldm(data: Any) -> ModelConfig:
             image_size=_image_size(params, vae),
             guidance_scale=9.0 if tower.activation == "gelu" else 7.5,
             depth=_depth(params.get("depth_stage_config")),
+            vision=_vision(params.get("embedder_config")),
+            noise_stats=_noise_stats(params.get("noise_aug_config")),
         )
     )
 
@@ -97,15 +108,44 @@ def _depth(stage: Any) -> DepthConfig | None:
     return DepthConfig()
 
 
+def _vision(embedder: Any) -> VisionConfig | None:
+    if embedder is None:
+        return None
+    embedder = _mapping(embedder, "embedder_config")
+    kind, params = embedder.get("target"), _mapping(embedder.get("params") or {}, "embedder_config.params")
+    named = {field: params.get(field, default) for field, default in (("model", "ViT-L/14"), ("arch", "ViT-H-14"))}
+    for name, field, value, tower in (
+        ("ClipImageEmbedder", "model", "ViT-L/14", configs.get("sd2_unclip_l").vision),
+        ("FrozenOpenCLIPImageEmbedder", "arch", "ViT-H-14", configs.get("sd2_unclip_h").vision),
+    ):
+        if kind == f"ldm.modules.encoders.modules.{name}" and named[field] == value:
+            return tower
+    raise ConfigError(
+        "embedder_config is ClipImageEmbedder of ViT-L/14 or FrozenOpenCLIPImageEmbedder of ViT-H-14; got "
+        f"{shown(kind)}"
+    )
+
+
+def _noise_stats(noise: Any) -> int | None:
+    if noise is None:
+        return None
+    params = _mapping(_mapping(noise, "noise_aug_config").get("params"), "noise_aug_config.params")
+    schedule = _mapping(params.get("noise_schedule_config") or {}, "noise_schedule_config")
+    _only(schedule, "timesteps", 1000)
+    _only(schedule, "beta_schedule", "squaredcos_cap_v2")
+    return params.get("timestep_dim", 256)
+
+
 def named(config: ModelConfig) -> ModelConfig:
     """Returns the released model's description if this one builds the same networks; else itself.
 
-    A depth network is this one's own: other ones may stand beside the same model, or none.
+    Depth network and image tower are this one's own: other ones may stand beside the same model, or none.
     """
     for name in configs.NAMES:
         known = configs.get(name)
         if all(getattr(known, part) == getattr(config, part) for part in ("unet", "vae", "text", "schedule")):
-            return dataclasses.replace(known, depth=config.depth)
+            own = {name: getattr(config, name) for name in ("depth", "vision", "noise_stats")}
+            return dataclasses.replace(known, **own)
     return config
 
 

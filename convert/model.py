@@ -25,6 +25,7 @@ from .matching import Match, match
 from .prediction import Decision
 from .sources import Source, open_source
 from .strict_json import read_json
+from .towers import no_statistics, statistics, vision_tower
 
 CONFIG_KEY = "sdjax.config"  # a single file's metadata: the description of a model that is none of the releases
 
@@ -85,6 +86,8 @@ def load_model(
     variant: str | None = None,
     *,
     depth: Any = None,
+    vision: Any = None,
+    noise_stats: Any = None,
     keep_both: bool = False,
 ) -> Model:
     """Returns the model of a checkpoint, its parameters not read yet but checked to be all there.
@@ -106,13 +109,20 @@ def load_model(
             raise
         raise opened.error(str(error)) from error
     averaged, notices = choose_ema(opened, ema), []
-    elsewhere = {part for part, given in (("vae", vae), ("depth", depth)) if given is not None}
+    given = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats}
+    elsewhere = {part for part, source in given.items() if source is not None}
     parts = [part for part in tables.PARTS if part not in elsewhere]
     found = match(opened.tensors.shapes, description, opened.layout, ema=averaged, parts=parts)
     absent = [part for part in found.missing_parts if part in tables.OPTIONAL]
+    unit = opened.layout == "ldm" and "noise_stats" in absent  # which single files do not hold: they stand for 0 and 1
+    if unit:
+        absent.remove("noise_stats")
+        if description.vision is None or description.vision.activation != "gelu":  # OpenCLIP's has none
+            notices.append(f"it has no {tables.PARTS['noise_stats']}: {tables.OPTIONAL['noise_stats']}")
     for part in absent:
         notices.append(f"it has no {tables.PARTS[part]}: {tables.OPTIONAL[part]}")
     description = dataclasses.replace(description, **dict.fromkeys(absent))
+    absent += ["noise_stats"] * unit
     found = dataclasses.replace(found, missing_parts=tuple(p for p in found.missing_parts if p not in absent))
     refuse(opened, found, config_origin)
     if (
@@ -128,6 +138,15 @@ def load_model(
     if depth is not None:
         own, estimator = depth_network(depth, kind)
         description, leaves = dataclasses.replace(description, depth=own.depth), leaves | estimator
+    if unit:
+        leaves |= no_statistics(description.noise_stats)
+    if vision is not None:
+        tower, own = vision_tower(vision, kind, description.vision)
+        description, leaves = dataclasses.replace(description, vision=tower), leaves | own
+    if noise_stats is not None:
+        size = (description.unet.label_dim or 0) // 2
+        leaves |= statistics(noise_stats, size, kind)
+        description = dataclasses.replace(description, noise_stats=size)
     if vae is not None:
         leaves |= vae_leaves(vae, description, kind)
     extras = _extras(opened, found, kind, keep_both)

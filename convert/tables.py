@@ -13,12 +13,19 @@ import numpy as np
 
 from sdjax.config import ModelConfig
 
-from . import depth_names, keys, layouts
+from . import depth_names, keys, layouts, vision_names
 
 Layout = Literal["native", "ldm", "diffusers"]
 LAYOUTS: tuple[Layout, ...] = ("native", "ldm", "diffusers")
-PARTS = {"unet": "UNet", "vae": "autoencoder", "text": "text encoder", "depth": "depth network"}
-OPTIONAL = {"depth": "depth maps have to be given"}  # without which a model is one all the same, and what follows
+PARTS = {
+    "unet": "UNet", "vae": "autoencoder", "text": "text encoder", "depth": "depth network", "vision": "image tower",
+    "noise_stats": "mean and standard deviation of image embeddings",
+}  # fmt: skip
+OPTIONAL = {  # without which a model is one all the same, and what follows
+    "depth": "depth maps have to be given",
+    "vision": "embeddings of pictures have to be given",
+    "noise_stats": "noise is put on embeddings as if they were 0 and 1",
+}
 
 
 def parts_of(config: ModelConfig) -> tuple[str, ...]:
@@ -116,6 +123,8 @@ def _ldm(config: ModelConfig) -> Iterable[Entry]:
         stored.setdefault(keys.ldm_name(p.path, config), []).append(p)
     for name, group in stored.items():
         group.sort(key=lambda p: next((i for i, row in enumerate(keys.FUSED) if f"/{row}/" in p.path), 0))
+        if name == _VISION + vision_names.PROJECTION:
+            group = [dataclasses.replace(p, kind="same") for p in group]  # never transposed, though it is a matrix
         first = group[0]
         pointwise = _is_v1_projection(first, config) or (first.part == "vae" and first.kind == "matrix")
         shape = layouts.stored_shape(first.kind, first.shape, pointwise=pointwise)
@@ -127,6 +136,7 @@ def _is_v1_projection(p: Parameter, config: ModelConfig) -> bool:
     return p.part == "unet" and not config.unet.linear_projection and p.path.endswith(_PROJECTIONS)
 
 
+_VISION = keys.LDM_PREFIXES["vision"]
 _PROJECTIONS = ("/proj_in/kernel", "/proj_out/kernel")
 
 
@@ -166,6 +176,7 @@ BUFFERS = re.compile(
     r"|sqrt_recipm1_alphas_cumprod|posterior_variance|posterior_log_variance_clipped|posterior_mean_coef[12]"
     r"|lvlb_weights|logvar|data_mean|data_std)"
     r"|(cond_stage_model\.transformer\.|text_encoder/)(text_model\.)?embeddings\.position_ids"
+    r"|image_encoder/vision_model\.embeddings\.position_ids"
     r"|cond_stage_model\.model\.attn_mask|model_ema\.(decay|num_updates)|v_pred|ztsnr"
 )
 # Beside a model, for other tasks or for training: kept, not used
@@ -185,9 +196,14 @@ def is_known_extra(name: str, layout: Layout, config: ModelConfig) -> bool:
         last = f"cond_stage_model.model.transformer.resblocks.{config.text.layers}."
         if name.startswith(last):
             return True
+    if config.vision is not None and name.startswith(_TOWERS[layout]):
+        return BUFFERS.fullmatch(name) is not None
     if is_depth_network(name, layout):
         return config.depth is None or name in _DEPTH_UNUSED[layout]  # None: of a kind that is none of ours
     return _OTHERS[layout].fullmatch(name) is not None
+
+
+_TOWERS = {"native": "vision/", "ldm": f"{_VISION}visual.", "diffusers": f"{keys.COMPONENTS['vision']}/"}
 
 
 def is_depth_network(name: str, layout: Layout) -> bool:

@@ -134,8 +134,10 @@ def named_tensors(root: Any, file: MappedFile) -> tuple[dict[str, StoredTensor],
     """Returns the tensors by name and the numbers and text beside them, from a checkpoint's unpickled value.
 
     Tensors lie under `state_dict`, in older or stripped files at the top level. Optimizer states, callbacks and the
-    like, beside them, are left out.
+    like, beside them, are left out. Tensors of a tuple are named "0", "1" and so on.
     """
+    if type(root) is tuple and root and all(type(value) is StoredTensor for value in root):
+        root = {str(index): value for index, value in enumerate(root)}
     if not isinstance(root, dict):
         raise file.error("it holds no dictionary of tensors")
     table = root.get("state_dict", root)

@@ -24,6 +24,7 @@ from .model import CONFIG_KEY, Model
 from .outputs import new_file, new_folder
 from .safetensors_file import DTYPES
 from .sources import EXTRA, FORMAT, LICENCE_KEY
+from .towers import are_none
 
 Manifest = dict[str, dict[str, Any]]
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -171,6 +172,9 @@ def _component_metadata(model: Model, component: str) -> dict[str, str]:
 
 def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     tensors = tensors_of(model, "ldm")
+    if model.config.noise_stats is not None and are_none(model.leaves):
+        for leaf in ("mean", "std"):
+            del tensors[keys.ldm_name(f"noise_stats/{leaf}", model.config)]
     extras = {_in_file(name, model.config): leaf for name, leaf in model.extras.items()}
     extras = {name: leaf for name, leaf in extras.items() if "/" not in name}
     if ema_names:
@@ -221,7 +225,7 @@ def left_out(model: Model, to: str) -> list[str]:
     """Returns the components of a folder that a layout has no place for, as "safety_checker"."""
     if to != "ldm":
         return []
-    names = (_in_file(name, model.config) for name in model.extras)
+    names = (_in_file(name, model.config) for name in model.extras if not tables.BUFFERS.fullmatch(name))
     return sorted({name.partition("/")[0] for name in names if "/" in name})
 
 
@@ -233,7 +237,8 @@ def _is_released(config: ModelConfig) -> bool:
     if config.name not in configs.NAMES:
         return False
     known = configs.get(config.name)
-    return config in (known, dataclasses.replace(known, depth=None))
+    absent = {part: None for part in tables.OPTIONAL if getattr(config, part) is None}  # the file itself shows that
+    return config == dataclasses.replace(known, **absent)
 
 
 def _metadata(model: Model) -> dict[str, str]:

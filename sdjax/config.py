@@ -353,5 +353,5 @@ class ModelConfig(_Config):
             label = self.unet.label_dim
             _check(
                 size is None or (label is not None and 1 <= 2 * size == label),
-                f"ModelConfig.{name}: half of the UNet's label_dim = {label} is an image embedding's length, got {size}",
+                f"ModelConfig.{name}: an image embedding is half as long as the UNet's label_dim = {label}, got {size}",
             )

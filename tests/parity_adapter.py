@@ -19,17 +19,21 @@ from tests.parity_depth import depth, prepare_depth
 from tests.parity_models import config_from_spec
 from tests.parity_sampling import img2img_with, sample_with
 from tests.parity_schedulers import scheduler, scheduler_timesteps
+from tests.parity_towers import clip_pixels, noise_embedding, vision
 
 __all__ = [
     "CheckpointError",
+    "clip_pixels",
     "depth",
     "load",
+    "noise_embedding",
     "parameter_counts",
     "prepare_depth",
     "read_watermark",
     "scheduler",
     "scheduler_timesteps",
     "tokens",
+    "vision",
     "watermark",
 ]
 

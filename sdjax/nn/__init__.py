@@ -1,6 +1,7 @@
 """The networks, as pure Flax linen modules; parameter names mirror diffusers' and transformers'."""
 
 from sdjax.nn.clip import TextEncoder
+from sdjax.nn.clip_vision import VisionEncoder
 from sdjax.nn.dpt import DepthEstimator
 from sdjax.nn.model import init_params, param_counts, param_shapes
 from sdjax.nn.unet import UNet
@@ -11,6 +12,7 @@ __all__ = [
     "DepthEstimator",
     "TextEncoder",
     "UNet",
+    "VisionEncoder",
     "init_params",
     "latent_from_moments",
     "param_counts",

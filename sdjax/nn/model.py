@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from sdjax.nn.clip import TextEncoder
+from sdjax.nn.clip_vision import VisionEncoder
 from sdjax.nn.dpt import STEP, DepthEstimator
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import AutoencoderKL
@@ -17,7 +18,7 @@ from sdjax.typing import Key
 
 
 def init_params(config: ModelConfig, key: Key) -> dict[str, Any]:
-    """Returns freshly initialised float32 parameters {"unet": ..., "vae": ..., "text": ...}, and "depth" if it has."""
+    """Returns freshly initialised float32 parameters, {"unet": ..., "vae": ..., "text": ...} and other parts if any."""
     parts = _parts(config)
     return {name: init(part, k) for (name, (init, part)), k in zip(parts.items(), jax.random.split(key, len(parts)))}
 
@@ -29,6 +30,10 @@ def _parts(config: ModelConfig) -> dict[str, tuple[Callable[[Any, Key], dict[str
     }  # fmt: skip
     if config.depth is not None:
         parts["depth"] = (_init_depth, config.depth)
+    if config.vision is not None:
+        parts["vision"] = (_init_vision, config.vision)
+    if config.noise_stats is not None:
+        parts["noise_stats"] = (_init_noise_stats, config.noise_stats)
     return parts
 
 
@@ -56,6 +61,14 @@ def _init_depth(config: DepthConfig, key: Key) -> dict[str, Any]:
     return DepthEstimator(config).init(key, jnp.zeros([1, STEP, STEP, 3]))["params"]
 
 
+def _init_vision(config: VisionConfig, key: Key) -> dict[str, Any]:
+    return VisionEncoder(config).init(key, jnp.zeros([1, config.image_size, config.image_size, 3]))["params"]
+
+
+def _init_noise_stats(size: int, key: Key) -> dict[str, Any]:
+    return {"mean": jnp.zeros([1, size]), "std": jnp.ones([1, size])}  # measured, not learned
+
+
 @functools.lru_cache(maxsize=32)  # tracing a UNet takes seconds, and models share networks
 def _shapes(init: Any, config: Any) -> dict[str, Any]:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
@@ -67,6 +80,6 @@ def param_shapes(config: ModelConfig) -> dict[str, Any]:
 
 
 def param_counts(config: ModelConfig) -> dict[str, int]:
-    """Returns the number of parameters of each network: {"unet": n, "vae": n, "text": n}, and "depth" if it has."""
+    """Returns the number of parameters of each network: {"unet": n, "vae": n, "text": n} and others."""
     shapes = param_shapes(config)
     return {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for name, tree in shapes.items()}
