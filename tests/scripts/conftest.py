@@ -41,7 +41,9 @@ class Fake:
 
     def from_pictures(self, pipe: object, images: list[np.ndarray], *more: object, **options: object) -> np.ndarray:
         """Stands in for the tasks that are given pictures: inverts them."""
-        self.note(more[-1], images=images, mask=more[0] if len(more) == 2 else None, **options)
+        if len(more) == 2:
+            options["mask"] = more[0]
+        self.note(more[-1], images=images, **options)
         return [255 - image for image in images]
 
     def note(self, prompts: list[str], **options: object) -> None:
