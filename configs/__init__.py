@@ -11,7 +11,7 @@ from sdjax.config import ConfigError, ModelConfig
 
 NAMES = (
     "sd1", "sd1_inpaint", "sd2_base", "sd2_v", "sd2_inpaint", "sd2_depth", "x4_upscaler", "sd2_unclip_h",
-    "sd2_unclip_l",
+    "sd2_unclip_l", "laion400m",
 )  # fmt: skip
 
 

@@ -43,6 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
         "bos_token_id": 49406,
         "eos_token_id": 49407,
         "pad_token_id": 49407,
+        "kind": "clip",
+        "head_dim": ml_collections.config_dict.placeholder(int),
     }
     config.schedule = {
         "kind": "scaled_linear",

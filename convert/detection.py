@@ -47,8 +47,6 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     if fitting:
         return configs.get(fitting[0])
     described = ", ".join(f"{key} {value}" for key, value in seen.items() if value is not None)
-    if seen.get("context") == 1280:
-        described += ": the LAION-400M model, whose text encoder sdjax does not read yet"
     raise CheckpointError(
         f"its UNet is none of {', '.join(configs.NAMES)} ({described}); for a model of another make, give its "
         "description by config= (an ldm YAML file, say)"

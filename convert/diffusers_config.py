@@ -12,6 +12,7 @@ from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, U
 
 from . import dpt_config, vision_config
 from .errors import shown
+from .keys import is_open_clip
 from .ldm_config import named
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -45,7 +46,8 @@ def config_from_diffusers(files: Configs) -> tuple[ModelConfig, bool]:
     """
     unet = _unet(_file(files, "unet/config.json"))
     vae = _vae(_file(files, "vae/config.json"))
-    text = _text(_file(files, "text_encoder/config.json"), files.get("tokenizer/tokenizer_config.json", {}))
+    tokenizer = files.get("tokenizer/tokenizer_config.json", {})
+    text = text_from_transformers(_file(files, "text_encoder/config.json"), tokenizer)
     scheduler = files.get("scheduler/scheduler_config.json", {})
     schedule = _schedule(scheduler)
     size = files["unet/config.json"].get("sample_size")
@@ -80,7 +82,7 @@ def _noise_stats(files: Configs, unet: UNetConfig) -> int | None:
 
 def is_v2(config: ModelConfig) -> bool:
     """Returns whether a model is of the second generation: its text encoder is OpenCLIP's, with the exact GELU."""
-    return config.text.activation == "gelu"
+    return is_open_clip(config)
 
 
 def _file(files: Configs, name: str) -> Mapping[str, Any]:
@@ -89,7 +91,8 @@ def _file(files: Configs, name: str) -> Mapping[str, Any]:
     return files[name]
 
 
-def _only(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], what: str) -> None:
+def only(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], what: str) -> None:
+    """Raises ConfigError, naming file and field, where a field has none of the values that it may have."""
     for name, values in allowed.items():
         if name in config and config[name] not in values:
             expected = " or ".join(map(repr, values))
@@ -105,7 +108,7 @@ def _levels(value: Any, count: int, name: str) -> tuple[Any, ...]:
 
 
 def _unet(config: Mapping[str, Any]) -> UNetConfig:
-    _only(config, _UNET_ONLY, "unet/config.json")
+    only(config, _UNET_ONLY, "unet/config.json")
     channels = config.get("block_out_channels", [320, 640, 1280, 1280])
     if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
         raise ConfigError(f"unet/config.json: block_out_channels is a short list; got {shown(channels)}")
@@ -144,7 +147,7 @@ def _unet(config: Mapping[str, Any]) -> UNetConfig:
 
 
 def _vae(config: Mapping[str, Any]) -> VAEConfig:
-    _only(config, _VAE_ONLY, "vae/config.json")
+    only(config, _VAE_ONLY, "vae/config.json")
     return VAEConfig(
         image_channels=config.get("in_channels", 3),
         latent_channels=config.get("latent_channels", 4),
@@ -155,9 +158,10 @@ def _vae(config: Mapping[str, Any]) -> VAEConfig:
     )
 
 
-def _text(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> TextConfig:
+def text_from_transformers(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> TextConfig:
+    """Returns the text tower that transformers' config.json and tokenizer_config.json describe. Raises ConfigError."""
     config = config.get("text_config", config)  # CLIPModel's file holds the text tower's inside
-    _only(config, _TEXT_ONLY, "text_encoder/config.json")
+    only(config, _TEXT_ONLY, "text_encoder/config.json")
     width, activation = config.get("hidden_size", 512), config.get("hidden_act", "quick_gelu")
     if config.get("intermediate_size", 2048) != 4 * width:
         raise ConfigError(f"text_encoder/config.json: intermediate_size is 4 * hidden_size = {4 * width} in CLIP")
@@ -176,7 +180,7 @@ def _text(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> TextConfig
 
 
 def _schedule(config: Mapping[str, Any]) -> ScheduleConfig:
-    _only(config, {"trained_betas": (None,)}, "scheduler/scheduler_config.json")
+    only(config, {"trained_betas": (None,)}, "scheduler/scheduler_config.json")
     kind, prediction = config.get("beta_schedule", "scaled_linear"), config.get("prediction_type", "epsilon")
     if kind not in _SCHEDULE_KINDS or prediction not in _PREDICTIONS:
         raise ConfigError(
@@ -197,6 +201,8 @@ def _schedule(config: Mapping[str, Any]) -> ScheduleConfig:
 def diffusers_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Returns the JSON files that describe the model to diffusers, by path. Raises ConfigError if none can."""
     unet, vae, text, v2 = config.unet, config.vae, config.text, is_v2(config)
+    if text.kind != "clip":
+        raise ConfigError("diffusers' Stable Diffusion folders hold CLIP's text encoders; this one is of the kind BERT")
     if unet.heads[-1] not in (0, unet.mid_heads):
         raise ConfigError("diffusers gives a UNet's middle block as many heads as its last level; this one has others")
     heads = [n or unet.mid_heads for n in unet.heads]

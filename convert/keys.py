@@ -10,6 +10,7 @@ import re
 
 from sdjax.config import ModelConfig
 
+from .bert_names import x_transformer_name
 from .depth_names import midas_name
 from .vision_names import clip_name
 
@@ -32,9 +33,15 @@ _NUMBERED = re.compile(
 
 def diffusers_name(path: str) -> str:
     """Returns "unet/down_blocks.0.resnets.1.conv1.weight" for "unet/down_blocks_0/resnets_1/conv1/kernel"."""
-    part, *modules, leaf = path.split("/")
+    part, _, rest = path.partition("/")
+    return f"{COMPONENTS[part]}/{torch_name(rest)}"
+
+
+def torch_name(path: str) -> str:
+    """Returns "down_blocks.0.resnets.1.conv1.weight" for "down_blocks_0/resnets_1/conv1/kernel"."""
+    *modules, leaf = path.split("/")
     names = [re.sub(r"_(?=\d)", ".", module) if _NUMBERED.match(module) else module for module in modules]
-    return f"{COMPONENTS[part]}/{'.'.join([*names, _LEAVES.get(leaf, leaf)])}"
+    return ".".join([*names, _LEAVES.get(leaf, leaf)])
 
 
 def ema_name(name: str) -> str:
@@ -87,6 +94,8 @@ def ldm_name(path: str, config: ModelConfig) -> str:
         return LDM_PREFIXES["vision"] + clip_name(name)
     if part == COMPONENTS["noise_stats"]:
         return f"{LDM_PREFIXES['noise_stats']}data_{name}"
+    if config.text.kind == "bert":
+        return f"{LDM_PREFIXES['text']}transformer.{x_transformer_name(name)}"
     if is_open_clip(config):
         return f"{LDM_PREFIXES['text']}model.{_open_clip_name(name)}"
     return f"{LDM_PREFIXES['text']}transformer.{name}"
@@ -94,7 +103,7 @@ def ldm_name(path: str, config: ModelConfig) -> str:
 
 def is_open_clip(config: ModelConfig) -> bool:
     """Returns whether single files hold the text encoder under OpenCLIP's names: its towers have the exact GELU."""
-    return config.text.activation == "gelu"
+    return config.text.kind == "clip" and config.text.activation == "gelu"
 
 
 def _replace(name: str, table: dict[str, str]) -> str:

@@ -34,10 +34,21 @@ _MODELS = (
     "LatentUpscaleDiffusion", "LatentUpscaleFinetuneDiffusion", "ImageEmbeddingConditionedLatentDiffusion",
 )  # fmt: skip
 _OPEN_CLIP = {"width": 1024, "heads": 16, "activation": "gelu", "pad_token_id": 0}
+_BERT = {
+    "kind": "bert", "heads": 8, "head_dim": 64, "activation": "gelu", "bos_token_id": 101, "eos_token_id": 102,
+    "pad_token_id": 0,
+}  # fmt: skip
 _TEXT = {
     "ldm.modules.encoders.modules.FrozenCLIPEmbedder": lambda params: TextConfig(),
     "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder": lambda params: TextConfig(
         layers={"last": 24, "penultimate": 23}[params.get("layer", "last")], **_OPEN_CLIP
+    ),
+    "ldm.modules.encoders.modules.BERTEmbedder": lambda params: TextConfig(
+        width=_integer(params, "n_embed"),
+        layers=_integer(params, "n_layer"),
+        vocab_size=params.get("vocab_size", 30522),
+        max_length=params.get("max_seq_len", 77),
+        **_BERT,
     ),
 }
 
@@ -91,7 +102,7 @@ def config_from_ldm(data: Any) -> ModelConfig:
             text=tower,
             schedule=schedule_from_ldm(params),
             image_size=_image_size(params, vae),
-            guidance_scale=9.0 if tower.activation == "gelu" else 7.5,
+            guidance_scale=9.0 if tower.kind == "clip" and tower.activation == "gelu" else 7.5,
             depth=_depth(params.get("depth_stage_config")),
             vision=_vision(params.get("embedder_config")),
             noise_stats=_noise_stats(params.get("noise_aug_config")),

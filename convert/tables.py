@@ -13,7 +13,7 @@ import numpy as np
 
 from sdjax.config import ModelConfig
 
-from . import depth_names, keys, layouts, vision_names
+from . import bert_names, depth_names, keys, layouts, vision_names
 
 Layout = Literal["native", "ldm", "diffusers"]
 LAYOUTS: tuple[Layout, ...] = ("native", "ldm", "diffusers")
@@ -196,6 +196,8 @@ def is_known_extra(name: str, layout: Layout, config: ModelConfig) -> bool:
         last = f"cond_stage_model.model.transformer.resblocks.{config.text.layers}."
         if name.startswith(last):
             return True
+    if layout == "ldm" and config.text.kind == "bert" and name in _BERT_UNUSED:
+        return True
     if config.vision is not None and name.startswith(_TOWERS[layout]):
         return BUFFERS.fullmatch(name) is not None
     if is_depth_network(name, layout):
@@ -211,6 +213,7 @@ def is_depth_network(name: str, layout: Layout) -> bool:
     return name.startswith({"native": "depth/", "ldm": "depth_model.", "diffusers": "depth_estimator/"}[layout])
 
 
+_BERT_UNUSED = frozenset(f"{keys.LDM_PREFIXES['text']}transformer.{name}" for name in bert_names.UNUSED)
 _DEPTH_UNUSED: dict[str, frozenset[str]] = {
     "native": frozenset(),
     "ldm": frozenset(

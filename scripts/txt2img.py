@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from sdjax.scripts import options
@@ -27,6 +28,8 @@ device give the same bytes.
 
 {EXIT_STATUS}"""
 
+OUTDIR = "outputs/txt2img-samples"
+LAION_CHECKPOINT, LAION_OUTDIR = "models/ldm/text2img-large/model.ckpt", "outputs/txt2img-samples-laion400m"
 UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # sdjax.generate's; a test compares them
 UPSCALE, STRENGTH = "lanczos", 0.6
 
@@ -39,9 +42,15 @@ def make_parser() -> argparse.ArgumentParser:
     add_hires_flags(parser)
     options.add_sampling_flags(parser)
     options.add_model_flags(parser)
+    parser.add_argument(
+        "--laion400m",
+        action="store_true",
+        help=f"the model of LAION-400M, with --ckpt {LAION_CHECKPOINT} and --outdir {LAION_OUTDIR} unless these are "
+        "given; it needs --vocab. (CompVis's script makes 512 x 512 with it, this one its own 256 x 256)",
+    )
     options.add_reading_flags(parser)
     options.add_device_flags(parser)
-    options.add_output_flags(parser, "outputs/txt2img-samples")
+    options.add_output_flags(parser, OUTDIR)
     return parser
 
 
@@ -71,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
     # Everything that can be refused is, before weights are loaded and hours of work begin
     two_pass = read_hires(args)
+    choose_laion400m(args)
     job = Job(args, "txt2img")
     batches = make_batches(args, job.default_prompt)
     import sdjax
@@ -86,6 +96,21 @@ def run(args: argparse.Namespace) -> None:
         return task(pipe, batch.prompts, height=args.H, width=args.W, **two_pass, **shared)
 
     job.make(batches, make, lambda _: {"hires": two_pass} if two_pass else {})
+
+
+def choose_laion400m(args: argparse.Namespace) -> None:
+    """Puts what --laion400m stands for in the place of what was not given. Raises ValueError if it is not there."""
+    if not args.laion400m:
+        return
+    if args.ckpt is None and not Path(LAION_CHECKPOINT).is_file():
+        raise ValueError(
+            f"--laion400m: there is no {LAION_CHECKPOINT}; put the checkpoint there, as CompVis's script wants it, or "
+            "name it with --ckpt"
+        )
+    args.ckpt = args.ckpt or LAION_CHECKPOINT
+    args.config = args.config or "laion400m"
+    if args.outdir == OUTDIR:
+        args.outdir = LAION_OUTDIR
 
 
 def read_hires(args: argparse.Namespace) -> dict[str, Any]:

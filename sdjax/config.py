@@ -181,7 +181,11 @@ class VAEConfig(_Config):
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(_Config):
-    """A CLIP text tower. The defaults are ViT-L/14's; `layers` counts those that run (23 of ViT-H/14's 24)."""
+    """A text encoder. The defaults are CLIP ViT-L/14's; `layers` counts those that run (23 of ViT-H/14's 24).
+
+    `kind` is "clip", or "bert" for the transformer over BERT's tokens of LAION-400M's model, whose heads have a size
+    of their own, `head_dim`.
+    """
 
     vocab_size: int = 49408
     width: int = 768
@@ -192,10 +196,17 @@ class TextConfig(_Config):
     bos_token_id: int = 49406
     eos_token_id: int = 49407
     pad_token_id: int = 49407
+    kind: Literal["clip", "bert"] = "clip"
+    head_dim: int | None = None
 
     def _validate(self) -> None:
+        bert = self.kind == "bert"
         _check(
-            self.heads >= 1 and self.width % self.heads == 0,
+            bert == (self.head_dim is not None) and (not bert or (self.head_dim >= 1 and self.activation == "gelu")),
+            'TextConfig.head_dim is given for the kind "bert" alone, whose activation is "gelu"',
+        )
+        _check(
+            self.heads >= 1 and (bert or self.width % self.heads == 0),
             f"TextConfig.heads = {self.heads} does not divide width = {self.width}",
         )
         _check(self.layers >= 1 and self.max_length >= 2, "TextConfig needs a layer and room for two tokens")
@@ -233,6 +244,36 @@ class VisionConfig(_Config):
             f"VisionConfig.heads = {self.heads} does not divide width = {self.width}",
         )
         _check(min(self.width, self.layers, self.projection) >= 1, "VisionConfig needs a width, layers, a projection")
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorConfig(_Config):
+    """A prior, which guesses an image embedding from a text. The defaults are Karlo's.
+
+    `embedding` is the length of texts' and pictures' embeddings, and the width of the `text` tower. `scheduler` is how
+    its timesteps are chosen ("unclip": from the last to 0; "ddpm": as DDPM's leading ones), `clip` how far from 0 the
+    numbers of a guess may lie, None for no limit.
+    """
+
+    width: int = 2048
+    heads: int = 32
+    layers: int = 20
+    embedding: int = 768
+    scheduler: Literal["unclip", "ddpm"] = "unclip"
+    clip: float | None = 5.0
+    text: TextConfig = TextConfig()
+
+    def _validate(self) -> None:
+        _check(
+            self.heads >= 1 and self.width % self.heads == 0 and self.width % 2 == 0,
+            f"PriorConfig.heads = {self.heads} does not divide width = {self.width}, or that is odd",
+        )
+        _check(self.layers >= 1, "PriorConfig.layers is at least 1")
+        _check(
+            self.embedding == self.text.width,
+            f"PriorConfig.embedding = {self.embedding} is not the text encoder's width = {self.text.width}",
+        )
+        _check(self.clip is None or self.clip > 0, f"PriorConfig.clip is positive, got {self.clip}")
 
 
 @dataclasses.dataclass(frozen=True)

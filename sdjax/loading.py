@@ -1,11 +1,13 @@
 """`sdjax.load`: from a file, a folder or a hub repository to a pipeline."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from sdjax import compilation_cache
 from sdjax.config import ModelConfig
 from sdjax.pipeline import DTYPES, Pipeline, cast, default_dtype
+from sdjax.tokenizer import Tokenizer
 
 
 def load(
@@ -19,6 +21,7 @@ def load(
     dtype: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    vocab: str | os.PathLike[str] | None = None,
     check: Callable[[ModelConfig], None] | None = None,
 ) -> Pipeline:
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
@@ -30,7 +33,8 @@ def load(
     hub repository to take the autoencoder from, `depth` likewise for the depth network, as "Intel/dpt-hybrid-midas";
     `revision` is the hub's. `dtype` is what the networks compute in and how parameters are held: "float32", "bfloat16"
     or "float16"; None means float32 on CPU and bfloat16 on accelerators. `check` is called with the model's description
-    before the weights are read, and may refuse it by raising.
+    before the weights are read, and may refuse it by raising. `vocab` is the WordPiece vocabulary (bert-base-uncased's
+    vocab.txt) that the model of LAION-400M needs, unless its folder holds one.
 
     Compiled programs are kept from run to run from here on (`sdjax.compilation_cache`).
 
@@ -55,11 +59,36 @@ def load(
     model = convert.load_model(local, config, prediction, ema, vae, dtype, variant, depth=depth)
     if check is not None:
         check(model.config)
+    tokenizer = choose_tokenizer(model, vocab)
     return Pipeline(
         config=model.config,
         params=cast(model.params, dtype),
-        tokenizer=model.tokenizer(),
+        tokenizer=tokenizer,
         dtype=dtype,
         source=str(path),
         notices=(*notices, *model.report.notices),
     )
+
+
+def choose_tokenizer(model: Any, vocab: str | os.PathLike[str] | None) -> Tokenizer:
+    """Returns the tokenizer of a `sdjax.convert.Model`, BERT's with the vocabulary of the file `vocab`.
+
+    Raises ValueError if there should be such a file and is none, or should be none and is one, or it is another one.
+    """
+    text = model.config.text
+    if text.kind != "bert":
+        if vocab is not None:
+            raise ValueError(f"a vocabulary was given for a model that has its own ({model.config.name}); leave it out")
+        return model.tokenizer()
+    tokenizer = model.own_tokenizer if vocab is None else Tokenizer.from_vocabulary(vocab)
+    if tokenizer is None:
+        raise ValueError(
+            "this model's text encoder reads BERT's tokens, and its checkpoint holds no vocabulary: give the vocab.txt "
+            "of bert-base-uncased by vocab= (--vocab on the command line)"
+        )
+    if tokenizer.vocab_size != text.vocab_size:
+        raise ValueError(
+            f"the vocabulary has {tokenizer.vocab_size} tokens and the text encoder {text.vocab_size}; "
+            "bert-base-uncased's vocab.txt is wanted"
+        )
+    return tokenizer

@@ -1,4 +1,6 @@
-"""CLIP's tokenizer: byte pair encoding of a text, offline, exactly as OpenAI's and open_clip's.
+"""CLIP's tokenizer, and BERT's for the model of LAION-400M, whose vocabulary has to be given.
+
+CLIP's is byte pair encoding of a text, offline, exactly as OpenAI's and open_clip's.
 
 A text is repaired (ftfy), HTML entities are resolved twice, runs of white space become one space, and it is lowered;
 then a pattern splits it into words, and each word's UTF-8 bytes are merged by rank. Source: openai/CLIP,
@@ -37,6 +39,8 @@ _PATTERN = (
     r"(?i:<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d)"
     "|\\p{L}+|\\p{N}|[^\\s\\p{L}\\p{N}\u0345]+"
 )
+CLS, SEP = "[CLS]", "[SEP]"  # what starts and ends BERT's sequences
+_BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # what a tokenizer_config.json calls a tokenizer of this kind
 
 
@@ -69,6 +73,36 @@ class Tokenizer:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{folder} holds no tokenizer that can be read ({reason})") from error
         return tokenizer
+
+    @classmethod
+    def from_vocabulary(cls, path: str | Path) -> "Tokenizer":
+        """Returns BERT's tokenizer with the WordPiece vocabulary of a file, one token a line (bert-base-uncased's).
+
+        Raises ValueError if there is no such file, or it holds no such vocabulary.
+        """
+        path = Path(path)
+        try:
+            if not path.is_file():
+                raise ValueError(f"{path} is no file; a WordPiece vocabulary is one, vocab.txt of bert-base-uncased")
+            if path.stat().st_size > MAX_FOLDER_BYTES:
+                raise ValueError(f"{path} has {path.stat().st_size} bytes, more than any vocabulary")
+            data = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"the vocabulary {path} cannot be read ({error.strerror or error})") from error
+        config = {"do_lower_case": True, "model_max_length": 77, "tokenizer_class": _BERT_CLASSES[0]}
+        tokenizer = cls(
+            (("tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode()), ("vocab.txt", data))
+        )
+        try:
+            tokenizer.encode("")
+        except ValueError as error:
+            raise ValueError(f"{path} holds no WordPiece vocabulary ({error})") from error
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens: 49408 of CLIP's own."""
+        return _engine(self.files).size
 
     def save(self, folder: str | Path, pad_token: str = EOS) -> None:
         """Writes the tokenizer's files: those that it was loaded from, else CLIP's with `pad_token`."""
@@ -161,7 +195,7 @@ class _BytePairs:
     """CLIP's byte pair encoding with any vocabulary that holds its two special tokens."""
 
     def __init__(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]):
-        self.bos, self.eos = vocab[BOS], vocab[EOS]
+        self.bos, self.eos, self.size = vocab[BOS], vocab[EOS], len(vocab)
         self.words = pre_tokenizers.Split(tokenizers.Regex(_PATTERN), "removed", invert=True)
         self.model = tokenizers.Tokenizer(
             models.BPE(vocab=dict(vocab), merges=list(merges), end_of_word_suffix="</w>", unk_token=EOS)
@@ -198,6 +232,32 @@ class _BytePairs:
         return [(token, begin + start) for token, (start, _) in zip(encoding.ids, encoding.offsets)]
 
 
+class _WordPieces:
+    """BERT's tokenizer: words of lower case without accents, cut into the longest pieces in the vocabulary."""
+
+    def __init__(self, data: bytes, *, lowercase: bool):
+        try:
+            lines = data.decode("utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"it is not UTF-8 text: {error}") from error
+        tokens = [line.rstrip("\r") for line in lines]
+        tokens = tokens[:-1] if tokens[-1] == "" else tokens
+        vocab = {token: i for i, token in enumerate(tokens)}
+        missing = [token for token in (CLS, SEP, "[PAD]", "[UNK]", "[MASK]") if token not in vocab]
+        if missing or len(vocab) != len(tokens):
+            fault = f"it lacks {', '.join(missing)}" if missing else "some of its tokens stand there twice"
+            raise ValueError(f"{fault}; it should have one token a line, as vocab.txt of bert-base-uncased")
+        self.bos, self.eos, self.size = vocab[CLS], vocab[SEP], len(vocab)
+        self.tokenizer = tokenizers.BertWordPieceTokenizer(vocab, lowercase=lowercase)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def after(self, text: str, count: int) -> str:
+        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        return text[offsets[count][0] :] if len(offsets) > count else ""
+
+
 class _Transformers:
     """A tokenizer of another kind, run by transformers."""
 
@@ -213,6 +273,7 @@ class _Transformers:
         self.eos = first_known(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
         if self.bos is None or self.eos is None:
             raise ValueError("it has no token that starts, or none that ends a text")
+        self.size = len(self.tokenizer)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
@@ -222,9 +283,17 @@ class _Transformers:
 
 
 @functools.lru_cache(maxsize=4)
-def _engine(files: tuple[tuple[str, bytes], ...]) -> _BytePairs | _Transformers:
+def _engine(files: tuple[tuple[str, bytes], ...]) -> _BytePairs | _WordPieces | _Transformers:
     if not files:
         return _BytePairs(*_clip_vocabulary())
+    by_name = dict(files)
+    config = _json_object(by_name, "tokenizer_config.json")
+    if (
+        "vocab.txt" in by_name
+        and "added_tokens.json" not in by_name
+        and config.get("tokenizer_class", _BERT_CLASSES[0]) in _BERT_CLASSES
+    ):
+        return _WordPieces(by_name["vocab.txt"], lowercase=bool(config.get("do_lower_case", True)))
     vocabulary = _folder_vocabulary(dict(files))
     if vocabulary is None:
         return _Transformers(files)

@@ -1,5 +1,7 @@
 """CLIP's text tower: OpenAI's ViT-L/14 (v1) and OpenCLIP's ViT-H/14 without its last block (v2).
 
+The text encoder of either kind, CLIP's or LAION-400M's (`sdjax.nn.bert_text`), is here too.
+
 Source: transformers' CLIPTextModel, whose names these are; open_clip's CLIP.encode_text;
 ldm/modules/encoders/modules.py (FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder with layer="penultimate").
 """
@@ -13,6 +15,7 @@ from jaxtyping import Array, Float
 
 from sdjax.config import TextConfig
 from sdjax.nn.attention import attend
+from sdjax.nn.bert_text import BertTransformer
 from sdjax.nn.norm import LayerNorm
 from sdjax.typing import Context, TokenIds
 
@@ -125,7 +128,7 @@ class TextTransformer(nn.Module):
 class TextEncoder(nn.Module):
     """Returns the encoded text [b, n, width], float32, of token ids [b, n] with start, end and padding in place.
 
-    No mask hides the padding: Stable Diffusion was trained to look at it (T40).
+    No mask hides the padding: the models were trained to look at it (T40).
     """
 
     config: TextConfig
@@ -133,4 +136,8 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, ids: TokenIds) -> Context:
-        return TextTransformer(self.config, self.dtype, name="text_model")(ids).astype(jnp.float32)
+        name, transformer = TRANSFORMERS[self.config.kind]
+        return transformer(self.config, self.dtype, name=name)(ids).astype(jnp.float32)
+
+
+TRANSFORMERS = {"clip": ("text_model", TextTransformer), "bert": ("model", BertTransformer)}

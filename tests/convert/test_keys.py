@@ -20,6 +20,7 @@ FILES = {
     "512-depth-ema.no-midas": "sd2_depth",
     "x4-upscaler-ema": "x4_upscaler",
     "sd21-unclip-h.no-visual": "sd2_unclip_h",
+    "laion400m-text2img-large": "laion400m",
 }
 
 
@@ -43,8 +44,9 @@ def test_released_files_are_recognised_and_counted(name):
 @pytest.mark.parametrize("name", FILES)
 def test_our_own_names_are_among_a_released_files(name):
     theirs = manifest(name) | (depth_network() if name.startswith("512-depth") else {})
+    absent = ("embedder.", "noise_augmentor.data_") if name.endswith("no-visual") else ()
     for tensor, shape in convert.tensor_shapes(configs.get(FILES[name]), "ldm").items():
-        assert theirs[tensor] == shape
+        assert tensor.startswith(absent) or theirs[tensor] == shape
 
 
 def test_the_depth_network_in_a_released_file_is_counted():

@@ -1,0 +1,71 @@
+"""The text encoder of LAION-400M latent diffusion: a transformer over BERT's tokens that sees them all.
+
+Source: CompVis/stable-diffusion, ldm/modules/x_transformer.py (TransformerWrapper, AttentionLayers) with the arguments
+of ldm/modules/encoders/modules.py:BERTEmbedder (T77). Names are those of diffusers' LDMBertModel.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdjax.config import TextConfig
+from sdjax.nn.attention import attend
+from sdjax.nn.norm import LayerNorm
+from sdjax.typing import Context, TokenIds
+
+Tokens = Float[Array, "b n d"]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention of heads of any size; biases in its output only."""
+
+    heads: int
+    head_dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        b, n, d = x.shape
+        inner = self.heads * self.head_dim
+        project = lambda name: nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)(x)  # noqa: E731
+        q, k, v = (project(name).reshape(b, n, self.heads, self.head_dim) for name in ("q_proj", "k_proj", "v_proj"))
+        out = attend(q, k, v).reshape(b, n, inner)  # no mask: padding is seen too
+        return nn.Dense(d, dtype=self.dtype, name="out_proj")(out)
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer block with the exact GELU."""
+
+    heads: int
+    head_dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        d = x.shape[-1]
+        y = LayerNorm(1e-5, self.dtype, name="self_attn_layer_norm")(x)
+        x = x + SelfAttention(self.heads, self.head_dim, self.dtype, name="self_attn")(y)
+        y = LayerNorm(1e-5, self.dtype, name="final_layer_norm")(x)
+        y = jax.nn.gelu(nn.Dense(4 * d, dtype=self.dtype, name="fc1")(y), approximate=False)
+        return x + nn.Dense(d, dtype=self.dtype, name="fc2")(y)
+
+
+class BertTransformer(nn.Module):
+    """Token and position embeddings, blocks, final norm."""
+
+    config: TextConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: TokenIds) -> Context:
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        x = nn.Embed(c.vocab_size, c.width, embedding_init=init, dtype=self.dtype, name="embed_tokens")(ids)
+        positions = nn.Embed(c.max_length, c.width, embedding_init=init, dtype=self.dtype, name="embed_positions")
+        x = x + positions(jnp.arange(ids.shape[1]))
+        for i in range(c.layers):
+            x = Layer(c.heads, c.head_dim, self.dtype, name=f"layers_{i}")(x)
+        return LayerNorm(1e-5, self.dtype, name="layer_norm")(x)
