@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.config import DepthConfig, ModelConfig, VisionConfig
+from sdjax.config import DepthConfig, ModelConfig, PriorConfig, VisionConfig
 from sdjax.tokenizer import Tokenizer
 from sdjax.typing import Params
 
@@ -44,6 +44,8 @@ __all__ = [
     "load",
     "load_depth",
     "load_model",
+    "load_prior",
+    "load_safety_checker",
     "load_vision",
     "manifest",
     "parameter_counts",
@@ -116,6 +118,26 @@ def load_vision(
     """
     config, leaves = vision_tower(source, float_type(dtype), config)
     return config, Model(vision_alone(config), leaves, {}, Report("image tower", "", "", False)).params["vision"]
+
+
+def load_prior(source: Any, dtype: str | None = None) -> tuple[PriorConfig, Params, Tokenizer]:
+    """Returns a prior, description, parameters {"prior", "text"} and tokenizer, from a diffusers folder with one.
+
+    Raises CheckpointError as `load`, ValueError for an unknown dtype.
+    """
+    from .priors import prior  # here, as reading a model needs no such networks
+
+    return prior(source, float_type(dtype))
+
+
+def load_safety_checker(source: Any, dtype: str | None = None) -> tuple[VisionConfig, Params]:
+    """Returns a safety checker, description of its image tower and parameters, from any folder or file with one.
+
+    Raises CheckpointError as `load`, ValueError for an unknown dtype.
+    """
+    from .safety import safety_checker
+
+    return safety_checker(source, float_type(dtype))
 
 
 def save(

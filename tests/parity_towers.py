@@ -1,11 +1,18 @@
-"""The parity kit's image towers, preparation of pictures, and noise on image embeddings."""
+"""The parity kit's image towers, preparation of pictures, noise on image embeddings, priors and safety checkers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sdjax import convert, preprocess, unclip
-from sdjax.config import VisionConfig
+from sdjax.config import TextConfig, VisionConfig
+from sdjax.convert.priors import prior_from_diffusers, prior_params
+from sdjax.convert.safety import safety_params
 from sdjax.nn import VisionEncoder
+from sdjax.nn.prior import PriorTransformer
+from sdjax.nn.safety import SafetyChecker
+from sdjax.prior import Told, make_rows
+from sdjax.prior import sample as sample_prior
 
 
 def vision_config(spec):
@@ -30,3 +37,41 @@ def clip_pixels(image, dialect, size=224):
 def noise_embedding(embedding, level, noise, mean, std, max_level):
     """Returns the label [b, 2 d] of embeddings with noise on them."""
     return np.asarray(unclip.noise_embedding(embedding, level, noise, mean, std, levels=max_level))
+
+
+def prior(spec, state_dict, x, t, text_embedding, text_hidden, text_mask):
+    """Returns the prior's guess [b, d]."""
+    config, params = _prior(spec, state_dict)
+    told = (text_embedding, text_hidden, text_mask)
+    return np.asarray(PriorTransformer(config).apply({"params": params}, *map(jnp.asarray, (x, t, *told))))
+
+
+def prior_sample(
+    spec, state_dict, num_steps, x_T, noises, text_embedding, text_hidden, text_mask, uncond_embedding, uncond_hidden,
+    uncond_mask, scale,
+):  # fmt: skip
+    """Returns the image embedding [b, d] that sampling from x_T makes, in CLIP's scale."""
+    config, params = _prior(spec, state_dict)
+    network = jax.jit(PriorTransformer(config).apply)
+    predict = lambda x, t, told: network({"params": params}, x, t, *told)  # noqa: E731
+    told = Told(*map(jnp.asarray, (text_embedding, text_hidden, text_mask)))
+    untold = Told(*map(jnp.asarray, (uncond_embedding, uncond_hidden, uncond_mask)))
+    rows = make_rows(config, num_steps)
+    x = sample_prior(predict, config, rows, jnp.asarray(x_T), jnp.asarray(noises), told, untold, scale)
+    return np.asarray(x * params["clip_std"] + params["clip_mean"])
+
+
+def _prior(spec, state_dict):
+    scheduler = dict(spec.get("scheduler", {"class": "UnCLIPScheduler"}))
+    scheduler["_class_name"] = scheduler.pop("class")
+    text = TextConfig(width=spec["config"]["embedding_dim"], heads=1, max_length=spec["config"]["num_embeddings"])
+    config = prior_from_diffusers(spec["config"], scheduler, text)
+    return config, prior_params(state_dict, config, "", None)
+
+
+def safety(spec, state_dict, pixels):
+    """Returns flags [b], concepts' scores [b, 17] and special ones' [b, 3] of prepared pixels [b, 3, h, w]."""
+    params = safety_params(state_dict, vision_config(spec))
+    apply = jax.jit(SafetyChecker(vision_config(spec)).apply)
+    scores = apply({"params": params}, jnp.moveaxis(jnp.asarray(pixels), 1, -1))
+    return np.asarray(scores.flags), np.asarray(scores.concepts), np.asarray(scores.special)

@@ -15,11 +15,12 @@ from sdjax.pictures.geometry import (
     resize,
     round_size,
 )
+from sdjax.pictures.notice import notice
 from sdjax.pictures.opening import Map, Mask, Picture, open_map, open_mask, open_picture
 from sdjax.pictures.samples import MAX_BYTES, MAX_PIXELS, PictureError
 
 __all__ = [
     "MAX_BYTES", "MAX_PIXELS", "METHODS", "Box", "Map", "Mask", "Picture", "PictureError", "composite", "crop_around",
-    "expand", "find_mask", "list_pictures", "open_map", "open_mask", "open_picture", "pad_to", "paste", "resize",
-    "round_size",
+    "expand", "find_mask", "list_pictures", "notice", "open_map", "open_mask", "open_picture", "pad_to", "paste",
+    "resize", "round_size",
 ]  # fmt: skip

@@ -23,7 +23,8 @@ from sdjax.schedule import PREDICTIONS, NoiseSchedule
 from sdjax.typing import Key, Latent
 
 # Streams of random numbers of one image: what is drawn for one purpose never depends on how much another one drew
-START, SAMPLER, POSTERIOR, MASK, LEVEL, SECOND = range(6)  # SECOND: folded in for all the streams of a second pass
+# (SECOND is folded in for all the streams of a second pass)
+START, SAMPLER, POSTERIOR, MASK, LEVEL, SECOND, EMBEDDING, PRIOR = range(8)
 MEMORY = 4  # calls of the network remembered besides the present one: Adams-Bashforth 4 after PLMS's extra call
 
 Denoiser = Callable[[Latent, "Steps"], Latent]

@@ -1,0 +1,84 @@
+"""The safety checker: CLIP's image tower, and how near a picture's embedding lies to those of unwanted concepts.
+
+Source: huggingface/diffusers, pipelines/stable_diffusion/safety_checker.py (T66, T80), whose names these are.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sdjax.config import VisionConfig
+from sdjax.nn.clip_vision import Embedding, VisionTransformer
+from sdjax.typing import Image
+
+CONCEPTS, SPECIAL = 17, 3  # of which a picture is flagged for the first; the others make the check stricter
+STRICTER = 0.01
+
+
+class Scores(NamedTuple):
+    """How far above its threshold the cosine of a picture and each concept lies, to three decimals.
+
+    What a concept of special care adds to the others is in them.
+    """
+
+    concepts: Float[Array, "b 17"]
+    special: Float[Array, "b 3"]
+
+    @property
+    def flags(self) -> Bool[Array, "b"]:
+        """Whether any of the concepts is above its threshold."""
+        return (self.concepts > 0).any(-1)
+
+
+class Wrapped(nn.Module):
+    """The tower, one module deeper as in the released file."""
+
+    config: VisionConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: Image) -> Embedding:
+        return VisionTransformer(self.config, self.dtype, name="vision_model")(pixels)
+
+
+class SafetyChecker(nn.Module):
+    """Returns the scores, float32, of prepared pixels [b, size, size, 3], `sdjax.preprocess`'s of "huggingface"."""
+
+    config: VisionConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: Image) -> Scores:
+        c = self.config
+        x = Wrapped(c, self.dtype, name="vision_model")(pixels)
+        dense = nn.Dense(c.projection, use_bias=False, dtype=self.dtype, name="visual_projection")
+        embedding = dense(x).astype(jnp.float32)
+        ones = nn.initializers.ones
+        above = []
+        for name, count in ("concept_embeds", CONCEPTS), ("special_care_embeds", SPECIAL):
+            wanted = self.param(name, ones, (count, c.projection)).astype(jnp.float32)
+            threshold = self.param(f"{name}_weights", ones, (count,)).astype(jnp.float32)
+            above.append(cosines(embedding, wanted) - threshold)
+        return adjusted(*above)
+
+
+def cosines(a: Float[Array, "b d"], b: Float[Array, "n d"]) -> Float[Array, "b n"]:
+    """Returns the cosine of every row of a with every row of b; 0 for a row of zeros."""
+    a, b = (x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in (a, b))
+    return jnp.einsum("bd,nd->bn", a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def adjusted(concepts: Float[Array, "b n"], special: Float[Array, "b m"]) -> Scores:
+    """Returns the scores of cosines less their thresholds.
+
+    One of special care that is above 0, rounded, adds 0.01 to those of special care that follow it and to all concepts.
+    """
+    more, out = jnp.zeros(special.shape[:1]), []
+    for i in range(special.shape[1]):
+        score = jnp.round(special[:, i] + more, 3)
+        more = jnp.where(score > 0, STRICTER, more)
+        out.append(score)
+    return Scores(jnp.round(concepts + more[:, None], 3), jnp.stack(out, -1))
