@@ -12,6 +12,7 @@ from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, U
 
 from . import dpt_config, vision_config
 from .errors import shown
+from .keys import is_open_clip
 from .ldm_config import named
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -81,7 +82,7 @@ def _noise_stats(files: Configs, unet: UNetConfig) -> int | None:
 
 def is_v2(config: ModelConfig) -> bool:
     """Returns whether a model is of the second generation: its text encoder is OpenCLIP's, with the exact GELU."""
-    return config.text.activation == "gelu"
+    return is_open_clip(config)
 
 
 def _file(files: Configs, name: str) -> Mapping[str, Any]:
@@ -200,6 +201,8 @@ def _schedule(config: Mapping[str, Any]) -> ScheduleConfig:
 def diffusers_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Returns the JSON files that describe the model to diffusers, by path. Raises ConfigError if none can."""
     unet, vae, text, v2 = config.unet, config.vae, config.text, is_v2(config)
+    if text.kind != "clip":
+        raise ConfigError("diffusers' Stable Diffusion folders hold CLIP's text encoders; this one is of the kind BERT")
     if unet.heads[-1] not in (0, unet.mid_heads):
         raise ConfigError("diffusers gives a UNet's middle block as many heads as its last level; this one has others")
     heads = [n or unet.mid_heads for n in unet.heads]

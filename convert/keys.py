@@ -10,6 +10,7 @@ import re
 
 from sdjax.config import ModelConfig
 
+from .bert_names import x_transformer_name
 from .depth_names import midas_name
 from .vision_names import clip_name
 
@@ -93,6 +94,8 @@ def ldm_name(path: str, config: ModelConfig) -> str:
         return LDM_PREFIXES["vision"] + clip_name(name)
     if part == COMPONENTS["noise_stats"]:
         return f"{LDM_PREFIXES['noise_stats']}data_{name}"
+    if config.text.kind == "bert":
+        return f"{LDM_PREFIXES['text']}transformer.{x_transformer_name(name)}"
     if is_open_clip(config):
         return f"{LDM_PREFIXES['text']}model.{_open_clip_name(name)}"
     return f"{LDM_PREFIXES['text']}transformer.{name}"
@@ -100,7 +103,7 @@ def ldm_name(path: str, config: ModelConfig) -> str:
 
 def is_open_clip(config: ModelConfig) -> bool:
     """Returns whether single files hold the text encoder under OpenCLIP's names: its towers have the exact GELU."""
-    return config.text.activation == "gelu"
+    return config.text.kind == "clip" and config.text.activation == "gelu"
 
 
 def _replace(name: str, table: dict[str, str]) -> str:

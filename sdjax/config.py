@@ -181,7 +181,11 @@ class VAEConfig(_Config):
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(_Config):
-    """A CLIP text tower. The defaults are ViT-L/14's; `layers` counts those that run (23 of ViT-H/14's 24)."""
+    """A text encoder. The defaults are CLIP ViT-L/14's; `layers` counts those that run (23 of ViT-H/14's 24).
+
+    `kind` is "clip", or "bert" for the transformer over BERT's tokens of LAION-400M's model, whose heads have a size
+    of their own, `head_dim`.
+    """
 
     vocab_size: int = 49408
     width: int = 768
@@ -192,10 +196,17 @@ class TextConfig(_Config):
     bos_token_id: int = 49406
     eos_token_id: int = 49407
     pad_token_id: int = 49407
+    kind: Literal["clip", "bert"] = "clip"
+    head_dim: int | None = None
 
     def _validate(self) -> None:
+        bert = self.kind == "bert"
         _check(
-            self.heads >= 1 and self.width % self.heads == 0,
+            bert == (self.head_dim is not None) and (not bert or (self.head_dim >= 1 and self.activation == "gelu")),
+            'TextConfig.head_dim is given for the kind "bert" alone, whose activation is "gelu"',
+        )
+        _check(
+            self.heads >= 1 and (bert or self.width % self.heads == 0),
             f"TextConfig.heads = {self.heads} does not divide width = {self.width}",
         )
         _check(self.layers >= 1 and self.max_length >= 2, "TextConfig needs a layer and room for two tokens")

@@ -15,7 +15,7 @@ from sdjax.tokenizer import Tokenizer
 from sdjax.watermark import embed as watermark
 from sdjax.watermark import read_bits, to_bits
 
-from tests.parity_depth import depth, prepare_depth
+from tests.parity_depth import bert, depth, prepare_depth
 from tests.parity_models import config_from_spec
 from tests.parity_sampling import img2img_with, sample_with
 from tests.parity_schedulers import scheduler, scheduler_timesteps
@@ -23,6 +23,7 @@ from tests.parity_towers import clip_pixels, noise_embedding, prior, prior_sampl
 
 __all__ = [
     "CheckpointError",
+    "bert",
     "clip_pixels",
     "depth",
     "load",

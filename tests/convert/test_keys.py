@@ -20,6 +20,7 @@ FILES = {
     "512-depth-ema.no-midas": "sd2_depth",
     "x4-upscaler-ema": "x4_upscaler",
     "sd21-unclip-h.no-visual": "sd2_unclip_h",
+    "laion400m-text2img-large": "laion400m",
 }
 
 
