@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax import denoiser, sharding
+from sdjax import denoiser, sharding, tiling
 from sdjax.blending import Known
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.denoiser import Conditioning
@@ -90,8 +90,14 @@ def _encode_image(static: tuple[VAEConfig, str, int], params: Params, image: Ima
 def _decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> Image:
     config, dtype = static
     vae = AutoencoderKL(config, jnp.dtype(dtype))
+
+    def decode(latent: Latent) -> Image:
+        if latent.shape[1] * latent.shape[2] * config.factor**2 > tiling.LARGE:
+            return tiling.decode(config, jnp.dtype(dtype), params, latent)
+        return vae.apply({"params": params}, latent, method="decode")
+
     # One at a time: a decoder's feature maps are gigabytes, and one picture keeps a device busy
-    return one_by_one(lambda latent: vae.apply({"params": params}, latent, method="decode"), latent)
+    return one_by_one(decode, latent)
 
 
 def _noise(shape: tuple[int, ...], keys: Key) -> Latent:

@@ -25,7 +25,7 @@ from sdjax.nn.vae import EPSILON, POINT, MidBlock
 from sdjax.typing import Image, Latent, Params
 
 BAND = 2**23  # numbers of a map in one band: 32 MiB in float32, enough to fill a device
-LARGE = 2**20  # pixels from which a picture is decoded band by band: 1024 x 1024
+LARGE = 2**20  # pixels above which a pipeline decodes a picture band by band: 1024 x 1024
 
 Map = Float[Array, "b h w c"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sdjax import depth, generate, samplers
-from sdjax.scripts import depth2img, img2img, inpaint, main, options, txt2img
+from sdjax import animation, depth, generate, samplers, upscaling
+from sdjax.scripts import animate, depth2img, img2img, inpaint, main, options, txt2img, upscale
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "text-to-image.md").read_text(encoding="utf-8")
@@ -23,8 +23,10 @@ def flags_of(command) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("page", "command"), [("image-to-image.md", img2img), ("inpainting.md", inpaint), ("depth-to-image.md", depth2img)]
-)
+    ("page", "command"),
+    [("image-to-image.md", img2img), ("inpainting.md", inpaint), ("depth-to-image.md", depth2img),
+     ("upscaling.md", upscale), ("animation.md", animate)],
+)  # fmt: skip
 def test_every_flag_of_other_commands_is_described(page: str, command) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text))
@@ -36,7 +38,8 @@ def test_every_flag_of_other_commands_is_described(page: str, command) -> None:
     ("page", "tasks"),
     [("image-to-image.md", [generate.image_to_image, generate.two_pass]),
      ("inpainting.md", [generate.inpaint, generate.outpaint]),
-     ("depth-to-image.md", [depth.depth_to_image])],
+     ("depth-to-image.md", [depth.depth_to_image]), ("upscaling.md", [upscaling.upscale]),
+     ("animation.md", [animation.animate])],
 )  # fmt: skip
 def test_every_argument_of_other_tasks_is_described(page: str, tasks: list) -> None:
     text = (DOCS / page).read_text(encoding="utf-8") + TEXT

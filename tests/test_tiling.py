@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax import configs, tiling
+from sdjax import configs, sharding, tiling
 from sdjax.config import VAEConfig
 from sdjax.nn import AutoencoderKL
 from sdjax.nn.conv import conv2d
@@ -98,6 +98,17 @@ def test_banded_statistics_are_the_maps(offset):
         np.testing.assert_allclose(found, want, atol=1e-5 + 1e-6 * offset)
     whole = jax.nn.silu(group_norm(jnp.asarray(x), **params, groups=4, epsilon=1e-6))
     np.testing.assert_allclose(found, whole, atol=1e-5 + 1e-6 * offset)
+
+
+def test_a_pipeline_decodes_large_pictures_in_bands_and_others_at_once(monkeypatch):
+    seen, decode = [], tiling.decode
+    monkeypatch.setattr(tiling, "decode", lambda *args: seen.append(args[-1].shape) or decode(*args))
+    monkeypatch.setattr(tiling, "LARGE", 64 * 64)
+    pipe, mesh = models.pipeline(), sharding.make_mesh(jax.devices()[:1])
+    for width in (8, 9):  # latents of 64 x 64 and 64 x 72 pixels
+        latent = normal(0, 1, 8, width, 4)
+        assert pipe.decode(latent, mesh=mesh).shape == (1, 64, 8 * width, 3)
+    assert seen == [(1, 8, 9, 4)]
 
 
 def decoder_bytes(config: VAEConfig, side: int, decode) -> int:
