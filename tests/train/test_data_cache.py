@@ -1,6 +1,8 @@
 import functools
 import json
 import pickle
+import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -238,7 +240,14 @@ def test_the_command_makes_a_cache(tmp_path, monkeypatch, capsys):
             cache_latents.main([*arguments, *wrong])
 
 
+def test_the_manual_names_flags_that_there_are():
+    flags = {flag for action in cache_latents.make_parser()._actions for flag in action.option_strings}
+    page = Path(__file__).parents[2] / "docs" / "training-data.md"
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text())) - {"--runner"} <= flags
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Beam's own
 def test_beam_makes_the_same_shards(tmp_path):
     pytest.importorskip("apache_beam")
     from sdjax.train.data.beam import make_shards

@@ -300,6 +300,24 @@ def test_array_records_of_another_kind_or_damaged_are_refused(tmp_path):
         ArrayRecords(tmp_path / "none")
 
 
+def test_flipped_bits_of_array_records_never_load(tmp_path):
+    before = picture_sets.Numbers(6)
+    (path,) = array_records.write(before, tmp_path)
+    data, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for at in rng.integers(0, len(data), 60):
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            source = ArrayRecords(tmp_path, index_folder=tmp_path / f"{at}")
+            records = [source[i] for i in range(6)]
+        except (SourceError, OSError):
+            refused += 1
+        else:
+            assert records == [before[i] for i in range(6)]  # what was flipped is padding
+    assert refused > 0
+
+
 def test_a_source_is_opened_by_what_a_configuration_says(tmp_path):
     picture_sets.write_folder(tmp_path, 2)
     source = open_source({"folder": str(tmp_path), "caption": "text", "default": None})

@@ -45,7 +45,7 @@ class ArrayRecords:
         return len(self.reader)
 
     def __getitem__(self, i: int) -> Record:
-        return decode(self.reader[i], self.name)
+        return decode(record_bytes(self.reader, i, self.name), self.name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "table": None}
@@ -114,6 +114,14 @@ def open_reader(files: Sequence[str]) -> Any:
         return ArrayRecordDataSource(list(files))
     except (ValueError, RuntimeError, OSError) as error:
         raise SourceError(f"{files[0]} or one of its neighbours is no whole ArrayRecord file ({error})") from None
+
+
+def record_bytes(reader: Any, i: int, name: str) -> bytes:
+    """Returns record i. Raises OSError, which calls the file `name`, if its checksums do not agree."""
+    try:
+        return reader[int(i)]
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise OSError(f"record {i} of {name} is damaged ({error})") from None
 
 
 def write(source: Any, folder: str | os.PathLike, *, shard_size: int = 10_000, name: str = "pictures") -> list[Path]:
@@ -191,7 +199,13 @@ class writing:
 
 def _index(file: str) -> Table:
     reader = open_reader([file])
-    return Table.from_rows([_row(decode(reader[i], file)) for i in range(len(reader))])
+    rows = []
+    for i in range(len(reader)):
+        try:
+            rows.append(_row(decode(record_bytes(reader, i, file), file)))
+        except OSError:
+            rows.append({"width": 0, "height": 0})  # damaged; left out, as what is no picture
+    return Table.from_rows(rows)
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.train.data.array_records import open_reader, unpack
+from sdjax.train.data.array_records import open_reader, record_bytes, unpack
 from sdjax.train.data.cache import MANIFEST, shard_path
 from sdjax.train.data.filters import select
 from sdjax.train.data.order import Stream
@@ -75,9 +75,10 @@ class Cached:
         """Returns one picture's latents and text. Raises BadPicture if its record is damaged."""
         cache = self.caches[part]
         try:
-            tensors, texts = unpack(cache.reader[index + visit % cache.manifest["variants"]], cache.name)
-        except (ValueError, RuntimeError, OSError, IndexError) as error:
-            raise BadPicture(f"the record is damaged ({error})") from None
+            data = record_bytes(cache.reader, index + visit % cache.manifest["variants"], cache.name)
+            tensors, texts = unpack(data, cache.name)
+        except (ValueError, OSError) as error:
+            raise BadPicture(str(error)) from None
         name = cache.manifest["text"]
         caption = int(draws(seed, texts["key"], visit).caption * len(texts["captions"]))
         return {

@@ -50,7 +50,10 @@ class TfdsRecords:
         return len(self.data)
 
     def __getitem__(self, i: int) -> Record:
-        example = self.data[int(i)]
+        try:
+            example = self.data[int(i)]
+        except (ValueError, RuntimeError, IndexError) as error:  # of a checksum that does not agree
+            raise OSError(f"record {i} of {self.name} is damaged ({_first_line(error)})") from None
         columns = {column: self._plain(column, value) for column, value in example.items() if column != self.image}
         return Record(f"{self.name}/{self.split}/{i}", bytes(example[self.image]), self._captions(columns), columns)
 
@@ -80,7 +83,11 @@ class TfdsRecords:
 
         rows = []
         for i in tqdm(range(len(self)), "measuring", delay=2, unit=" pictures", leave=False):
-            record = self[i]
+            try:
+                record = self[i]
+            except OSError:
+                rows.append({"width": 0, "height": 0})  # damaged; left out, as what is no picture
+                continue
             width, height = picture_size(io.BytesIO(record.image))
             caption = record.captions[0] if record.captions else None
             rows.append({**scalars(record.columns), "caption": caption, "width": width, "height": height})
