@@ -2,7 +2,7 @@
 
     python docs/make_pictures.py
 
-Writes docs/images/*.png, which lie in the repository; together they stay under 300 kB. Run it again when the built-in
+Writes docs/images, which lies in the repository; together they stay under 300 kB. Run it again when the built-in
 model or a sampler changes. On the same processor with the same JAX it writes the same bytes.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 import sdjax
+from sdjax import movie
 
 FOLDER = Path(__file__).parent / "images"
 MAX_BYTES = 300_000
@@ -30,8 +31,8 @@ GRID = (
 CAT = "a cat on a blue background"
 
 
-def place(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> Image.Image:
-    """Returns rows of pictures, uint8 [h, w, 3], as one: centred in equal cells on white, enlarged `scale` times."""
+def place(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> bytes:
+    """Returns rows of pictures, uint8 [h, w, 3], as one PNG: centred in cells on white, enlarged `scale` times."""
     height = max(picture.shape[0] for row in rows for picture in row) + GAP
     width = max(picture.shape[1] for row in rows for picture in row) + GAP
     sheet = np.full((height * len(rows) - GAP, width * max(map(len, rows)) - GAP, 3), 255, np.uint8)
@@ -40,20 +41,22 @@ def place(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> Image.Image:
             h, w, _ = picture.shape
             top, left = i * height + (height - GAP - h) // 2, j * width + (width - GAP - w) // 2
             sheet[top : top + h, left : left + w] = picture
-    image = Image.fromarray(sheet)
-    return image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
+    image = Image.fromarray(sheet.repeat(scale, axis=0).repeat(scale, axis=1))
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+    return data.getvalue()
 
 
-def grid(pipe: sdjax.Pipeline) -> Image.Image:
+def grid(pipe: sdjax.Pipeline) -> bytes:
     """Returns a picture of each prompt of GRID, with seeds 0, 1, 2, ..."""
     made = sdjax.text_to_image(pipe, GRID, num_steps=STEPS)
     return place([made[:6], made[6:]], scale=2)
 
 
-def image_to_image(pipe: sdjax.Pipeline) -> Image.Image:
+def image_to_image(pipe: sdjax.Pipeline) -> bytes:
     """Returns a picture, and what rising strengths make of it with another prompt."""
     first = sdjax.text_to_image(pipe, CAT, seed=0, num_steps=STEPS)[0]
-    strengths = (0.2, 0.4, 0.6, 0.8, 1.0)
+    strengths = (0.25, 0.5, 0.75, 1.0)
     made = [
         sdjax.image_to_image(pipe, first, "a fox on a blue background", strength=s, seed=1, num_steps=STEPS)[0]
         for s in strengths
@@ -61,17 +64,17 @@ def image_to_image(pipe: sdjax.Pipeline) -> Image.Image:
     return place([[first, *made]])
 
 
-def inpaint(pipe: sdjax.Pipeline) -> Image.Image:
-    """Returns a picture, a mask, and three seeds' ways to fill it."""
+def inpaint(pipe: sdjax.Pipeline) -> bytes:
+    """Returns a picture, a mask, and two seeds' ways to fill it."""
     first = sdjax.text_to_image(pipe, "a cat and a rocket on a green background", seed=0, num_steps=STEPS)[0]
     mask = np.zeros(first.shape[:2], bool)
     mask[:, 32:] = True
     prompt = "a cat and an apple on a green background"
-    made = sdjax.inpaint(pipe, first, mask, prompt, seed=range(3), num_images=3, num_steps=STEPS)
+    made = sdjax.inpaint(pipe, first, mask, prompt, seed=range(2), num_images=2, num_steps=STEPS)
     return place([[first, np.repeat(np.uint8(255 * mask)[..., None], 3, axis=-1), *made]])
 
 
-def outpaint(pipe: sdjax.Pipeline) -> Image.Image:
+def outpaint(pipe: sdjax.Pipeline) -> bytes:
     """Returns a picture, and how it goes on to the right."""
     first = sdjax.text_to_image(pipe, CAT, seed=0, num_steps=STEPS)[0]
     prompt = "a cat and a dog on a blue background"
@@ -79,22 +82,27 @@ def outpaint(pipe: sdjax.Pipeline) -> Image.Image:
     return place([[first, made]])
 
 
-def two_pass(pipe: sdjax.Pipeline) -> Image.Image:
+def two_pass(pipe: sdjax.Pipeline) -> bytes:
     """Returns a picture of 64 x 64 pixels, and one of 128 x 128 made in two passes from the same seed."""
     small = sdjax.text_to_image(pipe, CAT, seed=0, num_steps=STEPS)[0]
     return place([[small, sdjax.two_pass(pipe, CAT, seed=0, num_steps=STEPS)[0]]])
 
 
-PICTURES: dict[str, Callable[[sdjax.Pipeline], Image.Image]] = {
-    function.__name__: function for function in (grid, image_to_image, inpaint, outpaint, two_pass)
+def animation(pipe: sdjax.Pipeline) -> bytes:
+    """Returns a GIF that goes from one prompt and seed to another, and back."""
+    prompts = ["a red apple on a yellow background", "a fox on a blue background"]
+    frames = sdjax.animate(pipe, prompts, seeds=[0, 1], frames=16, loop=True, num_steps=STEPS)
+    return movie.encode(frames, "gif", fps=8)
+
+
+PICTURES: dict[str, Callable[[sdjax.Pipeline], bytes]] = {
+    "grid.png": grid,
+    "image_to_image.png": image_to_image,
+    "inpaint.png": inpaint,
+    "outpaint.png": outpaint,
+    "two_pass.png": two_pass,
+    "animation.gif": animation,
 }
-
-
-def encode(image: Image.Image) -> bytes:
-    """Returns the PNG, without anything that differs from run to run."""
-    data = io.BytesIO()
-    image.save(data, "PNG", optimize=True)
-    return data.getvalue()
 
 
 def make(pipe: sdjax.Pipeline, folder: Path, names: Sequence[str]) -> int:
@@ -102,8 +110,8 @@ def make(pipe: sdjax.Pipeline, folder: Path, names: Sequence[str]) -> int:
 
     Raises ValueError, and writes nothing, if they came to more than MAX_BYTES.
     """
-    made = {f"{name}.png": encode(PICTURES[name](pipe)) for name in names}
-    others = sum(path.stat().st_size for path in folder.glob("*.png") if path.name not in made)
+    made = {name: PICTURES[name](pipe) for name in names}
+    others = sum(path.stat().st_size for path in folder.glob("*") if path.name not in made)
     total = others + sum(map(len, made.values()))
     if total > MAX_BYTES:
         raise ValueError(f"the pictures would take {total} bytes; {MAX_BYTES} are wanted at most")
