@@ -9,6 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns 2-v told an image's embedding (1024) and its noise level's (1024)."""
     config = sd2_v.get_config()
     config.name = "sd2_unclip_h"
+    config.guidance_scale = 10.0  # scripts/streamlit/stableunclip.py
     config.unet.label_dim = 2048
     config.vision = {  # OpenCLIP ViT-H/14
         "image_size": 224,

@@ -9,6 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns 2-v told an image's embedding (768) and its noise level's (768)."""
     config = sd2_v.get_config()
     config.name = "sd2_unclip_l"
+    config.guidance_scale = 10.0  # scripts/streamlit/stableunclip.py
     config.unet.label_dim = 1536
     config.vision = {  # OpenAI's CLIP ViT-L/14
         "image_size": 224,

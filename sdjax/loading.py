@@ -18,6 +18,8 @@ def load(
     ema: str = "auto",
     vae: Any = None,
     depth: Any = None,
+    vision: Any = None,
+    noise_stats: Any = None,
     dtype: str | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -30,7 +32,9 @@ def load(
 
     `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
     "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
-    hub repository to take the autoencoder from, `depth` likewise for the depth network, as "Intel/dpt-hybrid-midas";
+    hub repository to take the autoencoder from, `depth` likewise for the depth network, as "Intel/dpt-hybrid-midas",
+    and `vision` for unCLIP's image tower, as "openai/clip-vit-large-patch14"; `noise_stats` is a file or folder with
+    the mean and standard deviation of image embeddings, Stability's `ViT-L-14_stats.th` for unCLIP-L;
     `revision` is the hub's. `dtype` is what the networks compute in and how parameters are held: "float32", "bfloat16"
     or "float16"; None means float32 on CPU and bfloat16 on accelerators. `check` is called with the model's description
     before the weights are read, and may refuse it by raising. `vocab` is the WordPiece vocabulary (bert-base-uncased's
@@ -56,7 +60,11 @@ def load(
     local = resolve(path, revision=revision, variant=variant)
     vae = None if vae is None else resolve(vae)
     depth = None if depth is None else resolve(depth)
-    model = convert.load_model(local, config, prediction, ema, vae, dtype, variant, depth=depth)
+    vision = None if vision is None else resolve(vision)
+    noise_stats = None if noise_stats is None else resolve(noise_stats)
+    model = convert.load_model(
+        local, config, prediction, ema, vae, dtype, variant, depth=depth, vision=vision, noise_stats=noise_stats
+    )
     if check is not None:
         check(model.config)
     tokenizer = choose_tokenizer(model, vocab)

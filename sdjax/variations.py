@@ -1,0 +1,228 @@
+"""Image variations: pictures of what other pictures show, by unCLIP, which is told CLIP's embedding of them.
+
+Source: Stability-AI/stablediffusion, scripts/streamlit/stableunclip.py and doc/UNCLIP.MD; T54 to T56.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdjax import inputs, preprocess, sharding
+from sdjax.config import ModelConfig, VisionConfig
+from sdjax.generate import Options
+from sdjax.nn import VisionEncoder
+from sdjax.pipeline import Pipeline
+from sdjax.prior import GUIDANCE_SCALE, Prior
+from sdjax.run import Run, check_size, check_task, make_run
+from sdjax.samplers.base import EMBEDDING, draw_noise
+from sdjax.typing import Image, Key, Params, Pixels
+from sdjax.unclip import LEVELS, mix_labels, noise_embedding
+
+Embeddings = Float[Array, "n d"]
+
+WITHOUT = "this model has no image tower"
+
+
+def image_variations(
+    pipe: Pipeline,
+    image: Any = None,
+    prompt: str | Sequence[str] = "",
+    *,
+    embeddings: Embeddings | None = None,
+    weights: Sequence[float] | None = None,
+    noise_level: int | Sequence[int] = 0,
+    mix_noise_level: int | None = None,
+    dialect: str = "ldm",
+    height: int | None = None,
+    width: int | None = None,
+    **options: Unpack[Options],
+) -> Pixels:
+    """Returns pictures of what the given ones show, and the prompts say, uint8 [b, height, width, 3].
+
+    `image` as for `sdjax.image_to_image`; `embeddings` are those of more pictures, or of texts (`Prior.embed`), behind
+    them. Without `weights` every one makes pictures of its own: one for all prompts, one prompt for all, or one each.
+    With them, a number each, of any sign, all are mixed into one: the mean of their labels with these weights.
+
+    `noise_level`, 0 to 999, is how much noise is put on an embedding, one for all or one each: the more, the less the
+    pictures keep to it. `mix_noise_level` puts noise on the mixed one once more. `dialect` is how pictures are prepared
+    for CLIP: "ldm", as in training, or "huggingface", as in diffusers (`sdjax.preprocess`).
+
+    `options` are `sdjax.text_to_image`'s, with what it raises; also ValueError for a model that takes no embedding, one
+    without an image tower, what is no picture, and numbers out of range or that do not fit.
+    """
+    check_task(pipe.config, "image_variations", "unclip")
+    height, width = check_size(pipe.config, height, width)
+    known = np.zeros((0, length(pipe.config)), np.float32) if embeddings is None else check_embeddings(pipe, embeddings)
+    given = [] if image is None else inputs.open_pictures(image)
+    count = len(given) + len(known)
+    if not count:
+        raise ValueError("at least one picture or embedding is needed, got none")
+    levels = check_levels(noise_level, count)
+    shares = None if weights is None else check_weights(weights, count)
+    if mix_noise_level is not None:
+        check_levels(mix_noise_level, 1)
+        if shares is None:
+            raise ValueError("mix_noise_level puts noise on a mixed embedding; it needs weights")
+    if given and pipe.config.vision is None:
+        raise ValueError(f"{WITHOUT}; sdjax.load takes one from another file by vision=, or give embeddings")
+    run = make_run(pipe, prompt, num_inputs=count if shares is None else 1, **options)
+    with run.advice(height, width):
+        if given:
+            seen = embed_images(pipe, given, dialect=dialect, mesh=run.mesh, parallel=run.parallel)
+            known = np.concatenate([seen, known])
+        label = make_labels(run, known, levels, shares, mix_noise_level)
+        told = run.told(label=label, unconditional_label=sharding.split(np.zeros_like(label), run.mesh))
+        return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
+
+
+def prior_to_image(
+    pipe: Pipeline,
+    prior: Prior,
+    prompt: str | Sequence[str],
+    *,
+    prior_prompt: str | Sequence[str] | None = None,
+    prior_steps: int = 25,
+    prior_scale: float = GUIDANCE_SCALE,
+    noise_level: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    **options: Unpack[Options],
+) -> Pixels:
+    """Returns pictures of the prompts, uint8 [b, height, width, 3], whose image embeddings a prior has guessed.
+
+    `prior_prompt` is what the prior is told instead of the prompts, one for all or one each; `prior_steps` and
+    `prior_scale` are its number of steps and its guidance. The other arguments are `image_variations`' and
+    `sdjax.text_to_image`'s. Raises ValueError where the prior's embeddings are none of the model's: Karlo's are those
+    of CLIP ViT-L/14, which unCLIP-L takes.
+    """
+    check_task(pipe.config, "prior_to_image", "unclip")
+    if prior.config.embedding != length(pipe.config):
+        raise ValueError(
+            f"this model is told embeddings of {length(pipe.config)} numbers, the prior makes some of "
+            f"{prior.config.embedding}: Karlo's belongs to Stable unCLIP-L (sd2_unclip_l)"
+        )
+    height, width = check_size(pipe.config, height, width)
+    (level,) = check_levels(noise_level, 1)
+    run = make_run(pipe, prompt, **options)
+    prompts = run.prompts
+    if prior_prompt is not None:
+        first = [prior_prompt] if isinstance(prior_prompt, str) else list(prior_prompt)
+        each = len(run.prompts) // len(first) if first else 0
+        if not first or each * len(first) != len(run.prompts):
+            raise ValueError(f"one prior_prompt, or one for each of the prompts; got {len(first)}")
+        prompts = [p for p in first for _ in range(each)]
+    with run.advice(height, width):
+        guessed = prior.embed(prompts, run.seeds, num_steps=prior_steps, guidance_scale=prior_scale)
+        label = make_labels(run, np.asarray(guessed), [level] * len(run.seeds), None, None, one_each=True)
+        told = run.told(label=label, unconditional_label=sharding.split(np.zeros_like(label), run.mesh))
+        return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
+
+
+def embed_images(
+    pipe: Pipeline,
+    image: Any,
+    *,
+    dialect: str = "ldm",
+    mesh: jax.sharding.Mesh | None = None,
+    parallel: sharding.Parallel = "jit",
+) -> np.ndarray:
+    """Returns CLIP's embeddings of pictures, float32 [n, d], not normalised: what unCLIP is told, without noise.
+
+    `image` as for `sdjax.image_to_image`. Raises ValueError for a model without an image tower, what is no picture, and
+    an unknown dialect.
+    """
+    vision = pipe.config.vision
+    if vision is None:
+        raise ValueError(WITHOUT)
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    pixels = preprocess.clip_pixels(inputs.open_pictures(image), vision.image_size, dialect=dialect)
+    count = len(pixels)
+    pixels = np.concatenate([pixels, pixels[-1:].repeat(sharding.padded(count, mesh.size) - count, axis=0)])
+    run = sharding.compiled(_embed, (vision, pipe.dtype), mesh, (False, True), parallel)
+    return np.asarray(run(pipe.on(mesh)["vision"], sharding.split(pixels, mesh)))[:count]
+
+
+def _embed(static: tuple[VisionConfig, str], params: Params, pixels: Image) -> Embeddings:
+    config, dtype = static
+    return VisionEncoder(config, jnp.dtype(dtype)).apply({"params": params}, pixels)
+
+
+def make_labels(
+    run: Run,
+    embeddings: Embeddings,
+    levels: Sequence[int],
+    weights: Sequence[float] | None,
+    mix_level: int | None,
+    *,
+    one_each: bool = False,
+) -> Float[Array, "b 2*d"]:
+    """Returns the label of every picture of the run, whose noise is drawn by its own key.
+
+    Without weights it is that of the embedding which the picture is made from, or of its own where there is `one_each`;
+    with them the mixed one of all.
+    """
+    which = list(range(len(run.seeds))) if one_each else run.inputs
+    which = which + which[-1:] * (sharding.padded(len(which), run.mesh.size) - len(which))
+    if weights is None:
+        used, at = embeddings[which][None], np.asarray(levels, np.int32)[which][None]  # [1, b, d], [1, b]
+    else:
+        used = np.repeat(embeddings[:, None], len(which), axis=1)
+        at = np.repeat(np.asarray(levels, np.int32)[:, None], len(which), axis=1)
+    size = embeddings.shape[-1]
+    stats = run.pipe.params.get("noise_stats") or {"mean": np.zeros((1, size)), "std": np.ones((1, size))}
+    shares = np.ones(1, np.float32) if weights is None else np.asarray(weights, np.float32)
+    label = _labels(mix_level is not None, run.keys, used, at, shares, stats, np.int32(mix_level or 0))
+    return sharding.split(label, run.mesh)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _labels(
+    mixes: bool, keys: Key, embeddings: Float[Array, "m b d"], levels: Array, weights: Array, stats: Params,
+    mix_level: Array,
+) -> Float[Array, "b 2*d"]:  # fmt: skip
+    m, b, d = embeddings.shape
+    noisy = functools.partial(noise_embedding, mean=stats["mean"], std=stats["std"])
+    labels = [noisy(embeddings[j], levels[j], draw_noise(keys, EMBEDDING, j, (d,))) for j in range(m)]
+    label = mix_labels(jnp.stack(labels), weights)
+    if mixes:
+        label = noisy(label[:, :d], jnp.broadcast_to(mix_level, (b,)), draw_noise(keys, EMBEDDING, m, (d,)))
+    return label
+
+
+def length(config: ModelConfig) -> int:
+    """Returns how many numbers an image embedding of the model has."""
+    return config.unet.label_dim // 2
+
+
+def check_embeddings(pipe: Pipeline, embeddings: Any) -> np.ndarray:
+    """Returns the embeddings as float32 [n, d]. Raises ValueError unless they are finite and the model's."""
+    out, size = np.asarray(embeddings, np.float32), length(pipe.config)
+    if out.ndim != 2 or out.shape[1] != size or not np.isfinite(out).all():
+        raise ValueError(f"embeddings are finite numbers [n, {size}] of this model; got an array {out.shape}")
+    return out
+
+
+def check_levels(noise_level: int | Sequence[int], count: int) -> list[int]:
+    """Returns one noise level for each of `count`. Raises ValueError unless they are whole and from 0 to 999."""
+    levels = [noise_level] * count if np.ndim(noise_level) == 0 else list(noise_level)
+    if len(levels) != count:
+        raise ValueError(f"one noise level, or one for each of the {count} pictures; got {len(levels)}")
+    for level in levels:
+        if level != int(level) or not 0 <= level < LEVELS:
+            raise ValueError(f"a noise level is a whole number from 0 to {LEVELS - 1}; got {level}")
+    return [int(level) for level in levels]
+
+
+def check_weights(weights: Sequence[float], count: int) -> list[float]:
+    """Returns the weights. Raises ValueError unless there are `count`, finite, whose sum is not 0."""
+    out = [float(w) for w in weights]
+    if len(out) != count:
+        raise ValueError(f"one weight for each of the {count} pictures; got {len(out)}")
+    if not np.isfinite(out).all() or abs(sum(out)) < 1e-6 * max(map(abs, out), default=0) or sum(out) == 0:
+        raise ValueError(f"weights are finite numbers whose sum is not 0, by which their mean is divided; got {out}")
+    return out
