@@ -105,7 +105,7 @@ def test_sampling_equals_diffusers(case, name):
              "uncond_mask")  # fmt: skip
     args = (arrays[f"sample/{n}"] for n in names)
     got = parity_towers.prior_sample(spec, tensors, specs[name]["num_steps"], *args, specs[name]["scale"])
-    assert relative_error(got, arrays[f"{name}/out"]) < 2e-4  # five steps of float32
+    assert relative_error(got, arrays[f"{name}/out"]) < 2e-5  # float32; a hundredth more of x makes 1e-4
 
 
 def test_timesteps_are_those_of_diffusers():
