@@ -5,6 +5,7 @@ import ml_collections
 from sdjax.config import ScheduleConfig
 
 VOCAB_SIZE = 1536
+LATENT_CHANNELS = 16  # from the 4 of the full-size models a decoder this small paints soft outlines only
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -19,6 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
         "image_size": 64,
         "guidance_scale": 4.0,
         "unet": {
+            "in_channels": LATENT_CHANNELS,
+            "out_channels": LATENT_CHANNELS,
             "channels": (96, 128),
             "num_res_blocks": 1,
             "heads": (4, 4),
@@ -29,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
             "norm_groups": 16,
         },
         "vae": {
+            "latent_channels": LATENT_CHANNELS,
             "channels": (16, 32, 64, 96),
             "num_res_blocks": 1,
             "scale_factor": 1.0,
@@ -54,7 +58,14 @@ def get_config() -> ml_collections.ConfigDict:
         "kl_weight": 5e-4,
         "edge_weight": 0.5,
         "ema_decay": 0.999,
-        "optim": {"steps": 5_000, "learning_rate": 1e-3, "warmup": 300, "cooldown": 1_800, "beta2": 0.99},
+        "optim": {
+            "name": "muon",
+            "steps": 4_000,
+            "learning_rate": 2e-3,
+            "warmup": 100,
+            "cooldown": 1_400,
+            "beta2": 0.99,
+        },
     }
     config.latents = {"count": 131_072, "shard": 4_096}
     config.diffusion = {
