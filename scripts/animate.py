@@ -59,13 +59,15 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_model_flags(parser)
     options.add_reading_flags(parser)
     options.add_device_flags(parser)
-    add = parser.add_argument_group("what to write").add_argument
+    group = parser.add_argument_group("what to write")
+    add = group.add_argument
     add("--format", choices=FORMATS, default="gif", help="mp4 needs ffmpeg on the PATH; default: %(default)s")
     add("--fps", type=options.finite, default=12.0, metavar="X", help="frames a second, up to 50; default: 12")
     add(
         "--save_frames", action="store_true", help="also write every frame as a PNG, into a folder beside the animation"
     )
     add("--outdir", default="outputs/animations", metavar="DIR", help="where it is written; default: %(default)s")
+    options.add_safety_flag(group)
     parser.set_defaults(n_rows=0, skip_save=True, skip_grid=True, watermark=None)  # other commands have flags for these
     return parser
 
@@ -82,6 +84,8 @@ def run(args: argparse.Namespace) -> None:
     if args.prompt is not None and args.from_file is not None:
         raise ValueError("--prompt and --from-file both say what to make; give one of them")
     prompts = read_prompts(args.from_file) if args.from_file is not None else args.prompt or [job.default_prompt]
+    import numpy as np
+
     import sdjax
     from sdjax import animation, generate, image, movie
 
@@ -104,11 +108,13 @@ def run(args: argparse.Namespace) -> None:
             num_steps=args.steps, guidance_scale=args.scale, height=args.H, width=args.W, batch=args.n_samples,
             parallel=args.parallel, devices=job.devices, exact=args.exact, progress=progress.show,
         )  # fmt: skip
+    shown, safety = job.censor(pixels, [f"frame {number}" for number in range(len(pixels))])
+    pixels = np.stack(shown)
     description = {
         "prompt": prompts[0], "seed": args.seed[0], **job.common, "prompts": prompts, "seeds": args.seed,
         "frames": args.frames, "loop": args.loop, "interpolation": args.interpolation, "fps": args.fps,
         "prompt_strength": args.prompt_strength, "height": pixels.shape[1], "width": pixels.shape[2],
-        "batch": min(args.n_samples, args.frames),
+        "batch": min(args.n_samples, args.frames), **({"safety": safety} if safety else {}),
     }  # fmt: skip
     data = movie.encode(pixels, args.format, fps=args.fps, text=texts(description))
     path = image.save_numbered_file(args.outdir, data, movie.SUFFIXES[args.format])
@@ -124,7 +130,8 @@ def save_frames(movie: Path, pixels: Any, description: dict[str, Any]) -> Path:
     folder = movie.with_name(f"{movie.stem}-{movie.suffix[1:]}-frames")
     folder.mkdir()
     for number, frame in enumerate(pixels):
-        text = {"sdjax": settings.to_json({**description, "frame": number})}
+        own = {"safety": description["safety"][number]} if "safety" in description else {}
+        text = {"sdjax": settings.to_json({**description, **own, "frame": number})}
         image.save_png(folder / f"{number:05}.png", frame, text)
     return folder
 

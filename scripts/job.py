@@ -25,6 +25,7 @@ class Job:
         self.devices = runtime.set_up_jax(args.device)
         runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta)
         self.folder = Path(args.outdir)
+        self.checker: Any = None
 
     @property
     def default_prompt(self) -> str:
@@ -41,16 +42,21 @@ class Job:
 
         args = self.args
         own = builtin.folder() if self.checkpoint is None else None
-        for path, revision in (own or self.checkpoint, args.revision), (args.vae, None):
+        named = None if args.safety_checker in (saving.AUTO, saving.OFF) else args.safety_checker
+        for path, revision in (own or self.checkpoint, args.revision), (args.vae, None), (named, None):
             if path is not None and not hub.is_hub_name(path):
                 hub.resolve(path, revision)
         (self.folder if args.skip_save else self.folder / "samples").mkdir(parents=True, exist_ok=True)
         local = own or hub.resolve(self.checkpoint, args.revision, args.variant)
         vae = None if args.vae is None else hub.resolve(args.vae)
 
+        checked_by = saving.find_checker(args.safety_checker, own or self.checkpoint)
+
         def check_all(config: Any) -> None:
             check_latent(args, config)
             check(config)
+            if checked_by is not None:
+                self.checker = saving.load_checker(hub.resolve(checked_by), found=named is None)
 
         self.pipe = sdjax.load(
             None if own else local,
@@ -72,6 +78,8 @@ class Job:
             "model": settings.describe_model(own or self.checkpoint, local),
             "vae": None if vae is None else settings.describe_model(args.vae, vae),
         }
+        if self.checker is not None:
+            self.common["safety_checker"] = settings.describe_model(checked_by, Path(self.checker.source))
         return self.pipe
 
     def make(
@@ -104,10 +112,12 @@ class Job:
                     exact=args.exact,
                     progress=progress.show,
                 )
-                for picture, *entry in zip(pixels, *batch, strict=True):
-                    prompt, seed, number = entry
+                pixels, safety = self.censor(pixels, [f"the picture of seed {seed}" for seed in batch.seeds])
+                for index, (picture, prompt, seed, number) in enumerate(zip(pixels, *batch, strict=True)):
                     size = {"height": picture.shape[0], "width": picture.shape[1], "batch": len(pixels)}
                     description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **size}
+                    if safety:
+                        description["safety"] = safety[index]
                     if not args.skip_save:
                         marked = saving.mark(picture, args.watermark)
                         progress.print(image.save_numbered(self.folder / "samples", marked, texts(description)))
@@ -119,6 +129,18 @@ class Job:
         elif made:
             columns = args.n_rows or pictures_at_a_time(args)
             print(save_grid(self.folder, made, described, columns, args.watermark))
+
+    def censor(self, pixels: Sequence[Any], names: Sequence[str]) -> tuple[Sequence[Any], list[dict[str, Any]]]:
+        """Returns the pictures, a notice in every flagged one's place, and the checker's verdicts, none without one.
+
+        Says on standard error which of the `names` were flagged.
+        """
+        if self.checker is None:
+            return pixels, []
+        import jax
+
+        with jax.default_device(None if self.devices is None else self.devices[0]):
+            return saving.censor(self.checker, pixels, names)
 
     def _describe(self) -> dict[str, Any]:
         """Returns every setting that the pictures of a run have in common."""
@@ -194,7 +216,7 @@ def save_grid(
     from sdjax import image
 
     first = described[0]
-    own = [key for key in ("prompt", "seed", "init_img", "mask") if key in first]
+    own = [key for key in ("prompt", "seed", "init_img", "mask", "safety") if key in first]
     pictures = [{key: picture[key] for key in own} for picture in described]
     shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
     chunks = texts(first) | {"sdjax": settings.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})}

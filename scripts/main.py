@@ -17,6 +17,7 @@ COMMANDS = {
     "img2img": ("img2img", "make pictures from a picture and a prompt"),
     "inpaint": ("inpaint", "make a part of a picture anew, or continue it beyond its edges"),
     "depth2img": ("depth2img", "make pictures that keep the shapes of a picture"),
+    "variations": ("variations", "make pictures of what pictures show, and mixtures"),
     "upscale": ("upscale", "make a picture four times as large"),
     "animate": ("animate", "make an animation between prompts"),
     "watermark": ("watermark", "read or write the invisible watermark"),

@@ -83,8 +83,8 @@ def add_size_flags(parser: argparse.ArgumentParser, size: str) -> None:
 
 def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """Adds the flags of the picture that something is made from; `aliases` are other names of --init-img."""
-    add = parser.add_argument_group("what to make it from").add_argument
-    add(
+    group = parser.add_argument_group("what to make it from")
+    group.add_argument(
         "--init-img",
         *aliases,
         dest="init_img",
@@ -92,7 +92,12 @@ def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
         metavar="PATH",
         help="a picture (PNG, JPEG or WebP), or a folder of them, all of which are made in one program",
     )
-    add(
+    add_background_flag(group)
+
+
+def add_background_flag(parser: argparse._ActionsContainer) -> None:
+    """Adds the flag of what transparent pictures are laid on, to a parser or a group."""
+    parser.add_argument(
         "--background",
         type=colour,
         default=(255, 255, 255),
@@ -229,7 +234,8 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
     """Adds the flags that say what to write, and where."""
-    add = parser.add_argument_group("what to write").add_argument
+    group = parser.add_argument_group("what to write")
+    add = group.add_argument
     add(
         "--outdir", default=outdir, metavar="DIR", help="pictures go to DIR/samples, grids to DIR; default: %(default)s"
     )
@@ -241,6 +247,19 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
         metavar="TEXT",
         help="hide this text in every picture and grid of 256 x 256 pixels or more; default: none (CompVis always: "
         "StableDiffusionV1, Stability: SDV2)",
+    )
+    add_safety_flag(group)
+
+
+def add_safety_flag(parser: argparse._ActionsContainer) -> None:
+    """Adds the flag of the safety checker, to a parser or a group."""
+    parser.add_argument(
+        "--safety-checker",
+        default="auto",
+        metavar="PATH",
+        help="write a plain notice in place of every picture that this checker flags: a file, a folder or a hub "
+        "repository, as CompVis/stable-diffusion-safety-checker; auto: that of a diffusers folder on this computer, if "
+        "it has one; off: none; default: %(default)s (CompVis's txt2img: always, Stability: never)",
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdjax import inputs, preprocess, sharding
-from sdjax.config import ModelConfig, VisionConfig
+from sdjax.config import ModelConfig, PriorConfig, VisionConfig
 from sdjax.generate import Options
 from sdjax.nn import VisionEncoder
 from sdjax.pipeline import Pipeline
@@ -101,11 +101,7 @@ def prior_to_image(
     of CLIP ViT-L/14, which unCLIP-L takes.
     """
     check_task(pipe.config, "prior_to_image", "unclip")
-    if prior.config.embedding != length(pipe.config):
-        raise ValueError(
-            f"this model is told embeddings of {length(pipe.config)} numbers, the prior makes some of "
-            f"{prior.config.embedding}: Karlo's belongs to Stable unCLIP-L (sd2_unclip_l)"
-        )
+    check_prior(pipe.config, prior.config)
     height, width = check_size(pipe.config, height, width)
     (level,) = check_levels(noise_level, 1)
     run = make_run(pipe, prompt, **options)
@@ -197,6 +193,15 @@ def _labels(
 def length(config: ModelConfig) -> int:
     """Returns how many numbers an image embedding of the model has."""
     return config.unet.label_dim // 2
+
+
+def check_prior(config: ModelConfig, prior: PriorConfig) -> None:
+    """Raises ValueError unless the prior's embeddings are the model's."""
+    if prior.embedding != length(config):
+        raise ValueError(
+            f"this model is told embeddings of {length(config)} numbers, the prior makes some of {prior.embedding}: "
+            "Karlo's belongs to Stable unCLIP-L (sd2_unclip_l)"
+        )
 
 
 def check_embeddings(pipe: Pipeline, embeddings: Any) -> np.ndarray:

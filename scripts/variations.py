@@ -1,0 +1,270 @@
+"""`sdjax variations`: pictures of what other pictures show, and mixtures of them, by Stable unCLIP."""
+
+import argparse
+import math
+import sys
+from typing import Any
+
+from sdjax.scripts import given, options
+from sdjax.scripts.job import Job
+from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.prompts import Batch, make_batches
+
+IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
+
+DESCRIPTION = """\
+Makes pictures of what a picture shows, or each of several, and prints their
+paths. With --weights several are mixed into one. With --prior there is no picture
+at all: a prior (Karlo's) guesses, from the prompt, what one would be.
+
+The model is Stable unCLIP 2.1 (sd21-unclip-h.ckpt, sd21-unclip-l.ckpt). Defaults
+are those of Stability-AI/stablediffusion's scripts/streamlit/stableunclip.py."""
+
+EPILOG = f"""\
+Pictures may have any size; CLIP sees them at 224 x 224. Picture k of the run,
+counted from 0, is drawn from seed + k. Files are written as txt2img writes them.
+
+{EXIT_STATUS}"""
+
+PROMPT = "a professional photograph"
+
+# Names and numbers of sdjax.preprocess, sdjax.unclip and sdjax.prior, which cannot be asked here: importing JAX takes a
+# second. A test compares them
+DIALECTS = ("ldm", "huggingface")
+MAX_NOISE_LEVEL = 999
+PRIOR_STEPS, PRIOR_SCALE = 25, 4.0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax variations`."""
+    parser = options.make_command_parser("variations", DESCRIPTION, EPILOG)
+    add_picture_flags(parser)
+    add_prior_flags(parser)
+    options.add_prompt_flags(
+        parser, prompt=f'"{PROMPT}"; with --prior it has to be given', n_iter=2, stability_iter="", n_samples=2,
+        given=True,
+    )  # fmt: skip
+    options.add_size_flags(parser, "the model's own, 768")
+    options.add_sampling_flags(parser, "Stability: 10")
+    options.add_model_flags(parser)
+    add_part_flags(parser)
+    options.add_reading_flags(parser)
+    options.add_device_flags(parser)
+    options.add_output_flags(parser, "outputs/variations-samples")
+    parser.set_defaults(steps=20)
+    return parser
+
+
+def add_picture_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the pictures, and of what becomes of their embeddings."""
+    group = parser.add_argument_group("what to make it from")
+    add = group.add_argument
+    add(
+        "--init-img",
+        dest="init_img",
+        action="append",
+        metavar="PATH",
+        help="a picture (PNG, JPEG or WebP), or a folder of them; may be given several times",
+    )
+    options.add_background_flag(group)
+    add(
+        "--weights",
+        type=weights,
+        metavar="X,...",
+        help="mix all pictures into one, by a number each, of any sign (--weights=-1,2 where the first is negative)",
+    )
+    add(
+        "--noise_level",
+        "--noise-level",
+        dest="noise_level",
+        type=noise_levels,
+        default=[0],
+        metavar="N,...",
+        help=f"noise put on what CLIP saw, from 0 to {MAX_NOISE_LEVEL}, one for all or one a picture: the more, the "
+        "less is kept; default: 0",
+    )
+    add(
+        "--mix-noise-level",
+        dest="mix_noise_level",
+        type=noise_level,
+        metavar="N",
+        help="with --weights, put so much noise on the mixture once more; default: none",
+    )
+    add(
+        "--clip-preprocess",
+        dest="dialect",
+        choices=DIALECTS,
+        help="how pictures are made ready for CLIP: ldm squeezes them to a square, as in training, huggingface crops "
+        f"them, as diffusers does; default: {DIALECTS[0]}",
+    )
+
+
+def add_prior_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a prior."""
+    add = parser.add_argument_group("what to make it from where there is no picture").add_argument
+    add(
+        "--prior",
+        metavar="PATH",
+        help="a diffusers folder or hub repository with a prior, as kakaobrain/karlo-v1-alpha, which is for unCLIP-L",
+    )
+    add("--prior-prompt", metavar="TEXT", help="what the prior is told; default: the prompt")
+    add("--prior-steps", type=options.positive, metavar="N", help=f"steps of the prior; default: {PRIOR_STEPS}")
+    add("--prior-scale", type=options.finite, metavar="X", help=f"its guidance scale; default: {PRIOR_SCALE}")
+
+
+def add_part_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of parts that a checkpoint may lack."""
+    add = parser.add_argument_group("what the checkpoint may lack").add_argument
+    add(
+        "--vision",
+        metavar="PATH",
+        help="take CLIP's image tower from this file, folder or hub repository, as openai/clip-vit-large-patch14",
+    )
+    add(
+        "--noise-stats",
+        metavar="PATH",
+        help="take the embeddings' mean and deviation from this file or folder, as Stability's ViT-L-14_stats.th",
+    )
+
+
+def weights(text: str) -> list[float]:
+    """Returns numbers separated by commas whose sum is not 0, for argparse."""
+    values = [float(one) for one in text.split(",")]
+    if not all(map(math.isfinite, values)) or not sum(values):
+        raise argparse.ArgumentTypeError(f"finite numbers whose sum is not 0 are wanted, as 1,0.5; got {text}")
+    return values
+
+
+def noise_level(text: str) -> int:
+    """Returns a noise level, for argparse."""
+    value = int(text)
+    if not 0 <= value <= MAX_NOISE_LEVEL:
+        raise argparse.ArgumentTypeError(f"a noise level lies between 0 and {MAX_NOISE_LEVEL}; got {text}")
+    return value
+
+
+def noise_levels(text: str) -> list[int]:
+    """Returns noise levels separated by commas, for argparse."""
+    return [noise_level(one) for one in text.split(",")]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+    # Everything that can be refused is, before weights are loaded and hours of work begin
+    check_flags(args)
+    job = Job(args, "variations")
+    if job.checkpoint is None:
+        raise ValueError("no unCLIP model is named: give its checkpoint with --ckpt (the built-in model is none)")
+    import sdjax
+    from sdjax import generate
+
+    generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
+    (vary if args.prior is None else imagine)(args, job)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises ValueError for flags that contradict each other."""
+    if (args.init_img is None) == (args.prior is None):
+        got = "neither" if args.prior is None else "both"
+        raise ValueError(f"--init-img says what to make it from, or --prior what guesses it; one is needed, got {got}")
+    of_prior = ("--prior-prompt", args.prior_prompt), ("--prior-steps", args.prior_steps), (
+        "--prior-scale", args.prior_scale,
+    )  # fmt: skip
+    of_pictures = ("--weights", args.weights), ("--clip-preprocess", args.dialect), ("--vision", args.vision)
+    for flag, value in of_prior if args.prior is None else of_pictures:
+        if value is not None:
+            raise ValueError(f"{flag} says nothing {'without' if args.prior is None else 'with'} --prior")
+    if args.prior is not None and args.prompt is None and args.from_file is None:
+        raise ValueError("--prior makes a picture of a text: give it with --prompt or --from-file")
+    if args.mix_noise_level is not None and args.weights is None:
+        raise ValueError("--mix-noise-level says nothing without --weights")
+
+
+def vary(args: argparse.Namespace, job: Job) -> None:
+    """Makes pictures of pictures."""
+    pictures = [picture for path in args.init_img for picture in given.read_pictures(path, args.background)]
+    if args.weights is not None and len(args.weights) != len(pictures):
+        raise ValueError(f"--weights has one for each of the {len(pictures)} pictures; got {len(args.weights)}")
+    levels = args.noise_level * (len(pictures) if len(args.noise_level) == 1 else 1)
+    if len(levels) != len(pictures):
+        raise ValueError(
+            f"--noise_level has one for all or one for each of the {len(pictures)} pictures; got {len(levels)}"
+        )
+    batches = make_batches(args, PROMPT, len(pictures) if args.weights is None else 1)
+    import sdjax
+    from sdjax import variations
+    from sdjax.run import check_task
+
+    if args.weights is not None:
+        variations.check_weights(args.weights, len(pictures))
+
+    def check(config: Any) -> None:
+        check_task(config, "variations", "unclip")
+        if config.vision is None:
+            raise ValueError(f"{variations.WITHOUT}: give one with --vision")
+
+    pipe = job.load(check, vision=args.vision, noise_stats=args.noise_stats)
+    how = {"dialect": args.dialect or DIALECTS[0]}
+
+    def make(batch: Batch, **shared: Any) -> Any:
+        which = batch.inputs if args.weights is None and len(pictures) > 1 else range(len(pictures))
+        own = {"noise_level": [levels[number] for number in which], "height": args.H, "width": args.W, **how}
+        if args.weights is not None:
+            own |= {"weights": args.weights, "mix_noise_level": args.mix_noise_level}
+        chosen = [pictures[number].pixels for number in which]
+        return sdjax.image_variations(pipe, chosen, batch.prompts, **own, **shared)
+
+    def describe(number: int) -> dict[str, Any]:
+        if args.weights is None:
+            return {"init_img": pictures[number].describe(), "noise_level": levels[number], **parts(args), **how}
+        mixed = [
+            {"init_img": picture.describe(), "weight": weight, "noise_level": level}
+            for picture, weight, level in zip(pictures, args.weights, levels, strict=True)
+        ]
+        return {"mixed": mixed, "mix_noise_level": args.mix_noise_level, **parts(args), **how}
+
+    job.make(batches, make, describe)
+
+
+def imagine(args: argparse.Namespace, job: Job) -> None:
+    """Makes pictures of texts, by way of a prior."""
+    batches = make_batches(args, PROMPT)
+    import sdjax
+    from sdjax import hub, prior, variations
+    from sdjax.run import check_task
+
+    (level,) = variations.check_levels(args.noise_level if len(args.noise_level) > 1 else args.noise_level[0], 1)
+    steps = PRIOR_STEPS if args.prior_steps is None else args.prior_steps
+    prior.make_rows(sdjax.PriorConfig(), steps)
+    if not hub.is_hub_name(args.prior):
+        hub.resolve(args.prior)
+    how = {
+        "prior_prompt": args.prior_prompt,
+        "prior_steps": steps,
+        "prior_scale": PRIOR_SCALE if args.prior_scale is None else args.prior_scale,
+        "noise_level": level,
+    }
+    loaded: list[Any] = []
+
+    def check(config: Any) -> None:
+        check_task(config, "variations", "unclip")
+        loaded.append(sdjax.Prior.load(args.prior, dtype=job.dtype))  # after the model's kind, before its weights
+        variations.check_prior(config, loaded[0].config)
+
+    pipe = job.load(check, noise_stats=args.noise_stats)
+
+    def make(batch: Batch, **shared: Any) -> Any:
+        sizes = {"height": args.H, "width": args.W}
+        return sdjax.prior_to_image(pipe, loaded[0], batch.prompts, **how, **sizes, **shared)
+
+    job.make(batches, make, lambda _: {"prior": args.prior, **parts(args), **how})
+
+
+def parts(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of parts that were not the checkpoint's own."""
+    given_parts = {"vision": args.vision, "noise_stats": args.noise_stats}
+    return {name: path for name, path in given_parts.items() if path is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main(["variations", *sys.argv[1:]]))
