@@ -156,9 +156,12 @@ def run(args: argparse.Namespace) -> None:
     if job.checkpoint is None:
         raise ValueError("no unCLIP model is named: give its checkpoint with --ckpt (the built-in model is none)")
     import sdjax
-    from sdjax import generate
+    from sdjax import generate, hub
 
     generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
+    for path in args.prior, args.vision, args.noise_stats:
+        if path is not None and not hub.is_hub_name(path):
+            hub.resolve(path)
     (vary if args.prior is None else imagine)(args, job)
 
 
@@ -230,14 +233,12 @@ def imagine(args: argparse.Namespace, job: Job) -> None:
     """Makes pictures of texts, by way of a prior."""
     batches = make_batches(args, PROMPT)
     import sdjax
-    from sdjax import hub, prior, variations
+    from sdjax import prior, variations
     from sdjax.run import check_task
 
     (level,) = variations.check_levels(args.noise_level if len(args.noise_level) > 1 else args.noise_level[0], 1)
     steps = PRIOR_STEPS if args.prior_steps is None else args.prior_steps
     prior.make_rows(sdjax.PriorConfig(), steps)
-    if not hub.is_hub_name(args.prior):
-        hub.resolve(args.prior)
     how = {
         "prior_prompt": args.prior_prompt,
         "prior_steps": steps,

@@ -100,6 +100,7 @@ def test_weights_mix_all_pictures_into_each_result(unclip_model) -> None:
 def test_a_prior_needs_no_picture(unclip_model, tmp_path) -> None:
     unclip_model.config = configs.get("sd2_unclip_l")
     (tmp_path / "karlo").mkdir()
+    (tmp_path / "stats.th").write_bytes(b"numbers")
     flags = ["--prior", "karlo", "--prompt", "a cat", "--prior-prompt", "a tabby", "--noise_level", "5"]
     assert variations(*flags, "--prior-steps", "9", "--n_iter", "1", "--noise-stats", "stats.th") == 0
     (call,) = unclip_model.made
@@ -127,7 +128,9 @@ def test_a_prior_needs_no_picture(unclip_model, tmp_path) -> None:
         (["--prior", ".", "--prompt", "a", "--weights", "1"], "--weights says nothing with --prior"),
         (["--prior", ".", "--prompt", "a", "--prior-steps", "1001"], "the prior makes 1 to 1000 steps"),
         (["--prior", "."], "--prior makes a picture of a text"),
-        (["--init-img", "a.png", "--ckpt", "none.ckpt"], "there is no such file"),
+        (["--init-img", "a.png", "--ckpt", "none.ckpt"], "none.ckpt: there is no such file"),
+        (["--init-img", "a.png", "--vision", "none.ckpt"], "none.ckpt: there is no such file"),
+        (["--prior", "./none.ckpt", "--prompt", "a"], "none.ckpt: there is no such file"),
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(unclip_model, capsys, flags, message) -> None:
@@ -136,7 +139,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(unclip_model, capsys, f
         status = variations(*flags)
     except SystemExit as stop:  # argparse's own
         status = stop.code
-    assert status == (3 if "none.ckpt" in flags else 2)
+    assert status == (3 if "none.ckpt" in message else 2)
     assert message in capsys.readouterr().err
     assert not unclip_model.loaded
 
