@@ -5,7 +5,7 @@ import math
 import sys
 from typing import Any
 
-from sdjax.scripts import given, options
+from sdjax.scripts import given, options, settings
 from sdjax.scripts.job import Job
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import Batch, make_batches
@@ -207,7 +207,7 @@ def vary(args: argparse.Namespace, job: Job) -> None:
             raise ValueError(f"{variations.WITHOUT}: give one with --vision")
 
     pipe = job.load(check, vision=args.vision, noise_stats=args.noise_stats)
-    how = {"dialect": args.dialect or DIALECTS[0]}
+    how, of_parts = {"dialect": args.dialect or DIALECTS[0]}, describe_parts(args)
 
     def make(batch: Batch, **shared: Any) -> Any:
         which = batch.inputs if args.weights is None and len(pictures) > 1 else range(len(pictures))
@@ -219,12 +219,12 @@ def vary(args: argparse.Namespace, job: Job) -> None:
 
     def describe(number: int) -> dict[str, Any]:
         if args.weights is None:
-            return {"init_img": pictures[number].describe(), "noise_level": levels[number], **parts(args), **how}
+            return {"init_img": pictures[number].describe(), "noise_level": levels[number], **of_parts, **how}
         mixed = [
             {"init_img": picture.describe(), "weight": weight, "noise_level": level}
             for picture, weight, level in zip(pictures, args.weights, levels, strict=True)
         ]
-        return {"mixed": mixed, "mix_noise_level": args.mix_noise_level, **parts(args), **how}
+        return {"mixed": mixed, "mix_noise_level": args.mix_noise_level, **of_parts, **how}
 
     job.make(batches, make, describe)
 
@@ -253,18 +253,21 @@ def imagine(args: argparse.Namespace, job: Job) -> None:
         variations.check_prior(config, loaded[0].config)
 
     pipe = job.load(check, noise_stats=args.noise_stats)
+    of_parts = describe_parts(args)
 
     def make(batch: Batch, **shared: Any) -> Any:
         sizes = {"height": args.H, "width": args.W}
         return sdjax.prior_to_image(pipe, loaded[0], batch.prompts, **how, **sizes, **shared)
 
-    job.make(batches, make, lambda _: {"prior": args.prior, **parts(args), **how})
+    job.make(batches, make, lambda _: {**of_parts, **how})
 
 
-def parts(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the settings of parts that were not the checkpoint's own."""
-    given_parts = {"vision": args.vision, "noise_stats": args.noise_stats}
-    return {name: path for name, path in given_parts.items() if path is not None}
+def describe_parts(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what tells those parts apart that are not the checkpoint's own."""
+    from sdjax import hub
+
+    parts = {"prior": args.prior, "vision": args.vision, "noise_stats": args.noise_stats}
+    return {name: settings.describe_model(path, hub.resolve(path)) for name, path in parts.items() if path is not None}
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_a_prior_needs_no_picture(unclip_model, tmp_path) -> None:
     assert (call["prior_steps"], call["prior_scale"], call["noise_level"]) == (9, 4, 5)
     assert unclip_model.loaded[0][1]["noise_stats"] == "stats.th"
     found = settings()
-    assert (found["prior"], found["prior_steps"], found["noise_stats"]) == ("karlo", 9, "stats.th")
+    assert (found["prior"]["name"], found["prior_steps"], found["noise_stats"]["bytes"]) == ("karlo", 9, 7)
 
 
 @pytest.mark.parametrize(
