@@ -41,7 +41,7 @@ test: $(TEST_STAMP) lint
 
 test-all: $(TEST_STAMP) lint
 	$(PIP) --editable '.[test,compare]'
-	$(BIN)/python -m pytest -n 2 -m 'not gpu' $(ARGS)
+	SDJAX_TEST_OPTIMIZED=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' $(ARGS)
 
 docs: $(DOCS_STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
