@@ -6,10 +6,13 @@ XLA compiles without its costly optimisations, which halves the time of a run; S
 
 import os
 
-FLAGS = ["--xla_force_host_platform_device_count=8"]
-if os.environ.get("SDJAX_TEST_OPTIMIZED", "0") != "1":
-    FLAGS.append("--xla_backend_optimization_level=0")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        *(["--xla_backend_optimization_level=0"] if os.environ.get("SDJAX_TEST_OPTIMIZED", "0") != "1" else []),
+    ]
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["SDJAX_COMPILATION_CACHE"] = "0"
 
