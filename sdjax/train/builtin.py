@@ -23,6 +23,7 @@ from sdjax.config import ModelConfig
 from sdjax.nn import init_params
 from sdjax.tokenizer import Tokenizer
 from sdjax.train import emoji, latents, objectives, subjects, vocabulary
+from sdjax.train.autoencoder import autoencoder_loss
 from sdjax.train.checkpoint import Checkpoints
 from sdjax.train.loop import fit
 from sdjax.train.optim import OptimConfig, make_optimizer
@@ -130,7 +131,7 @@ class Run:
         if done is not None and done[0] >= steps:
             return done[1]
         self.say(f"training the autoencoder, {steps} steps of {s.batch_size} pictures")
-        loss = objectives.autoencoder_loss(self.model.vae, kl_weight=s.kl_weight, edge_weight=s.edge_weight)
+        loss = autoencoder_loss(self.model.vae, kl_weight=s.kl_weight, edge_weight=s.edge_weight)
         collages = round(s.collages * s.batch_size)
 
         def images(n: int) -> np.ndarray:
