@@ -23,7 +23,6 @@ from sdjax.resize import resize
 from sdjax.run import SIDES, Run, by_size, check_task, joined, make_run
 from sdjax.typing import Image, Params, Pixels
 
-SMALLEST = 128  # a picture's side after padding, at least, as in the reference
 CONSTANT = 4e-6  # relative spread up to which a map has one depth: what float32 makes of a flat one when it is resized
 
 Depth = Float[np.ndarray, "h w"]
@@ -60,13 +59,13 @@ def depth_to_image(
     maps = None if depth_map is None else open_maps(depth_map, sizes)
     if maps is None and pipe.config.depth is None:
         raise ValueError(f"{WITHOUT}, so depth_map has to be given")
-    padded = [pad(picture) for picture in given]
+    padded = [inputs.pad(picture) for picture in given]
     run = make_run(pipe, prompt, num_inputs=len(given), **options)
     start = run.start(strength, compat=compat)
     if maps is None:
         maps = _estimated(pipe, padded, run.mesh, run.parallel)
     else:
-        maps = [pad(resize(m[None, ..., None], size, method="bicubic")[0]) for m, size in zip(maps, sizes)]
+        maps = [inputs.pad(resize(m[None, ..., None], size, method="bicubic")[0]) for m, size in zip(maps, sizes)]
 
     def make(part: Run, _: list[int]) -> Pixels:
         height, width = padded[part.inputs[0]].shape[:2]
@@ -99,7 +98,7 @@ def estimate_depth(
     if pipe.config.depth is None:
         raise ValueError(f"{WITHOUT}; sdjax.load takes one from another file by depth=")
     given = inputs.open_pictures(image)
-    padded = [pad(picture) for picture in given]
+    padded = [inputs.pad(picture) for picture in given]
     out = []
     for picture, whole, depth in zip(
         given, padded, _estimated(pipe, padded, sharding.make_mesh(devices), parallel), strict=True
@@ -176,12 +175,6 @@ def check_workable(size: tuple[int, int]) -> None:
             f"depth to image takes pictures of at most {SIDES[1]} x {SIDES[1]} pixels; got {size[1]} x {size[0]}: "
             "shrink it"
         )
-
-
-def pad(pixels: np.ndarray) -> np.ndarray:
-    """Returns an array [h, w, c], right and bottom edges repeated, to sides that are multiples of 64, 128 at least."""
-    more = [max(-side % inputs.MULTIPLE, SMALLEST - side) for side in pixels.shape[:2]]
-    return np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge")
 
 
 def _estimated(

@@ -11,6 +11,7 @@ from sdjax.config import ModelConfig
 from sdjax.run import SIDES, check_size
 
 MULTIPLE = 64  # of the sides of a picture given: both releases' UNets halve a latent, an eighth of it, three times
+SMALLEST = 128  # side of a picture padded for depth to image or upscaling, as in Stability's demos of both
 WHITE = 128  # from this level on a mask is white: half of 255, rounded up (T42)
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -46,6 +47,11 @@ def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
                 f"{width} x {height}"
             )
     return opened
+
+
+def pad(pixels: np.ndarray) -> np.ndarray:
+    """Returns an array [h, w, c] with its last row and column repeated, to multiples of 64 and at least 128 x 128."""
+    return pictures.pad_to(pixels, MULTIPLE, least=SMALLEST)
 
 
 def working_size(
@@ -91,8 +97,7 @@ def make_frame(picture: Picture, mask: Mask, *, side: int | None = None, padding
         pixels = pictures.resize(pixels, *size)
         repaint = pictures.resize(np.uint8(255) * repaint, *size, "nearest") > 0
     check_workable(size)
-    (pixels, _), (repaint, _) = (pictures.pad_to(array, MULTIPLE) for array in (pixels, repaint))
-    return Frame(picture, mask, box, size, pixels, repaint)
+    return Frame(picture, mask, box, size, pictures.pad_to(pixels, MULTIPLE), pictures.pad_to(repaint, MULTIPLE))
 
 
 def check_workable(size: tuple[int, int]) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import inputs, pictures, sharding, tiling
+from sdjax import inputs, sharding, tiling
 from sdjax.config import ModelConfig, VAEConfig
 from sdjax.generate import Options
 from sdjax.image import to_float, to_uint8
@@ -19,7 +19,6 @@ from sdjax.typing import Image, Key, Latent, Params, Pixels
 
 TIMES = 4  # the side of what is made to the side of what is given
 MAX_SIDE = 512  # of a picture given, in pixels
-MULTIPLE, LEAST = 64, 128  # its sides are padded to multiples of this, and to so many pixels at least
 MAX_NOISE_LEVEL = 350  # the model was trained below it (T51); Stability's demo allows it
 
 
@@ -52,7 +51,7 @@ def upscale(
     given = inputs.open_pictures(image)
     for picture in given:
         check_side(*picture.shape[:2])
-    padded = [pad(picture) for picture in given]
+    padded = [inputs.pad(picture) for picture in given]
     run = make_run(pipe, prompt, num_inputs=len(given), **options)
     start = run.start()
 
@@ -91,13 +90,6 @@ def check_side(height: int, width: int) -> None:
             f"a picture of at most {MAX_SIDE} x {MAX_SIDE} pixels can be made {TIMES} times as large; got {width} x "
             f"{height}: shrink it first, or upscale parts of it"
         )
-
-
-def pad(picture: np.ndarray) -> np.ndarray:
-    """Returns the picture with its last row and column repeated, to multiples of 64 and at least 128 x 128."""
-    picture, _ = pictures.pad_to(picture, MULTIPLE)
-    missing = [(0, max(LEAST - side, 0)) for side in picture.shape[:2]]
-    return np.pad(picture, [*missing, (0, 0)], mode="edge")
 
 
 def _add_noise(schedule: NoiseSchedule, image: Image, level: jax.Array, keys: Key) -> Image:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import configs, generate
+from sdjax import configs, generate, inputs
 from sdjax import upscaling as module
 from sdjax.config import ConfigError, UNetConfig, VAEConfig
-from sdjax.upscaling import pad, upscale
+from sdjax.upscaling import upscale
 
 import models
 
@@ -30,7 +30,7 @@ FEW = {"num_steps": 2, "devices": jax.devices()[:1]}
 @pytest.fixture
 def small(monkeypatch):
     """Pads to 64 x 64 instead of 128 x 128: the decoder's attention is then sixteen times quicker."""
-    monkeypatch.setattr(module, "LEAST", 64)
+    monkeypatch.setattr(inputs, "SMALLEST", 64)
 
 
 def picture(seed: int = 0, height: int = 64, width: int = 64) -> np.ndarray:
@@ -54,11 +54,11 @@ def test_pictures_of_any_size_come_back_four_times_as_large(small):
 
 def test_padding_repeats_the_edge_at_the_right_and_bottom():
     given = picture(0, 65, 100)
-    padded = pad(given)
+    padded = inputs.pad(given)
     assert padded.shape == (128, 128, 3)
     np.testing.assert_array_equal(padded[:65, :100], given)
     np.testing.assert_array_equal(padded[65:, :100], np.broadcast_to(given[-1:], (63, 100, 3)))
-    assert pad(picture(0, 129, 512)).shape == (192, 512, 3)
+    assert inputs.pad(picture(0, 129, 512)).shape == (192, 512, 3)
 
 
 def test_each_input_changes_the_picture_and_a_seed_repeats_it(small):

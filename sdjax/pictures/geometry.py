@@ -73,16 +73,15 @@ def resize(pixels: np.ndarray, height: int, width: int, method: str = "lanczos")
     return np.stack([one(pixels[..., i]) for i in range(pixels.shape[-1])], -1)
 
 
-def pad_to(pixels: np.ndarray, multiple: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns the array with its last row and column repeated to the multiple, and its own (height, width).
+def pad_to(pixels: np.ndarray, multiple: int, *, least: int = 1) -> np.ndarray:
+    """Returns the array with its last row and column repeated until both sides are multiples, and at least `least`.
 
-    `padded[:height, :width]` is the array again.
+    `padded[:h, :w]` is the array again.
     """
     if multiple < 1 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise ValueError(f"[h, w] or [h, w, c] is padded to a multiple of at least 1; got {pixels.shape}, {multiple}")
-    h, w = pixels.shape[:2]
-    edges = [(0, -h % multiple), (0, -w % multiple), (0, 0)][: pixels.ndim]
-    return np.pad(pixels, edges, mode="edge"), (h, w)
+    edges = [(0, -max(side, least) % multiple + max(least - side, 0)) for side in pixels.shape[:2]]
+    return np.pad(pixels, [*edges, (0, 0)][: pixels.ndim], mode="edge")
 
 
 def composite(new: np.ndarray, old: np.ndarray, mask: np.ndarray, feather: int = 0) -> np.ndarray:
