@@ -71,6 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion = {
         "batch_size": 64,
         "gamma": 5.0,
+        "floor": 1.0,
         "dropout": 0.1,
         "offset_noise": 0.0,
         "ema_decay": 0.9995,

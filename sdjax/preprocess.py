@@ -27,11 +27,18 @@ def ldm(picture: Picture, size: int) -> Pixels:
     picture reflected at its borders; bicubic is a = -0.75. Nothing is clipped or rounded.
     """
     x = picture.astype(np.float32) / np.float32(127.5) - 1  # resized in [-1, 1], as the reference does
-    h, w = picture.shape[:2]
-    rows, columns = (_squeeze(side, size, blurred=max(h, w) > size) for side in (h, w))
+    rows, columns = ldm_matrix(*picture.shape[:2], size)
     x = np.einsum("ih,hwc->iwc", rows, x, optimize=True)
     x = np.einsum("jw,iwc->ijc", columns, x, optimize=True)
     return (x + 1) / 2
+
+
+def ldm_matrix(
+    height: int, width: int, size: int
+) -> tuple[Float[np.ndarray, "size height"], Float[np.ndarray, "size width"]]:
+    """Returns what `ldm` does to a picture's columns and to its rows, as matrices."""
+    blurred = max(height, width) > size
+    return _squeeze(height, size, blurred=blurred), _squeeze(width, size, blurred=blurred)
 
 
 def _squeeze(side: int, size: int, *, blurred: bool) -> Float[np.ndarray, "size side"]:

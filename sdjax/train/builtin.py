@@ -6,6 +6,7 @@ Four stages, each kept in the folder: the vocabulary, the autoencoder, the laten
 encoder and denoising network together. `export` writes what there is as a native model.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -22,10 +23,11 @@ import optax
 from sdjax.config import ModelConfig
 from sdjax.nn import init_params
 from sdjax.tokenizer import Tokenizer
-from sdjax.train import emoji, latents, objectives, subjects, vocabulary
+from sdjax.train import emoji, latents, subjects, vocabulary
 from sdjax.train.autoencoder import autoencoder_loss
-from sdjax.train.checkpoint import Checkpoints
-from sdjax.train.loop import fit
+from sdjax.train.checkpoint import Checkpoints, read_parts
+from sdjax.train.loop import JsonLog, Stopped, ahead, fit
+from sdjax.train.objectives import Denoising, DiffusionObjective, Loss, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import TrainState
 from sdjax.train.step import make_train_step
@@ -92,14 +94,16 @@ class Run:
     def initial(self, stage: str) -> TrainState:
         """Returns the state before the first step of "autoencoder" or "diffusion"."""
         params = jax.jit(init_params, static_argnums=0)(self.model, jax.random.key(self.settings.seed))
-        part = params["vae"] if stage == "autoencoder" else {"unet": params["unet"], "text": params["text"]}
+        names = ("vae",) if stage == "autoencoder" else ("unet", "text")
+        part = {name: params[name] for name in names}
         return TrainState.create(part, self._optimizer(stage), self.settings.seed)
 
     def averaged(self, stage: str) -> tuple[int, Params] | None:
         """Returns the number of steps and the averaged parameters of a stage's newest checkpoint, if there is one."""
-        folder = self.folder / stage
-        state = Checkpoints(folder).restore(self.initial(stage)) if folder.is_dir() else None
-        return None if state is None else (int(state.step), state.ema_params)
+        if not (self.folder / stage).is_dir():
+            return None
+        step, parts = read_parts(self.folder / stage, "ema_params")
+        return step, parts["ema_params"]
 
     def check_settings(self) -> None:
         """Keeps what the run's stored parts depend on, or raises ValueError if it is no longer what it was."""
@@ -129,20 +133,20 @@ class Run:
         s = self.settings.autoencoder
         steps, done = s.optim.steps, self.averaged("autoencoder")
         if done is not None and done[0] >= steps:
-            return done[1]
+            return done[1]["vae"]
         self.say(f"training the autoencoder, {steps} steps of {s.batch_size} pictures")
         loss = autoencoder_loss(self.model.vae, kl_weight=s.kl_weight, edge_weight=s.edge_weight)
         collages = round(s.collages * s.batch_size)
 
-        def images(n: int) -> np.ndarray:
+        def images(n: int) -> dict[str, np.ndarray]:
             scenes = emoji.scenes(self._seed(_PIXELS), n, s.batch_size - collages)
             scenes += emoji.collages(self._seed(_COLLAGES), n, collages)
-            return np.stack([self.sprites.draw(scene) for scene in scenes])
+            return {"image": np.stack([self.sprites.draw(scene) for scene in scenes])}
 
         state = self._fit("autoencoder", loss, images)
-        return state.ema_params
+        return state.ema_params["vae"]
 
-    def _latents(self, autoencoder: Params) -> objectives.LatentBatch:
+    def _latents(self, autoencoder: Params) -> dict[str, np.ndarray]:
         s = self.settings.latents
 
         def shard(k: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,25 +157,30 @@ class Run:
             self.model.vae, autoencoder, shard, self.folder / "latents", count=s.count, shard=s.shard, say=self.say
         )
         if not (self.folder / SCALE).exists():
-            factor = {"scale_factor": latents.scale_factor(pool.moments)}
+            factor = {"scale_factor": latents.scale_factor(pool["moments"])}
             (self.folder / SCALE).write_text(json.dumps(factor) + "\n")
             self.__dict__.pop("model", None)  # it is read from there
         return pool
 
-    def _fit_diffusion(self, pool: objectives.LatentBatch) -> TrainState:
+    def _fit_diffusion(self, pool: dict[str, np.ndarray]) -> TrainState:
         s = self.settings.diffusion
-        objective = objectives.DiffusionObjective(s.gamma, s.dropout, s.offset_noise)
-        loss = objectives.diffusion_loss(self.model, objective, self.tokens([""])[0])
+        objective = DiffusionObjective(gamma=s.gamma, floor=s.floor, dropout=s.dropout, offset_noise=s.offset_noise)
+        loss = diffusion_loss(Denoising(self.model, objective, self.tokens([""])[0]))
         self.say(f"training text encoder and UNet, {s.optim.steps} steps of {s.batch_size} latents")
         return self._fit("diffusion", loss, lambda n: latents.draw(pool, self._seed(_DRAWS), n, s.batch_size))
 
-    def _fit(self, stage: str, loss: objectives.Loss, batch: Callable[[int], Any]) -> TrainState:
-        s = self.settings[stage]
-        step = make_train_step(loss, self._optimizer(stage), s.ema_decay)
-        return fit(
-            self.initial(stage), step, batch, steps=s.optim.steps, folder=self.folder / stage,
-            log_every=self.settings.log_every, save_every=self.settings.save_every,
-        )  # fmt: skip
+    def _fit(self, stage: str, loss: Loss, batch: Callable[[int], Any]) -> TrainState:
+        s, folder = self.settings[stage], self.folder / stage
+        step = jax.jit(make_train_step(loss, self._optimizer(stage), s.ema_decay), donate_argnums=0)
+        with Checkpoints(folder, say=self.say) as checkpoints:
+            state = self.initial(stage)
+            state = checkpoints.restore(state) or state
+            with contextlib.closing(JsonLog(folder)) as log:
+                return fit(
+                    state, lambda state, batch: step(state, {}, batch),
+                    lambda first: ahead(batch, first, s.optim.steps), steps=s.optim.steps, checkpoints=checkpoints,
+                    log=log, log_every=self.settings.log_every, save_every=self.settings.save_every,
+                )  # fmt: skip
 
     def _optimizer(self, stage: str) -> optax.GradientTransformation:
         return make_optimizer(OptimConfig(**self.settings[stage].optim.to_dict()))
@@ -195,7 +204,7 @@ def main() -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every save at length
         try:
             Run(settings.value, pathlib.Path(folder.value), font.value).train()
-        except KeyboardInterrupt as stopped:
+        except Stopped as stopped:
             print(stopped)
         except (ValueError, OSError) as error:
             raise SystemExit(f"error: {error}") from None

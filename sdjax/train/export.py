@@ -23,7 +23,7 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     missing = [stage for stage, found in parts.items() if found is None]
     if missing:
         raise ValueError(f"{run.folder} holds no checkpoint of {' and '.join(missing)} yet; train it first")
-    params = {"vae": parts["autoencoder"][1], **parts["diffusion"][1]}
+    params = {**parts["autoencoder"][1], **parts["diffusion"][1]}
     params = jax.tree.map(lambda leaf: np.asarray(leaf.astype(jnp.dtype(dtype))), params)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
         raise ValueError(f"a parameter is too large for {dtype}; use float32")

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdjax.config import VAEConfig
 from sdjax.nn import AutoencoderKL
-from sdjax.train.objectives import LatentBatch
+from sdjax.train.objectives import to_float
 from sdjax.typing import Params
 
 ENCODE_BATCH = 64
@@ -19,8 +18,8 @@ ENCODE_BATCH = 64
 def encode_to_folder(
     config: VAEConfig, params: Params, pictures: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
     folder: str | pathlib.Path, *, count: int, shard: int, say: Callable[[str], Any] = print,
-) -> LatentBatch:  # fmt: skip
-    """Returns the moments (float16) and token ids (uint16) of `count` pictures, made in shards that are kept in files.
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Returns `moments` (float16) and token `ids` (uint16) of `count` pictures, made in shards that are kept in files.
 
     `pictures(k, n)` returns shard k's n pictures, uint8, and their captions' ids. A shard whose file is there is read
     and not made again: the folder belongs to one autoencoder.
@@ -28,9 +27,7 @@ def encode_to_folder(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL(config)
-    encode = jax.jit(
-        lambda images: vae.apply({"params": params}, images.astype(jnp.float32) / 127.5 - 1.0, method="encode")
-    )
+    encode = jax.jit(lambda images: vae.apply({"params": params}, to_float(images), method="encode"))
     moments, ids = [], []
     for k in range(-(-count // shard)):
         path = folder / f"{k:05d}.npz"
@@ -45,7 +42,7 @@ def encode_to_folder(
         with np.load(path) as arrays:
             moments.append(arrays["moments"])
             ids.append(arrays["ids"])
-    return LatentBatch(np.concatenate(moments), np.concatenate(ids))
+    return {"moments": np.concatenate(moments), "ids": np.concatenate(ids)}
 
 
 def scale_factor(moments: np.ndarray) -> float:
@@ -57,7 +54,7 @@ def scale_factor(moments: np.ndarray) -> float:
     return float(1.0 / mean.std())
 
 
-def draw(latents: LatentBatch, seed: int, n: int, count: int) -> LatentBatch:
+def draw(latents: dict[str, np.ndarray], seed: int, n: int, count: int) -> dict[str, np.ndarray]:
     """Returns batch `n` of a seed: `count` entries drawn anew each time, a function of its arguments alone."""
-    rows = np.random.default_rng([seed, n]).integers(0, len(latents.moments), count)
-    return LatentBatch(latents.moments[rows], latents.ids[rows])
+    rows = np.random.default_rng([seed, n]).integers(0, len(latents["ids"]), count)
+    return {name: values[rows] for name, values in latents.items()}

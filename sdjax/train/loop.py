@@ -1,65 +1,187 @@
 """Running a training: batches made ahead, numbers logged, checkpoints written, stopped and resumed."""
 
+import contextlib
+import dataclasses
 import json
 import math
+import os
 import pathlib
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import jax
+import numpy as np
 
 from sdjax.train.checkpoint import Checkpoints
 from sdjax.train.objectives import Metrics
 from sdjax.train.state import TrainState
-from sdjax.train.step import TrainStep
+
+HUNG = 6  # exit status of a process that stopped waiting for a step
+AGREE = 10  # steps between two of which several processes ask each other whether one was told to stop
+
+
+class Stopped(KeyboardInterrupt):
+    """A training that was told to stop, and saved; `number` is the signal."""
+
+    def __init__(self, text: str, number: int):
+        super().__init__(text)
+        self.number = number
+
+
+class Log(Protocol):
+    """What is told of a training (`sdjax.train.metrics.Writers`)."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Takes the numbers of one step."""
+
+    def close(self) -> None:
+        """Is called at the end."""
+
+
+class JsonLog:
+    """A line of JSON for every step logged, in `log.jsonl` of a folder."""
+
+    def __init__(self, folder: str | pathlib.Path):
+        self.file = open(pathlib.Path(folder) / "log.jsonl", "a")  # noqa: SIM115
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line."""
+        print(json.dumps({"step": step, **values}), file=self.file, flush=True)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something done after every `every`-th step, and after the last one: `run(state)` returns numbers to log.
+
+    A number named `best` ranks the state of that step, the lower the better: it is saved then.
+    """
+
+    every: int
+    run: Callable[[TrainState], dict[str, float]]
 
 
 def fit(
-    state: TrainState, train_step: TrainStep, batch: Callable[[int], Any], *, steps: int, folder: str | pathlib.Path,
-    log_every: int = 50, save_every: float = 300.0, keep: int = 2,
+    state: TrainState, train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+    batches: Callable[[int], Iterator[Any]], *, steps: int, checkpoints: Checkpoints, log: Log,
+    log_every: int = 50, save_every: float = 300.0, save_steps: int | None = None, events: tuple[Event, ...] = (),
+    refused_limit: int = 10, patience: float | None = None,
 ) -> TrainState:  # fmt: skip
-    """Returns the state after `steps` steps in all, going on from the folder's newest checkpoint if there is one.
+    """Returns the state after `steps` steps in all, from `state` on, which counts those that were taken before.
 
     Args:
-        batch: step n (from 0) is trained on `batch(n)`, so that a resumed run sees what it would have seen.
-        folder: where checkpoints and `log.jsonl`, a line every `log_every` steps, are written.
-        save_every: seconds between checkpoints. One is also written at the end, and on SIGTERM or Ctrl-C, upon which
-            KeyboardInterrupt is raised.
-
-    Raises FloatingPointError if the loss is no longer a finite number; the checkpoints are from before that.
+        batches: `batches(n)` yields the batches of step n (from 0) and on, so that a resumed run sees what it would
+            have seen.
+        log: gets the means of the numbers since it was told last, every `log_every` steps; with `seconds` a step, and
+            the shares of the time that went into waiting for data (`data_wait`) and into saving (`save_wait`).
+        save_every: seconds between checkpoints; `save_steps`: steps between them, which several processes need. One is
+            also written at the end, on SIGUSR1, and on SIGTERM and Ctrl-C, upon which Stopped is raised.
+        events: what else is done, such as validation.
+        refused_limit: FloatingPointError is raised after so many steps in a row that were refused.
+        patience: seconds that a batch, a save, or a step but the first, which compiles, may take before the process
+            ends with status HUNG, saying on what it hung: a peer that died leaves the others waiting for ever. None
+            waits too.
     """
-    folder = pathlib.Path(folder)
-    checkpoints = Checkpoints(folder, keep)
-    state = checkpoints.restore(state) or state
-    first, saved, seen, since = int(state.step), time.monotonic(), 0, time.monotonic()
+    meter = _Meter()
     metrics: Metrics = {}
-    with _stop_signals() as stop, open(folder / "log.jsonl", "a") as log:
-        for step, data in zip(range(first, steps), ahead(batch, first, steps)):
-            jax.block_until_ready(metrics)  # of the step before: no more than two are under way when a signal comes
-            state, metrics = train_step(state, data)
-            seen += 1
-            if (step + 1) % log_every == 0 or step + 1 == steps:
-                values = {name: float(value) for name, value in metrics.items()}
-                if not all(map(math.isfinite, values.values())):
-                    raise FloatingPointError(f"the loss left the finite numbers before step {step + 1}: {values}")
-                now = time.monotonic()
-                values["seconds"] = (now - since) / seen
-                seen, since = 0, now
-                print(json.dumps({"step": step + 1, **values}), file=log, flush=True)
-                if now - saved > save_every:
-                    checkpoints.save(state)
-                    saved = time.monotonic()
-            if stop.is_set():
-                break
-        jax.block_until_ready(state)
-        checkpoints.save(state)
-    if int(state.step) < steps:
-        raise KeyboardInterrupt(f"stopped at step {int(state.step)} of {steps}; the same command goes on from there")
+    refused = int(state.refused.in_a_row)
+    with contextlib.ExitStack() as stack:
+        told = stack.enter_context(_Signals())
+        watch = stack.enter_context(_Watch(patience))
+        first = step = int(state.step)
+        data = batches(first)
+        stack.callback(getattr(data, "close", lambda: None))
+        saved = time.monotonic()
+        while step < steps and not told.stop:
+            with watch("a batch"), meter.waiting("data"):
+                batch = next(data)
+            with watch(f"step {step + 1}") if step > first else contextlib.nullcontext():
+                jax.block_until_ready(metrics)  # of the step before: no more than two are under way when a signal comes
+                refused = _count_refused(metrics, refused, refused_limit, step)
+                state, metrics = train_step(state, batch)
+            step += 1
+            meter.add(metrics)
+            told.agree(step)
+            if step % log_every == 0 or step == steps:
+                with watch(f"step {step}"):
+                    jax.block_until_ready(metrics)
+                _count_refused(metrics, refused, refused_limit, step)
+                log.scalars(step, meter.read())
+            ranked = {}
+            for event in events:
+                if step % event.every == 0 or step == steps:
+                    with meter.pausing():
+                        values = event.run(state)
+                    ranked |= {name: values.pop(name) for name in ("best",) if name in values}
+                    log.scalars(step, values)
+            due = step % save_steps == 0 if save_steps else time.monotonic() - saved > save_every
+            if due or told.save or ranked:
+                with watch("saving"), meter.waiting("save"):
+                    checkpoints.save(state, metric=ranked.get("best"))
+                told.save, saved = False, time.monotonic()
+        with watch("saving"):
+            jax.block_until_ready(state)
+            checkpoints.save(state, wait=True)
+    if step < steps:
+        raise Stopped(f"stopped at step {step} of {steps}; the same command goes on from there", told.stop)
     return state
+
+
+def _count_refused(metrics: Metrics, before: int, limit: int, step: int) -> int:
+    if not metrics or not float(metrics["refused"]):
+        return 0 if metrics else before
+    if before + 1 >= limit:
+        values = ", ".join(f"{name} {float(value):g}" for name, value in metrics.items() if name != "refused")
+        raise FloatingPointError(
+            f"{limit} steps in a row, up to step {step}, had a loss or gradient that is not finite or far too large "
+            f"({values}); the newest checkpoint is from before or holds nothing of them. Lower the learning rate, or "
+            "look at the data"
+        )
+    return before + 1
+
+
+class _Meter:
+    """Means of a step's numbers, and where the time goes."""
+
+    def __init__(self) -> None:
+        self.steps: list[Metrics] = []
+        self.waits = {"data": 0.0, "save": 0.0}
+        self.since = time.monotonic()
+
+    def add(self, metrics: Metrics) -> None:
+        self.steps.append(metrics)
+
+    @contextlib.contextmanager
+    def waiting(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.waits[name] += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def pausing(self) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.since += time.monotonic() - begin
+
+    def read(self) -> dict[str, float]:
+        """Returns the means and starts anew. Numbers of refused steps count for nothing but `refused`."""
+        taken = jax.device_get(self.steps)
+        good = [one for one in taken if not one["refused"]]
+        values = {name: float(np.mean([one[name] for one in good])) if good else math.nan for name in taken[-1]}
+        values["refused"] = float(sum(one["refused"] for one in taken))
+        passed = time.monotonic() - self.since
+        values["seconds"] = passed / len(taken)
+        values |= {f"{name}_wait": wait / passed for name, wait in self.waits.items()}
+        self.__init__()
+        return values
 
 
 def ahead(batch: Callable[[int], Any], first: int, last: int, depth: int = 4) -> Iterator[Any]:
@@ -96,16 +218,82 @@ def ahead(batch: Callable[[int], Any], first: int, last: int, depth: int = 4) ->
         thread.join()
 
 
-class _stop_signals:
-    """An event that SIGTERM and SIGINT set while the block runs; only the main thread can catch signals."""
+class _Signals:
+    """What signals ask for while the block runs: `stop`, the number of SIGTERM or SIGINT, and `save`, on SIGUSR1.
 
-    def __enter__(self) -> threading.Event:
-        self.event, self.previous = threading.Event(), {}
+    Only the main thread can catch signals. A second SIGINT interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.stop, self.save = 0, False
+        self._asked, self._previous = [0, 0], {}
+
+    def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self.previous[number] = signal.signal(number, lambda *_: self.event.set())
-        return self.event
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        if number == signal.SIGUSR1:
+            self._asked[1] = 1
+            return
+        if number == signal.SIGINT and self._asked[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked[0] = number
+
+    def agree(self, step: int) -> None:
+        """Takes note of what was asked for; several processes do it in the same step, if any of them was asked."""
+        if jax.process_count() == 1:
+            asked = self._asked
+        elif step % AGREE == 0:
+            from jax.experimental import multihost_utils
+
+            asked = np.max(multihost_utils.process_allgather(np.array(self._asked)), axis=0).tolist()
+        else:
+            return
+        self.stop, self.save = asked[0], self.save or bool(asked[1])
+        self._asked[1] = 0
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self.previous.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class _Watch:
+    """Ends the process with a sentence when what it waits for takes longer than `patience` seconds."""
+
+    def __init__(self, patience: float | None) -> None:
+        self.patience, self.what, self.since = patience, None, 0.0
+        self.closed = threading.Event()
+
+    def __enter__(self) -> "_Watch":
+        if self.patience is not None:
+            threading.Thread(target=self._look, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.closed.set()
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        self.since, self.what = time.monotonic(), what
+        try:
+            yield
+        finally:
+            self.what = None
+
+    def _look(self) -> None:
+        while not self.closed.wait(min(1.0, self.patience / 4)):
+            what, since = self.what, self.since
+            if what is not None and time.monotonic() - since > self.patience:
+                _end(
+                    f"sdjax train: {what} took longer than {self.patience:g} seconds (process {jax.process_index()} of "
+                    f"{jax.process_count()}): a device hangs, or another process died; the newest checkpoint is where "
+                    "the same command goes on"
+                )
+
+
+def _end(sentence: str) -> NoReturn:
+    print(sentence, file=sys.stderr, flush=True)
+    os._exit(HUNG)  # the main thread is in a call that does not return

@@ -1,5 +1,6 @@
-"""What a training run carries from step to step, and the moving average in it."""
+"""What a training run carries from step to step, the moving average in it, and what keeps bad steps out of it."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -11,24 +12,81 @@ from sdjax.typing import Key, Params
 
 
 @flax.struct.dataclass
+class Refused:
+    """Steps that changed nothing but the count: `total` of them, the last `in_a_row`, int32.
+
+    `typical` is what the gradients' norm usually is, float32: a moving average over steps that were taken.
+    """
+
+    total: jax.Array
+    in_a_row: jax.Array
+    typical: jax.Array
+
+
+@flax.struct.dataclass
 class TrainState:
     """Everything that one step changes, and no functions: saved and restored whole, so that a run resumes exactly.
 
-    `step` counts the steps taken, `ema_params` is the moving average of `params`, and `key` stays what it was at the
-    start: step n draws from fold_in(key, n).
+    `step` counts the batches seen, `ema_params` is the moving average of `params` (None without one), and `key` stays
+    what it was at the start: step n draws from fold_in(key, n).
     """
 
     step: jax.Array
     params: Params
-    ema_params: Params
+    ema_params: Params | None
     opt_state: Any
     key: Key
+    refused: Refused
 
     @classmethod
-    def create(cls, params: Params, optimizer: optax.GradientTransformation, seed: int) -> "TrainState":
+    def create(
+        cls, params: Params, optimizer: optax.GradientTransformation, seed: int, *, ema: bool = True
+    ) -> "TrainState":
         """Returns the state before the first step."""
-        copy = jax.tree.map(jnp.array, params)  # donating a state must not give one buffer away twice
-        return cls(jnp.zeros([], jnp.int32), params, copy, optimizer.init(params), jax.random.key(seed))
+        # Copies, because a step gives the state's buffers away, each of them once
+        average = jax.tree.map(jnp.array, params) if ema else None
+        opt_state = jax.tree.map(jnp.array, optimizer.init(params))
+        none = Refused(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), jnp.zeros([]))
+        return cls(jnp.zeros([], jnp.int32), params, average, opt_state, jax.random.key(seed), none)
+
+    @property
+    def updates(self) -> jax.Array:
+        """How many steps changed the parameters."""
+        return self.step - self.refused.total
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """Which steps are refused: those with a loss or gradient that is not finite; and with `spike`, those whose gradient
+    is so many times as large as usual, once `after` steps have shown what is usual.
+
+    A run ends after `limit` refused steps in a row.
+    """
+
+    spike: float | None = None
+    after: int = 100
+    limit: int = 10
+
+    def __post_init__(self) -> None:
+        if self.spike is not None and self.spike <= 1:
+            raise ValueError(f"a spike is more than 1 times the usual gradient; got {self.spike}")
+        if self.after < 1 or self.limit < 1:
+            raise ValueError(f"the guard's after and limit are at least 1; got {self.after} and {self.limit}")
+
+
+FORGET = 0.02  # weight of the newest step in the usual gradient
+
+
+def judge(state: TrainState, loss: jax.Array, norm: jax.Array, guard: GuardConfig) -> tuple[jax.Array, Refused]:
+    """Returns whether a step with this loss and gradient norm is taken, and the count of those that were not."""
+    taken = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if guard.spike is not None:
+        taken &= (state.updates < guard.after) | (norm <= guard.spike * state.refused.typical)
+    old = state.refused
+    weight = jnp.maximum(FORGET, 1.0 / (state.updates + 1))  # a plain mean at first
+    typical = jnp.where(taken, old.typical + weight * (norm - old.typical), old.typical)
+    bad = (~taken).astype(jnp.int32)
+    return taken, Refused(old.total + bad, (old.in_a_row + bad) * bad, typical)
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:

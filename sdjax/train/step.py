@@ -1,4 +1,4 @@
-"""One training step: gradients, optimiser, moving average."""
+"""One training step: draws, gradients, optimiser, moving average; refused whole if something in it is not finite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,30 +7,80 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sdjax.train.draws import keys_of
 from sdjax.train.objectives import Loss, Metrics
-from sdjax.train.state import TrainState, ema_decay, update_ema
+from sdjax.train.state import GuardConfig, TrainState, ema_decay, judge, update_ema
+from sdjax.typing import Params
 
-TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+GUARD = GuardConfig()
+
+TrainStep = Callable[[TrainState, Params, Any], tuple[TrainState, Metrics]]
 
 
-def make_train_step(loss: Loss, optimizer: optax.GradientTransformation, decay: float) -> TrainStep:
-    """Returns the compiled step (state, batch) -> (state, metrics); it consumes the state that it is given.
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    decay: float | None,
+    *,
+    accumulate: int = 1,
+    guard: GuardConfig = GUARD,
+    axis: str | None = None,
+    place_ema: Callable[[Params, bool], Params] | None = None,
+) -> TrainStep:
+    """Returns the step (state, frozen, batch) -> (state, metrics), to be compiled; `frozen` are fixed parameters.
 
-    `decay` is the moving average's in the long run.
+    Args:
+        decay: the moving average's in the long run; None for a state without one.
+        accumulate: the batch is worked on in so many parts, one after the other, and their gradients are averaged.
+        guard: which steps are refused. A refused one changes only the counts, and its metrics tell of it.
+        axis: under `pmap` or `shard_map`, the name of the axis over which gradients are averaged.
+        place_ema: moves the average to where it is computed with (True) and back to where it is kept (False).
+
+    Metrics are the loss's own means, `gradient` (the global norm before clipping) and `refused` (1 or 0).
     """
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
+    def gradients(state: TrainState, frozen: Params, batch: Any) -> tuple[Params, Metrics]:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        first = 0 if axis is None else jax.lax.axis_index(axis) * rows
+        keys = keys_of(state.key, state.step, first + jnp.arange(rows))
+
+        def part(batch: Any, keys: jax.Array) -> tuple[Params, Metrics]:
+            return jax.grad(loss, has_aux=True)(state.params, frozen, batch, keys, state.step)
+
+        if accumulate == 1:
+            return part(batch, keys)
+        # Part i takes rows i, i + accumulate, ...: each device's are among its own
+        split = lambda a: jnp.moveaxis(a.reshape(-1, accumulate, *a.shape[1:]), 1, 0)  # noqa: E731
+        parts = jax.tree.map(split, (batch, keys))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, *_first(parts)))
+        add = lambda total, args: (jax.tree.map(jnp.add, total, part(*args)), None)  # noqa: E731
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    def train_step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, Metrics]:
+        grads, metrics = gradients(state, frozen, batch)
+        if axis is not None:
+            grads, metrics = jax.lax.pmean((grads, metrics), axis)
+        norm = optax.tree.norm(grads)
+        taken, refused = judge(state, metrics["loss"], norm, guard)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        step = state.step + 1
-        average = update_ema(state.ema_params, params, ema_decay(step, decay))
-        metrics = {**metrics, "gradient": _norm(grads)}
-        return TrainState(step, params, average, opt_state, state.key), metrics
+        average = state.ema_params
+        if decay is not None:
+            now = average if place_ema is None else place_ema(average, True)
+            new = update_ema(now, params, ema_decay(state.updates + 1, decay))
+            new = _chosen(taken, new, now)
+            average = new if place_ema is None else place_ema(new, False)
+        params, opt_state = _chosen(taken, (params, opt_state), (state.params, state.opt_state))
+        metrics = {**metrics, "gradient": norm, "refused": 1.0 - taken}
+        return TrainState(state.step + 1, params, average, opt_state, state.key, refused), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
 
 
-def _norm(tree: Any) -> jax.Array:
-    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+def _first(parts: Any) -> Any:
+    return jax.tree.map(lambda a: a[0], parts)
+
+
+def _chosen(taken: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(taken, n, o), new, old)

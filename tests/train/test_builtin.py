@@ -12,10 +12,10 @@ import sdjax
 from sdjax.config import ModelConfig
 from sdjax.configs import builtin as settings
 from sdjax.nn import param_counts
-from sdjax.train import emoji, latents, objectives, subjects
+from sdjax.train import emoji, latents, subjects
 from sdjax.train.builtin import Run
 from sdjax.train.export import export
-from sdjax.train.objectives import DiffusionObjective, LatentBatch
+from sdjax.train.objectives import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import TrainState
 from sdjax.train.step import make_train_step
@@ -61,13 +61,13 @@ def test_latents_are_kept_and_drawn_anew_for_every_batch(tmp_path, monkeypatch):
 
     first, again = pool(), pool()
     assert calls == [(0, 4), (1, 4), (2, 2)]
-    np.testing.assert_array_equal(first.moments, again.moments)
-    assert first.moments.shape == (10, 2, 2, 8)
-    assert list(first.ids[:, 0]) == [0] * 4 + [1] * 4 + [2] * 2
+    np.testing.assert_array_equal(first["moments"], again["moments"])
+    assert first["moments"].shape == (10, 2, 2, 8)
+    assert list(first["ids"][:, 0]) == [0] * 4 + [1] * 4 + [2] * 2
     a, b, other = (latents.draw(first, 0, n, 1000) for n in (1, 1, 2))
-    np.testing.assert_array_equal(a.moments, b.moments)
-    assert not np.array_equal(a.ids, other.ids)
-    assert set(a.ids[:, 0]) == {0, 1, 2}
+    np.testing.assert_array_equal(a["moments"], b["moments"])
+    assert not np.array_equal(a["ids"], other["ids"])
+    assert set(a["ids"][:, 0]) == {0, 1, 2}
 
 
 def test_scaled_latents_have_unit_standard_deviation():
@@ -93,14 +93,15 @@ def test_text_encoder_and_unet_learn_four_latents_by_heart():
     means = rng.choice([-1.0, 1.0], (4, 1, 1, 4)) * np.ones((4, 4, 4, 4))  # four captions, four colours
     moments = np.concatenate([means, np.full_like(means, -10.0)], axis=-1).astype(np.float32)
     ids = np.tile(np.arange(4)[:, None], (1, MODEL.text.max_length))
-    loss = objectives.diffusion_loss(MODEL, DiffusionObjective(dropout=0.0), np.zeros(MODEL.text.max_length))
-    step = make_train_step(loss, optimizer, 0.99)
+    objective = DiffusionObjective(gamma=5.0, floor=1.0)
+    loss = diffusion_loss(Denoising(MODEL, objective, np.zeros(MODEL.text.max_length)))
+    step = jax.jit(make_train_step(loss, optimizer, 0.99), donate_argnums=0)
     params = {name: jax.tree.map(jnp.array, small_params()[name]) for name in ("unet", "text")}
     state = TrainState.create(params, optimizer, seed=0)
     seen = []
     for n in range(400):
         rows = np.random.default_rng(n).integers(0, 4, 32)
-        state, metrics = step(state, LatentBatch(moments[rows], ids[rows]))
+        state, metrics = step(state, {}, {"moments": moments[rows], "ids": ids[rows]})
         seen.append(float(metrics["unweighted"]))
     # At the start the network puts out 0, and v's mean square lies between those of latent, 0.64, and noise, 1. A text
     # tells everything about its latent, so that at the end only the network's lack of precision is left

@@ -1,18 +1,23 @@
 """Stopping and going on: bit-exact, through damaged checkpoints, signals and errors."""
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from sdjax.train import draws
 from sdjax.train.checkpoint import Checkpoints
-from sdjax.train.loop import ahead, fit
+from sdjax.train.loop import HUNG, Event, JsonLog, Stopped, ahead, fit
 from sdjax.train.optim import OptimConfig, make_optimizer
-from sdjax.train.state import TrainState
+from sdjax.train.state import GuardConfig, TrainState
 from sdjax.train.step import make_train_step
 
 OPTIMIZER = make_optimizer(OptimConfig(steps=12, learning_rate=1e-3, warmup=2))
@@ -24,17 +29,33 @@ def batch(n):
     return x, np.sin(x)
 
 
-def loss(params, data, key):
-    """A small regression that, as diffusion, draws noise from its key."""
+def loss(params, frozen, data, keys, step):
+    """A small regression that, as diffusion, draws noise from its keys."""
     x, y = data
-    hidden = jnp.tanh(x @ params["first"] + 0.1 * jax.random.normal(key, (4, 16)))
+    hidden = jnp.tanh(x @ params["first"] + 0.1 * draws.normal(keys, draws.NOISE, (16,)))
     value = jnp.square(hidden @ params["second"] - y).mean()
     return value, {"loss": value}
 
 
 @pytest.fixture(scope="module")
 def train_step():
-    return make_train_step(loss, OPTIMIZER, 0.99)
+    return compiled(loss)
+
+
+def compiled(loss, optimizer=OPTIMIZER, **settings):
+    step = jax.jit(make_train_step(loss, optimizer, 0.99, **settings), donate_argnums=0)
+    return lambda state, batch: step(state, {}, batch)
+
+
+def run(folder, train_step, steps, *, state=None, batch=batch, keep=2, **settings):
+    """Goes on from the folder's newest checkpoint, as a training does."""
+    with Checkpoints(folder, keep) as checkpoints, contextlib.closing(JsonLog(folder)) as log:
+        state = start() if state is None else state
+        state = checkpoints.restore(state) or state
+        return fit(
+            state, train_step, lambda first: ahead(batch, first, steps), steps=steps, checkpoints=checkpoints, log=log,
+            **settings,
+        )  # fmt: skip
 
 
 def start():
@@ -52,9 +73,9 @@ def assert_same(a, b):
 
 
 def test_a_resumed_run_ends_bit_for_bit_where_one_without_a_stop_ends(tmp_path, train_step):
-    whole = fit(start(), train_step, batch, steps=6, folder=tmp_path / "whole", log_every=2)
-    fit(start(), train_step, batch, steps=3, folder=tmp_path / "parts", log_every=2)
-    resumed = fit(start(), train_step, batch, steps=6, folder=tmp_path / "parts", log_every=2)
+    whole = run(tmp_path / "whole", train_step, 6, log_every=2)
+    run(tmp_path / "parts", train_step, 3, log_every=2)
+    resumed = run(tmp_path / "parts", train_step, 6, log_every=2)
     assert_same(whole, resumed)
     lines = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 6]
@@ -67,56 +88,99 @@ def test_a_stop_signal_saves_and_is_resumed(tmp_path, train_step):
             os.kill(os.getpid(), signal.SIGTERM)
         return batch(n)
 
-    with pytest.raises(KeyboardInterrupt, match="of 50; the same command goes on from there"):
-        fit(start(), train_step, interrupting, steps=50, folder=tmp_path)
+    with pytest.raises(Stopped, match="of 50; the same command goes on from there"):
+        run(tmp_path, train_step, 50, batch=interrupting)
     (stopped,) = Checkpoints(tmp_path).steps()
     assert stopped < 50
-    state = fit(start(), train_step, batch, steps=stopped + 1, folder=tmp_path)
+    state = run(tmp_path, train_step, stopped + 1)
     assert int(state.step) == stopped + 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def simple(step):
-    return TrainState(
-        jnp.int32(step), {"w": jnp.full([64], float(step))}, {"w": jnp.zeros([64])}, (), jax.random.key(step)
-    )
+def test_a_user_signal_saves_and_goes_on(tmp_path, train_step):
+    def asking(n):
+        if n == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return batch(n)
+
+    run(tmp_path, train_step, 12, batch=asking)
+    first, last = Checkpoints(tmp_path).steps()
+    assert first < 12 == last
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=3)
-    for step in (1, 2, 3):
-        checkpoints.save(simple(step))
-    largest = max((p for p in (tmp_path / "00000003").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
-    (tmp_path / "00000004").mkdir()  # begun and never finished: no manifest
-    assert_same(checkpoints.restore(simple(0)), simple(2))
-    (tmp_path / "2.json").write_text("{}")
-    (tmp_path / "1.json").write_text("{}")
-    with pytest.raises(ValueError, match="every checkpoint in .* is damaged .1, 2, 3."):
-        checkpoints.restore(simple(0))
+def test_bad_steps_change_nothing_and_too_many_end_the_run(tmp_path):
+    def bad(number):
+        return lambda n: batch(n) if n not in number else tuple(np.full_like(a, np.nan) for a in batch(n))
+
+    step = compiled(loss)
+    state = run(tmp_path / "some", step, 8, batch=bad({2, 3, 6}), log_every=4, refused_limit=3)
+    assert (int(state.refused.total), int(state.updates)) == (3, 5)
+    lines = [json.loads(line) for line in (tmp_path / "some" / "log.jsonl").read_text().splitlines()]
+    assert [line["refused"] for line in lines] == [2, 1]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    # what is left is the run that never saw them, but for what is drawn
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema_params)))
+    with pytest.raises(FloatingPointError, match="3 steps in a row, up to step"):
+        run(tmp_path / "many", step, 8, batch=bad({2, 3, 4}), refused_limit=3)
+    assert Checkpoints(tmp_path / "many").steps() == []
 
 
-def test_the_newest_checkpoints_stay(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.restore(simple(0)) is None
-    for step in (1, 5, 9):
-        checkpoints.save(simple(step))
-    assert checkpoints.steps() == [5, 9]
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["00000005", "00000009"]
+def test_a_refused_step_leaves_the_whole_state_as_it_was():
+    step = compiled(loss)
+    before = jax.tree.map(np.asarray, (start().params, start().ema_params, start().opt_state))
+    state, metrics = step(start(), tuple(np.full_like(a, np.inf) for a in batch(0)))
+    assert float(metrics["refused"]) == 1
+    assert_same(before, (state.params, state.ema_params, state.opt_state))
+    assert (int(state.step), int(state.updates), int(state.refused.in_a_row)) == (1, 0, 1)
+    state, _ = step(state, batch(1))
+    assert (int(state.updates), int(state.refused.in_a_row)) == (1, 0)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
-    def logarithm(params, data, key):
-        value = jnp.log(params["w"] - data).sum()
+def test_a_spike_is_a_gradient_far_above_the_usual(tmp_path):
+    def linear(params, frozen, data, keys, step):  # a gradient is the data
+        value = (params["w"] * data).sum()
         return value, {"loss": value}
 
-    step = make_train_step(logarithm, OPTIMIZER, 0.9)
-    state = TrainState.create({"w": jnp.ones([1])}, OPTIMIZER, seed=0)
-    with pytest.raises(FloatingPointError, match="before step 1"):
-        fit(state, step, lambda n: jnp.array([2.0]), steps=4, folder=tmp_path, log_every=1)
-    assert Checkpoints(tmp_path).steps() == []
+    step = compiled(linear, optax.sgd(1e-3), guard=GuardConfig(spike=5.0, after=4))
+    sizes = [40.0, 1.0, 1.0, 2.0, 30.0, 80.0, 1.0]  # usual after four: 11; after the fifth, 14.8
+    state = TrainState.create({"w": jnp.zeros([1])}, optax.sgd(1e-3), seed=0)
+    seen = []
+    for size in sizes:
+        state, metrics = step(state, jnp.array([size]))
+        seen.append(float(metrics["refused"]))
+    assert seen == [0, 0, 0, 0, 0, 1, 0]
+    assert float(state.refused.typical) == pytest.approx(np.mean([40, 1, 1, 2, 30, 1]))
+
+
+def test_parts_of_a_batch_give_the_step_of_the_whole():
+    whole, _ = compiled(loss)(start(), batch(0))
+    parts, _ = compiled(loss, accumulate=2)(start(), batch(0))
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_events_come_when_they_are_due_and_the_best_state_is_saved(tmp_path, train_step):
+    called = []
+
+    def validate(state):
+        called.append(int(state.step))
+        return {"best": abs(int(state.step) - 4), "validation": 1.0}
+
+    run(tmp_path, train_step, 7, events=(Event(2, validate),), keep=1)
+    assert called == [2, 4, 6, 7]
+    assert Checkpoints(tmp_path, keep=1).steps() == [4, 7]
+
+
+def test_a_run_that_hangs_ends_with_a_sentence(tmp_path):
+    code = """
+import time
+from sdjax.train.loop import _Watch
+with _Watch(0.5) as watch, watch("step 7"):
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == HUNG
+    assert "step 7 took longer than 0.5 seconds (process 0 of 1)" in done.stderr
 
 
 def test_batches_made_ahead_come_in_order_and_bring_their_errors():

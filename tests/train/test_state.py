@@ -30,7 +30,7 @@ def test_the_average_of_a_constant_decay_is_the_weighted_sum_that_it_stands_for(
 def test_learning_rate_rises_stays_and_falls():
     rate = learning_rate(OptimConfig(steps=100, learning_rate=2.0, warmup=10, cooldown=20))
     seen = np.array([float(rate(n)) for n in range(101)])
-    assert seen[0] == pytest.approx(0.2)
+    assert seen[0] == pytest.approx(2e-6)
     np.testing.assert_allclose(seen[10:81], 2.0)
     np.testing.assert_allclose(seen[80:101], np.linspace(2.0, 0.0, 21), atol=1e-6)
     assert (np.diff(seen[:11]) > 0).all()
@@ -58,46 +58,22 @@ def test_weight_decay_spares_biases_and_scales():
     np.testing.assert_allclose(updates["bias"], 0.0)
 
 
-def test_a_step_is_gradient_descent_with_a_fresh_key():
+def test_a_step_is_gradient_descent_with_fresh_keys():
     keys = []
 
-    def loss(params, batch, key):
-        jax.debug.callback(lambda k: keys.append(tuple(np.asarray(k))), jax.random.key_data(key))
+    def loss(params, frozen, batch, batch_keys, step):
+        jax.debug.callback(lambda k: keys.extend(map(tuple, np.asarray(k))), jax.random.key_data(batch_keys))
         value = 0.5 * jnp.square(params["w"] - batch).sum()
         return value, {"loss": value}
 
-    step = make_train_step(loss, optax.sgd(0.25), 0.5)
+    step = jax.jit(make_train_step(loss, optax.sgd(0.25), 0.5))
     state = TrainState.create({"w": jnp.array([3.0])}, optax.sgd(0.25), seed=0)
-    state, metrics = step(state, jnp.array([1.0]))
+    state, metrics = step(state, {}, jnp.array([1.0]))
     assert float(metrics["loss"]) == 2.0
     assert float(metrics["gradient"]) == 2.0
     assert float(state.params["w"][0]) == 2.5
     assert float(state.ema_params["w"][0]) == pytest.approx(2 / 11 * 3.0 + 9 / 11 * 2.5)  # the first decay is 2 / 11
     assert int(state.step) == 1
-    step(state, jnp.array([1.0]))
+    step(state, {}, jnp.array([1.0, 1.0]))
     jax.effects_barrier()
-    assert len(set(keys)) == 2
-
-
-def test_muon_turns_a_kernel_in_every_direction_by_the_same_amount_and_leaves_the_rest_to_adam():
-    rate, shape = 1e-2, (3, 3, 8, 16)
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = {
-        "kernel": jnp.zeros(shape),
-        "embedding": jnp.zeros((5, 8)),
-        "bias": jnp.zeros(16),
-    }
-    grads = {name: jax.random.normal(key, leaf.shape) for key, (name, leaf) in zip(keys, params.items())}
-
-    def update(optimizer: optax.GradientTransformation) -> dict[str, jax.Array]:
-        return optimizer.update(grads, optimizer.init(params), params)[0]
-
-    muon = update(make_optimizer(OptimConfig(steps=10, name="muon", learning_rate=rate, weight_decay=0.0, clip=1e9)))
-    adam = update(optax.nadam(rate))
-    # An orthogonal matrix [72, 16] has entries of root mean square 1 / sqrt(72); 0.2 sqrt(72) scales it to AdamW's 0.2.
-    # Five Newton-Schulz steps leave singular values between 0.7 and 1.2 of that (Jordan et al. 2024).
-    values = np.linalg.svd(np.asarray(muon["kernel"]).reshape(-1, 16), compute_uv=False) / (rate * 0.2 * 72**0.5)
-    assert values.min() > 0.6
-    assert values.max() < 1.3
-    for name in "embedding", "bias":
-        np.testing.assert_allclose(muon[name], adam[name], rtol=1e-6)
+    assert len(set(keys)) == len(keys) == 3

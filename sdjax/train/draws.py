@@ -1,0 +1,41 @@
+"""What is drawn for each example of a batch: by a key of its own, so that no draw depends on how a batch is spread."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.typing import Key
+
+# What is drawn, as the number that is folded into an example's key
+POSTERIOR, NOISE, OFFSET, PERTURBATION, TIMESTEP, CAPTION, LABEL, LEVEL, LEVEL_NOISE, HOLES, HOLES_POSTERIOR = range(11)
+
+
+def keys_of(key: Key, step: jax.Array, rows: jax.Array) -> Key:
+    """Returns the keys [b] of the examples in these rows of step number `step`'s batch."""
+    now = jax.random.fold_in(key, step)
+    return jax.vmap(lambda row: jax.random.fold_in(now, row))(rows)
+
+
+def normal(keys: Key, stream: int, shape: Sequence[int]) -> jax.Array:
+    """Returns unit normal numbers, float32 [b, *shape]."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), tuple(shape)))(keys)
+
+
+def uniform(keys: Key, stream: int, shape: Sequence[int] = ()) -> jax.Array:
+    """Returns numbers from [0, 1), float32 [b, *shape]."""
+    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, stream), tuple(shape)))(keys)
+
+
+def integers(keys: Key, stream: int, low: int, high: int) -> jax.Array:
+    """Returns whole numbers from low to high - 1, int32 [b]."""
+    return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, stream), (), low, high))(keys)
+
+
+def replaced(keys: Key, stream: int, share: float, values: jax.Array, by: Any) -> jax.Array:
+    """Returns values [b, ...] of which about this share are replaced by `by`; nothing is drawn for a share of 0."""
+    if share == 0:
+        return values
+    chosen = uniform(keys, stream) < share
+    return jnp.where(chosen.reshape(-1, *(1,) * (values.ndim - 1)), by, values)

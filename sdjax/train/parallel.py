@@ -1,0 +1,163 @@
+"""Training on many devices: the mesh, which part of every array each device holds, and a step compiled for that.
+
+Axes of the mesh: "data" (each device works on its part of the batch, all hold all parameters), "fsdp" (the same, but
+each holds its part of every parameter and gathers the others when it needs them) and "tensor" (a layer's products are
+split among devices). All numbers come out as on one device, up to the order of sums.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sdjax.train.state import TrainState
+from sdjax.typing import Params
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))  # a batch's first axis
+LARGEST = "largest"  # a rule's layout: the largest axis that can be is split over "fsdp"
+
+Axis = str | tuple[str, ...] | None
+Layout = tuple[Axis, ...] | Literal["largest"]
+Rules = Sequence[tuple[str, Layout]]
+
+# The first rule found in a parameter's path holds; "in" projections are split by outputs, those after them by inputs
+RULES: Rules = (
+    (r"(to_[qkv]|[qkv]_proj|net_0/proj|fc1)/kernel$", ("fsdp", "tensor")),
+    (r"(to_out_0|out_proj|net_2|fc2)/kernel$", ("tensor", "fsdp")),
+    (r"(net_0/proj|fc1)/bias$", ("tensor",)),
+    (r".", LARGEST),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How devices are used: the mesh's sides, -1 for what is left (one of them), and the `rules`, None for RULES.
+
+    `mode` "pmap" runs the step by `jax.pmap` instead of `jax.jit`, on the data axis alone. Arrays of fewer than
+    `whole` numbers are not split.
+    """
+
+    mode: Literal["jit", "pmap"] = "jit"
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    rules: Rules | None = None
+    whole: int = 4096
+
+    def __post_init__(self) -> None:
+        sides = self.data, self.fsdp, self.tensor
+        if self.mode not in ("jit", "pmap"):
+            raise ValueError(f'the mode is "jit" or "pmap"; got {self.mode!r}')
+        if sides.count(-1) > 1 or any(side < 1 and side != -1 for side in sides):
+            raise ValueError(f"data, fsdp and tensor are at least 1, one of them may be -1; got {sides}")
+        if self.mode == "pmap" and (self.fsdp, self.tensor) != (1, 1):
+            raise ValueError('pmap keeps every parameter on every device: use mode "jit" for fsdp and tensor')
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """Returns the mesh's sides for so many devices. Raises ValueError if they do not fit."""
+        sides = [self.data, self.fsdp, self.tensor]
+        known = int(np.prod([side for side in sides if side != -1]))
+        if -1 in sides and devices % known == 0:
+            sides[sides.index(-1)] = devices // known
+        if int(np.prod(sides)) != devices:
+            raise ValueError(f"a mesh of data, fsdp, tensor = {sides} does not take {devices} devices")
+        return dict(zip(AXES, sides))
+
+
+def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh over `devices`, by default all of all processes."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = config.sizes(len(devices))
+    auto = (AxisType.Auto,) * len(AXES)  # with Explicit axes linen's convolutions fail
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=auto)
+
+
+def layout(path: str, shape: Sequence[int], sizes: Mapping[str, int], config: ParallelConfig) -> P:
+    """Returns how an array is split over a mesh of these sides; an axis that does not divide is not split.
+
+    `path` holds the parameter's; an optimiser's numbers for it lie like the parameter if they have its shape, and by
+    their largest axis if not.
+    """
+    if int(np.prod(shape)) < config.whole:
+        return P()
+    rules = RULES if config.rules is None else config.rules
+    spec = next((spec for pattern, spec in rules if re.search(pattern, path)), ())
+    if spec == LARGEST or len(spec) > len(shape):
+        n = sizes["fsdp"]
+        fitting = [i for i, side in enumerate(shape) if side % n == 0]
+        if n == 1 or not fitting:
+            return P()
+        best = max(fitting, key=lambda i: shape[i])
+        return P(*[None] * best, "fsdp")
+    fits = [side % _size(axis, sizes) == 0 for axis, side in zip(spec, shape)]
+    return P(*[axis if fit and _size(axis, sizes) > 1 else None for axis, fit in zip(spec, fits)])
+
+
+def _size(axis: Axis, sizes: Mapping[str, int]) -> int:
+    names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+    unknown = [name for name in names if name not in sizes]
+    if unknown:
+        raise ValueError(f"the mesh's axes are {', '.join(AXES)}; a rule names {unknown[0]!r}")
+    return int(np.prod([sizes[name] for name in names]))
+
+
+def layouts(tree: Any, sizes: Mapping[str, int], config: ParallelConfig) -> Any:
+    """Returns the layout of every array of a tree of arrays or their shapes."""
+
+    def of(path: tuple, leaf: Any) -> P:
+        return layout(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, sizes, config)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def shardings(tree: Any, mesh: Mesh, config: ParallelConfig) -> Any:
+    """Returns the sharding of every array of a tree of arrays or their shapes."""
+    specs = layouts(tree, mesh.shape, config)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch's arrays: examples over the data and fsdp axes."""
+    return NamedSharding(mesh, BATCH)
+
+
+def place(tree: Any, where: Any) -> Any:
+    """Returns a tree of arrays put where the shardings say, each process giving its devices what is theirs."""
+
+    def put(leaf: Any, sharding: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, where)
+
+
+def compile_step(step: Callable, mesh: Mesh, state: Any, frozen: Any, config: ParallelConfig) -> Callable:
+    """Returns the step (state, frozen, batch) -> (state, metrics) compiled for the mesh; it consumes the state.
+
+    `state` and `frozen` are the shardings of what it is given. For mode "pmap" the step averages over the axis "data".
+    """
+    if config.mode == "pmap":
+        return _pmapped(step, mesh)
+    whole = NamedSharding(mesh, P())
+    return jax.jit(
+        step, in_shardings=(state, frozen, batch_sharding(mesh)), out_shardings=(state, whole), donate_argnums=0
+    )
+
+
+def _pmapped(step: Callable, mesh: Mesh) -> Callable:
+    devices = list(mesh.devices.flat)
+    mapped = jax.pmap(step, axis_name="data", in_axes=(None, None, 0), out_axes=None, devices=devices, donate_argnums=0)
+
+    def call(state: TrainState, frozen: Params, batch: Any) -> Any:
+        cut = jax.tree.map(lambda a: a.reshape(len(devices), -1, *a.shape[1:]), batch)
+        return mapped(state, frozen, cut)
+
+    return call
