@@ -77,7 +77,7 @@ def animate(
         if len(set(items)) == 1:
             items = items[:1]
         parts = [items[i : i + batch] for i in range(0, len(items), batch)]
-        out = [np.asarray(function(part + part[-1:] * (batch - len(part))))[: len(part)] for part in parts]
+        out = [np.asarray(function(sharding.fill(part, batch)))[: len(part)] for part in parts]
         return np.resize(np.concatenate(out), (len(prompts), *out[0].shape[1:]))
 
     made: list[np.ndarray] = []

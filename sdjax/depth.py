@@ -188,7 +188,7 @@ def _estimated(
     run = sharding.compiled(_estimate, (config, pipe.dtype), mesh, (False, True), parallel)
     maps: list[Any] = [None] * len(padded)
     for size, which in groups.items():
-        filled = which + which[-1:] * (sharding.padded(len(which), mesh.size) - len(which))
+        filled = sharding.fill(which, mesh.size)
         seen = np.concatenate([resize(to_float(padded[i])[None], size, method="bicubic") for i in filled])
         for i, depth in zip(which, np.asarray(run(pipe.on(mesh)["depth"], sharding.split(seen, mesh)))):
             maps[i] = depth

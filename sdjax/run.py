@@ -275,7 +275,7 @@ class Run:
         return {"mesh": self.mesh, "parallel": self.parallel}
 
     def _fill(self, items: list) -> list:
-        return items + items[-1:] * (sharding.padded(len(items), self.mesh.size) - len(items))
+        return sharding.fill(items, self.mesh.size)
 
 
 def make_run(

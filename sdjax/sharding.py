@@ -31,6 +31,11 @@ def padded(count: int, parts: int) -> int:
     return -(-count // parts) * parts
 
 
+def fill(items: list, parts: int) -> list:
+    """Returns the items with the last one repeated until `parts` divides their number."""
+    return items + items[-1:] * (padded(len(items), parts) - len(items))
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Returns the tree with every leaf whole on every device of the mesh; leaves that are there already stay."""
     sharding = NamedSharding(mesh, P())

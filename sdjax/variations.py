@@ -136,11 +136,10 @@ def embed_images(
     if vision is None:
         raise ValueError(WITHOUT)
     mesh = sharding.make_mesh() if mesh is None else mesh
-    pixels = preprocess.clip_pixels(inputs.open_pictures(image), vision.image_size, dialect=dialect)
-    count = len(pixels)
-    pixels = np.concatenate([pixels, pixels[-1:].repeat(sharding.padded(count, mesh.size) - count, axis=0)])
+    pixels = list(preprocess.clip_pixels(inputs.open_pictures(image), vision.image_size, dialect=dialect))
+    filled = np.stack(sharding.fill(pixels, mesh.size))
     run = sharding.compiled(_embed, (vision, pipe.dtype), mesh, (False, True), parallel)
-    return np.asarray(run(pipe.on(mesh)["vision"], sharding.split(pixels, mesh)))[:count]
+    return np.asarray(run(pipe.on(mesh)["vision"], sharding.split(filled, mesh)))[: len(pixels)]
 
 
 def _embed(static: tuple[VisionConfig, str], params: Params, pixels: Image) -> Embeddings:
@@ -162,8 +161,7 @@ def make_labels(
     Without weights it is that of the embedding which the picture is made from, or of its own where there is `one_each`;
     with them the mixed one of all.
     """
-    which = list(range(len(run.seeds))) if one_each else run.inputs
-    which = which + which[-1:] * (sharding.padded(len(which), run.mesh.size) - len(which))
+    which = sharding.fill(list(range(len(run.seeds))) if one_each else run.inputs, run.mesh.size)
     if weights is None:
         used, at = embeddings[which][None], np.asarray(levels, np.int32)[which][None]  # [1, b, d], [1, b]
     else:

@@ -27,6 +27,10 @@ def test_padded_is_the_next_multiple():
     assert [sharding.padded(n, 4) for n in (1, 4, 5)] == [4, 4, 8]
 
 
+def test_filling_repeats_the_last_item_up_to_the_next_multiple():
+    assert [sharding.fill(list("abcde"[:n]), 4) for n in (1, 4, 5)] == [list("aaaa"), list("abcd"), list("abcdeeee")]
+
+
 def test_an_unknown_way_of_spreading_is_refused():
     with pytest.raises(ValueError, match="jit, pmap; got 'threads'"):
         sharding.compiled(scaled, 1.0, sharding.make_mesh(), (False, True), "threads")
