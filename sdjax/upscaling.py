@@ -56,14 +56,13 @@ def upscale(
     start = run.start()
 
     def make(part: Run, _: list[int]) -> Pixels:
-        where = {"mesh": part.mesh, "parallel": part.parallel}
         low = part.spread([to_float(padded[i]) for i in part.inputs])
         b, h, w, _ = low.shape
         label = sharding.split(jnp.full(b, level, jnp.int32), part.mesh)
         batched = (True, True, True)
         low = sharding.compiled(_add_noise, pipe.schedule, part.mesh, batched, part.parallel)(low, label, part.keys)
         told = part.told(concat=low, label=label)  # the same with and without the prompt
-        latent = part.sample(start, None, pipe.noise(part.keys, TIMES * h, TIMES * w, **where), told)
+        latent = part.sample(start, None, part.noise(TIMES * h, TIMES * w), told)
         decode = sharding.compiled(_decode, pipe.config.vae, part.mesh, (False, True), part.parallel)
         made = np.asarray(decode(pipe.on(part.mesh)["vae"], latent))[: len(part.seeds)]
         check_images(made, pipe.dtype)
