@@ -100,10 +100,8 @@ class Run:
 
     def averaged(self, stage: str) -> tuple[int, Params] | None:
         """Returns the number of steps and the averaged parameters of a stage's newest checkpoint, if there is one."""
-        if not (self.folder / stage).is_dir():
-            return None
-        step, parts = read_parts(self.folder / stage, "ema_params")
-        return step, parts["ema_params"]
+        found = read_parts(self.folder / stage, "ema_params", say=self.say)
+        return None if found is None else (found[0], found[1]["ema_params"])
 
     def check_settings(self) -> None:
         """Keeps what the run's stored parts depend on, or raises ValueError if it is no longer what it was."""
