@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sdjax import compilation_cache, generate, samplers, sharding
-from sdjax.denoiser import Conditioning
+from sdjax.denoiser import Conditioning, check_guidance_scale
 from sdjax.image import to_uint8
 from sdjax.pipeline import Pipeline, make_keys
 from sdjax.typing import Context, Latent, Pixels
@@ -62,9 +62,7 @@ def animate(
     samplers.base.choose("interpolation", interpolation, INTERPOLATIONS)
     sampler = generate.make_sampler(sampler, pipe.schedule, eta=eta, spacing=spacing)
     common, rest = split_steps(sampler, pipe, num_steps, prompt_strength)
-    scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
-    if not np.isfinite(scale):
-        raise ValueError(f"guidance_scale is a finite number; got {scale}")
+    scale = check_guidance_scale(pipe.config.guidance_scale if guidance_scale is None else guidance_scale)
     if batch < 1:
         raise ValueError(f"batch is at least 1; got {batch}")
     mesh = sharding.make_mesh(devices)

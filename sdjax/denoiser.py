@@ -4,6 +4,7 @@ Samplers live in x = x0 + sigma noise; the network was trained on x / sqrt(1 + s
 knows both, and the only one that knows what the network predicts.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,13 @@ def guide(
         ratio = jnp.std(conditional, axes, ddof=1, keepdims=True) / jnp.std(out, axes, ddof=1, keepdims=True)
         out = out * (1 + per_image(rescale, out) * (ratio - 1))
     return out
+
+
+def check_guidance_scale(scale: float) -> float:
+    """Returns the scale. Raises ValueError unless it is a finite number."""
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance_scale is a finite number; got {scale}")
+    return scale
 
 
 def per_image(value: jax.Array | float, x: Latent) -> jax.Array:

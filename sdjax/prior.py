@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdjax.config import PriorConfig, ScheduleConfig
+from sdjax.denoiser import check_guidance_scale
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
 from sdjax.pipeline import cast, default_dtype, make_keys
 from sdjax.samplers.base import PRIOR, draw_noise
@@ -174,8 +175,7 @@ class Prior:
                 f"one seed and one negative prompt for each prompt; got {len(prompts)} prompts, {len(seeds)} seeds, "
                 f"{len(negatives)} negative prompts"
             )
-        if not np.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale is a finite number; got {guidance_scale}")
+        check_guidance_scale(guidance_scale)
         rows, keys = make_rows(self.config, num_steps), make_keys(seeds)
         told = self.tell(prompts)
         untold = None if guidance_scale == 1 else self.tell(negatives)

@@ -12,7 +12,7 @@ import numpy as np
 from sdjax import compilation_cache, samplers, sharding
 from sdjax.blending import Known
 from sdjax.config import ModelConfig
-from sdjax.denoiser import Conditioning
+from sdjax.denoiser import Conditioning, check_guidance_scale
 from sdjax.image import to_float, to_uint8
 from sdjax.pipeline import Pipeline, make_keys
 from sdjax.samplers import Start, make_start
@@ -314,9 +314,7 @@ def make_run(
     prompts, negatives, seeds = expand(prompt, negative_prompt, seed, num_images)
     inputs = [i for i in inputs for _ in range(len(prompts) // len(inputs))]
     sampler = make_sampler(sampler, pipe.schedule, eta=eta, spacing=spacing)
-    scale = pipe.config.guidance_scale if guidance_scale is None else guidance_scale
-    if not np.isfinite(scale):
-        raise ValueError(f"guidance_scale is a finite number; got {scale}")
+    scale = check_guidance_scale(pipe.config.guidance_scale if guidance_scale is None else guidance_scale)
     mesh = sharding.make_mesh(devices)
     return Run(
         pipe, prompts, negatives, seeds, inputs, sampler, num_steps, scale, mesh, parallel, exact, progress
