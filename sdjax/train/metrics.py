@@ -1,0 +1,267 @@
+"""What a run tells: numbers as JSON lines and for TensorBoard, pictures, and how far it is, on the console."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from sdjax.image import encode_png, grid
+from sdjax.typing import Pixels
+
+LINES_EVERY = 60.0  # seconds between two lines where there is no progress bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What one step works on, all devices together: `images`, and where known `flops`, floating-point operations that
+    the model needs (`Flops.model`), and `peak`, the most of them that all devices together do in a second.
+    """
+
+    images: int
+    flops: float | None = None
+    peak: float | None = None
+
+    def of(self, seconds: float) -> dict[str, float]:
+        """Returns `images_per_second` for steps of so many seconds and, where known, `flops_per_second` and `mfu`.
+
+        `mfu` is the share of the peak that went into the model, between 0 and 1 (Chowdhery et al. 2022, PaLM,
+        arXiv 2204.02311, appendix B).
+        """
+        values = {"images_per_second": self.images / seconds}
+        if self.flops is not None:
+            values["flops_per_second"] = self.flops / seconds
+            if self.peak is not None:
+                values["mfu"] = self.flops / seconds / self.peak
+        return values
+
+
+class Writers:
+    """Takes the numbers and pictures of a run of `steps` steps and writes them into its folder and on the console.
+
+    - `log.jsonl`: a line for every call of `scalars`, {"step": n, name: value, ...}. JSON knows finite numbers only:
+      null stands for NaN and infinities.
+    - `tensorboard/`: the same as events, less what is not finite, and the pictures (needs tensorboardX).
+    - `pictures/NAME/STEP.png`: a sheet of pictures, with their captions as text in the file.
+    - the console (stderr): a progress bar if `progress`, or None and stderr is a terminal; otherwise a line a minute.
+
+    A run that goes on from step `first` begins by taking back what was told of later steps, which are done again: lines
+    of the log are cut off, and TensorBoard is told to forget (its purge_step).
+
+    Only the first process of several writes; in the others all this does nothing. Raises ModuleNotFoundError if
+    `tensorboard` is asked for and tensorboardX is not there.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, steps: int, *, first: int = 0, speed: Speed | None = None,
+        tensorboard: bool = True, progress: bool | None = None,
+    ):  # fmt: skip
+        self.folder, self.speed = pathlib.Path(folder), speed
+        self._outputs: list[_Output] = []
+        self._console: _Console | None = None
+        if jax.process_index() != 0:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._outputs.append(_Lines(self.folder / "log.jsonl", first))
+        if tensorboard:
+            self._outputs.append(_TensorBoard(self.folder / "tensorboard", first))
+        self._outputs.append(_Sheets(self.folder / "pictures"))
+        bar = sys.stderr.isatty() if progress is None else progress
+        self._console = _Bar(steps, first) if bar else _Console(steps)
+        self._outputs.append(self._console)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes numbers of a step. With `seconds`, the time a step takes, come those that `speed` gives."""
+        numbers = {name: float(value) for name, value in values.items()}
+        if self.speed is not None and numbers.get("seconds", 0.0) > 0:
+            numbers |= self.speed.of(numbers["seconds"])
+        for output in self._outputs:
+            output.scalars(step, numbers)
+
+    def pictures(self, step: int, name: str, pixels: Pixels, captions: Sequence[str]) -> None:
+        """Writes pictures, uint8 [n, h, w, 3], made in a step; `name` tells them from others, as "samples".
+
+        Raises ValueError unless there is a caption for each.
+        """
+        if len(captions) != len(pixels):
+            raise ValueError(f"every picture has a caption; got {len(pixels)} pictures and {len(captions)} captions")
+        for output in self._outputs:
+            output.pictures(step, name, pixels, captions)
+
+    def say(self, text: str) -> None:
+        """Prints a line on the console, above the progress bar if there is one."""
+        if self._console is not None:
+            self._console.say(text)
+
+    def close(self) -> None:
+        """Writes what is not written yet."""
+        for output in self._outputs:
+            output.close()
+
+
+class _Output:
+    """One of the places that a run is told of; each takes what it can show."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def pictures(self, step: int, name: str, pixels: Pixels, captions: Sequence[str]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Lines(_Output):
+    """The JSON lines."""
+
+    def __init__(self, path: pathlib.Path, first: int):
+        cut_log(path, first)
+        self.path = path
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
+
+
+def cut_log(path: str | os.PathLike, last: int) -> None:
+    """Takes the lines of steps after `last` out of a log of JSON lines, and lines that were not written to their end.
+
+    The file is replaced in one step, so that nothing of it is lost if that is interrupted. No file, nothing to do.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _is_up_to(line, last)]
+    if kept == lines:
+        return
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _is_up_to(line: bytes, last: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= last
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class _TensorBoard(_Output):
+    """TensorBoard's events."""
+
+    def __init__(self, folder: pathlib.Path, first: int):
+        try:
+            from tensorboardX import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f'{error}; install it (pip install "sdjax[train]"), or train with log.tensorboard = False'
+            ) from None
+        self.writer = SummaryWriter(str(folder), purge_step=first + 1)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if math.isfinite(value):
+                self.writer.add_scalar(name, value, step)
+
+    def pictures(self, step: int, name: str, pixels: Pixels, captions: Sequence[str]) -> None:
+        for i, picture in enumerate(pixels):
+            self.writer.add_image(f"{name}/{i}", picture, step, dataformats="HWC")
+        listed = "\n".join(f"{i}. {caption}" for i, caption in enumerate(captions))
+        self.writer.add_text(f"{name}/captions", listed, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Sheets(_Output):
+    """Pictures as files."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+
+    def pictures(self, step: int, name: str, pixels: Pixels, captions: Sequence[str]) -> None:
+        path = self.folder / name / f"{step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet = grid(pixels, math.ceil(len(pixels) ** 0.5))
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(encode_png(sheet, {"captions": "\n".join(captions)}))
+        partial.replace(path)  # there may be one of before the run was resumed
+
+
+class _Console(_Output):
+    """A line every minute, and one for the last step and for whatever else is told."""
+
+    def __init__(self, steps: int):
+        self.steps, self.due = steps, 0.0
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if "seconds" not in values:
+            self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        elif time.monotonic() >= self.due or step == self.steps:
+            self.due = time.monotonic() + LINES_EVERY
+            left = duration((self.steps - step) * values["seconds"])
+            self.say(f"step {step} of {self.steps}: {_progress(values)}, {left} left")
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class _Bar(_Console):
+    """A progress bar."""
+
+    def __init__(self, steps: int, first: int):
+        from tqdm.auto import tqdm
+
+        super().__init__(steps)
+        self.bar = tqdm(total=steps, initial=first, unit=" steps", dynamic_ncols=True, file=sys.stderr)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        if "seconds" not in values:
+            return super().scalars(step, values)
+        self.bar.set_postfix_str(_progress(values), refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def say(self, text: str) -> None:
+        self.bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _progress(values: Mapping[str, float]) -> str:
+    """Returns "loss 0.123, 45.6 images/s, MFU 38.1 %", as far as known."""
+    parts = [
+        text.format(scale * values[name])
+        for name, text, scale in (
+            ("loss", "loss {:.4g}", 1.0), ("images_per_second", "{:.3g} images/s", 1.0), ("mfu", "MFU {:.1f} %", 100.0),
+        )
+        if name in values
+    ]  # fmt: skip
+    return ", ".join(parts) or f"{values['seconds']:.3g} s/step"
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in its two largest units: "2 d 3 h", "3 h 20 min", "5 min 10 s", "12 s"."""
+    if not math.isfinite(seconds):
+        return "unknown time"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    rest, parts = max(round(seconds), 0), []
+    for name, size in units:
+        count, rest = divmod(rest, size)
+        parts.append((count, name))
+    first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    shown = [f"{count} {name}" for count, name in parts[first : first + 2] if count or name == parts[first][1]]
+    return " ".join(shown)
