@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     batches = make_batches(args, job.default_prompt, len(pictures))
     import sdjax
     from sdjax import depth
-    from sdjax.run import check_task
+    from sdjax.kinds import check_task
 
     for picture in pictures:
         depth.check_workable(picture.pixels.shape[:2])

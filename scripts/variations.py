@@ -196,7 +196,7 @@ def vary(args: argparse.Namespace, job: Job) -> None:
     batches = make_batches(args, PROMPT, len(pictures) if args.weights is None else 1)
     import sdjax
     from sdjax import variations
-    from sdjax.run import check_task
+    from sdjax.kinds import check_task
 
     if args.weights is not None:
         variations.check_weights(args.weights, len(pictures))
@@ -234,7 +234,7 @@ def imagine(args: argparse.Namespace, job: Job) -> None:
     batches = make_batches(args, PROMPT)
     import sdjax
     from sdjax import prior, variations
-    from sdjax.run import check_task
+    from sdjax.kinds import check_task
 
     (level,) = variations.check_levels(args.noise_level if len(args.noise_level) > 1 else args.noise_level[0], 1)
     steps = PRIOR_STEPS if args.prior_steps is None else args.prior_steps

@@ -10,6 +10,7 @@ import numpy as np
 from sdjax import compilation_cache, generate, samplers, sharding
 from sdjax.denoiser import Conditioning, check_guidance_scale
 from sdjax.image import to_uint8
+from sdjax.kinds import check_task
 from sdjax.pipeline import Pipeline, make_keys
 from sdjax.typing import Context, Latent, Pixels
 
@@ -55,7 +56,7 @@ def animate(
     Raises ValueError for arguments out of range, else as `text_to_image`.
     """
     compilation_cache.enable()
-    generate.check_task(pipe.config, "animate")
+    check_task(pipe.config, "animate")
     height, width = generate.check_size(pipe.config, height, width)
     prompts, negatives, seeds = check_keyframes(prompts, negative_prompt, seeds)
     positions = frame_positions(len(prompts), frames, loop=loop)

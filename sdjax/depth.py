@@ -16,11 +16,12 @@ from sdjax import inputs, pictures, sharding
 from sdjax.config import DepthConfig
 from sdjax.generate import Options
 from sdjax.image import to_float
+from sdjax.kinds import check_task
 from sdjax.nn import DepthEstimator
-from sdjax.nn.dpt import STEP
+from sdjax.nn.dpt import network_size
 from sdjax.pipeline import Pipeline
 from sdjax.resize import resize
-from sdjax.run import SIDES, Run, by_size, check_task, joined, make_run
+from sdjax.run import SIDES, Run, by_size, joined, make_run
 from sdjax.typing import Image, Params, Pixels
 
 CONSTANT = 4e-6  # relative spread up to which a map has one depth: what float32 makes of a flat one when it is resized
@@ -129,18 +130,6 @@ def _from_0_to_1(depth: np.ndarray) -> np.ndarray:
     spread = high - low
     flat = spread <= CONSTANT * np.maximum(np.abs(low), np.abs(high))
     return np.where(flat, np.float32(0), (depth - low) / np.where(flat, 1, spread)).astype(np.float32)
-
-
-def network_size(config: DepthConfig, size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the (height, width) at which the depth network looks at a picture of that size.
-
-    The side that is nearer to the trained one becomes it, the other keeps the aspect; both are rounded to multiples of
-    32 (T49), and are 32 at least.
-    """
-    scales = [config.image_size / side for side in size]
-    scale = scales[1] if abs(1 - scales[1]) < abs(1 - scales[0]) else scales[0]
-    height, width = (max(round(scale * side / STEP), 1) * STEP for side in size)
-    return height, width
 
 
 def open_maps(depth_map: Any, sizes: Sequence[tuple[int, int]]) -> list[Depth]:

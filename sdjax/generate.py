@@ -16,6 +16,7 @@ from sdjax import inputs, pictures, sharding
 from sdjax.blending import Known
 from sdjax.config import ModelConfig
 from sdjax.image import to_float
+from sdjax.kinds import check_task, kind_of
 from sdjax.pipeline import Pipeline
 from sdjax.run import (
     STEP,
@@ -26,10 +27,8 @@ from sdjax.run import (
     by_size,
     check_images,
     check_size,
-    check_task,
     expand,
     joined,
-    kind_of,
     make_run,
     make_sampler,
 )

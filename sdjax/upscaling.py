@@ -11,8 +11,9 @@ from sdjax import inputs, sharding, tiling
 from sdjax.config import ModelConfig, VAEConfig
 from sdjax.generate import Options
 from sdjax.image import to_float, to_uint8
+from sdjax.kinds import check_task
 from sdjax.pipeline import one_by_one
-from sdjax.run import Run, by_size, check_images, check_task, joined, make_run
+from sdjax.run import Run, by_size, check_images, joined, make_run
 from sdjax.samplers import base
 from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Image, Key, Latent, Params, Pixels

@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 from sdjax import inputs, preprocess, sharding
 from sdjax.config import ModelConfig, PriorConfig, VisionConfig
 from sdjax.generate import Options
+from sdjax.kinds import check_task
 from sdjax.nn import VisionEncoder
 from sdjax.pipeline import Pipeline
 from sdjax.prior import GUIDANCE_SCALE, Prior
-from sdjax.run import Run, check_size, check_task, make_run
+from sdjax.run import Run, check_size, make_run
 from sdjax.samplers.base import EMBEDDING, draw_noise
 from sdjax.typing import Image, Key, Params, Pixels
 from sdjax.unclip import LEVELS, mix_labels, noise_embedding

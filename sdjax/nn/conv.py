@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+POINT: Padding = ((0, 0), (0, 0))  # of 1x1 convolutions and patches: none
 
 SMALL_MAP = 8 * 8  # output positions up to which a float32 product beats XLA's on CPUs, four times that in halves ...
 WIDE = 512  # ... where the input has at least this many channels

@@ -15,14 +15,13 @@ from sdjax.config import DepthConfig
 from sdjax.nn.attention import attend
 from sdjax.nn.bit import Bit
 from sdjax.nn.clip import gelu
-from sdjax.nn.conv import Conv
+from sdjax.nn.conv import POINT, Conv
 from sdjax.nn.norm import LayerNorm
 from sdjax.resize import resize
 from sdjax.typing import Image
 
 PATCH = 16  # pixels of a side that one token stands for
 STEP = 2 * PATCH  # the coarsest map has half as many places as there are tokens along a side
-POINT = ((0, 0), (0, 0))  # padding of 1x1 convolutions
 HEAD_WIDTH = 32
 
 Map = Float[Array, "b h w c"]
@@ -266,3 +265,15 @@ def double(x: Map) -> Map:
     """Returns the map at twice its size, bilinear, its corners in place."""
     _, h, w, _ = x.shape
     return resize(x, (2 * h, 2 * w), method="bilinear", align_corners=True)
+
+
+def network_size(config: DepthConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the (height, width) at which the depth network looks at a picture of that size.
+
+    The side that is nearer to the trained one becomes it, the other keeps the aspect; both are rounded to multiples of
+    32 (T49), and are 32 at least.
+    """
+    scales = [config.image_size / side for side in size]
+    scale = scales[1] if abs(1 - scales[1]) < abs(1 - scales[0]) else scales[0]
+    height, width = (max(round(scale * side / STEP), 1) * STEP for side in size)
+    return height, width

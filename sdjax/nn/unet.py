@@ -4,6 +4,8 @@ Source: ldm/modules/diffusionmodules/openaimodel.py:UNetModel. Names are those o
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +25,21 @@ EPSILON = 1e-5  # of the residual blocks' and the output's GroupNorm; the transf
 PADDING = ((1, 1), (1, 1))  # of the downsampling convolutions (T25)
 
 
+def _is_product(primitive: Any, *args: Any, **params: Any) -> bool:
+    """Says which results are kept: convolutions' and layers', not attention's, which are larger by far."""
+    small = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name == "conv_general_dilated" or small(primitive, *args, **params)
+
+
+# What the backward pass computes again instead of keeping it: nothing; all within a residual block or transformer; what
+# is no product there, such as norms, activations and attention (Chen et al. 2016, arXiv 1604.06174)
+REMATS: dict[str, Callable[[type[nn.Module]], type[nn.Module]]] = {
+    "none": lambda module: module,
+    "blocks": nn.remat,
+    "products": functools.partial(nn.remat, policy=_is_product),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Level:
     """What the blocks of one level are built from."""
@@ -33,14 +50,14 @@ class _Level:
     self_attention: bool
     groups: int
     dtype: Any
-    remat: bool
+    remat: str
 
     def resnet(self, name: str) -> nn.Module:
-        module = nn.remat(Resnet) if self.remat else Resnet
+        module = REMATS[self.remat](Resnet)
         return module(self.channels, self.groups, EPSILON, zero_init=True, dtype=self.dtype, name=name)
 
     def attention(self, name: str) -> nn.Module:
-        module = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+        module = REMATS[self.remat](SpatialTransformer)
         return module(self.heads, self.depth, self.self_attention, self.groups, self.dtype, name=name)
 
 
@@ -104,14 +121,14 @@ class UNet(nn.Module):
     `x` [b, h, w, in_channels]: the noisy latent scaled to unit variance, then what the variant concatenates to it
     (mask and masked latent; depth; low-resolution picture). `t` [b]: timesteps, fractional ones allowed. `context`
     [b, n, context_dim]: the encoded text. `label`: int [b] with `num_classes`, float [b, label_dim] with `label_dim`.
-    `dtype` is what the layers compute in; `remat` recomputes blocks in the backward pass instead of storing them.
+    `dtype` is what the layers compute in; `remat` is of REMATS.
 
     Raises ValueError if a label is missing or not expected, or x has the wrong number of channels.
     """
 
     config: UNetConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     def _level(self, i: int) -> _Level:
         c = self.config

@@ -14,6 +14,7 @@ import numpy as np
 
 from sdjax.config import ModelConfig
 from sdjax.nn import AutoencoderKL, DepthEstimator, VisionEncoder, latent_from_moments
+from sdjax.nn.dpt import network_size
 from sdjax.preprocess import MEAN, STD, ldm_matrix
 from sdjax.resize import resize
 from sdjax.schedule import NoiseSchedule
@@ -70,8 +71,6 @@ def inpainting(
 
 def depth(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
     """Returns the depth that the depth network sees, from -1 to 1 by each picture's own range, [b, h / 8, w / 8, 1]."""
-    from sdjax.depth import network_size
-
     image, factor = batch["image"], config.vae.factor
     h, w = image.shape[1:3]
     seen = resize(image, network_size(config.depth, (h, w)), method="bicubic")
@@ -107,7 +106,7 @@ def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key,
 
 Condition = Callable[[ModelConfig, Params, dict[str, Any], Key, Any, Any], Told]
 
-# By the kind of model (sdjax.run.KINDS); and which parameters each needs besides text encoder and autoencoder
+# By the kind of model (sdjax.kinds.KINDS); and which parameters each needs besides text encoder and autoencoder
 CONDITIONS: dict[str, Condition] = {
     "text": text, "inpainting": inpainting, "depth": depth, "upscaling": upscaling, "unclip": unclip,
 }  # fmt: skip
