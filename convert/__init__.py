@@ -43,6 +43,8 @@ __all__ = [
     "inspect",
     "load",
     "load_depth",
+    "load_discriminator",
+    "load_lpips",
     "load_model",
     "load_prior",
     "load_safety_checker",
@@ -138,6 +140,27 @@ def load_safety_checker(source: Any, dtype: str | None = None) -> tuple[VisionCo
     from .safety import safety_checker
 
     return safety_checker(source, float_type(dtype))
+
+
+def load_lpips(*sources: Any) -> Params:
+    """Returns LPIPS's parameters, float32, from one or two files with VGG16's weights and LPIPS's own.
+
+    They are found by their names: in torchvision's and the lpips package's files, in one of a whole LPIPS, and in an
+    autoencoder's training checkpoint. Raises CheckpointError, naming what is missing, unknown or misshapen in them.
+    """
+    from .perceptual import lpips_params
+
+    return lpips_params(*sources)
+
+
+def load_discriminator(source: Any) -> Params:
+    """Returns a discriminator's parameters, float32, from an autoencoder's training checkpoint or a file of its own.
+
+    Raises CheckpointError as `load`.
+    """
+    from .perceptual import discriminator_params
+
+    return discriminator_params(source)
 
 
 def save(

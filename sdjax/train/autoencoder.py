@@ -6,18 +6,20 @@ models. Both decode a sample of the posterior.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
+from sdjax import convert
 from sdjax.config import VAEConfig
 from sdjax.nn import AutoencoderKL, latent_from_moments
 from sdjax.nn.discriminator import SMALLEST, Discriminator
 from sdjax.nn.lpips import LPIPS
-from sdjax.train.objectives import Loss, Metrics
-from sdjax.typing import Image, Key, Moments, Params, Pixels
+from sdjax.train import draws
+from sdjax.train.objectives import Loss, Metrics, to_float
+from sdjax.typing import Image, Key, Moments, Params
 
 
 def kl_divergence(moments: Moments) -> jax.Array:
@@ -62,44 +64,35 @@ def autoencoder_loss(config: VAEConfig, *, kl_weight: float, edge_weight: float)
     return loss
 
 
-class AutoencoderBatch(NamedTuple):
-    """What the adversarial training is fed: pictures, and the number of the step, from 0, once for every picture.
-
-    So whatever cuts a batch, for devices or to accumulate gradients, cuts both.
-    """
-
-    image: Pixels
-    step: Int[Array, "b"]
-
-
 @dataclasses.dataclass(frozen=True)
 class AutoencoderObjective:
-    """The weights of an autoencoder's adversarial training; the defaults are those of CompVis's kl-f8.
+    """How an autoencoder is trained by `adversarial_loss`; the defaults are those of CompVis's kl-f8.
 
-    Attributes:
-        kl_weight: of a picture's KL divergence, summed over its latent.
-        perceptual_weight: of LPIPS, beside the difference of a pixel's value.
-        pixel_loss: "l1", a value's absolute difference, or "l2", its square (Stability's ft-MSE decoders).
-        edge_weight: of the differences of neighbouring pixels, see `reconstruction_error`.
-        logvar: of a pixel's value. The reference has a parameter for it but gives it to no optimiser, so that it stays
-            what it is at the start.
-        disc_start: the step, counted from 0, from which on the discriminator learns and is heard.
-        disc_weight: of its opinion, in units of the reconstruction's gradient at the decoder's last kernel.
-        disc_factor: of the discriminator's loss, and of its opinion once more; 0 leaves it out altogether.
-        disc_loss: "hinge" or "vanilla", the cross entropy.
+    - `kl_weight`: of a picture's KL divergence, summed over its latent.
+    - `perceptual_weight`: of LPIPS, beside the difference of a pixel's value; `lpips`: the files with its weights, see
+      `convert.load_lpips`, needed unless it is 0.
+    - `pixel_loss`: "l1", a value's absolute difference, or "l2", its square, as Stability's ft-MSE decoders had it;
+      `edge_weight`: of the differences of neighbouring pixels, see `reconstruction_error`.
+    - `logvar`: a pixel's log variance. The reference calls it a parameter, but its optimisers are not given it.
+    - `disc_start`: the step, counted from 0, from which on the discriminator learns and is heard; `disc_weight`: of
+      what it says, in units of the reconstruction's gradient; `disc_factor`: of its loss, and of what it says once
+      more, 0 for none; `disc_loss`: "hinge" or "vanilla", the cross entropy; `discriminator`: a file to take a trained
+      one from, see `convert.load_discriminator`.
 
     Raises ValueError for what is out of range.
     """
 
     kl_weight: float = 1e-6
     perceptual_weight: float = 1.0
-    pixel_loss: str = "l1"
+    lpips: tuple[str, ...] = ()
+    pixel_loss: Literal["l1", "l2"] = "l1"
     edge_weight: float = 0.0
     logvar: float = 0.0
     disc_start: int = 50001
     disc_weight: float = 0.5
     disc_factor: float = 1.0
-    disc_loss: str = "hinge"
+    disc_loss: Literal["hinge", "vanilla"] = "hinge"
+    discriminator: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("pixel_loss", PIXEL_LOSSES), ("disc_loss", DISC_LOSSES)):
@@ -133,78 +126,80 @@ def adaptive_weight(nll_gradient: Array, generator_gradient: Array) -> jax.Array
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
 
 
-def adversarial_params(vae: Params, key: Key) -> dict[str, Any]:
-    """Returns the parameters that `adversarial_loss` trains: an autoencoder's, and a new discriminator's."""
-    image = jnp.zeros((1, SMALLEST, SMALLEST, 3))
-    return {"vae": vae, "discriminator": Discriminator().init(key, image)["params"]}
+def adversarial_params(objective: AutoencoderObjective, vae: Params, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what `adversarial_loss` trains, {"vae", "discriminator"}, and what it needs beside, {"lpips"}.
+
+    A part that the objective gives no weight is not there. Raises CheckpointError as `convert.load_lpips`.
+    """
+    trained, frozen = {"vae": vae}, {}
+    if objective.perceptual_weight:
+        frozen["lpips"] = convert.load_lpips(*objective.lpips)
+    if objective.disc_factor and objective.discriminator:
+        trained["discriminator"] = convert.load_discriminator(objective.discriminator)
+    elif objective.disc_factor:
+        trained["discriminator"] = Discriminator().init(key, jnp.zeros((1, SMALLEST, SMALLEST, 3)))["params"]
+    return trained, frozen
 
 
 def adversarial_loss(
-    config: VAEConfig, objective: AutoencoderObjective, lpips: Params | None = None, *, dtype: Any = jnp.float32
+    config: VAEConfig, objective: AutoencoderObjective, *, dtype: Any = jnp.float32, axis: str | None = None
 ) -> Loss:
-    """Returns the loss of autoencoder and discriminator together, so that one gradient trains each on its own aim.
+    """Returns the loss of autoencoder and discriminator together; its gradient is each one's own.
 
-    A batch is an AutoencoderBatch; parameters are {"vae", "discriminator"}, see `adversarial_params`, the latter not
-    needed with disc_factor 0. `lpips` are LPIPS's (`sdjax.convert.load_lpips`), which stay as they are. The networks
-    run in `dtype`, what is summed and compared in float32.
+    A batch is {"image": uint8 [b, h, w, 3]}; for parameters see `adversarial_params`. The networks run in `dtype`, what
+    is summed and compared in float32.
 
-    The autoencoder's terms, per picture: the negative log likelihood sum(e / exp(logvar) + logvar), e the difference of
-    a pixel's value plus what LPIPS says of the whole picture; the weighted KL divergence; and from disc_start on minus
-    the mean logit of the reconstruction, times disc_weight, disc_factor and the adaptive weight. The discriminator's is
-    its own loss of pictures and reconstructions, which the autoencoder does not see. The reference updates the two
-    alternately: its discriminator sees reconstructions by the autoencoder just updated, from another sample of the
-    posterior; here both see the same one.
+    Of the autoencoder, per picture: sum(e / exp(logvar) + logvar), the negative log likelihood, where e is the
+    difference of a pixel's value plus LPIPS of the whole picture; the weighted KL divergence; and from `disc_start` on
+    minus the mean logit of the reconstruction, times `disc_weight`, `disc_factor` and `adaptive_weight`. Of the
+    discriminator: its loss of pictures and reconstructions, neither of which it changes. The reference updates the two
+    in turn, so that its discriminator sees reconstructions by the autoencoder just updated, of another sample of the
+    posterior; here both learn from the same.
 
-    The batch norms' means and the adaptive weight, a quotient of gradients, are those of the whole batch under `jit`
-    over a mesh; under `pmap` they would be each device's.
-
-    Raises ValueError if LPIPS has a weight and no parameters.
+    Batch norms and adaptive weight are not sums over examples: a batch worked on in parts has those of each part, one
+    spread over devices those of the whole, for which `pmap` and `shard_map` need their `axis`.
 
     Source: CompVis/stable-diffusion, ldm/modules/losses/contperceptual.py (T70).
     """
-    o = objective
-    if o.perceptual_weight and lpips is None:
-        raise ValueError("the perceptual loss needs LPIPS's parameters; give them, or set perceptual_weight to 0")
-    vae, discriminator, perceptual = AutoencoderKL(config, dtype), Discriminator(dtype), LPIPS(dtype)
+    o, compare = objective, DISC_LOSSES[objective.disc_loss]
+    vae, discriminator, perceptual = AutoencoderKL(config, dtype), Discriminator(dtype, axis), LPIPS(dtype)
 
-    def likelihood(image: Image, reconstruction: Image) -> tuple[jax.Array, Metrics]:
-        """Returns the negative log likelihood per picture, and its parts as means over all pixels' values."""
-        difference = PIXEL_LOSSES[o.pixel_loss](image - reconstruction)
-        parts = {"pixels": difference.mean()}
-        error = difference
+    def likelihood(lpips: Params | None, image: Image, reconstruction: Image) -> tuple[jax.Array, Metrics]:
+        """Returns the negative log likelihood of a picture, and its parts, both as means over the batch."""
+        error = PIXEL_LOSSES[o.pixel_loss](image - reconstruction)
+        parts = {"pixels": error.mean()}
         if o.edge_weight:
             _, parts["edges"] = reconstruction_error(image, reconstruction, o.edge_weight)
             error += parts["edges"]
         if o.perceptual_weight:
             distance = perceptual.apply({"params": lpips}, image, reconstruction)
-            error += o.perceptual_weight * distance[:, None, None, None]
             parts["perceptual"] = distance.mean()
+            error += o.perceptual_weight * distance[:, None, None, None]
         return (error / jnp.exp(o.logvar) + o.logvar).sum() / len(image), parts
 
-    def loss(params: Params, batch: AutoencoderBatch, key: Key) -> tuple[jax.Array, Metrics]:
-        image = batch.image.astype(jnp.float32) / 127.5 - 1.0
+    def loss(params: Params, frozen: Params, batch: Any, keys: Key, step: jax.Array) -> tuple[jax.Array, Metrics]:
+        image, lpips = to_float(batch["image"]), frozen.get("lpips")
         moments = vae.apply({"params": params["vae"]}, image, method="encode")
-        noise = jax.random.normal(key, (*moments.shape[:-1], config.latent_channels))
+        noise = draws.normal(keys, draws.POSTERIOR, (*moments.shape[1:-1], config.latent_channels))
         latent = latent_from_moments(moments, noise, config.scale_factor)
 
         def decode(kernel: Array) -> Image:
             return vae.apply({"params": with_last_kernel(params["vae"], kernel)}, latent, method="decode")
 
-        reconstruction, kernel_gradient = jax.vjp(decode, last_kernel(params["vae"]))
-        nll, parts = likelihood(image, reconstruction)
+        reconstruction, at_kernel = jax.vjp(decode, last_kernel(params["vae"]))
+        nll, parts = likelihood(lpips, image, reconstruction)
         kl = kl_divergence(moments).sum() / len(image)
         total, metrics = nll + o.kl_weight * kl, {**parts, "nll": nll, "kl": kl}
         if o.disc_factor:
-            fixed_d, fixed_x = jax.lax.stop_gradient((params["discriminator"], reconstruction))
-
-            def generator(x: Image) -> jax.Array:
-                return -discriminator.apply({"params": fixed_d}, x).mean()
-
-            nll_gradient = jax.grad(lambda x: likelihood(image, x)[0])(fixed_x)
-            weight = adaptive_weight(*kernel_gradient(nll_gradient), *kernel_gradient(jax.grad(generator)(fixed_x)))
-            factor = jnp.where(batch.step.max() >= o.disc_start, o.disc_factor, 0.0)
-            real, fake = (discriminator.apply({"params": params["discriminator"]}, x) for x in (image, fixed_x))
-            g, d = generator(reconstruction), factor * DISC_LOSSES[o.disc_loss](real, fake)
+            judge, picture = jax.lax.stop_gradient((params["discriminator"], reconstruction))
+            generator = lambda x: -discriminator.apply({"params": judge}, x).mean()  # noqa: E731
+            # XLA finds that these two repeat the gradients that are taken anyway
+            pulls = jax.grad(lambda x: likelihood(lpips, image, x)[0])(picture), jax.grad(generator)(picture)
+            pulls = [at_kernel(pull)[0] for pull in pulls]
+            weight = adaptive_weight(*(pulls if axis is None else jax.lax.pmean(pulls, axis)))
+            factor = jnp.where(step >= o.disc_start, o.disc_factor, 0.0)
+            real, fake = (discriminator.apply({"params": params["discriminator"]}, x) for x in (image, picture))
+            g, d = generator(reconstruction), factor * compare(real, fake)
             total += o.disc_weight * weight * factor * g + d
             metrics |= {"generator": g, "adaptive": weight, "discriminator": d}
             metrics |= {"logits_real": real.mean(), "logits_fake": fake.mean()}

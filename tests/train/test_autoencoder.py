@@ -45,7 +45,8 @@ def test_autoencoder_loss_is_the_sum_of_its_parts(monkeypatch):
     monkeypatch.setattr(autoencoder, "AutoencoderKL", Autoencoder)
     loss = autoencoder.autoencoder_loss(MODEL.vae, kl_weight=0.01, edge_weight=0.5)
     images = np.full((200, 16, 16, 3), 255, np.uint8)  # 1, so that moments are N(1, e)
-    total, parts = loss({}, images, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 200)
+    total, parts = loss({"vae": {}}, {}, {"image": images}, keys, 0)
     # decoded from s (1 + e^0.5 noise): |s - 1 + s e^0.5 noise| in the mean, and KL = (1 + e - 1 - 1) / 2
     s = MODEL.vae.scale_factor
     folded = scipy.stats.foldnorm(abs(s - 1) / (s * np.e**0.5), scale=s * np.e**0.5)
