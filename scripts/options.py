@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 
 # The names of sdjax.samplers.SAMPLERS, which cannot be asked here: importing JAX takes a second. A test compares them.
 SAMPLERS = (
@@ -309,6 +310,18 @@ def natural(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"a whole number from 0 up is wanted; got {text}")
     return value
+
+
+def noise_level(most: int) -> Callable[[str], int]:
+    """Returns what reads a noise level from 0 to `most`, for argparse."""
+
+    def noise_level(text: str) -> int:
+        value = int(text)
+        if not 0 <= value <= most:
+            raise argparse.ArgumentTypeError(f"a noise level lies between 0 and {most}; got {text}")
+        return value
+
+    return noise_level
 
 
 def sides(text: str) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--noise_level",
         "--noise-level",
         dest="noise_level",
-        type=noise_level,
+        type=options.noise_level(MAX_NOISE_LEVEL),
         default=20,
         metavar="N",
         help=f"noise added to the picture first, from 0 to {MAX_NOISE_LEVEL}: 20 suits photographs, 50 to 100 what a "
@@ -56,14 +56,6 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_device_flags(parser)
     options.add_output_flags(parser, "outputs/upscale-samples")
     return parser
-
-
-def noise_level(text: str) -> int:
-    """Returns a noise level, for argparse."""
-    value = int(text)
-    if not 0 <= value <= MAX_NOISE_LEVEL:
-        raise argparse.ArgumentTypeError(f"a noise level lies between 0 and {MAX_NOISE_LEVEL}; got {text}")
-    return value
 
 
 def run(args: argparse.Namespace) -> None:

@@ -34,6 +34,8 @@ DIALECTS = ("ldm", "huggingface")
 MAX_NOISE_LEVEL = 999
 PRIOR_STEPS, PRIOR_SCALE = 25, 4.0
 
+noise_level = options.noise_level(MAX_NOISE_LEVEL)
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax variations`."""
@@ -133,14 +135,6 @@ def weights(text: str) -> list[float]:
     if not all(map(math.isfinite, values)) or not sum(values):
         raise argparse.ArgumentTypeError(f"finite numbers whose sum is not 0 are wanted, as 1,0.5; got {text}")
     return values
-
-
-def noise_level(text: str) -> int:
-    """Returns a noise level, for argparse."""
-    value = int(text)
-    if not 0 <= value <= MAX_NOISE_LEVEL:
-        raise argparse.ArgumentTypeError(f"a noise level lies between 0 and {MAX_NOISE_LEVEL}; got {text}")
-    return value
 
 
 def noise_levels(text: str) -> list[int]:
