@@ -139,10 +139,7 @@ def open_maps(depth_map: Any, sizes: Sequence[tuple[int, int]]) -> list[Depth]:
     """
     several = isinstance(depth_map, (list, tuple)) or getattr(depth_map, "ndim", 2) > 2
     opened = [pictures.open_map(one).values for one in (depth_map if several else [depth_map])]
-    if len(opened) == 1:
-        opened *= len(sizes)
-    if len(opened) != len(sizes):
-        raise ValueError(f"one depth map, or one for each of the {len(sizes)} pictures; got {len(opened)}")
+    opened = inputs.one_each("depth map", opened, len(sizes))
     for one, size in zip(opened, sizes):
         check_aspect(one.shape, size)
     return opened

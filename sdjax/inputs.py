@@ -36,10 +36,7 @@ def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
     """
     several = isinstance(mask, (list, tuple)) or (isinstance(mask, np.ndarray) and mask.ndim == 3)
     opened = [pictures.open_mask(one).pixels >= WHITE for one in (mask if several else [mask])]
-    if len(opened) == 1:
-        opened *= len(sizes)
-    if len(opened) != len(sizes):
-        raise ValueError(f"one mask, or one for each of the {len(sizes)} pictures; got {len(opened)}")
+    opened = one_each("mask", opened, len(sizes))
     for one, (height, width) in zip(opened, sizes):
         if one.shape != (height, width):
             raise ValueError(
@@ -47,6 +44,13 @@ def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
                 f"{width} x {height}"
             )
     return opened
+
+
+def one_each(name: str, items: list, count: int) -> list:
+    """Returns one item for each of `count` pictures. Raises ValueError unless there is one for all, or one each."""
+    if len(items) not in (1, count):
+        raise ValueError(f"one {name}, or one for each of the {count} pictures; got {len(items)}")
+    return items if len(items) == count else items * count
 
 
 def pad(pixels: np.ndarray) -> np.ndarray:
