@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.config import VAEConfig
-from sdjax.nn.conv import conv2d
-from sdjax.nn.vae import EPSILON, POINT, MidBlock
+from sdjax.nn.conv import POINT, conv2d
+from sdjax.nn.vae import EPSILON, MidBlock
 from sdjax.typing import Image, Latent, Params
 
 BAND = 2**23  # numbers of a map in one band: 32 MiB in float32, enough to fill a device

@@ -12,11 +12,10 @@ from jaxtyping import Array, Float
 
 from sdjax.config import VisionConfig
 from sdjax.nn.clip import Encoder, Tokens
-from sdjax.nn.conv import Conv
+from sdjax.nn.conv import POINT, Conv
 from sdjax.nn.norm import LayerNorm
 from sdjax.typing import Image
 
-POINT = ((0, 0), (0, 0))  # no padding
 Embedding = Float[Array, "b d"]
 
 

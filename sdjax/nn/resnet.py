@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sdjax.nn.conv import Conv
+from sdjax.nn.conv import POINT, Conv
 from sdjax.nn.norm import GroupNorm
 
 Map = Float[Array, "b h w c"]
@@ -35,7 +35,7 @@ class Resnet(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         y = Conv(self.channels, kernel_init=init, dtype=self.dtype, name="conv2")(y)
         if x.shape[-1] != self.channels:
-            x = Conv(self.channels, (1, 1), padding=((0, 0), (0, 0)), dtype=self.dtype, name="conv_shortcut")(x)
+            x = Conv(self.channels, (1, 1), padding=POINT, dtype=self.dtype, name="conv_shortcut")(x)
         return x + y
 
 

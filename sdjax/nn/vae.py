@@ -13,14 +13,13 @@ from jaxtyping import Array, Float
 
 from sdjax.config import VAEConfig
 from sdjax.nn.attention import attend
-from sdjax.nn.conv import Conv
+from sdjax.nn.conv import POINT, Conv
 from sdjax.nn.norm import GroupNorm
 from sdjax.nn.resnet import Downsample, Resnet, Upsample
 from sdjax.typing import Image, Latent, Moments
 
 EPSILON = 1e-6  # of every GroupNorm (T26)
 PADDING = ((0, 1), (0, 1))  # of the downsampling convolutions: right and bottom only (T24)
-POINT = ((0, 0), (0, 0))  # padding of 1x1 convolutions
 
 Map = Float[Array, "b h w c"]
 
