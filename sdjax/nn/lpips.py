@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sdjax.nn.conv import Conv
+from sdjax.nn.conv import POINT, Conv
 from sdjax.typing import Image
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation for pictures in [-1, 1]
@@ -19,7 +19,6 @@ WIDTHS = (64, 128, 256, 512, 512)
 LAYERS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # the convolutions in torchvision's `features`
 SMALLEST = 16  # pixels of a side, of which four poolings leave one
 EPSILON = 1e-10
-POINT = ((0, 0), (0, 0))
 
 Map = Float[Array, "b h w c"]
 
