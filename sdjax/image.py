@@ -1,6 +1,7 @@
 """Pictures: uint8 pixels and floats in [-1, 1], grids, and PNG files that carry their settings and overwrite nothing.
 
-The only module that imports Pillow.
+Pictures are opened by `sdjax.pictures`, animations written by `sdjax.movie`; besides these three only training's data
+and drawings import Pillow.
 """
 
 import contextlib

@@ -38,7 +38,7 @@ ONLY = {
     "tensorflow": set(),
     "diffusers": set(),
     "transformers": {"sdjax.tokenizer"},
-    "PIL": {"sdjax.image", "sdjax.movie", "sdjax.pictures", "sdjax.train"},  # sdjax.train.emoji draws what is learned
+    "PIL": {"sdjax.image", "sdjax.movie", "sdjax.pictures", "sdjax.train"},  # the last reads and draws training's data
     "ml_collections": {"sdjax.configs", "sdjax.scripts", "sdjax.train"},
     "orbax": {"sdjax.checkpoint", "sdjax.train"},
     "optax": {"sdjax.train"},
