@@ -1,9 +1,11 @@
-"""Small random models for the tests: real code, real vocabulary, narrow networks."""
+"""Small random models for the tests: real code, real vocabulary, narrow networks. Smooth pictures."""
 
 import functools
 
 import jax
+import numpy as np
 
+from sdjax import pictures
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.nn import param_shapes
 from sdjax.pipeline import Pipeline
@@ -53,3 +55,9 @@ def fill_tree(shapes: dict) -> dict:
 def pipeline(config: ModelConfig = TINY, dtype: str = "float32") -> Pipeline:
     """Returns a pipeline around random parameters."""
     return Pipeline(config=config, params=random_params(config), tokenizer=Tokenizer(), dtype=dtype)
+
+
+def picture(height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:
+    """Returns a smooth picture, uint8 [height, width, 3]."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return pictures.resize(small, height, width, "bicubic")

@@ -9,29 +9,9 @@ from sdjax import animation as module
 from sdjax.animation import animate, between, check_keyframes, frame_positions, straight, turn, turn_tokens
 
 import models
+from checks import count_compilations, near
 
 ONE = {"devices": jax.devices()[:1], "num_steps": 3, "batch": 3}  # batches of three everywhere: few compilations
-
-
-def count_compilations(function):
-    """Returns how many programs JAX compiled while `function` ran."""
-    compiled = []
-
-    def listener(event, duration, **_):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
-        function()
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
-    return len(compiled)
-
-
-def near(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether pictures agree to one 8-bit level: the last bits of a convolution depend on the batch."""
-    return np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])

@@ -7,8 +7,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_generate import count_compilations
-from test_image_to_image import picture
 
 import sdjax
 from sdjax import depth, image, pictures
@@ -19,6 +17,8 @@ from sdjax.tokenizer import Tokenizer
 
 import models
 import reference
+from checks import count_compilations, near
+from models import picture
 
 SMALL = DepthConfig(
     image_size=64, stem_width=8, stage_widths=(32, 64, 96), stage_depths=(1, 1, 1), norm_groups=4, width=32, layers=2,
@@ -106,7 +106,7 @@ def test_an_estimated_map_is_the_one_that_is_used(monkeypatch):
     assert not np.array_equal(made, sdjax.depth_to_image(pipe, given, "a cat", **options))
     monkeypatch.setattr(depth, "_estimated", lambda *args: [3 + 2 * seen])  # only what is nearer than what matters
     again = sdjax.depth_to_image(pipe, given, "a cat", **options)
-    assert np.abs(made.astype(int) - again).max() <= 1
+    assert near(made, again)
 
 
 def test_pictures_keep_their_sizes_and_do_not_touch_each_other():
@@ -115,7 +115,7 @@ def test_pictures_keep_their_sizes_and_do_not_touch_each_other():
     made = sdjax.depth_to_image(pipe, given, "a cat", depth_map=maps, seed=7, **FEW)
     assert [m.shape for m in made] == [(100, 120, 3), (65, 40, 3)]
     alone = sdjax.depth_to_image(pipe, given[1], "a cat", depth_map=maps[1], seed=8, **FEW)[0]
-    assert np.abs(made[1].astype(int) - alone).max() <= 1  # sums of another order in a batch
+    assert near(made[1], alone)  # sums of another order in a batch
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_estimated_depth_has_the_pictures_size_and_comes_back_from_a_file(tmp_pa
     np.testing.assert_allclose(back, (estimated - estimated.min()) / np.ptp(estimated), atol=1e-5)
     a = sdjax.depth_to_image(pipe, given, "a cat", depth_map=tmp_path / "depth.png", **FEW)
     b = sdjax.depth_to_image(pipe, given, "a cat", depth_map=[estimated], **FEW)
-    assert np.abs(a.astype(int) - b).max() <= 1  # 16 bits
+    assert near(a, b)  # 16 bits
 
 
 def test_a_map_may_have_another_size_of_the_same_aspect():

@@ -16,6 +16,7 @@ from sdjax.run import Run, make_run
 from sdjax.samplers import SAMPLERS
 
 import models
+from checks import count_compilations
 
 FEW = {"num_steps": 4, "devices": jax.devices()[:1]}
 NINE = dataclasses.replace(models.TINY, name="nine", unet=dataclasses.replace(models.TINY.unet, in_channels=9))
@@ -152,8 +153,6 @@ def test_no_strength_gives_the_round_trip(config):
 
 
 def test_settings_that_change_compile_nothing():
-    from test_generate import count_compilations
-
     for config in BOTH:
         pipe, base = models.pipeline(config), {"strength": 0.7, "seed": 1, "guidance_scale": 5.0, **FEW}
         sdjax.inpaint(pipe, picture(), spot(), "a cat", **base)

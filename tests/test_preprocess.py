@@ -9,12 +9,7 @@ import pytest
 from sdjax import preprocess
 
 import reference
-
-
-def relative_error(got, want):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
+from checks import relative_error
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from sdjax.schedule import alphas_cumprod
 from sdjax.tokenizer import Tokenizer
 
 import reference
+from checks import relative_error
 
 D = 16
 SMALL = PriorConfig(width=64, heads=2, layers=2, embedding=D, text=TextConfig(width=D, layers=1, heads=1))
@@ -32,12 +33,6 @@ SCHEDULER = {"_class_name": "UnCLIPScheduler", "clip_sample": True, "clip_sample
 TEXT_FILE = {"hidden_size": D, "intermediate_size": 4 * D, "num_hidden_layers": 1, "num_attention_heads": 1,
              "hidden_act": "quick_gelu", "projection_dim": D, "model_type": "clip_text_model",
              "architectures": ["CLIPTextModelWithProjection"], "eos_token_id": 49407}  # fmt: skip
-
-
-def relative_error(got, want):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from sdjax.config import ConfigError, UNetConfig, VAEConfig
 from sdjax.upscaling import upscale
 
 import models
+from checks import near
 
 # The released upscaler's build, narrow: no attention at level 0, cross-attention only but in the last level, labels
 TINY = dataclasses.replace(
@@ -39,10 +40,6 @@ def picture(seed: int = 0, height: int = 64, width: int = 64) -> np.ndarray:
 
 def pipeline():
     return models.pipeline(TINY)
-
-
-def near(a: np.ndarray, b: np.ndarray) -> bool:
-    return np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
 
 def test_pictures_of_any_size_come_back_four_times_as_large(small):

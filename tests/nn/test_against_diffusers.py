@@ -7,6 +7,8 @@ import pytest
 from sdjax.config import UNetConfig, VAEConfig
 from sdjax.nn import AutoencoderKL, UNet
 
+from checks import relative_error
+
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # the peers' own deprecation warnings
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -38,10 +40,6 @@ def randomise(module):
     for parameter in module.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-
-
-def relative_error(got, want):
-    return np.linalg.norm(np.asarray(got, np.float64) - want) / np.linalg.norm(want)
 
 
 @pytest.mark.parametrize("linear", [False, True])

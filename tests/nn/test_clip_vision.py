@@ -19,14 +19,9 @@ from sdjax.convert.vision_config import transformers_file
 from sdjax.nn import VisionEncoder, param_counts
 
 import reference
+from checks import relative_error
 
 SMALL = VisionConfig(image_size=42, patch_size=7, width=48, layers=2, heads=3, projection=32, activation="quick_gelu")
-
-
-def relative_error(got, want):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
 def golden_case(name):

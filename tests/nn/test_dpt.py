@@ -20,6 +20,7 @@ from sdjax.nn import DepthEstimator
 from sdjax.nn.bit import same_padding
 
 import reference
+from checks import relative_error
 
 SMALL = DepthConfig(
     image_size=64, stem_width=8, stage_widths=(32, 64, 96), stage_depths=(2, 1, 1), norm_groups=4, width=32, layers=3,
@@ -73,12 +74,6 @@ def small_folder(folder):
 
 def small_image(height=64, width=64):
     return np.random.default_rng(0).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
-
-
-def relative_error(got, want):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
 def estimate(config, params, image, dtype=jnp.float32):

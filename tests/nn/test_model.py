@@ -12,18 +12,13 @@ from sdjax.config import UNetConfig
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet, param_counts
 
 import reference
+from checks import relative_error
 
 FAMILIES = ("v1", "v2_base", "v2_v", "v2_inpaint", "v2_depth", "v2_unclip", "x4_upscaler")
 
 # Small networks with every option on: widths that differ, two transformers deep, an odd number of levels
 SMALL = UNetConfig(channels=(32, 64), heads=(2, 4), mid_heads=4, transformer_depth=(1, 2), self_attention=(True, False),
                    context_dim=16, num_res_blocks=1)  # fmt: skip
-
-
-def relative_error(got, want):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
 
 
 @functools.cache
