@@ -220,7 +220,7 @@ class Checkpoints:
         if number == errno.ENOSPC:
             why = "the disk is full; free some space"
         elif isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in str(error):
-            why = f"not every process was done with it after {self.timeout} seconds"
+            why = f"another process died, or was not done with it after {self.timeout} seconds"
         else:
             why = str(error)
         before = "" if written else f" (the newest there is {max(self.steps(), default='none')})"

@@ -8,7 +8,10 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import time
 
 import flax.struct
 import jax
@@ -380,3 +383,129 @@ def test_a_full_disk_keeps_the_step_before(tmp_path):
         assert checkpoints.steps() == [1, 2]
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+KILLED = """
+import sys
+import jax, jax.numpy as jnp
+from sdjax.train.checkpoint import Checkpoints
+from train.test_checkpoint import large_at
+
+with Checkpoints(sys.argv[1], say=lambda line: None) as checkpoints:
+    state = checkpoints.restore(large_at(0))
+    step = 0 if state is None else int(state.step)
+    while True:
+        step += 1
+        checkpoints.save(large_at(step))
+        if checkpoints.steps():
+            print(checkpoints.steps()[-1], flush=True)
+"""
+
+
+def large_at(step):
+    """Returns a state of 12 MB in 12 arrays that differs in every step."""
+    params = {f"w{n}": jnp.arange(250_000) * step + n for n in range(12)}
+    return State(jnp.int32(step), params, {}, (), jax.random.key(step))
+
+
+def start(script, *args, **environment):
+    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {**os.environ, "PYTHONPATH": tests, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **environment}
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_loses_no_finished_step(tmp_path):
+    rng, unfinished = random.Random(0), 0
+    for _ in range(8):
+        with start(KILLED, tmp_path) as process:
+            said = [process.stdout.readline()]
+            time.sleep(rng.uniform(0, 1.5))
+            process.kill()
+            said += process.stdout.readlines()
+        acknowledged = int(said[-1])
+        lines = []
+        restored = Checkpoints(tmp_path, say=lines.append).restore(large_at(0))
+        assert int(restored.step) >= acknowledged
+        assert_same(restored, large_at(int(restored.step)))
+        unfinished += len(lines)
+    assert unfinished >= 3  # or it was never killed while writing
+    assert len(list(tmp_path.iterdir())) <= 8  # of steps cut short nothing piles up
+
+
+TWO = """
+import os, signal, sys
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+(rank, victim), (folder, port) = map(int, sys.argv[1:3]), sys.argv[3:]
+jax.distributed.initialize(f"localhost:{port}", 2, rank, heartbeat_timeout_seconds=10)
+from train.test_checkpoint import Checkpoints, assert_same, sharded
+
+assert jax.device_count() == 4
+lines = []
+checkpoints = Checkpoints(folder, keep=2, say=lines.append, timeout=20)
+assert checkpoints.restore(sharded(0)) is None
+for step in (1, 2, 3):
+    checkpoints.save(sharded(step), metric=1 / step)
+restored = checkpoints.restore(sharded(0))
+assert_same(jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, (restored.params, restored.step)),
+            jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, (sharded(3).params, sharded(3).step)))
+assert restored.params["rows"].sharding == sharded(0).params["rows"].sharding
+assert checkpoints.steps() == [2, 3] and checkpoints.best() == (3, 1 / 3)
+if rank == 0:
+    with open(f"{folder}/3.json") as file:
+        whole = file.read()
+    with open(f"{folder}/3.json", "w") as file:
+        file.write("{")
+assert int(checkpoints.restore(sharded(0)).step) == 2
+assert len(lines) == (1 if rank == 0 else 0), lines
+if rank == 0:
+    with open(f"{folder}/3.json", "w") as file:
+        file.write(whole)
+assert int(checkpoints.restore(sharded(0)).step) == 3
+print("ready", flush=True)
+checkpoints.save(sharded(4))
+if rank == victim:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    checkpoints.wait()
+except OSError as error:
+    print("told:", error, flush=True)
+os._exit(3)
+"""
+
+
+def wide_at(step):
+    """Returns a state of 48 MB."""
+    params = {"rows": jnp.arange(12_000_000).reshape(4, -1) * step, "all": jnp.arange(9.0) + step}
+    return State(jnp.int32(step), params, {}, (), jax.random.key(step))
+
+
+def sharded(step):
+    """Returns that state spread over all devices of all processes."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    specs = jax.tree.map(lambda leaf: PartitionSpec(), jax.eval_shape(lambda: wide_at(0)))
+    specs.params["rows"] = PartitionSpec("data")
+    return jax.jit(lambda: wide_at(step), out_shardings=jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_two_processes_save_and_one_restores_when_one_of_them_was_killed(tmp_path, victim):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    flags = "--xla_force_host_platform_device_count=2"
+    processes = [start(TWO, rank, victim, tmp_path, port, XLA_FLAGS=flags) for rank in range(2)]
+    try:
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all("ready" in output for output in outputs), outputs
+    assert processes[victim].returncode == -signal.SIGKILL
+    assert processes[1 - victim].returncode != 0
+    lines = []
+    assert_same(Checkpoints(tmp_path, say=lines.append).restore(wide_at(0)), wide_at(3))
+    assert victim or "checkpoint 4 in" in lines[0]  # the first process cannot tidy up any more
