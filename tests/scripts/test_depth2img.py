@@ -1,11 +1,11 @@
 """`sdjax depth2img`: what the flags mean, maps given and estimated, what is written and refused."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_checks import read, write
 from PIL import Image
 
 import sdjax
@@ -16,15 +16,7 @@ from sdjax.scripts.main import main
 OUT = Path("outputs/depth2img-samples")
 
 
-def write(path, height=128, width=128, seed=0):
-    """Writes a picture and returns its pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return pixels
-
-
-def write_map(path, height=128, width=128):
+def write_map(path, height=64, width=64):
     """Writes a ramp as grey of 16 bits and returns it."""
     ramp = np.linspace(0, 65535, height * width).astype(np.uint16).reshape(height, width)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -61,18 +53,16 @@ def test_the_defaults_are_those_of_stabilitys_demo(depth_model, capsys):
     assert (call["sampler"].eta, len(call["prompts"]), call["mask"]) == (0.0, 1, None)
     names = [OUT / "samples/00000.png", OUT / "grid-0000.png"]
     assert capsys.readouterr().out.split() == [str(name) for name in names]
-    with Image.open(names[0]) as png:
-        settings = json.loads(png.text["sdjax"])
+    _, settings = read(names[0])
     assert (settings["task"], settings["depth"], settings["strength"]) == ("depth2img", None, 0.9)
 
 
 def test_a_given_map_is_used_and_recorded(depth_model):
     write("a.png")
-    ramp = write_map("d.png", 64, 64)
+    ramp = write_map("d.png", 32, 32)
     assert depth2img("--depth", "d.png", "--n_samples", "2") == 0
     np.testing.assert_allclose(depth_model.made[0]["mask"][1], ramp / 65535, atol=1e-6)
-    with Image.open(OUT / "samples/00001.png") as png:
-        assert json.loads(png.text["sdjax"])["depth"]["name"] == "d.png"
+    assert read(OUT / "samples/00001.png")[1]["depth"]["name"] == "d.png"
 
 
 def test_a_folder_of_maps_goes_with_a_folder_of_pictures(depth_model):

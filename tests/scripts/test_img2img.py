@@ -1,12 +1,12 @@
 """`sdjax img2img` and the second pass of txt2img: what the flags mean, folders, what is written and refused."""
 
-import argparse
 import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_checks import check_bad_usage, check_no_flag_is_ignored, read, write
 from PIL import Image
 
 import sdjax
@@ -26,22 +26,8 @@ COMPVIS = (
 )
 
 
-def write(path: str, height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:
-    """Writes a picture and returns its pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return pixels
-
-
 def img2img(*flags: str, given: str = "a.png") -> int:
     return main(["img2img", "--ckpt", "model.ckpt", "--init-img", given, *flags])
-
-
-def read(path: Path) -> tuple[np.ndarray, dict]:
-    with Image.open(path) as png:
-        png.load()
-        return np.asarray(png), json.loads(png.text["sdjax"])
 
 
 def test_every_flag_of_the_references_is_there_with_compvis_defaults(fake, capsys) -> None:
@@ -156,10 +142,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(fake, capsys, flags: str
                                    "--background 1,2", "--background 1,2,256", "--compat diffusers"])  # fmt: skip
 def test_values_out_of_range_are_bad_usage(fake, capsys, flags: str) -> None:
     write("a.png")
-    with pytest.raises(SystemExit) as end:
-        img2img(*flags.split())
-    assert end.value.code == 2
-    assert f"argument {flags.split()[0]}" in capsys.readouterr().err
+    check_bad_usage(img2img, flags, capsys)
 
 
 def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(monkeypatch, capsys, tmp_path) -> None:
@@ -179,28 +162,11 @@ def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(monkeypa
         assert "takes 9 channels: it is one for inpainting" in capsys.readouterr().err
 
 
-class Reads(argparse.Namespace):
-    """Arguments that remember which of them were looked at."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.__dict__.update(vars(args), seen=set())
-
-    def __getattribute__(self, name: str) -> object:
-        if not name.startswith("_") and name != "seen":
-            self.seen.add(name)
-        return super().__getattribute__(name)
-
-
 def test_no_flag_is_ignored(fake) -> None:
     write("a.png")
     Path("prompts.txt").write_text("a\n")
-    seen = {"debug"}  # main's
-    for flags in [], ["--from-file", "prompts.txt"]:
-        parsed = command.make_parser().parse_args(["--ckpt", "model.ckpt", "--init-img", "a.png", *flags])
-        args = Reads(parsed)
-        command.run(args)
-        seen |= args.seen
-    assert seen == set(vars(parsed))
+    flags = ["--init-img", "a.png"]
+    check_no_flag_is_ignored(command, flags, [*flags, "--from-file", "prompts.txt"])
 
 
 def test_txt2img_makes_two_passes(fake) -> None:

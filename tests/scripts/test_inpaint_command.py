@@ -1,13 +1,12 @@
 """`sdjax inpaint`: masks, folders, flags, what is written and refused."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_checks import check_bad_usage, check_no_flag_is_ignored, read, write
 from PIL import Image
-from test_img2img import Reads, write
 
 from sdjax import convert, generate
 from sdjax.scripts import inpaint as command
@@ -31,8 +30,7 @@ def inpaint(*flags: str, given: str = "a.png") -> int:
 
 
 def settings(name: str) -> dict:
-    with Image.open(OUT / name) as png:
-        return json.loads(png.text["sdjax"])
+    return read(OUT / name)[1]
 
 
 def test_a_picture_and_its_mask_are_handed_on(fake, capsys) -> None:
@@ -136,10 +134,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(fake, capsys, flags: str
     "flags", ["--strength 2", "--expand 1,2,3", "--expand=-1,0,0,1", "--feather -1", "--method odd", "--padding x"]
 )
 def test_values_out_of_range_are_bad_usage(fake, capsys, flags: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        inpaint(*flags.split())
-    assert end.value.code == 2
-    assert f"argument {flags.replace('=', ' ').split()[0]}" in capsys.readouterr().err
+    check_bad_usage(inpaint, flags, capsys)
 
 
 @pytest.mark.parametrize(("channels", "method"), [(4, "concat"), (9, "blend"), (5, "concat"), (5, "blend")])
@@ -156,13 +151,8 @@ def test_no_flag_is_ignored(fake) -> None:
     write("a.png")
     write_mask("a_mask.png")
     Path("prompts.txt").write_text("a\n")
-    seen = {"debug"}  # main's
-    for flags in [], ["--from-file", "prompts.txt", "--expand", "1,0,0,0"]:
-        parsed = command.make_parser().parse_args(["--ckpt", "model.ckpt", "--init-img", "a.png", *flags])
-        args = Reads(parsed)
-        command.run(args)
-        seen |= args.seen
-    assert seen == set(vars(parsed))
+    flags = ["--init-img", "a.png"]
+    check_no_flag_is_ignored(command, flags, [*flags, "--from-file", "prompts.txt", "--expand", "1,0,0,0"])
 
 
 def test_the_whole_way_from_files_to_files(monkeypatch, tmp_path, capsys) -> None:
@@ -172,7 +162,6 @@ def test_the_whole_way_from_files_to_files(monkeypatch, tmp_path, capsys) -> Non
     convert.save(pipe.config, pipe.params, "model", to="native")
     flags = ["--ckpt", "model", "--init-img", "a.png", "--steps", "4", "--device", "cpu:0", "--skip_grid"]
     assert main(["inpaint", *flags]) == 0
-    with Image.open(OUT / "samples/00000.png") as png:
-        made = np.asarray(png)
+    made, _ = read(OUT / "samples/00000.png")
     np.testing.assert_array_equal(made[mask == 0], pixels[mask == 0])
     assert (made[mask > 0] != pixels[mask > 0]).mean() > 0.9

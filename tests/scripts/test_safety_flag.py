@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import parity_towers
 import pytest
-from PIL import Image
+from command_checks import read
 from safetensors.numpy import save_file
 
 import sdjax
@@ -44,11 +44,6 @@ def made(seed: int) -> np.ndarray:
 
 def txt2img(*flags: str, ckpt: str = "model.ckpt") -> int:
     return main(["txt2img", "--ckpt", ckpt, "--n_iter", "1", "--n_samples", "4", "--prompt", "a", *flags])
-
-
-def read(path: Path) -> tuple[np.ndarray, dict]:
-    with Image.open(path) as png:
-        return np.asarray(png), json.loads(png.text["sdjax"])
 
 
 def test_flagged_pictures_alone_become_notices(fake, capsys, tmp_path) -> None:

@@ -1,6 +1,5 @@
 """`sdjax txt2img`: what its flags mean, what it writes, what it refuses."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -9,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_checks import check_bad_usage, check_no_flag_is_ignored
 from PIL import Image
 
 import sdjax
@@ -229,32 +229,13 @@ def test_bad_input_is_refused_before_anything_is_loaded(fake, capsys, flags: str
      "--precision half", "--dtype int8", "--parallel vmap", "--ema maybe"],
 )  # fmt: skip
 def test_values_out_of_range_are_bad_usage(fake, capsys, flags: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        txt2img(*flags.split())
-    assert end.value.code == 2
-    assert f"argument {flags.split()[0]}" in capsys.readouterr().err
-
-
-class Reads(argparse.Namespace):
-    """Arguments that remember which of them were looked at."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.__dict__.update(vars(args), seen=set())
-
-    def __getattribute__(self, name: str) -> object:
-        if not name.startswith("_") and name != "seen":
-            self.seen.add(name)
-        return super().__getattribute__(name)
+    check_bad_usage(txt2img, flags, capsys)
 
 
 def test_no_flag_is_ignored(fake) -> None:
     Path("prompts.txt").write_text("a\n")
-    seen = {"debug"}  # main's
-    for flags in [], ["--from-file", "prompts.txt"]:
-        args = Reads(command.make_parser().parse_args(["--ckpt", "model.ckpt", "--n_iter", "1", *flags]))
-        command.run(args)
-        seen |= args.seen
-    assert seen == set(vars(command.make_parser().parse_args([])))
+    flags = ["--n_iter", "1"]
+    check_no_flag_is_ignored(command, flags, [*flags, "--from-file", "prompts.txt"])
 
 
 def test_hub_repository_is_fetched_first_and_named_by_its_commit(fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,11 @@
 """`sdjax upscale`: what its flags mean, what it writes, what it refuses before weights are read."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from command_checks import check_bad_usage, read, write
 
 import sdjax
 from sdjax import configs, upscaling
@@ -14,13 +13,6 @@ from sdjax.scripts import upscale as command
 from sdjax.scripts.main import main
 
 OUT = Path("outputs/upscale-samples")
-
-
-def write(path: str, height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return pixels
 
 
 @pytest.fixture
@@ -41,7 +33,7 @@ def upscale(*flags: str, given: str = "a.png") -> int:
 
 
 def test_defaults_are_stabilitys(upscaler, capsys) -> None:
-    pixels = write("a.png")
+    pixels = write("a.png", 40, 60)
     assert upscale() == 0
     (call,) = upscaler.made
     np.testing.assert_array_equal(call["images"], [pixels])
@@ -49,9 +41,8 @@ def test_defaults_are_stabilitys(upscaler, capsys) -> None:
     assert (call["num_steps"], call["guidance_scale"]) == (50, None)
     assert upscaler.config.guidance_scale == 9  # the model's own, as in scripts/streamlit/superresolution.py
     assert capsys.readouterr().out.split() == [str(OUT / "samples/00000.png"), str(OUT / "grid-0000.png")]
-    with Image.open(OUT / "samples/00000.png") as png:
-        assert png.size == (240, 160)
-        found = json.loads(png.text["sdjax"])
+    made, found = read(OUT / "samples/00000.png")
+    assert made.shape == (160, 240, 3)
     assert (found["task"], found["noise_level"], found["init_img"]["width"]) == ("upscale", 20, 60)
     assert (found["width"], found["height"]) == (240, 160)
 
@@ -72,10 +63,7 @@ def test_limits_are_the_librarys() -> None:
 @pytest.mark.parametrize("level", ["351", "-1", "20.5", "many"])
 def test_a_noise_level_out_of_range_is_refused(upscaler, capsys, level) -> None:
     write("a.png")
-    with pytest.raises(SystemExit) as stopped:
-        upscale("--noise_level", level)
-    assert stopped.value.code == 2
-    assert "--noise_level" in capsys.readouterr().err
+    check_bad_usage(upscale, f"--noise_level={level}", capsys)
     assert not upscaler.loaded
 
 

@@ -1,12 +1,11 @@
 """`sdjax variations`: what the flags mean, mixing, priors, what is written, what is refused before weights are read."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from command_checks import read, write
 
 import sdjax
 from sdjax import configs, preprocess, prior, unclip
@@ -19,16 +18,8 @@ import models
 OUT = Path("outputs/variations-samples")
 
 
-def write(path: str, height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return pixels
-
-
 def settings(number: int = 0) -> dict:
-    with Image.open(OUT / f"samples/{number:05}.png") as png:
-        return json.loads(png.text["sdjax"])
+    return read(OUT / f"samples/{number:05}.png")[1]
 
 
 @pytest.fixture
@@ -177,5 +168,4 @@ def test_a_small_model_goes_the_whole_way(monkeypatch, tmp_path) -> None:
     assert variations(*flags, "--steps", "2", "--n_iter", "1", "--n_samples", "1", "--scale", "1", "--skip_grid") == 0
     shared = {"num_steps": 2, "guidance_scale": 1, "seed": 42}
     want = sdjax.image_variations(pipe, both, command.PROMPT, weights=[1, 3], noise_level=[0, 50], **shared)
-    with Image.open(OUT / "samples/00000.png") as png:
-        np.testing.assert_array_equal(np.asarray(png), want[0])
+    np.testing.assert_array_equal(read(OUT / "samples/00000.png")[0], want[0])
