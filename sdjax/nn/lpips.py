@@ -52,8 +52,8 @@ class LPIPS(nn.Module):
     """Returns the distance [b], float32, of two images in [-1, 1] of equal sides; 0 for equal ones.
 
     It is the mean over positions of weighted squared differences of features of unit length, summed over five depths.
-    Where all features of a position are 0 its gradient is 0; the reference's is no number there. There is no dropout:
-    the reference's training, which does not mean it, drops half of the differences (T70), the lpips package none.
+    There is no dropout: in CompVis's training, which did not mean it, half of the differences are dropped at random
+    (T70), in the lpips package none.
 
     Raises ValueError for sides under 16 pixels.
     """
@@ -74,8 +74,8 @@ class LPIPS(nn.Module):
 
 
 def unit(x: Map) -> Map:
-    """Returns every position's vector divided by its length plus 1e-10, float32."""
+    """Returns every position's vector divided by its length plus 1e-10, float32; zeros stay, without gradient."""
     x = x.astype(jnp.float32)
     square = jnp.square(x).sum(-1, keepdims=True)
-    empty = square == 0
-    return x / (jnp.where(empty, 0.0, jnp.sqrt(jnp.where(empty, 1.0, square))) + EPSILON)
+    length = jnp.sqrt(jnp.where(square > 0, square, 1.0))  # the root's slope at 0 is no number
+    return x * jnp.where(square > 0, 1.0 / (length + EPSILON), 0.0)
