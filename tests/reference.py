@@ -45,6 +45,16 @@ def fill_all(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.
     return {name: fill(name, tuple(shape), seed) for name, shape in shapes.items()}
 
 
+def fill_spec(spec: dict) -> dict[str, np.ndarray]:
+    """Returns `fill` of a kit specification's shapes, by its seed, with what it scales scaled and kept from 0."""
+    tensors = fill_all(spec["shapes"], spec["seed"])
+    for name, scale in spec.get("scale", {}).items():
+        tensors[name] = tensors[name] * np.float32(scale)
+    for name, floor in spec.get("floor", {}).items():
+        tensors[name] = np.float32(floor) + np.abs(tensors[name])
+    return tensors
+
+
 def golden(name: str) -> dict[str, np.ndarray]:
     """Returns the arrays of tests/golden/NAME.npz."""
     with np.load(GOLDEN / f"{name}.npz") as file:

@@ -3,45 +3,23 @@
 golden/safety.npz holds a small checker's scores by diffusers' StableDiffusionSafetyChecker.
 """
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import parity_towers
 import pytest
+import small_safety
 from safetensors.numpy import save_file
 
 from sdjax import convert, pictures, safety
 from sdjax.config import VisionConfig
-from sdjax.convert import CheckpointError, vision_config
+from sdjax.convert import CheckpointError
 from sdjax.nn.safety import adjusted
-
-import reference
-
-ARRAYS = ("concept_embeds", "special_care_embeds", "concept_embeds_weights", "special_care_embeds_weights")
 
 
 @pytest.fixture(scope="module")
 def case():
     """Returns (specification, tensors, arrays)."""
-    arrays = reference.golden("safety")
-    spec = json.loads(str(arrays["spec"]))
-    tensors = {
-        name: reference.fill(name, tuple(shape), spec["seed"]) * np.float32(spec["scale"].get(name, 1))
-        for name, shape in spec["shapes"].items()
-    }
-    return spec, {**tensors, **{name: arrays[f"tensor/{name}"] for name in ARRAYS}}, arrays
-
-
-def folder_of(path, case):
-    """Writes the checker as a diffusers folder's."""
-    spec, tensors, _ = case
-    vision = vision_config.transformers_file(parity_towers.vision_config(spec))
-    projection = vision.pop("projection_dim")
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({"vision_config": vision, "projection_dim": projection}))
-    save_file(tensors, path / "model.safetensors")
-    return path
+    return small_safety.checker()
 
 
 def test_flags_and_scores_equal_diffusers(case):
@@ -66,7 +44,7 @@ def test_special_care_raises_what_follows_and_all_concepts():
 def test_every_place_of_a_checker_is_read(case, tmp_path):
     spec, tensors, _ = case
     config = parity_towers.vision_config(spec)
-    folder = folder_of(tmp_path / "pipe/safety_checker", case)
+    folder = small_safety.write(tmp_path / "pipe/safety_checker", *case[:2])
     for place in (folder, tmp_path / "pipe"):
         got, params = convert.load_safety_checker(place)
         assert got == config
@@ -91,7 +69,7 @@ def test_what_is_no_checker_is_refused_by_name(case, tmp_path):
 
 
 def test_flagged_pictures_are_replaced_and_none_is_dropped(case, tmp_path):
-    checker = safety.SafetyChecker.load(folder_of(tmp_path / "safety_checker", case))
+    checker = safety.SafetyChecker.load(small_safety.write(tmp_path / "safety_checker", *case[:2]))
     rng = np.random.default_rng(0)
     given = [rng.integers(0, 256, size, np.uint8) for size in ((64, 96, 3), (80, 64, 3), (56, 56, 3))]
     verdict = checker.check(given)
@@ -131,7 +109,7 @@ def test_a_folder_gives_diffusers_verdict(tmp_path):
                               image_size=28, patch_size=14, projection_dim=16)  # fmt: skip
     torch.manual_seed(0)
     peer = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision.to_dict(), projection_dim=16))
-    for name in ARRAYS:
+    for name in "concept_embeds", "special_care_embeds", "concept_embeds_weights", "special_care_embeds_weights":
         getattr(peer, name).data.normal_(std=0.1)
     peer.save_pretrained(tmp_path / "safety_checker")
     checker = safety.SafetyChecker.load(tmp_path / "safety_checker")

@@ -28,8 +28,7 @@ def golden_case(name):
     """Returns (specification, tensors, pixels, embedding) of a case."""
     arrays = reference.golden("image_towers")
     spec = json.loads(str(arrays["spec"]))[name]
-    tensors = {key: reference.fill(key, tuple(shape), spec["seed"]) for key, shape in spec["shapes"].items()}
-    return spec, tensors, arrays[f"{name}/pixels"], arrays[f"{name}/embedding"]
+    return spec, reference.fill_spec(spec), arrays[f"{name}/pixels"], arrays[f"{name}/embedding"]
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,16 @@
 """--safety-checker: when one is used, what takes a flagged picture's place, what is said and written."""
 
-import json
 from pathlib import Path
 
 import numpy as np
-import parity_towers
 import pytest
+import small_safety
 from command_checks import read
 from safetensors.numpy import save_file
 
 import sdjax
 from sdjax import image, pictures
-from sdjax.convert import vision_config
 from sdjax.scripts.main import main
-
-import reference
 
 OUT = Path("outputs/txt2img-samples")
 SEEDS = range(42, 46)
@@ -22,19 +18,10 @@ SEEDS = range(42, 46)
 
 def checker(folder: Path, threshold: float) -> None:
     """Writes the small checker of golden/safety.npz with all concepts' thresholds moved."""
-    arrays = reference.golden("safety")
-    spec = json.loads(str(arrays["spec"]))
-    tensors = {
-        name: reference.fill(name, tuple(shape), spec["seed"]) * np.float32(spec["scale"].get(name, 1))
-        for name, shape in spec["shapes"].items()
-    } | {name.removeprefix("tensor/"): array for name, array in arrays.items() if name.startswith("tensor/")}
+    spec, tensors, _ = small_safety.checker()
     tensors["concept_embeds_weights"] = tensors["concept_embeds_weights"] + np.float32(threshold)
     tensors["special_care_embeds_weights"] = tensors["special_care_embeds_weights"] + np.float32(9)
-    vision = vision_config.transformers_file(parity_towers.vision_config(spec))
-    projection = vision.pop("projection_dim")
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"vision_config": vision, "projection_dim": projection}))
-    save_file(tensors, folder / "model.safetensors")
+    small_safety.write(folder, spec, tensors)
 
 
 def made(seed: int) -> np.ndarray:
