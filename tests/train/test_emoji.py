@@ -10,21 +10,6 @@ from sdjax.train import emoji, subjects
 NAMES, COLOURS = subjects.names(), list(subjects.COLOURS)
 
 
-def font_is_there():
-    try:
-        return bool(emoji.find_font())
-    except FileNotFoundError:
-        return False
-
-
-needs_font = pytest.mark.skipif(not font_is_there(), reason="needs the font (apt install fonts-noto-color-emoji)")
-
-
-@pytest.fixture(scope="module")
-def sprites():
-    return emoji.Sprites.render(64)
-
-
 @pytest.fixture(scope="module")
 def scenes():
     return emoji.scenes(3, 5, 4000)
@@ -138,7 +123,6 @@ def test_what_is_missing_is_said():
         emoji.Sprites.render(100)
 
 
-@needs_font
 def test_sprites_fill_their_boxes_and_differ(sprites):
     stack = sprites.pixels[emoji.SIZES.index(40)].astype(float)
     opacity = 255 - stack[..., 3]
@@ -152,7 +136,6 @@ def test_sprites_fill_their_boxes_and_differ(sprites):
     assert rms > 12  # of 255, a difference that one sees: no two subjects share a picture
 
 
-@needs_font
 def test_a_picture_shows_its_background_and_its_subject(sprites):
     for scene in emoji.scenes(0, 0, 50):
         picture = sprites.draw(scene)

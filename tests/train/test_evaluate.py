@@ -19,14 +19,6 @@ import models
 COLOURS = list(subjects.COLOURS.values())
 
 
-@pytest.fixture(scope="module")
-def sprites():
-    try:
-        return emoji.Sprites.render(64)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-
-
 class Painter:
     """Stands in for a model: draws what a prompt says, where its seed says; `turn` shifts the background's colour."""
 

@@ -10,14 +10,6 @@ NAMES = subjects.names()
 
 
 @pytest.fixture(scope="module")
-def sprites():
-    try:
-        return emoji.Sprites.render(64)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
 def reader(sprites):
     return Reader(sprites)
 
