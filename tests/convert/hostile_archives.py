@@ -8,9 +8,10 @@ import zlib
 
 import checkpoint_writer as writer
 import numpy as np
+import pickle_writer as pickles
 
 NUMBERS = np.arange(100, dtype=np.float32)
-VALUE = {"state_dict": writer.tensors({"a": NUMBERS, "b": NUMBERS.astype(np.float16)})}
+VALUE = {"state_dict": pickles.tensors({"a": NUMBERS, "b": NUMBERS.astype(np.float16)})}
 MEMBERS = writer.torch_members(VALUE, root="x")
 ZIP = writer.zip_archive(MEMBERS)
 PKL, FIRST = "x/data.pkl", "x/data/0"
@@ -74,8 +75,8 @@ def big_directory(path):
 def sparse(path, size=2**40):
     """A terabyte that was never written, as one tensor's storage."""
     count = size // 4
-    tensor = writer.Tensor(writer.Storage("0", np.broadcast_to(np.float32(0), count)), (count,), 0, (1,))
-    pickle, _ = writer.pickled({"x": tensor})
+    tensor = pickles.Tensor(pickles.Storage("0", np.broadcast_to(np.float32(0), count)), (count,), 0, (1,))
+    pickle, _ = pickles.pickled({"x": tensor})
     with open(path, "wb") as out:
         writer.write_zip(
             out, [("x/data.pkl", pickle), ("x/data/0", writer.Hole(size))], change={"x/data/0": WIDE(size)}
@@ -209,16 +210,16 @@ LEGACY = writer.torch_legacy(VALUE)
 HEAD = len(writer.LEGACY_HEAD)
 TAIL = struct.pack("<q", 100) + NUMBERS.tobytes()
 AT = LEGACY.index(TAIL)
-KEYS = writer.pickled(["0", "1"])[0]
+KEYS = pickles.pickled(["0", "1"])[0]
 KEYS_AT = LEGACY.rindex(KEYS)
 
 
 def with_keys(keys):
-    return LEGACY[:KEYS_AT] + writer.pickled(keys)[0] + LEGACY[KEYS_AT + len(KEYS) :]
+    return LEGACY[:KEYS_AT] + pickles.pickled(keys)[0] + LEGACY[KEYS_AT + len(KEYS) :]
 
 
 def viewed(*view):
-    return writer.torch_legacy({"x": writer.Tensor(writer.Storage("0", NUMBERS, view), (1,))})
+    return writer.torch_legacy({"x": pickles.Tensor(pickles.Storage("0", NUMBERS, view), (1,))})
 
 
 OUTSIDE = "a view that lies outside its storage"
@@ -233,7 +234,7 @@ LEGACIES = {
     "another protocol": (LEGACY.replace(b"M\xe9\x03.", b"M\xea\x03."), "but is none"),
     "another magic number": (LEGACY.replace(b"\x50\x19.", b"\x50\x18."), "a pickle that torch.save did not write"),
     "facts that are a list": (
-        writer.LEGACY_HEAD + writer.pickled([])[0] + writer.pickled(VALUE, legacy=True)[0] + KEYS,
+        writer.LEGACY_HEAD + pickles.pickled([])[0] + pickles.pickled(VALUE, legacy=True)[0] + KEYS,
         "but is none",
     ),
     "more elements than the tensors need": (
@@ -266,5 +267,5 @@ ALL = {
 @functools.cache
 def pickle_files(pickle: bytes) -> tuple[bytes, bytes]:
     """A pickle as the value of a zip and of a legacy checkpoint."""
-    rest = LEGACY[HEAD : LEGACY.index(writer.pickled(VALUE, legacy=True)[0])]
-    return writer.zip_archive([("x/data.pkl", pickle)]), writer.LEGACY_HEAD + rest + pickle + writer.pickled([])[0]
+    rest = LEGACY[HEAD : LEGACY.index(pickles.pickled(VALUE, legacy=True)[0])]
+    return writer.zip_archive([("x/data.pkl", pickle)]), writer.LEGACY_HEAD + rest + pickle + pickles.pickled([])[0]

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-import checkpoint_writer as writer
 import numpy as np
+import pickle_writer as pickles
 
 NUMBERS = np.arange(12, dtype=np.float32)
 
@@ -21,7 +21,7 @@ class Promised:
 
 
 def tensor(shape, *, offset=0, strides=None, storage=None):
-    return writer.Tensor(storage or writer.Storage("0", NUMBERS), shape, offset, strides or ())
+    return pickles.Tensor(storage or pickles.Storage("0", NUMBERS), shape, offset, strides or ())
 
 
 def named(value, name="x"):
@@ -32,13 +32,13 @@ def stored_as(*identity, legacy):
     """A tensor whose storage has this persistent id."""
     if legacy:
         identity += (None,)
-    args = (writer.Persistent(identity), 0, (1,), (1,), False, writer.ordered())
-    return writer.Call(writer.Global("torch._utils", "_rebuild_tensor_v2"), args)
+    args = (pickles.Persistent(identity), 0, (1,), (1,), False, pickles.ordered())
+    return pickles.Call(pickles.Global("torch._utils", "_rebuild_tensor_v2"), args)
 
 
 OUTSIDE, MALFORMED = "lies outside its storage of 12", "malformed shape or strides"
 GIANT = 2**20
-FLOATS = writer.Global("torch", "FloatStorage")
+FLOATS = pickles.Global("torch", "FloatStorage")
 
 # Tensors of a storage of twelve elements.
 SHAPES = {
@@ -71,13 +71,13 @@ SHAPES = {
 
 # What stands where "storage", a class, a key, a device and a number of elements should.
 STORAGES = {
-    "storage of objects": (("storage", writer.Global("torch", "Storage"), "0", "cpu", 1), "of type torch.Storage"),
-    "quantized storage": (("storage", writer.Global("torch", "QInt8Storage"), "0", "cpu", 1), "QInt8Storage; known"),
+    "storage of objects": (("storage", pickles.Global("torch", "Storage"), "0", "cpu", 1), "of type torch.Storage"),
+    "quantized storage": (("storage", pickles.Global("torch", "QInt8Storage"), "0", "cpu", 1), "QInt8Storage; known"),
     "untyped storage": (
-        ("storage", writer.Global("torch.storage", "UntypedStorage"), "0", "cpu", 1),
+        ("storage", pickles.Global("torch.storage", "UntypedStorage"), "0", "cpu", 1),
         "UntypedStorage; known",
     ),
-    "storage class of another module": (("storage", writer.Global("x", "FloatStorage"), "0", "cpu", 1), "type x"),
+    "storage class of another module": (("storage", pickles.Global("x", "FloatStorage"), "0", "cpu", 1), "type x"),
     "storage without a class": (("storage", "FloatStorage", "0", "cpu", 1), "a storage of type none"),
     "key that is a number": (("storage", FLOATS, 0, "cpu", 1), "key, device or size is malformed"),
     "device that is a number": (("storage", FLOATS, "0", 0, 1), "key, device or size is malformed"),
@@ -90,27 +90,27 @@ STORAGES = {
 VALUES = {
     **{name: (named(value), reason) for name, (value, reason) in SHAPES.items()},
     "storage of 4 TB": (
-        named(tensor((1,), strides=(1,), storage=writer.Storage("0", Promised(2**40)))),
+        named(tensor((1,), strides=(1,), storage=pickles.Storage("0", Promised(2**40)))),
         "has 64 bytes where 1099511627776 elements|would end at byte",
     ),
     "storage of 2**62 elements": (
-        named(tensor((1,), strides=(1,), storage=writer.Storage("0", Promised(2**62)))),
+        named(tensor((1,), strides=(1,), storage=pickles.Storage("0", Promised(2**62)))),
         "has 64 bytes where|would end at byte",
     ),
     "storage one element short": (
-        named(tensor((17,), strides=(1,), storage=writer.Storage("0", Promised(17)))),
+        named(tensor((17,), strides=(1,), storage=pickles.Storage("0", Promised(17)))),
         "has 64 bytes where 17 elements|would end at byte",
     ),
     "two descriptions of one storage": (
         {
             "a": tensor((1,), strides=(1,)),
-            "b": tensor((1,), strides=(1,), storage=writer.Storage("0", NUMBERS.astype(np.float16))),
+            "b": tensor((1,), strides=(1,), storage=pickles.Storage("0", NUMBERS.astype(np.float16))),
         },
         "one storage in two ways",
     ),
     "a thousand tensors of one storage": (
         {
-            str(i): tensor((GIANT,), strides=(1,), storage=writer.Storage("0", np.zeros(GIANT, np.uint8)))
+            str(i): tensor((GIANT,), strides=(1,), storage=pickles.Storage("0", np.zeros(GIANT, np.uint8)))
             for i in range(1000)
         },
         "they share their data",
@@ -121,7 +121,9 @@ VALUES = {
     ),
     "hooks": (
         named(
-            writer.Call(writer.Global("torch._utils", "_rebuild_parameter"), (tensor((1,), strides=(1,)), True, {1: 2}))
+            pickles.Call(
+                pickles.Global("torch._utils", "_rebuild_parameter"), (tensor((1,), strides=(1,)), True, {1: 2})
+            )
         ),
         "with hooks, which are code",
     ),
@@ -130,13 +132,13 @@ VALUES = {
     "no name": (named(tensor((1,), strides=(1,)), ""), "'' names a tensor"),
     "a name of 100,000 letters": (named(tensor((1,), strides=(1,)), "x" * 100_000), r"'x+\.\.\.' names a tensor"),
     "a number for a name": (named(tensor((1,), strides=(1,)), 7), "7 names a tensor"),
-    "a class for a name": (named(tensor((1,), strides=(1,)), writer.Global("a", "b")), "names a tensor"),
+    "a class for a name": (named(tensor((1,), strides=(1,)), pickles.Global("a", "b")), "names a tensor"),
     "a list beside the tensors": (
         {"state_dict": {"x": tensor((1,), strides=(1,)), "y": [1]}},
         "entry y of its state_dict is no tensor",
     ),
     "a class beside the tensors": (
-        {"state_dict": {"x": tensor((1,), strides=(1,)), "y": writer.Global("os", "system")}},
+        {"state_dict": {"x": tensor((1,), strides=(1,)), "y": pickles.Global("os", "system")}},
         "entry y of its state_dict is no tensor",
     ),
     "state_dict that is a list": ({"state_dict": [tensor((1,), strides=(1,))]}, "its state_dict is not a dictionary"),

@@ -5,6 +5,7 @@ import time
 
 import checkpoint_writer as writer
 import numpy as np
+import pickle_writer as pickles
 import pytest
 
 from sdjax.convert import reading
@@ -42,7 +43,7 @@ FORMS = {
 @pytest.mark.parametrize("wrap", ["training", "top level", "state_dict"])
 def test_torch_checkpoints_give_the_arrays_that_were_written(tmp_path, form, wrap):
     kind, write, how = FORMS[form]
-    tensors = writer.tensors(ARRAYS)
+    tensors = pickles.tensors(ARRAYS)
     value = {
         "training": writer.training_checkpoint(ARRAYS),
         "top level": {**tensors, "global_step": 7},
@@ -99,16 +100,16 @@ def test_float8_is_read_as_ml_dtypes_has_it(tmp_path):
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 def test_views_of_one_storage_are_read_with_their_offsets_and_strides(tmp_path, form):
     base = np.arange(24, dtype=np.float32)
-    storage = writer.Storage("0", base)
+    storage = pickles.Storage("0", base)
     value = {
-        "whole": writer.Tensor(storage, (24,)),
-        "part": writer.Tensor(storage, (2, 3), offset=5),
-        "transposed": writer.Tensor(storage, (3, 2), offset=5, strides=(1, 3)),
-        "every third": writer.Tensor(storage, (8,), strides=(3,)),
-        "scalar": writer.Tensor(storage, (), offset=23),
-        "empty at the end": writer.Tensor(storage, (0, 4), offset=24),
-        "expanded": writer.Tensor(storage, (1, 24), strides=(0, 1)),  # position_ids, stride of an axis of 1
-        "parameter": writer.Tensor(storage, (4,), offset=2, parameter=True),
+        "whole": pickles.Tensor(storage, (24,)),
+        "part": pickles.Tensor(storage, (2, 3), offset=5),
+        "transposed": pickles.Tensor(storage, (3, 2), offset=5, strides=(1, 3)),
+        "every third": pickles.Tensor(storage, (8,), strides=(3,)),
+        "scalar": pickles.Tensor(storage, (), offset=23),
+        "empty at the end": pickles.Tensor(storage, (0, 4), offset=24),
+        "expanded": pickles.Tensor(storage, (1, 24), strides=(0, 1)),  # position_ids, stride of an axis of 1
+        "parameter": pickles.Tensor(storage, (4,), offset=2, parameter=True),
     }
     part = base[5:11].reshape(2, 3)
     expected = {
@@ -129,18 +130,18 @@ def test_views_of_one_storage_are_read_with_their_offsets_and_strides(tmp_path, 
 
 def test_legacy_view_metadata_selects_a_part_of_the_root_storage(tmp_path):
     base = np.arange(10, dtype=np.int64)
-    value = {"x": writer.Tensor(writer.Storage("17", base, view=("18", 4, 5)), (2, 2), offset=1)}
+    value = {"x": pickles.Tensor(pickles.Storage("17", base, view=("18", 4, 5)), (2, 2), offset=1)}
     with reading.read(save(tmp_path / "x.ckpt", writer.torch_legacy(value))) as file:
         np.testing.assert_array_equal(file["x"], base[5:9].reshape(2, 2))
 
 
 def test_one_storage_may_have_many_names(tmp_path):
-    tensor = writer.Tensor(writer.Storage("0", np.ones(4, np.float32)), (4,))
+    tensor = pickles.Tensor(pickles.Storage("0", np.ones(4, np.float32)), (4,))
     with reading.read(save(tmp_path / "x.ckpt", writer.torch_zip({"a": tensor, "b": tensor}))) as file:
         assert_same(dict(file), {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)})
 
 
-@pytest.mark.parametrize("data", [writer.torch_zip(writer.tensors(ARRAYS)), writer.safetensors_file(ARRAYS)])
+@pytest.mark.parametrize("data", [writer.torch_zip(pickles.tensors(ARRAYS)), writer.safetensors_file(ARRAYS)])
 def test_arrays_are_read_only_views_that_outlive_the_file(tmp_path, data):
     file = reading.read(save(tmp_path / "x.ckpt", data))
     name = "model.diffusion_model.input_blocks.0.0.weight"
@@ -154,7 +155,7 @@ def test_arrays_are_read_only_views_that_outlive_the_file(tmp_path, data):
 
 
 def test_legacy_arrays_outlive_the_file_too(tmp_path):
-    with reading.read(save(tmp_path / "x.ckpt", writer.torch_legacy(writer.tensors(ARRAYS)))) as file:
+    with reading.read(save(tmp_path / "x.ckpt", writer.torch_legacy(pickles.tensors(ARRAYS)))) as file:
         arrays = dict(file)
     assert_same(arrays, ARRAYS)
 
@@ -162,7 +163,7 @@ def test_legacy_arrays_outlive_the_file_too(tmp_path):
 def test_released_tensors_are_read_again_from_the_file(tmp_path):
     values = np.arange(2**20, dtype=np.float32)
     for write in (writer.torch_zip, writer.torch_legacy):
-        with reading.read(save(tmp_path / "x.ckpt", write(writer.tensors({"x": values})))) as file:
+        with reading.read(save(tmp_path / "x.ckpt", write(pickles.tensors({"x": values})))) as file:
             array = file["x"]
             file.release("x")
             np.testing.assert_array_equal(array, values)
@@ -171,7 +172,7 @@ def test_released_tensors_are_read_again_from_the_file(tmp_path):
 
 def test_only_the_tensors_asked_for_are_read(tmp_path):
     # One storage is damaged: names, shapes and all other tensors are there, that one is refused when it is read.
-    data = bytearray(writer.torch_zip(writer.tensors({"good": np.arange(50.0), "bad": np.full(50, 7.0)})))
+    data = bytearray(writer.torch_zip(pickles.tensors({"good": np.arange(50.0), "bad": np.full(50, 7.0)})))
     at = data.index(np.full(50, 7.0).tobytes())
     data[at] ^= 1
     with reading.read(save(tmp_path / "x.ckpt", bytes(data))) as file:
@@ -189,16 +190,16 @@ FULL_SIZE = 4 * 2**30
 def sparse_zip(path, tensors):
     each = FULL_SIZE // tensors // 4
     values = {
-        f"model.diffusion_model.some.block.{i}.of.usual.depth.weight": writer.Tensor(
-            writer.Storage(str(i), np.broadcast_to(np.float32(0), each)), (each,)
+        f"model.diffusion_model.some.block.{i}.of.usual.depth.weight": pickles.Tensor(
+            pickles.Storage(str(i), np.broadcast_to(np.float32(0), each)), (each,)
         )
         for i in range(tensors)
     }
     moments = {
-        i: {"step": i, "exp_avg": t, "exp_avg_sq": writer.Tensor(t.storage, (each,), strides=(1,))}
+        i: {"step": i, "exp_avg": t, "exp_avg_sq": pickles.Tensor(t.storage, (each,), strides=(1,))}
         for i, t in enumerate(values.values())
     }
-    pickle, _ = writer.pickled({"state_dict": writer.StateDict(values), "optimizer_states": [{"state": moments}]})
+    pickle, _ = pickles.pickled({"state_dict": pickles.StateDict(values), "optimizer_states": [{"state": moments}]})
     members = [("full/data.pkl", pickle), *((f"full/data/{i}", writer.Hole(4 * each)) for i in range(tensors))]
     with open(path, "wb") as out:
         writer.write_zip(out, members)
@@ -230,13 +231,13 @@ def test_full_size_training_checkpoints_open_at_once(tmp_path, write):
 
 @pytest.mark.skipif(os.name == "nt", reason="making links needs a privilege on Windows")
 def test_links_are_followed_as_the_hub_cache_needs(tmp_path):
-    save(tmp_path / "blob", writer.torch_zip(writer.tensors(ARRAYS)))
+    save(tmp_path / "blob", writer.torch_zip(pickles.tensors(ARRAYS)))
     (tmp_path / "model.ckpt").symlink_to("blob")
     with reading.read(tmp_path / "model.ckpt") as file:
         assert_same(dict(file), ARRAYS)
 
 
 def test_single_files_have_no_variants(tmp_path):
-    path = save(tmp_path / "x.ckpt", writer.torch_zip(writer.tensors(ARRAYS)))
+    path = save(tmp_path / "x.ckpt", writer.torch_zip(pickles.tensors(ARRAYS)))
     with pytest.raises(CheckpointError, match="only folders have variants"):
         reading.read(path, variant="fp16")

@@ -4,6 +4,7 @@ import json
 
 import checkpoint_writer as writer
 import numpy as np
+import pickle_writer as pickles
 import pytest
 
 from sdjax.convert import reading
@@ -25,7 +26,7 @@ def safetensors(**arrays):
 
 
 def pickled(**arrays):
-    return writer.torch_zip(writer.tensors(arrays))
+    return writer.torch_zip(pickles.tensors(arrays))
 
 
 def test_a_pipelines_tensors_bear_their_components_names(tmp_path):

@@ -7,6 +7,7 @@ import sys
 
 import checkpoint_writer as writer
 import numpy as np
+import pickle_writer as pickles
 import pytest
 
 GIB = 2**30
@@ -50,15 +51,15 @@ def write_safetensors(path):
 def write_legacy(path):
     each = GIB // TENSORS
     tensors = {
-        f"{i:02}.weight": writer.Tensor(
-            writer.Storage(f"{i:02}", np.broadcast_to(np.float16(0), each // 2)), (each // 2,)
+        f"{i:02}.weight": pickles.Tensor(
+            pickles.Storage(f"{i:02}", np.broadcast_to(np.float16(0), each // 2)), (each // 2,)
         )
         for i in range(TENSORS)
     }
-    pickle, storages = writer.pickled(tensors, legacy=True)
-    machine, _ = writer.pickled({"little_endian": True})
+    pickle, storages = pickles.pickled(tensors, legacy=True)
+    machine, _ = pickles.pickled({"little_endian": True})
     with open(path, "wb") as out:
-        out.write(writer.LEGACY_HEAD + machine + pickle + writer.pickled(sorted(storages))[0])
+        out.write(writer.LEGACY_HEAD + machine + pickle + pickles.pickled(sorted(storages))[0])
         for _ in storages:
             out.write((each // 2).to_bytes(8, "little"))
             out.seek(each, 1)

@@ -6,6 +6,7 @@ import zipfile
 
 import checkpoint_writer as writer
 import numpy as np
+import pickle_writer as pickles
 import pytest
 
 from sdjax.convert import reading
@@ -93,7 +94,7 @@ def test_what_is_no_plain_tensor_is_refused(tmp_path, torch):
 
 def test_the_writer_of_these_tests_writes_what_torch_reads(torch):
     arrays = writer.some_arrays()
-    for data in (writer.torch_zip(writer.tensors(arrays)), writer.torch_legacy(writer.tensors(arrays))):
+    for data in (writer.torch_zip(pickles.tensors(arrays)), writer.torch_legacy(pickles.tensors(arrays))):
         loaded = torch.load(io.BytesIO(data), weights_only=True)
         assert list(loaded) == list(arrays)
         for name, array in arrays.items():
@@ -104,7 +105,7 @@ def test_the_writers_archive_has_torchs_layout(torch):
     out = io.BytesIO()
     torch.save({"x": torch.zeros(5)}, out)
     theirs = zipfile.ZipFile(out)
-    ours = zipfile.ZipFile(io.BytesIO(writer.torch_zip(writer.tensors({"x": np.zeros(5, np.float32)}))))
+    ours = zipfile.ZipFile(io.BytesIO(writer.torch_zip(pickles.tensors({"x": np.zeros(5, np.float32)}))))
     names = {info.filename for info in theirs.infolist()}
     assert {info.filename for info in ours.infolist()} == names
     for name in names:
