@@ -19,7 +19,7 @@ runs no code that a file brings."""
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax convert`."""
     parser = options.make_command_parser("convert", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument("source", metavar="IN", help="the checkpoint to read, a file or folder")
+    parser.add_argument("source", metavar="IN", help="the checkpoint to read, a file or folder; or a training's folder")
     parser.add_argument("target", metavar="OUT", help="the file (ldm) or folder (native, diffusers) to write")
     parser.add_argument(
         "--to",
@@ -35,6 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="keep both sets of the UNet's weights where there are two; an ldm file has the averaged ones under "
         "model_ema. names then, as training files do",
     )
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="of a training's folder, this checkpoint; default: newest"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     options.add_reading_flags(parser)
     return parser
@@ -44,7 +47,12 @@ def run(args: argparse.Namespace) -> None:
     """Converts, and says where the result lies."""
     from sdjax import hub
     from sdjax.convert import convert
+    from sdjax.train.folder import is_run
 
+    if is_run(args.source):
+        return export(args)
+    if args.step is not None:
+        raise ValueError(f"--step chooses a checkpoint of a training's folder, which {args.source} is not")
     vae = None if args.vae is None else hub.resolve(args.vae)
     report = convert(
         args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=vae, prediction=args.prediction,
@@ -53,6 +61,26 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     for notice in report.notices:
         print(f"note: {notice}", file=sys.stderr)
+    print(args.target)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes the model that a training has made. Raises ValueError for flags that are for checkpoints of others."""
+    from sdjax import convert
+    from sdjax.pipeline import cast
+    from sdjax.train.trained import trained
+
+    for name in ("vae", "prediction", "config", "variant", "manifest"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} does not go with a training's folder, which says all about its model")
+    if args.with_ema_names:
+        raise ValueError("--with-ema-names does not go with a training's folder: write both models, --ema yes and no")
+    step, model = trained(args.source, ema=args.ema, step=args.step)
+    params = model.params if args.dtype is None else cast(model.params, args.dtype)
+    convert.save(
+        model.config, params, args.target, to=args.to, tokenizer=model.tokenizer, overwrite=args.overwrite
+    )  # fmt: skip
+    print(f"note: step {step} of the training", file=sys.stderr)
     print(args.target)
 
 

@@ -21,6 +21,8 @@ COMMANDS = {
     "upscale": ("upscale", "make a picture four times as large"),
     "animate": ("animate", "make an animation between prompts"),
     "watermark": ("watermark", "read or write the invisible watermark"),
+    "train": ("train", "train or fine-tune a model"),
+    "cache-latents": ("cache_latents", "compute the latents of a training set once"),
     "convert": ("convert", "convert a checkpoint to another format"),
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds"),
     "evaluate-builtin": ("evaluate_builtin", "measure the built-in model from pixels"),

@@ -8,6 +8,7 @@ from sdjax import compilation_cache
 from sdjax.config import ModelConfig
 from sdjax.pipeline import DTYPES, Pipeline, cast, default_dtype
 from sdjax.tokenizer import Tokenizer
+from sdjax.train.folder import is_run
 
 
 def load(
@@ -28,7 +29,8 @@ def load(
 ) -> Pipeline:
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
 
-    Without a path it is the model inside the package, a small one, and the pipeline's `notices` say so.
+    Without a path it is the model inside the package, a small one, and the pipeline's `notices` say so. The folder of a
+    training (`sdjax train --workdir`) gives the model of its newest checkpoint, the averaged one if there is one.
 
     `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
     "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
@@ -52,6 +54,10 @@ def load(
     dtype = default_dtype() if dtype is None else dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+    if is_run(path):
+        given = {"config": config, "prediction": prediction, "vae": vae, "depth": depth, "vision": vision,
+                 "noise_stats": noise_stats, "variant": variant, "revision": revision, "vocab": vocab}  # fmt: skip
+        return _load_run(path, ema, dtype, check, [name for name, value in given.items() if value is not None])
     notices = ()
     if path is None:
         from sdjax import builtin
@@ -76,6 +82,21 @@ def load(
         source=str(path),
         notices=(*notices, *model.report.notices),
     )
+
+
+def _load_run(
+    path: Any, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str]
+) -> Pipeline:
+    """Returns the model that a training has made so far."""
+    from sdjax.train.trained import trained
+
+    if given:
+        raise ValueError(f"{path} is a training's folder, which says all about its model: leave out {given[0]}")
+    step, model = trained(path, ema=ema)
+    if check is not None:
+        check(model.config)
+    notice = f"the model of step {step} of the training in {path}"
+    return Pipeline(model.config, cast(model.params, dtype), model.tokenizer, dtype, str(path), (notice,))
 
 
 def choose_tokenizer(model: Any, vocab: str | os.PathLike[str] | None) -> Tokenizer:

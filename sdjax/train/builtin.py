@@ -20,13 +20,15 @@ import ml_collections
 import numpy as np
 import optax
 
+from sdjax import compilation_cache
 from sdjax.config import ModelConfig
 from sdjax.nn import init_params
 from sdjax.tokenizer import Tokenizer
 from sdjax.train import emoji, latents, subjects, vocabulary
 from sdjax.train.autoencoder import autoencoder_loss
 from sdjax.train.checkpoint import Checkpoints, read_parts
-from sdjax.train.loop import JsonLog, Stopped, ahead, fit
+from sdjax.train.loop import Stopped, ahead, fit
+from sdjax.train.metrics import Speed, Writers
 from sdjax.train.objectives import Denoising, DiffusionObjective, Loss, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import TrainState
@@ -122,6 +124,7 @@ class Run:
 
     def train(self) -> None:
         """Runs the stages in order, each from where it stopped."""
+        compilation_cache.enable()
         self.check_settings()
         autoencoder = self._fit_autoencoder()
         pool = self._latents(autoencoder)
@@ -173,7 +176,10 @@ class Run:
         with Checkpoints(folder, say=self.say) as checkpoints:
             state = self.initial(stage)
             state = checkpoints.restore(state) or state
-            with contextlib.closing(JsonLog(folder)) as log:
+            log = Writers(
+                folder, s.optim.steps, first=int(state.step), speed=Speed(s.batch_size), tensorboard=False
+            )  # fmt: skip
+            with contextlib.closing(log):
                 return fit(
                     state, lambda state, batch: step(state, {}, batch),
                     lambda first: ahead(batch, first, s.optim.steps), steps=s.optim.steps, checkpoints=checkpoints,

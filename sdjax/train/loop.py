@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
-import pathlib
 import queue
 import signal
 import sys
@@ -41,21 +39,6 @@ class Log(Protocol):
 
     def close(self) -> None:
         """Is called at the end."""
-
-
-class JsonLog:
-    """A line of JSON for every step logged, in `log.jsonl` of a folder."""
-
-    def __init__(self, folder: str | pathlib.Path):
-        self.file = open(pathlib.Path(folder) / "log.jsonl", "a")  # noqa: SIM115
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line."""
-        print(json.dumps({"step": step, **values}), file=self.file, flush=True)
-
-    def close(self) -> None:
-        """Closes the file."""
-        self.file.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +104,8 @@ def fit(
                     with meter.pausing():
                         values = event.run(state)
                     ranked |= {name: values.pop(name) for name in ("best",) if name in values}
-                    log.scalars(step, values)
+                    if values:
+                        log.scalars(step, values)
             due = step % save_steps == 0 if save_steps else time.monotonic() - saved > save_every
             if due or told.save or ranked:
                 with watch("saving"), meter.waiting("save"):

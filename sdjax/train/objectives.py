@@ -139,7 +139,7 @@ class Denoising(NamedTuple):
     empty: np.ndarray  # tokens [n] of the empty caption, or its context [n, d]
     condition: conditioning.Condition = conditioning.text
     dtype: Any = jnp.float32  # what the networks compute in
-    remat: Any = False  # the UNet's
+    remat: str = "none"  # the UNet's
 
     def error(self, params: Params, frozen: Params, batch: Any, keys: Key, t: jax.Array) -> jax.Array:
         """See above."""

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sdjax.config import ConfigError
 from sdjax.train.state import TrainState
 from sdjax.typing import Params
 
@@ -78,6 +79,14 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=auto)
 
 
+def examples_each(batch_size: int, accumulate: int, sizes: Mapping[str, int]) -> int:
+    """Returns how many examples a device works on at a time. Raises ConfigError if a batch does not divide so."""
+    shards = sizes["data"] * sizes["fsdp"]
+    if batch_size % (shards * accumulate):
+        raise ConfigError(f"batch_size = {batch_size} cannot be spread over {shards} devices in {accumulate} parts")
+    return batch_size // (shards * accumulate)
+
+
 def layout(path: str, shape: Sequence[int], sizes: Mapping[str, int], config: ParallelConfig) -> P:
     """Returns how an array is split over a mesh of these sides; an axis that does not divide is not split.
 
@@ -125,6 +134,17 @@ def shardings(tree: Any, mesh: Mesh, config: ParallelConfig) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch's arrays: examples over the data and fsdp axes."""
     return NamedSharding(mesh, BATCH)
+
+
+def on_host(where: Any) -> Any:
+    """Returns shardings that keep the same parts in the host's memory, beside each device."""
+    return jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), where)
+
+
+def move_ema(where: Any) -> Callable[[Params, bool], Params]:
+    """Returns what moves a tree, within a compiled step, from `where` on the host to the devices (True) and back."""
+    near = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), where)
+    return lambda tree, there: jax.device_put(tree, near if there else where)
 
 
 def place(tree: Any, where: Any) -> Any:

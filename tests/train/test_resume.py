@@ -15,7 +15,8 @@ import pytest
 
 from sdjax.train import draws
 from sdjax.train.checkpoint import Checkpoints
-from sdjax.train.loop import HUNG, Event, JsonLog, Stopped, ahead, fit
+from sdjax.train.loop import HUNG, Event, Stopped, ahead, fit
+from sdjax.train.metrics import Writers
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import GuardConfig, TrainState
 from sdjax.train.step import make_train_step
@@ -49,13 +50,14 @@ def compiled(loss, optimizer=OPTIMIZER, **settings):
 
 def run(folder, train_step, steps, *, state=None, batch=batch, keep=2, **settings):
     """Goes on from the folder's newest checkpoint, as a training does."""
-    with Checkpoints(folder, keep) as checkpoints, contextlib.closing(JsonLog(folder)) as log:
+    with Checkpoints(folder, keep) as checkpoints:
         state = start() if state is None else state
         state = checkpoints.restore(state) or state
-        return fit(
-            state, train_step, lambda first: ahead(batch, first, steps), steps=steps, checkpoints=checkpoints, log=log,
-            **settings,
-        )  # fmt: skip
+        with contextlib.closing(Writers(folder, steps, first=int(state.step), tensorboard=False)) as log:
+            return fit(
+                state, train_step, lambda first: ahead(batch, first, steps), steps=steps, checkpoints=checkpoints,
+                log=log, **settings,
+            )  # fmt: skip
 
 
 def start():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -29,19 +30,22 @@ class Part:
 
     `where` is a filter over its columns (see filters.py). `repeats` is how often an epoch shows each of its pictures;
     or, with a `weight`, as often as makes its share of an epoch weight / (sum of weights). Either all parts have a
-    weight or none.
+    weight or none. `loss_weight` is how much one of its pictures counts in the loss.
     """
 
     source: Source
     where: str | None = None
     repeats: float = 1.0
     weight: float | None = None
+    loss_weight: float = 1.0
 
     def __post_init__(self):
         if not self.repeats > 0 or not (self.weight is None or self.weight > 0):
             raise SourceError(
                 f"{self.source.name}: repeats and weight are above 0; got {self.repeats} and {self.weight}"
             )
+        if not 0 <= self.loss_weight < math.inf:
+            raise SourceError(f"{self.source.name}: loss_weight is 0 or more; got {self.loss_weight}")
         if self.weight is not None and self.repeats != 1:
             raise SourceError(f"{self.source.name}: a part has repeats or a weight, not both")
 
@@ -129,10 +133,13 @@ class Pictures:
     def load(self, part: int, index: int, size: Size, visit: int, seed: int) -> dict[str, Any]:
         """Returns `image` uint8 [h, w, 3], `caption` and `key` of a record, and `mask` uint8 [h, w] if asked for.
 
-        Raises BadPicture, saying why.
+        Where parts do not count alike there is `weight` too, float32 []. Raises BadPicture, saying why.
         """
         record = read(self.parts[part].source, index)
-        return {**self.prepare(record, size, draws(seed, record.key, visit)), "key": record.key}
+        example = {**self.prepare(record, size, draws(seed, record.key, visit)), "key": record.key}
+        if any(one.loss_weight != 1 for one in self.parts):
+            example["weight"] = np.asarray(self.parts[part].loss_weight, np.float32)
+        return example
 
     def prepare(self, record: Record, size: Size, drawn: Draws) -> dict[str, Any]:
         """Returns a record's picture at a size, and one of its captions, as `drawn` has it."""

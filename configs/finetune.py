@@ -1,0 +1,93 @@
+"""Fine-tuning a model on a folder of pictures with captions: the training configuration that the others start from.
+
+Every value may be changed on the command line, as --set model.path=v1-5-pruned.safetensors. What they mean is said in
+sdjax/train/config.py and docs/training.md.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the configuration. Its optimiser is the reference's, its learning rate a tenth of the reference's."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.model = {
+        "path": None,
+        "scratch": None,
+        "prediction": None,
+        "ema": "no",  # training goes on from the weights that were trained, not from their average
+        "vae": None,
+        "depth": None,
+        "vision": None,
+        "noise_stats": None,
+        "changes": {},
+        "fresh": (),
+        "tokenizer": None,
+    }
+    config.train = ("unet",)
+    config.data = {
+        "parts": ({"source": {"folder": "pictures"}},),
+        "cached": (),
+        "side": None,
+        "buckets": True,
+        "crop": "random",
+        "flip": 0.5,
+        "resample": "lanczos",
+        "masks": False,
+        "threads": None,
+        "workers": 0,
+        "bad_limit": 0.01,
+    }
+    config.batch_size = 4
+    config.accumulate = 1
+    config.objective = {
+        "loss": "l2",
+        "huber_delta": 0.1,
+        "gamma": None,
+        "floor": 0.0,
+        "timesteps": None,
+        "offset_noise": 0.0,
+        "perturbation": 0.0,
+        "dropout": 0.1,
+        "label_dropout": 0.0,
+        "masked": False,
+        "unmasked": 0.0,
+        "holes": "random",
+        "whole_holes": 0.25,
+    }
+    config.autoencoder = None
+    config.optim = {
+        "name": "adamw",
+        "steps": 10_000,
+        "learning_rate": 1e-5,
+        "warmup": 500,
+        "warmup_from": 1e-6,
+        "decay": "constant",
+        "cooldown": 0,
+        "final": 0.0,
+        "beta1": None,
+        "beta2": None,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "rates": (),
+    }
+    config.dtype = None
+    config.frozen_dtype = None
+    config.remat = "none"
+    config.ema = {"decay": 0.9999, "host": False}
+    config.guard = {"spike": None, "after": 100, "limit": 10}
+    config.parallel = {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "rules": None, "whole": 4096}
+    config.checkpoint = {"steps": None, "minutes": 15.0, "keep": 2, "keep_every": None}
+    config.validation = {"data": None, "every": 1000, "examples": 64, "timesteps": 4, "best": False}
+    config.samples = {
+        "prompts": (),
+        "every": 1000,
+        "num_steps": 25,
+        "guidance_scale": None,
+        "seed": 0,
+        "image": None,
+        "mask": None,
+    }
+    config.log = {"every": 20, "tensorboard": True, "peak_flops": None, "progress": None}
+    config.patience = 1800.0
+    return config

@@ -1,0 +1,25 @@
+"""Training the UNet of a released model from nothing, as Stable Diffusion v1 was: 2048 pictures a step at 1e-4.
+
+Source: CompVis/stable-diffusion, configs/stable-diffusion/v1-inference.yaml, and its model card's hyperparameters.
+"""
+
+import ml_collections
+
+from . import finetune
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the configuration; autoencoder and text encoder are `model.path`'s, only the UNet starts anew."""
+    config = finetune.get_config()
+    config.model.fresh = ("unet",)
+    config.data.parts = (
+        {"source": {"tars": "data/{00000..00099}.tar"}, "where": "aesthetic > 5 and min(width, height) >= 512"},
+    )
+    config.data.buckets = False
+    config.batch_size = 2048
+    config.accumulate = 2
+    config.optim.update(steps=225_000, learning_rate=1e-4, warmup=10_000)
+    config.dtype = "bfloat16"
+    config.remat = "products"
+    config.checkpoint.update(steps=5_000, keep_every=50_000)
+    return config

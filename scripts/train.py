@@ -1,0 +1,163 @@
+"""`sdjax train`: trains or fine-tunes a model as a configuration file says."""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdjax.scripts import options
+from sdjax.scripts.main import EXIT_STATUS, main
+
+IF_OUT_OF_MEMORY = (
+    'a smaller batch_size or data.side; accumulate; remat = "products" or "blocks"; dtype = "bfloat16"; '
+    "ema.host = True; parallel.fsdp. `sdjax train --plan` says beforehand what is needed"
+)
+
+TRAININGS = ("finetune", "dreambooth", "inpainting", "autoencoder", "pretrain")  # files of sdjax.configs
+
+DESCRIPTION = """\
+Trains or fine-tunes a model on one device, on several, or on many hosts, as a
+configuration file says (docs/training.md). The same command goes on where a run
+in the folder stopped."""
+
+EPILOG = f"""\
+On many hosts the same command runs on each of them. Where they are is found by
+JAX on TPU pods, Slurm and Open MPI (--hosts auto), or told by --coordinator,
+--num-hosts and --host.
+
+signals:
+  SIGTERM  saves, and ends with status 0; Ctrl-C saves too, and ends with 130
+  SIGUSR1  saves, and goes on
+
+further exit status:
+  6    a step, batch or save took longer than `patience`: a device hangs, or
+       another process died
+
+{EXIT_STATUS}"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax train`."""
+    parser = options.make_command_parser("train", DESCRIPTION, EPILOG)
+    add = parser.add_argument
+    names = ", ".join(TRAININGS)
+    add("--config", required=True, metavar="FILE.py", help=f"a file with get_config(), or one of {names}")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a value of the configuration, as "
+        "--set optim.learning_rate=1e-5; may be repeated")  # fmt: skip
+    add("--workdir", metavar="DIR", help="where the run is kept; one that is there goes on")
+    add("--plan", action="store_true", help="print what memory each device will need, and end; reads no weights")
+    add("--devices", type=options.positive, metavar="N", help="with --plan: for so many devices; default: those here")
+    add("--profile", metavar="DIR", help="write a trace of ten steps for XProf, and go on")
+    add("--debug-nans", action="store_true", help="end at the first operation that gives no finite number (slow)")
+    hosts = parser.add_argument_group("many hosts")
+    hosts.add_argument("--hosts", choices=("one", "auto"), default="one", help="default: %(default)s")
+    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="the first process's")
+    hosts.add_argument("--num-hosts", type=options.positive, metavar="N", help="how many processes there are")
+    hosts.add_argument("--host", type=int, metavar="I", help="which this one is, from 0 on")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains, or prints the plan."""
+    config = read_config(args.config, args.set)
+    join_hosts(args)
+    import jax
+
+    from sdjax.train.config import TrainConfig, build
+
+    described = build(TrainConfig, config)
+    if args.debug_nans:
+        jax.config.update("jax_debug_nans", True)
+    if args.plan:
+        from sdjax.train.planning import plan_of
+
+        print(plan_of(described, args.devices))
+        return
+    if args.workdir is None:
+        raise ValueError("--workdir names the folder that the run is kept in")
+
+    from sdjax.train.loop import Stopped
+    from sdjax.train.run import Run
+
+    def say(text: str) -> None:
+        if jax.process_index() == 0:
+            print(text, file=sys.stderr, flush=True)
+
+    try:
+        Run(described, Path(args.workdir), say, profile=args.profile).train()
+    except Stopped as stopped:
+        if stopped.number != signal.SIGTERM:
+            raise
+        say(str(stopped))
+        return
+    say(f"done; `sdjax convert {args.workdir} OUT` writes the model")
+
+
+def read_config(name: str, changes: Sequence[str]) -> dict[str, Any]:
+    """Returns what a configuration file's get_config() returns, with NAME=VALUE texts applied to it.
+
+    The file is a program and is run. Raises ValueError for a file without get_config, and a name it does not have.
+    """
+    import ml_collections
+
+    config = _module(name).get_config()
+    if not isinstance(config, ml_collections.ConfigDict):
+        config = ml_collections.ConfigDict(config)
+    for text in changes:
+        path, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set is NAME=VALUE, as optim.learning_rate=1e-5; got {text!r}")
+        try:
+            given = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            given = value  # a plain text
+        *outer, last = path.split(".")
+        place = config
+        for key in outer:
+            place = place.get(key) if isinstance(place, ml_collections.ConfigDict) else None
+        if not isinstance(place, ml_collections.ConfigDict) or last not in place:
+            known = ", ".join(place) if isinstance(place, ml_collections.ConfigDict) else ", ".join(config)
+            raise ValueError(f"the configuration has no {path}; it has {known}")
+        with place.ignore_type():
+            place[last] = given
+    return config.to_dict()
+
+
+def _module(name: str) -> Any:
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise ValueError(f"there is no configuration {name}")
+        spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    elif name in TRAININGS:
+        module = importlib.import_module(f"sdjax.configs.{name}")
+    else:
+        raise ValueError(f"--config is a file, FILE.py, or one of {', '.join(TRAININGS)}; got {name!r}")
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{name} has no function get_config()")
+    return module
+
+
+def join_hosts(args: argparse.Namespace) -> None:
+    """Makes this process one of several. Raises ValueError for flags that do not go together."""
+    given = [args.coordinator, args.num_hosts, args.host]
+    if given == [None] * 3 and args.hosts == "one":
+        return
+    if None in given and given != [None] * 3:
+        raise ValueError("--coordinator, --num-hosts and --host go together")
+    import jax
+
+    if jax.config.jax_platforms == "cpu" or not jax.config.jax_platforms:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # used by CPUs alone
+    jax.distributed.initialize(args.coordinator, args.num_hosts, args.host)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

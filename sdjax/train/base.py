@@ -1,0 +1,135 @@
+"""The model that a training starts from: read, changed, kept in the training's folder, and put together again."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax import configs, convert
+from sdjax.config import ConfigError, ModelConfig
+from sdjax.nn import init_params, param_shapes
+from sdjax.tokenizer import Tokenizer
+from sdjax.train.config import ModelSource
+from sdjax.typing import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A model: description, parameters as trees of numpy arrays, tokenizer, and what was decided on the way."""
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    notices: tuple[str, ...] = ()
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes it as a native folder, replacing what is there."""
+        convert.save(self.config, self.params, folder, to="native", tokenizer=self.tokenizer, overwrite=True)
+
+    @classmethod
+    def load(cls, folder: pathlib.Path) -> "Base":
+        """Returns what `save` wrote."""
+        model = convert.load_model(folder)
+        return cls(model.config, model.params, model.tokenizer())
+
+
+def describe(source: ModelSource) -> ModelConfig:
+    """Returns the description of the model that is trained, without reading its weights.
+
+    Raises ConfigError for changes that do not fit, CheckpointError for what is no model.
+    """
+    before = _scratch(source) if source.scratch is not None else _open(source).config
+    return change(before, source.changes)
+
+
+def open_base(source: ModelSource, seed: int) -> Base:
+    """Returns the model that is trained, with its changes made. Raises as `describe`."""
+    if source.scratch is not None:
+        config = change(_scratch(source), source.changes)
+        tokenizer = Tokenizer() if source.tokenizer is None else Tokenizer.load(pathlib.Path(source.tokenizer))
+        if tokenizer.vocab_size != config.text.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder {config.text.vocab_size}: name "
+                "the one that belongs to the model by model.tokenizer"
+            )
+        params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
+        return Base(config, jax.tree.map(np.asarray, params), tokenizer)
+    model = _open(source)
+    config = change(model.config, source.changes)
+    params, notices = fit_params(model.config, config, model.params)
+    if source.fresh:
+        unknown = [part for part in source.fresh if part not in params]
+        if unknown:
+            raise ConfigError(f"model.fresh names parts of the model, {', '.join(params)}; got {unknown[0]!r}")
+        new = jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
+        params = {**params, **{part: jax.tree.map(np.asarray, new[part]) for part in source.fresh}}
+    return Base(config, params, model.tokenizer(), (*model.report.notices, *notices))
+
+
+def change(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    """Returns a description with fields replaced, those of a description within it one by one."""
+
+    def merged(old: dict[str, Any], new: Mapping[str, Any], name: str) -> dict[str, Any]:
+        unknown = [key for key in new if key not in old]
+        if unknown:
+            raise ConfigError(f"{name} has no {' and no '.join(unknown)}; it has {', '.join(old)}")
+        inner = {
+            key: merged(old[key], value, f"{name}.{key}") if isinstance(old[key], dict) and value is not None else value
+            for key, value in new.items()
+        }
+        return {**old, **inner}
+
+    return ModelConfig.from_dict(merged(config.to_dict(), changes, "model.changes"))
+
+
+def fit_params(before: ModelConfig, after: ModelConfig, params: Params) -> tuple[Params, tuple[str, ...]]:
+    """Returns the parameters for a changed description, and what was done to them.
+
+    Further input channels of the UNet get weights of zero, so that it makes of a picture what it made before, whatever
+    the new ones hold. Raises ConfigError for changes that ask for other parameters.
+    """
+    notices: tuple[str, ...] = ()
+    more = after.unet.in_channels - before.unet.in_channels
+    if more > 0:
+        kernel = params["unet"]["conv_in"]["kernel"]
+        wide = np.concatenate([kernel, np.zeros((*kernel.shape[:2], more, kernel.shape[3]), kernel.dtype)], axis=2)
+        unet = {**params["unet"], "conv_in": {**params["unet"]["conv_in"], "kernel": wide}}
+        params = {**params, "unet": unet}
+        notices = (f"the UNet's first convolution was widened by {more} channels, with weights of 0",)
+    wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in _leaves(param_shapes(after))}
+    found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in _leaves(params)}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        raise ConfigError(
+            f"model.changes ask for {len(wrong)} other parameters, such as {wrong[0]} (there: {found.get(wrong[0])}, "
+            f"asked for: {wanted.get(wrong[0])}); what can be changed is the schedule, names, sizes in pixels, and "
+            "input channels to be added"
+        )
+    return params, notices
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _scratch(source: ModelSource) -> ModelConfig:
+    if source.path is not None:
+        raise ConfigError("a model starts from a path or from scratch, not both")
+    if isinstance(source.scratch, str):
+        return configs.get(source.scratch)
+    return ModelConfig.from_dict(source.scratch)
+
+
+def _open(source: ModelSource) -> convert.Model:
+    from sdjax import builtin
+    from sdjax.hub import resolve
+
+    path = builtin.folder() if source.path is None else resolve(source.path)
+    others = {
+        name: None if getattr(source, name) is None else resolve(getattr(source, name))
+        for name in ("vae", "depth", "vision", "noise_stats")
+    }
+    return convert.load_model(path, prediction=source.prediction, ema=source.ema, **others)

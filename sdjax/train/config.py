@@ -1,0 +1,258 @@
+"""What a training run is: descriptions, filled from a file of `configs/` and checked before anything is loaded."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from sdjax.config import ConfigError
+from sdjax.train.autoencoder import AutoencoderObjective
+from sdjax.train.objectives import DiffusionObjective
+from sdjax.train.optim import OptimConfig
+from sdjax.train.parallel import ParallelConfig
+from sdjax.train.state import GuardConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+PARTS = ("unet", "text", "vae")
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """Where a run starts: a model as `sdjax.load` reads it (`path`, None for the one inside the package), or from
+    nothing with `scratch`, the name of a description in `sdjax.configs` or a dictionary that is one.
+
+    `prediction`, `ema`, `vae`, `depth`, `vision`, `noise_stats` are `sdjax.load`'s. `changes` replaces fields of the
+    description, such as {"schedule": {"zero_terminal_snr": True, "prediction": "v"}}. Where that gives the UNet more
+    input channels, its first convolution is widened by zeros: it first does what it did. Parts in `fresh` start from
+    random weights.
+    """
+
+    path: str | None = None
+    scratch: str | dict[str, Any] | None = None
+    prediction: str | None = None
+    ema: str = "auto"
+    vae: str | None = None
+    depth: str | None = None
+    vision: str | None = None
+    noise_stats: str | None = None
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+    tokenizer: str | None = None  # a folder; for `scratch`
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """A training set: `parts`, each {"source", "where", "repeats", "weight", "loss_weight"}, or `cached` folders.
+
+    A source is what `sdjax.train.data.sources.open_source` takes (docs/training-data.md). `side` None is the model's;
+    `buckets` keeps aspect ratios. `bad_limit` is the share of unreadable pictures that ends a run.
+    """
+
+    parts: tuple[dict[str, Any], ...] = ()
+    cached: tuple[str, ...] = ()
+    side: int | None = None
+    buckets: bool = False
+    crop: Literal["random", "centre"] = "random"
+    flip: float = 0.0
+    resample: str = "lanczos"
+    masks: bool = False
+    threads: int | None = None
+    workers: int = 0
+    bad_limit: float = 0.01
+
+    def __post_init__(self) -> None:
+        if bool(self.parts) == bool(self.cached):
+            raise ValueError("data names parts, which are sources of pictures, or cached folders, and not both")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaConfig:
+    """The moving average: `decay` in the long run, None for none; `host` keeps it in the host's memory."""
+
+    decay: float | None = 0.9999
+    host: bool = False
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and not 0 <= self.decay < 1:
+            raise ValueError(f"the moving average's decay lies between 0 and 1, or is None; got {self.decay}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When states are saved: every `steps`, or, where None and there is one process, every so many `minutes`. The
+    `keep` newest stay, and those that `keep_every` divides.
+    """
+
+    steps: int | None = None
+    minutes: float = 15.0
+    keep: int = 2
+    keep_every: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The loss of a held-out set at fixed timesteps and noise: of `examples` pictures of `data`, `every` so many steps.
+
+    `timesteps` is how many, spread evenly over the schedule. `best` keeps the state with the average's lowest loss.
+    """
+
+    data: DataConfig | None = None
+    every: int = 1000
+    examples: int = 64
+    timesteps: int = 4
+    best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplesConfig:
+    """Pictures made of `prompts` by the averaged parameters, `every` so many steps, always from the same noise.
+
+    A model that needs a picture too is given `image`, and an inpainting model `mask`: paths.
+    """
+
+    prompts: tuple[str, ...] = ()
+    every: int = 1000
+    num_steps: int = 25
+    guidance_scale: float | None = None
+    seed: int = 0
+    image: str | None = None
+    mask: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Numbers every `every` steps, to log.jsonl and, with `tensorboard`, for TensorBoard. `peak_flops` of one device,
+    for MFU where the device's own is not known. `progress` None shows a bar where there is a terminal.
+    """
+
+    every: int = 20
+    tensorboard: bool = True
+    peak_flops: float | None = None
+    progress: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    - `train`: the parts that learn, of "unet" and "text" as `objective` says, or "vae" alone as `autoencoder` says.
+    - `batch_size` is of all devices together; a step works on it in `accumulate` parts, one after the other.
+    - `dtype` is what networks compute in; parameters, optimiser and average are float32. None is bfloat16 on
+      accelerators and float32 on CPU. `frozen_dtype` is how fixed parts are held, None as `dtype`.
+    - `remat`: what the backward pass of the UNet computes again instead of keeping it (`sdjax.nn.unet.REMATS`):
+      "none", "products" (what is cheap: all but products and convolutions) or "blocks" (everything within a block).
+    - `patience`: seconds after which a step that does not end, ends the run; it must allow for compiling.
+    """
+
+    data: DataConfig
+    optim: OptimConfig
+    model: ModelSource = ModelSource()
+    train: tuple[str, ...] = ("unet",)
+    objective: DiffusionObjective = DiffusionObjective()
+    autoencoder: AutoencoderObjective | None = None
+    batch_size: int = 4
+    accumulate: int = 1
+    dtype: str | None = None
+    frozen_dtype: str | None = None
+    remat: Literal["none", "products", "blocks"] = "none"
+    ema: EmaConfig = EmaConfig()
+    guard: GuardConfig = GuardConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    samples: SamplesConfig = SamplesConfig()
+    log: LogConfig = LogConfig()
+    seed: int = 0
+    patience: float | None = 1800.0
+
+    def __post_init__(self) -> None:
+        if not self.train or set(self.train) - set(PARTS) or ("vae" in self.train and len(self.train) > 1):
+            raise ValueError(f'train names "unet", "text" or both, or "vae" alone; got {", ".join(self.train) or None}')
+        if (self.autoencoder is not None) != ("vae" in self.train):
+            raise ValueError('`autoencoder` says how an autoencoder is trained: it goes with train = ("vae",)')
+        for name in ("dtype", "frozen_dtype"):
+            if getattr(self, name) not in (None, *DTYPES):
+                raise ValueError(f"{name} is one of {', '.join(DTYPES)}, or None; got {getattr(self, name)!r}")
+        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate divides batch_size, and both are at least 1; got {self.accumulate} and {self.batch_size}"
+            )
+
+
+def build(cls: type[Config], values: Mapping[str, Any], name: str = "config") -> Config:
+    """Returns a description of a dataclass's fields from plain values, descriptions within it too.
+
+    Raises ConfigError, naming the place, for a field that it does not have, one that is missing, or a bad value.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{name} holds fields with names; got {values!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = [str(key) for key in values if key not in fields]
+    if unknown:
+        raise ConfigError(f"{name} has no {' and no '.join(unknown)}; it has {', '.join(fields)}")
+    out = {key: _value(hints[key], value, f"{name}.{key}") for key, value in values.items()}
+    missing = [
+        key for key, field in fields.items()
+        if key not in out and field.default is field.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if missing:
+        raise ConfigError(f"{name} needs {' and '.join(missing)}")
+    try:
+        return cls(**out)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """Returns a value of a field of this type, or raises ConfigError."""
+    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    if value is None and type(None) in options:
+        return None
+    problems = []
+    for option in options:
+        try:
+            return _one(option, value, name)
+        except ConfigError as error:
+            problems.append(str(error))
+    raise ConfigError(problems[0])
+
+
+def _one(kind: Any, value: Any, name: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, name)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{name} is one of {', '.join(map(str, args))}; got {value!r}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is tuple or (origin is not None and issubclass(origin, typing.Sequence) and origin is not str):
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise ConfigError(f"{name} is a list; got {value!r}")
+        if origin is tuple and args[-1] is not Ellipsis:
+            if len(value) != len(args):
+                raise ConfigError(f"{name} has {len(args)} entries; got {len(value)}")
+            return tuple(_value(arg, item, f"{name}[{i}]") for i, (arg, item) in enumerate(zip(args, value)))
+        return tuple(_value(args[0], item, f"{name}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} holds fields with names; got {value!r}")
+        return {key: _plain(item) for key, item in value.items()}
+    plain = kind if isinstance(kind, type) else object
+    if not isinstance(value, plain) or (isinstance(value, bool) and plain in (int, float)):
+        raise ConfigError(f"{name} is a {getattr(kind, '__name__', kind)}; got {value!r}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value without the types of the file that it came from."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

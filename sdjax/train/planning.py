@@ -1,0 +1,46 @@
+"""What `sdjax train --plan` prints: what a run is and needs, from its description alone."""
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.train import parallel, plan
+from sdjax.train.base import describe
+from sdjax.train.config import TrainConfig
+from sdjax.train.data.cached import Cached
+from sdjax.train.setup import Setup
+
+
+def plan_of(config: TrainConfig, devices: int | None = None) -> str:
+    """Returns the memory that each of so many devices needs, by default those that are here, and the work of a step.
+
+    Weights are not read and nothing is put on a device. Raises ConfigError for what does not go together.
+    """
+    text, latents = "ids", bool(config.data.cached)
+    if latents:
+        text = Cached(config.data.cached).caches[0].manifest["text"]
+    setup = Setup(config, describe(config.model), text, latents)
+    count = jax.device_count() if devices is None else devices
+    sizes = config.parallel.sizes(count)
+    examples = parallel.examples_each(config.batch_size, config.accumulate, sizes)
+    state, frozen = setup.shapes()
+
+    def laid(tree, kind=None):
+        return plan.laid_out(tree, parallel.layouts(tree, sizes, config.parallel), sizes, kind)
+
+    loss = setup.loss(setup.empty_shape())
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    working = plan.working_bytes(loss, state.params, frozen, setup.batch_shapes(examples), keys, step)
+    memory = plan.plan(
+        params=laid(state.params), opt_state=laid(state.opt_state),
+        ema=laid(state.ema_params, "pinned_host" if config.ema.host else None), frozen=laid(frozen),
+        activations=working, accumulate=config.accumulate > 1,
+    )  # fmt: skip
+    mesh = ", ".join(f"{name} {side}" for name, side in sizes.items())
+    work = setup.flops().model
+    lines = [
+        f"{setup.model.name} on {count} devices ({mesh}), {config.batch_size} examples a step, {setup.dtype}",
+        str(memory),
+        f"a step takes {work / 1e12:,.2f} TFLOP, {work / config.batch_size / 1e12:,.3f} an example",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,236 @@
+"""A training from its description to its last checkpoint: what `sdjax train` runs.
+
+The folder of a run holds `settings.json`, what it was started with; `base/`, the model that it started from, so that
+nothing outside is needed later; `checkpoints/`; `log.jsonl`, `tensorboard/` and `pictures/`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sdjax import compilation_cache
+from sdjax._version import __version__
+from sdjax.config import ConfigError
+from sdjax.nn import TextEncoder
+from sdjax.pipeline import cast
+from sdjax.train import parallel, sets
+from sdjax.train.autoencoder import adversarial_params
+from sdjax.train.base import Base, open_base
+from sdjax.train.checkpoint import Checkpoints
+from sdjax.train.config import TrainConfig
+from sdjax.train.data.loader import Loader
+from sdjax.train.folder import BASE, CHECKPOINTS, SETTINGS
+from sdjax.train.loop import Event, fit
+from sdjax.train.metrics import Speed, Writers
+from sdjax.train.peaks import peak_flops
+from sdjax.train.samples import Samples
+from sdjax.train.setup import Setup
+from sdjax.train.state import TrainState
+from sdjax.train.summary import summary
+from sdjax.train.validation import Validation
+from sdjax.typing import Params
+
+KEPT = ("model", "train", "seed", "autoencoder")  # settings that a run keeps: its state depends on them
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training in a folder. `say` is told, a line each, what is worth knowing before the first step; `profile` is a
+    folder for a trace of steps 11 to 20 of those that are taken now.
+    """
+
+    config: TrainConfig
+    folder: pathlib.Path
+    say: Callable[[str], None] = print
+    profile: str | None = None
+
+    def train(self) -> TrainState:
+        """Trains to the last step, from the newest checkpoint if there is one, and returns the state.
+
+        Raises what `fit` does; ConfigError, SourceError and CheckpointError for what cannot be used.
+        """
+        compilation_cache.enable()
+        self.check_settings()
+        for notice in self.base.notices:
+            self.say(notice)
+        mesh = parallel.make_mesh(self.config.parallel)
+        parallel.examples_each(self.config.batch_size, self.config.accumulate, mesh.shape)
+        c = self.config.checkpoint
+        with Checkpoints(self.folder / CHECKPOINTS, c.keep, keep_every=c.keep_every, say=self.say) as checkpoints:
+            state, frozen, step = self.prepare(mesh)
+            state = checkpoints.restore(state) or state
+            with contextlib.closing(self._writers(mesh, int(state.step))) as log:
+                for line in summary(self.setup, mesh, self.loader):
+                    log.say(line)
+                take = lambda state, batch: step(state, frozen, batch)  # noqa: E731
+                if self.profile is not None:
+                    take = profiled(take, self.profile)
+                return fit(
+                    state, take, functools.partial(self.batches, mesh),
+                    steps=self.config.optim.steps, checkpoints=checkpoints, log=log, log_every=self.config.log.every,
+                    save_every=60 * c.minutes, save_steps=c.steps, events=self._events(mesh, state, frozen, log),
+                    refused_limit=self.config.guard.limit, patience=self.config.patience,
+                )  # fmt: skip
+
+    def check_settings(self) -> None:
+        """Keeps the settings, or raises ConfigError if a run in this folder was started with others that matter."""
+        now = json.loads(json.dumps({"sdjax": __version__, **dataclasses.asdict(self.config)}))
+        path = self.folder / SETTINGS
+        if path.exists():
+            try:
+                before = json.loads(path.read_text())
+            except ValueError as error:
+                raise ConfigError(f"{path} is damaged ({error}); train in another folder") from None
+            changed = [name for name in KEPT if before.get(name) != now[name]]
+            if changed:
+                raise ConfigError(
+                    f"{self.folder} holds a training with another {' and another '.join(changed)} ({SETTINGS} there "
+                    "says which): go back to it, or train in another folder"
+                )
+            for name in now:
+                if name not in (*KEPT, "sdjax") and before.get(name) != now[name]:
+                    self.say(f"{name} is another than when this run was started ({SETTINGS} keeps what it was)")
+        elif (self.folder / CHECKPOINTS).exists():
+            raise ConfigError(f"{self.folder} holds checkpoints but no {SETTINGS}: train in another folder")
+        elif jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(now, indent=1) + "\n")
+            partial.rename(path)
+
+    @functools.cached_property
+    def base(self) -> Base:
+        """The model that the run starts from, kept in its folder from the first time on."""
+        kept = self.folder / BASE
+        if (kept / "config.json").exists():
+            return Base.load(kept)
+        base = open_base(self.config.model, self.config.seed)
+        if jax.process_index() == 0:
+            base.save(kept)
+        _wait("base")
+        return base
+
+    @functools.cached_property
+    def loader(self) -> Loader:
+        """The training set."""
+        tokenizer = None if "vae" in self.config.train else self.base.tokenizer
+        return sets.make_loader(
+            self.config.data, self.base.config, tokenizer, batch_size=self.config.batch_size, seed=self.config.seed
+        )  # fmt: skip
+
+    @functools.cached_property
+    def setup(self) -> Setup:
+        """What the run computes."""
+        batch = self.loader.batch(0)
+        text = "context" if "context" in batch else "ids"
+        return Setup(self.config, self.base.config, text, "moments" in batch)
+
+    @functools.cached_property
+    def empty(self) -> np.ndarray:
+        """The empty caption's tokens, or its context where captions are stored as such."""
+        text = self.base.config.text
+        ids = self.base.tokenizer([""], length=text.max_length, pad_token_id=text.pad_token_id)
+        if self.setup.text == "ids":
+            return ids[0]
+        encode = jax.jit(lambda params, ids: TextEncoder(text).apply({"params": params}, ids))
+        return np.asarray(encode(self.base.params["text"], jnp.asarray(ids)))[0]
+
+    def prepare(self, mesh: Mesh) -> tuple[TrainState, Params, Callable]:
+        """Returns the state before the first step and the fixed parameters, on the devices, and the compiled step."""
+        setup, how = self.setup, self.config.parallel
+        shapes, _ = setup.shapes()
+        where = parallel.shardings(shapes, mesh, how)
+        if self.config.ema.host:
+            where = where.replace(ema_params=parallel.on_host(where.ema_params))
+        params, frozen = self._params()
+        frozen_where = parallel.shardings(frozen, mesh, how)
+        frozen = parallel.place(frozen, frozen_where)
+        create = jax.jit(setup.create, out_shardings=where, donate_argnums=0)
+        state = create(parallel.place(params, where.params))
+        place_ema = parallel.move_ema(where.ema_params) if self.config.ema.host else None
+        step = parallel.compile_step(setup.step(self.empty, place_ema), mesh, where, frozen_where, how)
+        return state, frozen, step
+
+    def _params(self) -> tuple[Params, Params]:
+        """Returns the trained parameters, float32, and the fixed ones, on the host."""
+        base = self.base.params
+        if self.setup.autoencoder:
+            key = jax.random.key(self.config.seed)
+            params, frozen = adversarial_params(self.config.autoencoder, base["vae"], key)
+        else:
+            params = {part: base[part] for part in self.config.train}
+            frozen = {part: base[part] for part in self.setup.frozen_parts}
+        return cast(params, "float32"), cast(frozen, self.setup.frozen_dtype)
+
+    def batches(self, mesh: Mesh, first: int) -> Iterator[dict[str, Any]]:
+        """Yields the batches from step `first` on, on the devices."""
+        with contextlib.closing(self.loader.on_devices(parallel.batch_sharding(mesh), first)) as made:
+            for batch in made:
+                yield sets.arrays(batch)
+
+    def _writers(self, mesh: Mesh, first: int) -> Writers:
+        c, device = self.config, mesh.devices.flat[0]
+        peak = c.log.peak_flops or peak_flops(device.device_kind, self.setup.dtype)
+        speed = Speed(c.batch_size, self.setup.flops().model, peak and peak * mesh.size)
+        return Writers(
+            self.folder, c.optim.steps, first=first, speed=speed, tensorboard=c.log.tensorboard,
+            progress=c.log.progress,
+        )  # fmt: skip
+
+    def _events(self, mesh: Mesh, state: TrainState, frozen: Params, log: Writers) -> tuple[Event, ...]:
+        events = []
+        v, s = self.config.validation, self.config.samples
+        if v.data is not None:
+            events.append(Event(v.every, self._validation(mesh, frozen).run))
+        if s.prompts:
+            events.append(Event(s.every, Samples(s, self.base, log, self.setup.dtype).run))
+        return tuple(events)
+
+    def _validation(self, mesh: Mesh, frozen: Params) -> Validation:
+        v, size = self.config.validation, self.config.batch_size
+        tokenizer = None if self.setup.autoencoder else self.base.tokenizer
+        loader = sets.make_loader(
+            sets.held_out(v.data), self.base.config, tokenizer, batch_size=size, seed=self.config.seed
+        )  # fmt: skip
+        count = min(-(-v.examples // size), loader.batches_per_epoch)
+        sharding = parallel.batch_sharding(mesh)
+        losses = jax.jit(self.setup.losses(self.empty))
+        return Validation(
+            losses, lambda i: sets.arrays(loader.put(loader.batch(i), sharding)), count, size, frozen, v.best
+        )  # fmt: skip
+
+
+def profiled(step: Callable, folder: str, first: int = 10, last: int = 20) -> Callable:
+    """Returns a step that writes a trace of its calls from the `first` to before the `last` for XProf."""
+    calls = 0
+
+    def call(*args: Any) -> Any:
+        nonlocal calls
+        if calls == first:
+            jax.profiler.start_trace(folder)
+        with jax.profiler.StepTraceAnnotation("train", step_num=calls):
+            out = step(*args)
+        calls += 1
+        if calls == last:
+            jax.block_until_ready(out)
+            jax.profiler.stop_trace()
+        return out
+
+    return call
+
+
+def _wait(name: str) -> None:
+    """Returns when all processes are here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

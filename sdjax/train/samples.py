@@ -1,0 +1,78 @@
+"""Pictures of fixed prompts while a model is trained; the one place where training calls the tasks."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax.kinds import kind_of
+from sdjax.pipeline import Pipeline, cast
+from sdjax.run import ImageError
+from sdjax.train.base import Base
+from sdjax.train.config import SamplesConfig
+from sdjax.train.metrics import Writers
+from sdjax.train.state import TrainState
+from sdjax.typing import Pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Makes the pictures of a description and shows them. The first process makes them, on its own devices.
+
+    Raises ValueError for a model of a kind that needs a picture where none is given.
+    """
+
+    config: SamplesConfig
+    base: Base
+    log: Writers
+    dtype: str
+
+    def __post_init__(self) -> None:
+        kind = kind_of(self.base.config)
+        if kind != "text" and self.config.image is None:
+            raise ValueError(f'samples.image names the picture that samples of a model for "{kind}" are made from')
+        if kind == "inpainting" and self.config.mask is None:
+            raise ValueError("samples.mask names the mask that an inpainting model's samples are made with")
+
+    def run(self, state: TrainState) -> dict[str, float]:
+        """Makes the pictures of a state's moving average, or of its parameters if it has none. Returns no numbers."""
+        params = whole(state.params if state.ema_params is None else state.ema_params)
+        if jax.process_index() == 0:
+            pipe = Pipeline(
+                self.base.config, cast({**self.base.params, **params}, self.dtype), self.base.tokenizer, self.dtype
+            )
+            try:
+                self.log.pictures(int(state.step), "samples", self.make(pipe), list(self.config.prompts))
+            except ImageError as error:  # a model at its beginning may well make one flat colour
+                self.log.say(f"no samples of step {int(state.step)}: {error}")
+        return {}
+
+    def make(self, pipe: Pipeline) -> Pixels:
+        """Returns a picture for each prompt."""
+        from sdjax import depth, generate, upscaling, variations
+
+        c = self.config
+        options: dict[str, Any] = {
+            "num_steps": c.num_steps, "guidance_scale": c.guidance_scale, "seed": c.seed,
+            "devices": jax.local_devices()[:1],
+        }  # fmt: skip
+        prompts = list(c.prompts)
+        tasks = {
+            "text": lambda: generate.text_to_image(pipe, prompts, **options),
+            "inpainting": lambda: generate.inpaint(pipe, c.image, c.mask, prompts, **options),
+            "depth": lambda: depth.depth_to_image(pipe, c.image, prompts, **options),
+            "upscaling": lambda: upscaling.upscale(pipe, c.image, prompts, **options),
+            "unclip": lambda: variations.image_variations(pipe, c.image, prompts, **options),
+        }
+        made = tasks[kind_of(pipe.config)]()
+        return np.stack([np.asarray(picture) for picture in made])
+
+
+def whole(params: Any) -> Any:
+    """Returns parameters as numpy arrays, collected from all processes."""
+    if jax.process_count() == 1:
+        return jax.device_get(params)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(params, tiled=True)

@@ -1,0 +1,78 @@
+"""A run's training set, from its description to batches."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sdjax.config import ConfigError, ModelConfig
+from sdjax.tokenizer import Tokenizer
+from sdjax.train.config import DataConfig
+from sdjax.train.data.buckets import Buckets
+from sdjax.train.data.cached import Cached
+from sdjax.train.data.loader import Loader
+from sdjax.train.data.pictures import Part, Pictures
+from sdjax.train.data.sources import open_source
+
+PART = ("source", "where", "repeats", "weight", "loss_weight")
+TEXTS = ("caption", "key")  # of a batch; they stay on the host
+
+
+def make_loader(
+    data: DataConfig, model: ModelConfig, tokenizer: Tokenizer | None, *, batch_size: int, seed: int
+) -> Loader:
+    """Returns the loader of a training set for a model; without `tokenizer` captions are not needed.
+
+    Raises ConfigError or `sdjax.train.data.records.SourceError` for a set that cannot be used.
+    """
+    tokens = None
+    if data.cached:
+        examples: Any = Cached(data.cached, least=batch_size)
+    else:
+        examples = _pictures(data, model, batch_size, captions=tokenizer is not None)
+        if tokenizer is not None:
+            text = model.text
+            tokens = functools.partial(_tokens, tokenizer, text.max_length, text.pad_token_id)
+    return Loader(
+        examples, batch_size=batch_size, seed=seed, tokens=tokens, threads=data.threads, workers=data.workers,
+        bad_limit=data.bad_limit,
+    )  # fmt: skip
+
+
+def _pictures(data: DataConfig, model: ModelConfig, batch_size: int, *, captions: bool) -> Pictures:
+    side = model.image_size if data.side is None else data.side
+    step = max(64, model.vae.factor) if side >= 256 else model.vae.factor
+    if side % step:
+        raise ConfigError(f"data.side is a multiple of {step}; got {side}")
+    buckets = Buckets.square(side)
+    if data.buckets:
+        least = max(step, side // 2 // step * step)
+        buckets = Buckets.of_area(side, step=step, least=least, most=2 * side // step * step)
+    parts = []
+    for i, part in enumerate(data.parts):
+        unknown = [name for name in part if name not in PART]
+        if unknown or "source" not in part:
+            raise ConfigError(
+                f"data.parts[{i}] has a source, and may have {', '.join(PART[1:])}; got {', '.join(part)}"
+            )
+        source = part["source"] if captions else {"default": "", **part["source"]}
+        parts.append(Part(open_source(source), **{name: value for name, value in part.items() if name != "source"}))
+    return Pictures(
+        parts, buckets, least=batch_size, crop=data.crop, flip=data.flip, resample=data.resample, masks=data.masks
+    )  # fmt: skip
+
+
+def _tokens(tokenizer: Tokenizer, length: int, pad: int, captions: Sequence[str]) -> np.ndarray:
+    return tokenizer(captions, length=length, pad_token_id=pad)
+
+
+def arrays(batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a batch goes to the devices."""
+    return {name: value for name, value in batch.items() if name not in TEXTS}
+
+
+def held_out(data: DataConfig) -> DataConfig:
+    """Returns a set's description for validation: nothing is drawn at random."""
+    return data if data.cached else dataclasses.replace(data, crop="centre", flip=0.0)
