@@ -67,7 +67,7 @@ def test_stable_diffusion_2_is_planned_for_devices_that_do_not_exist():
     optimizer, activations = jax.eval_shape(optax.adamw(1e-4).init, params), 3 * 2**30
     state = {}
     for devices in (1, 8, 256):
-        config = ParallelConfig(data=1, fsdp=-1, whole=4096)
+        config = ParallelConfig(data=1, fsdp=-1, whole=4096, rules=((".", "largest"),))
         sizes = config.sizes(devices)
         trees = {"params": params, "opt_state": optimizer, "ema": params}
         predicted = plan(**{k: laid(tree, sizes, config) for k, tree in trees.items()}, activations=activations)
