@@ -75,7 +75,14 @@ def get_config() -> ml_collections.ConfigDict:
         "dropout": 0.1,
         "offset_noise": 0.0,
         "ema_decay": 0.9995,
-        "optim": {"steps": 30_000, "learning_rate": 1e-3, "warmup": 1_000, "cooldown": 8_000, "beta2": 0.99},
+        "optim": {
+            "name": "muon",
+            "steps": 18_000,
+            "learning_rate": 2e-3,
+            "warmup": 300,
+            "cooldown": 6_000,
+            "beta2": 0.99,
+        },
     }
     config.save_every = 240.0  # seconds
     config.log_every = 20  # steps
