@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from small_models import write
+from trips import check_round_trips, check_without, equal
 
 from sdjax import configs, convert
 from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
@@ -43,22 +44,9 @@ def tensors(depth=True):
     return out if depth else {name: array for name, array in out.items() if not name.startswith("depth_model.")}
 
 
-def equal(a, b):
-    return convert.manifest(convert.read(a)) == convert.manifest(convert.read(b))
-
-
 def test_every_layout_and_back_is_byte_exact(tmp_path):
-    start = write(tmp_path / "a.safetensors", tensors())
-    report = convert.convert(start, tmp_path / "native", config=MODEL)
-    assert not report.notices
-    convert.convert(tmp_path / "native", tmp_path / "b.safetensors")
-    convert.convert(tmp_path / "b.safetensors", tmp_path / "diffusers", to="diffusers")
-    convert.convert(tmp_path / "diffusers", tmp_path / "c.safetensors")
-    assert equal(start, tmp_path / "b.safetensors")
-    assert equal(start, tmp_path / "c.safetensors")
-    convert.convert(tmp_path / "diffusers", tmp_path / "native2")
-    convert.convert(tmp_path / "native2", tmp_path / "diffusers2", to="diffusers")
-    assert equal(tmp_path / "diffusers", tmp_path / "diffusers2")
+    check_round_trips(tmp_path, tensors(), MODEL)
+    assert not convert.load_model(tmp_path / "a.safetensors", MODEL).report.notices
     folder = convert.read(tmp_path / "diffusers/depth_estimator")
     assert set(depth_names.UNUSED) < set(folder)
     index = json.loads((tmp_path / "diffusers/model_index.json").read_text())
@@ -90,16 +78,9 @@ def test_rows_of_a_fused_tensor_are_queries_keys_and_values():
 
 
 def test_a_model_without_it_is_a_model_all_the_same(tmp_path):
-    start = write(tmp_path / "a.safetensors", tensors(depth=False))
-    model = convert.load_model(start, MODEL)
+    model = check_without("depth", "depth_estimator", tmp_path, tensors(depth=False), MODEL)
     assert model.config == dataclasses.replace(MODEL, depth=None)
     assert model.report.notices == ("it has no depth network: depth maps have to be given",)
-    for to, target in (("native", "native"), ("diffusers", "diffusers"), ("ldm", "b.safetensors")):
-        convert.convert(start, tmp_path / target, to=to, config=MODEL)
-        assert convert.load(tmp_path / target)[0].depth is None
-    index = json.loads((tmp_path / "diffusers/model_index.json").read_text())
-    assert index["depth_estimator"] == [None, None]
-    assert equal(start, tmp_path / "b.safetensors")
 
 
 def test_it_comes_from_another_file_where_that_is_wanted(tmp_path):

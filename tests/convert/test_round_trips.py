@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from small_models import FAMILIES, model, write
+from trips import check_round_trips, equal
 
 from sdjax import convert
 from sdjax.config import ModelConfig
@@ -14,24 +15,10 @@ from sdjax.convert.sources import licence_files
 from sdjax.tokenizer import Tokenizer
 
 
-def equal(a, b):
-    return convert.manifest(convert.read(a)) == convert.manifest(convert.read(b))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ldm_to_native_and_diffusers_and_back_is_byte_exact(family, tmp_path):
     config, tensors = model(family)
-    start = write(tmp_path / "a.safetensors", tensors)
-    convert.convert(start, tmp_path / "native", config=config)
-    convert.convert(tmp_path / "native", tmp_path / "b.safetensors")
-    convert.convert(tmp_path / "b.safetensors", tmp_path / "diffusers", to="diffusers")
-    convert.convert(tmp_path / "diffusers", tmp_path / "c.safetensors")
-    assert equal(start, tmp_path / "b.safetensors")
-    assert equal(start, tmp_path / "c.safetensors")
-    convert.convert(tmp_path / "diffusers", tmp_path / "native2")
-    convert.convert(tmp_path / "native2", tmp_path / "diffusers2", to="diffusers")
-    assert equal(tmp_path / "diffusers", tmp_path / "diffusers2")
-    assert equal(tmp_path / "native", tmp_path / "native2")
+    check_round_trips(tmp_path, tensors, config)
 
 
 def test_mixed_types_keep_their_bytes(tmp_path):
