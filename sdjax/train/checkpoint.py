@@ -196,7 +196,7 @@ class Checkpoints:
     def _mark(self, step: int, metric: float) -> None:
         best = self.best()
         if math.isfinite(metric) and (best is None or metric < best[1]):
-            manifest.write_json(self.folder / "best.json", {"step": step, "metric": metric})
+            manifest.write_json(self.folder / "best.json", {"step": step, "metric": float(metric)})
 
     def _prune(self, current: int) -> None:
         """Removes what is older than `current` and need not be kept; steps after it are left alone."""

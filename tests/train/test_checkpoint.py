@@ -231,7 +231,7 @@ def test_the_newest_stay_and_every_so_many(tmp_path):
 def test_the_best_stays(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     assert checkpoints.best() is None
-    for step, metric in ((1, 0.5), (2, 0.25), (3, 0.75), (4, float("nan")), (5, 0.25)):
+    for step, metric in ((0, float("nan")), (1, 0.5), (2, np.float32(0.25)), (3, 0.75), (4, float("nan")), (5, 0.25)):
         checkpoints.save(state_at(step), metric=metric, wait=True)
     assert checkpoints.best() == (2, 0.25)
     assert checkpoints.steps() == [2, 5]
