@@ -69,8 +69,10 @@ class Checkpoints:
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
             return self.close()
-        with contextlib.suppress(OSError):  # what the block raised is the news
+        try:
             self.close()
+        except OSError as error:  # what the block raised goes on its way
+            self.say(str(error))
 
     def steps(self) -> list[int]:
         """Returns the steps whose checkpoints are whole as far as their names tell, oldest first."""
