@@ -6,96 +6,22 @@ and Stability-AI/stablediffusion; `sdjax.configs` spells them out.
 """
 
 import dataclasses
-import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal
+
+from sdjax.description import ConfigError, Description, check
+
+__all__ = [
+    "PREDICTIONS", "ConfigError", "DepthConfig", "ModelConfig", "Prediction", "PriorConfig", "ScheduleConfig",
+    "TextConfig", "UNetConfig", "VAEConfig", "VisionConfig",
+]  # fmt: skip
 
 Prediction = Literal["epsilon", "v", "x0"]
 PREDICTIONS: tuple[str, ...] = typing.get_args(Prediction)
-BETA_SCHEDULES = ("scaled_linear", "linear", "squaredcos")
-ACTIVATIONS = ("quick_gelu", "gelu")
-
-
-class ConfigError(ValueError):
-    """A model description that contradicts itself, or holds a field or value that sdjax does not know."""
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-class _Config:
-    """Conversion to and from the plain dictionaries of config.json, shared by all descriptions."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_type(f"{type(self).__name__}.{field.name}", getattr(self, field.name), field.type)
-        self._validate()
-
-    def _validate(self) -> None:
-        """Raises ConfigError where fields contradict each other."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as a JSON-ready dictionary, descriptions inside it as dictionaries too."""
-        return _plain(dataclasses.asdict(self))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the description that `to_dict` wrote. Raises ConfigError, naming every field it does not know."""
-        _check(isinstance(values, Mapping), f"{cls.__name__} is read from a dictionary, got {type(values).__name__}")
-        fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        unknown = sorted(map(str, set(values) - set(fields)))
-        _check(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
-        out = {}
-        for name, value in values.items():
-            kind = fields[name]
-            inner = next(
-                (k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and issubclass(k, _Config)), None
-            )
-            if inner is not None and value is not None:
-                value = inner.from_dict(value)
-            elif isinstance(value, list):
-                value = tuple(value)
-            out[name] = value
-        try:
-            return cls(**out)
-        except TypeError as error:  # a field without default is missing
-            raise ConfigError(f"{cls.__name__}: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        options = args
-    elif origin is Literal:
-        _check(value in args, f"{name} is one of {', '.join(map(str, args))}; got {value!r}")
-        return
-    elif origin is tuple:
-        _check(isinstance(value, tuple), f"{name} is a tuple, got {value!r}")
-        for item in value:
-            _check_type(f"{name}'s entry", item, args[0])
-        return
-    else:
-        options = (kind,)
-    wanted = tuple(types.NoneType if option is None else option for option in options)
-    fits = isinstance(value, wanted) or (float in wanted and type(value) is int)
-    if isinstance(value, bool) and bool not in wanted:
-        fits = False
-    _check(fits, f"{name} is {' or '.join(t.__name__ for t in wanted)}; got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig(_Config):
+class UNetConfig(Description):
     """The denoising network. The defaults are Stable Diffusion v1's.
 
     `heads[i]` is level i's number of attention heads, 0 where it has no attention; `mid_heads` the middle block's.
@@ -122,35 +48,35 @@ class UNetConfig(_Config):
 
     def _validate(self) -> None:
         levels = len(self.channels)
-        _check(levels >= 1, "UNetConfig.channels needs at least one level")
+        check(levels >= 1, "UNetConfig.channels needs at least one level")
         for name in ("heads", "transformer_depth", "self_attention"):
             count = len(getattr(self, name))
-            _check(count == levels, f"UNetConfig.{name} has {count} entries for {levels} levels of channels")
+            check(count == levels, f"UNetConfig.{name} has {count} entries for {levels} levels of channels")
         for name in ("in_channels", "out_channels", "num_res_blocks", "mid_heads", "context_dim", "norm_groups"):
-            _check(getattr(self, name) >= 1, f"UNetConfig.{name} is at least 1, got {getattr(self, name)}")
+            check(getattr(self, name) >= 1, f"UNetConfig.{name} is at least 1, got {getattr(self, name)}")
         for channels, heads in zip(self.channels, self.heads):
-            _check(
+            check(
                 channels >= 1 and channels % self.norm_groups == 0,
                 f"UNetConfig.channels are multiples of norm_groups = {self.norm_groups}, got {channels}",
             )
-            _check(
+            check(
                 heads >= 0 and (heads == 0 or channels % heads == 0),
                 f"UNetConfig.heads divide the level's channels: {heads} does not divide {channels}",
             )
-        _check(
+        check(
             self.channels[-1] % self.mid_heads == 0,
             f"UNetConfig.mid_heads = {self.mid_heads} does not divide {self.channels[-1]} channels",
         )
-        _check(self.channels[0] % 2 == 0, "UNetConfig.channels[0] is even: half of the time embedding is cosines")
-        _check(all(depth >= 1 for depth in self.transformer_depth), "UNetConfig.transformer_depth is at least 1")
-        _check(
+        check(self.channels[0] % 2 == 0, "UNetConfig.channels[0] is even: half of the time embedding is cosines")
+        check(all(depth >= 1 for depth in self.transformer_depth), "UNetConfig.transformer_depth is at least 1")
+        check(
             self.num_classes is None or self.label_dim is None,
             "UNetConfig has either num_classes (integer labels) or label_dim (label vectors), not both",
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig(_Config):
+class VAEConfig(Description):
     """The KL autoencoder. The defaults are the f8 one of v1 and v2; a latent is `scale_factor` times its sample."""
 
     image_channels: int = 3
@@ -166,21 +92,21 @@ class VAEConfig(_Config):
         return 2 ** (len(self.channels) - 1)
 
     def _validate(self) -> None:
-        _check(len(self.channels) >= 1, "VAEConfig.channels needs at least one level")
+        check(len(self.channels) >= 1, "VAEConfig.channels needs at least one level")
         for channels in self.channels:
-            _check(
+            check(
                 channels >= 1 and channels % self.norm_groups == 0,
                 f"VAEConfig.channels are multiples of norm_groups = {self.norm_groups}, got {channels}",
             )
-        _check(self.scale_factor > 0, f"VAEConfig.scale_factor is positive, got {self.scale_factor}")
-        _check(
+        check(self.scale_factor > 0, f"VAEConfig.scale_factor is positive, got {self.scale_factor}")
+        check(
             min(self.image_channels, self.latent_channels, self.num_res_blocks) >= 1,
             "VAEConfig.image_channels, latent_channels and num_res_blocks are at least 1",
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig(_Config):
+class TextConfig(Description):
     """A text encoder. The defaults are CLIP ViT-L/14's; `layers` counts those that run (23 of ViT-H/14's 24).
 
     `kind` is "clip", or "bert" for the transformer over BERT's tokens of LAION-400M's model, whose heads have a size
@@ -201,24 +127,24 @@ class TextConfig(_Config):
 
     def _validate(self) -> None:
         bert = self.kind == "bert"
-        _check(
+        check(
             bert == (self.head_dim is not None) and (not bert or (self.head_dim >= 1 and self.activation == "gelu")),
             'TextConfig.head_dim is given for the kind "bert" alone, whose activation is "gelu"',
         )
-        _check(
+        check(
             self.heads >= 1 and (bert or self.width % self.heads == 0),
             f"TextConfig.heads = {self.heads} does not divide width = {self.width}",
         )
-        _check(self.layers >= 1 and self.max_length >= 2, "TextConfig needs a layer and room for two tokens")
+        check(self.layers >= 1 and self.max_length >= 2, "TextConfig needs a layer and room for two tokens")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            _check(
+            check(
                 0 <= getattr(self, name) < self.vocab_size,
                 f"TextConfig.{name} = {getattr(self, name)} lies outside the vocabulary of {self.vocab_size}",
             )
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig(_Config):
+class VisionConfig(Description):
     """A CLIP image tower. The defaults are OpenAI's ViT-L/14's; `projection` is the width of its embeddings."""
 
     image_size: int = 224
@@ -235,19 +161,19 @@ class VisionConfig(_Config):
         return 1 + (self.image_size // self.patch_size) ** 2
 
     def _validate(self) -> None:
-        _check(
+        check(
             self.patch_size >= 1 and self.image_size >= 1 and self.image_size % self.patch_size == 0,
             f"VisionConfig.image_size is a multiple of patch_size = {self.patch_size}, got {self.image_size}",
         )
-        _check(
+        check(
             self.heads >= 1 and self.width % self.heads == 0,
             f"VisionConfig.heads = {self.heads} does not divide width = {self.width}",
         )
-        _check(min(self.width, self.layers, self.projection) >= 1, "VisionConfig needs a width, layers, a projection")
+        check(min(self.width, self.layers, self.projection) >= 1, "VisionConfig needs a width, layers, a projection")
 
 
 @dataclasses.dataclass(frozen=True)
-class PriorConfig(_Config):
+class PriorConfig(Description):
     """A prior, which guesses an image embedding from a text. The defaults are Karlo's.
 
     `embedding` is the length of texts' and pictures' embeddings, and the width of the `text` tower. `scheduler` is how
@@ -264,20 +190,20 @@ class PriorConfig(_Config):
     text: TextConfig = TextConfig()
 
     def _validate(self) -> None:
-        _check(
+        check(
             self.heads >= 1 and self.width % self.heads == 0 and self.width % 2 == 0,
             f"PriorConfig.heads = {self.heads} does not divide width = {self.width}, or that is odd",
         )
-        _check(self.layers >= 1, "PriorConfig.layers is at least 1")
-        _check(
+        check(self.layers >= 1, "PriorConfig.layers is at least 1")
+        check(
             self.embedding == self.text.width,
             f"PriorConfig.embedding = {self.embedding} is not the text encoder's width = {self.text.width}",
         )
-        _check(self.clip is None or self.clip > 0, f"PriorConfig.clip is positive, got {self.clip}")
+        check(self.clip is None or self.clip > 0, f"PriorConfig.clip is positive, got {self.clip}")
 
 
 @dataclasses.dataclass(frozen=True)
-class DepthConfig(_Config):
+class DepthConfig(Description):
     """MiDaS's depth network, DPT-Hybrid. The defaults are those of the one inside Stable Diffusion 2 depth.
 
     A ResNet of three stages (`stage_widths`, `stage_depths`) makes a token of every 16 x 16 pixels for a vision
@@ -305,37 +231,37 @@ class DepthConfig(_Config):
         return self.image_size // 16
 
     def _validate(self) -> None:
-        _check(
+        check(
             self.image_size >= 32 and self.image_size % 32 == 0,
             f"DepthConfig.image_size is a multiple of 32, got {self.image_size}",
         )
         for name, count in ("stage_widths", 3), ("stage_depths", 3), ("taps", 2), ("neck_widths", 2):
             values = getattr(self, name)
-            _check(len(values) == count, f"DepthConfig.{name} has {count} entries, got {len(values)}")
+            check(len(values) == count, f"DepthConfig.{name} has {count} entries, got {len(values)}")
         for width in (self.stem_width, *self.stage_widths):
             quarter = width if width == self.stem_width else width // 4
-            _check(
+            check(
                 width >= 4 and width % 4 == 0 and quarter % self.norm_groups == 0,
                 f"a quarter of DepthConfig.stage_widths, and stem_width, divide into norm_groups = {self.norm_groups}; "
                 f"got {width}",
             )
-        _check(
+        check(
             self.heads >= 1 and self.width % self.heads == 0,
             f"DepthConfig.heads = {self.heads} does not divide width = {self.width}",
         )
-        _check(
+        check(
             0 <= self.taps[0] < self.taps[1] < self.layers,
             f"DepthConfig.taps rise and are below layers = {self.layers}, got {self.taps}",
         )
-        _check(
+        check(
             min(*self.stage_depths, *self.neck_widths, self.features // 2) >= 1,
             "DepthConfig.stage_depths and neck_widths are at least 1, features at least 2",
         )
-        _check(self.norm_epsilon > 0, f"DepthConfig.norm_epsilon is positive, got {self.norm_epsilon}")
+        check(self.norm_epsilon > 0, f"DepthConfig.norm_epsilon is positive, got {self.norm_epsilon}")
 
 
 @dataclasses.dataclass(frozen=True)
-class ScheduleConfig(_Config):
+class ScheduleConfig(Description):
     """The noise schedule and what the network predicts. "scaled_linear" is linear in sqrt(beta), as ldm's "linear"."""
 
     kind: Literal["scaled_linear", "linear", "squaredcos"] = "scaled_linear"
@@ -346,16 +272,16 @@ class ScheduleConfig(_Config):
     prediction: Literal["epsilon", "v", "x0"] = "epsilon"
 
     def _validate(self) -> None:
-        _check(self.num_timesteps >= 2, f"ScheduleConfig.num_timesteps is at least 2, got {self.num_timesteps}")
-        _check(0 < self.beta_start < 1 and 0 < self.beta_end < 1, "ScheduleConfig's betas lie between 0 and 1")
-        _check(
+        check(self.num_timesteps >= 2, f"ScheduleConfig.num_timesteps is at least 2, got {self.num_timesteps}")
+        check(0 < self.beta_start < 1 and 0 < self.beta_end < 1, "ScheduleConfig's betas lie between 0 and 1")
+        check(
             not (self.zero_terminal_snr and self.prediction == "epsilon"),
             "zero terminal SNR needs v or x0 prediction: at the last timestep epsilon says nothing about the image",
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(_Config):
+class ModelConfig(Description):
     """A whole model. `image_size` is the side it was trained at, in pixels; `guidance_scale` its release's default.
 
     `name` is the release's family as `sdjax.configs` spells it ("sd1", "sd2_base", ...); nothing is derived from it.
@@ -377,22 +303,22 @@ class ModelConfig(_Config):
     noise_stats: int | None = None
 
     def _validate(self) -> None:
-        _check(
+        check(
             self.unet.context_dim == self.text.width,
             f"the UNet's context_dim = {self.unet.context_dim} is not the text encoder's width = {self.text.width}",
         )
-        _check(
+        check(
             self.unet.out_channels == self.vae.latent_channels,
             f"the UNet makes {self.unet.out_channels} channels, a latent has {self.vae.latent_channels}",
         )
-        _check(
+        check(
             self.unet.in_channels >= self.vae.latent_channels,
             f"the UNet takes {self.unet.in_channels} channels, fewer than a latent's {self.vae.latent_channels}",
         )
-        _check(self.image_size >= 1, f"ModelConfig.image_size is positive, got {self.image_size}")
+        check(self.image_size >= 1, f"ModelConfig.image_size is positive, got {self.image_size}")
         for name, size in ("vision", self.vision and self.vision.projection), ("noise_stats", self.noise_stats):
             label = self.unet.label_dim
-            _check(
+            check(
                 size is None or (label is not None and 1 <= 2 * size == label),
                 f"ModelConfig.{name}: an image embedding is half as long as the UNet's label_dim = {label}, got {size}",
             )

@@ -14,7 +14,8 @@ FOLDERS = {"sdjax": ROOT / "sdjax", "sdjax.convert": ROOT / "convert", "sdjax.co
 # Part of the library -> the parts of it that it may import (itself always)
 ALLOWED = {
     "sdjax.typing": set(),
-    "sdjax.config": set(),
+    "sdjax.description": set(),
+    "sdjax.config": {"sdjax.description"},
     "sdjax.schedule": {"sdjax.config", "sdjax.typing"},
     "sdjax.resize": set(),
     "sdjax.nn": {"sdjax.config", "sdjax.typing", "sdjax.resize"},
