@@ -68,6 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
         "beta1": None,
         "beta2": None,
         "weight_decay": 0.01,
+        "decay_all": True,
         "clip": 1.0,
         "rates": (),
     }

@@ -25,6 +25,7 @@ COMMANDS = {
     "cache-latents": ("cache_latents", "compute the latents of a training set once"),
     "convert": ("convert", "convert a checkpoint to another format"),
     "inspect": ("inspect_checkpoint", "say what a checkpoint holds"),
+    "benchmark": ("benchmark", "measure how fast this computer is"),
     "evaluate-builtin": ("evaluate_builtin", "measure the built-in model from pixels"),
 }
 

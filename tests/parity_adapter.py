@@ -20,6 +20,7 @@ from tests.parity_models import config_from_spec
 from tests.parity_sampling import img2img_with, sample_with
 from tests.parity_schedulers import scheduler, scheduler_timesteps
 from tests.parity_towers import clip_pixels, noise_embedding, prior, prior_sample, safety, vision
+from tests.parity_training import train3
 
 __all__ = [
     "CheckpointError",
@@ -105,6 +106,13 @@ class Model:
 
     def img2img_compvis(self, num_steps, **options):
         return img2img_with(self._network, self.schedule, num_steps, **options)
+
+    def train3(self, *, x0, noise, t, context, lr, grads, params):
+        x0, noise = (jnp.moveaxis(jnp.asarray(a, jnp.float32), -3, -1) for a in (x0, noise))
+        return train3(
+            self.config, self.params, x0=x0, noise=noise, t=t, context=jnp.asarray(context), lr=lr, grads=grads,
+            params_wanted=params,
+        )  # fmt: skip
 
 
 def load(spec, state_dict):

@@ -28,7 +28,7 @@ class OptimConfig:
     - `rates`: (regular expression, factor) pairs; the first that is found in a parameter's path, such as
       "unet/up_blocks_0/resnets_1/conv1/kernel", multiplies its learning rate. 0 leaves it as it is.
     - `clip` bounds the gradients' global norm, None leaves them. `weight_decay`, times the rate, acts on matrices and
-      kernels, not on biases and scales (Prodigy's on all). `beta1` and `beta2` None are the optimiser's own; Adafactor
+      kernels; with `decay_all` on biases and scales too, as the reference's and Prodigy's do. `beta1` and `beta2` None are the optimiser's own; Adafactor
       has none, and its rate is relative to the size of what it changes.
 
     Sources: AdamW: Loshchilov & Hutter 2017 (arXiv 1711.05101); Adafactor: Shazeer & Stern 2018 (arXiv 1804.04235);
@@ -48,6 +48,7 @@ class OptimConfig:
     beta1: float | None = None
     beta2: float | None = None
     weight_decay: float = 0.01
+    decay_all: bool = False
     clip: float | None = 1.0
     rates: tuple[tuple[str, float], ...] = ()
 
@@ -119,18 +120,18 @@ def _betas(config: OptimConfig, beta1: float, beta2: float) -> tuple[float, floa
 
 def _adamw(config: OptimConfig) -> optax.GradientTransformation:
     betas = _betas(config, 0.9, 0.999)
-    return optax.adamw(learning_rate(config), *betas, weight_decay=config.weight_decay, mask=_matrices)
+    return optax.adamw(learning_rate(config), *betas, weight_decay=config.weight_decay, mask=_decayed(config))
 
 
 def _adafactor(config: OptimConfig) -> optax.GradientTransformation:
     rate = learning_rate(config)
     decay = (lambda n: config.weight_decay * rate(n)) if config.weight_decay else None  # optax's is not times the rate
-    return optax.adafactor(rate, weight_decay_rate=decay, weight_decay_mask=_matrices)
+    return optax.adafactor(rate, weight_decay_rate=decay, weight_decay_mask=_decayed(config))
 
 
 def _lion(config: OptimConfig) -> optax.GradientTransformation:
     betas = _betas(config, 0.9, 0.99)
-    return optax.lion(learning_rate(config), *betas, weight_decay=config.weight_decay, mask=_matrices)
+    return optax.lion(learning_rate(config), *betas, weight_decay=config.weight_decay, mask=_decayed(config))
 
 
 def _prodigy(config: OptimConfig) -> optax.GradientTransformation:
@@ -142,13 +143,14 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
     beta1, beta2 = _betas(config, 0.9, 0.999)
     decay = config.weight_decay
     return muon(
-        learning_rate(config), weight_decay=decay, weight_decay_mask=_matrices, adam_b1=beta1, adam_b2=beta2,
+        learning_rate(config), weight_decay=decay, weight_decay_mask=_decayed(config), adam_b1=beta1, adam_b2=beta2,
         adam_weight_decay=decay, muon_weight_dimension_numbers=_kernels, consistent_rms=ADAM_RMS,
     )  # fmt: skip
 
 
-def _matrices(params: Params) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def _decayed(config: OptimConfig) -> Callable[[Params], Any]:
+    """Returns what says which parameters decay."""
+    return lambda params: jax.tree.map(lambda leaf: config.decay_all or leaf.ndim > 1, params)
 
 
 def _kernels(params: Params) -> Any:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -45,13 +45,14 @@ KEPT = ("model", "train", "seed", "autoencoder")  # settings that a run keeps: i
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A training in a folder. `say` is told, a line each, what is worth knowing before the first step; `profile` is a
-    folder for a trace of steps 11 to 20 of those that are taken now.
+    folder for a trace of steps 11 to 20 of those that are taken now; `devices` None are all.
     """
 
     config: TrainConfig
     folder: pathlib.Path
     say: Callable[[str], None] = print
     profile: str | None = None
+    devices: Sequence[jax.Device] | None = None
 
     def train(self) -> TrainState:
         """Trains to the last step, from the newest checkpoint if there is one, and returns the state.
@@ -62,7 +63,7 @@ class Run:
         self.check_settings()
         for notice in self.base.notices:
             self.say(notice)
-        mesh = parallel.make_mesh(self.config.parallel)
+        mesh = parallel.make_mesh(self.config.parallel, self.devices)
         parallel.examples_each(self.config.batch_size, self.config.accumulate, mesh.shape)
         c = self.config.checkpoint
         with Checkpoints(self.folder / CHECKPOINTS, c.keep, keep_every=c.keep_every, say=self.say) as checkpoints:

@@ -1,0 +1,67 @@
+"""`sdjax benchmark`: steps a second on this computer, as a table to paste."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from sdjax.scripts import options, runtime
+from sdjax.scripts.main import EXIT_STATUS, main
+
+IF_OUT_OF_MEMORY = "smaller --size or --batch, --dtype bfloat16"
+
+DESCRIPTION = """\
+Measures how fast this computer makes pictures: steps a second for sizes and
+batches, encoding, decoding, the first run's compiling and the device's memory.
+Prints a Markdown table. Weights do not matter for speed: --random measures a
+released architecture without a checkpoint."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax benchmark`."""
+    parser = options.make_command_parser("benchmark", DESCRIPTION, EXIT_STATUS)
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--ckpt", metavar="PATH", help="the model to measure; default: the one in the package")
+    which.add_argument("--random", metavar="NAME", help="a released architecture, as sd1 or sd2_v, with random weights")
+    add("--size", type=options.positive, nargs="+", metavar="N", help="sides in pixels; default: the model's")
+    add("--batch", type=options.positive, nargs="+", default=[1], metavar="N", help="pictures at a time; default: 1")
+    add("--repeats", type=options.positive, default=3, metavar="N", help="runs of each; default: %(default)s")
+    add("--dtype", choices=options.DTYPES, help="default: float32 on CPU, bfloat16 elsewhere")
+    add("--device", metavar="NAME", help="cpu, gpu, cuda, rocm or tpu; default: the first of the best kind")
+    add("--json", metavar="FILE", help="also write the numbers to this file")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures and prints the table."""
+    devices = runtime.set_up_jax(args.device)
+    import jax
+
+    import sdjax
+    from sdjax import benchmark, configs
+    from sdjax.convert.outputs import new_file
+    from sdjax.pipeline import default_dtype
+
+    device = (devices or jax.local_devices())[0]
+    if args.random:
+        pipe = benchmark.random_model(configs.get(args.random), args.dtype or default_dtype())
+    else:
+        pipe = sdjax.load(args.ckpt, dtype=args.dtype)
+    results = []
+    for size in args.size or [pipe.config.image_size]:
+        for batch in args.batch:
+            print(f"{size} x {size}, batch {batch} ...", file=sys.stderr, flush=True)
+            results.append(benchmark.measure(pipe, size, batch, repeats=args.repeats, device=device))
+    print(benchmark.table(pipe, results, device))
+    if args.json:
+        found = {
+            "sdjax": sdjax.__version__, "jax": jax.__version__, "device": benchmark.device_name(device),
+            "dtype": pipe.dtype, "model": pipe.source, "results": [dataclasses.asdict(r) for r in results],
+        }  # fmt: skip
+        with new_file(args.json, overwrite=True) as partial:
+            partial.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(["benchmark", *sys.argv[1:]]))

@@ -1,0 +1,164 @@
+"""Whole trainings of a small model on pictures, as `sdjax train` runs them."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from models_to_train import MODEL
+from PIL import Image
+
+import sdjax
+from sdjax.config import ConfigError
+from sdjax.configs import finetune
+from sdjax.train import base, vocabulary
+from sdjax.train.config import TrainConfig, build
+from sdjax.train.run import Run
+from sdjax.train.trained import trained
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 220), "grey": (128, 128, 128)}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of sixteen pictures of 64 x 64 with captions, and a tokenizer for them."""
+    folder = tmp_path_factory.mktemp("set")
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        name, colour = list(COLOURS.items())[i % 4]
+        pixels = np.clip(np.array(colour) + rng.normal(0, 8, (64, 64, 1)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(f"a {name} square")
+    captions = [f"a {name} square on a wall" for name in COLOURS]
+    vocabulary.learn(iter(captions * 20), MODEL.text.vocab_size).save(folder / "tokenizer")
+    return folder
+
+
+def settings(pictures, **changes):
+    """Returns a configuration for the small model from nothing; names of changes have __ for a dot."""
+    config = finetune.get_config().to_dict()
+    config["model"] |= {"scratch": MODEL.to_dict(), "tokenizer": str(pictures / "tokenizer")}
+    config["data"] |= {"parts": [{"source": {"folder": str(pictures)}}], "buckets": False}
+    config["optim"] |= {"steps": 6, "learning_rate": 1e-3, "warmup": 0}
+    config |= {"batch_size": 8}
+    config["log"] |= {"every": 1, "tensorboard": False}
+    for name, value in changes.items():
+        *outer, last = name.split("__")
+        place = config
+        for key in outer:
+            place = place[key]
+        place[last] = value
+    return build(TrainConfig, config)
+
+
+def run(folder, config, devices=1, say=lambda text: None):
+    """Trains on the first devices, and returns the state and the losses of all steps."""
+    state = Run(config, folder, say, devices=jax.devices()[:devices]).train()
+    return state, losses(folder)
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_a_run_learns_resumes_exactly_and_gives_a_model(pictures, tmp_path):
+    whole, seen = run(tmp_path / "whole", settings(pictures))
+    assert sorted(seen) == [1, 2, 3, 4, 5, 6]
+    run(tmp_path / "parts", settings(pictures, optim__steps=4))
+    said = []
+    resumed, _ = run(tmp_path / "parts", settings(pictures), say=said.append)
+    assert any("optim is another" in text for text in said)
+    assert losses(tmp_path / "parts") == seen
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    # what was trained is what is loaded
+    pipe = sdjax.load(tmp_path / "whole", dtype="float32")
+    assert "step 6" in pipe.notices[0]
+    kernel = pipe.params["unet"]["conv_out"]["kernel"]
+    np.testing.assert_array_equal(kernel, whole.ema_params["unet"]["conv_out"]["kernel"])
+    step, raw = trained(tmp_path / "whole", ema="no")
+    assert step == 6
+    np.testing.assert_array_equal(raw.params["unet"]["conv_out"]["kernel"], whole.params["unet"]["conv_out"]["kernel"])
+    with pytest.raises(ValueError, match="says all about its model: leave out prediction"):
+        sdjax.load(tmp_path / "whole", prediction="v")
+
+    # another model, or what makes its state another, is refused in this folder
+    with pytest.raises(ConfigError, match="another train and another seed"):
+        run(tmp_path / "whole", settings(pictures, train=["unet", "text"], seed=3))
+
+
+def test_devices_share_a_step_without_changing_it(pictures, tmp_path):
+    changes = {"optim__steps": 3, "ema__host": True, "accumulate": 2}
+    _, one = run(tmp_path / "one", settings(pictures, **changes))
+    sharded = settings(pictures, **changes, parallel__fsdp=2, parallel__tensor=2, parallel__whole=1)
+    state, eight = run(tmp_path / "eight", sharded, devices=8)
+    assert eight == pytest.approx(one, rel=1e-5)
+    kernel = state.params["unet"]["mid_block"]["attentions_0"]["transformer_blocks_0"]["attn1"]["to_q"]["kernel"]
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec("fsdp", "tensor")
+    assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 4}
+    average = jax.tree.leaves(state.ema_params)
+    assert {leaf.sharding.memory_kind for leaf in average} == {"pinned_host"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "changes"),
+    [(2, {}), (4, {}), (8, {}), (8, {"mode": "pmap"}), (8, {"fsdp": 8, "whole": 1}), (4, {"tensor": 2})],
+)
+def test_fifty_steps_on_other_devices_have_the_same_losses(pictures, tmp_path, devices, changes, fifty_steps):
+    how = {f"parallel__{name}": value for name, value in changes.items()}
+    _, seen = run(tmp_path / "run", settings(pictures, optim__steps=50, **how), devices=devices)
+    assert seen == pytest.approx(fifty_steps, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def fifty_steps(pictures, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("fifty") / "run", settings(pictures, optim__steps=50))[1]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_other_devices(pictures, tmp_path, fifty_steps):
+    run(tmp_path / "run", settings(pictures, optim__steps=20), devices=8)
+    _, seen = run(tmp_path / "run", settings(pictures, optim__steps=50), devices=2)
+    assert seen == pytest.approx(fifty_steps, rel=1e-5)
+
+
+def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures, tmp_path):
+    start = base.open_base(settings(pictures).model, seed=0)
+    start.save(tmp_path / "model")
+    source = dataclasses.replace(
+        settings(pictures).model, scratch=None, tokenizer=None, path=str(tmp_path / "model"),
+        changes={"unet": {"in_channels": 9}},
+    )  # fmt: skip
+    wide = base.open_base(source, seed=0)
+    assert wide.config.unet.in_channels == 9
+    before, after = (model.params["unet"]["conv_in"]["kernel"] for model in (start, wide))
+    np.testing.assert_array_equal(after[:, :, :4], before)
+    assert not after[:, :, 4:].any()
+    assert "widened by 5 channels" in wide.notices[-1]
+    with pytest.raises(ConfigError, match="model.changes ask for .* other parameters"):
+        base.open_base(dataclasses.replace(source, changes={"unet": {"context_dim": 32}, "text": {"width": 32}}), 0)
+    with pytest.raises(ConfigError, match="model.changes.unet has no chanels; it has"):
+        base.describe(dataclasses.replace(source, changes={"unet": {"chanels": 9}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train": ["vae"]}, "`autoencoder` says how an autoencoder is trained"),
+        ({"train": ["clip"]}, 'train names "unet", "text" or both'),
+        ({"batch_size": 6, "accumulate": 4}, "accumulate divides batch_size"),
+        ({"optim__lr": 1e-4}, "config.optim has no lr; it has steps"),
+        ({"optim__steps": "many"}, "config.optim.steps is a int; got 'many'"),
+        ({"objective__loss": "l3"}, "config.objective.loss is one of l2, l1, huber; got 'l3'"),
+        ({"data__parts": []}, "data names parts"),
+        ({"parallel__mode": "pmap", "parallel__fsdp": 2}, 'use mode "jit"'),
+        ({"ema__decay": 1.5}, "decay lies between 0 and 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_read(pictures, changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        settings(pictures, **changes)
