@@ -192,7 +192,7 @@ def _runs(eqn: Any, outs: list[bool], platform: str | None) -> list[tuple[Any, l
     if inner is None or (len(inner.invars), len(inner.outvars)) != (len(eqn.invars), len(outs)):
         return None
     if eqn.primitive.name == "scan":  # what one round hands to the next is wanted if the next round uses it
-        first, count = eqn.params["num_consts"], eqn.params["num_carry"]
+        first, count = _carried(eqn, inner)
         while True:
             used = _live(inner, outs, platform)[1][first : first + count]
             more = [out or use for out, use in zip(outs, used)] + outs[count:]
@@ -200,6 +200,16 @@ def _runs(eqn: Any, outs: list[bool], platform: str | None) -> list[tuple[Any, l
                 break
             outs = more
     return [(inner, outs)]
+
+
+def _carried(scan: Any, body: Any) -> tuple[int, int]:
+    """Returns where among its inputs those begin that a scan's rounds hand on, and how many they are.
+
+    Inputs are constants, then these, then what is scanned over, which in the body has an axis less; JAX's releases
+    spell the counts themselves in different ways.
+    """
+    count = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(scan.outvars, body.outvars))
+    return sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(scan.invars, body.invars)) - count, count
 
 
 def _is_variable(atom: Any) -> bool:

@@ -84,6 +84,9 @@ def test_a_log_that_is_in_order_is_not_touched(tmp_path):
     assert path.stat().st_ino == before.st_ino
     cut_log(path, 2)
     assert path.read_text() == '{"step": 1}\n'
+    path.write_text('{"step": 1}\n{"step": 2}')  # without its end the next line would stand on the same one
+    cut_log(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
 
 
 def test_tensorboard_gets_scalars_pictures_and_the_step_from_which_to_forget(told, tmp_path):
@@ -121,7 +124,7 @@ def test_a_line_a_minute_tells_speed_and_time_left(told, capsys, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("sdjax.train.metrics.time.monotonic", lambda: now[0])
     writers = told(speed=Speed(images=8, flops=2e12, peak=8e12))
-    for step, passed in ((10, 30), (20, 29), (30, 2), (100, 1)):
+    for step, passed in ((10, 30), (20, 29), (30, 0.5), (100, 1)):
         writers.scalars(step, {"loss": 0.125, "seconds": 0.5})
         now[0] += passed
     writers.scalars(30, {"validation/loss": 0.25})

@@ -147,6 +147,37 @@ def test_a_scan_keeps_what_every_round_keeps():
     assert working_bytes(jax.jit(scanned), params, NETWORK[1]) == pytest.approx(kept, abs=5 * ARRAY)
 
 
+TALL = shape(2048, 8)  # far smaller than its product with itself
+TALL_BYTES, PRODUCT = 2048 * 8 * 4, 2048 * 2048 * 4
+
+
+def test_what_a_scan_uses_rounds_later_is_counted():
+    def scanned(params, x):
+        def body(carry, w):
+            a, b, c = carry
+            return (jnp.square(b @ w), c, a), None
+
+        late = jnp.exp(x @ x.T) @ x  # used in the second round only
+        return jax.lax.scan(body, (x, x, late), params)[0][0].sum(), None
+
+    assert working_bytes(scanned, shape(LAYERS, 8, 8), TALL) >= 2 * PRODUCT
+
+
+def test_a_scans_results_lie_beside_what_a_round_needs():
+    def scanned(scale, x):
+        results = jax.lax.scan(lambda carry, _: (carry, jnp.exp(x @ x.T) @ x), None, length=64)[1]
+        return scale * results.sum(), None
+
+    assert working_bytes(scanned, shape(), TALL) >= 2 * PRODUCT + 64 * TALL_BYTES
+
+
+def test_what_is_only_spread_over_an_array_takes_no_memory():
+    def scaled(scale, x):
+        return (x * scale).sum(), None
+
+    assert ARRAY <= working_bytes(scaled, shape(WIDTH), NETWORK[1]) <= ARRAY + 4 * WIDTH
+
+
 def test_the_kernels_of_the_platform_decide_what_is_kept():
     b, n, h, d = 1, 1024, 4, 64
     q = shape(b, n, h, d, dtype=jnp.bfloat16)
