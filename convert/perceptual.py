@@ -48,29 +48,29 @@ def lpips_params(*sources: Any) -> dict[str, Any]:
         if isinstance(path, str | os.PathLike) and not os.path.exists(path):
             raise CheckpointError(f"there is no such file; {NEEDED}", path)
     image = jnp.zeros((1, 16, 16, 3))
-    shapes = dict(jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"])
-    vgg = shapes.pop("vgg")
+    lines = dict(jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"])
     parts = (
-        (vgg, _VGG, f"{_CLASSIFIER}|{_LINES}|{_CONSTANTS}", "VGG16's convolutions"),
-        (shapes, _LINES, f"{_VGG}|{_CLASSIFIER}|{_CONSTANTS}", "LPIPS's weights"),
+        (lines.pop("vgg"), _VGG, f"{_CLASSIFIER}|{_LINES}|{_CONSTANTS}", "VGG16's convolutions"),
+        (lines, _LINES, f"{_VGG}|{_CLASSIFIER}|{_CONSTANTS}", "LPIPS's own weights"),
     )
     opened = [open_source(source) for source in sources]
-    found, problems, used = [], [], set[int]()
+    idle = [one for one in opened if all(_place(one, own) is None for _, own, _, _ in parts)]
+    read, problems = [], [str(one.error("it holds nothing of LPIPS")) for one in idle]
     for shapes, own, others, what in parts:
-        holding = [(i, place) for i, one in enumerate(opened) if (place := _place(one, own)) is not None]
-        if len(holding) != 1:
-            problems.append(f"{what} are in {len(holding) or 'none'} of the files given")
-            continue
-        ((i, place),) = holding
-        used.add(i)
-        try:
-            found.append(_params(opened[i], shapes, place, what, others))
-        except CheckpointError as error:
-            problems.append(str(error))
-    problems += [str(one.error("it holds nothing of LPIPS")) for i, one in enumerate(opened) if i not in used]
+        holding = [one for one in opened if _place(one, own) is not None]
+        if not holding:
+            problems.append(f"{what} are in none of the files given; {NEEDED}")
+        elif len(holding) > 1:
+            problems.append(f"{what} are in {len(holding)} of the files given, and are needed once")
+        else:
+            try:
+                read.append(_params(holding[0], shapes, _place(holding[0], own), what, others))
+            except CheckpointError as error:
+                problems.append(str(error))
     if problems:
         raise CheckpointError("; ".join(problems))
-    return {"vgg": found[0], **found[1]}
+    vgg, lines = read
+    return {"vgg": vgg, **lines}
 
 
 def discriminator_params(source: Any) -> dict[str, Any]:
