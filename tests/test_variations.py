@@ -45,11 +45,13 @@ def pipeline() -> Pipeline:
 @functools.cache
 def prior() -> Prior:
     """Returns a random prior."""
-    key, x, text = jax.random.key(0), np.zeros((1, D), np.float32), np.zeros((1, 77, D), np.float32)
-    args = (x, np.zeros(1, np.float32), x, text, np.ones((1, 77), bool))
-    network = PriorTransformer(PRIOR).init(key, *args)["params"]
-    network["clip_std"] = np.full((1, D), 2, np.float32)
-    words = ProjectedTextEncoder(PRIOR.text).init(key, np.zeros((1, 77), np.int32))["params"]
+    x, text = np.zeros((1, D), np.float32), np.zeros((1, 77, D), np.float32)
+
+    def filled(network, *args):
+        return models.fill_tree(jax.eval_shape(network.init, jax.random.key(0), *args)["params"])
+
+    network = filled(PriorTransformer(PRIOR), x, np.zeros(1, np.float32), x, text, np.ones((1, 77), bool))
+    words = filled(ProjectedTextEncoder(PRIOR.text), np.zeros((1, 77), np.int32))
     return Prior(PRIOR, {"prior": network, "text": words}, Tokenizer())
 
 
@@ -73,7 +75,7 @@ def noisy(embedding, level, seed, index):
 def test_an_embedding_is_the_towers_of_the_prepared_picture():
     got = variations.embed_images(pipeline(), [picture(0), picture(1, (30, 30))], mesh=sharding.make_mesh())
     pixels = preprocess.clip_pixels([picture(0), picture(1, (30, 30))], 28, dialect="ldm")
-    want = VisionEncoder(TINY.vision).apply({"params": pipeline().params["vision"]}, pixels)
+    want = jax.jit(VisionEncoder(TINY.vision).apply)({"params": pipeline().params["vision"]}, pixels)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)  # batches of other sizes sum in another order
     other = variations.embed_images(pipeline(), picture(0), dialect="huggingface")
     assert np.abs(other[0] - got[0]).max() > 1e-3
@@ -116,10 +118,10 @@ def test_variations_and_their_unconditional_half(monkeypatch):
     by_embedding = sdjax.image_variations(pipeline(), prompt="a cat", embeddings=embeddings, seed=7, noise_level=10,
                                           **FEW)  # fmt: skip
     assert near(made, by_embedding)
-    one = sdjax.image_variations(pipeline(), picture(1), "a cat", seed=8, noise_level=10, **FEW)
-    assert near(one[0], made[1])  # the same picture alone
-    other = sdjax.image_variations(pipeline(), picture(1), "a cat", seed=8, noise_level=900, **FEW)
-    assert not near(other, one)
+    turned = [picture(1), picture(0)]  # as many at a time as above: the same program
+    again = sdjax.image_variations(pipeline(), turned, "a cat", seed=[8, 7], noise_level=[10, 900], **FEW)
+    assert near(again[0], made[1])  # whatever is beside it
+    assert not near(again[1], made[0])
 
 
 def test_mixing_makes_one_picture_a_prompt_and_follows_the_weights():
@@ -132,6 +134,20 @@ def test_mixing_makes_one_picture_a_prompt_and_follows_the_weights():
     assert not near(first, second)
 
 
+@pytest.mark.parametrize("parallel", sharding.PARALLEL)
+def test_embeddings_and_labels_may_be_spread_over_devices(parallel):
+    given, devices = [picture(i) for i in range(3)], jax.devices()[:2]
+    embeddings = variations.embed_images(pipeline(), given, mesh=sharding.make_mesh(FEW["devices"]))
+    spread = variations.embed_images(pipeline(), given, mesh=sharding.make_mesh(devices), parallel=parallel)
+    np.testing.assert_allclose(spread, embeddings, rtol=1e-4, atol=1e-5)  # batches of other sizes sum in another order
+    run = make_run(pipeline(), "a", num_inputs=3, seed=[5, 9, 2], devices=devices, parallel=parallel)
+    label = variations.make_labels(run, embeddings, [20, 300, 0], None, None)
+    assert len(label.sharding.device_set) == 2
+    want = labels(embeddings, [20, 300, 0], seeds=(5, 9, 2))
+    np.testing.assert_allclose(label[:3], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_batch_may_be_spread_over_devices():
     options = {**FEW, "seed": 3, "guidance_scale": 1.0}
     want = sdjax.image_variations(pipeline(), [picture(i) for i in range(3)], **options)
