@@ -14,7 +14,9 @@ from sdjax.nn import AutoencoderKL, TextEncoder, UNet, param_counts
 import reference
 from checks import relative_error
 
-FAMILIES = ("v1", "v2_base", "v2_v", "v2_inpaint", "v2_depth", "v2_unclip", "x4_upscaler")
+ALIKE = ("v2_v", "v2_inpaint")  # v2_base's networks, the latter's with more channels, as v2_depth's
+FAMILIES = ("v1", "v2_base", *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE), "v2_depth", "v2_unclip",
+            "x4_upscaler")  # fmt: skip
 
 # Small networks with every option on: widths that differ, two transformers deep, an odd number of levels
 SMALL = UNetConfig(channels=(32, 64), heads=(2, 4), mid_heads=4, transformer_depth=(1, 2), self_attention=(True, False),
