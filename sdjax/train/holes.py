@@ -28,7 +28,7 @@ def random_holes(keys: Key, height: int, width: int, whole: float) -> Bool[Array
         total = jax.random.randint(counts, (), 1, (SHAPES + 1) ** 2)  # 0 would be none of either
         boxes, strokes = total // (SHAPES + 1), total % (SHAPES + 1)
         extent = size * jax.random.uniform(sides, (SHAPES, 2), minval=SIDES[0], maxval=SIDES[1])
-        start = jax.random.uniform(corners, (SHAPES, 2)) * (size - extent)
+        start = jax.random.uniform(corners, (SHAPES, 2)) * size - extent / 2  # its middle lies in the picture
         points = size * jax.random.uniform(paths, (SHAPES, POINTS, 2))
         radius = 0.5 * min(height, width) * jax.random.uniform(widths, (SHAPES,), minval=WIDTHS[0], maxval=WIDTHS[1])
 
