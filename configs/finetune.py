@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
         "path": None,
         "scratch": None,
         "prediction": None,
-        "ema": "no",  # training goes on from the weights that were trained, not from their average
+        "ema": "auto",
         "vae": None,
         "depth": None,
         "vision": None,

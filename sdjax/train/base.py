@@ -1,5 +1,6 @@
 """The model that a training starts from: read, changed, kept in the training's folder, and put together again."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ import numpy as np
 
 from sdjax import configs, convert
 from sdjax.config import ConfigError, ModelConfig
+from sdjax.convert import CheckpointError
 from sdjax.nn import init_params, param_shapes
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.config import ModelSource
@@ -132,4 +134,7 @@ def _open(source: ModelSource) -> convert.Model:
         name: None if getattr(source, name) is None else resolve(getattr(source, name))
         for name in ("vae", "depth", "vision", "noise_stats")
     }
+    if source.ema == "auto":  # training goes on from what was trained, where a file holds its average beside it
+        with contextlib.suppress(CheckpointError):
+            return convert.load_model(path, prediction=source.prediction, ema="no", **others)
     return convert.load_model(path, prediction=source.prediction, ema=source.ema, **others)

@@ -24,7 +24,8 @@ class ModelSource:
     """Where a run starts: a model as `sdjax.load` reads it (`path`, None for the one inside the package), or from
     nothing with `scratch`, the name of a description in `sdjax.configs` or a dictionary that is one.
 
-    `prediction`, `ema`, `vae`, `depth`, `vision`, `noise_stats` are `sdjax.load`'s. `changes` replaces fields of the
+    `prediction`, `ema`, `vae`, `depth`, `vision`, `noise_stats` are `sdjax.load`'s, but that `ema` "auto" takes the
+    weights that were trained where a file holds them beside their average. `changes` replaces fields of the
     description, such as {"schedule": {"zero_terminal_snr": True, "prediction": "v"}}. Where that gives the UNet more
     input channels, its first convolution is widened by zeros: it first does what it did. Parts in `fresh` start from
     random weights.

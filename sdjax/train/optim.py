@@ -28,8 +28,9 @@ class OptimConfig:
     - `rates`: (regular expression, factor) pairs; the first that is found in a parameter's path, such as
       "unet/up_blocks_0/resnets_1/conv1/kernel", multiplies its learning rate. 0 leaves it as it is.
     - `clip` bounds the gradients' global norm, None leaves them. `weight_decay`, times the rate, acts on matrices and
-      kernels; with `decay_all` on biases and scales too, as the reference's and Prodigy's do. `beta1` and `beta2` None are the optimiser's own; Adafactor
-      has none, and its rate is relative to the size of what it changes.
+      kernels (Muon's on kernels alone); with `decay_all` on all, as the reference's does and Prodigy's always.
+    - `beta1` and `beta2` None are the optimiser's own; Adafactor has none, and its rate is relative to the size of what
+      it changes.
 
     Sources: AdamW: Loshchilov & Hutter 2017 (arXiv 1711.05101); Adafactor: Shazeer & Stern 2018 (arXiv 1804.04235);
     Lion: Chen et al. 2023 (arXiv 2302.06675); Prodigy: Mishchenko & Defazio 2023 (arXiv 2306.06101); Muon: Jordan et
@@ -144,7 +145,7 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
     decay = config.weight_decay
     return muon(
         learning_rate(config), weight_decay=decay, weight_decay_mask=_decayed(config), adam_b1=beta1, adam_b2=beta2,
-        adam_weight_decay=decay, muon_weight_dimension_numbers=_kernels, consistent_rms=ADAM_RMS,
+        adam_weight_decay=decay if config.decay_all else 0.0, muon_weight_dimension_numbers=_kernels, consistent_rms=ADAM_RMS,
     )  # fmt: skip
 
 

@@ -6,10 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from models_to_train import MODEL
 from PIL import Image
 
 import sdjax
+from sdjax.benchmark import random_model
 from sdjax.config import ConfigError
 from sdjax.configs import finetune
 from sdjax.train import base, vocabulary
@@ -20,9 +22,19 @@ from sdjax.train.trained import trained
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 220), "grey": (128, 128, 128)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """Runs of this module compile what they have in common once."""
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of sixteen pictures of 64 x 64 with captions, and a tokenizer for them."""
+    """A folder of sixteen pictures of 64 x 64 with captions; and in it a model with random weights that knows them."""
     folder = tmp_path_factory.mktemp("set")
     rng = np.random.default_rng(0)
     for i in range(16):
@@ -31,14 +43,15 @@ def pictures(tmp_path_factory):
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
         (folder / f"{i:02d}.txt").write_text(f"a {name} square")
     captions = [f"a {name} square on a wall" for name in COLOURS]
-    vocabulary.learn(iter(captions * 20), MODEL.text.vocab_size).save(folder / "tokenizer")
+    tokenizer = vocabulary.learn(iter(captions * 20), MODEL.text.vocab_size)
+    base.Base(MODEL, random_model(MODEL, "float32").params, tokenizer).save(folder / "model")
     return folder
 
 
 def settings(pictures, **changes):
-    """Returns a configuration for the small model from nothing; names of changes have __ for a dot."""
+    """Returns a configuration for the small model; names of changes have __ for a dot."""
     config = finetune.get_config().to_dict()
-    config["model"] |= {"scratch": MODEL.to_dict(), "tokenizer": str(pictures / "tokenizer")}
+    config["model"]["path"] = str(pictures / "model")
     config["data"] |= {"parts": [{"source": {"folder": str(pictures)}}], "buckets": False}
     config["optim"] |= {"steps": 6, "learning_rate": 1e-3, "warmup": 0}
     config |= {"batch_size": 8}
@@ -90,6 +103,7 @@ def test_a_run_learns_resumes_exactly_and_gives_a_model(pictures, tmp_path):
         run(tmp_path / "whole", settings(pictures, train=["unet", "text"], seed=3))
 
 
+@pytest.mark.slow
 def test_devices_share_a_step_without_changing_it(pictures, tmp_path):
     changes = {"optim__steps": 3, "ema__host": True, "accumulate": 2}
     _, one = run(tmp_path / "one", settings(pictures, **changes))
@@ -126,13 +140,10 @@ def test_a_run_goes_on_on_other_devices(pictures, tmp_path, fifty_steps):
     assert seen == pytest.approx(fifty_steps, rel=1e-5)
 
 
-def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures, tmp_path):
-    start = base.open_base(settings(pictures).model, seed=0)
-    start.save(tmp_path / "model")
-    source = dataclasses.replace(
-        settings(pictures).model, scratch=None, tokenizer=None, path=str(tmp_path / "model"),
-        changes={"unet": {"in_channels": 9}},
-    )  # fmt: skip
+def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures):
+    plain = settings(pictures).model
+    source = dataclasses.replace(plain, changes={"unet": {"in_channels": 9}})
+    start = base.open_base(plain, seed=0)
     wide = base.open_base(source, seed=0)
     assert wide.config.unet.in_channels == 9
     before, after = (model.params["unet"]["conv_in"]["kernel"] for model in (start, wide))

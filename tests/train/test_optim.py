@@ -1,0 +1,125 @@
+"""Optimisers and learning rates, against the formulas of their papers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.train.optim import OPTIMIZERS, OptimConfig, factors, learning_rate, make_optimizer
+
+PARAMS = {
+    "unet": {
+        "down": {"kernel": jnp.array([[1.0, -2.0], [0.5, 3.0]]), "bias": jnp.array([0.1, -0.2])},
+        "up": {"kernel": jnp.array([[2.0, 1.0], [-1.0, 0.5]])},
+    }
+}
+GRADS = jax.tree.map(lambda a: 0.1 * a + 0.05, PARAMS)
+
+
+def updates(steps=1, **settings):
+    optimizer = make_optimizer(OptimConfig(steps=100, **{"learning_rate": 0.1, "clip": None, **settings}))
+    state, params = optimizer.init(PARAMS), PARAMS
+    for _ in range(steps):
+        out, state = optimizer.update(GRADS, state, params)
+        params = jax.tree.map(jnp.add, params, out)
+    return out
+
+
+def test_the_cosine_falls_from_the_end_of_the_warm_up_to_its_final_share():
+    rate = learning_rate(OptimConfig(steps=110, learning_rate=2.0, warmup=10, decay="cosine", final=0.1))
+    seen = np.array([float(rate(n)) for n in range(111)])
+    n = np.arange(101)
+    np.testing.assert_allclose(seen[10:], 0.2 + 1.8 * 0.5 * (1 + np.cos(np.pi * n / 100)), rtol=1e-5)
+    np.testing.assert_allclose(seen[:10], 2.0 * (1e-6 + (1 - 1e-6) * np.arange(10) / 10), rtol=1e-5)
+
+
+def test_adamws_first_step_is_the_gradients_sign():
+    out = updates(weight_decay=0.0)
+    np.testing.assert_allclose(out["unet"]["up"]["kernel"], -0.1 * np.sign(GRADS["unet"]["up"]["kernel"]), rtol=1e-4)
+
+
+def test_lions_step_is_the_sign_of_the_interpolated_momentum():
+    out = updates(name="lion", weight_decay=0.0)
+    np.testing.assert_allclose(out["unet"]["up"]["kernel"], -0.1 * np.sign(GRADS["unet"]["up"]["kernel"]), rtol=1e-6)
+
+
+def test_muons_step_has_singular_values_of_one_size():
+    out = np.asarray(updates(name="muon", weight_decay=0.0)["unet"]["up"]["kernel"])
+    values = np.linalg.svd(out, compute_uv=False)
+    # 0.2 sqrt(max(2, 2)) times the rate, as far as five Newton-Schulz steps bring them: 0.7 to 1.2
+    assert 0.6 < values.min() / (0.1 * 0.2 * 2**0.5) <= values.max() / (0.1 * 0.2 * 2**0.5) < 1.3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_descends(name):
+    optimizer = make_optimizer(
+        OptimConfig(steps=300, name=name, learning_rate=1.0 if name == "prodigy" else 0.03, weight_decay=0.0)
+    )
+    target = jax.tree.map(lambda a: a + 0.5, PARAMS)
+
+    def distance(params):
+        return sum(jnp.square(a - b).sum() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(target)))
+
+    @jax.jit
+    def step(params, state):
+        out, state = optimizer.update(jax.grad(distance)(params), state, params)
+        return jax.tree.map(jnp.add, params, out), state
+
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for _ in range(300):
+        params, state = step(params, state)
+    assert float(distance(params)) < 0.1 * float(distance(PARAMS))
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "prodigy"])
+def test_weight_decay_is_the_rate_times_the_weight_and_spares_vectors(name):
+    with_decay, without = updates(name=name, weight_decay=0.5), updates(name=name, weight_decay=0.0)
+    change = jax.tree.map(jnp.subtract, with_decay, without)["unet"]["down"]
+    np.testing.assert_allclose(change["kernel"], -0.1 * 0.5 * PARAMS["unet"]["down"]["kernel"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(change["bias"], 0.0, atol=1e-7)
+
+
+def test_the_references_weight_decay_acts_on_vectors_too():
+    with_decay, without = updates(weight_decay=0.5, decay_all=True), updates(weight_decay=0.0)
+    change = jax.tree.map(jnp.subtract, with_decay, without)["unet"]["down"]["bias"]
+    np.testing.assert_allclose(change, -0.1 * 0.5 * PARAMS["unet"]["down"]["bias"], rtol=1e-4)
+
+
+def test_parts_have_rates_of_their_own_and_none_at_all():
+    rates = (("unet/down/kernel", 0.25), ("unet/up", 0.0))
+    plain, own = updates(weight_decay=0.5), updates(weight_decay=0.5, rates=rates)
+    np.testing.assert_allclose(own["unet"]["down"]["kernel"], 0.25 * plain["unet"]["down"]["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(own["unet"]["down"]["bias"], plain["unet"]["down"]["bias"], rtol=1e-5)
+    assert not np.any(own["unet"]["up"]["kernel"])
+    assert factors(rates, PARAMS)["unet"]["down"] == {"kernel": 0.25, "bias": 1.0}
+    # what does not learn has no moments
+    state = make_optimizer(OptimConfig(steps=9, rates=rates)).init(PARAMS)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 2 * (4 + 2) + 2
+
+
+def test_the_clip_bounds_what_the_optimiser_sees():
+    norm = float(np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(GRADS))))
+    optimizer = make_optimizer(OptimConfig(steps=9, learning_rate=0.1, clip=norm / 10, weight_decay=0.0))
+    state = optimizer.init(PARAMS)
+    _, state = optimizer.update(GRADS, state, PARAMS)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2, 2)]
+    np.testing.assert_allclose(
+        sorted(np.abs(m).max() for m in moments)[-1],
+        0.1 * np.abs(GRADS["unet"]["down"]["kernel"]).max() / 10,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"name": "sgd"}, "one of adamw, adafactor, lion, prodigy, muon; got 'sgd'"),
+        ({"name": "adafactor", "beta1": 0.9}, "adafactor has no beta1"),
+        ({"decay": "cosine", "cooldown": 3}, "a cosine needs no cooldown"),
+        ({"rates": (("unet", -1.0),)}, "not negative"),
+        ({"clip": 0.0}, "positive"),
+    ],
+)
+def test_bad_settings_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        OptimConfig(steps=10, **settings)
