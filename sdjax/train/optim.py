@@ -145,7 +145,7 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
     decay = config.weight_decay
     return muon(
         learning_rate(config), weight_decay=decay, weight_decay_mask=_decayed(config), adam_b1=beta1, adam_b2=beta2,
-        adam_weight_decay=decay if config.decay_all else 0.0, muon_weight_dimension_numbers=_kernels, consistent_rms=ADAM_RMS,
+        adam_weight_decay=decay * config.decay_all, muon_weight_dimension_numbers=_kernels, consistent_rms=ADAM_RMS,
     )  # fmt: skip
 
 

@@ -1,0 +1,118 @@
+"""Training by several processes that talk over localhost, as hosts of a cluster do."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from models_to_train import MODEL
+from PIL import Image
+
+from sdjax.benchmark import random_model
+from sdjax.train import base, vocabulary
+
+STEPS = 12
+
+CONFIG = """
+from sdjax.configs import finetune
+
+def get_config():
+    config = finetune.get_config()
+    config.model.path = {model!r}
+    config.data.parts = ({{"source": {{"folder": {pictures!r}}}}},)
+    config.data.buckets = False
+    config.batch_size = 8
+    config.optim.update(steps={steps}, learning_rate=1e-3, warmup=0)
+    config.log.update(every=1, tensorboard=False)
+    config.checkpoint.update(steps=3, keep=10)
+    config.patience = 60.0
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A configuration file for the small model and sixteen pictures."""
+    folder = tmp_path_factory.mktemp("hosts")
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        Image.fromarray(np.full((64, 64, 3), rng.integers(0, 256, 3), np.uint8)).save(pictures / f"{i:02d}.png")
+        (pictures / f"{i:02d}.txt").write_text(f"picture {i}")
+    tokenizer = vocabulary.learn((f"picture {i % 16}" for i in range(200)), MODEL.text.vocab_size)
+    base.Base(MODEL, random_model(MODEL, "float32").params, tokenizer).save(folder / "model")
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(model=str(folder / "model"), pictures=str(pictures), steps=STEPS))
+    return path
+
+
+def start(config, workdir, *flags, devices=2):
+    """Starts a process with so many devices."""
+    env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} "
+               "--xla_backend_optimization_level=0")  # fmt: skip
+    command = [sys.executable, "-m", "sdjax.scripts.main", "train", "--config", str(config), "--workdir", str(workdir)]
+    return subprocess.Popen([*command, *flags], env=env, stderr=subprocess.PIPE, text=True)
+
+
+def start_two(config, workdir):
+    """Starts two processes of two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return [
+        start(config, workdir, "--coordinator", address, "--num-hosts", "2", "--host", str(i)) for i in range(2)
+    ]  # fmt: skip
+
+
+def losses(workdir):
+    path = pathlib.Path(workdir) / "log.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    """The losses of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    process = start(config, workdir, devices=1)
+    _, said = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    return losses(workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_is_killed_and_one_alone_goes_on(config, alone, tmp_path):
+    processes = start_two(config, tmp_path)
+    deadline = time.monotonic() + 900
+    while not any(step >= 4 for step in losses(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
+    processes[1].kill()
+    _, said = processes[0].communicate(timeout=300)
+    assert processes[0].returncode not in (0, None), said
+    kept = max(int(path.stem) for path in (tmp_path / "checkpoints").glob("*.json") if path.stem.isdigit())
+    assert 3 <= kept < STEPS
+    last = start(config, tmp_path, devices=4)
+    _, said = last.communicate(timeout=900)
+    assert last.returncode == 0, said
+    assert losses(tmp_path) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_all_with_a_checkpoint(config, tmp_path):
+    processes = start_two(config, tmp_path)
+    deadline = time.monotonic() + 900
+    while not losses(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "stopped at step 10 of 12" in said[0]  # they ask each other every ten steps
+    assert (tmp_path / "checkpoints" / "10.json").exists()
