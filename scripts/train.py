@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--workdir", metavar="DIR", help="where the run is kept; one that is there goes on")
     add("--plan", action="store_true", help="print what memory each device will need, and end; reads no weights")
     add("--devices", type=options.positive, metavar="N", help="with --plan: for so many devices; default: those here")
+    add("--platform", choices=("cpu", "cuda", "tpu"), help="with --plan: for such devices; default: as those here")
     add("--profile", metavar="DIR", help="write a trace of ten steps for XProf, and go on")
     add("--debug-nans", action="store_true", help="end at the first operation that gives no finite number (slow)")
     hosts = parser.add_argument_group("many hosts")
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if args.plan:
         from sdjax.train.planning import plan_of
 
-        print(plan_of(described, args.devices))
+        print(plan_of(described, args.devices, args.platform))
         return
     if args.workdir is None:
         raise ValueError("--workdir names the folder that the run is kept in")

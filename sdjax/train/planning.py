@@ -10,8 +10,10 @@ from sdjax.train.data.cached import Cached
 from sdjax.train.setup import Setup
 
 
-def plan_of(config: TrainConfig, devices: int | None = None) -> str:
+def plan_of(config: TrainConfig, devices: int | None = None, platform: str | None = None) -> str:
     """Returns the memory that each of so many devices needs, by default those that are here, and the work of a step.
+
+    `platform` is theirs, "cpu", "cuda" or "tpu"; None is the one here. It decides which kernels run.
 
     Weights are not read and nothing is put on a device. Raises ConfigError for what does not go together.
     """
@@ -20,6 +22,7 @@ def plan_of(config: TrainConfig, devices: int | None = None) -> str:
         text = Cached(config.data.cached).caches[0].manifest["text"]
     setup = Setup(config, describe(config.model), text, latents)
     count = jax.device_count() if devices is None else devices
+    platform = platform or {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     sizes = config.parallel.sizes(count)
     examples = parallel.examples_each(config.batch_size, config.accumulate, sizes)
     state, frozen = setup.shapes()
@@ -30,7 +33,9 @@ def plan_of(config: TrainConfig, devices: int | None = None) -> str:
     loss = setup.loss(setup.empty_shape())
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    working = plan.working_bytes(loss, state.params, frozen, setup.batch_shapes(examples), keys, step)
+    working = plan.working_bytes(
+        loss, state.params, frozen, setup.batch_shapes(examples), keys, step, platform=platform
+    )
     memory = plan.plan(
         params=laid(state.params), opt_state=laid(state.opt_state),
         ema=laid(state.ema_params, "pinned_host" if config.ema.host else None), frozen=laid(frozen),

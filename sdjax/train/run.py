@@ -180,7 +180,10 @@ class Run:
 
     def _writers(self, mesh: Mesh, first: int) -> Writers:
         c, device = self.config, mesh.devices.flat[0]
-        peak = c.log.peak_flops or peak_flops(device.device_kind, self.setup.dtype)
+        products = self.setup.dtype
+        if products == "float32" and device.platform == "gpu" and jax.config.jax_default_matmul_precision is None:
+            products = "tensorfloat32"
+        peak = c.log.peak_flops or peak_flops(device.device_kind, products)
         speed = Speed(c.batch_size, self.setup.flops().model, peak and peak * mesh.size)
         return Writers(
             self.folder, c.optim.steps, first=first, speed=speed, tensorboard=c.log.tensorboard,

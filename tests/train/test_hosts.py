@@ -17,7 +17,8 @@ from PIL import Image
 from sdjax.benchmark import random_model
 from sdjax.train import base, vocabulary
 
-STEPS = 12
+STEPS = 30
+STARTED: list[subprocess.Popen] = []
 
 CONFIG = """
 from sdjax.configs import finetune
@@ -58,7 +59,19 @@ def start(config, workdir, *flags, devices=2):
     env = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} "
                "--xla_backend_optimization_level=0")  # fmt: skip
     command = [sys.executable, "-m", "sdjax.scripts.main", "train", "--config", str(config), "--workdir", str(workdir)]
-    return subprocess.Popen([*command, *flags], env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *flags], env=env, stderr=subprocess.PIPE, text=True)
+    STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Ends what a test that failed left running."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
 
 
 def start_two(config, workdir):
@@ -87,18 +100,27 @@ def alone(config, tmp_path_factory):
     return losses(workdir)
 
 
+def checkpoints(workdir):
+    return sorted(int(path.stem) for path in (workdir / "checkpoints").glob("*.json") if path.stem.isdigit())
+
+
+def wait(condition, processes):
+    """Waits until something is so while processes run."""
+    deadline = time.monotonic() + 900
+    while not condition():
+        assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_is_killed_and_one_alone_goes_on(config, alone, tmp_path):
     processes = start_two(config, tmp_path)
-    deadline = time.monotonic() + 900
-    while not any(step >= 4 for step in losses(tmp_path)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-        assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
+    wait(lambda: checkpoints(tmp_path), processes)
     processes[1].kill()
     _, said = processes[0].communicate(timeout=300)
     assert processes[0].returncode not in (0, None), said
-    kept = max(int(path.stem) for path in (tmp_path / "checkpoints").glob("*.json") if path.stem.isdigit())
-    assert 3 <= kept < STEPS
+    assert 3 <= checkpoints(tmp_path)[-1] < STEPS
     last = start(config, tmp_path, devices=4)
     _, said = last.communicate(timeout=900)
     assert last.returncode == 0, said
@@ -108,11 +130,9 @@ def test_two_processes_train_one_is_killed_and_one_alone_goes_on(config, alone, 
 @pytest.mark.slow
 def test_a_signal_to_one_process_ends_all_with_a_checkpoint(config, tmp_path):
     processes = start_two(config, tmp_path)
-    deadline = time.monotonic() + 900
-    while not losses(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait(lambda: losses(tmp_path), processes)
     processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert "stopped at step 10 of 12" in said[0]  # they ask each other every ten steps
+    assert "stopped at step 10 of 30" in said[0]  # they ask each other every ten steps
     assert (tmp_path / "checkpoints" / "10.json").exists()

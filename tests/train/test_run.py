@@ -1,6 +1,7 @@
 """Whole trainings of a small model on pictures, as `sdjax train` runs them."""
 
 import dataclasses
+import importlib
 import json
 
 import jax
@@ -173,3 +174,60 @@ def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures):
 def test_bad_settings_are_refused_before_anything_is_read(pictures, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         settings(pictures, **changes)
+
+
+@pytest.mark.slow
+def test_eight_pictures_are_learned_by_heart(pictures, tmp_path):
+    same = {"parts": [{"source": {"folder": str(pictures)}}], "crop": "centre"}
+    changes = {"optim__steps": 600, "optim__learning_rate": 3e-3, "optim__name": "muon", "optim__cooldown": 200,
+               "train": ["unet", "text"], "ema__decay": 0.98, "objective__dropout": 0.0, "log__every": 100,
+               "validation__data": same, "validation__every": 300, "validation__examples": 8}  # fmt: skip
+    run(tmp_path / "run", settings(pictures, **changes))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    seen = {line["step"]: line for line in lines if "validation/loss" in line}
+    assert sorted(seen) == [300, 600]
+    # v of unit variance: without learning the loss is about 1
+    assert seen[600]["validation/loss"] < seen[300]["validation/loss"] < 0.5
+    assert seen[600]["validation/loss"] < 0.15
+
+
+def released(name, pictures):
+    """Returns one of the configurations that sdjax brings, for the small model and two steps."""
+    config = importlib.import_module(f"sdjax.configs.{name}").get_config().to_dict()
+    config["model"]["path"] = str(pictures / "model")
+    config["optim"] |= {"steps": 2, "warmup": 0}
+    config["data"] |= {"side": None, "buckets": False, "threads": 1}
+    config["log"] |= {"every": 1, "tensorboard": False}
+    config |= {"batch_size": 2, "accumulate": 1}
+    folder = {"folder": str(pictures)}
+    config["data"]["parts"] = [{"source": folder}]
+    if name == "dreambooth":
+        config["data"]["parts"] = [
+            {"source": folder, "where": "'red' in caption", "weight": 1.0, "loss_weight": 1.0},
+            {"source": folder, "where": "'blue' in caption", "weight": 1.0, "loss_weight": 0.5},
+        ]
+    if name == "autoencoder":
+        config["autoencoder"] |= {"lpips": [], "perceptual_weight": 0.0, "disc_start": 1}
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dreambooth", "inpainting", "autoencoder", "pretrain"])
+def test_every_configuration_trains_what_it_says(pictures, tmp_path, name):
+    config = build(TrainConfig, released(name, pictures))
+    state, seen = run(tmp_path / "run", config)
+    assert sorted(seen) == [1, 2]
+    assert set(state.params) == {
+        "dreambooth": {"unet", "text"}, "autoencoder": {"vae", "discriminator"}
+    }.get(name, {"unet"})  # fmt: skip
+    _, model = trained(tmp_path / "run")
+    assert set(model.params) == {"unet", "text", "vae"}
+    assert model.config.unet.in_channels == (9 if name == "inpainting" else 4)
+    start = base.Base.load(pictures / "model")
+    for part, tree in model.params.items():
+        same = [
+            np.array_equal(a, b) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(start.params[part]))
+        ]  # fmt: skip
+        assert all(same) == (part not in config.train)
+    pipe = sdjax.load(tmp_path / "run", dtype="float32")
+    assert pipe.config == model.config
