@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sdjax._version import __version__
-
 IF_OUT_OF_MEMORY = "a smaller --batch-size, a smaller --side, --dtype bfloat16"
 
 DESCRIPTION = """\
@@ -61,7 +59,6 @@ def make_parser() -> argparse.ArgumentParser:
     work.add_argument("--shard", default="0/1", metavar="I/N", help="make every N-th shard from the I-th on, I from 0")
     work.add_argument("--beam", nargs=argparse.REMAINDER, metavar="OPTION",
                       help="let Apache Beam do the work; what follows are its own options")  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"sdjax {__version__}")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     return parser
 
