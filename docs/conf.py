@@ -63,14 +63,15 @@ PUBLIC = ("sdjax", "sdjax.convert", "sdjax.nn", "sdjax.samplers")
 def translate(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Turns a docstring's plain text into reStructuredText: indented paragraphs are code, and a star is a star."""
     marked: list[str] = []
-    code = False
+    code = listed = False
     for line in lines:
         indented = line.startswith("    ")
         if indented and not code and (not marked or not marked[-1].strip()):
             marked += ["::", ""]
             code = True
         elif line.strip() and not indented:
-            line, code = line.lstrip(), False  # a formula's second line
+            listed = line.startswith("- ") or (listed and line.startswith("  "))
+            line, code = line if listed else line.lstrip(), False  # a formula's second line
         line = re.sub(r" \((?:T\d+(?:, )?)+\)", "", line)  # numbers of a list that is not part of the manual
         marked.append(line if code else "".join(map(_escape, re.split(r"(`[^`]*`)", line))))
     lines[:] = marked
