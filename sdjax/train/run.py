@@ -60,6 +60,8 @@ class Run:
         Raises what `fit` does; ConfigError, SourceError and CheckpointError for what cannot be used.
         """
         compilation_cache.enable()
+        if self.config.parallel.mode == "pmap" and jax.process_count() > 1:
+            raise ConfigError('pmap is for the devices of one process: use parallel.mode = "jit"')
         self.check_settings()
         for notice in self.base.notices:
             self.say(notice)
@@ -67,8 +69,9 @@ class Run:
         parallel.examples_each(self.config.batch_size, self.config.accumulate, mesh.shape)
         c = self.config.checkpoint
         with Checkpoints(self.folder / CHECKPOINTS, c.keep, keep_every=c.keep_every, say=self.say) as checkpoints:
-            state, frozen, step = self.prepare(mesh)
-            state = checkpoints.restore(state) or state
+            like, create, frozen, step = self.prepare(mesh)
+            state = checkpoints.restore(like)
+            state = create() if state is None else state
             with contextlib.closing(self._writers(mesh, int(state.step))) as log:
                 for line in summary(self.setup, mesh, self.loader):
                     log.say(line)
@@ -78,7 +81,7 @@ class Run:
                 return fit(
                     state, take, functools.partial(self.batches, mesh),
                     steps=self.config.optim.steps, checkpoints=checkpoints, log=log, log_every=self.config.log.every,
-                    save_every=60 * c.minutes, save_steps=c.steps, events=self._events(mesh, state, frozen, log),
+                    save_every=60 * c.minutes, save_steps=c.steps, events=self._events(mesh, frozen, log),
                     refused_limit=self.config.guard.limit, patience=self.config.patience,
                 )  # fmt: skip
 
@@ -112,12 +115,11 @@ class Run:
     def base(self) -> Base:
         """The model that the run starts from, kept in its folder from the first time on."""
         kept = self.folder / BASE
-        if (kept / "config.json").exists():
+        if _first_says((kept / "config.json").exists()):
             return Base.load(kept)
         base = open_base(self.config.model, self.config.seed)
         if jax.process_index() == 0:
             base.save(kept)
-        _wait("base")
         return base
 
     @functools.cached_property
@@ -145,21 +147,24 @@ class Run:
         encode = jax.jit(lambda params, ids: TextEncoder(text).apply({"params": params}, ids))
         return np.asarray(encode(self.base.params["text"], jnp.asarray(ids)))[0]
 
-    def prepare(self, mesh: Mesh) -> tuple[TrainState, Params, Callable]:
-        """Returns the state before the first step and the fixed parameters, on the devices, and the compiled step."""
+    def prepare(self, mesh: Mesh) -> tuple[TrainState, Callable[[], TrainState], Params, Callable]:
+        """Returns the state as shapes and places, what makes the first, the fixed parameters, and the compiled step."""
         setup, how = self.setup, self.config.parallel
         shapes, _ = setup.shapes()
         where = parallel.shardings(shapes, mesh, how)
         if self.config.ema.host:
             where = where.replace(ema_params=parallel.on_host(where.ema_params))
+        like = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, where)
         params, frozen = self._params()
         frozen_where = parallel.shardings(frozen, mesh, how)
-        frozen = parallel.place(frozen, frozen_where)
-        create = jax.jit(setup.create, out_shardings=where, donate_argnums=0)
-        state = create(parallel.place(params, where.params))
         place_ema = parallel.move_ema(where.ema_params) if self.config.ema.host else None
         step = parallel.compile_step(setup.step(self.empty, place_ema), mesh, where, frozen_where, how)
-        return state, frozen, step
+
+        def create() -> TrainState:
+            first = jax.jit(setup.create, out_shardings=where, donate_argnums=0)
+            return first(parallel.place(params, where.params))
+
+        return like, create, parallel.place(frozen, frozen_where), step
 
     def _params(self) -> tuple[Params, Params]:
         """Returns the trained parameters, float32, and the fixed ones, on the host."""
@@ -190,7 +195,7 @@ class Run:
             progress=c.log.progress,
         )  # fmt: skip
 
-    def _events(self, mesh: Mesh, state: TrainState, frozen: Params, log: Writers) -> tuple[Event, ...]:
+    def _events(self, mesh: Mesh, frozen: Params, log: Writers) -> tuple[Event, ...]:
         events = []
         v, s = self.config.validation, self.config.samples
         if v.data is not None:
@@ -232,9 +237,10 @@ def profiled(step: Callable, folder: str, first: int = 10, last: int = 20) -> Ca
     return call
 
 
-def _wait(name: str) -> None:
-    """Returns when all processes are here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+def _first_says(answer: bool) -> bool:
+    """Returns the first process's answer, so that all go the same way."""
+    if jax.process_count() == 1:
+        return answer
+    from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(name)
+    return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))

@@ -76,7 +76,7 @@ class Validation:
         for i in range(self.count):
             batch = self.batches(i)
             for prefix, params in sets.items():
-                for name, value in self.losses(params, self.frozen, batch, jnp.int32(i * self.size)).items():
+                for name, value in self.losses(params, self.frozen, batch, np.int32(i * self.size)).items():
                     sums.setdefault(prefix + name, []).append(value)
         means = {f"validation/{name}": float(np.mean(jax.device_get(values))) for name, values in sums.items()}
         for prefix in sets:

@@ -1,5 +1,6 @@
 """A model small enough to be trained in a test."""
 
+import dataclasses
 import functools
 
 import jax
@@ -20,6 +21,18 @@ MODEL = ModelConfig(
         pad_token_id=599,
     ),
     schedule=ScheduleConfig(zero_terminal_snr=True, prediction="v"),
+)  # fmt: skip
+
+# One level of each network: what compiles fastest
+TINY = dataclasses.replace(
+    MODEL,
+    name="tiny",
+    image_size=16,
+    unet=UNetConfig(
+        channels=(8,), num_res_blocks=1, heads=(0,), mid_heads=2, transformer_depth=(1,), self_attention=(True,),
+        context_dim=16, norm_groups=4,
+    ),
+    vae=VAEConfig(channels=(8, 8), num_res_blocks=1, scale_factor=0.8, norm_groups=4),
 )  # fmt: skip
 
 

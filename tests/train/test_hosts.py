@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from models_to_train import MODEL
+from models_to_train import TINY
 from PIL import Image
 
 from sdjax.benchmark import random_model
@@ -47,8 +47,8 @@ def config(tmp_path_factory):
     for i in range(16):
         Image.fromarray(np.full((64, 64, 3), rng.integers(0, 256, 3), np.uint8)).save(pictures / f"{i:02d}.png")
         (pictures / f"{i:02d}.txt").write_text(f"picture {i}")
-    tokenizer = vocabulary.learn((f"picture {i % 16}" for i in range(200)), MODEL.text.vocab_size)
-    base.Base(MODEL, random_model(MODEL, "float32").params, tokenizer).save(folder / "model")
+    tokenizer = vocabulary.learn((f"picture {i % 16}" for i in range(200)), TINY.text.vocab_size)
+    base.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
     path = folder / "config.py"
     path.write_text(CONFIG.format(model=str(folder / "model"), pictures=str(pictures), steps=STEPS))
     return path

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from models_to_train import MODEL
+from models_to_train import MODEL, TINY
 from PIL import Image
 
 import sdjax
@@ -45,14 +45,15 @@ def pictures(tmp_path_factory):
         (folder / f"{i:02d}.txt").write_text(f"a {name} square")
     captions = [f"a {name} square on a wall" for name in COLOURS]
     tokenizer = vocabulary.learn(iter(captions * 20), MODEL.text.vocab_size)
-    base.Base(MODEL, random_model(MODEL, "float32").params, tokenizer).save(folder / "model")
+    for model in (MODEL, TINY):
+        base.Base(model, random_model(model, "float32").params, tokenizer).save(folder / model.name)
     return folder
 
 
-def settings(pictures, **changes):
-    """Returns a configuration for the small model; names of changes have __ for a dot."""
+def settings(pictures, model="tiny", **changes):
+    """Returns a configuration for a model of the folder; names of changes have __ for a dot."""
     config = finetune.get_config().to_dict()
-    config["model"]["path"] = str(pictures / "model")
+    config["model"]["path"] = str(pictures / model)
     config["data"] |= {"parts": [{"source": {"folder": str(pictures)}}], "buckets": False}
     config["optim"] |= {"steps": 6, "learning_rate": 1e-3, "warmup": 0}
     config |= {"batch_size": 8}
@@ -106,7 +107,7 @@ def test_a_run_learns_resumes_exactly_and_gives_a_model(pictures, tmp_path):
 
 @pytest.mark.slow
 def test_devices_share_a_step_without_changing_it(pictures, tmp_path):
-    changes = {"optim__steps": 3, "ema__host": True, "accumulate": 2}
+    changes = {"model": "small", "optim__steps": 3, "ema__host": True, "accumulate": 2}
     _, one = run(tmp_path / "one", settings(pictures, **changes))
     sharded = settings(pictures, **changes, parallel__fsdp=2, parallel__tensor=2, parallel__whole=1)
     state, eight = run(tmp_path / "eight", sharded, devices=8)
@@ -182,7 +183,7 @@ def test_eight_pictures_are_learned_by_heart(pictures, tmp_path):
     changes = {"optim__steps": 600, "optim__learning_rate": 3e-3, "optim__name": "muon", "optim__cooldown": 200,
                "train": ["unet", "text"], "ema__decay": 0.98, "objective__dropout": 0.0, "log__every": 100,
                "validation__data": same, "validation__every": 300, "validation__examples": 8}  # fmt: skip
-    run(tmp_path / "run", settings(pictures, **changes))
+    run(tmp_path / "run", settings(pictures, "small", **changes))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     seen = {line["step"]: line for line in lines if "validation/loss" in line}
     assert sorted(seen) == [300, 600]
@@ -194,7 +195,7 @@ def test_eight_pictures_are_learned_by_heart(pictures, tmp_path):
 def released(name, pictures):
     """Returns one of the configurations that sdjax brings, for the small model and two steps."""
     config = importlib.import_module(f"sdjax.configs.{name}").get_config().to_dict()
-    config["model"]["path"] = str(pictures / "model")
+    config["model"]["path"] = str(pictures / "tiny")
     config["optim"] |= {"steps": 2, "warmup": 0}
     config["data"] |= {"side": None, "buckets": False, "threads": 1}
     config["log"] |= {"every": 1, "tensorboard": False}
@@ -223,7 +224,7 @@ def test_every_configuration_trains_what_it_says(pictures, tmp_path, name):
     _, model = trained(tmp_path / "run")
     assert set(model.params) == {"unet", "text", "vae"}
     assert model.config.unet.in_channels == (9 if name == "inpainting" else 4)
-    start = base.Base.load(pictures / "model")
+    start = base.Base.load(pictures / "tiny")
     for part, tree in model.params.items():
         same = [
             np.array_equal(a, b) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(start.params[part]))
