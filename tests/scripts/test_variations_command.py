@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from command_checks import read, write
@@ -165,7 +166,8 @@ def test_a_small_model_goes_the_whole_way(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(sdjax, "load", lambda path, *, check, **how: [check(tiny), pipe][1])
     both = [write("a.png", seed=1), write("b.png", 50, 30, seed=2)]
     flags = ["--init-img", "a.png", "--init-img", "b.png", "--weights", "1,3", "--noise_level", "0,50"]
-    assert variations(*flags, "--steps", "2", "--n_iter", "1", "--n_samples", "1", "--scale", "1", "--skip_grid") == 0
-    shared = {"num_steps": 2, "guidance_scale": 1, "seed": 42}
+    flags += ["--steps", "2", "--n_iter", "1", "--n_samples", "1", "--scale", "1", "--skip_grid", "--device", "cpu:0"]
+    assert variations(*flags) == 0
+    shared = {"num_steps": 2, "guidance_scale": 1, "seed": 42, "devices": jax.devices()[:1]}
     want = sdjax.image_variations(pipe, both, command.PROMPT, weights=[1, 3], noise_level=[0, 50], **shared)
     np.testing.assert_array_equal(read(OUT / "samples/00000.png")[0], want[0])
