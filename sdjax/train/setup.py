@@ -87,7 +87,7 @@ class Setup:
     @property
     def frozen_parts(self) -> tuple[str, ...]:
         """The model's parts that a step needs and does not change."""
-        parts = [] if self.latents else ["vae"]
+        parts = ["unet"] if self.latents else ["unet", "vae"]
         parts += ["text"] if self.text == "ids" else []
         kind = kind_of(self.model)
         if kind in conditioning.NEEDS:

@@ -193,8 +193,9 @@ def test_eight_pictures_are_learned_by_heart(pictures, tmp_path):
 
 
 def released(name, pictures):
-    """Returns one of the configurations that sdjax brings, for the small model and two steps."""
-    config = importlib.import_module(f"sdjax.configs.{name}").get_config().to_dict()
+    """Returns one of the configurations that sdjax brings, for the tiny model and two steps."""
+    file = {"text": "finetune"}.get(name, name)
+    config = importlib.import_module(f"sdjax.configs.{file}").get_config().to_dict()
     config["model"]["path"] = str(pictures / "tiny")
     config["optim"] |= {"steps": 2, "warmup": 0}
     config["data"] |= {"side": None, "buckets": False, "threads": 1}
@@ -202,6 +203,8 @@ def released(name, pictures):
     config |= {"batch_size": 2, "accumulate": 1}
     folder = {"folder": str(pictures)}
     config["data"]["parts"] = [{"source": folder}]
+    if name == "text":
+        config["train"] = ["text"]
     if name == "dreambooth":
         config["data"]["parts"] = [
             {"source": folder, "where": "'red' in caption", "weight": 1.0, "loss_weight": 1.0},
@@ -209,17 +212,18 @@ def released(name, pictures):
         ]
     if name == "autoencoder":
         config["autoencoder"] |= {"lpips": [], "perceptual_weight": 0.0, "disc_start": 1}
+        config["data"]["side"] = 32  # the discriminator sees no less than 24
     return config
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dreambooth", "inpainting", "autoencoder", "pretrain"])
+@pytest.mark.parametrize("name", ["dreambooth", "inpainting", "autoencoder", "pretrain", "text"])
 def test_every_configuration_trains_what_it_says(pictures, tmp_path, name):
     config = build(TrainConfig, released(name, pictures))
     state, seen = run(tmp_path / "run", config)
     assert sorted(seen) == [1, 2]
     assert set(state.params) == {
-        "dreambooth": {"unet", "text"}, "autoencoder": {"vae", "discriminator"}
+        "dreambooth": {"unet", "text"}, "text": {"text"}, "autoencoder": {"vae", "discriminator"}
     }.get(name, {"unet"})  # fmt: skip
     _, model = trained(tmp_path / "run")
     assert set(model.params) == {"unet", "text", "vae"}
