@@ -22,9 +22,14 @@ import models
 from checks import near
 
 D = 16
+# Two levels: with one a label changes a picture by a level or two only
+UNET = dataclasses.replace(
+    models.TINY.unet, channels=(32, 64), heads=(2, 4), mid_heads=4, transformer_depth=(1, 1),
+    self_attention=(True, True), label_dim=2 * D,
+)  # fmt: skip
 TINY = dataclasses.replace(
     models.TINY,
-    unet=dataclasses.replace(models.TINY.unet, label_dim=2 * D),
+    unet=UNET,
     vision=VisionConfig(image_size=28, patch_size=14, width=32, layers=1, heads=2, projection=D),
     noise_stats=D,
 )

@@ -10,6 +10,7 @@ import pytest
 from sdjax import configs, convert
 from sdjax.config import UNetConfig
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet, param_counts
+from sdjax.nn.unet import REMATS
 
 import reference
 from checks import relative_error

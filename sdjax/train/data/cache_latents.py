@@ -18,10 +18,10 @@ or one of them --beam."""
 SOURCES = ("folder", "records", "tfds", "tars")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of `sdjax cache-latents`."""
+def make_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Returns the parser of `sdjax cache-latents`, with this text at the end of its help."""
     parser = argparse.ArgumentParser(
-        prog="sdjax cache-latents", description=DESCRIPTION, allow_abbrev=False,
+        prog="sdjax cache-latents", description=DESCRIPTION, epilog=epilog, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("out", metavar="OUT", help="the folder to write into")
