@@ -91,7 +91,7 @@ class Sprites:
     @classmethod
     def render(cls, side: int = 64, font: str | pathlib.Path | None = None) -> "Sprites":
         """Returns the sprites for pictures of `side` pixels, a multiple of 64, drawn from the font (`find_font`)."""
-        from PIL import Image, ImageDraw, ImageFont  # no other part of training needs it
+        from PIL import Image, ImageDraw, ImageFont  # not needed to read captions
 
         if side % 64:
             raise ValueError(f"pictures are a multiple of 64 pixels wide, so that sizes are whole; got {side}")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax import sharding
 from sdjax.generate import text_to_image
 from sdjax.image import to_float, to_uint8
 from sdjax.nn import AutoencoderKL, latent_from_moments
@@ -143,7 +144,7 @@ def make_pictures(pipe: Pipeline, batch: int = BATCH, **options: Any) -> Make:
         for start in range(0, len(prompts), batch):
             part = [list(values[start : start + batch]) for values in (prompts, seeds)]
             count = len(part[0])
-            texts, numbers = (values + values[-1:] * (batch - count) for values in part)
+            texts, numbers = (sharding.fill(values, batch) for values in part)
             made = text_to_image(pipe, texts, seed=numbers, guidance_scale=guidance_scale, **given)
             out.append(made[:count])
         return np.concatenate(out)
