@@ -84,6 +84,24 @@ def get_config() -> ml_collections.ConfigDict:
             "beta2": 0.99,
         },
     }
+    config.inpainting = {
+        # The UNet's first half; the other half is the base's, so that little more has to be stored
+        "changed": ("conv_in", "time_embedding", "down_blocks_0", "down_blocks_1", "mid_block"),
+        "batch_size": 32,
+        "gamma": 5.0,
+        "floor": 1.0,
+        "dropout": 0.1,
+        "whole_holes": 0.25,
+        "ema_decay": 0.998,
+        "optim": {
+            "name": "muon",
+            "steps": 3_000,
+            "learning_rate": 1e-3,
+            "warmup": 100,
+            "cooldown": 1_500,
+            "beta2": 0.99,
+        },
+    }
     config.save_every = 240.0  # seconds
     config.log_every = 20  # steps
     return config

@@ -24,13 +24,14 @@ class Job:
         saving.check_watermark(args.watermark)
         self.devices = runtime.set_up_jax(args.device)
         runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta)
+        self.own = own_model(self.checkpoint, task, getattr(args, "method", None))
         self.folder = Path(args.outdir)
         self.checker: Any = None
 
     @property
     def default_prompt(self) -> str:
         """The prompt where none is given."""
-        return options.BUILTIN_PROMPT if self.checkpoint is None else options.PROMPT
+        return options.PROMPT if self.own is None else options.BUILTIN_PROMPT
 
     def load(self, check: Callable[[Any], None], **more: Any) -> Any:
         """Returns the model; `check` gets its description and may refuse it before the weights are read.
@@ -41,7 +42,9 @@ class Job:
         from sdjax import builtin, hub
 
         args = self.args
-        own = builtin.folder() if self.checkpoint is None else None
+        own = None if self.own is None else builtin.place(self.own)
+        if self.checkpoint is None:
+            note(builtin.NOTICES[self.own])
         named = None if args.safety_checker in (saving.AUTO, saving.OFF) else args.safety_checker
         for path, revision in (own or self.checkpoint, args.revision), (args.vae, None), (named, None):
             if path is not None and not hub.is_hub_name(path):
@@ -59,7 +62,7 @@ class Job:
                 self.checker = saving.load_checker(hub.resolve(checked_by), found=named is None)
 
         self.pipe = sdjax.load(
-            None if own else local,
+            self.own or local,
             config=args.config,
             prediction=args.prediction,
             ema=args.ema,
@@ -173,6 +176,14 @@ def find_checkpoint(path: str | None) -> str | None:
     if path is None and Path(options.CHECKPOINT).is_file():
         return options.CHECKPOINT
     return path
+
+
+def own_model(checkpoint: str | None, task: str, method: str | None) -> str | None:
+    """Returns the name of the model inside the package that is asked for, None if it is another one."""
+    base, inpainting = options.BUILTIN
+    if checkpoint is None:
+        return inpainting if task == "inpaint" and method != "blend" else base
+    return checkpoint if checkpoint in options.BUILTIN else None
 
 
 def choose_sampler(args: argparse.Namespace) -> str:

@@ -13,6 +13,7 @@ SAMPLERS = (
 DPM = "dpm_solver"  # what the references' --dpm_solver and --dpm run: DPM-Solver++, multistep, of order 2
 DTYPES = ("float32", "bfloat16", "float16")
 PROMPT = "a painting of a virus monster playing guitar"
+BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.builtin's names; a test compares them
 BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
 CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
 
@@ -158,7 +159,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or owner/name (or owner/name/FILE) of a "
         f"repository of the Hugging Face hub; default: {CHECKPOINT} if it is there, as CompVis's, else the model "
-        "inside the package, a small one of emoji on plain backgrounds",
+        "inside the package, a small one of emoji on plain backgrounds, named builtin (and builtin-inpainting, what "
+        "inpaint takes where --method is not blend)",
     )
     add("--revision", metavar="NAME", help="branch, tag or commit of a hub repository; default: main")
     add("--C", type=int, metavar="N", help="channels of the latent, checked against the model (references: 4)")

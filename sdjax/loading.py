@@ -29,8 +29,10 @@ def load(
 ) -> Pipeline:
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
 
-    Without a path it is the model inside the package, a small one, and the pipeline's `notices` say so. The folder of a
-    training (`sdjax train --workdir`) gives the model of its newest checkpoint, the averaged one if there is one.
+    Without a path it is the model inside the package, a small one, and the pipeline's `notices` say so; by name it is
+    "builtin", and "builtin-inpainting" the one made of it for inpainting (a folder of these names is "./builtin"). The
+    folder of a training (`sdjax train --workdir`) gives the model of its newest checkpoint, the averaged one if there
+    is one.
 
     `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
     "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
@@ -47,7 +49,7 @@ def load(
     Raises sdjax.convert.CheckpointError for a file that is not a model or not a whole one, ValueError for an argument
     out of range.
     """
-    from sdjax import convert  # reading checkpoints is not needed to use a pipeline built in memory
+    from sdjax import builtin, convert  # reading checkpoints is not needed to use a pipeline built in memory
     from sdjax.hub import resolve
 
     compilation_cache.enable()
@@ -58,12 +60,15 @@ def load(
         given = {"config": config, "prediction": prediction, "vae": vae, "depth": depth, "vision": vision,
                  "noise_stats": noise_stats, "variant": variant, "revision": revision, "vocab": vocab}  # fmt: skip
         return _load_run(path, ema, dtype, check, [name for name, value in given.items() if value is not None])
-    notices = ()
-    if path is None:
-        from sdjax import builtin
-
-        path, notices = builtin.folder(), (builtin.NOTICE,)
-    local = resolve(path, revision=revision, variant=variant)
+    notices = (builtin.NOTICE,) if path is None else ()
+    own_tokenizer = None
+    if path in (None, builtin.NAME):
+        path = builtin.folder()
+    if path == builtin.INPAINTING:
+        local, own_config, own_tokenizer = builtin.inpainting()
+        config = own_config if config is None else config
+    else:
+        local = resolve(path, revision=revision, variant=variant)
     vae = None if vae is None else resolve(vae)
     depth = None if depth is None else resolve(depth)
     vision = None if vision is None else resolve(vision)
@@ -73,7 +78,7 @@ def load(
     )
     if check is not None:
         check(model.config)
-    tokenizer = choose_tokenizer(model, vocab)
+    tokenizer = own_tokenizer or choose_tokenizer(model, vocab)
     return Pipeline(
         config=model.config,
         params=cast(model.params, dtype),

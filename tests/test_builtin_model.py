@@ -6,8 +6,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import sdjax
 from sdjax import builtin, convert
@@ -34,6 +36,24 @@ def test_load_without_a_path_and_a_model_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(builtin, "FOLDER", tmp_path / "builtin")
     with pytest.raises(convert.CheckpointError, match="builtin: this copy of sdjax holds no model of its own"):
         sdjax.load()
+
+
+def test_the_inpainting_model_is_the_base_with_the_parameters_of_its_file(monkeypatch, tmp_path):
+    pipe = models.pipeline()
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path / "builtin")
+    convert.save(pipe.config, pipe.params, tmp_path / "builtin", to="native", tokenizer=pipe.tokenizer)
+    with pytest.raises(convert.CheckpointError, match="holds no inpainting model of its own; .* by blending"):
+        sdjax.load("builtin-inpainting")
+    kernel = np.asarray(pipe.params["unet"]["conv_in"]["kernel"])
+    wide = np.concatenate([kernel + 1, np.ones((3, 3, 5, kernel.shape[-1]), np.float32)], axis=2)
+    safetensors.numpy.save_file({"unet/conv_in/kernel": wide}, tmp_path / "builtin-inpainting.safetensors")
+    loaded = sdjax.load("builtin-inpainting", vae=tmp_path / "builtin")
+    assert loaded.config.unet.in_channels == kernel.shape[2] + 5
+    assert loaded.tokenizer.encode("a red fox") == pipe.tokenizer.encode("a red fox")
+    np.testing.assert_array_equal(loaded.params["unet"]["conv_in"]["kernel"], wide)
+    other = {**pipe.params["unet"], "conv_in": {**pipe.params["unet"]["conv_in"], "kernel": wide}}
+    expected = {**pipe.params, "unet": other}
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded.params, expected)))
 
 
 def test_the_whole_model_is_packed(tmp_path):
@@ -69,4 +89,6 @@ def test_the_built_in_model_is_whole_and_small():
     files = {path.relative_to(builtin.folder()).as_posix(): path for path in builtin.folder().rglob("*")}
     assert set(CONTENT) <= set(files)
     assert sum(path.stat().st_size for path in files.values() if path.is_file()) <= 16_000_000
+    assert builtin.changes().stat().st_size <= 6_000_000
     assert sdjax.load().config.image_size >= 64
+    assert sdjax.load("builtin-inpainting").config.unet.in_channels == 33

@@ -2,8 +2,9 @@
 
     python -m sdjax.train.builtin --folder runs/builtin [--config.autoencoder.optim.steps=1000 ...]
 
-Four stages, each kept in the folder: the vocabulary, the autoencoder, the latents of a fixed set of pictures, and text
-encoder and denoising network together. `export` writes what there is as a native model.
+Five stages, each kept in the folder: the vocabulary, the autoencoder, the latents of a fixed set of pictures, text
+encoder and denoising network together, and of that network what differs in a model for inpainting. `export` writes what
+there is as a native model.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -26,17 +28,19 @@ from sdjax.nn import init_params
 from sdjax.tokenizer import Tokenizer
 from sdjax.train import emoji, latents, subjects, vocabulary
 from sdjax.train.autoencoder import autoencoder_loss
+from sdjax.train.base import change, fit_params
 from sdjax.train.checkpoint import Checkpoints, read_parts
+from sdjax.train.conditioning import CONDITIONS
 from sdjax.train.loop import Stopped, ahead, fit
 from sdjax.train.metrics import Speed, Writers
-from sdjax.train.objectives import Denoising, DiffusionObjective, Loss, diffusion_loss
+from sdjax.train.objectives import Denoising, DiffusionObjective, Loss, Metrics, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import TrainState
 from sdjax.train.step import make_train_step
 from sdjax.typing import Params
 
 # Pictures are batch n of a seed; every use has its own, so that none sees another's
-_WORDS, _PIXELS, _LATENTS, _DRAWS, _COLLAGES = USES = range(5)
+_WORDS, _PIXELS, _LATENTS, _DRAWS, _COLLAGES, _HOLES = USES = range(6)
 
 SCALE = "scale_factor.json"
 FIXED = ("seed", "model", "vocabulary", "latents")  # settings that a run keeps: what is stored depends on them
@@ -93,12 +97,10 @@ class Run:
         text = self.model.text
         return self.tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id)
 
-    def initial(self, stage: str) -> TrainState:
-        """Returns the state before the first step of "autoencoder" or "diffusion"."""
+    def initial(self, *parts: str) -> Params:
+        """Returns parts of the model as they are before the first step."""
         params = jax.jit(init_params, static_argnums=0)(self.model, jax.random.key(self.settings.seed))
-        names = ("vae",) if stage == "autoencoder" else ("unet", "text")
-        part = {name: params[name] for name in names}
-        return TrainState.create(part, self._optimizer(stage), self.settings.seed)
+        return {name: params[name] for name in parts}
 
     def averaged(self, stage: str) -> tuple[int, Params] | None:
         """Returns the number of steps and the averaged parameters of a stage's newest checkpoint, if there is one."""
@@ -128,14 +130,14 @@ class Run:
         self.check_settings()
         autoencoder = self._fit_autoencoder()
         pool = self._latents(autoencoder)
-        self._fit_diffusion(pool)
+        base = self._fit_diffusion(pool)
+        self._fit_inpainting({**base, "vae": autoencoder})
 
     def _fit_autoencoder(self) -> Params:
         s = self.settings.autoencoder
-        steps, done = s.optim.steps, self.averaged("autoencoder")
-        if done is not None and done[0] >= steps:
-            return done[1]["vae"]
-        self.say(f"training the autoencoder, {steps} steps of {s.batch_size} pictures")
+        if (done := self._done("autoencoder")) is not None:
+            return done["vae"]
+        self.say(f"training the autoencoder, {s.optim.steps} steps of {s.batch_size} pictures")
         loss = autoencoder_loss(self.model.vae, kl_weight=s.kl_weight, edge_weight=s.edge_weight)
         collages = round(s.collages * s.batch_size)
 
@@ -144,8 +146,7 @@ class Run:
             scenes += emoji.collages(self._seed(_COLLAGES), n, collages)
             return {"image": np.stack([self.sprites.draw(scene) for scene in scenes])}
 
-        state = self._fit("autoencoder", loss, images)
-        return state.ema_params["vae"]
+        return self._fit("autoencoder", loss, images, self.initial("vae"))["vae"]
 
     def _latents(self, autoencoder: Params) -> dict[str, np.ndarray]:
         s = self.settings.latents
@@ -163,34 +164,78 @@ class Run:
             self.__dict__.pop("model", None)  # it is read from there
         return pool
 
-    def _fit_diffusion(self, pool: dict[str, np.ndarray]) -> TrainState:
+    def _fit_diffusion(self, pool: dict[str, np.ndarray]) -> Params:
         s = self.settings.diffusion
+        if (done := self._done("diffusion")) is not None:
+            return done
         objective = DiffusionObjective(gamma=s.gamma, floor=s.floor, dropout=s.dropout, offset_noise=s.offset_noise)
         loss = diffusion_loss(Denoising(self.model, objective, self.tokens([""])[0]))
         self.say(f"training text encoder and UNet, {s.optim.steps} steps of {s.batch_size} latents")
-        return self._fit("diffusion", loss, lambda n: latents.draw(pool, self._seed(_DRAWS), n, s.batch_size))
 
-    def _fit(self, stage: str, loss: Loss, batch: Callable[[int], Any]) -> TrainState:
+        def drawn(n: int) -> dict[str, np.ndarray]:
+            return latents.draw(pool, self._seed(_DRAWS), n, s.batch_size)
+
+        return self._fit("diffusion", loss, drawn, self.initial("unet", "text"))
+
+    def _fit_inpainting(self, base: Params) -> None:
+        s = self.settings.inpainting
+        if self._done("inpainting") is not None:
+            return
+        model = inpainting_model(self.model)
+        unet = fit_params(self.model, model, jax.tree.map(np.asarray, base))[0]["unet"]
+        changed = {name: jax.tree.map(jnp.asarray, tree) for name, tree in unet.items() if name in s.changed}
+        kept = {name: tree for name, tree in unet.items() if name not in s.changed}
+        objective = DiffusionObjective(
+            gamma=s.gamma, floor=s.floor, dropout=s.dropout, holes="random", whole_holes=s.whole_holes
+        )
+        whole = diffusion_loss(
+            Denoising(model, objective, self.tokens([""])[0], CONDITIONS["inpainting"])
+        )  # fmt: skip
+
+        def loss(params: Params, frozen: Params, *rest: Any) -> tuple[jax.Array, Metrics]:
+            return whole({"unet": {**frozen["unet"], **params["unet"]}}, frozen, *rest)
+
+        def drawn(n: int) -> dict[str, np.ndarray]:
+            images, captions = self.pictures(self._seed(_HOLES), n, s.batch_size)
+            return {"image": images, "ids": self.tokens(captions)}
+
+        self.say(f"training what differs for inpainting, {s.optim.steps} steps of {s.batch_size} pictures")
+        self._fit("inpainting", loss, drawn, {"unet": changed}, {**base, "unet": kept})
+
+    def _done(self, stage: str) -> Params | None:
+        found = self.averaged(stage)
+        return found[1] if found is not None and found[0] >= self.settings[stage].optim.steps else None
+
+    def _fit(
+        self, stage: str, loss: Loss, batch: Callable[[int], Any], params: Params, frozen: Params | None = None
+    ) -> Params:
         s, folder = self.settings[stage], self.folder / stage
         step = jax.jit(make_train_step(loss, self._optimizer(stage), s.ema_decay), donate_argnums=0)
         with Checkpoints(folder, say=self.say) as checkpoints:
-            state = self.initial(stage)
+            state = TrainState.create(params, self._optimizer(stage), self.settings.seed)
             state = checkpoints.restore(state) or state
             log = Writers(
                 folder, s.optim.steps, first=int(state.step), speed=Speed(s.batch_size), tensorboard=False
             )  # fmt: skip
             with contextlib.closing(log):
-                return fit(
-                    state, lambda state, batch: step(state, {}, batch),
+                state = fit(
+                    state, lambda state, batch: step(state, frozen or {}, batch),
                     lambda first: ahead(batch, first, s.optim.steps), steps=s.optim.steps, checkpoints=checkpoints,
                     log=log, log_every=self.settings.log_every, save_every=self.settings.save_every,
                 )  # fmt: skip
+        return state.ema_params
 
     def _optimizer(self, stage: str) -> optax.GradientTransformation:
         return make_optimizer(OptimConfig(**self.settings[stage].optim.to_dict()))
 
     def _seed(self, use: int) -> int:
         return len(USES) * self.settings.seed + use
+
+
+def inpainting_model(model: ModelConfig) -> ModelConfig:
+    """Returns the description of the model for inpainting that is made of another."""
+    channels = 1 + 2 * model.vae.latent_channels
+    return change(model, {"name": f"{model.name}-inpainting", "unet": {"in_channels": channels}})
 
 
 def main() -> None:

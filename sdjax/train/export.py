@@ -1,5 +1,7 @@
 """Writes a training run's averaged parameters as a native model, which `sdjax.load` reads.
 
+What the model for inpainting has of its own, where it is trained, goes into a file beside the folder.
+
 python -m sdjax.train.export --folder runs/builtin --to sdjax/assets/builtin [--dtype float16] [--overwrite]
 """
 
@@ -9,13 +11,19 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
 from sdjax import convert
+from sdjax.convert.outputs import new_file
 from sdjax.train.builtin import Run
+from sdjax.typing import Params
 
 
 def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", overwrite: bool = False) -> dict[str, int]:
     """Writes the model of a run to a folder and returns the number of steps each part of it was trained for.
+
+    If the stage "inpainting" has a checkpoint, its parameters go into TARGET-inpainting.safetensors.
 
     Raises ValueError if a part has no checkpoint yet, or a parameter does not fit into `dtype`.
     """
@@ -24,11 +32,28 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     if missing:
         raise ValueError(f"{run.folder} holds no checkpoint of {' and '.join(missing)} yet; train it first")
     params = {**parts["autoencoder"][1], **parts["diffusion"][1]}
+    if (inpainting := run.averaged("inpainting")) is not None:
+        parts["inpainting"] = inpainting
+    params, changes = (_cast(tree, dtype) for tree in (params, inpainting[1] if inpainting else {}))
+    convert.save(run.model, params, target, to="native", tokenizer=run.tokenizer, overwrite=overwrite)
+    if changes:
+        flat = {"/".join(path): leaf for path, leaf in flatten_dict(changes).items()}
+        with new_file(changes_file(target), overwrite=overwrite) as partial:
+            partial.write_bytes(safetensors.numpy.save(flat))
+    return {stage: found[0] for stage, found in parts.items()}
+
+
+def changes_file(target: str | pathlib.Path) -> pathlib.Path:
+    """Returns where the parameters of the model for inpainting go."""
+    target = pathlib.Path(target)
+    return target.with_name(f"{target.name}-inpainting.safetensors")
+
+
+def _cast(params: Params, dtype: str) -> Params:
     params = jax.tree.map(lambda leaf: np.asarray(leaf.astype(jnp.dtype(dtype))), params)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
         raise ValueError(f"a parameter is too large for {dtype}; use float32")
-    convert.save(run.model, params, target, to="native", tokenizer=run.tokenizer, overwrite=overwrite)
-    return {stage: found[0] for stage, found in parts.items()}
+    return params
 
 
 def main() -> None:
@@ -46,9 +71,11 @@ def main() -> None:
         steps = export(run, flags.to, dtype=flags.dtype, overwrite=flags.overwrite)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    size = sum(path.stat().st_size for path in pathlib.Path(flags.to).rglob("*") if path.is_file())
+    files = [path for path in pathlib.Path(flags.to).rglob("*") if path.is_file()]
+    if "inpainting" in steps:
+        files.append(changes_file(flags.to))
     trained = ", ".join(f"{stage} {count} steps" for stage, count in steps.items())
-    print(f"wrote {flags.to}: {size / 1e6:.1f} MB, {trained}")
+    print(f"wrote {flags.to}: {sum(path.stat().st_size for path in files) / 1e6:.1f} MB, {trained}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import pytest
 from command_checks import check_bad_usage, check_no_flag_is_ignored, read, write
 from PIL import Image
 
-from sdjax import convert, generate
+from sdjax import builtin, convert, generate
 from sdjax.scripts import inpaint as command
+from sdjax.scripts import options
 from sdjax.scripts.main import main
 
 import models
@@ -70,6 +71,25 @@ def test_masks_can_lie_in_a_folder_of_their_own_or_be_one_for_all(fake) -> None:
         assert len(call["mask"]) == 2
     assert settings("samples/00001.png")["mask"]["name"] == "b.png"
     assert settings("samples/00003.png")["mask"]["name"] == "a.png"
+
+
+def test_without_a_checkpoint_the_models_inside_the_package_are_taken(fake, capsys, monkeypatch) -> None:
+    assert options.BUILTIN == builtin.NAMES
+    monkeypatch.setattr(builtin, "FOLDER", Path("builtin").absolute())
+    write("a.png")
+    write_mask("a_mask.png")
+    Path("builtin").mkdir()
+    Path("builtin/config.json").write_text("{}")
+    assert main(["inpaint", "--init-img", "a.png"]) == 3
+    assert "holds no inpainting model of its own" in capsys.readouterr().err
+    Path("builtin-inpainting.safetensors").touch()
+    assert main(["inpaint", "--init-img", "a.png"]) == 0
+    assert "note: no checkpoint was named, so the inpainting model" in capsys.readouterr().err
+    assert main(["inpaint", "--init-img", "a.png", "--method", "blend"]) == 0
+    assert main(["inpaint", "--init-img", "a.png", "--method", "blend", "--ckpt", "builtin-inpainting"]) == 0
+    assert "no checkpoint was named" in capsys.readouterr().err
+    assert [loaded[0] for loaded in fake.loaded] == ["builtin-inpainting", "builtin", "builtin-inpainting"]
+    assert fake.made[0]["prompts"] == [""]
 
 
 MEANINGS = [

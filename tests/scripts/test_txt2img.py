@@ -279,7 +279,7 @@ def test_without_a_checkpoint_the_built_in_model_is_taken_and_its_prompt(fake, m
     Path("own/config.json").write_text("{}")
     builtin_model(monkeypatch, Path("own"))
     assert main(["txt2img", "--n_iter", "1", "--n_samples", "1"]) == 0
-    assert fake.loaded[0][0] == "None"
+    assert fake.loaded[0][0] == builtin.NAME
     assert fake.made[0]["prompts"] == ["a rocket on a green background"]
     assert settings(OUT / "samples/00000.png")["model"]["name"] == "own"
     assert main(["txt2img", "--n_iter", "1", "--n_samples", "1", "--prompt", "an owl"]) == 0

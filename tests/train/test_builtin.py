@@ -9,6 +9,7 @@ import pytest
 from models_to_train import MODEL, small_params
 
 import sdjax
+from sdjax import builtin
 from sdjax.config import ModelConfig
 from sdjax.configs import builtin as settings
 from sdjax.nn import param_counts
@@ -110,15 +111,15 @@ def test_text_encoder_and_unet_learn_four_latents_by_heart():
 
 
 @pytest.mark.slow
-def test_a_run_goes_through_all_stages_and_its_export_makes_pictures(tmp_path):
+def test_a_run_goes_through_all_stages_and_its_export_makes_pictures(tmp_path, monkeypatch):
     try:
         emoji.find_font()
     except FileNotFoundError as error:
         pytest.skip(str(error))
     config = settings.get_config()
     config.log_every = 1
-    config.autoencoder.batch_size = config.diffusion.batch_size = 2
-    for stage in (config.autoencoder, config.diffusion):
+    for stage in (config.autoencoder, config.diffusion, config.inpainting):
+        stage.batch_size = 2
         stage.optim.update(steps=2, warmup=0, cooldown=0)
     config.latents.update(count=6, shard=4)
     config.vocabulary.captions = 500
@@ -126,10 +127,24 @@ def test_a_run_goes_through_all_stages_and_its_export_makes_pictures(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint of autoencoder and diffusion yet"):
         export(run, tmp_path / "model")
     run.train()
-    assert export(run, tmp_path / "model") == {"autoencoder": 2, "diffusion": 2}
+    assert export(run, tmp_path / "model") == {"autoencoder": 2, "diffusion": 2, "inpainting": 2}
     pipe = sdjax.load(tmp_path / "model")
     assert pipe.config == run.model
     assert pipe.config.vae.scale_factor != 1.0
     pictures = sdjax.text_to_image(pipe, "a red apple on a blue background", num_steps=2)
     assert pictures.shape == (1, 64, 64, 3)
     assert sum(path.stat().st_size for path in (tmp_path / "model").rglob("*") if path.is_file()) <= 16_000_000
+    assert (tmp_path / "model-inpainting.safetensors").stat().st_size <= 6_000_000
+    monkeypatch.setattr(builtin, "FOLDER", tmp_path / "model")
+    (tmp_path / "model-inpainting.safetensors").rename(tmp_path / "builtin-inpainting.safetensors")
+    inpainting = sdjax.load("builtin-inpainting")
+    assert inpainting.config.unet.in_channels == 33
+    for part in pipe.params:  # what is not trained is the base's
+        same = jax.tree.map(np.array_equal, pipe.params[part], inpainting.params[part])
+        assert all(jax.tree.leaves(same)) == (part != "unet")
+        if part == "unet":
+            changed = {name for name in same if not all(jax.tree.leaves(same[name]))}
+            assert changed == set(config.inpainting.changed)
+    mask = np.arange(64) < 32
+    filled = sdjax.inpaint(inpainting, pictures[0], np.broadcast_to(mask, (64, 64)), "a red apple", num_steps=2)
+    np.testing.assert_array_equal(filled[0][:, ~mask], pictures[0][:, ~mask])
