@@ -5,9 +5,10 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
+from sdjax import convert
 from sdjax.config import ModelConfig
-from sdjax.convert.errors import CheckpointError
-from sdjax.tokenizer import Tokenizer
+from sdjax.convert import CheckpointError, Model
+from sdjax.convert.reading import read
 
 NAME, INPAINTING = NAMES = ("builtin", "builtin-inpainting")
 _SMALL = "a small one that draws emoji on plain backgrounds, 64 x 64 pixels"
@@ -47,14 +48,16 @@ def place(name: str) -> Path:
     return folder() if name == NAME else changes()
 
 
-def inpainting() -> tuple[dict[str, Any], ModelConfig, Tokenizer]:
-    """Returns parameters by path, description and tokenizer of the model for inpainting, the base's where they are
-    the same. Raises CheckpointError if this copy of sdjax has none.
-    """
-    from sdjax.convert.model import load_model
-    from sdjax.convert.reading import read
+def load_model(name: str, config: ModelConfig | str | None = None, **given: Any) -> Model:
+    """Returns the model of a name, as `sdjax.convert.load_model` does, which has the arguments.
 
-    changed, base = read(changes()), load_model(folder())
-    arrays = {path: leaf.read() for path, leaf in base.leaves.items()} | {name: changed[name] for name in changed}
+    Raises CheckpointError if this copy of sdjax has none.
+    """
+    if name == NAME:
+        return convert.load_model(folder(), config, **given)
+    changed, base = read(changes()), convert.load_model(folder())
+    arrays = {path: leaf.read() for path, leaf in base.leaves.items()} | {path: changed[path] for path in changed}
     unet = dataclasses.replace(base.config.unet, in_channels=arrays["unet/conv_in/kernel"].shape[2])
-    return arrays, dataclasses.replace(base.config, name=INPAINTING, unet=unet), base.tokenizer()
+    own = dataclasses.replace(base.config, name=INPAINTING, unet=unet)
+    model = convert.load_model(arrays, own if config is None else config, **given)
+    return dataclasses.replace(model, own_tokenizer=base.own_tokenizer, licences=base.licences)

@@ -56,29 +56,26 @@ def load(
     dtype = default_dtype() if dtype is None else dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
-    if is_run(path):
+    if is_run(path) and path not in builtin.NAMES:
         given = {"config": config, "prediction": prediction, "vae": vae, "depth": depth, "vision": vision,
                  "noise_stats": noise_stats, "variant": variant, "revision": revision, "vocab": vocab}  # fmt: skip
         return _load_run(path, ema, dtype, check, [name for name, value in given.items() if value is not None])
-    notices = (builtin.NOTICE,) if path is None else ()
-    own_tokenizer = None
-    if path in (None, builtin.NAME):
-        path = builtin.folder()
-    if path == builtin.INPAINTING:
-        local, own_config, own_tokenizer = builtin.inpainting()
-        config = own_config if config is None else config
-    else:
-        local = resolve(path, revision=revision, variant=variant)
     vae = None if vae is None else resolve(vae)
     depth = None if depth is None else resolve(depth)
     vision = None if vision is None else resolve(vision)
     noise_stats = None if noise_stats is None else resolve(noise_stats)
-    model = convert.load_model(
-        local, config, prediction, ema, vae, dtype, variant, depth=depth, vision=vision, noise_stats=noise_stats
-    )
+    given = {"config": config, "prediction": prediction, "ema": ema, "vae": vae, "dtype": dtype, "depth": depth,
+             "vision": vision, "noise_stats": noise_stats}  # fmt: skip
+    notices = ()
+    if path is None or path in builtin.NAMES:
+        notices = (builtin.NOTICE,) if path is None else ()
+        model = builtin.load_model(path or builtin.NAME, **given)
+        path = builtin.place(path or builtin.NAME)
+    else:
+        model = convert.load_model(resolve(path, revision=revision, variant=variant), variant=variant, **given)
     if check is not None:
         check(model.config)
-    tokenizer = own_tokenizer or choose_tokenizer(model, vocab)
+    tokenizer = choose_tokenizer(model, vocab)
     return Pipeline(
         config=model.config,
         params=cast(model.params, dtype),

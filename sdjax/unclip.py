@@ -6,11 +6,13 @@ ldm/modules/diffusionmodules/upscaling.py (ImageConcatWithNoiseAugmentation); T5
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdjax.config import ScheduleConfig
 from sdjax.nn.embeddings import timestep_embedding
 from sdjax.schedule import alphas_cumprod
+from sdjax.typing import Params
 
 LEVELS = 1000  # of noise, 0 ... 999: timesteps of a schedule of their own
 
@@ -37,6 +39,11 @@ def noise_embedding(
     embedding, noise, mean, std = (x.astype(jnp.float32) for x in map(jnp.asarray, (embedding, noise, mean, std)))
     noisy = (of_embedding * (embedding - mean) / std + of_noise * noise) * std + mean
     return jnp.concatenate([noisy, timestep_embedding(level, embedding.shape[-1])], axis=-1)
+
+
+def statistics(params: Params, size: int) -> Params:
+    """Returns {"mean", "std"} of a model's embeddings of `size` numbers: 0 and 1 where its parameters have none."""
+    return params.get("noise_stats") or {"mean": np.zeros((1, size)), "std": np.ones((1, size))}
 
 
 def mix_labels(labels: Float[Array, "n b d"], weights: Float[Array, "n"]) -> Float[Array, "b d"]:

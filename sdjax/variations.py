@@ -22,7 +22,7 @@ from sdjax.prior import GUIDANCE_SCALE, Prior
 from sdjax.run import Run, check_size, make_run
 from sdjax.samplers.base import EMBEDDING, draw_noise
 from sdjax.typing import Image, Key, Params, Pixels
-from sdjax.unclip import LEVELS, mix_labels, noise_embedding
+from sdjax.unclip import LEVELS, mix_labels, noise_embedding, statistics
 
 Embeddings = Float[Array, "n d"]
 
@@ -169,7 +169,7 @@ def make_labels(
         used = np.repeat(embeddings[:, None], len(which), axis=1)
         at = np.repeat(np.asarray(levels, np.int32)[:, None], len(which), axis=1)
     size = embeddings.shape[-1]
-    stats = run.pipe.params.get("noise_stats") or {"mean": np.zeros((1, size)), "std": np.ones((1, size))}
+    stats = statistics(run.pipe.params, size)
     shares = np.ones(1, np.float32) if weights is None else np.asarray(weights, np.float32)
     label = _labels(mix_level is not None, run.keys, used, at, shares, stats, np.int32(mix_level or 0))
     return sharding.split(label, run.mesh)

@@ -15,7 +15,7 @@ from sdjax.convert import CheckpointError
 from sdjax.nn import init_params, param_shapes
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.config import ModelSource
-from sdjax.typing import Params
+from sdjax.typing import Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,7 @@ def open_base(source: ModelSource, seed: int) -> Base:
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder {config.text.vocab_size}: name "
                 "the one that belongs to the model by model.tokenizer"
             )
-        params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
-        return Base(config, jax.tree.map(np.asarray, params), tokenizer)
+        return Base(config, _fresh(config, tuple(param_shapes(config)), seed), tokenizer)
     model = _open(source)
     config = change(model.config, source.changes)
     params, notices = fit_params(model.config, config, model.params)
@@ -66,8 +65,7 @@ def open_base(source: ModelSource, seed: int) -> Base:
         unknown = [part for part in source.fresh if part not in params]
         if unknown:
             raise ConfigError(f"model.fresh names parts of the model, {', '.join(params)}; got {unknown[0]!r}")
-        new = jax.jit(init_params, static_argnums=0)(config, jax.random.key(seed))
-        params = {**params, **{part: jax.tree.map(np.asarray, new[part]) for part in source.fresh}}
+        params = {**params, **_fresh(config, source.fresh, seed)}
     return Base(config, params, model.tokenizer(), (*model.report.notices, *notices))
 
 
@@ -113,6 +111,16 @@ def fit_params(before: ModelConfig, after: ModelConfig, params: Params) -> tuple
     return params, notices
 
 
+def _fresh(config: ModelConfig, parts: tuple[str, ...], seed: int) -> Params:
+    """Returns random parameters of parts of a model; the others are traced, and not compiled."""
+
+    def init(key: Key) -> Params:
+        whole = init_params(config, key)
+        return {part: whole[part] for part in parts}
+
+    return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(seed)))
+
+
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_leaves_with_path(tree)
 
@@ -129,12 +137,15 @@ def _open(source: ModelSource) -> convert.Model:
     from sdjax import builtin
     from sdjax.hub import resolve
 
-    path = builtin.folder() if source.path is None else resolve(source.path)
     others = {
         name: None if getattr(source, name) is None else resolve(getattr(source, name))
         for name in ("vae", "depth", "vision", "noise_stats")
     }
+    others["prediction"] = source.prediction
+    if source.path is None or source.path in builtin.NAMES:
+        return builtin.load_model(source.path or builtin.NAME, ema=source.ema, **others)
+    path = resolve(source.path)
     if source.ema == "auto":  # training goes on from what was trained, where a file holds its average beside it
         with contextlib.suppress(CheckpointError):
-            return convert.load_model(path, prediction=source.prediction, ema="no", **others)
-    return convert.load_model(path, prediction=source.prediction, ema=source.ema, **others)
+            return convert.load_model(path, ema="no", **others)
+    return convert.load_model(path, ema=source.ema, **others)

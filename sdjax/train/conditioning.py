@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sdjax.config import ModelConfig
 from sdjax.nn import AutoencoderKL, DepthEstimator, VisionEncoder, latent_from_moments
@@ -21,7 +20,7 @@ from sdjax.schedule import NoiseSchedule
 from sdjax.train import draws
 from sdjax.train.holes import random_holes
 from sdjax.typing import Image, Key, Latent, Params
-from sdjax.unclip import LEVELS, noise_embedding
+from sdjax.unclip import LEVELS, noise_embedding, statistics
 
 MAX_NOISE_LEVEL = 350  # of an upscaler's low-resolution picture in training, exclusive (T51)
 FLAT = 0.001  # added to a depth map's spread in training (T48)
@@ -99,7 +98,7 @@ def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key,
     embedding = VisionEncoder(config.vision, dtype).apply({"params": parts["vision"]}, seen).astype(jnp.float32)
     level = draws.integers(keys, draws.LEVEL, 0, LEVELS)
     noise = draws.normal(keys, draws.LEVEL_NOISE, embedding.shape[1:])
-    stats = parts.get("noise_stats") or {"mean": np.float32(0), "std": np.float32(1)}
+    stats = statistics(parts, embedding.shape[-1])
     label = noise_embedding(embedding, level, noise, stats["mean"], stats["std"])
     return Told(label=draws.replaced(keys, draws.LABEL, objective.label_dropout, label, 0.0))
 

@@ -43,6 +43,16 @@ class ModelSource:
     fresh: tuple[str, ...] = ()
     tokenizer: str | None = None  # a folder; for `scratch`
 
+    def __post_init__(self) -> None:
+        if self.scratch is None:
+            if self.tokenizer is not None:
+                raise ValueError("model.tokenizer is for model.scratch: a model that is read has its own")
+            return
+        default = ModelSource()
+        for name in ("path", "prediction", "ema", "vae", "depth", "vision", "noise_stats", "fresh"):
+            if getattr(self, name) != getattr(default, name):
+                raise ValueError(f"model.{name} says nothing of a model from nothing (model.scratch): leave it out")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -83,8 +93,8 @@ class EmaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When states are saved: every `steps`, or, where None and there is one process, every so many `minutes`. The
-    `keep` newest stay, and those that `keep_every` divides.
+    """When states are saved: every `steps`, or, where None, every so many `minutes`. The `keep` newest stay, and those
+    that `keep_every` divides.
     """
 
     steps: int | None = None

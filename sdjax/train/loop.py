@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from sdjax.train.checkpoint import Checkpoints
+from sdjax.train.metrics import Writers
 from sdjax.train.objectives import Metrics
 from sdjax.train.state import TrainState
 
@@ -31,16 +32,6 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-class Log(Protocol):
-    """What is told of a training (`sdjax.train.metrics.Writers`)."""
-
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Takes the numbers of one step."""
-
-    def close(self) -> None:
-        """Is called at the end."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Event:
     """Something done after every `every`-th step, and after the last one: `run(state)` returns numbers to log.
@@ -54,7 +45,7 @@ class Event:
 
 def fit(
     state: TrainState, train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-    batches: Callable[[int], Iterator[Any]], *, steps: int, checkpoints: Checkpoints, log: Log,
+    batches: Callable[[int], Iterator[Any]], *, steps: int, checkpoints: Checkpoints, log: Writers,
     log_every: int = 50, save_every: float = 300.0, save_steps: int | None = None, events: tuple[Event, ...] = (),
     refused_limit: int = 10, patience: float | None = None,
 ) -> TrainState:  # fmt: skip
@@ -65,8 +56,8 @@ def fit(
             have seen.
         log: gets the means of the numbers since it was told last, every `log_every` steps; with `seconds` a step, and
             the shares of the time that went into waiting for data (`data_wait`) and into saving (`save_wait`).
-        save_every: seconds between checkpoints; `save_steps`: steps between them, which several processes need. One is
-            also written at the end, on SIGUSR1, and on SIGTERM and Ctrl-C, upon which Stopped is raised.
+        save_every: seconds between checkpoints; or with `save_steps`, steps between them. One is also written at the
+            end, on SIGUSR1, and on SIGTERM and Ctrl-C, upon which Stopped is raised.
         events: what else is done, such as validation.
         refused_limit: FloatingPointError is raised after so many steps in a row that were refused.
         patience: seconds that a batch, a save, or a step but the first, which compiles, may take before the process
@@ -92,6 +83,8 @@ def fit(
                 state, metrics = train_step(state, batch)
             step += 1
             meter.add(metrics)
+            if not save_steps and time.monotonic() - saved > save_every:
+                told.ask_to_save()
             told.agree(step)
             if step % log_every == 0 or step == steps:
                 with watch(f"step {step}"):
@@ -106,8 +99,7 @@ def fit(
                     ranked |= {name: values.pop(name) for name in ("best",) if name in values}
                     if values:
                         log.scalars(step, values)
-            due = step % save_steps == 0 if save_steps else time.monotonic() - saved > save_every
-            if due or told.save or ranked:
+            if told.save or ranked or (save_steps and step % save_steps == 0):
                 with watch("saving"), meter.waiting("save"):
                     checkpoints.save(state, metric=ranked.get("best"))
                 told.save, saved = False, time.monotonic()
@@ -136,6 +128,10 @@ class _Meter:
     """Means of a step's numbers, and where the time goes."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was added, and starts the clock."""
         self.steps: list[Metrics] = []
         self.waits = {"data": 0.0, "save": 0.0}
         self.since = time.monotonic()
@@ -164,7 +160,7 @@ class _Meter:
         passed = time.monotonic() - self.since
         values["seconds"] = passed / len(taken)
         values |= {f"{name}_wait": wait / passed for name, wait in self.waits.items()}
-        self.__init__()
+        self.restart()
         return values
 
 
@@ -220,11 +216,14 @@ class _Signals:
 
     def _note(self, number: int, _: Any) -> None:
         if number == signal.SIGUSR1:
-            self._asked[1] = 1
-            return
+            return self.ask_to_save()
         if number == signal.SIGINT and self._asked[0] == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked[0] = number
+
+    def ask_to_save(self) -> None:
+        """Asks for a save, as SIGUSR1 does."""
+        self._asked[1] = 1
 
     def agree(self, step: int) -> None:
         """Takes note of what was asked for; several processes do it in the same step, if any of them was asked."""

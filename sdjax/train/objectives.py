@@ -125,7 +125,8 @@ def prediction_error(
 class Denoising(NamedTuple):
     """What the networks are asked in training, at timesteps of the caller's choice.
 
-    `error(params, frozen, batch, keys, t)` is each example's error [b], the timesteps t [b] given; a batch holds
+    `errors(params, frozen, batch, keys)` is a function of the timesteps t [b]: each example's error [b]. All that does
+    not hang on them is computed once. A batch holds
 
     - `image` uint8 [b, h, w, 3], or what the autoencoder made of it, `moments` [b, h', w', 2 c];
     - `ids` [b, n], or what the text encoder made of them, `context` [b, n, d];
@@ -141,7 +142,7 @@ class Denoising(NamedTuple):
     dtype: Any = jnp.float32  # what the networks compute in
     remat: str = "none"  # the UNet's
 
-    def error(self, params: Params, frozen: Params, batch: Any, keys: Key, t: jax.Array) -> jax.Array:
+    def errors(self, params: Params, frozen: Params, batch: Any, keys: Key) -> Callable[[jax.Array], jax.Array]:
         """See above."""
         config, objective, schedule = self.config, self.objective, NoiseSchedule(self.config.schedule)
         parts = {**frozen, **params}
@@ -164,7 +165,9 @@ class Denoising(NamedTuple):
         if objective.perturbation:
             perturbation = objective.perturbation * draws.normal(keys, draws.PERTURBATION, x0.shape[1:])
         weight = self._places(batch["mask"], x0) if objective.masked else None
-        return prediction_error(schedule, objective, network, x0, noise, t, perturbation=perturbation, weight=weight)
+        return lambda t: prediction_error(
+            schedule, objective, network, x0, noise, t, perturbation=perturbation, weight=weight
+        )
 
     def _context(self, parts: Params, batch: Any, keys: Key) -> jax.Array:
         dropout = self.objective.dropout
@@ -196,7 +199,7 @@ def diffusion_loss(denoising: Denoising) -> Loss:
 
     def loss(params: Params, frozen: Params, batch: Any, keys: Key, step: jax.Array) -> tuple[jax.Array, Metrics]:
         t = draws.integers(keys, draws.TIMESTEP, *timesteps)
-        error = denoising.error(params, frozen, batch, keys, t)
+        error = denoising.errors(params, frozen, batch, keys)(t)
         weighted = jnp.asarray(weights)[t] * error
         if "weight" in batch:
             weighted = weighted * batch["weight"]

@@ -21,6 +21,7 @@ from sdjax.typing import Params
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # a batch's first axis
+HOST = "pinned_host"  # JAX's name for a host's memory that devices read
 LARGEST = "largest"  # a rule's layout: the largest axis that can be is split over "fsdp"
 
 Axis = str | tuple[str, ...] | None
@@ -138,7 +139,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def on_host(where: Any) -> Any:
     """Returns shardings that keep the same parts in the host's memory, beside each device."""
-    return jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), where)
+    return jax.tree.map(lambda sharding: sharding.with_memory_kind(HOST), where)
 
 
 def move_ema(where: Any) -> Callable[[Params, bool], Params]:

@@ -9,8 +9,8 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from sdjax.train.flops import branch_of
+from sdjax.train.parallel import HOST
 
-HOST = "pinned_host"  # JAX's name for a host's memory that devices read
 # XLA never lays these out in memory: they are read through, or made where they are used
 VIEWS = {"reshape", "squeeze", "broadcast_in_dim", "copy", "name", "optimization_barrier", "stop_gradient", "iota"}
 

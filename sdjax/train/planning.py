@@ -17,15 +17,13 @@ def plan_of(config: TrainConfig, devices: int | None = None, platform: str | Non
 
     Weights are not read and nothing is put on a device. Raises ConfigError for what does not go together.
     """
-    text, latents = "ids", bool(config.data.cached)
-    if latents:
-        text = Cached(config.data.cached).caches[0].manifest["text"]
-    setup = Setup(config, describe(config.model), text, latents)
+    text = Cached(config.data.cached).text if config.data.cached else "ids"
+    setup = Setup(config, describe(config.model), text)
     count = jax.device_count() if devices is None else devices
     platform = platform or {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     sizes = config.parallel.sizes(count)
     examples = parallel.examples_each(config.batch_size, config.accumulate, sizes)
-    state, frozen = setup.shapes()
+    state, frozen = setup.shapes
 
     def laid(tree, kind=None):
         return plan.laid_out(tree, parallel.layouts(tree, sizes, config.parallel), sizes, kind)
@@ -38,7 +36,7 @@ def plan_of(config: TrainConfig, devices: int | None = None, platform: str | Non
     )
     memory = plan.plan(
         params=laid(state.params), opt_state=laid(state.opt_state),
-        ema=laid(state.ema_params, "pinned_host" if config.ema.host else None), frozen=laid(frozen),
+        ema=laid(state.ema_params, parallel.HOST if config.ema.host else None), frozen=laid(frozen),
         activations=working, accumulate=config.accumulate > 1,
     )  # fmt: skip
     mesh = ", ".join(f"{name} {side}" for name, side in sizes.items())

@@ -22,7 +22,7 @@ from sdjax._version import __version__
 from sdjax.config import ConfigError
 from sdjax.nn import TextEncoder
 from sdjax.pipeline import cast
-from sdjax.train import parallel, sets
+from sdjax.train import manifest, parallel, sets
 from sdjax.train.autoencoder import adversarial_params
 from sdjax.train.base import Base, open_base
 from sdjax.train.checkpoint import Checkpoints
@@ -107,9 +107,7 @@ class Run:
             raise ConfigError(f"{self.folder} holds checkpoints but no {SETTINGS}: train in another folder")
         elif jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(now, indent=1) + "\n")
-            partial.rename(path)
+            manifest.write_json(path, now)
 
     @functools.cached_property
     def base(self) -> Base:
@@ -133,9 +131,8 @@ class Run:
     @functools.cached_property
     def setup(self) -> Setup:
         """What the run computes."""
-        batch = self.loader.batch(0)
-        text = "context" if "context" in batch else "ids"
-        return Setup(self.config, self.base.config, text, "moments" in batch)
+        text = self.loader.examples.text if self.config.data.cached else "ids"
+        return Setup(self.config, self.base.config, text)
 
     @functools.cached_property
     def empty(self) -> np.ndarray:
@@ -150,7 +147,7 @@ class Run:
     def prepare(self, mesh: Mesh) -> tuple[TrainState, Callable[[], TrainState], Params, Callable]:
         """Returns the state as shapes and places, what makes the first, the fixed parameters, and the compiled step."""
         setup, how = self.setup, self.config.parallel
-        shapes, _ = setup.shapes()
+        shapes, _ = setup.shapes
         where = parallel.shardings(shapes, mesh, how)
         if self.config.ema.host:
             where = where.replace(ema_params=parallel.on_host(where.ema_params))

@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.tokenizer import Tokenizer
@@ -34,7 +31,7 @@ def make_loader(
         examples = _pictures(data, model, batch_size, captions=tokenizer is not None)
         if tokenizer is not None:
             text = model.text
-            tokens = functools.partial(_tokens, tokenizer, text.max_length, text.pad_token_id)
+            tokens = functools.partial(tokenizer, length=text.max_length, pad_token_id=text.pad_token_id)
     return Loader(
         examples, batch_size=batch_size, seed=seed, tokens=tokens, threads=data.threads, workers=data.workers,
         bad_limit=data.bad_limit,
@@ -46,10 +43,7 @@ def _pictures(data: DataConfig, model: ModelConfig, batch_size: int, *, captions
     step = max(64, model.vae.factor) if side >= 256 else model.vae.factor
     if side % step:
         raise ConfigError(f"data.side is a multiple of {step}; got {side}")
-    buckets = Buckets.square(side)
-    if data.buckets:
-        least = max(step, side // 2 // step * step)
-        buckets = Buckets.of_area(side, step=step, least=least, most=2 * side // step * step)
+    buckets = Buckets.around(side, step=step) if data.buckets else Buckets.square(side)
     parts = []
     for i, part in enumerate(data.parts):
         unknown = [name for name in part if name not in PART]
@@ -62,10 +56,6 @@ def _pictures(data: DataConfig, model: ModelConfig, batch_size: int, *, captions
     return Pictures(
         parts, buckets, least=batch_size, crop=data.crop, flip=data.flip, resample=data.resample, masks=data.masks
     )  # fmt: skip
-
-
-def _tokens(tokenizer: Tokenizer, length: int, pad: int, captions: Sequence[str]) -> np.ndarray:
-    return tokenizer(captions, length=length, pad_token_id=pad)
 
 
 def arrays(batch: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sdjax.train.autoencoder import AutoencoderObjective, adversarial_loss
 from sdjax.train.config import TrainConfig
 from sdjax.train.objectives import Denoising, Loss, diffusion_loss
 from sdjax.train.optim import make_optimizer
+from sdjax.train.parallel import ParallelConfig
 from sdjax.train.state import TrainState
 from sdjax.train.step import TrainStep, make_train_step
 from sdjax.typing import Params
@@ -31,8 +32,7 @@ Shape = jax.ShapeDtypeStruct
 class Setup:
     """A run's description, and that of the model it trains.
 
-    `text` is what batches hold of captions, "ids" or "context"; `latents`, whether they hold moments instead of
-    pictures; a cache of latents decides both.
+    `text` is what batches hold of captions, "ids" or "context", which a cache of latents decides.
 
     Raises ConfigError where the two do not go together.
     """
@@ -40,7 +40,6 @@ class Setup:
     config: TrainConfig
     model: ModelConfig
     text: str = "ids"
-    latents: bool = False
 
     def __post_init__(self) -> None:
         kind, objective = kind_of(self.model), self.config.objective
@@ -63,6 +62,11 @@ class Setup:
         if masks and not self.config.data.masks:
             raise ConfigError("masks are asked for: set data.masks to True")
         objective.range_of(NoiseSchedule(self.model.schedule))
+
+    @property
+    def latents(self) -> bool:
+        """Whether batches hold moments instead of pictures."""
+        return bool(self.config.data.cached)
 
     @property
     def autoencoder(self) -> bool:
@@ -129,8 +133,9 @@ class Setup:
         """Returns the state before the first step, of the trained parameters."""
         return TrainState.create(params, self.optimizer, self.config.seed, ema=self.config.ema.decay is not None)
 
+    @functools.cached_property
     def shapes(self) -> tuple[TrainState, Params]:
-        """Returns shapes of the state and of the fixed parameters."""
+        """The shapes of the state and of the fixed parameters."""
         whole = param_shapes(self.model)
         if self.autoencoder:
             trained, frozen = _adversarial_shapes(self.config.autoencoder, whole["vae"])
@@ -165,10 +170,8 @@ class Setup:
 
     def flops(self) -> flops.Flops:
         """Returns the floating-point operations of a step."""
-        state, frozen = self.shapes()
-        plain = dataclasses.replace(
-            self, config=dataclasses.replace(self.config, parallel=type(self.config.parallel)())
-        )
+        state, frozen = self.shapes
+        plain = dataclasses.replace(self, config=dataclasses.replace(self.config, parallel=ParallelConfig()))
         return flops.count(plain.step(self.empty_shape()), state, frozen, self.batch_shapes())
 
 

@@ -13,7 +13,7 @@ from sdjax.train.setup import Setup
 def summary(setup: Setup, mesh: Mesh, loader: Loader) -> list[str]:
     """Returns a table, a line each."""
     c, model = setup.config, setup.model
-    state, frozen = setup.shapes()
+    state, frozen = setup.shapes
     device = mesh.devices.flat[0]
     axes = ", ".join(f"{name} {side}" for name, side in mesh.shape.items() if side > 1)
     hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""

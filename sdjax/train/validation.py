@@ -32,9 +32,8 @@ def denoising_losses(denoising: Denoising, count: int) -> Losses:
     def losses(params: Params, frozen: Params, batch: Any, row: jax.Array) -> dict[str, jax.Array]:
         b = jax.tree.leaves(batch)[0].shape[0]
         keys = keys_of(jax.random.key(SEED), jnp.int32(0), row + jnp.arange(b))
-        errors = jax.lax.map(
-            lambda t: fixed.error(params, frozen, batch, keys, jnp.broadcast_to(t, (b,))).mean(), jnp.array(timesteps)
-        )
+        error = fixed.errors(params, frozen, batch, keys)
+        errors = jax.lax.map(lambda t: error(jnp.broadcast_to(t, (b,))).mean(), jnp.array(timesteps))
         return {f"t{t}": errors[i] for i, t in enumerate(timesteps)}
 
     return losses

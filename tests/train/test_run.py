@@ -170,6 +170,8 @@ def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures):
         ({"data__parts": []}, "data names parts"),
         ({"parallel__mode": "pmap", "parallel__fsdp": 2}, 'use mode "jit"'),
         ({"ema__decay": 1.5}, "decay lies between 0 and 1"),
+        ({"model__tokenizer": "words"}, "model.tokenizer is for model.scratch"),
+        ({"model__scratch": "sd1"}, "model.path says nothing of a model from nothing"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_read(pictures, changes, sentence):

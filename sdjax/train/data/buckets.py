@@ -26,6 +26,12 @@ class Buckets:
         return cls(((side, side),))
 
     @classmethod
+    def around(cls, side: int, *, step: int = 64, sides: tuple[int, int] | None = None) -> "Buckets":
+        """Returns `of_area` with limits of about half and twice the side, or with `sides` as least and most."""
+        least, most = sides or (max(step, side // 2 // step * step), 2 * side // step * step)
+        return cls.of_area(side, step=step, least=least, most=most)
+
+    @classmethod
     def of_area(cls, side: int, *, step: int = 64, least: int = 256, most: int = 1024) -> "Buckets":
         """Returns the sizes of at most side * side pixels, sides multiples of `step` from `least` to `most`.
 

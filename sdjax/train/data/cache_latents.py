@@ -103,9 +103,7 @@ def make_writer(settings: dict[str, Any]) -> Any:
     side = pipe.config.image_size if s.side is None else s.side
     buckets = Buckets.square(side)
     if s.buckets:
-        step = s.bucket_step
-        least, most = s.bucket_sides or (max(step, side // 2 // step * step), 2 * side // step * step)
-        buckets = Buckets.of_area(side, step=step, least=least, most=most)
+        buckets = Buckets.around(side, step=s.bucket_step, sides=s.bucket_sides)
     factor = pipe.config.vae.factor
     if any(value % factor for size in buckets.sizes for value in size):
         raise ValueError(f"sides are multiples of {factor} for this model's autoencoder; got {side}")

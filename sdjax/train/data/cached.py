@@ -57,6 +57,11 @@ class Cached:
         if not self.streams:
             raise SourceError(f"{', '.join(map(str, several))} hold no size of which there are {least} pictures")
 
+    @property
+    def text(self) -> str:
+        """What the caches hold of captions: "ids" or "context"."""
+        return self.caches[0].manifest["text"]
+
     def _streams(self, part: int, cache: "_Cache", where: str | None, rate: float) -> list[Stream]:
         table = cache.table
         first = table["_variant"] == 0  # of each picture
