@@ -12,5 +12,5 @@ gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker=all --command "
     --set 'data.parts=[{\"source\": {\"tars\": \"/mnt/data/{00000..00999}.tar\"}}]' \
     --set batch_size=512 --set parallel.fsdp=8 --set checkpoint.steps=1000
 "
-# batch_size is of all hosts together. checkpoint.steps, and not minutes: all hosts have to save in the same step.
+# batch_size is of all hosts together.
 # A preempted slice gets SIGTERM: the run saves and ends with 0. Create the slice again and run this script once more.
