@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts import options, runtime, settings
-from sdjax.scripts.job import Job, texts
+from sdjax.scripts.job import Job, note, texts
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import read_prompts, warn_of_cut_prompts
 
@@ -18,7 +18,7 @@ prints its path. Prompts and seeds are keyframes at equal distances; there are a
 many of both, or one of either for all of them."""
 
 EPILOG = f"""\
-A keyframe is the picture that txt2img makes of its prompt and seed. Files are
+A frame on a keyframe is what txt2img makes of its prompt and seed. Files are
 numbered on from the highest in the folder and never overwritten, and hold their
 settings as txt2img's pictures do.
 
@@ -116,19 +116,27 @@ def run(args: argparse.Namespace) -> None:
         "prompt_strength": args.prompt_strength, "height": pixels.shape[1], "width": pixels.shape[2],
         "batch": min(args.n_samples, args.frames), **({"safety": safety} if safety else {}),
     }  # fmt: skip
-    data = movie.encode(pixels, args.format, fps=args.fps, text=texts(description))
-    path = image.save_numbered_file(args.outdir, data, movie.SUFFIXES[args.format])
+    kind = args.format
+    try:
+        data = movie.encode(pixels, kind, fps=args.fps, text=texts(description))
+    except OSError as error:
+        note(f"{error}; the frames are written as APNG")
+        kind = "apng"
+        data = movie.encode(pixels, kind, fps=args.fps, text=texts(description))
+    path = image.save_numbered_file(args.outdir, data, movie.SUFFIXES[kind])
     print(path)
     if args.save_frames:
         print(save_frames(path, pixels, description))
 
 
 def save_frames(movie: Path, pixels: Any, description: dict[str, Any]) -> Path:
-    """Returns the new folder, named as the animation's file with -frames for its ending, that holds every frame."""
+    """Returns the new folder, named as the animation's file with -frames for its ending, that holds every frame.
+
+    Where a folder of that name is left from another animation, a number follows.
+    """
     from sdjax import image
 
-    folder = movie.with_name(f"{movie.stem}-{movie.suffix[1:]}-frames")
-    folder.mkdir()
+    folder = image.new_folder(movie.with_name(f"{movie.stem}-{movie.suffix[1:]}-frames"))
     for number, frame in enumerate(pixels):
         own = {"safety": description["safety"][number]} if "safety" in description else {}
         text = {"sdjax": settings.to_json({**description, **own, "frame": number})}

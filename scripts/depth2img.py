@@ -74,11 +74,13 @@ def run(args: argparse.Namespace) -> None:
     maps = None if args.depth is None else read_maps(args.depth, pictures)
     batches = make_batches(args, job.default_prompt, len(pictures))
     import sdjax
-    from sdjax import depth
+    from sdjax import depth, hub
     from sdjax.kinds import check_task
 
     for picture in pictures:
         depth.check_workable(picture.pixels.shape[:2])
+    if args.depth_model is not None and not hub.is_hub_name(args.depth_model):
+        hub.resolve(args.depth_model)
 
     def check(config: Any) -> None:
         check_task(config, "depth2img", "depth")
@@ -128,16 +130,12 @@ def read_maps(path: str, pictures: Sequence[given.Given]) -> list[given.Given]:
 
 def find_map(folder: str, picture: Path) -> Path:
     """Returns the depth map of a picture. Raises ValueError unless there is one."""
-    from sdjax.pictures import list_pictures
+    from sdjax import pictures
 
-    wanted = picture.stem, f"{picture.stem}_depth"
-    found = [path for path in list_pictures(folder) if path.stem in wanted]
-    if len(found) != 1:
-        several = f"is one of {', '.join(path.name for path in found)}" if found else "is none"
-        raise ValueError(
-            f"{picture}: its depth map in {folder} {several}; one is wanted, of the name {picture.stem}_depth.png"
-        )
-    return found[0]
+    found = pictures.find_map(picture, folder)
+    if found is None:
+        raise ValueError(f"{picture}: no depth map is in {folder}; put {picture.stem}_depth.png there")
+    return found
 
 
 def save_maps(job: Job, pipe: Any, pictures: Sequence[given.Given], maps: Sequence[given.Given] | None) -> None:

@@ -109,11 +109,15 @@ def run(args: argparse.Namespace) -> None:
         if value is not None and not there:
             raise ValueError(f"{flag} says nothing without {other}")
     job = Job(args, "inpaint")
+    from sdjax import inputs
+
+    margins = {"padding": args.padding, "overlap": args.overlap, "feather": args.feather}
+    inputs.check_margins(**{name: margin for name, margin in margins.items() if margin is not None})
     pictures = given.read_pictures(args.init_img, args.background)
     masks = None if args.expand is not None and args.mask is None else given.read_masks(args.mask, pictures)
     batches = make_batches(args, "", len(pictures))
     import sdjax
-    from sdjax import generate, inputs
+    from sdjax import generate
 
     how = {"strength": args.strength, "method": args.method, "only_masked": args.only_masked}
     how |= {"composite": not args.no_composite, "feather": args.feather}
@@ -121,10 +125,20 @@ def run(args: argparse.Namespace) -> None:
         how["padding"] = args.padding
     if args.expand is not None:
         how |= {"expand": inputs.check_expand(args.expand), "overlap": args.overlap or 0}
-    elif not args.only_masked:
+    left, top, right, bottom = how.get("expand", (0, 0, 0, 0))
+    if not args.only_masked:
         for picture in pictures:
-            inputs.check_workable(picture.pixels.shape[:2])
-    pipe = job.load(lambda config: generate.check_method(config, args.method))
+            height, width = picture.pixels.shape[:2]
+            inputs.check_workable((height + top + bottom, width + left + right))
+
+    def check(config: Any) -> None:
+        generate.check_method(config, args.method)
+        if args.only_masked and masks is not None and args.expand is None:
+            for picture, mask in zip(pictures, masks):
+                repaint = mask.pixels >= inputs.WHITE
+                inputs.make_frame(picture.pixels, repaint, side=config.image_size, padding=how.get("padding", 32))
+
+    pipe = job.load(check)
 
     def make(batch: Batch, **shared: Any) -> Any:
         chosen = [pictures[number].pixels for number in batch.inputs]

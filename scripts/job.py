@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from sdjax._version import __version__
 from sdjax.scripts import options, runtime, saving, settings
 from sdjax.scripts.prompts import Batch, pictures_at_a_time, warn_of_cut_prompts
+
+MAX_GRID = 40_000_000  # pixels of the pictures in a grid, as many as a picture given may have
 
 
 class Job:
@@ -40,6 +43,7 @@ class Job:
         """
         import sdjax
         from sdjax import builtin, hub
+        from sdjax.schedule import NoiseSchedule
 
         args = self.args
         own = None if self.own is None else builtin.place(self.own)
@@ -58,6 +62,10 @@ class Job:
         def check_all(config: Any) -> None:
             check_latent(args, config)
             check(config)
+            schedule = NoiseSchedule(config.schedule)
+            runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule).grid(
+                schedule, args.steps
+            )
             if checked_by is not None:
                 self.checker = saving.load_checker(hub.resolve(checked_by), found=named is None)
 
@@ -101,12 +109,15 @@ class Job:
         args = self.args
         warn_of_cut_prompts(self.pipe, {args.negative_prompt, *(p for batch in batches for p in batch.prompts)})
         made, described = [], []
+        many = max(number for batch in batches for number in batch.inputs) > 0
+        most = max(len(batch.seeds) for batch in batches)
         with runtime.Progress(len(batches)) as progress:
             for batch in batches:
+                whole = batch.filled(most) if many else batch  # a folder's last batch is no other program
                 pixels = function(
-                    batch,
+                    whole,
                     negative_prompt=args.negative_prompt,
-                    seed=batch.seeds,
+                    seed=whole.seeds,
                     sampler=self.sampler,
                     num_steps=args.steps,
                     guidance_scale=args.scale,
@@ -115,9 +126,10 @@ class Job:
                     exact=args.exact,
                     progress=progress.show,
                 )
+                pixels = pixels[: len(batch.seeds)]
                 pixels, safety = self.censor(pixels, [f"the picture of seed {seed}" for seed in batch.seeds])
                 for index, (picture, prompt, seed, number) in enumerate(zip(pixels, *batch, strict=True)):
-                    size = {"height": picture.shape[0], "width": picture.shape[1], "batch": len(pixels)}
+                    size = {"height": picture.shape[0], "width": picture.shape[1], "batch": len(whole.seeds)}
                     description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **size}
                     if safety:
                         description["safety"] = safety[index]
@@ -125,12 +137,16 @@ class Job:
                         marked = saving.mark(picture, args.watermark)
                         progress.print(image.save_numbered(self.folder / "samples", marked, texts(description)))
                     if not args.skip_grid:
-                        made.append(picture)
                         described.append(description)
+                        if picture.size // 3 * len(described) <= MAX_GRID:
+                            made.append(picture)
         if len({picture.shape for picture in made}) > 1:
             note("no grid was made, for the pictures have several sizes")
+        elif len(made) < len(described):
+            note(f"no grid was made, for it would have more than {MAX_GRID // 10**6} million pixels")
         elif made:
-            columns = args.n_rows or pictures_at_a_time(args)
+            columns = math.isqrt(len(made) - 1) + 1 if many and args.n_samples is None else pictures_at_a_time(args)
+            columns = args.n_rows or columns
             print(save_grid(self.folder, made, described, columns, args.watermark))
 
     def censor(self, pixels: Sequence[Any], names: Sequence[str]) -> tuple[Sequence[Any], list[dict[str, Any]]]:

@@ -12,6 +12,10 @@ from collections.abc import Sequence
 
 from sdjax._version import __version__
 
+EXTRAS = {  # the modules that come with them, as a user would miss them
+    "train": ("optax", "orbax", "grain", "array_record", "tensorflow_datasets", "tensorboardX"),
+    "beam": ("apache_beam",),
+}
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
     "img2img": ("img2img", "make pictures from a picture and a prompt"),
@@ -102,9 +106,17 @@ def describe(error: Exception) -> tuple[int, str]:
         return OUT_OF_MEMORY, f"the device has too little memory ({text.splitlines()[0]})"
     if isinstance(error, ValueError):
         return BAD_INPUT, text
-    if isinstance(error, OSError):
+    if isinstance(error, OSError | FloatingPointError):
         return FAILED, text
+    if isinstance(error, ModuleNotFoundError) and error.name is not None and (extra := _extra_of(error.name)):
+        return FAILED, f"this needs {error.name}, which is not installed: pip install 'sdjax[{extra}]'"
     return FAILED, f"internal error: {type(error).__name__}: {text}\n(--debug shows where; please report it)"
+
+
+def _extra_of(module: str) -> str | None:
+    """Returns the extra of this package that a missing module belongs to."""
+    name = module.partition(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if name in modules), None)
 
 
 def _is(error: Exception, module: str, name: str) -> bool:

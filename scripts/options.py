@@ -38,6 +38,7 @@ def add_prompt_flags(
     n_iter: int = 2,
     stability_iter: str = " (Stability: 3)",
     n_samples: int = 3,
+    folder_samples: int = 4,
     given: bool = False,
 ) -> None:
     """Adds the flags that say what to make: prompts, their number, seeds; `given` where it is made from pictures."""
@@ -63,10 +64,11 @@ def add_prompt_flags(
         type=positive,
         default=None if given else n_samples,
         metavar="N",
-        help=f"pictures made at a time; default: {n_samples}" + (", of a folder all of its pictures" if given else ""),
+        help=f"pictures made at a time; default: {n_samples}"
+        + (f", of a folder up to {folder_samples}" if given else ""),
     )
     if given:
-        parser.set_defaults(default_samples=n_samples)
+        parser.set_defaults(default_samples=(n_samples, folder_samples))
     add("--seed", type=seed, default=42, metavar="N", help="the first picture's seed; default: %(default)s")
     add(
         "--fixed_code",
@@ -244,7 +246,13 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
     )
     add("--skip_save", action="store_true", help="write no single pictures")
     add("--skip_grid", action="store_true", help="write no grid")
-    add("--n_rows", type=int, default=0, metavar="N", help="pictures in a row of the grid; default: as --n_samples")
+    add(
+        "--n_rows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pictures in a row of the grid; default: as --n_samples, or as many as rows of a folder's",
+    )
     add(
         "--watermark",
         metavar="TEXT",

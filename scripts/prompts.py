@@ -13,6 +13,10 @@ class Batch(NamedTuple):
     seeds: list[int]
     inputs: list[int]
 
+    def filled(self, count: int) -> "Batch":
+        """Returns a batch of `count`, the last of this one once more in the places that are left."""
+        return Batch(*(items + items[-1:] * (count - len(items)) for items in self))
+
 
 def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) -> list[Batch]:
     """Returns what to make, in the references' order: iterations, then chunks of at most `n_samples` pictures.
@@ -49,10 +53,13 @@ def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) ->
 
 
 def pictures_at_a_time(args: argparse.Namespace, num_inputs: int = 1) -> int:
-    """Returns --n_samples; where it is not given, the flag's default for one picture, and all of several at once."""
+    """Returns --n_samples; where it is not given, the flag's default for one picture, and for a folder's as few as make
+    its number of batches, of the folder's default at most.
+    """
     if args.n_samples is not None:
         return args.n_samples
-    return num_inputs if num_inputs > 1 else args.default_samples
+    of_one, most = args.default_samples
+    return of_one if num_inputs == 1 else -(-num_inputs // -(-num_inputs // most))
 
 
 def read_prompts(path: str) -> list[str]:

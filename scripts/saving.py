@@ -24,11 +24,10 @@ def mark(pixels: Any, text: str | None) -> Any:
     from sdjax import watermark
 
     try:
-        watermark.check_size(*pixels.shape[:2])
+        return watermark.embed(pixels, text)
     except ValueError as error:
         print(f"note: no watermark was written: {error}", file=sys.stderr)
         return pixels
-    return watermark.embed(pixels, text)
 
 
 def find_checker(choice: str, model: str | Path) -> str | None:

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     if args.workdir is None:
         raise ValueError("--workdir names the folder that the run is kept in")
 
-    from sdjax.train.loop import Stopped
+    from sdjax.train.loop import GO_ON, Stopped, end
     from sdjax.train.run import Run
 
     def say(text: str) -> None:
@@ -96,6 +96,10 @@ def run(args: argparse.Namespace) -> None:
             raise
         say(str(stopped))
         return
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        end(f"sdjax train: the processes have lost each other ({str(error).splitlines()[0]}); {GO_ON}")
     say(f"done; `sdjax convert {args.workdir} OUT` writes the model")
 
 

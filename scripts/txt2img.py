@@ -89,7 +89,13 @@ def run(args: argparse.Namespace) -> None:
     size = generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
     if two_pass and None not in (args.H, args.W):
         generate.enlarged(sdjax.ModelConfig("any"), size, args.hires)
-    pipe = job.load(lambda config: generate.check_task(config, "txt2img"))
+
+    def check(config: Any) -> None:
+        generate.check_task(config, "txt2img")
+        if two_pass:
+            generate.enlarged(config, generate.check_size(config, args.H, args.W), args.hires)
+
+    pipe = job.load(check)
 
     def make(batch: Batch, **shared: Any) -> Any:
         task = sdjax.two_pass if two_pass else sdjax.text_to_image

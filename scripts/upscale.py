@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = options.make_command_parser("upscale", DESCRIPTION, EPILOG)
     options.add_picture_flags(parser)
     options.add_prompt_flags(
-        parser, prompt="the empty prompt", n_iter=1, stability_iter="", n_samples=1, given=True
+        parser, prompt="the empty prompt", n_iter=1, stability_iter="", n_samples=1, folder_samples=1, given=True
     )  # fmt: skip
     add = parser.add_argument_group("how much to invent").add_argument
     add(

@@ -61,17 +61,33 @@ def run(args: argparse.Namespace) -> None:
         for path in map(Path, args.files)
         for file in (pictures.list_pictures(path) if path.is_dir() else [path])
     ]  # fmt: skip
+    failed = []
     for file in files:
         try:
-            picture = pictures.open_picture(file)
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-        for notice in picture.notices:
-            print(f"note: {file}: {notice}", file=sys.stderr)
-        try:
-            print(write(args, picture.pixels) if args.embed is not None else f"{file}: {read(args, picture.pixels)}")
+            print(treat(args, file))
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
+            if len(files) == 1:
+                raise
+            failed.append(error)
+            print(f"note: {error}", file=sys.stderr)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(files)} pictures gave nothing; the first: {failed[0]}")
+
+
+def treat(args: argparse.Namespace, file: Path) -> Any:
+    """Returns the line to print for a file. Raises ValueError, naming it, for one that is no picture, or too small."""
+    from sdjax import pictures
+
+    try:
+        picture = pictures.open_picture(file)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+    for notice in picture.notices:
+        print(f"note: {file}: {notice}", file=sys.stderr)
+    try:
+        return write(args, picture.pixels) if args.embed is not None else f"{file}: {read(args, picture.pixels)}"
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def read(args: argparse.Namespace, pixels: Any) -> str:

@@ -75,7 +75,7 @@ def depth_to_image(
             [prepare_depth(maps[i][None], (height // factor, width // factor))[0] for i in part.inputs]
         )
         # Of pure noise nothing is left to encode
-        x0 = None if start.of_x0 == 0 else part.encode([padded[i] for i in part.inputs])
+        x0 = part.encode([padded[i] for i in part.inputs]) if start.needs_x0 else None
         return part.decode(part.sample(start, x0, part.noise(height, width), part.told(concat=concat)))
 
     made = by_size(run, [padded[i].shape[:2] for i in run.inputs], make)
@@ -137,6 +137,7 @@ def open_maps(depth_map: Any, sizes: Sequence[tuple[int, int]]) -> list[Depth]:
 
     Raises ValueError where their numbers or aspects do not fit, and for what is no map (`sdjax.pictures.open_map`).
     """
+    depth_map = inputs.without_last(inputs.as_numpy(depth_map))
     several = isinstance(depth_map, (list, tuple)) or getattr(depth_map, "ndim", 2) > 2
     opened = [pictures.open_map(one).values for one in (depth_map if several else [depth_map])]
     opened = inputs.one_each("depth map", opened, len(sizes))

@@ -138,7 +138,7 @@ def image_to_image(
     start = run.start(strength, compat=compat)
 
     def make(part: Run, _: list[int]) -> Pixels:
-        x0 = part.encode([given[i] for i in part.inputs])
+        x0 = part.encode([given[i] for i in part.inputs]) if start.needs_x0 else None
         return part.decode(part.sample(start, x0, part.noise(*sizes[part.inputs[0]]), part.told()))
 
     return joined(by_size(run, [sizes[i] for i in run.inputs], make))
@@ -223,8 +223,7 @@ def inpaint(
     another size.
     """
     method = check_method(pipe.config, method)
-    if padding < 0 or feather < 0:
-        raise ValueError(f"padding and feather are numbers of pixels from 0 up; got {padding} and {feather}")
+    inputs.check_margins(padding=padding, feather=feather)
     given = inputs.open_pictures(image)
     masks = inputs.open_masks(mask, [picture.shape[:2] for picture in given])
     side = pipe.config.image_size if only_masked else None
@@ -260,7 +259,7 @@ def concatenated(run: Run, start: Any, frames: Sequence[inputs.Frame]) -> Latent
     mask = run.spread([frame.repaint[::factor, ::factor, None].astype(np.float32) for frame in frames])
     holes = [np.where(frame.repaint[..., None], np.float32(0), to_float(frame.pixels)) for frame in frames]
     concat = jnp.concatenate([mask, run.encode(holes, draw=1)], axis=-1)
-    x0 = run.encode([frame.pixels for frame in frames])
+    x0 = run.encode([frame.pixels for frame in frames]) if start.needs_x0 else None
     return run.sample(start, x0, run.noise(*frames[0].repaint.shape), run.told(concat=concat))
 
 
@@ -290,6 +289,7 @@ def outpaint(
     can mix the two.
     """
     check_method(pipe.config, options.get("method"))
+    inputs.check_margins(overlap=overlap)
     left, top, right, bottom = sides = inputs.check_expand(expand)
     given = inputs.open_pictures(image)
     sizes = [picture.shape[:2] for picture in given]

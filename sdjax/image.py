@@ -144,6 +144,18 @@ def save_numbered_file(
                 number += 1
 
 
+def new_folder(path: str | os.PathLike) -> Path:
+    """Returns the path of a new folder: `path`, with -2, -3, ... behind it where there is something."""
+    new, number = Path(path), 1
+    while True:
+        try:
+            new.mkdir()
+            return new
+        except FileExistsError:
+            number += 1
+            new = Path(f"{path}-{number}")
+
+
 def _next_number(folder: Path, prefix: str, digits: int, suffix: str) -> int:
     name = re.compile(rf"{re.escape(prefix)}(\d{{{digits},}}){re.escape(suffix)}", re.ASCII | re.IGNORECASE)
     with os.scandir(folder) as entries:

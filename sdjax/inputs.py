@@ -1,6 +1,8 @@
 """Pictures and masks that a task is given: opened, checked, brought to a size that the networks take, and put back."""
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +26,9 @@ def open_pictures(image: Any) -> list[Picture]:
 
     An array [b, h, w, c] is a sequence. Raises ValueError for what is no picture (`sdjax.pictures.open_picture`).
     """
+    image = as_numpy(image)
     several = isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4)
-    return [pictures.open_picture(one).pixels for one in (image if several else [image])]
+    return [_opened(pictures.open_picture, one, "picture") for one in (image if several else [image])]
 
 
 def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
@@ -34,8 +37,9 @@ def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
     A mask is a path, bytes of a file, Pillow image, bool or uint8 [h, w] (white from 128 on); an array [b, h, w] is a
     sequence. Raises ValueError where the numbers or sizes do not fit, and for what is no mask.
     """
+    mask = without_last(as_numpy(mask))
     several = isinstance(mask, (list, tuple)) or (isinstance(mask, np.ndarray) and mask.ndim == 3)
-    opened = [pictures.open_mask(one).pixels >= WHITE for one in (mask if several else [mask])]
+    opened = [_opened(pictures.open_mask, one, "mask") >= WHITE for one in (mask if several else [mask])]
     opened = one_each("mask", opened, len(sizes))
     for one, (height, width) in zip(opened, sizes):
         if one.shape != (height, width):
@@ -44,6 +48,27 @@ def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
                 f"{width} x {height}"
             )
     return opened
+
+
+def as_numpy(given: Any) -> Any:
+    """Returns another library's array, one of JAX or PyTorch, as one of NumPy; anything else as it is."""
+    return np.asarray(given) if hasattr(given, "ndim") else given
+
+
+def without_last(given: Any) -> Any:
+    """Returns maps [h, w, 1] or [b, h, w, 1] without their last axis; anything else as it is."""
+    return given[..., 0] if isinstance(given, np.ndarray) and given.ndim > 2 and given.shape[-1] == 1 else given
+
+
+def _opened(open_one: Callable[[Any], pictures.Picture], one: Any, name: str) -> np.ndarray:
+    """Returns a file's pixels, with a warning of what was decided in opening it."""
+    try:
+        opened = open_one(one)
+    except FileNotFoundError:
+        raise ValueError(f"no file is at {str(one)!r}, which should be a {name} (it comes before the prompt)") from None
+    for notice in opened.notices:
+        warnings.warn(f"{name} {one if isinstance(one, (str, os.PathLike)) else 'given'}: {notice}", stacklevel=4)
+    return opened.pixels
 
 
 def one_each(name: str, items: list, count: int) -> list:
@@ -70,7 +95,7 @@ def working_size(
     fitting = pictures.round_size(*(max(1, round(side * shrink)) for side in size), MULTIPLE)
     if height is None and width is None:
         return fitting
-    return check_size(config, height or fitting[0], width or fitting[1])
+    return check_size(config, *(own if side is None else side for own, side in zip(fitting, (height, width))))
 
 
 class Frame(NamedTuple):
@@ -91,8 +116,9 @@ def make_frame(picture: Picture, mask: Mask, *, side: int | None = None, padding
     repeating them, to multiples of 64; nothing is shrunk. Raises ValueError where it is larger than 2048 then.
     """
     box = pictures.Box(0, 0, mask.shape[1], mask.shape[0])
-    if side is not None and mask.any():
-        box = pictures.crop_around(mask, padding, MULTIPLE)
+    if side is not None:  # of a mask that is black everywhere any part will do
+        box = pictures.Box(0, 0, *(min(side, s) for s in reversed(mask.shape)))
+        box = pictures.crop_around(mask, padding, MULTIPLE) if mask.any() else box
     pixels, repaint = picture[box.slices], mask[box.slices]
     size = repaint.shape
     if side is not None and max(size) < side:
@@ -111,6 +137,15 @@ def check_workable(size: tuple[int, int]) -> None:
             f"at most {SIDES[1]} x {SIDES[1]} pixels can be inpainted; got {size[1]} x {size[0]}: shrink the picture, "
             "or work on the part around the mask only (only_masked)"
         )
+
+
+def check_margins(**margins: float) -> None:
+    """Raises ValueError, naming the margin, for one that is no whole number of pixels from 0 up, or is too wide."""
+    for name, margin in margins.items():
+        widest = pictures.MAX_FEATHER if name == "feather" else np.inf
+        if margin != int(margin) or not 0 <= margin <= widest:
+            up = "up" if widest == np.inf else f"to {widest}"
+            raise ValueError(f"{name} is a whole number of pixels from 0 {up}; got {margin}")
 
 
 def put_back(frame: Frame, made: Picture, *, composite: bool = True, feather: int = 0) -> Picture:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from sdjax.typing import Pixels
 
 MAX_FPS = 50  # a GIF counts hundredths of a second, and browsers slow down what is shown for only one
 USER_COMMENT, EXIF_FOLDER = 0x9286, 0x8769  # where other tools look for settings in a WebP file
-FFMPEG = "ffmpeg"
+FFMPEG, CODEC = "ffmpeg", "libx264"
 
 
 def encode(pixels: Pixels, kind: str, *, fps: float = 12, text: Mapping[str, str] | None = None) -> bytes:
@@ -60,11 +61,17 @@ def kind_of(path: str | Path) -> str:
 
 
 def find_ffmpeg() -> str:
-    """Returns the path of ffmpeg. Raises FileNotFoundError, saying what to do, where it is not installed."""
+    """Returns the path of ffmpeg. Raises FileNotFoundError, saying what to do, where there is none that has x264."""
     path = shutil.which(FFMPEG)
     if path is None:
         raise FileNotFoundError(
             f"an MP4 is written by {FFMPEG}, which is not on the PATH; install it, or choose gif, apng or webp"
+        )
+    told = subprocess.run([path, "-hide_banner", "-encoders"], stdin=subprocess.DEVNULL, capture_output=True)
+    if CODEC.encode() not in told.stdout:
+        raise FileNotFoundError(
+            f"{path} was built without {CODEC}, by which an MP4 is written; install one that has it, or choose gif, "
+            "apng or webp"
         )
     return path
 
@@ -113,15 +120,17 @@ def _mp4(pixels: np.ndarray, fps: float, text: Mapping[str, str]) -> bytes:
     _, h, w, _ = pixels.shape
     rate = Fraction(fps).limit_denominator(1001)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "movie.mp4"
+        path, notes = Path(folder, "movie.mp4"), Path(folder, "notes.txt")
+        escaped = re.sub(r"([=;#\\\n])", r"\\\1", _comment(text))
+        notes.write_text(f";FFMETADATA1\ncomment={escaped}\n", encoding="utf-8")  # an argument has room for 128 KiB
         command = [
             find_ffmpeg(), "-loglevel", "error", "-nostdin", "-f", "rawvideo", "-pix_fmt", "rgb24",
             "-video_size", f"{w}x{h}", "-framerate", str(rate), "-i", "pipe:0",
+            "-f", "ffmetadata", "-i", str(notes), "-map_metadata", "1",
             # Players want halved colours, so even sides; and colours by the standard that they assume
             "-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix=bt709:out_range=tv,format=yuv420p",
             "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
-            "-c:v", "libx264", "-crf", "18", "-movflags", "+faststart", "-metadata", f"comment={_comment(text)}",
-            str(path),
+            "-c:v", CODEC, "-crf", "18", "-movflags", "+faststart", str(path),
         ]  # fmt: skip
         done = subprocess.run(command, input=pixels.tobytes(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         if done.returncode:

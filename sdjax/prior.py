@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from sdjax import sharding
 from sdjax.config import PriorConfig, ScheduleConfig
 from sdjax.denoiser import check_guidance_scale
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
@@ -134,6 +135,7 @@ class Prior:
     tokenizer: Tokenizer
     dtype: str = "float32"
     source: str = ""
+    _placed: dict[jax.Device, Params] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, path: Any, *, dtype: str | None = None, variant: str | None = None) -> "Prior":
@@ -152,7 +154,7 @@ class Prior:
         """Returns what the network is told of the prompts."""
         text = self.config.text
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
-        return _tell((self.config, self.dtype), self.params["text"], jnp.asarray(ids))
+        return _tell((self.config, self.dtype), sharding.placed(self._placed, self.params)["text"], jnp.asarray(ids))
 
     def embed(
         self,
@@ -162,11 +164,13 @@ class Prior:
         negative_prompts: Sequence[str] | None = None,
         num_steps: int = 25,
         guidance_scale: float = GUIDANCE_SCALE,
+        exact: bool = False,
     ) -> Embedding:
         """Returns an image embedding for every prompt and seed, float32 [b, d], as CLIP's image tower would make them.
 
         An embedding depends on its own seed alone; another number of steps compiles again. `guidance_scale` 1 switches
-        guidance off; `negative_prompts` None are empty ones. Raises ValueError where numbers do not fit or are out of
+        guidance off; `negative_prompts` None are empty ones. `exact` computes them one by one, so that they are
+        bit-identical alone and among others. Raises ValueError where numbers do not fit or are out of
         range.
         """
         negatives = [""] * len(prompts) if negative_prompts is None else list(negative_prompts)
@@ -176,8 +180,13 @@ class Prior:
                 f"{len(negatives)} negative prompts"
             )
         check_guidance_scale(guidance_scale)
+        if exact and len(prompts) > 1:
+            how = {"num_steps": num_steps, "guidance_scale": guidance_scale}
+            each = zip(prompts, seeds, negatives, strict=True)
+            return jnp.concatenate([self.embed([p], [s], negative_prompts=[n], **how) for p, s, n in each])
         rows, keys = make_rows(self.config, num_steps), make_keys(seeds)
         told = self.tell(prompts)
         untold = None if guidance_scale == 1 else self.tell(negatives)
         static = (self.config, self.dtype)
-        return _embed(static, self.params["prior"], rows, keys, told, untold, jnp.float32(guidance_scale))
+        params = sharding.placed(self._placed, self.params)["prior"]
+        return _embed(static, params, rows, keys, told, untold, jnp.float32(guidance_scale))

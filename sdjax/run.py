@@ -20,6 +20,7 @@ from sdjax.samplers.spacing import fitting
 from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Key, Latent, Pixels
 
+OURS = {"num_inference_steps": "num_steps", "num_images_per_prompt": "num_images", "generator": "seed"}  # diffusers'
 SIDES = (64, 2048)  # smallest and largest height and width, in pixels
 STEP = 8  # heights and widths are multiples of this
 
@@ -260,12 +261,15 @@ def make_run(
     devices: Sequence[jax.Device] | None = None,
     exact: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **unknown: Any,
 ) -> Run:
     """Returns the run of these arguments, which are `sdjax.text_to_image`'s.
 
     `num_inputs` pictures are given: one for all prompts, one prompt for all pictures, or one each. Raises ValueError
-    for arguments out of range, and numbers that do not fit.
+    for arguments out of range, and numbers that do not fit, TypeError for `unknown` ones.
     """
+    for name in unknown:
+        raise TypeError(f"no task has an argument {name}" + (f": here it is {OURS[name]}" if name in OURS else ""))
     compilation_cache.enable()
     inputs = [0]
     if num_inputs is not None:

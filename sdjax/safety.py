@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from sdjax import pictures, preprocess
+from sdjax import pictures, preprocess, sharding
 from sdjax.config import VisionConfig
 from sdjax.nn import safety
 from sdjax.pipeline import cast, default_dtype
@@ -48,6 +48,7 @@ class SafetyChecker:
     params: Params
     dtype: str = "float32"
     source: str = ""
+    _placed: dict[jax.Device, Params] = dataclasses.field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, path: Any, *, dtype: str | None = None) -> "SafetyChecker":
@@ -67,7 +68,8 @@ class SafetyChecker:
         if not len(given):
             return Verdict(np.zeros(0, bool), np.zeros((0, safety.CONCEPTS)), np.zeros((0, safety.SPECIAL)))
         pixels = preprocess.clip_pixels(given, self.config.image_size, dialect="huggingface")
-        scores = [_score((self.config, self.dtype), self.params, one[None]) for one in pixels]
+        params = sharding.placed(self._placed, self.params)
+        scores = [_score((self.config, self.dtype), params, one[None]) for one in pixels]
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
         return Verdict(whole.flags, whole.concepts, whole.special)
 

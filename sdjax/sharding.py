@@ -42,6 +42,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
 
 
+def placed(kept: dict[jax.Device, Any], tree: Any) -> Any:
+    """Returns the tree on JAX's default device, from `kept` if it was put there before; one copy is kept at a time."""
+    device = jax.config.jax_default_device
+    device = device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
+    if device not in kept:
+        kept.clear()
+        kept[device] = jax.device_put(tree, device)
+    return kept[device]
+
+
 def split(tree: Any, mesh: Mesh) -> Any:
     """Returns the tree with every leaf's first axis spread over the mesh; its length is a multiple of the devices'."""
     sharding = NamedSharding(mesh, P(BATCH))

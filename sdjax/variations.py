@@ -17,7 +17,7 @@ from sdjax.config import ModelConfig, PriorConfig, VisionConfig
 from sdjax.generate import Options
 from sdjax.kinds import check_task
 from sdjax.nn import VisionEncoder
-from sdjax.pipeline import Pipeline
+from sdjax.pipeline import Pipeline, one_by_one
 from sdjax.prior import GUIDANCE_SCALE, Prior
 from sdjax.run import Run, check_size, make_run
 from sdjax.samplers.base import EMBEDDING, draw_noise
@@ -74,7 +74,7 @@ def image_variations(
     run = make_run(pipe, prompt, num_inputs=count if shares is None else 1, **options)
     with run.advice(height, width):
         if given:
-            seen = embed_images(pipe, given, dialect=dialect, mesh=run.mesh, parallel=run.parallel)
+            seen = embed_images(pipe, given, dialect=dialect, mesh=run.mesh, parallel=run.parallel, exact=run.exact)
             known = np.concatenate([seen, known])
         label = make_labels(run, known, levels, shares, mix_noise_level)
         told = run.told(label=label, unconditional_label=sharding.split(np.zeros_like(label), run.mesh))
@@ -114,7 +114,10 @@ def prior_to_image(
             raise ValueError(f"one prior_prompt, or one for each of the prompts; got {len(first)}")
         prompts = [p for p in first for _ in range(each)]
     with run.advice(height, width):
-        guessed = prior.embed(prompts, run.seeds, num_steps=prior_steps, guidance_scale=prior_scale)
+        with jax.default_device(run.mesh.devices.flat[0]):
+            guessed = prior.embed(
+                prompts, run.seeds, num_steps=prior_steps, guidance_scale=prior_scale, exact=run.exact
+            )
         label = make_labels(run, np.asarray(guessed), [level] * len(run.seeds), None, None, one_each=True)
         told = run.told(label=label, unconditional_label=sharding.split(np.zeros_like(label), run.mesh))
         return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
@@ -127,11 +130,12 @@ def embed_images(
     dialect: str = "ldm",
     mesh: jax.sharding.Mesh | None = None,
     parallel: sharding.Parallel = "jit",
+    exact: bool = False,
 ) -> np.ndarray:
     """Returns CLIP's embeddings of pictures, float32 [n, d], not normalised: what unCLIP is told, without noise.
 
-    `image` as for `sdjax.image_to_image`. Raises ValueError for a model without an image tower, what is no picture, and
-    an unknown dialect.
+    `image` as for `sdjax.image_to_image`; `exact` as for `sdjax.text_to_image`. Raises ValueError for a model without
+    an image tower, what is no picture, and an unknown dialect.
     """
     vision = pipe.config.vision
     if vision is None:
@@ -139,13 +143,14 @@ def embed_images(
     mesh = sharding.make_mesh() if mesh is None else mesh
     pixels = list(preprocess.clip_pixels(inputs.open_pictures(image), vision.image_size, dialect=dialect))
     filled = np.stack(sharding.fill(pixels, mesh.size))
-    run = sharding.compiled(_embed, (vision, pipe.dtype), mesh, (False, True), parallel)
+    run = sharding.compiled(_embed, (vision, pipe.dtype, exact), mesh, (False, True), parallel)
     return np.asarray(run(pipe.on(mesh)["vision"], sharding.split(filled, mesh)))[: len(pixels)]
 
 
-def _embed(static: tuple[VisionConfig, str], params: Params, pixels: Image) -> Embeddings:
-    config, dtype = static
-    return VisionEncoder(config, jnp.dtype(dtype)).apply({"params": params}, pixels)
+def _embed(static: tuple[VisionConfig, str, bool], params: Params, pixels: Image) -> Embeddings:
+    config, dtype, exact = static
+    apply = lambda pixels: VisionEncoder(config, jnp.dtype(dtype)).apply({"params": params}, pixels)  # noqa: E731
+    return one_by_one(apply, pixels) if exact else apply(pixels)
 
 
 def make_labels(

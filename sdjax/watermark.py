@@ -47,8 +47,8 @@ def embed(pixels: Pixels, text: str | bytes) -> Pixels:
     """Returns the picture, uint8 RGB [h, w, 3], with a text (or bytes) hidden in its colours.
 
     Brightness stays, to rounding; fine detail of colour changes, most where it is strong. Rows and columns past the
-    last multiple of 4 carry nothing. Raises ValueError for an empty text, and a picture of
-    fewer than 256 * 256 pixels, which the reference does not mark either.
+    last multiple of 4 carry nothing. Raises ValueError for an empty text or one for which there are too few blocks,
+    and a picture of fewer than 256 * 256 pixels, which the reference does not mark either.
     """
     bits = np.unpackbits(np.frombuffer(_as_bytes(text), np.uint8))
     check_picture(pixels)
@@ -56,6 +56,9 @@ def embed(pixels: Pixels, text: str | bytes) -> Pixels:
     h, w = (side // 4 * 4 for side in pixels.shape[:2])
     average, (horizontal, vertical, diagonal) = pywt.dwt2(yuv[1, :h, :w].astype(np.float64), "haar")
     blocks = _blocks(average)  # [n, 16]
+    if len(bits) > len(blocks):
+        size, room = f"{pixels.shape[1]} x {pixels.shape[0]}", len(blocks) // 8
+        raise ValueError(f"a picture of {size} holds a watermark of {room} bytes at most; got {len(bits) // 8}")
     at = _carriers(blocks)
     value = np.take_along_axis(blocks, at, 1)[:, 0]
     written = (np.abs(value) // SCALE + 0.25 + 0.5 * np.resize(bits, len(blocks))) * SCALE

@@ -44,6 +44,25 @@ def test_full_strength_is_text_to_image(sampler):
     np.testing.assert_array_equal(sdjax.image_to_image(pipe, picture(), "a cat", strength=1, **options), want)
 
 
+def test_what_was_done_to_a_file_is_a_warning(tmp_path):
+    pixels = np.dstack([picture(), np.full((64, 64), 100, np.uint8)])
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match=r"picture .*a.png: transparency laid on the colour \(255, 255, 255\)"):
+        (opened,) = inputs.open_pictures(tmp_path / "a.png")
+    assert opened.shape == (64, 64, 3)
+
+
+def test_arguments_of_diffusers_are_answered_with_ours():
+    with pytest.raises(
+        ValueError, match="no file is at 'a cat', which should be a picture .it comes"
+    ):
+        sdjax.image_to_image(models.pipeline(), "a cat", picture(), **FEW)
+    with pytest.raises(TypeError, match="no task has an argument num_inference_steps: here it is num_steps"):
+        sdjax.image_to_image(models.pipeline(), picture(), "a cat", num_inference_steps=4)
+    with pytest.raises(TypeError, match="no task has an argument colour$"):
+        sdjax.image_to_image(models.pipeline(), picture(), "a cat", colour=4)
+
+
 def test_more_strength_leads_further_away():
     pipe, options = models.pipeline(), {"num_steps": 10, "devices": FEW["devices"]}
     made = [sdjax.image_to_image(pipe, picture(), "a cat", strength=s, **options) for s in (0, 0.2, 0.5, 1)]

@@ -198,6 +198,21 @@ def test_a_large_mask_is_worked_on_as_it_is():
     assert frame.pixels.shape == (320, 192, 3)
 
 
+def test_an_empty_mask_of_a_picture_too_large_to_be_worked_on_gives_it_back():
+    given = picture(16, 2100)
+    with pytest.raises(ValueError, match="only_masked"):
+        inputs.make_frame(given, np.zeros((16, 2100), bool))
+    made = sdjax.inpaint(models.pipeline(), given, np.zeros((16, 2100), bool), only_masked=True, **FEW)
+    np.testing.assert_array_equal(made[0], given)
+
+
+def test_arrays_of_jax_and_masks_with_a_last_axis_are_taken():
+    given, mask = np.stack([picture(), picture(seed=1)]), spot()
+    want = sdjax.inpaint(models.pipeline(), list(given), mask, "a cat", **FEW)
+    got = sdjax.inpaint(models.pipeline(), jnp.asarray(given), jnp.asarray(mask)[..., None], "a cat", **FEW)
+    np.testing.assert_array_equal(got, want)
+
+
 def test_feathering_mixes_inside_the_mask_only():
     given, mask = picture(), spot()
     made = {n: sdjax.inpaint(models.pipeline(), given, mask, "a cat", feather=n, **FEW)[0] for n in (0, 4)}
@@ -240,7 +255,9 @@ REFUSED = [
     (SIX, {}, r"inpaint needs a model .*\(six\) takes 6 channels"),
     (models.TINY, {"method": "poisson"}, "method is one of blend, concat"),
     (models.TINY, {"strength": 2}, "strength is a number from 0"),
-    (models.TINY, {"padding": -1}, "padding and feather are numbers of pixels"),
+    (models.TINY, {"padding": -1}, "padding is a whole number of pixels from 0 up; got -1"),
+    (models.TINY, {"feather": 2000}, "feather is a whole number of pixels from 0 to 1024; got 2000"),
+    (models.TINY, {"feather": 1.5}, "feather is a whole number of pixels"),
     (models.TINY, {"image": picture(8, 2100), "mask": spot(8, 2100)}, "at most 2048 x 2048 pixels .* got 2100 x 8"),
 ]
 

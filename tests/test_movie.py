@@ -67,32 +67,40 @@ def test_one_frame_is_an_animation_too():
         assert found.shape == (1, 48, 64, 3)
 
 
-def fake_ffmpeg(folder, monkeypatch, script: str) -> None:
+def fake_ffmpeg(folder, monkeypatch, script: str, encoders: str = "libx264") -> None:
     """Puts a program named ffmpeg, of Python, alone on the PATH."""
     path = folder / "ffmpeg"
-    path.write_text(f"#!{sys.executable}\nimport sys, json, pathlib\n{script}\n")
+    first = f"if '-encoders' in sys.argv: sys.exit(print(' V....D {encoders}  an encoder'))"
+    path.write_text(f"#!{sys.executable}\nimport sys, json, pathlib\n{first}\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(folder))
 
 
 def test_ffmpeg_is_given_raw_frames_and_their_format(tmp_path, monkeypatch):
     script = (
-        "data = sys.stdin.buffer.read(); pathlib.Path(sys.argv[-1]).write_bytes(json.dumps(sys.argv).encode() + data)"
+        "data = sys.stdin.buffer.read(); notes = pathlib.Path(sys.argv[-1]).with_name('notes.txt').read_text();"
+        "pathlib.Path(sys.argv[-1]).write_bytes(json.dumps([*sys.argv, notes]).encode() + data)"
     )
     fake_ffmpeg(tmp_path, monkeypatch, script)
     pixels = frames(3, 20, 33)
-    said = movie.encode(pixels, "mp4", fps=7.5, text={"parameters": "--flag; $(touch x)"})
+    said = movie.encode(pixels, "mp4", fps=7.5, text={"parameters": "--flag; $(touch x)\n[b=c]#" + "long" * 50_000})
     assert said.endswith(pixels.tobytes())
     arguments = json.loads(said[: -pixels.nbytes])
     for name, value in {"-video_size": "33x20", "-framerate": "15/2", "-pix_fmt": "rgb24"}.items():
         assert arguments[arguments.index(name) + 1] == value
-    assert "comment=--flag; $(touch x)" in arguments  # one argument: no shell reads it
+    assert arguments[-1].startswith(";FFMETADATA1\ncomment=--flag\\; $(touch x)\\\n[b\\=c]\\#long")
 
 
 def test_what_ffmpeg_says_is_the_error(tmp_path, monkeypatch):
     fake_ffmpeg(tmp_path, monkeypatch, "sys.exit('first\\nUnknown encoder libx264')")
     with pytest.raises(OSError, match="wrote no MP4: Unknown encoder libx264"):
         movie.encode(frames(2), "mp4")
+
+
+def test_an_ffmpeg_without_x264_is_refused_before_there_are_frames(tmp_path, monkeypatch):
+    fake_ffmpeg(tmp_path, monkeypatch, "", encoders="mpeg4")
+    with pytest.raises(FileNotFoundError, match="ffmpeg was built without libx264"):
+        movie.find_ffmpeg()
 
 
 def test_missing_ffmpeg_is_said_with_what_to_do(tmp_path, monkeypatch):

@@ -152,6 +152,15 @@ def test_embeddings_and_labels_may_be_spread_over_devices(parallel):
     np.testing.assert_allclose(label[:3], want, rtol=1e-5, atol=1e-5)
 
 
+def test_exact_embeddings_are_the_same_bits_alone_and_among_others():
+    mesh, given = sharding.make_mesh(FEW["devices"]), [picture(i) for i in range(3)]
+    together = variations.embed_images(pipeline(), given, mesh=mesh, exact=True)
+    for i, one in enumerate(given):
+        np.testing.assert_array_equal(variations.embed_images(pipeline(), one, mesh=mesh, exact=True)[0], together[i])
+    guessed = prior().embed(["a cat", "a dog"], [4, 5], num_steps=3, exact=True)
+    np.testing.assert_array_equal(prior().embed(["a dog"], [5], num_steps=3, exact=True)[0], guessed[1])
+
+
 @pytest.mark.slow
 def test_a_batch_may_be_spread_over_devices():
     options = {**FEW, "seed": 3, "guidance_scale": 1.0}

@@ -3,8 +3,9 @@
 `sdjax.image` is the way out: floats of a model to pixels, and PNG files. No JAX in here.
 """
 
-from sdjax.pictures.folder import find_mask, list_pictures
+from sdjax.pictures.folder import find_map, find_mask, list_pictures
 from sdjax.pictures.geometry import (
+    MAX_FEATHER,
     METHODS,
     Box,
     composite,
@@ -20,7 +21,7 @@ from sdjax.pictures.opening import Map, Mask, Picture, open_map, open_mask, open
 from sdjax.pictures.samples import MAX_BYTES, MAX_PIXELS, PictureError
 
 __all__ = [
-    "MAX_BYTES", "MAX_PIXELS", "METHODS", "Box", "Map", "Mask", "Picture", "PictureError", "composite", "crop_around",
-    "expand", "find_mask", "list_pictures", "notice", "open_map", "open_mask", "open_picture", "pad_to", "paste",
-    "resize", "round_size",
+    "MAX_BYTES", "MAX_FEATHER", "MAX_PIXELS", "METHODS", "Box", "Map", "Mask", "Picture", "PictureError", "composite",
+    "crop_around", "expand", "find_map", "find_mask", "list_pictures", "notice", "open_map", "open_mask",
+    "open_picture", "pad_to", "paste", "resize", "round_size",
 ]  # fmt: skip

@@ -8,18 +8,20 @@ from sdjax.pictures.samples import PictureError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MASKS = ("_mask", ".mask")  # NAME_mask.png as in CompVis's scripts/inpaint.py, NAME.mask.png
+MAPS = ("_depth",)
 
 
 def list_pictures(folder: str | os.PathLike) -> list[Path]:
-    """Returns the folder's picture files in natural order (2 before 10), without the masks of other pictures in it.
+    """Returns the folder's picture files in natural order (2 before 10), without other pictures' masks and depth maps.
 
-    Files are picked by their ending, and hidden ones left out; subfolders are not entered. NAME_mask.png is a mask only
-    beside a picture NAME. Raises PictureError if there is none, or for a link that leads out of the folder; OSError.
+    Files are picked by their ending, and hidden ones left out; subfolders are not entered. NAME_mask.png is a mask, and
+    NAME_depth.png a depth map, only beside a picture NAME. Raises PictureError if there is none, or for a link that
+    leads out of the folder; OSError.
     """
     folder = Path(folder)
     names = _names(folder)
     stems = {Path(name).stem for name in names}
-    chosen = [name for name in names if not any(_base(Path(name).stem, mark) in stems for mark in MASKS)]
+    chosen = [name for name in names if not any(_base(Path(name).stem, mark) in stems for mark in (*MASKS, *MAPS))]
     if not chosen:
         raise PictureError(f"{folder}: no picture is in this folder (files that end in {', '.join(SUFFIXES)})")
     return [folder / name for name in chosen]
@@ -30,14 +32,25 @@ def find_mask(picture: str | os.PathLike, masks: str | os.PathLike | None = None
 
     None if there is none. Raises PictureError if there are several, or for a link out of the folder; OSError.
     """
-    picture = Path(picture)
-    folder = picture.parent if masks is None else Path(masks)
-    wanted = {picture.stem + mark for mark in MASKS} | (set() if masks is None else {picture.stem})
-    itself = os.path.realpath(picture)  # `masks` may be its own folder
+    folder = Path(picture).parent if masks is None else Path(masks)
+    return _find(Path(picture), folder, MASKS, "mask", own=masks is not None)
+
+
+def find_map(picture: str | os.PathLike, maps: str | os.PathLike) -> Path | None:
+    """Returns the depth map of a picture NAME.* in a folder, which may be its own: NAME_depth.* or NAME.*.
+
+    None if there is none. Raises as `find_mask`.
+    """
+    return _find(Path(picture), Path(maps), MAPS, "depth map", own=True)
+
+
+def _find(picture: Path, folder: Path, marks: tuple[str, ...], what: str, *, own: bool) -> Path | None:
+    wanted = {picture.stem + mark for mark in marks} | ({picture.stem} if own else set())
+    itself = os.path.realpath(picture)
     names = [name for name in _names(folder) if Path(name).stem in wanted]
     found = [name for name in names if os.path.realpath(folder / name) != itself]
     if len(found) > 1:
-        raise PictureError(f"{picture}: more than one mask is in {folder} ({', '.join(found)}); keep one of them")
+        raise PictureError(f"{picture}: more than one {what} is in {folder} ({', '.join(found)}); keep one of them")
     return folder / found[0] if found else None
 
 

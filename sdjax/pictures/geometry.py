@@ -10,6 +10,7 @@ from PIL import Image as PillowImage
 
 from sdjax.pictures.samples import check_side
 
+MAX_FEATHER = 1024  # pixels
 METHODS = {
     "lanczos": PillowImage.Resampling.LANCZOS,
     "bicubic": PillowImage.Resampling.BICUBIC,
@@ -172,8 +173,8 @@ def _checked_mask(mask: np.ndarray) -> np.ndarray:
 
 def _fade(mask: np.ndarray, feather: int) -> np.ndarray:
     """Returns the mask times min(1, d / (feather + 1)), d the distance of the nearest pixel that is 0."""
-    if not 0 <= feather <= 1024:
-        raise ValueError(f"a feather is 0 to 1024 pixels wide; got {feather}")
+    if not 0 <= feather <= MAX_FEATHER:
+        raise ValueError(f"a feather is 0 to {MAX_FEATHER} pixels wide; got {feather}")
     if feather == 0 or mask.all() or not mask.any():
         return mask
     distance = np.sqrt(_squared_distance(mask == 0, feather + 1))

@@ -28,6 +28,11 @@ class Start(NamedTuple):
     of_x0: np.float32
     of_noise: np.float32
 
+    @property
+    def needs_x0(self) -> bool:
+        """Whether anything of the latent goes in."""
+        return bool(self.of_x0 != 0)
+
 
 def make_start(
     sampler: Sampler, schedule: NoiseSchedule, num_steps: int, strength: float = 1.0, *, compat: str | None = None

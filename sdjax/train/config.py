@@ -19,6 +19,13 @@ PARTS = ("unet", "text", "vae")
 Config = TypeVar("Config")
 
 
+def _at_least_one(where: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{where}.{name} is at least 1; got {value}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
     """Where a run starts: a model as `sdjax.load` reads it (`path`, None for the one inside the package), or from
@@ -59,7 +66,8 @@ class DataConfig:
     """A training set: `parts`, each {"source", "where", "repeats", "weight", "loss_weight"}, or `cached` folders.
 
     A source is what `sdjax.train.data.sources.open_source` takes (docs/training-data.md). `side` None is the model's;
-    `buckets` keeps aspect ratios. `bad_limit` is the share of unreadable pictures that ends a run.
+    `buckets` keeps aspect ratios; these, `crop`, `flip`, `resample` and `masks` are of pictures, and were settled for a
+    cache when it was made. `bad_limit` is the share of unreadable pictures that ends a run.
     """
 
     parts: tuple[dict[str, Any], ...] = ()
@@ -102,6 +110,11 @@ class CheckpointConfig:
     keep: int = 2
     keep_every: int | None = None
 
+    def __post_init__(self) -> None:
+        _at_least_one("checkpoint", self, "steps", "keep", "keep_every")
+        if self.minutes <= 0:
+            raise ValueError(f"checkpoint.minutes is above 0; got {self.minutes}")
+
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
@@ -115,6 +128,11 @@ class ValidationConfig:
     examples: int = 64
     timesteps: int = 4
     best: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_one("validation", self, "every", "examples", "timesteps")
+        if self.best and self.data is None:
+            raise ValueError("validation.best keeps the state of the lowest loss of validation.data: name it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +150,9 @@ class SamplesConfig:
     image: str | None = None
     mask: str | None = None
 
+    def __post_init__(self) -> None:
+        _at_least_one("samples", self, "every", "num_steps")
+
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
@@ -143,6 +164,9 @@ class LogConfig:
     tensorboard: bool = True
     peak_flops: float | None = None
     progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        _at_least_one("log", self, "every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +208,8 @@ class TrainConfig:
             raise ValueError(f'train names "unet", "text" or both, or "vae" alone; got {", ".join(self.train) or None}')
         if (self.autoencoder is not None) != ("vae" in self.train):
             raise ValueError('`autoencoder` says how an autoencoder is trained: it goes with train = ("vae",)')
+        if self.dtype == "float16":
+            raise ValueError("float16 has too little range for gradients without scaling the loss: use bfloat16")
         for name in ("dtype", "frozen_dtype"):
             if getattr(self, name) not in (None, *DTYPES):
                 raise ValueError(f"{name} is one of {', '.join(DTYPES)}, or None; got {getattr(self, name)!r}")

@@ -21,7 +21,8 @@ from sdjax.train.objectives import Metrics
 from sdjax.train.state import TrainState
 
 HUNG = 6  # exit status of a process that stopped waiting for a step
-AGREE = 10  # steps between two of which several processes ask each other whether one was told to stop
+AGREE = 10  # seconds after which several processes ask each other whether one was told to stop
+GO_ON = "the same command goes on from the newest checkpoint"
 
 
 class Stopped(KeyboardInterrupt):
@@ -73,7 +74,7 @@ def fit(
         first = step = int(state.step)
         data = batches(first)
         stack.callback(getattr(data, "close", lambda: None))
-        saved = time.monotonic()
+        saved, seen = time.monotonic(), set[int]()
         while step < steps and not told.stop:
             with watch("a batch"), meter.waiting("data"):
                 batch = next(data)
@@ -85,17 +86,20 @@ def fit(
             meter.add(metrics)
             if not save_steps and time.monotonic() - saved > save_every:
                 told.ask_to_save()
-            told.agree(step)
+            with watch("agreeing with the other processes"):
+                told.agree(step)
             if step % log_every == 0 or step == steps:
                 with watch(f"step {step}"):
                     jax.block_until_ready(metrics)
                 _count_refused(metrics, refused, refused_limit, step)
                 log.scalars(step, meter.read())
             ranked = {}
-            for event in events:
+            for i, event in enumerate(events):
                 if step % event.every == 0 or step == steps:
-                    with meter.pausing():
+                    # The first time it compiles
+                    with watch("validation or samples") if i in seen else contextlib.nullcontext(), meter.pausing():
                         values = event.run(state)
+                    seen.add(i)
                     ranked |= {name: values.pop(name) for name in ("best",) if name in values}
                     if values:
                         log.scalars(step, values)
@@ -207,6 +211,7 @@ class _Signals:
     def __init__(self) -> None:
         self.stop, self.save = 0, False
         self._asked, self._previous = [0, 0], {}
+        self._next, self._since = 0, None
 
     def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():
@@ -226,13 +231,22 @@ class _Signals:
         self._asked[1] = 1
 
     def agree(self, step: int) -> None:
-        """Takes note of what was asked for; several processes do it in the same step, if any of them was asked."""
+        """Takes note of what was asked for; several processes do it in the same step, if any of them was asked.
+
+        They ask each other about every AGREE seconds, but after ten steps at the latest.
+        """
         if jax.process_count() == 1:
             asked = self._asked
-        elif step % AGREE == 0:
+        elif step >= self._next:
             from jax.experimental import multihost_utils
 
-            asked = np.max(multihost_utils.process_allgather(np.array(self._asked)), axis=0).tolist()
+            now, seconds = time.monotonic(), np.inf  # of a step
+            if self._since is not None:
+                seconds = (now - self._since[1]) / (step - self._since[0])
+            told = multihost_utils.process_allgather(np.array([*self._asked, seconds], np.float32))
+            *asked, slowest = np.max(told, axis=0).tolist()
+            asked = [int(value) for value in asked]
+            self._next, self._since = step + min(max(int(AGREE / max(slowest, 1e-3)), 1), 10), (step, now)
         else:
             return
         self.stop, self.save = asked[0], self.save or bool(asked[1])
@@ -270,13 +284,13 @@ class _Watch:
         while not self.closed.wait(min(1.0, self.patience / 4)):
             what, since = self.what, self.since
             if what is not None and time.monotonic() - since > self.patience:
-                _end(
+                end(
                     f"sdjax train: {what} took longer than {self.patience:g} seconds (process {jax.process_index()} of "
-                    f"{jax.process_count()}): a device hangs, or another process died; the newest checkpoint is where "
-                    "the same command goes on"
+                    f"{jax.process_count()}): a device hangs, or another process died; {GO_ON}"
                 )
 
 
-def _end(sentence: str) -> NoReturn:
+def end(sentence: str) -> NoReturn:
+    """Ends the process with a sentence and the status HUNG, whatever its threads wait for."""
     print(sentence, file=sys.stderr, flush=True)
     os._exit(HUNG)  # the main thread is in a call that does not return

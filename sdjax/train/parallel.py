@@ -148,6 +148,11 @@ def move_ema(where: Any) -> Callable[[Params, bool], Params]:
     return lambda tree, there: jax.device_put(tree, near if there else where)
 
 
+def on_devices(tree: Params) -> Params:
+    """Returns a tree of arrays that lie in the host's memory in that of the devices which they belong to."""
+    return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("device"), tree))
+
+
 def place(tree: Any, where: Any) -> Any:
     """Returns a tree of arrays put where the shardings say, each process giving its devices what is theirs."""
 

@@ -1,5 +1,7 @@
 """What `sdjax train --plan` prints: what a run is and needs, from its description alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +9,7 @@ from sdjax.train import parallel, plan
 from sdjax.train.base import describe
 from sdjax.train.config import TrainConfig
 from sdjax.train.data.cached import Cached
-from sdjax.train.setup import Setup
+from sdjax.train.setup import Setup, default_dtype
 
 
 def plan_of(config: TrainConfig, devices: int | None = None, platform: str | None = None) -> str:
@@ -17,10 +19,14 @@ def plan_of(config: TrainConfig, devices: int | None = None, platform: str | Non
 
     Weights are not read and nothing is put on a device. Raises ConfigError for what does not go together.
     """
-    text = Cached(config.data.cached).text if config.data.cached else "ids"
-    setup = Setup(config, describe(config.model), text)
-    count = jax.device_count() if devices is None else devices
     platform = platform or {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    config = dataclasses.replace(config, dtype=config.dtype or default_dtype(platform))
+    texts = [
+        None if data is None else Cached(data.cached).text if data.cached else "ids"
+        for data in (config.data, config.validation.data)
+    ]
+    setup = Setup(config, describe(config.model), *texts)
+    count = jax.device_count() if devices is None else devices
     sizes = config.parallel.sizes(count)
     examples = parallel.examples_each(config.batch_size, config.accumulate, sizes)
     state, frozen = setup.shapes

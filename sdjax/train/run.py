@@ -1,7 +1,7 @@
 """A training from its description to its last checkpoint: what `sdjax train` runs.
 
 The folder of a run holds `settings.json`, what it was started with; `base/`, the model that it started from, so that
-nothing outside is needed later; `checkpoints/`; `log.jsonl`, `tensorboard/` and `pictures/`.
+its file is not needed later; `checkpoints/`; `log.jsonl`, `tensorboard/` and `pictures/`.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ from sdjax.train.samples import Samples
 from sdjax.train.setup import Setup
 from sdjax.train.state import TrainState
 from sdjax.train.summary import summary
-from sdjax.train.validation import Validation
+from sdjax.train.validation import SEED, Validation
 from sdjax.typing import Params
 
 KEPT = ("model", "train", "seed", "autoencoder")  # settings that a run keeps: its state depends on them
@@ -65,7 +66,7 @@ class Run:
         self.check_settings()
         for notice in self.base.notices:
             self.say(notice)
-        mesh = parallel.make_mesh(self.config.parallel, self.devices)
+        mesh = self.mesh
         parallel.examples_each(self.config.batch_size, self.config.accumulate, mesh.shape)
         c = self.config.checkpoint
         with Checkpoints(self.folder / CHECKPOINTS, c.keep, keep_every=c.keep_every, say=self.say) as checkpoints:
@@ -75,21 +76,27 @@ class Run:
             with contextlib.closing(self._writers(mesh, int(state.step))) as log:
                 for line in summary(self.setup, mesh, self.loader):
                     log.say(line)
-                take = lambda state, batch: step(state, frozen, batch)  # noqa: E731
-                if self.profile is not None:
-                    take = profiled(take, self.profile)
-                return fit(
-                    state, take, functools.partial(self.batches, mesh),
-                    steps=self.config.optim.steps, checkpoints=checkpoints, log=log, log_every=self.config.log.every,
-                    save_every=60 * c.minutes, save_steps=c.steps, events=self._events(mesh, frozen, log),
-                    refused_limit=self.config.guard.limit, patience=self.config.patience,
-                )  # fmt: skip
+                with profiled(lambda state, batch: step(state, frozen, batch), self.profile) as take:
+                    return fit(
+                        state, take, functools.partial(self.batches, mesh), steps=self.config.optim.steps,
+                        checkpoints=checkpoints, log=log, log_every=self.config.log.every, save_every=60 * c.minutes,
+                        save_steps=c.steps, events=self._events(mesh, frozen, log),
+                        refused_limit=self.config.guard.limit, patience=self.config.patience,
+                    )  # fmt: skip
 
     def check_settings(self) -> None:
-        """Keeps the settings, or raises ConfigError if a run in this folder was started with others that matter."""
+        """Keeps the settings, or raises ConfigError if a run in this folder was started with others that matter.
+
+        As long as there is no checkpoint, none does, and the run is taken for a new one.
+        """
         now = json.loads(json.dumps({"sdjax": __version__, **dataclasses.asdict(self.config)}))
         path = self.folder / SETTINGS
-        if path.exists():
+        if not _first_says(manifest.steps(self.folder / CHECKPOINTS) != []):
+            if jax.process_index() == 0:
+                shutil.rmtree(self.folder / BASE, ignore_errors=True)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                manifest.write_json(path, now)
+        elif path.exists():
             try:
                 before = json.loads(path.read_text())
             except ValueError as error:
@@ -103,11 +110,8 @@ class Run:
             for name in now:
                 if name not in (*KEPT, "sdjax") and before.get(name) != now[name]:
                     self.say(f"{name} is another than when this run was started ({SETTINGS} keeps what it was)")
-        elif (self.folder / CHECKPOINTS).exists():
+        else:
             raise ConfigError(f"{self.folder} holds checkpoints but no {SETTINGS}: train in another folder")
-        elif jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            manifest.write_json(path, now)
 
     @functools.cached_property
     def base(self) -> Base:
@@ -121,18 +125,36 @@ class Run:
         return base
 
     @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices, arranged."""
+        return parallel.make_mesh(self.config.parallel, self.devices)
+
+    @functools.cached_property
     def loader(self) -> Loader:
         """The training set."""
         tokenizer = None if "vae" in self.config.train else self.base.tokenizer
         return sets.make_loader(
-            self.config.data, self.base.config, tokenizer, batch_size=self.config.batch_size, seed=self.config.seed
+            self.config.data, self.base.config, tokenizer, batch_size=self.config.batch_size, seed=self.config.seed,
+            params=self.base.params, sharding=parallel.batch_sharding(self.mesh),
+        )  # fmt: skip
+
+    @functools.cached_property
+    def held_out(self) -> Loader | None:
+        """The set that the loss is measured on, the same in every run; None where there is none."""
+        data = self.config.validation.data
+        if data is None:
+            return None
+        tokenizer = None if "vae" in self.config.train else self.base.tokenizer
+        return sets.make_loader(
+            sets.held_out(data), self.base.config, tokenizer, batch_size=self.config.batch_size, seed=SEED,
+            params=self.base.params, sharding=parallel.batch_sharding(self.mesh),
         )  # fmt: skip
 
     @functools.cached_property
     def setup(self) -> Setup:
         """What the run computes."""
-        text = self.loader.examples.text if self.config.data.cached else "ids"
-        return Setup(self.config, self.base.config, text)
+        texts = [None if loader is None else sets.text_of(loader) for loader in (self.loader, self.held_out)]
+        return Setup(self.config, self.base.config, *texts)
 
     @functools.cached_property
     def empty(self) -> np.ndarray:
@@ -203,35 +225,49 @@ class Run:
 
     def _validation(self, mesh: Mesh, frozen: Params) -> Validation:
         v, size = self.config.validation, self.config.batch_size
-        tokenizer = None if self.setup.autoencoder else self.base.tokenizer
-        loader = sets.make_loader(
-            sets.held_out(v.data), self.base.config, tokenizer, batch_size=size, seed=self.config.seed
-        )  # fmt: skip
+        loader = self.held_out
         count = min(-(-v.examples // size), loader.batches_per_epoch)
         sharding = parallel.batch_sharding(mesh)
         losses = jax.jit(self.setup.losses(self.empty))
+
+        def average(state: TrainState) -> Params | None:
+            return parallel.on_devices(state.ema_params) if self.config.ema.host else state.ema_params
+
         return Validation(
-            losses, lambda i: sets.arrays(loader.put(loader.batch(i), sharding)), count, size, frozen, v.best
+            losses, lambda i: sets.arrays(loader.put(loader.batch(i), sharding)), count, size, frozen, v.best, average
         )  # fmt: skip
 
 
-def profiled(step: Callable, folder: str, first: int = 10, last: int = 20) -> Callable:
-    """Returns a step that writes a trace of its calls from the `first` to before the `last` for XProf."""
-    calls = 0
+@contextlib.contextmanager
+def profiled(step: Callable, folder: str | None, first: int = 10, last: int = 20) -> Iterator[Callable]:
+    """Yields a step that writes a trace of its calls from the `first` to before the `last`, or to the end, for XProf.
+
+    It is the step itself if no folder is named.
+    """
+    calls, traces = 0, False
+    if folder is None:
+        yield step
+        return
 
     def call(*args: Any) -> Any:
-        nonlocal calls
+        nonlocal calls, traces
         if calls == first:
             jax.profiler.start_trace(folder)
+            traces = True
         with jax.profiler.StepTraceAnnotation("train", step_num=calls):
             out = step(*args)
         calls += 1
         if calls == last:
             jax.block_until_ready(out)
             jax.profiler.stop_trace()
+            traces = False
         return out
 
-    return call
+    try:
+        yield call
+    finally:
+        if traces:
+            jax.profiler.stop_trace()
 
 
 def _first_says(answer: bool) -> bool:

@@ -8,34 +8,57 @@ from sdjax.config import ConfigError, ModelConfig
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.config import DataConfig
 from sdjax.train.data.buckets import Buckets
+from sdjax.train.data.cache import encoder_of, is_signature, probe
 from sdjax.train.data.cached import Cached
 from sdjax.train.data.loader import Loader
 from sdjax.train.data.pictures import Part, Pictures
 from sdjax.train.data.sources import open_source
+from sdjax.typing import Params
 
 PART = ("source", "where", "repeats", "weight", "loss_weight")
 TEXTS = ("caption", "key")  # of a batch; they stay on the host
 
 
 def make_loader(
-    data: DataConfig, model: ModelConfig, tokenizer: Tokenizer | None, *, batch_size: int, seed: int
-) -> Loader:
+    data: DataConfig, model: ModelConfig, tokenizer: Tokenizer | None, *, batch_size: int, seed: int,
+    params: Params | None = None, sharding: Any = None,
+) -> Loader:  # fmt: skip
     """Returns the loader of a training set for a model; without `tokenizer` captions are not needed.
 
-    Raises ConfigError or `sdjax.train.data.records.SourceError` for a set that cannot be used.
+    `params` are the model's, by which a cache of latents is recognised as made by it; `sharding` is where batches will
+    lie. Raises ConfigError or `sdjax.train.data.records.SourceError` for a set that cannot be used.
     """
     tokens = None
     if data.cached:
         examples: Any = Cached(data.cached, least=batch_size)
+        if params is not None:
+            _check_cache(examples, model, tokenizer, params)
     else:
         examples = _pictures(data, model, batch_size, captions=tokenizer is not None)
         if tokenizer is not None:
             text = model.text
             tokens = functools.partial(tokenizer, length=text.max_length, pad_token_id=text.pad_token_id)
     return Loader(
-        examples, batch_size=batch_size, seed=seed, tokens=tokens, threads=data.threads, workers=data.workers,
-        bad_limit=data.bad_limit,
+        examples, batch_size=batch_size, seed=seed, tokens=tokens, sharding=sharding, threads=data.threads,
+        workers=data.workers, bad_limit=data.bad_limit,
     )  # fmt: skip
+
+
+def text_of(loader: Loader) -> str:
+    """Returns what a loader's batches hold of captions, "ids" or "context"."""
+    return loader.examples.text if isinstance(loader.examples, Cached) else "ids"
+
+
+def _check_cache(cached: Cached, model: ModelConfig, tokenizer: Tokenizer | None, params: Params) -> None:
+    """Raises ConfigError for latents or captions of another model than the one that is trained on them."""
+    cache = cached.caches[0]  # the others are of the same model
+    if not is_signature(cache.manifest["autoencoder"], encoder_of(params)):
+        raise ConfigError(f"{cache.name} holds latents of another autoencoder than the model's: make it anew")
+    if cached.text == "context":
+        if not is_signature(cache.manifest["text_encoder"], params["text"]):
+            raise ConfigError(f"{cache.name} holds what another text encoder made of its captions: make it anew")
+    elif tokenizer is not None and cache.manifest["tokens"] != probe(tokenizer, model.text):
+        raise ConfigError(f"{cache.name} holds tokens for another text encoder than the model's: make it anew")
 
 
 def _pictures(data: DataConfig, model: ModelConfig, batch_size: int, *, captions: bool) -> Pictures:

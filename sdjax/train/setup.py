@@ -17,7 +17,7 @@ from sdjax.nn.lpips import LPIPS
 from sdjax.schedule import NoiseSchedule
 from sdjax.train import conditioning, flops, validation
 from sdjax.train.autoencoder import AutoencoderObjective, adversarial_loss
-from sdjax.train.config import TrainConfig
+from sdjax.train.config import DataConfig, TrainConfig
 from sdjax.train.objectives import Denoising, Loss, diffusion_loss
 from sdjax.train.optim import make_optimizer
 from sdjax.train.parallel import ParallelConfig
@@ -28,11 +28,17 @@ from sdjax.typing import Params
 Shape = jax.ShapeDtypeStruct
 
 
+def default_dtype(platform: str) -> str:
+    """Returns what networks compute in where nothing else is asked for."""
+    return "float32" if platform == "cpu" else "bfloat16"
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """A run's description, and that of the model it trains.
 
-    `text` is what batches hold of captions, "ids" or "context", which a cache of latents decides.
+    `text` is what batches hold of captions, "ids" or "context", which a cache of latents decides; `held_out`, what
+    those of the validation set do, None if there is none.
 
     Raises ConfigError where the two do not go together.
     """
@@ -40,18 +46,19 @@ class Setup:
     config: TrainConfig
     model: ModelConfig
     text: str = "ids"
+    held_out: str | None = None
 
     def __post_init__(self) -> None:
         kind, objective = kind_of(self.model), self.config.objective
         if self.autoencoder:
-            if self.latents:
+            if any(data.cached for data in self.sets):
                 raise ConfigError("an autoencoder is trained on pictures, not on cached latents")
             return
         if kind not in conditioning.CONDITIONS:
             raise ConfigError(
                 f"{self.model.name} takes {self.model.unet.in_channels} channels: it is for {KINDS[kind]}"
             )
-        if self.latents and kind != "text":
+        if any(data.cached for data in self.sets) and kind != "text":
             raise ConfigError(f"a model for {KINDS[kind]} looks at pictures in training: give data.parts, not cached")
         if "text" in self.config.train and self.text == "context":
             raise ConfigError('a text encoder is trained on captions: make the cache with text "ids"')
@@ -59,9 +66,14 @@ class Setup:
         if need is not None and getattr(self.model, need) is None:
             raise ConfigError(f"this model holds no {need} network; name one by model.{need}")
         masks = objective.masked or (kind == "inpainting" and objective.holes == "given")
-        if masks and not self.config.data.masks:
-            raise ConfigError("masks are asked for: set data.masks to True")
+        if masks and not all(data.masks and not data.cached for data in self.sets):
+            raise ConfigError("masks are asked for, of training and validation: set data.masks of pictures to True")
         objective.range_of(NoiseSchedule(self.model.schedule))
+
+    @property
+    def sets(self) -> tuple[DataConfig, ...]:
+        """The training set, and the one that is held out."""
+        return tuple(data for data in (self.config.data, self.config.validation.data) if data is not None)
 
     @property
     def latents(self) -> bool:
@@ -76,7 +88,7 @@ class Setup:
     @functools.cached_property
     def dtype(self) -> str:
         """What networks compute in."""
-        return self.config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        return self.config.dtype or default_dtype(jax.default_backend())
 
     @functools.cached_property
     def frozen_dtype(self) -> str:
@@ -91,8 +103,8 @@ class Setup:
     @property
     def frozen_parts(self) -> tuple[str, ...]:
         """The model's parts that a step needs and does not change."""
-        parts = ["unet"] if self.latents else ["unet", "vae"]
-        parts += ["text"] if self.text == "ids" else []
+        parts = ["unet"] if all(data.cached for data in self.sets) else ["unet", "vae"]
+        parts += ["text"] if "ids" in (self.text, self.held_out) else []
         kind = kind_of(self.model)
         if kind in conditioning.NEEDS:
             parts.append(conditioning.NEEDS[kind])

@@ -55,8 +55,8 @@ class Validation:
     """`run(state)` returns the mean losses of batches, "validation/loss" and "validation/NAME" of the moving average
     and "validation/raw_NAME" of the parameters themselves; with `best`, the average's loss once more as "best".
 
-    `losses` is compiled; `batches(i)` is batch i of `count`, on the devices, `size` examples each. The "loss" is the
-    mean over the timesteps.
+    `losses` is compiled; `batches(i)` is batch i of `count`, on the devices, `size` examples each; `average(state)`
+    puts the moving average there. The "loss" is the mean over the timesteps.
     """
 
     losses: Losses
@@ -65,12 +65,13 @@ class Validation:
     size: int
     frozen: Params
     best: bool
+    average: Callable[[TrainState], Params | None] = lambda state: state.ema_params
 
     def run(self, state: TrainState) -> dict[str, float]:
         """See above."""
         sets = {"raw_": state.params}
-        if state.ema_params is not None:
-            sets = {"": state.ema_params, **sets}
+        if (average := self.average(state)) is not None:
+            sets = {"": average, **sets}
         sums: dict[str, list[jax.Array]] = {}
         for i in range(self.count):
             batch = self.batches(i)

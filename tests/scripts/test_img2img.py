@@ -14,7 +14,7 @@ from sdjax import convert, generate, samplers
 from sdjax.samplers import SAMPLERS
 from sdjax.samplers.start import COMPAT
 from sdjax.scripts import img2img as command
-from sdjax.scripts import txt2img
+from sdjax.scripts import job, txt2img
 from sdjax.scripts.main import main
 
 import models
@@ -85,8 +85,23 @@ def test_a_folder_can_be_cut_into_batches_with_a_prompt_a_picture(fake) -> None:
         write(f"in/{i}.png", seed=i)
     Path("prompts.txt").write_text("a\nb\nc\n")
     assert img2img("--n_samples", "2", "--from-file", "prompts.txt", given="in") == 0
-    assert [call["prompts"] for call in fake.made] == [["a", "b"], ["c"]]
-    assert [len(call["images"]) for call in fake.made] == [2, 1]
+    # The last batch is filled up, as another size would be compiled for itself; what fills it is not written
+    assert [call["prompts"] for call in fake.made] == [["a", "b"], ["c", "c"]]
+    assert [call["seed"] for call in fake.made] == [[42, 43], [44, 44]]
+    assert [len(call["images"]) for call in fake.made] == [2, 2]
+    assert len(list((OUT / "samples").iterdir())) == 3
+
+
+def test_a_large_folder_is_made_four_at_a_time_and_its_grid_is_square(fake, capsys, monkeypatch) -> None:
+    for i in range(9):
+        write(f"in/{i}.png", seed=i)
+    assert img2img(given="in") == 0
+    assert [len(call["images"]) for call in fake.made] == [3, 3, 3]
+    assert read(OUT / "grid-0000.png")[0].shape == (3 * 66 + 2, 3 * 66 + 2, 3)
+    monkeypatch.setattr(job, "MAX_GRID", 8 * 64 * 64)
+    assert img2img(given="in") == 0
+    assert "no grid was made, for it would have more than" in capsys.readouterr().err
+    assert not (OUT / "grid-0001.png").exists()
 
 
 def test_no_grid_is_made_of_several_sizes(fake, capsys) -> None:

@@ -47,13 +47,13 @@ def test_defaults_are_stabilitys(upscaler, capsys) -> None:
     assert (found["width"], found["height"]) == (240, 160)
 
 
-def test_a_folder_with_prompts_is_one_batch(upscaler) -> None:
+def test_a_folder_with_prompts_is_upscaled_one_by_one(upscaler) -> None:
     pixels = [write(f"in/{i}.png", seed=i) for i in range(3)]
     Path("p.txt").write_text("a\nb\nc\n")
     assert upscale("--from-file", "p.txt", "--noise_level", "100", given="in") == 0
-    (call,) = upscaler.made
-    np.testing.assert_array_equal(call["images"], pixels)
-    assert (call["prompts"], call["seed"], call["noise_level"]) == (["a", "b", "c"], [42, 43, 44], 100)
+    np.testing.assert_array_equal([call["images"][0] for call in upscaler.made], pixels)
+    for i, call in enumerate(upscaler.made):
+        assert (call["prompts"], call["seed"], call["noise_level"]) == (["abc"[i]], [42 + i], 100)
 
 
 def test_limits_are_the_librarys() -> None:

@@ -69,10 +69,11 @@ def test_several_pictures_make_one_each(unclip_model) -> None:
     flags = ["--init-img", "in", "--init-img", "c.png", "--noise_level", "0,5,900", "--n_iter", "1"]
     assert variations(*flags, "--n_samples", "2", "--prompt", "a cat", "--clip-preprocess", "huggingface") == 0
     first, second = unclip_model.made
-    for got, want in zip([*first["images"], *second["images"]], pixels, strict=True):
+    filled = [*pixels, pixels[2]]  # so that the second batch is no other program
+    for got, want in zip([*first["images"], *second["images"]], filled, strict=True):
         np.testing.assert_array_equal(got, want)
-    assert (first["noise_level"], second["noise_level"]) == ([0, 5], [900])
-    assert (second["prompts"], second["seed"], second["dialect"]) == (["a cat"], [44], "huggingface")
+    assert (first["noise_level"], second["noise_level"]) == ([0, 5], [900, 900])
+    assert (second["prompts"], second["seed"], second["dialect"]) == (["a cat"] * 2, [44, 44], "huggingface")
     assert (settings(2)["init_img"]["name"], settings(2)["noise_level"]) == ("c.png", 900)
 
 

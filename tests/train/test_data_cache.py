@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import pickle
@@ -5,18 +6,22 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import picture_sets
 import pytest
 
 import sdjax
+from sdjax.config import ConfigError
 from sdjax.nn import latent_from_moments
 from sdjax.sharding import make_mesh
+from sdjax.train import sets
+from sdjax.train.config import DataConfig
 from sdjax.train.data import cache, cache_latents
 from sdjax.train.data.buckets import Buckets
 from sdjax.train.data.cache import CacheSettings, LatentWriter, statistics, write_shards
 from sdjax.train.data.cached import Cached
-from sdjax.train.data.loader import Loader
+from sdjax.train.data.loader import Loader, TooManyBadPictures
 from sdjax.train.data.pictures import Part, Pictures
 from sdjax.train.data.records import SourceError
 
@@ -130,6 +135,42 @@ def test_another_autoencoder_is_refused_and_another_text_encoder_only_where_it_m
                     LatentWriter(*arguments)
             else:
                 LatentWriter(*arguments)
+
+
+def test_too_many_bad_pictures_leave_their_shard_to_be_made_again(tmp_path):
+    one = writer(tmp_path, count=40, broken=range(12), shard_size=40)
+    with pytest.raises(TooManyBadPictures, match="12 of shard 0's 40 pictures .* more than 1.00%"):
+        one.make(0)
+    assert not one.done(0)
+    mended = writer(tmp_path, count=40, shard_size=40)
+    mended.make(0)
+    assert mended.done(0)
+
+
+def test_a_cache_of_another_model_is_not_trained_on(tmp_path):
+    one = writer(tmp_path / "ids", count=9)
+    two = writer(tmp_path / "context", count=9, text="context")
+    for made in (one, two):
+        for k in range(made.shards):
+            made.make(k)
+    pipe = models.pipeline()
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pipe.params)  # held in another type it is the same
+
+    def open_cache(folder, params=half, config=pipe.config):
+        data = DataConfig(cached=(str(folder),))
+        return sets.make_loader(data, config, pipe.tokenizer, batch_size=2, seed=0, params=params)
+
+    for made in (one, two):
+        open_cache(made.folder)
+    other = jax.tree.map(lambda leaf: leaf * 1.01, pipe.params)
+    with pytest.raises(ConfigError, match="latents of another autoencoder"):
+        open_cache(one.folder, {**half, "vae": other["vae"]})
+    open_cache(one.folder, {**half, "text": other["text"]})
+    with pytest.raises(ConfigError, match="what another text encoder made"):
+        open_cache(two.folder, {**half, "text": other["text"]})
+    text = dataclasses.replace(pipe.config.text, pad_token_id=0)
+    with pytest.raises(ConfigError, match="tokens for another text encoder"):
+        open_cache(one.folder, config=dataclasses.replace(pipe.config, text=text))
 
 
 def test_statistics_are_those_of_the_latents(tmp_path):

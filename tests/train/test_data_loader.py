@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from sdjax.sharding import make_mesh
 from sdjax.train.data.buckets import Buckets
-from sdjax.train.data.loader import Loader, TooManyBadPictures
+from sdjax.train.data.loader import Loader, TooManyBadPictures, rows_of
 from sdjax.train.data.pictures import Part, Pictures
 
 SIZES = ((48, 48), (96, 48), (50, 47), (48, 96))
@@ -188,6 +188,32 @@ def test_devices_hold_the_whole_batch_in_its_order(devices):
         )
         assert batch["caption"] == expected["caption"]
     assert n == 7
+
+
+def test_a_process_makes_the_rows_of_its_devices_wherever_they_lie():
+    class Spread:
+        """The devices of one of four processes, as a TPU slice's topology may arrange them."""
+
+        def addressable_devices_indices_map(self, shape):
+            return {device: (slice(row, row + 1),) for device, row in enumerate((5, 0, 1, 4))}
+
+    assert rows_of(Spread(), 8) == ((0, 2), (4, 6))
+    pictures = loader().examples
+    one = Loader(pictures, batch_size=8, seed=0, process=(0, 1), sharding=Spread())
+    whole = Loader(pictures, batch_size=8, seed=0, process=(0, 1))
+    for n in range(3):
+        mine, every = one.batch(n), whole.batch(n)
+        assert mine["key"] == [every["key"][row] for row in (0, 1, 4, 5)]
+        np.testing.assert_array_equal(mine["image"], every["image"][[0, 1, 4, 5]])
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_devices_in_another_order_hold_their_rows(devices):
+    mesh = make_mesh(jax.devices()[:devices][::-1])
+    sharding = NamedSharding(mesh, P("data"))
+    one = loader()
+    batch = one.batch(3)
+    np.testing.assert_array_equal(np.asarray(one.put(batch, sharding)["image"]), batch["image"])
 
 
 def test_stopping_early_leaves_no_threads_behind():

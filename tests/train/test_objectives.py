@@ -88,6 +88,66 @@ def test_dropout_replaces_captions_by_the_empty_one(monkeypatch):
     np.testing.assert_array_equal(ids[~dropped], data["ids"][~dropped])
 
 
+def test_a_masked_loss_counts_what_is_white_and_the_rest_as_little_as_asked(monkeypatch):
+    # The network is wrong on the left half of the latent alone
+    left = (jnp.arange(4) < 2)[None, None, :, None]
+    data = batch(64) | {"mask": np.repeat(np.arange(32) < 16, 32).reshape(32, 32).T[None].repeat(64, 0) * np.uint8(255)}
+    data["moments"] = np.zeros_like(data["moments"]) - np.repeat([0.0, 30.0], 4)  # v is sqrt(a) noise
+
+    def losses(mask, **settings):
+        def network(x, t, context):
+            return jnp.where(left, x + 7.0, x)
+
+        Network(monkeypatch, network)
+        return loss_of(data | {"mask": mask}, masked=True, **settings)
+
+    white, black = data["mask"], 255 - data["mask"]
+    inside, outside = losses(white), losses(black)
+    assert inside > 40 > 3 > outside  # of a network that is wrong by 7 in what is white
+    weighed = losses(white, unmasked=0.5)  # half as much for the other half of the places
+    assert weighed == pytest.approx((inside + 0.5 * outside) / 1.5, rel=1e-4)
+
+
+def test_timesteps_are_drawn_from_the_range_and_an_example_counts_as_its_weight_says(monkeypatch):
+    network = Network(monkeypatch, lambda x, t, context: jnp.zeros_like(x))
+    data = batch(2000)
+    whole = loss_of(data, timesteps=(200, 300))
+    ((_, t, _),) = network.calls
+    assert 200 <= t.min() < 205 < 295 < t.max() <= 299
+    assert loss_of(data | {"weight": np.full(2000, 0.5, np.float32)}, timesteps=(200, 300)) == pytest.approx(whole / 2)
+
+
+def test_perturbation_is_noise_that_the_network_is_not_asked_for(monkeypatch):
+    network = Network(monkeypatch, lambda x, t, context: x)
+    data = batch(4000)
+    data["moments"] = np.zeros_like(data["moments"]) - np.repeat([0.0, 30.0], 4)
+    loss_of(data)
+    loss_of(data, perturbation=0.3)
+    (plain, t, _), (perturbed, _, _) = network.calls
+    more = (perturbed - plain) / np.sqrt(1 - NoiseSchedule(MODEL.schedule).alphas_cumprod[t.astype(int)])[
+        :, None, None, None
+    ]
+    assert more.std() == pytest.approx(0.3, rel=0.02)
+    assert abs(np.corrcoef(more.ravel(), plain.ravel())[0, 1]) < 0.02
+
+
+def test_l1_and_huber_are_those_of_the_error(monkeypatch):
+    Network(monkeypatch, lambda x, t, context: jnp.zeros_like(x))
+    data = batch(3000)
+    data["moments"] = np.zeros_like(data["moments"]) - np.repeat([0.0, 30.0], 4)
+    seen = {loss: loss_of(data, loss=loss, timesteps=(0, 1), huber_delta=0.5) for loss in ("l2", "l1", "huber")}
+    noise = np.random.default_rng(0).normal(size=10**6)  # at the first timestep v is as good as noise
+    size = np.abs(noise)
+    expected = {
+        "l2": 1.0, "l1": (2 / np.pi) ** 0.5,
+        "huber": np.where(size <= 0.5, 0.5 * size**2, 0.5 * (size - 0.25)).mean(),
+    }  # fmt: skip
+    factor = seen["huber"] / expected["huber"]  # the reference's own scale of it
+    assert seen["l2"] == pytest.approx(expected["l2"], rel=0.02)
+    assert seen["l1"] == pytest.approx(expected["l1"], rel=0.02)
+    assert min(abs(factor - 1), abs(factor - 2), abs(factor - 4)) < 0.05
+
+
 def test_offset_noise_moves_whole_channels(monkeypatch):
     network = Network(monkeypatch, lambda x, t, context: x)
     moments = np.zeros((4000, 4, 4, 8), np.float32)

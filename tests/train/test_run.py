@@ -15,6 +15,8 @@ import sdjax
 from sdjax.benchmark import random_model
 from sdjax.config import ConfigError
 from sdjax.configs import finetune
+from sdjax.convert import CheckpointError
+from sdjax.scripts.main import main
 from sdjax.train import base, vocabulary
 from sdjax.train.config import TrainConfig, build
 from sdjax.train.run import Run
@@ -105,6 +107,46 @@ def test_a_run_learns_resumes_exactly_and_gives_a_model(pictures, tmp_path):
         run(tmp_path / "whole", settings(pictures, train=["unet", "text"], seed=3))
 
 
+def test_a_folder_without_a_checkpoint_can_be_given_other_settings(pictures, tmp_path):
+    with pytest.raises(CheckpointError):
+        run(tmp_path, settings(pictures, "nowhere"))
+    broken = settings(pictures, validation__data={"parts": [{"source": {"folder": "nowhere"}}]}, ema__decay=0.5)
+    with pytest.raises(ValueError, match="nowhere"):
+        run(tmp_path, broken)
+    assert (tmp_path / "base").exists()
+    held_out = {"parts": [{"source": {"folder": str(pictures)}}], "crop": "centre"}
+    config = settings(
+        pictures, optim__steps=2, ema__host=True, validation__data=held_out, validation__every=1, validation__best=True,
+        validation__examples=8, validation__timesteps=2, seed=3,
+    )  # fmt: skip
+    run(tmp_path, config)
+    assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 3
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    values = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    assert len(values) == 2
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+    assert best == {"step": 1 + int(np.argmin(values)), "metric": min(values)}
+    with pytest.raises(ConfigError, match="another seed"):
+        run(tmp_path, settings(pictures))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["ids", "context"])
+def test_a_run_on_a_cache_is_measured_on_pictures(pictures, tmp_path, text):
+    flags = ["--model", str(pictures / "tiny"), "--folder", str(pictures), "--text", text, "--dtype", "float32"]
+    assert main(["cache-latents", str(tmp_path / "cache"), *flags]) == 0
+    held_out = {"parts": [{"source": {"folder": str(pictures)}}]}
+    config = settings(
+        pictures, data__parts=[], data__cached=[str(tmp_path / "cache")], optim__steps=2, validation__data=held_out,
+        validation__every=1, validation__examples=8, validation__timesteps=2,
+    )  # fmt: skip
+    run(tmp_path / "run", config)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    measured = [line["validation/raw_loss"] for line in lines if "validation/raw_loss" in line]
+    assert len(measured) == 2
+    assert np.isfinite(measured).all()
+
+
 @pytest.mark.slow
 def test_devices_share_a_step_without_changing_it(pictures, tmp_path):
     changes = {"model": "small", "optim__steps": 3, "ema__host": True, "accumulate": 2}
@@ -170,6 +212,10 @@ def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures):
         ({"data__parts": []}, "data names parts"),
         ({"parallel__mode": "pmap", "parallel__fsdp": 2}, 'use mode "jit"'),
         ({"ema__decay": 1.5}, "decay lies between 0 and 1"),
+        ({"dtype": "float16"}, "use bfloat16"),
+        ({"log__every": 0}, "log.every is at least 1; got 0"),
+        ({"checkpoint__steps": 0}, "checkpoint.steps is at least 1"),
+        ({"validation__best": True}, "validation.best keeps the state of the lowest loss of validation.data"),
         ({"model__tokenizer": "words"}, "model.tokenizer is for model.scratch"),
         ({"model__scratch": "sd1"}, "model.path says nothing of a model from nothing"),
     ],

@@ -12,6 +12,7 @@ writes the pictures of a folder, of tar shards or of a TensorFlow Dataset so.
 import argparse
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def agree(folder: Path, settings: Mapping[str, Any], name: str = "manifest.json"
     """
     folder.mkdir(parents=True, exist_ok=True)
     now, path = json.loads(json.dumps(dict(settings))), folder / name
-    partial = folder / f".{name}.{os.uname().nodename}.{os.getpid()}.partial"
+    partial = passing_name(path)
     if not path.exists():
         partial.write_text(json.dumps(now, indent=1) + "\n")
         os.replace(partial, path)
@@ -173,12 +174,17 @@ def agree(folder: Path, settings: Mapping[str, Any], name: str = "manifest.json"
         )
 
 
+def passing_name(path: Path) -> Path:
+    """Returns a name beside a path that no other process has, of whichever machine."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+
+
 class writing:
     """A function that adds a record to a new ArrayRecord file, which gets its name if the block ends without error."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self.partial = passing_name(path)
 
     def __enter__(self) -> Any:
         from array_record.python.array_record_module import ArrayRecordWriter

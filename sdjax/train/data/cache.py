@@ -26,10 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import sharding
-from sdjax.config import VAEConfig
+from sdjax.config import TextConfig, VAEConfig
 from sdjax.nn import AutoencoderKL
 from sdjax.pipeline import Pipeline, one_by_one
-from sdjax.train.data.array_records import ENDINGS, agree, pack, writing
+from sdjax.tokenizer import Tokenizer
+from sdjax.train.data.array_records import ENDINGS, agree, pack, passing_name, writing
+from sdjax.train.data.loader import FORGIVEN, TooManyBadPictures
 from sdjax.train.data.pictures import BadPicture, Pictures, draws, read
 from sdjax.train.data.records import SourceError, scalars
 from sdjax.train.data.table import Table
@@ -63,16 +65,19 @@ class CacheSettings:
 class LatentWriter:
     """Makes the shards of a cache in a folder.
 
+    More than `bad_limit` of a shard's pictures may not be bad; 10 are always let pass.
+
     Raises SourceError where the folder holds shards of another model, other data or other settings.
     """
 
     def __init__(
         self, pipe: Pipeline, pictures: Pictures, folder: str | os.PathLike, settings: CacheSettings, *,
-        batch_size: int = 8, threads: int = 8,
+        batch_size: int = 8, threads: int = 8, bad_limit: float = 0.01,
     ):  # fmt: skip
         self.pipe, self.pictures, self.folder, self.settings = pipe, pictures, Path(folder), settings
         self.mesh = sharding.make_mesh()
         self.batch_size, self.threads = sharding.padded(batch_size, self.mesh.size), threads
+        self.bad_limit = bad_limit
         streams = sorted(pictures.streams, key=lambda s: (s.size, s.part))
         self.plan = [(s.part, int(i), s.size) for s in streams for i in s.members]  # of one size together
         self.shards = -(-len(self.plan) // settings.shard_size)
@@ -82,13 +87,16 @@ class LatentWriter:
         """Returns what the cache depends on, in terms of JSON."""
         pictures, parts = self.pictures, self.pictures.parts
         model = {"vae": self.pipe.params["vae"]}
+        signatures = {"autoencoder": signature(encoder_of(self.pipe.params))}
         if self.settings.text == "context":
             model["text"] = self.pipe.params["text"]
+            signatures["text_encoder"] = signature(model["text"])
         plan = hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
         return {
             "format": 1,
             "model": fingerprint(model),
-            "tokens": hashlib.sha256(self._ids(PROBES).tobytes()).hexdigest(),
+            **signatures,
+            "tokens": probe(self.pipe.tokenizer, self.pipe.config.text),
             "dtype": self.pipe.dtype,
             **dataclasses.asdict(self.settings),
             "pictures": len(self.plan),
@@ -133,6 +141,13 @@ class LatentWriter:
                     variance = np.exp(np.clip(logvar, -30, 20))
                     sums += [part.sum((0, 1)) for part in (mean, mean**2, variance)]
                     count += mean.shape[0] * mean.shape[1]
+            if sum(bad.values()) > max(FORGIVEN, self.bad_limit * len(plan)):
+                reasons = "; ".join(f"{number} x {reason}" for reason, number in bad.most_common(5))
+                raise TooManyBadPictures(
+                    f"{sum(bad.values())} of shard {k}'s {len(plan)} pictures could not be used, more than "
+                    f"{self.bad_limit:.2%} ({reasons}); mend or remove them, or raise the limit. The same "
+                    "command goes on from there"
+                )
             # The shard gets its name last: where it is, so are these
             stem = self.path(k)
             Table.from_rows(rows).save(stem.with_suffix(".npz"), len(rows))
@@ -194,6 +209,29 @@ class LatentWriter:
         text = self.pipe.config.text
         ids = self.pipe.tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id)
         return np.asarray(ids, np.int32)
+
+
+def probe(tokenizer: Tokenizer, text: TextConfig) -> str:
+    """Returns a SHA-256 of what a tokenizer makes of some texts for a text encoder."""
+    ids = tokenizer(PROBES, length=text.max_length, pad_token_id=text.pad_token_id)
+    return hashlib.sha256(np.asarray(ids, np.int32).tobytes()).hexdigest()
+
+
+def encoder_of(params: Params) -> Params:
+    """Returns what of a model's autoencoder makes latents; its decoder may be another."""
+    return {name: params["vae"][name] for name in ("encoder", "quant_conv") if name in params["vae"]}
+
+
+def signature(params: Params) -> list[float]:
+    """Returns the parameters' L1 and L2 norm, to four digits: the same network held in another type has the same."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
+    norms = sum(np.abs(leaf).sum() for leaf in leaves), sum((leaf**2).sum() for leaf in leaves) ** 0.5
+    return [float(f"{norm:.4g}") for norm in norms]
+
+
+def is_signature(found: Sequence[float], params: Params) -> bool:
+    """Returns whether a signature is that of these parameters."""
+    return bool(np.allclose(found, signature(params), rtol=1e-3, atol=0))
 
 
 def shard_path(folder: Path, k: int, shards: int) -> Path:
@@ -270,6 +308,6 @@ def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _replace(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = passing_name(path)
     partial.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(partial, path)

@@ -56,6 +56,8 @@ def make_parser(epilog: str | None = None) -> argparse.ArgumentParser:
                       help="keep tokens, or the text encoder's output (default: ids)")  # fmt: skip
     work.add_argument("--shard-size", type=int, default=1024, metavar="N", help="pictures a shard (default: 1024)")
     work.add_argument("--batch-size", type=int, default=8, metavar="N", help="(default: 8)")
+    work.add_argument("--bad-limit", type=float, default=0.01, metavar="SHARE",
+                      help="of a shard's pictures that may be bad; 10 are always let pass (default: 0.01)")  # fmt: skip
     work.add_argument("--shard", default="0/1", metavar="I/N", help="make every N-th shard from the I-th on, I from 0")
     work.add_argument("--beam", nargs=argparse.REMAINDER, metavar="OPTION",
                       help="let Apache Beam do the work; what follows are its own options")  # fmt: skip
@@ -111,7 +113,7 @@ def make_writer(settings: dict[str, Any]) -> Any:
         [Part(source, s.where)], buckets, least=s.least, crop=s.crop, flip=s.flip, resample=s.resample
     )  # fmt: skip
     kept = CacheSettings(text=s.text, variants=s.variants, seed=s.seed, shard_size=s.shard_size)
-    return LatentWriter(pipe, pictures, os.fspath(s.out), kept, batch_size=s.batch_size)
+    return LatentWriter(pipe, pictures, os.fspath(s.out), kept, batch_size=s.batch_size, bad_limit=s.bad_limit)
 
 
 def parse_share(text: str) -> tuple[int, int]:

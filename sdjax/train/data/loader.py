@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +55,9 @@ class Loader:
         batch_size: records of a batch, of all processes together.
         tokens: makes token ids int [b, n] of captions, for `ids` in a batch; worker processes want it pickled.
         process: (p, P), this process's number and how many share the batches, P dividing the batch size; by default
-            JAX's. Process p holds rows p B / P to (p + 1) B / P.
+            JAX's. Process p holds rows p B / P to (p + 1) B / P, unless `sharding` says otherwise.
+        sharding: where batches will lie; this process holds the rows of its devices, which on a TPU slice may not
+            follow each other.
         threads: how many batches are made at a time; Pillow and array_record work outside of Python's lock.
         workers: processes, each with its threads, where those are not enough. They are spawned, so that a script's
             work has to stand under `if __name__ == "__main__"`.
@@ -66,7 +69,8 @@ class Loader:
 
     def __init__(
         self, examples: Examples, *, batch_size: int, seed: int, tokens: Tokens | None = None,
-        process: tuple[int, int] | None = None, threads: int | None = None, workers: int = 0, bad_limit: float = 0.01,
+        process: tuple[int, int] | None = None, sharding: Any = None, threads: int | None = None, workers: int = 0,
+        bad_limit: float = 0.01,
     ):  # fmt: skip
         if process is None:
             import jax
@@ -80,8 +84,10 @@ class Loader:
             )
         self.examples, self.batch_size, self.bad_limit = examples, batch_size, bad_limit
         self.order = Order(examples.streams, batch_size, seed)
-        rows = batch_size // count * number, batch_size // count * (number + 1)
-        self.make = _Make(examples, self.order, rows, tokens)
+        self.rows = ((batch_size // count * number, batch_size // count * (number + 1)),)
+        if sharding is not None:
+            self.rows = rows_of(sharding, batch_size)
+        self.make = _Make(examples, self.order, self.rows, tokens)
         self.threads = max(1, min(8, os.cpu_count() or 1)) if threads is None else threads
         self.workers = workers
         self.bad: Counter[str] = Counter()
@@ -110,7 +116,7 @@ class Loader:
         if self.workers:
             _parse_absl_flags()
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_signals_to_the_main_process)
         made = iter(dataset)
         try:
             for one in made:
@@ -124,8 +130,8 @@ class Loader:
     def on_devices(self, sharding: Any, first: int = 0, last: int | None = None, depth: int = 2) -> Iterator[Batch]:
         """Yields whole batches with their arrays on the devices of a sharding, `depth` ahead of their use.
 
-        The sharding cuts the first axis only, so that each process holds the rows that `process` says. Texts stay
-        lists of this process's.
+        The sharding cuts the first axis only, so that this process holds the rows of its devices. Texts stay lists of
+        this process's.
         """
         ready: collections.deque[Batch] = collections.deque()
         with contextlib.closing(self.iterate(first, last)) as batches:
@@ -139,12 +145,16 @@ class Loader:
         """Returns the batch with this process's arrays as parts of arrays of the whole batch."""
         import jax
 
-        return {
-            name: jax.make_array_from_process_local_data(sharding, value, (self.batch_size, *value.shape[1:]))
-            if isinstance(value, np.ndarray)
-            else value
-            for name, value in batch.items()
-        }
+        held = np.concatenate([np.arange(*rows) for rows in self.rows])
+
+        def whole(value: np.ndarray) -> jax.Array:
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                first, end, _ = index[0].indices(self.batch_size)
+                return value[np.searchsorted(held, first) : np.searchsorted(held, end)]
+
+            return jax.make_array_from_callback((self.batch_size, *value.shape[1:]), sharding, part)
+
+        return {name: whole(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()}
 
     def summary(self) -> list[str]:
         """Returns lines that say what the batches are made of, and what is left out."""
@@ -173,12 +183,18 @@ class Loader:
 class _Make:
     """Makes a process's rows of batch n; it is what worker processes are given."""
 
-    def __init__(self, examples: Examples, order: Order, rows: tuple[int, int], tokens: Tokens | None):
+    def __init__(
+        self, examples: Examples, order: Order, rows: tuple[tuple[int, int], ...], tokens: Tokens | None
+    ):  # fmt: skip
         self.examples, self.order, self.rows, self.tokens = examples, order, rows, tokens
 
     def __call__(self, n: int) -> Made:
         bad: list[tuple[str, str]] = []
-        loaded = [self._load(n, at, bad) for at in zip(itertools.count(self.rows[0]), self.order.batch(n, *self.rows))]
+        loaded = [
+            self._load(n, at, bad)
+            for rows in self.rows
+            for at in zip(itertools.count(rows[0]), self.order.batch(n, *rows))
+        ]
         batch: Batch = {}
         for name in loaded[0]:
             values = [example[name] for example in loaded]
@@ -198,6 +214,25 @@ class _Make:
         raise TooManyBadPictures(
             f"{ATTEMPTS} records in a row could not be used, the last of them {bad[-1][0]}: {bad[-1][1]}"
         )
+
+
+def _leave_signals_to_the_main_process(worker: int, count: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole group; the main process still wants batches while it saves."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def rows_of(sharding: Any, batch_size: int) -> tuple[tuple[int, int], ...]:
+    """Returns which rows of a batch this process's devices hold, as ranges (first, end) in order."""
+    held = sharding.addressable_devices_indices_map((batch_size,)).values()
+    ranges = sorted({rows.indices(batch_size)[:2] for (rows,) in held})
+    joined: list[tuple[int, int]] = []
+    for first, end in ranges:
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((first, end))
+    return tuple(joined)
 
 
 def _parse_absl_flags() -> None:
