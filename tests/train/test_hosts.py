@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -112,6 +113,29 @@ def wait(condition, processes):
         assert all(process.poll() is None for process in processes), [p.communicate()[1] for p in processes]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_any_moment_goes_on_to_the_same_losses(config, alone, tmp_path):
+    """Before its settings are written, while its model is kept, in a step, in a save: wherever it happens to be."""
+    rng, ends = random.Random(0), []
+    for _ in range(8):
+        process = start(config, tmp_path, devices=1)
+        before = len(losses(tmp_path))
+        # From the start on, or from where it has made a step more: a start takes as long as all of its steps
+        if rng.random() < 0.6:
+            wait(lambda before=before: len(losses(tmp_path)) > before, [process])
+            time.sleep(rng.uniform(0, 1))
+        else:
+            time.sleep(rng.uniform(0, 12))
+        process.kill()
+        process.communicate()
+        ends.append(checkpoints(tmp_path)[-1:])
+    assert len({tuple(end) for end in ends}) >= 3, ends  # it went on in between
+    last = start(config, tmp_path, devices=1)
+    _, said = last.communicate(timeout=900)
+    assert last.returncode == 0, said
+    assert losses(tmp_path) == alone
 
 
 @pytest.mark.slow
