@@ -53,9 +53,7 @@ def test_what_was_done_to_a_file_is_a_warning(tmp_path):
 
 
 def test_arguments_of_diffusers_are_answered_with_ours():
-    with pytest.raises(
-        ValueError, match="no file is at 'a cat', which should be a picture .it comes"
-    ):
+    with pytest.raises(ValueError, match="no file is at 'a cat', which should be a picture .it comes"):
         sdjax.image_to_image(models.pipeline(), "a cat", picture(), **FEW)
     with pytest.raises(TypeError, match="no task has an argument num_inference_steps: here it is num_steps"):
         sdjax.image_to_image(models.pipeline(), picture(), "a cat", num_inference_steps=4)

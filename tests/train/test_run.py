@@ -13,15 +13,20 @@ from PIL import Image
 
 import sdjax
 from sdjax.benchmark import random_model
-from sdjax.config import ConfigError
+from sdjax.config import ConfigError, DepthConfig
 from sdjax.configs import finetune
 from sdjax.convert import CheckpointError
 from sdjax.scripts.main import main
+from sdjax.scripts.train import TRAININGS
 from sdjax.train import base, vocabulary
 from sdjax.train.config import TrainConfig, build
 from sdjax.train.run import Run
 from sdjax.train.trained import trained
 
+ESTIMATOR = DepthConfig(
+    image_size=64, stem_width=8, stage_widths=(32, 64, 96), stage_depths=(1, 1, 1), norm_groups=4, width=32, layers=2,
+    heads=4, taps=(0, 1), neck_widths=(24, 40), features=16,
+)  # fmt: skip
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 220), "grey": (128, 128, 128)}
 
 
@@ -258,6 +263,11 @@ def released(name, pictures):
             {"source": folder, "where": "'red' in caption", "weight": 1.0, "loss_weight": 1.0},
             {"source": folder, "where": "'blue' in caption", "weight": 1.0, "loss_weight": 0.5},
         ]
+    if name == "depth":
+        wide = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, in_channels=5), depth=ESTIMATOR)
+        tokenizer = base.Base.load(pictures / "tiny").tokenizer
+        base.Base(wide, random_model(wide, "float32").params, tokenizer).save(pictures / "estimator")
+        config["model"]["depth"] = str(pictures / "estimator")
     if name == "autoencoder":
         config["autoencoder"] |= {"lpips": [], "perceptual_weight": 0.0, "disc_start": 1}
         config["data"]["side"] = 32  # the discriminator sees no less than 24
@@ -265,7 +275,7 @@ def released(name, pictures):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dreambooth", "inpainting", "autoencoder", "pretrain", "text"])
+@pytest.mark.parametrize("name", [*sorted(set(TRAININGS) - {"finetune"}), "text"])
 def test_every_configuration_trains_what_it_says(pictures, tmp_path, name):
     config = build(TrainConfig, released(name, pictures))
     state, seen = run(tmp_path / "run", config)
@@ -274,12 +284,13 @@ def test_every_configuration_trains_what_it_says(pictures, tmp_path, name):
         "dreambooth": {"unet", "text"}, "text": {"text"}, "autoencoder": {"vae", "discriminator"}
     }.get(name, {"unet"})  # fmt: skip
     _, model = trained(tmp_path / "run")
-    assert set(model.params) == {"unet", "text", "vae"}
-    assert model.config.unet.in_channels == (9 if name == "inpainting" else 4)
+    assert set(model.params) == {"unet", "text", "vae"} | ({"depth"} if name == "depth" else set())
+    assert model.config.unet.in_channels == {"inpainting": 9, "depth": 5}.get(name, 4)
     start = base.Base.load(pictures / "tiny")
-    for part, tree in model.params.items():
+    for part in start.params:
         same = [
-            np.array_equal(a, b) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(start.params[part]))
+            np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(model.params[part]), jax.tree.leaves(start.params[part]))
         ]  # fmt: skip
         assert all(same) == (part not in config.train)
     pipe = sdjax.load(tmp_path / "run", dtype="float32")

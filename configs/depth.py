@@ -1,0 +1,18 @@
+"""Making a depth-to-image model of a text-to-image one: its first convolution is widened, and it is shown the depth.
+
+The depth is what MiDaS estimates of each picture. The UNet gets one more input channel, whose weights are 0 at the
+start. Source: the model card of stable-diffusion-2-depth.
+"""
+
+import ml_collections
+
+from . import finetune
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the configuration; for a model of another latent, `in_channels` is 1 more than the latent's channels."""
+    config = finetune.get_config()
+    config.model.changes = {"unet": {"in_channels": 5}}
+    config.model.depth = "Intel/dpt-hybrid-midas"
+    config.optim.update(steps=200_000, learning_rate=1e-4, warmup=1_000)
+    return config
