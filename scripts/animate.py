@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
 
     import sdjax
     from sdjax import animation, generate, image, movie
+    from sdjax.schedule import NoiseSchedule
 
     movie.check_fps(args.fps)
     if args.format == "mp4":
@@ -98,6 +99,9 @@ def run(args: argparse.Namespace) -> None:
     def check(config: Any) -> None:
         generate.check_task(config, "animate")
         generate.check_size(config, args.H, args.W)
+        schedule = NoiseSchedule(config.schedule)
+        sampler = runtime.make_sampler(job.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule)
+        animation.split_steps(sampler, schedule, args.steps, args.prompt_strength)
 
     pipe = job.load(check)
     warn_of_cut_prompts(pipe, {args.negative_prompt, *prompts})

@@ -12,6 +12,7 @@ from sdjax.denoiser import Conditioning, check_guidance_scale
 from sdjax.image import to_uint8
 from sdjax.kinds import check_task
 from sdjax.pipeline import Pipeline, make_keys
+from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Context, Latent, Pixels
 
 INTERPOLATIONS = ("linear", "spherical")
@@ -62,7 +63,7 @@ def animate(
     positions = frame_positions(len(prompts), frames, loop=loop)
     samplers.base.choose("interpolation", interpolation, INTERPOLATIONS)
     sampler = generate.make_sampler(sampler, pipe.schedule, eta=eta, spacing=spacing)
-    common, rest = split_steps(sampler, pipe, num_steps, prompt_strength)
+    common, rest = split_steps(sampler, pipe.schedule, num_steps, prompt_strength)
     scale = check_guidance_scale(pipe.config.guidance_scale if guidance_scale is None else guidance_scale)
     if batch < 1:
         raise ValueError(f"batch is at least 1; got {batch}")
@@ -152,7 +153,7 @@ def frame_positions(count: int, frames: int, *, loop: bool = False) -> np.ndarra
 
 
 def split_steps(
-    sampler: Any, pipe: Pipeline, num_steps: int, strength: float
+    sampler: Any, schedule: NoiseSchedule, num_steps: int, strength: float
 ) -> tuple[samplers.Steps | None, samplers.Steps]:
     """Returns the rows that look at the mean of all prompts, None if there are none, and those that look at their own.
 
@@ -161,7 +162,7 @@ def split_steps(
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"prompt_strength is a number from 0 to 1; got {strength}")
-    rows = sampler.steps(pipe.schedule, num_steps)
+    rows = sampler.steps(schedule, num_steps)
     if strength == 1:
         return None, rows
     if not isinstance(sampler.rule, samplers.base.Linear):
@@ -171,8 +172,8 @@ def split_steps(
     cut = begin[min(len(begin) - math.floor(strength * len(begin) + 1e-9), len(begin) - 1)]
     if cut == 0:
         return None, rows
-    sigma = sampler.grid(pipe.schedule, num_steps).sigma  # a step of a singlestep method is several of these
-    rest = sampler.steps(pipe.schedule, num_steps, skip=int(np.abs(sigma - rows.sigma[cut]).argmin()))
+    sigma = sampler.grid(schedule, num_steps).sigma  # a step of a singlestep method is several of these
+    rest = sampler.steps(schedule, num_steps, skip=int(np.abs(sigma - rows.sigma[cut]).argmin()))
     # Numbered on, for the number of a row says which noise it draws
     return jax.tree.map(lambda a: a[:cut], rows), rest._replace(index=rest.index + np.int32(cut))
 

@@ -77,14 +77,14 @@ def test_every_sampler_but_the_adaptive_one_can_share_steps():
     pipe = models.pipeline()
     for name, make in samplers.SAMPLERS.items():
         if isinstance(make().rule, samplers.base.Linear):
-            common, rest = module.split_steps(make(), pipe, 7, 0.5)
+            common, rest = module.split_steps(make(), pipe.schedule, 7, 0.5)
             whole = make().steps(pipe.schedule, 7)
             assert common.sigma_next[-1] == rest.sigma[0], name  # the second part begins where the first one ends
             assert rest.sigma_next[-1] == whole.sigma_next[-1], name
             assert rest.index[0] == len(common.index), name
         else:
             with pytest.raises(ValueError, match="adaptive"):
-                module.split_steps(make(), pipe, 7, 0.5)
+                module.split_steps(make(), pipe.schedule, 7, 0.5)
 
 
 def test_progress_counts_calls_of_the_network():

@@ -53,6 +53,27 @@ def test_every_format_is_numbered_for_itself_and_overwrites_nothing(animator, ca
         assert moving.n_frames == 3
 
 
+def test_what_no_sampler_can_is_refused_before_weights_are_read(animator, capsys) -> None:
+    assert animate("--seed", "1,2", "--prompt-strength", "0.5", "--sampler", "dpm_solver_adaptive") == 2
+    assert "prompt_strength needs a sampler whose steps are known beforehand" in capsys.readouterr().err
+    assert animate("--seed", "1,2", "--steps", "1001") == 2
+    assert "1001" in capsys.readouterr().err
+    assert not animator.loaded
+
+
+def test_frames_are_written_as_apng_where_ffmpeg_fails(animator, capsys, monkeypatch) -> None:
+    def fail(*_):
+        raise OSError("ffmpeg wrote no MP4: no space")
+
+    monkeypatch.setattr(movie, "find_ffmpeg", lambda: "ffmpeg")
+    monkeypatch.setitem(movie.KINDS, "mp4", fail)
+    (OUT / "00000-apng-frames").mkdir(parents=True)  # left from an animation that was deleted
+    assert animate("--seed", "1,2", "--frames", "3", "--format", "mp4", "--save_frames") == 0
+    printed = capsys.readouterr()
+    assert "no space; the frames are written as APNG" in printed.err
+    assert printed.out.split() == [str(OUT / "00000.apng"), str(OUT / "00000-apng-frames-2")]
+
+
 def test_frames_are_kept_on_demand(animator, capsys) -> None:
     Path("p.txt").write_text("a\nb\n")
     assert animate("--from-file", "p.txt", "--frames", "4", "--save_frames", "--format", "apng") == 0
