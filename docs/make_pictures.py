@@ -65,12 +65,16 @@ def image_to_image(pipe: sdjax.Pipeline) -> bytes:
 
 
 def inpaint(pipe: sdjax.Pipeline) -> bytes:
-    """Returns a picture, a mask, and two seeds' ways to fill it."""
+    """Returns a picture, a mask, two seeds' ways to fill it by blending, and two by the model made for it."""
     first = sdjax.text_to_image(pipe, "a cat and a rocket on a green background", seed=0, num_steps=STEPS)[0]
     mask = np.zeros(first.shape[:2], bool)
     mask[:, 32:] = True
-    prompt = "a cat and an apple on a green background"
-    made = sdjax.inpaint(pipe, first, mask, prompt, seed=range(2), num_images=2, num_steps=STEPS)
+    prompt = "a cat and a red apple on a green background"
+    made = [
+        picture
+        for model in (pipe, sdjax.load("builtin-inpainting"))
+        for picture in sdjax.inpaint(model, first, mask, prompt, seed=range(2), num_images=2, num_steps=STEPS)
+    ]
     return place([[first, np.repeat(np.uint8(255 * mask)[..., None], 3, axis=-1), *made]])
 
 
