@@ -167,15 +167,22 @@ def text_from_transformers(config: Mapping[str, Any], tokenizer: Mapping[str, An
         raise ConfigError(f"text_encoder/config.json: intermediate_size is 4 * hidden_size = {4 * width} in CLIP")
     pad = tokenizer.get("pad_token")
     pad = pad.get("content") if isinstance(pad, Mapping) else pad
-    default = 0 if activation == "gelu" else 49407
+    own = TextConfig()
+    vocab_size, bos, eos = config.get("vocab_size", own.vocab_size), own.bos_token_id, own.eos_token_id
+    # Folders of the releases name tokens 0 and 2, which no text of CLIP's vocabulary begins or ends with
+    if isinstance(vocab_size, int) and vocab_size < own.vocab_size:
+        bos, eos = config.get("bos_token_id", vocab_size - 2), config.get("eos_token_id", vocab_size - 1)
+    default = 0 if activation == "gelu" else eos
     return TextConfig(
-        vocab_size=config.get("vocab_size", 49408),
+        vocab_size=vocab_size,
+        bos_token_id=bos,
+        eos_token_id=eos,
         width=width,
         layers=config.get("num_hidden_layers", 12),
         heads=config.get("num_attention_heads", 8),
         max_length=config.get("max_position_embeddings", 77),
         activation=activation,
-        pad_token_id={"!": 0, "<|endoftext|>": 49407}.get(pad, default) if isinstance(pad, str) else default,
+        pad_token_id={"!": 0, "<|endoftext|>": eos}.get(pad, default) if isinstance(pad, str) else default,
     )
 
 

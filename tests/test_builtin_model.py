@@ -84,6 +84,16 @@ def test_the_whole_model_is_packed(tmp_path):
     assert {"LICENSE", "sdjax/assets/bpe_simple_vocab_16e6.LICENSE", "sdjax/assets/builtin/LICENSE"} == licences
 
 
+@pytest.mark.parametrize("to", ["diffusers", "ldm"])
+def test_the_built_in_model_goes_through_every_layout(tmp_path, to):
+    path = tmp_path / {"diffusers": "folder", "ldm": "model.safetensors"}[to]
+    pipe = sdjax.load(builtin.NAME)
+    pipe.save(path, to=to)
+    again = sdjax.load(path)
+    assert (again.config.text, again.config.unet) == (pipe.config.text, pipe.config.unet)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, pipe.params))
+
+
 def test_the_built_in_model_is_whole_and_small():
     files = {path.relative_to(builtin.folder()).as_posix(): path for path in builtin.folder().rglob("*")}
     assert set(CONTENT) <= set(files)
