@@ -99,9 +99,7 @@ def run(args: argparse.Namespace) -> None:
     def check(config: Any) -> None:
         generate.check_task(config, "animate")
         generate.check_size(config, args.H, args.W)
-        schedule = NoiseSchedule(config.schedule)
-        sampler = runtime.make_sampler(job.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule)
-        animation.split_steps(sampler, schedule, args.steps, args.prompt_strength)
+        animation.split_steps(job.sampler, NoiseSchedule(config.schedule), args.steps, args.prompt_strength)
 
     pipe = job.load(check)
     warn_of_cut_prompts(pipe, {args.negative_prompt, *prompts})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts import given, options
-from sdjax.scripts.job import Job
+from sdjax.scripts.job import Job, resolve_local
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import Batch, make_batches
 
@@ -74,13 +74,12 @@ def run(args: argparse.Namespace) -> None:
     maps = None if args.depth is None else read_maps(args.depth, pictures)
     batches = make_batches(args, job.default_prompt, len(pictures))
     import sdjax
-    from sdjax import depth, hub
+    from sdjax import depth
     from sdjax.kinds import check_task
 
     for picture in pictures:
         depth.check_workable(picture.pixels.shape[:2])
-    if args.depth_model is not None and not hub.is_hub_name(args.depth_model):
-        hub.resolve(args.depth_model)
+    resolve_local(args.depth_model)
 
     def check(config: Any) -> None:
         check_task(config, "depth2img", "depth")

@@ -50,9 +50,8 @@ class Job:
         if self.checkpoint is None:
             note(builtin.NOTICES[self.own])
         named = None if args.safety_checker in (saving.AUTO, saving.OFF) else args.safety_checker
-        for path, revision in (own or self.checkpoint, args.revision), (args.vae, None), (named, None):
-            if path is not None and not hub.is_hub_name(path):
-                hub.resolve(path, revision)
+        resolve_local(own or self.checkpoint, revision=args.revision)
+        resolve_local(args.vae, named)
         (self.folder if args.skip_save else self.folder / "samples").mkdir(parents=True, exist_ok=True)
         local = own or hub.resolve(self.checkpoint, args.revision, args.variant)
         vae = None if args.vae is None else hub.resolve(args.vae)
@@ -60,12 +59,11 @@ class Job:
         checked_by = saving.find_checker(args.safety_checker, own or self.checkpoint)
 
         def check_all(config: Any) -> None:
+            schedule = NoiseSchedule(config.schedule)
+            self.sampler = runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule)
             check_latent(args, config)
             check(config)
-            schedule = NoiseSchedule(config.schedule)
-            runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule).grid(
-                schedule, args.steps
-            )
+            self.sampler.grid(schedule, args.steps)
             if checked_by is not None:
                 self.checker = saving.load_checker(hub.resolve(checked_by), found=named is None)
 
@@ -83,8 +81,6 @@ class Job:
         )
         for notice in self.pipe.notices:
             note(notice)
-        schedule = self.pipe.schedule
-        self.sampler = runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule)
         self.common = self._describe() | {
             "model": settings.describe_model(own or self.checkpoint, local),
             "vae": None if vae is None else settings.describe_model(args.vae, vae),
@@ -104,7 +100,7 @@ class Job:
         `options` are what the library's tasks have in common. `describe(k)` are the settings of a picture that is made
         of the k-th one given.
         """
-        from sdjax import image
+        from sdjax import image, sharding
 
         args = self.args
         warn_of_cut_prompts(self.pipe, {args.negative_prompt, *(p for batch in batches for p in batch.prompts)})
@@ -113,7 +109,8 @@ class Job:
         most = max(len(batch.seeds) for batch in batches)
         with runtime.Progress(len(batches)) as progress:
             for batch in batches:
-                whole = batch.filled(most) if many else batch  # a folder's last batch is no other program
+                # A folder's last batch is no other program
+                whole = Batch(*(sharding.fill(items, most) for items in batch)) if many else batch
                 pixels = function(
                     whole,
                     negative_prompt=args.negative_prompt,
@@ -192,6 +189,15 @@ def find_checkpoint(path: str | None) -> str | None:
     if path is None and Path(options.CHECKPOINT).is_file():
         return options.CHECKPOINT
     return path
+
+
+def resolve_local(*paths: Any, revision: str | None = None) -> None:
+    """Raises for a path that should be on this computer and is not, before the hub is asked for others."""
+    from sdjax import hub
+
+    for path in paths:
+        if path is not None and not hub.is_hub_name(path):
+            hub.resolve(path, revision)
 
 
 def own_model(checkpoint: str | None, task: str, method: str | None) -> str | None:

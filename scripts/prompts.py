@@ -13,10 +13,6 @@ class Batch(NamedTuple):
     seeds: list[int]
     inputs: list[int]
 
-    def filled(self, count: int) -> "Batch":
-        """Returns a batch of `count`, the last of this one once more in the places that are left."""
-        return Batch(*(items + items[-1:] * (count - len(items)) for items in self))
-
 
 def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) -> list[Batch]:
     """Returns what to make, in the references' order: iterations, then chunks of at most `n_samples` pictures.

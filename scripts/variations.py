@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from sdjax.scripts import given, options, settings
-from sdjax.scripts.job import Job
+from sdjax.scripts.job import Job, resolve_local
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import Batch, make_batches
 
@@ -150,12 +150,10 @@ def run(args: argparse.Namespace) -> None:
     if job.checkpoint is None:
         raise ValueError("no unCLIP model is named: give its checkpoint with --ckpt (the built-in model is none)")
     import sdjax
-    from sdjax import generate, hub
+    from sdjax import generate
 
     generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
-    for path in args.prior, args.vision, args.noise_stats:
-        if path is not None and not hub.is_hub_name(path):
-            hub.resolve(path)
+    resolve_local(args.prior, args.vision, args.noise_stats)
     (vary if args.prior is None else imagine)(args, job)
 
 

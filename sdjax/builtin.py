@@ -33,7 +33,7 @@ def folder() -> Path:
 
 def changes() -> Path:
     """Returns the file of the UNet's parameters that are others in the model for inpainting; raises as `folder`."""
-    file = folder().with_name(f"{INPAINTING}.safetensors")
+    file = changes_of(folder())
     if not file.is_file():
         raise CheckpointError(
             "this copy of sdjax holds no inpainting model of its own; the built-in one inpaints by blending "
@@ -41,6 +41,17 @@ def changes() -> Path:
             file,
         )
     return file
+
+
+def changes_of(folder: Path) -> Path:
+    """Returns where, beside a model's folder, that file lies."""
+    return folder.with_name(f"{folder.name}-inpainting.safetensors")
+
+
+def inpainting_config(model: ModelConfig) -> ModelConfig:
+    """Returns the description of the model for inpainting that is made of another."""
+    unet = dataclasses.replace(model.unet, in_channels=1 + 2 * model.vae.latent_channels)
+    return dataclasses.replace(model, name=f"{model.name}-inpainting", unet=unet)
 
 
 def place(name: str) -> Path:
@@ -57,7 +68,5 @@ def load_model(name: str, config: ModelConfig | str | None = None, **given: Any)
         return convert.load_model(folder(), config, **given)
     changed, base = read(changes()), convert.load_model(folder())
     arrays = {path: leaf.read() for path, leaf in base.leaves.items()} | {path: changed[path] for path in changed}
-    unet = dataclasses.replace(base.config.unet, in_channels=arrays["unet/conv_in/kernel"].shape[2])
-    own = dataclasses.replace(base.config, name=INPAINTING, unet=unet)
-    model = convert.load_model(arrays, own if config is None else config, **given)
+    model = convert.load_model(arrays, inpainting_config(base.config) if config is None else config, **given)
     return dataclasses.replace(model, own_tokenizer=base.own_tokenizer, licences=base.licences)

@@ -137,9 +137,7 @@ def open_maps(depth_map: Any, sizes: Sequence[tuple[int, int]]) -> list[Depth]:
 
     Raises ValueError where their numbers or aspects do not fit, and for what is no map (`sdjax.pictures.open_map`).
     """
-    depth_map = inputs.without_last(inputs.as_numpy(depth_map))
-    several = isinstance(depth_map, (list, tuple)) or getattr(depth_map, "ndim", 2) > 2
-    opened = [pictures.open_map(one).values for one in (depth_map if several else [depth_map])]
+    opened = [pictures.open_map(one).values for one in inputs.several(depth_map, 2)]
     opened = inputs.one_each("depth map", opened, len(sizes))
     for one, size in zip(opened, sizes):
         check_aspect(one.shape, size)

@@ -26,9 +26,7 @@ def open_pictures(image: Any) -> list[Picture]:
 
     An array [b, h, w, c] is a sequence. Raises ValueError for what is no picture (`sdjax.pictures.open_picture`).
     """
-    image = as_numpy(image)
-    several = isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4)
-    return [_opened(pictures.open_picture, one, "picture") for one in (image if several else [image])]
+    return [_opened(pictures.open_picture, one, "picture") for one in several(image, 3)]
 
 
 def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
@@ -37,9 +35,7 @@ def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
     A mask is a path, bytes of a file, Pillow image, bool or uint8 [h, w] (white from 128 on); an array [b, h, w] is a
     sequence. Raises ValueError where the numbers or sizes do not fit, and for what is no mask.
     """
-    mask = without_last(as_numpy(mask))
-    several = isinstance(mask, (list, tuple)) or (isinstance(mask, np.ndarray) and mask.ndim == 3)
-    opened = [_opened(pictures.open_mask, one, "mask") >= WHITE for one in (mask if several else [mask])]
+    opened = [_opened(pictures.open_mask, one, "mask") >= WHITE for one in several(mask, 2)]
     opened = one_each("mask", opened, len(sizes))
     for one, (height, width) in zip(opened, sizes):
         if one.shape != (height, width):
@@ -50,14 +46,18 @@ def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
     return opened
 
 
-def as_numpy(given: Any) -> Any:
-    """Returns another library's array, one of JAX or PyTorch, as one of NumPy; anything else as it is."""
-    return np.asarray(given) if hasattr(given, "ndim") else given
+def several(given: Any, axes: int) -> Sequence[Any]:
+    """Returns what was given, one thing or a sequence of them, as a sequence.
 
-
-def without_last(given: Any) -> Any:
-    """Returns maps [h, w, 1] or [b, h, w, 1] without their last axis; anything else as it is."""
-    return given[..., 0] if isinstance(given, np.ndarray) and given.ndim > 2 and given.shape[-1] == 1 else given
+    An array is one if it has so many `axes`, a sequence with one more; of maps, which have two, a last axis of length 1
+    is dropped. Arrays of other libraries, JAX's and PyTorch's, become NumPy's.
+    """
+    if not hasattr(given, "ndim"):
+        return given if isinstance(given, (list, tuple)) else [given]
+    array = np.asarray(given)
+    if axes == 2 and array.ndim > 2 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return array if array.ndim > axes else [array]
 
 
 def _opened(open_one: Callable[[Any], pictures.Picture], one: Any, name: str) -> np.ndarray:

@@ -170,8 +170,7 @@ class Prior:
 
         An embedding depends on its own seed alone; another number of steps compiles again. `guidance_scale` 1 switches
         guidance off; `negative_prompts` None are empty ones. `exact` computes them one by one, so that they are
-        bit-identical alone and among others. Raises ValueError where numbers do not fit or are out of
-        range.
+        bit-identical alone and among others. Raises ValueError where numbers do not fit or are out of range.
         """
         negatives = [""] * len(prompts) if negative_prompts is None else list(negative_prompts)
         if not len(prompts) == len(seeds) == len(negatives) or not len(prompts):

@@ -23,12 +23,13 @@ import numpy as np
 import optax
 
 from sdjax import compilation_cache
+from sdjax.builtin import inpainting_config
 from sdjax.config import ModelConfig
 from sdjax.nn import init_params
 from sdjax.tokenizer import Tokenizer
 from sdjax.train import emoji, latents, subjects, vocabulary
 from sdjax.train.autoencoder import autoencoder_loss
-from sdjax.train.base import change, fit_params
+from sdjax.train.base import fit_params
 from sdjax.train.checkpoint import Checkpoints, read_parts
 from sdjax.train.conditioning import CONDITIONS
 from sdjax.train.loop import Stopped, ahead, fit
@@ -181,16 +182,14 @@ class Run:
         s = self.settings.inpainting
         if self._done("inpainting") is not None:
             return
-        model = inpainting_model(self.model)
+        model = inpainting_config(self.model)
         unet = fit_params(self.model, model, jax.tree.map(np.asarray, base))[0]["unet"]
         changed = {name: jax.tree.map(jnp.asarray, tree) for name, tree in unet.items() if name in s.changed}
         kept = {name: tree for name, tree in unet.items() if name not in s.changed}
         objective = DiffusionObjective(
             gamma=s.gamma, floor=s.floor, dropout=s.dropout, holes="random", whole_holes=s.whole_holes
         )
-        whole = diffusion_loss(
-            Denoising(model, objective, self.tokens([""])[0], CONDITIONS["inpainting"])
-        )  # fmt: skip
+        whole = diffusion_loss(Denoising(model, objective, self.tokens([""])[0], CONDITIONS["inpainting"]))
 
         def loss(params: Params, frozen: Params, *rest: Any) -> tuple[jax.Array, Metrics]:
             return whole({"unet": {**frozen["unet"], **params["unet"]}}, frozen, *rest)
@@ -230,12 +229,6 @@ class Run:
 
     def _seed(self, use: int) -> int:
         return len(USES) * self.settings.seed + use
-
-
-def inpainting_model(model: ModelConfig) -> ModelConfig:
-    """Returns the description of the model for inpainting that is made of another."""
-    channels = 1 + 2 * model.vae.latent_channels
-    return change(model, {"name": f"{model.name}-inpainting", "unet": {"in_channels": channels}})
 
 
 def main() -> None:

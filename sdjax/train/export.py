@@ -15,6 +15,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from sdjax import convert
+from sdjax.builtin import changes_of
 from sdjax.convert.outputs import new_file
 from sdjax.train.builtin import Run
 from sdjax.typing import Params
@@ -38,15 +39,9 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     convert.save(run.model, params, target, to="native", tokenizer=run.tokenizer, overwrite=overwrite)
     if changes:
         flat = {"/".join(path): leaf for path, leaf in flatten_dict(changes).items()}
-        with new_file(changes_file(target), overwrite=overwrite) as partial:
+        with new_file(changes_of(pathlib.Path(target)), overwrite=overwrite) as partial:
             partial.write_bytes(safetensors.numpy.save(flat))
     return {stage: found[0] for stage, found in parts.items()}
-
-
-def changes_file(target: str | pathlib.Path) -> pathlib.Path:
-    """Returns where the parameters of the model for inpainting go."""
-    target = pathlib.Path(target)
-    return target.with_name(f"{target.name}-inpainting.safetensors")
 
 
 def _cast(params: Params, dtype: str) -> Params:
@@ -73,7 +68,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     files = [path for path in pathlib.Path(flags.to).rglob("*") if path.is_file()]
     if "inpainting" in steps:
-        files.append(changes_file(flags.to))
+        files.append(changes_of(pathlib.Path(flags.to)))
     trained = ", ".join(f"{stage} {count} steps" for stage, count in steps.items())
     print(f"wrote {flags.to}: {sum(path.stat().st_size for path in files) / 1e6:.1f} MB, {trained}")
 

@@ -136,7 +136,6 @@ def test_a_run_goes_through_all_stages_and_its_export_makes_pictures(tmp_path, m
     assert sum(path.stat().st_size for path in (tmp_path / "model").rglob("*") if path.is_file()) <= 16_000_000
     assert (tmp_path / "model-inpainting.safetensors").stat().st_size <= 6_000_000
     monkeypatch.setattr(builtin, "FOLDER", tmp_path / "model")
-    (tmp_path / "model-inpainting.safetensors").rename(tmp_path / "builtin-inpainting.safetensors")
     inpainting = sdjax.load("builtin-inpainting")
     assert inpainting.config.unet.in_channels == 33
     for part in pipe.params:  # what is not trained is the base's

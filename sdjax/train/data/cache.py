@@ -31,7 +31,7 @@ from sdjax.nn import AutoencoderKL
 from sdjax.pipeline import Pipeline, one_by_one
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.data.array_records import ENDINGS, agree, pack, passing_name, writing
-from sdjax.train.data.loader import FORGIVEN, TooManyBadPictures
+from sdjax.train.data.loader import check_bad
 from sdjax.train.data.pictures import BadPicture, Pictures, draws, read
 from sdjax.train.data.records import SourceError, scalars
 from sdjax.train.data.table import Table
@@ -141,13 +141,7 @@ class LatentWriter:
                     variance = np.exp(np.clip(logvar, -30, 20))
                     sums += [part.sum((0, 1)) for part in (mean, mean**2, variance)]
                     count += mean.shape[0] * mean.shape[1]
-            if sum(bad.values()) > max(FORGIVEN, self.bad_limit * len(plan)):
-                reasons = "; ".join(f"{number} x {reason}" for reason, number in bad.most_common(5))
-                raise TooManyBadPictures(
-                    f"{sum(bad.values())} of shard {k}'s {len(plan)} pictures could not be used, more than "
-                    f"{self.bad_limit:.2%} ({reasons}); mend or remove them, or raise the limit. The same "
-                    "command goes on from there"
-                )
+            check_bad(bad, len(plan), self.bad_limit, f"shard {k}'s {len(plan)} pictures")
             # The shard gets its name last: where it is, so are these
             stem = self.path(k)
             Table.from_rows(rows).save(stem.with_suffix(".npz"), len(rows))
@@ -206,15 +200,17 @@ class LatentWriter:
         return np.split(made, ends)
 
     def _ids(self, captions: Sequence[str]) -> np.ndarray:
-        text = self.pipe.config.text
-        ids = self.pipe.tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id)
-        return np.asarray(ids, np.int32)
+        return token_ids(self.pipe.tokenizer, self.pipe.config.text, captions)
+
+
+def token_ids(tokenizer: Tokenizer, text: TextConfig, captions: Sequence[str]) -> np.ndarray:
+    """Returns captions' tokens for a text encoder, int32 [captions, n]."""
+    return np.asarray(tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id), np.int32)
 
 
 def probe(tokenizer: Tokenizer, text: TextConfig) -> str:
     """Returns a SHA-256 of what a tokenizer makes of some texts for a text encoder."""
-    ids = tokenizer(PROBES, length=text.max_length, pad_token_id=text.pad_token_id)
-    return hashlib.sha256(np.asarray(ids, np.int32).tobytes()).hexdigest()
+    return hashlib.sha256(token_ids(tokenizer, text, PROBES).tobytes()).hexdigest()
 
 
 def encoder_of(params: Params) -> Params:

@@ -41,6 +41,17 @@ class TooManyBadPictures(ValueError):
     """More records than the limit could not be used."""
 
 
+def check_bad(bad: Counter[str], drawn: int, limit: float, of: str, last: str = "") -> None:
+    """Raises TooManyBadPictures if more of what was `drawn` is `bad` than the limit's share; 10 are always let pass."""
+    number = sum(bad.values())
+    if number > max(FORGIVEN, limit * drawn):
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in bad.most_common(5))
+        raise TooManyBadPictures(
+            f"{number} of {of} could not be used, more than {limit:.2%} ({reasons}){last}; mend or remove them, or "
+            "raise the limit"
+        )
+
+
 class Made(NamedTuple):
     """A batch as it is made, and the (key, reason) of every record that another stands in for."""
 
@@ -171,13 +182,8 @@ class Loader:
     def _count(self, made: Made) -> None:
         self.drawn += len(made.batch["key"]) + len(made.bad)
         self.bad.update(re.sub(r"\d+", "N", reason) for _, reason in made.bad)
-        bad = sum(self.bad.values())
-        if bad > max(FORGIVEN, self.bad_limit * self.drawn):
-            reasons = "; ".join(f"{number} x {reason}" for reason, number in self.bad.most_common(5))
-            raise TooManyBadPictures(
-                f"{bad} of {self.drawn} records could not be used, more than {self.bad_limit:.2%} ({reasons}), the "
-                f"last of them {made.bad[-1][0]}: {made.bad[-1][1]}; mend or remove them, or raise the limit"
-            )
+        last = f", the last of them {made.bad[-1][0]}: {made.bad[-1][1]}" if made.bad else ""
+        check_bad(self.bad, self.drawn, self.bad_limit, f"{self.drawn} records", last)
 
 
 class _Make:
