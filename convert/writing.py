@@ -296,7 +296,7 @@ def _files(model: Model) -> dict[str, Any]:
 def _write_beside(folder: pathlib.Path, model: Model) -> None:
     pad = "!" if model.config.text.pad_token_id == 0 else "<|endoftext|>"
     if model.own_tokenizer is not None or model.config.text.kind == "clip":  # BERT's vocabulary is none of ours
-        model.tokenizer().save(folder / "tokenizer", pad_token=pad)
+        model.tokenizer().save(folder / "tokenizer", pad, model.config.text.max_length)
     for name, text in model.licences.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")
 

@@ -41,6 +41,7 @@ _PATTERN = (
 )
 CLS, SEP = "[CLS]", "[SEP]"  # what starts and ends BERT's sequences
 _BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
+CONFIG = "tokenizer_config.json"
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # what a tokenizer_config.json calls a tokenizer of this kind
 
 
@@ -90,9 +91,7 @@ class Tokenizer:
         except OSError as error:
             raise ValueError(f"the vocabulary {path} cannot be read ({error.strerror or error})") from error
         config = {"do_lower_case": True, "model_max_length": 77, "tokenizer_class": _BERT_CLASSES[0]}
-        tokenizer = cls(
-            (("tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode()), ("vocab.txt", data))
-        )
+        tokenizer = cls(((CONFIG, (json.dumps(config, indent=2) + "\n").encode()), ("vocab.txt", data)))
         try:
             tokenizer.encode("")
         except ValueError as error:
@@ -104,13 +103,20 @@ class Tokenizer:
         """The number of tokens: 49408 of CLIP's own."""
         return _engine(self.files).size
 
-    def save(self, folder: str | Path, pad_token: str = EOS) -> None:
-        """Writes the tokenizer's files: those that it was loaded from, else CLIP's with `pad_token`."""
+    def save(self, folder: str | Path, pad_token: str = EOS, length: int = 77) -> None:
+        """Writes the tokenizer's files: those that it was loaded from, else CLIP's with `pad_token`.
+
+        `length` is that of a sequence, which transformers needs to be told: it is added where the files do not say it.
+        """
         if not self.files:
-            return write_clip_files(folder, pad_token)
+            return write_clip_files(folder, pad_token, length)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self.files:
+        files = dict(self.files)
+        config = _json_object(files, CONFIG)
+        if "model_max_length" not in config:
+            files[CONFIG] = (json.dumps({**config, "model_max_length": length}, indent=2) + "\n").encode()
+        for name, data in files.items():
             (folder / name).write_bytes(data)
 
     @property
@@ -147,7 +153,7 @@ class Tokenizer:
         return _engine(self.files).after(_checked(text), length - 2)
 
 
-def write_clip_files(folder: str | Path, pad_token: str = EOS) -> None:
+def write_clip_files(folder: str | Path, pad_token: str = EOS, length: int = 77) -> None:
     """Writes CLIP's vocabulary as the files of a diffusers folder's `tokenizer/`.
 
     `pad_token` is "<|endoftext|>" for v1 and "!" for v2. Raises ValueError if it is not in the vocabulary.
@@ -161,7 +167,7 @@ def write_clip_files(folder: str | Path, pad_token: str = EOS) -> None:
         "do_lower_case": True,
         "eos_token": EOS,
         "errors": "replace",
-        "model_max_length": 77,
+        "model_max_length": length,
         "pad_token": pad_token,
         "tokenizer_class": "CLIPTokenizer",
         "unk_token": EOS,
@@ -172,7 +178,7 @@ def write_clip_files(folder: str | Path, pad_token: str = EOS) -> None:
     files = {
         "vocab.json": json.dumps(vocab, ensure_ascii=False),
         "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]),
-        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        CONFIG: json.dumps(config, indent=2) + "\n",
         "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
     }
     for name, text in files.items():
@@ -287,7 +293,7 @@ def _engine(files: tuple[tuple[str, bytes], ...]) -> _BytePairs | _WordPieces | 
     if not files:
         return _BytePairs(*_clip_vocabulary())
     by_name = dict(files)
-    config = _json_object(by_name, "tokenizer_config.json")
+    config = _json_object(by_name, CONFIG)
     if (
         "vocab.txt" in by_name
         and "added_tokens.json" not in by_name
@@ -313,7 +319,7 @@ def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def _folder_vocabulary(files: dict[str, bytes]) -> tuple[dict[str, int], list[tuple[str, str]]] | None:
     """Returns vocabulary and merges if the files are a plain tokenizer of CLIP's kind, else None."""
-    config = _json_object(files, "tokenizer_config.json")
+    config = _json_object(files, CONFIG)
     whole = _json_object(files, "tokenizer.json")
     if config.get("tokenizer_class", "CLIPTokenizer") not in _CLASSES:
         return None

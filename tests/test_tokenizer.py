@@ -155,6 +155,18 @@ def test_folder_with_a_vocabulary_of_its_own(tmp_path: Path, layout: str) -> Non
     np.testing.assert_array_equal(own("cat", length=4), [[vocab[BOS], vocab["cat</w>"], vocab[EOS], vocab[EOS]]])
 
 
+def test_saved_files_say_how_long_a_sequence_is(tmp_path: Path) -> None:
+    vocab, merges = small_vocabulary()
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    for given, wanted in (({}, 32), ({"model_max_length": 40}, 40)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", **given}))
+        Tokenizer.load(tmp_path).save(tmp_path / "saved", length=32)
+        config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+        assert config == {"tokenizer_class": "CLIPTokenizer", "model_max_length": wanted}
+        assert Tokenizer.load(tmp_path / "saved").encode("cat") == [vocab["cat</w>"]]
+
+
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"tokenizer_class": "NoSuchTokenizer"}'])
 def test_folder_without_a_tokenizer_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
