@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 SMALL = 2**14  # queries times keys up to which a fused kernel has nothing to save
-CPU_SCORES = 2**20  # scores held at a time on a CPU (4 MiB), once for each 128 of head size: a chunk near the cache
+CPU_SCORES = 2**22  # scores held at a time on a CPU (16 MiB), once for each 128 of head size: a chunk near the cache
 SCORES = 2**26  # scores held at a time elsewhere (256 MiB): enough to fill a GPU
 FEWEST_ROWS = 64  # queries a chunk has at least, so that products stay products of matrices
 SPLASH_LENGTH = 512  # queries and keys from which padding to the TPU kernel's blocks pays
@@ -91,9 +91,9 @@ def in_chunks(q: Queries, k: Keys, v: Keys, causal: bool = False, limit: int = S
 def head_by_head(q: Queries, k: Keys, v: Keys, causal: bool = False) -> Queries:
     """Returns attention in float32 chunks of one head after the other, which suits a CPU's cache.
 
-    The batch stays inside the loop, so that a batch spread over devices needs no communication.
+    Of one picture after the other too where there is one device; where there are more, the batch stays inside the loop,
+    so that one that is spread over them needs no communication.
     """
-
     # Wide heads need more queries to a chunk, for every chunk lays out all keys and values anew
     limit = CPU_SCORES * -(-q.shape[-1] // 128)
 
@@ -102,8 +102,13 @@ def head_by_head(q: Queries, k: Keys, v: Keys, causal: bool = False) -> Queries:
         widened = (a.astype(jnp.float32)[:, :, None] for a in qkv)
         return in_chunks(*widened, causal, limit)[:, :, 0].astype(q.dtype)
 
-    out = jax.lax.map(head, tuple(jnp.moveaxis(a, 2, 0) for a in (q, k, v)))  # [h, b, n, d]
-    return jnp.moveaxis(out, 0, 2)
+    if jax.device_count() > 1:
+        out = jax.lax.map(head, tuple(jnp.moveaxis(a, 2, 0) for a in (q, k, v)))  # [h, b, n, d]
+        return jnp.moveaxis(out, 0, 2)
+    b, n, h, d = q.shape
+    # [b h, 1, n, d]
+    out = jax.lax.map(head, tuple(a.swapaxes(1, 2).reshape(b * h, 1, a.shape[1], d) for a in (q, k, v)))
+    return out.reshape(b, h, n, d).swapaxes(1, 2)
 
 
 def _products(q: Array, k: Array, v: Array, first: Array | int, causal: bool) -> Array:

@@ -1,19 +1,24 @@
 """Two-dimensional convolution, channels last, with the method that is fastest where it runs."""
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sdjax.nn.winograd import winograd
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 POINT: Padding = ((0, 0), (0, 0))  # of 1x1 convolutions and patches: none
 
-SMALL_MAP = 8 * 8  # output positions up to which a float32 product beats XLA's on CPUs, four times that in halves ...
+SMALL_MAP = 8 * 8  # output positions up to which one float32 product is fastest on CPUs, four times that in halves ...
 WIDE = 512  # ... where the input has at least this many channels
+NARROW = 64  # channels in or out from which on Winograd's products are faster ...
+WORTH = 2**27  # ... and multiplications for which they are worth the second that they take to compile
 
 
 class Conv(nn.Module):
@@ -42,26 +47,33 @@ def conv2d(
 ) -> Float[Array, "b h2 w2 d"]:  # fmt: skip
     """Returns the convolution of x with kernel, plus bias, in x's dtype.
 
-    XLA's convolution, but on CPUs one matrix product where that was measured to be faster (benchmarks/convolution.py):
-    for 1x1 kernels, and for small maps of many channels, whose neighbourhoods are small beside the kernel.
+    XLA's convolution, but on CPUs what was measured to be faster there (benchmarks/convolution.py): one matrix product
+    for 1x1 kernels, and for small maps of many channels, whose neighbourhoods are small beside the kernel; Winograd's
+    products for other 3x3 kernels of stride 1.
     """
     xla = functools.partial(convolution, strides=strides, padding=padding)
-    product = functools.partial(columns, strides=strides, padding=padding)
-    if product_is_faster_on_cpu(x.shape, kernel.shape, strides, x.dtype):
-        y = jax.lax.platform_dependent(x, kernel, cpu=product, default=xla)
-    else:
+    method = method_on_cpu(x.shape, kernel.shape, strides, padding, x.dtype)
+    if method == "xla":
         y = xla(x, kernel)
+    else:
+        own = winograd if method == "winograd" else functools.partial(columns, strides=strides, padding=padding)
+        y = jax.lax.platform_dependent(x, kernel, cpu=own, default=xla)
     return y if bias is None else y + bias
 
 
-def product_is_faster_on_cpu(
-    shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], dtype: jnp.dtype
-) -> bool:
-    """Returns whether to convolve a map of `shape` by `columns`."""
-    _, h, w, c = shape
+def method_on_cpu(
+    shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], padding: Padding, dtype: jnp.dtype
+) -> Literal["xla", "columns", "winograd"]:
+    """Returns what to convolve a map of `shape` by."""
+    b, h, w, c = shape
     positions = -(-h // strides[0]) * -(-w // strides[1])
     limit = SMALL_MAP if dtype == jnp.float32 else 4 * SMALL_MAP
-    return kernel[:2] == (1, 1) or (positions <= limit and c >= WIDE)
+    if kernel[:2] == (1, 1) or (positions <= limit and c >= WIDE):
+        return "columns"
+    usual = kernel[:2] == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1))
+    if usual and min(kernel[2:]) >= NARROW and b * positions * math.prod(kernel) >= WORTH:
+        return "winograd"
+    return "xla"
 
 
 def convolution(x: Array, kernel: Array, *, strides: tuple[int, int], padding: Padding) -> Array:

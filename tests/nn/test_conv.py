@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 from jax import export
 
-from sdjax.nn import conv
+from sdjax.nn import conv, winograd
 from sdjax.nn.conv import conv2d
 
 SAME, POINT, CORNER = ((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (0, 1))
 # float32 sums of up to 9 * 520 terms; halves round inputs and output to 8 and 11 bits
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 
-# (batch, height, width, channels), (kernel height, width), features, strides, padding; the first four by a product
+# (batch, height, width, channels), (kernel height, width), features, strides, padding; the first four by one product,
+# the fifth by Winograd's
 CASES = [
     ((2, 8, 8, 520), (3, 3), 24, (1, 1), SAME),
     ((1, 9, 7, 512), (3, 3), 8, (2, 2), SAME),
     ((2, 6, 5, 512), (3, 3), 8, (2, 2), CORNER),
     ((2, 20, 20, 48), (1, 1), 16, (1, 1), POINT),
+    ((2, 31, 37, 80), (3, 3), 96, (1, 1), SAME),
     ((2, 20, 18, 32), (3, 3), 16, (1, 1), SAME),
     ((1, 21, 19, 32), (3, 3), 16, (2, 2), CORNER),
     ((1, 12, 10, 4), (3, 3), 16, (1, 1), SAME),
@@ -89,4 +91,35 @@ def test_method_is_chosen_when_lowered(case):
     text = {p: export.export(run, platforms=[p])(*args).mlir_module() for p in ("cpu", "cuda", "tpu")}
     assert "stablehlo.convolution" in text["cuda"]
     assert "stablehlo.convolution" in text["tpu"]
-    assert ("stablehlo.convolution" in text["cpu"]) == (case not in CASES[:4])
+    assert ("stablehlo.convolution" in text["cpu"]) == (case not in CASES[:5])
+
+
+SHAPES = [(2, 8, 8, 5), (1, 7, 9, 3), (3, 1, 2, 4), (2, 1, 1, 3), (1, 31, 6, 2)]
+
+
+@pytest.mark.parametrize("largest", [2**29, 2**12], ids=["whole", "bands"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_winograd_and_its_gradients_equal_float64(shape, largest, monkeypatch):
+    monkeypatch.setattr(winograd, "LARGEST", largest)
+    assert (winograd._bands(2, 8, 8, 5)[1] > 1) == (largest == 2**12)
+    x, kernel = inputs(shape, (3, 3), 7)
+    slope = jnp.asarray(np.random.default_rng(1).standard_normal((*shape[:3], 7)), jnp.float32)
+    y, back = jax.vjp(winograd.winograd, x, kernel)
+    check(y, exact(x, kernel, (1, 1), SAME), 2e-6)
+    dx, dk = back(slope)
+    # The map's gradient is the convolution of the slope with the kernel turned by half a turn
+    check(dx, exact(slope, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), (1, 1), SAME), 2e-6)
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    check(dk, np.einsum("bhwcij,bhwd->ijcd", windows, np.asarray(slope, np.float64)), 2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_winograd_in_halves_is_float32s_rounded_once(dtype):
+    x, kernel = inputs((2, 12, 10, 32), (3, 3), 16, dtype)
+    want = winograd.winograd(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(dtype)
+    got = winograd.winograd(x, kernel)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
+    dx, dk = jax.vjp(winograd.winograd, x, kernel)[1](got)
+    assert (dx.dtype, dk.dtype) == (jnp.dtype(dtype), jnp.dtype(dtype))

@@ -124,8 +124,8 @@ def test_a_training_killed_at_any_moment_goes_on_to_the_same_losses(config, alon
         before = len(losses(tmp_path))
         # From the start on, or from where it has made a step more: a start takes as long as all of its steps
         if rng.random() < 0.6:
-            wait(lambda before=before: len(losses(tmp_path)) > before, [process])
-            time.sleep(rng.uniform(0, 1))
+            wait(lambda: len(losses(tmp_path)) > before or process.poll() is not None, [process])  # noqa: B023
+            time.sleep(rng.uniform(0, 0.5))
         else:
             time.sleep(rng.uniform(0, 12))
         process.kill()
