@@ -18,6 +18,7 @@ POINT: Padding = ((0, 0), (0, 0))  # of 1x1 convolutions and patches: none
 SMALL_MAP = 8 * 8  # output positions up to which one float32 product is fastest on CPUs, four times that in halves ...
 WIDE = 512  # ... where the input has at least this many channels
 NARROW = 64  # channels in or out from which on Winograd's products are faster ...
+LARGE_MAP = 2**17  # ... positions of a batch up to which they are, which hold four times the map at a time ...
 WORTH = 2**27  # ... and multiplications for which they are worth the second that they take to compile
 
 
@@ -67,13 +68,12 @@ def method_on_cpu(
     """Returns what to convolve a map of `shape` by."""
     b, h, w, c = shape
     positions = -(-h // strides[0]) * -(-w // strides[1])
-    limit = SMALL_MAP if dtype == jnp.float32 else 4 * SMALL_MAP
-    if kernel[:2] == (1, 1) or (positions <= limit and c >= WIDE):
-        return "columns"
-    usual = kernel[:2] == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1))
-    if usual and min(kernel[2:]) >= NARROW and b * positions * math.prod(kernel) >= WORTH:
+    usual = kernel[:2] == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1)) and min(kernel[2:]) >= NARROW
+    many = positions > SMALL_MAP or c < WIDE
+    if usual and many and b * positions <= LARGE_MAP and b * positions * math.prod(kernel) >= WORTH:
         return "winograd"
-    return "xla"
+    limit = SMALL_MAP if dtype == jnp.float32 else 4 * SMALL_MAP
+    return "columns" if kernel[:2] == (1, 1) or (positions <= limit and c >= WIDE) else "xla"
 
 
 def convolution(x: Array, kernel: Array, *, strides: tuple[int, int], padding: Padding) -> Array:
