@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import re
+import runpy
 import shlex
 import tomllib
 from collections.abc import Callable
@@ -169,3 +170,9 @@ def test_every_page_of_the_manual_is_in_its_contents() -> None:
         if line and not line.startswith(":")
     }
     assert {page for page in documents.PAGES if page.is_relative_to(ROOT / "docs")} - {ROOT / "docs/index.md"} == listed
+
+
+@pytest.mark.parametrize("place", ["Makefile", "docs/performance.md"])
+def test_the_allocator_is_told_what_was_measured(place: str) -> None:
+    told = re.search(r"GLIBC_TUNABLES ?\??= ?(\S+)", (ROOT / place).read_text())[1]
+    assert told == runpy.run_path(str(ROOT / "benchmarks" / "allocator.py"))["TUNABLES"]
