@@ -13,7 +13,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.benchmark import random_model
-from sdjax.config import ConfigError, DepthConfig
+from sdjax.config import ConfigError, DepthConfig, VisionConfig
 from sdjax.configs import finetune
 from sdjax.convert import CheckpointError
 from sdjax.scripts.main import main
@@ -295,3 +295,45 @@ def test_every_configuration_trains_what_it_says(pictures, tmp_path, name):
         assert all(same) == (part not in config.train)
     pipe = sdjax.load(tmp_path / "run", dtype="float32")
     assert pipe.config == model.config
+
+
+TOLD = {
+    "upscaling": dataclasses.replace(
+        TINY,
+        unet=dataclasses.replace(TINY.unet, in_channels=7, num_classes=350),
+        vae=dataclasses.replace(TINY.vae, channels=(8, 8, 8)),
+    ),
+    "unclip": dataclasses.replace(
+        TINY,
+        unet=dataclasses.replace(TINY.unet, label_dim=32),
+        vision=VisionConfig(image_size=28, patch_size=14, width=32, layers=1, heads=2, projection=16),
+        noise_stats=16,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TOLD)
+def test_models_that_see_more_than_words_are_trained_and_sample(pictures, tmp_path, kind):
+    tokenizer = base.Base.load(pictures / "tiny").tokenizer
+    base.Base(TOLD[kind], random_model(TOLD[kind], "float32").params, tokenizer).save(tmp_path / "model")
+    config = settings(pictures, model__path=str(tmp_path / "model"))
+    state, seen = run(tmp_path / "run", config)
+    assert sorted(seen) == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(loss) and 0 < loss < 4 for loss in seen.values())
+    assert set(state.params) == {"unet"}
+    start, (_, model) = base.Base.load(tmp_path / "model"), trained(tmp_path / "run")
+    for part in start.params:
+        pairs = zip(jax.tree.leaves(model.params[part]), jax.tree.leaves(start.params[part]), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs) == (part != "unet")
+    # What takes the label has gradients
+    labels = (tree.params["unet"]["class_embedding"] for tree in (model, start))
+    assert not any(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, labels), strict=True))
+    pipe = sdjax.load(tmp_path / "run", dtype="float32")
+    picture = np.asarray(Image.open(pictures / "00.png"))
+    if kind == "upscaling":
+        made = sdjax.upscale(pipe, picture, "a red square", num_steps=2)
+        assert made.shape == (1, 256, 256, 3)
+    else:
+        made = sdjax.image_variations(pipe, picture, "a red square", num_steps=2, height=64, width=64)
+        assert made.shape == (1, 64, 64, 3)
