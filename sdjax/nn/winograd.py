@@ -57,7 +57,8 @@ winograd.defvjp(_forward, _backward)
 
 def _convolve(x: Array, kernel: Array) -> Array:
     b, h, w, c = x.shape
-    weights = [part for row in _both(_weighted, kernel) for part in row]
+    # XLA would transform all of a network's kernels first, and hold 16 / 9 of their size: none is ready before its x
+    weights = [part for row in _both(_weighted, kernel + jnp.minimum(jnp.abs(x[0, 0, 0, 0]), 0)) for part in row]
     rows, count = _bands(b, h, w, c)
     padded = _padded(x, rows * count)
 
