@@ -161,28 +161,26 @@ def write_clip_files(folder: str | Path, pad_token: str = EOS, length: int = 77)
     vocab, merges = _clip_vocabulary()
     if pad_token not in vocab:
         raise ValueError(f"the padding token {pad_token!r} is not in CLIP's vocabulary; v1 has {EOS!r}, v2 '!'")
-    config = {
-        "add_prefix_space": False,
-        "bos_token": BOS,
-        "do_lower_case": True,
-        "eos_token": EOS,
-        "errors": "replace",
-        "model_max_length": length,
-        "pad_token": pad_token,
-        "tokenizer_class": "CLIPTokenizer",
-        "unk_token": EOS,
-    }
-    special = {key: config[key] for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for name, data in clip_files(vocab, merges, pad_token, model_max_length=length).items():
+        (folder / name).write_bytes(data)
+
+
+def clip_files(
+    vocab: dict[str, int], merges: Sequence[tuple[str, str]], pad_token: str = EOS, **more: Any
+) -> dict[str, bytes]:
+    """Returns the files of a tokenizer of CLIP's kind, by their names; `more` goes into tokenizer_config.json."""
+    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad_token}
+    config = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", **special,
+              "tokenizer_class": "CLIPTokenizer", **more}  # fmt: skip
     files = {
-        "vocab.json": json.dumps(vocab, ensure_ascii=False),
         "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]),
-        CONFIG: json.dumps(config, indent=2) + "\n",
         "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
+        CONFIG: json.dumps(config, indent=2) + "\n",
+        "vocab.json": json.dumps(vocab, ensure_ascii=False),
     }
-    for name, text in files.items():
-        (folder / name).write_bytes(text.encode())
+    return {name: text.encode() for name, text in files.items()}
 
 
 def _checked(text: str) -> str:

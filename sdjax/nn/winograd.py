@@ -42,7 +42,7 @@ def _backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     def band(total: Array, i: Array) -> tuple[Array, None]:
         inputs = _inputs(_band(padded, i, 2 * rows, 2))
         grid = _both(_spread, _split(_band(dy, i, 2 * rows, 0)))
-        slopes = [part.reshape(-1, part.shape[-1]) for row in grid for part in row]
+        slopes = [part.reshape(-1, part.shape[-1]) for part in _flat(grid)]
         return total + jnp.stack([a.T @ b for a, b in zip(inputs, slopes, strict=True)]), None
 
     zero = jnp.zeros((16, *kernel.shape[2:]), jnp.float32)
@@ -57,8 +57,7 @@ winograd.defvjp(_forward, _backward)
 
 def _convolve(x: Array, kernel: Array) -> Array:
     b, h, w, c = x.shape
-    # XLA would transform all of a network's kernels first, and hold 16 / 9 of their size: none is ready before its x
-    weights = [part for row in _both(_weighted, kernel + jnp.minimum(jnp.abs(x[0, 0, 0, 0]), 0)) for part in row]
+    weights = _flat(_both(_weighted, _after(x, kernel)))
     rows, count = _bands(b, h, w, c)
     padded = _padded(x, rows * count)
 
@@ -71,6 +70,17 @@ def _convolve(x: Array, kernel: Array) -> Array:
 
     y = band(jnp.int32(0)) if count == 1 else jnp.moveaxis(jax.lax.map(band, jnp.arange(count)), 0, 1)
     return y.reshape(b, 2 * rows * count, -1, kernel.shape[-1])[:, :h, :w]
+
+
+def _after(x: Array, kernel: Array) -> Array:
+    """Returns the kernel, which is not ready before x is.
+
+    XLA would transform all of a network's kernels first, and hold 16 / 9 of their size. Where there are several devices
+    x may be spread over them, and waiting for it would need communication.
+    """
+    if jax.device_count() > 1:
+        return kernel
+    return jnp.where(x[0, 0, 0, 0] > jnp.inf, 0, kernel)  # never, which XLA does not see
 
 
 def _bands(b: int, h: int, w: int, c: int) -> tuple[int, int]:
@@ -101,7 +111,7 @@ def _inputs(x: Array) -> list[Array]:
     """Returns the 16 matrices [tiles, c] of a padded band [b, 2 rows + 2, w + 2, c]."""
     h, w = x.shape[1] - 2, x.shape[2] - 2
     tiles = [[x[:, i : i + h : 2, j : j + w : 2] for j in range(4)] for i in range(4)]
-    return [part.reshape(-1, x.shape[-1]) for row in _both(_taken, tiles) for part in row]
+    return [part.reshape(-1, x.shape[-1]) for part in _flat(_both(_taken, tiles))]
 
 
 def _split(x: Array) -> Grid:
@@ -112,6 +122,10 @@ def _both(transform: Callable, grid: Grid) -> Grid:
     """Applies a transform to the columns of a grid, and to the rows of what comes out."""
     columns = [transform(column) for column in zip(*grid, strict=True)]
     return [transform(row) for row in zip(*columns, strict=True)]
+
+
+def _flat(grid: Grid) -> list[Any]:
+    return [part for row in grid for part in row]
 
 
 def _weighted(g: Sequence[Array]) -> list[Array]:

@@ -1,13 +1,12 @@
 """A byte pair vocabulary of CLIP's kind, learned from captions."""
 
 import collections
-import json
 import re
 from collections.abc import Iterable
 
 from tokenizers import pre_tokenizers
 
-from sdjax.tokenizer import BOS, EOS, Tokenizer, clean
+from sdjax.tokenizer import BOS, EOS, Tokenizer, clean, clip_files
 
 _WORDS = re.compile(r"[^\W\d_]+|\d|[^\s\w]+")  # letters, one digit, or a run of neither, as CLIP splits plain text
 
@@ -32,7 +31,7 @@ def learn(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     merges = _merges({(*word[:-1], word[-1] + "</w>"): count for word, count in counts.items()}, room)
     names += ["".join(pair) for pair in merges]
     names += [f"<|unused{i}|>" for i in range(room - len(merges))] + [BOS, EOS]
-    return Tokenizer(_files({name: i for i, name in enumerate(names)}, merges))
+    return Tokenizer(tuple(clip_files({name: i for i, name in enumerate(names)}, merges).items()))
 
 
 def _merges(words: dict[tuple[str, ...], int], limit: int) -> list[tuple[str, str]]:
@@ -61,16 +60,3 @@ def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
             out.append(word[i])
             i += 1
     return tuple(out)
-
-
-def _files(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tuple[tuple[str, bytes], ...]:
-    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
-    config = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", **special,
-              "tokenizer_class": "CLIPTokenizer"}  # fmt: skip
-    files = {
-        "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]),
-        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
-        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
-        "vocab.json": json.dumps(vocab, ensure_ascii=False),
-    }
-    return tuple((name, text.encode()) for name, text in files.items())

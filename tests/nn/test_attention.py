@@ -90,6 +90,15 @@ def test_gradients_equal_float64(shape, monkeypatch):
         check(got, want, 1e-5)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("causal", [False, True])
+def test_head_by_head_on_one_device_and_on_many(devices, causal, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(attention, "CPU_SCORES", 2**14)
+    args = inputs(333, 200, 2, 24)
+    check(attention.head_by_head(*args, causal=causal), exact(*args, causal)[0], TOLERANCE["float32"])
+
+
 @pytest.mark.parametrize("limit", [1, 2**14, 2**18])
 def test_chunks_of_any_size_give_the_same(limit):
     args = inputs(333, 200, 2, 24)

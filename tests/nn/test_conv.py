@@ -1,5 +1,7 @@
 """conv2d against a convolution written out in float64 numpy, by every method that it may choose."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,3 +125,24 @@ def test_winograd_in_halves_is_float32s_rounded_once(dtype):
     np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
     dx, dk = jax.vjp(winograd.winograd, x, kernel)[1](got)
     assert (dx.dtype, dk.dtype) == (jnp.dtype(dtype), jnp.dtype(dtype))
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Traces as where there is one device."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def test_winograd_keeps_pictures_apart(one_device):
+    x, kernel = inputs((2, 6, 6, 3), (3, 3), 4)
+    whole = winograd.winograd(x, kernel)
+    for bad in (jnp.nan, jnp.inf):
+        np.testing.assert_array_equal(winograd.winograd(x.at[0].set(bad), kernel)[1], whole[1])
+
+
+def test_winograd_transforms_no_kernel_before_its_turn(one_device):
+    x = jax.ShapeDtypeStruct((1, 4, 4, 128), jnp.float32)
+    kernels = [jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)] * 6
+    program = jax.jit(lambda x, kernels: functools.reduce(winograd.winograd, kernels, x)).lower(x, kernels).compile()
+    transformed = 16 * 128 * 128 * 4
+    assert program.memory_analysis().temp_size_in_bytes < 3 * transformed
