@@ -13,7 +13,8 @@ Then each makes pictures in processes of its own: one of the full-size model fro
 use is taken, and the first of the built-in model, timed from the process's start, with nothing compiled before and with
 everything.
 
-OUT.json holds all numbers, OUT.png the ratios.
+OUT.json holds all numbers, OUT.png the ratios. Rows that OUT.json holds already stay if they are not measured again, so
+that the whole can be measured in parts.
 """
 
 import argparse
@@ -46,6 +47,7 @@ from sdjax.pipeline import cast
 
 PROMPT = "a photograph of an astronaut riding a horse"
 ONE = pathlib.Path(__file__).with_name("one_picture.py")
+NAMES = {"results": ("case", "dtype"), "processes": ("process", "dtype", "who")}  # what tells rows apart
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -199,7 +201,9 @@ def picture_case(pipe, modules, dtype, compiled):
 
 
 def measure(dtype, args):
-    """Returns a row of numbers for each case in one dtype."""
+    """Yields a row of numbers for each case in one dtype."""
+    if not args.cases:
+        return
     pipe = random_model(configs.get("sd1"), "float32")
     unet, vae, text = peer_modules(pipe)
     cast_pipe = dataclasses.replace(pipe, params=cast(pipe.params, dtype), dtype=dtype)
@@ -209,38 +213,33 @@ def measure(dtype, args):
         "text": lambda: text_case(pipe, text, dtype, args.compile),
         "picture": lambda: picture_case(cast_pipe, (unet, vae, text), dtype, args.compile),
     }
-    rows = []
     for name in args.cases:
         runs, to_peer = cases[name]()
-        row = {"case": name, "dtype": dtype}
+        row = {"case": name, "dtype": dtype, "repeats": args.repeats, "times": timed(runs, args.repeats)}
         if to_peer is not None:
             ours, theirs = to_peer(runs["sdjax"]()), runs["diffusers"]().float().numpy()
             row["difference"] = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-        row["times"] = timed(runs, args.repeats)
         best = min((t["seconds"], who) for who, t in row["times"].items() if who != "sdjax")
         row["best_peer"], row["ratio"] = best[1], best[0] / row["times"]["sdjax"]["seconds"]
-        rows.append(row)
         ours = row["times"]["sdjax"]
         print(f"{name:8} {dtype:9} sdjax {ours['seconds']:.3f} s, {best[1]} {best[0]:.3f} s: {row['ratio']:.2f} times "
               f"as fast; compiling {ours['first'] - ours['seconds']:.0f} s", flush=True)  # fmt: skip
+        yield row
         del runs
         gc.collect()
-    return rows
 
 
 def spent(command, **environment):
     """Returns the seconds and the highest memory use in bytes of a command."""
     begin = time.perf_counter()
-    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return {"seconds": time.perf_counter() - begin, "peak": 1024 * usage.ru_maxrss}
+    process = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True)
+    return {"seconds": time.perf_counter() - begin, "peak": 1024 * int(process.stdout.split()[-1])}
 
 
-def processes(args):
-    """Returns what whole processes take: a picture of the full-size model, the first of the built-in one."""
-    rows = []
+def processes(dtype, args):
+    """Yields what whole processes take: a picture of the full-size model, the first of the built-in one."""
+    if not args.processes:
+        return
     with tempfile.TemporaryDirectory() as scratch:
         root = pathlib.Path(scratch)
         pipe = random_model(configs.get("sd1"), "float32")
@@ -249,22 +248,18 @@ def processes(args):
         del pipe
         gc.collect()
 
-        def run(who, *rest):
-            own = {"XDG_CACHE_HOME": str(root / "cache")}
-            return spent([sys.executable, str(ONE), who, *rest], **own)
+        def run(what, who, *rest):
+            row = {"process": what, "dtype": dtype, "who": who}
+            row |= spent([sys.executable, str(ONE), who, *rest], XDG_CACHE_HOME=str(root / "cache"))
+            print(f"{what}, {dtype}, {who}: {row['seconds']:.1f} s, {row['peak'] / 2**30:.2f} GiB", flush=True)
+            return row
 
-        for dtype in args.dtypes:
+        for who in "sdjax", "diffusers":
+            yield run("a picture of 2 steps from the files", who, str(root / "v1"), dtype, "512", "2")
+        for turn in "cold", "warm":
             for who in "sdjax", "diffusers":
-                row = run(who, str(root / "v1"), dtype, "512", "2")
-                rows.append({"process": "a picture of 2 steps from the files", "dtype": dtype, "who": who, **row})
-        for k in range(args.repeats + 1):
-            for who in "sdjax", "diffusers":
-                row = run(who, str(root / "builtin"), "float32", "64", "50")
-                what = "first picture of the built-in model, " + ("warm" if k else "cold")
-                rows.append({"process": what, "dtype": "float32", "who": who, **row})
-    for row in rows:
-        print(f"{row['process']}, {row['dtype']}, {row['who']}: {row['seconds']:.1f} s, {row['peak'] / 2**30:.2f} GiB")
-    return rows
+                what = f"first picture of the built-in model, {turn}"
+                yield run(what, who, str(root / "builtin"), dtype, "64", "50")
 
 
 def main():
@@ -273,21 +268,21 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
-    parser.add_argument("--cases", nargs="+", default=["unet", "decoder", "text", "picture"])
+    parser.add_argument("--cases", nargs="*", default=["unet", "decoder", "text", "picture"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--processes", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     torch.set_grad_enabled(False)
-    results = []
-    for dtype in args.dtypes:
-        results += measure(dtype, args)
-        gc.collect()
-    out = pathlib.Path(args.out)
+    out = pathlib.Path(args.out).with_suffix(".json")
+    found = json.loads(out.read_text()) if out.exists() else {"results": [], "processes": []}
     versions = {"jax": jax.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
-    found = {"device": device_name(jax.devices()[0]), "repeats": args.repeats, **versions, "results": results}
-    if args.processes:
-        found["processes"] = processes(args)
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    found |= {"device": device_name(jax.devices()[0]), **versions}
+    for dtype in args.dtypes:
+        for rows, key in ((measure(dtype, args), "results"), (processes(dtype, args), "processes")):
+            for row in rows:
+                found[key] = [old for old in found[key] if any(old[name] != row[name] for name in NAMES[key])] + [row]
+                out.write_text(json.dumps(found, indent=1) + "\n")
+            gc.collect()
     plot(found, out.with_suffix(".png"))
 
 

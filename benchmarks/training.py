@@ -5,7 +5,7 @@
 
 Both train the same UNet (the built-in model's, with v1's four latent channels) from the same weights on the same batch
 of stored latents and text embeddings, with AdamW, gradients clipped to norm 1 and a moving average of the weights
-(diffusers' EMAModel). Float32, on the CPU. Then `sdjax train` itself runs for a while on cached latents, and the shares
+(diffusers' EMAModel). Float32, on the CPU. Then `sdjax train` itself runs for a while on pictures, and the shares
 of time that it waited for data and for saving are read from its log.
 """
 
