@@ -256,7 +256,8 @@ def test_eight_pictures_are_learned_by_heart(eight, tmp_path):
     same = {"parts": [{"source": {"folder": str(eight)}}], "crop": "centre"}
     changes = {"optim__steps": 600, "optim__learning_rate": 3e-3, "optim__name": "muon", "optim__cooldown": 200,
                "train": ["unet", "text"], "ema__decay": 0.98, "objective__dropout": 0.0, "log__every": 100,
-               "data__flip": 0.0, "validation__data": same, "validation__every": 300, "validation__examples": 8}  # fmt: skip
+               "data__flip": 0.0, "validation__data": same, "validation__every": 300,
+               "validation__examples": 8}  # fmt: skip
     run(tmp_path / "run", settings(eight, "small", **changes))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     seen = {line["step"]: line for line in lines if "validation/loss" in line}
