@@ -9,9 +9,8 @@ channels_last, and compiled (`--compile`, if torch.compile works here); the best
 with. Every number is a median of `--repeats` rounds, and in each round all take their turn. Both get the same weights,
 so that their outputs can be compared too.
 
-Then each makes pictures in processes of its own: one of the full-size model from a folder on disk, whose highest memory
-use is taken, and the first of the built-in model, timed from the process's start, with nothing compiled before and with
-everything.
+Then each makes pictures in processes of its own, from a folder on disk: one of the full-size model, one of the built-in
+model, with nothing compiled before (cold) and with everything (warm). Seconds are from the process's start to its end.
 
 OUT.json holds all numbers, OUT.png the ratios. Rows that OUT.json holds already stay if they are not measured again, so
 that the whole can be measured in parts.
@@ -254,12 +253,13 @@ def processes(dtype, args):
             print(f"{what}, {dtype}, {who}: {row['seconds']:.1f} s, {row['peak'] / 2**30:.2f} GiB", flush=True)
             return row
 
-        for who in "sdjax", "diffusers":
-            yield run("a picture of 2 steps from the files", who, str(root / "v1"), dtype, "512", "2")
-        for turn in "cold", "warm":
-            for who in "sdjax", "diffusers":
-                what = f"first picture of the built-in model, {turn}"
-                yield run(what, who, str(root / "builtin"), dtype, "64", "50")
+        for what, name, size, steps in (
+            ("a v1 picture of 2 steps", "v1", 512, 2),
+            ("the built-in model", "builtin", 64, 50),
+        ):
+            for turn in "cold", "warm":
+                for who in "sdjax", "diffusers":
+                    yield run(f"{what}, {turn}", who, str(root / name), dtype, str(size), str(steps))
 
 
 def main():

@@ -73,7 +73,8 @@ def nothing_left():
     while STARTED:
         process = STARTED.pop()
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def start_two(config, workdir):
