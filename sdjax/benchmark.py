@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -88,7 +89,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 def table(pipe: Pipeline, results: Sequence[Result], device: jax.Device) -> str:
     """Returns the results as a Markdown table, with what they were measured on above it."""
     lines = [
-        f"sdjax {__version__}, JAX {jax.__version__}, {device_name(device)}, {pipe.dtype}, {pipe.source}",
+        f"sdjax {__version__}, JAX {jax.__version__}, {device_name(device)}, {pipe.dtype}, {Path(pipe.source).name}",
         "",
         "| size | batch | steps/s | pictures/min, 50 steps | text, s | decode, s | first run, s more | peak |",
         "|---|---|---|---|---|---|---|---|",
