@@ -3,11 +3,11 @@
     pip install 'sdjax[benchmark]'
     python benchmarks/against_diffusers.py --out benchmarks/results/against_diffusers_cpu
 
-Measured are the UNet on two latents of 64 x 64 (float32 and bfloat16), the autoencoder's decoder at 512 x 512, the text
-encoder on two prompts, and text to image at 512 x 512 with four steps and guidance. diffusers runs as it is, with
-channels_last, and compiled (`--compile`, if torch.compile works here); the best of these is what sdjax is compared
-with. Every number is a median of `--repeats` rounds, and in each round all take their turn. Both get the same weights,
-so that their outputs can be compared too.
+Measured are the UNet on two latents of 64 x 64 (float32 and bfloat16), the autoencoder's decoder of one, the text
+encoder on two prompts, and text to image of one with four steps and guidance; `--side` takes smaller latents. diffusers
+runs as it is, with channels_last, and compiled (`--compile`, if torch.compile works here); the best of these is what
+sdjax is compared with. Every number is a median of `--repeats` rounds, and in each round all take their turn. Both get
+the same weights, so that their outputs can be compared too.
 
 Then each makes pictures in processes of its own, from a folder on disk: one of the full-size model, one of the built-in
 model, with nothing compiled before (cold) and with everything (warm). Seconds are from the process's start to its end.
@@ -46,7 +46,7 @@ from sdjax.pipeline import cast
 
 PROMPT = "a photograph of an astronaut riding a horse"
 ONE = pathlib.Path(__file__).with_name("one_picture.py")
-NAMES = {"results": ("case", "dtype"), "processes": ("process", "dtype", "who")}  # what tells rows apart
+NAMES = {"results": ("case", "dtype", "side"), "processes": ("process", "dtype", "who")}  # what tells rows apart
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -114,10 +114,10 @@ def peers(module, call, dtype, compiled):
     return out
 
 
-def unet_case(pipe, unet, dtype, compiled):
-    """The UNet on two latents of 64 x 64."""
+def unet_case(pipe, unet, dtype, side, compiled):
+    """The UNet on two latents of side x side."""
     rng = np.random.default_rng(0)
-    x, context = rng.standard_normal((2, 64, 64, 4), np.float32), rng.standard_normal((2, 77, 768), np.float32)
+    x, context = rng.standard_normal((2, side, side, 4), np.float32), rng.standard_normal((2, 77, 768), np.float32)
     t = np.array([500.0, 500.0], np.float32)
     network = UNet(pipe.config.unet, jnp.dtype(dtype))
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), pipe.params["unet"])
@@ -128,9 +128,9 @@ def unet_case(pipe, unet, dtype, compiled):
     return {"sdjax": ours, **theirs}, lambda out: np.moveaxis(np.asarray(out, np.float32), -1, 1)
 
 
-def decoder_case(pipe, vae, dtype, compiled):
-    """The autoencoder's decoder at 512 x 512."""
-    z = np.random.default_rng(1).standard_normal((1, 64, 64, 4), np.float32)
+def decoder_case(pipe, vae, dtype, side, compiled):
+    """The autoencoder's decoder of a latent of side x side."""
+    z = np.random.default_rng(1).standard_normal((1, side, side, 4), np.float32)
     decoder = AutoencoderKL(pipe.config.vae, jnp.dtype(dtype))
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), pipe.params["vae"])
     run = jax.jit(lambda p, z: decoder.apply({"params": p}, z, method="decode"))
@@ -153,7 +153,7 @@ class Decoder(torch.nn.Module):
         return self.decoder(self.post_quant_conv(z))
 
 
-def text_case(pipe, text, dtype, compiled):
+def text_case(pipe, text, dtype, side, compiled):
     """The text encoder on two prompts."""
     ids = pipe.tokenizer([PROMPT, ""], length=77, pad_token_id=49407)
     network = TextEncoder(pipe.config.text, jnp.dtype(dtype))
@@ -168,15 +168,16 @@ def text_case(pipe, text, dtype, compiled):
     return runs, lambda out: np.asarray(out, np.float32)
 
 
-def picture_case(pipe, modules, dtype, compiled):
-    """Text to image at 512 x 512, four DDIM steps with guidance."""
+def picture_case(pipe, modules, dtype, side, compiled):
+    """Text to image of 8 side x 8 side pixels, four DDIM steps with guidance."""
     unet, vae, text = modules
+    pipe = dataclasses.replace(pipe, params=cast(pipe.params, dtype), dtype=dtype)
     scheduler = diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
     ids = as_torch(np.asarray(pipe.tokenizer(["", PROMPT], length=77, pad_token_id=49407), np.int64))
-    noise = torch.randn((1, 4, 64, 64), generator=torch.Generator().manual_seed(0), dtype=DTYPES[dtype])
+    noise = torch.randn((1, 4, side, side), generator=torch.Generator().manual_seed(0), dtype=DTYPES[dtype])
 
     def picture(network, decoder):
         context = text.to(DTYPES[dtype])(ids)[0]
@@ -190,7 +191,7 @@ def picture_case(pipe, modules, dtype, compiled):
 
     last = [copy.deepcopy(m).to(DTYPES[dtype]).to(memory_format=torch.channels_last) for m in (unet, Decoder(vae))]
     runs = {
-        "sdjax": lambda: text_to_image(pipe, PROMPT, num_steps=4, height=512, width=512),
+        "sdjax": lambda: text_to_image(pipe, PROMPT, num_steps=4, height=8 * side, width=8 * side),
         "diffusers, channels_last": lambda: picture(*last),
     }
     if compiled:
@@ -205,16 +206,16 @@ def measure(dtype, args):
         return
     pipe = random_model(configs.get("sd1"), "float32")
     unet, vae, text = peer_modules(pipe)
-    cast_pipe = dataclasses.replace(pipe, params=cast(pipe.params, dtype), dtype=dtype)
     cases = {
-        "unet": lambda: unet_case(pipe, unet, dtype, args.compile),
-        "decoder": lambda: decoder_case(pipe, vae, dtype, args.compile),
-        "text": lambda: text_case(pipe, text, dtype, args.compile),
-        "picture": lambda: picture_case(cast_pipe, (unet, vae, text), dtype, args.compile),
+        "unet": lambda: unet_case(pipe, unet, dtype, args.side, args.compile),
+        "decoder": lambda: decoder_case(pipe, vae, dtype, args.side, args.compile),
+        "text": lambda: text_case(pipe, text, dtype, args.side, args.compile),
+        "picture": lambda: picture_case(pipe, (unet, vae, text), dtype, args.side, args.compile),
     }
     for name in args.cases:
         runs, to_peer = cases[name]()
-        row = {"case": name, "dtype": dtype, "repeats": args.repeats, "times": timed(runs, args.repeats)}
+        row = {"case": name, "dtype": dtype, "side": args.side, "repeats": args.repeats}
+        row["times"] = timed(runs, args.repeats)
         if to_peer is not None:
             ours, theirs = to_peer(runs["sdjax"]()), runs["diffusers"]().float().numpy()
             row["difference"] = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
@@ -270,6 +271,7 @@ def main():
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--cases", nargs="*", default=["unet", "decoder", "text", "picture"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--side", type=int, default=64, help="of latents; a picture's is eight times as large")
     parser.add_argument("--processes", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -293,7 +295,7 @@ def plot(found, path):
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    names = [f"{row['case']}\n{row['dtype']}" for row in found["results"]]
+    names = [f"{row['case']} {row['side']}\n{row['dtype']}" for row in found["results"]]
     ratios = [row["ratio"] for row in found["results"]]
     figure, axes = pyplot.subplots(figsize=(1.1 * len(names) + 1.5, 3.2))
     bars = axes.bar(names, ratios, color=["#3a7" if ratio >= 1 else "#c75" for ratio in ratios])
