@@ -7,8 +7,8 @@ Measured are the UNet on two latents of 64 x 64 (float32 and bfloat16), the auto
 encoder on two prompts, and text to image of one with four steps and guidance; `--side` takes smaller latents. diffusers
 runs as it is, with channels_last, and compiled (`--compile`, if torch.compile works here); the best of these is what
 sdjax is compared with. Every number is a median of `--repeats` rounds, and in each round all take their turn. Both get
-the same weights, so that their outputs can be compared too. `--no-peers` measures sdjax alone, where PyTorch has no fast
-products of a type: in bfloat16 on processors without AVX-512.
+the same weights, so that their outputs can be compared too. `--no-peers` measures sdjax alone, where PyTorch has no
+fast products of a type: in bfloat16 on processors without AVX-512.
 
 Then each makes pictures in processes of its own, from a folder on disk: one of the full-size model, one of the built-in
 model, with nothing compiled before (cold) and with everything (warm). Seconds are from the process's start to its end.
