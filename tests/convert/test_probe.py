@@ -22,6 +22,7 @@ CONFIG = ModelConfig(
     text=TextConfig(vocab_size=49408, width=16, layers=1, heads=2),
     schedule=ScheduleConfig(),
 )  # fmt: skip
+INNER = jax.jit(lambda *args: UNet(CONFIG.unet).apply(*args, capture_intermediates=True, mutable=["intermediates"]))
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,7 @@ def answering(params, target):
     """Returns the parameters with a last convolution that answers noise x by target(x), in least squares."""
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 4))
     context = TextEncoder(CONFIG.text).apply({"params": params["text"]}, jnp.zeros((2, 77), jnp.int32))
-    inner = jax.jit(lambda *args: UNet(CONFIG.unet).apply(*args, capture_intermediates=True, mutable=["intermediates"]))
-    _, state = inner({"params": params["unet"]}, x, jnp.full(2, 999.0), context)
+    _, state = INNER({"params": params["unet"]}, x, jnp.full(2, 999.0), context)
     features = jax.nn.silu(state["intermediates"]["conv_norm_out"]["__call__"][0])
     padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = jnp.concatenate([padded[:, i : i + 32, j : j + 32] for i in range(3) for j in range(3)], -1)

@@ -117,6 +117,7 @@ def test_unet_keeps_any_size(size):
     assert out.shape == x.shape
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_gradient():
     config = UNetConfig(channels=(32,), heads=(2,), mid_heads=2, transformer_depth=(1,), self_attention=(True,),
                         context_dim=16, num_res_blocks=1)  # fmt: skip

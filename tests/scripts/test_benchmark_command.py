@@ -12,10 +12,10 @@ from sdjax.scripts.main import main
 
 def test_the_table_and_the_file_agree_and_name_no_folder(tmp_path, capsys):
     out = tmp_path / "numbers.json"
-    assert main(["benchmark", "--size", "64", "--batch", "1", "2", "--repeats", "1", "--json", str(out)]) == 0
+    assert main(["benchmark", "--size", "64", "--batch", "2", "--repeats", "1", "--json", str(out)]) == 0
     title, *table = [line for line in capsys.readouterr().out.splitlines() if line]
     found = json.loads(out.read_text())
-    assert [(row["size"], row["batch"]) for row in found["results"]] == [(64, 1), (64, 2)]
+    assert [(row["size"], row["batch"]) for row in found["results"]] == [(64, 2)]
     assert title.endswith(", float32, builtin")
     assert benchmark.device_name(jax.local_devices()[0]) in title
     for row, line in zip(found["results"], table[2:], strict=True):
