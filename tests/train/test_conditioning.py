@@ -11,7 +11,7 @@ from models_to_train import MODEL
 from sdjax import preprocess
 from sdjax.config import DepthConfig, ScheduleConfig, VisionConfig
 from sdjax.depth import prepare_depth
-from sdjax.nn import VisionEncoder, init_params
+from sdjax.nn import VisionEncoder
 from sdjax.schedule import NoiseSchedule
 from sdjax.train import conditioning, draws
 from sdjax.train.holes import random_holes
@@ -93,10 +93,10 @@ def test_unclip_sees_the_noised_embedding_of_the_picture():
     vision = VisionConfig(image_size=28, patch_size=14, width=32, layers=1, heads=2, projection=d)
     unet = dataclasses.replace(MODEL.unet, label_dim=2 * d)
     config = dataclasses.replace(MODEL, unet=unet, vision=vision, noise_stats=d)
-    params = jax.tree.map(np.asarray, init_params(config, jax.random.key(1)))
+    params = jax.jit(VisionEncoder(vision).init)(jax.random.key(1), jnp.zeros((1, 28, 28, 3)))["params"]
     rng = np.random.default_rng(0)
     mean, std = rng.normal(size=(1, d)).astype(np.float32), rng.uniform(0.5, 2, (1, d)).astype(np.float32)
-    parts = {"vision": params["vision"], "noise_stats": {"mean": mean, "std": std}}
+    parts = {"vision": params, "noise_stats": {"mean": mean, "std": std}}
     picture = rng.integers(0, 256, (40, 56, 3)).astype(np.uint8)
     image = np.repeat(picture[None].astype(np.float32) / 127.5 - 1, 400, 0)
     told = conditioning.unclip(
@@ -108,7 +108,7 @@ def test_unclip_sees_the_noised_embedding_of_the_picture():
     assert dropped.mean() == pytest.approx(0.25, abs=4 * (0.1875 / 400) ** 0.5)
     # T54: the embedding less mean over deviation, with noise of the level, and back; behind it the level's sinusoid
     seen = (preprocess.ldm(picture, 28) - preprocess.MEAN) / preprocess.STD
-    embedding = VisionEncoder(vision).apply({"params": params["vision"]}, seen[None].astype(np.float32))
+    embedding = VisionEncoder(vision).apply({"params": params}, seen[None].astype(np.float32))
     frequencies = np.exp(-np.log(10000.0) * np.arange(d // 2) / (d // 2))
     cosines, sines = np.split(label[~dropped, d:].astype(np.float64), 2, axis=1)
     levels = np.rint(np.arctan2(sines[:, -1], cosines[:, -1]) / frequencies[-1]).astype(int)
