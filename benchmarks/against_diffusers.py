@@ -208,13 +208,14 @@ def measure(dtype, args):
     pipe = random_model(configs.get("sd1"), "float32")
     unet, vae, text = peer_modules(pipe)
     cases = {
-        "unet": lambda: unet_case(pipe, unet, dtype, args.side, args.compile),
-        "decoder": lambda: decoder_case(pipe, vae, dtype, args.side, args.compile),
-        "text": lambda: text_case(pipe, text, dtype, args.side, args.compile),
-        "picture": lambda: picture_case(pipe, (unet, vae, text), dtype, args.side, args.compile),
+        "unet": (unet_case, unet),
+        "decoder": (decoder_case, vae),
+        "text": (text_case, text),
+        "picture": (picture_case, (unet, vae, text)),
     }
     for name in args.cases:
-        runs, to_peer = cases[name]()
+        case, modules = cases[name]
+        runs, to_peer = case(pipe, modules, dtype, args.side, args.compile)
         if not args.peers:
             runs = {"sdjax": runs["sdjax"]}
         row = {"case": name, "dtype": dtype, "side": args.side, "repeats": args.repeats}
@@ -283,8 +284,13 @@ def main():
     torch.set_grad_enabled(False)
     out = pathlib.Path(args.out).with_suffix(".json")
     found = json.loads(out.read_text()) if out.exists() else {"results": [], "processes": []}
-    versions = {"jax": jax.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
-    found |= {"device": device_name(jax.devices()[0]), **versions}
+    where = {
+        "device": device_name(jax.devices()[0]), "jax": jax.__version__, "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }  # fmt: skip
+    if any(found.get(name, value) != value for name, value in where.items()):
+        raise SystemExit(f"{out} was measured elsewhere or with other versions: name another file with --out")
+    found |= where
     for dtype in args.dtypes:
         for rows, key in ((measure(dtype, args), "results"), (processes(dtype, args), "processes")):
             for row in rows:

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from sdjax.scripts import options, runtime
 from sdjax.scripts.main import EXIT_STATUS, main
@@ -58,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         found = {
             "sdjax": sdjax.__version__, "jax": jax.__version__, "device": benchmark.device_name(device),
-            "dtype": pipe.dtype, "model": Path(pipe.source).name, "results": [dataclasses.asdict(r) for r in results],
+            "dtype": pipe.dtype, "model": benchmark.model_name(pipe),
+            "results": [dataclasses.asdict(r) for r in results],
         }  # fmt: skip
         with new_file(args.json, overwrite=True) as partial:
             partial.write_text(json.dumps(found, indent=1) + "\n")

@@ -16,6 +16,7 @@ import numpy as np
 from sdjax import generate, sharding
 from sdjax._version import __version__
 from sdjax.config import ModelConfig
+from sdjax.hub import is_hub_name
 from sdjax.nn import param_shapes
 from sdjax.pipeline import Pipeline, cast, make_keys
 from sdjax.tokenizer import Tokenizer
@@ -89,7 +90,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 def table(pipe: Pipeline, results: Sequence[Result], device: jax.Device) -> str:
     """Returns the results as a Markdown table, with what they were measured on above it."""
     lines = [
-        f"sdjax {__version__}, JAX {jax.__version__}, {device_name(device)}, {pipe.dtype}, {Path(pipe.source).name}",
+        f"sdjax {__version__}, JAX {jax.__version__}, {device_name(device)}, {pipe.dtype}, {model_name(pipe)}",
         "",
         "| size | batch | steps/s | pictures/min, 50 steps | text, s | decode, s | first run, s more | peak |",
         "|---|---|---|---|---|---|---|---|",
@@ -102,6 +103,11 @@ def table(pipe: Pipeline, results: Sequence[Result], device: jax.Device) -> str:
             f"{r.decode:.3g} | {r.compile:.3g} | {peak} |"
         )
     return "\n".join(lines)
+
+
+def model_name(pipe: Pipeline) -> str:
+    """Returns what a model is called: a hub repository's owner and name, a file's or folder's last name."""
+    return pipe.source if is_hub_name(pipe.source) else Path(pipe.source).resolve().name
 
 
 def device_name(device: jax.Device) -> str:

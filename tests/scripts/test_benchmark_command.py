@@ -27,6 +27,16 @@ def test_the_table_and_the_file_agree_and_name_no_folder(tmp_path, capsys):
         assert float(cells[3]) == pytest.approx(60 * row["batch"] / seconds, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("owner/name", "owner/name"), ("private/model.safetensors", "model.safetensors"), (".", "here")],
+)
+def test_a_model_is_named_without_its_place(source, name, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert benchmark.model_name(types.SimpleNamespace(source=source)) == name
+
+
 def test_steps_a_second_are_of_steps_alone(monkeypatch):
     """A clock that only pictures move: 0.2 s for every step, and 3 s for what is around them."""
     now, made = [0.0], []

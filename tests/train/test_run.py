@@ -232,10 +232,11 @@ def test_bad_settings_are_refused_before_anything_is_read(pictures, changes, sen
 
 
 @pytest.fixture(scope="module")
-def eight(pictures, tmp_path_factory):
+def eight(tmp_path_factory):
     """A folder of eight pictures, each with a caption of its own; and in it a model that was never trained."""
     folder = tmp_path_factory.mktemp("eight")
-    for i, (first, second) in enumerate(itertools.islice(itertools.permutations(COLOURS, 2), 8)):
+    pairs = list(itertools.permutations(COLOURS, 2))
+    for i, (first, second) in enumerate(pairs[:8]):
         pixels = np.empty((64, 64, 3), np.uint8)
         pixels[:, :32], pixels[:, 32:] = COLOURS[first], COLOURS[second]
         Image.fromarray(pixels).save(folder / f"{i}.png")
@@ -245,8 +246,7 @@ def eight(pictures, tmp_path_factory):
     # the draw from the posterior is what nothing can learn: it is next to the mean
     moments["kernel"][..., channels:] = 0
     moments["bias"][channels:] = -10
-    captions = [f"{a} {b}" for a, b in itertools.permutations(COLOURS, 2)]
-    tokenizer = vocabulary.learn(iter(captions * 20), MODEL.text.vocab_size)
+    tokenizer = vocabulary.learn(map(" ".join, pairs * 20), MODEL.text.vocab_size)
     base.Base(MODEL, pipe.params, tokenizer).save(folder / "small")
     return folder
 
