@@ -37,11 +37,11 @@ run: $(STAMP)
 		--n_iter 1 --n_samples 1 --skip_grid $(ARGS)
 
 test: $(TEST_STAMP) lint
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: $(TEST_STAMP) lint
 	$(PIP) --editable '.[test,compare]'
-	SDJAX_TEST_OPTIMIZED=1 $(BIN)/python -m pytest -n 2 -m 'not gpu' $(ARGS)
+	SDJAX_TEST_OPTIMIZED=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not gpu' $(ARGS)
 
 docs: $(DOCS_STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
