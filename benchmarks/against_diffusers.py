@@ -14,7 +14,7 @@ Then each makes pictures in processes of its own, from a folder on disk: one of 
 model, with nothing compiled before (cold) and with everything (warm). Seconds are from the process's start to its end.
 
 OUT.json holds all numbers, OUT.png the ratios. Rows that OUT.json holds already stay if they are not measured again, so
-that the whole can be measured in parts.
+that the whole can be measured in parts; a ratio does not give way to sdjax's time alone.
 """
 
 import argparse
@@ -291,10 +291,14 @@ def main():
     if any(found.get(name, value) != value for name, value in where.items()):
         raise SystemExit(f"{out} was measured elsewhere or with other versions: name another file with --out")
     found |= where
+    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
     for dtype in args.dtypes:
         for rows, key in ((measure(dtype, args), "results"), (processes(dtype, args), "processes")):
             for row in rows:
-                found[key] = [old for old in found[key] if any(old[name] != row[name] for name in NAMES[key])] + [row]
+                same = [old for old in found[key] if all(old[name] == row[name] for name in NAMES[key])]
+                if "ratio" not in row and any("ratio" in old for old in same):
+                    continue
+                found[key] = [old for old in found[key] if old not in same] + [row]
                 out.write_text(json.dumps(found, indent=1) + "\n")
             gc.collect()
     plot(found, out.with_suffix(".png"))

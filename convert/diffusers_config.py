@@ -2,7 +2,7 @@
 
 Source of the fields: huggingface/diffusers, models/unets/unet_2d_condition.py,
 models/autoencoders/autoencoder_kl.py and schedulers/; huggingface/transformers, models/clip/configuration_clip.py.
-What diffusers calls `attention_head_dim` is the number of heads (FACTS T35).
+What diffusers calls `attention_head_dim` is the number of heads.
 """
 
 from collections.abc import Mapping

@@ -45,7 +45,7 @@ def torch_name(path: str) -> str:
 
 
 def ema_name(name: str) -> str:
-    """Returns the name of a UNet tensor's moving average: LitEma strips every dot below `model.` (FACTS T57).
+    """Returns the name of a UNet tensor's moving average: LitEma strips every dot below `model.`.
 
     It cannot be read backwards, so names are always generated in this direction.
     """

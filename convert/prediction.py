@@ -1,4 +1,4 @@
-"""What a model's network predicts, told from what a file says about it; tensors alone cannot tell (FACTS T36)."""
+"""What a model's network predicts, told from what a file says about it; tensors alone cannot tell."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping

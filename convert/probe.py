@@ -1,4 +1,4 @@
-"""Finding out what a network predicts by asking it: the last resort where a file says nothing (FACTS T36)."""
+"""Finding out what a network predicts by asking it: the last resort where a file says nothing."""
 
 from collections.abc import Callable
 

@@ -61,7 +61,7 @@ class Entry:
         return self.parameters[0].part
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
-        """Returns whether a file's tensor may have this shape: some tools store 1x1 convolutions as matrices (T34)."""
+        """Returns whether a file's tensor may have this shape: some tools store 1x1 convolutions as matrices."""
         if not self.native and self.parameters[0].kind == "matrix" and len(shape) == 4:
             return shape[2:] == (1, 1) and shape[:2] == self.shape[:2]
         return shape == self.shape or (self.pointwise and shape == self.shape[:2])
@@ -148,7 +148,7 @@ _ENTRIES: dict[str, Callable[[ModelConfig], Iterable[Entry]]] = {
 _ALIASES: dict[str, tuple[tuple[re.Pattern[str], str], ...]] = {
     "native": (),
     "ldm": (
-        # Old files have no `text_model.` there, nor has transformers from 5.0 on (FACTS T60)
+        # Old files have no `text_model.` there, nor has transformers from 5.0 on
         (re.compile(r"^cond_stage_model\.transformer\.(?=embeddings\.|encoder\.|final_layer_norm\.)"),
          "cond_stage_model.transformer.text_model."),
     ),

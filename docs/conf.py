@@ -30,16 +30,13 @@ pygments_dark_style = "monokai"
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
 
-# The notebooks run while the manual is built, and an error in a cell stops it. Until the repository holds a model of
-# its own they have nothing to run on.
+# The notebooks run while the manual is built, and an error in a cell stops it
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_execution_show_tb = True
 nb_merge_streams = True
 nb_output_stderr = "remove"
-if not (ROOT / "sdjax/assets/builtin/config.json").is_file():
-    nb_execution_mode = "off"
 
 default_role = "code"  # docstrings write code between single backticks
 autodoc_member_order = "bysource"
@@ -72,7 +69,6 @@ def translate(app: Any, what: str, name: str, obj: Any, options: Any, lines: lis
         elif line.strip() and not indented:
             listed = line.startswith("- ") or (listed and line.startswith("  "))
             line, code = line if listed else line.lstrip(), False  # a formula's second line
-        line = re.sub(r" \((?:T\d+(?:, )?)+\)", "", line)  # numbers of a list that is not part of the manual
         marked.append(line if code else "".join(map(_escape, re.split(r"(`[^`]*`)", line))))
     lines[:] = marked
 

@@ -129,7 +129,7 @@ def main() -> None:
     """Makes the pictures named on the command line, all of them by default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(PICTURES)}; default: all")
-    parser.add_argument("--model", metavar="PATH", help="another model than the built-in one")
+    parser.add_argument("--model", metavar="PATH", help="instead of the built-in one, not of its inpainting model")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write (default: %(default)s)")
     flags = parser.parse_args()
     if unknown := set(flags.names) - set(PICTURES):

@@ -19,7 +19,7 @@ they show. Prints tables, writes all figures as JSON and a plate of samples.
 
 The reader compares with the emoji themselves, so NotoColorEmoji.ttf must be
 there (Debian, Ubuntu: apt install fonts-noto-color-emoji). The default takes
-some minutes on two cores."""
+a quarter of an hour on two cores."""
 
 EPILOG = f"""\
 The same command, version and device give the same figures.

@@ -22,7 +22,7 @@ class Known:
     def constrain(self, keys: Key) -> base.Constrain:
         """Returns (x, row) -> x in which the known part is replaced by itself with fresh noise of the row's level.
 
-        Source: the `mask` of ldm/models/diffusion/ddim.py, where 1 keeps (T9).
+        Source: the `mask` of ldm/models/diffusion/ddim.py, where 1 keeps.
         """
 
         def replace(x: Latent, row: base.Steps) -> Latent:

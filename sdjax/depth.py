@@ -1,7 +1,7 @@
 """Depth to image: pictures with the shapes of another one, seen by a network that is told how far everything is.
 
 Depth is MiDaS's: the nearer, the larger the number, without a unit. Source: Stability-AI/stablediffusion,
-scripts/gradio/depth2img.py, ldm/data/util.py (AddMiDaS), ldm/modules/midas/midas/transforms.py; T47 to T49.
+scripts/gradio/depth2img.py, ldm/data/util.py (AddMiDaS), ldm/modules/midas/midas/transforms.py.
 """
 
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ def estimate_depth(
 def prepare_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns depth [b, h, w, 1] as the UNet sees it: bicubic to `size`, then each picture's own from -1 to 1.
 
-    2 (d - min) / (max - min) - 1, after resizing (T48). A map of one depth only is -1 everywhere: what training's
+    2 (d - min) / (max - min) - 1, after resizing. A map of one depth only is -1 everywhere: what training's
     formula, with 0.001 more below the fraction, makes of it, where the reference's sampling divides 0 by 0.
     """
     depth = resize(np.asarray(depth, np.float32), size, method="bicubic")

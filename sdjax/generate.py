@@ -124,7 +124,7 @@ def image_to_image(
 
     `strength` from 0 to 1 is the share of the steps that are made: 0 gives the autoencoder's round trip, 1 starts from
     pure noise and is `text_to_image`. The latent is a draw from the autoencoder's posterior. `compat` "compvis" counts
-    timesteps and steps as CompVis's and Stability's scripts do, one off (T6, T7).
+    timesteps and steps as CompVis's and Stability's scripts do, one off.
 
     `options` are `text_to_image`'s, with what it raises; also ValueError for a file that is no picture.
     """
@@ -250,10 +250,10 @@ def blended(run: Run, start: Any, frames: Sequence[inputs.Frame]) -> Latent:
 
 
 def concatenated(run: Run, start: Any, frames: Sequence[inputs.Frame]) -> Latent:
-    """Returns latents of a network that is told latent, mask, latent of the masked picture, in this order (T41).
+    """Returns latents of a network that is told latent, mask, latent of the masked picture, in this order.
 
-    The mask's entry is the first pixel of eight along each side, as torch's "nearest" takes it (T44); the hole is grey,
-    0 (T43); its latent is a draw from the posterior (T45). Source: scripts/gradio/inpainting.py.
+    The mask's entry is the first pixel of eight along each side, as torch's "nearest" takes it; the hole is grey,
+    0; its latent is a draw from the posterior. Source: scripts/gradio/inpainting.py.
     """
     factor = run.pipe.config.vae.factor
     mask = run.spread([frame.repaint[::factor, ::factor, None].astype(np.float32) for frame in frames])

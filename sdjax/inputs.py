@@ -14,7 +14,7 @@ from sdjax.run import SIDES, check_size
 
 MULTIPLE = 64  # of the sides of a picture given: both releases' UNets halve a latent, an eighth of it, three times
 SMALLEST = 128  # side of a picture padded for depth to image or upscaling, as in Stability's demos of both
-WHITE = 128  # from this level on a mask is white: half of 255, rounded up (T42)
+WHITE = 128  # from this level on a mask is white: half of 255, rounded up
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Mask = Bool[np.ndarray, "h w"]

@@ -1,4 +1,4 @@
-"""Pictures as CLIP's image towers see them, in the two dialects in which unCLIP is run (T56, T78).
+"""Pictures as CLIP's image towers see them, in the two dialects in which unCLIP is run.
 
 Source: Stability-AI/stablediffusion, ldm/modules/encoders/modules.py (FrozenOpenCLIPImageEmbedder.preprocess) with
 kornia 0.6.0's resize and gaussian_blur2d; transformers' CLIPImageProcessor, and openai/CLIP's `_transform`, on Pillow.

@@ -1,7 +1,7 @@
 """Image embeddings from texts: Karlo's prior, sampled by ancestral steps of DDPM.
 
 Source: huggingface/diffusers, pipelines/deprecated/unclip/pipeline_unclip.py with schedulers/scheduling_unclip.py;
-pipelines/stable_diffusion/pipeline_stable_unclip.py with scheduling_ddpm.py (T79).
+pipelines/stable_diffusion/pipeline_stable_unclip.py with scheduling_ddpm.py.
 """
 
 import dataclasses

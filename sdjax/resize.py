@@ -1,6 +1,6 @@
 """Resizing by interpolation without a filter: torch's `interpolate` and OpenCV's `resize`, for numpy and JAX arrays.
 
-`jax.image.resize` is another function: its cubic has a = -0.5, and it blurs before it shrinks (T47).
+`jax.image.resize` is another function: its cubic has a = -0.5, and it blurs before it shrinks.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """The safety checker on pictures: which are flagged, their scores, and the notice that takes a flagged one's place.
 
-Source: CompVis/stable-diffusion, scripts/txt2img.py (check_safety); T66, T80. Off unless it is asked for.
+Source: CompVis/stable-diffusion, scripts/txt2img.py (check_safety). Off unless it is asked for.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ Picture = UInt8[np.ndarray, "h w 3"]
 
 
 class Verdict(NamedTuple):
-    """Which pictures are flagged, and the scores that say so: above 0 is above a concept's threshold (T66)."""
+    """Which pictures are flagged, and the scores that say so: above 0 is above a concept's threshold."""
 
     flags: Bool[np.ndarray, "b"]
     concepts: Float[np.ndarray, "b 17"]

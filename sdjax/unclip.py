@@ -1,7 +1,7 @@
 """What unCLIP's network is told of a picture: its embedding, with noise on it, and how much noise that is.
 
 Source: Stability-AI/stablediffusion, ldm/modules/encoders/modules.py (CLIPEmbeddingNoiseAugmentation) and
-ldm/modules/diffusionmodules/upscaling.py (ImageConcatWithNoiseAugmentation); T54, T55.
+ldm/modules/diffusionmodules/upscaling.py (ImageConcatWithNoiseAugmentation).
 """
 
 import jax
@@ -32,7 +32,7 @@ def noise_embedding(
     """Returns the label of an image embedding: with noise of `level` on it, and the level's sinusoid behind it.
 
     Noise is put on s = (embedding - mean) / std by the "squaredcos" schedule a of `levels` timesteps: sqrt(a) s +
-    sqrt(1 - a) noise, times std plus mean. Level 0 is a little noise too (T54). All is float32.
+    sqrt(1 - a) noise, times std plus mean. Level 0 is a little noise too. All is float32.
     """
     a = alphas_cumprod(ScheduleConfig(kind="squaredcos", num_timesteps=levels))
     of_embedding, of_noise = (jnp.asarray(w**0.5, jnp.float32)[level][:, None] for w in (a, 1 - a))
@@ -47,6 +47,6 @@ def statistics(params: Params, size: int) -> Params:
 
 
 def mix_labels(labels: Float[Array, "n b d"], weights: Float[Array, "n"]) -> Float[Array, "b d"]:
-    """Returns the weighted mean of several pictures' labels: sum w_i label_i / sum w_i, their levels too (T55)."""
+    """Returns the weighted mean of several pictures' labels: sum w_i label_i / sum w_i, their levels too."""
     weights = jnp.asarray(weights, jnp.float32)
     return jnp.einsum("n,nbd->bd", weights / weights.sum(), labels, precision=jax.lax.Precision.HIGHEST)

@@ -20,7 +20,7 @@ from sdjax.typing import Image, Key, Latent, Params, Pixels
 
 TIMES = 4  # the side of what is made to the side of what is given
 MAX_SIDE = 512  # of a picture given, in pixels
-MAX_NOISE_LEVEL = 350  # the model was trained below it (T51); Stability's demo allows it
+MAX_NOISE_LEVEL = 350  # the model was trained below it; Stability's demo allows it
 
 
 def upscale(
@@ -41,7 +41,7 @@ def upscale(
     its schedule, which the network is told too. 20 suits photographs; pictures that a model made take 50 to 100. More
     lets it invent more. The prompt should say what is in the picture.
 
-    The network runs in the pipeline's dtype, the decoder always in float32 (in half precision this one breaks, T29) and
+    The network runs in the pipeline's dtype, the decoder always in float32 (in half precision this one breaks) and
     band by band (`sdjax.tiling`). `options` are `sdjax.text_to_image`'s, with what it raises; also ValueError for a
     model of another kind, a picture that is too large, and a level out of range.
 
@@ -93,7 +93,7 @@ def check_side(height: int, width: int) -> None:
 
 
 def _add_noise(schedule: NoiseSchedule, image: Image, level: jax.Array, keys: Key) -> Image:
-    # T50: by the model's own schedule, which in released models is the low-resolution one too; not encoded
+    # By the model's own schedule, which in released models is the low-resolution one too; not encoded
     return schedule.add_noise(image, base.draw_noise(keys, base.LEVEL, 0, image.shape[1:]), level)
 
 

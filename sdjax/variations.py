@@ -1,6 +1,6 @@
 """Image variations: pictures of what other pictures show, by unCLIP, which is told CLIP's embedding of them.
 
-Source: Stability-AI/stablediffusion, scripts/streamlit/stableunclip.py and doc/UNCLIP.MD; T54 to T56.
+Source: Stability-AI/stablediffusion, scripts/streamlit/stableunclip.py and doc/UNCLIP.MD.
 """
 
 import functools

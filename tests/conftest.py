@@ -18,4 +18,4 @@ os.environ["SDJAX_COMPILATION_CACHE"] = "0"
 
 import jax
 
-jax.config.update("jax_default_matmul_precision", "highest")  # T68
+jax.config.update("jax_default_matmul_precision", "highest")  # XLA may take fewer bits by default

@@ -1,4 +1,8 @@
-"""sdjax behind the interface of the parity kit: numpy in and out, NCHW, names as in released files."""
+"""sdjax behind the interface of the parity kit: numpy in and out, NCHW, names as in released files.
+
+The kit is outside this repository: outputs of the reference PyTorch code on small models with set weights, and a script
+that compares with them. What `tests/golden` holds is taken from it.
+"""
 
 import functools
 

@@ -14,7 +14,7 @@ import numpy as np
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
-# FACTS of the releases: UNet, autoencoder, text encoder (without OpenCLIP's unused last block)
+# Of the releases: UNet, autoencoder, text encoder (without OpenCLIP's unused last block)
 RELEASED = {
     "sd1": (859_520_964, 83_653_863, 123_060_480),
     "sd1_inpaint": (859_535_364, 83_653_863, 123_060_480),

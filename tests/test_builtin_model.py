@@ -82,6 +82,8 @@ def test_the_whole_model_is_packed(tmp_path):
     assert {"sdjax/assets/bpe_simple_vocab_16e6.txt.gz", "sdjax/assets/builtin-inpainting.safetensors"} <= packed
     licences = {name.split("/licenses/")[1] for name in packed if "/licenses/" in name}
     assert {"LICENSE", "sdjax/assets/bpe_simple_vocab_16e6.LICENSE", "sdjax/assets/builtin/LICENSE"} == licences
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "Apache-2.0 AND MIT AND OFL-1.1"  # of the three, in this order
 
 
 @pytest.mark.parametrize("to", ["diffusers", "ldm"])

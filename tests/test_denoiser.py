@@ -71,7 +71,7 @@ def test_a_scale_for_each_picture_is_that_pictures_own():
 
 
 def test_guidance_of_v_equals_guidance_of_epsilon_and_of_x0():
-    """All predictions are linear in each other at one x and sigma (T19)."""
+    """All predictions are linear in each other at one x and sigma."""
     sigma, scale = 2.0, 9.0
     x = jnp.asarray(X0 + sigma * NOISE)
     u, c = X0, 0.3 * NOISE - 0.2

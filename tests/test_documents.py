@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import sdjax
+from sdjax.configs import builtin
 from sdjax.scripts import main
 
 import documents
@@ -53,6 +54,22 @@ def check_make(words: list[str]) -> None:
     assert re.search(rf"^{re.escape(target)}:", MAKEFILE, re.MULTILINE), f"the Makefile has no {target}"
     if target == "run":
         check_sdjax(["txt2img", *shlex.split(values.get("ARGS", ""))])
+    if target == "train-builtin":
+        check_training(shlex.split(values.get("ARGS", "")))
+
+
+def check_training(words: list[str]) -> None:
+    """Of the training of the built-in model: `--config.a.b=value` is a setting, others are flags with a value."""
+    own = re.findall(r'flags\.DEFINE_\w+\("(\w+)"', (ROOT / "sdjax/train/builtin.py").read_text(encoding="utf-8"))
+    for word in words:
+        if not word.startswith("--"):
+            continue
+        name, _, value = word[2:].partition("=")
+        if not name.startswith("config."):
+            assert name in own
+            continue
+        setting = functools.reduce(lambda node, key: node[key], name.split(".")[1:], builtin.get_config())
+        type(setting)(value)
 
 
 def check_pip(words: list[str]) -> None:
@@ -65,6 +82,8 @@ def check_python(words: list[str]) -> None:
         compile(words[1], "command", "exec")
     elif words[0] == "-m":
         assert importlib.util.find_spec(words[1]) is not None
+        if words[1].startswith("sdjax.train."):
+            importlib.import_module(words[1]).make_parser().parse_args(words[2:])
     else:
         assert (ROOT / words[0]).is_file()
         name = next((name for name, (file, _) in main.COMMANDS.items() if words[0] == f"scripts/{file}.py"), None)

@@ -98,7 +98,7 @@ def test_every_sampler_keeps_the_known_latent(name, monkeypatch):
 
 
 def test_blending_is_the_references_masked_sampler():
-    """Against plain numpy: before each step the known part is replaced by itself with fresh noise (T9)."""
+    """Against plain numpy: before each step the known part is replaced by itself with fresh noise."""
     got, want, mask = gaussian_blend.both()
     np.testing.assert_allclose(got[mask], want[mask], atol=1e-5)
 
@@ -120,7 +120,7 @@ def told_to_the_network(monkeypatch, given, mask, **options):
 
 
 def test_a_network_of_nine_channels_is_told_mask_and_masked_latent(monkeypatch):
-    """T41 to T45: behind the latent the mask, 1 where it is made anew, every 8th pixel of it; then the latent, drawn
+    """Behind the latent the mask, 1 where it is made anew, every 8th pixel of it; then the latent, drawn
     from the posterior, of the picture with a hole of grey, 0 in [-1, 1]; the same with and without the prompt."""
     given, mask = picture(), np.random.default_rng(1).random((64, 64)) < 0.5
     told, against = told_to_the_network(monkeypatch, given, mask, seed=9)

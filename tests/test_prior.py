@@ -98,7 +98,7 @@ def test_sampling_equals_diffusers(case, name):
 
 
 def test_timesteps_are_those_of_diffusers():
-    assert make_rows(SMALL, 5).timestep.tolist() == [999, 749, 500, 250, 0]  # T79: round(i * 999 / (n - 1))
+    assert make_rows(SMALL, 5).timestep.tolist() == [999, 749, 500, 250, 0]  # round(i * 999 / (n - 1))
     ddpm = PriorConfig(scheduler="ddpm")
     assert make_rows(ddpm, 5).timestep.tolist() == [800, 600, 400, 200, 0]
     assert make_rows(SMALL, 1).timestep.tolist() == [999]

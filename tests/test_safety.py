@@ -32,7 +32,7 @@ def test_flags_and_scores_equal_diffusers(case):
 
 
 def test_special_care_raises_what_follows_and_all_concepts():
-    # T80: 0.0004 rounds to 0 and is none; 0.0006 rounds to 0.001 and adds 0.01 to the special score behind it
+    # 0.0004 rounds to 0 and is none; 0.0006 rounds to 0.001 and adds 0.01 to the special score behind it
     special = jnp.float32([[-0.5, 0.0006, -0.005], [-0.5, 0.0004, -0.005]])
     concepts = jnp.float32([[-0.005] * 17, [-0.005] * 17])
     scores = adjusted(concepts, special)

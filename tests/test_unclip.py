@@ -20,7 +20,7 @@ def test_labels_equal_the_reference():
 
 
 def test_noise_is_put_on_what_has_mean_zero_and_deviation_one():
-    # FACTS 2: acp[0] = 0.9999587158, [50] = 0.9917246847, [500] = 0.4922851725
+    # The reference: acp[0] = 0.9999587158, [50] = 0.9917246847, [500] = 0.4922851725
     for level, a in ((0, 0.9999587158), (50, 0.9917246847), (500, 0.4922851725)):
         embedding, noise = np.float32([[3.0, -1.0]]), np.float32([[0.5, 2.0]])
         mean, std = np.float32([1.0, -1.0]), np.float32([2.0, 0.25])

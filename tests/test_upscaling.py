@@ -74,7 +74,7 @@ def test_each_input_changes_the_picture_and_a_seed_repeats_it(small):
 
 
 def test_the_network_is_told_the_level_and_a_picture_with_that_much_noise(small, monkeypatch):
-    """Of a mid-grey picture nothing but noise is left: its size is the coefficient that the reference has (FACTS 2)."""
+    """Of a mid-grey picture nothing but noise is left: its size is the coefficient that the reference has."""
 
     class Told(Exception):
         """What the network would have been told, instead of a picture."""

@@ -97,14 +97,14 @@ def test_mixing_is_the_weighted_mean_of_whole_labels():
     embeddings = np.random.default_rng(0).normal(size=(3, D)).astype(np.float32)
     weights, levels = [1.0, 3.0, -0.5], [0, 50, 700]
     each = [noisy(e, level, 5, j) for j, (e, level) in enumerate(zip(embeddings, levels))]
-    want = sum(w * label for w, label in zip(weights, each)) / sum(weights)  # T55: levels too
+    want = sum(w * label for w, label in zip(weights, each)) / sum(weights)  # levels too
     np.testing.assert_allclose(labels(embeddings, levels, weights)[0], want, rtol=1e-4, atol=1e-5)
     again = noisy(want[:D], 50, 5, 3)
     np.testing.assert_allclose(labels(embeddings, levels, weights, 50)[0], again, rtol=1e-4, atol=1e-5)
 
 
 def test_variations_and_their_unconditional_half(monkeypatch):
-    """The unconditional label is zeros from end to end (T54)."""
+    """The unconditional label is zeros from end to end."""
     told = []
     sample = Pipeline.sample
 

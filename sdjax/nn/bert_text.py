@@ -1,7 +1,7 @@
 """The text encoder of LAION-400M latent diffusion: a transformer over BERT's tokens that sees them all.
 
 Source: CompVis/stable-diffusion, ldm/modules/x_transformer.py (TransformerWrapper, AttentionLayers) with the arguments
-of ldm/modules/encoders/modules.py:BERTEmbedder (T77). Names are those of diffusers' LDMBertModel.
+of ldm/modules/encoders/modules.py:BERTEmbedder. Names are those of diffusers' LDMBertModel.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """The ResNet of DPT-Hybrid, "Big Transfer" style: weight-standardised convolutions, GroupNorm, TensorFlow's padding.
 
-Source: timm, models/resnetv2.py and models/layers/std_conv.py (T75); names are those of transformers' BitBackbone.
+Source: timm, models/resnetv2.py and models/layers/std_conv.py; names are those of transformers' BitBackbone.
 """
 
 from typing import Any

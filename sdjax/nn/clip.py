@@ -128,7 +128,7 @@ class TextTransformer(nn.Module):
 class TextEncoder(nn.Module):
     """Returns the encoded text [b, n, width], float32, of token ids [b, n] with start, end and padding in place.
 
-    No mask hides the padding: the models were trained to look at it (T40).
+    No mask hides the padding: the models were trained to look at it.
     """
 
     config: TextConfig

@@ -1,6 +1,6 @@
 """MiDaS DPT-Hybrid: depth from a single picture, by a ResNet, a vision transformer over it, and a decoder.
 
-Source: Stability-AI/stablediffusion, ldm/modules/midas/midas/{dpt_depth,vit,blocks}.py (T75, T76); Ranftl et al. 2021
+Source: Stability-AI/stablediffusion, ldm/modules/midas/midas/{dpt_depth,vit,blocks}.py; Ranftl et al. 2021
 (arXiv 2103.13413). Names are those of transformers' DPTForDepthEstimation.
 """
 
@@ -271,7 +271,7 @@ def network_size(config: DepthConfig, size: tuple[int, int]) -> tuple[int, int]:
     """Returns the (height, width) at which the depth network looks at a picture of that size.
 
     The side that is nearer to the trained one becomes it, the other keeps the aspect; both are rounded to multiples of
-    32 (T49), and are 32 at least.
+    32, and are 32 at least.
     """
     scales = [config.image_size / side for side in size]
     scale = scales[1] if abs(1 - scales[1]) < abs(1 - scales[0]) else scales[0]

@@ -52,8 +52,8 @@ class LPIPS(nn.Module):
     """Returns the distance [b], float32, of two images in [-1, 1] of equal sides; 0 for equal ones.
 
     It is the mean over positions of weighted squared differences of features of unit length, summed over five depths.
-    There is no dropout: in CompVis's training, which did not mean it, half of the differences are dropped at random
-    (T70), in the lpips package none.
+    There is no dropout, as in the lpips package: in CompVis's training, which did not mean it, half of the differences
+    are dropped at random.
 
     Raises ValueError for sides under 16 pixels.
     """

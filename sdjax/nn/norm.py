@@ -1,4 +1,4 @@
-"""Normalisations: statistics in float32 whatever the dtype, the variance in two passes, epsilon always given (T26).
+"""Normalisations: statistics in float32 whatever the dtype, the variance in two passes, epsilon always given.
 
 Source: torch.nn.GroupNorm and torch.nn.LayerNorm (biased variance, epsilon inside the square root).
 """

@@ -1,6 +1,6 @@
 """Karlo's prior: a transformer that guesses a picture's CLIP embedding from a text.
 
-Source: huggingface/diffusers, models/transformers/prior_transformer.py (T79), whose names these are; Ramesh et al. 2022
+Source: huggingface/diffusers, models/transformers/prior_transformer.py, whose names these are; Ramesh et al. 2022
 (arXiv 2204.06125), section 2.2.
 """
 

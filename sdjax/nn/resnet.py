@@ -14,7 +14,7 @@ Map = Float[Array, "b h w c"]
 class Resnet(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))) + time))), with a 1x1 convolution on x where the channels change.
 
-    `epsilon` is 1e-5 in the UNet and 1e-6 in the autoencoder (T26, T33). `zero_init` starts the block as the identity.
+    `epsilon` is 1e-5 in the UNet and 1e-6 in the autoencoder. `zero_init` starts the block as the identity.
 
     Source: ldm/modules/diffusionmodules/openaimodel.py:ResBlock and model.py:ResnetBlock.
     """
@@ -42,7 +42,7 @@ class Resnet(nn.Module):
 class Downsample(nn.Module):
     """Halves height and width by a 3x3 convolution of stride 2.
 
-    The UNet pads one pixel on every side, the autoencoder only at the right and at the bottom (T24, T25).
+    The UNet pads one pixel on every side, the autoencoder only at the right and at the bottom.
     """
 
     padding: tuple[tuple[int, int], tuple[int, int]]

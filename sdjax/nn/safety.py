@@ -1,6 +1,6 @@
 """The safety checker: CLIP's image tower, and how near a picture's embedding lies to those of unwanted concepts.
 
-Source: huggingface/diffusers, pipelines/stable_diffusion/safety_checker.py (T66, T80), whose names these are.
+Source: huggingface/diffusers, pipelines/stable_diffusion/safety_checker.py, whose names these are.
 """
 
 from typing import Any, NamedTuple

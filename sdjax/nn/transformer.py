@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Linear to twice `width`: the first half times the exact (erf) GELU of the second (T32)."""
+    """Linear to twice `width`: the first half times the exact (erf) GELU of the second."""
 
     width: int
     dtype: jnp.dtype = jnp.float32

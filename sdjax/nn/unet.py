@@ -21,8 +21,8 @@ from sdjax.nn.resnet import Downsample, Resnet, Upsample
 from sdjax.nn.transformer import SpatialTransformer
 from sdjax.typing import Context, Latent, Timestep
 
-EPSILON = 1e-5  # of the residual blocks' and the output's GroupNorm; the transformers' is 1e-6 (T33)
-PADDING = ((1, 1), (1, 1))  # of the downsampling convolutions (T25)
+EPSILON = 1e-5  # of the residual blocks' and the output's GroupNorm; the transformers' is 1e-6
+PADDING = ((1, 1), (1, 1))  # of the downsampling convolutions
 
 
 def _is_product(primitive: Any, *args: Any, **params: Any) -> bool:

@@ -18,8 +18,8 @@ from sdjax.nn.norm import GroupNorm
 from sdjax.nn.resnet import Downsample, Resnet, Upsample
 from sdjax.typing import Image, Latent, Moments
 
-EPSILON = 1e-6  # of every GroupNorm (T26)
-PADDING = ((0, 1), (0, 1))  # of the downsampling convolutions: right and bottom only (T24)
+EPSILON = 1e-6  # of every GroupNorm
+PADDING = ((0, 1), (0, 1))  # of the downsampling convolutions: right and bottom only
 
 Map = Float[Array, "b h w c"]
 
@@ -137,7 +137,7 @@ class AutoencoderKL(nn.Module):
         return self.quant_conv(self.encoder(image)).astype(jnp.float32)
 
     def decode(self, latent: Latent) -> Image:
-        """Returns the image of a latent, float32, about [-1, 1] and not clipped (T30)."""
+        """Returns the image of a latent, float32, about [-1, 1] and not clipped."""
         return self.decoder(self.post_quant_conv(latent / self.config.scale_factor)).astype(jnp.float32)
 
 

@@ -147,7 +147,7 @@ class DPMSolver(Sampler):
     `joint` makes it use one step size for the whole batch, as the authors' code does: a picture then depends on the
     others.
 
-    A number of steps below the order lowers the order (T18).
+    A number of steps below the order lowers the order.
     """
 
     spacing: str = "time_uniform"

@@ -24,7 +24,7 @@ def pseudo_multistep(grid: Grid, remember: str) -> Steps:
 
     The combined output, of kind `remember`, is turned into epsilon where the step starts, and
     x' = x + (sigma' - sigma) epsilon. The first step calls the network twice, at its start and its end, and takes the
-    mean; the second of these calls takes no part in later steps (T11). N steps make N + 1 rows.
+    mean; the second of these calls takes no part in later steps. N steps make N + 1 rows.
 
     Source: Liu et al. 2022 (arXiv 2202.09778), eq. 9 and 12; ldm/models/diffusion/plms.py.
     """
@@ -50,7 +50,7 @@ def pseudo_multistep(grid: Grid, remember: str) -> Steps:
 
 @dataclasses.dataclass(frozen=True)
 class PLMS(Sampler):
-    """PLMS. Whatever the network predicts is turned into epsilon before outputs of several steps are combined (T12)."""
+    """PLMS. Whatever the network predicts is turned into epsilon before outputs of several steps are combined."""
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
         """Returns one row a step and one more."""
@@ -61,7 +61,7 @@ class PLMS(Sampler):
 class PNDM(Sampler):
     """PLMS as diffusers' PNDMScheduler with skip_prk_steps has it: combines what the network puts out as it is.
 
-    The same as PLMS for models that predict epsilon; for v and x0 it is another method (T82).
+    The same as PLMS for models that predict epsilon; for v and x0 it is another method.
     """
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:

@@ -31,7 +31,7 @@ def even_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
     Equal to ldm's DDIM timesteps where the division leaves no rest (50 steps: 981, 961, ..., 1). Elsewhere ldm makes
     more steps than asked for ("compvis"), and diffusers ("leading") rounds the distance down, so that the first step
     starts lower, up to halfway (600 steps: at 600): too low for pure noise. A single step starts at the last timestep:
-    at the first one it would do nothing (T4).
+    at the first one it would do nothing.
     """
     last = schedule.num_timesteps - 1
     if num_steps == 1:
@@ -53,9 +53,9 @@ def leading_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
 
 
 def compvis_timesteps(schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-    """Returns ldm's DDIM timesteps in its own counting, falling: 30 asked for makes 31 (T3).
+    """Returns ldm's DDIM timesteps in its own counting, falling: 30 asked for makes 31.
 
-    The reference fails where the largest comes out as num_timesteps; here it is the last timestep instead (T4).
+    The reference fails where the largest comes out as num_timesteps; here it is the last timestep instead.
     """
     timesteps = np.arange(0, schedule.num_timesteps, schedule.num_timesteps // num_steps) + 1
     return np.unique(np.minimum(timesteps, schedule.num_timesteps - 1))[::-1]

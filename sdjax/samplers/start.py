@@ -4,8 +4,8 @@ Strength s of n steps leaves floor(s n) of them: those at the end. 0 leaves none
 round trip; 1 leaves all, and they start from pure noise as text to image does. In between the first step that is left
 starts at its own noise level, x = x0 + sigma noise.
 
-Both releases' scripts are one step off (T6): they add the noise of the last step that is left out, and then take the
-first step that is left. `compat` "compvis" does so too, and counts the steps as they do (T7).
+Both releases' scripts are one step off: they add the noise of the last step that is left out, and then take the
+first step that is left. `compat` "compvis" does so too, and counts the steps as they do.
 
 Source: Meng et al. 2022 (arXiv 2108.01073), algorithm 1; scripts/img2img.py, ldm/models/diffusion/ddim.py.
 """

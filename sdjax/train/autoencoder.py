@@ -159,7 +159,7 @@ def adversarial_loss(
     Batch norms and adaptive weight are not sums over examples: a batch worked on in parts has those of each part, one
     spread over devices those of the whole, for which `pmap` and `shard_map` need their `axis`.
 
-    Source: CompVis/stable-diffusion, ldm/modules/losses/contperceptual.py (T70).
+    Source: CompVis/stable-diffusion, ldm/modules/losses/contperceptual.py.
     """
     o, compare = objective, DISC_LOSSES[objective.disc_loss]
     vae, discriminator, perceptual = AutoencoderKL(config, dtype), Discriminator(dtype, axis), LPIPS(dtype)

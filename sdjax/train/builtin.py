@@ -27,7 +27,7 @@ from sdjax.builtin import inpainting_config
 from sdjax.config import ModelConfig
 from sdjax.nn import init_params
 from sdjax.tokenizer import Tokenizer
-from sdjax.train import emoji, latents, subjects, vocabulary
+from sdjax.train import emoji, latents, manifest, subjects, vocabulary
 from sdjax.train.autoencoder import autoencoder_loss
 from sdjax.train.base import fit_params
 from sdjax.train.checkpoint import Checkpoints, read_parts
@@ -43,7 +43,8 @@ from sdjax.typing import Params
 # Pictures are batch n of a seed; every use has its own, so that none sees another's
 _WORDS, _PIXELS, _LATENTS, _DRAWS, _COLLAGES, _HOLES = USES = range(6)
 
-SCALE = "scale_factor.json"
+SCALE, KEPT = "scale_factor.json", "settings.json"
+MADE_FROM = {"latents": "autoencoder", SCALE: "autoencoder", "diffusion": "autoencoder", "inpainting": "diffusion"}
 FIXED = ("seed", "model", "vocabulary", "latents")  # settings that a run keeps: what is stored depends on them
 
 
@@ -114,7 +115,7 @@ class Run:
         now["subjects"], now["colours"] = list(subjects.names()), subjects.COLOURS
         now = json.loads(json.dumps(now))
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "settings.json"
+        path = self.folder / KEPT
         if not path.exists():
             path.write_text(json.dumps(now, indent=1) + "\n")
         before = json.loads(path.read_text())
@@ -125,10 +126,22 @@ class Run:
                 "go back to it, or train in another folder"
             )
 
+    def check_stages(self) -> None:
+        """Raises ValueError if a stage would be trained further of which something else is made already."""
+        for stage in ("autoencoder", "diffusion"):
+            wanted, done = self.settings[stage].optim.steps, max(manifest.steps(self.folder / stage), default=0)
+            made = [self.folder / name for name, origin in MADE_FROM.items() if origin == stage]
+            if done < wanted and (made := [str(path) for path in made if path.exists()]):
+                raise ValueError(
+                    f"the stage {stage} would go on from step {done} to {wanted}, and {', '.join(made)} would fit no "
+                    f"longer; delete {'them' if len(made) > 1 else 'it'} first, or leave its steps at {done}"
+                )
+
     def train(self) -> None:
         """Runs the stages in order, each from where it stopped."""
         compilation_cache.enable()
         self.check_settings()
+        self.check_stages()
         autoencoder = self._fit_autoencoder()
         pool = self._latents(autoencoder)
         base = self._fit_diffusion(pool)

@@ -22,8 +22,8 @@ from sdjax.train.holes import random_holes
 from sdjax.typing import Image, Key, Latent, Params
 from sdjax.unclip import LEVELS, noise_embedding, statistics
 
-MAX_NOISE_LEVEL = 350  # of an upscaler's low-resolution picture in training, exclusive (T51)
-FLAT = 0.001  # added to a depth map's spread in training (T48)
+MAX_NOISE_LEVEL = 350  # of an upscaler's low-resolution picture in training, exclusive
+FLAT = 0.001  # added to a depth map's spread in training
 
 
 class Told(NamedTuple):
@@ -54,7 +54,7 @@ def text(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, o
 def inpainting(
     config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any
 ) -> Told:
-    """Returns mask and latent of the picture with its hole in mid-grey (T41 to T44), [b, h / 8, w / 8, 1 + c].
+    """Returns mask and latent of the picture with its hole in mid-grey, [b, h / 8, w / 8, 1 + c].
 
     The hole is the batch's `mask` where the objective's `holes` is "given", else drawn at random.
     """
@@ -80,7 +80,7 @@ def depth(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, 
 
 
 def upscaling(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
-    """Returns the picture at a quarter of its size with noise on it, not encoded, and how much noise (T50 to T52)."""
+    """Returns the picture at a quarter of its size with noise on it, not encoded, and how much noise."""
     image, factor = batch["image"], config.vae.factor
     b, h, w, _ = image.shape
     low = jnp.clip(jax.image.resize(image, (b, h // factor, w // factor, 3), "cubic"), -1, 1)
@@ -90,7 +90,7 @@ def upscaling(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: K
 
 
 def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
-    """Returns the label of the picture's CLIP embedding with noise of a random level on it (T54), [b, 2 d]."""
+    """Returns the label of the picture's CLIP embedding with noise of a random level on it, [b, 2 d]."""
     image, size = batch["image"], config.vision.image_size
     rows, columns = (jnp.asarray(m) for m in ldm_matrix(*image.shape[1:3], size))
     seen = (jnp.einsum("ih,bhwc,jw->bijc", rows, image, columns) + 1) / 2

@@ -1,11 +1,14 @@
 """Writes a training run's averaged parameters as a native model, which `sdjax.load` reads.
 
-What the model for inpainting has of its own, where it is trained, goes into a file beside the folder.
+What the model for inpainting has of its own, where it is trained, goes into a file beside the folder. The font's
+licence, which every model that learned from its glyphs is under, goes along.
 
 python -m sdjax.train.export --folder runs/builtin --to sdjax/assets/builtin [--dtype float16] [--overwrite]
 """
 
 import argparse
+import dataclasses
+import json
 import pathlib
 
 import jax
@@ -14,20 +17,25 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-from sdjax import convert
-from sdjax.builtin import changes_of
+from sdjax.builtin import FOLDER, changes_of
+from sdjax.convert.model import model_of_params
 from sdjax.convert.outputs import new_file
-from sdjax.train.builtin import Run
+from sdjax.convert.sources import licence_files
+from sdjax.convert.writing import save as save_model
+from sdjax.train.builtin import KEPT, Run
 from sdjax.typing import Params
 
 
 def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", overwrite: bool = False) -> dict[str, int]:
     """Writes the model of a run to a folder and returns the number of steps each part of it was trained for.
 
-    If the stage "inpainting" has a checkpoint, its parameters go into TARGET-inpainting.safetensors.
+    If the stage "inpainting" has a checkpoint, its parameters go into TARGET-inpainting.safetensors. A model card,
+    README.md, of the folder that is replaced stays.
 
-    Raises ValueError if a part has no checkpoint yet, or a parameter does not fit into `dtype`.
+    Raises ValueError if a part has no checkpoint yet, a parameter does not fit into `dtype`, or the model that would
+    be replaced has an inpainting model and the run has none; FileExistsError if something is there to be overwritten.
     """
+    target = pathlib.Path(target)
     parts = {stage: run.averaged(stage) for stage in ("autoencoder", "diffusion")}
     missing = [stage for stage, found in parts.items() if found is None]
     if missing:
@@ -35,11 +43,21 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     params = {**parts["autoencoder"][1], **parts["diffusion"][1]}
     if (inpainting := run.averaged("inpainting")) is not None:
         parts["inpainting"] = inpainting
+    elif changes_of(target).exists():
+        raise ValueError(
+            f"{changes_of(target)} belongs to the model that would be replaced, and {run.folder} holds none of "
+            "inpainting yet; train it first, move that file away or write elsewhere"
+        )
     params, changes = (_cast(tree, dtype) for tree in (params, inpainting[1] if inpainting else {}))
-    convert.save(run.model, params, target, to="native", tokenizer=run.tokenizer, overwrite=overwrite)
+    card = target / "README.md"
+    text = card.read_bytes() if card.is_file() else None
+    model = model_of_params(run.model, params, run.tokenizer)
+    save_model(dataclasses.replace(model, licences=licence_files(FOLDER)), target, "native", overwrite=overwrite)
+    if text is not None:
+        card.write_bytes(text)
     if changes:
         flat = {"/".join(path): leaf for path, leaf in flatten_dict(changes).items()}
-        with new_file(changes_of(pathlib.Path(target)), overwrite=overwrite) as partial:
+        with new_file(changes_of(target), overwrite=overwrite) as partial:
             partial.write_bytes(safetensors.numpy.save(flat))
     return {stage: found[0] for stage, found in parts.items()}
 
@@ -51,19 +69,31 @@ def _cast(params: Params, dtype: str) -> Params:
     return params
 
 
-def main() -> None:
-    """Exports, with the flags of the command line."""
+def open_run(folder: pathlib.Path) -> Run:
+    """Returns the run in a folder, whose model is the one that it keeps."""
     from sdjax.configs import builtin
 
+    settings = builtin.get_config()
+    if (folder / KEPT).exists():
+        settings.model = json.loads((folder / KEPT).read_text())["model"]
+    return Run(settings, folder)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
     parser = argparse.ArgumentParser(description="Write the averaged parameters of a training run as a native model.")
     parser.add_argument("--folder", default="runs/builtin", help="the run (default: %(default)s)")
     parser.add_argument("--to", required=True, help="the model's folder, sdjax/assets/builtin for the package's own")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
     parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
-    flags = parser.parse_args()
-    run = Run(builtin.get_config(), pathlib.Path(flags.folder))
+    return parser
+
+
+def main() -> None:
+    """Exports, with the flags of the command line."""
+    flags = make_parser().parse_args()
     try:
-        steps = export(run, flags.to, dtype=flags.dtype, overwrite=flags.overwrite)
+        steps = export(open_run(pathlib.Path(flags.folder)), flags.to, dtype=flags.dtype, overwrite=flags.overwrite)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     files = [path for path in pathlib.Path(flags.to).rglob("*") if path.is_file()]

@@ -51,7 +51,7 @@ def test_our_own_names_are_among_a_released_files(name):
 
 def test_the_depth_network_in_a_released_file_is_counted():
     shapes = manifest("512-depth-ema.no-midas") | depth_network()
-    assert convert.parameter_counts(shapes)["depth"] == 121_196_289  # T75: of 123,146,985 in the file
+    assert convert.parameter_counts(shapes)["depth"] == 121_196_289  # of 123,146,985 in the file
     gone, changed = "pretrained.model.blocks.11.attn.qkv.bias", "scratch.refinenet4.out_conv.weight"
     del shapes[f"depth_model.model.{gone}"]
     shapes[f"depth_model.model.{changed}"] = (256, 256, 3, 3)

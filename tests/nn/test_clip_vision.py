@@ -33,7 +33,7 @@ def golden_case(name):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("sd2_unclip_h", 632_076_800), ("sd2_unclip_l", 303_966_208)],  # FACTS M9, M10
+    [("sd2_unclip_h", 632_076_800), ("sd2_unclip_l", 303_966_208)],
 )
 def test_parameter_counts_are_the_releases(name, count):
     assert param_counts(configs.get(name))["vision"] == count

@@ -89,7 +89,7 @@ def test_half_precision_stays_near_float32(family, dtype):
 
 @pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_half_precision_survives_attention_logits_a_hundredfold(dtype):
-    config, params, arrays = reference_model("v2_v")  # T31: Stable Diffusion 2.1's logits overflow float16
+    config, params, arrays = reference_model("v2_v")  # Stable Diffusion 2.1's logits overflow float16
     grown = jax.tree_util.tree_map_with_path(
         lambda path, a: a * 100 if any(getattr(key, "key", "") == "to_q" for key in path) else a, params["unet"]
     )

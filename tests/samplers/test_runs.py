@@ -26,7 +26,7 @@ def rows_and_start(sampler, num_steps=8):
 
 @every_sampler
 def test_epsilon_v_and_x0_prediction_make_the_same_picture(name):
-    """The same knowledge, put in three ways; PNDM mixes raw outputs and is the documented exception (T82)."""
+    """The same knowledge, put in three ways; PNDM mixes raw outputs and is the documented exception."""
     if name == "pndm":
         pytest.skip("see test_pndm_is_plms_for_epsilon_only")
     sampler = SAMPLERS[name]()

@@ -14,7 +14,7 @@ every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
 @pytest.mark.parametrize("num_steps", [1, 7, 30, 50, 100, 1000])
 def test_every_number_of_steps_has_its_strength(num_steps):
-    """k / n leaves exactly k of n steps, though 0.29 * 100 is 28.999... in floating point: T6, T8, off by none."""
+    """k / n leaves exactly k of n steps, though 0.29 * 100 is 28.999... in floating point: off by none."""
     for left in range(num_steps + 1) if num_steps <= 100 else (0, 1, 7, 290, 999, 1000):
         start = make_start(DDIM(), SCHEDULE, num_steps, left / num_steps)
         assert (0 if start.rows is None else len(start.rows.timestep)) == left
@@ -60,7 +60,7 @@ def compvis_img2img(num_steps, strength, x0, noise):
     ("num_steps", "strength"), [(50, 0.75), (10, 0.34), (30, 0.8), (30, 1.0), (100, 0.29), (50, 0.02)]
 )
 def test_compat_is_the_references_counting(num_steps, strength):
-    """One step off (T6), in steps asked for where more are made, as 31 for 30 (T7), cut as int(0.29 * 100) = 28 is."""
+    """One step off, in steps asked for where more are made, as 31 for 30, cut as int(0.29 * 100) = 28 is."""
     rng = np.random.default_rng(0)
     x0, noise = rng.standard_normal((2, 3, 4, 4, 1))
     want = compvis_img2img(num_steps, strength, x0, noise)

@@ -106,7 +106,7 @@ def test_unclip_sees_the_noised_embedding_of_the_picture():
     label = np.asarray(told.label)
     dropped = (label == 0).all(1)
     assert dropped.mean() == pytest.approx(0.25, abs=4 * (0.1875 / 2000) ** 0.5)
-    # T54: the embedding less mean over deviation, with noise of the level, and back; behind it the level's sinusoid
+    # The embedding less mean over deviation, with noise of the level, and back; behind it the level's sinusoid
     seen = (preprocess.ldm(picture, 28) - preprocess.MEAN) / preprocess.STD
     embedding = VisionEncoder(vision).apply({"params": params}, seen[None].astype(np.float32))
     frequencies = np.exp(-np.log(10000.0) * np.arange(d // 2) / (d // 2))
@@ -135,7 +135,7 @@ def test_depth_is_what_sampling_sees_but_for_the_guard_of_flat_maps(monkeypatch)
     config = dataclasses.replace(MODEL, depth=DepthConfig())
     image = np.zeros((2, 64, 64, 3), np.float32)
     told = conditioning.depth(config, {"depth": {}}, {"image": image}, keys(2), DiffusionObjective(), jnp.float32)
-    np.testing.assert_allclose(told.concat, prepare_depth(maps, (8, 8)), atol=5e-4)  # + 0.001 below (T48)
+    np.testing.assert_allclose(told.concat, prepare_depth(maps, (8, 8)), atol=5e-4)  # + 0.001 below
 
 
 def test_the_matrices_of_preprocessing_do_what_preprocessing_does():
