@@ -77,10 +77,10 @@ def get_config() -> ml_collections.ConfigDict:
         "ema_decay": 0.998,
         "optim": {
             "name": "muon",
-            "steps": 6_200,
+            "steps": 9_300,
             "learning_rate": 2e-3,
             "warmup": 300,
-            "cooldown": 2_000,
+            "cooldown": 2_400,
             "beta2": 0.99,
         },
     }
