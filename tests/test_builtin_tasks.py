@@ -61,6 +61,7 @@ def test_a_part_is_made_anew_and_fits_to_the_rest(pipe, cat, name):
     assert [colour(picture[:, 32:]) for picture in made] == ["blue", "blue"]
 
 
+@pytest.mark.slow
 def test_a_picture_goes_on_beyond_its_edge(pipe, cat):
     wide = sdjax.outpaint(pipe, cat, "a cat and a dog on a blue background", expand=(0, 0, 64, 0), seed=1, **STEPS)[0]
     assert wide.shape == (64, 128, 3)
@@ -68,6 +69,7 @@ def test_a_picture_goes_on_beyond_its_edge(pipe, cat):
     assert colour(wide[:, 64:]) == "blue"
 
 
+@pytest.mark.slow
 def test_two_passes_make_a_larger_picture_of_the_same(pipe):
     large = sdjax.two_pass(pipe, CAT, seed=3, **STEPS)[0]
     assert large.shape == (128, 128, 3)

@@ -2,10 +2,8 @@
 
 import types
 
-import jax
-import numpy as np
 import pytest
-from models_to_train import MODEL, small_params
+from models_to_train import MODEL
 
 import sdjax
 from sdjax import builtin
@@ -14,10 +12,12 @@ from sdjax.train import emoji, vocabulary
 from sdjax.train.builtin import Run
 from sdjax.train.export import export, open_run
 
+import models
+
 
 def trained(tmp_path, *, inpainting: bool):
     """Stands for a run with a checkpoint of each stage; the one for inpainting can be missing."""
-    params = jax.tree.map(np.asarray, small_params())
+    params = models.random_params(MODEL)
     steps = {
         "autoencoder": (1, {"vae": params["vae"]}),
         "diffusion": (2, {name: params[name] for name in ("unet", "text")}),
