@@ -18,9 +18,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from sdjax import configs, convert
+from sdjax.benchmark import device_name
 
 GIB = 2**30
 
@@ -105,23 +107,27 @@ def main() -> None:
     ckpt, tensors = args.folder / "model.ckpt", args.folder / "model.safetensors"
     if not ckpt.exists():
         write_ckpt(ckpt, convert.tensor_shapes(configs.get("sd1"), "ldm"))
+    where = {"device": device_name(jax.devices()[0]), "jax": jax.__version__, "ckpt_bytes": ckpt.stat().st_size}
     rows = []
+
+    def keep(row: dict) -> None:
+        print(row, flush=True)
+        rows.append(row)
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps({**where, "rows": rows}, indent=1) + "\n")
+
     if not tensors.exists():
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "sdjax.convert", str(ckpt), str(tensors)], check=True)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        rows.append({"step": "convert ckpt to safetensors", "seconds": round(time.perf_counter() - start, 1),
-                     "peak_gib": round(peak / GIB, 2)})  # fmt: skip
-        print(rows[-1], flush=True)
+        seconds = round(time.perf_counter() - start, 1)
+        keep({"step": "convert ckpt to safetensors", "seconds": seconds, "peak_gib": round(peak / GIB, 2)})
     for path in (ckpt, tensors):
         for dtype in args.dtypes:
             command = [sys.executable, __file__, "--folder", str(args.folder), "--picture", str(path), dtype]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            rows.append({"step": f"picture from {path.name}", "dtype": dtype, **json.loads(out.splitlines()[-1])})
-            print(rows[-1], flush=True)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"ckpt_bytes": ckpt.stat().st_size, "rows": rows}, indent=1) + "\n")
+            keep({"step": f"picture from {path.name}", "dtype": dtype, **json.loads(out.splitlines()[-1])})
 
 
 if __name__ == "__main__":
