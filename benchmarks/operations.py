@@ -61,7 +61,7 @@ def profile(dtype, side):
     return seconds, {kind: round(ns / spent.total(), 3) for kind, ns in spent.most_common()}
 
 
-def products(size, repeats=5):
+def products(size, repeats=3):
     """Returns GFLOP/s of a product of two square matrices, by library and type."""
     a = np.random.default_rng(0).standard_normal((size, size), np.float32)
     runs = {}
@@ -93,7 +93,7 @@ def main():
     """Profiles, prints the shares and writes them to a file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--side", type=int, default=64, help="of the latents")
-    parser.add_argument("--size", type=int, default=2048, help="of the matrices")
+    parser.add_argument("--size", type=int, default=1024, help="of the matrices")
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     found = {"device": device_name(jax.devices()[0]), "jax": jax.__version__, "side": args.side, "size": args.size}
