@@ -33,9 +33,8 @@ KINDS = {
 AROUND = re.compile("^(while|call|conditional)")  # these hold others, which are counted themselves
 
 
-def profile(dtype, side):
+def profile(pipe, dtype, side):
     """Returns the seconds of one call of the UNet, and the shares of its operations' time by kind."""
-    pipe = random_model(configs.get("sd1"), "float32")
     network = UNet(pipe.config.unet, jnp.dtype(dtype))
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), pipe.params["unet"])
     rng = np.random.default_rng(0)
@@ -99,8 +98,9 @@ def main():
     found = {"device": device_name(jax.devices()[0]), "jax": jax.__version__, "side": args.side, "size": args.size}
     found["products, GFLOP/s"] = products(args.size)
     print(found, flush=True)
+    pipe = random_model(configs.get("sd1"), "float32")
     for dtype in DTYPES:
-        seconds, shares = profile(dtype, args.side)
+        seconds, shares = profile(pipe, dtype, args.side)
         found[dtype] = {"seconds": round(seconds, 2), "shares": shares}
         print(dtype, found[dtype], flush=True)
     if args.out:

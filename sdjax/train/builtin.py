@@ -44,7 +44,7 @@ from sdjax.typing import Params
 _WORDS, _PIXELS, _LATENTS, _DRAWS, _COLLAGES, _HOLES = USES = range(6)
 
 SCALE, KEPT = "scale_factor.json", "settings.json"
-MADE_FROM = {"latents": "autoencoder", SCALE: "autoencoder", "diffusion": "autoencoder", "inpainting": "diffusion"}
+MADE_FROM = {"autoencoder": ("latents", SCALE, "diffusion"), "diffusion": ("inpainting",)}  # what fits to a stage alone
 FIXED = ("seed", "model", "vocabulary", "latents")  # settings that a run keeps: what is stored depends on them
 
 
@@ -128,10 +128,10 @@ class Run:
 
     def check_stages(self) -> None:
         """Raises ValueError if a stage would be trained further of which something else is made already."""
-        for stage in ("autoencoder", "diffusion"):
+        for stage, names in MADE_FROM.items():
             wanted, done = self.settings[stage].optim.steps, max(manifest.steps(self.folder / stage), default=0)
-            made = [self.folder / name for name, origin in MADE_FROM.items() if origin == stage]
-            if done < wanted and (made := [str(path) for path in made if path.exists()]):
+            made = [str(self.folder / name) for name in names if (self.folder / name).exists()]
+            if done < wanted and made:
                 raise ValueError(
                     f"the stage {stage} would go on from step {done} to {wanted}, and {', '.join(made)} would fit no "
                     f"longer; delete {'them' if len(made) > 1 else 'it'} first, or leave its steps at {done}"
