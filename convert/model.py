@@ -57,6 +57,9 @@ class Model:
     licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own_tokenizer: Tokenizer | None = None
 
+    def __repr__(self) -> str:
+        return f"<Model {self.config.name}: {len(self.leaves)} tensors of parameters, {len(self.extras)} others>"
+
     @functools.cached_property
     def params(self) -> dict[str, Any]:
         """The parameters as Flax's nested tree of numpy arrays, read when first asked for, one tensor at a time."""

@@ -6,6 +6,7 @@ arguments, never closed over, and only shapes, sampler and model description are
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,13 @@ def cast(params: Params, dtype: str) -> Params:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
     kind = jnp.dtype(dtype)
     return jax.tree.map(lambda a: a.astype(kind, copy=False) if jnp.issubdtype(a.dtype, jnp.floating) else a, params)
+
+
+def summary(loaded: Any, name: str) -> str:
+    """Returns one line about something loaded: the network's name, its size, dtype and source."""
+    count = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(loaded.params))
+    source = f" from {loaded.source!r}" if loaded.source else ""
+    return f"<{type(loaded).__name__} {name}{source}: {count:,} parameters, {loaded.dtype}>"
 
 
 def make_keys(seeds: Sequence[int]) -> Key:
@@ -143,7 +151,8 @@ class Pipeline:
     """A model ready to use: its description, parameters {"unet", "vae", "text"}, tokenizer and compute dtype.
 
     `source` says where it came from, `notices` what was decided while loading it. Parameters are put on the devices
-    once, at first use.
+    once, at first use, and again after one of them was replaced: by `dataclasses.replace(pipe, params=...)`, or in the
+    tree itself. Do not write into a NumPy array of the tree: that is not seen.
     """
 
     config: ModelConfig
@@ -152,7 +161,10 @@ class Pipeline:
     dtype: str = "float32"
     source: str = ""
     notices: tuple[str, ...] = ()
-    _placed: dict[Mesh, Params] = dataclasses.field(default_factory=dict, repr=False)
+    _placed: sharding.Placed = dataclasses.field(default_factory=sharding.Placed, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return summary(self, self.config.name)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -161,10 +173,7 @@ class Pipeline:
 
     def on(self, mesh: Mesh) -> Params:
         """Returns the parameters, whole on every device of the mesh."""
-        if mesh not in self._placed:
-            self._placed.clear()  # one copy at a time
-            self._placed[mesh] = sharding.replicate(self.params, mesh)
-        return self._placed[mesh]
+        return self._placed.get(self.params, mesh, lambda params: sharding.replicate(params, mesh))
 
     def save(self, path: Any, *, to: str = "auto", overwrite: bool = False) -> None:
         """Writes the model: an ldm file for a name that ends in .safetensors, else a native folder.

@@ -18,7 +18,7 @@ from sdjax import sharding
 from sdjax.config import PriorConfig, ScheduleConfig
 from sdjax.denoiser import check_guidance_scale
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
-from sdjax.pipeline import cast, default_dtype, make_keys
+from sdjax.pipeline import cast, default_dtype, make_keys, summary
 from sdjax.samplers.base import PRIOR, draw_noise
 from sdjax.schedule import alphas_cumprod
 from sdjax.tokenizer import Tokenizer
@@ -135,7 +135,10 @@ class Prior:
     tokenizer: Tokenizer
     dtype: str = "float32"
     source: str = ""
-    _placed: dict[jax.Device, Params] = dataclasses.field(default_factory=dict, repr=False)
+    _placed: sharding.Placed = dataclasses.field(default_factory=sharding.Placed, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return summary(self, "of image embeddings")
 
     @classmethod
     def load(cls, path: Any, *, dtype: str | None = None, variant: str | None = None) -> "Prior":
@@ -154,7 +157,7 @@ class Prior:
         """Returns what the network is told of the prompts."""
         text = self.config.text
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
-        return _tell((self.config, self.dtype), sharding.placed(self._placed, self.params)["text"], jnp.asarray(ids))
+        return _tell((self.config, self.dtype), self._placed.on_default_device(self.params)["text"], jnp.asarray(ids))
 
     def embed(
         self,
@@ -187,5 +190,5 @@ class Prior:
         told = self.tell(prompts)
         untold = None if guidance_scale == 1 else self.tell(negatives)
         static = (self.config, self.dtype)
-        params = sharding.placed(self._placed, self.params)["prior"]
+        params = self._placed.on_default_device(self.params)["prior"]
         return _embed(static, params, rows, keys, told, untold, jnp.float32(guidance_scale))

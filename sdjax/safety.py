@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from sdjax import pictures, preprocess, sharding
 from sdjax.config import VisionConfig
 from sdjax.nn import safety
-from sdjax.pipeline import cast, default_dtype
+from sdjax.pipeline import cast, default_dtype, summary
 from sdjax.typing import Image, Params
 
 FOLDER = "safety_checker"  # of a diffusers folder
@@ -48,7 +48,10 @@ class SafetyChecker:
     params: Params
     dtype: str = "float32"
     source: str = ""
-    _placed: dict[jax.Device, Params] = dataclasses.field(default_factory=dict, repr=False)
+    _placed: sharding.Placed = dataclasses.field(default_factory=sharding.Placed, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return summary(self, "of pictures")
 
     @classmethod
     def load(cls, path: Any, *, dtype: str | None = None) -> "SafetyChecker":
@@ -68,7 +71,7 @@ class SafetyChecker:
         if not len(given):
             return Verdict(np.zeros(0, bool), np.zeros((0, safety.CONCEPTS)), np.zeros((0, safety.SPECIAL)))
         pixels = preprocess.clip_pixels(given, self.config.image_size, dialect="huggingface")
-        params = sharding.placed(self._placed, self.params)
+        params = self._placed.on_default_device(self.params)
         scores = [_score((self.config, self.dtype), params, one[None]) for one in pixels]
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
         return Verdict(whole.flags, whole.concepts, whole.special)

@@ -6,6 +6,7 @@ for the same local shapes, so both give the same numbers, and neither program ho
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -42,14 +43,34 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
 
 
-def placed(kept: dict[jax.Device, Any], tree: Any) -> Any:
-    """Returns the tree on JAX's default device, from `kept` if it was put there before; one copy is kept at a time."""
-    device = jax.config.jax_default_device
-    device = device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
-    if device not in kept:
-        kept.clear()
-        kept[device] = jax.device_put(tree, device)
-    return kept[device]
+class Placed:
+    """A tree put on devices once: put there again when a leaf of it is another object, or the devices are others.
+
+    A copy of it, made by `copy` or `pickle`, is empty, so that copies of its owner put their own parameters.
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[Any, list[Any], Any, Any] | None = None
+
+    def get(self, tree: Any, where: Any, put: Callable[[Any], Any]) -> Any:
+        """Returns put(tree), from the last call if it was for the same leaves and the same `where`."""
+        leaves, structure = jax.tree.flatten(tree)
+        held = self._held
+        if held is not None and held[0] == where and held[2] == structure and all(map(operator.is_, leaves, held[1])):
+            return held[3]
+        held = self._held = None  # one copy on the devices at a time
+        there = put(tree)
+        self._held = where, leaves, structure, there
+        return there
+
+    def on_default_device(self, tree: Any) -> Any:
+        """Returns the tree on JAX's default device."""
+        device = jax.config.jax_default_device
+        device = device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
+        return self.get(tree, device, lambda tree: jax.device_put(tree, device))
+
+    def __reduce__(self) -> tuple[type["Placed"], tuple[()]]:
+        return Placed, ()
 
 
 def split(tree: Any, mesh: Mesh) -> Any:
