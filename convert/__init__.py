@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.config import DepthConfig, ModelConfig, PriorConfig, VisionConfig
+from sdjax.files import write_file
 from sdjax.tokenizer import Tokenizer
 from sdjax.typing import Params
 
@@ -27,7 +28,7 @@ from .hashing import manifest
 from .inspection import Inspection, inspect
 from .leaves import float_type
 from .model import Model, Report, load_model, model_of_params
-from .outputs import check_not_input, new_file
+from .outputs import WRITING, check_not_input, check_output
 from .reading import TensorFile, read
 from .towers import vision_alone, vision_tower
 from .writing import left_out
@@ -208,14 +209,14 @@ def convert(
     check_not_input(target, source, vae)
     if manifest is not None:
         check_not_input(manifest, source, vae)
-        if os.path.lexists(manifest) and not overwrite:
-            raise FileExistsError(f"{manifest} exists; choose another name, or ask to overwrite it")
+        check_output(manifest, overwrite, "writing the manifest")
+    check_output(target, overwrite, WRITING, folder=layout != "ldm")
     model = load_model(source, config, prediction, ema, vae, dtype, variant, keep_both=ema_names)
     table: dict[str, Any] | None = None if manifest is None else {}
     save_model(model, target, layout, ema_names=ema_names, overwrite=overwrite, manifest=table)
     if manifest is not None:
-        with new_file(manifest, overwrite=overwrite) as partial:
-            partial.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps(table, indent=1, sort_keys=True) + "\n"
+        write_file(manifest, text.encode(), overwrite=overwrite, what="writing the manifest")
     lost = left_out(model, layout)
     notices = [f"a single file has no place for {', '.join(lost)}; a folder keeps them"] if lost else []
     return dataclasses.replace(model.report, notices=(*model.report.notices, *notices))

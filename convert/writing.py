@@ -15,13 +15,14 @@ import numpy as np
 from sdjax import configs
 from sdjax._version import __version__
 from sdjax.config import ModelConfig
+from sdjax.files import check_room, new_file
 
 from . import depth_names, diffusers_config, keys, tables
 from .errors import CheckpointError
 from .hashing import manifest_row
 from .leaves import ALIGNMENT, Leaf
 from .model import CONFIG_KEY, Model
-from .outputs import new_file, new_folder
+from .outputs import WRITING, new_folder
 from .safetensors_file import DTYPES
 from .sources import EXTRA, FORMAT, LICENCE_KEY
 from .towers import are_none
@@ -62,7 +63,14 @@ def save(
     """
     if to not in _WRITERS:
         raise ValueError(f"a layout to write is one of {', '.join(_WRITERS)}; got {to!r}")
-    with (new_file if to == "ldm" else new_folder)(path, overwrite=overwrite) as partial:
+    leaves = (*model.leaves.values(), *model.extras.values())
+    needs = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves)
+    check_room(path, needs, WRITING)
+    if to == "ldm":
+        new = new_file(path, overwrite=overwrite, what=WRITING, needs=needs)
+    else:
+        new = new_folder(path, overwrite=overwrite, needs=needs)
+    with new as partial:
         _WRITERS[to](model, partial, ema_names, manifest)
 
 

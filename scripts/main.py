@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from sdjax import files
 from sdjax._version import __version__
 
 EXTRAS = {  # the modules that come with them, as a user would miss them
@@ -37,7 +38,8 @@ OK, FAILED, BAD_INPUT, BAD_CHECKPOINT, BAD_IMAGE, OUT_OF_MEMORY, INTERRUPTED = 0
 EXIT_STATUS = """\
 exit status:
   0    done
-  1    failed for another reason: a file that cannot be written, internal error
+  1    failed for another reason: a file that cannot be read or written, a disk
+       that is full, internal error
   2    bad usage or input: an unknown flag, a value out of range, flags that
        contradict each other or the model
   3    bad checkpoint: missing, damaged, of an unknown kind, not a whole model
@@ -60,11 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command.make_parser().parse_args(rest)
     try:
         command.run(args)
+        with files.doing("writing to", "standard output"):
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone; Python would complain once more when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return FAILED
     except Exception as error:
         if args.debug:
@@ -73,8 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if status == OUT_OF_MEMORY:
             sentence = f"{sentence}\n(what helps: {command.IF_OUT_OF_MEMORY})"
         print(f"sdjax {name}: {sentence}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         return status
     return OK
+
+
+def _drop_output() -> None:
+    """Sends what is left of standard output nowhere, where Python would fail to write it at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -106,7 +119,9 @@ def describe(error: Exception) -> tuple[int, str]:
         return OUT_OF_MEMORY, f"the device has too little memory ({text.splitlines()[0]})"
     if isinstance(error, ValueError):
         return BAD_INPUT, text
-    if isinstance(error, OSError | FloatingPointError):
+    if isinstance(error, OSError):
+        return FAILED, files.sentence(error)
+    if isinstance(error, FloatingPointError):
         return FAILED, text
     if isinstance(error, ModuleNotFoundError) and error.name is not None and (extra := _extra_of(error.name)):
         return FAILED, f"this needs {error.name}, which is not installed: pip install 'sdjax[{extra}]'"

@@ -4,13 +4,11 @@ Pictures are opened by `sdjax.pictures`, animations written by `sdjax.movie`; be
 and drawings import Pillow.
 """
 
-import contextlib
 import io
 import json
 import os
 import re
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,10 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
+from sdjax import files
 from sdjax.typing import Image, Pixels
 
+WRITING = "writing the picture"
 ROUNDINGS = {"truncate": np.trunc, "nearest": np.rint}
 
 
@@ -108,9 +108,7 @@ def save_png(path: str | os.PathLike, pixels: Pixels, text: Mapping[str, str] | 
 
 def save_file(path: str | os.PathLike, data: bytes) -> None:
     """Writes a file, whole or not at all. Raises FileExistsError if there is a file of that name already."""
-    path = Path(path)
-    with _written_beside(path.parent, data) as whole:
-        _publish(whole, path)
+    files.write_file(path, data, what=WRITING)
 
 
 def save_numbered(
@@ -132,13 +130,12 @@ def save_numbered_file(
     folder: str | os.PathLike, data: bytes, suffix: str, *, prefix: str = "", digits: int = 5
 ) -> Path:
     """Returns the path of a new file of that content, named and numbered as `save_numbered` does, with a suffix."""
-    folder = Path(folder)
-    with _written_beside(folder, data) as whole:
+    with files.doing(WRITING, folder, len(data)), files.folder_for(folder) as folder:
         number = _next_number(folder, prefix, digits, suffix)
         while True:
             path = folder / f"{prefix}{number:0{digits}}{suffix}"
             try:
-                _publish(whole, path)
+                files.write_file(path, data, what=WRITING)
                 return path
             except FileExistsError:  # another process was faster
                 number += 1
@@ -149,9 +146,12 @@ def new_folder(path: str | os.PathLike) -> Path:
     new, number = Path(path), 1
     while True:
         try:
-            new.mkdir()
+            with files.doing("making the folder", new):
+                new.mkdir(parents=True)
             return new
         except FileExistsError:
+            if not os.path.lexists(new):  # it is its parent that is no folder
+                raise
             number += 1
             new = Path(f"{path}-{number}")
 
@@ -161,33 +161,3 @@ def _next_number(folder: Path, prefix: str, digits: int, suffix: str) -> int:
     with os.scandir(folder) as entries:
         numbers = [int(match[1]) for entry in entries if (match := name.fullmatch(entry.name))]
     return max(numbers, default=-1) + 1
-
-
-@contextlib.contextmanager
-def _written_beside(folder: Path, data: bytes) -> Iterator[Path]:
-    """Yields a file of that content under a passing name; it is gone afterwards."""
-    path = folder / f".sdjax-{secrets.token_hex(8)}.tmp"
-    try:
-        with open(path, "xb") as file:  # not tempfile, whose files only their owner may read
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _publish(whole: Path, path: Path) -> None:
-    """Gives the file its name in one step. Raises FileExistsError if the name is taken."""
-    try:
-        os.link(whole, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: take the name first, then put the file in its place
-        with open(path, "xb"):
-            pass
-        try:
-            os.replace(whole, path)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise

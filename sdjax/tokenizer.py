@@ -11,6 +11,7 @@ they resolve HTML entities at most once, and they take `<|endoftext|>` and v2's 
 stand, so that their "wow!" ends in padding. v1 and v2 differ in what they pad with alone: 49407 and 0.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -27,6 +28,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from sdjax.files import doing, new_file
 from sdjax.typing import TokenIds
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -110,14 +112,11 @@ class Tokenizer:
         """
         if not self.files:
             return write_clip_files(folder, pad_token, length)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         files = dict(self.files)
         config = _json_object(files, CONFIG)
         if "model_max_length" not in config:
             files[CONFIG] = (json.dumps({**config, "model_max_length": length}, indent=2) + "\n").encode()
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
+        _write(folder, files)
 
     @property
     def bos_token_id(self) -> int:
@@ -161,10 +160,14 @@ def write_clip_files(folder: str | Path, pad_token: str = EOS, length: int = 77)
     vocab, merges = _clip_vocabulary()
     if pad_token not in vocab:
         raise ValueError(f"the padding token {pad_token!r} is not in CLIP's vocabulary; v1 has {EOS!r}, v2 '!'")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in clip_files(vocab, merges, pad_token, model_max_length=length).items():
-        (folder / name).write_bytes(data)
+    _write(folder, clip_files(vocab, merges, pad_token, model_max_length=length))
+
+
+def _write(folder: str | Path, contents: Mapping[str, bytes]) -> None:
+    with contextlib.ExitStack() as stack:  # no file gets its name before all are written
+        for name, data in contents.items():
+            new = new_file(Path(folder) / name, overwrite=True, what="writing the tokenizer", needs=len(data))
+            stack.enter_context(new).write_bytes(data)
 
 
 def clip_files(
@@ -268,7 +271,9 @@ class _Transformers:
     def __init__(self, files: tuple[tuple[str, bytes], ...]):
         import transformers  # takes seconds: only for a folder that needs it
 
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        needs = sum(len(data) for _, data in files)
+        with doing("copying the tokenizer to", tempfile.gettempdir(), needs), contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             for name, data in files:
                 (Path(folder) / name).write_bytes(data)
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

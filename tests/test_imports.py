@@ -14,6 +14,7 @@ FOLDERS = {"sdjax": ROOT / "sdjax", "sdjax.convert": ROOT / "convert", "sdjax.co
 # Part of the library -> the parts of it that it may import (itself always)
 ALLOWED = {
     "sdjax.typing": set(),
+    "sdjax.files": set(),
     "sdjax.description": set(),
     "sdjax.config": {"sdjax.description"},
     "sdjax.schedule": {"sdjax.config", "sdjax.typing"},
@@ -22,16 +23,16 @@ ALLOWED = {
     "sdjax.samplers": {"sdjax.schedule", "sdjax.config", "sdjax.typing"},
     "sdjax.denoiser": {"sdjax.schedule", "sdjax.config", "sdjax.typing", "sdjax.samplers"},
     "sdjax.sharding": {"sdjax.typing"},
-    "sdjax.image": {"sdjax.typing", "sdjax._version"},
-    "sdjax.pictures": set(),
-    "sdjax.movie": {"sdjax.typing"},
+    "sdjax.image": {"sdjax.files", "sdjax.typing", "sdjax._version"},
+    "sdjax.pictures": {"sdjax.files"},
+    "sdjax.movie": {"sdjax.files", "sdjax.typing"},
     "sdjax.tiling": {"sdjax.config", "sdjax.nn", "sdjax.typing"},
     "sdjax.watermark": {"sdjax.typing"},
-    "sdjax.tokenizer": {"sdjax.typing", "sdjax.config"},
+    "sdjax.tokenizer": {"sdjax.files", "sdjax.typing", "sdjax.config"},
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
     "sdjax.configs": {"sdjax.config"},
     "sdjax.convert": {"sdjax.config", "sdjax.configs", "sdjax.nn", "sdjax.checkpoint", "sdjax.tokenizer",
-                      "sdjax.typing", "sdjax._version"},
+                      "sdjax.files", "sdjax.typing", "sdjax._version"},
 }  # fmt: skip
 # Package -> the only modules that may import it
 ONLY = {

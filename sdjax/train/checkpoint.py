@@ -16,7 +16,6 @@ import itertools
 import json
 import math
 import pathlib
-import re
 import threading
 from collections.abc import Callable, Collection
 from typing import Any
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sdjax import files
 from sdjax.train import manifest
 
 _saves = itertools.count()  # the same in every process, so that each waits for the others of the same save
@@ -52,7 +52,9 @@ class Checkpoints:
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep and keep_every are at least 1; got {keep} and {keep_every}")
         self.folder = pathlib.Path(folder).resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.doing("making the folder of the checkpoints,", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._needs = 0  # bytes of the state last saved
         self.keep, self.keep_every, self.say, self.timeout = keep, keep_every, say, timeout
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.StandardCheckpointHandler(), timeout_secs=timeout,
@@ -99,9 +101,12 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         if step != self._current:
+            self._needs = sum(leaf.nbytes for leaf in jax.tree.leaves(_without_key_types(state)))
             try:
                 if jax.process_index() == 0:
                     manifest.remove(self.folder, step)  # a damaged one, or of a run that ended while writing it
+                    if not files.has_room(self.folder, self._needs):
+                        raise OSError(errno.ENOSPC, "")
                     self.folder.mkdir(parents=True, exist_ok=True)
                 self._checkpointer.save(
                     manifest.path(self.folder, step), args=ocp.args.StandardSave(_without_key_types(state))
@@ -216,19 +221,19 @@ class Checkpoints:
         if not written and jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 manifest.remove(self.folder, step)
-        # For an error of the system tensorstore raises a ValueError with its number in the text
-        said = re.search(r"os_error_code='(\d+)'", str(error))
-        number = int(said[1]) if said else getattr(error, "errno", None)
-        if number == errno.ENOSPC:
-            why = "the disk is full; free some space"
-        elif isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in str(error):
+        number = files.number_of(error)
+        if isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in str(error):
             why = f"another process died, or was not done with it after {self.timeout} seconds"
-        else:
+        elif number is None or (isinstance(error, OSError) and files.is_told(error)):
             why = str(error)
+        else:
+            why = files.why(OSError(number, str(error)), self.folder, self._needs)
         before = "" if written else f" (the newest there is {max(self.steps(), default='none')})"
         what = f"checkpoint {step} was {'' if written else 'not '}written to {self.folder}{before}"
         sentence = f"{what}{', but then' if written else ''}: {why}"
-        return OSError(number, sentence) if number else OSError(sentence)
+        failed = OSError(sentence)
+        failed.errno = number
+        return failed
 
 
 def read_parts(

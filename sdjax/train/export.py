@@ -19,9 +19,10 @@ from flax.traverse_util import flatten_dict
 
 from sdjax.builtin import FOLDER, changes_of
 from sdjax.convert.model import model_of_params
-from sdjax.convert.outputs import new_file
+from sdjax.convert.outputs import WRITING
 from sdjax.convert.sources import licence_files
 from sdjax.convert.writing import save as save_model
+from sdjax.files import write_file
 from sdjax.train.builtin import KEPT, Run
 from sdjax.typing import Params
 
@@ -54,11 +55,10 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     model = model_of_params(run.model, params, run.tokenizer)
     save_model(dataclasses.replace(model, licences=licence_files(FOLDER)), target, "native", overwrite=overwrite)
     if text is not None:
-        card.write_bytes(text)
+        write_file(card, text, overwrite=True, what="writing the model card")
     if changes:
         flat = {"/".join(path): leaf for path, leaf in flatten_dict(changes).items()}
-        with new_file(changes_of(target), overwrite=overwrite) as partial:
-            partial.write_bytes(safetensors.numpy.save(flat))
+        write_file(changes_of(target), safetensors.numpy.save(flat), overwrite=overwrite, what=WRITING)
     return {stage: found[0] for stage, found in parts.items()}
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sdjax.config import VAEConfig
+from sdjax.files import new_file
 from sdjax.nn import AutoencoderKL
 from sdjax.train.objectives import to_float
 from sdjax.typing import Params
@@ -25,7 +26,6 @@ def encode_to_folder(
     and not made again: the folder belongs to one autoencoder.
     """
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     vae = AutoencoderKL(config)
     encode = jax.jit(lambda images: vae.apply({"params": params}, to_float(images), method="encode"))
     moments, ids = [], []
@@ -34,10 +34,10 @@ def encode_to_folder(
         if not path.exists():
             images, tokens = pictures(k, min(shard, count - k * shard))
             parts = [encode(images[i : i + ENCODE_BATCH]) for i in range(0, len(images), ENCODE_BATCH)]
-            partial = path.with_suffix(".partial")
-            with open(partial, "wb") as file:
-                np.savez(file, moments=np.concatenate(parts).astype(np.float16), ids=tokens.astype(np.uint16))
-            partial.rename(path)
+            made = {"moments": np.concatenate(parts).astype(np.float16), "ids": tokens.astype(np.uint16)}
+            needs = sum(array.nbytes for array in made.values())
+            with new_file(path, what="writing the latents", needs=needs) as partial, open(partial, "wb") as file:
+                np.savez(file, **made)
             say(f"encoded {k * shard + len(images)} of {count} pictures")
         with np.load(path) as arrays:
             moments.append(arrays["moments"])

@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from sdjax.files import write_file
+
 
 def path(folder: pathlib.Path, step: int) -> pathlib.Path:
     """Returns the folder of a step."""
@@ -40,16 +42,8 @@ def write(folder: pathlib.Path, step: int) -> None:
 
 def write_json(file: pathlib.Path, content: Any) -> None:
     """Writes a file that is, whatever happens meanwhile, as it was or whole."""
-    partial = file.with_name(file.name + ".partial")
-    try:
-        with open(partial, "w") as stream:
-            stream.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    write_file(file, text.encode(), overwrite=True, what="writing the record")
     _sync(file.parent)
 
 

@@ -12,9 +12,12 @@ from typing import Any
 
 import jax
 
-from sdjax.image import encode_png, grid
+from sdjax import files
+from sdjax.files import doing, write_file
+from sdjax.image import WRITING, encode_png, grid
 from sdjax.typing import Pixels
 
+TENSORBOARD = "writing TensorBoard's events into"
 LINES_EVERY = 60.0  # seconds between two lines where there is no progress bar
 
 
@@ -67,7 +70,8 @@ class Writers:
         self._console: _Console | None = None
         if jax.process_index() != 0:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with doing("making the run's folder", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._outputs.append(_Lines(self.folder / "log.jsonl", first))
         if tensorboard:
             self._outputs.append(_TensorBoard(self.folder / "tensorboard", first))
@@ -127,8 +131,9 @@ class _Lines(_Output):
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
+        line = json.dumps({"step": step, **known}, allow_nan=False) + "\n"
+        with doing("writing the log", self.path, len(line)):
+            files.append(self.path, line.encode())
 
 
 def cut_log(path: str | os.PathLike, last: int) -> None:
@@ -139,16 +144,12 @@ def cut_log(path: str | os.PathLike, last: int) -> None:
     path = pathlib.Path(path)
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
+    with doing("reading the log", path):
+        lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if _is_up_to(line, last)]
     if kept == lines:
         return
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_file(path, b"".join(kept), overwrite=True, what="writing the log")
 
 
 def _is_up_to(line: bytes, last: int) -> bool:
@@ -159,31 +160,44 @@ def _is_up_to(line: bytes, last: int) -> bool:
 
 
 class _TensorBoard(_Output):
-    """TensorBoard's events."""
+    """TensorBoard's events, written at once: tensorboardX's own writer has a thread, and hangs if that fails."""
 
     def __init__(self, folder: pathlib.Path, first: int):
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f'{error}; install it (pip install "sdjax[train]"), or train with log.tensorboard = False'
             ) from None
-        self.writer = SummaryWriter(str(folder), purge_step=first + 1)
+        self.folder, self.event, self.summary = folder, Event, summary
+        with doing(TENSORBOARD, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.events = event_file_writer.EventsWriter(str(folder / "events"))
+        self._write(first + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             if math.isfinite(value):
-                self.writer.add_scalar(name, value, step)
+                self._write(step, summary=self.summary.scalar(name, value))
 
     def pictures(self, step: int, name: str, pixels: Pixels, captions: Sequence[str]) -> None:
         for i, picture in enumerate(pixels):
-            self.writer.add_image(f"{name}/{i}", picture, step, dataformats="HWC")
+            self._write(step, summary=self.summary.image(f"{name}/{i}", picture, dataformats="HWC"))
         listed = "\n".join(f"{i}. {caption}" for i, caption in enumerate(captions))
-        self.writer.add_text(f"{name}/captions", listed, step)
-        self.writer.flush()
+        self._write(step, summary=self.summary.text(f"{name}/captions", listed))
 
     def close(self) -> None:
-        self.writer.close()
+        events, self.events = self.events, None
+        if events is not None:
+            with doing(TENSORBOARD, self.folder):
+                events.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        event = self.event(wall_time=time.time(), step=step, **content)
+        with doing(TENSORBOARD, self.folder, event.ByteSize()):
+            self.events.write_event(event)
+            self.events.flush()
 
 
 class _Sheets(_Output):
@@ -194,11 +208,8 @@ class _Sheets(_Output):
 
     def pictures(self, step: int, name: str, pixels: Pixels, captions: Sequence[str]) -> None:
         path = self.folder / name / f"{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet = grid(pixels, math.ceil(len(pixels) ** 0.5))
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(encode_png(sheet, {"captions": "\n".join(captions)}))
-        partial.replace(path)  # there may be one of before the run was resumed
+        data = encode_png(grid(pixels, math.ceil(len(pixels) ** 0.5)), {"captions": "\n".join(captions)})
+        write_file(path, data, overwrite=True, what=WRITING)  # there may be one of before the run was resumed
 
 
 class _Console(_Output):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from sdjax.files import size
 from sdjax.train.flops import branch_of
 from sdjax.train.parallel import HOST
 
@@ -219,11 +220,3 @@ def _is_variable(atom: Any) -> bool:
 def _bytes(variable: Any) -> int:
     aval = variable.aval
     return aval.size * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
-
-
-def size(count: int) -> str:
-    """Returns a number of bytes as "3.21 GiB", "12.3 MiB" or "456 KiB"."""
-    for unit, step in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= step:
-            return f"{count / step:.3g} {unit}" if count < 1000 * step else f"{count / step:,.0f} {unit}"
-    return f"{count / 2**10:.3g} KiB"

@@ -105,7 +105,7 @@ def test_the_table_adds_up():
     table = [re.split(r"\s{2,}", line) for line in lines[1:]]
     assert table[0] == ["parameters", "3 MiB", "12 MiB"]
     assert table[-2:] == [["activations", "2 GiB", "8 GiB"], ["total", "2.01 GiB", "8.05 GiB"]]
-    assert [size(n) for n in (0, 1536, 3 * 2**19, 2**40)] == ["0 KiB", "1.5 KiB", "1.5 MiB", "1,024 GiB"]
+    assert [size(n) for n in (0, 1536, 3 * 2**19, 2**40)] == ["0 bytes", "1.5 KiB", "1.5 MiB", "1,024 GiB"]
 
 
 def squares(params, x, wrap=lambda f: f):

@@ -10,10 +10,10 @@ writes the pictures of a folder, of tar shards or of a TensorFlow Dataset so.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from sdjax.files import doing, foreign, new_file, write_file
 from sdjax.pictures.folder import natural
 from sdjax.train.data.records import Record, SourceError, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
@@ -159,13 +160,12 @@ def agree(folder: Path, settings: Mapping[str, Any], name: str = "manifest.json"
 
     Several processes may begin at the same time; one of them writes the file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     now, path = json.loads(json.dumps(dict(settings))), folder / name
-    partial = passing_name(path)
     if not path.exists():
-        partial.write_text(json.dumps(now, indent=1) + "\n")
-        os.replace(partial, path)
-    before = json.loads(path.read_text())
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            write_file(path, (json.dumps(now, indent=1) + "\n").encode(), what="writing the settings")
+    with doing("reading the settings", path):
+        before = json.loads(path.read_text())
     changed = [f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in now if now[key] != before.get(key)]
     if changed:
         raise SourceError(
@@ -174,33 +174,20 @@ def agree(folder: Path, settings: Mapping[str, Any], name: str = "manifest.json"
         )
 
 
-def passing_name(path: Path) -> Path:
-    """Returns a name beside a path that no other process has, of whichever machine."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Callable[[bytes], Any]]:
+    """Yields a function that adds a record to a new ArrayRecord file, which gets its name if the block ends well."""
+    from array_record.python.array_record_module import ArrayRecordWriter
 
-
-class writing:
-    """A function that adds a record to a new ArrayRecord file, which gets its name if the block ends without error."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.partial = passing_name(path)
-
-    def __enter__(self) -> Any:
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        self.writer = ArrayRecordWriter(str(self.partial), OPTIONS)
-        return self.writer.write
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    with new_file(path, overwrite=True, what="writing the records") as partial, foreign():
+        writer = ArrayRecordWriter(str(partial), OPTIONS)
         try:
-            self.writer.close()
-            if kind is None:
-                with open(self.partial, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(self.partial, self.path)
-        finally:
-            self.partial.unlink(missing_ok=True)
+            yield writer.write
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                writer.close()
+            raise
+        writer.close()
 
 
 def _index(file: str) -> Table:

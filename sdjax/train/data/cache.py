@@ -27,10 +27,11 @@ import numpy as np
 
 from sdjax import sharding
 from sdjax.config import TextConfig, VAEConfig
+from sdjax.files import write_file
 from sdjax.nn import AutoencoderKL
 from sdjax.pipeline import Pipeline, one_by_one
 from sdjax.tokenizer import Tokenizer
-from sdjax.train.data.array_records import ENDINGS, agree, pack, passing_name, writing
+from sdjax.train.data.array_records import ENDINGS, agree, pack, writing
 from sdjax.train.data.loader import check_bad
 from sdjax.train.data.pictures import BadPicture, Pictures, draws, read
 from sdjax.train.data.records import SourceError, scalars
@@ -304,6 +305,4 @@ def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _replace(path: Path, value: Any) -> None:
-    partial = passing_name(path)
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    write_file(path, (json.dumps(value, indent=1) + "\n").encode(), overwrite=True, what="writing the statistics")

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import os
-import secrets
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image as PillowImage
 
+from sdjax.files import new_file
 from sdjax.pictures.samples import orientation
 
 VERSION = 1  # of the files; another one is built anew
@@ -69,13 +69,10 @@ class Table:
         for i, (name, kind) in enumerate(self.kinds.items()):
             column = self[name]
             arrays[str(i)] = column if kind == "number" else _pack(column.tolist())
-        partial = path.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            with open(partial, "xb") as file:
-                np.savez_compressed(file, **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        needs = sum(array.nbytes for array in arrays.values())
+        new = new_file(path, overwrite=True, what="writing the index", needs=needs)
+        with new as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: Path, stamp: Any) -> "Table | None":
@@ -143,7 +140,6 @@ def kept(path: Path | None, stamp: Any, build: Any) -> Table:
         table = build()
         if path is not None:
             with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
                 table.save(path, stamp)
     return table
 
