@@ -174,7 +174,7 @@ def save(
     overwrite: bool = False,
 ) -> None:
     """Writes parameters in memory as `convert` would write a checkpoint's. Raises ValueError if they do not fit."""
-    save_model(model_of_params(config, params, tokenizer), path, _layout(path, to), overwrite=overwrite)
+    save_model(model_of_params(config, params, tokenizer), path, layout_of(path, to), overwrite=overwrite)
 
 
 def convert(
@@ -203,7 +203,7 @@ def convert(
 
     Raises CheckpointError as `load`, FileExistsError where something may not be replaced.
     """
-    layout = _layout(target, to)
+    layout = layout_of(target, to)
     if layout == "ldm" and pathlib.Path(target).suffix != ".safetensors":
         raise ValueError(f"an ldm file is written as .safetensors; got {os.fspath(target)!r}")
     check_not_input(target, source, vae)
@@ -222,7 +222,8 @@ def convert(
     return dataclasses.replace(model.report, notices=(*model.report.notices, *notices))
 
 
-def _layout(path: str | os.PathLike[str], to: str) -> str:
+def layout_of(path: str | os.PathLike[str], to: str) -> str:
+    """Returns the layout to write, "native", "ldm" or "diffusers"; `to` is a layout, or "auto" to go by the name."""
     if to not in FORMATS:
         raise ValueError(f"a format is one of {', '.join(FORMATS)}; got {to!r}")
     if to != "auto":

@@ -103,6 +103,7 @@ def load_model(
         raise ValueError(f"prediction is one of {', '.join(PREDICTIONS)}; got {prediction!r}")
     if ema not in ("auto", "yes", "no"):
         raise ValueError(f"ema is 'auto', 'yes' or 'no'; got {ema!r}")
+    config = read_config(config)
     opened = open_source(source, variant)
     try:
         said = stated(opened, prediction)
@@ -194,16 +195,27 @@ def stated(source: Source, asked: str | None = None) -> Decision | None:
         return None
 
 
-def describe(source: Source, config: Any, said: Decision | None) -> tuple[ModelConfig, str, Decision | None]:
-    """Returns the description, where it came from, and the prediction with its own origin, if that is known."""
+def read_config(config: ModelConfig | str | os.PathLike[str] | None) -> tuple[ModelConfig, str] | None:
+    """Returns the description that is given, and where it came from; None if none is. Raises CheckpointError."""
+    if config is None:
+        return None
     if isinstance(config, ModelConfig):
-        return config, "config=", Decision(config.schedule.prediction, "config=")
+        return config, "config="
     if isinstance(config, str) and config in configs.NAMES:
-        known = configs.get(config)
-        return known, f"config={config}", Decision(known.schedule.prediction, f"config={config}")
+        return configs.get(config), f"config={config}"
+    return ldm_config.read_ldm_yaml(config), str(config)
+
+
+def describe(
+    source: Source, config: tuple[ModelConfig, str] | None, said: Decision | None
+) -> tuple[ModelConfig, str, Decision | None]:
+    """Returns the description, where it came from, and the prediction with its own origin, if that is known.
+
+    `config` is what `read_config` returns.
+    """
     if config is not None:
-        read = ldm_config.read_ldm_yaml(config)
-        return read, str(config), Decision(read.schedule.prediction, str(config))
+        read, origin = config
+        return read, origin, Decision(read.schedule.prediction, origin)
     if source.layout == "native":
         read = ModelConfig.from_dict((source.native or {}).get("model"))
         return read, "config.json", Decision(read.schedule.prediction, "config.json", read.schedule.zero_terminal_snr)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options, runtime, settings
+from sdjax.scripts import options, runtime, saving, settings
 from sdjax.scripts.job import Job, note, texts
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import read_prompts, warn_of_cut_prompts
@@ -87,9 +87,10 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     import sdjax
-    from sdjax import animation, generate, image, movie
+    from sdjax import animation, files, generate, image, movie
     from sdjax.schedule import NoiseSchedule
 
+    generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
     movie.check_fps(args.fps)
     if args.format == "mp4":
         movie.find_ffmpeg()
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
         generate.check_size(config, args.H, args.W)
         animation.split_steps(job.sampler, NoiseSchedule(config.schedule), args.steps, args.prompt_strength)
 
+    saving.check_outdir(args.outdir)
     pipe = job.load(check)
     warn_of_cut_prompts(pipe, {args.negative_prompt, *prompts})
     with runtime.Progress(1) as progress:
@@ -122,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         data = movie.encode(pixels, kind, fps=args.fps, text=texts(description))
     except OSError as error:
-        note(f"{error}; the frames are written as APNG")
+        note(f"{files.sentence(error)}; the frames are written as APNG")
         kind = "apng"
         data = movie.encode(pixels, kind, fps=args.fps, text=texts(description))
     path = image.save_numbered_file(args.outdir, data, movie.SUFFIXES[kind])

@@ -4,10 +4,12 @@ import argparse
 import dataclasses
 import json
 import sys
+from typing import Any
 
 from sdjax.scripts import options, runtime
 from sdjax.scripts.main import EXIT_STATUS, main
 
+WRITING = "writing the numbers"
 IF_OUT_OF_MEMORY = "smaller --size or --batch, --dtype bfloat16"
 
 DESCRIPTION = """\
@@ -40,14 +42,25 @@ def run(args: argparse.Namespace) -> None:
 
     import sdjax
     from sdjax import benchmark, configs
-    from sdjax.convert.outputs import new_file
+    from sdjax.convert.outputs import check_output
+    from sdjax.files import write_file
+    from sdjax.generate import check_size
     from sdjax.pipeline import default_dtype
 
+    if args.json:
+        check_output(args.json, True, WRITING)
     device = (devices or jax.local_devices())[0]
+    for side in args.size or ():
+        check_size(sdjax.ModelConfig("any"), side, side)
     if args.random:
         pipe = benchmark.random_model(configs.get(args.random), args.dtype or default_dtype())
     else:
-        pipe = sdjax.load(args.ckpt, dtype=args.dtype)
+
+        def check(config: Any) -> None:
+            for side in args.size or ():
+                check_size(config, side, side)
+
+        pipe = sdjax.load(args.ckpt, dtype=args.dtype, check=check)
     results = []
     for size in args.size or [pipe.config.image_size]:
         for batch in args.batch:
@@ -60,8 +73,7 @@ def run(args: argparse.Namespace) -> None:
             "dtype": pipe.dtype, "model": benchmark.model_name(pipe),
             "results": [dataclasses.asdict(r) for r in results],
         }  # fmt: skip
-        with new_file(args.json, overwrite=True) as partial:
-            partial.write_text(json.dumps(found, indent=1) + "\n")
+        write_file(args.json, (json.dumps(found, indent=1) + "\n").encode(), overwrite=True, what=WRITING)
 
 
 if __name__ == "__main__":

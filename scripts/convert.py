@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Writes the model that a training has made. Raises ValueError for flags that are for checkpoints of others."""
     from sdjax import convert
+    from sdjax.convert.outputs import WRITING, check_output
     from sdjax.pipeline import cast
     from sdjax.train.trained import trained
 
@@ -75,6 +76,8 @@ def export(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} does not go with a training's folder, which says all about its model")
     if args.with_ema_names:
         raise ValueError("--with-ema-names does not go with a training's folder: write both models, --ema yes and no")
+    layout = convert.layout_of(args.target, args.to)
+    check_output(args.target, args.overwrite, WRITING, folder=layout != "ldm")
     step, model = trained(args.source, ema=args.ema, step=args.step)
     params = model.params if args.dtype is None else cast(model.params, args.dtype)
     convert.save(

@@ -143,7 +143,6 @@ def save_maps(job: Job, pipe: Any, pictures: Sequence[given.Given], maps: Sequen
     from sdjax import depth, image
 
     folder = job.folder / "depth"
-    folder.mkdir(parents=True, exist_ok=True)
     if maps is not None:
         values = [one.pixels for one in maps]
     else:

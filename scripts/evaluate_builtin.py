@@ -9,6 +9,7 @@ from typing import Any
 from sdjax.scripts import options
 from sdjax.scripts.main import EXIT_STATUS, main
 
+WRITING = "writing the figures"
 IF_OUT_OF_MEMORY = "close other programs"
 
 DESCRIPTION = """\
@@ -61,10 +62,14 @@ def run(args: argparse.Namespace) -> None:
     devices = runtime.set_up_jax(args.device)
     import sdjax
     from sdjax import hub, image
+    from sdjax.convert.outputs import check_output
+    from sdjax.files import write_file
     from sdjax.train import emoji, evaluate, evaluation_report
 
     emoji.find_font(args.font)  # before anything takes long
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    picture = args.out.with_suffix(".png")
+    for path in args.out, picture:
+        check_output(path, True, WRITING)
     pipe = sdjax.load(None if args.ckpt is None else hub.resolve(args.ckpt))
     sprites = emoji.Sprites.render(pipe.config.image_size, args.font)
     batch = min(evaluate.BATCH, evaluate.in_curves(args.prompts))
@@ -77,9 +82,10 @@ def run(args: argparse.Namespace) -> None:
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     figures = describe(pipe, devices) | figures
-    args.out.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    picture = args.out.with_suffix(".png")
-    picture.write_bytes(image.encode_png(evaluation_report.plate(figures, samples)))
+    text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
+    write_file(args.out, text.encode(), overwrite=True, what=WRITING)
+    plate = image.encode_png(evaluation_report.plate(figures, samples))
+    write_file(picture, plate, overwrite=True, what=image.WRITING)
     print(evaluation_report.table(figures))
     print(f"\n{args.out}\n{picture}")
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,12 +68,17 @@ def read_map(path: Path, flag: str) -> Given:
     return _read(path, flag, opened)
 
 
+def reason(error: OSError) -> str:
+    """Returns the system's words for an error of a file that is read."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
 def _read(path: Path, flag: str, opened: Callable[[Path], Any]) -> Given:
     try:
         picture = opened(path)  # first: it reads no device, and no file without end
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise ValueError(f"{flag} {path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{flag} {path} cannot be read: {reason(error)}") from None
     for notice in picture.notices:
         note(f"{path}: {notice}")
     return Given(path, picture.pixels, digest)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax import files
 from sdjax._version import __version__
 from sdjax.scripts import options, runtime, saving, settings
 from sdjax.scripts.prompts import Batch, pictures_at_a_time, warn_of_cut_prompts
@@ -52,7 +53,7 @@ class Job:
         named = None if args.safety_checker in (saving.AUTO, saving.OFF) else args.safety_checker
         resolve_local(own or self.checkpoint, revision=args.revision)
         resolve_local(args.vae, named)
-        (self.folder if args.skip_save else self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        saving.check_outdir(self.folder if args.skip_save else self.folder / "samples")
         local = own or hub.resolve(self.checkpoint, args.revision, args.variant)
         vae = None if args.vae is None else hub.resolve(args.vae)
 
@@ -62,6 +63,7 @@ class Job:
             schedule = NoiseSchedule(config.schedule)
             self.sampler = runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule)
             check_latent(args, config)
+            saving.check_outdir(self.folder, config.image_size)
             check(config)
             self.sampler.grid(schedule, args.steps)
             if checked_by is not None:
@@ -137,6 +139,8 @@ class Job:
                         described.append(description)
                         if picture.size // 3 * len(described) <= MAX_GRID:
                             made.append(picture)
+        with files.doing("making the folder", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)  # also where nothing is written into it
         if len({picture.shape for picture in made}) > 1:
             note("no grid was made, for the pictures have several sizes")
         elif len(made) < len(described):

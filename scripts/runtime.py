@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sdjax import files
+
 if TYPE_CHECKING:
     from sdjax.schedule import NoiseSchedule
 
@@ -101,7 +103,8 @@ class Progress:
     def print(self, line: Any) -> None:
         """Writes a line to standard output without breaking the bar."""
         self.bar.clear()
-        print(line, flush=True)
+        with files.doing("writing to", "standard output"):
+            print(line, flush=True)
         self.bar.refresh()
 
     def __enter__(self) -> "Progress":

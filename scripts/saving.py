@@ -14,6 +14,13 @@ def check_watermark(text: str | None) -> None:
         raise ValueError("--watermark is a text of at least one character; got an empty one")
 
 
+def check_outdir(folder: str | Path, side: int = 0) -> None:
+    """Raises OSError if no picture of this side could be written into the folder, which is not made yet."""
+    from sdjax import files
+
+    files.check_folder(Path(folder), "writing pictures into", 3 * side**2)
+
+
 def mark(pixels: Any, text: str | None) -> Any:
     """Returns the picture, uint8 [h, w, 3], with the watermark in it; as it is where there is none, or no room for it.
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options
+from sdjax.scripts import given, options, saving
 from sdjax.scripts.main import EXIT_STATUS, main
 
 IF_OUT_OF_MEMORY = "smaller pictures"
@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
         for path in map(Path, args.files)
         for file in (pictures.list_pictures(path) if path.is_dir() else [path])
     ]  # fmt: skip
+    if args.embed is not None:
+        saving.check_outdir(args.outdir)
     failed = []
     for file in files:
         try:
@@ -81,7 +83,7 @@ def treat(args: argparse.Namespace, file: Path) -> Any:
     try:
         picture = pictures.open_picture(file)
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{file} cannot be read: {given.reason(error)}") from None
     for notice in picture.notices:
         print(f"note: {file}: {notice}", file=sys.stderr)
     try:
@@ -109,9 +111,7 @@ def write(args: argparse.Namespace, pixels: Any) -> Path:
     from sdjax import image, watermark
 
     marked = watermark.embed(pixels, args.embed)
-    folder = Path(args.outdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return image.save_numbered(folder, marked)
+    return image.save_numbered(args.outdir, marked)
 
 
 if __name__ == "__main__":

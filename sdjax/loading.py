@@ -60,6 +60,8 @@ def load(
         given = {"config": config, "prediction": prediction, "vae": vae, "depth": depth, "vision": vision,
                  "noise_stats": noise_stats, "variant": variant, "revision": revision, "vocab": vocab}  # fmt: skip
         return _load_run(path, ema, dtype, check, [name for name, value in given.items() if value is not None])
+    if vocab is not None:
+        vocab = Tokenizer.from_vocabulary(vocab)  # before the model is read, which takes longer
     vae = None if vae is None else resolve(vae)
     depth = None if depth is None else resolve(depth)
     vision = None if vision is None else resolve(vision)
@@ -101,17 +103,17 @@ def _load_run(
     return Pipeline(model.config, cast(model.params, dtype), model.tokenizer, dtype, str(path), (notice,))
 
 
-def choose_tokenizer(model: Any, vocab: str | os.PathLike[str] | None) -> Tokenizer:
-    """Returns the tokenizer of a `sdjax.convert.Model`, BERT's with the vocabulary of the file `vocab`.
+def choose_tokenizer(model: Any, vocab: Tokenizer | None) -> Tokenizer:
+    """Returns the tokenizer of a `sdjax.convert.Model`, BERT's with the vocabulary of `vocab`.
 
-    Raises ValueError if there should be such a file and is none, or should be none and is one, or it is another one.
+    Raises ValueError if there should be such a one and is none, or should be none and is one, or it is another one.
     """
     text = model.config.text
     if text.kind != "bert":
         if vocab is not None:
             raise ValueError(f"a vocabulary was given for a model that has its own ({model.config.name}); leave it out")
         return model.tokenizer()
-    tokenizer = model.own_tokenizer if vocab is None else Tokenizer.from_vocabulary(vocab)
+    tokenizer = model.own_tokenizer if vocab is None else vocab
     if tokenizer is None:
         raise ValueError(
             "this model's text encoder reads BERT's tokens, and its checkpoint holds no vocabulary: give the vocab.txt "

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PillowImage
 
+from sdjax.files import doing
 from sdjax.pictures import colour, files
 from sdjax.pictures.samples import MAX_BYTES, PictureError, Samples, check_side, orientation
 
@@ -158,7 +159,8 @@ def _samples(source: Source, *, real: bool = False) -> tuple[Samples, str]:
     if isinstance(source, (str, os.PathLike)):
         name = os.fsdecode(source)
         name = name if name.isprintable() else ascii(name)
-        data = _content(source, name)
+        with doing("reading the picture", source):
+            data = _content(source, name)
         with _named(name):
             return files.read(data), name
     if hasattr(source, "__array__"):

@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
 def make_writer(settings: dict[str, Any]) -> Any:
     """Returns the LatentWriter that the command's arguments describe; a Beam worker makes its own."""
     import sdjax
+    from sdjax.files import check_folder
     from sdjax.train.data.buckets import Buckets
     from sdjax.train.data.cache import CacheSettings, LatentWriter
     from sdjax.train.data.pictures import Part, Pictures
@@ -100,19 +101,31 @@ def make_writer(settings: dict[str, Any]) -> Any:
 
     s = argparse.Namespace(**settings)
     names = (*SOURCES, "split", "data_dir", "image", "caption", "template", "default")
-    source = open_source({name: getattr(s, name) for name in names})
-    pipe = sdjax.load(s.model, dtype=s.dtype)
-    side = pipe.config.image_size if s.side is None else s.side
-    buckets = Buckets.square(side)
-    if s.buckets:
-        buckets = Buckets.around(side, step=s.bucket_step, sides=s.bucket_sides)
-    factor = pipe.config.vae.factor
-    if any(value % factor for size in buckets.sizes for value in size):
-        raise ValueError(f"sides are multiples of {factor} for this model's autoencoder; got {side}")
-    pictures = Pictures(
-        [Part(source, s.where)], buckets, least=s.least, crop=s.crop, flip=s.flip, resample=s.resample
-    )  # fmt: skip
     kept = CacheSettings(text=s.text, variants=s.variants, seed=s.seed, shard_size=s.shard_size)
+    if s.batch_size < 1 or not 0 <= s.bad_limit <= 1:
+        raise ValueError(f"--batch-size is 1 or more, --bad-limit from 0 to 1; got {s.batch_size} and {s.bad_limit}")
+    source = open_source({name: getattr(s, name) for name in names})
+    check_folder(s.out, "writing latents into")
+
+    def prepare(side: int) -> Pictures:
+        buckets = Buckets.square(side)
+        if s.buckets:
+            buckets = Buckets.around(side, step=s.bucket_step, sides=s.bucket_sides)
+        return Pictures(
+            [Part(source, s.where)], buckets, least=s.least, crop=s.crop, flip=s.flip, resample=s.resample
+        )  # fmt: skip
+
+    made = [] if s.side is None else [prepare(s.side)]
+
+    def check(config: Any) -> None:  # before the weights are read
+        if s.side is None:
+            made.append(prepare(config.image_size))
+        factor = config.vae.factor
+        if any(value % factor for size in made[0].buckets.sizes for value in size):
+            raise ValueError(f"sides are multiples of {factor} for this model's autoencoder; got {s.side}")
+
+    pipe = sdjax.load(s.model, dtype=s.dtype, check=check)
+    (pictures,) = made
     return LatentWriter(pipe, pictures, os.fspath(s.out), kept, batch_size=s.batch_size, bad_limit=s.bad_limit)
 
 
