@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts import options, runtime, saving, settings
+from sdjax.scripts.flags import Needs
 from sdjax.scripts.job import Job, note, texts
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import read_prompts, warn_of_cut_prompts
@@ -27,6 +28,10 @@ settings as txt2img's pictures do.
 # Names of sdjax.animation and sdjax.movie, which cannot be asked here: importing JAX takes a second. A test compares
 INTERPOLATIONS = ("linear", "spherical")
 FORMATS = ("gif", "apng", "webp", "mp4")
+PROMPTS_DIFFER = Needs(
+    lambda args: args.from_file is not None or len(set(args.prompt or ())) > 1,
+    "on one prompt: give several different ones, or leave it out",
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what to make").add_argument
     add("--prompt", action="append", metavar="TEXT", help="a keyframe's prompt; give the flag once for each")
     add("--from-file", metavar="FILE", help="read the prompts from this file, one a line (- is standard input)")
-    add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from; default: the empty prompt")
+    options.add_negative_flag(add)
     add("--seed", type=seeds, default=[42], metavar="N,...", help="one seed for all, or one a keyframe; default: 42")
     add("--frames", type=options.positive, default=48, metavar="N", help="frames in all; default: %(default)s")
     add("--loop", action="store_true", help="go on from the last keyframe to the first")
@@ -43,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--interpolation",
         choices=INTERPOLATIONS,
         default="linear",
+        needs=PROMPTS_DIFFER,
         help="how encoded prompts are mixed, which noise never is but spherically; default: %(default)s",
     )
     add(
@@ -50,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=options.strength,
         default=1.0,
         metavar="X",
+        needs=PROMPTS_DIFFER,
         help="share of the steps, the last ones, that look at a frame's own prompt; the first ones look at the mean of "
         "all: lower makes frames more alike; default: %(default)s",
     )

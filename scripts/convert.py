@@ -4,7 +4,9 @@ import argparse
 import sys
 
 from sdjax.scripts import options
+from sdjax.scripts.flags import Needs
 from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.train.folder import is_run
 
 IF_OUT_OF_MEMORY = "close other programs, or use a computer whose memory holds the model"
 
@@ -14,6 +16,14 @@ asks otherwise, metadata and the licence text that came with the weights go
 along. Reads a .ckpt or .safetensors file, a diffusers or an sdjax folder, all of
 this computer (a repository of the hub is fetched with `hf download` first), and
 runs no code that a file brings."""
+
+
+OF_A_CHECKPOINT = Needs(
+    lambda args: not is_run(args.source), "on a training's folder, which says all about its model: leave it out"
+)
+OF_A_RUN = Needs(
+    lambda args: is_run(args.source), "on what is no training's folder, which alone holds several: leave it out"
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,18 +38,24 @@ def make_parser() -> argparse.ArgumentParser:
         help="the format to write; auto: ldm if OUT ends in .safetensors, else native (default: %(default)s)",
     )
     parser.add_argument("--dtype", choices=options.DTYPES, help="cast the weights (default: as they are)")
-    parser.add_argument("--manifest", metavar="FILE", help="also write the SHA-256 of every tensor to this JSON file")
+    parser.add_argument(
+        "--manifest",
+        needs=OF_A_CHECKPOINT,
+        metavar="FILE",
+        help="also write the SHA-256 of every tensor to this JSON file",
+    )
     parser.add_argument(
         "--with-ema-names",
+        needs=OF_A_CHECKPOINT,
         action="store_true",
         help="keep both sets of the UNet's weights where there are two; an ldm file has the averaged ones under "
         "model_ema. names then, as training files do",
     )
     parser.add_argument(
-        "--step", type=int, metavar="N", help="of a training's folder, this checkpoint; default: newest"
+        "--step", needs=OF_A_RUN, type=int, metavar="N", help="of a training's folder, this checkpoint; default: newest"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    options.add_reading_flags(parser)
+    options.add_reading_flags(parser, needs=OF_A_CHECKPOINT)
     return parser
 
 
@@ -47,12 +63,9 @@ def run(args: argparse.Namespace) -> None:
     """Converts, and says where the result lies."""
     from sdjax import hub
     from sdjax.convert import convert
-    from sdjax.train.folder import is_run
 
     if is_run(args.source):
         return export(args)
-    if args.step is not None:
-        raise ValueError(f"--step chooses a checkpoint of a training's folder, which {args.source} is not")
     vae = None if args.vae is None else hub.resolve(args.vae)
     report = convert(
         args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=vae, prediction=args.prediction,
@@ -65,17 +78,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Writes the model that a training has made. Raises ValueError for flags that are for checkpoints of others."""
+    """Writes the model that a training has made."""
     from sdjax import convert
     from sdjax.convert.outputs import WRITING, check_output
     from sdjax.pipeline import cast
     from sdjax.train.trained import trained
 
-    for name in ("vae", "prediction", "config", "variant", "manifest"):
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name} does not go with a training's folder, which says all about its model")
-    if args.with_ema_names:
-        raise ValueError("--with-ema-names does not go with a training's folder: write both models, --ema yes and no")
     layout = convert.layout_of(args.target, args.to)
     check_output(args.target, args.overwrite, WRITING, folder=layout != "ldm")
     step, model = trained(args.source, ema=args.ema, step=args.step)

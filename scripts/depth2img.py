@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts import given, options
+from sdjax.scripts.flags import alone
 from sdjax.scripts.job import Job, resolve_local
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import Batch, make_batches
@@ -43,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--depth-model",
         metavar="PATH",
+        needs=alone("--depth", why=", which gives the depth itself"),
         help="estimate it with the network of this file, folder or hub repository, as Intel/dpt-hybrid-midas; default: "
         "the checkpoint's own",
     )
@@ -67,8 +69,6 @@ def make_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
     # Everything that can be refused is, before weights are loaded and hours of work begin
-    if args.depth is not None and args.depth_model is not None:
-        raise ValueError("--depth gives the depth, and --depth-model what estimates it; give one of them")
     job = Job(args, "depth2img")
     pictures = given.read_pictures(args.init_img, args.background)
     maps = None if args.depth is None else read_maps(args.depth, pictures)

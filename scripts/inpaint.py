@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from sdjax.scripts import given, options
+from sdjax.scripts.flags import alone, together
 from sdjax.scripts.job import Job
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import Batch, make_batches
@@ -64,6 +65,7 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
         "--overlap",
         type=options.natural,
         metavar="N",
+        needs=together("--expand"),
         help="with --expand, also make anew N pixels of the picture along the sides that grow; default: 0",
     )
     add(
@@ -73,6 +75,7 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
         "--padding",
         type=options.natural,
         metavar="N",
+        needs=together("--only-masked"),
         help="with --only-masked, pixels around the mask that belong to the part; default: 32",
     )
     add(
@@ -94,6 +97,7 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
         type=options.natural,
         default=0,
         metavar="N",
+        needs=alone("--no-composite", why=", which joins nothing"),
         help="fade the new part in over N pixels inside the mask's edge; default: %(default)s",
     )
 
@@ -101,13 +105,6 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
     # Everything that can be refused is, before weights are loaded and hours of work begin
-    for flag, value, other, there in (
-        ("--padding", args.padding, "--only-masked", args.only_masked),
-        ("--overlap", args.overlap, "--expand", args.expand is not None),
-        ("--feather", args.feather or None, "the composite", not args.no_composite),
-    ):
-        if value is not None and not there:
-            raise ValueError(f"{flag} says nothing without {other}")
     job = Job(args, "inpaint")
     from sdjax import inputs
 

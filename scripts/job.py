@@ -63,6 +63,9 @@ class Job:
             schedule = NoiseSchedule(config.schedule)
             self.sampler = runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule)
             check_latent(args, config)
+            scale = config.guidance_scale if args.scale is None else args.scale
+            if scale == 1 and "negative_prompt" in args.given:
+                raise ValueError(f"--negative-prompt has no effect {options.WITHOUT_GUIDANCE}")
             saving.check_outdir(self.folder, config.image_size)
             check(config)
             self.sampler.grid(schedule, args.steps)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from sdjax import files
 from sdjax._version import __version__
+from sdjax.scripts import flags
 
 EXTRAS = {  # the modules that come with them, as a user would miss them
     "train": ("optax", "orbax", "grain", "array_record", "tensorflow_datasets", "tensorboardX"),
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = importlib.import_module(f"sdjax.scripts.{COMMANDS[name][0]}")
     args = command.make_parser().parse_args(rest)
     try:
+        flags.check(args)
         command.run(args)
         with files.doing("writing to", "standard output"):
             sys.stdout.flush()

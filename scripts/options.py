@@ -3,6 +3,10 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
+
+from sdjax.scripts import flags
+from sdjax.scripts.flags import Needs, alone
 
 # The names of sdjax.samplers.SAMPLERS, which cannot be asked here: importing JAX takes a second. A test compares them.
 SAMPLERS = (
@@ -16,6 +20,16 @@ PROMPT = "a painting of a virus monster playing guitar"
 BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.builtin's names; a test compares them
 BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
 CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
+WITHOUT_GUIDANCE = "at guidance scale 1, which is no guidance: leave it out, or take another --scale"
+GUIDED = Needs(lambda args: args.scale != 1, WITHOUT_GUIDANCE)
+REPEATS = Needs(
+    lambda args: args.from_file is not None,
+    "without --from-file, whose lines it repeats; --n_iter makes more of one prompt",
+)
+ONE_OF_OUR_OWN = Needs(
+    lambda args: args.ckpt not in BUILTIN and (args.ckpt is not None or Path(CHECKPOINT).is_file()),
+    "on the built-in model, which has one set of files: name another with --ckpt, or leave it out",
+)
 
 
 def make_command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
@@ -27,6 +41,7 @@ def make_command_parser(name: str, description: str, epilog: str) -> argparse.Ar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    flags.prepare(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -44,14 +59,20 @@ def add_prompt_flags(
     """Adds the flags that say what to make: prompts, their number, seeds; `given` where it is made from pictures."""
     add = parser.add_argument_group("what to make").add_argument
     add("--prompt", metavar="TEXT", help=f"default: {prompt}")
-    add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from; default: the empty prompt")
+    add_negative_flag(add)
     add(
         "--from-file",
         metavar="FILE",
         help="read prompts from this file, one a line, empty lines passed over (- is standard input); --n_samples of "
         "them are made at a time" + ("; of a folder, line k is for picture k" if given else ""),
     )
-    add("--repeat", type=positive, metavar="N", help="make every line of --from-file N times; default: 1")
+    add(
+        "--repeat",
+        type=positive,
+        metavar="N",
+        needs=REPEATS,
+        help="make every line of --from-file N times; default: 1",
+    )
     add(
         "--n_iter",
         type=positive,
@@ -78,6 +99,17 @@ def add_prompt_flags(
     )
 
 
+def add_negative_flag(add: Callable) -> None:
+    """Adds the flag of the negative prompt."""
+    add(
+        "--negative-prompt",
+        default="",
+        metavar="TEXT",
+        needs=GUIDED,
+        help="what to steer away from; default: the empty prompt",
+    )
+
+
 def add_size_flags(parser: argparse.ArgumentParser, size: str) -> None:
     """Adds the flags of a picture's height and width; `size` says which are taken without them."""
     add = parser.add_argument_group("size").add_argument
@@ -99,11 +131,12 @@ def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
     add_background_flag(group)
 
 
-def add_background_flag(parser: argparse._ActionsContainer) -> None:
+def add_background_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
     """Adds the flag of what transparent pictures are laid on, to a parser or a group."""
     parser.add_argument(
         "--background",
         type=colour,
+        needs=needs,
         default=(255, 255, 255),
         metavar="R,G,B",
         help="what transparent pictures are laid on, levels from 0 to 255; default: 255,255,255, white",
@@ -169,19 +202,22 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--f", type=int, metavar="N", help="pixels to one of the latent, checked likewise (references: 8)")
 
 
-def add_reading_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say how a checkpoint is read."""
+def add_reading_flags(parser: argparse.ArgumentParser, *, needs: Needs | None = None) -> None:
+    """Adds the flags that say how a checkpoint is read; all but --ema have the condition `needs`."""
     group = parser.add_argument_group("how the checkpoint is read")
-    add_variant_flag(group)
+    add_variant_flag(group, needs=ONE_OF_OUR_OWN if needs is None else needs)
+    needs = needs or ()
     add = group.add_argument
     add(
         "--config",
+        needs=needs,
         metavar="FILE",
         help="the model's original ldm YAML, or a name of sdjax.configs; default: found out from the checkpoint (the "
         "references' defaults fit one model each)",
     )
     add(
         "--prediction",
+        needs=needs,
         choices=("epsilon", "v", "x0"),
         help="what the network predicts, where neither the checkpoint nor a config says so",
     )
@@ -193,19 +229,21 @@ def add_reading_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--vae",
+        needs=needs,
         metavar="PATH",
         help="take the autoencoder from this file, folder or hub repository, as stabilityai/sd-vae-ft-mse",
     )
     add(
         "--vocab",
+        needs=needs,
         metavar="FILE",
         help="the vocab.txt of bert-base-uncased, which the model of LAION-400M needs and its checkpoint lacks",
     )
 
 
-def add_variant_flag(parser: argparse._ActionsContainer) -> None:
+def add_variant_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
     """Adds the flag that chooses among a folder's sets of weights, to a parser or a group."""
-    parser.add_argument("--variant", metavar="NAME", help="variant of a diffusers folder's files, as fp16")
+    parser.add_argument("--variant", metavar="NAME", needs=needs, help="variant of a diffusers folder's files, as fp16")
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:
@@ -251,11 +289,16 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
         type=int,
         default=0,
         metavar="N",
+        needs=alone("--skip_grid"),
         help="pictures in a row of the grid; default: as --n_samples, or as many as rows of a folder's",
     )
     add(
         "--watermark",
         metavar="TEXT",
+        needs=Needs(
+            lambda args: not (args.skip_save and args.skip_grid),
+            "with --skip_save and --skip_grid, for nothing is written: leave one of them out",
+        ),
         help="hide this text in every picture and grid of 256 x 256 pixels or more; default: none (CompVis always: "
         "StableDiffusionV1, Stability: SDV2)",
     )

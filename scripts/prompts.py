@@ -21,8 +21,6 @@ def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) ->
     each of several. Raises ValueError for flags that contradict each other, and seeds that do not exist.
     """
     if args.from_file is None:
-        if args.repeat is not None:
-            raise ValueError("--repeat is for the lines of --from-file; --n_iter makes more of one prompt")
         each = pictures_at_a_time(args) if num_inputs == 1 else 1
         prompts = [default if args.prompt is None else args.prompt] * each
     else:

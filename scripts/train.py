@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts import options
+from sdjax.scripts.flags import alone, together
 from sdjax.scripts.main import EXIT_STATUS, main
 
 IF_OUT_OF_MEMORY = (
@@ -51,12 +52,30 @@ def make_parser() -> argparse.ArgumentParser:
         "--set optim.learning_rate=1e-5; may be repeated")  # fmt: skip
     add("--workdir", metavar="DIR", help="where the run is kept; one that is there goes on")
     add("--plan", action="store_true", help="print what memory each device will need, and end; reads no weights")
-    add("--devices", type=options.positive, metavar="N", help="with --plan: for so many devices; default: those here")
-    add("--platform", choices=("cpu", "cuda", "tpu"), help="with --plan: for such devices; default: as those here")
-    add("--profile", metavar="DIR", help="write a trace of ten steps for XProf, and go on")
-    add("--debug-nans", action="store_true", help="end at the first operation that gives no finite number (slow)")
+    add(
+        "--devices",
+        needs=together("--plan"),
+        type=options.positive,
+        metavar="N",
+        help="with --plan: for so many devices; default: those here",
+    )
+    add(
+        "--platform",
+        needs=together("--plan"),
+        choices=("cpu", "cuda", "tpu"),
+        help="with --plan: for such devices; default: as those here",
+    )
+    add(
+        "--profile",
+        needs=alone("--plan", why=", which trains nothing"),
+        metavar="DIR",
+        help="write a trace of ten steps for XProf, and go on",
+    )
+    add("--debug-nans", action="store_true", needs=alone("--plan", why=", which trains nothing"),
+        help="end at the first operation that gives no finite number (slow)")  # fmt: skip
     hosts = parser.add_argument_group("many hosts")
-    hosts.add_argument("--hosts", choices=("one", "auto"), default="one", help="default: %(default)s")
+    hosts.add_argument("--hosts", choices=("one", "auto"), default="one", needs=alone("--coordinator"),
+                       help="default: %(default)s")  # fmt: skip
     hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="the first process's")
     hosts.add_argument("--num-hosts", type=options.positive, metavar="N", help="how many processes there are")
     hosts.add_argument("--host", type=int, metavar="I", help="which this one is, from 0 on")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts import options
+from sdjax.scripts.flags import Needs
 from sdjax.scripts.job import Job
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import Batch, make_batches
@@ -32,6 +33,9 @@ OUTDIR = "outputs/txt2img-samples"
 LAION_CHECKPOINT, LAION_OUTDIR = "models/ldm/text2img-large/model.ckpt", "outputs/txt2img-samples-laion400m"
 UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # sdjax.generate's; a test compares them
 UPSCALE, STRENGTH = "lanczos", 0.6
+SECOND_PASS = Needs(
+    lambda args: args.hires is not None, "without a second pass; ask for one with --hires, as --hires 2"
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,12 +70,14 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--hires-upscale",
         choices=UPSCALES,
+        needs=SECOND_PASS,
         help=f"enlarge the picture by lanczos, or the latent by one of the others; default: {UPSCALE}",
     )
     add(
         "--hires-strength",
         type=options.strength,
         metavar="X",
+        needs=SECOND_PASS,
         help=f"how much the second pass changes, from 0 to 1; default: {STRENGTH}",
     )
 
@@ -120,14 +126,10 @@ def choose_laion400m(args: argparse.Namespace) -> None:
 
 
 def read_hires(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of a second pass, none without --hires. Raises ValueError for flags that need it."""
-    if args.hires is None:
-        for flag, value in ("--hires-upscale", args.hires_upscale), ("--hires-strength", args.hires_strength):
-            if value is not None:
-                raise ValueError(f"{flag} is for a second pass; ask for one with --hires, as --hires 2")
-        return {}
+    """Returns the arguments of a second pass, none without --hires."""
     strength = STRENGTH if args.hires_strength is None else args.hires_strength
-    return {"enlarge": args.hires, "upscale": args.hires_upscale or UPSCALE, "strength": strength}
+    how = {"enlarge": args.hires, "upscale": args.hires_upscale or UPSCALE, "strength": strength}
+    return {} if args.hires is None else how
 
 
 if __name__ == "__main__":

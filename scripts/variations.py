@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from sdjax.scripts import given, options, settings
+from sdjax.scripts.flags import alone, together
 from sdjax.scripts.job import Job, resolve_local
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import Batch, make_batches
@@ -68,10 +69,11 @@ def add_picture_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a picture (PNG, JPEG or WebP), or a folder of them; may be given several times",
     )
-    options.add_background_flag(group)
+    options.add_background_flag(group, needs=alone("--prior"))
     add(
         "--weights",
         type=weights,
+        needs=alone("--prior"),
         metavar="X,...",
         help="mix all pictures into one, by a number each, of any sign (--weights=-1,2 where the first is negative)",
     )
@@ -90,12 +92,14 @@ def add_picture_flags(parser: argparse.ArgumentParser) -> None:
         dest="mix_noise_level",
         type=noise_level,
         metavar="N",
+        needs=together("--weights"),
         help="with --weights, put so much noise on the mixture once more; default: none",
     )
     add(
         "--clip-preprocess",
         dest="dialect",
         choices=DIALECTS,
+        needs=alone("--prior"),
         help="how pictures are made ready for CLIP: ldm squeezes them to a square, as in training, huggingface crops "
         f"them, as diffusers does; default: {DIALECTS[0]}",
     )
@@ -109,9 +113,22 @@ def add_prior_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a diffusers folder or hub repository with a prior, as kakaobrain/karlo-v1-alpha, which is for unCLIP-L",
     )
-    add("--prior-prompt", metavar="TEXT", help="what the prior is told; default: the prompt")
-    add("--prior-steps", type=options.positive, metavar="N", help=f"steps of the prior; default: {PRIOR_STEPS}")
-    add("--prior-scale", type=options.finite, metavar="X", help=f"its guidance scale; default: {PRIOR_SCALE}")
+    of_prior = together("--prior")
+    add("--prior-prompt", needs=of_prior, metavar="TEXT", help="what the prior is told; default: the prompt")
+    add(
+        "--prior-steps",
+        needs=of_prior,
+        type=options.positive,
+        metavar="N",
+        help=f"steps of the prior; default: {PRIOR_STEPS}",
+    )
+    add(
+        "--prior-scale",
+        needs=of_prior,
+        type=options.finite,
+        metavar="X",
+        help=f"its guidance scale; default: {PRIOR_SCALE}",
+    )
 
 
 def add_part_flags(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +137,7 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--vision",
         metavar="PATH",
+        needs=alone("--prior"),
         help="take CLIP's image tower from this file, folder or hub repository, as openai/clip-vit-large-patch14",
     )
     add(
@@ -162,17 +180,8 @@ def check_flags(args: argparse.Namespace) -> None:
     if (args.init_img is None) == (args.prior is None):
         got = "neither" if args.prior is None else "both"
         raise ValueError(f"--init-img says what to make it from, or --prior what guesses it; one is needed, got {got}")
-    of_prior = ("--prior-prompt", args.prior_prompt), ("--prior-steps", args.prior_steps), (
-        "--prior-scale", args.prior_scale,
-    )  # fmt: skip
-    of_pictures = ("--weights", args.weights), ("--clip-preprocess", args.dialect), ("--vision", args.vision)
-    for flag, value in of_prior if args.prior is None else of_pictures:
-        if value is not None:
-            raise ValueError(f"{flag} says nothing {'without' if args.prior is None else 'with'} --prior")
     if args.prior is not None and args.prompt is None and args.from_file is None:
         raise ValueError("--prior makes a picture of a text: give it with --prompt or --from-file")
-    if args.mix_noise_level is not None and args.weights is None:
-        raise ValueError("--mix-noise-level says nothing without --weights")
 
 
 def vary(args: argparse.Namespace, job: Job) -> None:

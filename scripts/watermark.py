@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts import given, options, saving
+from sdjax.scripts.flags import alone, together
 from sdjax.scripts.main import EXIT_STATUS, main
 
 IF_OUT_OF_MEMORY = "smaller pictures"
@@ -36,24 +37,29 @@ def make_parser() -> argparse.ArgumentParser:
         "--text",
         action="append",
         metavar="TEXT",
+        needs=(alone("--embed"), alone("--bytes")),
         help=f"a text to look for, may be given several times; default: {' and '.join(RELEASES)}",
     )
     parser.add_argument(
-        "--bytes", type=options.positive, metavar="N", help="read a text of N bytes, whatever it is, and print it"
+        "--bytes",
+        type=options.positive,
+        metavar="N",
+        needs=alone("--embed"),
+        help="read a text of N bytes, whatever it is, and print it",
     )
     parser.add_argument("--embed", metavar="TEXT", help="write this text into the pictures, as new PNG files")
     parser.add_argument(
-        "--outdir", default="outputs/watermarked", metavar="DIR", help="where --embed writes; default: %(default)s"
+        "--outdir",
+        default="outputs/watermarked",
+        metavar="DIR",
+        needs=together("--embed"),
+        help="where --embed writes; default: %(default)s",
     )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Reads or writes. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
-    if args.embed is not None and (args.text or args.bytes):
-        raise ValueError("--embed writes a watermark, --text and --bytes read one; give only one of them")
-    if args.bytes and args.text:
-        raise ValueError("--text looks for a text, --bytes reads an unknown one; give only one of them")
     from sdjax import pictures
 
     files = [

@@ -99,7 +99,7 @@ def test_another_files_network_is_asked_for(depth_model):
         (["--depth", "wide.png"], "--depth wide.png: a depth map has its picture's aspect; got a map of 128 x 64"),
         (["--depth", "none.png"], "--depth none.png cannot be read"),
         (["--depth", "text.png"], "PNG, JPEG and WebP files are read"),
-        (["--depth", "d.png", "--depth-model", "x"], "give one of them"),
+        (["--depth", "d.png", "--depth-model", "x"], "leave one of them out"),
         (["--strength", "1.5"], "a strength lies between 0 and 1"),
     ],
 )

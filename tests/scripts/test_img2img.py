@@ -145,7 +145,10 @@ def test_bad_input_is_refused_before_anything_is_loaded(fake, capsys, flags: str
     Path("text.png").write_text("no picture")
     Path("empty").mkdir()
     Path("three.txt").write_text("a\nb\nc\n")
-    assert img2img(*flags.split()) == 2
+    assert (
+        main(["img2img", "--ckpt", "model.ckpt", *("--init-img a.png " * ("--init-img" not in flags) + flags).split()])
+        == 2
+    )
     out, err = capsys.readouterr()
     assert sentence in err
     assert len(err.splitlines()) == 1

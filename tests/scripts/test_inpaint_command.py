@@ -126,9 +126,9 @@ REFUSED = [
     ("--mask small.png", "small.png: a mask is of the picture's size, 64 x 64; this one is 32 x 64"),
     ("--mask missing.png", "--mask missing.png cannot be read: No such file"),
     ("--mask text.png", "text.png: "),
-    ("--mask m.png --padding 5", "--padding says nothing without --only-masked"),
-    ("--mask m.png --overlap 5", "--overlap says nothing without --expand"),
-    ("--mask m.png --no-composite --feather 5", "--feather says nothing without the composite"),
+    ("--mask m.png --padding 5", "--padding has no effect without --only-masked"),
+    ("--mask m.png --overlap 5", "--overlap has no effect without --expand"),
+    ("--mask m.png --no-composite --feather 5", "--feather has no effect with --no-composite"),
     ("--expand 0,0,0,0", "not all 0"),
     ("--expand 0,0,0,5000", "from 0 to 2048"),
     ("--init-img wide.png --mask wide_mask.png", "at most 2048 x 2048 pixels can be inpainted; got 2100 x 8"),
@@ -143,7 +143,8 @@ def test_bad_input_is_refused_before_anything_is_loaded(fake, capsys, flags: str
     write_mask("small.png", 64, 32)
     write_mask("wide_mask.png", 8, 2100)
     Path("text.png").write_text("no picture")
-    assert inpaint(*flags.split()) == 2
+    given = ["--init-img", "a.png"] * ("--init-img" not in flags)
+    assert main(["inpaint", "--ckpt", "model.ckpt", *given, *flags.split()]) == 2
     err = capsys.readouterr().err
     assert sentence in err
     assert not fake.loaded

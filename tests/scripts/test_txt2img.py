@@ -256,7 +256,8 @@ def test_hub_repository_is_fetched_first_and_named_by_its_commit(fake, monkeypat
 
 @pytest.mark.parametrize("flags", ["--ckpt missing.ckpt", "--ckpt folder/missing.safetensors", "--vae missing.ckpt"])
 def test_missing_checkpoint_is_told_before_anything_is_loaded(fake, capsys, flags: str) -> None:
-    assert txt2img(*flags.split()) == 3
+    given = ["--ckpt", "model.ckpt"] * ("--ckpt" not in flags)
+    assert main(["txt2img", *given, *flags.split()]) == 3
     assert f"{flags.split()[1]}: there is no such file or folder" in capsys.readouterr().err
     assert not fake.loaded
     assert not OUT.exists()

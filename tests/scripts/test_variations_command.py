@@ -114,11 +114,11 @@ def test_a_prior_needs_no_picture(unclip_model, tmp_path) -> None:
         (["--init-img", "a.png", "--weights", "1,nan"], "finite numbers whose sum is not 0 are wanted"),
         (["--init-img", "a.png", "--noise_level", "1000"], "a noise level lies between 0 and 999; got 1000"),
         (["--init-img", "a.png", "--noise_level", "1,2"], "for each of the 1 pictures; got 2"),
-        (["--init-img", "a.png", "--mix-noise-level", "5"], "--mix-noise-level says nothing without --weights"),
-        (["--init-img", "a.png", "--prior-steps", "5"], "--prior-steps says nothing without --prior"),
+        (["--init-img", "a.png", "--mix-noise-level", "5"], "--mix-noise-level has no effect without --weights"),
+        (["--init-img", "a.png", "--prior-steps", "5"], "--prior-steps has no effect without --prior"),
         (["--init-img", "a.png", "--H", "100"], "height is a multiple of 8"),
         (["--init-img", "none.png"], "--init-img none.png cannot be read"),
-        (["--prior", ".", "--prompt", "a", "--weights", "1"], "--weights says nothing with --prior"),
+        (["--prior", ".", "--prompt", "a", "--weights", "1"], "--weights has no effect with --prior"),
         (["--prior", ".", "--prompt", "a", "--prior-steps", "1001"], "the prior makes 1 to 1000 steps"),
         (["--prior", "."], "--prior makes a picture of a text"),
         (["--init-img", "a.png", "--ckpt", "none.ckpt"], "none.ckpt: there is no such file"),
@@ -128,8 +128,9 @@ def test_a_prior_needs_no_picture(unclip_model, tmp_path) -> None:
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(unclip_model, capsys, flags, message) -> None:
     write("a.png")
+    given = ["--ckpt", "model.ckpt"] * ("--ckpt" not in flags)
     try:
-        status = variations(*flags)
+        status = main(["variations", *given, *flags])
     except SystemExit as stop:  # argparse's own
         status = stop.code
     assert status == (3 if "none.ckpt" in message else 2)

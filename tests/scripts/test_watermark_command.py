@@ -49,8 +49,8 @@ def test_texts_are_the_releases() -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--embed", "x", "--text", "y", "a.png"], "give only one of them"),
-        (["--bytes", "3", "--text", "y", "a.png"], "give only one of them"),
+        (["--embed", "x", "--text", "y", "a.png"], "leave one of them out"),
+        (["--bytes", "3", "--text", "y", "a.png"], "leave one of them out"),
         (["--embed", "", "a.png"], "a.png: a watermark is a text of at least one character"),
         (["small.png"], "small.png: a watermark needs a picture of at least 256 x 256"),
         (["--bytes", "1000", "a.png"], "1 to 1024 bits"),

@@ -14,10 +14,12 @@ import pytest
 import sdjax
 from sdjax.config import ConfigError
 from sdjax.nn import latent_from_moments
+from sdjax.scripts.cache_latents import make_parser
+from sdjax.scripts.main import main
 from sdjax.sharding import make_mesh
 from sdjax.train import sets
 from sdjax.train.config import DataConfig
-from sdjax.train.data import cache, cache_latents
+from sdjax.train.data import cache
 from sdjax.train.data.buckets import Buckets
 from sdjax.train.data.cache import CacheSettings, LatentWriter, statistics, write_shards
 from sdjax.train.data.cached import Cached
@@ -264,9 +266,9 @@ def test_the_command_makes_a_cache(tmp_path, monkeypatch, capsys):
     folder = picture_sets.write_folder(tmp_path / "in", 7, sizes=((64, 64), (128, 64)), score=[1, 2, 3, 4, 5, 6, 7])
     arguments = [str(tmp_path / "out"), "--folder", str(folder), "--where", "score > 1", "--buckets", "--side", "64",
                  "--bucket-step", "16", "--shard-size", "4"]  # fmt: skip
-    cache_latents.main([*arguments, "--shard", "1/2"])
+    assert main(["cache-latents", *arguments, "--shard", "1/2"]) == 0
     assert "1 of 2 shards" in capsys.readouterr().out
-    cache_latents.main(arguments)
+    assert main(["cache-latents", *arguments]) == 0
     out = capsys.readouterr().out
     assert "2 of 2 shards, 6 records" in out
     assert "the model's scale factor: 0.18215" in out
@@ -275,14 +277,20 @@ def test_the_command_makes_a_cache(tmp_path, monkeypatch, capsys):
         (["--shard", "2/2"], "--shard is I/N with I from 0"),
         (["--bucket-step", "20"], "step is a multiple of 8"),
         (["--where", "scores > 1"], "did you mean 'score'"),
-        (["--seed", "4"], "made with other settings"),
+        (["--flip", "0.5"], "made with other settings"),
+        (["--seed", "4"], "--seed has no effect where nothing is drawn"),
     ):
-        with pytest.raises(SystemExit, match=sentence):
-            cache_latents.main([*arguments, *wrong])
+        given = (
+            arguments
+            if wrong[0] not in arguments
+            else [*arguments[: (at := arguments.index(wrong[0]))], *arguments[at + 2 :]]
+        )
+        assert main(["cache-latents", *given, *wrong]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_the_manual_names_flags_that_there_are():
-    flags = {flag for action in cache_latents.make_parser()._actions for flag in action.option_strings}
+    flags = {flag for action in make_parser()._actions for flag in action.option_strings}
     page = Path(__file__).parents[2] / "docs" / "training-data.md"
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text())) - {"--runner"} <= flags
 

@@ -1,0 +1,137 @@
+"""Every flag of every command is obeyed, or refused where it has no effect."""
+
+import argparse
+import importlib
+
+import pytest
+
+from sdjax.scripts.main import COMMANDS, main
+
+# Flags without a condition: someone decided that they are always obeyed, or harmless. A new flag belongs here, or
+# declares `needs`
+READING = "--config --prediction --ema --vae --vocab"
+SHARED = (
+    "--debug --prompt --from-file --n_samples --seed --H --W --steps --sampler --plms --dpm --sampler-option "
+    f"--ddim_eta --scale --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
+    "--safety-checker"
+)
+PICTURES = f"{SHARED} --n_iter --fixed_code --skip_save --skip_grid"
+ALWAYS = {
+    "txt2img": f"{PICTURES} --hires --laion400m",
+    "img2img": f"{PICTURES} --init-img --strength --compat --background",
+    "inpaint": f"{PICTURES} --init-img --mask --expand --only-masked --strength --method --no-composite --background",
+    "depth2img": f"{PICTURES} --init-img --depth --save-depth --strength --background",
+    "variations": f"{PICTURES} --init-img --noise_level --prior --noise-stats",
+    "upscale": f"{PICTURES} --init-img --noise_level --background",
+    "animate": f"{SHARED} --frames --loop --format --fps --save_frames",
+    "watermark": "--debug --embed",
+    "train": "--debug --config --set --workdir --plan --coordinator --num-hosts --host",
+    "cache-latents": "--debug --model --dtype --folder --records --tfds --tars --where --side --buckets --crop --flip "
+    "--resample --text --shard-size --batch-size --bad-limit --beam",
+    "convert": "--debug --to --dtype --overwrite --ema",
+    "inspect": "--debug --variant --json",
+    "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --device --json",
+    "evaluate-builtin": "--debug --ckpt --prompts --seed --out --font --device",
+}
+WITHOUT_SIZE = ("inpaint", "depth2img", "upscale")  # their pictures keep their sizes
+
+# Arguments beside which a flag has no effect, where it has one alone
+GIVEN = {
+    "--negative-prompt": "--scale 1",
+    "--n_rows": "--skip_grid",
+    "--watermark": "--skip_grid --skip_save",
+    "--feather": "--no-composite",
+    "--depth-model": "--depth d.png",
+    "--weights": "--prior p --prompt a",
+    "--clip-preprocess": "--prior p --prompt a",
+    "--vision": "--prior p --prompt a",
+    "--background": "--prior p --prompt a",
+    "--interpolation": "--prompt a --seed 1,2",
+    "--prompt-strength": "--prompt a --seed 1,2",
+    "--text": "--embed x",
+    "--bytes": "--embed 3",
+    "--profile": "--plan",
+    "--debug-nans": "--plan",
+    "--hosts": "--coordinator a:1 --num-hosts 1 --host 0",
+    "--caption": "--records r",
+    "--default": "--records r",
+    "--shard": "--beam",
+}
+VALUES = {"--background": "255,255,255", "--expand": "1,0,0,0"}  # where 1 is none
+NEEDED = {  # what a command cannot be without
+    "img2img": "--init-img a.png",
+    "inpaint": "--init-img a.png",
+    "depth2img": "--init-img a.png",
+    "upscale": "--init-img a.png",
+    "variations": "--init-img a.png",
+    "watermark": "a.png",
+    "train": "--config finetune",
+    "cache-latents": "out --folder f",
+    "convert": "in out",
+    "inspect": "in",
+}
+
+
+def actions(name: str) -> list[argparse.Action]:
+    parser = importlib.import_module(f"sdjax.scripts.{COMMANDS[name][0]}").make_parser()
+    return [action for action in parser._actions if action.option_strings and action.dest != "help"]
+
+
+FLAGS = [(name, action) for name in COMMANDS for action in actions(name)]
+CONDITIONAL = [(name, action) for name, action in FLAGS if action.needs]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_flag_is_always_obeyed_or_says_what_it_needs(name: str) -> None:
+    always = {action.option_strings[0] for action in actions(name) if not action.needs}
+    expected = set(ALWAYS[name].split()) - ({"--H", "--W"} if name in WITHOUT_SIZE else set())
+    assert always == expected
+
+
+def value_of(action: argparse.Action) -> list[str]:
+    """Returns a flag with a value that its parser takes: its default where it has one."""
+    flag = action.option_strings[0]
+    if action.nargs == 0:
+        return [flag]
+    if action.nargs == 2:
+        return [flag, "64", "128"]
+    default = action.default if isinstance(action.default, str | int | float) else None
+    return [flag, VALUES.get(flag) or str(next(iter(action.choices or ()), default or 1))]
+
+
+def refuse(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    """Returns what a command says that is refused with status 2."""
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "action"), CONDITIONAL, ids=lambda value: str(getattr(value, "dest", value)))
+def test_a_flag_without_effect_is_refused_even_at_its_default(name, action, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flag, *_ = action.option_strings
+    if name == "convert" and flag != "--step":  # what a training's folder says itself
+        for file in "settings.json", "base/config.json":
+            (tmp_path / "in" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / file).touch()
+    given = GIVEN.get(flag, "").split()
+    needed = [] if "--prior" in given or "--records" in given else NEEDED.get(name, "").split()
+    if "--records" in given:
+        needed = ["out"]
+    err = refuse([name, *needed, *value_of(action), *given], capsys)
+    assert f"{flag} has no effect" in err
+    assert len(err.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"in"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_value_given_twice_is_refused(name: str, capsys: pytest.CaptureFixture) -> None:
+    for action in actions(name):
+        if action.nargs in (0, argparse.REMAINDER) or "append" in type(action).__name__.lower():
+            continue
+        flag = value_of(action)
+        message = refuse([name, *flag, *flag, *NEEDED.get(name, "").split()], capsys)
+        assert "given twice" in message or "not allowed" in message or "expected" in message, flag
