@@ -56,7 +56,6 @@ def make_parser() -> argparse.ArgumentParser:
         type=options.strength,
         default=1.0,
         metavar="X",
-        needs=PROMPTS_DIFFER,
         help="share of the steps, the last ones, that look at a frame's own prompt; the first ones look at the mean of "
         "all: lower makes frames more alike; default: %(default)s",
     )
@@ -108,6 +107,8 @@ def run(args: argparse.Namespace) -> None:
         generate.check_task(config, "animate")
         generate.check_size(config, args.H, args.W)
         animation.split_steps(job.sampler, NoiseSchedule(config.schedule), args.steps, args.prompt_strength)
+        if "prompt_strength" in args.given and not PROMPTS_DIFFER.met(args):
+            raise ValueError(f"--prompt-strength has no effect {PROMPTS_DIFFER.otherwise}")
 
     saving.check_outdir(args.outdir)
     pipe = job.load(check)

@@ -23,7 +23,7 @@ ALWAYS = {
     "depth2img": f"{PICTURES} --init-img --depth --save-depth --strength --background",
     "variations": f"{PICTURES} --init-img --noise_level --prior --noise-stats",
     "upscale": f"{PICTURES} --init-img --noise_level --background",
-    "animate": f"{SHARED} --frames --loop --format --fps --save_frames",
+    "animate": f"{SHARED} --frames --loop --prompt-strength --format --fps --save_frames",
     "watermark": "--debug --embed",
     "train": "--debug --config --set --workdir --plan --coordinator --num-hosts --host",
     "cache-latents": "--debug --model --dtype --folder --records --tfds --tars --where --side --buckets --crop --flip "
@@ -47,7 +47,6 @@ GIVEN = {
     "--vision": "--prior p --prompt a",
     "--background": "--prior p --prompt a",
     "--interpolation": "--prompt a --seed 1,2",
-    "--prompt-strength": "--prompt a --seed 1,2",
     "--text": "--embed x",
     "--bytes": "--embed 3",
     "--profile": "--plan",
