@@ -169,6 +169,8 @@ class Job:
         """Returns every setting that the pictures of a run have in common."""
         import jax
 
+        from sdjax.pinned import recorded
+
         args, pipe = self.args, self.pipe
         devices = jax.local_devices() if self.devices is None else self.devices
         return {
@@ -187,6 +189,7 @@ class Job:
             "parallel": args.parallel,
             "devices": {"kind": devices[0].device_kind, "count": len(devices)},
             "versions": {"sdjax": __version__, "jax": jax.__version__},
+            **({"jax_settings": recorded()} if recorded() else {}),
             **({} if args.watermark is None else {"watermark": args.watermark}),
         }
 

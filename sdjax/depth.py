@@ -19,6 +19,7 @@ from sdjax.image import to_float
 from sdjax.kinds import check_task
 from sdjax.nn import DepthEstimator
 from sdjax.nn.dpt import network_size
+from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline
 from sdjax.resize import resize
 from sdjax.run import SIDES, Run, by_size, joined, make_run
@@ -29,6 +30,7 @@ CONSTANT = 4e-6  # relative spread up to which a map has one depth: what float32
 Depth = Float[np.ndarray, "h w"]
 
 
+@pinned()
 def depth_to_image(
     pipe: Pipeline,
     image: Any,
@@ -85,6 +87,7 @@ def depth_to_image(
 WITHOUT = "this model has no depth network"
 
 
+@pinned()
 def estimate_depth(
     pipe: Pipeline,
     image: Any,

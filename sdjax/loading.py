@@ -6,11 +6,13 @@ from typing import Any
 
 from sdjax import compilation_cache
 from sdjax.config import ModelConfig
+from sdjax.pinned import pinned
 from sdjax.pipeline import DTYPES, Pipeline, cast, default_dtype
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.folder import is_run
 
 
+@pinned()
 def load(
     path: Any = None,
     *,
