@@ -116,23 +116,49 @@ def is_index(name: str) -> bool:
 def choose_weights(
     components: dict[str, Weights], variant: str | None, path: str | os.PathLike[str]
 ) -> dict[str, tuple[str, bool]]:
-    """Returns each component's file: of the variant where it has one, else its plain weights."""
+    """Returns each component's file: of the variant where it has one, else its plain weights.
+
+    A component without plain weights gives its fp16 ones, or its only ones, if no variant is asked for.
+    """
     wanted = variant or ""
     known = sorted({name for weights in components.values() for name, _ in weights})
-    if wanted not in known:
+    if wanted and wanted not in known:
         listed = ", ".join("none (plain weights)" if name == "" else repr(name) for name in known)
-        asked = f"variant {wanted!r}" if wanted else "no variant"
-        raise CheckpointError(f"{asked} was asked for; its variants are {listed}: pass variant=", path)
+        raise CheckpointError(f"variant {wanted!r} was asked for; its variants are {listed}", path)
     chosen = {}
     for component, weights in components.items():
-        for key in ((name, suffix) for name in dict.fromkeys((wanted, "")) for suffix in SUFFIXES):
+        own = substitute(weights)
+        order = (wanted, "") if wanted or own is None else (own,)
+        for key in ((name, suffix) for name in dict.fromkeys(order) for suffix in SUFFIXES):
             if key in weights:
                 chosen[component] = weights[key]
                 break
         else:
             names = ", ".join(sorted({name for name, _ in weights}))
-            raise CheckpointError(f"its component {component} has weights of the variants {names} only", path)
+            where = f"its component {component} has" if component else "it has"
+            raise CheckpointError(f"{where} weights of the variants {names} only; name one as the variant", path)
     return chosen
+
+
+def substitute(weights: Weights) -> str | None:
+    """Returns the variant that stands in for plain weights: none where there are some, or it cannot be told which."""
+    names = sorted({name for name, _ in weights})
+    if "" in names or not names:
+        return None
+    return "fp16" if "fp16" in names else names[0] if len(names) == 1 else None
+
+
+def substitutes(components: dict[str, Weights]) -> list[str]:
+    """Returns what to tell of a folder's components whose weights are there as a variant alone, a line a variant."""
+    found: dict[str, list[str]] = {}
+    for component, weights in components.items():
+        if name := substitute(weights):
+            found.setdefault(name, []).append(component)
+    lines = []
+    for name, parts in found.items():
+        of = f" of {', '.join(parts)}" if any(parts) else ""
+        lines.append(f"there are no plain weights{of}, so those of the variant {name} were taken")
+    return lines
 
 
 def _read_shards(

@@ -7,6 +7,7 @@ ldm/modules/diffusionmodules/{openaimodel,model}.py and ldm/modules/encoders/mod
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from sdjax.config import (
 )
 
 from .errors import CheckpointError, shown
+from .places import written_otherwise
 
 MAX_BYTES = 2**18
 PREDICTIONS = {"eps": "epsilon", "v": "v", "x0": "x0"}
@@ -53,12 +55,37 @@ _TEXT = {
 }
 
 
+YAMLS = {  # the files of CompVis's, Runway's and Stability's repositories, and the models that they describe
+    "v1-inference": "sd1",
+    "v1-inpainting-inference": "sd1_inpaint",
+    "v2-inference": "sd2_base",
+    "v2-inference-v": "sd2_v",
+    "v2-inpainting-inference": "sd2_inpaint",
+    "v2-midas-inference": "sd2_depth",
+    "x4-upscaling": "x4_upscaler",
+    "v2-1-stable-unclip-h-inference": "sd2_unclip_h",
+    "v2-1-stable-unclip-l-inference": "sd2_unclip_l",
+    "txt2img-1p4B-eval": "laion400m",
+    "txt2img-1p4B-eval_with_tokenizer": "laion400m",
+}
+_YAML = re.compile(r"(?i)(?:.*[\\/])?([^\\/]+?)(?:[-_](?:fp16|bf16|fp32))?\.ya?ml(?:[?#].*)?", re.DOTALL)
+
+
+def stand_in(config: Any) -> str | None:
+    """Returns the released model whose original YAML a path names by its last part, if no such file is here."""
+    match = _YAML.fullmatch(config.strip(" \t\n\"'")) if isinstance(config, str) else None
+    if match is None or written_otherwise(config) is not None:
+        return None
+    return {name.lower(): model for name, model in YAMLS.items()}.get(match[1].lower())
+
+
 def read_ldm_yaml(path: str | os.PathLike[str]) -> ModelConfig:
     """Returns the model that an ldm YAML file describes. Raises CheckpointError if sdjax knows no such model."""
-    path = pathlib.Path(path)
+    path = written_otherwise(os.fsdecode(path)) or pathlib.Path(path)
     try:
         if not path.is_file():
-            raise CheckpointError("there is no such file; --config takes an ldm YAML file", path)
+            known = ", ".join(configs.NAMES)
+            raise CheckpointError(f"there is no such file; a description is an ldm YAML file or one of {known}", path)
         if path.stat().st_size > MAX_BYTES:
             raise CheckpointError(f"it has more than {MAX_BYTES} bytes; a model's YAML is shorter", path)
         data = yaml.safe_load(path.read_bytes())

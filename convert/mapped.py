@@ -8,6 +8,7 @@ import pathlib
 import stat
 
 from .errors import CheckpointError
+from .places import why_missing
 
 # A span longer than this is looked at for holes before its bytes are: a sparse file makes terabytes out of nothing.
 HOLES_ALLOWED = 256 * 2**20
@@ -43,7 +44,8 @@ class MappedFile:
             self._close_descriptor()
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(why(error), self.path) from error
+            gone = isinstance(error, FileNotFoundError)
+            raise CheckpointError(why_missing(self.path) if gone else why(error), self.path) from error
 
     def error(self, reason: str) -> CheckpointError:
         """Returns the exception to raise: `reason` with the file's name before it."""

@@ -15,7 +15,6 @@ from sdjax.config import (
     ConfigError,
     ModelConfig,
 )
-from sdjax.pinned import pinned
 from sdjax.tokenizer import Tokenizer
 
 from . import detection, diffusers_config, keys, ldm_config, prediction, tables
@@ -80,7 +79,6 @@ class Model:
         return self.own_tokenizer or Tokenizer()
 
 
-@pinned()
 def load_model(
     source: Any,
     config: ModelConfig | str | os.PathLike[str] | None = None,
@@ -105,7 +103,8 @@ def load_model(
         raise ValueError(f"prediction is one of {', '.join(PREDICTIONS)}; got {prediction!r}")
     if ema not in ("auto", "yes", "no"):
         raise ValueError(f"ema is 'auto', 'yes' or 'no'; got {ema!r}")
-    config = read_config(config)
+    given_config, stand_in = config, ldm_config.stand_in(config)
+    config = read_config(stand_in or config)
     opened = open_source(source, variant)
     try:
         said = stated(opened, prediction)
@@ -114,7 +113,11 @@ def load_model(
         if opened.path is None or str(opened.path) in str(error):
             raise
         raise opened.error(str(error)) from error
-    averaged, notices = choose_ema(opened, ema), []
+    averaged, notices = choose_ema(opened, ema), [*opened.notices]
+    if stand_in is not None:
+        notices.append(
+            f"there is no file {given_config} here; sdjax's own description of that name was taken, {stand_in}"
+        )
     given = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats}
     elsewhere = {part for part, source in given.items() if source is not None}
     parts = [part for part in tables.PARTS if part not in elsewhere]

@@ -6,6 +6,7 @@ import pathlib
 from .budget import Budget
 from .errors import CheckpointError
 from .folder import read_folder
+from .local_models import local_path
 from .mapped import MappedFile, why
 from .safetensors_file import read_safetensors
 from .stored import TensorFile
@@ -28,7 +29,7 @@ def read(path: str | os.PathLike[str], *, variant: str | None = None) -> TensorF
     Raises:
         CheckpointError: where the file cannot be read, is damaged, or is not a checkpoint, with its name and why.
     """
-    path = pathlib.Path(path)
+    path = local_path(path, variant=variant)
     try:
         is_folder = path.is_dir()
     except (OSError, ValueError) as error:  # a folder that may not be entered; a null character in the name
@@ -65,7 +66,7 @@ def _unknown(head: bytes) -> str:
     if head.lstrip()[:1] in (b"<", b"{"):
         return f"{expected}, but this is text (a web page or a configuration, perhaps saved instead of the file)"
     if head.startswith(b"version https://"[:16]):
-        return f"{expected}, but this is a Git LFS pointer; fetch the file itself"
+        return f"{expected}, but this is a Git LFS pointer; run `git lfs pull` in the clone, or fetch the file itself"
     if not head.strip(b"\0"):
         return f"{expected}, but the file begins with zeros: a download that did not finish"
     return f"{expected}, but its first bytes are neither's"

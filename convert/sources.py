@@ -14,6 +14,7 @@ from sdjax.tokenizer import Tokenizer
 
 from . import tables
 from .errors import CheckpointError, printable
+from .local_models import local_path
 from .mapped import MappedFile
 from .reading import TensorFile, read
 
@@ -57,6 +58,7 @@ class Source:
     extra: TensorFile | None = None
     licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizer: Tokenizer | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def native(self) -> Mapping[str, Any] | None:
@@ -74,7 +76,9 @@ def open_source(source: Any, variant: str | None = None) -> Source:
         return _of_file(source)
     if isinstance(source, Mapping):
         return Source(_layout_of(source, {}), Arrays(source))
-    return _of_file(read(source, variant=variant))
+    notices: list[str] = []
+    path = local_path(source, variant=variant, say=notices.append)
+    return dataclasses.replace(_of_file(read(path, variant=variant)), notices=tuple(notices))
 
 
 def _of_file(file: TensorFile) -> Source:

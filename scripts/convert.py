@@ -13,9 +13,8 @@ IF_OUT_OF_MEMORY = "close other programs, or use a computer whose memory holds t
 DESCRIPTION = """\
 Converts a checkpoint, losing nothing: tensors keep their bytes unless --dtype
 asks otherwise, metadata and the licence text that came with the weights go
-along. Reads a .ckpt or .safetensors file, a diffusers or an sdjax folder, all of
-this computer (a repository of the hub is fetched with `hf download` first), and
-runs no code that a file brings."""
+along. Reads a .ckpt or .safetensors file, a diffusers or an sdjax folder, or a
+repository of the hub, and runs no code that a file brings."""
 
 
 OF_A_CHECKPOINT = Needs(
@@ -29,7 +28,9 @@ OF_A_RUN = Needs(
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax convert`."""
     parser = options.make_command_parser("convert", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument("source", metavar="IN", help="the checkpoint to read, a file or folder; or a training's folder")
+    parser.add_argument(
+        "source", metavar="IN", help="the checkpoint to read, as --ckpt of txt2img; or a training's folder"
+    )
     parser.add_argument("target", metavar="OUT", help="the file (ldm) or folder (native, diffusers) to write")
     parser.add_argument(
         "--to",
@@ -55,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--step", needs=OF_A_RUN, type=int, metavar="N", help="of a training's folder, this checkpoint; default: newest"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    options.add_revision_flag(parser, needs=OF_A_CHECKPOINT)
     options.add_reading_flags(parser, needs=OF_A_CHECKPOINT)
     return parser
 
@@ -63,16 +65,21 @@ def run(args: argparse.Namespace) -> None:
     """Converts, and says where the result lies."""
     from sdjax import hub
     from sdjax.convert import convert
+    from sdjax.scripts.job import resolve_local
 
+    said: list[str] = []
+    resolve_local(args.source, revision=args.revision)
+    resolve_local(args.vae)
+    args.source = hub.resolve(args.source, args.revision, args.variant, said.append)
     if is_run(args.source):
         return export(args)
-    vae = None if args.vae is None else hub.resolve(args.vae)
+    vae = None if args.vae is None else hub.resolve(args.vae, say=said.append)
     report = convert(
         args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=vae, prediction=args.prediction,
         config=args.config, variant=args.variant, manifest=args.manifest, overwrite=args.overwrite,
         ema_names=args.with_ema_names,
     )  # fmt: skip
-    for notice in report.notices:
+    for notice in dict.fromkeys([*said, *report.notices]):
         print(f"note: {notice}", file=sys.stderr)
     print(args.target)
 

@@ -14,13 +14,14 @@ IF_OUT_OF_MEMORY = "close other programs"
 DESCRIPTION = """\
 Says what a checkpoint holds: family, parts, dtypes, counts, metadata, and what
 is odd about it. Reads a .ckpt or .safetensors file, a diffusers or an sdjax
-folder, all of this computer, and runs no code that a file brings."""
+folder, or a repository of the hub, and runs no code that a file brings."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax inspect`."""
     parser = options.make_command_parser("inspect", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument("path", metavar="FILE", help="the checkpoint, a file or folder")
+    parser.add_argument("path", metavar="FILE", help="the checkpoint, as --ckpt of txt2img")
+    options.add_revision_flag(parser)
     options.add_variant_flag(parser)
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     return parser
@@ -28,9 +29,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the report."""
+    from sdjax import hub
     from sdjax.convert import inspect
+    from sdjax.scripts.job import note
 
-    report = inspect(args.path, variant=args.variant)
+    report = inspect(hub.resolve(args.path, args.revision, args.variant, note), variant=args.variant)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.text())
 
 

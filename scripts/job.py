@@ -54,10 +54,18 @@ class Job:
         resolve_local(own or self.checkpoint, revision=args.revision)
         resolve_local(args.vae, named)
         saving.check_outdir(self.folder if args.skip_save else self.folder / "samples")
-        local = own or hub.resolve(self.checkpoint, args.revision, args.variant)
-        vae = None if args.vae is None else hub.resolve(args.vae)
+        said: list[str] = []
 
-        checked_by = saving.find_checker(args.safety_checker, own or self.checkpoint)
+        def say(text: str) -> None:
+            if text not in said:
+                said.append(text)
+                note(text)
+
+        with hub.listening(say):
+            local = own or hub.resolve(self.checkpoint, args.revision, args.variant)
+            vae = None if args.vae is None else hub.resolve(args.vae)
+
+        checked_by = saving.find_checker(args.safety_checker, local, on_hub=not hub.is_local(own or self.checkpoint))
 
         def check_all(config: Any) -> None:
             schedule = NoiseSchedule(config.schedule)
@@ -70,7 +78,8 @@ class Job:
             check(config)
             self.sampler.grid(schedule, args.steps)
             if checked_by is not None:
-                self.checker = saving.load_checker(hub.resolve(checked_by), found=named is None)
+                with hub.listening(say):
+                    self.checker = saving.load_checker(hub.resolve(checked_by), found=named is None)
 
         self.pipe = sdjax.load(
             self.own or local,
@@ -85,7 +94,7 @@ class Job:
             **more,
         )
         for notice in self.pipe.notices:
-            note(notice)
+            say(notice)
         self.common = self._describe() | {
             "model": settings.describe_model(own or self.checkpoint, local),
             "vae": None if vae is None else settings.describe_model(args.vae, vae),
@@ -169,8 +178,6 @@ class Job:
         """Returns every setting that the pictures of a run have in common."""
         import jax
 
-        from sdjax.pinned import recorded
-
         args, pipe = self.args, self.pipe
         devices = jax.local_devices() if self.devices is None else self.devices
         return {
@@ -189,7 +196,6 @@ class Job:
             "parallel": args.parallel,
             "devices": {"kind": devices[0].device_kind, "count": len(devices)},
             "versions": {"sdjax": __version__, "jax": jax.__version__},
-            **({"jax_settings": recorded()} if recorded() else {}),
             **({} if args.watermark is None else {"watermark": args.watermark}),
         }
 
@@ -206,7 +212,7 @@ def resolve_local(*paths: Any, revision: str | None = None) -> None:
     from sdjax import hub
 
     for path in paths:
-        if path is not None and not hub.is_hub_name(path):
+        if path is not None and hub.is_local(path):
             hub.resolve(path, revision)
 
 

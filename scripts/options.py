@@ -188,7 +188,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which checkpoint to use."""
-    add = parser.add_argument_group("the model").add_argument
+    group = parser.add_argument_group("the model")
+    add = group.add_argument
     add(
         "--ckpt",
         metavar="PATH",
@@ -197,7 +198,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "inside the package, a small one of emoji on plain backgrounds, named builtin (and builtin-inpainting, what "
         "inpaint takes where --method is not blend)",
     )
-    add("--revision", metavar="NAME", help="branch, tag or commit of a hub repository; default: main")
+    add_revision_flag(group)
     add("--C", type=int, metavar="N", help="channels of the latent, checked against the model (references: 4)")
     add("--f", type=int, metavar="N", help="pixels to one of the latent, checked likewise (references: 8)")
 
@@ -238,6 +239,13 @@ def add_reading_flags(parser: argparse.ArgumentParser, *, needs: Needs | None = 
         needs=needs,
         metavar="FILE",
         help="the vocab.txt of bert-base-uncased, which the model of LAION-400M needs and its checkpoint lacks",
+    )
+
+
+def add_revision_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
+    """Adds the flag that chooses among a repository's revisions, to a parser or a group."""
+    parser.add_argument(
+        "--revision", metavar="NAME", needs=needs, help="branch, tag or commit of a hub repository; default: main"
     )
 
 

@@ -37,14 +37,14 @@ def mark(pixels: Any, text: str | None) -> Any:
         return pixels
 
 
-def find_checker(choice: str, model: str | Path) -> str | None:
+def find_checker(choice: str, model: Path, *, on_hub: bool) -> str | None:
     """Returns the safety checker that --safety-checker names, for `auto` the model's own; None where there is none.
 
     The hub's cache is not searched for one: what lies there depends on what else was fetched.
     """
-    from sdjax import hub, safety
+    from sdjax import safety
 
-    if choice == OFF or (choice == AUTO and hub.is_hub_name(model)):
+    if choice == OFF or (choice == AUTO and on_hub):
         return None
     if choice != AUTO:
         return choice

@@ -44,8 +44,8 @@ def describe_model(name: str | Path, local: Path) -> dict[str, Any]:
     """
     from sdjax import hub
 
-    if hub.is_hub_name(name):
-        return {"name": name, "commit": hub.commit_of(local)}
+    if not hub.is_local(name):
+        return {"name": hub.name_of(name, local), "commit": hub.commit_of(local)}
     return fingerprint(local)
 
 

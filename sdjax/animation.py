@@ -11,7 +11,6 @@ from sdjax import compilation_cache, generate, samplers, sharding
 from sdjax.denoiser import Conditioning, check_guidance_scale
 from sdjax.image import to_uint8
 from sdjax.kinds import check_task
-from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline, make_keys
 from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Context, Latent, Pixels
@@ -20,7 +19,6 @@ INTERPOLATIONS = ("linear", "spherical")
 STRAIGHT = 1e-6  # sine of an angle below which a great circle is as good as a straight line
 
 
-@pinned()
 def animate(
     pipe: Pipeline,
     prompts: str | Sequence[str],

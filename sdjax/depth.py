@@ -19,7 +19,6 @@ from sdjax.image import to_float
 from sdjax.kinds import check_task
 from sdjax.nn import DepthEstimator
 from sdjax.nn.dpt import network_size
-from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline
 from sdjax.resize import resize
 from sdjax.run import SIDES, Run, by_size, joined, make_run
@@ -30,7 +29,6 @@ CONSTANT = 4e-6  # relative spread up to which a map has one depth: what float32
 Depth = Float[np.ndarray, "h w"]
 
 
-@pinned()
 def depth_to_image(
     pipe: Pipeline,
     image: Any,
@@ -87,7 +85,6 @@ def depth_to_image(
 WITHOUT = "this model has no depth network"
 
 
-@pinned()
 def estimate_depth(
     pipe: Pipeline,
     image: Any,

@@ -17,7 +17,6 @@ from sdjax.blending import Known
 from sdjax.config import ModelConfig
 from sdjax.image import to_float
 from sdjax.kinds import check_task, kind_of
-from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline
 from sdjax.run import (
     STEP,
@@ -62,7 +61,6 @@ class Options(TypedDict, total=False):
     progress: Callable[[int, int], None] | None
 
 
-@pinned()
 def text_to_image(
     pipe: Pipeline,
     prompt: str | Sequence[str],
@@ -106,7 +104,6 @@ def text_to_image(
         return run.decode(run.sample(run.start(), None, run.noise(height, width), run.told()))
 
 
-@pinned()
 def image_to_image(
     pipe: Pipeline,
     image: Any,
@@ -147,7 +144,6 @@ def image_to_image(
     return joined(by_size(run, [sizes[i] for i in run.inputs], make))
 
 
-@pinned()
 def two_pass(
     pipe: Pipeline,
     prompt: str | Sequence[str],
@@ -196,7 +192,6 @@ def enlarged(config: ModelConfig, size: tuple[int, int], enlarge: float) -> tupl
     return check_size(config, *(round(side * enlarge / step) * step for side in size))
 
 
-@pinned()
 def inpaint(
     pipe: Pipeline,
     image: Any,

@@ -6,13 +6,11 @@ from typing import Any
 
 from sdjax import compilation_cache
 from sdjax.config import ModelConfig
-from sdjax.pinned import pinned
 from sdjax.pipeline import DTYPES, Pipeline, cast, default_dtype
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.folder import is_run
 
 
-@pinned()
 def load(
     path: Any = None,
     *,
@@ -31,6 +29,7 @@ def load(
 ) -> Pipeline:
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
 
+    The address of a model's page or file at the hub is understood too (`sdjax.convert.places.read_place`).
     Without a path it is the model inside the package, a small one, and the pipeline's `notices` say so; by name it is
     "builtin", and "builtin-inpainting" the one made of it for inpainting (a folder of these names is "./builtin"). The
     folder of a training (`sdjax train --workdir`) gives the model of its newest checkpoint, the averaged one if there
@@ -52,31 +51,37 @@ def load(
     out of range.
     """
     from sdjax import builtin, convert  # reading checkpoints is not needed to use a pipeline built in memory
-    from sdjax.hub import resolve
+    from sdjax.hub import is_local, name_of, resolve
 
     compilation_cache.enable()
     dtype = default_dtype() if dtype is None else dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
-    if is_run(path) and path not in builtin.NAMES:
+    said: list[str] = []
+    own, name = path is None or path in builtin.NAMES, path
+    for part in vae, depth, vision, noise_stats:  # what lacks on this computer is said before anything is fetched
+        if part is not None and is_local(part):
+            resolve(part)
+    if not own:
+        path = resolve(name, revision=revision, variant=variant, say=said.append)
+        name = str(path) if is_local(name) else name_of(name, path)
+    if not own and is_run(path):
         given = {"config": config, "prediction": prediction, "vae": vae, "depth": depth, "vision": vision,
                  "noise_stats": noise_stats, "variant": variant, "revision": revision, "vocab": vocab}  # fmt: skip
         return _load_run(path, ema, dtype, check, [name for name, value in given.items() if value is not None])
     if vocab is not None:
         vocab = Tokenizer.from_vocabulary(vocab)  # before the model is read, which takes longer
-    vae = None if vae is None else resolve(vae)
-    depth = None if depth is None else resolve(depth)
-    vision = None if vision is None else resolve(vision)
-    noise_stats = None if noise_stats is None else resolve(noise_stats)
+    vae, depth, vision, noise_stats = (
+        None if part is None else resolve(part, say=said.append) for part in (vae, depth, vision, noise_stats)
+    )
     given = {"config": config, "prediction": prediction, "ema": ema, "vae": vae, "dtype": dtype, "depth": depth,
              "vision": vision, "noise_stats": noise_stats}  # fmt: skip
-    notices = ()
-    if path is None or path in builtin.NAMES:
-        notices = (builtin.NOTICE,) if path is None else ()
+    if own:
+        said += [builtin.NOTICE] if path is None else []
         model = builtin.load_model(path or builtin.NAME, **given)
-        path = builtin.place(path or builtin.NAME)
+        name = builtin.place(path or builtin.NAME)
     else:
-        model = convert.load_model(resolve(path, revision=revision, variant=variant), variant=variant, **given)
+        model = convert.load_model(path, variant=variant, **given)
     if check is not None:
         check(model.config)
     tokenizer = choose_tokenizer(model, vocab)
@@ -85,8 +90,8 @@ def load(
         params=cast(model.params, dtype),
         tokenizer=tokenizer,
         dtype=dtype,
-        source=str(path),
-        notices=(*notices, *model.report.notices),
+        source=str(name),
+        notices=tuple(dict.fromkeys([*said, *model.report.notices])),
     )
 
 

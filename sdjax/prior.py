@@ -18,7 +18,6 @@ from sdjax import sharding
 from sdjax.config import PriorConfig, ScheduleConfig
 from sdjax.denoiser import check_guidance_scale
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
-from sdjax.pinned import pinned
 from sdjax.pipeline import cast, default_dtype, make_keys, summary
 from sdjax.samplers.base import PRIOR, draw_noise
 from sdjax.schedule import alphas_cumprod
@@ -142,7 +141,6 @@ class Prior:
         return summary(self, "of image embeddings")
 
     @classmethod
-    @pinned()
     def load(cls, path: Any, *, dtype: str | None = None, variant: str | None = None) -> "Prior":
         """Returns the prior of a diffusers folder or hub repository, "kakaobrain/karlo-v1-alpha".
 
@@ -155,14 +153,12 @@ class Prior:
         config, params, tokenizer = convert.load_prior(resolve(path, variant=variant), dtype)
         return cls(config, cast(params, dtype), tokenizer, dtype, str(path))
 
-    @pinned()
     def tell(self, prompts: Sequence[str]) -> Told:
         """Returns what the network is told of the prompts."""
         text = self.config.text
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
         return _tell((self.config, self.dtype), self._placed.on_default_device(self.params)["text"], jnp.asarray(ids))
 
-    @pinned()
     def embed(
         self,
         prompts: Sequence[str],

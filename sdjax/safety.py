@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float, UInt8
 from sdjax import pictures, preprocess, sharding
 from sdjax.config import VisionConfig
 from sdjax.nn import safety
-from sdjax.pinned import pinned
 from sdjax.pipeline import cast, default_dtype, summary
 from sdjax.typing import Image, Params
 
@@ -55,7 +54,6 @@ class SafetyChecker:
         return summary(self, "of pictures")
 
     @classmethod
-    @pinned()
     def load(cls, path: Any, *, dtype: str | None = None) -> "SafetyChecker":
         """Returns the safety checker of a pipeline's folder, a safety_checker folder, a file or a hub repository.
 
@@ -68,7 +66,6 @@ class SafetyChecker:
         config, params = convert.load_safety_checker(resolve(path), dtype)
         return cls(config, cast(params, dtype), dtype, str(path))
 
-    @pinned()
     def check(self, given: Sequence[Picture]) -> Verdict:
         """Returns the verdict on pictures of any sizes. One program serves any number of them."""
         if not len(given):

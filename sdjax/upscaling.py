@@ -12,7 +12,6 @@ from sdjax.config import ModelConfig, VAEConfig
 from sdjax.generate import Options
 from sdjax.image import to_float, to_uint8
 from sdjax.kinds import check_task
-from sdjax.pinned import pinned
 from sdjax.pipeline import one_by_one
 from sdjax.run import Run, by_size, check_images, joined, make_run
 from sdjax.samplers import base
@@ -24,7 +23,6 @@ MAX_SIDE = 512  # of a picture given, in pixels
 MAX_NOISE_LEVEL = 350  # the model was trained below it; Stability's demo allows it
 
 
-@pinned()
 def upscale(
     pipe: Any,
     image: Any,

@@ -17,7 +17,6 @@ from sdjax.config import ModelConfig, PriorConfig, VisionConfig
 from sdjax.generate import Options
 from sdjax.kinds import check_task
 from sdjax.nn import VisionEncoder
-from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline, one_by_one
 from sdjax.prior import GUIDANCE_SCALE, Prior
 from sdjax.run import Run, check_size, make_run
@@ -30,7 +29,6 @@ Embeddings = Float[Array, "n d"]
 WITHOUT = "this model has no image tower"
 
 
-@pinned()
 def image_variations(
     pipe: Pipeline,
     image: Any = None,
@@ -83,7 +81,6 @@ def image_variations(
         return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
 
 
-@pinned()
 def prior_to_image(
     pipe: Pipeline,
     prior: Prior,
@@ -126,7 +123,6 @@ def prior_to_image(
         return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
 
 
-@pinned()
 def embed_images(
     pipe: Pipeline,
     image: Any,

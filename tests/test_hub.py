@@ -342,7 +342,7 @@ def test_other_models_are_refused_before_they_are_fetched() -> None:
         ("./owner/name", False),
         ("../name", False),
         ("/owner/name", False),
-        ("owner/name/", False),
+        ("owner/name/", False),  # not as the hub writes it, though `resolve` understands it
         ("owner/na--me", False),
         ("owner/na..me", False),
         ("owner/-name", False),

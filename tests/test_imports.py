@@ -15,12 +15,11 @@ FOLDERS = {"sdjax": ROOT / "sdjax", "sdjax.convert": ROOT / "convert", "sdjax.co
 ALLOWED = {
     "sdjax.typing": set(),
     "sdjax.files": set(),
-    "sdjax.pinned": {"sdjax.typing"},
     "sdjax.description": set(),
     "sdjax.config": {"sdjax.description"},
     "sdjax.schedule": {"sdjax.config", "sdjax.typing"},
     "sdjax.resize": set(),
-    "sdjax.nn": {"sdjax.config", "sdjax.pinned", "sdjax.typing", "sdjax.resize"},
+    "sdjax.nn": {"sdjax.config", "sdjax.typing", "sdjax.resize"},
     "sdjax.samplers": {"sdjax.schedule", "sdjax.config", "sdjax.typing"},
     "sdjax.denoiser": {"sdjax.schedule", "sdjax.config", "sdjax.typing", "sdjax.samplers"},
     "sdjax.sharding": {"sdjax.typing"},
@@ -33,7 +32,7 @@ ALLOWED = {
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
     "sdjax.configs": {"sdjax.config"},
     "sdjax.convert": {"sdjax.config", "sdjax.configs", "sdjax.nn", "sdjax.checkpoint", "sdjax.tokenizer",
-                      "sdjax.files", "sdjax.pinned", "sdjax.typing", "sdjax._version"},
+                      "sdjax.files", "sdjax.typing", "sdjax._version"},
 }  # fmt: skip
 # Package -> the only modules that may import it
 ONLY = {

@@ -12,8 +12,8 @@ import numpy as np
 from sdjax import configs, convert
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert import CheckpointError
+from sdjax.convert.local_models import local_path
 from sdjax.nn import init_params, param_shapes
-from sdjax.pinned import make_key, pinned
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.config import ModelSource
 from sdjax.typing import Key, Params
@@ -39,7 +39,6 @@ class Base:
         return cls(model.config, model.params, model.tokenizer())
 
 
-@pinned()
 def describe(source: ModelSource) -> ModelConfig:
     """Returns the description of the model that is trained, without reading its weights.
 
@@ -49,27 +48,27 @@ def describe(source: ModelSource) -> ModelConfig:
     return change(before, source.changes)
 
 
-@pinned()
 def open_base(source: ModelSource, seed: int) -> Base:
     """Returns the model that is trained, with its changes made. Raises as `describe`."""
     if source.scratch is not None:
         config = change(_scratch(source), source.changes)
-        tokenizer = Tokenizer() if source.tokenizer is None else Tokenizer.load(pathlib.Path(source.tokenizer))
+        tokenizer = Tokenizer() if source.tokenizer is None else Tokenizer.load(local_path(source.tokenizer))
         if tokenizer.vocab_size != config.text.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder {config.text.vocab_size}: name "
                 "the one that belongs to the model by model.tokenizer"
             )
         return Base(config, _fresh(config, tuple(param_shapes(config)), seed), tokenizer)
-    model = _open(source)
+    said: list[str] = []
+    model = _open(source, said)
     config = change(model.config, source.changes)
-    params, notices = fit_params(model.config, config, model.params)
+    params, changed = fit_params(model.config, config, model.params)
     if source.fresh:
         unknown = [part for part in source.fresh if part not in params]
         if unknown:
             raise ConfigError(f"model.fresh names parts of the model, {', '.join(params)}; got {unknown[0]!r}")
         params = {**params, **_fresh(config, source.fresh, seed)}
-    return Base(config, params, model.tokenizer(), (*model.report.notices, *notices))
+    return Base(config, params, model.tokenizer(), tuple(dict.fromkeys([*said, *model.report.notices, *changed])))
 
 
 def change(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
@@ -121,7 +120,7 @@ def _fresh(config: ModelConfig, parts: tuple[str, ...], seed: int) -> Params:
         whole = init_params(config, key)
         return {part: whole[part] for part in parts}
 
-    return jax.tree.map(np.asarray, jax.jit(init)(make_key(seed)))
+    return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(seed)))
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:
@@ -136,18 +135,19 @@ def _scratch(source: ModelSource) -> ModelConfig:
     return ModelConfig.from_dict(source.scratch)
 
 
-def _open(source: ModelSource) -> convert.Model:
+def _open(source: ModelSource, notices: list[str] | None = None) -> convert.Model:
     from sdjax import builtin
     from sdjax.hub import resolve
 
+    say = (lambda text: None) if notices is None else notices.append
     others = {
-        name: None if getattr(source, name) is None else resolve(getattr(source, name))
+        name: None if getattr(source, name) is None else resolve(getattr(source, name), say=say)
         for name in ("vae", "depth", "vision", "noise_stats")
     }
     others["prediction"] = source.prediction
     if source.path is None or source.path in builtin.NAMES:
         return builtin.load_model(source.path or builtin.NAME, ema=source.ema, **others)
-    path = resolve(source.path)
+    path = resolve(source.path, say=say)
     if source.ema == "auto":  # training goes on from what was trained, where a file holds its average beside it
         with contextlib.suppress(CheckpointError):
             return convert.load_model(path, ema="no", **others)

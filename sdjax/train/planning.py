@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sdjax.pinned import pinned
 from sdjax.train import parallel, plan
 from sdjax.train.base import describe
 from sdjax.train.config import TrainConfig
@@ -13,7 +12,6 @@ from sdjax.train.data.cached import Cached
 from sdjax.train.setup import Setup, default_dtype
 
 
-@pinned()
 def plan_of(config: TrainConfig, devices: int | None = None, platform: str | None = None) -> str:
     """Returns the memory that each of so many devices needs, by default those that are here, and the work of a step.
 

@@ -22,7 +22,6 @@ from sdjax import compilation_cache
 from sdjax._version import __version__
 from sdjax.config import ConfigError
 from sdjax.nn import TextEncoder
-from sdjax.pinned import make_key, pinned
 from sdjax.pipeline import cast
 from sdjax.train import manifest, parallel, sets
 from sdjax.train.autoencoder import adversarial_params
@@ -56,7 +55,6 @@ class Run:
     profile: str | None = None
     devices: Sequence[jax.Device] | None = None
 
-    @pinned()
     def train(self) -> TrainState:
         """Trains to the last step, from the newest checkpoint if there is one, and returns the state.
 
@@ -191,7 +189,7 @@ class Run:
         """Returns the trained parameters, float32, and the fixed ones, on the host."""
         base = self.base.params
         if self.setup.autoencoder:
-            key = make_key(self.config.seed)
+            key = jax.random.key(self.config.seed)
             params, frozen = adversarial_params(self.config.autoencoder, base["vae"], key)
         else:
             params = {part: base[part] for part in self.config.train}

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdjax.pinned import make_key
 from sdjax.typing import Key, Params
 
 
@@ -48,7 +47,7 @@ class TrainState:
         average = jax.tree.map(jnp.array, params) if ema else None
         opt_state = jax.tree.map(jnp.array, optimizer.init(params))
         none = Refused(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), jnp.zeros([]))
-        return cls(jnp.zeros([], jnp.int32), params, average, opt_state, make_key(seed), none)
+        return cls(jnp.zeros([], jnp.int32), params, average, opt_state, jax.random.key(seed), none)
 
     @property
     def updates(self) -> jax.Array:
