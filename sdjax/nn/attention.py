@@ -4,7 +4,7 @@
 |----------|-------------------------------------------------|-------------------------------------|
 | cuda     | cuDNN's fused kernel where it takes the shape   | chunks of queries, full precision   |
 | tpu      | JAX's splash kernel for long sequences          | chunks of queries, full precision   |
-| cpu      | chunks of queries of one head, in float32       | the same                            |
+| cpu      | chunks of queries of one head                   | the same                            |
 | others   | chunks of queries                               | the same                            |
 
 Few queries and keys (a prompt's 77 tokens, an 8 x 8 map) are one plain product everywhere. No way holds more than a
@@ -21,8 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sdjax.nn.products import cpu_dtype
+
 SMALL = 2**14  # queries times keys up to which a fused kernel has nothing to save
-CPU_SCORES = 2**22  # scores held at a time on a CPU (16 MiB), once for each 128 of head size: a chunk near the cache
+CPU_SCORES = 2**21  # scores held at a time on a CPU (8 MiB), once for each 128 of head size: a chunk near the cache
 SCORES = 2**26  # scores held at a time elsewhere (256 MiB): enough to fill a GPU
 FEWEST_ROWS = 64  # queries a chunk has at least, so that products stay products of matrices
 SPLASH_LENGTH = 512  # queries and keys from which padding to the TPU kernel's blocks pays
@@ -89,18 +91,22 @@ def in_chunks(q: Queries, k: Keys, v: Keys, causal: bool = False, limit: int = S
 
 
 def head_by_head(q: Queries, k: Keys, v: Keys, causal: bool = False) -> Queries:
-    """Returns attention in float32 chunks of one head after the other, which suits a CPU's cache.
+    """Returns attention in chunks of one head after the other, which suits a CPU's cache.
+
+    Halves that the processor does not multiply as they are go through float32.
 
     Of one picture after the other too where there is one device; where there are more, the batch stays inside the loop,
     so that one that is spread over them needs no communication.
     """
     # Wide heads need more queries to a chunk, for every chunk lays out all keys and values anew
     limit = CPU_SCORES * -(-q.shape[-1] // 128)
+    dtype = cpu_dtype(q.dtype)
 
     def head(qkv: tuple[Array, Array, Array]) -> Array:
-        # A CPU's half-precision products are slower than conversion to float32 and its products
-        widened = (a.astype(jnp.float32)[:, :, None] for a in qkv)
-        return in_chunks(*widened, causal, limit)[:, :, 0].astype(q.dtype)
+        q, k, v = (a.astype(dtype)[:, :, None] for a in qkv)
+        if dtype != jnp.float32:  # summing rows of float32 takes a CPU longer than another column of the product
+            v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1)
+        return in_chunks(q, k, v, causal, limit)[:, :, 0].astype(qkv[0].dtype)
 
     if jax.device_count() > 1:
         out = jax.lax.map(head, tuple(jnp.moveaxis(a, 2, 0) for a in (q, k, v)))  # [h, b, n, d]
@@ -112,7 +118,10 @@ def head_by_head(q: Queries, k: Keys, v: Keys, causal: bool = False) -> Queries:
 
 
 def _products(q: Array, k: Array, v: Array, first: Array | int, causal: bool) -> Array:
-    """Returns attention of q [b, h, n, d], whose rows start at query `first`, by two products."""
+    """Returns attention of q [b, h, n, d], whose rows start at query `first`, by two products.
+
+    Where v has a last column of ones beyond q's width, the weights' sum comes with the product.
+    """
     # None follows a precision the user set; without one, XLA would round float32 to TF32 or bfloat16 on accelerators
     unset = q.dtype == jnp.float32 and jax.config.jax_default_matmul_precision is None
     precision = jax.lax.Precision.HIGHEST if unset else None
@@ -123,7 +132,11 @@ def _products(q: Array, k: Array, v: Array, first: Array | int, causal: bool) ->
         logits = jnp.where(jnp.arange(m) <= first + jnp.arange(n)[:, None], logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     out = einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v)
-    return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)  # divided last: d numbers a query instead of m
+    if v.shape[-1] > q.shape[-1]:
+        out, total = out[..., :-1], out[..., -1:]
+    else:
+        total = weights.sum(-1, keepdims=True)
+    return (out / total).astype(q.dtype)  # divided last: d numbers a query instead of m
 
 
 def cudnn(q: Queries, k: Keys, v: Keys, causal: bool = False) -> Queries:

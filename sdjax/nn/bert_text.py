@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from sdjax.config import TextConfig
 from sdjax.nn.attention import attend
+from sdjax.nn.dense import Dense
 from sdjax.nn.norm import LayerNorm
 from sdjax.typing import Context, TokenIds
 
@@ -30,10 +31,10 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Tokens) -> Tokens:
         b, n, d = x.shape
         inner = self.heads * self.head_dim
-        project = lambda name: nn.Dense(inner, use_bias=False, dtype=self.dtype, name=name)(x)  # noqa: E731
+        project = lambda name: Dense(inner, use_bias=False, dtype=self.dtype, name=name)(x)  # noqa: E731
         q, k, v = (project(name).reshape(b, n, self.heads, self.head_dim) for name in ("q_proj", "k_proj", "v_proj"))
         out = attend(q, k, v).reshape(b, n, inner)  # no mask: padding is seen too
-        return nn.Dense(d, dtype=self.dtype, name="out_proj")(out)
+        return Dense(d, dtype=self.dtype, name="out_proj")(out)
 
 
 class Layer(nn.Module):
@@ -49,8 +50,8 @@ class Layer(nn.Module):
         y = LayerNorm(1e-5, self.dtype, name="self_attn_layer_norm")(x)
         x = x + SelfAttention(self.heads, self.head_dim, self.dtype, name="self_attn")(y)
         y = LayerNorm(1e-5, self.dtype, name="final_layer_norm")(x)
-        y = jax.nn.gelu(nn.Dense(4 * d, dtype=self.dtype, name="fc1")(y), approximate=False)
-        return x + nn.Dense(d, dtype=self.dtype, name="fc2")(y)
+        y = jax.nn.gelu(Dense(4 * d, dtype=self.dtype, name="fc1")(y), approximate=False)
+        return x + Dense(d, dtype=self.dtype, name="fc2")(y)
 
 
 class BertTransformer(nn.Module):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from sdjax.config import TextConfig
 from sdjax.nn.attention import attend
 from sdjax.nn.bert_text import BertTransformer
+from sdjax.nn.dense import Dense
 from sdjax.nn.norm import LayerNorm
 from sdjax.typing import Context, TokenIds
 
@@ -45,10 +46,10 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         b, n, d = x.shape
-        q, k, v = (nn.Dense(d, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (Dense(d, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj"))
         q, k, v = (a.reshape(b, n, self.heads, d // self.heads) for a in (q, k, v))
         out = attend(q, k, v, causal=self.causal).reshape(b, n, d)
-        return nn.Dense(d, dtype=self.dtype, name="out_proj")(out)
+        return Dense(d, dtype=self.dtype, name="out_proj")(out)
 
 
 class MLP(nn.Module):
@@ -60,8 +61,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         d = x.shape[-1]
-        x = ACTIVATIONS[self.activation](nn.Dense(4 * d, dtype=self.dtype, name="fc1")(x))
-        return nn.Dense(d, dtype=self.dtype, name="fc2")(x)
+        x = ACTIVATIONS[self.activation](Dense(4 * d, dtype=self.dtype, name="fc1")(x))
+        return Dense(d, dtype=self.dtype, name="fc2")(x)
 
 
 class EncoderLayer(nn.Module):

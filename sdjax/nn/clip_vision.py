@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from sdjax.config import VisionConfig
 from sdjax.nn.clip import Encoder, Tokens
 from sdjax.nn.conv import POINT, Conv
+from sdjax.nn.dense import Dense
 from sdjax.nn.norm import LayerNorm
 from sdjax.typing import Image
 
@@ -68,5 +69,5 @@ class VisionEncoder(nn.Module):
     @nn.compact
     def __call__(self, pixels: Image) -> Embedding:
         x = VisionTransformer(self.config, self.dtype, name="vision_model")(pixels)
-        dense = nn.Dense(self.config.projection, use_bias=False, dtype=self.dtype, name="visual_projection")
+        dense = Dense(self.config.projection, use_bias=False, dtype=self.dtype, name="visual_projection")
         return dense(x).astype(jnp.float32)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sdjax.nn.products import cpu_dtype, wide
 from sdjax.nn.winograd import winograd
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -18,7 +19,7 @@ POINT: Padding = ((0, 0), (0, 0))  # of 1x1 convolutions and patches: none
 SMALL_MAP = 8 * 8  # output positions up to which one float32 product is fastest on CPUs, four times that in halves ...
 WIDE = 512  # ... where the input has at least this many channels
 NARROW = 64  # channels in or out from which on Winograd's products are faster ...
-LARGE_MAP = 2**17  # ... positions of a batch up to which they are, which hold four times the map at a time ...
+LARGE_MAP = 2**19  # ... positions of a batch up to which they are, which hold four times the map at a time ...
 WORTH = 2**27  # ... and multiplications for which they are worth the second that they take to compile
 
 
@@ -84,13 +85,14 @@ def convolution(x: Array, kernel: Array, *, strides: tuple[int, int], padding: P
 def columns(x: Array, kernel: Array, *, strides: tuple[int, int], padding: Padding) -> Array:
     """Returns the convolution as the product of every position's neighbourhood, [b h2 w2, i j c], with the kernel.
 
-    In float32 whatever the dtype: half-precision products are slower on a CPU than conversion and float32.
+    In float32 where the processor does not multiply x's dtype faster.
     """
     b, h, w, c = x.shape
     rows, cols, _, d = kernel.shape
     h2 = (h + sum(padding[0]) - rows) // strides[0] + 1
     w2 = (w + sum(padding[1]) - cols) // strides[1] + 1
-    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
+    dtype = cpu_dtype(x.dtype)
+    padded = jnp.pad(x.astype(dtype), ((0, 0), *padding, (0, 0)))
     stops = (strides[0] * (h2 - 1) + 1, strides[1] * (w2 - 1) + 1)
     shifted = [
         padded[:, i : i + stops[0] : strides[0], j : j + stops[1] : strides[1]]
@@ -98,5 +100,5 @@ def columns(x: Array, kernel: Array, *, strides: tuple[int, int], padding: Paddi
         for j in range(cols)
     ]
     neighbourhoods = jnp.concatenate(shifted, axis=-1).reshape(b * h2 * w2, rows * cols * c)
-    y = neighbourhoods @ kernel.astype(jnp.float32).reshape(rows * cols * c, d)
+    y = wide(neighbourhoods, kernel.astype(dtype).reshape(rows * cols * c, d))
     return y.reshape(b, h2, w2, d).astype(x.dtype)

@@ -16,6 +16,7 @@ from sdjax.nn.attention import attend
 from sdjax.nn.bit import Bit
 from sdjax.nn.clip import gelu
 from sdjax.nn.conv import POINT, Conv
+from sdjax.nn.dense import Dense
 from sdjax.nn.norm import LayerNorm
 from sdjax.resize import resize
 from sdjax.typing import Image
@@ -37,7 +38,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         b, n, d = x.shape
-        q, k, v = (nn.Dense(d, dtype=self.dtype, name=name)(x) for name in ("query", "key", "value"))
+        q, k, v = (Dense(d, dtype=self.dtype, name=name)(x) for name in ("query", "key", "value"))
         return attend(*(a.reshape(b, n, self.heads, d // self.heads) for a in (q, k, v))).reshape(b, n, d)
 
 
@@ -49,7 +50,7 @@ class Wrapped(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        return nn.Dense(self.width, dtype=self.dtype, name="dense")(x)
+        return Dense(self.width, dtype=self.dtype, name="dense")(x)
 
 
 class Attention(nn.Module):
@@ -170,7 +171,7 @@ class Reassemble(nn.Module):
             b, n, d = tokens.shape
             readout = jnp.broadcast_to(tokens[:, :1], (b, n - 1, d))
             x = jnp.concatenate([tokens[:, 1:], readout], axis=-1)
-            x = gelu(nn.Dense(d, dtype=self.dtype, name=f"readout_projects_{i}_0")(x)).reshape(b, *size, d)
+            x = gelu(Dense(d, dtype=self.dtype, name=f"readout_projects_{i}_0")(x)).reshape(b, *size, d)
             maps.append(ReassembleLayer(c.neck_widths[i - 2], i == 3, self.dtype, name=f"layers_{i}")(x))
         return maps
 

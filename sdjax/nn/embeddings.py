@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sdjax.nn.dense import Dense
 from sdjax.typing import Timestep
 
 
@@ -30,5 +31,5 @@ class EmbeddingMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
-        x = nn.Dense(self.width, dtype=self.dtype, name="linear_1")(x)
-        return nn.Dense(self.width, dtype=self.dtype, name="linear_2")(jax.nn.silu(x))
+        x = Dense(self.width, dtype=self.dtype, name="linear_1")(x)
+        return Dense(self.width, dtype=self.dtype, name="linear_2")(jax.nn.silu(x))

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from sdjax.config import PriorConfig, TextConfig
 from sdjax.nn.clip import TextTransformer, Tokens, gelu
+from sdjax.nn.dense import Dense
 from sdjax.nn.embeddings import EmbeddingMLP, timestep_embedding
 from sdjax.nn.norm import LayerNorm
 from sdjax.typing import Context, Timestep, TokenIds
@@ -33,12 +34,12 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens, bias: Float[Array, "b n n"]) -> Tokens:
         b, n, d = x.shape
-        q, k, v = (nn.Dense(d, dtype=self.dtype, name=name)(x) for name in ("to_q", "to_k", "to_v"))
+        q, k, v = (Dense(d, dtype=self.dtype, name=name)(x) for name in ("to_q", "to_k", "to_v"))
         q, k, v = (a.reshape(b, n, self.heads, d // self.heads) for a in (q, k, v))
         logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * (d // self.heads) ** -0.5
         weights = jax.nn.softmax(logits + bias[:, None], axis=-1).astype(v.dtype)
         out = jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(b, n, d)
-        return nn.Dense(d, dtype=self.dtype, name="to_out_0")(out)
+        return Dense(d, dtype=self.dtype, name="to_out_0")(out)
 
 
 class Projection(nn.Module):
@@ -49,7 +50,7 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        return gelu(nn.Dense(self.width, dtype=self.dtype, name="proj")(x))
+        return gelu(Dense(self.width, dtype=self.dtype, name="proj")(x))
 
 
 class FeedForward(nn.Module):
@@ -61,7 +62,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Tokens) -> Tokens:
         d = x.shape[-1]
         x = Projection(4 * d, self.dtype, name="net_0")(x)
-        return nn.Dense(d, dtype=self.dtype, name="net_2")(x)
+        return Dense(d, dtype=self.dtype, name="net_2")(x)
 
 
 class Block(nn.Module):
@@ -92,7 +93,7 @@ class PriorTransformer(nn.Module):
         self, x: Embedding, t: Timestep, text_embedding: Embedding, text_hidden: Context, text_mask: Mask
     ) -> Embedding:
         c, init = self.config, nn.initializers.normal(0.02)
-        dense = lambda name, x: nn.Dense(c.width, dtype=self.dtype, name=name)(x)  # noqa: E731
+        dense = lambda name, x: Dense(c.width, dtype=self.dtype, name=name)(x)  # noqa: E731
         time = EmbeddingMLP(c.width, self.dtype, name="time_embedding")(timestep_embedding(t, c.width))
         answer = self.param("prd_embedding", init, (1, 1, c.width))
         tokens = [
@@ -110,7 +111,7 @@ class PriorTransformer(nn.Module):
         h = LayerNorm(1e-5, self.dtype, name="norm_out")(h[:, -1])
         for name in ("clip_mean", "clip_std"):  # used when sampling is done
             self.param(name, nn.initializers.zeros, (1, c.embedding))
-        return nn.Dense(c.embedding, dtype=self.dtype, name="proj_to_clip_embeddings")(h).astype(jnp.float32)
+        return Dense(c.embedding, dtype=self.dtype, name="proj_to_clip_embeddings")(h).astype(jnp.float32)
 
 
 def attention_bias(text_mask: Mask) -> Float[Array, "b n n"]:
@@ -135,5 +136,5 @@ class ProjectedTextEncoder(nn.Module):
         hidden = TextTransformer(c, self.dtype, name="text_model")(ids)
         end = jnp.argmax(ids == c.eos_token_id, axis=-1)
         last = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
-        embedding = nn.Dense(c.width, use_bias=False, dtype=self.dtype, name="text_projection")(last)
+        embedding = Dense(c.width, use_bias=False, dtype=self.dtype, name="text_projection")(last)
         return embedding.astype(jnp.float32), hidden.astype(jnp.float32)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.nn.conv import POINT, Conv
+from sdjax.nn.dense import Dense
 from sdjax.nn.norm import GroupNorm
 
 Map = Float[Array, "b h w c"]
@@ -30,7 +31,7 @@ class Resnet(nn.Module):
         y = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
         y = Conv(self.channels, dtype=self.dtype, name="conv1")(y)
         if time is not None:
-            y = y + nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(jax.nn.silu(time))[:, None, None, :]
+            y = y + Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(jax.nn.silu(time))[:, None, None, :]
         y = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(y))
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         y = Conv(self.channels, kernel_init=init, dtype=self.dtype, name="conv2")(y)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from sdjax.config import VisionConfig
 from sdjax.nn.clip_vision import Embedding, VisionTransformer
+from sdjax.nn.dense import Dense
 from sdjax.typing import Image
 
 CONCEPTS, SPECIAL = 17, 3  # of which a picture is flagged for the first; the others make the check stricter
@@ -54,7 +55,7 @@ class SafetyChecker(nn.Module):
     def __call__(self, pixels: Image) -> Scores:
         c = self.config
         x = Wrapped(c, self.dtype, name="vision_model")(pixels)
-        dense = nn.Dense(c.projection, use_bias=False, dtype=self.dtype, name="visual_projection")
+        dense = Dense(c.projection, use_bias=False, dtype=self.dtype, name="visual_projection")
         embedding = dense(x).astype(jnp.float32)
         ones = nn.initializers.ones
         above = []

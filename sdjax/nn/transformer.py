@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.nn.attention import attend
+from sdjax.nn.dense import Dense
 from sdjax.nn.norm import GroupNorm, LayerNorm
 from sdjax.typing import Context
 
@@ -25,12 +26,12 @@ class Attention(nn.Module):
     def __call__(self, x: Tokens, context: Context | None = None) -> Tokens:
         b, n, c = x.shape
         context = x if context is None else context
-        q = nn.Dense(c, use_bias=False, dtype=self.dtype, name="to_q")(x)
-        k = nn.Dense(c, use_bias=False, dtype=self.dtype, name="to_k")(context)
-        v = nn.Dense(c, use_bias=False, dtype=self.dtype, name="to_v")(context)
+        q = Dense(c, use_bias=False, dtype=self.dtype, name="to_q")(x)
+        k = Dense(c, use_bias=False, dtype=self.dtype, name="to_k")(context)
+        v = Dense(c, use_bias=False, dtype=self.dtype, name="to_v")(context)
         q, k, v = (a.reshape(b, a.shape[1], self.heads, c // self.heads) for a in (q, k, v))
         out = attend(q, k, v).reshape(b, n, c)
-        return nn.Dense(c, dtype=self.dtype, name="to_out_0")(out)
+        return Dense(c, dtype=self.dtype, name="to_out_0")(out)
 
 
 class GEGLU(nn.Module):
@@ -41,7 +42,7 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        value, gate = jnp.split(nn.Dense(2 * self.width, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        value, gate = jnp.split(Dense(2 * self.width, dtype=self.dtype, name="proj")(x), 2, axis=-1)
         return value * jax.nn.gelu(gate, approximate=False)
 
 
@@ -53,7 +54,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         c = x.shape[-1]
-        return nn.Dense(c, dtype=self.dtype, name="net_2")(GEGLU(4 * c, self.dtype, name="net_0")(x))
+        return Dense(c, dtype=self.dtype, name="net_2")(GEGLU(4 * c, self.dtype, name="net_0")(x))
 
 
 class TransformerBlock(nn.Module):
@@ -86,9 +87,9 @@ class SpatialTransformer(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], context: Context) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x).reshape(b, h * w, c)
-        y = nn.Dense(c, dtype=self.dtype, name="proj_in")(y)
+        y = Dense(c, dtype=self.dtype, name="proj_in")(y)
         for i in range(self.depth):
             block = TransformerBlock(self.heads, self.self_attention, self.dtype, name=f"transformer_blocks_{i}")
             y = block(y, context)
-        y = nn.Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="proj_out")(y)
+        y = Dense(c, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="proj_out")(y)
         return x + y.reshape(b, h, w, c)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from sdjax.config import VAEConfig
 from sdjax.nn.attention import attend
 from sdjax.nn.conv import POINT, Conv
+from sdjax.nn.dense import Dense
 from sdjax.nn.norm import GroupNorm
 from sdjax.nn.resnet import Downsample, Resnet, Upsample
 from sdjax.typing import Image, Latent, Moments
@@ -34,9 +35,9 @@ class MapAttention(nn.Module):
     def __call__(self, x: Map) -> Map:
         b, h, w, c = x.shape
         y = GroupNorm(self.groups, EPSILON, self.dtype, name="group_norm")(x).reshape(b, h * w, 1, c)
-        q, k, v = (nn.Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
+        q, k, v = (Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
         y = attend(q, k, v)  # [b, h*w, 1, c]
-        return x + nn.Dense(c, dtype=self.dtype, name="to_out_0")(y).reshape(b, h, w, c)
+        return x + Dense(c, dtype=self.dtype, name="to_out_0")(y).reshape(b, h, w, c)
 
 
 class ResnetStack(nn.Module):

@@ -11,7 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from sdjax.nn.products import cpu_dtype, wide
 
 LARGEST = 2**29  # bytes of transformed input that are held at a time; larger maps go band by band
 
@@ -22,10 +25,10 @@ Grid = Sequence[Sequence[Any]]
 def winograd(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
     """Returns the convolution of x, with one row and column of zeros around it, with the kernel, in x's dtype.
 
-    In float32 whatever the dtype. Gradients are those of the reverse mode, by the same products, and keep nothing but x
-    and the kernel.
+    Transforms and sums are float32; what is multiplied is rounded to x's dtype where the processor multiplies that
+    faster. Gradients are those of the reverse mode, by float32 products, and keep nothing but x and the kernel.
     """
-    return _convolve(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
+    return _convolve(x, kernel, cpu_dtype(x.dtype))
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -35,12 +38,12 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 def _backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     x, kernel = kept
     dy = slope.astype(jnp.float32)
-    dx = _convolve(dy, jnp.swapaxes(kernel[::-1, ::-1], 2, 3).astype(jnp.float32))
-    rows, count = _bands(*x.shape)
-    padded, dy = _padded(x.astype(jnp.float32), rows * count), _whole(dy, rows * count)
+    dx = _convolve(dy, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), jnp.float32)
+    rows, count = _bands(*x.shape, jnp.float32)
+    padded, dy = _padded(x, rows * count), _whole(dy, rows * count)
 
     def band(total: Array, i: Array) -> tuple[Array, None]:
-        inputs = _inputs(_band(padded, i, 2 * rows, 2))
+        inputs = _inputs(_band(padded, i, 2 * rows, 2), jnp.float32)
         grid = _both(_spread, _split(_band(dy, i, 2 * rows, 0)))
         slopes = [part.reshape(-1, part.shape[-1]) for part in _flat(grid)]
         return total + jnp.stack([a.T @ b for a, b in zip(inputs, slopes, strict=True)]), None
@@ -55,21 +58,30 @@ def _backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
 winograd.defvjp(_forward, _backward)
 
 
-def _convolve(x: Array, kernel: Array) -> Array:
+def _convolve(x: Array, kernel: Array, dtype: DTypeLike) -> Array:
+    """Returns the convolution in x's dtype, by products of `dtype`."""
     b, h, w, c = x.shape
-    weights = _flat(_both(_weighted, _after(x, kernel)))
-    rows, count = _bands(b, h, w, c)
+    weights = [part.astype(dtype) for part in _flat(_both(_weighted, _after(x, kernel).astype(jnp.float32)))]
+    rows, count = _bands(b, h, w, c, dtype)
     padded = _padded(x, rows * count)
 
-    def band(i: Array) -> Array:
-        tiles = _band(padded, i, 2 * rows, 2)
-        sums = [part @ weight for part, weight in zip(_inputs(tiles), weights, strict=True)]
-        grid = _both(_gathered, [sums[4 * j : 4 * j + 4] for j in range(4)])
-        shape = (b, rows, -1, kernel.shape[-1])
-        return jnp.stack([jnp.stack([part.reshape(shape) for part in row], 3) for row in grid], 2)
+    d = kernel.shape[-1]
 
-    y = band(jnp.int32(0)) if count == 1 else jnp.moveaxis(jax.lax.map(band, jnp.arange(count)), 0, 1)
-    return y.reshape(b, 2 * rows * count, -1, kernel.shape[-1])[:, :h, :w]
+    def band(i: Array) -> Array:
+        inputs = _inputs(_band(padded, i, 2 * rows, 2), dtype)
+        sums = [wide(part, weight) for part, weight in zip(inputs, weights, strict=True)]
+        grid = _both(_gathered, [sums[4 * j : 4 * j + 4] for j in range(4)])
+        shape = (b, rows, -1, d)
+        tiles = jnp.stack([jnp.stack([part.astype(x.dtype).reshape(shape) for part in row], 3) for row in grid], 2)
+        return tiles.reshape(b, 2 * rows, -1, d)
+
+    def fill(i: Array, y: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(y, band(i), 2 * rows * i, 1)
+
+    if count == 1:
+        return band(jnp.int32(0))[:, :h, :w]
+    y = jnp.zeros((b, 2 * rows * count, w + w % 2, d), x.dtype)
+    return jax.lax.fori_loop(0, count, fill, y)[:, :h, :w]
 
 
 def _after(x: Array, kernel: Array) -> Array:
@@ -83,10 +95,10 @@ def _after(x: Array, kernel: Array) -> Array:
     return jnp.where(x[0, 0, 0, 0] > jnp.inf, 0, kernel)  # never, which XLA does not see
 
 
-def _bands(b: int, h: int, w: int, c: int) -> tuple[int, int]:
+def _bands(b: int, h: int, w: int, c: int, dtype: DTypeLike) -> tuple[int, int]:
     """Returns the rows of tiles of a band, and the number of bands."""
     tiles = -(-h // 2)
-    most = max(1, LARGEST // (16 * 4 * b * -(-w // 2) * c))
+    most = max(1, LARGEST // (16 * jnp.dtype(dtype).itemsize * b * -(-w // 2) * c))
     count = -(-tiles // most)
     return -(-tiles // count), count
 
@@ -107,11 +119,15 @@ def _band(x: Array, i: Array, rows: int, more: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, i * rows, rows + more, 1)
 
 
-def _inputs(x: Array) -> list[Array]:
-    """Returns the 16 matrices [tiles, c] of a padded band [b, 2 rows + 2, w + 2, c]."""
+def _inputs(x: Array, dtype: DTypeLike) -> list[Array]:
+    """Returns the 16 matrices [tiles, c] of a padded band [b, 2 rows + 2, w + 2, c], rounded to `dtype`.
+
+    Rows first, and widened where they are read: XLA makes a loop of each step that a CPU's vector units can run.
+    """
     h, w = x.shape[1] - 2, x.shape[2] - 2
-    tiles = [[x[:, i : i + h : 2, j : j + w : 2] for j in range(4)] for i in range(4)]
-    return [part.reshape(-1, x.shape[-1]) for part in _flat(_both(_taken, tiles))]
+    rows = _taken([x[:, i : i + h : 2].astype(jnp.float32) for i in range(4)])
+    parts = [part for row in rows for part in _taken([row[:, :, j : j + w : 2] for j in range(4)])]
+    return [part.astype(dtype).reshape(-1, x.shape[-1]) for part in parts]
 
 
 def _split(x: Array) -> Grid:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from sdjax.nn import conv, winograd
+from sdjax.nn import conv, products, winograd
 from sdjax.nn.conv import conv2d
 
 SAME, POINT, CORNER = ((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (0, 1))
@@ -103,7 +103,7 @@ SHAPES = [(2, 8, 8, 5), (1, 7, 9, 3), (3, 1, 2, 4), (2, 1, 1, 3), (1, 31, 6, 2)]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_winograd_and_its_gradients_equal_float64(shape, largest, monkeypatch):
     monkeypatch.setattr(winograd, "LARGEST", largest)
-    assert (winograd._bands(2, 8, 8, 5)[1] > 1) == (largest == 2**12)
+    assert (winograd._bands(2, 8, 8, 5, jnp.float32)[1] > 1) == (largest == 2**12)
     x, kernel = inputs(shape, (3, 3), 7)
     slope = jnp.asarray(np.random.default_rng(1).standard_normal((*shape[:3], 7)), jnp.float32)
     y, back = jax.vjp(winograd.winograd, x, kernel)
@@ -117,7 +117,8 @@ def test_winograd_and_its_gradients_equal_float64(shape, largest, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_winograd_in_halves_is_float32s_rounded_once(dtype):
+def test_winograd_in_halves_is_float32s_rounded_once(dtype, monkeypatch):
+    monkeypatch.setattr(products, "processor_multiplies_bfloat16", lambda: False)
     x, kernel = inputs((2, 12, 10, 32), (3, 3), 16, dtype)
     want = winograd.winograd(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(dtype)
     got = winograd.winograd(x, kernel)
@@ -125,6 +126,19 @@ def test_winograd_in_halves_is_float32s_rounded_once(dtype):
     np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
     dx, dk = jax.vjp(winograd.winograd, x, kernel)[1](got)
     assert (dx.dtype, dk.dtype) == (jnp.dtype(dtype), jnp.dtype(dtype))
+
+
+@pytest.mark.parametrize("largest", [2**29, 2**13], ids=["whole", "bands"])
+def test_winograd_in_products_of_bfloat16_rounds_what_it_multiplies(largest, monkeypatch):
+    monkeypatch.setattr(products, "processor_multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(winograd, "LARGEST", largest)
+    x, kernel = inputs((2, 13, 10, 64), (3, 3), 48, "bfloat16")
+    # Both factors are rounded to 8 bits, to half of 2^-8 at most and a third of that as a rule; what is summed is not
+    check(winograd.winograd(x, kernel), exact(x, kernel, (1, 1), SAME), 6e-3)
+    assert "f32>) -> tensor<" in (text := jax.jit(winograd.winograd).lower(x, kernel).as_text())
+    taken = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(taken) == 16
+    assert all(line.count("bf16") == 2 for line in taken)
 
 
 @pytest.fixture
