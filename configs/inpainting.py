@@ -14,5 +14,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = finetune.get_config()
     config.model.changes = {"unet": {"in_channels": 9}}
     config.objective.update(dropout=0.1, holes="random", whole_holes=0.25)
-    config.optim.update(steps=100_000, learning_rate=1e-4, warmup=1_000)
+    config.optim.update(steps=100_000, learning_rate=1e-4, warmup_most=1_000)
     return config

@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.buckets = False
     config.batch_size = 2048
     config.accumulate = 2
-    config.optim.update(steps=225_000, learning_rate=1e-4, warmup=10_000)
+    config.optim.update(steps=225_000, learning_rate=1e-4, warmup_most=10_000)
     config.dtype = "bfloat16"
     config.remat = "products"
     config.checkpoint.update(steps=5_000, keep_every=50_000)

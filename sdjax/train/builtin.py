@@ -35,7 +35,7 @@ from sdjax.train.conditioning import CONDITIONS
 from sdjax.train.loop import Stopped, ahead, fit
 from sdjax.train.metrics import Speed, Writers
 from sdjax.train.objectives import Denoising, DiffusionObjective, Loss, Metrics, diffusion_loss
-from sdjax.train.optim import OptimConfig, make_optimizer
+from sdjax.train.optim import OptimConfig, learning_rate, make_optimizer
 from sdjax.train.state import TrainState
 from sdjax.train.step import make_train_step
 from sdjax.typing import Params
@@ -222,7 +222,9 @@ class Run:
         self, stage: str, loss: Loss, batch: Callable[[int], Any], params: Params, frozen: Params | None = None
     ) -> Params:
         s, folder = self.settings[stage], self.folder / stage
-        step = jax.jit(make_train_step(loss, self._optimizer(stage), s.ema_decay), donate_argnums=0)
+        rate = learning_rate(self._optim(stage))
+        step = make_train_step(loss, self._optimizer(stage), s.ema_decay, rate=lambda _, updates: rate(updates))
+        step = jax.jit(step, donate_argnums=0)
         with Checkpoints(folder, say=self.say) as checkpoints:
             state = TrainState.create(params, self._optimizer(stage), self.settings.seed)
             state = checkpoints.restore(state) or state
@@ -238,7 +240,10 @@ class Run:
         return state.ema_params
 
     def _optimizer(self, stage: str) -> optax.GradientTransformation:
-        return make_optimizer(OptimConfig(**self.settings[stage].optim.to_dict()))
+        return make_optimizer(self._optim(stage))
+
+    def _optim(self, stage: str) -> OptimConfig:
+        return OptimConfig(**self.settings[stage].optim.to_dict())
 
     def _seed(self, use: int) -> int:
         return len(USES) * self.settings.seed + use

@@ -21,6 +21,7 @@ from sdjax.train.objectives import Metrics
 from sdjax.train.state import TrainState
 
 HUNG = 6  # exit status of a process that stopped waiting for a step
+RATE = "learning_rate"  # of the last step: no mean
 AGREE = 10  # seconds after which several processes ask each other whether one was told to stop
 GO_ON = "the same command goes on from the newest checkpoint"
 
@@ -160,6 +161,8 @@ class _Meter:
         taken = jax.device_get(self.steps)
         good = [one for one in taken if not one["refused"]]
         values = {name: float(np.mean([one[name] for one in good])) if good else math.nan for name in taken[-1]}
+        if RATE in values:
+            values[RATE] = float(taken[-1][RATE])
         values["refused"] = float(sum(one["refused"] for one in taken))
         passed = time.monotonic() - self.since
         values["seconds"] = passed / len(taken)

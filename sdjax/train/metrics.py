@@ -253,11 +253,12 @@ class _Bar(_Console):
 
 
 def _progress(values: Mapping[str, float]) -> str:
-    """Returns "loss 0.123, 45.6 images/s, MFU 38.1 %", as far as known."""
+    """Returns "loss 0.123, rate 1e-05, 45.6 images/s, MFU 38.1 %", as far as known."""
     parts = [
         text.format(scale * values[name])
         for name, text, scale in (
-            ("loss", "loss {:.4g}", 1.0), ("images_per_second", "{:.3g} images/s", 1.0), ("mfu", "MFU {:.1f} %", 100.0),
+            ("loss", "loss {:.4g}", 1.0), ("learning_rate", "rate {:.3g}", 1.0),
+            ("images_per_second", "{:.3g} images/s", 1.0), ("mfu", "MFU {:.1f} %", 100.0),
         )
         if name in values
     ]  # fmt: skip

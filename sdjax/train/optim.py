@@ -3,17 +3,17 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon, prodigy
 
 from sdjax.typing import Params
 
 ADAM_RMS = 0.2  # root mean square of AdamW's updates in units of the learning rate, as measured in Muon's second source
-
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
@@ -22,7 +22,8 @@ class OptimConfig:
     - `name`: "adamw", "adafactor", "lion", "prodigy" or "muon", which orthogonalises the momentum of every kernel and
       leaves the rest to AdamW with Nesterov's momentum; its updates have AdamW's usual size, so that learning rates
       carry over. Prodigy finds its own rate, and `learning_rate`, 1 then, multiplies it.
-    - The rate rises from `warmup_from` times itself over `warmup` steps, linearly. With `decay` "constant" it stays,
+    - The rate rises from `warmup_from` times itself over `warmup` steps, linearly. `warmup` None is a tenth of
+      the run, but at most `warmup_most` steps and what the cooldown leaves. With `decay` "constant" it stays,
       and falls to 0 over the last `cooldown`: only these depend on `steps`, so a run can be made longer until then.
       With "cosine" it falls from there to `final` times itself at the end.
     - `rates`: (regular expression, factor) pairs; the first that is found in a parameter's path, such as
@@ -41,7 +42,8 @@ class OptimConfig:
     steps: int
     name: str = "adamw"
     learning_rate: float = 1e-4
-    warmup: int = 0
+    warmup: int | None = 0
+    warmup_most: int = 500
     warmup_from: float = 1e-6
     decay: Literal["constant", "cosine"] = "constant"
     cooldown: int = 0
@@ -58,9 +60,11 @@ class OptimConfig:
             raise ValueError(f"the optimiser is one of {', '.join(OPTIMIZERS)}; got {self.name!r}")
         if self.decay not in ("constant", "cosine"):
             raise ValueError(f'the learning rate\'s decay is "constant" or "cosine"; got {self.decay!r}')
-        if min(self.steps, self.warmup, self.cooldown) < 0 or self.warmup + self.cooldown > self.steps:
+        warmup = self.warmup or 0
+        if min(self.steps, warmup, self.warmup_most, self.cooldown) < 0 or warmup + self.cooldown > self.steps:
             raise ValueError(
-                f"warm-up and cooldown fit into the run's steps; got {self.warmup} and {self.cooldown} of {self.steps}"
+                f"warm-up and cooldown fit into the run's steps; got {warmup} and {self.cooldown} of {self.steps}: "
+                "lower them, or set warmup to None, which fits"
             )
         if self.decay == "cosine" and self.cooldown:
             raise ValueError(f"a cosine needs no cooldown; got {self.cooldown} steps of it")
@@ -72,80 +76,126 @@ class OptimConfig:
             raise ValueError("adafactor has no beta1 and beta2: leave them out")
 
 
-def learning_rate(config: OptimConfig) -> optax.Schedule:
-    """Returns the learning rate as a function of the number of steps taken before."""
-    rate, start = config.learning_rate, config.warmup_from
-
-    def rise(n: jax.Array) -> jax.Array:
-        return rate * (start + (1 - start) * n / max(config.warmup, 1))
-
-    if config.decay == "cosine":
-        fall = optax.cosine_decay_schedule(rate, max(config.steps - config.warmup, 1), config.final)
-        return optax.join_schedules([rise, fall], [config.warmup])
-    stay, fall = optax.constant_schedule(rate), optax.linear_schedule(rate, 0.0, config.cooldown)
-    return optax.join_schedules([rise, stay, fall], [config.warmup, config.steps - config.cooldown])
+    @property
+    def warmup_steps(self) -> int:
+        """How many steps the rate rises."""
+        return min(self.warmup_most, self.steps // 10, self.steps - self.cooldown) if self.warmup is None else self.warmup
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Returns the gradient transformation. It has no state for parameters whose rate is 0."""
+class OptimNumbers(NamedTuple):
+    """An optimiser's numbers. They are arguments of a compiled step, so that other values compile nothing."""
 
+    steps: Any
+    warmup: Any
+    cooldown: Any
+    learning_rate: Any
+    warmup_from: Any
+    final: Any
+    weight_decay: Any
+    beta1: Any
+    beta2: Any
+    clip: Any
+    rates: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, config: OptimConfig) -> "OptimNumbers":
+        """Returns a description's numbers, int32 and float32; `clip` is 0 where there is none."""
+        beta1, beta2 = _BETAS.get(config.name, (0.0, 0.0))
+        beta1, beta2 = beta1 if config.beta1 is None else config.beta1, beta2 if config.beta2 is None else config.beta2
+        counts = (np.int32(n) for n in (config.steps, config.warmup_steps, config.cooldown))
+        shares = (config.learning_rate, config.warmup_from, config.final, config.weight_decay, beta1, beta2)
+        return cls(
+            *counts, *map(np.float32, shares), np.float32(config.clip or 0.0),
+            tuple(np.float32(factor) for _, factor in config.rates),
+        )  # fmt: skip
+
+
+def learning_rate(config: OptimConfig, numbers: OptimNumbers | None = None) -> optax.Schedule:
+    """Returns the learning rate as a function of the number of steps taken before.
+
+    `numbers` replace the description's own; they may be traced.
+    """
+    c = OptimNumbers.of(config) if numbers is None else numbers
+
+    def rate(n: jax.typing.ArrayLike) -> jax.Array:
+        rise = c.warmup_from + (1 - c.warmup_from) * n / jnp.maximum(c.warmup, 1)
+        if config.decay == "cosine":
+            along = jnp.clip((n - c.warmup) / jnp.maximum(c.steps - c.warmup, 1), 0, 1)
+            later = c.final + (1 - c.final) * 0.5 * (1 + jnp.cos(jnp.pi * along))
+        else:
+            fall = jnp.clip((c.steps - n) / jnp.maximum(c.cooldown, 1), 0, 1)
+            later = jnp.where((c.cooldown > 0) & (n > c.steps - c.cooldown), fall, 1.0)
+        return c.learning_rate * jnp.where(n < c.warmup, rise, later)
+
+    return rate
+
+
+def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    """Returns the gradient transformation. It has no state for parameters whose rate is 0.
+
+    Its `update` takes OptimNumbers as `numbers`, which replace the description's own.
+    """
+    own = OptimNumbers.of(config)
+
+    def update(
+        updates: Params, state: Any, params: Params | None = None, *, numbers: OptimNumbers | None = None, **_: Any
+    ) -> tuple[Params, Any]:
+        return _transformation(config, own if numbers is None else numbers).update(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(_transformation(config, own).init, update)
+
+
+def _transformation(config: OptimConfig, numbers: OptimNumbers) -> optax.GradientTransformation:
     def trained(params: Params) -> Any:
         return jax.tree.map(bool, factors(config.rates, params))
 
     def fixed(params: Params) -> Any:
         return jax.tree.map(lambda factor: not factor, factors(config.rates, params))
 
-    chain = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
-    chain.append(OPTIMIZERS[config.name](config))
+    chain = [] if config.clip is None else [optax.clip_by_global_norm(numbers.clip)]
+    chain.append(OPTIMIZERS[config.name](config, numbers))
     if not config.rates:
         return optax.chain(*chain)
-    chain.append(
-        optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, factors(config.rates, updates)))
-    )
+    rates = tuple(zip((pattern for pattern, _ in config.rates), numbers.rates))
+    chain.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(rates, updates))))
     return optax.chain(optax.masked(optax.set_to_zero(), fixed), optax.masked(optax.chain(*chain), trained))
 
 
-def factors(rates: tuple[tuple[str, float], ...], params: Params) -> Any:
+def factors(rates: tuple[tuple[str, Any], ...], params: Params) -> Any:
     """Returns what multiplies the learning rate of every parameter."""
 
-    def of(path: tuple, _: Any) -> float:
+    def of(path: tuple, _: Any) -> Any:
         name = "/".join(key.key for key in path)
         return next((factor for pattern, factor in rates if re.search(pattern, name)), 1.0)
 
     return jax.tree_util.tree_map_with_path(of, params)
 
 
-def _betas(config: OptimConfig, beta1: float, beta2: float) -> tuple[float, float]:
-    return beta1 if config.beta1 is None else config.beta1, beta2 if config.beta2 is None else config.beta2
+def _adamw(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformation:
+    rate = learning_rate(config, c)
+    return optax.adamw(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=_decayed(config))
 
 
-def _adamw(config: OptimConfig) -> optax.GradientTransformation:
-    betas = _betas(config, 0.9, 0.999)
-    return optax.adamw(learning_rate(config), *betas, weight_decay=config.weight_decay, mask=_decayed(config))
-
-
-def _adafactor(config: OptimConfig) -> optax.GradientTransformation:
-    rate = learning_rate(config)
-    decay = (lambda n: config.weight_decay * rate(n)) if config.weight_decay else None  # optax's is not times the rate
+def _adafactor(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformation:
+    rate = learning_rate(config, c)
+    decay = (lambda n: c.weight_decay * rate(n)) if config.weight_decay else None  # optax's is not times the rate
     return optax.adafactor(rate, weight_decay_rate=decay, weight_decay_mask=_decayed(config))
 
 
-def _lion(config: OptimConfig) -> optax.GradientTransformation:
-    betas = _betas(config, 0.9, 0.99)
-    return optax.lion(learning_rate(config), *betas, weight_decay=config.weight_decay, mask=_decayed(config))
+def _lion(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformation:
+    rate = learning_rate(config, c)
+    return optax.lion(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=_decayed(config))
 
 
-def _prodigy(config: OptimConfig) -> optax.GradientTransformation:
-    betas = _betas(config, 0.9, 0.999)
-    return prodigy(learning_rate(config), betas, weight_decay=config.weight_decay)
+def _prodigy(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformation:
+    return prodigy(learning_rate(config, c), (c.beta1, c.beta2), weight_decay=c.weight_decay)
 
 
-def _muon(config: OptimConfig) -> optax.GradientTransformation:
-    beta1, beta2 = _betas(config, 0.9, 0.999)
-    decay = config.weight_decay
+def _muon(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformation:
     return muon(
-        learning_rate(config), weight_decay=decay, weight_decay_mask=_decayed(config), adam_b1=beta1, adam_b2=beta2,
-        adam_weight_decay=decay * config.decay_all, muon_weight_dimension_numbers=_kernels, consistent_rms=ADAM_RMS,
+        learning_rate(config, c), weight_decay=c.weight_decay, weight_decay_mask=_decayed(config), adam_b1=c.beta1,
+        adam_b2=c.beta2, adam_weight_decay=c.weight_decay * config.decay_all, muon_weight_dimension_numbers=_kernels,
+        consistent_rms=ADAM_RMS,
     )  # fmt: skip
 
 
@@ -165,6 +215,8 @@ def _kernels(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(numbers, params)
 
 
-OPTIMIZERS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
+_BETAS = {"lion": (0.9, 0.99), "adamw": (0.9, 0.999), "prodigy": (0.9, 0.999), "muon": (0.9, 0.999)}
+
+OPTIMIZERS: dict[str, Callable[[OptimConfig, OptimNumbers], optax.GradientTransformation]] = {
     "adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "prodigy": _prodigy, "muon": _muon,
 }  # fmt: skip

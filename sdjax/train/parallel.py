@@ -165,8 +165,13 @@ def place(tree: Any, where: Any) -> Any:
     return jax.tree.map(put, tree, where)
 
 
+def replicated(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of numbers put on every device of the mesh."""
+    return place(tree, jax.tree.map(lambda _: NamedSharding(mesh, P()), tree))
+
+
 def compile_step(step: Callable, mesh: Mesh, state: Any, frozen: Any, config: ParallelConfig) -> Callable:
-    """Returns the step (state, frozen, batch) -> (state, metrics) compiled for the mesh; it consumes the state.
+    """Returns the step (state, frozen, batch, numbers) -> (state, metrics) compiled for the mesh; it consumes the state.
 
     `state` and `frozen` are the shardings of what it is given. For mode "pmap" the step averages over the axis "data".
     """
@@ -174,16 +179,18 @@ def compile_step(step: Callable, mesh: Mesh, state: Any, frozen: Any, config: Pa
         return _pmapped(step, mesh)
     whole = NamedSharding(mesh, P())
     return jax.jit(
-        step, in_shardings=(state, frozen, batch_sharding(mesh)), out_shardings=(state, whole), donate_argnums=0
+        step, in_shardings=(state, frozen, batch_sharding(mesh), whole), out_shardings=(state, whole), donate_argnums=0
     )
 
 
 def _pmapped(step: Callable, mesh: Mesh) -> Callable:
     devices = list(mesh.devices.flat)
-    mapped = jax.pmap(step, axis_name="data", in_axes=(None, None, 0), out_axes=None, devices=devices, donate_argnums=0)
+    mapped = jax.pmap(
+        step, axis_name="data", in_axes=(None, None, 0, None), out_axes=None, devices=devices, donate_argnums=0
+    )
 
-    def call(state: TrainState, frozen: Params, batch: Any) -> Any:
+    def call(state: TrainState, frozen: Params, batch: Any, numbers: Any) -> Any:
         cut = jax.tree.map(lambda a: a.reshape(len(devices), -1, *a.shape[1:]), batch)
-        return mapped(state, frozen, cut)
+        return mapped(state, frozen, cut, numbers)
 
     return call

@@ -76,7 +76,7 @@ class Run:
             with contextlib.closing(self._writers(mesh, int(state.step))) as log:
                 for line in summary(self.setup, mesh, self.loader):
                     log.say(line)
-                with profiled(lambda state, batch: step(state, frozen, batch), self.profile) as take:
+                with profiled(step, self.profile) as take:
                     return fit(
                         state, take, functools.partial(self.batches, mesh), steps=self.config.optim.steps,
                         checkpoints=checkpoints, log=log, log_every=self.config.log.every, save_every=60 * c.minutes,
@@ -167,7 +167,7 @@ class Run:
         return np.asarray(encode(self.base.params["text"], jnp.asarray(ids)))[0]
 
     def prepare(self, mesh: Mesh) -> tuple[TrainState, Callable[[], TrainState], Params, Callable]:
-        """Returns the state as shapes and places, what makes the first, the fixed parameters, and the compiled step."""
+        """Returns the state as shapes and places, what makes the first, the fixed parameters, and the step on it."""
         setup, how = self.setup, self.config.parallel
         shapes, _ = setup.shapes
         where = parallel.shardings(shapes, mesh, how)
@@ -177,13 +177,18 @@ class Run:
         params, frozen = self._params()
         frozen_where = parallel.shardings(frozen, mesh, how)
         place_ema = parallel.move_ema(where.ema_params) if self.config.ema.host else None
-        step = parallel.compile_step(setup.step(self.empty, place_ema), mesh, where, frozen_where, how)
+        compiled = parallel.compile_step(setup.step(self.empty, place_ema), mesh, where, frozen_where, how)
+        fixed, numbers = parallel.place(frozen, frozen_where), parallel.replicated(setup.numbers, mesh)
 
         def create() -> TrainState:
-            first = jax.jit(setup.create, out_shardings=where, donate_argnums=0)
-            return first(parallel.place(params, where.params))
+            def make(params: Params, key: jax.Array) -> TrainState:
+                return setup.create(params, jax.random.wrap_key_data(key))
 
-        return like, create, parallel.place(frozen, frozen_where), step
+            # The seed is an argument too, as data, which several processes can give alike
+            key = np.asarray(jax.random.key_data(jax.random.key(self.config.seed)))
+            return jax.jit(make, out_shardings=where, donate_argnums=0)(parallel.place(params, where.params), key)
+
+        return like, create, fixed, lambda state, batch: compiled(state, fixed, batch, numbers)
 
     def _params(self) -> tuple[Params, Params]:
         """Returns the trained parameters, float32, and the fixed ones, on the host."""

@@ -19,11 +19,11 @@ from sdjax.train import conditioning, flops, validation
 from sdjax.train.autoencoder import AutoencoderObjective, adversarial_loss
 from sdjax.train.config import DataConfig, TrainConfig
 from sdjax.train.objectives import Denoising, Loss, diffusion_loss
-from sdjax.train.optim import make_optimizer
+from sdjax.train.optim import OptimNumbers, learning_rate, make_optimizer
 from sdjax.train.parallel import ParallelConfig
 from sdjax.train.state import TrainState
-from sdjax.train.step import TrainStep, make_train_step
-from sdjax.typing import Params
+from sdjax.train.step import StepNumbers, TrainStep, make_train_step
+from sdjax.typing import Key, Params
 
 Shape = jax.ShapeDtypeStruct
 
@@ -132,18 +132,26 @@ class Setup:
             return validation.plain_losses(self.loss(empty))
         return validation.denoising_losses(self._denoising(empty), self.config.validation.timesteps)
 
+    @property
+    def numbers(self) -> StepNumbers:
+        """What the compiled step takes as arguments: 0 for what there is none of."""
+        c = self.config
+        guard = np.float32(c.guard.spike or 0.0), np.int32(c.guard.after)
+        return StepNumbers(OptimNumbers.of(c.optim), np.float32(c.ema.decay or 0.0), *guard)
+
     def step(self, empty: np.ndarray, place_ema: Any = None) -> TrainStep:
         """Returns the step, not compiled."""
         c = self.config
         axis = "data" if c.parallel.mode == "pmap" else None
         return make_train_step(
             self.loss(empty, axis), self.optimizer, c.ema.decay, accumulate=c.accumulate, guard=c.guard, axis=axis,
-            place_ema=place_ema,
+            place_ema=place_ema, rate=lambda numbers, updates: learning_rate(c.optim, numbers)(updates),
         )  # fmt: skip
 
-    def create(self, params: Params) -> TrainState:
-        """Returns the state before the first step, of the trained parameters."""
-        return TrainState.create(params, self.optimizer, self.config.seed, ema=self.config.ema.decay is not None)
+    def create(self, params: Params, key: Key | None = None) -> TrainState:
+        """Returns the state before the first step, of the trained parameters; the key is the seed's by default."""
+        seed = self.config.seed if key is None else key
+        return TrainState.create(params, self.optimizer, seed, ema=self.config.ema.decay is not None)
 
     @functools.cached_property
     def shapes(self) -> tuple[TrainState, Params]:

@@ -40,14 +40,15 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, params: Params, optimizer: optax.GradientTransformation, seed: int, *, ema: bool = True
+        cls, params: Params, optimizer: optax.GradientTransformation, seed: int | Key, *, ema: bool = True
     ) -> "TrainState":
-        """Returns the state before the first step."""
+        """Returns the state before the first step; `seed` may be the key itself, which can be traced."""
         # Copies, because a step gives the state's buffers away, each of them once
         average = jax.tree.map(jnp.array, params) if ema else None
         opt_state = jax.tree.map(jnp.array, optimizer.init(params))
         none = Refused(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), jnp.zeros([]))
-        return cls(jnp.zeros([], jnp.int32), params, average, opt_state, jax.random.key(seed), none)
+        key = jax.random.key(seed) if isinstance(seed, int) else seed
+        return cls(jnp.zeros([], jnp.int32), params, average, opt_state, key, none)
 
     @property
     def updates(self) -> jax.Array:
@@ -77,11 +78,16 @@ class GuardConfig:
 FORGET = 0.02  # weight of the newest step in the usual gradient
 
 
-def judge(state: TrainState, loss: jax.Array, norm: jax.Array, guard: GuardConfig) -> tuple[jax.Array, Refused]:
-    """Returns whether a step with this loss and gradient norm is taken, and the count of those that were not."""
+def judge(
+    state: TrainState, loss: jax.Array, norm: jax.Array, spike: tuple[Any, Any] | None
+) -> tuple[jax.Array, Refused]:
+    """Returns whether a step with this loss and gradient norm is taken, and the count of those that were not.
+
+    `spike` are GuardConfig's `spike` and `after`, None where no finite gradient is too large.
+    """
     taken = jnp.isfinite(loss) & jnp.isfinite(norm)
-    if guard.spike is not None:
-        taken &= (state.updates < guard.after) | (norm <= guard.spike * state.refused.typical)
+    if spike is not None:
+        taken &= (state.updates < spike[1]) | (norm <= spike[0] * state.refused.typical)
     old = state.refused
     weight = jnp.maximum(FORGET, 1.0 / (state.updates + 1))  # a plain mean at first
     typical = jnp.where(taken, old.typical + weight * (norm - old.typical), old.typical)

@@ -1,7 +1,7 @@
 """One training step: draws, gradients, optimiser, moving average; refused whole if something in it is not finite."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,22 @@ import optax
 
 from sdjax.train.draws import keys_of
 from sdjax.train.objectives import Loss, Metrics
+from sdjax.train.optim import OptimNumbers
 from sdjax.train.state import GuardConfig, TrainState, ema_decay, judge, update_ema
 from sdjax.typing import Params
 
 GUARD = GuardConfig()
 
-TrainStep = Callable[[TrainState, Params, Any], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+
+
+class StepNumbers(NamedTuple):
+    """Numbers of a step: arguments of its compiled program, so that other values compile nothing."""
+
+    optim: OptimNumbers
+    decay: Any  # the moving average's
+    spike: Any
+    after: Any
 
 
 def make_train_step(
@@ -26,8 +36,11 @@ def make_train_step(
     guard: GuardConfig = GUARD,
     axis: str | None = None,
     place_ema: Callable[[Params, bool], Params] | None = None,
+    rate: Callable[[OptimNumbers | None, jax.Array], jax.Array] | None = None,
 ) -> TrainStep:
-    """Returns the step (state, frozen, batch) -> (state, metrics), to be compiled; `frozen` are fixed parameters.
+    """Returns the step (state, frozen, batch, numbers=None) -> (state, metrics), to be compiled.
+
+    `frozen` are fixed parameters. `numbers`, StepNumbers, replace those given here; what is None here stays so.
 
     Args:
         decay: the moving average's in the long run; None for a state without one.
@@ -35,8 +48,10 @@ def make_train_step(
         guard: which steps are refused. A refused one changes only the counts, and its metrics tell of it.
         axis: under `pmap` or `shard_map`, the name of the axis over which gradients are averaged.
         place_ema: moves the average to where it is computed with (True) and back to where it is kept (False).
+        rate: the learning rate, of the optimiser's numbers and the number of updates before.
 
-    Metrics are the loss's own means, `gradient` (the global norm before clipping) and `refused` (1 or 0).
+    Metrics are the loss's own means, `gradient` (the global norm before clipping), `refused` (1 or 0) and, with `rate`,
+    `learning_rate`.
     """
 
     def gradients(state: TrainState, frozen: Params, batch: Any) -> tuple[Params, Metrics]:
@@ -57,22 +72,29 @@ def make_train_step(
         total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda a: a / accumulate, total)
 
-    def train_step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, frozen: Params, batch: Any, numbers: StepNumbers | None = None
+    ) -> tuple[TrainState, Metrics]:
+        optim = None if numbers is None else numbers.optim
+        options = {} if optim is None else {"numbers": optim}
+        long_run, spike, after = (decay, guard.spike, guard.after) if numbers is None else numbers[1:]
         grads, metrics = gradients(state, frozen, batch)
         if axis is not None:
             grads, metrics = jax.lax.pmean((grads, metrics), axis)
         norm = optax.tree.norm(grads)
-        taken, refused = judge(state, metrics["loss"], norm, guard)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        taken, refused = judge(state, metrics["loss"], norm, None if guard.spike is None else (spike, after))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **options)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
         if decay is not None:
             now = average if place_ema is None else place_ema(average, True)
-            new = update_ema(now, params, ema_decay(state.updates + 1, decay))
+            new = update_ema(now, params, ema_decay(state.updates + 1, long_run))
             new = _chosen(taken, new, now)
             average = new if place_ema is None else place_ema(new, False)
         params, opt_state = _chosen(taken, (params, opt_state), (state.params, state.opt_state))
         metrics = {**metrics, "gradient": norm, "refused": 1.0 - taken}
+        if rate is not None:
+            metrics["learning_rate"] = rate(optim, state.updates)
         return TrainState(state.step + 1, params, average, opt_state, state.key, refused), metrics
 
     return train_step
