@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdjax import text_files
+
 
 class Batch(NamedTuple):
     """What is made by one call: a prompt and a seed a picture, and which of the pictures given it is made of."""
@@ -62,12 +64,7 @@ def read_prompts(path: str) -> list[str]:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"--from-file {path} cannot be read: {error.strerror}") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--from-file {path} is not UTF-8 text: {error}") from None
-    # Not str.splitlines, which also splits at characters that a prompt may hold
-    lines = [line for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()]
+    lines = [line for line in text_files.lines(text_files.decode(data, f"--from-file {path}")) if line.strip()]
     if not lines:
         raise ValueError(f"--from-file {path} holds no prompt; it should have one a line")
     return lines

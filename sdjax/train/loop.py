@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from sdjax.train.checkpoint import Checkpoints
+from sdjax.train.compiling import Compiling
 from sdjax.train.metrics import Writers
 from sdjax.train.objectives import Metrics
 from sdjax.train.state import TrainState
@@ -38,18 +39,19 @@ class Stopped(KeyboardInterrupt):
 class Event:
     """Something done after every `every`-th step, and after the last one: `run(state)` returns numbers to log.
 
-    A number named `best` ranks the state of that step, the lower the better: it is saved then.
+    A number named `best` ranks the state of that step, the lower the better: it is saved then. `name` is for messages.
     """
 
     every: int
     run: Callable[[TrainState], dict[str, float]]
+    name: str = "validation or samples"
 
 
 def fit(
     state: TrainState, train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
     batches: Callable[[int], Iterator[Any]], *, steps: int, checkpoints: Checkpoints, log: Writers,
     log_every: int = 50, save_every: float = 300.0, save_steps: int | None = None, events: tuple[Event, ...] = (),
-    refused_limit: int = 10, patience: float | None = None,
+    refused_limit: int = 10, patience: float | None = None, programs: int | None = None,
 ) -> TrainState:  # fmt: skip
     """Returns the state after `steps` steps in all, from `state` on, which counts those that were taken before.
 
@@ -62,26 +64,35 @@ def fit(
             end, on SIGUSR1, and on SIGTERM and Ctrl-C, upon which Stopped is raised.
         events: what else is done, such as validation.
         refused_limit: FloatingPointError is raised after so many steps in a row that were refused.
-        patience: seconds that a batch, a save, or a step but the first, which compiles, may take before the process
+        patience: seconds that a batch, a save, or a step that is not compiled first, may take before the process
             ends with status HUNG, saying on what it hung: a peer that died leaves the others waiting for ever. None
             waits too.
+        programs: how many sizes of batches there are. The step is compiled for each, which is said, and counts neither
+            for the time of a step nor for `patience`.
     """
     meter = _Meter()
+    compiling = Compiling(programs, log.say)
     metrics: Metrics = {}
     refused = int(state.refused.in_a_row)
     with contextlib.ExitStack() as stack:
         told = stack.enter_context(_Signals())
         watch = stack.enter_context(_Watch(patience))
-        first = step = int(state.step)
-        data = batches(first)
+        step = int(state.step)
+        data = batches(step)
         stack.callback(getattr(data, "close", lambda: None))
         saved, seen = time.monotonic(), set[int]()
         while step < steps and not told.stop:
             with watch("a batch"), meter.waiting("data"):
                 batch = next(data)
-            with watch(f"step {step + 1}") if step > first else contextlib.nullcontext():
+            with watch(f"step {step + 1}"):
                 jax.block_until_ready(metrics)  # of the step before: no more than two are under way when a signal comes
                 refused = _count_refused(metrics, refused, refused_limit, step)
+            with contextlib.ExitStack() as around:
+                if compiling.is_new(batch):
+                    around.enter_context(meter.pausing())
+                    around.enter_context(compiling(batch))
+                else:
+                    around.enter_context(watch(f"step {step + 1}"))
                 state, metrics = train_step(state, batch)
             step += 1
             meter.add(metrics)
@@ -97,8 +108,9 @@ def fit(
             ranked = {}
             for i, event in enumerate(events):
                 if step % event.every == 0 or step == steps:
-                    # The first time it compiles
-                    with watch("validation or samples") if i in seen else contextlib.nullcontext(), meter.pausing():
+                    if i not in seen:
+                        log.say(f"{event.name}: compiled the first time")
+                    with watch(event.name) if i in seen else contextlib.nullcontext(), meter.pausing():
                         values = event.run(state)
                     seen.add(i)
                     ranked |= {name: values.pop(name) for name in ("best",) if name in values}

@@ -223,8 +223,11 @@ class _Console(_Output):
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         elif time.monotonic() >= self.due or step == self.steps:
             self.due = time.monotonic() + LINES_EVERY
-            left = duration((self.steps - step) * values["seconds"])
-            self.say(f"step {step} of {self.steps}: {_progress(values)}, {left} left")
+            self.say(f"step {step} of {self.steps}: {_progress(values)}, {self.left(step, values)} left")
+
+    def left(self, step: int, values: Mapping[str, float]) -> str:
+        """Returns how long the rest takes, by the time of a step, which counts no compiling."""
+        return duration((self.steps - step) * values["seconds"])
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -237,12 +240,14 @@ class _Bar(_Console):
         from tqdm.auto import tqdm
 
         super().__init__(steps)
-        self.bar = tqdm(total=steps, initial=first, unit=" steps", dynamic_ncols=True, file=sys.stderr)
+        # tqdm's own estimate would count the time that compiling took
+        shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} steps{postfix}"
+        self.bar = tqdm(total=steps, initial=first, bar_format=shown, dynamic_ncols=True, file=sys.stderr)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         if "seconds" not in values:
             return super().scalars(step, values)
-        self.bar.set_postfix_str(_progress(values), refresh=False)
+        self.bar.set_postfix_str(f"{_progress(values)}, {self.left(step, values)} left", refresh=False)
         self.bar.update(step - self.bar.n)
 
     def say(self, text: str) -> None:

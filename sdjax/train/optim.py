@@ -15,6 +15,7 @@ from sdjax.typing import Params
 
 ADAM_RMS = 0.2  # root mean square of AdamW's updates in units of the learning rate, as measured in Muon's second source
 
+
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """An optimiser and its learning rate over the `steps` of a run.
@@ -75,11 +76,12 @@ class OptimConfig:
         if self.name == "adafactor" and (self.beta1, self.beta2) != (None, None):
             raise ValueError("adafactor has no beta1 and beta2: leave them out")
 
-
     @property
     def warmup_steps(self) -> int:
         """How many steps the rate rises."""
-        return min(self.warmup_most, self.steps // 10, self.steps - self.cooldown) if self.warmup is None else self.warmup
+        return (
+            min(self.warmup_most, self.steps // 10, self.steps - self.cooldown) if self.warmup is None else self.warmup
+        )
 
 
 class OptimNumbers(NamedTuple):

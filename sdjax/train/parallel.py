@@ -171,7 +171,7 @@ def replicated(tree: Any, mesh: Mesh) -> Any:
 
 
 def compile_step(step: Callable, mesh: Mesh, state: Any, frozen: Any, config: ParallelConfig) -> Callable:
-    """Returns the step (state, frozen, batch, numbers) -> (state, metrics) compiled for the mesh; it consumes the state.
+    """Returns the step (state, frozen, batch, numbers) -> (state, metrics), compiled; it consumes the state.
 
     `state` and `frozen` are the shardings of what it is given. For mode "pmap" the step averages over the axis "data".
     """

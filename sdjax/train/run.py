@@ -23,7 +23,7 @@ from sdjax._version import __version__
 from sdjax.config import ConfigError
 from sdjax.nn import TextEncoder
 from sdjax.pipeline import cast
-from sdjax.train import manifest, parallel, sets
+from sdjax.train import manifest, parallel, sets, settings
 from sdjax.train.autoencoder import adversarial_params
 from sdjax.train.base import Base, open_base
 from sdjax.train.checkpoint import Checkpoints
@@ -39,8 +39,6 @@ from sdjax.train.state import TrainState
 from sdjax.train.summary import summary
 from sdjax.train.validation import SEED, Validation
 from sdjax.typing import Params
-
-KEPT = ("model", "train", "seed", "autoencoder")  # settings that a run keeps: its state depends on them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,10 @@ class Run:
         compilation_cache.enable()
         if self.config.parallel.mode == "pmap" and jax.process_count() > 1:
             raise ConfigError('pmap is for the devices of one process: use parallel.mode = "jit"')
-        self.check_settings()
+        config = self.check_settings()
+        return (self if config == self.config else dataclasses.replace(self, config=config))._train()
+
+    def _train(self) -> TrainState:
         for notice in self.base.notices:
             self.say(notice)
         mesh = self.mesh
@@ -72,6 +73,9 @@ class Run:
         with Checkpoints(self.folder / CHECKPOINTS, c.keep, keep_every=c.keep_every, say=self.say) as checkpoints:
             like, create, frozen, step = self.prepare(mesh)
             state = checkpoints.restore(like)
+            if state is not None and (notice := finished(int(state.step), self.config.optim.steps)):
+                self.say(notice)
+                return state
             state = create() if state is None else state
             with contextlib.closing(self._writers(mesh, int(state.step))) as log:
                 for line in summary(self.setup, mesh, self.loader):
@@ -82,36 +86,34 @@ class Run:
                         checkpoints=checkpoints, log=log, log_every=self.config.log.every, save_every=60 * c.minutes,
                         save_steps=c.steps, events=self._events(mesh, frozen, log),
                         refused_limit=self.config.guard.limit, patience=self.config.patience,
+                        programs=len(self.loader.order.sizes),
                     )  # fmt: skip
 
-    def check_settings(self) -> None:
+    def check_settings(self) -> TrainConfig:
         """Keeps the settings, or raises ConfigError if a run in this folder was started with others that matter.
 
-        As long as there is no checkpoint, none does, and the run is taken for a new one.
+        As long as there is no checkpoint, none does, and the run is taken for a new one. Returns the configuration; a
+        run that goes on keeps its warm-up.
         """
-        now = json.loads(json.dumps({"sdjax": __version__, **dataclasses.asdict(self.config)}))
-        path = self.folder / SETTINGS
+        path, config = self.folder / SETTINGS, self.config
         if not _first_says(manifest.steps(self.folder / CHECKPOINTS) != []):
             if jax.process_index() == 0:
                 shutil.rmtree(self.folder / BASE, ignore_errors=True)
                 self.folder.mkdir(parents=True, exist_ok=True)
-                manifest.write_json(path, now)
+                manifest.write_json(path, {"sdjax": __version__, **settings.stored(config)})
         elif path.exists():
             try:
                 before = json.loads(path.read_text())
             except ValueError as error:
                 raise ConfigError(f"{path} is damaged ({error}); train in another folder") from None
-            changed = [name for name in KEPT if before.get(name) != now[name]]
-            if changed:
-                raise ConfigError(
-                    f"{self.folder} holds a training with another {' and another '.join(changed)} ({SETTINGS} there "
-                    "says which): go back to it, or train in another folder"
-                )
-            for name in now:
-                if name not in (*KEPT, "sdjax") and before.get(name) != now[name]:
-                    self.say(f"{name} is another than when this run was started ({SETTINGS} keeps what it was)")
+            config = settings.with_own_warmup(config, before)
+            found = settings.changes(config, settings.stored(config), before)
+            settings.check(found, self.folder, config.optim.name)
+            for change in found:
+                self.say(f"{change}: the run goes on with the new value")
         else:
             raise ConfigError(f"{self.folder} holds checkpoints but no {SETTINGS}: train in another folder")
+        return config
 
     @functools.cached_property
     def base(self) -> Base:
@@ -223,9 +225,9 @@ class Run:
         events = []
         v, s = self.config.validation, self.config.samples
         if v.data is not None:
-            events.append(Event(v.every, self._validation(mesh, frozen).run))
+            events.append(Event(v.every, self._validation(mesh, frozen).run, "validation"))
         if s.prompts:
-            events.append(Event(s.every, Samples(s, self.base, log, self.setup.dtype).run))
+            events.append(Event(s.every, Samples(s, self.base, log, self.setup.dtype).run, "samples"))
         return tuple(events)
 
     def _validation(self, mesh: Mesh, frozen: Params) -> Validation:
@@ -241,6 +243,16 @@ class Run:
         return Validation(
             losses, lambda i: sets.arrays(loader.put(loader.batch(i), sharding)), count, size, frozen, v.best, average
         )  # fmt: skip
+
+
+def finished(done: int, steps: int) -> str | None:
+    """Returns what to say of a run that has taken `done` steps and is asked for `steps`; None if some are left."""
+    if done < steps:
+        return None
+    return (
+        f"this run is finished: it has taken {done} steps, and optim.steps is {steps}. To train on, set optim.steps to "
+        f"more than {done}"
+    )
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def test_a_run_learns_resumes_exactly_and_gives_a_model(pictures, tmp_path):
     run(tmp_path / "parts", settings(pictures, optim__steps=4))
     said = []
     resumed, _ = run(tmp_path / "parts", settings(pictures), say=said.append)
-    assert any("optim is another" in text for text in said)
+    assert any("optim.steps was 4 when this run was started, and is 6 now" in text for text in said)
     assert losses(tmp_path / "parts") == seen
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -108,9 +108,39 @@ def test_a_run_learns_resumes_exactly_and_gives_a_model(pictures, tmp_path):
     with pytest.raises(ValueError, match="says all about its model: leave out prediction"):
         sdjax.load(tmp_path / "whole", prediction="v")
 
+    # a run that has taken all its steps says so, and takes none
+    said.clear()
+    again, _ = run(tmp_path / "whole", settings(pictures, optim__steps=5), say=said.append)
+    assert int(again.step) == 6
+    assert any("finished: it has taken 6 steps, and optim.steps is 5. To train on, set" in text for text in said)
+
     # another model, or what makes its state another, is refused in this folder
-    with pytest.raises(ConfigError, match="another train and another seed"):
+    named = "another train and another seed: train was .*unet.* when .* and is .*text.* now; seed was 0 .* is 3 now"
+    with pytest.raises(ConfigError, match=named):
         run(tmp_path / "whole", settings(pictures, train=["unet", "text"], seed=3))
+
+
+def test_another_learning_rate_or_number_of_steps_compiles_nothing(pictures, tmp_path, capsys):
+    missed = []
+    listen = lambda event, **_: missed.append(event) if event.endswith("cache_misses") else None  # noqa: E731
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        run(tmp_path / "first", settings(pictures, optim__steps=2))
+        jax.monitoring.register_event_listener(listen)
+        numbers = {
+            "steps": 5, "learning_rate": 3e-4, "warmup": 2, "cooldown": 1, "weight_decay": 0.1, "clip": 0.5,
+            "beta1": 0.8, "beta2": 0.9, "warmup_from": 0.5,
+        }  # fmt: skip
+        other = {f"optim__{name}": value for name, value in numbers.items()}
+        run(tmp_path / "second", settings(pictures, **other, ema__decay=0.5, seed=7))
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    assert not missed
+    lines = [json.loads(line) for line in (tmp_path / "second" / "log.jsonl").read_text().splitlines()]
+    # half of it at first, all of it after two steps, and half-way down at the last
+    np.testing.assert_allclose([line["learning_rate"] for line in lines], 3e-4 * np.array([0.5, 0.75, 1, 1, 1]))
+    assert "compiling program of the training step, for pictures of 16 x 16" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_checkpoint_can_be_given_other_settings(pictures, tmp_path):

@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 
 from sdjax.files import doing, foreign, new_file, write_file
 from sdjax.pictures.folder import natural
-from sdjax.train.data.records import Record, SourceError, scalars
+from sdjax.train.data.records import Record, SourceError, as_captions, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
+from sdjax.train.data.walk import is_foreign
 
 ENDINGS = (".array_record", ".arrayrecord")
 OPTIONS = "group_size:1"
@@ -42,12 +43,24 @@ class ArrayRecords:
         for file, where, stat in parts:
             tables.append(kept(where, [stat.st_size, stat.st_mtime_ns], lambda file=file: _index(file)))
         self.table = Table.join(tables)
+        self.ends = np.cumsum([len(table) for table in tables])
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, i: int) -> Record:
-        return decode(record_bytes(self.reader, i, self.name), self.name)
+        return decode(record_bytes(self.reader, i, self.name), self.place(i))
+
+    @property
+    def identities(self) -> list[tuple[str, int]]:
+        """What tells each record from others, by whatever name its file goes."""
+        sizes = np.diff(self.ends, prepend=0)
+        return [(os.path.realpath(file), i) for file, size in zip(self.paths, sizes) for i in range(size)]
+
+    def place(self, i: int) -> str:
+        """Returns which record of which file record i is, from 0."""
+        k = int(np.searchsorted(self.ends, i, side="right"))
+        return f"record {i - (int(self.ends[k - 1]) if k else 0)} of {self.paths[k]}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "table": None}
@@ -63,13 +76,16 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes, name: str) -> Record:
-    """Returns the record of its bytes. Raises SourceError, which calls the file `name`, if it is none of ours."""
+    """Returns the record of its bytes. Raises SourceError, which calls its place `name`, if it is none of ours."""
     tensors, texts = unpack(data, name)
     try:
-        mask = tensors["mask"].tobytes() if "mask" in tensors else None
-        return Record(texts["key"], tensors["image"].tobytes(), tuple(texts["captions"]), texts["columns"], mask)
+        image, captions, columns = tensors["image"], texts["captions"], texts["columns"]
     except KeyError as error:
-        raise SourceError(f"{name} holds records without {error}; see sdjax.train.data.array_records") from None
+        raise SourceError(f"{name} has no {error}; see sdjax.train.data.array_records") from None
+    if not isinstance(columns, dict):
+        raise SourceError(f"{name} has columns that are no JSON object with names but {columns!r:.60}")
+    mask = tensors["mask"].tobytes() if "mask" in tensors else None
+    return Record(texts["key"], image.tobytes(), as_captions(captions, name), columns, mask)
 
 
 def pack(tensors: Mapping[str, np.ndarray], texts: Mapping[str, Any]) -> bytes:
@@ -99,13 +115,14 @@ def record_files(path: str | os.PathLike | Sequence[str]) -> list[str]:
     if not isinstance(path, str | os.PathLike):
         files = [str(one) for one in path]
     elif Path(path).is_dir():
-        files = [str(one) for one in Path(path).iterdir() if one.suffix in ENDINGS]
+        files = [str(one) for one in Path(path).iterdir() if one.suffix in ENDINGS and not is_foreign(one.name)]
     else:
         files = [str(path)]
     missing = [file for file in files if not Path(file).is_file()]
     if missing or not files:
         raise SourceError(f"{missing[0] if missing else path} holds no ArrayRecord file (NAME{ENDINGS[0]})")
-    return sorted(files, key=natural)
+    once = {os.path.realpath(file): file for file in reversed(files)}
+    return sorted(once.values(), key=natural)
 
 
 def open_reader(files: Sequence[str]) -> Any:
@@ -195,7 +212,7 @@ def _index(file: str) -> Table:
     rows = []
     for i in range(len(reader)):
         try:
-            rows.append(_row(decode(record_bytes(reader, i, file), file)))
+            rows.append(_row(decode(record_bytes(reader, i, file), f"record {i} of {file}")))
         except OSError:
             rows.append({"width": 0, "height": 0})  # damaged; left out, as what is no picture
     return Table.from_rows(rows)

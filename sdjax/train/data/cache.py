@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,19 +66,19 @@ class CacheSettings:
 class LatentWriter:
     """Makes the shards of a cache in a folder.
 
-    More than `bad_limit` of a shard's pictures may not be bad; 10 are always let pass.
+    More than `bad_limit` of a shard's pictures may not be bad; 10 are always let pass. `say` is told of each.
 
     Raises SourceError where the folder holds shards of another model, other data or other settings.
     """
 
     def __init__(
         self, pipe: Pipeline, pictures: Pictures, folder: str | os.PathLike, settings: CacheSettings, *,
-        batch_size: int = 8, threads: int = 8, bad_limit: float = 0.01,
+        batch_size: int = 8, threads: int = 8, bad_limit: float = 0.01, say: Callable[[str], None] = lambda text: None,
     ):  # fmt: skip
         self.pipe, self.pictures, self.folder, self.settings = pipe, pictures, Path(folder), settings
         self.mesh = sharding.make_mesh()
         self.batch_size, self.threads = sharding.padded(batch_size, self.mesh.size), threads
-        self.bad_limit = bad_limit
+        self.bad_limit, self.say = bad_limit, say
         streams = sorted(pictures.streams, key=lambda s: (s.size, s.part))
         self.plan = [(s.part, int(i), s.size) for s in streams for i in s.members]  # of one size together
         self.shards = -(-len(self.plan) // settings.shard_size)
@@ -174,6 +174,7 @@ class LatentWriter:
                 examples.append({"image": made["image"], "variant": variant, **texts})
             return None, examples
         except BadPicture as error:
+            self.say(f"passed over: {self.pictures.place(part, index)}: {error}")
             return str(error), []
 
     def _moments(self, images: Pixels) -> Moments:

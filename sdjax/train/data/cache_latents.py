@@ -70,7 +70,16 @@ def make_writer(settings: dict[str, Any]) -> Any:
 
     pipe = sdjax.load(s.model, dtype=s.dtype, check=check)
     (pictures,) = made
-    return LatentWriter(pipe, pictures, os.fspath(s.out), kept, batch_size=s.batch_size, bad_limit=s.bad_limit)
+    return LatentWriter(
+        pipe, pictures, os.fspath(s.out), kept, batch_size=s.batch_size, bad_limit=s.bad_limit,
+        say=_say,
+    )  # fmt: skip
+
+
+def _say(text: str) -> None:
+    from tqdm.auto import tqdm
+
+    tqdm.write(text, file=sys.stderr)
 
 
 def parse_share(text: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from sdjax.train.data.array_records import open_reader, record_bytes, unpack
 from sdjax.train.data.cache import MANIFEST, shard_path
 from sdjax.train.data.filters import select
 from sdjax.train.data.order import Stream
-from sdjax.train.data.pictures import BadPicture, draws
+from sdjax.train.data.pictures import REPEATS, BadPicture, draws
 from sdjax.train.data.records import SourceError
 from sdjax.train.data.table import Table
 
@@ -70,11 +70,19 @@ class Cached:
         for reason, number in cache.bad.items():
             self.left_out[reason] += number
         sizes = np.stack([table["width"], table["height"]], 1).astype(np.int64)
-        return [
-            Stream(part, (int(w), int(h)), members, rate)
-            for w, h in np.unique(sizes[first & chosen], axis=0)
-            if len(members := np.flatnonzero(first & chosen & (sizes == (w, h)).all(1)))
-        ]
+        repeats = table[REPEATS] if REPEATS in table.kinds else np.ones(len(table))
+        repeats = np.where(np.isnan(repeats), 1.0, repeats)
+        streams = []
+        for w, h in np.unique(sizes[first & chosen], axis=0):
+            here = first & chosen & (sizes == (w, h)).all(1)
+            for often in np.unique(repeats[here]):
+                members = np.flatnonzero(here & (repeats == often))
+                streams.append(Stream(part, (int(w), int(h)), members, rate * float(often)))
+        return streams
+
+    def place(self, part: int, index: int) -> str:
+        """Returns where a record lies."""
+        return f"record {index} of {self.caches[part].name}"
 
     def load(self, part: int, index: int, size: tuple[int, ...], visit: int, seed: int) -> dict[str, Any]:
         """Returns one picture's latents and text. Raises BadPicture if its record is damaged."""

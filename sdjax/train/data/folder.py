@@ -1,31 +1,61 @@
 """A folder of pictures with captions, as Hugging Face's imagefolder and the community's trainers lay them out."""
 
-import csv
-import json
+import errno
 import os
-from collections.abc import Iterator, Mapping
+import stat
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 from sdjax.pictures.folder import MASKS, SUFFIXES, natural
-from sdjax.train.data.records import Record, SourceError, as_captions, captions_in, scalars
+from sdjax.pictures.samples import MAX_BYTES
+from sdjax.train.data import captions as beside
+from sdjax.train.data import metadata
+from sdjax.train.data.pictures import REPEATS
+from sdjax.train.data.records import Record, SourceError, captions_in, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
+from sdjax.train.data.walk import Visited, walk
 
-METADATA = ("metadata.jsonl", "metadata.csv")
-_FILES = ("file_name", "mask_file_name")
+
+class _Stat(NamedTuple):
+    """What tells a file from others, and whether it changed; zeros if it is not there."""
+
+    size: int = 0
+    changed: int = 0
+    device: int = 0
+    number: int = 0
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """Which file it is, by whatever name; None where the file system does not say."""
+        return (self.device, self.number) if self.number else None
+
+
+class _Found(NamedTuple):
+    """A picture: its row, its captions, and where its row stands if it is from a table."""
+
+    row: dict[str, Any]
+    captions: tuple[str, ...]
+    table: str | None = None
+    place: str | None = None
 
 
 class Folder:
     """The pictures of a folder and its subfolders, sorted by name.
 
-    Where a folder holds metadata.jsonl or metadata.csv, its rows name the pictures (`file_name`, relative to it), their
-    captions and other columns, and `mask_file_name`; pictures that no row names are left out. Elsewhere every JPEG, PNG
-    and WebP file is taken, with the lines of `NAME.txt` beside it as captions, and `NAME_mask.png` or `NAME.mask.png`
-    as mask.
+    Where a folder holds metadata.jsonl, .csv or .parquet, its rows name the pictures (`file_name`, relative to it),
+    their captions and other columns, and `mask_file_name`; pictures that no row names are left out. Elsewhere every
+    JPEG, PNG and WebP file is taken, with the lines of `NAME.txt` (see `captions.ENDINGS`) beside it as captions, and
+    `NAME_mask.png` or `NAME.mask.png` as mask. Hidden folders and those of other programs are passed over (`walk.py`),
+    and a file that is reached by several names counts once, by the first that has captions.
+
+    A subfolder called "10_sks dog" is kohya's: an epoch shows its pictures ten times, and those without captions have
+    the rest of the name as caption.
 
     Args:
-        caption: the column that holds the captions, by default text, caption or captions.
+        caption: the column that holds the captions, by default the first of records.CAPTION_COLUMNS that there is.
         default: the caption of pictures that have none; without it, they are an error.
         index_folder: where the table is kept, by default in the folder itself.
     """
@@ -38,45 +68,113 @@ class Folder:
         self.name = str(path)
         if not self.path.is_dir():
             raise SourceError(f"{path} is no folder of pictures: there is no folder of that name")
-        self.rows = sorted(_rows(self.path), key=lambda row: natural(row["file_name"]))
-        if not self.rows:
+        self.options = caption, default
+        self.notices: list[str] = []
+        found = sorted(self._found(caption), key=lambda one: natural(one.row["file_name"]))
+        stats = _stats([self.path / one.row["file_name"] for one in found])
+        found, stats = self._numbered(*self._once(found, stats))
+        if not found:
             raise SourceError(
                 f"{path} holds no pictures: neither a metadata.jsonl or metadata.csv with rows, nor JPEG, PNG or WebP "
-                "files"
+                f"files{''.join(f'; {notice}' for notice in self.notices)}"
             )
-        self.captions = [captions_in(row, caption) for row in self.rows]
-        self._fill_captions(caption, default)
+        self.rows = [one.row for one in found]
+        self.captions = self._filled(found, caption, default)
+        self.identities = [one.identity for one in stats]
         self.index_folder = index_folder
-        self.table = self._index()
+        self.table = self._index(stats)
 
-    def _fill_captions(self, caption: str | None, default: str | None) -> None:
-        without = [row["file_name"] for row, captions in zip(self.rows, self.captions) if not captions]
+    def _found(self, caption: str | None) -> Iterator[_Found]:
+        passed_over: list[str] = []
+        several = 0
+        for visited in walk(self.path, passed_over, metadata.listed):
+            tables = metadata.listed(visited.files)
+            if len(tables) > 1:
+                raise SourceError(f"{visited.folder} holds both {tables[0]} and {tables[1]}; one of them has to go")
+            if tables:
+                path = visited.folder / tables[0]
+                for place, row in metadata.rows(path, visited.relative):
+                    yield _Found(row, captions_in(row, caption, place), str(path), place)
+            else:
+                for row, others in _beside(visited):
+                    several += bool(others)
+                    yield _Found(row, captions_in(row, caption, row["file_name"]))
+        self._notice(len(passed_over), "folders are passed over, hidden or not of pictures", passed_over)
+        if several:
+            self.notices.append(
+                f"{several} pictures have several caption files; the first of {', '.join(beside.ENDINGS)} is taken"
+            )
+
+    def _once(self, found: list[_Found], stats: list[_Stat]) -> tuple[list[_Found], list[_Stat]]:
+        """Leaves out names of a file that another name stands for; rows of one table may repeat it."""
+        chosen: dict[tuple[int, int], int] = {}
+        for i in sorted(range(len(found)), key=lambda i: not found[i].captions):  # those with captions first
+            if stats[i].identity is not None:
+                chosen.setdefault(stats[i].identity, i)
+        again = []
+        for i, (one, file) in enumerate(zip(found, stats)):
+            first = i if file.identity is None else chosen[file.identity]
+            if first != i and (one.table is None or one.table != found[first].table):
+                again.append(i)
+        names = [found[i].row["file_name"] for i in again]
+        self._notice(len(again), "further names of the same pictures are passed over: each counts once", names)
+        left = set(again)
+        kept = [i for i in range(len(found)) if i not in left]
+        return [found[i] for i in kept], [stats[i] for i in kept]
+
+    def _numbered(self, found: list[_Found], stats: list[_Stat]) -> tuple[list[_Found], list[_Stat]]:
+        """Obeys folder names such as "10_sks dog"."""
+        kept, counted = [], Counter[tuple[int, str]]()
+        for one, file in zip(found, stats):
+            number = beside.numbered(one.row["file_name"])
+            if number is not None:
+                counted[number] += 1
+                one = one._replace(row={**one.row, REPEATS: number[0]}, captions=one.captions or (number[1],))
+            if number is None or number[0]:
+                kept.append((one, file))
+        for (repeats, name), count in sorted(counted.items()):
+            often = f"shown {repeats} times an epoch" if repeats else "left out"
+            self.notices.append(f"{repeats}_{name}: {count} pictures, {often}, as the folder's name says")
+        return [one for one, _ in kept], [file for _, file in kept]
+
+    def _notice(self, count: int, what: str, names: list[str]) -> None:
+        if count:
+            self.notices.append(f"{count} {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
+
+    def _filled(self, found: list[_Found], caption: str | None, default: str | None) -> list[tuple[str, ...]]:
+        """Returns captions, with the default where there is none."""
+        without = [one for one in found if not one.captions]
         if without and default is None:
             where = "in a column text, caption or captions" if caption is None else f"in the column {caption!r}"
+            names = [one.row["file_name"] for one in without[:3]]
+            place = f" ({without[0].place})" if without[0].place else ""
             raise SourceError(
-                f"{len(without)} of {len(self.rows)} pictures in {self.path} have no caption ({', '.join(without[:3])}"
-                f"{', ...' if len(without) > 3 else ''}): give them {where} or a NAME.txt beside each, or set a default"
+                f"{len(without)} of {len(found)} pictures in {self.path} have no caption ({', '.join(names)}"
+                f"{', ...' if len(without) > 3 else ''}): give them {where}{place} or a NAME.txt beside each, or set a "
+                "default"
             )
-        if default is not None:
-            self.captions = [captions or (default,) for captions in self.captions]
+        return [one.captions or (default or "",) if default is not None else one.captions for one in found]
+
+    def place(self, i: int) -> str:
+        """Returns the path of a picture's file."""
+        return str(self.path / self.rows[i]["file_name"])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Record:
         row = self.rows[i]
-        image = (self.path / row["file_name"]).read_bytes()
-        mask = (self.path / row["mask_file_name"]).read_bytes() if row.get("mask_file_name") else None
-        columns = {name: value for name, value in row.items() if name not in _FILES}
+        image = _content(self.path / row["file_name"])
+        mask = _content(self.path / row["mask_file_name"]) if row.get("mask_file_name") else None
+        columns = {name: value for name, value in row.items() if name not in metadata.FILES}
         return Record(row["file_name"], image, self.captions[i], columns, mask)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "table": None}  # worker processes only read records
 
-    def _index(self) -> Table:
+    def _index(self, stats: list[_Stat]) -> Table:
         paths = [self.path / row["file_name"] for row in self.rows]
-        with ThreadPoolExecutor(16) as pool:
-            stamp = [list(stat) for stat in pool.map(_stat, paths)]
+        stamp = [[file.size, file.changed] for file in stats]
         # The metadata may have changed and the pictures not: only their sizes, which take long, are kept
         names = [row["file_name"] for row in self.rows]
         sizes = kept(index_path(self.path, self.index_folder), [names, stamp], lambda: _sizes(paths))
@@ -92,7 +190,7 @@ def _sizes(paths: list[Path]) -> Table:
 
     def size(path: Path) -> tuple[int, int]:
         try:
-            with open(path, "rb") as file:
+            with _opened(path) as file:
                 return picture_size(file)
         except OSError:  # counted when it is read
             return 0, 0
@@ -102,30 +200,38 @@ def _sizes(paths: list[Path]) -> Table:
     return Table.from_rows([{"width": w, "height": h} for w, h in found])
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+def _stats(paths: list[Path]) -> list[_Stat]:
+    def of(path: Path) -> _Stat:
+        try:
+            found = path.stat()
+        except OSError:
+            return _Stat()
+        return _Stat(found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino)
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(of, paths))
 
 
-def _rows(root: Path) -> Iterator[dict[str, Any]]:
-    """Yields a row for each picture; its `file_name` is relative to the root, with slashes."""
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        listed = [name for name in METADATA if name in files]
-        if len(listed) > 1:
-            raise SourceError(f"{folder} holds both {listed[0]} and {listed[1]}; one of them has to go")
-        if listed:
-            subfolders.clear()  # the rows name what lies below too
-            yield from _metadata(Path(folder) / listed[0], relative)
-        else:
-            yield from _beside(Path(folder), relative, set(files))
+def _opened(path: Path) -> BinaryIO:
+    """Returns a file, open for reading. Raises OSError for a pipe or a device, without waiting for it."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, f"not a file, but a {'folder' if stat.S_ISDIR(mode) else 'pipe or device'}", path)
+    return open(handle, "rb")
 
 
-def _beside(folder: Path, relative: PurePosixPath, files: set[str]) -> Iterator[dict[str, Any]]:
-    pictures = {name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")}
+def _content(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read(MAX_BYTES + 1)  # what is longer is refused when it is decoded
+
+
+def _beside(visited: Visited) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """Yields the pictures of a folder with the captions and masks beside them, and caption files that are not taken."""
+    folder, relative, files = visited
+    pictures = {name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES}
+    texts = beside.by_lower_case(files)
     masks: dict[str, str] = {}
     stems = {os.path.splitext(name)[0] for name in pictures}
     for name in sorted(pictures):
@@ -136,73 +242,9 @@ def _beside(folder: Path, relative: PurePosixPath, files: set[str]) -> Iterator[
     for name in pictures - set(masks.values()):
         stem = os.path.splitext(name)[0]
         row: dict[str, Any] = {"file_name": str(relative / name)}
-        if f"{stem}.txt" in files:
-            row["captions"] = list(as_captions(_text(folder / f"{stem}.txt").splitlines()))
+        found, others = beside.captions_beside(name, folder, texts)
+        if found:
+            row["captions"] = list(found)
         if stem in masks:
             row["mask_file_name"] = str(relative / masks[stem])
-        yield row
-
-
-def _metadata(path: Path, relative: PurePosixPath) -> Iterator[dict[str, Any]]:
-    parse = _json_lines if path.suffix == ".jsonl" else _csv_rows
-    for number, row in parse(path):
-        if not isinstance(row.get("file_name"), str) or not row["file_name"]:
-            raise SourceError(
-                f"line {number} of {path} has no file_name; each row names its picture there, as Hugging Face's "
-                "imagefolder has it"
-            )
-        for name in _FILES:
-            if row.get(name):
-                row[name] = _inside(row[name], relative, f"line {number} of {path}")
-        yield row
-
-
-def _inside(name: Any, relative: PurePosixPath, where: str) -> str:
-    path = PurePosixPath(str(name).replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise SourceError(f"{where} names {name!r}, which does not lie in the folder of the metadata")
-    return str(relative / path)
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"line {number} of {path} is no JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise SourceError(f"line {number} of {path} is no JSON object with a file_name")
-        yield number, row
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_text(path).splitlines(keepends=True))
-    try:
-        lines = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise SourceError(f"line {reader.line_num} of {path} is no CSV ({error})") from None
-    extra = [number for number, row in lines if None in row]
-    if extra:
-        raise SourceError(f"line {extra[0]} of {path} has more fields than the first line names")
-    numeric = {name for name in reader.fieldnames or () if name not in _FILES and _all_numbers(lines, name)}
-    for number, row in lines:
-        values = {name: value for name, value in row.items() if value not in (None, "")}
-        yield number, {name: float(value) if name in numeric else value for name, value in values.items()}
-
-
-def _all_numbers(lines: list[tuple[int, Mapping[str, Any]]], name: str) -> bool:
-    """Whether every value of a column is a number: in CSV only its values say what a column is."""
-    values = [row[name] for _, row in lines if row[name] not in (None, "")]
-    try:
-        return bool([float(value) for value in values])
-    except ValueError:
-        return False
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
+        yield row, others

@@ -55,7 +55,11 @@ class TfdsRecords:
         except (ValueError, RuntimeError, IndexError) as error:  # of a checksum that does not agree
             raise OSError(f"record {i} of {self.name} is damaged ({_first_line(error)})") from None
         columns = {column: self._plain(column, value) for column, value in example.items() if column != self.image}
-        return Record(f"{self.name}/{self.split}/{i}", bytes(example[self.image]), self._captions(columns), columns)
+        return Record(f"{self.name}/{self.split}/{i}", bytes(example[self.image]), self._captions(columns, i), columns)
+
+    def place(self, i: int) -> str:
+        """Returns the record's number in its split."""
+        return f"record {i} of {self.name}/{self.split}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "table": None}
@@ -71,11 +75,11 @@ class TfdsRecords:
             return self._plain(column, value) if isinstance(value, bytes) else value
         return value
 
-    def _captions(self, columns: Mapping[str, Any]) -> tuple[str, ...]:
+    def _captions(self, columns: Mapping[str, Any], i: int) -> tuple[str, ...]:
         value = columns.get(self.caption) if self.caption is not None else None
         if value is not None and self.caption in self.classes:
             value = self.template.replace("{}", value.replace("_", " ").replace("-", " "))
-        captions = as_captions(value) if value is not None else ()
+        captions = as_captions(value, self.place(i)) if value is not None else ()
         return captions if captions or self.default is None else (self.default,)
 
     def _index(self) -> Table:

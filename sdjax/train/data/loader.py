@@ -17,6 +17,7 @@ from sdjax.train.data.order import Order, Stream
 from sdjax.train.data.pictures import BadPicture
 
 ATTEMPTS = 25  # at finding a record that stands in for a bad one
+NAMED = 20  # bad records that are said one by one
 FORGIVEN = 10  # bad records before their share is looked at
 
 Batch = dict[str, Any]  # arrays [b, ...] and lists of b texts, by name
@@ -27,7 +28,7 @@ class Examples(Protocol):
     """What a loader takes its batches from: records by stream, and `load`, which makes arrays and texts of one.
 
     `load` is called from several threads, raises BadPicture for a record that cannot be used, and everything is pickled
-    into worker processes. See `Pictures` and `Cached`.
+    into worker processes. `place` says where a record lies, for messages. See `Pictures` and `Cached`.
     """
 
     streams: list[Stream]
@@ -35,6 +36,8 @@ class Examples(Protocol):
     notices: list[str]
 
     def load(self, part: int, index: int, size: tuple[int, ...], visit: int, seed: int) -> dict[str, Any]: ...
+
+    def place(self, part: int, index: int) -> str: ...
 
 
 class TooManyBadPictures(ValueError):
@@ -74,7 +77,8 @@ class Loader:
             work has to stand under `if __name__ == "__main__"`.
         bad_limit: the share of bad records above which TooManyBadPictures is raised; 10 are always let pass.
 
-    `bad` counts by reason the records of this process that others stood in for, `drawn` all that were read.
+    `bad` counts by reason the records of this process that others stood in for, `drawn` all that were read. `say` is
+    told of each such record once, but of no more than the first NAMED.
     Raises ValueError if the records do not fill one batch.
     """
 
@@ -103,6 +107,8 @@ class Loader:
         self.workers = workers
         self.bad: Counter[str] = Counter()
         self.drawn = 0
+        self.say: Callable[[str], None] = lambda text: None
+        self.told: set[str] = set()
 
     @property
     def batches_per_epoch(self) -> int:
@@ -182,6 +188,11 @@ class Loader:
     def _count(self, made: Made) -> None:
         self.drawn += len(made.batch["key"]) + len(made.bad)
         self.bad.update(re.sub(r"\d+", "N", reason) for _, reason in made.bad)
+        for place, reason in made.bad:
+            if place not in self.told and len(self.told) < NAMED:
+                self.told.add(place)
+                more = ", and further ones are only counted" if len(self.told) == NAMED else ""
+                self.say(f"passed over: {place}: {reason}{more}")
         last = f", the last of them {made.bad[-1][0]}: {made.bad[-1][1]}" if made.bad else ""
         check_bad(self.bad, self.drawn, self.bad_limit, f"{self.drawn} records", last)
 
@@ -215,7 +226,7 @@ class _Make:
             try:
                 return self.examples.load(*row, self.order.seed)
             except BadPicture as error:
-                bad.append((f"{row.index} of part {row.part}", str(error)))
+                bad.append((self.examples.place(row.part, row.index), str(error)))
                 row = self.order.instead(n, number, attempt)
         raise TooManyBadPictures(
             f"{ATTEMPTS} records in a row could not be used, the last of them {bad[-1][0]}: {bad[-1][1]}"

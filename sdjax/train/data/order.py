@@ -45,6 +45,7 @@ class Order:
         self.shown = [math.ceil(stream.rate * len(stream.members) - 1e-9) for stream in self.streams]
         self.slots = [sum(self.shown[i] for i in group) for group in self.groups]
         self.ends = np.cumsum([slots // batch_size for slots in self.slots])
+        self.sizes = [size for size, slots in zip(sizes, self.slots) if slots >= batch_size]  # that batches come in
         self.batches_per_epoch = int(self.ends[-1]) if len(self.ends) else 0
         if not self.batches_per_epoch:
             several = f", in {len(sizes)} sizes" if len(sizes) > 1 else ""

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,10 +15,14 @@ from sdjax.pictures import METHODS, PictureError, open_mask, open_picture
 from sdjax.train.data.buckets import Buckets, Size
 from sdjax.train.data.filters import select
 from sdjax.train.data.order import Stream
-from sdjax.train.data.records import Record, Source, SourceError
+from sdjax.train.data.records import Record, Source, SourceError, place_of
 
 CROPS = ("random", "centre")
 WHITE = (255, 255, 255)
+
+
+REPEATS = "_repeats"  # a source's column: how often an epoch shows each record, besides its part's `repeats`
+NAMED = 5  # files of a notice
 
 
 class BadPicture(Exception):
@@ -93,42 +98,73 @@ class Pictures:
         self.crop, self.flip, self.resample, self.background = crop, flip, resample, background
         self.masks = masks
         self.left_out: Counter[str] = Counter()
-        self.notices: list[str] = []
-        taken = [self._taken(part) for part in self.parts]
-        rates = _rates(self.parts, [len(members) for members, _ in taken])
+        self.notices: list[str] = [
+            f"{part.source.name}: {notice}" for part in self.parts for notice in getattr(part.source, "notices", ())
+        ]
+        again = repeated(self.parts, self.notices)
+        taken = [self._taken(part, left) for part, left in zip(self.parts, again)]
+        rates = _rates(self.parts, [float(repeats.sum()) for _, _, repeats in taken])
         self.streams = self._streams(taken, rates, least)
 
-    def _taken(self, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """Returns which records of a part are taken, and their buckets' numbers."""
+    def _taken(self, part: Part, again: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns which records of a part are taken, their buckets' numbers, and how often each is shown.
+
+        `again` are those that another part has.
+        """
         table = part.source.table
         chosen = np.ones(len(table), bool) if part.where is None else select(part.where, table)
         if not chosen.any():
             raise SourceError(f"{part.source.name}: the filter {part.where!r} takes none of {len(table)} records")
         if part.where is not None:
             self.left_out[f"filtered by {part.where}"] += int((~chosen).sum())
+        chosen &= ~again
         numbers = self.buckets.assign(table["width"], table["height"])
-        unreadable = int((chosen & (numbers < 0)).sum())
-        if unreadable:
-            self.left_out["no picture's head"] += unreadable
+        unreadable = np.flatnonzero(chosen & (numbers < 0))
         members = np.flatnonzero(chosen & (numbers >= 0))
-        if not len(members):
-            raise SourceError(f"{part.source.name}: none of {unreadable} files can be read as a picture")
-        return members, numbers[members]
+        if len(unreadable):
+            self.left_out["no picture's head"] += len(unreadable)
+            named = self._why(part.source, unreadable)
+            if not len(members):
+                raise SourceError(
+                    f"{part.source.name}: none of {len(unreadable)} files can be read as a picture ({named})"
+                )
+            self.notices.append(f"left out, as no pictures: {named}")
+        repeats = table[REPEATS][members] if REPEATS in table.kinds else np.ones(len(members))
+        return members, numbers[members], np.where(np.isnan(repeats), 1.0, repeats)
 
-    def _streams(self, taken: list[tuple[np.ndarray, np.ndarray]], rates: list[float], least: int) -> list[Stream]:
+    def _why(self, source: Source, indices: np.ndarray) -> str:
+        """Returns the first of some bad records by their files, with the reason."""
+        named = []
+        for i in indices[:NAMED].tolist():
+            try:
+                decode(read(source, i).image, self.background)
+                named.append(place_of(source, i))
+            except BadPicture as error:
+                named.append(f"{place_of(source, i)}: {error}")
+        more = len(indices) - len(named)
+        return "; ".join(named) + (f"; and {more} more" if more else "")
+
+    def _streams(self, taken: list[tuple[np.ndarray, ...]], rates: list[float], least: int) -> list[Stream]:
         count = len(self.buckets.sizes)
-        shown = sum(np.bincount(numbers, minlength=count) * rate for (_, numbers), rate in zip(taken, rates))
+        shown = sum(
+            np.bincount(numbers, weights=often, minlength=count) * rate
+            for (_, numbers, often), rate in zip(taken, rates)
+        )
         target = self.buckets.merged(np.floor(np.asarray(shown) + 1e-9).astype(np.int64), least)
         for number in np.flatnonzero((target != np.arange(count)) & (np.asarray(shown) > 0)):
             old, new = (f"{w} x {h}" for w, h in (self.buckets.sizes[number], self.buckets.sizes[target[number]]))
             self.notices.append(f"{shown[number]:g} pictures for {old} are fewer than {least}, and go to {new}")
         streams = []
         for number, size in enumerate(self.buckets.sizes):
-            for part, ((members, numbers), rate) in enumerate(zip(taken, rates)):
-                mine = members[target[numbers] == number]
-                if len(mine):
-                    streams.append(Stream(part, size, mine, rate))
+            for part, ((members, numbers, repeats), rate) in enumerate(zip(taken, rates)):
+                here = target[numbers] == number
+                for often in np.unique(repeats[here]):
+                    streams.append(Stream(part, size, members[here & (repeats == often)], rate * float(often)))
         return streams
+
+    def place(self, part: int, index: int) -> str:
+        """Returns where a record lies."""
+        return place_of(self.parts[part].source, index)
 
     def load(self, part: int, index: int, size: Size, visit: int, seed: int) -> dict[str, Any]:
         """Returns `image` uint8 [h, w, 3], `caption` and `key` of a record, and `mask` uint8 [h, w] if asked for.
@@ -216,7 +252,42 @@ def read(source: Source, index: int, attempts: int = 3) -> Record:
     raise AssertionError
 
 
-def _rates(parts: Sequence[Part], counts: Sequence[int]) -> list[float]:
+def repeated(parts: Sequence[Part], notices: list[str]) -> list[np.ndarray]:
+    """Returns which records of each part are left out because they are files of another part that is like it.
+
+    A file that two parts name, as folders within each other do, counts once: in the part whose folder lies deeper, or
+    is named first. Parts that differ in filter, repeats, weight or captions are a mixture, and stay as they are. Either
+    is said in `notices`.
+    """
+    again = [np.zeros(len(part.source), bool) for part in parts]
+    known = [getattr(part.source, "identities", None) for part in parts]
+    # By identity the part that has it, the deepest first
+    order = sorted(range(len(parts)), key=lambda i: -len(os.path.realpath(parts[i].source.name).split(os.sep)))
+    owners: dict[Any, int] = {}
+    shared: Counter[tuple[int, int]] = Counter()
+    for i in order:
+        for k, identity in enumerate(known[i] or ()):
+            owner = i if identity is None else owners.setdefault(identity, i)
+            if owner != i:
+                shared[owner, i] += 1
+                again[i][k] = _alike(parts[owner], parts[i])
+    for (owner, i), count in shared.items():
+        names = f"{parts[i].source.name} and {parts[owner].source.name}"
+        what = "they count once" if _alike(parts[owner], parts[i]) else "they count in both, as both parts say"
+        notices.append(f"{count} pictures are in {names}: {what}")
+    return again
+
+
+def _alike(one: Part, other: Part) -> bool:
+    """Whether two parts are no mixture on purpose: they ask for nothing that differs."""
+    plain = (None, 1.0, None)
+    same = one.loss_weight == other.loss_weight and getattr(one.source, "options", None) == getattr(
+        other.source, "options", None
+    )
+    return same and all((part.where, part.repeats, part.weight) == plain for part in (one, other))
+
+
+def _rates(parts: Sequence[Part], counts: Sequence[float]) -> list[float]:
     """Returns how often an epoch shows each picture of each part; with weights it is as long as one without."""
     weights = [part.weight for part in parts]
     if all(weight is None for weight in weights):

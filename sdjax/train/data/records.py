@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sdjax.train.data.table import Table
 
-CAPTION_COLUMNS = ("text", "caption", "captions")  # where captions are looked for unless a column is named
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")  # where captions are looked for unless a column is named
 
 
 class SourceError(ValueError):
@@ -29,10 +29,14 @@ class Source(Protocol):
 
     Getting a record raises OSError if its file cannot be read. `table` holds a row of columns for each record: its
     metadata, `caption` (the first one), and `width` and `height` of the picture's own file in pixels, turned as it is
-    shown, 0 if its head cannot be read.
+    shown, 0 if its head cannot be read. `_repeats` in it, where there is one, is how often an epoch shows a record.
+    `notices` say what was passed over or taken in another way than it seems; `place(i)` says where record i lies.
     """
 
     name: str
+    notices: Sequence[str]
+
+    def place(self, i: int) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -42,20 +46,52 @@ class Source(Protocol):
     def table(self) -> Table: ...
 
 
-def captions_in(columns: Mapping[str, Any], column: str | None) -> tuple[str, ...]:
+def place_of(source: Any, i: int) -> str:
+    """Returns where a record lies, as its source says: a file, or a file and what of it."""
+    place = getattr(source, "place", None)
+    return f"record {i} of {source.name}" if place is None else place(i)
+
+
+def captions_in(columns: Mapping[str, Any], column: str | None, place: str = "the record") -> tuple[str, ...]:
     """Returns the captions in a record's columns: one text, or a list of them in `column`, else in the first column
-    of CAPTION_COLUMNS that there is.
+    of CAPTION_COLUMNS that there is. Raises SourceError, naming the `place`, for what is no text.
     """
     names = CAPTION_COLUMNS if column is None else (column,)
-    value = next((columns[name] for name in names if columns.get(name) not in (None, "")), ())
-    return as_captions(value)
+    value = next((columns[name] for name in names if _is_there(columns.get(name))), ())
+    return as_captions(value, place)
 
 
-def as_captions(value: str | bytes | Sequence[str | bytes]) -> tuple[str, ...]:
-    """Returns the texts that are not empty, without white space around them, of one or of several."""
-    texts = (value,) if isinstance(value, str | bytes) else tuple(value)
-    texts = (text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in texts if text)
-    return tuple(stripped for text in texts if (stripped := text.strip()))
+def as_captions(value: str | bytes | Sequence[str | bytes | None], place: str = "the record") -> tuple[str, ...]:
+    """Returns the texts that are not empty, without white space around them, of one or of several.
+
+    Raises SourceError, naming the `place`, for anything that is no text.
+    """
+    texts = tuple(value) if isinstance(value, list | tuple) else (value,)
+    stripped = (_text(text, place).strip() for text in texts if text is not None)
+    return tuple(text for text in stripped if text)
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and not (isinstance(value, str | bytes | list | tuple) and not value)
+
+
+def _text(value: Any, place: str) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise SourceError(f"{place} has a caption that is not UTF-8 text; save it as UTF-8") from None
+    if not isinstance(value, str):
+        shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:60]}..."
+        raise SourceError(
+            f"{place} has a caption that is no text but {shown} ({type(value).__name__}); give texts there, or name "
+            "the column of the captions"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"{place} has a caption with half a character (a lone surrogate): {value!r:.60}") from None
+    return value
 
 
 def scalars(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -182,10 +183,17 @@ def picture_size(file: BinaryIO) -> tuple[int, int]:
 def _column(values: Iterable[Any], kind: str) -> np.ndarray:
     values = list(values)
     if kind == "number":
-        return np.array([np.nan if value is None else value for value in values], np.float64)
+        return np.array([np.nan if value is None else _float(value) for value in values], np.float64)
     column = np.empty(len(values), object)
     column[:] = [None if value is None else str(value) for value in values]
     return column
+
+
+def _float(value: int | float | bool) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON's whole numbers have no bound
+        return math.inf if value > 0 else -math.inf
 
 
 def _pack(value: Any) -> np.ndarray:

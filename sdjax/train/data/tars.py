@@ -17,8 +17,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sdjax.pictures.folder import SUFFIXES, natural
+from sdjax.text_files import decode, lines
 from sdjax.train.data.records import Record, SourceError, as_captions, captions_in, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
+from sdjax.train.data.walk import is_foreign
 
 _PLACES = ("picture", "txt", "json")  # what is read again; where it lies is in the columns _picture, _picture_size, ...
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -73,10 +75,22 @@ class TarShards:
         shard = self.shards[int(np.searchsorted(self.ends, i, side="right"))]
         found = {part: self._read(shard, part, i) for part in _PLACES}
         columns = _columns(found["json"])
-        captions = _captions(found["txt"], columns, self.caption)
+        captions = _captions(found["txt"], columns, self.caption, self.place(i))
         if not captions and self.default is not None:
             captions = (self.default,)
         return Record(f"{shard.stem}/{self.stems[i]}", found["picture"], captions, columns)
+
+    @property
+    def identities(self) -> list[tuple[str, float]]:
+        """What tells each record from others, by whatever name its shard goes."""
+        shards = np.searchsorted(self.ends, np.arange(len(self.places["picture"])), side="right")
+        names = [shard.name if shard.remote else os.path.realpath(shard.name) for shard in self.shards]
+        return [(names[k], offset) for k, offset in zip(shards, self.places["picture"][:, 0].tolist())]
+
+    def place(self, i: int) -> str:
+        """Returns which member of which shard record i is, by its name up to the ending."""
+        shard = self.shards[int(np.searchsorted(self.ends, i, side="right"))]
+        return f"{self.stems[i]} in {shard.name}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "table": None}
@@ -150,7 +164,8 @@ def shard_names(path: str | os.PathLike | Sequence[str]) -> list[str]:
         if not found:
             raise SourceError(f"{pattern} is no tar shard: there is no file of that name")
         names += found
-    return sorted(set(names), key=natural)
+    once = {name if "://" in name else os.path.realpath(name): name for name in reversed(names)}
+    return sorted(once.values(), key=natural)
 
 
 def _braces(pattern: str) -> list[str]:
@@ -172,7 +187,7 @@ def _matching(name: str) -> list[str]:
             raise SourceError(f"{name} is no tar shard: there is no file of that name")
         return [name]
     if Path(name).is_dir():
-        return [str(one) for one in Path(name).glob("*.tar")]
+        return [str(one) for one in Path(name).glob("*.tar") if not is_foreign(one.name)]
     if Path(name).is_file():
         return [name]
     if glob.has_magic(name):
@@ -196,7 +211,12 @@ def _index(shard: _Shard, caption: str | None) -> Table:
         if "picture" not in group:
             continue
         columns = _columns(group.pop("json data", b""))
-        captions = _captions(group.pop("txt data", b""), columns, caption)
+        captions = _captions(
+            group.pop("txt data", b""),
+            columns,
+            caption,
+            f"{stem}.{'txt' if 'txt' in group else 'json'} in {shard.name}",
+        )
         row = {**scalars(columns), "caption": captions[0] if captions else None, "_key": stem}
         row["width"], row["height"] = group.pop("sides")
         for part, (offset, size) in group.items():
@@ -207,6 +227,8 @@ def _index(shard: _Shard, caption: str | None) -> Table:
 
 def _add(groups: dict[str, dict[str, Any]], tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
     folder, slash, base = member.name.rpartition("/")
+    if any(is_foreign(name) for name in folder.split("/") if name != "."):
+        return
     stem, _, ending = base.partition(".")  # WebDataset's rule: a key ends at the first dot
     part = "picture" if f".{ending.lower()}" in SUFFIXES else ending.lower()
     group = groups.setdefault(folder + slash + stem, {})
@@ -228,10 +250,13 @@ def _columns(data: bytes) -> dict[str, Any]:
     return columns if isinstance(columns, dict) else {}
 
 
-def _captions(text: bytes, columns: dict[str, Any], caption: str | None) -> tuple[str, ...]:
+def _captions(text: bytes, columns: dict[str, Any], caption: str | None, place: str) -> tuple[str, ...]:
     if text and caption is None:
-        return as_captions(text.decode("utf-8-sig", "replace").splitlines())
-    return captions_in(columns, caption)
+        try:
+            return as_captions(lines(decode(text, place)), place)
+        except ValueError as error:
+            raise SourceError(str(error)) from None
+    return captions_in(columns, caption, place)
 
 
 def _progress(shards: list[_Shard]) -> Any:
