@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_parser().parse_args(argv or ["--help"])  # prints and exits, but for the names in COMMANDS
         return BAD_INPUT
     name, rest = argv[0], argv[1:]
+    if "jaxlib" not in sys.modules:
+        # Else the first that a user sees of a large model is XLA's "Very slow compile? If you want to file a bug ..."
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal messages only; errors are raised too
     command = importlib.import_module(f"sdjax.scripts.{COMMANDS[name][0]}")
     args = command.make_parser().parse_args(rest)
     try:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options
+from sdjax.scripts import options, training_flags
 from sdjax.scripts.flags import alone, together
 from sdjax.scripts.main import EXIT_STATUS, main
 
@@ -23,8 +23,11 @@ TRAININGS = ("finetune", "dreambooth", "inpainting", "depth", "autoencoder", "pr
 
 DESCRIPTION = """\
 Trains or fine-tunes a model on one device, on several, or on many hosts, as a
-configuration file says (docs/training.md). The same command goes on where a run
-in the folder stopped."""
+configuration file says (docs/training.md):
+
+  sdjax train --data pictures --ckpt v1-5-pruned.safetensors
+
+The same command with --workdir goes on where a run in that folder stopped."""
 
 EPILOG = f"""\
 On many hosts the same command runs on each of them. Where they are is found by
@@ -47,10 +50,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = options.make_command_parser("train", DESCRIPTION, EPILOG)
     add = parser.add_argument
     names = ", ".join(TRAININGS)
-    add("--config", required=True, metavar="FILE.py", help=f"a file with get_config(), or one of {names}")
+    add("--config", default="finetune", metavar="FILE.py",
+        help=f"a file with get_config(), or one of {names}; default: %(default)s")  # fmt: skip
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a value of the configuration, as "
         "--set optim.learning_rate=1e-5; may be repeated")  # fmt: skip
-    add("--workdir", metavar="DIR", help="where the run is kept; one that is there goes on")
+    add("--workdir", metavar="DIR", help="where the run is kept; one that is there goes on; default: a new "
+        "folder, runs/CONFIG-001 or the next number")  # fmt: skip
     add("--plan", action="store_true", help="print what memory each device will need, and end; reads no weights")
     add(
         "--devices",
@@ -73,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--debug-nans", action="store_true", needs=alone("--plan", why=", which trains nothing"),
         help="end at the first operation that gives no finite number (slow)")  # fmt: skip
+    training_flags.add_flags(parser)
     hosts = parser.add_argument_group("many hosts")
     hosts.add_argument("--hosts", choices=("one", "auto"), default="one", needs=alone("--coordinator"),
                        help="default: %(default)s")  # fmt: skip
@@ -84,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Trains, or prints the plan."""
-    config = read_config(args.config, args.set)
+    config = training_flags.apply(read_config(args.config, args.set), args)
     join_hosts(args)
     import jax
 
@@ -96,10 +102,16 @@ def run(args: argparse.Namespace) -> None:
     if args.plan:
         from sdjax.train.planning import plan_of
 
+        print("tracing a step of the model ...", file=sys.stderr, flush=True)
         print(plan_of(described, args.devices, args.platform))
         return
-    if args.workdir is None:
-        raise ValueError("--workdir names the folder that the run is kept in")
+    with training_flags.workdir(args, jax.process_count() > 1) as folder:
+        train(described, folder, args)
+
+
+def train(described: Any, folder: Path, args: argparse.Namespace) -> None:
+    """Trains in a folder."""
+    import jax
 
     from sdjax.train.loop import GO_ON, Stopped, end
     from sdjax.train.run import Run
@@ -108,8 +120,10 @@ def run(args: argparse.Namespace) -> None:
         if jax.process_index() == 0:
             print(text, file=sys.stderr, flush=True)
 
+    if args.workdir is None:
+        say(f"this run is kept in {folder}: to go on with it after a stop, add --workdir {folder}")
     try:
-        Run(described, Path(args.workdir), say, profile=args.profile).train()
+        Run(described, folder, say, profile=args.profile).train()
     except Stopped as stopped:
         if stopped.number != signal.SIGTERM:
             raise
@@ -119,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         end(f"sdjax train: the processes have lost each other ({str(error).splitlines()[0]}); {GO_ON}")
-    say(f"done; `sdjax convert {args.workdir} OUT` writes the model")
+    say(f"done; `sdjax convert {folder} OUT` writes the model")
 
 
 def read_config(name: str, changes: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The optimiser of a run, from its description."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -69,7 +70,7 @@ class OptimConfig:
             )
         if self.decay == "cosine" and self.cooldown:
             raise ValueError(f"a cosine needs no cooldown; got {self.cooldown} steps of it")
-        if self.learning_rate <= 0 or (self.clip is not None and self.clip <= 0):
+        if not 0 < self.learning_rate < math.inf or (self.clip is not None and not self.clip > 0):
             raise ValueError(f"learning rate and clip are positive; got {self.learning_rate} and {self.clip}")
         if min(self.warmup_from, self.final, self.weight_decay, *(factor for _, factor in self.rates), 0) < 0:
             raise ValueError("warmup_from, final, weight_decay and the factors of rates are not negative")

@@ -78,6 +78,7 @@ class Run:
                 return state
             state = create() if state is None else state
             with contextlib.closing(self._writers(mesh, int(state.step))) as log:
+                self.loader.say = log.say
                 for line in summary(self.setup, mesh, self.loader):
                     log.say(line)
                 with profiled(step, self.profile) as take:
