@@ -102,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
     if args.plan:
         from sdjax.train.planning import plan_of
 
-        print("tracing a step of the model ...", file=sys.stderr, flush=True)
-        print(plan_of(described, args.devices, args.platform))
+        progress = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+        print(plan_of(described, args.devices, args.platform, progress))
         return
     with training_flags.workdir(args, jax.process_count() > 1) as folder:
         train(described, folder, args)

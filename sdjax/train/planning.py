@@ -1,6 +1,7 @@
 """What `sdjax train --plan` prints: what a run is and needs, from its description alone."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,17 @@ from sdjax.train.data.cached import Cached
 from sdjax.train.setup import Setup, default_dtype
 
 
-def plan_of(config: TrainConfig, devices: int | None = None, platform: str | None = None) -> str:
+def plan_of(
+    config: TrainConfig, devices: int | None = None, platform: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> str:  # fmt: skip
     """Returns the memory that each of so many devices needs, by default those that are here, and the work of a step.
 
     `platform` is theirs, "cpu", "cuda" or "tpu"; None is the one here. It decides which kernels run.
 
-    Weights are not read and nothing is put on a device. Raises ConfigError for what does not go together.
+    Weights are not read and nothing is put on a device. `say` is told what is being done, as it takes a while.
+
+    Raises ConfigError for what does not go together.
     """
     platform = platform or {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     config = dataclasses.replace(config, dtype=config.dtype or default_dtype(platform))
@@ -25,6 +31,7 @@ def plan_of(config: TrainConfig, devices: int | None = None, platform: str | Non
         None if data is None else Cached(data.cached).text if data.cached else "ids"
         for data in (config.data, config.validation.data)
     ]
+    say("reading the model's description ...")
     setup = Setup(config, describe(config.model), *texts)
     count = jax.device_count() if devices is None else devices
     sizes = config.parallel.sizes(count)
@@ -34,12 +41,14 @@ def plan_of(config: TrainConfig, devices: int | None = None, platform: str | Non
     def laid(tree, kind=None):
         return plan.laid_out(tree, parallel.layouts(tree, sizes, config.parallel), sizes, kind)
 
+    say("tracing the loss and its gradient, for the memory ...")
     loss = setup.loss(setup.empty_shape())
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
     step = jax.ShapeDtypeStruct((), jnp.int32)
     working = plan.working_bytes(
         loss, state.params, frozen, setup.batch_shapes(examples), keys, step, platform=platform
     )
+    say("tracing a step, for its floating-point operations ...")
     memory = plan.plan(
         params=laid(state.params), opt_state=laid(state.opt_state),
         ema=laid(state.ema_params, parallel.HOST if config.ema.host else None), frozen=laid(frozen),
