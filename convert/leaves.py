@@ -3,9 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from sdjax.arguments import dtype_name
 
 from . import tables
 from .errors import shown
@@ -49,11 +52,9 @@ def is_floating(dtype: np.dtype) -> bool:
     return np.issubdtype(dtype, np.floating) or dtype.name.startswith(("bfloat", "float"))
 
 
-def float_type(name: str | None) -> np.dtype | None:
+def float_type(dtype: Any) -> np.dtype | None:
     """Returns the type of that name, None for None. Raises ValueError for any but those in DTYPES."""
-    if name is not None and name not in DTYPES:
-        raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {name!r}")
-    return None if name is None else DTYPES[name]
+    return None if dtype is None else DTYPES[dtype_name(dtype)]
 
 
 _WITHOUT = {

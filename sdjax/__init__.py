@@ -48,7 +48,9 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'sdjax' has no attribute {name!r}")
+        from sdjax.hints import unknown_name
+
+        raise AttributeError(unknown_name(name, __all__))
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax import compilation_cache, generate, samplers, sharding
+from sdjax import arguments, compilation_cache, generate, samplers, sharding
+from sdjax.arguments import flag, number, texts, whole
 from sdjax.denoiser import Conditioning, check_guidance_scale
+from sdjax.hints import explains_arguments
 from sdjax.image import to_uint8
 from sdjax.kinds import check_task
 from sdjax.pipeline import Pipeline, make_keys
@@ -19,14 +21,15 @@ INTERPOLATIONS = ("linear", "spherical")
 STRAIGHT = 1e-6  # sine of an angle below which a great circle is as good as a straight line
 
 
+@explains_arguments()
 def animate(
     pipe: Pipeline,
     prompts: str | Sequence[str],
     *,
-    seeds: int | Sequence[int] = 0,
+    seeds: int | None | Sequence[int | None] = 0,
     frames: int = 48,
     loop: bool = False,
-    negative_prompt: str | Sequence[str] = "",
+    negative_prompt: str | None | Sequence[str | None] = "",
     interpolation: str = "linear",
     prompt_strength: float = 1.0,
     sampler: str | Any = "ddim",
@@ -65,6 +68,7 @@ def animate(
     sampler = generate.make_sampler(sampler, pipe.schedule, eta=eta, spacing=spacing)
     common, rest = split_steps(sampler, pipe.schedule, num_steps, prompt_strength)
     scale = check_guidance_scale(pipe.config.guidance_scale if guidance_scale is None else guidance_scale)
+    batch, loop, exact = whole("batch", batch), flag("loop", loop), flag("exact", exact)
     if batch < 1:
         raise ValueError(f"batch is at least 1; got {batch}")
     mesh = sharding.make_mesh(devices)
@@ -124,15 +128,16 @@ def animate(
 
 
 def check_keyframes(
-    prompts: str | Sequence[str], negative_prompt: str | Sequence[str], seeds: int | Sequence[int]
+    prompts: str | Sequence[str],
+    negative_prompt: str | None | Sequence[str | None],
+    seeds: int | None | Sequence[int | None],
 ) -> tuple[list[str], list[str], list[int]]:
     """Returns one prompt, one negative prompt and one seed a keyframe, at least one of each.
 
     Raises ValueError where their numbers do not fit.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
-    seeds = [int(seed) for seed in np.atleast_1d(np.asarray(seeds, object))]
+    prompts, negatives = texts("prompts", prompts), texts("negative_prompt", negative_prompt, default="")
+    seeds = arguments.seeds(seeds, 1)
     count = max(len(prompts), len(seeds))
     for name, items in ("prompts", prompts), ("negative prompts", negatives), ("seeds", seeds):
         if len(items) not in (1, count):
@@ -147,7 +152,7 @@ def frame_positions(count: int, frames: int, *, loop: bool = False) -> np.ndarra
     """
     if count < 2:
         raise ValueError("an animation goes between two prompts or two seeds at least; got one of each")
-    if frames < count:
+    if whole("frames", frames, 1) < count:
         raise ValueError(f"frames is at least the number of keyframes, {count}; got {frames}")
     return np.linspace(0, count, frames, endpoint=False) if loop else np.linspace(0, count - 1, frames)
 
@@ -160,8 +165,7 @@ def split_steps(
     The second ones begin anew: a multistep method remembers nothing of the first. Raises ValueError for a strength
     outside 0 ... 1, and one below 1 with a sampler that chooses its steps as it goes.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"prompt_strength is a number from 0 to 1; got {strength}")
+    strength = number("prompt_strength", strength, 0, 1)
     rows = sampler.steps(schedule, num_steps)
     if strength == 1:
         return None, rows

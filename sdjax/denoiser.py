@@ -4,7 +4,6 @@ Samplers live in x = x0 + sigma noise; the network was trained on x / sqrt(1 + s
 knows both, and the only one that knows what the network predicts.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from sdjax.arguments import number
 from sdjax.schedule import PREDICTIONS
 from sdjax.typing import Context, Latent, Timestep
 
@@ -117,10 +117,8 @@ def guide(
 
 
 def check_guidance_scale(scale: float) -> float:
-    """Returns the scale. Raises ValueError unless it is a finite number."""
-    if not math.isfinite(scale):
-        raise ValueError(f"guidance_scale is a finite number; got {scale}")
-    return scale
+    """Returns the scale as Python's float. Raises ValueError unless it is a finite number."""
+    return number("guidance_scale", scale)
 
 
 def per_image(value: jax.Array | float, x: Latent) -> jax.Array:

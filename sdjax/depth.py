@@ -15,6 +15,7 @@ from jaxtyping import Float
 from sdjax import inputs, pictures, sharding
 from sdjax.config import DepthConfig
 from sdjax.generate import Options
+from sdjax.hints import explains_arguments
 from sdjax.image import to_float
 from sdjax.kinds import check_task
 from sdjax.nn import DepthEstimator
@@ -29,6 +30,7 @@ CONSTANT = 4e-6  # relative spread up to which a map has one depth: what float32
 Depth = Float[np.ndarray, "h w"]
 
 
+@explains_arguments()
 def depth_to_image(
     pipe: Pipeline,
     image: Any,
@@ -85,6 +87,7 @@ def depth_to_image(
 WITHOUT = "this model has no depth network"
 
 
+@explains_arguments()
 def estimate_depth(
     pipe: Pipeline,
     image: Any,

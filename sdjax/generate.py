@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import inputs, pictures, sharding
+from sdjax.arguments import flag, number
 from sdjax.blending import Known
 from sdjax.config import ModelConfig
+from sdjax.hints import explains_arguments
 from sdjax.image import to_float
 from sdjax.kinds import check_task, kind_of
 from sdjax.pipeline import Pipeline
@@ -47,8 +49,8 @@ UPSCALES = {"lanczos": None, "bilinear": "bilinear", "bicubic": "bicubic", "near
 class Options(TypedDict, total=False):
     """The arguments of `text_to_image` that every task takes, with the same meaning and the same defaults."""
 
-    negative_prompt: str | Sequence[str]
-    seed: int | Sequence[int]
+    negative_prompt: str | None | Sequence[str | None]
+    seed: int | None | Sequence[int | None]
     num_images: int
     sampler: str | Any
     num_steps: int
@@ -61,12 +63,13 @@ class Options(TypedDict, total=False):
     progress: Callable[[int, int], None] | None
 
 
+@explains_arguments()
 def text_to_image(
     pipe: Pipeline,
     prompt: str | Sequence[str],
     *,
-    negative_prompt: str | Sequence[str] = "",
-    seed: int | Sequence[int] = 0,
+    negative_prompt: str | None | Sequence[str | None] = "",
+    seed: int | None | Sequence[int | None] = 0,
     num_images: int = 1,
     sampler: str | Any = "ddim",
     num_steps: int = 50,
@@ -83,8 +86,9 @@ def text_to_image(
     """Returns pictures of the prompts, uint8 [b, height, width, 3], `num_images` of each prompt, prompt by prompt.
 
     `seed`: picture i is drawn from seed + i, or from entry i of a sequence with one seed a picture (of a single prompt,
-    as many pictures as seeds); a picture depends on its own seed alone, whatever the batch. `guidance_scale` 1 switches
-    guidance off, None takes the model's default, as `height` and `width` do. `sampler` is a name of
+    as many pictures as seeds); None is 0, and i for entry i; a picture depends on its own seed alone, whatever the
+    batch. A `negative_prompt` of None is the empty one. `guidance_scale` 1 switches guidance off, None takes the
+    model's default, as `height` and `width` do. `sampler` is a name of
     `sdjax.samplers.SAMPLERS` or a sampler; `eta` and `spacing` replace its fields of these names; without `spacing` a
     name's steps begin at the last timestep where the schedule has zero terminal SNR (`make_sampler`). The batch is
     spread over `devices` (default: all of this process) by `parallel`. `exact` computes pictures one by one, so that
@@ -104,6 +108,7 @@ def text_to_image(
         return run.decode(run.sample(run.start(), None, run.noise(height, width), run.told()))
 
 
+@explains_arguments()
 def image_to_image(
     pipe: Pipeline,
     image: Any,
@@ -144,6 +149,7 @@ def image_to_image(
     return joined(by_size(run, [sizes[i] for i in run.inputs], make))
 
 
+@explains_arguments()
 def two_pass(
     pipe: Pipeline,
     prompt: str | Sequence[str],
@@ -186,12 +192,12 @@ def two_pass(
 
 def enlarged(config: ModelConfig, size: tuple[int, int], enlarge: float) -> tuple[int, int]:
     """Returns (height, width) times `enlarge`, to the nearest size there is. Raises ValueError if it is too large."""
-    if not 1 <= enlarge < np.inf:
-        raise ValueError(f"enlarge is a number from 1 up; got {enlarge}")
+    enlarge = number("enlarge", enlarge, 1)
     step = max(STEP, config.vae.factor)
     return check_size(config, *(round(side * enlarge / step) * step for side in size))
 
 
+@explains_arguments()
 def inpaint(
     pipe: Pipeline,
     image: Any,
@@ -224,6 +230,7 @@ def inpaint(
     """
     method = check_method(pipe.config, method)
     inputs.check_margins(padding=padding, feather=feather)
+    only_masked, composite = flag("only_masked", only_masked), flag("composite", composite)
     given = inputs.open_pictures(image)
     masks = inputs.open_masks(mask, [picture.shape[:2] for picture in given])
     side = pipe.config.image_size if only_masked else None
@@ -272,6 +279,7 @@ def check_method(config: ModelConfig, method: str | None) -> str:
     return {kind: name for name, kind in METHODS.items()}[kind_of(config)]
 
 
+@explains_arguments(also=inpaint)
 def outpaint(
     pipe: Pipeline,
     image: Any,

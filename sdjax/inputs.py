@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from sdjax import pictures
+from sdjax.arguments import whole
 from sdjax.config import ModelConfig
 from sdjax.run import SIDES, check_size
 
@@ -142,10 +143,8 @@ def check_workable(size: tuple[int, int]) -> None:
 def check_margins(**margins: float) -> None:
     """Raises ValueError, naming the margin, for one that is no whole number of pixels from 0 up, or is too wide."""
     for name, margin in margins.items():
-        widest = pictures.MAX_FEATHER if name == "feather" else np.inf
-        if margin != int(margin) or not 0 <= margin <= widest:
-            up = "up" if widest == np.inf else f"to {widest}"
-            raise ValueError(f"{name} is a whole number of pixels from 0 {up}; got {margin}")
+        widest = pictures.MAX_FEATHER if name == "feather" else None
+        whole(name, margin, 0, widest, unit=" of pixels")
 
 
 def put_back(frame: Frame, made: Picture, *, composite: bool = True, feather: int = 0) -> Picture:
@@ -161,12 +160,16 @@ def put_back(frame: Frame, made: Picture, *, composite: bool = True, feather: in
 
 def check_expand(expand: Sequence[int]) -> Expand:
     """Returns the four numbers. Raises ValueError unless they are whole, none negative and one of them positive."""
-    sides = tuple(expand)
-    if len(sides) != 4 or any(s != int(s) or not 0 <= s <= SIDES[1] for s in sides) or not any(sides):
+    several = [] if isinstance(expand, str) or not np.ndim(expand) else expand
+    try:
+        sides = tuple(whole("expand", side, 0, SIDES[1]) for side in several)
+    except ValueError:
+        sides = ()
+    if len(sides) != 4 or not any(sides):
         raise ValueError(
             f"expand is left, top, right, bottom: four numbers of pixels from 0 to {SIDES[1]}, not all 0; got {expand}"
         )
-    return tuple(int(s) for s in sides)
+    return sides
 
 
 def repainted_latents(repaint: Mask, factor: int) -> Mask:

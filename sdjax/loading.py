@@ -5,12 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 from sdjax import compilation_cache
+from sdjax.arguments import dtype_name
 from sdjax.config import ModelConfig
-from sdjax.pipeline import DTYPES, Pipeline, cast, default_dtype
+from sdjax.hints import explains_arguments
+from sdjax.pipeline import Pipeline, cast, default_dtype
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.folder import is_run
 
 
+@explains_arguments(task=False)
 def load(
     path: Any = None,
     *,
@@ -21,7 +24,7 @@ def load(
     depth: Any = None,
     vision: Any = None,
     noise_stats: Any = None,
-    dtype: str | None = None,
+    dtype: Any = None,
     variant: str | None = None,
     revision: str | None = None,
     vocab: str | os.PathLike[str] | None = None,
@@ -41,9 +44,9 @@ def load(
     and `vision` for unCLIP's image tower, as "openai/clip-vit-large-patch14"; `noise_stats` is a file or folder with
     the mean and standard deviation of image embeddings, Stability's `ViT-L-14_stats.th` for unCLIP-L;
     `revision` is the hub's. `dtype` is what the networks compute in and how parameters are held: "float32", "bfloat16"
-    or "float16"; None means float32 on CPU and bfloat16 on accelerators. `check` is called with the model's description
-    before the weights are read, and may refuse it by raising. `vocab` is the WordPiece vocabulary (bert-base-uncased's
-    vocab.txt) that the model of LAION-400M needs, unless its folder holds one.
+    or "float16", or NumPy's or JAX's type; None means float32 on CPU and bfloat16 on accelerators. `check` is called
+    with the model's description before the weights are read, and may refuse it by raising. `vocab` is the WordPiece
+    vocabulary (bert-base-uncased's vocab.txt) that the model of LAION-400M needs, unless its folder holds one.
 
     Compiled programs are kept from run to run from here on (`sdjax.compilation_cache`).
 
@@ -54,9 +57,7 @@ def load(
     from sdjax.hub import is_local, name_of, resolve
 
     compilation_cache.enable()
-    dtype = default_dtype() if dtype is None else dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
+    dtype = default_dtype() if dtype is None else dtype_name(dtype)
     said: list[str] = []
     own, name = path is None or path in builtin.NAMES, path
     for part in vae, depth, vision, noise_stats:  # what lacks on this computer is said before anything is fetched

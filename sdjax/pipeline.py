@@ -15,17 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax import denoiser, sharding, tiling
+from sdjax import arguments, denoiser, sharding, tiling
+from sdjax.arguments import dtype_name
 from sdjax.blending import Known
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.denoiser import Conditioning
+from sdjax.hints import unknown_attribute
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet, latent_from_moments
 from sdjax.samplers import base
 from sdjax.schedule import NoiseSchedule
 from sdjax.tokenizer import Tokenizer
 from sdjax.typing import Context, Image, Key, Latent, Params, TokenIds
 
-DTYPES = ("float32", "bfloat16", "float16")
 CHUNK = 5  # rows of one compiled scan; the host calls it as often as the sampler has rows (see docs/design.md)
 
 
@@ -46,11 +47,9 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def cast(params: Params, dtype: str) -> Params:
+def cast(params: Params, dtype: Any) -> Params:
     """Returns the parameters with every floating-point leaf in `dtype`; those in it already are not copied."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}")
-    kind = jnp.dtype(dtype)
+    kind = jnp.dtype(dtype_name(dtype))
     return jax.tree.map(lambda a: a.astype(kind, copy=False) if jnp.issubdtype(a.dtype, jnp.floating) else a, params)
 
 
@@ -64,11 +63,9 @@ def summary(loaded: Any, name: str) -> str:
 def make_keys(seeds: Sequence[int]) -> Key:
     """Returns one key an image, [b], from seeds of up to 64 bits; for 32 bits they are jax.random.key(seed).
 
-    Raises ValueError for a seed outside 0 ... 2**64 - 1.
+    Raises ValueError for a seed outside 0 ... 2**64 - 1, and what is no whole number.
     """
-    for seed in seeds:
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"a seed lies between 0 and 2**64 - 1; got {seed}")
+    seeds = [arguments.seed(seed) for seed in seeds]
     words = np.array([(seed >> 32, seed & 0xFFFFFFFF) for seed in seeds], np.uint32).reshape(len(seeds), 2)
     return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
@@ -163,8 +160,18 @@ class Pipeline:
     notices: tuple[str, ...] = ()
     _placed: sharding.Placed = dataclasses.field(default_factory=sharding.Placed, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
+
     def __repr__(self) -> str:
         return summary(self, self.config.name)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(unknown_attribute(name, dir(type(self))))
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Raises TypeError: the tasks are functions, as `sdjax.text_to_image(pipe, prompt)`."""
+        raise TypeError("a Pipeline is not called; sdjax.text_to_image(pipe, prompt) makes pictures with it")
 
     @property
     def schedule(self) -> NoiseSchedule:

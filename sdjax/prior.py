@@ -15,8 +15,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdjax import sharding
+from sdjax.arguments import dtype_name, texts, whole
 from sdjax.config import PriorConfig, ScheduleConfig
 from sdjax.denoiser import check_guidance_scale
+from sdjax.hints import explains_arguments
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
 from sdjax.pipeline import cast, default_dtype, make_keys, summary
 from sdjax.samplers.base import PRIOR, draw_noise
@@ -53,7 +55,7 @@ def make_rows(config: PriorConfig, num_steps: int) -> Rows:
 
     Source: Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7.
     """
-    if not 1 <= num_steps <= TIMESTEPS:
+    if not 1 <= whole("the prior's num_steps", num_steps) <= TIMESTEPS:
         raise ValueError(f"the prior makes 1 to {TIMESTEPS} steps; got {num_steps}")
     a = alphas_cumprod(ScheduleConfig(kind="squaredcos", num_timesteps=TIMESTEPS))
     if config.scheduler == "unclip":
@@ -137,11 +139,15 @@ class Prior:
     source: str = ""
     _placed: sharding.Placed = dataclasses.field(default_factory=sharding.Placed, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
+
     def __repr__(self) -> str:
         return summary(self, "of image embeddings")
 
     @classmethod
-    def load(cls, path: Any, *, dtype: str | None = None, variant: str | None = None) -> "Prior":
+    @explains_arguments(task=False)
+    def load(cls, path: Any, *, dtype: Any = None, variant: str | None = None) -> "Prior":
         """Returns the prior of a diffusers folder or hub repository, "kakaobrain/karlo-v1-alpha".
 
         Raises sdjax.convert.CheckpointError where there is none, ValueError for an unknown dtype.
@@ -149,7 +155,7 @@ class Prior:
         from sdjax import convert
         from sdjax.hub import resolve
 
-        dtype = default_dtype() if dtype is None else dtype
+        dtype = default_dtype() if dtype is None else dtype_name(dtype)
         config, params, tokenizer = convert.load_prior(resolve(path, variant=variant), dtype)
         return cls(config, cast(params, dtype), tokenizer, dtype, str(path))
 
@@ -159,6 +165,7 @@ class Prior:
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
         return _tell((self.config, self.dtype), self._placed.on_default_device(self.params)["text"], jnp.asarray(ids))
 
+    @explains_arguments(task=False)
     def embed(
         self,
         prompts: Sequence[str],
@@ -175,7 +182,8 @@ class Prior:
         guidance off; `negative_prompts` None are empty ones. `exact` computes them one by one, so that they are
         bit-identical alone and among others. Raises ValueError where numbers do not fit or are out of range.
         """
-        negatives = [""] * len(prompts) if negative_prompts is None else list(negative_prompts)
+        prompts = texts("prompts", prompts)
+        negatives = [""] * len(prompts) if negative_prompts is None else texts("negative_prompts", negative_prompts, "")
         if not len(prompts) == len(seeds) == len(negatives) or not len(prompts):
             raise ValueError(
                 f"one seed and one negative prompt for each prompt; got {len(prompts)} prompts, {len(seeds)} seeds, "

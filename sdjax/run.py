@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,18 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax import compilation_cache, samplers, sharding
+from sdjax import arguments, compilation_cache, samplers, sharding
+from sdjax.arguments import flag, texts, whole
 from sdjax.blending import Known
 from sdjax.config import ModelConfig
 from sdjax.denoiser import Conditioning, check_guidance_scale
 from sdjax.image import to_float, to_uint8
 from sdjax.pipeline import Pipeline, make_keys
 from sdjax.samplers import Start, make_start
+from sdjax.samplers.custom import complete
 from sdjax.samplers.spacing import fitting
 from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Key, Latent, Pixels
 
-OURS = {"num_inference_steps": "num_steps", "num_images_per_prompt": "num_images", "generator": "seed"}  # diffusers'
 SIDES = (64, 2048)  # smallest and largest height and width, in pixels
 STEP = 8  # heights and widths are multiples of this
 
@@ -43,6 +45,7 @@ def check_size(config: ModelConfig, height: int | None, width: int | None) -> tu
     for name, side in ("height", height), ("width", width):
         side = config.image_size if side is None else side
         low, high = SIDES
+        side = whole(name, side)
         if not low <= side <= high or side % step:
             below = min(max(side // step * step, low), high)
             above = min(max(sharding.padded(side, step), low), high)
@@ -59,8 +62,10 @@ def expand(
 
     Raises ValueError where the numbers of them do not fit.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    prompts, negatives = texts("prompt", prompt), texts("negative_prompt", negative, default="")
+    if negative is None or isinstance(negative, str):
+        negatives *= len(prompts)
+    num_images = whole("num_images", num_images)
     if len(prompts) == 1 and num_images == 1 and np.ndim(seed) == 1 and len(seed):
         num_images = len(seed)
     if not prompts:
@@ -71,7 +76,7 @@ def expand(
         raise ValueError(f"one negative prompt, or one for each of the {len(prompts)} prompts; got {len(negatives)}")
     prompts = [p for p in prompts for _ in range(num_images)]
     negatives = [n for n in negatives for _ in range(num_images)]
-    seeds = [int(seed) + i for i in range(len(prompts))] if np.ndim(seed) == 0 else [int(s) for s in seed]
+    seeds = arguments.seeds(seed, len(prompts))
     if len(seeds) != len(prompts):
         raise ValueError(f"one seed, or one for each of the {len(prompts)} pictures; got {len(seeds)}")
     return prompts, negatives, seeds
@@ -87,15 +92,20 @@ def make_sampler(sampler: str | Any, schedule: NoiseSchedule | None = None, **fi
     """
     if isinstance(sampler, str):
         if sampler not in samplers.SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}; the known ones are {', '.join(sorted(samplers.SAMPLERS))}")
+            near = difflib.get_close_matches(sampler, samplers.SAMPLERS, 1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            known = ", ".join(sorted(samplers.SAMPLERS))
+            raise ValueError(f"unknown sampler {sampler!r}{meant}; the known ones are {known}")
         sampler = samplers.SAMPLERS[sampler]()
-        if schedule is not None:
+        if schedule is not None and isinstance(sampler, samplers.Sampler):
             sampler = dataclasses.replace(sampler, spacing=fitting(sampler.spacing, schedule))
+    whole_sampler = complete(sampler)
     fields = {name: value for name, value in fields.items() if value is not None}
-    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(sampler)})
+    own = {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else set()
+    unknown = sorted(set(fields) - own)
     if unknown:
         raise ValueError(f"the sampler {type(sampler).__name__} has no {' and no '.join(unknown)}")
-    return dataclasses.replace(sampler, **fields)
+    return complete(dataclasses.replace(sampler, **fields)) if fields else whole_sampler
 
 
 def check_images(image: np.ndarray, dtype: str) -> None:
@@ -249,8 +259,8 @@ def make_run(
     prompt: str | Sequence[str],
     *,
     num_inputs: int | None = None,
-    negative_prompt: str | Sequence[str] = "",
-    seed: int | Sequence[int] = 0,
+    negative_prompt: str | None | Sequence[str | None] = "",
+    seed: int | None | Sequence[int | None] = 0,
     num_images: int = 1,
     sampler: str | Any = "ddim",
     num_steps: int = 50,
@@ -261,21 +271,18 @@ def make_run(
     devices: Sequence[jax.Device] | None = None,
     exact: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    **unknown: Any,
 ) -> Run:
     """Returns the run of these arguments, which are `sdjax.text_to_image`'s.
 
     `num_inputs` pictures are given: one for all prompts, one prompt for all pictures, or one each. Raises ValueError
-    for arguments out of range, and numbers that do not fit, TypeError for `unknown` ones.
+    for arguments out of range, and numbers that do not fit.
     """
-    for name in unknown:
-        raise TypeError(f"no task has an argument {name}" + (f": here it is {OURS[name]}" if name in OURS else ""))
     compilation_cache.enable()
     inputs = [0]
     if num_inputs is not None:
         if num_inputs < 1:
             raise ValueError("at least one picture is needed, got none")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = texts("prompt", prompt)
         if len(prompts) != num_inputs and 1 not in (len(prompts), num_inputs):
             raise ValueError(f"one prompt, or one for each of the {num_inputs} pictures; got {len(prompts)}")
         inputs = list(range(num_inputs)) if num_inputs > 1 else [0] * len(prompts)
@@ -284,7 +291,9 @@ def make_run(
     inputs = [i for i in inputs for _ in range(len(prompts) // len(inputs))]
     sampler = make_sampler(sampler, pipe.schedule, eta=eta, spacing=spacing)
     scale = check_guidance_scale(pipe.config.guidance_scale if guidance_scale is None else guidance_scale)
-    mesh = sharding.make_mesh(devices)
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress is a function of (done, total); got {arguments.shown(progress)}")
+    mesh, exact = sharding.make_mesh(devices), flag("exact", exact)
     return Run(
         pipe, prompts, negatives, seeds, inputs, sampler, num_steps, scale, mesh, parallel, exact, progress
     )  # fmt: skip

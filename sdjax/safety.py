@@ -16,7 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from sdjax import pictures, preprocess, sharding
+from sdjax.arguments import dtype_name
 from sdjax.config import VisionConfig
+from sdjax.hints import explains_arguments
 from sdjax.nn import safety
 from sdjax.pipeline import cast, default_dtype, summary
 from sdjax.typing import Image, Params
@@ -50,11 +52,15 @@ class SafetyChecker:
     source: str = ""
     _placed: sharding.Placed = dataclasses.field(default_factory=sharding.Placed, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
+
     def __repr__(self) -> str:
         return summary(self, "of pictures")
 
     @classmethod
-    def load(cls, path: Any, *, dtype: str | None = None) -> "SafetyChecker":
+    @explains_arguments(task=False)
+    def load(cls, path: Any, *, dtype: Any = None) -> "SafetyChecker":
         """Returns the safety checker of a pipeline's folder, a safety_checker folder, a file or a hub repository.
 
         Raises sdjax.convert.CheckpointError where there is none, ValueError for an unknown dtype.
@@ -62,7 +68,7 @@ class SafetyChecker:
         from sdjax import convert
         from sdjax.hub import resolve
 
-        dtype = default_dtype() if dtype is None else dtype
+        dtype = default_dtype() if dtype is None else dtype_name(dtype)
         config, params = convert.load_safety_checker(resolve(path), dtype)
         return cls(config, cast(params, dtype), dtype, str(path))
 

@@ -22,7 +22,12 @@ BATCH = "data"  # the name of the mesh axis that a batch is spread over
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a one-axis mesh, "data", over `devices` (default: this process's own)."""
-    devices = jax.local_devices() if devices is None else list(devices)
+    devices = jax.local_devices() if devices is None else devices
+    if isinstance(devices, str) or not isinstance(devices, Sequence) or not devices:
+        raise ValueError(f"devices are a sequence of JAX's, as jax.devices('cpu'); got {devices!r}")
+    for device in devices:
+        if not isinstance(device, jax.Device):
+            raise ValueError(f"devices are a sequence of JAX's, as jax.devices('cpu'); got {device!r}")
     # Auto: with the Explicit axes that JAX makes by default, linen's convolutions fail
     return jax.make_mesh((len(devices),), (BATCH,), devices=devices, axis_types=(AxisType.Auto,))
 

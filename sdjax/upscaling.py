@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import inputs, sharding, tiling
+from sdjax.arguments import whole
 from sdjax.config import ModelConfig, VAEConfig
 from sdjax.generate import Options
+from sdjax.hints import explains_arguments
 from sdjax.image import to_float, to_uint8
 from sdjax.kinds import check_task
 from sdjax.pipeline import one_by_one
@@ -23,6 +25,7 @@ MAX_SIDE = 512  # of a picture given, in pixels
 MAX_NOISE_LEVEL = 350  # the model was trained below it; Stability's demo allows it
 
 
+@explains_arguments()
 def upscale(
     pipe: Any,
     image: Any,
@@ -78,9 +81,7 @@ def upscale(
 def check_noise_level(config: ModelConfig, noise_level: int) -> int:
     """Returns the level. Raises ValueError unless it is a whole number from 0 to 350 that the model has a label for."""
     most = min(MAX_NOISE_LEVEL, config.unet.num_classes - 1)
-    if isinstance(noise_level, bool) or int(noise_level) != noise_level or not 0 <= noise_level <= most:
-        raise ValueError(f"noise_level is a whole number from 0 to {most}; got {noise_level}")
-    return int(noise_level)
+    return whole("noise_level", noise_level, 0, most)
 
 
 def check_side(height: int, width: int) -> None:

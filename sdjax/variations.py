@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdjax import inputs, preprocess, sharding
+from sdjax.arguments import number, shown, texts, whole
 from sdjax.config import ModelConfig, PriorConfig, VisionConfig
 from sdjax.generate import Options
+from sdjax.hints import explains_arguments
 from sdjax.kinds import check_task
 from sdjax.nn import VisionEncoder
 from sdjax.pipeline import Pipeline, one_by_one
@@ -29,6 +31,7 @@ Embeddings = Float[Array, "n d"]
 WITHOUT = "this model has no image tower"
 
 
+@explains_arguments()
 def image_variations(
     pipe: Pipeline,
     image: Any = None,
@@ -81,6 +84,7 @@ def image_variations(
         return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
 
 
+@explains_arguments()
 def prior_to_image(
     pipe: Pipeline,
     prior: Prior,
@@ -108,7 +112,7 @@ def prior_to_image(
     run = make_run(pipe, prompt, **options)
     prompts = run.prompts
     if prior_prompt is not None:
-        first = [prior_prompt] if isinstance(prior_prompt, str) else list(prior_prompt)
+        first = texts("prior_prompt", prior_prompt)
         each = len(run.prompts) // len(first) if first else 0
         if not first or each * len(first) != len(run.prompts):
             raise ValueError(f"one prior_prompt, or one for each of the prompts; got {len(first)}")
@@ -221,17 +225,18 @@ def check_levels(noise_level: int | Sequence[int], count: int) -> list[int]:
     levels = [noise_level] * count if np.ndim(noise_level) == 0 else list(noise_level)
     if len(levels) != count:
         raise ValueError(f"one noise level, or one for each of the {count} pictures; got {len(levels)}")
-    for level in levels:
-        if level != int(level) or not 0 <= level < LEVELS:
-            raise ValueError(f"a noise level is a whole number from 0 to {LEVELS - 1}; got {level}")
-    return [int(level) for level in levels]
+    return [whole("a noise level", level, 0, LEVELS - 1) for level in levels]
 
 
 def check_weights(weights: Sequence[float], count: int) -> list[float]:
     """Returns the weights. Raises ValueError unless there are `count`, finite, whose sum is not 0."""
-    out = [float(w) for w in weights]
+    meaning = "weights are finite numbers whose sum is not 0, by which their mean is divided"
+    try:
+        out = [number("a weight", w) for w in (weights if np.ndim(weights) else [weights])]
+    except ValueError:
+        raise ValueError(f"{meaning}; got {shown(weights)}") from None
     if len(out) != count:
         raise ValueError(f"one weight for each of the {count} pictures; got {len(out)}")
-    if not np.isfinite(out).all() or abs(sum(out)) < 1e-6 * max(map(abs, out), default=0) or sum(out) == 0:
-        raise ValueError(f"weights are finite numbers whose sum is not 0, by which their mean is divided; got {out}")
+    if abs(sum(out)) < 1e-6 * max(map(abs, out), default=0) or sum(out) == 0:
+        raise ValueError(f"{meaning}; got {out}")
     return out

@@ -15,13 +15,15 @@ FOLDERS = {"sdjax": ROOT / "sdjax", "sdjax.convert": ROOT / "convert", "sdjax.co
 ALLOWED = {
     "sdjax.typing": set(),
     "sdjax.files": set(),
+    "sdjax.arguments": set(),
+    "sdjax.hints": set(),
     "sdjax.description": set(),
     "sdjax.config": {"sdjax.description"},
     "sdjax.schedule": {"sdjax.config", "sdjax.typing"},
     "sdjax.resize": set(),
     "sdjax.nn": {"sdjax.config", "sdjax.typing", "sdjax.resize"},
-    "sdjax.samplers": {"sdjax.schedule", "sdjax.config", "sdjax.typing"},
-    "sdjax.denoiser": {"sdjax.schedule", "sdjax.config", "sdjax.typing", "sdjax.samplers"},
+    "sdjax.samplers": {"sdjax.arguments", "sdjax.schedule", "sdjax.config", "sdjax.typing"},
+    "sdjax.denoiser": {"sdjax.arguments", "sdjax.schedule", "sdjax.config", "sdjax.typing", "sdjax.samplers"},
     "sdjax.sharding": {"sdjax.typing"},
     "sdjax.image": {"sdjax.files", "sdjax.typing", "sdjax._version"},
     "sdjax.pictures": {"sdjax.files"},
@@ -32,7 +34,7 @@ ALLOWED = {
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
     "sdjax.configs": {"sdjax.config"},
     "sdjax.convert": {"sdjax.config", "sdjax.configs", "sdjax.nn", "sdjax.checkpoint", "sdjax.tokenizer",
-                      "sdjax.files", "sdjax.typing", "sdjax._version"},
+                      "sdjax.arguments", "sdjax.files", "sdjax.typing", "sdjax._version"},
 }  # fmt: skip
 # Package -> the only modules that may import it
 ONLY = {

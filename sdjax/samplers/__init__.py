@@ -4,13 +4,28 @@
     rows = sampler.steps(schedule, 50)
     latent = sample(sampler, denoise, sampler.initial(noise, rows), rows, keys)
 
-A new sampler is a frozen dataclass with a method `steps` and a line in SAMPLERS.
+A new sampler is a frozen dataclass with a method `steps`, best one derived from `Sampler`, which brings all else:
+
+    @dataclasses.dataclass(frozen=True)
+    class HalfNoise(samplers.Sampler):
+        def steps(self, schedule, num_steps, *, skip=0):
+            t, sigma = self.grid(schedule, num_steps, skip=skip)
+            keep = 0.5 * sigma[1:] / sigma[:-1]  # half of the noise stays, the other half is drawn again
+            fresh = 0.75**0.5 * sigma[1:]
+            return samplers.stack([
+                samplers.row(t[i], sigma[i], sigma[i + 1], base=keep[i], calls=[1 - keep[i]], noise=fresh[i])
+                for i in range(len(keep))
+            ])
+
+    sdjax.text_to_image(pipe, "a cat", sampler=HalfNoise())
+
+`row` says what a row is. A line in SAMPLERS, `SAMPLERS["half_noise"] = HalfNoise`, gives it a name in Python.
 """
 
 from collections.abc import Callable
 
 from sdjax.samplers.ancestral import DDIM, DDPM, LCM, Euler
-from sdjax.samplers.base import Sampler, State, Steps, chunks, draw_noise, sample, scan_rows
+from sdjax.samplers.base import Sampler, State, Steps, chunks, draw_noise, row, sample, scan_rows, stack
 from sdjax.samplers.dpm_solver import DPMSolver
 from sdjax.samplers.multistep import LMS, PLMS, PNDM
 from sdjax.samplers.sde import DPMSolverSDE
@@ -22,7 +37,7 @@ from sdjax.samplers.unipc import UniPC
 __all__ = [
     "DDIM", "DDPM", "DPM2", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SPACINGS", "DPMSolver", "DPMSolver2S",
     "DPMSolverSDE", "Euler", "Heun", "Sampler", "Start", "State", "Steps", "UniPC", "chunks", "draw_noise",
-    "make_start", "sample", "scan_rows",
+    "make_start", "row", "sample", "scan_rows", "stack",
 ]  # fmt: skip
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.samplers.base import Denoiser, State, Steps
-from sdjax.samplers.spacing import Grid
+from sdjax.samplers.spacing import Grid, after_noise_alone, from_noise_alone
 from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Latent
 
@@ -38,14 +38,17 @@ class Control(NamedTuple):
 
 def control_rows(sampler: Any, schedule: NoiseSchedule, grid: Grid) -> Steps:
     """Returns the one row of an adaptive run from the grid's first sigma to its last, by a DPMSolver's settings."""
+    h_init, attempts = sampler.h_init, len(grid.timestep) - 1
+    if from_noise_alone(schedule, grid.timestep[0]):  # else half of the attempts pass before anything can be seen
+        h_init = max(h_init, np.log(grid.sigma[0] / schedule.sigma(after_noise_alone(schedule, attempts))))
     control = Control(
         sigma_end=grid.sigma[-1],
         atol=sampler.atol,
         rtol=sampler.rtol,
-        h_init=sampler.h_init,
+        h_init=h_init,
         theta=sampler.theta,
         t_err=sampler.t_err * schedule.num_timesteps,
-        attempts=len(grid.timestep) - 1,
+        attempts=attempts,
         denoise_to_zero=sampler.denoise_to_zero,
         log_alpha=-0.5 * np.log(schedule.alphas_cumprod),
     )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from sdjax.arguments import number, shown
 from sdjax.samplers.spacing import SPACINGS, Grid, make_grid
 from sdjax.schedule import PREDICTIONS, NoiseSchedule
 from sdjax.typing import Key, Latent
@@ -143,14 +144,16 @@ class Sampler:
 
 def choose(name: str, value: str, known: Any) -> None:
     """Raises ValueError, listing the known values, unless `value` is one of them."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"unknown {name} {value!r}; the known ones are {', '.join(map(str, known))}")
 
 
 def check_eta(eta: float) -> None:
     """Raises ValueError unless eta is a finite number that is not negative."""
-    if not 0 <= eta < np.inf:
-        raise ValueError(f"eta is a finite number from 0 up; got {eta}")
+    try:
+        number("eta", eta, 0)
+    except ValueError:
+        raise ValueError(f"eta is a finite number from 0 up; got {shown(eta)}") from None
 
 
 def row(

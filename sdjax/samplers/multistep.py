@@ -7,7 +7,7 @@ import numpy as np
 from numpy.polynomial import Polynomial, polynomial
 
 from sdjax.samplers.base import Sampler, Steps, row, stack
-from sdjax.samplers.spacing import Grid
+from sdjax.samplers.spacing import Grid, from_noise_alone
 from sdjax.schedule import PREDICTIONS, NoiseSchedule
 
 # Adams-Bashforth weights of order 1 to 4, newest first
@@ -18,18 +18,27 @@ ADAMS_BASHFORTH = (
     np.array([55.0, -59.0, 37.0, -9.0]) / 24,
 )
 
+UNEVEN = 1.4  # times as long as the next one, from which a step is too long for Adams-Bashforth
 
-def pseudo_multistep(grid: Grid, remember: str) -> Steps:
+
+def pseudo_multistep(schedule: NoiseSchedule, grid: Grid, remember: str) -> Steps:
     """Returns the rows of PLMS: Adams-Bashforth over the remembered outputs, warmed up by one step of Heun's kind.
 
     The combined output, of kind `remember`, is turned into epsilon where the step starts, and
     x' = x + (sigma' - sigma) epsilon. The first step calls the network twice, at its start and its end, and takes the
-    mean; the second of these calls takes no part in later steps. N steps make N + 1 rows.
+    mean; the second of these calls takes no part in later steps. N steps make N + 1 rows. On a schedule with zero
+    terminal SNR it begins after some steps of Euler's (`uneven`), and N steps make N rows where none is left for it.
 
     Source: Liu et al. 2022 (arXiv 2202.09778), eq. 9 and 12; ldm/models/diffusion/plms.py.
     """
-    t, sigma = grid
+    first = uneven(schedule, grid)
+    rows = []
+    for t, sigma, sigma_next in zip(grid.timestep[:first], grid.sigma, grid.sigma[1:]):
+        rows.append(row(t, sigma, sigma_next, base=sigma_next / sigma, calls=[1 - sigma_next / sigma]))
+    t, sigma = (values[first:] for values in grid)
     n = len(t) - 1
+    if n == 0:
+        return stack(rows)
 
     def leg(i: int, weights: np.ndarray) -> dict:
         # epsilon = (x - x0) / sigma with x0 = of_x x + of_out e'
@@ -37,7 +46,7 @@ def pseudo_multistep(grid: Grid, remember: str) -> Steps:
         slope = (sigma[i + 1] - sigma[i]) / sigma[i]
         return {"base": 1 + slope * (1 - of_x), "calls": -slope * of_out * weights, "remember": remember}
 
-    rows = [row(t[0], sigma[0], sigma[1], **leg(0, ADAMS_BASHFORTH[0]))]
+    rows.append(row(t[0], sigma[0], sigma[1], **leg(0, ADAMS_BASHFORTH[0])))
     if sigma[1] > 0:  # a network cannot be asked about an image without noise
         rows.append(row(t[1], sigma[1], sigma[1], **leg(0, np.array([0.5, 0.5])), starts_step=False))
     for i in range(1, n):
@@ -48,13 +57,31 @@ def pseudo_multistep(grid: Grid, remember: str) -> Steps:
     return stack(rows)
 
 
+def uneven(schedule: NoiseSchedule, grid: Grid) -> int:
+    """Returns how many of the first steps are too unlike for Adams-Bashforth; none without zero terminal SNR.
+
+    Its weights are those of steps of one length. From noise alone on sigma falls as 1/1, 1/2, 1/3, ...: the first steps
+    are up to three times as long as the next ones, and a difference between outputs would be weighed far too much.
+    """
+    if not schedule.config.zero_terminal_snr:
+        return 0
+    lengths = -np.diff(grid.sigma)
+    first = 0
+    while first < len(lengths) and (
+        from_noise_alone(schedule, grid.timestep[first])
+        or (first + 1 < len(lengths) and lengths[first] > UNEVEN * lengths[first + 1])
+    ):
+        first += 1
+    return first
+
+
 @dataclasses.dataclass(frozen=True)
 class PLMS(Sampler):
     """PLMS. Whatever the network predicts is turned into epsilon before outputs of several steps are combined."""
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
         """Returns one row a step and one more."""
-        return pseudo_multistep(self.grid(schedule, num_steps, skip=skip), "epsilon")
+        return pseudo_multistep(schedule, self.grid(schedule, num_steps, skip=skip), "epsilon")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +93,7 @@ class PNDM(Sampler):
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
         """Returns one row a step and one more."""
-        return pseudo_multistep(self.grid(schedule, num_steps, skip=skip), schedule.config.prediction)
+        return pseudo_multistep(schedule, self.grid(schedule, num_steps, skip=skip), schedule.config.prediction)
 
 
 def lms_weights(sigma: np.ndarray, i: int, order: int) -> np.ndarray:

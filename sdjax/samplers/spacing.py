@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sdjax.arguments import whole
 from sdjax.schedule import NoiseSchedule
 
 MAX_STEPS = 10_000
@@ -141,6 +142,7 @@ RANGES: dict[str, Callable[[NoiseSchedule, float, float, int], Grid]] = {
     "karras": karras,
 }
 SPACINGS: tuple[str, ...] = (*TIMESTEPS, *RANGES)
+OF_SIGMA = ("logSNR", "exponential", "karras")  # those even in a measure in which noise alone is infinitely far away
 
 
 def fitting(spacing: str, schedule: NoiseSchedule) -> str:
@@ -148,11 +150,40 @@ def fitting(spacing: str, schedule: NoiseSchedule) -> str:
 
     "even" leaves the last timestep out, where a schedule with zero terminal SNR holds noise alone. Sampling would start
     from pure noise at a timestep whose latents, as the network knows them, still hold the image's mean, the more so
-    the fewer the steps are: there "trailing" takes its place. All other samplers' own spacings start at the last one.
+    the fewer the steps are. "karras" takes too long steps where such a schedule is steep. There "trailing" takes the
+    place of both.
 
     Source: Lin et al. 2023 (arXiv 2305.08891), section 3.3.
     """
-    return "trailing" if schedule.config.zero_terminal_snr and spacing == "even" else spacing
+    return "trailing" if schedule.config.zero_terminal_snr and spacing in ("even", "karras") else spacing
+
+
+def from_noise_alone(schedule: NoiseSchedule, timestep: float) -> bool:
+    """Returns whether a timestep is the last one of a schedule with zero terminal SNR: noise alone, infinite sigma.
+
+    The number that stands for that sigma is of no meaning. A step from there is exact to first order only,
+    x' = x0 + sigma' noise: a difference or a mean over it is dominated by that number.
+    """
+    return schedule.config.zero_terminal_snr and timestep == schedule.num_timesteps - 1
+
+
+def after_noise_alone(schedule: NoiseSchedule, num_steps: int) -> float:
+    """Returns the timestep at which a first step from noise alone ends, one of "trailing" of so many."""
+    return max(schedule.num_timesteps * (1 - 1 / num_steps) - 1, 0.0)
+
+
+def _range(name: str, schedule: NoiseSchedule, num_steps: int, points: int) -> Grid:
+    """Returns that range's points from the last timestep to the first.
+
+    Where the last timestep is noise alone, a range even in a function of sigma would spend most of its steps on what
+    lies between the number that stands for its sigma and the first sigma at which something can be seen. Its first step
+    there is as long as one of "trailing", and the range begins after it.
+    """
+    last = schedule.num_timesteps - 1.0
+    if not (name in OF_SIGMA and from_noise_alone(schedule, last) and points > 1):
+        return RANGES[name](schedule, last, 0.0, points)
+    timestep, sigma = RANGES[name](schedule, after_noise_alone(schedule, num_steps), 0.0, points - 1)
+    return Grid(np.append(last, timestep), np.append(schedule.sigmas[-1], sigma))
 
 
 def make_grid(name: str, schedule: NoiseSchedule, num_steps: int, *, end: str, skip: int = 0) -> Grid:
@@ -164,16 +195,14 @@ def make_grid(name: str, schedule: NoiseSchedule, num_steps: int, *, end: str, s
     Raises ValueError for a number of steps that the schedule or the spacing does not have.
     """
     most = schedule.num_timesteps if name in TIMESTEPS else MAX_STEPS
-    if not 1 <= num_steps <= most or num_steps != int(num_steps):
-        raise ValueError(f"num_steps is a whole number from 1 to {most} with spacing {name!r}; got {num_steps}")
-    num_steps = int(num_steps)
+    num_steps = whole("num_steps", num_steps, 1, most, context=f" with spacing {name!r}")
     if name in TIMESTEPS:
         timestep = TIMESTEPS[name](schedule, num_steps).astype(np.float64)
         sigma = schedule.sigmas[timestep.astype(int)]
     else:
         # One point more where the range's own end is the last step's
         points = num_steps + (end == "sigma_min")
-        timestep, sigma = RANGES[name](schedule, schedule.num_timesteps - 1.0, 0.0, points)
+        timestep, sigma = _range(name, schedule, num_steps, points)
         timestep, sigma = timestep[:num_steps], sigma[:num_steps]
     last = schedule.sigmas[0] if end == "sigma_min" and timestep[-1] > 0 else 0.0
     grid = Grid(np.append(timestep, 0.0), np.append(sigma, last))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sdjax.arguments import number
 from sdjax.samplers.base import Sampler, Steps
 from sdjax.schedule import NoiseSchedule
 
@@ -41,8 +42,7 @@ def make_start(
 
     Raises ValueError for a strength outside, an unknown `compat`, and what the sampler raises for its steps.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength is a number from 0, the picture as it is, to 1, pure noise; got {strength}")
+    strength = number("strength", strength, 0, 1, ", pure noise")
     if compat not in (None, *COMPAT):
         raise ValueError(f"unknown compat {compat!r}; the known ones are {', '.join(COMPAT)}")
     sigma = sampler.grid(schedule, num_steps).sigma

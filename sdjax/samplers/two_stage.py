@@ -1,7 +1,7 @@
 """Samplers that call the network twice a step, as k-diffusion has them: Heun, DPM2, DPM-Solver++(2S).
 
 With eta above 0 a step goes further down, to the noise that `split_noise` says, and adds fresh noise up to the next
-level ("ancestral"). The last step, to no noise at all, is Euler's.
+level ("ancestral"). The last step, to no noise at all, is Euler's, and so is a first one from noise alone.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import numpy as np
 
 from sdjax.samplers.ancestral import split_noise
 from sdjax.samplers.base import Sampler, Steps, check_eta, row, stack
+from sdjax.samplers.spacing import from_noise_alone
 from sdjax.schedule import NoiseSchedule
 
 
@@ -36,13 +37,14 @@ class TwoStage(Sampler):
         raise NotImplementedError
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
-        """Returns two rows a step, but one for the last where it ends without noise."""
+        """Returns two rows a step, but one for the last where it ends without noise, and for one from noise alone."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []
         for i in range(len(t) - 1):
             down, up = split_noise(sigma[i], sigma[i + 1], self.eta)
-            if down == 0:
-                rows.append(row(t[i], sigma[i], sigma[i + 1], base=0.0, calls=[1.0], noise=up))
+            if down == 0 or from_noise_alone(schedule, t[i]):
+                keep = down / sigma[i]
+                rows.append(row(t[i], sigma[i], sigma[i + 1], base=keep, calls=[1 - keep], noise=up))
                 continue
             middle = self.middle(sigma[i], down)
             first, second = self.stages(sigma[i], middle, down)

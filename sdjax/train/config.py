@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+from sdjax.arguments import dtype_name
 from sdjax.config import ConfigError
 from sdjax.train.autoencoder import AutoencoderObjective
 from sdjax.train.objectives import DiffusionObjective
@@ -13,7 +14,6 @@ from sdjax.train.optim import OptimConfig
 from sdjax.train.parallel import ParallelConfig
 from sdjax.train.state import GuardConfig
 
-DTYPES = ("float32", "bfloat16", "float16")
 PARTS = ("unet", "text", "vae")
 
 Config = TypeVar("Config")
@@ -190,8 +190,8 @@ class TrainConfig:
     autoencoder: AutoencoderObjective | None = None
     batch_size: int = 4
     accumulate: int = 1
-    dtype: str | None = None
-    frozen_dtype: str | None = None
+    dtype: Any = None
+    frozen_dtype: Any = None
     remat: Literal["none", "products", "blocks"] = "none"
     ema: EmaConfig = EmaConfig()
     guard: GuardConfig = GuardConfig()
@@ -208,11 +208,12 @@ class TrainConfig:
             raise ValueError(f'train names "unet", "text" or both, or "vae" alone; got {", ".join(self.train) or None}')
         if (self.autoencoder is not None) != ("vae" in self.train):
             raise ValueError('`autoencoder` says how an autoencoder is trained: it goes with train = ("vae",)')
+        for name in ("dtype", "frozen_dtype"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, dtype_name(value, name))
         if self.dtype == "float16":
             raise ValueError("float16 has too little range for gradients without scaling the loss: use bfloat16")
-        for name in ("dtype", "frozen_dtype"):
-            if getattr(self, name) not in (None, *DTYPES):
-                raise ValueError(f"{name} is one of {', '.join(DTYPES)}, or None; got {getattr(self, name)!r}")
         if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate divides batch_size, and both are at least 1; got {self.accumulate} and {self.batch_size}"

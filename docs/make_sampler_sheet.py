@@ -1,0 +1,67 @@
+"""Makes the sheet of all samplers at few and many steps on the built-in model: one prompt, one seed, nothing chosen.
+
+    python docs/make_sampler_sheet.py
+
+Writes docs/sheets/samplers.png. Run it again when the built-in model or a sampler changes.
+"""
+
+import argparse
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import sdjax
+from sdjax.samplers import SAMPLERS
+
+FILE = Path(__file__).parent / "sheets" / "samplers.png"
+STEPS = (10, 20, 50)
+PROMPT, SEED = "a cat on a blue background", 0
+COLUMNS = 6  # samplers beside each other
+GAP = 2  # white pixels between pictures
+LABEL = 14  # height of a line of text
+
+
+def make_column(pipe: sdjax.Pipeline, name: str) -> list[np.ndarray]:
+    """Returns one sampler's pictures, one for each of STEPS."""
+    scale = 1.0 if name == "lcm" else None
+    return [
+        sdjax.text_to_image(pipe, PROMPT, seed=SEED, sampler=name, num_steps=steps, guidance_scale=scale)[0]
+        for steps in STEPS
+    ]
+
+
+def draw(columns: dict[str, Sequence[np.ndarray]]) -> bytes:
+    """Returns the columns of pictures as one PNG of 64 colours, each below its name."""
+    side = max(picture.shape[0] for column in columns.values() for picture in column)
+    wide, high = 2 * side + GAP, LABEL + len(STEPS) * (side + GAP)
+    rows = -(-len(columns) // COLUMNS)
+    left = 20  # for the numbers of steps
+    sheet = Image.new("RGB", (left + COLUMNS * wide, rows * high), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (name, column) in enumerate(columns.items()):
+        x, y = left + number % COLUMNS * wide, number // COLUMNS * high
+        pen.text((x, y + 1), name, "black")
+        for steps, picture, top in zip(STEPS, column, range(y + LABEL, y + high, side + GAP)):
+            sheet.paste(Image.fromarray(picture), (x, top))
+            pen.text((2, top + side // 2 - 5), str(steps), "black")
+    data = io.BytesIO()
+    sheet.quantize(64, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
+def main() -> None:
+    """Makes and writes the sheet."""
+    parser = argparse.ArgumentParser(description="Makes the sheet of all samplers with the built-in model.")
+    parser.add_argument("--out", type=Path, default=FILE, metavar="FILE", help="default: docs/sheets/samplers.png")
+    args = parser.parse_args()
+    pipe = sdjax.load()
+    data = draw({name: make_column(pipe, name) for name in SAMPLERS})
+    args.out.write_bytes(data)
+    print(f"{args.out}: {len(data)} bytes")
+
+
+if __name__ == "__main__":
+    main()

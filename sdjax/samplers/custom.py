@@ -1,0 +1,63 @@
+"""Samplers that were written elsewhere: what they leave out is `Sampler`'s."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax.samplers.base import Rule, Sampler, State, Steps
+from sdjax.samplers.spacing import Grid
+from sdjax.schedule import NoiseSchedule
+from sdjax.typing import Latent
+
+
+@dataclasses.dataclass(frozen=True)
+class Custom(Sampler):
+    """A sampler around an object with a method `steps(schedule, num_steps)`, and whatever else of `Sampler` it has.
+
+    Its grid is where its rows start steps, unless it has a method `grid`; steps are left out in front by `skip`, if
+    `steps` takes that, or by cutting its rows.
+    """
+
+    inner: Any = None
+
+    @property
+    def rule(self) -> Rule:
+        """What is compiled."""
+        return self.inner.rule if hasattr(self.inner, "rule") else super().rule
+
+    def grid(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Grid:
+        """Returns where the steps start and end, without the first `skip` of them."""
+        if hasattr(self.inner, "grid"):
+            return self.inner.grid(schedule, num_steps, skip=skip)
+        rows = self.steps(schedule, num_steps)
+        ends = ((rows.timestep, np.float32(0)), (rows.sigma, rows.sigma_next[-1]))
+        return Grid(*(np.append(values[rows.starts_step], last).astype(np.float64)[skip:] for values, last in ends))
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+        """Returns the object's rows, without those of the first `skip` steps."""
+        if "skip" in inspect.signature(self.inner.steps).parameters:
+            return self.inner.steps(schedule, num_steps, skip=skip)
+        rows = self.inner.steps(schedule, num_steps)
+        first = int(np.flatnonzero(rows.starts_step)[skip])
+        return jax.tree.map(lambda a: a[first:], rows)
+
+    def initial(self, noise: Latent, rows: Steps) -> Latent:
+        """Returns the x to start from, given unit noise."""
+        return (self.inner.initial if hasattr(self.inner, "initial") else super().initial)(noise, rows)
+
+    def final(self, state: State, rows: Steps) -> Latent:
+        """Returns the latent after the last row."""
+        return (self.inner.final if hasattr(self.inner, "final") else super().final)(state, rows)
+
+
+def complete(sampler: Any) -> Sampler:
+    """Returns a sampler as it is, and an object with a method `steps` as one. Raises ValueError for anything else."""
+    if isinstance(sampler, Sampler):
+        return sampler
+    if isinstance(sampler, type) or not callable(getattr(sampler, "steps", None)):
+        what = f"the class {sampler.__name__}: hand over {sampler.__name__}()" if isinstance(sampler, type) else sampler
+        raise ValueError(f"sampler is a name or a sampler, an object with a method steps; got {what}")
+    return Custom(inner=sampler)
