@@ -36,6 +36,14 @@ def test_pictures_are_listed_in_natural_order_without_their_masks(tmp_path):
     assert list_pictures(str(tmp_path))[0] == tmp_path / "A1.webp"
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("nowhere.png", path)])
+def test_what_is_neither_file_nor_folder_is_named(tmp_path, make):
+    fill(tmp_path, "a.png")
+    make(tmp_path / "b.png")
+    with pytest.raises(PictureError, match=r"b\.png is no file but"):
+        list_pictures(tmp_path)
+
+
 def test_a_mask_of_no_picture_is_a_picture(tmp_path):
     fill(tmp_path, "fancy_mask.png", "_mask.png", "x.mask.png")
     assert listed(tmp_path) == ["_mask.png", "fancy_mask.png", "x.mask.png"]

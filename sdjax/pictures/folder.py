@@ -71,6 +71,8 @@ def _names(folder: Path) -> list[str]:
                 raise PictureError(f"{folder}: {entry.name} is a link that leads out of the folder; put the file there")
             if entry.is_file():
                 names.append(entry.name)
+            elif not entry.is_dir():
+                raise PictureError(f"{folder}: {entry.name} is no file but a pipe, a device or a link to nothing")
     return sorted(names, key=natural)
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import re
+import sys
 
 import pytest
 
@@ -86,6 +87,17 @@ def test_runs_are_numbered_and_none_is_written_over(tmp_path, monkeypatch):
     with contextlib.suppress(ValueError), training_flags.workdir(args, False) as folder:
         raise ValueError("failed before the first step")
     assert sorted(os.listdir("runs")) == ["mine-001", "mine-002"]
+
+
+@pytest.mark.parametrize(("own", "then"), [(None, "3"), ("0", "0")])
+def test_xlas_own_line_about_slow_compiles_is_silenced_unless_the_user_wants_it(monkeypatch, own, then):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    if own is None:
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    monkeypatch.delitem(sys.modules, "jaxlib", raising=False)  # as at the start of a process
+    with pytest.raises(SystemExit):
+        main(["train", "--lr", "nan"])
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == then
 
 
 def test_a_bad_folder_of_data_leaves_no_run(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 import contextlib
 import itertools
+import os
 import pickle
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sdjax.sharding import make_mesh
+from sdjax.train.data.array_records import ArrayRecords, write
 from sdjax.train.data.buckets import Buckets
+from sdjax.train.data.folder import Folder
 from sdjax.train.data.loader import Loader, TooManyBadPictures, rows_of
 from sdjax.train.data.pictures import Part, Pictures
+from sdjax.train.data.tars import TarShards
 
 SIZES = ((48, 48), (96, 48), (50, 47), (48, 96))
 BUCKETS = Buckets(((48, 48), (64, 32), (32, 64)))
@@ -150,6 +154,36 @@ def test_bad_pictures_are_counted_by_reason_and_replaced_by_others_of_the_bucket
     assert "picture" in reason
     for batch in seen:
         assert len({image.shape for image in batch["image"]}) == 1
+
+
+def test_bad_pictures_are_named_once_by_their_file(tmp_path):
+    for i in range(12):
+        (tmp_path / f"{i}.png").write_bytes(picture_sets.encoded(i, 48, 48))
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(whole[: len(whole) // 2])  # its head is whole
+    (tmp_path / "4.png").write_bytes(b"some text")
+    (tmp_path / "5.png").unlink()
+    os.mkfifo(tmp_path / "5.png")
+    pictures = Pictures([Part(Folder(tmp_path, default="x"))], Buckets.square(48))
+    (notice,) = pictures.notices
+    assert f"{tmp_path / '4.png'}: the picture: PNG, JPEG and WebP files are read" in notice
+    assert f"{tmp_path / '5.png'}: the file cannot be read" in notice
+    one, said = Loader(pictures, batch_size=5, seed=0, threads=1), []
+    one.say = said.append
+    list(one.iterate(0, 8))
+    assert len(said) == 1
+    assert said[0].startswith(f"passed over: {tmp_path / '3.png'}: ")
+
+
+def test_bad_pictures_of_shards_are_named_by_shard_and_member(tmp_path):
+    whole = picture_sets.encoded(0, 48, 48)
+    picture = lambda i: whole[: len(whole) // 2] if i == 1 else whole  # noqa: E731
+    source = TarShards(picture_sets.write_tar(tmp_path / "a.tar", range(3), picture=picture))
+    pictures = Pictures([Part(source)], Buckets.square(48))
+    assert pictures.place(0, 1) == f"000000001 in {tmp_path / 'a.tar'}"
+    write(source, tmp_path / "records")
+    (file,) = (tmp_path / "records").glob("*.array_record")
+    assert ArrayRecords(file).place(1) == f"record 1 of {file}"
 
 
 def test_too_many_bad_pictures_end_the_run():

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,25 @@ def test_events_come_when_they_are_due_and_the_best_state_is_saved(tmp_path, tra
     run(tmp_path, train_step, 7, events=(Event(2, validate),), keep=1)
     assert called == [2, 4, 6, 7]
     assert Checkpoints(tmp_path, keep=1).steps() == [4, 7]
+
+
+def test_compiling_is_said_and_counts_for_no_time(tmp_path, train_step, capsys):
+    seen = set()
+
+    def slow(state, data):
+        if len(data[0]) not in seen:  # as XLA
+            seen.add(len(data[0]))
+            time.sleep(1.0)
+        return train_step(state, data)
+
+    sizes = lambda n: jax.tree.map(lambda a: a[: 2 if n % 2 else 1], batch(n))  # noqa: E731
+    run(tmp_path, slow, 6, batch=sizes, log_every=1, programs=2)
+    told = capsys.readouterr().err
+    assert "compiling program 1 of 2 of the training step" in told
+    assert "; 1 more to come, each with the first batch of its size" in told
+    assert told.count("compiled in ") == told.count("compiling program") == 2
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert max(line["seconds"] for line in lines) < 1.0
 
 
 def test_a_run_that_hangs_ends_with_a_sentence(tmp_path):
