@@ -15,6 +15,7 @@ from sdjax.config import (
     ConfigError,
     ModelConfig,
 )
+from sdjax.pinned import pinned
 from sdjax.tokenizer import Tokenizer
 
 from . import detection, diffusers_config, keys, ldm_config, prediction, tables
@@ -79,6 +80,7 @@ class Model:
         return self.own_tokenizer or Tokenizer()
 
 
+@pinned()
 def load_model(
     source: Any,
     config: ModelConfig | str | os.PathLike[str] | None = None,

@@ -9,7 +9,7 @@ from sdjax.scripts import options, runtime, saving, settings
 from sdjax.scripts.flags import Needs
 from sdjax.scripts.job import Job, note, texts
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.prompts import read_prompts, warn_of_cut_prompts
+from sdjax.scripts.prompts import check_prompts, read_prompts
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
 
     saving.check_outdir(args.outdir)
     pipe = job.load(check)
-    warn_of_cut_prompts(pipe, {args.negative_prompt, *prompts})
+    check_prompts(pipe, [*prompts, args.negative_prompt])
     with runtime.Progress(1) as progress:
         pixels = sdjax.animate(
             pipe, prompts, seeds=args.seed, frames=args.frames, loop=args.loop, negative_prompt=args.negative_prompt,

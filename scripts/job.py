@@ -1,7 +1,6 @@
 """A command that makes pictures, from its flags to the files it writes: the part that all of them share."""
 
 import argparse
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from sdjax import files
 from sdjax._version import __version__
 from sdjax.scripts import options, runtime, saving, settings
-from sdjax.scripts.prompts import Batch, pictures_at_a_time, warn_of_cut_prompts
+from sdjax.scripts.prompts import Batch, check_prompts, pictures_at_a_time
 
 MAX_GRID = 40_000_000  # pixels of the pictures in a grid, as many as a picture given may have
 
@@ -26,6 +25,10 @@ class Job:
         if args.n_rows < 0:
             raise ValueError(f"--n_rows is at least 1, or 0 to take --n_samples; got {args.n_rows}")
         saving.check_watermark(args.watermark)
+        if args.dpm and args.plms:
+            note("--plms is not used: --dpm goes before it, as in the references")
+        if args.skip_save and args.skip_grid and task != "animate":
+            note("with --skip_save and --skip_grid pictures are made, and nothing is written")
         self.devices = runtime.set_up_jax(args.device)
         runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta)
         self.own = own_model(self.checkpoint, task, getattr(args, "method", None))
@@ -117,7 +120,7 @@ class Job:
         from sdjax import image, sharding
 
         args = self.args
-        warn_of_cut_prompts(self.pipe, {args.negative_prompt, *(p for batch in batches for p in batch.prompts)})
+        check_prompts(self.pipe, [*(prompt for batch in batches for prompt in batch.prompts), args.negative_prompt])
         made, described = [], []
         many = max(number for batch in batches for number in batch.inputs) > 0
         most = max(len(batch.seeds) for batch in batches)
@@ -146,7 +149,8 @@ class Job:
                         description["safety"] = safety[index]
                     if not args.skip_save:
                         marked = saving.mark(picture, args.watermark)
-                        progress.print(image.save_numbered(self.folder / "samples", marked, texts(description)))
+                        own = description | ({} if marked is picture else {"watermark": args.watermark})
+                        progress.print(image.save_numbered(self.folder / "samples", marked, texts(own)))
                     if not args.skip_grid:
                         described.append(description)
                         if picture.size // 3 * len(described) <= MAX_GRID:
@@ -178,15 +182,19 @@ class Job:
         """Returns every setting that the pictures of a run have in common."""
         import jax
 
+        from sdjax.effects import in_use
+        from sdjax.pinned import recorded
+
         args, pipe = self.args, self.pipe
+        scale = pipe.config.guidance_scale if args.scale is None else args.scale
         devices = jax.local_devices() if self.devices is None else self.devices
         return {
             "task": self.task,
-            "negative_prompt": args.negative_prompt,
+            **({} if scale == 1 else {"negative_prompt": args.negative_prompt}),
             "sampler": self.name,
-            "sampler_options": dataclasses.asdict(self.sampler),
+            "sampler_options": in_use(self.sampler),
             "steps": args.steps,
-            "guidance_scale": pipe.config.guidance_scale if args.scale is None else args.scale,
+            "guidance_scale": scale,
             "variant": args.variant,
             "ema": args.ema,
             "config": pipe.config.name,
@@ -196,7 +204,7 @@ class Job:
             "parallel": args.parallel,
             "devices": {"kind": devices[0].device_kind, "count": len(devices)},
             "versions": {"sdjax": __version__, "jax": jax.__version__},
-            **({} if args.watermark is None else {"watermark": args.watermark}),
+            **({"jax_settings": recorded()} if recorded() else {}),
         }
 
 
@@ -252,7 +260,7 @@ def texts(picture: dict[str, Any]) -> dict[str, str]:
     """Returns the text chunks of the PNG file of a picture with these settings."""
     from sdjax.image import infotext
 
-    parameters = infotext(picture["prompt"], picture["negative_prompt"], settings.web_ui_fields(picture))
+    parameters = infotext(picture["prompt"], picture.get("negative_prompt", ""), settings.web_ui_fields(picture))
     return {"parameters": parameters, "sdjax": settings.to_json(picture)}
 
 
@@ -268,6 +276,9 @@ def save_grid(
     own = [key for key in ("prompt", "seed", "init_img", "mask", "safety") if key in first]
     pictures = [{key: picture[key] for key in own} for picture in described]
     shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
+    plain = image.grid(np.stack(made), columns)
+    pixels = saving.mark(plain, watermark)  # anew: the pictures in it are unmarked
+    if pixels is not plain:
+        shared["watermark"] = watermark
     chunks = texts(first) | {"sdjax": settings.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})}
-    pixels = saving.mark(image.grid(np.stack(made), columns), watermark)  # anew: the pictures in it are unmarked
     return image.save_numbered(folder, pixels, chunks, prefix="grid-", digits=4)

@@ -4,14 +4,18 @@ Nothing heavy is imported before a subcommand has read its arguments, so that ev
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from sdjax import files
 from sdjax._version import __version__
+from sdjax.notes import Note
 from sdjax.scripts import flags
 
 EXTRAS = {  # the modules that come with them, as a user would miss them
@@ -66,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = command.make_parser().parse_args(rest)
     try:
         flags.check(args)
-        command.run(args)
+        with notes_shown():
+            command.run(args)
         with files.doing("writing to", "standard output"):
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -93,6 +98,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _drop_output() -> None:
     """Sends what is left of standard output nowhere, where Python would fail to write it at the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def notes_shown() -> Iterator[None]:
+    """Shows the library's notes on standard error while a command runs, each text once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Note)
+        usual, shown = warnings.showwarning, set()
+
+        def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
+            if not issubclass(category, Note):
+                usual(message, category, *where, **more)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                print(f"note: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
 
 
 def make_parser() -> argparse.ArgumentParser:

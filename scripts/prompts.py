@@ -70,9 +70,9 @@ def read_prompts(path: str) -> list[str]:
     return lines
 
 
-def warn_of_cut_prompts(pipe: Any, prompts: set[str]) -> None:
-    """Says on standard error what of the prompts the text encoder will not see."""
-    length = pipe.config.text.max_length
-    for prompt in sorted(prompts):
-        if rest := pipe.tokenizer.cut(prompt, length=length):
-            print(f'warning: a prompt has more than {length - 2} tokens; left out is "{rest}"', file=sys.stderr)
+def check_prompts(pipe: Any, prompts: list[str]) -> None:
+    """Says what of the prompts the text encoder will not see, and what it will not understand."""
+    from sdjax import prompt_syntax
+
+    prompt_syntax.check_prompts(prompts)
+    prompt_syntax.check_lengths(pipe.tokenizer, prompts, pipe.config.text.max_length)

@@ -2,10 +2,12 @@
 
 import argparse
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdjax import files
+from sdjax.notes import Note
 
 if TYPE_CHECKING:
     from sdjax.schedule import NoiseSchedule
@@ -60,6 +62,7 @@ def make_sampler(
     Raises ValueError for an option that it does not have, or a value of another kind.
     """
     from sdjax import generate
+    from sdjax.effects import ignored
     from sdjax.samplers import SAMPLERS
 
     own = vars(SAMPLERS[name]())
@@ -67,6 +70,9 @@ def make_sampler(
     if eta is not None and ("eta" in own or eta != 0):  # 0 says nothing to a sampler that never adds noise
         given.append(("eta", "=", str(eta)))
     changed = {}
+    twice = [option for number, (option, *_) in enumerate(given) if option in [other for other, *_ in given[:number]]]
+    if twice:
+        raise ValueError(f"the sampler's option {twice[0]} is given twice (--ddim_eta is eta): give it once")
     for option, equals, value in given:
         if not equals:
             raise ValueError(f"--sampler-option is NAME=VALUE; got {option!r}")
@@ -78,7 +84,13 @@ def make_sampler(
         except (ValueError, KeyError):
             wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
             raise ValueError(f"{option} of the sampler {name} is {wanted}; got {value!r}") from None
-    return generate.make_sampler(name, schedule, **changed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Note)  # on the command line it is an error
+        sampler = generate.make_sampler(name, schedule, **changed)
+    for field, otherwise in ignored(sampler):
+        if field.name in changed:  # at its default too
+            raise ValueError(f"{field.name} of the sampler {name} has no effect {otherwise}: leave it out")
+    return sampler
 
 
 _READERS = {bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str}

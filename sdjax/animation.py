@@ -9,11 +9,14 @@ import numpy as np
 
 from sdjax import arguments, compilation_cache, generate, samplers, sharding
 from sdjax.arguments import flag, number, texts, whole
-from sdjax.denoiser import Conditioning, check_guidance_scale
+from sdjax.denoiser import Conditioning, check_guidance_scale, check_negatives
 from sdjax.hints import explains_arguments
 from sdjax.image import to_uint8
 from sdjax.kinds import check_task
+from sdjax.notes import note
+from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline, make_keys
+from sdjax.prompt_syntax import check_prompts
 from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Context, Latent, Pixels
 
@@ -22,6 +25,7 @@ STRAIGHT = 1e-6  # sine of an angle below which a great circle is as good as a s
 
 
 @explains_arguments()
+@pinned()
 def animate(
     pipe: Pipeline,
     prompts: str | Sequence[str],
@@ -69,6 +73,12 @@ def animate(
     common, rest = split_steps(sampler, pipe.schedule, num_steps, prompt_strength)
     scale = check_guidance_scale(pipe.config.guidance_scale if guidance_scale is None else guidance_scale)
     batch, loop, exact = whole("batch", batch), flag("loop", loop), flag("exact", exact)
+    check_negatives(negatives, scale)
+    check_prompts([*prompts, *negatives])
+    if len(set(prompts)) == 1:
+        for name, value, usual in ("interpolation", interpolation, "linear"), ("prompt_strength", prompt_strength, 1):
+            if value != usual:
+                note(f"{name} has no effect on one prompt: give several different ones, or leave it out")
     if batch < 1:
         raise ValueError(f"batch is at least 1; got {batch}")
     mesh = sharding.make_mesh(devices)

@@ -18,6 +18,7 @@ from sdjax._version import __version__
 from sdjax.config import ModelConfig
 from sdjax.hub import is_hub_name
 from sdjax.nn import param_shapes
+from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline, cast, make_keys
 from sdjax.tokenizer import Tokenizer
 
@@ -58,6 +59,7 @@ def random_model(config: ModelConfig, dtype: str, seed: int = 0) -> Pipeline:
     return Pipeline(config, cast(params, dtype), Tokenizer(), dtype, f"random weights of {config.name}")
 
 
+@pinned()
 def measure(pipe: Pipeline, size: int, batch: int, *, repeats: int = 3, device: jax.Device | None = None) -> Result:
     """Measures pictures of size x size pixels, `batch` at a time, with guidance, by DDIM."""
     device = jax.local_devices()[0] if device is None else device

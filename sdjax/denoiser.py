@@ -4,7 +4,7 @@ Samplers live in x = x0 + sigma noise; the network was trained on x / sqrt(1 + s
 knows both, and the only one that knows what the network predicts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sdjax.arguments import number
+from sdjax.notes import note
 from sdjax.schedule import PREDICTIONS
 from sdjax.typing import Context, Latent, Timestep
 
@@ -119,6 +120,12 @@ def guide(
 def check_guidance_scale(scale: float) -> float:
     """Returns the scale as Python's float. Raises ValueError unless it is a finite number."""
     return number("guidance_scale", scale)
+
+
+def check_negatives(negatives: Sequence[str], scale: float) -> None:
+    """Notes negative prompts where there is no guidance away from them."""
+    if scale == 1 and any(negatives):
+        note("negative_prompt has no effect at guidance_scale 1, which is no guidance: leave it out")
 
 
 def per_image(value: jax.Array | float, x: Latent) -> jax.Array:

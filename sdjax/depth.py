@@ -20,6 +20,7 @@ from sdjax.image import to_float
 from sdjax.kinds import check_task
 from sdjax.nn import DepthEstimator
 from sdjax.nn.dpt import network_size
+from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline
 from sdjax.resize import resize
 from sdjax.run import SIDES, Run, by_size, joined, make_run
@@ -31,6 +32,7 @@ Depth = Float[np.ndarray, "h w"]
 
 
 @explains_arguments()
+@pinned()
 def depth_to_image(
     pipe: Pipeline,
     image: Any,
@@ -88,6 +90,7 @@ WITHOUT = "this model has no depth network"
 
 
 @explains_arguments()
+@pinned()
 def estimate_depth(
     pipe: Pipeline,
     image: Any,

@@ -19,6 +19,8 @@ from sdjax.config import ModelConfig
 from sdjax.hints import explains_arguments
 from sdjax.image import to_float
 from sdjax.kinds import check_task, kind_of
+from sdjax.notes import note
+from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline
 from sdjax.run import (
     STEP,
@@ -64,6 +66,7 @@ class Options(TypedDict, total=False):
 
 
 @explains_arguments()
+@pinned()
 def text_to_image(
     pipe: Pipeline,
     prompt: str | Sequence[str],
@@ -109,6 +112,7 @@ def text_to_image(
 
 
 @explains_arguments()
+@pinned()
 def image_to_image(
     pipe: Pipeline,
     image: Any,
@@ -150,6 +154,7 @@ def image_to_image(
 
 
 @explains_arguments()
+@pinned()
 def two_pass(
     pipe: Pipeline,
     prompt: str | Sequence[str],
@@ -198,6 +203,7 @@ def enlarged(config: ModelConfig, size: tuple[int, int], enlarge: float) -> tupl
 
 
 @explains_arguments()
+@pinned()
 def inpaint(
     pipe: Pipeline,
     image: Any,
@@ -233,6 +239,16 @@ def inpaint(
     only_masked, composite = flag("only_masked", only_masked), flag("composite", composite)
     given = inputs.open_pictures(image)
     masks = inputs.open_masks(mask, [picture.shape[:2] for picture in given])
+    empty = sum(not one.any() for one in masks)
+    if empty:
+        note(
+            f"the mask of {empty} of {len(masks)} pictures selects nothing (white is made anew): they come back as "
+            "they are"
+        )
+    if feather and not composite:
+        note("feather has no effect without composite, which joins the two: leave one of them out")
+    if padding != 32 and not only_masked:
+        note("padding has no effect without only_masked: ask for that, or leave it out")
     side = pipe.config.image_size if only_masked else None
     frames = [inputs.make_frame(*pair, side=side, padding=padding) for pair in zip(given, masks, strict=True)]
     run = make_run(pipe, prompt, num_inputs=len(given), **options)

@@ -8,12 +8,14 @@ from sdjax import compilation_cache
 from sdjax.arguments import dtype_name
 from sdjax.config import ModelConfig
 from sdjax.hints import explains_arguments
+from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline, cast, default_dtype
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.folder import is_run
 
 
 @explains_arguments(task=False)
+@pinned()
 def load(
     path: Any = None,
     *,
@@ -78,6 +80,9 @@ def load(
     given = {"config": config, "prediction": prediction, "ema": ema, "vae": vae, "dtype": dtype, "depth": depth,
              "vision": vision, "noise_stats": noise_stats}  # fmt: skip
     if own:
+        for part, value in ("variant", variant), ("revision", revision):
+            if value is not None:
+                raise ValueError(f"{part} has no effect on the built-in model: name another one, or leave it out")
         said += [builtin.NOTICE] if path is None else []
         model = builtin.load_model(path or builtin.NAME, **given)
         name = builtin.place(path or builtin.NAME)

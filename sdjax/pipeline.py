@@ -15,13 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax import arguments, denoiser, sharding, tiling
+from sdjax import denoiser, sharding, tiling
 from sdjax.arguments import dtype_name
 from sdjax.blending import Known
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.denoiser import Conditioning
 from sdjax.hints import unknown_attribute
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet, latent_from_moments
+from sdjax.pinned import make_keys as make_keys  # where everybody looks for it
+from sdjax.pinned import pinned
+from sdjax.prompt_syntax import check_lengths
 from sdjax.samplers import base
 from sdjax.schedule import NoiseSchedule
 from sdjax.tokenizer import Tokenizer
@@ -58,16 +61,6 @@ def summary(loaded: Any, name: str) -> str:
     count = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(loaded.params))
     source = f" from {loaded.source!r}" if loaded.source else ""
     return f"<{type(loaded).__name__} {name}{source}: {count:,} parameters, {loaded.dtype}>"
-
-
-def make_keys(seeds: Sequence[int]) -> Key:
-    """Returns one key an image, [b], from seeds of up to 64 bits; for 32 bits they are jax.random.key(seed).
-
-    Raises ValueError for a seed outside 0 ... 2**64 - 1, and what is no whole number.
-    """
-    seeds = [arguments.seed(seed) for seed in seeds]
-    words = np.array([(seed >> 32, seed & 0xFFFFFFFF) for seed in seeds], np.uint32).reshape(len(seeds), 2)
-    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def one_by_one(function: Callable, *batched: Any) -> Any:
@@ -191,15 +184,21 @@ class Pipeline:
 
         convert.save(self.config, self.params, path, to=to, tokenizer=self.tokenizer, overwrite=overwrite)
 
+    @pinned()
     def encode_prompt(
         self, prompts: Sequence[str], *, mesh: Mesh, parallel: str = "jit", exact: bool = False
     ) -> Context:
-        """Returns the encoded prompts, float32 [b, 77, width]; b is a multiple of the mesh's size."""
+        """Returns the encoded prompts, float32 [b, 77, width]; b is a multiple of the mesh's size.
+
+        What is too long is cut, and a `sdjax.notes.Note` says what is left out.
+        """
         text = self.config.text
+        check_lengths(self.tokenizer, prompts, text.max_length)
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
         run = sharding.compiled(_encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
         return run(self.on(mesh)["text"], sharding.split(ids, mesh))
 
+    @pinned()
     def encode_image(
         self, image: Image, *, mesh: Mesh, keys: Key | None = None, draw: int = 0, parallel: str = "jit"
     ) -> Latent:
@@ -211,12 +210,14 @@ class Pipeline:
         run = sharding.compiled(_encode_image, static, mesh, (False, True, True), parallel)
         return run(self.on(mesh)["vae"], sharding.split(image, mesh), keys)
 
+    @pinned()
     def noise(self, keys: Key, height: int, width: int, *, mesh: Mesh, parallel: str = "jit") -> Latent:
         """Returns unit normal starting noise for pictures of height x width pixels, float32, one draw a key."""
         vae = self.config.vae
         shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
         return sharding.compiled(_noise, shape, mesh, (True,), parallel)(sharding.split(keys, mesh))
 
+    @pinned()
     def sample(
         self, sampler: base.Sampler, rows: base.Steps, x: Latent, keys: Key, conditioning: Conditioning,
         unconditional: Conditioning | None = None, guidance_scale: float = 1.0, *, known: Known | None = None,
@@ -241,6 +242,7 @@ class Pipeline:
                 progress(min(done, total), total)
         return state
 
+    @pinned()
     def resize_latent(
         self, latent: Latent, height: int, width: int, method: str, *, mesh: Mesh, parallel: str = "jit"
     ) -> Latent:
@@ -248,6 +250,7 @@ class Pipeline:
         static = (height // self.config.vae.factor, width // self.config.vae.factor, method)
         return sharding.compiled(_resize, static, mesh, (True,), parallel)(latent)
 
+    @pinned()
     def decode(self, latent: Latent, *, mesh: Mesh, parallel: str = "jit") -> Image:
         """Returns the images of latents, float32, about [-1, 1] and not clipped."""
         run = sharding.compiled(_decode, (self.config.vae, self.dtype), mesh, (False, True), parallel)

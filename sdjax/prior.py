@@ -17,10 +17,12 @@ from jaxtyping import Array, Bool, Float
 from sdjax import sharding
 from sdjax.arguments import dtype_name, texts, whole
 from sdjax.config import PriorConfig, ScheduleConfig
-from sdjax.denoiser import check_guidance_scale
+from sdjax.denoiser import check_guidance_scale, check_negatives
 from sdjax.hints import explains_arguments
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
+from sdjax.pinned import pinned
 from sdjax.pipeline import cast, default_dtype, make_keys, summary
+from sdjax.prompt_syntax import check_lengths, check_prompts
 from sdjax.samplers.base import PRIOR, draw_noise
 from sdjax.schedule import alphas_cumprod
 from sdjax.tokenizer import Tokenizer
@@ -147,6 +149,7 @@ class Prior:
 
     @classmethod
     @explains_arguments(task=False)
+    @pinned()
     def load(cls, path: Any, *, dtype: Any = None, variant: str | None = None) -> "Prior":
         """Returns the prior of a diffusers folder or hub repository, "kakaobrain/karlo-v1-alpha".
 
@@ -159,13 +162,16 @@ class Prior:
         config, params, tokenizer = convert.load_prior(resolve(path, variant=variant), dtype)
         return cls(config, cast(params, dtype), tokenizer, dtype, str(path))
 
+    @pinned()
     def tell(self, prompts: Sequence[str]) -> Told:
         """Returns what the network is told of the prompts."""
         text = self.config.text
+        check_lengths(self.tokenizer, prompts, text.max_length)
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
         return _tell((self.config, self.dtype), self._placed.on_default_device(self.params)["text"], jnp.asarray(ids))
 
     @explains_arguments(task=False)
+    @pinned()
     def embed(
         self,
         prompts: Sequence[str],
@@ -190,6 +196,8 @@ class Prior:
                 f"{len(negatives)} negative prompts"
             )
         check_guidance_scale(guidance_scale)
+        check_negatives(negatives, guidance_scale)
+        check_prompts([*prompts, *negatives])
         if exact and len(prompts) > 1:
             how = {"num_steps": num_steps, "guidance_scale": guidance_scale}
             each = zip(prompts, seeds, negatives, strict=True)

@@ -14,9 +14,11 @@ from sdjax import arguments, compilation_cache, samplers, sharding
 from sdjax.arguments import flag, texts, whole
 from sdjax.blending import Known
 from sdjax.config import ModelConfig
-from sdjax.denoiser import Conditioning, check_guidance_scale
+from sdjax.denoiser import Conditioning, check_guidance_scale, check_negatives
 from sdjax.image import to_float, to_uint8
+from sdjax.notes import note
 from sdjax.pipeline import Pipeline, make_keys
+from sdjax.prompt_syntax import check_prompts
 from sdjax.samplers import Start, make_start
 from sdjax.samplers.custom import complete
 from sdjax.samplers.spacing import fitting
@@ -188,8 +190,14 @@ class Run:
         return sharding.split(np.stack(self._fill(list(arrays))), self.mesh)
 
     def start(self, strength: float = 1.0, *, compat: str | None = None) -> Start:
-        """Returns where sampling starts."""
-        return make_start(self.sampler, self.pipe.schedule, self.num_steps, strength, compat=compat)
+        """Returns where sampling starts; a `sdjax.notes.Note` says where that is already the end."""
+        start = make_start(self.sampler, self.pipe.schedule, self.num_steps, strength, compat=compat)
+        if start.rows is None:
+            note(
+                f"strength {strength:g} leaves none of {self.num_steps} steps: nothing is made by the prompt, and the "
+                "picture only goes through the autoencoder"
+            )
+        return start
 
     def noise(self, height: int, width: int) -> Latent:
         """Returns unit starting noise for pictures of height x width pixels."""
@@ -294,6 +302,8 @@ def make_run(
     if progress is not None and not callable(progress):
         raise ValueError(f"progress is a function of (done, total); got {arguments.shown(progress)}")
     mesh, exact = sharding.make_mesh(devices), flag("exact", exact)
+    check_negatives(negatives, scale)
+    check_prompts([*prompts, *negatives])
     return Run(
         pipe, prompts, negatives, seeds, inputs, sampler, num_steps, scale, mesh, parallel, exact, progress
     )  # fmt: skip

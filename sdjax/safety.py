@@ -20,6 +20,7 @@ from sdjax.arguments import dtype_name
 from sdjax.config import VisionConfig
 from sdjax.hints import explains_arguments
 from sdjax.nn import safety
+from sdjax.pinned import pinned
 from sdjax.pipeline import cast, default_dtype, summary
 from sdjax.typing import Image, Params
 
@@ -60,6 +61,7 @@ class SafetyChecker:
 
     @classmethod
     @explains_arguments(task=False)
+    @pinned()
     def load(cls, path: Any, *, dtype: Any = None) -> "SafetyChecker":
         """Returns the safety checker of a pipeline's folder, a safety_checker folder, a file or a hub repository.
 
@@ -72,6 +74,7 @@ class SafetyChecker:
         config, params = convert.load_safety_checker(resolve(path), dtype)
         return cls(config, cast(params, dtype), dtype, str(path))
 
+    @pinned()
     def check(self, given: Sequence[Picture]) -> Verdict:
         """Returns the verdict on pictures of any sizes. One program serves any number of them."""
         if not len(given):

@@ -14,6 +14,7 @@ from sdjax.generate import Options
 from sdjax.hints import explains_arguments
 from sdjax.image import to_float, to_uint8
 from sdjax.kinds import check_task
+from sdjax.pinned import pinned
 from sdjax.pipeline import one_by_one
 from sdjax.run import Run, by_size, check_images, joined, make_run
 from sdjax.samplers import base
@@ -26,6 +27,7 @@ MAX_NOISE_LEVEL = 350  # the model was trained below it; Stability's demo allows
 
 
 @explains_arguments()
+@pinned()
 def upscale(
     pipe: Any,
     image: Any,

@@ -19,6 +19,8 @@ from sdjax.generate import Options
 from sdjax.hints import explains_arguments
 from sdjax.kinds import check_task
 from sdjax.nn import VisionEncoder
+from sdjax.notes import note
+from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline, one_by_one
 from sdjax.prior import GUIDANCE_SCALE, Prior
 from sdjax.run import Run, check_size, make_run
@@ -32,6 +34,7 @@ WITHOUT = "this model has no image tower"
 
 
 @explains_arguments()
+@pinned()
 def image_variations(
     pipe: Pipeline,
     image: Any = None,
@@ -72,6 +75,8 @@ def image_variations(
         check_levels(mix_noise_level, 1)
         if shares is None:
             raise ValueError("mix_noise_level puts noise on a mixed embedding; it needs weights")
+    if dialect != "ldm" and not given:
+        note("dialect has no effect without a picture: leave it out")
     if given and pipe.config.vision is None:
         raise ValueError(f"{WITHOUT}; sdjax.load takes one from another file by vision=, or give embeddings")
     run = make_run(pipe, prompt, num_inputs=count if shares is None else 1, **options)
@@ -85,6 +90,7 @@ def image_variations(
 
 
 @explains_arguments()
+@pinned()
 def prior_to_image(
     pipe: Pipeline,
     prior: Prior,
@@ -127,6 +133,7 @@ def prior_to_image(
         return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
 
 
+@pinned()
 def embed_images(
     pipe: Pipeline,
     image: Any,

@@ -14,16 +14,21 @@ FOLDERS = {"sdjax": ROOT / "sdjax", "sdjax.convert": ROOT / "convert", "sdjax.co
 # Part of the library -> the parts of it that it may import (itself always)
 ALLOWED = {
     "sdjax.typing": set(),
+    "sdjax.effects": {"sdjax.notes"},
     "sdjax.files": set(),
     "sdjax.arguments": set(),
     "sdjax.hints": set(),
+    "sdjax.notes": set(),
+    "sdjax.pinned": {"sdjax.arguments", "sdjax.typing"},
     "sdjax.description": set(),
     "sdjax.config": {"sdjax.description"},
     "sdjax.schedule": {"sdjax.config", "sdjax.typing"},
     "sdjax.resize": set(),
     "sdjax.nn": {"sdjax.config", "sdjax.typing", "sdjax.resize"},
     "sdjax.samplers": {"sdjax.arguments", "sdjax.schedule", "sdjax.config", "sdjax.typing"},
-    "sdjax.denoiser": {"sdjax.arguments", "sdjax.schedule", "sdjax.config", "sdjax.typing", "sdjax.samplers"},
+    "sdjax.denoiser": {"sdjax.arguments", "sdjax.notes", "sdjax.schedule", "sdjax.config", "sdjax.typing", "sdjax.samplers"},
+    "sdjax.nn": {"sdjax.config", "sdjax.pinned", "sdjax.typing", "sdjax.resize"},
+    "sdjax.samplers": {"sdjax.effects", "sdjax.schedule", "sdjax.config", "sdjax.typing"},
     "sdjax.sharding": {"sdjax.typing"},
     "sdjax.image": {"sdjax.files", "sdjax.typing", "sdjax._version"},
     "sdjax.pictures": {"sdjax.files"},
@@ -34,7 +39,7 @@ ALLOWED = {
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
     "sdjax.configs": {"sdjax.config"},
     "sdjax.convert": {"sdjax.config", "sdjax.configs", "sdjax.nn", "sdjax.checkpoint", "sdjax.tokenizer",
-                      "sdjax.arguments", "sdjax.files", "sdjax.typing", "sdjax._version"},
+                      "sdjax.arguments", "sdjax.files", "sdjax.pinned", "sdjax.typing", "sdjax._version"},
 }  # fmt: skip
 # Package -> the only modules that may import it
 ONLY = {

@@ -14,6 +14,7 @@ from sdjax.nn.clip_vision import VisionEncoder
 from sdjax.nn.dpt import STEP, DepthEstimator
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import AutoencoderKL
+from sdjax.pinned import pinned
 from sdjax.typing import Key
 
 
@@ -70,6 +71,7 @@ def _init_noise_stats(size: int, key: Key) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=32)  # tracing a UNet takes seconds, and models share networks
+@pinned()
 def _shapes(init: Any, config: Any) -> dict[str, Any]:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from sdjax.effects import needs, note_effects
 from sdjax.samplers.adaptive import Adaptive, control_rows
 from sdjax.samplers.base import Linear, Rule, Sampler, Steps, choose, row, stack
 from sdjax.samplers.spacing import RANGES, Grid
@@ -27,6 +28,9 @@ ALGORITHMS = {"dpmsolver": "epsilon", "dpmsolver++": "x0"}  # what m is
 METHODS = ("multistep", "singlestep", "singlestep_fixed", "adaptive")
 SOLVER_TYPES = ("dpm_solver", "taylor")
 SKIP_TYPES = ("time_uniform", "logSNR", "time_quadratic")
+ADAPTS = (lambda s: s.method == "adaptive", 'but with method "adaptive"')
+THRESHOLDS = (lambda s: s.thresholding, "without thresholding")
+HIGHER = (lambda s: s.order > 1, "in order 1")
 
 
 def phi(order: int, k: float) -> float:
@@ -154,18 +158,20 @@ class DPMSolver(Sampler):
     algorithm: Literal["dpmsolver", "dpmsolver++"] = "dpmsolver++"
     method: Literal["multistep", "singlestep", "singlestep_fixed", "adaptive"] = "multistep"
     order: int = 2
-    solver_type: Literal["dpm_solver", "taylor"] = "dpm_solver"
-    lower_order_below: int = 15
-    denoise_to_zero: bool = False
+    solver_type: Literal["dpm_solver", "taylor"] = needs("dpm_solver", *HIGHER)
+    lower_order_below: int = needs(
+        15, lambda s: s.method == "multistep" and s.order > 1, 'but with method "multistep" of order 2 or 3'
+    )
+    denoise_to_zero: bool = needs(False, lambda s: s.end == "sigma_min", 'with end "zero", which leaves no noise')
     thresholding: bool = False
-    quantile: float = 0.995
-    max_value: float = 1.0
-    atol: float = 0.0078
-    rtol: float = 0.05
-    h_init: float = 0.05
-    theta: float = 0.9
-    t_err: float = 1e-5
-    joint: bool = False
+    quantile: float = needs(0.995, *THRESHOLDS)
+    max_value: float = needs(1.0, *THRESHOLDS)
+    atol: float = needs(0.0078, *ADAPTS)
+    rtol: float = needs(0.05, *ADAPTS)
+    h_init: float = needs(0.05, *ADAPTS)
+    theta: float = needs(0.9, *ADAPTS)
+    t_err: float = needs(1e-5, *ADAPTS)
+    joint: bool = needs(False, *ADAPTS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,6 +196,7 @@ class DPMSolver(Sampler):
         for name in ("max_value", "atol", "rtol", "h_init", "theta", "t_err"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} is a positive number; got {getattr(self, name)}")
+        note_effects(self)
 
     @property
     def rule(self) -> Rule:

@@ -14,6 +14,7 @@ from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert import CheckpointError
 from sdjax.convert.local_models import local_path
 from sdjax.nn import init_params, param_shapes
+from sdjax.pinned import make_key, pinned
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.config import ModelSource
 from sdjax.typing import Key, Params
@@ -39,6 +40,7 @@ class Base:
         return cls(model.config, model.params, model.tokenizer())
 
 
+@pinned()
 def describe(source: ModelSource) -> ModelConfig:
     """Returns the description of the model that is trained, without reading its weights.
 
@@ -48,6 +50,7 @@ def describe(source: ModelSource) -> ModelConfig:
     return change(before, source.changes)
 
 
+@pinned()
 def open_base(source: ModelSource, seed: int) -> Base:
     """Returns the model that is trained, with its changes made. Raises as `describe`."""
     if source.scratch is not None:
@@ -120,7 +123,7 @@ def _fresh(config: ModelConfig, parts: tuple[str, ...], seed: int) -> Params:
         whole = init_params(config, key)
         return {part: whole[part] for part in parts}
 
-    return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(seed)))
+    return jax.tree.map(np.asarray, jax.jit(init)(make_key(seed)))
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

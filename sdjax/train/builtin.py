@@ -26,6 +26,7 @@ from sdjax import compilation_cache
 from sdjax.builtin import inpainting_config
 from sdjax.config import ModelConfig
 from sdjax.nn import init_params
+from sdjax.pinned import make_key, pinned
 from sdjax.tokenizer import Tokenizer
 from sdjax.train import emoji, latents, manifest, subjects, vocabulary
 from sdjax.train.autoencoder import autoencoder_loss
@@ -101,7 +102,7 @@ class Run:
 
     def initial(self, *parts: str) -> Params:
         """Returns parts of the model as they are before the first step."""
-        params = jax.jit(init_params, static_argnums=0)(self.model, jax.random.key(self.settings.seed))
+        params = jax.jit(init_params, static_argnums=0)(self.model, make_key(self.settings.seed))
         return {name: params[name] for name in parts}
 
     def averaged(self, stage: str) -> tuple[int, Params] | None:
@@ -137,6 +138,7 @@ class Run:
                     f"longer; delete {'them' if len(made) > 1 else 'it'} first, or leave its steps at {done}"
                 )
 
+    @pinned()
     def train(self) -> None:
         """Runs the stages in order, each from where it stopped."""
         compilation_cache.enable()

@@ -18,6 +18,7 @@ from sdjax import sharding
 from sdjax.generate import text_to_image
 from sdjax.image import to_float, to_uint8
 from sdjax.nn import AutoencoderKL, latent_from_moments
+from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline
 from sdjax.train import emoji, subjects
 from sdjax.train.reader import Reader, Reading
@@ -172,6 +173,7 @@ def through_autoencoder(pipe: Pipeline, batch: int = BATCH) -> Callable[[Pixels]
     return in_batches
 
 
+@pinned()
 def evaluate(
     make: Make,
     around: Callable[[Pixels], Pixels],

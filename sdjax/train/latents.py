@@ -10,12 +10,14 @@ import numpy as np
 from sdjax.config import VAEConfig
 from sdjax.files import new_file
 from sdjax.nn import AutoencoderKL
+from sdjax.pinned import pinned
 from sdjax.train.objectives import to_float
 from sdjax.typing import Params
 
 ENCODE_BATCH = 64
 
 
+@pinned()
 def encode_to_folder(
     config: VAEConfig, params: Params, pictures: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
     folder: str | pathlib.Path, *, count: int, shard: int, say: Callable[[str], Any] = print,

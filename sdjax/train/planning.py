@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sdjax.pinned import pinned
 from sdjax.train import parallel, plan
 from sdjax.train.base import describe
 from sdjax.train.config import TrainConfig
@@ -13,6 +14,7 @@ from sdjax.train.data.cached import Cached
 from sdjax.train.setup import Setup, default_dtype
 
 
+@pinned()
 def plan_of(
     config: TrainConfig, devices: int | None = None, platform: str | None = None,
     say: Callable[[str], None] = lambda text: None,

@@ -22,6 +22,7 @@ from sdjax import compilation_cache
 from sdjax._version import __version__
 from sdjax.config import ConfigError
 from sdjax.nn import TextEncoder
+from sdjax.pinned import IMPL, make_key, pinned
 from sdjax.pipeline import cast
 from sdjax.train import manifest, parallel, sets, settings
 from sdjax.train.autoencoder import adversarial_params
@@ -53,6 +54,7 @@ class Run:
     profile: str | None = None
     devices: Sequence[jax.Device] | None = None
 
+    @pinned()
     def train(self) -> TrainState:
         """Trains to the last step, from the newest checkpoint if there is one, and returns the state.
 
@@ -185,10 +187,10 @@ class Run:
 
         def create() -> TrainState:
             def make(params: Params, key: jax.Array) -> TrainState:
-                return setup.create(params, jax.random.wrap_key_data(key))
+                return setup.create(params, jax.random.wrap_key_data(key, impl=IMPL))
 
             # The seed is an argument too, as data, which several processes can give alike
-            key = np.asarray(jax.random.key_data(jax.random.key(self.config.seed)))
+            key = np.asarray(jax.random.key_data(make_key(self.config.seed)))
             return jax.jit(make, out_shardings=where, donate_argnums=0)(parallel.place(params, where.params), key)
 
         return like, create, fixed, lambda state, batch: compiled(state, fixed, batch, numbers)
@@ -197,7 +199,7 @@ class Run:
         """Returns the trained parameters, float32, and the fixed ones, on the host."""
         base = self.base.params
         if self.setup.autoencoder:
-            key = jax.random.key(self.config.seed)
+            key = make_key(self.config.seed)
             params, frozen = adversarial_params(self.config.autoencoder, base["vae"], key)
         else:
             params = {part: base[part] for part in self.config.train}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sdjax.pinned import make_key
 from sdjax.typing import Key, Params
 
 
@@ -47,7 +48,7 @@ class TrainState:
         average = jax.tree.map(jnp.array, params) if ema else None
         opt_state = jax.tree.map(jnp.array, optimizer.init(params))
         none = Refused(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), jnp.zeros([]))
-        key = jax.random.key(seed) if isinstance(seed, int) else seed
+        key = make_key(seed) if isinstance(seed, int) else seed
         return cls(jnp.zeros([], jnp.int32), params, average, opt_state, key, none)
 
     @property

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.pinned import make_key
 from sdjax.train.draws import keys_of
 from sdjax.train.objectives import Denoising, Loss
 from sdjax.train.state import TrainState
@@ -31,7 +32,7 @@ def denoising_losses(denoising: Denoising, count: int) -> Losses:
 
     def losses(params: Params, frozen: Params, batch: Any, row: jax.Array) -> dict[str, jax.Array]:
         b = jax.tree.leaves(batch)[0].shape[0]
-        keys = keys_of(jax.random.key(SEED), jnp.int32(0), row + jnp.arange(b))
+        keys = keys_of(make_key(SEED), jnp.int32(0), row + jnp.arange(b))
         error = fixed.errors(params, frozen, batch, keys)
         errors = jax.lax.map(lambda t: error(jnp.broadcast_to(t, (b,))).mean(), jnp.array(timesteps))
         return {f"t{t}": errors[i] for i, t in enumerate(timesteps)}
@@ -44,7 +45,7 @@ def plain_losses(loss: Loss) -> Losses:
 
     def losses(params: Params, frozen: Params, batch: Any, row: jax.Array) -> dict[str, jax.Array]:
         b = jax.tree.leaves(batch)[0].shape[0]
-        keys = keys_of(jax.random.key(SEED), jnp.int32(0), row + jnp.arange(b))
+        keys = keys_of(make_key(SEED), jnp.int32(0), row + jnp.arange(b))
         return loss(params, frozen, batch, keys, jnp.int32(0))[1]
 
     return losses

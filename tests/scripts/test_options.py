@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdjax import samplers
+from sdjax.effects import in_use
 from sdjax.scripts import options, runtime, settings, txt2img
 
 COMPVIS = (
@@ -51,9 +52,26 @@ def test_dpm_is_the_references_solver() -> None:
 def test_every_option_of_every_sampler_can_be_set_to_its_default(name: str) -> None:
     default = samplers.SAMPLERS[name]()
     texts = [
-        f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in vars(default).items()
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in in_use(default).items()
     ]
     assert runtime.make_sampler(name, texts) == default
+
+
+@pytest.mark.parametrize("name", options.SAMPLERS)
+def test_every_option_without_effect_is_refused_at_its_default_too(name: str) -> None:
+    default = samplers.SAMPLERS[name]()
+    for key in vars(default).keys() - in_use(default).keys():
+        value = getattr(default, key)
+        with pytest.raises(ValueError, match=f"{key} of the sampler {name} has no effect"):
+            runtime.make_sampler(name, [f"{key}={str(value).lower() if isinstance(value, bool) else value}"])
+
+
+def test_an_option_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="spacing is given twice"):
+        runtime.make_sampler("ddim", ["spacing=even", "spacing=karras"])
+    with pytest.raises(ValueError, match="eta is given twice"):
+        runtime.make_sampler("ddim", ["eta=1"], eta=0.5)
+    assert runtime.make_sampler("plms", [], eta=0.0) == samplers.PLMS()  # as the references' scripts are called
 
 
 def test_help_says_where_the_references_differ() -> None:

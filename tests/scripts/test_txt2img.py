@@ -68,6 +68,7 @@ def test_png_says_how_it_was_made(fake) -> None:
     )
     found = json.loads(texts["sdjax"])
     assert found.pop("versions").keys() == {"sdjax", "jax"}
+    assert found.pop("jax_settings")["jax_default_matmul_precision"] == "highest"  # as all tests run
     assert found.pop("model").items() >= {"name": "model.ckpt", "bytes": 7}.items()
     assert found == {
         "task": "txt2img", "prompt": "a cat,\nsitting", "negative_prompt": "dog: no", "seed": 43, "steps": 50,

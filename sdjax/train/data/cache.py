@@ -29,6 +29,7 @@ from sdjax import sharding
 from sdjax.config import TextConfig, VAEConfig
 from sdjax.files import write_file
 from sdjax.nn import AutoencoderKL
+from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline, one_by_one
 from sdjax.tokenizer import Tokenizer
 from sdjax.train.data.array_records import ENDINGS, agree, pack, writing
@@ -119,6 +120,7 @@ class LatentWriter:
         """Returns whether shard k is there."""
         return self.path(k).exists()
 
+    @pinned()
     def make(self, k: int) -> None:
         """Makes shard k, unless it is there."""
         if self.done(k):
