@@ -1,6 +1,6 @@
-"""One picture by sdjax or diffusers, from a folder: a process whose time and memory against_diffusers.py takes.
+"""One picture by sdjax, diffusers or OpenVINO, from a folder: a process whose time and memory against_peers.py takes.
 
-    python benchmarks/one_picture.py {sdjax,diffusers} FOLDER DTYPE SIZE STEPS
+    python benchmarks/one_picture.py {sdjax,diffusers,OpenVINO} FOLDER DTYPE SIZE STEPS
 
 prints the highest memory use of the process in KiB.
 """
@@ -28,12 +28,37 @@ def picture():
 
         sdjax.text_to_image(sdjax.load(folder, dtype=dtype), PROMPT, num_steps=int(steps), **asked)
         return
+    if who == "OpenVINO":
+        by_openvino(pathlib.Path(folder), dtype, int(size) // 8, int(steps))
+        return
     import torch
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     pipe(PROMPT, num_inference_steps=int(steps), **asked)
+
+
+def by_openvino(folder, dtype, side, steps):
+    """Draws by DDIM with what against_peers.py left in the folder: three networks as .xml, and the ids of tokens."""
+    import numpy as np
+    import openvino
+
+    hints = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype], "PERFORMANCE_HINT": "LATENCY"}
+    core = openvino.Core()
+    text, unet, decoder = (
+        core.compile_model(folder / f"{name}.xml", "CPU", hints) for name in ("text", "unet", "decoder")
+    )
+    alphas = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    context = text([np.load(folder / "ids.npy")])[0]
+    x = np.random.default_rng(0).standard_normal((1, 4, side, side), np.float32)
+    times = np.arange(1000 // steps * (steps - 1) + 1, 0, -(1000 // steps))
+    for t, after in zip(times, [*times[1:], 0], strict=True):
+        empty, told = unet([np.tile(x, (2, 1, 1, 1)), np.full(2, t, np.float32), context])[0]
+        noise = empty + 7.5 * (told - empty)
+        x0 = (x - (1 - alphas[t]) ** 0.5 * noise) / alphas[t] ** 0.5
+        x = (alphas[after] ** 0.5 * x0 + (1 - alphas[after]) ** 0.5 * noise).astype(np.float32)
+    decoder([x / np.float32(0.18215)])
 
 
 if __name__ == "__main__":
