@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = ("vae",)
     config.data.update(side=256, buckets=False)
     config.batch_size = 12
+    config.objective.dropout = 0.0  # the objective is a denoiser's: it has no effect here
     config.autoencoder = {
         "lpips": ("vgg16-397923af.pth", "vgg.pth"),
         "kl_weight": 1e-6,
@@ -32,6 +33,13 @@ def get_config() -> ml_collections.ConfigDict:
         "discriminator": None,
     }
     config.optim.update(
-        steps=300_000, learning_rate=5.4e-5, warmup=0, beta1=0.5, beta2=0.9, weight_decay=0.0, clip=None
+        steps=300_000,
+        learning_rate=5.4e-5,
+        warmup=0,
+        beta1=0.5,
+        beta2=0.9,
+        weight_decay=0.0,
+        decay_all=False,
+        clip=None,
     )  # 12 times 4.5e-6: the reference's rate is times the batch
     return config

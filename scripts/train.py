@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.train.config import TrainConfig, build
 
     described = build(TrainConfig, config)
+    check_effects(described, args.set)
     if args.debug_nans:
         jax.config.update("jax_debug_nans", True)
     if args.plan:
@@ -107,6 +108,16 @@ def run(args: argparse.Namespace) -> None:
         return
     with training_flags.workdir(args, jax.process_count() > 1) as folder:
         train(described, folder, args)
+
+
+def check_effects(described: Any, changes: Sequence[str]) -> None:
+    """Raises ValueError for a --set without effect, even one to the default."""
+    from sdjax.train.config import without_effect
+
+    for name, why in without_effect(described).items():
+        for path in (text.partition("=")[0].strip() for text in changes):
+            if path == name or path.startswith(f"{name}."):
+                raise ValueError(f"--set {path} has no effect {why}: leave it out")
 
 
 def train(described: Any, folder: Path, args: argparse.Namespace) -> None:
@@ -146,8 +157,12 @@ def read_config(name: str, changes: Sequence[str]) -> dict[str, Any]:
     config = _module(name).get_config()
     if not isinstance(config, ml_collections.ConfigDict):
         config = ml_collections.ConfigDict(config)
+    paths: list[str] = []
     for text in changes:
         path, equals, value = text.partition("=")
+        if path in paths:
+            raise ValueError(f"--set {path} is given twice, and takes one value: give it once")
+        paths.append(path)
         if not equals:
             raise ValueError(f"--set is NAME=VALUE, as optim.learning_rate=1e-5; got {text!r}")
         try:

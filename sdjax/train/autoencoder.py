@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from sdjax import convert
 from sdjax.config import VAEConfig
+from sdjax.effects import needs
 from sdjax.nn import AutoencoderKL, latent_from_moments
 from sdjax.nn.discriminator import SMALLEST, Discriminator
 from sdjax.nn.lpips import LPIPS
@@ -64,6 +65,9 @@ def autoencoder_loss(config: VAEConfig, *, kl_weight: float, edge_weight: float)
     return loss
 
 
+JUDGED = (lambda o: o.disc_factor > 0, "without a discriminator (disc_factor)")
+
+
 @dataclasses.dataclass(frozen=True)
 class AutoencoderObjective:
     """How an autoencoder is trained by `adversarial_loss`; the defaults are those of CompVis's kl-f8.
@@ -84,15 +88,15 @@ class AutoencoderObjective:
 
     kl_weight: float = 1e-6
     perceptual_weight: float = 1.0
-    lpips: tuple[str, ...] = ()
+    lpips: tuple[str, ...] = needs((), lambda o: o.perceptual_weight > 0, "without perceptual_weight")
     pixel_loss: Literal["l1", "l2"] = "l1"
     edge_weight: float = 0.0
     logvar: float = 0.0
-    disc_start: int = 50001
-    disc_weight: float = 0.5
+    disc_start: int = needs(50001, *JUDGED)
+    disc_weight: float = needs(0.5, *JUDGED)
     disc_factor: float = 1.0
-    disc_loss: Literal["hinge", "vanilla"] = "hinge"
-    discriminator: str | None = None
+    disc_loss: Literal["hinge", "vanilla"] = needs("hinge", *JUDGED)
+    discriminator: str | None = needs(None, *JUDGED)
 
     def __post_init__(self) -> None:
         for name, known in (("pixel_loss", PIXEL_LOSSES), ("disc_loss", DISC_LOSSES)):

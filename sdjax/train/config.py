@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeVar
 
 from sdjax.arguments import dtype_name
 from sdjax.config import ConfigError
+from sdjax.effects import ignored, needs
+from sdjax.notes import note
 from sdjax.train.autoencoder import AutoencoderObjective
 from sdjax.train.objectives import DiffusionObjective
 from sdjax.train.optim import OptimConfig
@@ -17,6 +19,12 @@ from sdjax.train.state import GuardConfig
 PARTS = ("unet", "text", "vae")
 
 Config = TypeVar("Config")
+
+# What makes settings matter: a question to the description that holds them, and the end of "... has no effect"
+OF_PICTURES = (lambda data: not data.cached, "on cached latents: it was settled when the cache was made")
+HELD_OUT = (lambda validation: validation.data is not None, "without a held-out set (validation.data)")
+SAMPLED = (lambda samples: bool(samples.prompts), "without samples.prompts")
+OF_A_DENOISER = (lambda config: "vae" not in config.train, "where an autoencoder is trained")
 
 
 def _at_least_one(where: str, config: Any, *names: str) -> None:
@@ -73,11 +81,11 @@ class DataConfig:
     parts: tuple[dict[str, Any], ...] = ()
     cached: tuple[str, ...] = ()
     side: int | None = None
-    buckets: bool = False
-    crop: Literal["random", "centre"] = "random"
-    flip: float = 0.0
-    resample: str = "lanczos"
-    masks: bool = False
+    buckets: bool = needs(False, *OF_PICTURES)
+    crop: Literal["random", "centre"] = needs("random", *OF_PICTURES)
+    flip: float = needs(0.0, *OF_PICTURES)
+    resample: str = needs("lanczos", *OF_PICTURES)
+    masks: bool = needs(False, *OF_PICTURES)
     threads: int | None = None
     workers: int = 0
     bad_limit: float = 0.01
@@ -92,7 +100,7 @@ class EmaConfig:
     """The moving average: `decay` in the long run, None for none; `host` keeps it in the host's memory."""
 
     decay: float | None = 0.9999
-    host: bool = False
+    host: bool = needs(False, lambda c: c.decay is not None, "without a moving average (ema.decay)")
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 <= self.decay < 1:
@@ -106,7 +114,7 @@ class CheckpointConfig:
     """
 
     steps: int | None = None
-    minutes: float = 15.0
+    minutes: float = needs(15.0, lambda c: c.steps is None, "beside checkpoint.steps, which says when")
     keep: int = 2
     keep_every: int | None = None
 
@@ -124,9 +132,9 @@ class ValidationConfig:
     """
 
     data: DataConfig | None = None
-    every: int = 1000
-    examples: int = 64
-    timesteps: int = 4
+    every: int = needs(1000, *HELD_OUT)
+    examples: int = needs(64, *HELD_OUT)
+    timesteps: int = needs(4, *HELD_OUT)
     best: bool = False
 
     def __post_init__(self) -> None:
@@ -143,12 +151,12 @@ class SamplesConfig:
     """
 
     prompts: tuple[str, ...] = ()
-    every: int = 1000
-    num_steps: int = 25
-    guidance_scale: float | None = None
-    seed: int = 0
-    image: str | None = None
-    mask: str | None = None
+    every: int = needs(1000, *SAMPLED)
+    num_steps: int = needs(25, *SAMPLED)
+    guidance_scale: float | None = needs(None, *SAMPLED)
+    seed: int = needs(0, *SAMPLED)
+    image: str | None = needs(None, *SAMPLED)
+    mask: str | None = needs(None, *SAMPLED)
 
     def __post_init__(self) -> None:
         _at_least_one("samples", self, "every", "num_steps")
@@ -186,13 +194,13 @@ class TrainConfig:
     optim: OptimConfig
     model: ModelSource = ModelSource()
     train: tuple[str, ...] = ("unet",)
-    objective: DiffusionObjective = DiffusionObjective()
+    objective: DiffusionObjective = needs(DiffusionObjective(), *OF_A_DENOISER)
     autoencoder: AutoencoderObjective | None = None
     batch_size: int = 4
     accumulate: int = 1
     dtype: Any = None
     frozen_dtype: Any = None
-    remat: Literal["none", "products", "blocks"] = "none"
+    remat: Literal["none", "products", "blocks"] = needs("none", *OF_A_DENOISER)
     ema: EmaConfig = EmaConfig()
     guard: GuardConfig = GuardConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -218,6 +226,28 @@ class TrainConfig:
             raise ValueError(
                 f"accumulate divides batch_size, and both are at least 1; got {self.accumulate} and {self.batch_size}"
             )
+
+
+def without_effect(config: TrainConfig) -> dict[str, str]:
+    """Returns the settings of a run that have no effect, as "optim.final", and why."""
+    found = {field.name: why for field, why in ignored(config)}
+    for field in dataclasses.fields(config):
+        inner = getattr(config, field.name)
+        if dataclasses.is_dataclass(inner) and field.name not in found:
+            found |= {f"{field.name}.{setting.name}": why for setting, why in ignored(inner)}
+    if "vae" in config.train:
+        found.setdefault("validation.timesteps", OF_A_DENOISER[1])
+    return found
+
+
+def note_settings(config: TrainConfig) -> None:
+    """Notes every setting of a run that is not at its default and has no effect."""
+    for name, why in without_effect(config).items():
+        owner, field = config, name
+        if "." in name:
+            owner, field = getattr(config, name.partition(".")[0]), name.partition(".")[2]
+        if getattr(owner, field) != next(f.default for f in dataclasses.fields(owner) if f.name == field):
+            note(f"{name} has no effect {why}: leave it out")
 
 
 def build(cls: type[Config], values: Mapping[str, Any], name: str = "config") -> Config:
@@ -262,6 +292,8 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _one(kind: Any, value: Any, name: str) -> Any:
+    if kind is Any:  # checked by the description itself
+        return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return build(kind, value, name)

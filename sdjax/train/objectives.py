@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from sdjax.config import ModelConfig
+from sdjax.effects import needs
 from sdjax.nn import TextEncoder, UNet
 from sdjax.schedule import NoiseSchedule
 from sdjax.train import conditioning, draws
@@ -50,18 +51,18 @@ class DiffusionObjective:
     """
 
     loss: Literal["l2", "l1", "huber"] = "l2"
-    huber_delta: float = 0.1
+    huber_delta: float = needs(0.1, lambda o: o.loss == "huber", 'but with loss "huber"')
     gamma: float | None = None
-    floor: float = 0.0
+    floor: float = needs(0.0, lambda o: o.gamma is not None, "without gamma")
     timesteps: tuple[int, int] | None = None
     offset_noise: float = 0.0
     perturbation: float = 0.0
     dropout: float = 0.0
     label_dropout: float = 0.0
     masked: bool = False
-    unmasked: float = 0.0
+    unmasked: float = needs(0.0, lambda o: o.masked, "without masked")
     holes: Literal["random", "given"] = "random"
-    whole_holes: float = 0.25
+    whole_holes: float = needs(0.25, lambda o: o.holes == "random", 'but with holes "random"')
 
     def __post_init__(self) -> None:
         if self.loss not in ERRORS:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon, prodigy
 
+from sdjax.effects import needs
 from sdjax.typing import Params
 
 ADAM_RMS = 0.2  # root mean square of AdamW's updates in units of the learning rate, as measured in Muon's second source
@@ -46,14 +47,16 @@ class OptimConfig:
     learning_rate: float = 1e-4
     warmup: int | None = 0
     warmup_most: int = 500
-    warmup_from: float = 1e-6
+    warmup_from: float = needs(1e-6, lambda c: c.warmup != 0, "without a warm-up")
     decay: Literal["constant", "cosine"] = "constant"
     cooldown: int = 0
-    final: float = 0.0
+    final: float = needs(0.0, lambda c: c.decay == "cosine", 'but with decay "cosine"')
     beta1: float | None = None
     beta2: float | None = None
     weight_decay: float = 0.01
-    decay_all: bool = False
+    decay_all: bool = needs(
+        False, lambda c: c.weight_decay > 0 and c.name != "prodigy", "without weight_decay, and with Prodigy's own"
+    )
     clip: float | None = 1.0
     rates: tuple[tuple[str, float], ...] = ()
 

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sdjax.config import ConfigError
+from sdjax.effects import needs
 from sdjax.train.state import TrainState
 from sdjax.typing import Params
 
@@ -37,6 +38,9 @@ RULES: Rules = (
 )
 
 
+SPLIT = (lambda c: (c.fsdp, c.tensor) != (1, 1), "where no parameter is split (fsdp, tensor)")
+
+
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
     """How devices are used: the mesh's sides, -1 for what is left (one of them), and the `rules`, None for RULES.
@@ -49,8 +53,8 @@ class ParallelConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    rules: Rules | None = None
-    whole: int = 4096
+    rules: Rules | None = needs(None, *SPLIT)
+    whole: int = needs(4096, *SPLIT)
 
     def __post_init__(self) -> None:
         sides = self.data, self.fsdp, self.tensor

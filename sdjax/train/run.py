@@ -28,7 +28,7 @@ from sdjax.train import manifest, parallel, sets, settings
 from sdjax.train.autoencoder import adversarial_params
 from sdjax.train.base import Base, open_base
 from sdjax.train.checkpoint import Checkpoints
-from sdjax.train.config import TrainConfig
+from sdjax.train.config import TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
 from sdjax.train.folder import BASE, CHECKPOINTS, SETTINGS
 from sdjax.train.loop import Event, fit
@@ -61,6 +61,7 @@ class Run:
         Raises what `fit` does; ConfigError, SourceError and CheckpointError for what cannot be used.
         """
         compilation_cache.enable()
+        note_settings(self.config)
         if self.config.parallel.mode == "pmap" and jax.process_count() > 1:
             raise ConfigError('pmap is for the devices of one process: use parallel.mode = "jit"')
         config = self.check_settings()

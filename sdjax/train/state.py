@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sdjax.effects import needs
 from sdjax.pinned import make_key
 from sdjax.typing import Key, Params
 
@@ -66,7 +67,7 @@ class GuardConfig:
     """
 
     spike: float | None = None
-    after: int = 100
+    after: int = needs(100, lambda guard: guard.spike is not None, "without a guard against spikes (guard.spike)")
     limit: int = 10
 
     def __post_init__(self) -> None:
