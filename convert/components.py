@@ -1,16 +1,20 @@
 """Parts of a model from files of their own: an autoencoder, a depth network."""
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 import numpy as np
 
-from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.config import ConfigError, DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
 
 from . import dpt_config, keys, tables
+from .diffusers_config import vae_from_diffusers
+from .file_kinds import kind_of_component, kind_of_folder, kind_of_tensors
 from .leaves import Leaf, matched_leaves, refuse
 from .matching import match
-from .sources import open_source
+from .sources import Source, open_source
 
 SMALLEST = ModelConfig(  # for the parts that a file of one part does not hold
     name="depth",
@@ -35,7 +39,8 @@ def vae_leaves(vae: Any, config: ModelConfig, kind: np.dtype | None) -> dict[str
     elif any(name.startswith("vae/") for name in names):
         layout, before, prefix = source.layout, "vae/", ""
     else:
-        raise source.error("it was given for its autoencoder, and holds none in ldm's or diffusers' layout")
+        raise source.error(holds_none(source, "autoencoder", "ldm's or diffusers'"))
+    _check_vae(source, config)
     parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.") if not before else (before,)
     for name in names:
         if name.startswith(parts):
@@ -44,6 +49,51 @@ def vae_leaves(vae: Any, config: ModelConfig, kind: np.dtype | None) -> dict[str
     refuse(source, found, "the model")
     renamed = dataclasses.replace(found, names={entry: name[len(prefix) :] for entry, name in found.names.items()})
     return matched_leaves(source, renamed, kind)
+
+
+def holds_none(source: Source, part: str, layouts: str) -> str:
+    """Returns the sentence for a file that was given for a part of a model and has no such part."""
+    kind = kind_of_folder(source.configs) or kind_of_tensors(source.tensors.shapes)
+    known = "" if kind is None else f" (it is {kind.what})"
+    return f"it was given for its {part}, and holds none in {layouts} layout{known}"
+
+
+def _check_vae(source: Source, config: ModelConfig) -> None:
+    """Raises CheckpointError for an autoencoder of another model's latents, though its tensors have the same shapes."""
+    wanted = config.vae.scale_factor
+    kind = kind_of_folder(source.configs) or kind_of_tensors(source.tensors.shapes)
+    described = source.configs.get("vae/config.json", source.configs.get("config.json", {}))
+    if other := kind_of_component(described.get("_class_name"), ("AutoencoderKL",), "autoencoder"):
+        raise source.error(str(other))
+    factor = described.get("scaling_factor")
+    name = "" if source.path is None else source.path.name
+    stated = source.metadata.get("modelspec.architecture", "")
+    if kind is not None and any(model in kind.what for model in ("Stable Diffusion XL", "Stable Diffusion 3", "Flux")):
+        whose = kind.what
+    elif isinstance(factor, int | float) and not math.isclose(factor, wanted, rel_tol=1e-3):
+        whose = f"another model, whose latents are scaled by {factor}" + (
+            " (Stable Diffusion XL)" * (factor == 0.13025)
+        )
+    elif _XL.search(name) or _XL.search(stated):
+        whose = "Stable Diffusion XL, as its name says"
+    else:
+        _check_fields(source, described)
+        return
+    raise source.error(
+        f"its autoencoder is that of {whose}; this model's latents are scaled by {wanted}, and it would draw wrong "
+        "colours: name one of Stable Diffusion v1 or v2 (stabilityai/sd-vae-ft-mse)"
+    )
+
+
+def _check_fields(source: Source, described: Any) -> None:
+    if described.get("_class_name") == "AutoencoderKL":
+        try:
+            vae_from_diffusers(described, "its config.json")
+        except ConfigError as error:
+            raise source.error(str(error)) from error
+
+
+_XL = re.compile(r"(?i)(?<![a-z])(sd[-_ ]?xl|stable-diffusion-xl|xl[-_ ]?vae|vae[-_ ]?xl)")
 
 
 def depth_network(source: Any, kind: np.dtype | None) -> tuple[ModelConfig, dict[str, Leaf]]:
@@ -61,7 +111,7 @@ def depth_network(source: Any, kind: np.dtype | None) -> tuple[ModelConfig, dict
     found_there = (place for place in places if any(name.startswith(place[1]) for name in every))
     layout, beginnings, prefix = next(found_there, ("native", (), ""))
     if not beginnings:
-        raise source.error("it was given for its depth network, and holds none in MiDaS's or transformers' layout")
+        raise source.error(holds_none(source, "depth network", "MiDaS's or transformers'"))
     shapes = {prefix + name: shape for name, shape in every.items() if name.startswith(beginnings)}
     config: DepthConfig | None = DepthConfig()
     if layout == "native" and source.native is not None:

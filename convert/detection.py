@@ -7,21 +7,12 @@ from sdjax.config import ModelConfig
 
 from . import keys
 from .errors import CheckpointError
+from .file_kinds import kind_of_tensors
 
+_INPUTS = {
+    8: "InstructPix2Pix, or a model of depth or normals as Marigold", 12: "IC-Light, which is told a background",
+}  # fmt: skip
 UNET = keys.LDM_PREFIXES["unet"]
-
-# Beginnings of names that mean something else than a Stable Diffusion v1 or v2 model, and what
-_FOREIGN = (
-    ("lora_", "LoRA weights, which belong to a model and are none"),
-    ("control_model.", "a ControlNet"),
-    ("string_to_param", "a textual inversion"),
-    ("emb_params", "a textual inversion"),
-    ("conditioner.embedders.", "Stable Diffusion XL, which sdjax does not run"),
-    (UNET + "joint_blocks.", "Stable Diffusion 3, which sdjax does not run"),
-    ("double_blocks.", "Flux, which sdjax does not run"),
-    (UNET + "double_blocks.", "Flux, which sdjax does not run"),
-    ("optimizer", "a training state"),
-)
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
@@ -31,21 +22,20 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     Raises CheckpointError, saying what it looks like, if it is none of them.
     """
     seen = _seen(shapes)
+    if kind := kind_of_tensors(shapes):
+        raise CheckpointError(str(kind))
     if seen is None:
-        for beginning, what in _FOREIGN:
-            if any(name.startswith(beginning) for name in shapes):
-                raise CheckpointError(f"it holds {what}")
         names = ", ".join(list(shapes)[:3])
         raise CheckpointError(
             f"it holds no Stable Diffusion UNet: none of its {len(shapes)} tensors ({names}, ...) begins with {UNET}"
         )
-    for beginning, what in _FOREIGN[4:]:
-        if any(name.startswith(beginning) for name in shapes):
-            raise CheckpointError(f"it holds {what}")
     known = {name: _facts(configs.get(name)) for name in configs.NAMES}
     fitting = [name for name, facts in known.items() if all(seen.get(key) in (None, facts[key]) for key in facts)]
     if fitting:
         return configs.get(fitting[0])
+    if seen["inputs"] in _INPUTS:
+        raise CheckpointError(f"its UNet has {seen['inputs']} input channels: it is {_INPUTS[seen['inputs']]}, which "
+                              "sdjax does not run; name a Stable Diffusion v1 or v2 model")  # fmt: skip
     described = ", ".join(f"{key} {value}" for key, value in seen.items() if value is not None)
     raise CheckpointError(
         f"its UNet is none of {', '.join(configs.NAMES)} ({described}); for a model of another make, give its "
@@ -66,12 +56,15 @@ def _facts(config: ModelConfig) -> dict[str, int]:
 
 def _seen(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | None] | None:
     """Returns the same facts as far as the tensors show them, from either set of weights; None if there is no UNet."""
-    averaged = keys.ema_name(UNET)
+    averaged, names = keys.ema_name(UNET), _LDM
     if not any(name.startswith((UNET, averaged)) for name in shapes):
-        return None
+        if not any(name.startswith("unet/") for name in shapes):
+            return None
+        names = _DIFFUSERS
 
     def shape(name: str, rank: int) -> tuple[int, ...] | None:
-        found = shapes.get(UNET + name, shapes.get(keys.ema_name(UNET + name)))
+        name = names[name]
+        found = shapes.get(name, shapes.get(keys.ema_name(name)))
         return found if found is not None and len(found) == rank else None
 
     def axis(name: str, rank: int, index: int, absent: int | None = None) -> int | None:
@@ -81,9 +74,19 @@ def _seen(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | None] | None
     tails = ("attn2.to_k.weight", "attn2to_kweight")
     contexts = {s[1] for name, s in shapes.items() if name.endswith(tails) and len(s) == 2}
     return {
-        "width": axis("time_embed.0.weight", 2, 1),
-        "inputs": axis("input_blocks.0.0.weight", 4, 1),
+        "width": axis("time", 2, 1),
+        "inputs": axis("first", 4, 1),
         "context": contexts.pop() if len(contexts) == 1 else None,
-        "label embeddings": axis("label_emb.weight", 2, 0, 0),
-        "label vector": axis("label_emb.0.0.weight", 2, 1, 0),
+        "label embeddings": axis("classes", 2, 0, 0),
+        "label vector": axis("labels", 2, 1, 0),
     }
+
+
+_LDM = {
+    "time": f"{UNET}time_embed.0.weight", "first": f"{UNET}input_blocks.0.0.weight",
+    "classes": f"{UNET}label_emb.weight", "labels": f"{UNET}label_emb.0.0.weight",
+}  # fmt: skip
+_DIFFUSERS = {
+    "time": "unet/time_embedding.linear_1.weight", "first": "unet/conv_in.weight",
+    "classes": "unet/class_embedding.weight", "labels": "unet/class_embedding.linear_1.weight",
+}  # fmt: skip

@@ -12,8 +12,10 @@ from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, U
 
 from . import dpt_config, vision_config
 from .errors import shown
+from .file_kinds import kind_of_component
 from .keys import is_open_clip
 from .ldm_config import named
+from .vision_config import mlp_width
 
 Configs = Mapping[str, Mapping[str, Any]]
 
@@ -24,14 +26,20 @@ _UNET_ONLY = {
     "conv_out_kernel": (3,), "cross_attention_norm": (None,), "downsample_padding": (1,),
     "dual_cross_attention": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
     "flip_sin_to_cos": (True,), "freq_shift": (0,), "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,), "num_attention_heads": (None,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,),
     "resnet_out_scale_factor": (1.0,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
     "reverse_transformer_layers_per_block": (None,), "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,), "time_embedding_type": ("positional",), "timestep_post_act": (None,),
 }  # fmt: skip
+_UNET_KINDS = {
+    "addition_embed_type": "Stable Diffusion XL or a model that is told more than a text",
+    "encoder_hid_dim_type": "a model that is told a picture (Kandinsky, or with an IP-Adapter inside)",
+    "time_cond_proj_dim": "a latent consistency model (LCM)",
+}  # fmt: skip
 _VAE_ONLY = {
-    "act_fn": ("silu",), "latents_mean": (None,), "latents_std": (None,), "mid_block_add_attention": (True,),
-    "shift_factor": (None, 0.0), "use_post_quant_conv": (True,), "use_quant_conv": (True,),
+    "act_fn": ("silu", "swish"), "latents_mean": (None, [0.0] * 4), "latents_std": (None, [1.0] * 4),
+    "mid_block_add_attention": (True,), "shift_factor": (None, 0.0),
+    "use_post_quant_conv": (True,), "use_quant_conv": (True,),
 }  # fmt: skip
 _TEXT_ONLY = {"layer_norm_eps": (1e-5,)}
 DIFFUSERS = "0.30.0"  # whose files these are; pipelines warn about those of versions before 0.16
@@ -45,7 +53,7 @@ def config_from_diffusers(files: Configs) -> tuple[ModelConfig, bool]:
     Raises ConfigError, naming file and field, for what Stable Diffusion v1 and v2 do not have.
     """
     unet = _unet(_file(files, "unet/config.json"))
-    vae = _vae(_file(files, "vae/config.json"))
+    vae = vae_from_diffusers(_file(files, "vae/config.json"))
     tokenizer = files.get("tokenizer/tokenizer_config.json", {})
     text = text_from_transformers(_file(files, "text_encoder/config.json"), tokenizer)
     scheduler = files.get("scheduler/scheduler_config.json", {})
@@ -108,6 +116,13 @@ def _levels(value: Any, count: int, name: str) -> tuple[Any, ...]:
 
 
 def _unet(config: Mapping[str, Any]) -> UNetConfig:
+    if kind := kind_of_component(config.get("_class_name"), ("UNet2DConditionModel",), "UNet"):
+        raise ConfigError(f"unet/config.json: {kind}")
+    for name, what in _UNET_KINDS.items():
+        if config.get(name) is not None:
+            raise ConfigError(
+                f"unet/config.json: {name} is {shown(config[name])}: it is {what}, which sdjax does not run"
+            )
     only(config, _UNET_ONLY, "unet/config.json")
     channels = config.get("block_out_channels", [320, 640, 1280, 1280])
     if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
@@ -120,7 +135,7 @@ def _unet(config: Mapping[str, Any]) -> UNetConfig:
     mirrored = [kinds.get(kind) if isinstance(kind, str) else None for kind in up] if isinstance(up, list) else []
     if len(attends) != count or None in attends or attends != mirrored[::-1]:
         raise ConfigError("unet/config.json: down_block_types and up_block_types are no Stable Diffusion UNet's")
-    heads = _levels(config.get("attention_head_dim", 8), count, "attention_head_dim")
+    heads = _heads(config, channels)
     depth = _levels(config.get("transformer_layers_per_block", 1), count, "transformer_layers_per_block")
     only_cross = config.get("only_cross_attention", False)
     middle = config.get("mid_block_only_cross_attention")
@@ -142,18 +157,44 @@ def _unet(config: Mapping[str, Any]) -> UNetConfig:
         num_classes=None if kind else config.get("num_class_embeds"),
         label_dim=config.get("projection_class_embeddings_input_dim") if kind else None,
         norm_groups=config.get("norm_num_groups", 32),
-        linear_projection=config.get("use_linear_projection", False),
+        linear_projection=any(_levels(config.get("use_linear_projection", False), count, "use_linear_projection")),
     )
 
 
-def _vae(config: Mapping[str, Any]) -> VAEConfig:
-    only(config, _VAE_ONLY, "vae/config.json")
+def _heads(config: Mapping[str, Any], channels: list[int]) -> tuple[int, ...]:
+    """Returns each level's number of heads, which `attention_head_dim` holds unless `num_attention_heads` does."""
+    count = len(channels)
+    if config.get("num_attention_heads") is None:
+        return _levels(config.get("attention_head_dim", 8), count, "attention_head_dim")
+    heads = _levels(config["num_attention_heads"], count, "num_attention_heads")
+    other = config.get("attention_head_dim")
+    sizes = heads if other is None else _levels(other, count, "attention_head_dim")
+    for n, size, width in zip(heads, sizes, channels):
+        if size != n and (type(size) is not int or type(n) is not int or size * n != width):
+            raise ConfigError(
+                f"unet/config.json: num_attention_heads {shown(n)} and attention_head_dim {shown(size)} contradict "
+                f"each other at a level of {shown(width)} channels"
+            )
+    return heads
+
+
+def vae_from_diffusers(config: Mapping[str, Any], what: str = "vae/config.json") -> VAEConfig:
+    """Returns the autoencoder that an AutoencoderKL's config.json describes. Raises ConfigError."""
+    if kind := kind_of_component(config.get("_class_name"), ("AutoencoderKL",), "autoencoder"):
+        raise ConfigError(f"{what}: {kind}")
+    only(config, _VAE_ONLY, what)
+    for name, kind in ("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D"):
+        blocks = config.get(name, [])
+        if not isinstance(blocks, list) or any(block != kind for block in blocks):
+            raise ConfigError(
+                f"{what}: {name} are {kind} in Stable Diffusion v1 and v2; got {shown(_odd(blocks, kind))}"
+            )
     return VAEConfig(
         image_channels=config.get("in_channels", 3),
         latent_channels=config.get("latent_channels", 4),
         channels=tuple(config.get("block_out_channels", [64])),
         num_res_blocks=config.get("layers_per_block", 1),
-        scale_factor=config.get("scaling_factor", 0.18215),
+        scale_factor=0.18215 if config.get("scaling_factor") is None else config["scaling_factor"],
         norm_groups=config.get("norm_num_groups", 32),
     )
 
@@ -163,8 +204,6 @@ def text_from_transformers(config: Mapping[str, Any], tokenizer: Mapping[str, An
     config = config.get("text_config", config)  # CLIPModel's file holds the text tower's inside
     only(config, _TEXT_ONLY, "text_encoder/config.json")
     width, activation = config.get("hidden_size", 512), config.get("hidden_act", "quick_gelu")
-    if config.get("intermediate_size", 2048) != 4 * width:
-        raise ConfigError(f"text_encoder/config.json: intermediate_size is 4 * hidden_size = {4 * width} in CLIP")
     pad = tokenizer.get("pad_token")
     pad = pad.get("content") if isinstance(pad, Mapping) else pad
     own = TextConfig()
@@ -180,10 +219,15 @@ def text_from_transformers(config: Mapping[str, Any], tokenizer: Mapping[str, An
         width=width,
         layers=config.get("num_hidden_layers", 12),
         heads=config.get("num_attention_heads", 8),
+        mlp_width=mlp_width(config, width, 2048),
         max_length=config.get("max_position_embeddings", 77),
         activation=activation,
         pad_token_id={"!": 0, "<|endoftext|>": eos}.get(pad, default) if isinstance(pad, str) else default,
     )
+
+
+def _odd(blocks: Any, kind: str) -> Any:
+    return next((block for block in blocks if block != kind), None) if isinstance(blocks, list) else blocks
 
 
 def _schedule(config: Mapping[str, Any]) -> ScheduleConfig:
@@ -243,7 +287,7 @@ def diffusers_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
     files["text_encoder/config.json"] = {
         "architectures": ["CLIPTextModel"], "attention_dropout": 0.0, "bos_token_id": text.bos_token_id,
         "eos_token_id": text.eos_token_id, "hidden_act": text.activation, "hidden_size": text.width,
-        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 4 * text.width,
+        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": text.mlp_width or 4 * text.width,
         "layer_norm_eps": 1e-5, "max_position_embeddings": text.max_length, "model_type": "clip_text_model",
         "num_attention_heads": text.heads, "num_hidden_layers": text.layers, "pad_token_id": 1,
         "projection_dim": 512 if v2 else 768, "vocab_size": text.vocab_size,

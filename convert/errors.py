@@ -1,7 +1,9 @@
 """The one exception of the converter, and how text out of a file is shown in it."""
 
 import os
+from collections.abc import Sequence
 
+DIFFERENCES = 20  # of a list of them that a message repeats
 SHOWN = 80  # characters of a file's own text that a message repeats
 
 
@@ -10,6 +12,14 @@ class CheckpointError(ValueError):
 
     def __init__(self, reason: str, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__(reason if path is None else f"{printable(str(path), limit=4096)}: {reason}")
+
+
+class OtherKindError(CheckpointError):
+    """A file that is known to be something else than a checkpoint; `what` says so, and `advice` what to do."""
+
+    def __init__(self, what: str, advice: str, reason: str, path: str | os.PathLike[str]) -> None:
+        super().__init__(reason, path)
+        self.what, self.advice = what, advice
 
 
 def printable(text: str, *, limit: int = SHOWN) -> str:
@@ -30,3 +40,9 @@ def shown(value: object) -> str:
     if value is None or type(value) is bool or (type(value) is int and abs(value) < 2**64):
         return str(value)
     return f"a value of type {type(value).__name__}"
+
+
+def listed(lines: Sequence[str], separator: str = "; ") -> str:
+    """Returns the first of many differences, joined, and how many more there are."""
+    more = len(lines) - DIFFERENCES
+    return separator.join([*lines[:DIFFERENCES], *([f"and {more} more"] if more > 0 else [])])

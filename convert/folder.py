@@ -7,12 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from .budget import Budget
-from .errors import CheckpointError, shown
+from .errors import CheckpointError, OtherKindError, shown
 from .mapped import MappedFile
 from .stored import MAX_NAME, MAX_TENSORS, TensorFile
 from .strict_json import read_json
 
 MAX_COMPONENTS = 50
+MODELS = ("unet", "vae", "text_encoder")
+COMPONENTS = (  # that a folder without model_index.json may be of: what else lies beside is no part of the model
+    *MODELS, "safety_checker", "image_encoder", "image_normalizer", "depth_estimator", "prior", "prior_text_encoder",
+    "prior_scheduler", "scheduler", "tokenizer", "prior_tokenizer", "feature_extractor", "image_noising_scheduler",
+    "text_encoder_2", "transformer", "motion_adapter",
+)  # fmt: skip
 
 # diffusers' models; transformers' as safetensors and as .bin. Nothing else beside them (optimizer.bin, ...) is weights.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -34,6 +40,11 @@ def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile, bu
         raise CheckpointError(f"{shown(variant)} is no variant's name; an example is 'fp16'", path)
     names, folders = _listing(path, budget)
     own = find_weights(names)
+    if "model_index.json" in names:
+        listed = _named_by(_json(path / "model_index.json", budget))
+        folders = {folder for folder in folders if folder in listed} if listed else folders
+    elif not own and folders.intersection(MODELS):
+        folders = folders.intersection(COMPONENTS)
     if own and "model_index.json" not in names:
         listings = {"": names}
         components = {"": own}
@@ -44,7 +55,7 @@ def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile, bu
             if weights := find_weights(listings[folder]):
                 components[folder] = weights
     if not components:
-        raise CheckpointError(_nothing(names), path)
+        raise _nothing(names, listings, path)
     if len(components) > MAX_COMPONENTS:
         raise CheckpointError(f"it has {len(components)} folders of weights; a pipeline has at most ten or so", path)
     chosen = choose_weights(components, variant, path)
@@ -95,6 +106,15 @@ def _listing(path: pathlib.Path, budget: Budget) -> tuple[set[str], set[str]]:
     return names, {name for name in folders if name.isprintable() and not name.startswith(".")}
 
 
+def _named_by(index: dict[str, Any]) -> set[str]:
+    """Returns the components that a model_index.json names, not those that it says are left out: [null, null]."""
+    return {
+        name
+        for name, value in index.items()
+        if not name.startswith("_") and type(value) is list and len(value) == 2 and value[1] is not None
+    }
+
+
 def find_weights(names: set[str]) -> Weights:
     """Returns the sets of weights among a folder's files, whole files before indices of shards."""
     found: Weights = {}
@@ -123,8 +143,13 @@ def choose_weights(
     wanted = variant or ""
     known = sorted({name for weights in components.values() for name, _ in weights})
     if wanted and wanted not in known:
-        listed = ", ".join("none (plain weights)" if name == "" else repr(name) for name in known)
-        raise CheckpointError(f"variant {wanted!r} was asked for; its variants are {listed}", path)
+        named = ", ".join(repr(name) for name in known if name)
+        plain = "none (plain weights), " if "" in known else ""
+        if named:
+            reason = f"variant {wanted!r} was asked for; its variants are {plain}{named}: name one by variant="
+        else:
+            reason = f"variant {wanted!r} was asked for, and it has no variants, only plain weights: leave variant= out"
+        raise CheckpointError(reason, path)
     chosen = {}
     for component, weights in components.items():
         own = substitute(weights)
@@ -192,12 +217,24 @@ def _read_shards(
 
 def _configs(path: pathlib.Path, listings: dict[str, set[str]], budget: Budget) -> dict[str, dict[str, Any]]:
     """Returns the JSON configurations in these folders by their path below `path`, with forward slashes."""
-    return {
-        f"{folder}/{name}" if folder else name: _json(path / folder / name, budget)
-        for folder, names in listings.items()
-        for name in sorted(names)
-        if name in ("config.json", "model_index.json") or name.endswith("_config.json")
-    }
+    out = {}
+    for folder, names in listings.items():
+        for name in sorted(names):
+            if name.startswith(".") or not (name in _NEEDED or name.endswith("_config.json")):
+                continue
+            if not folder and name != "model_index.json" and "model_index.json" in names:
+                continue  # the index and what it names is all of a pipeline
+            try:
+                out[f"{folder}/{name}" if folder else name] = _json(path / folder / name, budget)
+            except CheckpointError:
+                if name in _NEEDED:
+                    raise
+    return out
+
+
+_NEEDED = (
+    "config.json", "model_index.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json",
+)  # fmt: skip
 
 
 def _json(path: pathlib.Path, budget: Budget) -> dict[str, Any]:
@@ -209,10 +246,34 @@ def _json(path: pathlib.Path, budget: Budget) -> dict[str, Any]:
         file.close()
 
 
-def _nothing(names: set[str]) -> str:
+def _nothing(names: set[str], listings: dict[str, set[str]], path: pathlib.Path) -> CheckpointError:
+    """Returns the error for a folder without weights: what it is, where that is known, or what was looked for."""
+    every = {name for listing in listings.values() for name in listing}
+    for pattern, what, advice in _FOLDERS:
+        if re.search(pattern, path.name) or any(re.search(pattern, name) for name in every):
+            return OtherKindError(what, advice, f"it is {what}; {advice}", path)
     files = [shown(name) for name in sorted(names) if name.endswith((".ckpt", ".safetensors", ".pt", ".pth"))]
     hint = f"; to read a single file, name it: {', '.join(files[:5])}" if files else ""
     stems = " or ".join(
         f"{stem}.{suffix}" for stem, suffix in (("diffusion_pytorch_model", SUFFIXES[0]), ("model", SUFFIXES[0]))
     )
-    return f"the folder has no weights of diffusers' names ({stems}) in it or one level below{hint}"
+    return CheckpointError(
+        f"the folder has no weights of diffusers' names ({stems}) in it or one level below{hint}", path
+    )
+
+
+_CONVERTED = "name the folder with PyTorch's weights that it was made of"
+_FOLDERS = (
+    (r"^pytorch_lora_weights\.|^adapter_model\.|^adapter_config\.json$", "a folder of LoRA weights",
+     "merge them into their model with the tool that they are from, and name the merged model"),
+    (r"^learned_embeds", "a folder of a textual inversion", "name the whole model that it goes with"),
+    (r"\.ml(package|modelc)$|^Manifest\.json$|^coremldata\.bin$|\.mlmodel$", "a folder of Core ML models", _CONVERTED),
+    (r"\.onnx(_data)?$", "a folder of ONNX models", _CONVERTED),
+    (r"\.msgpack$", "a folder of Flax weights of diffusers (msgpack)", _CONVERTED),
+    (r"^openvino_", "a folder of OpenVINO models", _CONVERTED),
+    (r"\.(engine|plan|trt)$", "a folder of TensorRT engines", _CONVERTED),
+    (r"^tf_model\.h5$", "a folder of Keras or TensorFlow weights", _CONVERTED),
+    (r"\.gguf$", "a folder of GGUF files (quantised weights)", _CONVERTED),
+    (r"^optimizer\.bin$|^random_states_\d+\.pkl$|^scheduler\.bin$", "a training's folder of another tool, with the "
+     "state of its optimizer", "name the model that it wrote beside"),
+)  # fmt: skip

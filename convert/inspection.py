@@ -10,7 +10,8 @@ from typing import Any
 from sdjax.config import ConfigError
 
 from . import keys, prediction, tables
-from .errors import CheckpointError, printable
+from .errors import CheckpointError, OtherKindError, printable
+from .file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
 from .matching import match
 from .model import choose_ema, describe, stated
 from .sources import open_source
@@ -34,6 +35,7 @@ class Inspection:
     metadata: dict[str, str]
     licences: list[str]
     odd: list[str]
+    kind: str | None = None  # of a file that is no whole model: what it is, and what to do
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a JSON-ready dictionary."""
@@ -44,6 +46,7 @@ class Inspection:
         lines = [
             f"{self.path}",
             f"  format      {self.format}, {self.layout} layout, {self.tensors} tensors, {self.bytes / 2**30:.2f} GiB",
+            *([f"  kind        {self.kind}"] if self.kind else []),
             f"  family      {self.family or 'not recognised'}",
             f"  predicts    {self.prediction or 'not said'}",
             f"  averages    {'yes (model_ema.), used unless asked otherwise' if self.ema else 'no'}",
@@ -60,10 +63,17 @@ class Inspection:
 
 def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspection:
     """Returns what a checkpoint of any layout holds. Raises CheckpointError if it cannot be read at all."""
-    source = open_source(path, variant)
+    try:
+        source = open_source(path, variant)
+    except OtherKindError as error:
+        said = f"it is {error.what}; {error.advice}"
+        form = "folder" if os.path.isdir(path) else "file"
+        size = 0 if form == "folder" else os.path.getsize(path)
+        return Inspection(str(path), form, "no known", None, None, False, 0, size, {}, {}, [], [said], said)
     shapes, dtypes = dict(source.tensors.shapes), dict(source.tensors.dtypes)
     odd: list[str] = []
     family = said = None
+    kind = kind_of_folder(source.configs)
     ema = choose_ema(source, "auto")
     owners: dict[str, str] = {}
     try:
@@ -76,16 +86,20 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
             odd.append("nothing says whether it predicts epsilon or v: loading asks the network, or takes prediction=")
         else:
             said = f"{config.schedule.prediction} (by the family)"
-        found = match(shapes, config, source.layout, ema=ema)
+        found = match(shapes, config, source.layout, ema=ema, spelled=source.spelled)
         owners = {name: tables.PARTS[entry.part] for entry, name in found.names.items()}
         owners |= dict.fromkeys(found.other_set, "other UNet")
-        owners |= dict.fromkeys(found.extras, "beside")
+        owners |= dict.fromkeys((name for name in found.extras if name not in found.unknown), "beside")
+        kind = kind_of_tensors(shapes) or (UNET_ALONE if {"vae", "text"}.issubset(found.missing_parts) else None)
         usual = {"noise_stats"} if source.layout == "ldm" else set()  # single files hold none
         odd += [f"it has no {tables.PARTS[part]}" for part in found.missing_parts if part not in usual]
         odd += _some(found.problems)
+        if not found.problems:
+            odd += _some(f"{printable(source.spelled(name))} {list(shapes[name])} is unknown" for name in found.unknown)
         odd += _unusual(config, shapes, dtypes, found.names)
     except (CheckpointError, ConfigError) as error:
         odd.append(str(error).removeprefix(f"{source.path}: "))
+        kind = kind or kind_of_tensors(shapes)
     if source.extra is not None:
         shapes |= source.extra.shapes
         dtypes |= source.extra.dtypes
@@ -101,7 +115,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
     order = [*tables.PARTS.values(), "other UNet", "beside", "unknown"]
     return Inspection(
         path=str(path),
-        format="folder" if source.layout != "ldm" else getattr(source.tensors, "format", "tensors"),
+        format="folder" if os.path.isdir(path) else getattr(source.tensors, "format", "tensors"),
         layout=source.layout,
         family=family,
         prediction=said,
@@ -112,6 +126,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         metadata=dict(source.metadata),
         licences=sorted(source.licences),
         odd=odd,
+        kind=None if kind is None else str(kind),
     )
 
 

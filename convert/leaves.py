@@ -11,7 +11,7 @@ import numpy as np
 from sdjax.arguments import dtype_name
 
 from . import tables
-from .errors import shown
+from .errors import listed, shown
 from .matching import Match
 from .sources import Source
 
@@ -71,7 +71,7 @@ def refuse(source: Source, found: Match, config_origin: str) -> None:
         count = len(problems)
         raise source.error(
             f"it does not hold the model that {config_origin} describes, with {count} difference{'s'[: count > 1]}: "
-            f"{'; '.join(problems)}"
+            f"{listed(problems)}"
         )
 
 

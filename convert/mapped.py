@@ -1,11 +1,11 @@
 """Read-only memory maps of regular files, opened so that nothing else (pipe, device, socket, folder) is ever read."""
 
-import contextlib
 import errno
 import mmap
 import os
 import pathlib
 import stat
+from collections.abc import Callable
 
 from .errors import CheckpointError
 from .places import why_missing
@@ -87,13 +87,16 @@ class MappedFile:
         self._close_descriptor()
         if self._map is not None:
             mapped, self._map = self._map, None
-            with contextlib.suppress(BufferError):  # arrays still look at it; it is closed with the last of them
+            try:  # contextlib's names too may be gone when the interpreter ends
                 mapped.close()
+            except BufferError:  # arrays still look at it; it is closed with the last of them
+                return
 
-    def _close_descriptor(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+    # Bound here: when the interpreter ends, a module's names may be gone before the last of its objects are
+    def _close_descriptor(self, close: Callable[[int], None] = os.close) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            close(fd)
 
     def __del__(self) -> None:
         self._close_descriptor()

@@ -20,7 +20,8 @@ from sdjax.tokenizer import Tokenizer
 
 from . import detection, diffusers_config, keys, ldm_config, prediction, tables
 from .components import depth_network, vae_leaves
-from .errors import CheckpointError
+from .errors import CheckpointError, listed, printable
+from .file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
 from .leaves import Leaf, aligned_copy, float_type, matched_leaves, refuse
 from .matching import Match, match
 from .prediction import Decision
@@ -29,6 +30,8 @@ from .strict_json import read_json
 from .towers import no_statistics, statistics, vision_tower
 
 CONFIG_KEY = "sdjax.config"  # a single file's metadata: the description of a model that is none of the releases
+
+FEW = 3  # names of tensors that a note repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,8 @@ def load_model(
     given = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats}
     elsewhere = {part for part, source in given.items() if source is not None}
     parts = [part for part in tables.PARTS if part not in elsewhere]
-    found = match(opened.tensors.shapes, description, opened.layout, ema=averaged, parts=parts)
+    found = match(opened.tensors.shapes, description, opened.layout, ema=averaged, parts=parts,
+                  spelled=opened.spelled)  # fmt: skip
     absent = [part for part in found.missing_parts if part in tables.OPTIONAL]
     unit = opened.layout == "ldm" and "noise_stats" in absent  # which single files do not hold: they stand for 0 and 1
     if unit:
@@ -135,6 +139,10 @@ def load_model(
     description = dataclasses.replace(description, **dict.fromkeys(absent))
     absent += ["noise_stats"] * unit
     found = dataclasses.replace(found, missing_parts=tuple(p for p in found.missing_parts if p not in absent))
+    if kind := kind_of_tensors(opened.tensors.shapes):  # though there may be a description of it
+        raise opened.error(str(kind))
+    if {"vae", "text"}.issubset(found.missing_parts):
+        raise opened.error(str(UNET_ALONE))
     refuse(opened, found, config_origin)
     if (
         description.depth is None
@@ -145,6 +153,13 @@ def load_model(
     if found.other_set and not keep_both:
         other = "not averaged" if averaged else "averaged (EMA)"
         notices.append(f"the file also holds weights of the UNet that are {other}; those were left out")
+    if found.unknown:
+        few = ", ".join(printable(opened.spelled(name)) for name in found.unknown[:FEW])
+        more = ", ..." if len(found.unknown) > FEW else ""
+        many = "s are" if len(found.unknown) > 1 else " is"
+        notices.append(
+            f"{len(found.unknown)} tensor{many} no part of the model, kept beside it and not used: {few}{more}"
+        )
     leaves = matched_leaves(opened, found, kind)
     if depth is not None:
         own, estimator = depth_network(depth, kind)
@@ -186,7 +201,7 @@ def model_of_params(config: ModelConfig, params: Mapping[str, Any], tokenizer: T
             continue
         leaves[parameter.path] = Leaf(parameter.shape, np.dtype(array.dtype), functools.partial(np.asarray, array))
     if problems:
-        raise ValueError(f"the parameters are not the description's: {'; '.join(problems)}")
+        raise ValueError(f"the parameters are not the description's: {listed(problems)}")
     return Model(config, leaves, {}, Report("memory", "argument", "argument", False), own_tokenizer=tokenizer)
 
 
@@ -220,13 +235,15 @@ def describe(
 
     `config` is what `read_config` returns.
     """
+    if kind := kind_of_folder(source.configs):
+        raise CheckpointError(str(kind))
     if config is not None:
         read, origin = config
         return read, origin, Decision(read.schedule.prediction, origin)
     if source.layout == "native":
         read = ModelConfig.from_dict((source.native or {}).get("model"))
         return read, "config.json", Decision(read.schedule.prediction, "config.json", read.schedule.zero_terminal_snr)
-    if source.layout == "diffusers":
+    if source.layout == "diffusers" and (source.configs or any(name.startswith("prior/") for name in source.tensors)):
         read, says = diffusers_config.config_from_diffusers(source.configs)
         zero = read.schedule.zero_terminal_snr
         where = "scheduler/scheduler_config.json"
@@ -258,8 +275,10 @@ def choose_ema(source: Source, ema: str) -> bool:
                 "have variants, as variant='non_ema'"
             )
         return False
-    beginning = keys.ema_name(keys.LDM_PREFIXES["unet"])
-    there = any(name.startswith(beginning) for name in source.tensors)
+    unet = keys.LDM_PREFIXES["unet"]
+    averages = sum(name.startswith(keys.ema_name(unet)) for name in source.tensors)
+    plain = sum(name.startswith(unet) for name in source.tensors)
+    there = averages > 0 and (ema == "yes" or 2 * averages >= plain)  # fewer are what another tool has left over
     if ema == "yes" and not there:
         raise source.error("ema='yes' was asked for, but it holds no averaged weights (model_ema. ...)")
     return there and ema != "no"

@@ -11,7 +11,7 @@ import numpy as np
 from sdjax.typing import Params
 
 from . import keys, layouts
-from .errors import printable, shown
+from .errors import listed, printable, shown
 from .leaves import aligned_copy, is_floating
 from .sources import Source
 
@@ -31,7 +31,7 @@ def network_params(
     """Returns the parameters of these shapes, a tree, from the tensors whose names begin with `prefix`.
 
     `canonical` turns a file's name, without the prefix, into the one that Flax's path gives; tensors that match
-    `unused` may be there. Raises CheckpointError, naming every missing, unknown and misshapen tensor.
+    `unused` are known to lie beside. Raises CheckpointError for missing and misshapen tensors, naming unknown ones too.
     """
     tensors = source.extra if source.extra is not None and prefix and not _has(source.tensors, prefix) else None
     tensors = source.tensors if tensors is None else tensors
@@ -53,10 +53,10 @@ def network_params(
         return lambda: None
 
     reads = jax.tree_util.tree_map_with_path(read, shapes)
-    problems += [f"{printable(name)} is unknown" for wanted, name in stored.items() if not unused.fullmatch(wanted)]
-    if problems:
+    if problems:  # among what is unknown, and lies idle otherwise, may be what is missing
+        problems += [f"{printable(name)} is unknown" for wanted, name in stored.items() if not unused.fullmatch(wanted)]
         many = "s" if len(problems) > 1 else ""
-        raise source.error(f"it does not hold {what}, with {len(problems)} difference{many}: {'; '.join(problems)}")
+        raise source.error(f"it does not hold {what}, with {len(problems)} difference{many}: {listed(problems)}")
     return jax.tree.map(lambda one: one(), reads)
 
 

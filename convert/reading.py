@@ -4,11 +4,12 @@ import os
 import pathlib
 
 from .budget import Budget
-from .errors import CheckpointError
+from .errors import CheckpointError, OtherKindError
 from .folder import read_folder
 from .local_models import local_path
 from .mapped import MappedFile, why
 from .safetensors_file import read_safetensors
+from .signatures import kind_of_bytes
 from .stored import TensorFile
 from .torch_legacy import MAGIC_BYTES, read_torch_legacy
 from .torch_zip import read_torch_zip
@@ -53,20 +54,18 @@ def read_file(path: pathlib.Path, budget: Budget) -> TensorFile:
             return read_torch_legacy(file, budget)
         if head[8:9] == b"{":
             return read_safetensors(file, budget)
-        raise file.error(_unknown(head))
+        raise _unknown(head, file.path)
     except BaseException:
         file.close()
         raise
 
 
-def _unknown(head: bytes) -> str:
+def _unknown(head: bytes, path: pathlib.Path) -> CheckpointError:
     expected = "expected a checkpoint of torch.save, or a safetensors file"
     if head[:1] == b"\x80":
-        return f"{expected}, but this is a pickle that torch.save did not write"
-    if head.lstrip()[:1] in (b"<", b"{"):
-        return f"{expected}, but this is text (a web page or a configuration, perhaps saved instead of the file)"
-    if head.startswith(b"version https://"[:16]):
-        return f"{expected}, but this is a Git LFS pointer; run `git lfs pull` in the clone, or fetch the file itself"
+        return CheckpointError(f"{expected}, but this is a pickle that torch.save did not write", path)
+    if kind := kind_of_bytes(head, path):
+        return OtherKindError(kind.what, kind.advice, f"{expected}, but this is {kind.what}; {kind.advice}", path)
     if not head.strip(b"\0"):
-        return f"{expected}, but the file begins with zeros: a download that did not finish"
-    return f"{expected}, but its first bytes are neither's"
+        return CheckpointError(f"{expected}, but the file begins with zeros: a download that did not finish", path)
+    return CheckpointError(f"{expected}, but its first bytes are neither's", path)

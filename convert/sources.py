@@ -12,11 +12,12 @@ import numpy as np
 
 from sdjax.tokenizer import Tokenizer
 
-from . import tables
+from . import keys, tables
 from .errors import CheckpointError, printable
 from .local_models import local_path
 from .mapped import MappedFile
 from .reading import TensorFile, read
+from .spelling import standard_names
 
 FORMAT = "sdjax"  # the key of a native folder's config.json that says so
 EXTRA = "extra.safetensors"  # tensors of another format that are no parameters, under the names they had there
@@ -46,12 +47,44 @@ class Arrays(Mapping[str, np.ndarray]):
         """Does nothing: who made the arrays holds them."""
 
 
+class Renamed(Mapping[str, np.ndarray]):
+    """Tensors under other names than they are stored under; `stored` has the old name of each new one."""
+
+    def __init__(self, tensors: "TensorFile | Arrays", names: Mapping[str, str]) -> None:
+        self._tensors = tensors
+        self.stored = {names.get(name, name): name for name in tensors}
+        self.shapes = {name: tensors.shapes[old] for name, old in self.stored.items()}
+        self.dtypes = {name: tensors.dtypes[old] for name, old in self.stored.items()}
+        self.format = getattr(tensors, "format", "tensors")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[self.stored[name]]
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self.stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def release(self, name: str) -> None:
+        """Gives the memory that a tensor's pages take back to the system."""
+        self._tensors.release(self.stored[name])
+
+
+def _under_standard_names(tensors: "TensorFile | Arrays") -> "TensorFile | Arrays | Renamed":
+    names = standard_names(tensors)
+    return Renamed(tensors, names) if names else tensors
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A checkpoint, opened. `extra` are a folder's tensors that are no parameters of the model."""
 
     layout: tables.Layout
-    tensors: TensorFile | Arrays
+    tensors: TensorFile | Arrays | Renamed
     path: pathlib.Path | None = None
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -65,6 +98,10 @@ class Source:
         """The contents of a native folder's config.json."""
         return self.configs.get("config.json") if self.layout == "native" else None
 
+    def spelled(self, name: str) -> str:
+        """Returns a tensor's name as the file spells it."""
+        return self.tensors.stored.get(name, name) if isinstance(self.tensors, Renamed) else name
+
     def error(self, reason: str) -> CheckpointError:
         """Returns the exception to raise: the reason with the checkpoint's name before it."""
         return CheckpointError(reason, self.path)
@@ -75,7 +112,8 @@ def open_source(source: Any, variant: str | None = None) -> Source:
     if isinstance(source, TensorFile):
         return _of_file(source)
     if isinstance(source, Mapping):
-        return Source(_layout_of(source, {}), Arrays(source))
+        arrays = _under_standard_names(Arrays(source))
+        return Source(_layout_of(arrays, {}), arrays)
     notices: list[str] = []
     path = local_path(source, variant=variant, say=notices.append)
     return dataclasses.replace(_of_file(read(path, variant=variant)), notices=tuple(notices))
@@ -84,7 +122,8 @@ def open_source(source: Any, variant: str | None = None) -> Source:
 def _of_file(file: TensorFile) -> Source:
     path, configs = file.path, file.configs
     is_folder = file.format.startswith("diffusers")
-    layout = _layout_of(file, configs)
+    tensors = _under_standard_names(file)
+    layout = _layout_of(tensors, configs)
     metadata, licences, tokenizer, extra = dict(file.metadata), {}, None, None
     if is_folder:
         licences = licence_files(path)
@@ -100,7 +139,7 @@ def _of_file(file: TensorFile) -> Source:
     else:
         licences = _licences_inside(metadata) or licence_files(path.parent)
         metadata.pop(LICENCE_KEY, None)
-    return Source(layout, file, path, metadata, configs, extra, licences, tokenizer)
+    return Source(layout, tensors, path, metadata, configs, extra, licences, tokenizer)
 
 
 def _layout_of(names: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> tables.Layout:
@@ -108,8 +147,10 @@ def _layout_of(names: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]
         return "native"
     if "unet/conv_in/kernel" in names:
         return "native"
-    first = next(iter(names), "")
-    if "model_index.json" in configs or ("/" in first and not first.startswith(("model.", "first_stage", "cond"))):
+    if "model_index.json" in configs:
+        return "diffusers"
+    whole = any(name.startswith((keys.LDM_PREFIXES["unet"], keys.EMA_PREFIX)) for name in names)
+    if not whole and any("/" in name for name in names):
         return "diffusers"
     return "ldm"
 

@@ -14,7 +14,7 @@ from .budget import Budget
 from .errors import shown
 from .mapped import MappedFile
 from .pickle_values import OrderedDict, Reference
-from .stored import MAX_COUNT, MAX_RANK, Storage, StoredTensor, check_name, check_total
+from .stored import MAX_COUNT, MAX_NAME, MAX_RANK, MAX_TENSORS, Storage, StoredTensor, check_name, check_total
 
 STORAGES: dict[tuple[str, str], np.dtype] = {
     ("torch", f"{kind}Storage"): np.dtype(dtype)
@@ -31,6 +31,12 @@ STORAGES: dict[tuple[str, str], np.dtype] = {
         "Bool": "?",
     }.items()
 }
+
+MAX_NESTED = 4  # dictionaries in one another that tensors are looked for in
+_AROUND = (  # what trainers call the dictionary of the weights beside the state of an optimizer
+    "model_state_dict", "params_ema", "ema_model", "model_ema", "params", "model", "module", "net", "network", "unet",
+    "weights", "model_state", "ema",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -140,9 +146,7 @@ def named_tensors(root: Any, file: MappedFile) -> tuple[dict[str, StoredTensor],
         root = {str(index): value for index, value in enumerate(root)}
     if not isinstance(root, dict):
         raise file.error("it holds no dictionary of tensors")
-    table = root.get("state_dict", root)
-    if not isinstance(table, dict):
-        raise file.error("its state_dict is not a dictionary of tensors")
+    root, table = _table_of(root, file)
     tensors, metadata = {}, {}
     for key, value in table.items():
         if type(value) is StoredTensor:
@@ -158,6 +162,49 @@ def named_tensors(root: Any, file: MappedFile) -> tuple[dict[str, StoredTensor],
         raise file.error(f"there are no tensors under state_dict or at its top level, only {keys}")
     check_total(tensors, file)
     return tensors, metadata
+
+
+def _table_of(root: dict[Any, Any], file: MappedFile) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Returns the dictionary with the tensors' dictionary in it, and that one, whatever a trainer has put around it.
+
+    Where tensors lie deeper, and under no such name, they are named by all keys on the way, joined by dots.
+    """
+    for _ in range(MAX_NESTED):
+        if "state_dict" in root or any(type(value) is StoredTensor for value in root.values()):
+            break
+        inner = next((root[key] for key in _AROUND if isinstance(root.get(key), dict) and root[key]), None)
+        if inner is None:
+            break
+        root = inner
+    table = root.get("state_dict", root)
+    if not isinstance(table, dict):
+        raise file.error("its state_dict is not a dictionary of tensors")
+    if table is root and not any(type(value) is StoredTensor for value in root.values()):
+        deeper = _joined(root)
+        return (root, deeper) if deeper else (root, root)
+    return root, table
+
+
+def _joined(root: dict[Any, Any]) -> dict[str, StoredTensor]:
+    """Returns the tensors of nested dictionaries and tuples; few levels, and no more entries than tensors may be."""
+    found: dict[str, StoredTensor] = {}
+    waiting: list[tuple[str, Any, int]] = [("", root, 0)]
+    looked_at = 0
+    while waiting:
+        before, value, depth = waiting.pop()
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            looked_at += 1
+            if looked_at > MAX_TENSORS:
+                return found
+            name = f"{before}{key}" if type(key) in (str, int) else ""
+            if not name or len(name) > MAX_NAME:
+                continue
+            if type(item) is StoredTensor:
+                found[name] = item
+            elif (isinstance(item, dict) or type(item) in (tuple, list)) and depth < MAX_NESTED:
+                waiting.append((f"{name}.", item, depth + 1))
+    return found
 
 
 def _natural(value: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from sdjax.config import ModelConfig, VisionConfig
 
 from . import keys, tables, vision_config
-from .components import SMALLEST
+from .components import SMALLEST, holds_none
 from .leaves import Leaf, is_floating, matched_leaves, refuse
 from .matching import match
 from .sources import Source, open_source
@@ -44,7 +44,7 @@ def vision_tower(
     found_there = (place for place in places if any(name.startswith(place[1]) for name in every))
     layout, beginnings, prefix = next(found_there, ("native", (), ""))
     if not beginnings:
-        raise source.error("it was given for its image tower, and holds none in OpenCLIP's or transformers' layout")
+        raise source.error(holds_none(source, "image tower", "OpenCLIP's or transformers'"))
     shapes = {prefix + name: shape for name, shape in every.items() if name.startswith(beginnings)}
     if config is None:
         config = _described(source, layout, prefix)

@@ -24,9 +24,8 @@ def vision_from_transformers(config: Mapping[str, Any], what: str = "image_encod
         raise ConfigError(f"{what}: vision_config is a mapping of names to values; got {shown(config)}")
     width = config.get("hidden_size", 768)
     for name, wanted, default in (
-        ("layer_norm_eps", 1e-5, 1e-5), ("num_channels", 3, 3), ("intermediate_size", None, 3072),
+        ("layer_norm_eps", 1e-5, 1e-5), ("num_channels", 3, 3),
     ):  # fmt: skip
-        wanted = 4 * width if wanted is None and isinstance(width, int) else wanted
         if config.get(name, default) != wanted:
             raise ConfigError(f"{what}: {name} is {wanted} in CLIP's image towers; got {shown(config.get(name))}")
     return VisionConfig(
@@ -35,10 +34,17 @@ def vision_from_transformers(config: Mapping[str, Any], what: str = "image_encod
         width=width,
         layers=config.get("num_hidden_layers", 12),
         heads=config.get("num_attention_heads", 12),
+        mlp_width=mlp_width(config, width, 3072),
         # A whole CLIPModel's file says beside the tower's description what both towers project to
         projection=config.get("projection_dim", 512) if outer is config else outer.get("projection_dim", 512),
         activation=config.get("hidden_act", "quick_gelu"),
     )
+
+
+def mlp_width(config: Mapping[str, Any], width: Any, default: int) -> Any:
+    """Returns the width of a CLIP tower's MLPs where it is another than four times the tower's, else None."""
+    size = config.get("intermediate_size", default)
+    return None if isinstance(width, int) and size == 4 * width else size
 
 
 def transformers_file(vision: VisionConfig) -> dict[str, Any]:
@@ -46,7 +52,7 @@ def transformers_file(vision: VisionConfig) -> dict[str, Any]:
     return {
         "architectures": ["CLIPVisionModelWithProjection"], "attention_dropout": 0.0, "dropout": 0.0,
         "hidden_act": vision.activation, "hidden_size": vision.width, "image_size": vision.image_size,
-        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 4 * vision.width,
+        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": vision.mlp_width or 4 * vision.width,
         "layer_norm_eps": 1e-5, "model_type": "clip_vision_model", "num_attention_heads": vision.heads,
         "num_channels": 3, "num_hidden_layers": vision.layers, "patch_size": vision.patch_size,
         "projection_dim": vision.projection,

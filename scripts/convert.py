@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     """Converts, and says where the result lies."""
     from sdjax import hub
     from sdjax.convert import convert
-    from sdjax.scripts.job import resolve_local
+    from sdjax.scripts.job import note, resolve_local
 
     said: list[str] = []
     resolve_local(args.source, revision=args.revision)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         ema_names=args.with_ema_names,
     )  # fmt: skip
     for notice in dict.fromkeys([*said, *report.notices]):
-        print(f"note: {notice}", file=sys.stderr)
+        note(notice)
     print(args.target)
 
 

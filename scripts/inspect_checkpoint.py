@@ -3,11 +3,13 @@ module from the scripts beside it.)
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 
 from sdjax.scripts import options
 from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.wording import in_flags
 
 IF_OUT_OF_MEMORY = "close other programs"
 
@@ -34,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.scripts.job import note
 
     report = inspect(hub.resolve(args.path, args.revision, args.variant, note), variant=args.variant)
+    odd, kind = [in_flags(line) for line in report.odd], report.kind and in_flags(report.kind)
+    report = dataclasses.replace(report, odd=odd, kind=kind)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.text())
 
 

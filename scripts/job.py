@@ -11,6 +11,7 @@ from sdjax import files
 from sdjax._version import __version__
 from sdjax.scripts import options, runtime, saving, settings
 from sdjax.scripts.prompts import Batch, check_prompts, pictures_at_a_time
+from sdjax.scripts.wording import in_flags
 
 MAX_GRID = 40_000_000  # pixels of the pictures in a grid, as many as a picture given may have
 
@@ -253,7 +254,7 @@ def check_latent(args: argparse.Namespace, config: Any) -> None:
 
 def note(text: str) -> None:
     """Says on standard error what was decided."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {in_flags(text)}", file=sys.stderr)
 
 
 def texts(picture: dict[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from sdjax import files
 from sdjax._version import __version__
 from sdjax.notes import Note
 from sdjax.scripts import flags
+from sdjax.scripts.wording import in_flags
 
 EXTRAS = {  # the modules that come with them, as a user would miss them
     "train": ("optax", "orbax", "grain", "array_record", "tensorflow_datasets", "tensorboardX"),
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             traceback.print_exc()
         status, sentence = describe(error)
+        sentence = in_flags(sentence, "model.{}" if name == "train" else "{}")
         if status == OUT_OF_MEMORY:
             sentence = f"{sentence}\n(what helps: {command.IF_OUT_OF_MEMORY})"
         print(f"sdjax {name}: {sentence}", file=sys.stderr)

@@ -110,7 +110,7 @@ class TextConfig(Description):
     """A text encoder. The defaults are CLIP ViT-L/14's; `layers` counts those that run (23 of ViT-H/14's 24).
 
     `kind` is "clip", or "bert" for the transformer over BERT's tokens of LAION-400M's model, whose heads have a size
-    of their own, `head_dim`.
+    of their own, `head_dim`. `mlp_width` is that of CLIP's MLPs, None for four times `width`.
     """
 
     vocab_size: int = 49408
@@ -124,6 +124,7 @@ class TextConfig(Description):
     pad_token_id: int = 49407
     kind: Literal["clip", "bert"] = "clip"
     head_dim: int | None = None
+    mlp_width: int | None = None
 
     def _validate(self) -> None:
         bert = self.kind == "bert"
@@ -135,6 +136,10 @@ class TextConfig(Description):
             self.heads >= 1 and (bert or self.width % self.heads == 0),
             f"TextConfig.heads = {self.heads} does not divide width = {self.width}",
         )
+        check(
+            self.mlp_width is None or (self.mlp_width >= 1 and not bert),
+            f"TextConfig.mlp_width is positive, and CLIP's alone; got {self.mlp_width}",
+        )
         check(self.layers >= 1 and self.max_length >= 2, "TextConfig needs a layer and room for two tokens")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             check(
@@ -145,7 +150,10 @@ class TextConfig(Description):
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(Description):
-    """A CLIP image tower. The defaults are OpenAI's ViT-L/14's; `projection` is the width of its embeddings."""
+    """A CLIP image tower. The defaults are OpenAI's ViT-L/14's; `projection` is the width of its embeddings.
+
+    `mlp_width` is that of its MLPs, None for four times `width`.
+    """
 
     image_size: int = 224
     patch_size: int = 14
@@ -154,6 +162,7 @@ class VisionConfig(Description):
     heads: int = 16
     projection: int = 768
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    mlp_width: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -170,6 +179,9 @@ class VisionConfig(Description):
             f"VisionConfig.heads = {self.heads} does not divide width = {self.width}",
         )
         check(min(self.width, self.layers, self.projection) >= 1, "VisionConfig needs a width, layers, a projection")
+        check(
+            self.mlp_width is None or self.mlp_width >= 1, f"VisionConfig.mlp_width is positive, got {self.mlp_width}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,15 +53,16 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear to four times the width, activation, linear back."""
+    """Linear to `width`, by default four times the input's, activation, linear back."""
 
     activation: str
+    width: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         d = x.shape[-1]
-        x = ACTIVATIONS[self.activation](Dense(4 * d, dtype=self.dtype, name="fc1")(x))
+        x = ACTIVATIONS[self.activation](Dense(self.width or 4 * d, dtype=self.dtype, name="fc1")(x))
         return Dense(d, dtype=self.dtype, name="fc2")(x)
 
 
@@ -71,6 +72,7 @@ class EncoderLayer(nn.Module):
     heads: int
     activation: str
     causal: bool
+    mlp_width: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -78,7 +80,7 @@ class EncoderLayer(nn.Module):
         y = LayerNorm(1e-5, self.dtype, name="layer_norm1")(x)
         x = x + SelfAttention(self.heads, self.causal, self.dtype, name="self_attn")(y)
         y = LayerNorm(1e-5, self.dtype, name="layer_norm2")(x)
-        return x + MLP(self.activation, self.dtype, name="mlp")(y)
+        return x + MLP(self.activation, self.mlp_width, self.dtype, name="mlp")(y)
 
 
 class Encoder(nn.Module):
@@ -88,12 +90,14 @@ class Encoder(nn.Module):
     heads: int
     activation: str
     causal: bool
+    mlp_width: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
+        layer = (self.heads, self.activation, self.causal, self.mlp_width, self.dtype)
         for i in range(self.layers):
-            x = EncoderLayer(self.heads, self.activation, self.causal, self.dtype, name=f"layers_{i}")(x)
+            x = EncoderLayer(*layer, name=f"layers_{i}")(x)
         return x
 
 
@@ -122,7 +126,9 @@ class TextTransformer(nn.Module):
     def __call__(self, ids: TokenIds) -> Context:
         c = self.config
         x = TextEmbeddings(c, self.dtype, name="embeddings")(ids)
-        x = Encoder(c.layers, c.heads, c.activation, causal=True, dtype=self.dtype, name="encoder")(x)
+        x = Encoder(
+            c.layers, c.heads, c.activation, causal=True, mlp_width=c.mlp_width, dtype=self.dtype, name="encoder"
+        )(x)
         return LayerNorm(1e-5, self.dtype, name="final_layer_norm")(x)
 
 

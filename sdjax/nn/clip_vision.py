@@ -52,7 +52,9 @@ class VisionTransformer(nn.Module):
         c = self.config
         x = VisionEmbeddings(c, self.dtype, name="embeddings")(pixels)
         x = LayerNorm(1e-5, self.dtype, name="pre_layrnorm")(x)
-        x = Encoder(c.layers, c.heads, c.activation, causal=False, dtype=self.dtype, name="encoder")(x)
+        x = Encoder(
+            c.layers, c.heads, c.activation, causal=False, mlp_width=c.mlp_width, dtype=self.dtype, name="encoder"
+        )(x)
         return LayerNorm(1e-5, self.dtype, name="post_layernorm")(x[:, 0])
 
 
