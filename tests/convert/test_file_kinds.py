@@ -150,7 +150,7 @@ def test_so_are_folders_of_other_pipelines(index, what, tmp_path):
 @pytest.mark.parametrize(
     ("file", "what"),
     [
-        ("pytorch_lora_weights.safetensors", "LoRA"), ("adapter_config.json", "LoRA"), ("model.onnx", "ONNX"),
+        ("pytorch_lora_weights.bin", "LoRA"), ("adapter_config.json", "LoRA"), ("model.onnx", "ONNX"),
         ("Unet.mlmodelc", "Core ML"), ("openvino_model.xml", "OpenVINO"), ("diffusion_flax_model.msgpack", "Flax"),
         ("optimizer.bin", "optimizer"), ("unet.engine", "TensorRT"),
     ],
