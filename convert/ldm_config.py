@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from sdjax import configs
+from sdjax.addresses import local
 from sdjax.config import (
     ConfigError,
     DepthConfig,
@@ -81,7 +82,7 @@ def stand_in(config: Any) -> str | None:
 
 def read_ldm_yaml(path: str | os.PathLike[str]) -> ModelConfig:
     """Returns the model that an ldm YAML file describes. Raises CheckpointError if sdjax knows no such model."""
-    path = written_otherwise(os.fsdecode(path)) or pathlib.Path(path)
+    path = written_otherwise(os.fsdecode(local(path))) or pathlib.Path(path)
     try:
         if not path.is_file():
             known = ", ".join(configs.NAMES)

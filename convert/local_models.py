@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdjax import remote
+
 from .errors import CheckpointError, printable, shown
 from .folder import Weights, find_weights, is_index, substitutes
 from .places import CACHED, SINGLE_FILES, WEIGHTS, cached_repository, exists, read_place
@@ -52,12 +54,23 @@ def local_path(given: Any, *, variant: str | None = None, say: Say | None = None
     Raises CheckpointError where there is none, and for what only `sdjax.hub` can fetch.
     """
     place = read_place(given)
+    if place.address is not None:
+        return fetch_model(place.address, variant=variant, say=say)
     if place.path is None:
         raise CheckpointError(
             "there is no such file or folder, and a repository of the hub is fetched first: sdjax.hub.resolve(...) "
             "returns where it lies then", place.name
         )  # fmt: skip
     return find_local(place.path, variant=variant, say=say)
+
+
+def fetch_model(address: str, *, variant: str | None = None, say: Say | None = None) -> Path:
+    """Returns where the copy of a model in a bucket lies. Raises CheckpointError where nothing is there."""
+    try:
+        found = remote.fetch(address)
+    except FileNotFoundError as error:
+        raise CheckpointError(str(error)) from error
+    return find_local(found, variant=variant, say=say)
 
 
 def find_local(path: Path, *, revision: str | None = None, variant: str | None = None, say: Say | None = None) -> Path:

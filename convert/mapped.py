@@ -7,6 +7,8 @@ import pathlib
 import stat
 from collections.abc import Callable
 
+from sdjax.addresses import local
+
 from .errors import CheckpointError
 from .places import why_missing
 
@@ -27,7 +29,7 @@ class MappedFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises CheckpointError unless `path`, links followed, is a regular file with something in it."""
-        self.path = pathlib.Path(path)
+        self.path = pathlib.Path(local(path))
         try:
             _check_regular(os.stat(self.path), self.path)
             # O_NONBLOCK: should a pipe take the file's place meanwhile, opening it still does not wait for a writer.

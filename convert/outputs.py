@@ -4,9 +4,10 @@ import contextlib
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 
-from sdjax import files
+from sdjax import addresses, files, remote
 
 from .errors import CheckpointError
 
@@ -22,7 +23,7 @@ def new_folder(
     Raises FileExistsError if `path` is there and not empty and `overwrite` is not asked for, or holds no model; OSError
     as `sdjax.files.doing` says it.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(addresses.local(path))
     with files.doing(WRITING, path, needs):
         check_free(path, overwrite)
         with files.folder_for(path.parent):
@@ -54,8 +55,34 @@ def check_free(path: pathlib.Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} is a folder that holds no model; it is not replaced, choose another name")
 
 
+@contextlib.contextmanager
+def staged(address: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[pathlib.Path]:
+    """Yields a path of this computer to write a file or folder to, which is copied to a bucket at the end.
+
+    Raises FileExistsError if something is there and `overwrite` is not asked for, OSError where it cannot be reached.
+    """
+    check_free_address(address, overwrite)
+    with tempfile.TemporaryDirectory(prefix="sdjax-") as folder:
+        path = pathlib.Path(folder) / addresses.address(address).rpartition("/")[2]
+        yield path
+        remote.upload(path, address, WRITING)
+
+
+def check_free_address(address: str | os.PathLike[str], overwrite: bool) -> None:
+    """Raises FileExistsError if something in a bucket has this name, and may not be replaced."""
+    names = remote.contents(address) or remote.get_size(address) is not None
+    if names and not overwrite:
+        raise FileExistsError(f"{os.fspath(address)} exists; choose another name, or ask to overwrite it")
+    if isinstance(names, dict) and names and names.keys().isdisjoint(remote.LAST):
+        raise FileExistsError(
+            f"{os.fspath(address)} is a folder that holds no model; it is not replaced, choose another name"
+        )
+
+
 def check_output(path: str | os.PathLike[str], overwrite: bool, what: str, *, folder: bool = False) -> None:
     """Raises OSError if something could not be written to a path, before work begins; leaves nothing behind."""
+    if addresses.remote(path):
+        return check_free_address(path, overwrite)
     path = pathlib.Path(path)
     with files.doing(what, path):
         (check_free if folder else files.check_free)(path, overwrite)
@@ -64,9 +91,14 @@ def check_output(path: str | os.PathLike[str], overwrite: bool, what: str, *, fo
 
 def check_not_input(target: str | os.PathLike[str], *sources: object) -> None:
     """Raises CheckpointError if the target is one of the checkpoints that are being read, or lies inside one."""
+    if addresses.remote(target):
+        for source in sources:
+            if addresses.scheme(source) and f"{addresses.address(target)}/".startswith(f"{addresses.address(source)}/"):
+                raise CheckpointError("it is read and cannot be written to; choose another name", target)
+        return
     target = pathlib.Path(target)
     for source in sources:
-        if not isinstance(source, str | os.PathLike):
+        if not isinstance(source, str | os.PathLike) or addresses.scheme(source):
             continue
         source = pathlib.Path(source)
         try:

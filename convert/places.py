@@ -11,6 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from sdjax import addresses
+
 from .errors import CheckpointError, printable, shown
 
 SINGLE_FILES = (".safetensors", ".ckpt")  # a whole model; the first that a folder or repository has is taken
@@ -29,24 +31,30 @@ _REVISION = r"(?:refs/(?:pr|convert)/)?[A-Za-z0-9][A-Za-z0-9._+-]*"
 _REPOSITORY = re.compile(rf"{_PART}/{_PART}")
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@({_REVISION}))?(?:/(.+))?")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//)?(?=[^\\])")
+_WEB = re.compile(r"(?i)(https?|hf|huggingface|file|ssh|git|git\+\w+|urn|civitai|air):")  # left to `_address`
 _DRIVE = re.compile(r"([A-Za-z]):[\\/]+(.*)", re.DOTALL)
 _AROUND = " \t\r\n\v\f\u00a0\u200b\u2060\ufeff\"'`<>\u201c\u201d\u2018\u2019\u00ab\u00bb"  # quotes, blanks, invisible
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A `path` on this computer, or a `repository` of the hub, with a revision and a file or folder in it if named."""
+    """A `path` on this computer, or a `repository` of the hub, with a revision and a file or folder in it if named; or
+    an `address` in a bucket.
+    """
 
     path: Path | None = None
     repository: str = ""
     revision: str | None = None
     file: str | None = None
+    address: str | None = None
 
     @property
     def name(self) -> str:
         """What messages and pictures call it."""
         if self.path is not None:
             return str(self.path)
+        if self.address is not None:
+            return self.address
         return self.repository if self.file is None else f"{self.repository}/{self.file}"
 
 
@@ -85,15 +93,23 @@ def read_place(given: Any) -> Place:
 
     Understood are paths as shells and file managers write them (quotes, "~", "$HOME", "file://", backslashes, blanks
     around), "owner/name", "owner/name@revision" and "owner/name/FILE" of the hub, "hf://owner/name", and addresses of
-    the hub's pages and files. An address never chooses another host: whatever it says, the hub is asked.
+    the hub's pages and files. An address never chooses another host: whatever it says, the hub is asked. gs:// and
+    s3:// are addresses in buckets.
 
-    Raises CheckpointError for an address that is none of the hub's, with what to do.
+    Raises CheckpointError for an address of another kind, with what to do.
     """
     if not isinstance(given, str | bytes | os.PathLike):
         raise CheckpointError(f"a model's place is a path or a text; got {shown(given)}")
     text = os.fsdecode(given)
     if not text.strip(_AROUND):
         raise CheckpointError(f"a model's place is a path or a name; got {shown(text)}")
+    bare = text.strip(_AROUND)
+    if addresses.scheme(bare) is not None and not _WEB.match(bare):
+        try:
+            addresses.remote(bare)
+        except addresses.AddressError as error:
+            raise CheckpointError(str(error)) from None
+        return Place(address=addresses.address(bare))
     found = written_otherwise(text)
     if found is not None:
         return Place(found)

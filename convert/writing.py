@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax import configs
+from sdjax import addresses, configs
 from sdjax._version import __version__
 from sdjax.config import ModelConfig
 from sdjax.files import check_room, new_file
@@ -22,7 +22,7 @@ from .errors import CheckpointError
 from .hashing import manifest_row
 from .leaves import ALIGNMENT, Leaf
 from .model import CONFIG_KEY, Model
-from .outputs import WRITING, new_folder
+from .outputs import WRITING, new_folder, staged
 from .safetensors_file import DTYPES
 from .sources import EXTRA, FORMAT, LICENCE_KEY
 from .towers import are_none
@@ -55,6 +55,7 @@ def save(
 ) -> None:
     """Writes the model as "native" or "diffusers" folder or "ldm" file.
 
+    What goes to gs:// or s3:// is written on this computer first, where its temporary folder has to have room for it.
     `ema_names` writes an ldm file's averaged weights too, under their `model_ema.` names. `manifest` is filled with
     shape, dtype and SHA-256 of every tensor, by the name that reading gives it.
 
@@ -63,6 +64,9 @@ def save(
     """
     if to not in _WRITERS:
         raise ValueError(f"a layout to write is one of {', '.join(_WRITERS)}; got {to!r}")
+    if addresses.remote(path):
+        with staged(path, overwrite=overwrite) as local:
+            return save(model, local, to, ema_names=ema_names, manifest=manifest)
     leaves = (*model.leaves.values(), *model.extras.values())
     needs = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves)
     check_room(path, needs, WRITING)

@@ -13,6 +13,7 @@ from typing import Any
 from sdjax.scripts import options, training_flags
 from sdjax.scripts.flags import alone, together
 from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.train.folder import workdir
 
 IF_OUT_OF_MEMORY = (
     'a smaller batch_size or data.side; accumulate; remat = "products" or "blocks"; dtype = "bfloat16"; '
@@ -54,8 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"a file with get_config(), or one of {names}; default: %(default)s")  # fmt: skip
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a value of the configuration, as "
         "--set optim.learning_rate=1e-5; may be repeated")  # fmt: skip
-    add("--workdir", metavar="DIR", help="where the run is kept; one that is there goes on; default: a new "
-        "folder, runs/CONFIG-001 or the next number")  # fmt: skip
+    add("--workdir", metavar="DIR", help="where the run is kept, a folder or gs://bucket/name; what is there goes on; "
+        "default: a new folder, runs/CONFIG-001 or the next number")  # fmt: skip
     add("--plan", action="store_true", help="print what memory each device will need, and end; reads no weights")
     add(
         "--devices",
@@ -90,6 +91,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Trains, or prints the plan."""
+    if args.workdir is not None:
+        workdir(args.workdir)  # an address that cannot be one is refused before anything else
     config = training_flags.apply(read_config(args.config, args.set), args)
     join_hosts(args)
     import jax

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdjax.scripts import options
 from sdjax.scripts.flags import together
+from sdjax.train.folder import workdir as folder_of
 
 RUNS = Path("runs")  # where runs are kept whose folder is not named
 SETS = {  # a flag, and the names in a configuration that it decides on
@@ -113,7 +114,7 @@ def workdir(args: argparse.Namespace, several: bool) -> Iterator[Path]:
     to agree.
     """
     if args.workdir is not None:
-        yield Path(args.workdir)
+        yield folder_of(args.workdir)
         return
     if several:
         raise ValueError("on several hosts --workdir names the folder that the run is kept in, which all of them see")

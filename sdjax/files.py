@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from sdjax.addresses import local
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LONGEST_NAME = 255  # bytes, where the file system does not say
 MORE = {  # what helps, by the number of the error
@@ -182,7 +184,7 @@ def check_folder(folder: str | os.PathLike[str], what: str, needs: int = 0) -> N
 
     To be called before work begins whose result will be written there.
     """
-    folder = Path(folder)
+    folder = Path(local(folder))
     with doing(what, folder):
         lexists(folder / "x")  # a name that is too long, a file on the way
         if any(os.path.lexists(at) and not at.is_dir() for at in (folder, *folder.parents)):
@@ -196,7 +198,7 @@ def check_folder(folder: str | os.PathLike[str], what: str, needs: int = 0) -> N
 @contextlib.contextmanager
 def folder_for(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Makes a folder for the block; if the block fails and wrote nothing there, what was made is removed again."""
-    folder = Path(folder)
+    folder = Path(local(folder))
     new = [at for at in (folder, *folder.parents) if not os.path.lexists(at)]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -217,7 +219,7 @@ def new_file(
     The folder is made if it is not there. Raises FileExistsError if `path` is there and `overwrite` is not asked for,
     or is no file; OSError as `doing` says it.
     """
-    path = Path(path)
+    path = Path(local(path))
     with doing(what, path, needs):
         check_free(path, overwrite)
         with folder_for(path.parent), _passing(path.parent) as partial:

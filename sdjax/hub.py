@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sdjax.convert.errors import CheckpointError, printable, shown
-from sdjax.convert.local_models import Say, find_local, holds_model, nearest
+from sdjax.convert.local_models import Say, fetch_model, find_local, holds_model, nearest
 from sdjax.convert.places import Place, cached_repository, could_be_of_hub, exists, is_single_file, read_place
 from sdjax.hub_files import Choice, choose_files
 
@@ -76,6 +76,8 @@ def is_local(path: Any) -> bool:
 def name_of(path: Any, local: Path) -> str:
     """Returns the repository, and the file if one was named, of what `resolve` found at `local` for a hub's `path`."""
     place = read_place(path)
+    if place.address is not None:
+        return place.address
     return dataclasses.replace(place, repository=cached_repository(local) or place.repository).name
 
 
@@ -98,6 +100,10 @@ def resolve(
     `revision` of a local path.
     """
     place, say = read_place(path), say or _listener.get()
+    if place.address is not None:
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for repositories of the hub; {place.address} has none")
+        return fetch_model(place.address, variant=variant, say=say)
     if place.path is not None:
         found = find_local(place.path, revision=revision, variant=variant, say=say)
         if say is not None and could_be_of_hub(path) and found.is_dir() and not holds_model(found):

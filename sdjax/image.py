@@ -17,6 +17,7 @@ from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
 from sdjax import files
+from sdjax.addresses import local
 from sdjax.typing import Image, Pixels
 
 WRITING = "writing the picture"
@@ -143,7 +144,7 @@ def save_numbered_file(
 
 def new_folder(path: str | os.PathLike) -> Path:
     """Returns the path of a new folder: `path`, with -2, -3, ... behind it where there is something."""
-    new, number = Path(path), 1
+    new, number = Path(local(path)), 1
     while True:
         try:
             with files.doing("making the folder", new):

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sdjax import compilation_cache
+from sdjax import addresses, compilation_cache
 from sdjax.arguments import dtype_name
 from sdjax.config import ModelConfig
 from sdjax.hints import explains_arguments
@@ -34,11 +34,12 @@ def load(
 ) -> Pipeline:
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
 
+    A model in a bucket, gs:// or s3://, is copied to this computer once (`sdjax.remote.fetch`).
     The address of a model's page or file at the hub is understood too (`sdjax.convert.places.read_place`).
     Without a path it is the model inside the package, a small one, and the pipeline's `notices` say so; by name it is
     "builtin", and "builtin-inpainting" the one made of it for inpainting (a folder of these names is "./builtin"). The
-    folder of a training (`sdjax train --workdir`) gives the model of its newest checkpoint, the averaged one if there
-    is one.
+    folder of a training (`sdjax train --workdir`, which may be gs://bucket/run) gives the model of its newest
+    checkpoint, the averaged one if there is one.
 
     `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
     "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
@@ -65,7 +66,7 @@ def load(
     for part in vae, depth, vision, noise_stats:  # what lacks on this computer is said before anything is fetched
         if part is not None and is_local(part):
             resolve(part)
-    if not own:
+    if not own and not (addresses.scheme(path) == "gs" and is_run(path)):  # a run is not copied whole
         path = resolve(name, revision=revision, variant=variant, say=said.append)
         name = str(path) if is_local(name) else name_of(name, path)
     if not own and is_run(path):

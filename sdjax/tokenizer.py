@@ -28,6 +28,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from sdjax.addresses import local
 from sdjax.files import doing, new_file
 from sdjax.typing import TokenIds
 
@@ -60,7 +61,7 @@ class Tokenizer:
         Byte pair encodings of CLIP's kind are read here, whatever their vocabulary; others, and those with tokens
         added to the vocabulary, through transformers. Raises ValueError if the folder holds no readable tokenizer.
         """
-        folder = Path(folder)
+        folder = Path(local(folder))
         if not folder.is_dir():
             raise ValueError(f"a tokenizer is read from a folder; {folder} is not one")
         paths = sorted(path for path in folder.iterdir() if path.is_file())
@@ -83,7 +84,7 @@ class Tokenizer:
 
         Raises ValueError if there is no such file, or it holds no such vocabulary.
         """
-        path = Path(path)
+        path = Path(local(path))
         try:
             if not path.is_file():
                 raise ValueError(f"{path} is no file; a WordPiece vocabulary is one, vocab.txt of bert-base-uncased")

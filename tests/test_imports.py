@@ -14,8 +14,10 @@ FOLDERS = {"sdjax": ROOT / "sdjax", "sdjax.convert": ROOT / "convert", "sdjax.co
 # Part of the library -> the parts of it that it may import (itself always)
 ALLOWED = {
     "sdjax.typing": set(),
+    "sdjax.addresses": set(),
     "sdjax.effects": {"sdjax.notes"},
-    "sdjax.files": set(),
+    "sdjax.files": {"sdjax.addresses"},
+    "sdjax.remote": {"sdjax.addresses", "sdjax.files"},
     "sdjax.arguments": set(),
     "sdjax.hints": set(),
     "sdjax.notes": set(),
@@ -29,16 +31,17 @@ ALLOWED = {
     "sdjax.nn": {"sdjax.config", "sdjax.pinned", "sdjax.typing", "sdjax.resize"},
     "sdjax.samplers": {"sdjax.arguments", "sdjax.effects", "sdjax.schedule", "sdjax.config", "sdjax.typing"},
     "sdjax.sharding": {"sdjax.typing"},
-    "sdjax.image": {"sdjax.files", "sdjax.typing", "sdjax._version"},
-    "sdjax.pictures": {"sdjax.files"},
+    "sdjax.image": {"sdjax.addresses", "sdjax.files", "sdjax.typing", "sdjax._version"},
+    "sdjax.pictures": {"sdjax.addresses", "sdjax.files"},
     "sdjax.movie": {"sdjax.files", "sdjax.typing"},
     "sdjax.tiling": {"sdjax.config", "sdjax.nn", "sdjax.typing"},
     "sdjax.watermark": {"sdjax.typing"},
-    "sdjax.tokenizer": {"sdjax.files", "sdjax.typing", "sdjax.config"},
+    "sdjax.tokenizer": {"sdjax.addresses", "sdjax.files", "sdjax.typing", "sdjax.config"},
     "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
     "sdjax.configs": {"sdjax.config"},
     "sdjax.convert": {"sdjax.config", "sdjax.configs", "sdjax.nn", "sdjax.checkpoint", "sdjax.tokenizer",
-                      "sdjax.arguments", "sdjax.files", "sdjax.pinned", "sdjax.typing", "sdjax._version"},
+                      "sdjax.addresses", "sdjax.arguments", "sdjax.files", "sdjax.pinned", "sdjax.remote",
+                      "sdjax.typing", "sdjax._version"},
 }  # fmt: skip
 # Package -> the only modules that may import it
 ONLY = {

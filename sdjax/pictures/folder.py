@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from sdjax.addresses import local
 from sdjax.pictures.samples import PictureError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -18,7 +19,7 @@ def list_pictures(folder: str | os.PathLike) -> list[Path]:
     NAME_depth.png a depth map, only beside a picture NAME. Raises PictureError if there is none, or for a link that
     leads out of the folder; OSError.
     """
-    folder = Path(folder)
+    folder = Path(local(folder))
     names = _names(folder)
     stems = {Path(name).stem for name in names}
     chosen = [name for name in names if not any(_base(Path(name).stem, mark) in stems for mark in (*MASKS, *MAPS))]
@@ -32,7 +33,7 @@ def find_mask(picture: str | os.PathLike, masks: str | os.PathLike | None = None
 
     None if there is none. Raises PictureError if there are several, or for a link out of the folder; OSError.
     """
-    folder = Path(picture).parent if masks is None else Path(masks)
+    folder = Path(local(picture)).parent if masks is None else Path(local(masks))
     return _find(Path(picture), folder, MASKS, "mask", own=masks is not None)
 
 
@@ -41,7 +42,7 @@ def find_map(picture: str | os.PathLike, maps: str | os.PathLike) -> Path | None
 
     None if there is none. Raises as `find_mask`.
     """
-    return _find(Path(picture), Path(maps), MAPS, "depth map", own=True)
+    return _find(Path(local(picture)), Path(local(maps)), MAPS, "depth map", own=True)
 
 
 def _find(picture: Path, folder: Path, marks: tuple[str, ...], what: str, *, own: bool) -> Path | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PillowImage
 
+from sdjax.addresses import local
 from sdjax.files import doing
 from sdjax.pictures import colour, files
 from sdjax.pictures.samples import MAX_BYTES, PictureError, Samples, check_side, orientation
@@ -159,6 +160,7 @@ def _samples(source: Source, *, real: bool = False) -> tuple[Samples, str]:
     if isinstance(source, (str, os.PathLike)):
         name = os.fsdecode(source)
         name = name if name.isprintable() else ascii(name)
+        local(source)
         with doing("reading the picture", source):
             data = _content(source, name)
         with _named(name):

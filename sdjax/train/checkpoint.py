@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 
 from sdjax import files
 from sdjax.train import manifest
+from sdjax.train.folder import make_folder, workdir
 
 _saves = itertools.count()  # the same in every process, so that each waits for the others of the same save
 
@@ -51,9 +52,9 @@ class Checkpoints:
     ):  # fmt: skip
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep and keep_every are at least 1; got {keep} and {keep_every}")
-        self.folder = pathlib.Path(folder).resolve()
+        self.folder = _absolute(folder)
         with files.doing("making the folder of the checkpoints,", self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         self._needs = 0  # bytes of the state last saved
         self.keep, self.keep_every, self.say, self.timeout = keep, keep_every, say, timeout
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -107,7 +108,7 @@ class Checkpoints:
                     manifest.remove(self.folder, step)  # a damaged one, or of a run that ended while writing it
                     if not files.has_room(self.folder, self._needs):
                         raise OSError(errno.ENOSPC, "")
-                    self.folder.mkdir(parents=True, exist_ok=True)
+                    make_folder(self.folder)
                 self._checkpointer.save(
                     manifest.path(self.folder, step), args=ocp.args.StandardSave(_without_key_types(state))
                 )
@@ -246,7 +247,7 @@ def read_parts(
 
     Raises ValueError if there are checkpoints and none is intact, or it has no such part.
     """
-    folder = pathlib.Path(folder).resolve()
+    folder = _absolute(folder)
     chosen, _ = manifest.intact(folder, step, say)
     if chosen is None:
         return None
@@ -261,6 +262,12 @@ def read_parts(
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), parts)
         item = ocp.args.PyTreeRestore(parts, restore_args=args, partial_restore=True)
         return chosen, reader.restore(manifest.path(folder, chosen), args=item)
+
+
+def _absolute(folder: str | pathlib.Path) -> Any:
+    """Returns a folder as Orbax takes it: absolute, or an address."""
+    folder = workdir(folder)
+    return folder.resolve() if isinstance(folder, pathlib.Path) else folder
 
 
 def _is_key(leaf: Any) -> bool:

@@ -118,10 +118,12 @@ def fit(
                         log.scalars(step, values)
             if told.save or ranked or (save_steps and step % save_steps == 0):
                 with watch("saving"), meter.waiting("save"):
+                    log.flush()  # before the checkpoint: a run goes on from there, and knows what came before
                     checkpoints.save(state, metric=ranked.get("best"))
                 told.save, saved = False, time.monotonic()
         with watch("saving"):
             jax.block_until_ready(state)
+            log.flush()
             checkpoints.save(state, wait=True)
     if step < steps:
         raise Stopped(f"stopped at step {step} of {steps}; the same command goes on from there", told.stop)

@@ -1,7 +1,7 @@
 """The folders of a training's steps, and beside each what it holds, so that damage is noticed before anything is read.
 
 `{step:08d}/` holds the files of a step and `{step}.json`, its manifest, the size and SHA-256 of each. The manifest
-is written last.
+is written last. Of what lies in a bucket the manifest has the bucket's own checksums, which cost no reading.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+from sdjax import addresses, remote
 from sdjax.files import write_file
 
 
@@ -22,33 +23,40 @@ def path(folder: pathlib.Path, step: int) -> pathlib.Path:
 
 def steps(folder: pathlib.Path) -> list[int]:
     """Returns the steps that have a manifest, oldest first."""
-    return sorted(int(file.stem) for file in folder.glob("*.json") if file.stem.isdecimal())
+    stems = [name.removesuffix(".json") for name in _names(folder) if name.endswith(".json")]
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
 
 
 def traces(folder: pathlib.Path) -> list[int]:
     """Returns the steps of which there is anything, finished or not, oldest first."""
-    numbers = [int(file.name) for file in folder.glob("*") if file.name.isdecimal()]
-    return sorted({*steps(folder), *(number for number in numbers if path(folder, number).is_dir())})
+    numbers = [int(name.rstrip("/")) for name in _names(folder) if name.endswith("/") and name[:-1].isdecimal()]
+    return sorted({*steps(folder), *numbers})
 
 
 def write(folder: pathlib.Path, step: int) -> None:
     """Makes every file of a step safe on the disk, and then its manifest."""
     files = path(folder, step)
     contents = _contents(files, sync=True)
-    for directory in (*(file for file in files.rglob("*") if file.is_dir()), files):
-        _sync(directory)
+    if not addresses.remote(files):
+        for directory in (*(file for file in files.rglob("*") if file.is_dir()), files):
+            _sync(directory)
     write_json(_manifest(folder, step), contents)
 
 
 def write_json(file: pathlib.Path, content: Any) -> None:
     """Writes a file that is, whatever happens meanwhile, as it was or whole."""
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    if addresses.remote(file):
+        return remote.put(file, text.encode(), what="writing the record")
     write_file(file, text.encode(), overwrite=True, what="writing the record")
     _sync(file.parent)
 
 
 def remove(folder: pathlib.Path, step: int) -> None:
     """Removes a step; its manifest first, for a folder without one is known to be unfinished."""
+    if addresses.remote(folder):
+        remote.remove(_manifest(folder, step))
+        return remote.remove(path(folder, step))
     _manifest(folder, step).unlink(missing_ok=True)
     shutil.rmtree(path(folder, step), ignore_errors=True)
 
@@ -114,8 +122,18 @@ def _manifest(folder: pathlib.Path, step: int) -> pathlib.Path:
     return folder / f"{step}.json"
 
 
+def _names(folder: pathlib.Path) -> set[str]:
+    """Returns the names in a folder, those of folders with a slash behind."""
+    if addresses.remote(folder):
+        parts = [name.partition("/") for name in remote.contents(folder)]
+        return {name + slash for name, slash, _ in parts}
+    return {f"{file.name}/" if file.is_dir() else file.name for file in folder.glob("*")}
+
+
 def _contents(folder: pathlib.Path, sync: bool = False) -> dict[str, list[Any]]:
-    """Returns size and SHA-256 of every file by its path."""
+    """Returns size and SHA-256 of every file by its path; of a bucket's objects the checksum that the bucket keeps."""
+    if addresses.remote(folder):
+        return remote.contents(folder)
     contents = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         with open(file, "rb") as stream:

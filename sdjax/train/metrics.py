@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 
-from sdjax import files
+from sdjax import addresses, files
 from sdjax.files import doing, write_file
 from sdjax.image import WRITING, encode_png, grid
+from sdjax.train.folder import workdir
+from sdjax.train.mirror import Mirror
 from sdjax.typing import Pixels
 
 TENSORBOARD = "writing TensorBoard's events into"
@@ -54,6 +56,9 @@ class Writers:
     - `pictures/NAME/STEP.png`: a sheet of pictures, with their captions as text in the file.
     - the console (stderr): a progress bar if `progress`, or None and stderr is a terminal; otherwise a line a minute.
 
+    In a bucket, which cannot append, the files are those of a folder of this computer, copied once a minute, before
+    every checkpoint, and at the end.
+
     A run that goes on from step `first` begins by taking back what was told of later steps, which are done again: lines
     of the log are cut off, and TensorBoard is told to forget (its purge_step).
 
@@ -65,11 +70,15 @@ class Writers:
         self, folder: str | os.PathLike, steps: int, *, first: int = 0, speed: Speed | None = None,
         tensorboard: bool = True, progress: bool | None = None,
     ):  # fmt: skip
-        self.folder, self.speed = pathlib.Path(folder), speed
+        self.folder, self.speed = workdir(folder), speed
         self._outputs: list[_Output] = []
         self._console: _Console | None = None
+        self._mirror: Mirror | None = None
         if jax.process_index() != 0:
             return
+        if addresses.remote(folder):
+            self._mirror = Mirror(self.folder, "log.jsonl")
+            self.folder = self._mirror.folder
         with doing("making the run's folder", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._outputs.append(_Lines(self.folder / "log.jsonl", first))
@@ -87,6 +96,8 @@ class Writers:
             numbers |= self.speed.of(numbers["seconds"])
         for output in self._outputs:
             output.scalars(step, numbers)
+        if self._mirror is not None and time.monotonic() >= self._mirror.due:
+            self.flush()
 
     def pictures(self, step: int, name: str, pixels: Pixels, captions: Sequence[str]) -> None:
         """Writes pictures, uint8 [n, h, w, 3], made in a step; `name` tells them from others, as "samples".
@@ -103,10 +114,23 @@ class Writers:
         if self._console is not None:
             self._console.say(text)
 
+    def flush(self) -> None:
+        """Copies what is new into a bucket, where the run's folder is one; else everything is written already.
+
+        What cannot be written is tried again the next time.
+        """
+        if self._mirror is not None:
+            try:
+                self._mirror.copy()
+            except OSError as error:
+                self.say(f"{error}; it is tried again later")
+
     def close(self) -> None:
         """Writes what is not written yet."""
         for output in self._outputs:
             output.close()
+        if self._mirror is not None:
+            self._mirror.close()
 
 
 class _Output:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax import compilation_cache
+from sdjax import addresses, compilation_cache, remote
 from sdjax._version import __version__
 from sdjax.config import ConfigError
 from sdjax.nn import TextEncoder
@@ -30,7 +30,7 @@ from sdjax.train.base import Base, open_base
 from sdjax.train.checkpoint import Checkpoints
 from sdjax.train.config import TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
-from sdjax.train.folder import BASE, CHECKPOINTS, SETTINGS
+from sdjax.train.folder import BASE, CHECKPOINTS, SETTINGS, make_folder, workdir
 from sdjax.train.loop import Event, fit
 from sdjax.train.metrics import Speed, Writers
 from sdjax.train.peaks import peak_flops
@@ -53,6 +53,10 @@ class Run:
     say: Callable[[str], None] = print
     profile: str | None = None
     devices: Sequence[jax.Device] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", workdir(self.folder))
+        addresses.local(self.profile)
 
     @pinned()
     def train(self) -> TrainState:
@@ -102,8 +106,11 @@ class Run:
         path, config = self.folder / SETTINGS, self.config
         if not _first_says(manifest.steps(self.folder / CHECKPOINTS) != []):
             if jax.process_index() == 0:
-                shutil.rmtree(self.folder / BASE, ignore_errors=True)
-                self.folder.mkdir(parents=True, exist_ok=True)
+                if addresses.remote(self.folder):
+                    remote.remove(self.folder / BASE)
+                else:
+                    shutil.rmtree(self.folder / BASE, ignore_errors=True)
+                make_folder(self.folder)
                 manifest.write_json(path, {"sdjax": __version__, **settings.stored(config)})
         elif path.exists():
             try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sdjax.train.base import Base
 from sdjax.train.checkpoint import read_parts
-from sdjax.train.folder import BASE, CHECKPOINTS, SETTINGS
+from sdjax.train.folder import BASE, CHECKPOINTS, SETTINGS, workdir
 
 
 def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None = None) -> tuple[int, Base]:
@@ -17,7 +17,7 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     `ema`: "yes" takes the moving average, "no" the parameters themselves, "auto" the average if there is one. `step`
     chooses a checkpoint instead of the newest that is intact. Raises ValueError where there is none such.
     """
-    folder = pathlib.Path(folder)
+    folder = workdir(folder)
     has_average = json.loads((folder / SETTINGS).read_text())["ema"]["decay"] is not None
     if ema == "yes" and not has_average:
         raise ValueError(f"{folder} was trained without a moving average: ask for the parameters themselves, ema = no")

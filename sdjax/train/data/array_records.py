@@ -21,6 +21,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from sdjax import remote
 from sdjax.files import doing, foreign, new_file, write_file
 from sdjax.pictures.folder import natural
 from sdjax.train.data.records import Record, SourceError, as_captions, scalars
@@ -29,6 +30,7 @@ from sdjax.train.data.walk import is_foreign
 
 ENDINGS = (".array_record", ".arrayrecord")
 OPTIONS = "group_size:1"
+FETCHING = "fetching the records of"
 
 
 class ArrayRecords:
@@ -113,8 +115,8 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
 def record_files(path: str | os.PathLike | Sequence[str]) -> list[str]:
     """Returns the ArrayRecord files that are meant. Raises SourceError if there is none."""
     if not isinstance(path, str | os.PathLike):
-        files = [str(one) for one in path]
-    elif Path(path).is_dir():
+        files = [str(remote.here(one, FETCHING)) for one in path]
+    elif Path(path := remote.here(path, FETCHING)).is_dir():
         files = [str(one) for one in Path(path).iterdir() if one.suffix in ENDINGS and not is_foreign(one.name)]
     else:
         files = [str(path)]

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from sdjax import remote
 from sdjax.pictures.folder import MASKS, SUFFIXES, natural
 from sdjax.pictures.samples import MAX_BYTES
 from sdjax.train.data import captions as beside
@@ -64,7 +65,7 @@ class Folder:
         self, path: str | os.PathLike, *, caption: str | None = None, default: str | None = None,
         index_folder: str | os.PathLike | None = None,
     ):  # fmt: skip
-        self.path = Path(path)
+        self.path = Path(remote.here(path, "fetching the pictures of"))
         self.name = str(path)
         if not self.path.is_dir():
             raise SourceError(f"{path} is no folder of pictures: there is no folder of that name")

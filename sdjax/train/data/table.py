@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image as PillowImage
 
+from sdjax.addresses import local
 from sdjax.files import new_file
 from sdjax.pictures.samples import orientation
 
@@ -150,6 +151,7 @@ def index_path(beside: str | os.PathLike, folder: str | os.PathLike | None = Non
     else in the user's cache folder. An address with `://` has no place beside it.
     """
     text = os.fspath(beside)
+    local(folder)
     digest = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
     if folder is not None:
         return Path(folder) / f"{Path(text).name}-{digest}{SUFFIX}"

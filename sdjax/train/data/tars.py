@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import fsspec
 import numpy as np
 
+from sdjax import addresses, remote
 from sdjax.pictures.folder import SUFFIXES, natural
 from sdjax.text_files import decode, lines
 from sdjax.train.data.records import Record, SourceError, as_captions, captions_in, scalars
@@ -107,7 +109,7 @@ class _Shard:
 
     def __init__(self, name: str):
         self.name = name
-        self.remote = "://" in name
+        self.remote = _is_remote(name)
         self.stem = name.rsplit("/", 1)[-1].removesuffix(".tar")
 
     def stamp(self) -> list[Any]:
@@ -141,18 +143,27 @@ class _Shard:
         return data
 
     def _system(self) -> tuple[Any, str]:
-        return _fsspec().core.url_to_fs(self.name)
+        return _open_system(self.name)
 
 
-def _fsspec() -> Any:
+def _is_remote(name: str) -> bool:
+    """Returns whether fsspec is to read a name: shards are streamed, from wherever it reaches."""
+    kind = addresses.scheme(name)
+    if kind is None:
+        return False
+    if "://" not in name or kind not in (*addresses.PACKAGES, *fsspec.available_protocols()):
+        addresses.remote(name)
+    return True
+
+
+def _open_system(name: str) -> tuple[Any, str]:
+    """Returns the file system of an address, and the address's name in it."""
+    if addresses.scheme(name) in addresses.PACKAGES:
+        return remote.system(name)
     try:
-        import fsspec
-    except ImportError:
-        raise SourceError(
-            "names with :// are read through fsspec: pip install fsspec, and what it needs for the address, such as "
-            "s3fs or gcsfs"
-        ) from None
-    return fsspec
+        return fsspec.core.url_to_fs(name)
+    except ImportError as error:
+        raise SourceError(f"{name} is read through fsspec, which says: {error}") from None
 
 
 def shard_names(path: str | os.PathLike | Sequence[str]) -> list[str]:
@@ -178,8 +189,8 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _matching(name: str) -> list[str]:
-    if "://" in name:
-        system, path = _fsspec().core.url_to_fs(name)
+    if _is_remote(name):
+        system, path = _open_system(name)
         if glob.has_magic(path) or not path.endswith(".tar"):
             found = system.glob(path if glob.has_magic(path) else path.rstrip("/") + "/*.tar")
             return [system.unstrip_protocol(one) for one in found]
