@@ -22,6 +22,8 @@ from sdjax.scripts.wording import in_flags
 EXTRAS = {  # the modules that come with them, as a user would miss them
     "train": ("optax", "orbax", "grain", "array_record", "tensorflow_datasets", "tensorboardX"),
     "beam": ("apache_beam",),
+    "gcs": ("gcsfs",),
+    "s3": ("s3fs",),
 }
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
