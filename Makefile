@@ -7,8 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= a rocket on a green background
 BIN = $(VENV)/bin
-# Setuptools warns that folders of data look like packages; whoever makes a picture need not read that
-PIP = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP = $(VENV)/.installed
 TEST_STAMP = $(VENV)/.installed-test
 DOCS_STAMP = $(VENV)/.installed-docs
@@ -27,7 +26,7 @@ $(TEST_STAMP): $(STAMP)
 	@touch $@
 
 $(DOCS_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 # The prompt goes through the environment, so that no shell takes apart what stands in it. ARGS alone may name a prompt

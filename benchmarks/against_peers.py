@@ -1,6 +1,6 @@
 """sdjax beside OpenVINO and diffusers on the CPU: the full-size v1 networks with random weights, in turns.
 
-    pip install 'sdjax[benchmark]'
+    pip install '.[benchmark]'
     python benchmarks/against_peers.py --out benchmarks/results/against_peers_cpu
 
 Measured are the UNet (`--batches` of latents of `--sides`), the autoencoder's decoder, the text encoder on two prompts,

@@ -1,6 +1,6 @@
 """A training step of sdjax beside the inner loop of diffusers' text-to-image training script, alternating.
 
-    pip install 'sdjax[benchmark,train]'
+    pip install '.[benchmark,train]'
     python benchmarks/training.py --out benchmarks/results/training_cpu.json
 
 Both train the same UNet (the built-in model's, with v1's four latent channels) from the same weights on the same batch

@@ -27,7 +27,7 @@ from .errors import CheckpointError
 from .hashing import manifest
 from .inspection import Inspection, inspect
 from .leaves import float_type
-from .model import Model, Report, choose_tokenizer, load_model, model_of_params
+from .model import Model, Report, load_model, model_of_params
 from .outputs import WRITING, check_not_input, check_output
 from .reading import TensorFile, read
 from .towers import vision_alone, vision_tower
@@ -190,7 +190,6 @@ def convert(
     variant: str | None = None,
     ema_names: bool = False,
     manifest: str | os.PathLike[str] | None = None,
-    vocab: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Writes a checkpoint in another layout, a tensor at a time, and returns what was decided on the way.
@@ -199,8 +198,8 @@ def convert(
     name that ends in .safetensors, else native. Tensors keep their bytes unless `dtype` asks otherwise; what is no
     parameter (noise tables, OpenCLIP's last block, a safety checker) goes along, in folders as extra.safetensors.
     `ema_names` keeps both sets of the UNet's weights where there are two, and writes an ldm file's averaged ones under
-    `model_ema.` names. `manifest` is a JSON file to write with the shape, dtype and SHA-256 of every tensor. `vocab` is
-    the WordPiece vocabulary of a model that reads BERT's tokens, to go along. The other arguments are `load`'s.
+    `model_ema.` names. `manifest` is a JSON file to write with the shape, dtype and SHA-256 of every tensor. The other
+    arguments are `load`'s.
 
     Raises CheckpointError as `load`, FileExistsError where something may not be replaced.
     """
@@ -212,10 +211,7 @@ def convert(
         check_not_input(manifest, source, vae)
         check_output(manifest, overwrite, "writing the manifest")
     check_output(target, overwrite, WRITING, folder=layout != "ldm")
-    words = None if vocab is None else Tokenizer.from_vocabulary(vocab)
     model = load_model(source, config, prediction, ema, vae, dtype, variant, keep_both=ema_names)
-    if words is not None:
-        model = dataclasses.replace(model, own_tokenizer=choose_tokenizer(model, words))
     table: dict[str, Any] | None = None if manifest is None else {}
     save_model(model, target, layout, ema_names=ema_names, overwrite=overwrite, manifest=table)
     if manifest is not None:

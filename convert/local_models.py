@@ -165,6 +165,12 @@ def _only_model(folder: Path, look: _Looker, say: Say) -> Path:
     if holds_model(folder, look):
         return folder
     names, folders = look(folder)
+    cached = sorted(name for name in folders if CACHED.fullmatch(name))
+    if len(cached) == 1:  # the hub's cache itself
+        return find_local(_chosen(folder, cached, say), say=say)
+    if cached:
+        listed = ", ".join(cached_repository(Path(name)) or name for name in cached[:10])
+        raise CheckpointError(f"this is a cache of the hub; name one of its repositories, {listed}", folder)
     for suffixes in ((".safetensors",), (".ckpt",), WEIGHTS):
         files = sorted(name for name in names if name.lower().endswith(suffixes) and not _NO_MODELS.fullmatch(name))
         if files:

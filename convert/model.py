@@ -188,30 +188,6 @@ def load_model(
     return Model(description, leaves, extras, report, metadata, files, opened.licences, opened.tokenizer)
 
 
-def choose_tokenizer(model: Model, vocab: Tokenizer | None) -> Tokenizer:
-    """Returns the tokenizer of a model, BERT's with the vocabulary of `vocab`.
-
-    Raises ValueError if there should be such a one and is none, or should be none and is one, or it is another one.
-    """
-    text = model.config.text
-    if text.kind != "bert":
-        if vocab is not None:
-            raise ValueError(f"a vocabulary was given for a model that has its own ({model.config.name}); leave it out")
-        return model.tokenizer()
-    tokenizer = model.own_tokenizer if vocab is None else vocab
-    if tokenizer is None:
-        raise ValueError(
-            "this model's text encoder reads BERT's tokens, and its checkpoint holds no vocabulary: give the vocab.txt "
-            "of bert-base-uncased by vocab= (--vocab on the command line)"
-        )
-    if tokenizer.vocab_size != text.vocab_size:
-        raise ValueError(
-            f"the vocabulary has {tokenizer.vocab_size} tokens and the text encoder {text.vocab_size}; "
-            "bert-base-uncased's vocab.txt is wanted"
-        )
-    return tokenizer
-
-
 def model_of_params(config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer | None = None) -> Model:
     """Returns the model of parameters in memory. Raises ValueError if they are not those of the description."""
     leaves, problems = {}, []

@@ -116,6 +116,8 @@ def read_place(given: Any) -> Place:
     if not isinstance(given, str) and not re.match(r"(?i)(https?|hf|file):/", text):
         return Place(_expanded(text))  # a Path is never a name of the hub
     text = text.strip(_AROUND)
+    if re.match(r"(?i)\(?(https?|hf)://", text):
+        text = text.strip("(),.;" + _AROUND)  # of the sentence around it
     return _address(text) or _hub_name(text) or Place(_expanded(text))
 
 

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     report = convert(
         args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=vae, prediction=args.prediction,
         config=args.config, variant=args.variant, manifest=args.manifest, overwrite=args.overwrite,
-        ema_names=args.with_ema_names, vocab=args.vocab,
+        ema_names=args.with_ema_names,
     )  # fmt: skip
     for notice in dict.fromkeys([*said, *report.notices]):
         note(notice)

@@ -22,8 +22,6 @@ from sdjax.scripts.wording import in_flags
 EXTRAS = {  # the modules that come with them, as a user would miss them
     "train": ("optax", "orbax", "grain", "array_record", "tensorflow_datasets", "tensorboardX"),
     "beam": ("apache_beam",),
-    "gcs": ("gcsfs",),
-    "s3": ("s3fs",),
 }
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
@@ -156,7 +154,10 @@ def describe(error: Exception) -> tuple[int, str]:
     if isinstance(error, FloatingPointError):
         return FAILED, text
     if isinstance(error, ModuleNotFoundError) and error.name is not None and (extra := _extra_of(error.name)):
-        return FAILED, f"this needs {error.name}, which is not installed: pip install 'sdjax[{extra}]'"
+        return (
+            FAILED,
+            f"this needs {error.name}, which is not installed: in the clone of sdjax, pip install '.[{extra}]'",
+        )
     return FAILED, f"internal error: {type(error).__name__}: {text}\n(--debug shows where; please report it)"
 
 

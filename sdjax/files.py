@@ -11,9 +11,9 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from sdjax.addresses import local, remote
+from sdjax.addresses import local
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LONGEST_NAME = 255  # bytes, where the file system does not say
@@ -172,8 +172,6 @@ def check_room(path: str | os.PathLike[str], needs: int, what: str, advice: str 
 
 def has_room(path: str | os.PathLike[str], needs: int) -> bool:
     """Returns whether so many bytes are free where `path` is or will be, as far as the file system says."""
-    if _in_bucket(path):
-        return True
     try:
         disk = shutil.disk_usage(nearest(path))
     except OSError:
@@ -181,18 +179,11 @@ def has_room(path: str | os.PathLike[str], needs: int) -> bool:
     return not disk.total or disk.free >= needs  # some say 0 of 0
 
 
-def _in_bucket(path: object) -> bool:
-    """Returns whether a path is an etils.epath.Path of a bucket, as `sdjax.remote.place` makes them: it has room."""
-    return isinstance(path, PurePath) and not isinstance(path, Path) and remote(path)
-
-
 def check_folder(folder: str | os.PathLike[str], what: str, needs: int = 0) -> None:
     """Raises OSError if files could not be written into the folder, which need not be there yet; leaves nothing behind.
 
     To be called before work begins whose result will be written there.
     """
-    if _in_bucket(folder):
-        return
     folder = Path(local(folder))
     with doing(what, folder):
         lexists(folder / "x")  # a name that is too long, a file on the way

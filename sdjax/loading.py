@@ -57,7 +57,6 @@ def load(
     out of range.
     """
     from sdjax import builtin, convert  # reading checkpoints is not needed to use a pipeline built in memory
-    from sdjax.convert.model import choose_tokenizer
     from sdjax.hub import is_local, name_of, resolve
 
     compilation_cache.enable()
@@ -116,3 +115,27 @@ def _load_run(
         check(model.config)
     notice = f"the model of step {step} of the training in {path}"
     return Pipeline(model.config, cast(model.params, dtype), model.tokenizer, dtype, str(path), (notice,))
+
+
+def choose_tokenizer(model: Any, vocab: Tokenizer | None) -> Tokenizer:
+    """Returns the tokenizer of a `sdjax.convert.Model`, BERT's with the vocabulary of `vocab`.
+
+    Raises ValueError if there should be such a one and is none, or should be none and is one, or it is another one.
+    """
+    text = model.config.text
+    if text.kind != "bert":
+        if vocab is not None:
+            raise ValueError(f"a vocabulary was given for a model that has its own ({model.config.name}); leave it out")
+        return model.tokenizer()
+    tokenizer = model.own_tokenizer if vocab is None else vocab
+    if tokenizer is None:
+        raise ValueError(
+            "this model's text encoder reads BERT's tokens, and its checkpoint holds no vocabulary: give the vocab.txt "
+            "of bert-base-uncased by vocab= (--vocab on the command line)"
+        )
+    if tokenizer.vocab_size != text.vocab_size:
+        raise ValueError(
+            f"the vocabulary has {tokenizer.vocab_size} tokens and the text encoder {text.vocab_size}; "
+            "bert-base-uncased's vocab.txt is wanted"
+        )
+    return tokenizer

@@ -195,3 +195,18 @@ def test_every_page_of_the_manual_is_in_its_contents() -> None:
 def test_the_allocator_is_told_what_was_measured(place: str) -> None:
     told = re.search(r"GLIBC_TUNABLES ?\??= ?(\S+)", (ROOT / place).read_text())[1]
     assert told == runpy.run_path(str(ROOT / "benchmarks" / "allocator.py"))["TUNABLES"]
+
+
+def test_nothing_installs_sdjax_by_name_alone() -> None:
+    """It is on no index: what bears its name there is somebody else's."""
+    folders = ("docs", "benchmarks", "scripts", "sdjax", "convert", "configs", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if "_build" not in path.parts]
+    files = [path for path in files if path.suffix in (".md", ".py", ".sh", ".yaml", ".sbatch")]
+    files += [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "Dockerfile", ROOT / "pyproject.toml"]
+    by_name = re.compile(
+        r"pip\d? install[^\n`]*?(?<![\w/.-])sdjax(?:\[[\w,]*\])?(?!\S* @ )(?=[\s'\"`)]|$)", re.MULTILINE
+    )
+    here = Path(__file__)
+    assert [str(path) for path in files if path != here and by_name.search(path.read_text(encoding="utf-8"))] == []
+    assert by_name.search("~/venv/bin/pip install --quiet 'sdjax[tpu,train]'")
+    assert by_name.search("`pip install sdjax[train]` brings what it needs")

@@ -192,7 +192,8 @@ class _TensorBoard(_Output):
             from tensorboardX.proto.event_pb2 import Event, SessionLog
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f'{error}; install it (pip install "sdjax[train]"), or train with log.tensorboard = False'
+                f'{error}; install it (pip install "sdjax[train] @ git+ADDRESS", or ".[train]" in its clone), or '
+                "train with log.tensorboard = False"
             ) from None
         self.folder, self.event, self.summary = folder, Event, summary
         with doing(TENSORBOARD, folder):

@@ -57,6 +57,7 @@ def here(tmp_path, monkeypatch) -> Path:
         (" 'o/n'\n", "o/n", None, None),
         (f"\u201c{HUB}/o/n\u201d", "o/n", None, None),
         (f"<{HUB}/o/n>", "o/n", None, None),
+        (f"({HUB}/o/n).", "o/n", None, None),
     ],
 )
 def test_addresses_and_names_of_the_hub(text: str, repository: str, revision: str, file: str, here) -> None:
@@ -183,6 +184,10 @@ def test_paths_into_the_hubs_cache_lead_to_its_snapshot(cached) -> None:
     for inside in ("", "snapshots", "refs/main", "refs", f"snapshots/{COMMIT}"):
         assert hub.resolve(cached / inside) == snapshot, inside
     assert hub.resolve(cached, revision=COMMIT) == snapshot
+    assert hub.resolve(cached.parent) == snapshot
+    (cached.parent / "models--another--one").mkdir()
+    with pytest.raises(CheckpointError, match="name one of its repositories, another/one, someone/thing"):
+        hub.resolve(cached.parent)
     assert hub.resolve(cached / "blobs/ab12") == cached / "blobs/ab12"
     with pytest.raises(CheckpointError, match=r"without their names.*snapshots"):
         hub.resolve(cached / "blobs")

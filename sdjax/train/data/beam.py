@@ -19,7 +19,7 @@ def make_shards(make_writer: Callable[[], Any], shards: Sequence[int], options: 
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise SourceError("Apache Beam is not installed: pip install sdjax[beam]") from None
+        raise SourceError("Apache Beam is not installed: in the clone of sdjax, pip install '.[beam]'") from None
 
     class MakeShard(beam.DoFn):
         """Makes a shard; the model is loaded once a worker."""

@@ -103,7 +103,9 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise SourceError("TensorFlow Datasets are read with their own package: pip install sdjax[train]") from None
+        raise SourceError(
+            "TensorFlow Datasets are read with their own package: in the clone of sdjax, pip install '.[train]'"
+        ) from None
     if addresses.remote(data_dir):  # only this dataset's part of it
         own = name.partition(":")[0].partition("/")[0]
         data_dir = remote.fetch(f"{addresses.address(data_dir)}/{own}", "fetching the dataset").parent
