@@ -60,7 +60,13 @@ def holds_none(source: Source, part: str, layouts: str) -> str:
 
 def _check_vae(source: Source, config: ModelConfig) -> None:
     """Raises CheckpointError for an autoencoder of another model's latents, though its tensors have the same shapes."""
-    wanted = config.vae.scale_factor
+    wanted, channels = config.vae.scale_factor, config.vae.latent_channels
+    for entry, shape in source.tensors.shapes.items():
+        if entry.endswith("decoder.conv_in.weight") and len(shape) == 4 and shape[1] != channels:
+            raise source.error(
+                f"its autoencoder's latents have {shape[1]} channels (Stable Diffusion 3's and Flux's have 16), this "
+                f"model's {channels}: name one of Stable Diffusion v1 or v2 (stabilityai/sd-vae-ft-mse)"
+            )
     kind = kind_of_folder(source.configs) or kind_of_tensors(source.tensors.shapes)
     described = source.configs.get("vae/config.json", source.configs.get("config.json", {}))
     if other := kind_of_component(described.get("_class_name"), ("AutoencoderKL",), "autoencoder"):

@@ -43,7 +43,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
      r"(?<!up\.weight)(?<!alpha)$", "Flux or a model like it", _OTHER),
     (r"conditioner\.embedders\.1\.|text_encoder_2/|(^|[./])add_embedding\.linear", "Stable Diffusion XL", _OTHER),
     (r"cond_stage_model\.roberta\.|text_encoder/roberta\.", "AltDiffusion, whose text encoder is XLM-RoBERTa", _OTHER),
-    (r"first_stage_model\.quantize\.|^vqvae/|^movq/",
+    (r"first_stage_model\.quantize\.embedding|^vqvae/|^movq/",
      "a latent diffusion model with a vector-quantised autoencoder", _OTHER),
     (r"(time_embedding|time_embed)\.cond_proj\.|time_embed_cond_proj|guidance_cond_proj",
      "a latent consistency model (LCM), whose UNet is told the guidance scale", _OTHER),
@@ -51,10 +51,10 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
      "a model whose UNet has AnimateDiff's motion modules in it", _OTHER),
     (r"(time_stack|time_mixer|temporal_res_block|temporal_transformer_blocks|temopral_conv|temp_convs)\b",
      "a video model (as Stable Video Diffusion)", _OTHER),
-    (r"(^|[./])(position_net\.|.*\.fuser\.attn\.)", "GLIGEN, whose UNet is told boxes", _OTHER),
+    (r"(^|[./])position_net\.|\.fuser\.attn\.", "GLIGEN, whose UNet is told boxes", _OTHER),
 )  # fmt: skip
 _PARTS: tuple[tuple[str, str, str], ...] = (
-    (r"motion_modules\..*(processor|lora).*(down|up|lora_[AB])\.weight", "a motion LoRA for AnimateDiff", _WHOLE),
+    (r"motion_modules\.\S*(_lora\.(down|up)|\.lora_[AB])\.", "a motion LoRA for AnimateDiff", _WHOLE),
     (r"motion_modules\.\d", "a motion module for AnimateDiff", _WHOLE),
     (r"^lora_controlnet$", "a control-LoRA, which makes a ControlNet of a UNet", _WHOLE),
     (r"^lora_te2_|^lora_te3_|^lora_prior_unet_|text_encoder_2\..*lora", "a LoRA for Stable Diffusion XL", _OTHER),
@@ -136,6 +136,10 @@ _UNET = keys.LDM_PREFIXES["unet"]
 
 def kind_of_tensors(shapes: Shapes) -> FileKind | None:
     """Returns what a file with tensors of these names and shapes is; None for a model, and for what is not known."""
+    if not _holds_model(shapes) and all(
+        any(name.startswith(keys.LDM_PREFIXES[part]) for name in shapes) for part in ("vae", "text")
+    ):
+        return _NO_UNET
     rows = _ROWS if _holds_model(shapes) else (*_ROWS, *_PARTS)
     for pattern, what, advice in rows:
         search = re.compile(pattern).search
@@ -150,6 +154,7 @@ def kind_of_tensors(shapes: Shapes) -> FileKind | None:
     return None
 
 
+_NO_UNET = FileKind("autoencoder and text encoder of a model, without its UNet", _COMPLETE)
 UNET_ALONE = FileKind("a UNet alone, without autoencoder and text encoder", _COMPLETE)
 
 

@@ -241,7 +241,7 @@ def _json(path: pathlib.Path, budget: Budget) -> dict[str, Any]:
     file = MappedFile(path)
     try:
         budget.spend("bytes of JSON", file.size, file.path)
-        return read_json(file.bytes(0, file.size), file.error)
+        return read_json(file.bytes(0, file.size).removeprefix(b"\xef\xbb\xbf"), file.error)
     finally:
         file.close()
 

@@ -90,7 +90,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         owners = {name: tables.PARTS[entry.part] for entry, name in found.names.items()}
         owners |= dict.fromkeys(found.other_set, "other UNet")
         owners |= dict.fromkeys((name for name in found.extras if name not in found.unknown), "beside")
-        kind = kind_of_tensors(shapes) or (UNET_ALONE if {"vae", "text"}.issubset(found.missing_parts) else None)
+        kind = kind_of_tensors(shapes) or (UNET_ALONE if found.missing_parts[:2] == ("vae", "text") else None)
         usual = {"noise_stats"} if source.layout == "ldm" else set()  # single files hold none
         odd += [f"it has no {tables.PARTS[part]}" for part in found.missing_parts if part not in usual]
         odd += _some(found.problems)

@@ -81,7 +81,10 @@ def matched_leaves(source: Source, found: Match, kind: np.dtype | None) -> dict[
     for entry, name in found.names.items():
         dtype = dtypes[name]
         if not is_floating(dtype):
-            raise source.error(f"{shown(name)} holds {dtype.name} numbers; a parameter is a floating-point tensor")
+            raise source.error(
+                f"{shown(name)} holds {dtype.name} numbers; a parameter is a floating-point tensor "
+                "(of a quantised model, name the one in float32, float16 or bfloat16)"
+            )
         for index, parameter in enumerate(entry.parameters):
 
             def read(entry: tables.Entry = entry, name: str = name, index: int = index) -> np.ndarray:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Mapping
 from sdjax.config import ModelConfig
 
 from . import keys, tables
-from .errors import printable
+from .errors import DIFFERENCES, printable
 from .tables import Entry
 
-MOST_COMPARED = 200  # names; more are not looked through for one that is like a missing one
+MOST_COMPARED = 50  # names; more are not looked through for one that is like a missing one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,10 @@ def match(
                 unknown.append(name)
     absent = [name for part, name in missing if part in found]
     others = (*foreign, *unknown)
-    problems = [f"{name} is missing{_hint(name, others, spelled)}" for name in absent] + problems
+    problems = [
+        f"{name} is missing" + (_hint(name, others, spelled) if i < DIFFERENCES else "")
+        for i, name in enumerate(absent)
+    ] + problems
     problems += [f"{printable(spelled(name))} {list(shapes[name])} is unknown" for name in foreign]
     if problems:  # among these may be the ones that are missing, under other names
         problems += [f"{printable(spelled(name))} {list(shapes[name])} is unknown" for name in unknown]

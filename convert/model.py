@@ -141,7 +141,7 @@ def load_model(
     found = dataclasses.replace(found, missing_parts=tuple(p for p in found.missing_parts if p not in absent))
     if kind := kind_of_tensors(opened.tensors.shapes):  # though there may be a description of it
         raise opened.error(str(kind))
-    if {"vae", "text"}.issubset(found.missing_parts):
+    if {"vae", "text"}.issubset(found.missing_parts) and "unet" not in found.missing_parts:
         raise opened.error(str(UNET_ALONE))
     refuse(opened, found, config_origin)
     if (

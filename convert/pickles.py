@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from .budget import LIMITS, Budget
-from .errors import CheckpointError, shown
+from .errors import CheckpointError, OtherKindError, shown
 from .mapped import MappedFile
 from .pickle_values import CALLS, Call, OrderedDict, Reference, Scalar, is_dtype_state
 
@@ -23,6 +23,12 @@ MAX_REFERENCES = 1_000  # different classes and functions
 MAX_INTEGER_BYTES = 32
 MAX_ARGUMENTS = 8
 
+_KNOWN = (  # words in pickles that hold more than plain values and tensors
+    (b"string_to_param", "a textual inversion (an embedding of a word), which is no model",
+     "name the whole model that it goes with (sdjax does not apply it)"),
+    (b"ultralytics", "a detector of objects (YOLO)", "name a Stable Diffusion v1 or v2 model"),
+    (b"diffusers.models", "a pickled module of diffusers", "save its state_dict, or the pipeline with save_pretrained"),
+)  # fmt: skip
 _KEYS = (str, int, bool, Reference)
 
 
@@ -55,7 +61,11 @@ def read_pickle(
     # Raised at once and kept nowhere: an exception in a variable of a frame that it has passed keeps the machine's
     # whole stack until the garbage collector comes by.
     def refused(reason: str) -> CheckpointError:
-        return file.error(f"its pickle is refused at byte {machine.at}: {reason}")
+        sentence = f"its pickle is refused at byte {machine.at}: {reason}"
+        for word, what, advice in _KNOWN:
+            if word in data:
+                return OtherKindError(what, advice, f"it is {what}; {advice} ({sentence})", file.path)
+        return file.error(sentence)
 
     try:
         return machine.run(budget.left["instructions of pickles"])

@@ -145,11 +145,11 @@ def _of_file(file: TensorFile) -> Source:
 def _layout_of(names: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> tables.Layout:
     if FORMAT in configs.get("config.json", {}):
         return "native"
-    if "unet/conv_in/kernel" in names:
-        return "native"
     if "model_index.json" in configs:
         return "diffusers"
     whole = any(name.startswith((keys.LDM_PREFIXES["unet"], keys.EMA_PREFIX)) for name in names)
+    if not whole and "unet/conv_in/kernel" in names:
+        return "native"
     if not whole and any("/" in name for name in names):
         return "diffusers"
     return "ldm"

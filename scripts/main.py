@@ -114,7 +114,7 @@ def notes_shown() -> Iterator[None]:
                 usual(message, category, *where, **more)
             elif str(message) not in shown:
                 shown.add(str(message))
-                print(f"note: {message}", file=sys.stderr)
+                print(f"note: {in_flags(str(message))}", file=sys.stderr)
 
         warnings.showwarning = show
         yield
