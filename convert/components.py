@@ -55,7 +55,7 @@ def holds_none(source: Source, part: str, layouts: str) -> str:
     """Returns the sentence for a file that was given for a part of a model and has no such part."""
     kind = kind_of_folder(source.configs) or kind_of_tensors(source.tensors.shapes)
     known = "" if kind is None else f" (it is {kind.what})"
-    return f"it was given for its {part}, and holds none in {layouts} layout{known}"
+    return f"it was given for its {part}, and holds none in {layouts} layout{known}: name a file or folder with one"
 
 
 def _check_vae(source: Source, config: ModelConfig) -> None:

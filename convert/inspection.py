@@ -57,7 +57,8 @@ class Inspection:
         for key, value in self.metadata.items():
             lines.append(f"  metadata    {printable(key)} = {printable(value)}")
         lines += [f"  licence     {name}" for name in self.licences]
-        lines += [f"  odd         {line}" for line in self.odd] or ["  odd         nothing"]
+        odd = [line for line in self.odd if line != self.kind]
+        lines += [f"  odd         {line}" for line in odd] or ["  odd         nothing"]
         return "\n".join(lines)
 
 

@@ -175,7 +175,7 @@ def load_model(
         description = dataclasses.replace(description, noise_stats=size)
     if vae is not None:
         leaves |= vae_leaves(vae, description, kind)
-    extras = _extras(opened, found, kind, keep_both)
+    extras = _extras(opened, description, found, kind, keep_both)
     if said is not None and decision is not None and prediction is None and said.prediction != decision.prediction:
         notices.append(
             f"{decision.origin} says that it predicts {decision.prediction}, {said.origin} {said.prediction}"
@@ -284,11 +284,14 @@ def choose_ema(source: Source, ema: str) -> bool:
     return there and ema != "no"
 
 
-def _extras(source: Source, found: Match, kind: np.dtype | None, keep_both: bool) -> dict[str, Leaf]:
+def _extras(
+    source: Source, config: ModelConfig, found: Match, kind: np.dtype | None, keep_both: bool
+) -> dict[str, Leaf]:
     files = [(source.tensors, [*found.extras, *(found.other_set if keep_both else ())])]
     if source.extra is not None:
-        both = keys.ema_name(keys.LDM_PREFIXES["unet"]), keys.LDM_PREFIXES["unet"]
-        files.append((source.extra, [name for name in source.extra if keep_both or not name.startswith(both)]))
+        unet = {entry.name for entry in tables.entries(config, "ldm") if entry.part == "unet"}
+        own = [name for name in source.extra if keep_both or not (name in unet or name.startswith(keys.EMA_PREFIX))]
+        files.append((source.extra, own))
     extras = {}
     for tensors, names in files:
         shapes, dtypes = tensors.shapes, tensors.dtypes

@@ -26,6 +26,7 @@ MAX_ARGUMENTS = 8
 _KNOWN = (  # words in pickles that hold more than plain values and tensors
     (b"string_to_param", "a textual inversion (an embedding of a word), which is no model",
      "name the whole model that it goes with (sdjax does not apply it)"),
+    (b"numpy_random_seed", "the state of random generators, which a training leaves", "name the model beside it"),
     (b"ultralytics", "a detector of objects (YOLO)", "name a Stable Diffusion v1 or v2 model"),
     (b"diffusers.models", "a pickled module of diffusers", "save its state_dict, or the pipeline with save_pretrained"),
 )  # fmt: skip

@@ -38,7 +38,9 @@ def read(path: str | os.PathLike[str], *, variant: str | None = None) -> TensorF
     if is_folder:
         return read_folder(path, variant, read_file, Budget())
     if variant is not None:
-        raise CheckpointError(f"variant {variant!r} was asked for, but only folders have variants", path)
+        raise CheckpointError(
+            f"variant {variant!r} was asked for, but only folders have variants: leave variant= out", path
+        )
     return read_file(path, Budget())
 
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from .budget import Budget
-from .errors import shown
+from .errors import OtherKindError, shown
 from .mapped import MappedFile
 from .pickle_values import OrderedDict, Reference
 from .stored import MAX_COUNT, MAX_NAME, MAX_RANK, MAX_TENSORS, Storage, StoredTensor, check_name, check_total
@@ -158,6 +158,9 @@ def named_tensors(root: Any, file: MappedFile) -> tuple[dict[str, StoredTensor],
             if type(key) is str and type(value) in (bool, int, float, str):
                 metadata[check_name(key, file)] = str(value)
     if not tensors:
+        if any(key in root for key in ("last_epoch", "_step_count", "param_groups", "growth_factor")):
+            what, advice = "the state of a training (its optimizer, rates or scaling)", "name the model beside it"
+            raise OtherKindError(what, advice, f"it is {what}; {advice}", file.path)
         keys = ", ".join(shown(key) for key in itertools.islice(table, 10)) or "nothing"
         raise file.error(f"there are no tensors under state_dict or at its top level, only {keys}")
     check_total(tensors, file)

@@ -155,7 +155,7 @@ def _write_diffusers(model: Model, folder: pathlib.Path, ema_names: bool, manife
     for name, leaf in model.extras.items():
         component, slash, rest = _in_folder(name, model.config).partition("/")
         if slash and (component in by_component or f"{component}/config.json" in files):
-            by_component.setdefault(component, {})[rest] = leaf
+            by_component.setdefault(component, {}).setdefault(rest, leaf)
         else:
             others[name] = leaf
     for name, content in files.items():
@@ -189,8 +189,8 @@ def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Mani
             del tensors[keys.ldm_name(f"noise_stats/{leaf}", model.config)]
     extras = {_in_file(name, model.config): leaf for name, leaf in model.extras.items()}
     extras = {name: leaf for name, leaf in extras.items() if "/" not in name}
+    unet = {entry.name for entry in tables.entries(model.config, "ldm") if entry.part == "unet"}
     if ema_names:
-        unet = {entry.name for entry in tables.entries(model.config, "ldm") if entry.part == "unet"}
         for name in unet:
             other = keys.ema_name(name)
             if name in extras:  # the parameters are the averages, the extras what they are averages of
@@ -200,8 +200,8 @@ def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Mani
                 tensors[other] = extras.pop(other, tensors[name])
         extras.setdefault("model_ema.decay", _scalar(np.float32(0.9999)))
         extras.setdefault("model_ema.num_updates", _scalar(np.int32(0)))
-    both = keys.LDM_PREFIXES["unet"], keys.EMA_PREFIX
-    tensors |= {name: leaf for name, leaf in extras.items() if ema_names or not name.startswith(both)}
+    beside = (name for name in extras if ema_names or not (name in unet or name.startswith(keys.EMA_PREFIX)))
+    tensors = {name: extras[name] for name in beside} | tensors  # no extra takes a parameter's place
     if model.config.schedule.prediction != "v":
         tensors = {name: leaf for name, leaf in tensors.items() if name not in ("v_pred", "ztsnr")}
     metadata = _metadata(model)
@@ -238,7 +238,9 @@ def left_out(model: Model, to: str) -> list[str]:
     if to != "ldm":
         return []
     names = (_in_file(name, model.config) for name in model.extras if not tables.BUFFERS.fullmatch(name))
-    return sorted({name.partition("/")[0] for name in names if "/" in name})
+    parts = tuple(keys.COMPONENTS.values())  # of which only some tensors are lost
+    lost = ((name, name.partition("/")[0]) for name in names if "/" in name)
+    return sorted({name if component in parts[:3] else component for name, component in lost})
 
 
 def _scalar(value: np.generic) -> Leaf:

@@ -14,12 +14,12 @@ from sdjax.scripts.main import main
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 NAMES = {  # what the sentence says, and a name of each kind's
-    "LoRA weights in kohya's names": [f"lora_unet_{BLOCK.replace('.', '_')}_to_q.lora_down.weight",
+    "a LoRA in kohya's names": [f"lora_unet_{BLOCK.replace('.', '_')}_to_q.lora_down.weight",
                                       "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha"],
-    "LoRA weights in diffusers' names": [f"unet.{BLOCK}.processor.to_q_lora.down.weight",
+    "a LoRA in diffusers' names": [f"unet.{BLOCK}.processor.to_q_lora.down.weight",
                                          f"unet.{BLOCK}.to_q.lora.up.weight",
                                          "text_encoder.text_model.x.q_proj.lora_linear_layer.up.weight"],
-    "LoRA weights in PEFT's names": [f"base_model.model.{BLOCK}.to_q.lora_A.weight", "unet.x.lora_B.default.weight",
+    "a LoRA in PEFT's names": [f"base_model.model.{BLOCK}.to_q.lora_A.weight", "unet.x.lora_B.default.weight",
                                      f"unet.{BLOCK}.to_q.lora_magnitude_vector", "lora_unet_x.dora_scale"],
     "LyCORIS": ["lora_unet_x.hada_w1_a", "lycoris_x.lokr_w2", "lora_unet_x.oft_blocks", "oft_unet_x.oft_blocks",
                 "lora_unet_x.on_input", "lora_unet_x.diff_b", "lora_unet_x.w_norm", "lora_unet_x.b1.weight"],
@@ -150,7 +150,7 @@ def test_so_are_folders_of_other_pipelines(index, what, tmp_path):
 @pytest.mark.parametrize(
     ("file", "what"),
     [
-        ("pytorch_lora_weights.bin", "LoRA"), ("adapter_config.json", "LoRA"), ("model.onnx", "ONNX"),
+        ("adapter_config.json", "LoRA"), ("model.onnx", "ONNX"),
         ("Unet.mlmodelc", "Core ML"), ("openvino_model.xml", "OpenVINO"), ("diffusion_flax_model.msgpack", "Flax"),
         ("optimizer.bin", "optimizer"), ("unet.engine", "TensorRT"),
     ],

@@ -62,7 +62,8 @@ def test_what_lies_beside_a_model_in_its_file_is_no_fault(case, want):
 
 
 def test_the_note_counts_and_names_a_few_and_they_travel_along(tmp_path):
-    extras = {f"leftover.{n}": np.full(2, n, np.float32) for n in range(9)}
+    extras = {f"leftover.{n}": np.full(2, n, np.float32) for n in range(8)}
+    extras[f"{UNET}leftover"] = np.full(2, 8, np.float32)
     path = write(tmp_path / "a.safetensors", TENSORS | extras, {"sdjax.config": json.dumps(CONFIG.to_dict())})
     report = convert.convert(path, tmp_path / "native")
     assert [n for n in report.notices if "leftover" in n] == [
