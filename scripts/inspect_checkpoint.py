@@ -33,9 +33,13 @@ def run(args: argparse.Namespace) -> None:
     """Prints the report."""
     from sdjax import hub
     from sdjax.convert import inspect
+    from sdjax.convert.places import read_place
     from sdjax.scripts.job import note
 
-    report = inspect(hub.resolve(args.path, args.revision, args.variant, note), variant=args.variant)
+    place, path = read_place(args.path), args.path
+    if place.path is None or place.path.exists():  # of a path where nothing is, `inspect` says so
+        path = hub.resolve(args.path, args.revision, args.variant, note)
+    report = inspect(path, variant=args.variant)
     odd, kind = [in_flags(line) for line in report.odd], report.kind and in_flags(report.kind)
     report = dataclasses.replace(report, odd=odd, kind=kind)
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.text())
