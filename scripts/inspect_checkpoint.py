@@ -3,7 +3,6 @@ module from the scripts beside it.)
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 
@@ -40,9 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if place.path is None or place.path.exists():  # of a path where nothing is, `inspect` says so
         path = hub.resolve(args.path, args.revision, args.variant, note)
     report = inspect(path, variant=args.variant)
-    odd, kind = [in_flags(line) for line in report.odd], report.kind and in_flags(report.kind)
-    report = dataclasses.replace(report, odd=odd, kind=kind)
-    print(json.dumps(report.to_dict(), indent=2) if args.json else report.text())
+    print(json.dumps(report.to_dict(), indent=2) if args.json else in_flags(report.text()))
 
 
 if __name__ == "__main__":
