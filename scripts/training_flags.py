@@ -63,6 +63,17 @@ def apply(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
+def check_own(parts: Sequence[Any], name: str) -> None:
+    """Raises ValueError if a configuration's own folder of pictures, which is only an example's, is not there."""
+    folders = [part["source"]["folder"] for part in parts if isinstance(part["source"].get("folder"), str)]
+    missing = [folder for folder in folders if "://" not in folder and not Path(folder).is_dir()]
+    if missing:
+        raise ValueError(
+            f"--data names the folder of pictures to train on{' (once for each part)' * (len(parts) > 1)}; the "
+            f"configuration {name} says {' and '.join(missing)}, which is not there"
+        )
+
+
 def _data(parts: Sequence[Any], args: argparse.Namespace) -> dict[str, Any]:
     """Returns `parts` and `cached` for --data."""
     sources = [source(path) for path in args.data]

@@ -26,9 +26,9 @@ class Compiling:
         """Says that the step is compiled for a batch, and, at the end, how long that took."""
         self.seen.add(_shapes(batch))
         number = len(self.seen)
-        which = f" {number} of {self.total}" if self.total is not None and self.total > 1 else ""
+        which = f"program {number} of {self.total}" if self.total is not None and self.total > 1 else "the program"
         self.say(
-            f"compiling program{which} of the training step{_size(batch)}: minutes for a large model, seconds if it "
+            f"compiling {which} of the training step{_size(batch)}: minutes for a large model, seconds if it "
             "was compiled before"
         )
         begin = time.monotonic()

@@ -109,7 +109,7 @@ def fit(
             for i, event in enumerate(events):
                 if step % event.every == 0 or step == steps:
                     if i not in seen:
-                        log.say(f"{event.name}: compiled the first time")
+                        log.say(f"compiling {event.name}, as this is the first time")
                     with watch(event.name) if i in seen else contextlib.nullcontext(), meter.pausing():
                         values = event.run(state)
                     seen.add(i)

@@ -261,8 +261,8 @@ def finished(done: int, steps: int) -> str | None:
     if done < steps:
         return None
     return (
-        f"this run is finished: it has taken {done} steps, and optim.steps is {steps}. To train on, set optim.steps to "
-        f"more than {done}"
+        f"this run is finished: it has taken {done} steps, and optim.steps is {steps}. To train on, set optim.steps "
+        f"(--steps) to more than {done}"
     )
 
 

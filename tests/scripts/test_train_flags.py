@@ -66,6 +66,8 @@ def test_what_a_path_holds_says_what_it_is(tmp_path):
         ("--default a", "--default has no effect without --data"),
         ("--config dreambooth --data a", "has 2 parts of data .subject, class.: give --data for each"),
         ("--data a --hosts auto", "--workdir names"),
+        ("--steps 3", "--data names the folder of pictures to train on; the configuration finetune says pictures"),
+        ("--config dreambooth", "once for each part.; the configuration dreambooth says subject and class"),
     ],
 )
 def test_contradictions_are_refused_and_leave_nothing(argv, sentence, tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.train.optim import OPTIMIZERS, OptimConfig, factors, learning_rate, make_optimizer
+from sdjax.train.optim import OPTIMIZERS, OptimConfig, OptimNumbers, factors, learning_rate, make_optimizer
 
 PARAMS = {
     "unet": {
@@ -31,6 +31,23 @@ def test_the_cosine_falls_from_the_end_of_the_warm_up_to_its_final_share():
     n = np.arange(101)
     np.testing.assert_allclose(seen[10:], 0.2 + 1.8 * 0.5 * (1 + np.cos(np.pi * n / 100)), rtol=1e-5)
     np.testing.assert_allclose(seen[:10], 2.0 * (1e-6 + (1 - 1e-6) * np.arange(10) / 10), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_numbers_may_be_arguments_of_a_compiled_update(name):
+    rates = (("unet/down", 0.5), ("unet/up", 0.0))
+    one = OptimConfig(steps=50, name=name, learning_rate=0.3, rates=rates)
+    changed = {"steps": 20, "learning_rate": 0.7, "warmup": 2, "warmup_from": 0.5, "weight_decay": 0.2, "clip": 0.1}
+    other = OptimConfig(name=name, **changed, cooldown=15, rates=(("unet/down", 0.25), ("unet/up", 0.0)))
+    own, given = make_optimizer(other), make_optimizer(one)
+    compiled = jax.jit(lambda *args, numbers: given.update(*args, numbers=numbers))
+    (state, again), params = (own.init(PARAMS), given.init(PARAMS)), PARAMS
+    for _ in range(4):
+        expected, state = own.update(GRADS, state, params)
+        out, again = compiled(GRADS, again, params, numbers=OptimNumbers.of(other))
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(out), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-9)  # float32's rounding of fused products
+        params = jax.tree.map(jnp.add, params, expected)
 
 
 def test_adamws_first_step_is_the_gradients_sign():

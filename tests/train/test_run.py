@@ -140,7 +140,7 @@ def test_another_learning_rate_or_number_of_steps_compiles_nothing(pictures, tmp
     lines = [json.loads(line) for line in (tmp_path / "second" / "log.jsonl").read_text().splitlines()]
     # half of it at first, all of it after two steps, and half-way down at the last
     np.testing.assert_allclose([line["learning_rate"] for line in lines], 3e-4 * np.array([0.5, 0.75, 1, 1, 1]))
-    assert "compiling program of the training step, for pictures of 16 x 16" in capsys.readouterr().err
+    assert "compiling the program of the training step, for pictures of 16 x 16" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_checkpoint_can_be_given_other_settings(pictures, tmp_path):

@@ -35,9 +35,11 @@ def captions_beside(picture: str, folder: Path, files: Mapping[str, str]) -> tup
     `files` are the folder's, by lower case. Raises SourceError for a file that is no text.
     """
     there = list(dict.fromkeys(files[name] for name in caption_names(picture) if name in files))
-    if not there:
-        return (), []
-    return as_captions(lines(read_text(folder / there[0])), str(folder / there[0])), there[1:]
+    for i, name in enumerate(there):
+        found = as_captions(lines(read_text(folder / name)), str(folder / name))
+        if found:  # an empty file says nothing
+            return found, there[i + 1 :]
+    return (), []
 
 
 def numbered(file_name: str) -> tuple[int, str] | None:

@@ -171,7 +171,7 @@ class Folder:
         return Record(row["file_name"], image, self.captions[i], columns, mask)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "table": None}  # worker processes only read records
+        return {**self.__dict__, "table": None, "identities": ()}  # worker processes only read records
 
     def _index(self, stats: list[_Stat]) -> Table:
         paths = [self.path / row["file_name"] for row in self.rows]
