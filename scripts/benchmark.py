@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--size", type=options.positive, nargs="+", metavar="N", help="sides in pixels; default: the model's")
     add("--batch", type=options.positive, nargs="+", default=[1], metavar="N", help="pictures at a time; default: 1")
     add("--repeats", type=options.positive, default=3, metavar="N", help="runs of each; default: %(default)s")
-    add("--dtype", choices=options.DTYPES, help="default: float32 on CPU, bfloat16 elsewhere")
+    add("--dtype", type=options.dtype, choices=options.DTYPES, help="default: float32 on CPU, bfloat16 elsewhere")
     add("--device", metavar="NAME", help="cpu, gpu, cuda, rocm or tpu; default: the first of the best kind")
     add("--json", metavar="FILE", help="also write the numbers to this file")
     return parser

@@ -38,7 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
         default="auto",
         help="the format to write; auto: ldm if OUT ends in .safetensors, else native (default: %(default)s)",
     )
-    parser.add_argument("--dtype", choices=options.DTYPES, help="cast the weights (default: as they are)")
+    parser.add_argument(
+        "--dtype", type=options.dtype, choices=options.DTYPES, help="cast the weights (default: as they are)"
+    )
     parser.add_argument(
         "--manifest",
         needs=OF_A_CHECKPOINT,

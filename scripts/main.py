@@ -11,18 +11,17 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from sdjax import files
 from sdjax._version import __version__
 from sdjax.notes import Note
 from sdjax.scripts import flags
+from sdjax.scripts.failures import FAILED, INTERRUPTED, OK, OUT_OF_MEMORY, describe
+from sdjax.scripts.names import translate
+from sdjax.scripts.parser import Parser, nearest
 from sdjax.scripts.wording import in_flags
 
-EXTRAS = {  # the modules that come with them, as a user would miss them
-    "train": ("optax", "orbax", "grain", "array_record", "tensorflow_datasets", "tensorboardX"),
-    "beam": ("apache_beam",),
-}
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
     "img2img": ("img2img", "make pictures from a picture and a prompt"),
@@ -40,7 +39,6 @@ COMMANDS = {
     "evaluate-builtin": ("evaluate_builtin", "measure the built-in model from pixels"),
 }
 
-OK, FAILED, BAD_INPUT, BAD_CHECKPOINT, BAD_IMAGE, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 EXIT_STATUS = """\
 exit status:
   0    done
@@ -60,15 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in sys.stdout, sys.stderr:  # a prompt or file name may hold what the console cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    if not argv or argv[0] not in COMMANDS:
-        make_parser().parse_args(argv or ["--help"])  # prints and exits, but for the names in COMMANDS
-        return BAD_INPUT
+    argv = _read_help(argv)
+    if argv[0] not in COMMANDS:
+        _end_without_command(argv)
     name, rest = argv[0], argv[1:]
     if "jaxlib" not in sys.modules:
         # Else the first that a user sees of a large model is XLA's "Very slow compile? If you want to file a bug ..."
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal messages only; errors are raised too
     command = importlib.import_module(f"sdjax.scripts.{COMMANDS[name][0]}")
-    args = command.make_parser().parse_args(rest)
+    parser = command.make_parser()
+    args = parser.parse_args(rest)
     try:
         flags.check(args)
         with notes_shown():
@@ -86,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         status, sentence = describe(error)
         sentence = in_flags(sentence, "model.{}" if name == "train" else "{}")
+        sentence = translate(sentence, [flag for action in parser._actions for flag in action.option_strings])
         if status == OUT_OF_MEMORY:
             sentence = f"{sentence}\n(what helps: {command.IF_OUT_OF_MEMORY})"
         print(f"sdjax {name}: {sentence}", file=sys.stderr)
@@ -95,6 +95,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             _drop_output()
         return status
     return OK
+
+
+def _read_help(argv: list[str]) -> list[str]:
+    """Returns the arguments with the ways to ask for help as --help: none, `help`, `help COMMAND`, `COMMAND help`."""
+    if not argv or argv == ["help"]:
+        return ["--help"]
+    if argv[0] == "help":
+        return [argv[1], "--help"] if argv[1] in COMMANDS else argv[1:]
+    if argv[0] in COMMANDS and argv[1:] == ["help"] and not os.path.exists("help"):
+        return [argv[0], "--help"]
+    return argv
+
+
+def _end_without_command(argv: list[str]) -> NoReturn:
+    """Ends for arguments that begin with no command: prints help or version, else what is wrong, with status 2."""
+    parser = make_parser()
+    if not argv[0].startswith("-"):
+        near = nearest(argv[0], COMMANDS)
+        parser.error(f"there is no command {argv[0]!r}" + (f"; did you mean {near}?" if near else ""))
+    options = {flag for action in parser._actions for flag in action.option_strings}
+    if argv[0] not in options:
+        near = nearest(argv[0], options)
+        meant = f"did you mean {near}?" if near else "a command comes first, as `sdjax txt2img`"
+        parser.error(f"unrecognized arguments: {argv[0]}; {meant}")
+    parser.parse_args(argv[:1])
+    raise AssertionError("--help and --version end by themselves")
 
 
 def _drop_output() -> None:
@@ -122,7 +148,7 @@ def notes_shown() -> Iterator[None]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax` itself, which knows the subcommands' names only."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sdjax",
         description="Stable Diffusion v1 and v2 in JAX and Flax.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -130,46 +156,10 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"sdjax {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=argparse.ArgumentParser)
     for name, (_, purpose) in COMMANDS.items():
         commands.add_parser(name, help=purpose, add_help=False)
     return parser
-
-
-def describe(error: Exception) -> tuple[int, str]:
-    """Returns the exit status and the sentence for what a command raised."""
-    text = str(error) or type(error).__name__
-    if _is(error, "sdjax.convert.errors", "CheckpointError"):
-        return BAD_CHECKPOINT, text
-    if _is(error, "sdjax.generate", "ImageError"):
-        return BAD_IMAGE, text
-    if isinstance(error, MemoryError):
-        return OUT_OF_MEMORY, text if error.args else "out of memory"
-    if isinstance(error, RuntimeError) and ("RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()):
-        return OUT_OF_MEMORY, f"the device has too little memory ({text.splitlines()[0]})"
-    if isinstance(error, ValueError):
-        return BAD_INPUT, text
-    if isinstance(error, OSError):
-        return FAILED, files.sentence(error)
-    if isinstance(error, FloatingPointError):
-        return FAILED, text
-    if isinstance(error, ModuleNotFoundError) and error.name is not None and (extra := _extra_of(error.name)):
-        return (
-            FAILED,
-            f"this needs {error.name}, which is not installed: in the clone of sdjax, pip install '.[{extra}]'",
-        )
-    return FAILED, f"internal error: {type(error).__name__}: {text}\n(--debug shows where; please report it)"
-
-
-def _extra_of(module: str) -> str | None:
-    """Returns the extra of this package that a missing module belongs to."""
-    name = module.partition(".")[0]
-    return next((extra for extra, modules in EXTRAS.items() if name in modules), None)
-
-
-def _is(error: Exception, module: str, name: str) -> bool:
-    # What a module that was never imported defines cannot have been raised; importing it now would take a second
-    return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from sdjax.arguments import DTYPE_ALIASES, DTYPES
 from sdjax.scripts import flags
 from sdjax.scripts.flags import Needs, alone
+from sdjax.scripts.parser import Parser
 
 # The names of sdjax.samplers.SAMPLERS, which cannot be asked here: importing JAX takes a second. A test compares them.
 SAMPLERS = (
@@ -15,7 +17,6 @@ SAMPLERS = (
     "lcm",
 )  # fmt: skip
 DPM = "dpm_solver"  # what the references' --dpm_solver and --dpm run: DPM-Solver++, multistep, of order 2
-DTYPES = ("float32", "bfloat16", "float16")
 PROMPT = "a painting of a virus monster playing guitar"
 BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.builtin's names; a test compares them
 BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
@@ -34,7 +35,7 @@ ONE_OF_OUR_OWN = Needs(
 
 def make_command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Returns a subcommand's parser, with --debug."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"sdjax {name}",
         description=description,
         epilog=epilog,
@@ -275,7 +276,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         help="full: float32; autocast: bfloat16 where the device is fast at it (gpu, tpu), float32 on cpu; default: "
         "%(default)s",
     )
-    add("--dtype", choices=DTYPES, help="compute in this type, whatever the device")
+    add("--dtype", type=dtype, choices=DTYPES, help="compute in this type, whatever the device")
     add(
         "--exact",
         action="store_true",
@@ -323,6 +324,11 @@ def add_safety_flag(parser: argparse._ActionsContainer) -> None:
         "repository, as CompVis/stable-diffusion-safety-checker; auto: that of a diffusers folder on this computer, if "
         "it has one; off: none; default: %(default)s (CompVis's txt2img: always, Stability: never)",
     )
+
+
+def dtype(text: str) -> str:
+    """Returns a type's name by one of its other names, as fp16, for argparse."""
+    return DTYPE_ALIASES.get(text.lower(), text)
 
 
 def positive(text: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16")
-_DTYPE_ALIASES = {
+DTYPE_ALIASES = {
     "fp32": "float32", "f32": "float32", "single": "float32", "full": "float32",
     "bf16": "bfloat16", "fp16": "float16", "f16": "float16", "half": "float16",
 }  # fmt: skip
@@ -101,7 +101,7 @@ def dtype_name(dtype: Any, argument: str = "dtype") -> str:
     """
     name = dtype
     if isinstance(dtype, str):
-        name = _DTYPE_ALIASES.get(dtype.lower(), dtype.lower())
+        name = DTYPE_ALIASES.get(dtype.lower(), dtype.lower())
     elif str(dtype).startswith("torch."):
         ours = str(dtype).removeprefix("torch.")
         how = f": write {ours!r}" if ours in DTYPES else ""

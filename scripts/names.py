@@ -1,0 +1,57 @@
+"""Python's names of arguments in an error's text become the command line's: the library says num_steps, a user --steps.
+
+Imports nothing heavy.
+"""
+
+import re
+from collections.abc import Collection
+
+# Where a flag is not called as the argument is; the first that a command has is taken
+FLAGS: dict[str, tuple[str, ...]] = {
+    "num_steps": ("--steps",),
+    "guidance_scale": ("--scale",),
+    "num_images": ("--n_samples",),
+    "height": ("--H",),
+    "width": ("--W",),
+    "eta": ("--ddim_eta",),
+    "spacing": ("--sampler-option spacing",),
+    "image": ("--init-img",),
+    "prompts": ("--prompt",),
+    "seeds": ("--seed", "--seeds"),
+    "enlarge": ("--hires",),
+    "upscale": ("--hires-upscale",),
+    "devices": ("--device",),
+    "path": ("--ckpt",),
+    "depth_map": ("--depth-map", "--depth"),
+    "vision": ("--vision",),
+    "mix_noise_level": ("--mix-noise-level",),
+    "prior_prompt": ("--prior-prompt",),
+    "prior_steps": ("--prior-steps",),
+    "prior_scale": ("--prior-scale",),
+    "batch": ("--batch", "--n_samples"),
+}
+_BEFORE = r"(?<![\w./'\"-])"  # no part of a path, of a quotation, of a longer name
+
+
+def translate(text: str, flags: Collection[str]) -> str:
+    """Returns an error's text with the names of Python's arguments as flags, those that are among the command's flags.
+
+    A name counts where it cannot be a plain word: with an underscore, before an equals sign, or as the text's subject.
+    """
+
+    def flag_of(name: str) -> str | None:
+        own = FLAGS.get(name, ()) + (f"--{name}", f"--{name.replace('_', '-')}")
+        return next((flag for flag in own if flag.partition(" ")[0] in flags), None)
+
+    def replaced(match: re.Match) -> str:
+        flag = flag_of(match["name"])
+        return match[0] if flag is None else match[0].replace(match["name"], flag, 1)
+
+    def without_equals(match: re.Match) -> str:
+        return flag_of(match["name"]) or match[0]
+
+    if not text.startswith("--"):
+        text = re.sub(r"^(?P<name>[a-z]\w*)(?= (is|are|needs|has|lies|chooses)\b)", replaced, text)
+    text = re.sub(rf"{_BEFORE}(?P<name>[a-z]\w*_\w+)\b(?![./'\"])", replaced, text)
+    text = re.sub(rf"{_BEFORE}(?P<name>[a-z]\w*)=(?=[\s;:,.)]|$)", without_equals, text)
+    return re.sub(r"(--\S+) \(\1 on the command line\)", r"\1", text)
