@@ -36,7 +36,8 @@ _BEFORE = r"(?<![\w./'\"-])"  # no part of a path, of a quotation, of a longer n
 def translate(text: str, flags: Collection[str]) -> str:
     """Returns an error's text with the names of Python's arguments as flags, those that are among the command's flags.
 
-    A name counts where it cannot be a plain word: with an underscore, before an equals sign, or as the text's subject.
+    A name counts where it cannot be a plain word: with an underscore, before an equals sign, or as the text's subject,
+    where a word that is not the flag's stays behind the flag ("--H: height is ...").
     """
 
     def flag_of(name: str) -> str | None:
@@ -47,11 +48,15 @@ def translate(text: str, flags: Collection[str]) -> str:
         flag = flag_of(match["name"])
         return match[0] if flag is None else match[0].replace(match["name"], flag, 1)
 
+    def subject(match: re.Match) -> str:
+        flag = flag_of(match["name"])
+        return match[0] if flag is None else flag if flag.endswith(f"-{match[0]}") else f"{flag}: {match[0]}"
+
     def without_equals(match: re.Match) -> str:
         return flag_of(match["name"]) or match[0]
 
     if not text.startswith("--"):
-        text = re.sub(r"^(?P<name>[a-z]\w*)(?= (is|are|needs|has|lies|chooses)\b)", replaced, text)
+        text = re.sub(r"^(?P<name>[a-z]+)(?= (is|are|needs|has|lies|chooses)\b)", subject, text)
     text = re.sub(rf"{_BEFORE}(?P<name>[a-z]\w*_\w+)\b(?![./'\"])", replaced, text)
     text = re.sub(rf"{_BEFORE}(?P<name>[a-z]\w*)=(?=[\s;:,.)]|$)", without_equals, text)
     return re.sub(r"(--\S+) \(\1 on the command line\)", r"\1", text)

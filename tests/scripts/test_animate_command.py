@@ -55,7 +55,7 @@ def test_every_format_is_numbered_for_itself_and_overwrites_nothing(animator, ca
 
 def test_what_no_sampler_can_is_refused_before_weights_are_read(animator, capsys) -> None:
     assert animate("--seed", "1,2", "--prompt-strength", "0.5", "--sampler", "dpm_solver_adaptive") == 2
-    assert "prompt_strength needs a sampler whose steps are known beforehand" in capsys.readouterr().err
+    assert "--prompt-strength needs a sampler whose steps are known beforehand" in capsys.readouterr().err
     assert animate("--seed", "1,2", "--steps", "1001") == 2
     assert "1001" in capsys.readouterr().err
     assert not animator.loaded

@@ -114,11 +114,11 @@ def flags_of(name: str) -> list[str]:
 TRANSLATED = [
     ("txt2img", "num_steps is a whole number from 1 to 1000; got 0", "--steps is a whole"),
     ("txt2img", "guidance_scale is a finite number; got nan", "--scale is a finite"),
-    ("txt2img", "height is a multiple of 8 from 64 to 2048; got 100", "--H is a multiple"),
+    ("txt2img", "height is a multiple of 8 from 64 to 2048; got 100", "--H: height is a multiple"),
     ("txt2img", "the variants are fp16: pass variant=", "pass --variant"),
     ("txt2img", "give one by vae= (--vae on the command line)", "give one by --vae"),
     ("txt2img", "a lower guidance_scale burns out less", "a lower --scale burns"),
-    ("txt2img", "eta is a finite number from 0 up; got -1.0", "--ddim_eta is"),
+    ("txt2img", "eta is a finite number from 0 up; got -1.0", "--ddim_eta: eta is"),
     ("img2img", "strength is a number from 0 to 1, pure noise; got 2", "--strength is"),
     ("inpaint", "padding is a whole number of pixels from 0 up; got -1", "--padding is"),
     ("animate", "frames is at least the number of keyframes, 3; got 2", "--frames is"),
