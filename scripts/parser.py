@@ -23,16 +23,22 @@ WANTED = {  # what a type takes, by its name
 class Parser(argparse.ArgumentParser):
     """Reads flags. A value may begin with a dash, as --negative-prompt -blurry, unless it is itself a flag."""
 
+    _given: Sequence[str] = ()
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Returns what the arguments say; exits with status 2 where they are wrong."""
-        given = sys.argv[1:] if args is None else list(args)
-        known, rest = self.parse_known_args(self._joined(given), namespace)
+        self._given = self._joined(sys.argv[1:] if args is None else list(args))
+        known, rest = self.parse_known_args(self._given, namespace)
         if rest:
             self.error(self._about_unknown(rest))
         return known
 
     def error(self, message: str) -> NoReturn:
         """Exits with status 2."""
+        if "arguments are required" in message:  # a flag that is spelled wrongly is why
+            flags = (text.partition("=")[0] for text in self._given if text.startswith("--") and text != "--")
+            unknown = [flag for flag in flags if flag not in self._flags]
+            message = self._about_unknown(unknown) if unknown else message
         self.exit(2, f"{self.prog}: {message}\n(`{self.prog} --help` says what it takes)\n")
 
     def _joined(self, args: list[str]) -> list[str]:
