@@ -59,7 +59,7 @@ def _about_set_up(error: Exception, text: str) -> str | None:
     why = "there is none, or JAX is not installed for it (docs/installation.md)"
     if kind not in known:
         near = nearest(kind, known)
-        why = f"it knows {', '.join(known)}" + (f"; did you mean {near}?" if near else "")
+        why = f"it knows {', '.join(known)}" + (f" (did you mean {near}?)" if near else "")
     elif kind in ("cuda", "gpu") and os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         why = "CUDA_VISIBLE_DEVICES hides all GPUs"
     asks = f"{variable}={asked} asks for {kind!r}" if variable else f"JAX was asked for {kind!r}"

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from sdjax import files
 from sdjax._version import __version__
 from sdjax.notes import Note
-from sdjax.scripts import flags
+from sdjax.scripts import flags, xla_flags
 from sdjax.scripts.failures import FAILED, INTERRUPTED, OK, OUT_OF_MEMORY, describe
 from sdjax.scripts.names import translate
 from sdjax.scripts.parser import Parser, nearest
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(rest)
     try:
         flags.check(args)
+        xla_flags.check()
         with notes_shown():
             command.run(args)
         with files.doing("writing to", "standard output"):

@@ -1,6 +1,7 @@
 """What the command line says: help in every spelling, the nearest flag, flags' own names, devices that lack."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 from test_main import run_python
@@ -190,6 +191,14 @@ def test_packages_that_are_missing_or_do_not_fit_are_said(error: Exception, said
     status, sentence = failures.describe(error)
     assert (status, said in sentence) == (1, True)
     assert "report" not in sentence
+
+
+def test_a_flag_that_xla_does_not_know_is_said(tmp_path: Path) -> None:
+    # XLA itself would end the process by a signal
+    result = run_python("-m", "sdjax", "inspect", str(tmp_path / "none"), XLA_FLAGS="--xla_no_such_flag=1")
+    assert result.returncode == 2
+    assert "XLA_FLAGS holds --xla_no_such_flag=1" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
