@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,17 +22,19 @@ from sdjax.tokenizer import Tokenizer
 from sdjax.typing import Params
 
 from . import tables
+from .casting import advice, told
 from .components import depth_network
 from .errors import CheckpointError
 from .hashing import manifest
 from .inspection import Inspection, inspect
 from .leaves import float_type
 from .model import Model, Report, load_model, model_of_params
-from .outputs import WRITING, check_not_input, check_output
+from .outputs import WRITING, check_not_input, check_output, layout_of
 from .reading import TensorFile, read
+from .tokens import choose_tokenizer
 from .towers import vision_alone, vision_tower
-from .writing import left_out
 from .writing import save as save_model
+from .writing import written_without
 
 __all__ = [
     "CheckpointError",
@@ -56,8 +58,6 @@ __all__ = [
     "save",
     "tensor_shapes",
 ]
-
-FORMATS = ("auto", *tables.LAYOUTS)
 
 
 def load(
@@ -94,12 +94,20 @@ def load(
 
     Raises:
         CheckpointError: if it cannot be read, or is not a whole model; every missing, unknown and misshapen tensor is
-            named as the file spells it.
+            named as the file spells it. Also for tensors whose numbers `dtype` cannot hold.
         ValueError: for an argument out of range.
     """
     model = load_model(source, config, prediction, ema, vae, dtype, variant, depth=depth, vision=vision,
                        noise_stats=noise_stats)  # fmt: skip
-    return model.config, model.params
+    return model.config, _whole(model, dtype)
+
+
+def _whole(model: Model, dtype: str | None) -> Params:
+    """Returns the parameters of a model. Raises CheckpointError if the type cannot hold their numbers."""
+    params = model.params
+    if dtype is not None and model.losses:
+        raise CheckpointError(f"{told(model.losses, dtype)}; {advice(dtype)}")
+    return params
 
 
 def load_depth(source: Any, dtype: str | None = None) -> tuple[DepthConfig, Params]:
@@ -108,7 +116,7 @@ def load_depth(source: Any, dtype: str | None = None) -> tuple[DepthConfig, Para
     Raises CheckpointError as `load`, ValueError for an unknown dtype.
     """
     config, leaves = depth_network(source, float_type(dtype))
-    return config.depth, Model(config, leaves, {}, Report("depth network", "", "", False)).params["depth"]
+    return config.depth, _whole(Model(config, leaves, {}, Report("depth network", "", "", False)), dtype)["depth"]
 
 
 def load_vision(
@@ -120,7 +128,9 @@ def load_vision(
     `load`, ValueError for an unknown dtype.
     """
     config, leaves = vision_tower(source, float_type(dtype), config)
-    return config, Model(vision_alone(config), leaves, {}, Report("image tower", "", "", False)).params["vision"]
+    return config, _whole(Model(vision_alone(config), leaves, {}, Report("image tower", "", "", False)), dtype)[
+        "vision"
+    ]
 
 
 def load_prior(source: Any, dtype: str | None = None) -> tuple[PriorConfig, Params, Tokenizer]:
@@ -171,10 +181,26 @@ def save(
     *,
     to: str = "auto",
     tokenizer: Tokenizer | None = None,
+    dtype: str | None = None,
+    like: Model | None = None,
+    lossy: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Writes parameters in memory as `convert` would write a checkpoint's. Raises ValueError if they do not fit."""
-    save_model(model_of_params(config, params, tokenizer), path, layout_of(path, to), overwrite=overwrite)
+    """Writes parameters in memory as `convert` would write a checkpoint's, and warns of what the layout cannot hold.
+
+    `tokenizer` None is CLIP's own. `like` is the model that they were read from (`load_model`): its metadata, licence,
+    model card and tensors beside the parameters go along, and parameters that are still the same are written in the
+    type that they are stored in. `dtype` casts all.
+
+    Raises ValueError if the parameters, the tokenizer or the name do not fit, CheckpointError and FileExistsError as
+    `convert`.
+    """
+    layout = layout_of(path, to)
+    check_output(path, overwrite, WRITING, folder=layout != "ldm")
+    model = model_of_params(config, params, tokenizer, like).cast(dtype)
+    save_model(model, path, layout, overwrite=overwrite, lossy=lossy)
+    for notice in written_without(model, layout, dtype):
+        warnings.warn(f"{os.fspath(path)}: {notice}", stacklevel=2)
 
 
 def convert(
@@ -190,7 +216,9 @@ def convert(
     variant: str | None = None,
     ema_names: bool = False,
     manifest: str | os.PathLike[str] | None = None,
+    vocab: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    lossy: bool = False,
 ) -> Report:
     """Writes a checkpoint in another layout, a tensor at a time, and returns what was decided on the way.
 
@@ -198,37 +226,33 @@ def convert(
     name that ends in .safetensors, else native. Tensors keep their bytes unless `dtype` asks otherwise; what is no
     parameter (noise tables, OpenCLIP's last block, a safety checker) goes along, in folders as extra.safetensors.
     `ema_names` keeps both sets of the UNet's weights where there are two, and writes an ldm file's averaged ones under
-    `model_ema.` names. `manifest` is a JSON file to write with the shape, dtype and SHA-256 of every tensor. The other
-    arguments are `load`'s.
+    `model_ema.` names. `manifest` is a JSON file to write with the shape, dtype and SHA-256 of every tensor. `vocab` is
+    the WordPiece vocabulary of a model that reads BERT's tokens, to go along. `lossy` also writes numbers that `dtype`
+    cannot hold, as infinite ones and zeros. The other arguments are `load`'s.
 
-    Raises CheckpointError as `load`, FileExistsError where something may not be replaced.
+    A single file keeps in its metadata what a folder has in files: tokenizer, licence, model card, description.
+
+    Raises CheckpointError as `load`, for numbers that `dtype` cannot hold, and for what the layout has no place for;
+    FileExistsError where something may not be replaced; ValueError for a name that says another layout.
     """
     layout = layout_of(target, to)
-    if layout == "ldm" and pathlib.Path(target).suffix != ".safetensors":
-        raise ValueError(f"an ldm file is written as .safetensors; got {os.fspath(target)!r}")
     check_not_input(target, source, vae)
     if manifest is not None:
-        check_not_input(manifest, source, vae)
+        check_not_input(manifest, source, vae, target)
+        if os.path.abspath(manifest) == os.path.abspath(target):
+            raise ValueError(f"the manifest and the model cannot both be {os.fspath(target)!r}; give it another name")
         check_output(manifest, overwrite, "writing the manifest")
     check_output(target, overwrite, WRITING, folder=layout != "ldm")
+    words = None if vocab is None else Tokenizer.from_vocabulary(vocab)
     model = load_model(source, config, prediction, ema, vae, dtype, variant, keep_both=ema_names)
+    if words is not None:
+        model = dataclasses.replace(model, own_tokenizer=choose_tokenizer(model, words))
     table: dict[str, Any] | None = None if manifest is None else {}
-    save_model(model, target, layout, ema_names=ema_names, overwrite=overwrite, manifest=table)
+    save_model(model, target, layout, ema_names=ema_names, overwrite=overwrite, manifest=table, lossy=lossy)
     if manifest is not None:
         text = json.dumps(table, indent=1, sort_keys=True) + "\n"
         write_file(manifest, text.encode(), overwrite=overwrite, what="writing the manifest")
-    lost = left_out(model, layout)
-    notices = [f"a single file has no place for {', '.join(lost)}; a folder keeps them"] if lost else []
-    return dataclasses.replace(model.report, notices=(*model.report.notices, *notices))
-
-
-def layout_of(path: str | os.PathLike[str], to: str) -> str:
-    """Returns the layout to write, "native", "ldm" or "diffusers"; `to` is a layout, or "auto" to go by the name."""
-    if to not in FORMATS:
-        raise ValueError(f"a format is one of {', '.join(FORMATS)}; got {to!r}")
-    if to != "auto":
-        return to
-    return "ldm" if pathlib.Path(path).suffix == ".safetensors" else "native"
+    return dataclasses.replace(model.report, notices=(*model.report.notices, *written_without(model, layout, dtype)))
 
 
 def tensor_shapes(config: ModelConfig, layout: str) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from .file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
 from .matching import match
 from .model import choose_ema, describe, stated
 from .sources import open_source
+from .tokens import check_tokens
 
 SHOWN = 12  # names of a list that the text repeats
 
@@ -34,6 +35,8 @@ class Inspection:
     parts: dict[str, dict[str, Any]]
     metadata: dict[str, str]
     licences: list[str]
+    cards: list[str]
+    tokenizer: str | None
     odd: list[str]
     kind: str | None = None  # of a file that is no whole model: what it is, and what to do
 
@@ -57,6 +60,8 @@ class Inspection:
         for key, value in self.metadata.items():
             lines.append(f"  metadata    {printable(key)} = {printable(value)}")
         lines += [f"  licence     {name}" for name in self.licences]
+        lines += [f"  card        {name}" for name in self.cards]
+        lines += [f"  tokenizer   {self.tokenizer}"] if self.tokenizer is not None else []
         odd = [line for line in self.odd if line != self.kind]
         lines += [f"  odd         {line}" for line in odd] or ["  odd         nothing"]
         return "\n".join(lines)
@@ -87,6 +92,11 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
             odd.append("nothing says whether it predicts epsilon or v: loading asks the network, or takes prediction=")
         else:
             said = f"{config.schedule.prediction} (by the family)"
+        if source.tokenizer is not None:
+            try:
+                check_tokens(source.tokenizer, config.text, CheckpointError)
+            except CheckpointError as error:
+                odd.append(str(error))
         found = match(shapes, config, source.layout, ema=ema, spelled=source.spelled)
         owners = {name: tables.PARTS[entry.part] for entry, name in found.names.items()}
         owners |= dict.fromkeys(found.other_set, "other UNet")
@@ -126,6 +136,8 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         parts={name: parts[name] for name in order if name in parts},
         metadata=dict(source.metadata),
         licences=sorted(source.licences),
+        cards=sorted(source.cards),
+        tokenizer=None if source.tokenizer is None else f"its own, of {source.tokenizer.vocab_size} tokens",
         odd=odd,
         kind=None if kind is None else str(kind),
     )

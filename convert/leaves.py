@@ -11,6 +11,7 @@ import numpy as np
 from sdjax.arguments import dtype_name
 
 from . import tables
+from .casting import Loss, cast, loss
 from .errors import listed, shown
 from .matching import Match
 from .sources import Source
@@ -23,18 +24,36 @@ ALIGNMENT = 64  # bytes; XLA's on CPUs
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A tensor that is read when it is needed: in what layout is up to who keeps it."""
+    """A tensor that is read when it is needed: in what layout is up to who keeps it.
+
+    `name` is the one that its file has for it. `stored` is the leaf that this one was cast from, None if it was not.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
     release: Callable[[], None] = lambda: None
+    name: str = ""
+    stored: "Leaf | None" = None
 
     def cast(self, dtype: np.dtype | None) -> "Leaf":
         """Returns the leaf in another floating-point type; itself if it holds no floating-point numbers."""
         if dtype is None or dtype == self.dtype or not is_floating(self.dtype):
             return self
-        return Leaf(self.shape, dtype, lambda: self.read().astype(dtype), self.release)
+        stored = self.stored or self
+        if dtype == stored.dtype:
+            return stored
+        return Leaf(self.shape, dtype, lambda: cast(stored.read(), dtype), self.release, self.name, stored)
+
+    def read_noting(self, losses: dict[str, Loss]) -> np.ndarray:
+        """Returns the array, and notes under the leaf's name what was lost if its type does not hold the numbers."""
+        if self.stored is None:
+            return self.read()
+        wide = self.stored.read()
+        narrow = cast(wide, self.dtype)
+        if lost := loss(wide, narrow):
+            losses.setdefault(self.name, lost)
+        return narrow
 
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:
@@ -92,5 +111,5 @@ def matched_leaves(source: Source, found: Match, kind: np.dtype | None) -> dict[
 
             last = index == len(entry.parameters) - 1
             release = functools.partial(tensors.release, name) if last else lambda: None
-            leaves[parameter.path] = Leaf(parameter.shape, dtype, read, release).cast(kind)
+            leaves[parameter.path] = Leaf(parameter.shape, dtype, read, release, source.spelled(name)).cast(kind)
     return dict(sorted(leaves.items()))

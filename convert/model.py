@@ -10,26 +10,23 @@ from typing import Any
 import numpy as np
 
 from sdjax import configs
-from sdjax.config import (
-    PREDICTIONS,
-    ConfigError,
-    ModelConfig,
-)
+from sdjax.config import PREDICTIONS, ConfigError, ModelConfig
 from sdjax.pinned import pinned
-from sdjax.tokenizer import Tokenizer
+from sdjax.tokenizer import CLIP_TOKENS, Tokenizer
+from sdjax.typing import Params
 
-from . import detection, diffusers_config, keys, ldm_config, prediction, tables
+from . import carried, detection, diffusers_config, keys, ldm_config, own_settings, prediction, tables
+from .casting import Loss
 from .components import depth_network, vae_leaves
-from .errors import CheckpointError, listed, printable
+from .errors import CheckpointError, printable
 from .file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
+from .in_memory import leaves_of
 from .leaves import Leaf, aligned_copy, float_type, matched_leaves, refuse
 from .matching import Match, match
 from .prediction import Decision
 from .sources import Source, open_source
-from .strict_json import read_json
+from .tokens import check_tokens
 from .towers import no_statistics, statistics, vision_tower
-
-CONFIG_KEY = "sdjax.config"  # a single file's metadata: the description of a model that is none of the releases
 
 FEW = 3  # names of tensors that a note repeats
 
@@ -49,7 +46,8 @@ class Report:
 class Model:
     """A model: `leaves` are its parameters by path in Flax's layout, `extras` tensors of its file that are none.
 
-    `metadata` is text by key, `files` a diffusers folder's JSON files by path, `licences` texts by file name.
+    `metadata` is text by key, `files` a diffusers folder's JSON files by path, `licences` and `cards` texts by file
+    name. `losses` tells, of tensors read so far, which hold numbers that the type asked for cannot.
     """
 
     config: ModelConfig
@@ -60,6 +58,8 @@ class Model:
     files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own_tokenizer: Tokenizer | None = None
+    cards: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    losses: dict[str, Loss] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __repr__(self) -> str:
         return f"<Model {self.config.name}: {len(self.leaves)} tensors of parameters, {len(self.extras)} others>"
@@ -71,16 +71,45 @@ class Model:
         for path, leaf in self.leaves.items():
             *modules, name = path.split("/")
             place = functools.reduce(lambda node, module: node.setdefault(module, {}), modules, tree)
-            array = leaf.read()
+            array = leaf.read_noting(self.losses)
             if self.report.layout != "native":  # a native file's arrays stay views of the memory map
                 array = aligned_copy(array)
                 leaf.release()
             place[name] = array
         return tree
 
+    def cast(self, dtype: str | None) -> "Model":
+        """Returns the model in another floating-point type; noise tables and the like stay as they are."""
+        kind = float_type(dtype)
+        extras = {
+            name: leaf if tables.BUFFERS.fullmatch(name) else leaf.cast(kind) for name, leaf in self.extras.items()
+        }
+        return dataclasses.replace(
+            self, leaves={path: leaf.cast(kind) for path, leaf in self.leaves.items()}, extras=extras
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
+        return self  # nothing of it changes, and its files cannot be opened twice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Makes a pickle hold all but the tensors, which lie in files."""
+        return Model, (self.config, {}, {}, self.report, self.metadata, self.files, self.licences, self.own_tokenizer,
+                       self.cards)  # fmt: skip
+
     def tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer that came with the model, CLIP's own where none did."""
-        return self.own_tokenizer or Tokenizer()
+        """Returns the tokenizer that came with the model, CLIP's own where none did.
+
+        Raises CheckpointError if none came and CLIP's has tokens that the text encoder does not know.
+        """
+        if self.own_tokenizer is not None:
+            return self.own_tokenizer
+        if self.config.text.vocab_size < CLIP_TOKENS:
+            raise CheckpointError(
+                f"it brings no tokenizer, and its text encoder has {self.config.text.vocab_size} tokens, not the "
+                f"{CLIP_TOKENS} of CLIP's own: take the folder or file from which it was converted (sdjax convert now "
+                "keeps the tokenizer), or convert it to a folder and put the tokenizer's files into its tokenizer/",
+            )
+        return Tokenizer()
 
 
 @pinned()
@@ -119,6 +148,13 @@ def load_model(
             raise
         raise opened.error(str(error)) from error
     averaged, notices = choose_ema(opened, ema), [*opened.notices]
+    if opened.tokenizer is not None:
+        check_tokens(opened.tokenizer, description.text, opened.error)
+    elif description.text.kind == "clip" and (more := description.text.vocab_size - CLIP_TOKENS) > 0:
+        notices.append(
+            f"its text encoder has {more} more token{'s'[: more > 1]} than CLIP's tokenizer, and it brings no "
+            "tokenizer that says for which words: they are not used"
+        )
     if stand_in is not None:
         notices.append(
             f"there is no file {given_config} here; sdjax's own description of that name was taken, {stand_in}"
@@ -182,27 +218,34 @@ def load_model(
         )
     decision = _decide(opened, description, decision, prediction, leaves, notices)
     description = _with_prediction(opened, description, decision)
-    metadata = {key: value for key, value in opened.metadata.items() if key != CONFIG_KEY}
+    metadata = {key: value for key, value in opened.metadata.items() if key != carried.CONFIG_KEY}
     report = Report(opened.layout, config_origin, decision.origin, averaged, tuple(notices))
     files = (opened.native or {}).get("files", {}) if opened.layout == "native" else opened.configs
-    return Model(description, leaves, extras, report, metadata, files, opened.licences, opened.tokenizer)
+    files = {name: content for name, content in files.items() if name != own_settings.FILE}
+    return Model(description, leaves, extras, report, metadata, files, opened.licences, opened.tokenizer, opened.cards)
 
 
-def model_of_params(config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer | None = None) -> Model:
-    """Returns the model of parameters in memory. Raises ValueError if they are not those of the description."""
-    leaves, problems = {}, []
-    for parameter in tables.parameters(config):
-        array = params
-        for module in parameter.path.split("/"):
-            array = array.get(module) if isinstance(array, Mapping) else None
-        if array is None or tuple(array.shape) != parameter.shape:
-            got = "nothing" if array is None else list(array.shape)
-            problems.append(f"{parameter.path} is {list(parameter.shape)}, got {got}")
-            continue
-        leaves[parameter.path] = Leaf(parameter.shape, np.dtype(array.dtype), functools.partial(np.asarray, array))
-    if problems:
-        raise ValueError(f"the parameters are not the description's: {listed(problems)}")
-    return Model(config, leaves, {}, Report("memory", "argument", "argument", False), own_tokenizer=tokenizer)
+def model_of_params(
+    config: ModelConfig, params: Params, tokenizer: Tokenizer | None = None, like: Model | None = None
+) -> Model:
+    """Returns the model of parameters in memory.
+
+    `like` is the model that they were read from: metadata, licence, model card and tensors beside the parameters are
+    taken from it, and so is every parameter that is still the same, in the type that it is stored in.
+
+    Raises ValueError if the parameters are not the description's, or there is no tokenizer and CLIP's own is not the
+    text encoder's.
+    """
+    leaves = leaves_of(config, params, {} if like is None else like.leaves)
+    if tokenizer is None and config.text.kind == "clip" and config.text.vocab_size != CLIP_TOKENS:
+        raise ValueError(
+            f"the text encoder has {config.text.vocab_size} tokens, and CLIP's own tokenizer {CLIP_TOKENS}: give the "
+            "model's by tokenizer= (sdjax.convert.load_model(path).tokenizer() reads it)"
+        )
+    if like is None:
+        return Model(config, leaves, {}, Report("memory", "argument", "argument", False), own_tokenizer=tokenizer)
+    report = dataclasses.replace(like.report, layout="memory")
+    return dataclasses.replace(like, config=config, leaves=leaves, report=report, own_tokenizer=tokenizer)
 
 
 def stated(source: Source, asked: str | None = None) -> Decision | None:
@@ -245,15 +288,14 @@ def describe(
         return read, "config.json", Decision(read.schedule.prediction, "config.json", read.schedule.zero_terminal_snr)
     if source.layout == "diffusers" and (source.configs or any(name.startswith("prior/") for name in source.tensors)):
         read, says = diffusers_config.config_from_diffusers(source.configs)
+        read = own_settings.applied(read, source.configs.get(own_settings.FILE))
         zero = read.schedule.zero_terminal_snr
         where = "scheduler/scheduler_config.json"
         return read, "the folder's JSON files", Decision(read.schedule.prediction, where, zero) if says else None
-    if CONFIG_KEY in source.metadata:
-        text = source.metadata[CONFIG_KEY].encode()
-        values = read_json(text, lambda reason: CheckpointError(f"its metadata's {CONFIG_KEY}: {reason}"))
-        read = ModelConfig.from_dict(values)
-        own = Decision(read.schedule.prediction, f"the metadata's {CONFIG_KEY}", read.schedule.zero_terminal_snr)
-        return read, f"the metadata's {CONFIG_KEY}", said or own
+    if carried.CONFIG_KEY in source.metadata:
+        read = ModelConfig.from_dict(carried.described(source.metadata[carried.CONFIG_KEY]))
+        where = f"the metadata's {carried.CONFIG_KEY}"
+        return read, where, said or Decision(read.schedule.prediction, where, read.schedule.zero_terminal_snr)
     if beside := _yaml_beside(source.path):
         read = ldm_config.read_ldm_yaml(beside)
         return read, str(beside), Decision(read.schedule.prediction, str(beside))
@@ -301,6 +343,7 @@ def _extras(
                 dtypes[name],
                 functools.partial(tensors.__getitem__, name),
                 functools.partial(tensors.release, name),
+                name,
             )
             extras[name] = leaf if tables.BUFFERS.fullmatch(name) else leaf.cast(kind)
     if not keep_both:  # how far the averaging had come belongs to the two sets

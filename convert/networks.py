@@ -11,8 +11,9 @@ import numpy as np
 from sdjax.typing import Params
 
 from . import keys, layouts
+from .casting import Loss, advice, told
 from .errors import listed, printable, shown
-from .leaves import aligned_copy, is_floating
+from .leaves import Leaf, aligned_copy, is_floating
 from .sources import Source
 
 _NOTHING = re.compile(r"$^")
@@ -50,19 +51,26 @@ def network_params(
             problems.append(f"{shown(name)} holds {tensors.dtypes[name].name} numbers instead of floating-point ones")
         else:
             return functools.partial(_array, tensors, name, flax_kind, kind)
-        return lambda: None
+        return lambda losses: None
 
     reads = jax.tree_util.tree_map_with_path(read, shapes)
     if problems:  # among what is unknown, and lies idle otherwise, may be what is missing
         problems += [f"{printable(name)} is unknown" for wanted, name in stored.items() if not unused.fullmatch(wanted)]
         many = "s" if len(problems) > 1 else ""
         raise source.error(f"it does not hold {what}, with {len(problems)} difference{many}: {listed(problems)}")
-    return jax.tree.map(lambda one: one(), reads)
+    losses: dict[str, Loss] = {}
+    params = jax.tree.map(lambda one: one(losses), reads)
+    if losses:
+        raise source.error(f"{told(losses, kind.name)}; {advice(kind.name)}")
+    return params
 
 
-def _array(tensors: Any, name: str, flax_kind: layouts.Kind, kind: np.dtype | None) -> np.ndarray:
+def _array(
+    tensors: Any, name: str, flax_kind: layouts.Kind, kind: np.dtype | None, losses: dict[str, Loss]
+) -> np.ndarray:
     array = layouts.to_flax(flax_kind, tensors[name])
-    copy = aligned_copy(array if kind is None else array.astype(kind, copy=False))
+    leaf = Leaf(array.shape, array.dtype, lambda: array, name=name).cast(kind)
+    copy = aligned_copy(leaf.read_noting(losses))
     tensors.release(name)
     return copy
 

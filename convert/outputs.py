@@ -9,9 +9,12 @@ from collections.abc import Iterator
 
 from sdjax import addresses, files, remote
 
+from . import tables
 from .errors import CheckpointError
 
 WRITING = "writing the model"
+FORMATS = ("auto", *tables.LAYOUTS)
+SINGLE = ".safetensors"
 
 
 @contextlib.contextmanager
@@ -87,6 +90,29 @@ def check_output(path: str | os.PathLike[str], overwrite: bool, what: str, *, fo
     with files.doing(what, path):
         (check_free if folder else files.check_free)(path, overwrite)
     files.check_folder(path.parent, what)
+
+
+def layout_of(path: str | os.PathLike[str], to: str = "auto") -> tables.Layout:
+    """Returns the layout to write to a path: `to`, or for "auto" what the name says, ldm for one in .safetensors.
+
+    Raises ValueError for an unknown layout, and for a name that says something else than what would be written.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"a format is one of {', '.join(FORMATS)}; got {to!r}")
+    text, name = os.fspath(path), pathlib.Path(path).name
+    ending = files.file_ending(name)
+    if to == "auto":
+        to = "ldm" if ending == SINGLE else "native"
+    if to == "ldm":
+        whole = name.lower().endswith(SINGLE) and name.lower() != SINGLE and not text.endswith(("/", os.sep))
+        if not whole:
+            raise ValueError(f"an ldm file is written as .safetensors; got {text!r}, which is not NAME{SINGLE}")
+    elif ending is not None:
+        raise ValueError(
+            f"{text!r} ends as a file does, in {ending}, and the {to} format is a folder: for one file give a name in "
+            f"{SINGLE}, the only kind of file that is written; for a folder a name without {ending}"
+        )
+    return to
 
 
 def check_not_input(target: str | os.PathLike[str], *sources: object) -> None:

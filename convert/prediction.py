@@ -16,6 +16,7 @@ _ARCHITECTURES = {
     "stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v", "stable-diffusion-v2-unclip-l": "v",
     "stable-diffusion-v2-unclip-h": "v",
 }  # fmt: skip
+_OWN = ("unet", "vae", "text", "schedule", "image_size", "guidance_scale", "depth", "vision", "noise_stats")
 MARKERS = ("v_pred", "ztsnr")  # empty tensors that ComfyUI reads
 
 
@@ -62,7 +63,10 @@ def is_ambiguous(config: ModelConfig) -> bool:
 def with_prediction(config: ModelConfig, decision: Decision) -> ModelConfig:
     """Returns the description with this prediction: the other of 2-base and 2-v where it is one of them."""
     if is_ambiguous(config) and decision.prediction in ("epsilon", "v"):
-        config = configs.get("sd2_base" if decision.prediction == "epsilon" else "sd2_v")
+        other = configs.get("sd2_base" if decision.prediction == "epsilon" else "sd2_v")
+        known = configs.get(config.name)
+        own = [name for name in _OWN if getattr(config, name) != getattr(known, name)]  # which stays as it is
+        config = dataclasses.replace(other, **{name: getattr(config, name) for name in own})
     schedule = dataclasses.replace(
         config.schedule,
         prediction=decision.prediction,

@@ -19,6 +19,7 @@ from .diffusers_config import only, text_from_transformers
 from .errors import CheckpointError
 from .networks import file_of, network_params, place_of
 from .sources import Source, open_source
+from .tokens import check_tokens
 
 _ONLY = {
     "added_emb_type": ("prd",), "additional_embeddings": (EXTRA,), "embedding_proj_norm_type": (None,),
@@ -89,6 +90,7 @@ def prior(source: Any, kind: np.dtype | None) -> tuple[PriorConfig, dict[str, An
         tokenizer = Tokenizer.load(own) if own is not None and own.is_dir() else Tokenizer()
     except ValueError as error:
         raise CheckpointError(str(error), source.path) from error
+    check_tokens(tokenizer, text, source.error)
     return config, params, tokenizer
 
 

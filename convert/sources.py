@@ -1,7 +1,6 @@
 """What a checkpoint brings: its tensors, and what lies in or beside it that says what they are."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -12,7 +11,7 @@ import numpy as np
 
 from sdjax.tokenizer import Tokenizer
 
-from . import keys, tables
+from . import carried, keys, tables
 from .errors import CheckpointError, printable
 from .local_models import local_path
 from .mapped import MappedFile
@@ -21,9 +20,7 @@ from .spelling import standard_names
 
 FORMAT = "sdjax"  # the key of a native folder's config.json that says so
 EXTRA = "extra.safetensors"  # tensors of another format that are no parameters, under the names they had there
-LICENCE_KEY = "sdjax.licence"  # a single file's metadata: {file name: text}
 MAX_TEXT = 2**20
-_LICENCE = re.compile(r"(?i)(licen[cs]e|copying|notice)([-._ ][-\w. ]{0,60})?")
 
 
 class Arrays(Mapping[str, np.ndarray]):
@@ -90,6 +87,7 @@ class Source:
     configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     extra: TensorFile | None = None
     licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cards: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizer: Tokenizer | None = None
     notices: tuple[str, ...] = ()
 
@@ -124,9 +122,9 @@ def _of_file(file: TensorFile) -> Source:
     is_folder = file.format.startswith("diffusers")
     tensors = _under_standard_names(file)
     layout = _layout_of(tensors, configs)
-    metadata, licences, tokenizer, extra = dict(file.metadata), {}, None, None
+    metadata, tokenizer, extra = dict(file.metadata), None, None
     if is_folder:
-        licences = licence_files(path)
+        licences, cards = licence_files(path), card_files(path)
         if layout == "diffusers":
             metadata = _of_components(metadata)
         if (path / "tokenizer").is_dir():
@@ -137,9 +135,14 @@ def _of_file(file: TensorFile) -> Source:
         if (path / EXTRA).exists():
             extra = read(path / EXTRA)
     else:
-        licences = _licences_inside(metadata) or licence_files(path.parent)
-        metadata.pop(LICENCE_KEY, None)
-    return Source(layout, tensors, path, metadata, configs, extra, licences, tokenizer)
+        licences = carried.unpacked_texts(metadata, carried.LICENCE_KEY, carried.LICENCE) or licence_files(path.parent)
+        cards = carried.unpacked_texts(metadata, carried.CARD_KEY, carried.CARD) or card_files(path.parent, alone=True)
+        if carried.TOKENIZER_KEY in metadata:
+            tokenizer = carried.unpacked_tokenizer(
+                metadata[carried.TOKENIZER_KEY], lambda reason: CheckpointError(reason, path)
+            )
+    metadata = {key: value for key, value in metadata.items() if key == carried.CONFIG_KEY or key not in carried.KEYS}
+    return Source(layout, tensors, path, metadata, configs, extra, licences, cards, tokenizer)
 
 
 def _layout_of(names: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> tables.Layout:
@@ -165,26 +168,27 @@ def _of_components(metadata: Mapping[str, str]) -> dict[str, str]:
     return out
 
 
-def _licences_inside(metadata: Mapping[str, str]) -> dict[str, str]:
-    try:
-        texts = json.loads(metadata.get(LICENCE_KEY, "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(texts, dict):
-        return {}
-    return {
-        name: text for name, text in texts.items() if isinstance(text, str) and _LICENCE.fullmatch(name) is not None
-    }
-
-
 def licence_files(folder: pathlib.Path) -> dict[str, str]:
     """Returns the licence texts that lie in a folder, by file name."""
+    return _texts(folder, carried.LICENCE)
+
+
+def card_files(folder: pathlib.Path, *, alone: bool = False) -> dict[str, str]:
+    """Returns the model card that lies in a folder, by file name; `alone` if a single file's, which begins with "---".
+
+    A README.md beside a single file may be of anything; a model card of the hub begins with YAML between such lines.
+    """
+    texts = _texts(folder, carried.CARD)
+    return {name: text for name, text in texts.items() if not alone or text.startswith("---")}
+
+
+def _texts(folder: pathlib.Path, names: re.Pattern[str]) -> dict[str, str]:
     texts = {}
     try:
-        names = sorted(name for name in os.listdir(folder) if _LICENCE.fullmatch(name))
+        found = sorted(name for name in os.listdir(folder) if names.fullmatch(name))
     except OSError:
         return {}
-    for name in names[:10]:
+    for name in found[: carried.MAX_TEXTS]:
         try:
             file = MappedFile(folder / name)
         except CheckpointError:

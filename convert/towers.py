@@ -81,7 +81,7 @@ def statistics(source: Any, size: int, kind: np.dtype | None) -> dict[str, Leaf]
         if shape not in ((size,), (1, size)) or not is_floating(source.tensors.dtypes[name]):
             raise source.error(f"{name} has the shape {list(shape)}; the model's image embeddings have {size} numbers")
         read = functools.partial(_row, source.tensors, name)
-        leaves[f"noise_stats/{leaf}"] = Leaf((1, size), source.tensors.dtypes[name], read).cast(kind)
+        leaves[f"noise_stats/{leaf}"] = Leaf((1, size), source.tensors.dtypes[name], read, name=name).cast(kind)
     return leaves
 
 

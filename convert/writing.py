@@ -16,18 +16,23 @@ from sdjax import addresses, configs
 from sdjax._version import __version__
 from sdjax.config import ModelConfig
 from sdjax.files import check_room, new_file
+from sdjax.tokenizer import CLIP_TOKENS
+from sdjax.tokenizer import CONFIG as TOKENIZER_CONFIG
 
-from . import depth_names, diffusers_config, keys, tables
+from . import carried, depth_names, diffusers_config, keys, own_settings, tables
+from .budget import LIMITS
+from .casting import Loss, advice, told
 from .errors import CheckpointError
 from .hashing import manifest_row
 from .leaves import ALIGNMENT, Leaf
-from .model import CONFIG_KEY, Model
+from .model import Model
 from .outputs import WRITING, new_folder, staged
 from .safetensors_file import DTYPES
-from .sources import EXTRA, FORMAT, LICENCE_KEY
+from .sources import EXTRA, FORMAT
 from .towers import are_none
 
 Manifest = dict[str, dict[str, Any]]
+MAX_HEADER = LIMITS["bytes of safetensors headers"] // 2  # a folder's files are read out of one allowance
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ARCHITECTURES = {
     "sd1": "stable-diffusion-v1", "sd1_inpaint": "stable-diffusion-v1-inpainting",
@@ -52,15 +57,18 @@ def save(
     ema_names: bool = False,
     overwrite: bool = False,
     manifest: Manifest | None = None,
+    lossy: bool = False,
 ) -> None:
     """Writes the model as "native" or "diffusers" folder or "ldm" file.
 
     What goes to gs:// or s3:// is written on this computer first, where its temporary folder has to have room for it.
     `ema_names` writes an ldm file's averaged weights too, under their `model_ema.` names. `manifest` is filled with
-    shape, dtype and SHA-256 of every tensor, by the name that reading gives it.
+    shape, dtype and SHA-256 of every tensor, by the name that reading gives it. `lossy` also writes numbers that the
+    type asked for cannot hold, as infinite ones and zeros; `model.losses` names the tensors then.
 
     Raises FileExistsError where something is there that may not be replaced, OSError where it cannot be written,
-    ConfigError if the layout cannot describe the model.
+    ConfigError if the layout cannot describe the model, CheckpointError for a tokenizer that it has no place for, and
+    for numbers that the type asked for cannot hold.
     """
     if to not in _WRITERS:
         raise ValueError(f"a layout to write is one of {', '.join(_WRITERS)}; got {to!r}")
@@ -76,25 +84,37 @@ def save(
         new = new_folder(path, overwrite=overwrite, needs=needs)
     with new as partial:
         _WRITERS[to](model, partial, ema_names, manifest)
+        if model.losses and not lossy:
+            dtype = next(leaf.dtype.name for leaf in leaves if leaf.stored is not None)
+            raise CheckpointError(
+                f"{told(model.losses, dtype)}; nothing was written: {advice(dtype)}, or ask for it all the same "
+                "(--lossy on the command line, lossy=True in Python)"
+            )
 
 
 def tensors_of(model: Model, layout: tables.Layout) -> dict[str, Leaf]:
     """Returns the model's parameters as a file of the layout stores them."""
     stored = {}
     for entry in tables.entries(model.config, layout):
-        leaves = [model.leaves[parameter.path] for parameter in entry.parameters]
-        dtypes = {leaf.dtype for leaf in leaves}
-        dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*(leaf.dtype for leaf in leaves))
-
-        def read(entry: tables.Entry = entry, leaves: list[Leaf] = leaves, dtype: np.dtype = dtype) -> np.ndarray:
-            return entry.join([leaf.read().astype(dtype, copy=False) for leaf in leaves])
-
-        def release(leaves: list[Leaf] = leaves) -> None:
-            for leaf in leaves:
-                leaf.release()
-
-        stored[entry.name] = Leaf(entry.shape, dtype, read, release)
+        stored[entry.name] = _joined(entry, [model.leaves[parameter.path] for parameter in entry.parameters])
     return stored
+
+
+def _joined(entry: tables.Entry, leaves: list[Leaf]) -> Leaf:
+    dtypes = {leaf.dtype for leaf in leaves}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*(leaf.dtype for leaf in leaves))
+    if any(leaf.stored is not None for leaf in leaves):  # joined first, so that what is cast can be compared
+        return _joined(entry, [leaf.stored or leaf for leaf in leaves]).cast(dtype)
+
+    def read() -> np.ndarray:
+        return entry.join([leaf.read().astype(dtype, copy=False) for leaf in leaves])
+
+    def release() -> None:
+        for leaf in leaves:
+            leaf.release()
+
+    names = dict.fromkeys(leaf.name for leaf in leaves)
+    return Leaf(entry.shape, dtype, read, release, " and ".join(names))
 
 
 def write_safetensors(
@@ -103,8 +123,11 @@ def write_safetensors(
     metadata: Mapping[str, str],
     manifest: Manifest | None = None,
     prefix: str = "",
+    losses: dict[str, Loss] | None = None,
 ) -> None:
     """Writes a safetensors file, a tensor at a time, and fills the manifest, if any, with `prefix` before each name.
+
+    `losses` is filled with the tensors whose numbers their type cannot hold.
 
     By hand, because the library takes all tensors in memory at once. Larger types come first as in its files, and among
     them those of whole 64 bytes, so that JAX can use most tensors where they lie in the memory map.
@@ -121,12 +144,18 @@ def write_safetensors(
         header[name] = {"dtype": _NAMES[leaf.dtype], "shape": list(leaf.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) > MAX_HEADER:
+        raise CheckpointError(
+            f"its tensors' names and its metadata take {len(text)} bytes, more than the {MAX_HEADER} that sdjax reads "
+            "of a file: write the model as a folder, where licence, model card and tokenizer are files",
+            path,
+        )
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             leaf = tensors[name]
-            array = np.ascontiguousarray(leaf.read()).reshape(leaf.shape)
+            array = np.ascontiguousarray(leaf.read_noting({} if losses is None else losses)).reshape(leaf.shape)
             assert array.dtype == leaf.dtype, name
             file.write(array.reshape(-1).view(np.uint8).data)
             if manifest is not None:
@@ -135,9 +164,11 @@ def write_safetensors(
 
 
 def _write_native(model: Model, folder: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
-    write_safetensors(folder / "model.safetensors", tensors_of(model, "native"), model.metadata, manifest)
+    write_safetensors(
+        folder / "model.safetensors", tensors_of(model, "native"), model.metadata, manifest, losses=model.losses
+    )
     if model.extras:
-        write_safetensors(folder / EXTRA, model.extras, {}, manifest)
+        write_safetensors(folder / EXTRA, model.extras, {}, manifest, losses=model.losses)
     content = {FORMAT: {"format": 1, "version": __version__}, "model": model.config.to_dict()}
     if model.files:
         content["files"] = dict(model.files)
@@ -160,15 +191,27 @@ def _write_diffusers(model: Model, folder: pathlib.Path, ema_names: bool, manife
             others[name] = leaf
     for name, content in files.items():
         _write_json(folder / name, content)
+    _write_beside(folder, model)
+    if own := _own_settings(files, folder, model.config):
+        content = {FORMAT: {"format": 1, "version": __version__}, "model": own}
+        _write_json(folder / own_settings.FILE, content)
     for component, tensors in by_component.items():
         (folder / component).mkdir(exist_ok=True)
         config = files.get(f"{component}/config.json", {})
         stem = _STEMS.get(component, "diffusion_pytorch_model" if "_class_name" in config else "model")
         path = folder / component / f"{stem}.safetensors"
-        write_safetensors(path, tensors, _component_metadata(model, component), manifest, f"{component}/")
+        metadata = _component_metadata(model, component)
+        write_safetensors(path, tensors, metadata, manifest, f"{component}/", model.losses)
     if others:
-        write_safetensors(folder / EXTRA, others, {}, manifest)
-    _write_beside(folder, model)
+        write_safetensors(folder / EXTRA, others, {}, manifest, losses=model.losses)
+
+
+def _own_settings(files: Mapping[str, Any], folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
+    """Returns what the written files of a diffusers folder, its tokenizer's among them, do not say of the model."""
+    tokenizer = folder / "tokenizer" / TOKENIZER_CONFIG
+    said = {f"tokenizer/{TOKENIZER_CONFIG}": json.loads(tokenizer.read_bytes())} if tokenizer.is_file() else {}
+    described, _ = diffusers_config.config_from_diffusers({**files, **said})
+    return own_settings.differing(described, config)
 
 
 def _component_metadata(model: Model, component: str) -> dict[str, str]:
@@ -206,12 +249,16 @@ def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Mani
         tensors = {name: leaf for name, leaf in tensors.items() if name not in ("v_pred", "ztsnr")}
     metadata = _metadata(model)
     if not _is_released(model.config):
-        metadata[CONFIG_KEY] = json.dumps(model.config.to_dict(), sort_keys=True)
+        metadata[carried.CONFIG_KEY] = json.dumps(model.config.to_dict(), sort_keys=True)
+    if model.own_tokenizer is not None and not model.own_tokenizer.is_clips:
+        metadata[carried.TOKENIZER_KEY] = carried.packed_tokenizer(model.own_tokenizer)
+    if model.cards:
+        metadata[carried.CARD_KEY] = carried.packed_texts(model.cards)
     if model.licences:
-        metadata[LICENCE_KEY] = json.dumps(dict(model.licences))
+        metadata[carried.LICENCE_KEY] = carried.packed_texts(model.licences)
         first = next(iter(model.licences.values())).strip().partition("\n")[0].strip()
         metadata.setdefault("modelspec.license", first[:200])
-    write_safetensors(path, tensors, metadata, manifest)
+    write_safetensors(path, tensors, metadata, manifest, losses=model.losses)
 
 
 def _in_file(name: str, config: ModelConfig) -> str:
@@ -233,14 +280,23 @@ _DEPTH_IN_FILES = {
 _DEPTH_IN_FOLDERS = {file: folder for folder, file in _DEPTH_IN_FILES.items()}
 
 
-def left_out(model: Model, to: str) -> list[str]:
-    """Returns the components of a folder that a layout has no place for, as "safety_checker"."""
-    if to != "ldm":
-        return []
-    names = (_in_file(name, model.config) for name in model.extras if not tables.BUFFERS.fullmatch(name))
-    parts = tuple(keys.COMPONENTS.values())  # of which only some tensors are lost
-    lost = ((name, name.partition("/")[0]) for name in names if "/" in name)
-    return sorted({name if component in parts[:3] else component for name, component in lost})
+def written_without(model: Model, to: str, dtype: str | None = None) -> tuple[str, ...]:
+    """Returns what a model that was written in a layout lacks, each a sentence for its user."""
+    notices = []
+    if to == "ldm":
+        names = (_in_file(name, model.config) for name in model.extras if not tables.BUFFERS.fullmatch(name))
+        parts = tuple(keys.COMPONENTS.values())[:3]  # of which only some tensors are lost
+        pairs = ((name, name.partition("/")[0]) for name in names if "/" in name)
+        if lost := sorted({name if component in parts else component for name, component in pairs}):
+            notices.append(f"a single file has no place for {', '.join(lost)}; a folder keeps them")
+    if not has_tokenizer(model):
+        notices.append(
+            f"it came without a tokenizer for the {model.config.text.vocab_size} tokens of its text encoder, so none "
+            "was written"
+        )
+    if model.losses and dtype is not None:
+        notices.append(f"{told(model.losses, dtype)}; they were written as infinite numbers and zeros")
+    return tuple(notices)
 
 
 def _scalar(value: np.generic) -> Leaf:
@@ -291,6 +347,9 @@ def _files(model: Model) -> dict[str, Any]:
         described, _ = diffusers_config.config_from_diffusers(given)
     except ValueError:
         return ours
+    kinds = [(c.unet.in_channels, c.unet.label_dim) for c in (described, model.config)]
+    if kinds[0] != kinds[1]:  # trained into a model of another kind, whose pipeline is another
+        return ours
     files = {**ours, **given}
     for part, component in keys.COMPONENTS.items():
         if getattr(described, part) != getattr(model.config, part):
@@ -309,10 +368,16 @@ def _files(model: Model) -> dict[str, Any]:
 
 def _write_beside(folder: pathlib.Path, model: Model) -> None:
     pad = "!" if model.config.text.pad_token_id == 0 else "<|endoftext|>"
-    if model.own_tokenizer is not None or model.config.text.kind == "clip":  # BERT's vocabulary is none of ours
+    if has_tokenizer(model):
         model.tokenizer().save(folder / "tokenizer", pad, model.config.text.max_length)
-    for name, text in model.licences.items():
+    for name, text in {**model.licences, **model.cards}.items():
         (folder / name).write_text(text, encoding="utf-8", newline="")
+
+
+def has_tokenizer(model: Model) -> bool:
+    """Returns whether there is a tokenizer to write: the model's own, or CLIP's where it is the text encoder's."""
+    text = model.config.text
+    return model.own_tokenizer is not None or (text.kind == "clip" and text.vocab_size >= CLIP_TOKENS)
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:

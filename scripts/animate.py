@@ -72,7 +72,13 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--save_frames", action="store_true", help="also write every frame as a PNG, into a folder beside the animation"
     )
-    add("--outdir", default="outputs/animations", metavar="DIR", help="where it is written; default: %(default)s")
+    add(
+        "--outdir",
+        type=options.folder,
+        default="outputs/animations",
+        metavar="DIR",
+        help="where it is written; default: %(default)s",
+    )
     options.add_safety_flag(group)
     parser.set_defaults(n_rows=0, skip_save=True, skip_grid=True, watermark=None)  # other commands have flags for these
     return parser

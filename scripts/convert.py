@@ -39,6 +39,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="the format to write; auto: ldm if OUT ends in .safetensors, else native (default: %(default)s)",
     )
     parser.add_argument(
+        "--lossy",
+        action="store_true",
+        help="write numbers that --dtype cannot hold too, as infinite ones and zeros; else they are an error",
+    )
+    parser.add_argument(
         "--dtype", type=options.dtype, choices=options.DTYPES, help="cast the weights (default: as they are)"
     )
     parser.add_argument(
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     report = convert(
         args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=vae, prediction=args.prediction,
         config=args.config, variant=args.variant, manifest=args.manifest, overwrite=args.overwrite,
-        ema_names=args.with_ema_names,
+        ema_names=args.with_ema_names, vocab=args.vocab, lossy=args.lossy,
     )  # fmt: skip
     for notice in dict.fromkeys([*said, *report.notices]):
         note(notice)
@@ -88,19 +93,18 @@ def run(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Writes the model that a training has made."""
-    from sdjax import convert
-    from sdjax.convert.outputs import WRITING, check_output
-    from sdjax.pipeline import cast
+    from sdjax.convert.outputs import WRITING, check_not_input, check_output, layout_of
+    from sdjax.convert.writing import save, written_without
     from sdjax.train.trained import trained
 
-    layout = convert.layout_of(args.target, args.to)
+    layout = layout_of(args.target, args.to)
+    check_not_input(args.target, args.source)
     check_output(args.target, args.overwrite, WRITING, folder=layout != "ldm")
-    step, model = trained(args.source, ema=args.ema, step=args.step)
-    params = model.params if args.dtype is None else cast(model.params, args.dtype)
-    convert.save(
-        model.config, params, args.target, to=args.to, tokenizer=model.tokenizer, overwrite=args.overwrite
-    )  # fmt: skip
-    print(f"note: step {step} of the training", file=sys.stderr)
+    step, base = trained(args.source, ema=args.ema, step=args.step)
+    model = base.to_write().cast(args.dtype)
+    save(model, args.target, layout, overwrite=args.overwrite, lossy=args.lossy)
+    for notice in (f"step {step} of the training", *written_without(model, layout, args.dtype)):
+        note(notice)
     print(args.target)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -289,7 +290,11 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
     group = parser.add_argument_group("what to write")
     add = group.add_argument
     add(
-        "--outdir", default=outdir, metavar="DIR", help="pictures go to DIR/samples, grids to DIR; default: %(default)s"
+        "--outdir",
+        type=folder,
+        default=outdir,
+        metavar="DIR",
+        help="pictures go to DIR/samples, grids to DIR; default: %(default)s",
     )
     add("--skip_save", action="store_true", help="write no single pictures")
     add("--skip_grid", action="store_true", help="write no grid")
@@ -389,6 +394,16 @@ def noise_level(most: int) -> Callable[[str], int]:
         return value
 
     return noise_level
+
+
+def folder(text: str) -> str:
+    """Returns the name of a folder to write to, for argparse; one that ends as a file does is meant as a file."""
+    from sdjax.files import file_ending
+
+    ending = file_ending(os.path.basename(text))
+    if ending is not None and not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"a folder is wanted, and {text!r} ends as a file does, in {ending}")
+    return text
 
 
 def sides(text: str) -> tuple[int, ...]:

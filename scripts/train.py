@@ -55,7 +55,8 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"a file with get_config(), or one of {names}; default: %(default)s")  # fmt: skip
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a value of the configuration, as "
         "--set optim.learning_rate=1e-5; may be repeated")  # fmt: skip
-    add("--workdir", metavar="DIR", help="where the run is kept, a folder or gs://bucket/name; what is there goes on; "
+    add("--workdir", type=options.folder, metavar="DIR",
+        help="where the run is kept, a folder or gs://bucket/name; what is there goes on; "
         "default: a new folder, runs/CONFIG-001 or the next number")  # fmt: skip
     add("--plan", action="store_true", help="print what memory each device will need, and end; reads no weights")
     add(

@@ -50,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--embed", metavar="TEXT", help="write this text into the pictures, as new PNG files")
     parser.add_argument(
         "--outdir",
+        type=options.folder,
         default="outputs/watermarked",
         metavar="DIR",
         needs=together("--embed"),

@@ -69,4 +69,4 @@ def load_model(name: str, config: ModelConfig | str | None = None, **given: Any)
     changed, base = read(changes()), convert.load_model(folder())
     arrays = {path: leaf.read() for path, leaf in base.leaves.items()} | {path: changed[path] for path in changed}
     model = convert.load_model(arrays, inpainting_config(base.config) if config is None else config, **given)
-    return dataclasses.replace(model, own_tokenizer=base.own_tokenizer, licences=base.licences)
+    return dataclasses.replace(model, own_tokenizer=base.own_tokenizer, licences=base.licences, cards=base.cards)

@@ -6,6 +6,7 @@ and Stability-AI/stablediffusion; `sdjax.configs` spells them out.
 """
 
 import dataclasses
+import math
 import typing
 from typing import Literal
 
@@ -327,6 +328,11 @@ class ModelConfig(Description):
             self.unet.in_channels >= self.vae.latent_channels,
             f"the UNet takes {self.unet.in_channels} channels, fewer than a latent's {self.vae.latent_channels}",
         )
+        check(
+            0 < len(self.name) <= 100 and self.name.isprintable(),
+            f"ModelConfig.name is up to 100 printable characters, got {ascii(self.name[:100])}",
+        )
+        check(math.isfinite(self.guidance_scale), f"ModelConfig.guidance_scale is finite, got {self.guidance_scale}")
         check(self.image_size >= 1, f"ModelConfig.image_size is positive, got {self.image_size}")
         for name, size in ("vision", self.vision and self.vision.projection), ("noise_stats", self.noise_stats):
             label = self.unet.label_dim

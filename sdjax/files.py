@@ -15,6 +15,12 @@ from pathlib import Path
 
 from sdjax.addresses import local
 
+FILE_ENDINGS = (  # of weights, of what lies beside them and of pictures: a folder of such a name is taken for a file
+    ".safetensors", ".safetensor", ".sft", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".bin", ".th", ".t7", ".npz",
+    ".npy", ".h5", ".hdf5", ".keras", ".msgpack", ".onnx", ".gguf", ".ggml", ".tflite", ".pb", ".mar", ".zip", ".tar",
+    ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar", ".json", ".yaml", ".yml", ".toml", ".txt", ".md", ".csv", ".png",
+    ".jpg", ".jpeg", ".webp", ".gif", ".py",
+)  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LONGEST_NAME = 255  # bytes, where the file system does not say
 MORE = {  # what helps, by the number of the error
@@ -69,6 +75,12 @@ def foreign() -> Iterator[None]:
         if number is None:
             raise
         raise OSError(number, str(error)) from error
+
+
+def file_ending(name: str) -> str | None:
+    """Returns the one of FILE_ENDINGS that a name has, whatever the case of its letters; None if it has none."""
+    lowered = name.strip().rstrip(".").lower()
+    return next((ending for ending in FILE_ENDINGS if lowered.endswith(ending)), None)
 
 
 def number_of(error: BaseException) -> int | None:

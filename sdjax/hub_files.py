@@ -9,6 +9,7 @@ from sdjax.convert.errors import CheckpointError, shown
 from sdjax.convert.places import SINGLE_FILES, WEIGHTS, is_single_file
 
 NEEDED = ("unet", "vae", "text_encoder")  # folders without which a pipeline is no Stable Diffusion v1 or v2
+OWN_SETTINGS, EXTRA = "sdjax_config.json", "extra.safetensors"  # what sdjax's own folders have besides
 UNUSED = ("safety_checker",)  # 1.2 GB that no model here is made of
 
 _FILE = re.compile(r"[A-Za-z0-9_+(),=@ -][A-Za-z0-9._+(),=@ -]*")  # one component of a path: no "..", no wildcard
@@ -46,9 +47,11 @@ def choose_files(
         opened = file if chosen.opened is None else f"{file}/{chosen.opened}"
         return Choice([*(f"{file}/{name}" for name in chosen.fetched), *legal], opened)
     if "model_index.json" in root:
-        return Choice(["model_index.json", *legal, *_pipeline(repository, _folders(names), variant)])
+        own = [OWN_SETTINGS] if OWN_SETTINGS in root else []
+        return Choice(["model_index.json", *own, *legal, *_pipeline(repository, _folders(names), variant)])
     if "config.json" in root and _sets_of_weights({"": root}):
-        return Choice(["config.json", *legal, *_chosen_weights(repository, {"": root}, variant)])
+        more = [name for name in names if name == EXTRA or (name.startswith("tokenizer/") and _is_description(name))]
+        return Choice(["config.json", *legal, *more, *_chosen_weights(repository, {"": root}, variant)])
     for suffix in SINGLE_FILES:
         files = [name for name in root if name.lower().endswith(suffix)]
         if len(files) == 1:

@@ -57,6 +57,7 @@ def load(
     out of range.
     """
     from sdjax import builtin, convert  # reading checkpoints is not needed to use a pipeline built in memory
+    from sdjax.convert.tokens import choose_tokenizer
     from sdjax.hub import is_local, name_of, resolve
 
     compilation_cache.enable()
@@ -92,14 +93,19 @@ def load(
     if check is not None:
         check(model.config)
     tokenizer = choose_tokenizer(model, vocab)
-    return Pipeline(
-        config=model.config,
-        params=cast(model.params, dtype),
-        tokenizer=tokenizer,
-        dtype=dtype,
-        source=str(name),
-        notices=tuple(dict.fromkeys([*said, *model.report.notices])),
-    )
+    said = tuple(dict.fromkeys([*said, *model.report.notices]))
+    return _pipeline(model, tokenizer, dtype, name, said)
+
+
+def _pipeline(model: Any, tokenizer: Tokenizer, dtype: str, path: Any, notices: tuple[str, ...]) -> Pipeline:
+    """Returns the pipeline of a `sdjax.convert.Model`; says which tensors hold numbers that the type cannot."""
+    from sdjax.convert.casting import advice, told
+
+    params = cast(model.params, dtype)
+    vars(model).pop("params")  # the pipeline's now, which may replace them
+    if model.losses:
+        notices += (f"{told(model.losses, dtype)}, and pictures will suffer: {advice(dtype)}",)
+    return Pipeline(model.config, params, tokenizer, dtype, str(path), notices, model)
 
 
 def _load_run(
@@ -114,28 +120,4 @@ def _load_run(
     if check is not None:
         check(model.config)
     notice = f"the model of step {step} of the training in {path}"
-    return Pipeline(model.config, cast(model.params, dtype), model.tokenizer, dtype, str(path), (notice,))
-
-
-def choose_tokenizer(model: Any, vocab: Tokenizer | None) -> Tokenizer:
-    """Returns the tokenizer of a `sdjax.convert.Model`, BERT's with the vocabulary of `vocab`.
-
-    Raises ValueError if there should be such a one and is none, or should be none and is one, or it is another one.
-    """
-    text = model.config.text
-    if text.kind != "bert":
-        if vocab is not None:
-            raise ValueError(f"a vocabulary was given for a model that has its own ({model.config.name}); leave it out")
-        return model.tokenizer()
-    tokenizer = model.own_tokenizer if vocab is None else vocab
-    if tokenizer is None:
-        raise ValueError(
-            "this model's text encoder reads BERT's tokens, and its checkpoint holds no vocabulary: give the vocab.txt "
-            "of bert-base-uncased by vocab= (--vocab on the command line)"
-        )
-    if tokenizer.vocab_size != text.vocab_size:
-        raise ValueError(
-            f"the vocabulary has {tokenizer.vocab_size} tokens and the text encoder {text.vocab_size}; "
-            "bert-base-uncased's vocab.txt is wanted"
-        )
-    return tokenizer
+    return _pipeline(model.to_write().cast(dtype), model.tokenizer, dtype, path, (notice,))

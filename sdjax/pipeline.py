@@ -140,9 +140,10 @@ def _sample(
 class Pipeline:
     """A model ready to use: its description, parameters {"unet", "vae", "text"}, tokenizer and compute dtype.
 
-    `source` says where it came from, `notices` what was decided while loading it. Parameters are put on the devices
-    once, at first use, and again after one of them was replaced: by `dataclasses.replace(pipe, params=...)`, or in the
-    tree itself. Do not write into a NumPy array of the tree: that is not seen.
+    `source` says where it came from, `notices` what was decided while loading it; `origin` is the
+    `sdjax.convert.Model` that was read, of which `save` writes what is beside the parameters. Parameters are put on the
+    devices once, at first use, and again after one of them was replaced: by `dataclasses.replace(pipe, params=...)`, or
+    in the tree itself. Do not write into a NumPy array of the tree: that is not seen.
     """
 
     config: ModelConfig
@@ -151,6 +152,7 @@ class Pipeline:
     dtype: str = "float32"
     source: str = ""
     notices: tuple[str, ...] = ()
+    origin: Any = dataclasses.field(default=None, repr=False)
     _placed: sharding.Placed = dataclasses.field(default_factory=sharding.Placed, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -175,14 +177,25 @@ class Pipeline:
         """Returns the parameters, whole on every device of the mesh."""
         return self._placed.get(self.params, mesh, lambda params: sharding.replicate(params, mesh))
 
-    def save(self, path: Any, *, to: str = "auto", overwrite: bool = False) -> None:
+    def save(
+        self, path: Any, *, to: str = "auto", dtype: str | None = None, lossy: bool = False, overwrite: bool = False
+    ) -> None:
         """Writes the model: an ldm file for a name that ends in .safetensors, else a native folder.
 
-        `to` says otherwise: "ldm", "native" or "diffusers". Raises FileExistsError where something may not be replaced.
+        `to` says otherwise: "ldm", "native" or "diffusers". Tokenizer, default guidance scale and size, licence, model
+        card, metadata and what else came with the model go along. Parameters are written in the types that they are
+        stored in, not in the one that is computed in; those that were changed since too, unless that would round them.
+        `dtype` casts all; numbers that it cannot hold are an error, unless `lossy`. What the layout has no place for, a
+        safety checker in a single file, is warned of.
+
+        Raises FileExistsError where something may not be replaced, ValueError for what cannot be written.
         """
         from sdjax import convert  # not needed to make pictures
 
-        convert.save(self.config, self.params, path, to=to, tokenizer=self.tokenizer, overwrite=overwrite)
+        convert.save(
+            self.config, self.params, path, to=to, tokenizer=self.tokenizer, dtype=dtype, like=self.origin,
+            lossy=lossy, overwrite=overwrite,
+        )  # fmt: skip
 
     @pinned()
     def encode_prompt(

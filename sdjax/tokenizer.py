@@ -32,6 +32,7 @@ from sdjax.addresses import local
 from sdjax.files import doing, new_file
 from sdjax.typing import TokenIds
 
+CLIP_TOKENS = 49408  # of CLIP's own vocabulary
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MAX_FOLDER_BYTES = 64 * 2**20  # the largest tokenizers of text towers are some 20 MB
 
@@ -105,6 +106,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """The number of tokens: 49408 of CLIP's own."""
         return _engine(self.files).size
+
+    @property
+    def largest_id(self) -> int:
+        """The largest number that a token has: vocab_size - 1, unless numbers are left out."""
+        return _engine(self.files).largest_id
+
+    @property
+    def is_clips(self) -> bool:
+        """Whether it is CLIP's own, under whatever files."""
+        return _engine(self.files) is _engine(())
 
     def save(self, folder: str | Path, pad_token: str = EOS, length: int = 77) -> None:
         """Writes the tokenizer's files: those that it was loaded from, else CLIP's with `pad_token`.
@@ -203,7 +214,7 @@ class _BytePairs:
     """CLIP's byte pair encoding with any vocabulary that holds its two special tokens."""
 
     def __init__(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]):
-        self.bos, self.eos, self.size = vocab[BOS], vocab[EOS], len(vocab)
+        self.bos, self.eos, self.size, self.largest_id = vocab[BOS], vocab[EOS], len(vocab), max(vocab.values())
         self.words = pre_tokenizers.Split(tokenizers.Regex(_PATTERN), "removed", invert=True)
         self.model = tokenizers.Tokenizer(
             models.BPE(vocab=dict(vocab), merges=list(merges), end_of_word_suffix="</w>", unk_token=EOS)
@@ -255,7 +266,7 @@ class _WordPieces:
         if missing or len(vocab) != len(tokens):
             fault = f"it lacks {', '.join(missing)}" if missing else "some of its tokens stand there twice"
             raise ValueError(f"{fault}; it should have one token a line, as vocab.txt of bert-base-uncased")
-        self.bos, self.eos, self.size = vocab[CLS], vocab[SEP], len(vocab)
+        self.bos, self.eos, self.size, self.largest_id = vocab[CLS], vocab[SEP], len(vocab), len(vocab) - 1
         self.tokenizer = tokenizers.BertWordPieceTokenizer(vocab, lowercase=lowercase)
 
     def encode(self, text: str) -> list[int]:
@@ -277,13 +288,15 @@ class _Transformers:
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             for name, data in files:
                 (Path(folder) / name).write_bytes(data)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         first_known = lambda *ids: next((i for i in ids if i is not None), None)  # noqa: E731
         self.bos = first_known(self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         self.eos = first_known(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
         if self.bos is None or self.eos is None:
             raise ValueError("it has no token that starts, or none that ends a text")
-        self.size = len(self.tokenizer)
+        self.size, self.largest_id = len(self.tokenizer), max(self.tokenizer.get_vocab().values())
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]

@@ -13,6 +13,8 @@ from sdjax import configs, convert
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert import CheckpointError
 from sdjax.convert.local_models import local_path
+from sdjax.convert.model import model_of_params
+from sdjax.convert.writing import save as save_model
 from sdjax.nn import init_params, param_shapes
 from sdjax.pinned import make_key, pinned
 from sdjax.tokenizer import Tokenizer
@@ -22,22 +24,30 @@ from sdjax.typing import Key, Params
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A model: description, parameters as trees of numpy arrays, tokenizer, and what was decided on the way."""
+    """A model: description, parameters as trees of numpy arrays, tokenizer, and what was decided on the way.
+
+    `origin` is the checkpoint that it was read from, whose licence, model card and the like go along.
+    """
 
     config: ModelConfig
     params: Params
     tokenizer: Tokenizer
     notices: tuple[str, ...] = ()
+    origin: convert.Model | None = None
+
+    def to_write(self) -> convert.Model:
+        """Returns the model with all that belongs to it, to be cast or written."""
+        return model_of_params(self.config, self.params, self.tokenizer, self.origin)
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes it as a native folder, replacing what is there."""
-        convert.save(self.config, self.params, folder, to="native", tokenizer=self.tokenizer, overwrite=True)
+        save_model(self.to_write(), folder, "native", overwrite=True)
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> "Base":
         """Returns what `save` wrote."""
         model = convert.load_model(folder)
-        return cls(model.config, model.params, model.tokenizer())
+        return cls(model.config, model.params, model.tokenizer(), origin=model)
 
 
 @pinned()
@@ -71,7 +81,8 @@ def open_base(source: ModelSource, seed: int) -> Base:
         if unknown:
             raise ConfigError(f"model.fresh names parts of the model, {', '.join(params)}; got {unknown[0]!r}")
         params = {**params, **_fresh(config, source.fresh, seed)}
-    return Base(config, params, model.tokenizer(), tuple(dict.fromkeys([*said, *model.report.notices, *changed])))
+    said = tuple(dict.fromkeys([*said, *model.report.notices, *changed]))
+    return Base(config, params, model.tokenizer(), said, model)
 
 
 def change(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:

@@ -11,15 +11,15 @@ import dataclasses
 import json
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.builtin import FOLDER, changes_of
+from sdjax.convert.casting import advice, cast, loss, told
 from sdjax.convert.model import model_of_params
-from sdjax.convert.outputs import WRITING
+from sdjax.convert.outputs import WRITING, layout_of
 from sdjax.convert.sources import licence_files
 from sdjax.convert.writing import save as save_model
 from sdjax.files import write_file
@@ -36,6 +36,7 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     Raises ValueError if a part has no checkpoint yet, a parameter does not fit into `dtype`, or the model that would
     be replaced has an inpainting model and the run has none; FileExistsError if something is there to be overwritten.
     """
+    layout_of(target, "native")  # a folder's name
     target = pathlib.Path(target)
     parts = {stage: run.averaged(stage) for stage in ("autoencoder", "diffusion")}
     missing = [stage for stage, found in parts.items() if found is None]
@@ -49,10 +50,10 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
             f"{changes_of(target)} belongs to the model that would be replaced, and {run.folder} holds none of "
             "inpainting yet; train it first, move that file away or write elsewhere"
         )
-    params, changes = (_cast(tree, dtype) for tree in (params, inpainting[1] if inpainting else {}))
+    changes = _cast(inpainting[1] if inpainting else {}, dtype)
     card = target / "README.md"
     text = card.read_bytes() if card.is_file() else None
-    model = model_of_params(run.model, params, run.tokenizer)
+    model = model_of_params(run.model, params, run.tokenizer).cast(dtype)
     save_model(dataclasses.replace(model, licences=licence_files(FOLDER)), target, "native", overwrite=overwrite)
     if text is not None:
         write_file(card, text, overwrite=True, what="writing the model card")
@@ -63,10 +64,13 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
 
 
 def _cast(params: Params, dtype: str) -> Params:
-    params = jax.tree.map(lambda leaf: np.asarray(leaf.astype(jnp.dtype(dtype))), params)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-        raise ValueError(f"a parameter is too large for {dtype}; use float32")
-    return params
+    """Returns the tree in a type. Raises ValueError, naming the parameters, if it cannot hold their numbers."""
+    wide = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
+    narrow = {path: cast(leaf, jnp.dtype(dtype)) for path, leaf in wide.items()}
+    losses = {"/".join(path): lost for path in wide if (lost := loss(wide[path], narrow[path]))}
+    if losses:
+        raise ValueError(f"{told(losses, dtype)}; {advice(dtype)}")
+    return unflatten_dict(narrow)
 
 
 def open_run(folder: pathlib.Path) -> Run:

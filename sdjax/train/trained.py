@@ -29,4 +29,4 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     base = Base.load(folder / BASE)
     params = {**base.params, **{name: jax.tree.map(np.asarray, tree) for name, tree in parts[part].items()}}
     params = {name: params[name] for name in base.params}  # a discriminator is no part of the model
-    return number, Base(base.config, params, base.tokenizer)
+    return number, Base(base.config, params, base.tokenizer, origin=base.origin)
