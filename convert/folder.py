@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from . import own_settings
 from .budget import Budget
 from .errors import CheckpointError, OtherKindError, shown
 from .mapped import MappedFile
@@ -222,7 +223,7 @@ def _configs(path: pathlib.Path, listings: dict[str, set[str]], budget: Budget) 
         for name in sorted(names):
             if name.startswith(".") or not (name in _NEEDED or name.endswith("_config.json")):
                 continue
-            if not folder and name != "model_index.json" and "model_index.json" in names:
+            if not folder and name not in ("model_index.json", own_settings.FILE) and "model_index.json" in names:
                 continue  # the index and what it names is all of a pipeline
             try:
                 out[f"{folder}/{name}" if folder else name] = _json(path / folder / name, budget)
@@ -234,6 +235,7 @@ def _configs(path: pathlib.Path, listings: dict[str, set[str]], budget: Budget) 
 
 _NEEDED = (
     "config.json", "model_index.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json",
+    own_settings.FILE,
 )  # fmt: skip
 
 
