@@ -74,7 +74,7 @@ def save(
         raise ValueError(f"a layout to write is one of {', '.join(_WRITERS)}; got {to!r}")
     if addresses.remote(path):
         with staged(path, overwrite=overwrite) as local:
-            return save(model, local, to, ema_names=ema_names, manifest=manifest)
+            return save(model, local, to, ema_names=ema_names, manifest=manifest, lossy=lossy)
     leaves = (*model.leaves.values(), *model.extras.values())
     needs = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves)
     check_room(path, needs, WRITING)
