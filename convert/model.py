@@ -175,8 +175,8 @@ def load_model(
     description = dataclasses.replace(description, **dict.fromkeys(absent))
     absent += ["noise_stats"] * unit
     found = dataclasses.replace(found, missing_parts=tuple(p for p in found.missing_parts if p not in absent))
-    if kind := kind_of_tensors(opened.tensors.shapes):  # though there may be a description of it
-        raise opened.error(str(kind))
+    if other_kind := kind_of_tensors(opened.tensors.shapes):  # though there may be a description of it
+        raise opened.error(str(other_kind))
     if {"vae", "text"}.issubset(found.missing_parts) and "unet" not in found.missing_parts:
         raise opened.error(str(UNET_ALONE))
     refuse(opened, found, config_origin)
