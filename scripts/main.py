@@ -69,11 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.make_parser()
     args = parser.parse_args(rest)
     try:
-        flags.check(args)
-        xla_flags.check()
-        with notes_shown():
+        with contextlib.redirect_stdout(_Output(sys.stdout)), notes_shown():
+            flags.check(args)
+            xla_flags.check()
             command.run(args)
-        with files.doing("writing to", "standard output"):
             sys.stdout.flush()
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)
@@ -122,6 +121,24 @@ def _end_without_command(argv: list[str]) -> NoReturn:
         parser.error(f"unrecognized arguments: {argv[0]}; {meant}")
     parser.parse_args(argv[:1])
     raise AssertionError("--help and --version end by themselves")
+
+
+class _Output:
+    """Standard output, which says what was being done where it cannot be written."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with files.doing("writing to", "standard output"):
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        with files.doing("writing to", "standard output"):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def _drop_output() -> None:

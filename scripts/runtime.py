@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdjax import files
 from sdjax.notes import Note
 
 if TYPE_CHECKING:
@@ -115,8 +114,7 @@ class Progress:
     def print(self, line: Any) -> None:
         """Writes a line to standard output without breaking the bar."""
         self.bar.clear()
-        with files.doing("writing to", "standard output"):
-            print(line, flush=True)
+        print(line, flush=True)
         self.bar.refresh()
 
     def __enter__(self) -> "Progress":

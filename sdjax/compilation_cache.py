@@ -11,8 +11,11 @@ import os
 import platform
 from pathlib import Path
 
+from sdjax import files
+
 ENVIRONMENT = "SDJAX_COMPILATION_CACHE"  # 0 switches it off, 1 is the default
 MAX_BYTES = 2 * 2**30  # one program of a full-size model takes some 20 MB
+ROOM = 64 * 2**20  # bytes free on its disk, below which nothing is kept
 MIN_SECONDS = 0.1  # what took less to compile is not kept; JAX's 1 s would leave out half of a small model's programs
 LOCK_SECONDS = 10.0
 
@@ -24,7 +27,8 @@ def enable() -> Path | None:
     """Makes JAX keep compiled programs, at most MAX_BYTES of them, and returns the folder; the first call decides.
 
     Returns None and changes nothing where the cache is switched off, by SDJAX_COMPILATION_CACHE=0 or by JAX's own
-    switch, where JAX has been given a folder already, and where the user's cache folder cannot be written to. Bounds
+    switch, where JAX has been given a folder already, and where the user's cache folder cannot be written to or its
+    disk is full. Bounds
     that the user gave JAX stay. Programs are kept apart by kind of processor.
 
     Raises ValueError if SDJAX_COMPILATION_CACHE is neither 0 nor 1.
@@ -40,6 +44,7 @@ def enable() -> Path | None:
         return None
     folder = platformdirs.user_cache_path("sdjax") / "compiled" / _processor()
     try:
+        files.check_folder(folder, "keeping compiled programs in", ROOM)
         folder.mkdir(parents=True, exist_ok=True)
         _remove_halves(folder)
     except (OSError, NotImplementedError):  # no place, no right to write, or no locks there: compile every time

@@ -105,9 +105,9 @@ def tell(error: OSError, what: str, path: object, needs: int | None = None, advi
     return new
 
 
-def sentence(error: OSError) -> str:
-    """Returns what to print of any error of the system."""
-    if is_told(error):
+def sentence(error: Exception) -> str:
+    """Returns what to print of an error; of one of the system, path and reason."""
+    if not isinstance(error, OSError) or is_told(error):
         return str(error)
     if error.filename is None:
         return why(error, None)

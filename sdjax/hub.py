@@ -7,6 +7,7 @@ HF_TOKEN, ...) and resumed transfers are used as they are. No more is fetched th
 import contextlib
 import contextvars
 import dataclasses
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 from sdjax.convert.errors import CheckpointError, printable, shown
 from sdjax.convert.local_models import Say, fetch_model, find_local, holds_model, nearest
 from sdjax.convert.places import Place, cached_repository, could_be_of_hub, exists, is_single_file, read_place
+from sdjax.files import WORDS, number_of, tell
 from sdjax.hub_files import Choice, choose_files
 
 __all__ = [
@@ -248,6 +250,9 @@ def _explain(error: Exception, repository: str, revision: str | None, *, begun: 
     from huggingface_hub import constants, errors
 
     named, kind = revision or "main", CheckpointError
+    number = number_of(error)
+    if number in WORDS and number != errno.ENOENT:
+        raise tell(OSError(number, ""), f"fetching {repository} into", constants.HF_HUB_CACHE) from error
     if isinstance(error, errors.GatedRepoError):
         reason = (
             f"the repository is gated: accept its terms at {constants.ENDPOINT}/{repository} and log in with "

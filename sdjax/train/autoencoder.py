@@ -5,6 +5,7 @@ models. Both decode a sample of the posterior.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -128,6 +129,18 @@ def adaptive_weight(nll_gradient: Array, generator_gradient: Array) -> jax.Array
     """
     ratio = jnp.linalg.norm(nll_gradient) / (jnp.linalg.norm(generator_gradient) + 1e-4)
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
+
+
+def check_files(objective: AutoencoderObjective | None) -> None:
+    """Raises ValueError if a file is missing that `adversarial_params` would read."""
+    if objective is None:
+        return
+    named = [*(objective.lpips if objective.perceptual_weight else ()), objective.discriminator or ""]
+    missing = [path for path in named if path and not os.path.exists(path)]
+    if missing:
+        raise ValueError(f"{missing[0]}: there is no such file; autoencoder.lpips and discriminator name files")
+    if objective.perceptual_weight and not objective.lpips:
+        raise ValueError("autoencoder.lpips names the files of LPIPS, or autoencoder.perceptual_weight is 0")
 
 
 def adversarial_params(objective: AutoencoderObjective, vae: Params, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:

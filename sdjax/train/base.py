@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax import configs, convert
+from sdjax import configs, convert, files
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert import CheckpointError
 from sdjax.convert.local_models import local_path
 from sdjax.convert.model import model_of_params
+from sdjax.convert.outputs import WRITING
 from sdjax.convert.writing import save as save_model
 from sdjax.nn import init_params, param_shapes
 from sdjax.pinned import make_key, pinned
 from sdjax.tokenizer import Tokenizer
-from sdjax.train.config import ModelSource
+from sdjax.train import reference
+from sdjax.train.config import ModelSource, build
+from sdjax.train.folder import BASE, SETTINGS
 from sdjax.typing import Key, Params
 
 
@@ -39,9 +44,13 @@ class Base:
         """Returns the model with all that belongs to it, to be cast or written."""
         return model_of_params(self.config, self.params, self.tokenizer, self.origin)
 
-    def save(self, folder: pathlib.Path) -> None:
-        """Writes it as a native folder, replacing what is there."""
-        save_model(self.to_write(), folder, "native", overwrite=True)
+    def save(self, folder: pathlib.Path, what: str = WRITING, advice: str = "") -> None:
+        """Writes it as a native folder, replacing what is there; an error says so by `what` and `advice`."""
+        try:
+            save_model(self.to_write(), folder, "native", overwrite=True)
+        except OSError as error:
+            needs = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+            raise files.tell(error, what, folder, needs, advice) if error.errno else error from error
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> "Base":
@@ -51,13 +60,38 @@ class Base:
 
 
 @pinned()
+def start_model(folder: pathlib.Path) -> Base:
+    """Returns the model that the run in a folder started from: its copy, or what `base.json` refers to.
+
+    Raises ConfigError if that is gone, or is another one.
+    """
+    if (folder / BASE / "config.json").exists():
+        return Base.load(folder / BASE)
+    with files.doing("reading the settings", folder / SETTINGS):
+        settings = json.loads((folder / SETTINGS).read_text())
+    source = reference.find(folder, build(ModelSource, settings["model"], "model"))
+    return open_base(source, settings["seed"])
+
+
+@pinned()
+def bytes_of(source: ModelSource) -> int:
+    """Returns how many bytes a copy of the model takes, without reading its weights."""
+    if source.scratch is not None:
+        shapes = jax.tree.leaves(param_shapes(describe(source)))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in _open(source).leaves.values())
+
+
+@pinned()
 def describe(source: ModelSource) -> ModelConfig:
     """Returns the description of the model that is trained, without reading its weights.
 
     Raises ConfigError for changes that do not fit, CheckpointError for what is no model.
     """
     before = _scratch(source) if source.scratch is not None else _open(source).config
-    return change(before, source.changes)
+    config = change(before, source.changes)
+    check_fresh(source, config)
+    return config
 
 
 @pinned()
@@ -75,14 +109,20 @@ def open_base(source: ModelSource, seed: int) -> Base:
     said: list[str] = []
     model = _open(source, said)
     config = change(model.config, source.changes)
+    check_fresh(source, config)
     params, changed = fit_params(model.config, config, model.params)
     if source.fresh:
-        unknown = [part for part in source.fresh if part not in params]
-        if unknown:
-            raise ConfigError(f"model.fresh names parts of the model, {', '.join(params)}; got {unknown[0]!r}")
         params = {**params, **_fresh(config, source.fresh, seed)}
     said = tuple(dict.fromkeys([*said, *model.report.notices, *changed]))
     return Base(config, params, model.tokenizer(), said, model)
+
+
+def check_fresh(source: ModelSource, config: ModelConfig) -> None:
+    """Raises ConfigError unless the parts that start from random weights are parts of the model."""
+    known = param_shapes(config)
+    unknown = [part for part in source.fresh if part not in known]
+    if unknown:
+        raise ConfigError(f"model.fresh names parts of the model, {', '.join(known)}; got {unknown[0]!r}")
 
 
 def change(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:

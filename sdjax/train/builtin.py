@@ -25,6 +25,7 @@ import optax
 from sdjax import compilation_cache
 from sdjax.builtin import inpainting_config
 from sdjax.config import ModelConfig
+from sdjax.files import sentence
 from sdjax.nn import init_params
 from sdjax.pinned import make_key, pinned
 from sdjax.tokenizer import Tokenizer
@@ -115,10 +116,9 @@ class Run:
         now = {name: self.settings.to_dict()[name] for name in FIXED}
         now["subjects"], now["colours"] = list(subjects.names()), subjects.COLOURS
         now = json.loads(json.dumps(now))
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / KEPT
         if not path.exists():
-            path.write_text(json.dumps(now, indent=1) + "\n")
+            manifest.write_json(path, now)
         before = json.loads(path.read_text())
         changed = [name for name in now if now[name] != before.get(name)]
         if changed:
@@ -176,7 +176,7 @@ class Run:
         )
         if not (self.folder / SCALE).exists():
             factor = {"scale_factor": latents.scale_factor(pool["moments"])}
-            (self.folder / SCALE).write_text(json.dumps(factor) + "\n")
+            manifest.write_json(self.folder / SCALE, factor)
             self.__dict__.pop("model", None)  # it is read from there
         return pool
 
@@ -269,7 +269,7 @@ def main() -> None:
         except Stopped as stopped:
             print(stopped)
         except (ValueError, OSError) as error:
-            raise SystemExit(f"error: {error}") from None
+            raise SystemExit(f"error: {sentence(error)}") from None
 
     app.run(run)
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from sdjax.arguments import dtype_name
-from sdjax.config import ConfigError
+from sdjax.config import PREDICTIONS, ConfigError
 from sdjax.effects import ignored, needs
 from sdjax.notes import note
+from sdjax.pictures import METHODS
 from sdjax.train.autoencoder import AutoencoderObjective
 from sdjax.train.objectives import DiffusionObjective
 from sdjax.train.optim import OptimConfig
@@ -17,6 +18,7 @@ from sdjax.train.parallel import ParallelConfig
 from sdjax.train.state import GuardConfig
 
 PARTS = ("unet", "text", "vae")
+PART = ("source", "where", "repeats", "weight", "loss_weight")  # of a training set
 
 Config = TypeVar("Config")
 
@@ -43,7 +45,7 @@ class ModelSource:
     weights that were trained where a file holds them beside their average. `changes` replaces fields of the
     description, such as {"schedule": {"zero_terminal_snr": True, "prediction": "v"}}. Where that gives the UNet more
     input channels, its first convolution is widened by zeros: it first does what it did. Parts in `fresh` start from
-    random weights.
+    random weights. `copy` keeps a copy in the run's folder; False keeps where the files lie, and their SHA-256.
     """
 
     path: str | None = None
@@ -57,8 +59,18 @@ class ModelSource:
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     fresh: tuple[str, ...] = ()
     tokenizer: str | None = None  # a folder; for `scratch`
+    copy: bool = True
 
     def __post_init__(self) -> None:
+        if self.ema not in ("auto", "yes", "no"):
+            raise ValueError(f'model.ema is "auto", "yes" or "no"; got {self.ema!r}')
+        if self.prediction not in (None, *PREDICTIONS):
+            raise ValueError(f"model.prediction is one of {', '.join(PREDICTIONS)}, or None; got {self.prediction!r}")
+        if not self.copy and (self.scratch is not None or self.fresh):
+            name = "fresh" if self.fresh else "scratch"
+            raise ValueError(
+                f"model.copy = False refers to files, which hold no random weights: leave out model.{name}"
+            )
         if self.scratch is None:
             if self.tokenizer is not None:
                 raise ValueError("model.tokenizer is for model.scratch: a model that is read has its own")
@@ -93,6 +105,21 @@ class DataConfig:
     def __post_init__(self) -> None:
         if bool(self.parts) == bool(self.cached):
             raise ValueError("data names parts, which are sources of pictures, or cached folders, and not both")
+        _at_least_one("data", self, "side", "threads")
+        if self.side is not None and self.side >= 256 and self.side % 64:
+            raise ValueError(f"data.side is a multiple of 64; got {self.side}")
+        if not 0 <= self.flip <= 1 or not 0 <= self.bad_limit <= 1:
+            raise ValueError(f"data.flip and data.bad_limit are from 0 to 1; got {self.flip} and {self.bad_limit}")
+        if self.resample not in METHODS:
+            raise ValueError(f"data.resample is one of {', '.join(METHODS)}; got {self.resample!r}")
+        if self.workers < 0:
+            raise ValueError(f"data.workers is 0 or more; got {self.workers}")
+        for i, part in enumerate(self.parts):
+            unknown = [name for name in part if name not in PART]
+            if unknown or not isinstance(part.get("source"), Mapping):
+                raise ValueError(
+                    f"data.parts[{i}] has a source, and may have {', '.join(PART[1:])}; got {', '.join(part)}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

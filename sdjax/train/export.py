@@ -22,7 +22,7 @@ from sdjax.convert.model import model_of_params
 from sdjax.convert.outputs import WRITING, layout_of
 from sdjax.convert.sources import licence_files
 from sdjax.convert.writing import save as save_model
-from sdjax.files import write_file
+from sdjax.files import sentence, write_file
 from sdjax.train.builtin import KEPT, Run
 from sdjax.typing import Params
 
@@ -99,7 +99,7 @@ def main() -> None:
     try:
         steps = export(open_run(pathlib.Path(flags.folder)), flags.to, dtype=flags.dtype, overwrite=flags.overwrite)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {sentence(error)}") from None
     files = [path for path in pathlib.Path(flags.to).rglob("*") if path.is_file()]
     if "inpainting" in steps:
         files.append(changes_of(pathlib.Path(flags.to)))

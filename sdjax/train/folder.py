@@ -6,6 +6,7 @@ from typing import Any
 from sdjax import addresses, remote
 
 SETTINGS, BASE, CHECKPOINTS = "settings.json", "base", "checkpoints"
+REFERENCE = "base.json"  # in the place of BASE, where the start model was not copied
 
 
 def workdir(path: Any) -> Any:
@@ -31,6 +32,11 @@ def is_run(path: Any) -> bool:
     """Says whether a path is the folder of a training."""
     try:
         folder = workdir(path)
-        return (folder / SETTINGS).is_file() and (folder / BASE / "config.json").is_file()
+        return (folder / SETTINGS).is_file() and keeps_model(folder)
     except (TypeError, OSError, ValueError):
         return False
+
+
+def keeps_model(folder: pathlib.Path) -> bool:
+    """Says whether a run's folder holds the model that it started from, or where that lies."""
+    return (folder / BASE / "config.json").is_file() or (folder / REFERENCE).is_file()

@@ -187,14 +187,10 @@ class _TensorBoard(_Output):
     """TensorBoard's events, written at once: tensorboardX's own writer has a thread, and hangs if that fails."""
 
     def __init__(self, folder: pathlib.Path, first: int):
-        try:
-            from tensorboardX import event_file_writer, summary
-            from tensorboardX.proto.event_pb2 import Event, SessionLog
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f'{error}; install it (pip install "sdjax[train] @ git+ADDRESS", or ".[train]" in its clone), or '
-                "train with log.tensorboard = False"
-            ) from None
+        check_tensorboard()
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
         self.folder, self.event, self.summary = folder, Event, summary
         with doing(TENSORBOARD, folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -223,6 +219,17 @@ class _TensorBoard(_Output):
         with doing(TENSORBOARD, self.folder, event.ByteSize()):
             self.events.write_event(event)
             self.events.flush()
+
+
+def check_tensorboard() -> None:
+    """Raises ModuleNotFoundError if TensorBoard's events cannot be written."""
+    try:
+        import tensorboardX  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'{error}; install it (pip install "sdjax[train] @ git+ADDRESS", or ".[train]" in its clone), or '
+            "train with log.tensorboard = False"
+        ) from None
 
 
 class _Sheets(_Output):

@@ -77,6 +77,14 @@ class OptimConfig:
             raise ValueError(f"learning rate and clip are positive; got {self.learning_rate} and {self.clip}")
         if min(self.warmup_from, self.final, self.weight_decay, *(factor for _, factor in self.rates), 0) < 0:
             raise ValueError("warmup_from, final, weight_decay and the factors of rates are not negative")
+        for name, beta in ("beta1", self.beta1), ("beta2", self.beta2):
+            if beta is not None and not 0 <= beta < 1:
+                raise ValueError(f"{name} is from 0 to below 1, or None; got {beta}")
+        for pattern, _ in self.rates:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"rates begin with a regular expression; {pattern!r} is none ({error})") from None
         if self.name == "adafactor" and (self.beta1, self.beta2) != (None, None):
             raise ValueError("adafactor has no beta1 and beta2: leave them out")
 

@@ -1,13 +1,15 @@
 """A training from its description to its last checkpoint: what `sdjax train` runs.
 
 The folder of a run holds `settings.json`, what it was started with; `base/`, the model that it started from, so that
-its file is not needed later; `checkpoints/`; `log.jsonl`, `tensorboard/` and `pictures/`.
+its file is not needed later, or `base.json`, where that lies (`sdjax.train.reference`); `checkpoints/`; `log.jsonl`,
+`tensorboard/` and `pictures/`.
 """
 
 import contextlib
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -18,28 +20,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax import addresses, compilation_cache, remote
+from sdjax import addresses, compilation_cache, files, remote
 from sdjax._version import __version__
-from sdjax.config import ConfigError
+from sdjax.config import ConfigError, ModelConfig
 from sdjax.nn import TextEncoder
 from sdjax.pinned import IMPL, make_key, pinned
 from sdjax.pipeline import cast
-from sdjax.train import manifest, parallel, sets, settings
-from sdjax.train.autoencoder import adversarial_params
-from sdjax.train.base import Base, open_base
+from sdjax.train import manifest, parallel, reference, sets, settings
+from sdjax.train.autoencoder import adversarial_params, check_files
+from sdjax.train.base import Base, bytes_of, describe, open_base, start_model
 from sdjax.train.checkpoint import Checkpoints
-from sdjax.train.config import TrainConfig, note_settings
+from sdjax.train.config import DataConfig, TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
-from sdjax.train.folder import BASE, CHECKPOINTS, SETTINGS, make_folder, workdir
+from sdjax.train.folder import BASE, CHECKPOINTS, REFERENCE, SETTINGS, workdir
 from sdjax.train.loop import Event, fit
-from sdjax.train.metrics import Speed, Writers
+from sdjax.train.metrics import Speed, Writers, check_tensorboard
 from sdjax.train.peaks import peak_flops
-from sdjax.train.samples import Samples
+from sdjax.train.samples import Samples, check_samples
 from sdjax.train.setup import Setup
 from sdjax.train.state import TrainState
 from sdjax.train.summary import summary
 from sdjax.train.validation import SEED, Validation
 from sdjax.typing import Params
+
+COPYING, ADVICE = "copying the start model to", ", or train with model.copy = False, which keeps only where it lies"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +72,16 @@ class Run:
         note_settings(self.config)
         if self.config.parallel.mode == "pmap" and jax.process_count() > 1:
             raise ConfigError('pmap is for the devices of one process: use parallel.mode = "jit"')
+        files.check_folder(self.folder, "writing the run into")
         config = self.check_settings()
         return (self if config == self.config else dataclasses.replace(self, config=config))._train()
 
     def _train(self) -> TrainState:
+        self.check()
         for notice in self.base.notices:
             self.say(notice)
+        self.keep_settings()
         mesh = self.mesh
-        parallel.examples_each(self.config.batch_size, self.config.accumulate, mesh.shape)
         c = self.config.checkpoint
         with Checkpoints(self.folder / CHECKPOINTS, c.keep, keep_every=c.keep_every, say=self.say) as checkpoints:
             like, create, frozen, step = self.prepare(mesh)
@@ -97,45 +103,93 @@ class Run:
                         programs=len(self.loader.order.sizes),
                     )  # fmt: skip
 
-    def check_settings(self) -> TrainConfig:
-        """Keeps the settings, or raises ConfigError if a run in this folder was started with others that matter.
+    def check(self) -> None:
+        """Raises for whatever can be seen to be wrong before weights are read or anything is written."""
+        if self.profile is not None:
+            files.check_folder(self.profile, "writing the trace into")
+        if self.config.log.tensorboard:
+            check_tensorboard()
+        check_files(self.config.autoencoder)
+        _, batch = self.parts, self.config.batch_size
+        parallel.examples_each(batch, self.config.accumulate, self.mesh.shape)
+        setup, samples = self.setup, self.config.samples
+        if samples.prompts:
+            check_samples(samples, setup.model)
+        copied = bytes_of(self.config.model) if self.new and self.config.model.copy else 0
+        files.check_room(self.folder / BASE, copied, COPYING, ADVICE)
+        state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.shapes[0]))
+        files.check_room(self.folder / CHECKPOINTS, copied + state, "writing checkpoints into")
 
-        As long as there is no checkpoint, none does, and the run is taken for a new one. Returns the configuration; a
-        run that goes on keeps its warm-up.
+    @functools.cached_property
+    def new(self) -> bool:
+        """Whether there is no checkpoint yet: settings may then be others, and the start model is taken again."""
+        return not _first_says(manifest.steps(self.folder / CHECKPOINTS) != [])
+
+    def check_settings(self) -> TrainConfig:
+        """Returns the configuration; a run that goes on keeps its warm-up.
+
+        Raises ConfigError if a run in this folder was started with other settings that matter. As long as there is no
+        checkpoint, none does, and the run is taken for a new one.
         """
         path, config = self.folder / SETTINGS, self.config
-        if not _first_says(manifest.steps(self.folder / CHECKPOINTS) != []):
-            if jax.process_index() == 0:
-                if addresses.remote(self.folder):
-                    remote.remove(self.folder / BASE)
-                else:
-                    shutil.rmtree(self.folder / BASE, ignore_errors=True)
-                make_folder(self.folder)
-                manifest.write_json(path, {"sdjax": __version__, **settings.stored(config)})
-        elif path.exists():
-            try:
-                before = json.loads(path.read_text())
-            except ValueError as error:
-                raise ConfigError(f"{path} is damaged ({error}); train in another folder") from None
-            config = settings.with_own_warmup(config, before)
-            found = settings.changes(config, settings.stored(config), before)
-            settings.check(found, self.folder, config.optim.name)
-            for change in found:
-                self.say(f"{change}: the run goes on with the new value")
-        else:
+        if self.new:
+            return config
+        if not path.exists():
             raise ConfigError(f"{self.folder} holds checkpoints but no {SETTINGS}: train in another folder")
+        try:
+            with files.doing("reading the settings", path):
+                before = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged ({error}); train in another folder") from None
+        config = settings.with_own_warmup(config, before)
+        found = settings.changes(config, settings.stored(config), before)
+        found = [change for change in found if change.name != "model.copy"]  # the model is kept as it was
+        if (self.folder / REFERENCE).exists():
+            found = self._moved(found)
+        settings.check(found, self.folder, config.optim.name)
+        for change in found:
+            self.say(f"{change}: the run goes on with the new value")
         return config
+
+    def _moved(self, found: list[settings.Change]) -> list[settings.Change]:
+        """Takes note if the start model, which was not copied, lies elsewhere now; returns the other changes.
+
+        Raises ConfigError if what lies there is another one.
+        """
+        places = [change for change in found if change.name in reference.CHANGES]
+        if places and jax.process_index() == 0:
+            reference.move(self.folder, self.config.model)
+        return [change for change in found if change not in places]
+
+    def keep_settings(self) -> None:
+        """Writes the settings of a new run into its folder."""
+        if self.new and jax.process_index() == 0:
+            manifest.write_json(self.folder / SETTINGS, {"sdjax": __version__, **settings.stored(self.config)})
 
     @functools.cached_property
     def base(self) -> Base:
         """The model that the run starts from, kept in its folder from the first time on."""
-        kept = self.folder / BASE
-        if _first_says((kept / "config.json").exists()):
-            return Base.load(kept)
-        base = open_base(self.config.model, self.config.seed)
+        kept, source = self.folder / BASE, self.config.model
+        if not self.new:
+            return start_model(self.folder)
+        made = open_base(source, self.config.seed)
         if jax.process_index() == 0:
-            base.save(kept)
-        return base
+            if addresses.remote(self.folder):  # what a run left that ended before its first checkpoint
+                remote.remove(kept)
+                remote.remove(self.folder / REFERENCE)
+            else:
+                shutil.rmtree(kept, ignore_errors=True)
+                (self.folder / REFERENCE).unlink(missing_ok=True)
+            if source.copy:
+                made.save(kept, COPYING, ADVICE)
+            else:
+                reference.keep(self.folder, source)
+        return made
+
+    @functools.cached_property
+    def model(self) -> ModelConfig:
+        """The description of the model that the run starts from."""
+        return describe(self.config.model) if self.new else self.base.config
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -143,31 +197,47 @@ class Run:
         return parallel.make_mesh(self.config.parallel, self.devices)
 
     @functools.cached_property
+    def data(self) -> tuple[DataConfig | None, ...]:
+        """The training set, and the set that the loss is measured on, the same in every run; None if there is none."""
+        validation = self.config.validation.data
+        return self.config.data, None if validation is None else sets.held_out(validation)
+
+    @functools.cached_property
+    def parts(self) -> tuple[Any, ...]:
+        """Both sets as they lie there, of which nothing depends on the model."""
+        captions, size = "vae" not in self.config.train, self.config.batch_size
+        return tuple(data and sets.open_parts(data, size, captions=captions) for data in self.data)
+
+    @functools.cached_property
+    def examples(self) -> tuple[sets.Examples | None, ...]:
+        """Both sets with the sizes that the model takes."""
+        size = self.config.batch_size
+        return tuple(
+            data and sets.make_examples(data, parts, self.model, size) for data, parts in zip(self.data, self.parts)
+        )
+
+    @functools.cached_property
     def loader(self) -> Loader:
-        """The training set."""
-        tokenizer = None if "vae" in self.config.train else self.base.tokenizer
-        return sets.make_loader(
-            self.config.data, self.base.config, tokenizer, batch_size=self.config.batch_size, seed=self.config.seed,
-            params=self.base.params, sharding=parallel.batch_sharding(self.mesh),
-        )  # fmt: skip
+        """The training set's batches."""
+        return self._loader(0, self.config.seed)
 
     @functools.cached_property
     def held_out(self) -> Loader | None:
-        """The set that the loss is measured on, the same in every run; None where there is none."""
-        data = self.config.validation.data
-        if data is None:
-            return None
+        """The batches that the loss is measured on; None if there are none."""
+        return None if self.data[1] is None else self._loader(1, SEED)
+
+    def _loader(self, which: int, seed: int) -> Loader:
         tokenizer = None if "vae" in self.config.train else self.base.tokenizer
         return sets.make_loader(
-            sets.held_out(data), self.base.config, tokenizer, batch_size=self.config.batch_size, seed=SEED,
-            params=self.base.params, sharding=parallel.batch_sharding(self.mesh),
+            self.data[which], self.base.config, tokenizer, batch_size=self.config.batch_size, seed=seed,
+            params=self.base.params, sharding=parallel.batch_sharding(self.mesh), examples=self.examples[which],
         )  # fmt: skip
 
     @functools.cached_property
     def setup(self) -> Setup:
         """What the run computes."""
-        texts = [None if loader is None else sets.text_of(loader) for loader in (self.loader, self.held_out)]
-        return Setup(self.config, self.base.config, *texts)
+        texts = [None if examples is None else sets.text_of(examples) for examples in self.examples]
+        return Setup(self.config, self.model, *texts)
 
     @functools.cached_property
     def empty(self) -> np.ndarray:

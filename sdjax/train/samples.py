@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdjax import pictures
+from sdjax.config import ModelConfig
 from sdjax.kinds import kind_of
 from sdjax.pipeline import Pipeline, cast
 from sdjax.run import ImageError
@@ -29,11 +31,7 @@ class Samples:
     dtype: str
 
     def __post_init__(self) -> None:
-        kind = kind_of(self.base.config)
-        if kind != "text" and self.config.image is None:
-            raise ValueError(f'samples.image names the picture that samples of a model for "{kind}" are made from')
-        if kind == "inpainting" and self.config.mask is None:
-            raise ValueError("samples.mask names the mask that an inpainting model's samples are made with")
+        check_samples(self.config, self.base.config)
 
     def run(self, state: TrainState) -> dict[str, float]:
         """Makes the pictures of a state's moving average, or of its parameters if it has none. Returns no numbers."""
@@ -67,6 +65,19 @@ class Samples:
         }
         made = tasks[kind_of(pipe.config)]()
         return np.stack([np.asarray(picture) for picture in made])
+
+
+def check_samples(config: SamplesConfig, model: ModelConfig) -> None:
+    """Raises ValueError if samples of such a model cannot be made: for a picture that is missing, or is none."""
+    kind = kind_of(model)
+    if kind != "text" and config.image is None:
+        raise ValueError(f'samples.image names the picture that samples of a model for "{kind}" are made from')
+    if kind == "inpainting" and config.mask is None:
+        raise ValueError("samples.mask names the mask that an inpainting model's samples are made with")
+    if kind != "text":
+        size = pictures.open_picture(config.image).pixels.shape[:2]
+        if kind == "inpainting":
+            pictures.open_mask(config.mask, size=size)
 
 
 def whole(params: Any) -> Any:

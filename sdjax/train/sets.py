@@ -15,38 +15,68 @@ from sdjax.train.data.pictures import Part, Pictures
 from sdjax.train.data.sources import open_source
 from sdjax.typing import Params
 
-PART = ("source", "where", "repeats", "weight", "loss_weight")
 TEXTS = ("caption", "key")  # of a batch; they stay on the host
+
+
+Examples = Cached | Pictures
+
+
+def open_parts(data: DataConfig, batch_size: int, *, captions: bool) -> Cached | list[Part]:
+    """Returns a training set as it lies there, of which nothing depends on a model: sources, or caches of latents.
+
+    Raises ConfigError or `sdjax.train.data.records.SourceError` for a set that cannot be used.
+    """
+    if data.cached:
+        return Cached(data.cached, least=batch_size)
+    parts = []
+    for part in data.parts:
+        source = part["source"] if captions else {"default": "", **part["source"]}
+        parts.append(Part(open_source(source), **{name: value for name, value in part.items() if name != "source"}))
+    return parts
+
+
+def make_examples(data: DataConfig, parts: Cached | list[Part], model: ModelConfig, batch_size: int) -> Examples:
+    """Returns the set with the sizes that a model takes. Raises as `open_parts`."""
+    if isinstance(parts, Cached):
+        return parts
+    side = model.image_size if data.side is None else data.side
+    step = max(64, model.vae.factor) if side >= 256 else model.vae.factor
+    if side % step:
+        raise ConfigError(f"data.side is a multiple of {step}; got {side}")
+    buckets = Buckets.around(side, step=step) if data.buckets else Buckets.square(side)
+    return Pictures(
+        parts, buckets, least=batch_size, crop=data.crop, flip=data.flip, resample=data.resample, masks=data.masks
+    )  # fmt: skip
 
 
 def make_loader(
     data: DataConfig, model: ModelConfig, tokenizer: Tokenizer | None, *, batch_size: int, seed: int,
-    params: Params | None = None, sharding: Any = None,
+    params: Params | None = None, sharding: Any = None, examples: Examples | None = None,
 ) -> Loader:  # fmt: skip
     """Returns the loader of a training set for a model; without `tokenizer` captions are not needed.
 
     `params` are the model's, by which a cache of latents is recognised as made by it; `sharding` is where batches will
-    lie. Raises ConfigError or `sdjax.train.data.records.SourceError` for a set that cannot be used.
+    lie; `examples`, the set where it is open already. Raises as `open_parts`.
     """
+    if examples is None:
+        parts = open_parts(data, batch_size, captions=tokenizer is not None)
+        examples = make_examples(data, parts, model, batch_size)
     tokens = None
-    if data.cached:
-        examples: Any = Cached(data.cached, least=batch_size)
+    if isinstance(examples, Cached):
         if params is not None:
             _check_cache(examples, model, tokenizer, params)
-    else:
-        examples = _pictures(data, model, batch_size, captions=tokenizer is not None)
-        if tokenizer is not None:
-            text = model.text
-            tokens = functools.partial(tokenizer, length=text.max_length, pad_token_id=text.pad_token_id)
+    elif tokenizer is not None:
+        text = model.text
+        tokens = functools.partial(tokenizer, length=text.max_length, pad_token_id=text.pad_token_id)
     return Loader(
         examples, batch_size=batch_size, seed=seed, tokens=tokens, sharding=sharding, threads=data.threads,
         workers=data.workers, bad_limit=data.bad_limit,
     )  # fmt: skip
 
 
-def text_of(loader: Loader) -> str:
-    """Returns what a loader's batches hold of captions, "ids" or "context"."""
-    return loader.examples.text if isinstance(loader.examples, Cached) else "ids"
+def text_of(examples: Examples) -> str:
+    """Returns what batches hold of captions, "ids" or "context"."""
+    return examples.text if isinstance(examples, Cached) else "ids"
 
 
 def _check_cache(cached: Cached, model: ModelConfig, tokenizer: Tokenizer | None, params: Params) -> None:
@@ -59,26 +89,6 @@ def _check_cache(cached: Cached, model: ModelConfig, tokenizer: Tokenizer | None
             raise ConfigError(f"{cache.name} holds what another text encoder made of its captions: make it anew")
     elif tokenizer is not None and cache.manifest["tokens"] != probe(tokenizer, model.text):
         raise ConfigError(f"{cache.name} holds tokens for another text encoder than the model's: make it anew")
-
-
-def _pictures(data: DataConfig, model: ModelConfig, batch_size: int, *, captions: bool) -> Pictures:
-    side = model.image_size if data.side is None else data.side
-    step = max(64, model.vae.factor) if side >= 256 else model.vae.factor
-    if side % step:
-        raise ConfigError(f"data.side is a multiple of {step}; got {side}")
-    buckets = Buckets.around(side, step=step) if data.buckets else Buckets.square(side)
-    parts = []
-    for i, part in enumerate(data.parts):
-        unknown = [name for name in part if name not in PART]
-        if unknown or "source" not in part:
-            raise ConfigError(
-                f"data.parts[{i}] has a source, and may have {', '.join(PART[1:])}; got {', '.join(part)}"
-            )
-        source = part["source"] if captions else {"default": "", **part["source"]}
-        parts.append(Part(open_source(source), **{name: value for name, value in part.items() if name != "source"}))
-    return Pictures(
-        parts, buckets, least=batch_size, crop=data.crop, flip=data.flip, resample=data.resample, masks=data.masks
-    )  # fmt: skip
 
 
 def arrays(batch: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import pathlib
 import jax
 import numpy as np
 
-from sdjax.train.base import Base
+from sdjax.files import doing
+from sdjax.train.base import Base, start_model
 from sdjax.train.checkpoint import read_parts
-from sdjax.train.folder import BASE, CHECKPOINTS, SETTINGS, workdir
+from sdjax.train.folder import CHECKPOINTS, SETTINGS, workdir
 
 
 def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None = None) -> tuple[int, Base]:
@@ -18,7 +19,8 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     chooses a checkpoint instead of the newest that is intact. Raises ValueError where there is none such.
     """
     folder = workdir(folder)
-    has_average = json.loads((folder / SETTINGS).read_text())["ema"]["decay"] is not None
+    with doing("reading the settings", folder / SETTINGS):
+        has_average = json.loads((folder / SETTINGS).read_text())["ema"]["decay"] is not None
     if ema == "yes" and not has_average:
         raise ValueError(f"{folder} was trained without a moving average: ask for the parameters themselves, ema = no")
     part = "ema_params" if has_average and ema != "no" else "params"
@@ -26,7 +28,7 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     if found is None:
         raise ValueError(f"{folder} holds no checkpoint yet")
     number, parts = found
-    base = Base.load(folder / BASE)
+    base = start_model(folder)
     params = {**base.params, **{name: jax.tree.map(np.asarray, tree) for name, tree in parts[part].items()}}
     params = {name: params[name] for name in base.params}  # a discriminator is no part of the model
     return number, Base(base.config, params, base.tokenizer, origin=base.origin)

@@ -22,7 +22,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from sdjax import remote
-from sdjax.files import doing, foreign, new_file, write_file
+from sdjax.files import doing, foreign, new_file, sentence, write_file
 from sdjax.pictures.folder import natural
 from sdjax.train.data.records import Record, SourceError, as_captions, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         paths = write(open_source(spec), args.out, shard_size=args.shard_size)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {sentence(error)}") from None
     print(f"{len(paths)} files in {args.out}")
 
 

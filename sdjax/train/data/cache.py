@@ -27,7 +27,7 @@ import numpy as np
 
 from sdjax import sharding
 from sdjax.config import TextConfig, VAEConfig
-from sdjax.files import write_file
+from sdjax.files import check_room, write_file
 from sdjax.nn import AutoencoderKL
 from sdjax.pinned import pinned
 from sdjax.pipeline import Pipeline, one_by_one
@@ -119,6 +119,12 @@ class LatentWriter:
     def done(self, k: int) -> bool:
         """Returns whether shard k is there."""
         return self.path(k).exists()
+
+    def bytes_of(self, k: int) -> int:
+        """Returns how many bytes the latents of shard k take."""
+        size, vae = self.settings.shard_size, self.pipe.config.vae
+        pixels = sum(w * h for _, _, (w, h) in self.plan[k * size : (k + 1) * size])
+        return pixels // vae.factor**2 * 2 * vae.latent_channels * 2 * self.settings.variants
 
     @pinned()
     def make(self, k: int) -> None:
@@ -282,7 +288,9 @@ def write_shards(writer: LatentWriter, share: tuple[int, int] = (0, 1)) -> None:
     i, n = share
     if not 0 <= i < n:
         raise SourceError(f"a share is i/n with i from 0 to n - 1; got {i}/{n}")
-    for k in tqdm(range(i, writer.shards, n), "encoding", unit=" shards"):
+    mine = range(i, writer.shards, n)
+    check_room(writer.folder, sum(writer.bytes_of(k) for k in mine if not writer.done(k)), "writing latents into")
+    for k in tqdm(mine, "encoding", unit=" shards"):
         writer.make(k)
 
 

@@ -38,6 +38,8 @@ def make_writer(settings: dict[str, Any]) -> Any:
     """Returns the LatentWriter that the command's arguments describe; a Beam worker makes its own."""
     import sdjax
     from sdjax.files import check_folder
+    from sdjax.train.base import describe
+    from sdjax.train.config import ModelSource
     from sdjax.train.data.buckets import Buckets
     from sdjax.train.data.cache import CacheSettings, LatentWriter
     from sdjax.train.data.pictures import Part, Pictures
@@ -61,15 +63,18 @@ def make_writer(settings: dict[str, Any]) -> Any:
 
     made = [] if s.side is None else [prepare(s.side)]
 
-    def check(config: Any) -> None:  # before the weights are read
-        if s.side is None:
+    def check(config: Any) -> None:
+        if not made:
             made.append(prepare(config.image_size))
         factor = config.vae.factor
         if any(value % factor for size in made[0].buckets.sizes for value in size):
             raise ValueError(f"sides are multiples of {factor} for this model's autoencoder; got {s.side}")
 
-    pipe = sdjax.load(s.model, dtype=s.dtype, check=check)
-    (pictures,) = made
+    if s.model is not None:
+        check(describe(ModelSource(s.model)))  # before the weights are read
+    pipe = sdjax.load(s.model, dtype=s.dtype)
+    check(pipe.config)
+    pictures = made[0]
     return LatentWriter(
         pipe, pictures, os.fspath(s.out), kept, batch_size=s.batch_size, bad_limit=s.bad_limit,
         say=_say,
