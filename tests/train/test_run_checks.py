@@ -86,11 +86,12 @@ def test_bad_settings_are_refused_before_the_start_model_is_read(
     if change == "batch_size=7":
         monkeypatch.setattr(run.parallel, "make_mesh", lambda *_: collections.namedtuple("M", "shape")(
             {"data": 2, "fsdp": 1, "tensor": 1}))  # fmt: skip
-    usual = ["--set", "model.path=model", "--set", f"data.parts={[PART]}", "--set", "data.buckets=False",
-             "--set", "log.tensorboard=False", "--set", "data.side=64", "--set", "optim.steps=5000",
-             "--set", "batch_size=8"]  # fmt: skip
+    usual = {"model.path": "model", "data.parts": [PART], "data.buckets": False, "log.tensorboard": False,
+             "data.side": 64, "optim.steps": 5000, "batch_size": 8}  # fmt: skip
+    name = change.partition("=")[0]
+    sets = [part for key, value in usual.items() if key != name for part in ("--set", f"{key}={value}")]
     workdir = tmp_path / "run"
-    assert cli.main(["train", "--config", "config.py", "--workdir", str(workdir), *usual, "--set", change]) in (2, 3)
+    assert cli.main(["train", "--config", "config.py", "--workdir", str(workdir), *sets, "--set", change]) in (2, 3)
     assert said in (err := capsys.readouterr().err)
     assert "the model was read" not in err
     assert not workdir.exists()
