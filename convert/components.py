@@ -99,7 +99,7 @@ def _check_fields(source: Source, described: Any) -> None:
             raise source.error(str(error)) from error
 
 
-_XL = re.compile(r"(?i)(?<![a-z])(sd[-_ ]?xl|stable-diffusion-xl|xl[-_ ]?vae|vae[-_ ]?xl)")
+_XL = re.compile(r"(?i)(sd[-_ ]?xl|stable-diffusion-xl|xl[-_ ]?vae|vae[-_ ]?xl)")
 
 
 def depth_network(source: Any, kind: np.dtype | None) -> tuple[ModelConfig, dict[str, Leaf]]:

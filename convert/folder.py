@@ -1,5 +1,6 @@
 """Folders as diffusers and transformers write them: components below one folder, weights in one file or in shards."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -40,10 +41,12 @@ def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile, bu
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", variant):
         raise CheckpointError(f"{shown(variant)} is no variant's name; an example is 'fp16'", path)
     names, folders = _listing(path, budget)
+    described: set[str] = set()
     own = find_weights(names)
     if "model_index.json" in names:
         listed = _named_by(_json(path / "model_index.json", budget))
-        folders = {folder for folder in folders if folder in listed} if listed else folders
+        described = folders.intersection(COMPONENTS) - listed if listed else set()  # whose weights are left out
+        folders = folders & listed if listed else folders
     elif not own and folders.intersection(MODELS):
         folders = folders.intersection(COMPONENTS)
     if own and "model_index.json" not in names:
@@ -75,6 +78,9 @@ def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile, bu
                 tensors |= {prefix + key: tensor for key, tensor in file.tensors.items()}
                 metadata |= {prefix + key: value for key, value in file.metadata.items()}
         configs = _configs(path, listings, budget)
+        for folder in sorted(described):
+            with contextlib.suppress(CheckpointError):
+                configs |= _configs(path, {folder: _listing(path / folder, budget)[0]}, budget)
     except BaseException:
         for file in opened:
             file.close()

@@ -11,6 +11,7 @@ from sdjax.typing import Params
 
 from . import tables
 from .casting import cast
+from .errors import listed
 from .leaves import Leaf, is_floating
 
 
@@ -21,7 +22,8 @@ def leaves_of(config: ModelConfig, params: Params, before: Mapping[str, Leaf]) -
     loses nothing. Raises ValueError if they are not the description's.
     """
     leaves, problems = {}, []
-    for parameter in tables.parameters(config):
+    order = tuple(tables.PARTS)
+    for parameter in sorted(tables.parameters(config), key=lambda parameter: order.index(parameter.part)):
         path, array = parameter.path, _at(params, parameter.path)
         if array is None or tuple(array.shape) != parameter.shape:
             got = "nothing" if array is None else list(array.shape)
@@ -33,7 +35,7 @@ def leaves_of(config: ModelConfig, params: Params, before: Mapping[str, Leaf]) -
             leaf = _like(leaf, old.stored or old)
         leaves[path] = leaf
     if problems:
-        raise ValueError(f"the parameters are not the description's: {'; '.join(problems)}")
+        raise ValueError(f"the parameters are not the description's: {listed(problems)}")
     return leaves
 
 
