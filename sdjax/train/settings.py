@@ -28,6 +28,7 @@ def stored(config: TrainConfig) -> dict[str, Any]:
     """Returns a configuration in terms of JSON, with the number of its warm-up steps."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
     values["optim"]["warmup"] = config.optim.warmup_steps
+    del values["optim"]["warmup_most"]  # it has done its work
     return values
 
 
@@ -50,6 +51,8 @@ def changes(config: Any, now: Mapping[str, Any], before: Mapping[str, Any], with
     found = []
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
+        if name not in now:
+            continue
         old = before[name] if name in before else _default(field)
         if dataclasses.is_dataclass(value) and isinstance(old, Mapping):
             found += changes(value, now[name], old, f"{within}{name}.")

@@ -1,6 +1,7 @@
 """Captions: where they are found, how their lines are cut, and what is no text."""
 
 import json
+import os
 import tarfile
 
 import picture_sets
@@ -62,6 +63,21 @@ def test_caption_files_have_many_spellings(tmp_path, name):
     picture(tmp_path)
     (tmp_path / name).write_text("a photo")
     assert captions_of(tmp_path) == [("a photo",)]
+
+
+@pytest.mark.parametrize("name", ["photo.txt", "metadata.csv"])
+def test_a_pipe_in_place_of_a_text_is_named_and_not_waited_for(tmp_path, name):
+    picture(tmp_path)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(SourceError, match=f"{name} is no file but a pipe"):
+        Folder(tmp_path, default="x")
+
+
+def test_an_empty_caption_file_leaves_the_word_to_the_next(tmp_path):
+    picture(tmp_path)
+    (tmp_path / "photo.txt").write_text("\n")
+    (tmp_path / "photo.caption").write_text("two")
+    assert captions_of(tmp_path) == [("two",)]
 
 
 def test_of_several_caption_files_the_txt_is_taken_and_that_is_said(tmp_path):

@@ -56,7 +56,7 @@ def test_a_run_that_is_made_longer_keeps_its_warm_up():
 
 def test_folders_of_before_a_setting_existed_go_on():
     old = settings.stored(config())
-    del old["optim"]["warmup_most"], old["model"]["tokenizer"], old["log"], old["patience"]
+    del old["model"]["tokenizer"], old["log"], old["patience"]
     old["optim"]["warmup"] = 500  # as configurations had it
     assert differing(old, config()) == []
     assert len(differing(old, config(patience=60.0))) == 1

@@ -56,8 +56,12 @@ def numbered(file_name: str) -> tuple[int, str] | None:
 def read_text(path: Path) -> str:
     """Returns a file's text. Raises SourceError for one that cannot be read or is no text."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise SourceError(f"{path} is no file but a pipe or a device")
         return decode(path.read_bytes(), str(path))
     except OSError as error:
         raise SourceError(f"{path} cannot be read ({error.strerror or error})") from None
+    except SourceError:
+        raise
     except ValueError as error:
         raise SourceError(str(error)) from None

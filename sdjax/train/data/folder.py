@@ -68,7 +68,8 @@ class Folder:
         self.path = Path(remote.here(path, "fetching the pictures of"))
         self.name = str(path)
         if not self.path.is_dir():
-            raise SourceError(f"{path} is no folder of pictures: there is no folder of that name")
+            what = "it is a file" if self.path.exists() else "there is no folder of that name"
+            raise SourceError(f"{path} is no folder of pictures: {what}")
         self.options = caption, default
         self.notices: list[str] = []
         found = sorted(self._found(caption), key=lambda one: natural(one.row["file_name"]))
