@@ -66,6 +66,8 @@ def local_path(given: Any, *, variant: str | None = None, say: Say | None = None
 
 def fetch_model(address: str, *, variant: str | None = None, say: Say | None = None) -> Path:
     """Returns where the copy of a model in a bucket lies. Raises CheckpointError where nothing is there."""
+    if remote.get_size(f"{address}/settings.json") is not None:
+        raise CheckpointError("this is the folder of a training: sdjax.load and `sdjax convert` read it", address)
     try:
         found = remote.fetch(address)
     except FileNotFoundError as error:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdjax import addresses
+
 # AUTOMATIC1111's names, where it has the same sampler or spacing; others go by ours
 WEB_UI_SAMPLERS = {
     "ddim": "DDIM",
@@ -44,6 +46,8 @@ def describe_model(name: str | Path, local: Path) -> dict[str, Any]:
     """
     from sdjax import hub
 
+    if addresses.scheme(name) in addresses.PACKAGES:
+        return {**(fingerprint(local) if isinstance(local, Path) else {}), "name": addresses.address(name)}
     if not hub.is_local(name):
         return {"name": hub.name_of(name, local), "commit": hub.commit_of(local)}
     return fingerprint(local)

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from sdjax import remote
 from sdjax.convert.errors import CheckpointError, printable, shown
 from sdjax.convert.local_models import Say, fetch_model, find_local, holds_model, nearest
 from sdjax.convert.places import Place, cached_repository, could_be_of_hub, exists, is_single_file, read_place
 from sdjax.files import WORDS, number_of, tell
 from sdjax.hub_files import Choice, choose_files
+from sdjax.train.folder import is_run
 
 __all__ = [
     "Choice",
@@ -105,6 +107,8 @@ def resolve(
     if place.address is not None:
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for repositories of the hub; {place.address} has none")
+        if is_run(place.address):
+            return remote.place(place.address)  # its checkpoints are read where they lie
         return fetch_model(place.address, variant=variant, say=say)
     if place.path is not None:
         found = find_local(place.path, revision=revision, variant=variant, say=say)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sdjax import addresses, compilation_cache
+from sdjax import compilation_cache
 from sdjax.arguments import dtype_name
 from sdjax.config import ModelConfig
 from sdjax.hints import explains_arguments
@@ -67,7 +67,7 @@ def load(
     for part in vae, depth, vision, noise_stats:  # what lacks on this computer is said before anything is fetched
         if part is not None and is_local(part):
             resolve(part)
-    if not own and not (addresses.scheme(path) == "gs" and is_run(path)):  # a run is not copied whole
+    if not own:
         path = resolve(name, revision=revision, variant=variant, say=said.append)
         name = str(path) if is_local(name) else name_of(name, path)
     if not own and is_run(path):

@@ -23,6 +23,7 @@ import numpy as np
 import optax
 
 from sdjax import compilation_cache
+from sdjax.addresses import local
 from sdjax.builtin import inpainting_config
 from sdjax.config import ModelConfig
 from sdjax.files import sentence
@@ -265,7 +266,7 @@ def main() -> None:
     def run(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every save at length
         try:
-            Run(settings.value, pathlib.Path(folder.value), font.value).train()
+            Run(settings.value, pathlib.Path(local(folder.value)), font.value).train()
         except Stopped as stopped:
             print(stopped)
         except (ValueError, OSError) as error:

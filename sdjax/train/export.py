@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sdjax.addresses import local
 from sdjax.builtin import FOLDER, changes_of
 from sdjax.convert.casting import advice, cast, loss, told
 from sdjax.convert.model import model_of_params
@@ -37,7 +38,7 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     be replaced has an inpainting model and the run has none; FileExistsError if something is there to be overwritten.
     """
     layout_of(target, "native")  # a folder's name
-    target = pathlib.Path(target)
+    target = pathlib.Path(local(target))
     parts = {stage: run.averaged(stage) for stage in ("autoencoder", "diffusion")}
     missing = [stage for stage, found in parts.items() if found is None]
     if missing:

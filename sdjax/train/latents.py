@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdjax.addresses import local
 from sdjax.config import VAEConfig
 from sdjax.files import new_file
 from sdjax.nn import AutoencoderKL
@@ -27,7 +28,7 @@ def encode_to_folder(
     `pictures(k, n)` returns shard k's n pictures, uint8, and their captions' ids. A shard whose file is there is read
     and not made again: the folder belongs to one autoencoder.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(local(folder))
     vae = AutoencoderKL(config)
     encode = jax.jit(lambda images: vae.apply({"params": params}, to_float(images), method="encode"))
     moments, ids = [], []
