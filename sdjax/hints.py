@@ -148,6 +148,7 @@ def explains_arguments(also: Callable | None = None, *, task: bool = True) -> Ca
                     raise TypeError(unknown_argument(subject, name, known))
             return function(*args, **given)
 
+        checked.__kwdefaults__ = inspect.unwrap(function).__kwdefaults__  # whoever asks for the defaults sees them
         return checked
 
     return decorate

@@ -109,6 +109,20 @@ def test_its_vocabulary_has_to_be_given_once(tmp_path, vocab):
     np.testing.assert_array_equal(sdjax.text_to_image(again, "a photograph of cats", **few), made)
 
 
+def test_its_vocabulary_goes_along_when_it_is_converted(tmp_path, vocab, capsys):
+    from sdjax.scripts.main import main
+
+    start = tmp_path / "a.safetensors"
+    save_file(tensors(), start)
+    convert.convert(start, tmp_path / "native", config=SMALL, vocab=vocab)
+    words = sdjax.load(tmp_path / "native").tokenizer
+    assert words.encode("unbelievable cats") == Tokenizer.from_vocabulary(vocab).encode("unbelievable cats")
+    models.pipeline().save(tmp_path / "clip")
+    assert main(["convert", str(tmp_path / "clip"), str(tmp_path / "again"), "--vocab", str(vocab)]) == 2
+    assert "a vocabulary was given for a model that has its own" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_vocabulary_that_cannot_be_is_refused(tmp_path, vocab):
     start = tmp_path / "a.safetensors"
     save_file(tensors(), start)
