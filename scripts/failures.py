@@ -12,6 +12,8 @@ OK, FAILED, BAD_INPUT, BAD_CHECKPOINT, BAD_IMAGE, OUT_OF_MEMORY, INTERRUPTED = 0
 EXTRAS = {  # the modules that come with them, as a user would miss them
     "train": ("optax", "orbax", "grain", "array_record", "tensorflow_datasets", "tensorboardX"),
     "beam": ("apache_beam",),
+    "gcs": ("gcsfs",),
+    "s3": ("s3fs",),
 }
 
 

@@ -9,6 +9,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sdjax import addresses
+
+PATHS = ("PATH", "FILE", "DIR", "FOLDER", "IN", "OUT", "FILE.py", "FILE.json")  # what help calls a path
+ADDRESSES = {  # flags and arguments whose path may be gs://... too; what reads them refuses every other address
+    "ckpt", "data", "depth_model", "folder", "noise_stats", "path", "prior", "records", "safety_checker", "source",
+    "target", "tars", "vae", "vision", "workdir",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
@@ -62,9 +70,20 @@ class Store(argparse.Action):
         self.needs = (needs,) if isinstance(needs, Needs) else tuple(needs)
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None):
+        self.check_place(values)
         if self.dest in namespace.given:
             raise argparse.ArgumentError(self, "it is given twice, and takes one value: give it once")
         self.keep(namespace, values, option_string)
+
+    def check_place(self, values: Any) -> None:
+        """Refuses an address where a path of this computer is needed, before anything is read or made."""
+        if self.metavar not in PATHS or self.dest in ADDRESSES:
+            return
+        for value in values if isinstance(values, list) else [values]:
+            try:
+                addresses.local(value)
+            except addresses.AddressError as error:
+                raise argparse.ArgumentError(self, str(error)) from None
 
     def keep(self, namespace: argparse.Namespace, value: Any, flag: str | None) -> None:
         """Sets the value, and notes that it was given."""
@@ -87,4 +106,5 @@ class Append(Store):
     """Keeps every value."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None):
+        self.check_place(values)
         self.keep(namespace, [*(getattr(namespace, self.dest) or []), values], option_string)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax import addresses, remote
 from sdjax.scripts import options
 from sdjax.scripts.flags import together
 from sdjax.train.folder import workdir as folder_of
@@ -105,10 +106,14 @@ def _data(parts: Sequence[Any], args: argparse.Namespace) -> dict[str, Any]:
 
 def source(text: str) -> dict[str, Any]:
     """Returns what a path of --data is: {"folder": path}, {"tars": ...}, {"records": ...} or {"cached": ...}."""
-    if "://" in text or text.endswith(".tar"):
-        return {"tars": text} if text.endswith(".tar") else {"folder": text}
-    path = Path(text).expanduser()
-    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    if text.endswith(".tar"):
+        return {"tars": text}
+    if addresses.remote(text):
+        path: Any = text
+        names = [name for name in remote.contents(text) if "/" not in name] or [text]
+    else:
+        path = Path(text).expanduser()
+        names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
     if "manifest.json" in names and any(name.startswith("latents-") for name in names):
         return {"cached": str(path)}
     for ending, kind in (".tar", "tars"), (".array_record", "records"), (".arrayrecord", "records"):

@@ -12,8 +12,9 @@ from typing import Any
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}  # what reaches them, by the schemes that can be read and written
 COPY = {"gs": "gcloud storage cp -r FROM TO", "s3": "aws s3 cp --recursive FROM TO"}
 
-# Two letters at least: C:/ is a drive. One slash is what pathlib leaves of two; a::b://c is fsspec's chain
-_ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):(/+|:)")
+# Two letters at least: C:/ is a drive. One slash is what pathlib leaves of two, and none where nothing follows; a::b://c
+# is fsspec's chain
+_ADDRESS = re.compile(r"(?i)\s*(?:([a-z][a-z0-9+.-]+):(?:/|:|\s*$)|(gs|gcs|s3|az|https?|ftp|file|memory):)")
 
 
 class AddressError(ValueError):
@@ -25,7 +26,7 @@ def scheme(path: object) -> str | None:
     if not isinstance(path, str | bytes | os.PathLike):
         return None
     match = _ADDRESS.match(os.fsdecode(path))
-    return match[1].lower() if match else None
+    return (match[1] or match[2]).lower() if match else None
 
 
 def remote(path: object, schemes: Sequence[str] = tuple(PACKAGES)) -> bool:

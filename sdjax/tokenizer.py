@@ -122,6 +122,7 @@ class Tokenizer:
 
         `length` is that of a sequence, which transformers needs to be told: it is added where the files do not say it.
         """
+        folder = local(folder)
         if not self.files:
             return write_clip_files(folder, pad_token, length)
         files = dict(self.files)

@@ -29,6 +29,9 @@ class Bucket(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.torn: str | None = None
 
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that no longer waits for its answer
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
@@ -136,6 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path, query = self._split()
+        if "upload_id" in query:
+            return self._part(query)
         body = self._body()
         match = re.fullmatch(r"/(?:upload|resumable/upload)/storage/v1/b/([^/]+)/o", path)
         if match is None:
@@ -169,7 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, self.server.put(name, body))
 
     def do_PUT(self) -> None:
-        _, query = self._split()
+        self._part(self._split()[1])
+
+    def _part(self, query: dict[str, str]) -> None:
+        """Takes a part of a resumable upload, and stores the object after the last one."""
         name, before = self.server.uploads[query["upload_id"]]
         data = before + self._body()
         self.server.uploads[query["upload_id"]] = (name, data)
