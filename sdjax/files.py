@@ -11,9 +11,9 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from sdjax.addresses import local
+from sdjax.addresses import local, remote
 
 FILE_ENDINGS = (  # of weights, of what lies beside them and of pictures: a folder of such a name is taken for a file
     ".safetensors", ".safetensor", ".sft", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".bin", ".th", ".t7", ".npz",
@@ -184,6 +184,8 @@ def check_room(path: str | os.PathLike[str], needs: int, what: str, advice: str 
 
 def has_room(path: str | os.PathLike[str], needs: int) -> bool:
     """Returns whether so many bytes are free where `path` is or will be, as far as the file system says."""
+    if _in_bucket(path):
+        return True
     try:
         disk = shutil.disk_usage(nearest(path))
     except OSError:
@@ -191,11 +193,18 @@ def has_room(path: str | os.PathLike[str], needs: int) -> bool:
     return not disk.total or disk.free >= needs  # some say 0 of 0
 
 
+def _in_bucket(path: object) -> bool:
+    """Returns whether a path is an etils.epath.Path of a bucket, as `sdjax.remote.place` makes them: it has room."""
+    return isinstance(path, PurePath) and not isinstance(path, Path) and remote(path)
+
+
 def check_folder(folder: str | os.PathLike[str], what: str, needs: int = 0) -> None:
     """Raises OSError if files could not be written into the folder, which need not be there yet; leaves nothing behind.
 
     To be called before work begins whose result will be written there.
     """
+    if _in_bucket(folder):
+        return
     folder = Path(local(folder))
     with doing(what, folder):
         lexists(folder / "x")  # a name that is too long, a file on the way
