@@ -6,6 +6,7 @@ The other tools are diffusers, AUTOMATIC1111's web UI and its API, ComfyUI, k-di
 import difflib
 import functools
 import inspect
+import os
 import typing
 from collections.abc import Callable, Collection
 from typing import Any
@@ -146,6 +147,8 @@ def explains_arguments(also: Callable | None = None, *, task: bool = True) -> Ca
                 if name not in known:
                     subject = "no task" if task and name not in _of_any else function.__qualname__
                     raise TypeError(unknown_argument(subject, name, known))
+            if task and args and isinstance(args[0], str | bytes | os.PathLike):
+                raise TypeError(f"{function.__name__} takes a Pipeline first, as sdjax.load({args[0]!r}) returns it")
             return function(*args, **given)
 
         checked.__kwdefaults__ = inspect.unwrap(function).__kwdefaults__  # whoever asks for the defaults sees them

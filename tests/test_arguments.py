@@ -79,6 +79,12 @@ def test_the_hint_is_the_functions(function, name, hint):
         FUNCTIONS[function](**{name: None})
 
 
+def test_a_path_is_no_pipeline():
+    for name in TASKS:
+        with pytest.raises(TypeError, match=r"takes a Pipeline first, as sdjax.load\('model.ckpt'\)"):
+            FUNCTIONS[name]("model.ckpt", "a cat")
+
+
 def test_every_hint_names_an_argument_that_some_function_has():
     known = set().union(*map(takes, FUNCTIONS.values()))
     assert {ours for several in hints.OURS.values() for ours in several} <= known
