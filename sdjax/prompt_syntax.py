@@ -13,6 +13,7 @@ from sdjax.notes import note
 from sdjax.tokenizer import Tokenizer
 
 SHOWN = 3  # pieces that are named
+LONGEST = 1000  # characters that are looked at: more than a text encoder sees, and few enough for any text
 
 _ESCAPED = re.compile(r"\\[()\[\]{}]")
 _SMILEY = re.compile(r"[:;=]['^o-]?[()\[\]]+|[(\[]+['^o-]?[:;=](?![\w.])|\([\W_]+\)")
@@ -36,10 +37,10 @@ PATTERNS = tuple(
         r"\{[^{}]*" + _LETTER + r"[^{}]*\}",  # {word}, {a|b}
         r"(?<!\w)__[\w*/.-]+?__(?!\w)",  # __wildcard__
         r"(?i)(?<!\w)embedding:[\w./-]+",
-        r"(?i)(?<![\w.])[\w-]*" + _LETTER + r"[\w-]*\.(?:pt|pth|safetensors|ckpt)(?!\w)",  # an embedding's file
+        r"(?i)(?<![\w.-])(?!\d+\.)[\w-]{1,80}\.(?:pt|pth|safetensors|ckpt)(?!\w)",  # an embedding's file
         r"(?i)(?<![\w-])(?:" + _NAMES + r")(?![\w-])",
         r"(?<!\w)(?!notepad)" + _LETTER + r"{2,}\+{2,}(?![\w+])",  # word++
-        _LETTER + r"{2,}-{2,}(?=\s*(?:,|$))",  # word--
+        r"(?<!\w)" + _LETTER + r"{2,}-{2,}(?=\s*(?:,|$))",  # word--
         r"[\w)]\s?::\s*(?:-?\d*\.?\d+)?(?=\s|,|$)",  # word::2
         r"(?<!\S)--(?:ar|aspect|v|version|q|quality|s|stylize|chaos|no|seed|stop|style|niji|tile|iw|weird|hd)\b",
         r"[\w)]\s*\.(?:and|blend|swap)\(",
@@ -50,7 +51,7 @@ _WORDS = re.compile(r"(?<!\w)(?:BREAK|AND)(?!\w)")
 
 def foreign_syntax(prompt: str) -> list[str]:
     """Returns the pieces of a prompt that another tool would not take for words."""
-    text = _SMILEY.sub(" ", _ESCAPED.sub(" ", prompt))
+    text = _SMILEY.sub(" ", _ESCAPED.sub(" ", prompt[:LONGEST]))
     found: dict[int, str] = {}
     taken: list[tuple[int, int]] = []
     for pattern in PATTERNS:

@@ -1,5 +1,6 @@
 """Prompts of other tools are found, and text that only looks alike is not."""
 
+import time
 import warnings
 
 import pytest
@@ -114,3 +115,10 @@ def test_every_task_says_both_of_both_prompts() -> None:
     assert len(texts) == 2
     assert sum('"[dog]", "(blurry:1.4)"' in text for text in texts) == 1
     assert sum("left out is" in text for text in texts) == 1
+
+
+@pytest.mark.parametrize("part", ["(", "(a", "(a)", "[a", "(a:", "a-", "((a ", "a", ":(", "_"])
+def test_no_prompt_takes_long(part) -> None:
+    start = time.process_time()
+    foreign_syntax(part * 50_000)
+    assert time.process_time() - start < 1  # a hundredth of it was measured
