@@ -75,7 +75,11 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         said = f"it is {error.what}; {error.advice}"
         form = "folder" if os.path.isdir(path) else "file"
         size = 0 if form == "folder" else os.path.getsize(path)
-        return Inspection(str(path), form, "no known", None, None, False, 0, size, {}, {}, [], [said], said)
+        nothing: dict[str, Any] = {
+            "family": None, "prediction": None, "ema": False, "tensors": 0, "parts": {}, "metadata": {}, "licences": [],
+            "cards": [], "tokenizer": None,
+        }  # fmt: skip
+        return Inspection(str(path), form, "no known", bytes=size, odd=[said], kind=said, **nothing)
     shapes, dtypes = dict(source.tensors.shapes), dict(source.tensors.dtypes)
     odd: list[str] = []
     family = said = None
