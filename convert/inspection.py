@@ -35,10 +35,10 @@ class Inspection:
     parts: dict[str, dict[str, Any]]
     metadata: dict[str, str]
     licences: list[str]
-    cards: list[str]
-    tokenizer: str | None
     odd: list[str]
     kind: str | None = None  # of a file that is no whole model: what it is, and what to do
+    cards: tuple[str, ...] = ()
+    tokenizer: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a JSON-ready dictionary."""
@@ -140,7 +140,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         parts={name: parts[name] for name in order if name in parts},
         metadata=dict(source.metadata),
         licences=sorted(source.licences),
-        cards=sorted(source.cards),
+        cards=tuple(sorted(source.cards)),
         tokenizer=None if source.tokenizer is None else f"its own, of {source.tokenizer.vocab_size} tokens",
         odd=odd,
         kind=None if kind is None else str(kind),
