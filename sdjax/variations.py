@@ -71,6 +71,8 @@ def image_variations(
         raise ValueError("at least one picture or embedding is needed, got none")
     levels = check_levels(noise_level, count)
     shares = None if weights is None else check_weights(weights, count)
+    if shares is not None and 0 in shares:
+        note("weights of 0 leave their pictures out of the mixture")
     if mix_noise_level is not None:
         check_levels(mix_noise_level, 1)
         if shares is None:

@@ -14,6 +14,7 @@ from sdjax.kinds import KINDS, kind_of
 from sdjax.nn import param_shapes
 from sdjax.nn.discriminator import SMALLEST, Discriminator
 from sdjax.nn.lpips import LPIPS
+from sdjax.notes import note
 from sdjax.schedule import NoiseSchedule
 from sdjax.train import conditioning, flops, validation
 from sdjax.train.autoencoder import AutoencoderObjective, adversarial_loss
@@ -69,6 +70,11 @@ class Setup:
         if masks and not all(data.masks and not data.cached for data in self.sets):
             raise ConfigError("masks are asked for, of training and validation: set data.masks of pictures to True")
         objective.range_of(NoiseSchedule(self.model.schedule))
+        for name, of, usual in ("label_dropout", "unclip", 0.0), ("holes", "inpainting", "random"):
+            if kind != of and getattr(objective, name) != usual:
+                note(f"objective.{name} has no effect but for a model of {KINDS[of]}: leave it out")
+        if self.config.data.masks and not masks:
+            note("data.masks has no effect where nothing looks at masks (objective.masked, or holes that are given)")
 
     @property
     def sets(self) -> tuple[DataConfig, ...]:
