@@ -12,7 +12,7 @@ import os
 import pathlib
 from typing import Any
 
-from sdjax import addresses, files
+from sdjax import addresses, files, remote
 from sdjax.config import ConfigError
 from sdjax.train import manifest
 from sdjax.train.config import ModelSource
@@ -27,9 +27,12 @@ def keep(folder: pathlib.Path, source: ModelSource) -> None:
     """Writes what the start model is into a run's folder."""
     entries = {}
     for name, path in _places(source).items():
-        path = path.absolute()
-        here = str(path) if addresses.remote(folder) else os.path.relpath(path, folder.absolute())
-        entries[name] = {"path": str(path), "from_here": here, "files": _hash(path)}
+        own, given = str(path.absolute()), getattr(source, name)
+        if addresses.scheme(given) in addresses.PACKAGES:  # not the copy on this computer: the run may go on on another one
+            own = addresses.address(given)
+        apart = addresses.remote(own) or addresses.remote(folder)
+        here = own if apart else os.path.relpath(own, folder.absolute())
+        entries[name] = {"path": own, "from_here": here, "files": _hash(path)}
     manifest.write_json(folder / REFERENCE, entries)
 
 
@@ -41,7 +44,10 @@ def find(folder: pathlib.Path, source: ModelSource) -> ModelSource:
     entries = _read(folder)
     found = {}
     for name, entry in entries.items():
-        places = [pathlib.Path(entry["path"]), pathlib.Path(str(folder), entry["from_here"])]
+        if addresses.remote(entry["path"]):
+            places = [remote.fetch(entry["path"])]
+        else:
+            places = [pathlib.Path(entry["path"]), pathlib.Path(str(folder), entry["from_here"])]
         place = next((place for place in places if place.exists()), None)
         if place is None:
             raise ConfigError(
@@ -69,9 +75,6 @@ def _places(source: ModelSource) -> dict[str, pathlib.Path]:
     from sdjax.hub import resolve
 
     named = {name: getattr(source, name) for name in PLACES if getattr(source, name) not in (None, *builtin.NAMES)}
-    for name, path in named.items():
-        if addresses.remote(path):
-            raise ConfigError(f"model.copy = False refers to files of this computer; model.{name} is {path}")
     return {name: pathlib.Path(resolve(path)) for name, path in named.items()}
 
 
