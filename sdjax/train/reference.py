@@ -28,7 +28,7 @@ def keep(folder: pathlib.Path, source: ModelSource) -> None:
     entries = {}
     for name, path in _places(source).items():
         own, given = str(path.absolute()), getattr(source, name)
-        if addresses.scheme(given) in addresses.PACKAGES:  # not the copy on this computer: the run may go on on another one
+        if addresses.scheme(given) in addresses.PACKAGES:  # not its copy here: the run may go on elsewhere
             own = addresses.address(given)
         apart = addresses.remote(own) or addresses.remote(folder)
         here = own if apart else os.path.relpath(own, folder.absolute())
