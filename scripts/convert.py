@@ -95,6 +95,7 @@ def export(args: argparse.Namespace) -> None:
     """Writes the model that a training has made."""
     from sdjax.convert.outputs import WRITING, check_not_input, check_output, layout_of
     from sdjax.convert.writing import save, written_without
+    from sdjax.scripts.job import note
     from sdjax.train.trained import trained
 
     layout = layout_of(args.target, args.to)

@@ -17,8 +17,7 @@ import sdjax
 from sdjax.benchmark import random_model
 from sdjax.configs import finetune
 from sdjax.scripts import main as cli
-from sdjax.tokenizer import Tokenizer
-from sdjax.train import base, run
+from sdjax.train import base, run, vocabulary
 from sdjax.train.checkpoint import Checkpoints
 from sdjax.train.config import TrainConfig, build
 from sdjax.train.run import Run
@@ -31,7 +30,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     write_folder(folder / "pictures", 8, sizes=((64, 64),))
     (folder / "empty").mkdir()
-    base.Base(TINY, random_model(TINY, "float32").params, Tokenizer()).save(folder / "model")
+    captions = ["a red square on a wall", "a green square on a wall", "a blue square"]
+    tokenizer = vocabulary.learn(iter(captions * 20), TINY.text.vocab_size)
+    base.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
     (folder / "config.py").write_text("from sdjax.configs.finetune import get_config\n")
     return folder
 
