@@ -30,6 +30,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "prior_scale": ("--prior-scale",),
     "batch": ("--batch", "--n_samples"),
 }
+SAME = ("negative_prompt", "noise_level", "only_masked", "prompt_strength")
 _BEFORE = r"(?<![\w./'\"-])"  # no part of a path, of a quotation, of a longer name
 
 
@@ -41,6 +42,8 @@ def translate(text: str, flags: Collection[str]) -> str:
     """
 
     def flag_of(name: str) -> str | None:
+        if "_" in name and name not in FLAGS and name not in SAME:
+            return None  # a value, as dpm_solver
         own = FLAGS.get(name, ()) + (f"--{name}", f"--{name.replace('_', '-')}")
         return next((flag for flag in own if flag.partition(" ")[0] in flags), None)
 

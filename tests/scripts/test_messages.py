@@ -124,6 +124,7 @@ TRANSLATED = [
     ("animate", "frames is at least the number of keyframes, 3; got 2", "--frames is"),
     ("upscale", "noise_level is a whole number from 0 to 350; got 400", "noise"),
     # What is no argument stays
+    ("txt2img", "order of the sampler dpm_solver is odd", "order of the sampler dpm_solver is odd"),
     ("txt2img", "picture 0 is one flat colour", "picture 0 is one flat colour"),
     ("txt2img", "my_height=x/num_steps.png is no picture", "my_height=x/num_steps.png is no picture"),
     ("train", "the configuration has no num_steps", "the configuration has no "),
