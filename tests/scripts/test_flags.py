@@ -29,7 +29,7 @@ ALWAYS = {
     "--num-hosts --host",
     "cache-latents": "--debug --model --dtype --folder --records --tfds --tars --where --side --buckets --crop --flip "
     "--resample --text --shard-size --batch-size --bad-limit --beam",
-    "convert": "--debug --to --dtype --overwrite --ema",
+    "convert": "--debug --to --dtype --lossy --overwrite --ema",
     "inspect": "--debug --variant --revision --json",
     "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --device --json",
     "evaluate-builtin": "--debug --ckpt --prompts --seed --out --font --device",

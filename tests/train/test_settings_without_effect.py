@@ -17,7 +17,7 @@ ALWAYS = {
     "validation samples log seed patience",
     "data": "parts cached side threads workers bad_limit",
     "optim": "steps name learning_rate warmup warmup_most decay cooldown beta1 beta2 weight_decay clip rates",
-    "model": "path scratch prediction ema vae depth vision noise_stats changes fresh tokenizer",
+    "model": "path scratch prediction ema vae depth vision noise_stats changes fresh tokenizer copy",
     "objective": "loss gamma timesteps offset_noise perturbation dropout label_dropout masked holes",
     "autoencoder": "kl_weight perceptual_weight pixel_loss edge_weight logvar disc_factor",
     "ema": "decay",
