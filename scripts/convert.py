@@ -72,8 +72,10 @@ def run(args: argparse.Namespace) -> None:
     """Converts, and says where the result lies."""
     from sdjax import hub
     from sdjax.convert import convert
+    from sdjax.convert.outputs import check_not_input
     from sdjax.scripts.job import note, resolve_local
 
+    check_not_input(args.target, args.source)  # by their names: what is in a bucket is read from a copy
     said: list[str] = []
     resolve_local(args.source, revision=args.revision)
     resolve_local(args.vae)
