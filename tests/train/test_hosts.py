@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import bucket
 import numpy as np
 import pytest
 from models_to_train import TINY
@@ -163,3 +164,23 @@ def test_a_signal_to_one_process_ends_all_with_a_checkpoint(config, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], said
     step = int(re.search(r"stopped at step (\d+) of 30", said[0])[1])
     assert checkpoints(tmp_path)[-1] == step < 30
+
+
+@pytest.mark.slow
+def test_two_hosts_killed_in_a_bucket_go_on_from_there(config, tmp_path, monkeypatch):
+    pytest.importorskip("gcsfs")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with bucket.serving() as store:
+        processes = start_two(config, "gs://store/run")
+        wait(lambda: "store/run/checkpoints/6.json" in store.names(), processes)
+        for process in processes:
+            process.kill()
+            process.communicate()
+        left = max(int(re.search(r"(\d+)\.json", name)[1]) for name in store.names("store/run/checkpoints/")
+                   if re.fullmatch(r".*/checkpoints/\d+\.json", name))  # fmt: skip
+        assert left < STEPS
+        said = [process.communicate(timeout=900)[1] for process in start_two(config, "gs://store/run")]
+        assert f"store/run/checkpoints/{STEPS}.json" in store.names(), said
+        lines = [json.loads(line) for line in store.objects["store/run/log.jsonl"][0].splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == list(range(1, STEPS + 1))  # none is missing, none is there twice
