@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
                 part.split(b"\r\n\r\n" if b"\r\n\r\n" in part else b"\n\n", 1)[1]
                 for part in body.split(b"--" + mark)[1:3]
             )
-            name, body = json.loads(head)["name"], re.sub(rb"\r?\n$", b"", data)
+            name, body = json.loads(head)["name"], data.removesuffix(b"\n").removesuffix(b"\r")
         return self._stored(f"{match[1]}/{name}", body, query)
 
     def _stored(self, name: str, body: bytes, query: dict[str, str]) -> None:
