@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
         "changes": {},
         "fresh": (),
         "tokenizer": None,
+        "copy": True,
     }
     config.train = ("unet",)
     config.data = {

@@ -66,12 +66,17 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.files import write_file
     from sdjax.train import emoji, evaluate, evaluation_report
 
-    emoji.find_font(args.font)  # before anything takes long
+    emoji.find_font(args.font)  # before anything is looked for in the hub
     picture = args.out.with_suffix(".png")
     for path in args.out, picture:
         check_output(path, True, WRITING)
-    pipe = sdjax.load(None if args.ckpt is None else hub.resolve(args.ckpt))
-    sprites = emoji.Sprites.render(pipe.config.image_size, args.font)
+    rendered: list[emoji.Sprites] = []
+
+    def check(config: Any) -> None:
+        rendered.append(emoji.Sprites.render(config.image_size, args.font))
+
+    pipe = sdjax.load(None if args.ckpt is None else hub.resolve(args.ckpt), check=check)
+    sprites = rendered[0]
     batch = min(evaluate.BATCH, evaluate.in_curves(args.prompts))
     figures, samples = evaluate.evaluate(
         evaluate.make_pictures(pipe, batch, devices=devices),

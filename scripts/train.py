@@ -137,10 +137,10 @@ def train(described: Any, folder: Path, args: argparse.Namespace) -> None:
         if jax.process_index() == 0:
             print(text, file=sys.stderr, flush=True)
 
-    if args.workdir is None:
-        say(f"this run is kept in {folder}: to go on with it after a stop, add --workdir {folder}")
+    kept = f"this run is kept in {folder}: to go on with it after a stop, add --workdir {folder}"
+    notices = (kept,) if args.workdir is None else ()
     try:
-        Run(described, folder, say, profile=args.profile).train()
+        Run(described, folder, say, profile=args.profile, notices=notices).train()
     except Stopped as stopped:
         if stopped.number != signal.SIGTERM:
             raise

@@ -98,8 +98,9 @@ def run(args: argparse.Namespace) -> None:
 
     def check(config: Any) -> None:
         generate.check_task(config, "txt2img")
+        size = generate.check_size(config, args.H, args.W)
         if two_pass:
-            generate.enlarged(config, generate.check_size(config, args.H, args.W), args.hires)
+            generate.enlarged(config, size, args.hires)
 
     pipe = job.load(check)
 

@@ -95,7 +95,11 @@ class Sprites:
 
         if side % 64:
             raise ValueError(f"pictures are a multiple of 64 pixels wide, so that sizes are whole; got {side}")
-        letters = ImageFont.truetype(str(find_font(font)), FONT_SIZE)
+        path = find_font(font)
+        try:
+            letters = ImageFont.truetype(str(path), FONT_SIZE)
+        except OSError as error:  # FreeType's, which says no more than that
+            raise ValueError(f"{path} is no font that the pictures can be drawn from ({error})") from error
         stacks: list[list[np.ndarray]] = [[] for _ in SIZES]
         for character in subjects.CHARACTERS:
             canvas = Image.new("RGBA", (160, 160))

@@ -48,8 +48,9 @@ COPYING, ADVICE = "copying the start model to", ", or train with model.copy = Fa
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training in a folder. `say` is told, a line each, what is worth knowing before the first step; `profile` is a
-    folder for a trace of steps 11 to 20 of those that are taken now; `devices` None are all.
+    """A training in a folder. `say` is told, a line each, what is worth knowing before the first step, and `notices`
+    first of all, once everything is checked; `profile` is a folder for a trace of steps 11 to 20 of those that are
+    taken now; `devices` None are all.
     """
 
     config: TrainConfig
@@ -57,6 +58,7 @@ class Run:
     say: Callable[[str], None] = print
     profile: str | None = None
     devices: Sequence[jax.Device] | None = None
+    notices: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", workdir(self.folder))
@@ -78,6 +80,8 @@ class Run:
 
     def _train(self) -> TrainState:
         self.check()
+        for notice in self.notices:
+            self.say(notice)
         for notice in self.base.notices:
             self.say(notice)
         self.keep_settings()

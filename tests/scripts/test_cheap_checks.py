@@ -1,13 +1,17 @@
 """What is wrong with a command's arguments is said before the model is read, and leaves nothing behind."""
 
 import os
+import sys
 from pathlib import Path
 
 import command_checks
 import pytest
 
 import sdjax
+from sdjax.convert.stored import StoredTensor
 from sdjax.scripts import main as cli
+
+import models
 
 IMG, VAR = ["--init-img", "in.png"], ["variations", "--ckpt", "model.ckpt", "--init-img", "in.png"]
 FILE = "is a file, and not a folder"
@@ -99,3 +103,73 @@ def test_bad_arguments_are_refused_before_the_model_is_read(
     assert "internal error" not in err
     assert said in err
     assert sorted(path for path in tmp_path.rglob("*") if path.name != ".sdjax-index.npz") == before
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a picture and a training set."""
+    folder = tmp_path_factory.mktemp("whole")
+    models.pipeline().save(folder / "model")
+    command_checks.write(str(folder / "in.png"))
+    command_checks.write(str(folder / "pictures/a.png"))
+    (folder / "file").write_bytes(b"mine")
+    return folder
+
+
+OF_MODELS = [
+    (["--config", "none.yaml"], "none.yaml"),
+    (["--vocab", "none.txt"], "none.txt"),
+    (["--variant", "fp16"], "fp16"),
+    (["--vae", "file"], "file"),
+]
+DRAWN = [
+    (["--C", "9"], "--C 9 contradicts"),
+    (["--steps", "5000"], "--steps"),
+    (["--scale", "1", "--negative-prompt", "b"], "--negative-prompt has no effect"),
+    (["--safety-checker", "file"], "file"),
+]
+LATENTS, TRAIN = ["cache-latents", "out", "--folder", "pictures", "--default", "x"], ["train", "--data", "pictures"]
+OF_WHOLE = [
+    (["txt2img", *ckpt, "--prompt", "a", *bad], said)
+    for ckpt in (["--ckpt", "model"], [])
+    for bad, said in [*OF_MODELS, *DRAWN]
+    if ckpt or "--variant" not in bad
+] + [(["img2img", "--ckpt", "model", *IMG, *bad], said) for bad, said in DRAWN]
+OF_WHOLE += [
+    (["convert", "model", "out", *bad], said) for bad, said in [*OF_MODELS, (["--manifest", "pictures"], "is a folder")]
+]
+OF_WHOLE += [
+    (["depth2img", "--ckpt", "model", *IMG], "depth2img needs a model that takes 5 channels"),
+    (["upscale", "--ckpt", "model", *IMG], "upscale needs a model"),
+    (["variations", "--ckpt", "model", *IMG], "variations needs a model"),
+    (["inpaint", "--ckpt", "model", *IMG, "--mask", "in.png", "--method", "concat"], "concat"),
+    (["animate", "--ckpt", "model", "--seed", "1,2", "--vocab", "none.txt"], "none.txt"),
+    (["inspect", "model", "--variant", "fp16"], "fp16"),
+    (["evaluate-builtin", "--font", "file"], "file is no font that"),
+    ([*LATENTS, "--model", "model", "--side", "17"], "multiples of 8"),
+    ([*LATENTS, "--beam", "--runner=DirectRunner"], "Apache Beam is not installed"),
+    ([*TRAIN, "--default", "x", "--ckpt", "model", "--set", "data.side=500"], "multiple of 64"),
+    ([*TRAIN, "--default", "x", "--ckpt", "model", "--batch-size", "8", "--set", "model.vae=file"], "file"),
+    ([*TRAIN, "--default", "x", "--ckpt", "model", "--profile", "file"], "file, and not a folder"),
+    ([*TRAIN, "--default", "x", "--ckpt", "model", "--set", "train=('nothing',)"], "train"),
+    (["train", "--data", "none", "--ckpt", "model"], "none is no folder of pictures"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "said"), OF_WHOLE, ids=name_of)
+def test_no_tensor_is_read_for_arguments_that_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, whole: Path, flags: list[str], said: str
+) -> None:
+    read: list[int] = []
+    monkeypatch.chdir(whole)
+    monkeypatch.setattr(StoredTensor, "array", lambda tensor: read.append(tensor.nbytes))
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    (whole / "pictures/.sdjax-index.npz").unlink(missing_ok=True)
+    before = sorted(whole.rglob("*"))
+    assert cli.main(flags) in (1, 2, 3)
+    err = capsys.readouterr().err
+    assert "internal error" not in err
+    assert "this run is kept in" not in err
+    assert said in err
+    assert not read
+    assert sorted(path for path in whole.rglob("*") if path.name != ".sdjax-index.npz") == before

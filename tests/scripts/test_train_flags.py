@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import sys
+from typing import get_type_hints
 
 import pytest
 
@@ -25,6 +27,24 @@ def test_the_flags_are_values_of_the_configuration(tmp_path):
     sets = [f"data.parts=[{{'source': {{'folder': '{tmp_path}', 'default': 'x'}}}}]", "model.path=m.ckpt"]
     sets += ["optim.steps=9", "optim.learning_rate=2e-6", "batch_size=3"]
     assert build(TrainConfig, flags) == build(TrainConfig, config(*(f"--set={text}" for text in sets)))
+
+
+def lacking_names(kind, values, name):
+    """Returns the names of a configuration's values that a dataclass has and `values` lacks."""
+    lacking = []
+    for field in dataclasses.fields(kind):
+        if field.name not in values:
+            lacking.append(f"{name}.{field.name}")
+        elif isinstance(values[field.name], dict) and dataclasses.is_dataclass(
+            hints := get_type_hints(kind)[field.name]
+        ):
+            lacking += lacking_names(hints, values[field.name], f"{name}.{field.name}")
+    return lacking
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_setting_can_be_set(name):
+    assert lacking_names(TrainConfig, read_config(name, []), name) == []
 
 
 @pytest.mark.parametrize("name", TRAININGS)

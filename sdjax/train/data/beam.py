@@ -15,11 +15,9 @@ def make_shards(make_writer: Callable[[], Any], shards: Sequence[int], options: 
 
     Raises SourceError without Apache Beam, and what a worker raises.
     """
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError:
-        raise SourceError("Apache Beam is not installed: in the clone of sdjax, pip install '.[beam]'") from None
+    check_installed()
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
 
     class MakeShard(beam.DoFn):
         """Makes a shard; the model is loaded once a worker."""
@@ -37,3 +35,11 @@ def make_shards(make_writer: Callable[[], Any], shards: Sequence[int], options: 
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
         # Reshuffled, else one worker would get all numbers of a Create
         pipeline | beam.Create(list(shards)) | beam.Reshuffle() | beam.ParDo(MakeShard())
+
+
+def check_installed() -> None:
+    """Raises SourceError without Apache Beam. To be called before a model is read."""
+    try:
+        import apache_beam  # noqa: F401
+    except ImportError:
+        raise SourceError("Apache Beam is not installed: in the clone of sdjax, pip install '.[beam]'") from None

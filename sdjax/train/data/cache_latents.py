@@ -16,6 +16,8 @@ def run(args: argparse.Namespace) -> None:
     share = parse_share(args.shard)
     if args.beam is not None and args.shard != "0/1":
         raise ValueError("--shard splits the work by hand and --beam by itself: give one of them")
+    if args.beam is not None:
+        beam.check_installed()
     settings = {name: value for name, value in vars(args).items() if name not in ("beam", "shard", "debug", "given")}
     make = functools.partial(make_writer, settings)
     writer = make()
