@@ -24,7 +24,7 @@ def ends(name, num_steps, **fields):
     return gaussian.run(sampler, rows, NARROW.start(rows.sigma[0]), KEYS, NARROW)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - {"lcm"}))  # which needs a network distilled for it
 def test_every_sampler_ends_at_the_data_in_ten_steps(name):
     for num_steps in STEPS:
         # The data lies within 1.5 deviations here; few steps make of it what a first-order method would
