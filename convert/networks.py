@@ -37,24 +37,26 @@ def network_params(
     tensors = source.extra if source.extra is not None and prefix and not _has(source.tensors, prefix) else None
     tensors = source.tensors if tensors is None else tensors
     stored = {canonical(name[len(prefix) :]): name for name in tensors if name.startswith(prefix)}
-    problems: list[str] = []
+    missing: list[str] = []
+    misfits: list[str] = []
 
     def read(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         wanted, flax_kind = keys.torch_name(path), layouts.kind_of(path, leaf.shape)
         name, shape = stored.pop(wanted, None), layouts.stored_shape(flax_kind, leaf.shape)
         if name is None:
-            problems.append(f"{prefix}{wanted} is missing")
+            missing.append(f"{prefix}{wanted} is missing")
         elif tensors.shapes[name] != shape:
-            problems.append(f"{printable(name)} has the shape {list(tensors.shapes[name])} instead of {list(shape)}")
+            misfits.append(f"{printable(name)} has the shape {list(tensors.shapes[name])} instead of {list(shape)}")
         elif not is_floating(tensors.dtypes[name]):
-            problems.append(f"{shown(name)} holds {tensors.dtypes[name].name} numbers instead of floating-point ones")
+            misfits.append(f"{shown(name)} holds {tensors.dtypes[name].name} numbers instead of floating-point ones")
         else:
             return functools.partial(_array, tensors, name, flax_kind, kind)
         return lambda losses: None
 
     reads = jax.tree_util.tree_map_with_path(read, shapes)
-    if problems:  # among what is unknown, and lies idle otherwise, may be what is missing
+    missing.sort(key=lambda name: name.count("."))  # the outermost first: they say most, and not all are shown
+    if problems := missing + misfits:  # among what is unknown, and lies idle otherwise, may be what is missing
         problems += [f"{printable(name)} is unknown" for wanted, name in stored.items() if not unused.fullmatch(wanted)]
         many = "s" if len(problems) > 1 else ""
         raise source.error(f"it does not hold {what}, with {len(problems)} difference{many}: {listed(problems)}")

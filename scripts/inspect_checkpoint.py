@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.scripts.job import note
 
     place, path = read_place(args.path), args.path
-    if place.path is None or place.path.exists():  # of a path where nothing is, `inspect` says so
+    if (
+        place.path is None or place.path.exists() or path in options.BUILTIN
+    ):  # of a path where nothing is, `inspect` says so
         path = hub.resolve(args.path, args.revision, args.variant, note)
     report = inspect(path, variant=args.variant)
     print(json.dumps(report.to_dict(), indent=2) if args.json else in_flags(report.text()))

@@ -18,9 +18,8 @@ from sdjax._version import __version__
 from sdjax.notes import Note
 from sdjax.scripts import flags, xla_flags
 from sdjax.scripts.failures import FAILED, INTERRUPTED, OK, OUT_OF_MEMORY, describe
-from sdjax.scripts.names import translate
 from sdjax.scripts.parser import Parser, nearest
-from sdjax.scripts.wording import in_flags
+from sdjax.scripts.wording import in_flags, translate
 
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
@@ -99,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read_help(argv: list[str]) -> list[str]:
     """Returns the arguments with the ways to ask for help as --help: none, `help`, `help COMMAND`, `COMMAND help`."""
-    if not argv or argv == ["help"]:
+    if not argv or argv in (["help"], ["help", "help"]):
         return ["--help"]
     if argv[0] == "help":
         return [argv[1], "--help"] if argv[1] in COMMANDS else argv[1:]
@@ -112,7 +111,7 @@ def _end_without_command(argv: list[str]) -> NoReturn:
     """Ends for arguments that begin with no command: prints help or version, else what is wrong, with status 2."""
     parser = make_parser()
     if not argv[0].startswith("-"):
-        near = nearest(argv[0], COMMANDS)
+        near = nearest(argv[0], [*COMMANDS, "--version"])
         parser.error(f"there is no command {argv[0]!r}" + (f"; did you mean {near}?" if near else ""))
     options = {flag for action in parser._actions for flag in action.option_strings}
     if argv[0] not in options:

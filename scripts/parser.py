@@ -5,6 +5,7 @@ Imports nothing heavy: every --help reads it.
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -36,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exits with status 2."""
         if "arguments are required" in message:  # a flag that is spelled wrongly is why
-            flags = (text.partition("=")[0] for text in self._given if text.startswith("--") and text != "--")
+            flags = (text.partition("=")[0] for text in self._given if re.match("--?[A-Za-z]", text))
             unknown = [flag for flag in flags if flag not in self._flags]
             message = self._about_unknown(unknown) if unknown else message
         self.exit(2, f"{self.prog}: {message}\n(`{self.prog} --help` says what it takes)\n")
@@ -76,6 +77,13 @@ class Parser(argparse.ArgumentParser):
         near = nearest_flag(flag, self._flags)
         meant = f"; did you mean {near}?" if near else ""
         return f"unrecognized arguments: {flag}{meant}"
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if arg_strings == ["--"] and action.option_strings and action.nargs is None:
+            value = self._get_value(action, "--")  # of --prompt=--; before 3.13 argparse takes it for the flags' end
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         kind = action.type

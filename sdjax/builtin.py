@@ -8,9 +8,10 @@ from typing import Any
 from sdjax import convert
 from sdjax.config import ModelConfig
 from sdjax.convert import CheckpointError, Model
+from sdjax.convert.places import BUILTIN
 from sdjax.convert.reading import read
 
-NAME, INPAINTING = NAMES = ("builtin", "builtin-inpainting")
+NAME, INPAINTING = NAMES = BUILTIN
 _SMALL = "a small one that draws emoji on plain backgrounds, 64 x 64 pixels"
 NOTICE = f"no checkpoint was named, so the model inside the package was taken: {_SMALL}"
 NOTICES = {
@@ -29,6 +30,15 @@ def folder() -> Path:
             FOLDER,
         )
     return FOLDER
+
+
+def whole(name: str) -> Path:
+    """Returns the folder of the model of a name. Raises CheckpointError for the one that no folder holds whole."""
+    if name == INPAINTING:
+        raise CheckpointError(
+            f'{name} is put together when it is loaded; sdjax.load("{name}").save(OUT) writes a file or folder of it'
+        )
+    return folder()
 
 
 def changes() -> Path:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from sdjax import remote
 from sdjax.convert.errors import CheckpointError, printable, shown
 from sdjax.convert.local_models import Say, fetch_model, find_local, holds_model, nearest
-from sdjax.convert.places import Place, cached_repository, could_be_of_hub, exists, is_single_file, read_place
+from sdjax.convert.places import BUILTIN, Place, cached_repository, could_be_of_hub, exists, is_single_file, read_place
 from sdjax.files import WORDS, number_of, tell
 from sdjax.hub_files import Choice, choose_files
 from sdjax.train.folder import is_run
@@ -90,7 +90,8 @@ def resolve(
 ) -> Path:
     """Returns where a model lies: a local path as it is, or what was fetched of a repository "owner/name".
 
-    `path` may be anything that `sdjax.convert.places.read_place` understands, an address from a browser for example.
+    "builtin" is the model inside the package, unless something here has that name. `path` may be anything that
+    `sdjax.convert.places.read_place` understands, an address from a browser for example.
 
     Of a diffusers repository (model_index.json, or the config.json of one component) that is its folder, with the
     weights that `sdjax.convert.read` would choose for `variant`: safetensors where there are some, .bin where not. Of
@@ -103,6 +104,10 @@ def resolve(
     Raises CheckpointError if it is not there, cannot be reached, is not whole, or needs a permission; ValueError for a
     `revision` of a local path.
     """
+    if isinstance(path, str) and path in BUILTIN and not exists(path):
+        from sdjax import builtin  # which imports all of sdjax.convert
+
+        return builtin.whole(path)
     place, say = read_place(path), say or _listener.get()
     if place.address is not None:
         if revision is not None:

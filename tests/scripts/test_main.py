@@ -153,7 +153,8 @@ def test_convert_passes_its_flags_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("v").mkdir()
+    for name in "in", "v":
+        Path(name).mkdir()
     calls = []
     report = types.SimpleNamespace(notices=["the averaged weights were taken"])
     monkeypatch.setattr(convert, "convert", lambda *args, **kwargs: calls.append((args, kwargs)) or report)
@@ -161,8 +162,9 @@ def test_convert_passes_its_flags_on(
     flags += " --overwrite --with-ema-names --variant fp16"
     assert cli.main(["convert", "in", "out", *flags.split()]) == 0
     given = {"to": "ldm", "dtype": "float16", "ema": "no", "vae": Path("v"), "prediction": "v", "config": "c"}
+    given |= {"vocab": None, "lossy": False}
     assert calls == [
-        (("in", "out"), {**given, "manifest": "m", "overwrite": True, "ema_names": True, "variant": "fp16"})
+        ((Path("in"), "out"), {**given, "manifest": "m", "overwrite": True, "ema_names": True, "variant": "fp16"})
     ]
     assert capsys.readouterr() == ("out\n", "note: the averaged weights were taken\n")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_main import run_python
 
-from sdjax.scripts import failures, names, options
+from sdjax.scripts import failures, options, wording
 from sdjax.scripts import main as cli
 from sdjax.scripts.parser import nearest, nearest_flag
 
@@ -105,6 +105,39 @@ def test_python_m_sdjax_is_the_command() -> None:
     assert (result.returncode, result.stdout[:6]) == (0, "sdjax ")
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["version"], "did you mean --version?"),
+        (["convert", "-x", "y"], "unrecognized arguments: -x"),
+        (["inpaint", "-prompt", "x"], "did you mean --prompt?"),
+    ],
+)
+def test_what_is_no_flag_is_said_before_what_lacks(argv: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+    status, _, err = ended(argv, capsys)
+    assert status == 2
+    assert said in err
+
+
+def test_two_dashes_are_a_value_behind_an_equals_sign() -> None:
+    parser = importlib.import_module("sdjax.scripts.txt2img").make_parser()
+    assert parser.parse_args(["--prompt=--", "--sampler=ddim"]).prompt == "--"
+
+
+def test_the_model_inside_is_converted_and_inspected_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["inspect", "builtin"]) == 0
+    assert "builtin (by config.json)" in capsys.readouterr().out
+    assert cli.main(["convert", "builtin", "out.safetensors"]) == 0
+    assert Path("out.safetensors").is_file()
+    assert cli.main(["convert", "builtin-inpainting", "out"]) == 3
+    assert "sdjax.load" in capsys.readouterr().err
+    Path("builtin").mkdir()  # what is here goes first
+    assert cli.main(["inspect", "builtin"]) == 3
+
+
 def flags_of(name: str) -> list[str]:
     """Returns a command's flags."""
     parser = importlib.import_module(f"sdjax.scripts.{cli.COMMANDS[name][0]}").make_parser()
@@ -133,12 +166,12 @@ TRANSLATED = [
 
 @pytest.mark.parametrize(("command", "text", "said"), TRANSLATED, ids=[text for _, text, _ in TRANSLATED])
 def test_pythons_names_are_said_as_flags(command: str, text: str, said: str) -> None:
-    assert said in names.translate(text, flags_of(command))
+    assert said in wording.translate(text, flags_of(command))
 
 
 def test_the_tables_name_flags_that_some_command_has() -> None:
     known = {flag for name in cli.COMMANDS for flag in flags_of(name)}
-    for name, ours in names.FLAGS.items():
+    for name, ours in wording.FLAGS_OF_TASKS.items():
         assert {flag.partition(" ")[0] for flag in ours} & known, name
 
 
