@@ -124,9 +124,7 @@ def _unet(config: Mapping[str, Any]) -> UNetConfig:
                 f"unet/config.json: {name} is {shown(config[name])}: it is {what}, which sdjax does not run"
             )
     only(config, _UNET_ONLY, "unet/config.json")
-    channels = config.get("block_out_channels", [320, 640, 1280, 1280])
-    if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
-        raise ConfigError(f"unet/config.json: block_out_channels is a short list; got {shown(channels)}")
+    channels = _channels(config, "unet/config.json", [320, 640, 1280, 1280])
     count = len(channels)
     down = config.get("down_block_types", ["CrossAttnDownBlock2D"] * (count - 1) + ["DownBlock2D"])
     up = config.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (count - 1))
@@ -178,6 +176,13 @@ def _heads(config: Mapping[str, Any], channels: list[int]) -> tuple[int, ...]:
     return heads
 
 
+def _channels(config: Mapping[str, Any], what: str, default: list[int]) -> list[Any]:
+    channels = config.get("block_out_channels", default)
+    if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
+        raise ConfigError(f"{what}: block_out_channels is a short list; got {shown(channels)}")
+    return channels
+
+
 def vae_from_diffusers(config: Mapping[str, Any], what: str = "vae/config.json") -> VAEConfig:
     """Returns the autoencoder that an AutoencoderKL's config.json describes. Raises ConfigError."""
     if kind := kind_of_component(config.get("_class_name"), ("AutoencoderKL",), "autoencoder"):
@@ -192,7 +197,7 @@ def vae_from_diffusers(config: Mapping[str, Any], what: str = "vae/config.json")
     return VAEConfig(
         image_channels=config.get("in_channels", 3),
         latent_channels=config.get("latent_channels", 4),
-        channels=tuple(config.get("block_out_channels", [64])),
+        channels=tuple(_channels(config, what, [64])),
         num_res_blocks=config.get("layers_per_block", 1),
         scale_factor=0.18215 if config.get("scaling_factor") is None else config["scaling_factor"],
         norm_groups=config.get("norm_num_groups", 32),
@@ -201,7 +206,8 @@ def vae_from_diffusers(config: Mapping[str, Any], what: str = "vae/config.json")
 
 def text_from_transformers(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> TextConfig:
     """Returns the text tower that transformers' config.json and tokenizer_config.json describe. Raises ConfigError."""
-    config = config.get("text_config", config)  # CLIPModel's file holds the text tower's inside
+    tower = config.get("text_config")
+    config = tower if tower and isinstance(tower, Mapping) else config  # CLIPModel's file holds it inside
     only(config, _TEXT_ONLY, "text_encoder/config.json")
     width, activation = config.get("hidden_size", 512), config.get("hidden_act", "quick_gelu")
     pad = tokenizer.get("pad_token")
@@ -233,7 +239,7 @@ def _odd(blocks: Any, kind: str) -> Any:
 def _schedule(config: Mapping[str, Any]) -> ScheduleConfig:
     only(config, {"trained_betas": (None,)}, "scheduler/scheduler_config.json")
     kind, prediction = config.get("beta_schedule", "scaled_linear"), config.get("prediction_type", "epsilon")
-    if kind not in _SCHEDULE_KINDS or prediction not in _PREDICTIONS:
+    if kind not in [*_SCHEDULE_KINDS] or prediction not in [*_PREDICTIONS]:  # a list has no hash
         raise ConfigError(
             f"scheduler/scheduler_config.json: beta_schedule {shown(kind)} and prediction_type {shown(prediction)}; "
             f"known are {', '.join(_SCHEDULE_KINDS)} and {', '.join(_PREDICTIONS)}"

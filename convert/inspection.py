@@ -101,7 +101,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
                 check_tokens(source.tokenizer, config.text, CheckpointError)
             except CheckpointError as error:
                 odd.append(str(error))
-        found = match(shapes, config, source.layout, ema=ema, spelled=source.spelled)
+        found = match(shapes, config, source.layout, ema=ema, spelled=source.spelled, equal=source.equal)
         owners = {name: tables.PARTS[entry.part] for entry, name in found.names.items()}
         owners |= dict.fromkeys(found.other_set, "other UNet")
         owners |= dict.fromkeys((name for name in found.extras if name not in found.unknown), "beside")

@@ -37,12 +37,14 @@ def match(
     ema: bool = False,
     parts: Collection[str] = tuple(tables.PARTS),
     spelled: Callable[[str], str] = str,
+    equal: Callable[[str, str], bool] = lambda one, other: False,
 ) -> Match:
     """Returns what fits and every difference, each a phrase that spells tensors as the file does.
 
     `ema` takes the UNet's moving averages, an ldm file's `model_ema.` tensors. `parts` are those wanted; others may be
     missing, and are passed over where they are there. `spelled` gives the name that the file has for one of `shapes`.
-    A tensor that no network here has is no difference; one that a larger network of the same make would have is.
+    A tensor that no network here has is no difference; one that a larger network of the same make would have is. Nor is
+    a second copy under another tool's name, if `equal` says that the two tensors of these names are the same.
     """
     by_name: dict[str, str] = {}
     doubles: list[tuple[str, str]] = []  # name as the table spells it, and another tensor of that name
@@ -79,9 +81,9 @@ def match(
             problems.append(f"{spelling} has the shape {list(shape)} instead of {list(entry.shape)}")
         matched[entry] = by_name[stored]
     for canonical, name in doubles:
-        if canonical in used:
+        if canonical in used and not equal(name, by_name[canonical]):
             one, other = printable(spelled(name)), printable(spelled(by_name[canonical]))
-            problems.append(f"{one} and {other} are the same tensor")
+            problems.append(f"{one} and {other} name one tensor and differ")
     missing_parts = tuple(part for part in tables.parts_of(config) if part in parts and part not in found)
     extras = [name for canonical, name in doubles if canonical not in used]
     unknown, foreign = [], []

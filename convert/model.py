@@ -163,7 +163,7 @@ def load_model(
     elsewhere = {part for part, source in given.items() if source is not None}
     parts = [part for part in tables.PARTS if part not in elsewhere]
     found = match(opened.tensors.shapes, description, opened.layout, ema=averaged, parts=parts,
-                  spelled=opened.spelled)  # fmt: skip
+                  spelled=opened.spelled, equal=opened.equal)  # fmt: skip
     absent = [part for part in found.missing_parts if part in tables.OPTIONAL]
     unit = opened.layout == "ldm" and "noise_stats" in absent  # which single files do not hold: they stand for 0 and 1
     if unit:

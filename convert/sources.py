@@ -100,9 +100,21 @@ class Source:
         """Returns a tensor's name as the file spells it."""
         return self.tensors.stored.get(name, name) if isinstance(self.tensors, Renamed) else name
 
+    def equal(self, one: str, other: str) -> bool:
+        """Returns whether the tensors of two names have the same type, shape and bytes."""
+        a, b = self.tensors[one], self.tensors[other]
+        same = a.dtype == b.dtype and a.shape == b.shape and np.array_equal(_bytes(a), _bytes(b))
+        self.tensors.release(one)
+        self.tensors.release(other)
+        return same
+
     def error(self, reason: str) -> CheckpointError:
         """Returns the exception to raise: the reason with the checkpoint's name before it."""
         return CheckpointError(reason, self.path)
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def open_source(source: Any, variant: str | None = None) -> Source:

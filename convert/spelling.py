@@ -28,6 +28,11 @@ _DIFFUSERS_PARTS = (
     "conv_in", "conv_out", "conv_norm_out", "time_embedding", "class_embedding", "down_blocks", "up_blocks",
     "mid_block",
 )  # fmt: skip
+_FOLDERS = (
+    ("unet/", _DIFFUSERS_UNET, _DIFFUSERS_PARTS),
+    ("vae/", _DIFFUSERS_VAE, _VAE_PARTS),
+    ("text_encoder/", _CLIP, _CLIP_PARTS),
+)
 
 
 def standard_names(names: Iterable[str]) -> dict[str, str]:
@@ -40,6 +45,9 @@ def standard_names(names: Iterable[str]) -> dict[str, str]:
     table = _Renaming(raw)
     table.apply(_unwrapped)
     if any("/" in name for name in raw):
+        for folder, pattern, parts in _FOLDERS:
+            if prefix := table.prefix(pattern, lambda prefix: True, "", folder):
+                table.rename(f"{folder}{prefix}", parts, folder)
         return table.changed()
     unet = table.prefix(_UNET, _has(table, "output_blocks"), standard := keys.LDM_PREFIXES["unet"])
     if unet is not None:
@@ -96,9 +104,15 @@ class _Renaming:
 
         self.apply(change)
 
-    def prefix(self, pattern: re.Pattern[str], whole: Callable[[str], bool], standard: str) -> str | None:
-        """Returns what stands before the names of a network; of several networks `standard`, else not an average."""
-        found = Counter(match[1] for name in self.now.values() if (match := pattern.match(name)))
+    def prefix(
+        self, pattern: re.Pattern[str], whole: Callable[[str], bool], standard: str, folder: str = ""
+    ) -> str | None:
+        """Returns what stands before the names of a network; of several networks `standard`, else not an average.
+
+        Of a folder's names only those that begin with `folder` are looked at, and without it.
+        """
+        names = (name[len(folder) :] for name in self.now.values() if name.startswith(folder))
+        found = Counter(match[1] for name in names if (match := pattern.match(name)))
         found = {prefix: count for prefix, count in found.items() if whole(prefix)}
         if standard in found:
             return standard

@@ -140,7 +140,7 @@ def named_tensors(root: Any, file: MappedFile) -> tuple[dict[str, StoredTensor],
     """Returns the tensors by name and the numbers and text beside them, from a checkpoint's unpickled value.
 
     Tensors lie under `state_dict`, in older or stripped files at the top level. Optimizer states, callbacks and the
-    like, beside them, are left out. Tensors of a tuple are named "0", "1" and so on.
+    like, beside them or among them, are left out. Tensors of a tuple are named "0", "1" and so on.
     """
     if type(root) is tuple and root and all(type(value) is StoredTensor for value in root):
         root = {str(index): value for index, value in enumerate(root)}
@@ -151,7 +151,7 @@ def named_tensors(root: Any, file: MappedFile) -> tuple[dict[str, StoredTensor],
     for key, value in table.items():
         if type(value) is StoredTensor:
             tensors[check_name(key, file)] = value
-        elif table is not root and value is not None and type(value) not in (bool, int, float, str):
+        elif table is not root and type(value) in (Reference, StoragePart):
             raise file.error(f"entry {check_name(key, file)} of its state_dict is no tensor")
     for scalars in (root,) if table is root else (root, table):
         for key, value in scalars.items():

@@ -133,10 +133,6 @@ VALUES = {
     "a name of 100,000 letters": (named(tensor((1,), strides=(1,)), "x" * 100_000), r"'x+\.\.\.' names a tensor"),
     "a number for a name": (named(tensor((1,), strides=(1,)), 7), "7 names a tensor"),
     "a class for a name": (named(tensor((1,), strides=(1,)), pickles.Global("a", "b")), "names a tensor"),
-    "a list beside the tensors": (
-        {"state_dict": {"x": tensor((1,), strides=(1,)), "y": [1]}},
-        "entry y of its state_dict is no tensor",
-    ),
     "a class beside the tensors": (
         {"state_dict": {"x": tensor((1,), strides=(1,)), "y": pickles.Global("os", "system")}},
         "entry y of its state_dict is no tensor",

@@ -1,12 +1,14 @@
 """A whole model is read whatever lies beside it, in its file, in its folder and before its names; a part never is."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from checkpoint_writer import torch_zip
 from pickle_writer import tensors as pickled_tensors
+from safetensors.numpy import load_file
 from small_models import model, write
 
 from sdjax import convert
@@ -172,6 +174,7 @@ def test_folders_are_read_as_their_index_says(folder, want):
         ("unet", {"use_linear_projection": [False] * 4}), ("unet", {"sample_size": None}),
         ("vae", {"force_upcast": True, "shift_factor": None, "latents_mean": None, "use_quant_conv": True}),
         ("vae", {"mid_block_add_attention": True, "latents_std": [1.0] * 4, "latents_mean": [0, 0, 0, 0]}),
+        ("text_encoder", {"text_config": None, "projection_dim": 512, "new_key_of_2030": 1}),
     ],
 )  # fmt: skip
 def test_keys_at_their_neutral_value(file, change, folder):
@@ -204,4 +207,56 @@ def test_keys_that_change_what_is_computed_are_named(file, change, message, fold
              if path.parent.name in ("unet", "vae", "text_encoder")}  # fmt: skip
     files[f"{file}/config.json"] |= change
     with pytest.raises(ValueError, match=message):
+        convert.diffusers_config.config_from_diffusers(files)
+
+
+@pytest.mark.parametrize("entry", [[1], (1, 2), {"state": {0: {"lr": 0.1}}}, {"a": [{"b": None}]}])
+def test_what_is_no_tensor_among_the_weights_is_passed_over(entry, tmp_path, want):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(torch_zip({"state_dict": {**pickled_tensors(TENSORS), "optimizer": entry}, "epoch": 1}))
+    assert same(convert.load(path, config=CONFIG)[1], want)
+
+
+def test_a_shards_tensor_that_its_index_lacks_is_an_extra(folder, tmp_path, want):
+    whole = shutil.copytree(folder, tmp_path / "whole", ignore=shutil.ignore_patterns("unet_ema"))
+    weights = whole / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    weights.unlink()
+    shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    write(whole / "unet" / shard, tensors | {"left.over": ONE})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+    (whole / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    found = convert.load_model(whole)
+    assert same(found.params, want)
+    assert "unet/left.over" in found.extras
+
+
+@pytest.mark.parametrize("prefix", ["unet.", "model.", "_orig_mod.module."])
+def test_prefixes_in_a_folders_files_are_aliases(prefix, folder, want):
+    files = convert.read(folder)
+    tensors = {name.replace("/", f"/{prefix}", 1): array for name, array in files.items()}
+    assert same(convert.load(tensors, config=CONFIG)[1], want)
+
+
+def test_copies_under_two_names_are_read_once_and_written_once(tmp_path, want):
+    copies = {name.replace("transformer.text_model.", "transformer."): array for name, array in TENSORS.items()
+              if name != POSITIONS.replace("r.", "r.text_model.")}  # fmt: skip
+    description = {"sdjax.config": json.dumps(CONFIG.to_dict())}
+    path = write(tmp_path / "a.safetensors", TENSORS | copies, description)
+    convert.convert(path, tmp_path / "b.safetensors")
+    assert convert.read(tmp_path / "b.safetensors").keys() == TENSORS.keys()
+    assert same(convert.load(tmp_path / "b.safetensors")[1], want)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [("vae", {"block_out_channels": None}), ("scheduler", {"beta_schedule": ["linear"]}),
+     ("scheduler", {"prediction_type": {}})],
+)  # fmt: skip
+def test_a_setting_of_another_type_is_named(file, change, folder):
+    name = "scheduler/scheduler_config.json" if file == "scheduler" else f"{file}/config.json"
+    files = {path: json.loads((folder / path).read_text()) for path in ("unet/config.json", "vae/config.json",
+             "text_encoder/config.json", "scheduler/scheduler_config.json")}  # fmt: skip
+    files[name] |= change
+    with pytest.raises(ValueError, match=next(iter(change))):
         convert.diffusers_config.config_from_diffusers(files)
