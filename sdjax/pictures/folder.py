@@ -15,7 +15,7 @@ MAPS = ("_depth",)
 def list_pictures(folder: str | os.PathLike) -> list[Path]:
     """Returns the folder's picture files in natural order (2 before 10), without other pictures' masks and depth maps.
 
-    Files are picked by their ending, and hidden ones left out; subfolders are not entered. NAME_mask.png is a mask, and
+    Files are picked by their ending, and hidden ones and links to nothing left out; subfolders are not entered. NAME_mask.png is a mask, and
     NAME_depth.png a depth map, only beside a picture NAME. Raises PictureError if there is none, or for a link that
     leads out of the folder; OSError.
     """
@@ -72,8 +72,10 @@ def _names(folder: Path) -> list[str]:
                 raise PictureError(f"{folder}: {entry.name} is a link that leads out of the folder; put the file there")
             if entry.is_file():
                 names.append(entry.name)
+            elif entry.is_symlink() and not os.path.lexists(os.path.realpath(entry.path)):
+                continue  # a link to a picture that was removed
             elif not entry.is_dir():
-                raise PictureError(f"{folder}: {entry.name} is no file but a pipe, a device or a link to nothing")
+                raise PictureError(f"{folder}: {entry.name} is no file but a pipe or a device")
     return sorted(names, key=natural)
 
 
