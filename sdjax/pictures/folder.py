@@ -15,9 +15,9 @@ MAPS = ("_depth",)
 def list_pictures(folder: str | os.PathLike) -> list[Path]:
     """Returns the folder's picture files in natural order (2 before 10), without other pictures' masks and depth maps.
 
-    Files are picked by their ending, and hidden ones and links to nothing left out; subfolders are not entered. NAME_mask.png is a mask, and
-    NAME_depth.png a depth map, only beside a picture NAME. Raises PictureError if there is none, or for a link that
-    leads out of the folder; OSError.
+    Files are picked by their ending, and hidden ones and links to nothing left out; subfolders are not entered.
+    NAME_mask.png is a mask, and NAME_depth.png a depth map, only beside a picture NAME. Raises PictureError if there is
+    none, or for a link that leads out of the folder; OSError.
     """
     folder = Path(local(folder))
     names = _names(folder)

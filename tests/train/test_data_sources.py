@@ -178,6 +178,16 @@ def test_a_tensorflow_dataset_is_read_without_tensorflow(tfds_folder, tmp_path):
     assert {half[i].captions[0] for i in range(3)} <= {"a picture of a red fox", "a picture of a hen"}
 
 
+def test_captions_of_a_tensorflow_dataset_that_are_no_text_are_named(tfds_folder, tmp_path):
+    source = open_source({"tfds": "tiny_pictures", "data_dir": tfds_folder, "index_folder": tmp_path / "i"})
+    example = {**source.data[0], "text": b"caf\xe9"}  # Latin-1
+    source.data = [example]
+    with pytest.raises(SourceError, match="record 0 of tiny_pictures/train has a caption that is not UTF-8 text"):
+        source[0]
+    source.data = [{**example, "text": "caf\u00e9".encode()}]
+    assert source[0].captions == ("caf\u00e9",) and source[0].columns["text"] == "caf\u00e9"
+
+
 def test_a_tensorflow_dataset_that_cannot_be_read_is_refused_with_what_to_do(tfds_folder, tmp_path):
     shutil.copytree(tfds_folder, tmp_path, dirs_exist_ok=True)
     spec = {"tfds": "tiny_pictures", "data_dir": tmp_path, "index_folder": tmp_path / "i"}

@@ -15,7 +15,7 @@ from sdjax.pictures.samples import MAX_BYTES
 from sdjax.train.data import captions as beside
 from sdjax.train.data import metadata
 from sdjax.train.data.pictures import REPEATS
-from sdjax.train.data.records import Record, SourceError, captions_in, scalars
+from sdjax.train.data.records import Record, SourceError, as_captions, captions_in, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
 from sdjax.train.data.walk import Visited, walk
 
@@ -127,11 +127,14 @@ class Folder:
     def _numbered(self, found: list[_Found], stats: list[_Stat]) -> tuple[list[_Found], list[_Stat]]:
         """Obeys folder names such as "10_sks dog"."""
         kept, counted = [], Counter[tuple[int, str]]()
+        if beside.numbered(f"{self.path.name}/x"):
+            self.notices.append("this folder's own name says no repeats: name the folder above it for that")
         for one, file in zip(found, stats):
             number = beside.numbered(one.row["file_name"])
             if number is not None:
                 counted[number] += 1
-                one = one._replace(row={**one.row, REPEATS: number[0]}, captions=one.captions or (number[1],))
+                captions = one.captions or as_captions(number[1], f"the folder of {one.row['file_name']}")
+                one = one._replace(row={**one.row, REPEATS: number[0]}, captions=captions)
             if number is None or number[0]:
                 kept.append((one, file))
         for (repeats, name), count in sorted(counted.items()):

@@ -56,7 +56,10 @@ class TfdsRecords:
         except (ValueError, RuntimeError, IndexError) as error:  # of a checksum that does not agree
             raise OSError(f"record {i} of {self.name} is damaged ({_first_line(error)})") from None
         columns = {column: self._plain(column, value) for column, value in example.items() if column != self.image}
-        return Record(f"{self.name}/{self.split}/{i}", bytes(example[self.image]), self._captions(columns, i), columns)
+        captions = self._captions(columns, i)
+        if isinstance(columns.get(self.caption), bytes):  # checked to be text by now
+            columns[self.caption] = columns[self.caption].decode()
+        return Record(f"{self.name}/{self.split}/{i}", bytes(example[self.image]), captions, columns)
 
     def place(self, i: int) -> str:
         """Returns the record's number in its split."""
@@ -70,7 +73,7 @@ class TfdsRecords:
         if column in self.classes and np.ndim(value) == 0:
             return self.classes[column][int(value)] if value >= 0 else None
         if isinstance(value, bytes):
-            return value.decode(errors="replace")
+            return value if column == self.caption else value.decode(errors="replace")
         if isinstance(value, np.ndarray | np.generic):
             value = value.tolist()
             return self._plain(column, value) if isinstance(value, bytes) else value
