@@ -65,6 +65,28 @@ def test_caption_files_have_many_spellings(tmp_path, name):
     assert captions_of(tmp_path) == [("a photo",)]
 
 
+@pytest.mark.parametrize("name", ["p.caption", "p.TAGS", "p.jpg.txt", "p.caption.txt"])
+def test_caption_files_in_shards_have_the_same_spellings(tmp_path, name):
+    picture(tmp_path)
+    (tmp_path / "text").write_text("a photo")
+    (tmp_path / "empty").write_text("\n")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for member, file in {"p.jpg": "photo.jpg", name: "text", "p.txt": "empty", "p.cap.txt": "text"}.items():
+            tar.add(tmp_path / file, member)
+    assert TarShards(tmp_path / "a.tar", default="else")[0].captions == ("a photo",)
+
+
+def test_a_shard_s_txt_comes_before_other_spellings_in_any_order(tmp_path):
+    picture(tmp_path)
+    (tmp_path / "tags").write_text("tags")
+    (tmp_path / "txt").write_text("text")
+    for order in (("txt", "tags"), ("tags", "txt")):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for ending, file in (("jpg", "photo.jpg"), *((ending, ending) for ending in order)):
+                tar.add(tmp_path / file, f"p.{ending}")
+        assert TarShards(tmp_path / "a.tar")[0].captions == ("text",)
+
+
 @pytest.mark.parametrize("name", ["photo.txt", "metadata.csv"])
 def test_a_pipe_in_place_of_a_text_is_named_and_not_waited_for(tmp_path, name):
     picture(tmp_path)

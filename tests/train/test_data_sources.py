@@ -185,7 +185,8 @@ def test_captions_of_a_tensorflow_dataset_that_are_no_text_are_named(tfds_folder
     with pytest.raises(SourceError, match="record 0 of tiny_pictures/train has a caption that is not UTF-8 text"):
         source[0]
     source.data = [{**example, "text": "caf\u00e9".encode()}]
-    assert source[0].captions == ("caf\u00e9",) and source[0].columns["text"] == "caf\u00e9"
+    assert source[0].captions == ("caf\u00e9",)
+    assert source[0].columns["text"] == "caf\u00e9"
 
 
 def test_a_tensorflow_dataset_that_cannot_be_read_is_refused_with_what_to_do(tfds_folder, tmp_path):

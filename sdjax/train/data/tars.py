@@ -20,11 +20,13 @@ import numpy as np
 from sdjax import addresses, remote
 from sdjax.pictures.folder import SUFFIXES, natural
 from sdjax.text_files import decode, lines
+from sdjax.train.data.captions import ENDINGS
 from sdjax.train.data.records import Record, SourceError, as_captions, captions_in, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
 from sdjax.train.data.walk import is_foreign
 
 _PLACES = ("picture", "txt", "json")  # what is read again; where it lies is in the columns _picture, _picture_size, ...
+_TEXTS = [ending[1:] for ending in ENDINGS]  # what captions are called, the preferred first
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -32,8 +34,9 @@ class TarShards:
     """The records of tar shards: files by their names, wildcards, `{00000..00099}`, folders, or several of these.
 
     A name with `://` is read through fsspec (`s3://bucket/{00000..00099}.tar`). What belongs together has one name up
-    to the first dot; files without a picture are passed over. Captions are the lines of the .txt, else those of the
-    .json, whose other values are the columns; with `caption` they are that column of the .json.
+    to the first dot; files without a picture are passed over. Captions are the lines of the .txt (or what else
+    `captions.ENDINGS` names), else those of the .json, whose other values are the columns; with `caption` they are that
+    column of the .json.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class TarShards:
         tables = []
         for shard in _progress(self.shards):
             build = lambda shard=shard: _index(shard, caption)  # noqa: E731
-            tables.append(kept(index_path(shard.name, index_folder), [shard.stamp(), caption], build))
+            tables.append(kept(index_path(shard.name, index_folder), [shard.stamp(), caption, _TEXTS], build))
         self.table = Table.join(tables)
         if not len(self.table):
             raise SourceError(f"{self.name} holds no pictures; its shards hold NAME.jpg, NAME.txt and NAME.json")
@@ -66,8 +69,9 @@ class TarShards:
         without = sum(caption is None for caption in captions)
         if without:
             raise SourceError(
-                f"{without} of {len(self.table)} pictures in {self.name} have no caption, neither in a .txt nor in "
-                f"{self.caption or 'caption'} of a .json: name the column, or set a default"
+                f"{without} of {len(self.table)} pictures in {self.name} have no caption, neither in a .txt (or "
+                f"{', '.join(ENDINGS[1:])}) nor in {self.caption or 'caption'} of a .json: name the column, or set a "
+                "default"
             )
 
     def __len__(self) -> int:
@@ -226,8 +230,9 @@ def _index(shard: _Shard, caption: str | None) -> Table:
             group.pop("txt data", b""),
             columns,
             caption,
-            f"{stem}.{'txt' if 'txt' in group else 'json'} in {shard.name}",
+            f"{group.pop('txt name', f'{stem}.json')} in {shard.name}",
         )
+        group.pop("rank", None)
         row = {**scalars(columns), "caption": captions[0] if captions else None, "_key": stem}
         row["width"], row["height"] = group.pop("sides")
         for part, (offset, size) in group.items():
@@ -241,16 +246,29 @@ def _add(groups: dict[str, dict[str, Any]], tar: tarfile.TarFile, member: tarfil
     if any(is_foreign(name) for name in folder.split("/") if name != "."):
         return
     stem, _, ending = base.partition(".")  # WebDataset's rule: a key ends at the first dot
-    part = "picture" if f".{ending.lower()}" in SUFFIXES else ending.lower()
+    rank = _rank(ending.lower())
+    part = "picture" if f".{ending.lower()}" in SUFFIXES else "txt" if rank is not None else ending.lower()
     group = groups.setdefault(folder + slash + stem, {})
-    if not stem or part not in _PLACES or part in group:
+    if not stem or part not in _PLACES or (part in group and (rank is None or rank >= group["rank"])):
         return
-    group[part] = (member.offset_data, member.size)
     data: Any = tar.extractfile(member)
     if part == "picture":
         group["sides"] = picture_size(data)
     else:
-        group[f"{part} data"] = data.read()
+        text = data.read()
+        if rank is not None:
+            if not text.strip():  # an empty file says nothing
+                return
+            group |= {"rank": rank, "txt name": member.name}
+        group[f"{part} data"] = text
+    group[part] = (member.offset_data, member.size)
+
+
+def _rank(ending: str) -> int | None:
+    """Returns the place of a caption file's ending among `_TEXTS`, with or without a picture's before it; or None."""
+    first, _, rest = ending.partition(".")
+    text = rest if f".{first}" in SUFFIXES else ending
+    return _TEXTS.index(text) if text in _TEXTS else None
 
 
 def _columns(data: bytes) -> dict[str, Any]:
