@@ -164,7 +164,10 @@ def _given(args: argparse.Namespace, flag: str) -> Any:
 
 
 def _rate(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"a learning rate is above 0, as 1e-5; got {text}")
     return value

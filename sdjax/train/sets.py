@@ -11,6 +11,7 @@ from sdjax.train.data.buckets import Buckets
 from sdjax.train.data.cache import encoder_of, is_signature, probe
 from sdjax.train.data.cached import Cached
 from sdjax.train.data.loader import Loader
+from sdjax.train.data.order import Order
 from sdjax.train.data.pictures import Part, Pictures
 from sdjax.train.data.sources import open_source
 from sdjax.typing import Params
@@ -36,9 +37,13 @@ def open_parts(data: DataConfig, batch_size: int, *, captions: bool) -> Cached |
 
 
 def make_examples(data: DataConfig, parts: Cached | list[Part], model: ModelConfig, batch_size: int) -> Examples:
-    """Returns the set with the sizes that a model takes. Raises as `open_parts`."""
-    if isinstance(parts, Cached):
-        return parts
+    """Returns the set with the sizes that a model takes. Raises as `open_parts`, and if no batch can be filled."""
+    examples = parts if isinstance(parts, Cached) else _pictures(data, parts, model, batch_size)
+    Order(examples.streams, batch_size, seed=0)
+    return examples
+
+
+def _pictures(data: DataConfig, parts: list[Part], model: ModelConfig, batch_size: int) -> Pictures:
     side = model.image_size if data.side is None else data.side
     step = max(64, model.vae.factor) if side >= 256 else model.vae.factor
     if side % step:

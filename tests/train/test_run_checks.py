@@ -66,6 +66,7 @@ BAD = [
     ("optim.rates=[['(', 1.0]]", "regular expression"),
     ("optim.rates=[['a', 1.0, 2.0]]", "2 entries"),
     ("batch_size=7", "cannot be spread over"),
+    ("batch_size=16", "cannot be filled"),
     ("dtype=float17", "dtype is one of"),
     ("model.ema=perhaps", "model.ema"),
     ("model.prediction=w", "model.prediction"),
