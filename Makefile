@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= a rocket on a green background
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The filter: setuptools warns of folders that bear the package's name, at every editable installation
+PIP = PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP = $(VENV)/.installed
 TEST_STAMP = $(VENV)/.installed-test
 DOCS_STAMP = $(VENV)/.installed-docs
