@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sdjax.addresses import remote
 from sdjax.nn.discriminator import SMALLEST, Discriminator
 from sdjax.nn.lpips import LPIPS
 from sdjax.typing import Params
@@ -45,7 +46,7 @@ def lpips_params(*sources: Any) -> dict[str, Any]:
     if not sources:
         raise CheckpointError(NEEDED)
     for path in sources:
-        if isinstance(path, str | os.PathLike) and not os.path.exists(path):
+        if isinstance(path, str | os.PathLike) and not remote(path) and not os.path.exists(path):
             raise CheckpointError(f"there is no such file; {NEEDED}", path)
     image = jnp.zeros((1, 16, 16, 3))
     lines = dict(jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"])

@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ from sdjax import remote
 from sdjax.convert.errors import CheckpointError, printable, shown
 from sdjax.convert.local_models import Say, fetch_model, find_local, holds_model, nearest
 from sdjax.convert.places import BUILTIN, Place, cached_repository, could_be_of_hub, exists, is_single_file, read_place
-from sdjax.files import WORDS, number_of, tell
+from sdjax.files import WORDS, check_room, number_of, tell
 from sdjax.hub_files import Choice, choose_files
 from sdjax.train.folder import is_run
 
@@ -175,23 +175,27 @@ def _fetch_one(place: Place, variant: str | None, say: Say | None) -> Path:
 def _fetch(place: Place, variant: str | None) -> Path:
     """Returns the folder or file that was fetched of a repository. Raises Absent if it is not there."""
     import huggingface_hub
+    from huggingface_hub import constants
 
     repository, revision = place.repository, place.revision
     try:
-        names = _list(huggingface_hub, repository, revision)
-        online = True
+        listed = _list(huggingface_hub, repository, revision)
+        names, online = list(listed), True
     except Exception as error:
         if not _is_unreachable(error):
             _explain(error, repository, revision)
         repository = _spelled_in_cache(repository)
-        names = _list_cached(huggingface_hub, repository, revision, error)
-        online = False
+        names, online = _list_cached(huggingface_hub, repository, revision, error), False
     try:
         chosen = choose_files(repository, names, variant=variant, file=place.file)
     except CheckpointError as error:
         if online:
             raise
         raise CheckpointError(f"{error} (this is what the hub's cache holds; the hub was not reached)") from error
+    needs = None
+    if online:
+        needs = _bytes_to_fetch(huggingface_hub, repository, revision, [listed[name] for name in chosen.fetched])
+        check_room(constants.HF_HUB_CACHE, needs, f"fetching {repository} into")
     try:
         # All that was chosen, and where offline no more than a look for it
         folder = Path(
@@ -200,7 +204,7 @@ def _fetch(place: Place, variant: str | None) -> Path:
             )
         )
     except Exception as error:
-        _explain(error, repository, revision, begun=online)
+        _explain(error, repository, revision, begun=online, needs=needs)
     missing = [name for name in chosen.fetched if not (folder / name).is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -221,9 +225,25 @@ def _spelled_in_cache(repository: str) -> str:
     return repository if wanted in like or not like else cached_repository(Path(like[0])) or repository
 
 
-def _list(hub: Any, repository: str, revision: str | None) -> list[str]:
-    info = hub.HfApi().model_info(repository, revision=revision)
-    return [file.rfilename for file in info.siblings or ()]
+def _list(hub: Any, repository: str, revision: str | None) -> dict[str, Any]:
+    """Returns what the hub says of each file of a repository, by name."""
+    info = hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
+    return {file.rfilename: file for file in info.siblings or ()}
+
+
+def _bytes_to_fetch(hub: Any, repository: str, revision: str | None, wanted: Sequence[Any]) -> int:
+    """Returns how many bytes of these files the cache lacks, less what is there of files that came by half."""
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "blobs")
+
+    def here(file: Any) -> bool:
+        content = (file.lfs and file.lfs.sha256) or file.blob_id  # another revision's file may have the same
+        found = hub.try_to_load_from_cache(repository, file.rfilename, revision=revision)
+        return isinstance(found, str) or (content is not None and (blobs / content).exists())
+
+    half = sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+    return max(sum(file.size or 0 for file in wanted if not here(file)) - half, 0)
 
 
 def _list_cached(hub: Any, repository: str, revision: str | None, reason: Exception) -> list[str]:
@@ -254,14 +274,16 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _explain(error: Exception, repository: str, revision: str | None, *, begun: bool = False) -> NoReturn:
+def _explain(
+    error: Exception, repository: str, revision: str | None, *, begun: bool = False, needs: int | None = None
+) -> NoReturn:
     """Raises CheckpointError with one sentence for what huggingface_hub raised; its own may name URLs over lines."""
     from huggingface_hub import constants, errors
 
     named, kind = revision or "main", CheckpointError
     number = number_of(error)
     if number in WORDS and number != errno.ENOENT:
-        raise tell(OSError(number, ""), f"fetching {repository} into", constants.HF_HUB_CACHE) from error
+        raise tell(OSError(number, ""), f"fetching {repository} into", constants.HF_HUB_CACHE, needs) from error
     if isinstance(error, errors.GatedRepoError):
         reason = (
             f"the repository is gated: accept its terms at {constants.ENDPOINT}/{repository} and log in with "

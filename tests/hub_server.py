@@ -80,7 +80,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
             if rest[:1] == ["tree"]:
                 sizes = ((name, len(data), hashlib.sha1(data).hexdigest()) for name, data in files.items())
                 return [{"type": "file", "path": name, "size": size, "oid": oid} for name, size, oid in sizes]
-            siblings = [{"rfilename": name} for name in files]
+            siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
             return {"id": repository, "modelId": repository, "sha": commit, "private": False, "siblings": siblings}
 
         def answer(self, status: int, data: bytes, headers: dict[str, str] | None = None, name: str = "") -> None:

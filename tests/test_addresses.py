@@ -87,6 +87,8 @@ MODELS = {
     "inspect": convert.inspect,
     "Prior": lambda path: sdjax.Prior.load(path),
     "safety": lambda path: sdjax.SafetyChecker.load(path),
+    "perceptual": lambda path: convert.load_lpips(path),
+    "discriminator": lambda path: convert.load_discriminator(path),
     "data": lambda path: open_source({"folder": path}),
     "records": lambda path: open_source({"records": path}),
     "tars": lambda path: open_source({"tars": path}),

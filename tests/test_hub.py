@@ -32,7 +32,7 @@ from sdjax.convert.errors import CheckpointError
 for call in json.loads(sys.argv[1]):
     try:
         print("path", hub.resolve(*call))
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         print("error", error)
 """
 
@@ -64,6 +64,21 @@ def held(folder: Path) -> set[str]:
 def server():
     with hub_server.serve(hub_server.Hub()) as served:
         yield served
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="mounts a disk of 600 kB")
+def test_a_full_disk_is_seen_before_anything_is_fetched(server, tmp_path) -> None:
+    server.add(REPOSITORY, {"config.json": b"{}", "model.safetensors": bytes(2 * 2**20)})
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "none", tmp_path]).returncode:
+        pytest.skip("cannot mount a disk here")
+    try:
+        (line,) = resolve(server.address, tmp_path, [REPOSITORY])
+        assert line.startswith(f"error fetching {REPOSITORY} into {tmp_path}")
+        assert "the disk is full; free some space (2 MiB are needed, 600 KiB are free)" in line
+        assert server.sent() == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 LOAD = """

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sdjax import convert
+from sdjax.addresses import remote
 from sdjax.config import VAEConfig
 from sdjax.effects import needs
 from sdjax.nn import AutoencoderKL, latent_from_moments
@@ -136,7 +137,7 @@ def check_files(objective: AutoencoderObjective | None) -> None:
     if objective is None:
         return
     named = [*(objective.lpips if objective.perceptual_weight else ()), objective.discriminator or ""]
-    missing = [path for path in named if path and not os.path.exists(path)]
+    missing = [path for path in named if path and not remote(path) and not os.path.exists(path)]
     if missing:
         raise ValueError(f"{missing[0]}: there is no such file; autoencoder.lpips and discriminator name files")
     if objective.perceptual_weight and not objective.lpips:

@@ -16,6 +16,7 @@ import pytest
 from checkpoint_checks import State, assert_same, fill, state_at
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sdjax import files
 from sdjax.train import manifest
 from sdjax.train.checkpoint import Checkpoints
 
@@ -97,16 +98,17 @@ def test_what_fails_after_a_step_is_whole_leaves_it(tmp_path, monkeypatch):
 @pytest.mark.slow
 @abandoned
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="mounts a disk of 4 MB")
-def test_a_full_disk_keeps_the_step_before(tmp_path):
+def test_a_full_disk_keeps_the_step_before(monkeypatch, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", tmp_path]).returncode:
         pytest.skip("cannot mount a disk here")
     try:
         checkpoints, _ = fill(tmp_path, 1)
         large = state_at(2).replace(ema_params={"w": jax.random.normal(jax.random.key(0), (2000, 2000))})
-        for _ in range(2):
-            checkpoints.save(large)
+        for looked in True, False:  # seen before anything is written, and while it is written
+            if not looked:
+                monkeypatch.setattr(files, "has_room", lambda *_: True)
             with pytest.raises(OSError, match="checkpoint 2 was not written .* the disk is full; free") as caught:
-                checkpoints.wait()
+                checkpoints.save(large, wait=True)
             assert caught.value.errno == errno.ENOSPC
         assert_same(checkpoints.restore(state_at(0)), state_at(1))
         checkpoints.save(state_at(2), wait=True)
