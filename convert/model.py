@@ -233,8 +233,8 @@ def model_of_params(
     `like` is the model that they were read from: metadata, licence, model card and tensors beside the parameters are
     taken from it, and so is every parameter that is still the same, in the type that it is stored in.
 
-    Raises ValueError if the parameters are not the description's, or there is no tokenizer and CLIP's own is not the
-    text encoder's.
+    Raises ValueError if the parameters are not the description's, the tokenizer has tokens that the text encoder does
+    not know, or there is no tokenizer and CLIP's own is not the text encoder's.
     """
     leaves = leaves_of(config, params, {} if like is None else like.leaves)
     if tokenizer is None and config.text.kind == "clip" and config.text.vocab_size != CLIP_TOKENS:
@@ -242,6 +242,8 @@ def model_of_params(
             f"the text encoder has {config.text.vocab_size} tokens, and CLIP's own tokenizer {CLIP_TOKENS}: give the "
             "model's by tokenizer= (sdjax.convert.load_model(path).tokenizer() reads it)"
         )
+    if tokenizer is not None:
+        check_tokens(tokenizer, config.text, ValueError)
     if like is None:
         return Model(config, leaves, {}, Report("memory", "argument", "argument", False), own_tokenizer=tokenizer)
     report = dataclasses.replace(like.report, layout="memory")

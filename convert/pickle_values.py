@@ -1,7 +1,8 @@
 """The plain values that a checkpoint's pickle describes, and the few calls of it that make them.
 
-Ordered dictionaries, numpy's numbers, and the latin-1 text by which protocol 2 spells a number's bytes: a table from
-the names of those functions to functions of ours, which make no object of any other class and run no code of the file.
+Ordered dictionaries, numpy's numbers, sizes and devices of torch, and the latin-1 text by which protocol 2 spells a
+number's bytes: a table from the names of those functions to functions of ours, which make no object of any other class
+and run no code of the file.
 """
 
 import dataclasses
@@ -11,7 +12,8 @@ from typing import Any
 
 from .errors import printable, shown
 
-MAX_ENCODED = 32  # characters of a numpy scalar's bytes
+MAX_ENCODED = 32  # characters of a numpy scalar's bytes, of a device's name
+MAX_SIDES = 16  # of a torch.Size
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -88,10 +90,24 @@ def _scalar(*args: Any) -> int | float | bool:
     return struct.unpack((">" if dtype.byteorder == ">" else "<") + _SCALAR_CODES[dtype.code], data)[0]
 
 
+def _size(*args: Any) -> tuple[int, ...]:
+    if len(args) != 1 or type(args[0]) is not tuple or any(type(n) is not int for n in args[0][:MAX_SIDES]):
+        raise ValueError("it makes a torch.Size of something else than whole numbers")
+    return args[0][:MAX_SIDES]
+
+
+def _device(*args: Any) -> str:
+    if not args or type(args[0]) is not str or any(type(index) is not int for index in args[1:2]) or len(args) > 2:
+        raise ValueError("it makes a torch.device of something else than a name and a number")
+    return args[0][:MAX_ENCODED]
+
+
 CALLS: dict[tuple[str, str], Call] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): _dtype,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
+    ("torch", "Size"): _size,
+    ("torch", "device"): _device,
 }

@@ -6,10 +6,8 @@ from typing import Any
 from sdjax.config import TextConfig
 from sdjax.tokenizer import Tokenizer
 
-from .errors import CheckpointError
 
-
-def check_tokens(tokenizer: Tokenizer, text: TextConfig, error: Callable[[str], CheckpointError]) -> None:
+def check_tokens(tokenizer: Tokenizer, text: TextConfig, error: Callable[[str], Exception]) -> None:
     """Raises the error of a reason if the tokenizer has a token for which the text encoder has no embedding."""
     if tokenizer.largest_id >= text.vocab_size:
         raise error(

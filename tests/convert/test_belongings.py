@@ -123,6 +123,13 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(tmp_path):
     assert "1 more token than CLIP's tokenizer" in sdjax.load(tmp_path / "m").notices[0]
 
 
+def test_a_tokenizer_of_another_model_is_not_written_beside_it(pipe, tmp_path):
+    for name in ("a.safetensors", "folder"):
+        with pytest.raises(ValueError, match="tokens up to number 49407, and its text encoder embeddings of 1536"):
+            convert.save(pipe.config, pipe.params, tmp_path / name, tokenizer=Tokenizer())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_that_lost_its_tokenizer_says_so_and_none_is_made_up(pipe, tmp_path):
     pipe.save(tmp_path / "n")
     shutil.rmtree(tmp_path / "n" / "tokenizer")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from checkpoint_writer import torch_zip
+from pickle_writer import Call, Global
 from pickle_writer import tensors as pickled_tensors
 from safetensors.numpy import load_file
 from small_models import model, write
@@ -210,7 +211,9 @@ def test_keys_that_change_what_is_computed_are_named(file, change, message, fold
         convert.diffusers_config.config_from_diffusers(files)
 
 
-@pytest.mark.parametrize("entry", [[1], (1, 2), {"state": {0: {"lr": 0.1}}}, {"a": [{"b": None}]}])
+@pytest.mark.parametrize("entry", [[1], (1, 2), {"state": {0: {"lr": 0.1}}}, {"a": [{"b": None}]},
+                                   Call(Global("torch", "Size"), ((2, 3),)),
+                                   {"d": Call(Global("torch", "device"), ("cuda", 0))}])  # fmt: skip
 def test_what_is_no_tensor_among_the_weights_is_passed_over(entry, tmp_path, want):
     path = tmp_path / "a.ckpt"
     path.write_bytes(torch_zip({"state_dict": {**pickled_tensors(TENSORS), "optimizer": entry}, "epoch": 1}))
