@@ -140,6 +140,15 @@ def test_weights_are_shares_of_an_epoch_whatever_the_repeats(tmp_path):
     assert sum(counts[0]) == pytest.approx(sum(counts[1]))
 
 
+def test_kohyas_folder_itself_and_a_blank_class_say_what_is_missing(tmp_path):
+    write_pictures(tmp_path / "10_sks dog", "a.png", captions=False)
+    with pytest.raises(SourceError, match="own name says no repeats: name the folder above it"):
+        Folder(tmp_path / "10_sks dog")
+    write_pictures(tmp_path / "set", "10_ /a.png", captions=False)
+    with pytest.raises(SourceError, match="have no caption"):
+        Folder(tmp_path / "set")
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     write_pictures(tmp_path, "a.png", "sub/b.png")
     scandir = os.scandir

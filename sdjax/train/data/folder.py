@@ -156,7 +156,7 @@ class Folder:
             raise SourceError(
                 f"{len(without)} of {len(found)} pictures in {self.path} have no caption ({', '.join(names)}"
                 f"{', ...' if len(without) > 3 else ''}): give them {where}{place} or a NAME.txt beside each, or set a "
-                "default"
+                f"default{''.join(f'; {notice}' for notice in self.notices)}"
             )
         return [one.captions or (default or "",) if default is not None else one.captions for one in found]
 
