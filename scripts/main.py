@@ -147,7 +147,7 @@ def _drop_output() -> None:
 
 @contextlib.contextmanager
 def notes_shown() -> Iterator[None]:
-    """Shows the library's notes on standard error while a command runs, each text once."""
+    """Shows the library's notes on standard error while a command runs, each text and each kind of its own once."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", Note)
         usual, shown = warnings.showwarning, set()
@@ -155,8 +155,8 @@ def notes_shown() -> Iterator[None]:
         def show(message: Any, category: Any, *where: Any, **more: Any) -> None:
             if not issubclass(category, Note):
                 usual(message, category, *where, **more)
-            elif str(message) not in shown:
-                shown.add(str(message))
+            elif (once := str(message) if category is Note else category) not in shown:
+                shown.add(once)
                 print(f"note: {in_flags(str(message))}", file=sys.stderr)
 
         warnings.showwarning = show

@@ -79,6 +79,8 @@ def animate(
         for name, value, usual in ("interpolation", interpolation, "linear"), ("prompt_strength", prompt_strength, 1):
             if value != usual:
                 note(f"{name} has no effect on one prompt: give several different ones, or leave it out")
+    if len(set(zip(prompts, negatives, seeds))) == 1:
+        note("all keyframes have the same prompt and seed: every frame is the same picture")
     if batch < 1:
         raise ValueError(f"batch is at least 1; got {batch}")
     mesh = sharding.make_mesh(devices)

@@ -27,8 +27,9 @@ def whole(
     except TypeError:
         out = None
     if out is None or (low is not None and out < low) or (high is not None and out > high):
+        ours = f": write {int(value)}" if out is None and isinstance(value, float) and value.is_integer() else ""
         within = "" if low is None else f" from {low} up" if high is None else f" from {low} to {high}"
-        raise ValueError(f"{name} is a whole number{unit}{within}{context}; got {shown(value)}")
+        raise ValueError(f"{name} is a whole number{unit}{within}{context}; got {shown(value)}{ours}")
     return out
 
 

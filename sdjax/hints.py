@@ -82,6 +82,7 @@ ELSEWHERE: dict[str, str] = {
                     "no checker runs by itself; sdjax.SafetyChecker.load(path) is one"),
     **dict.fromkeys(("use_safetensors", "low_cpu_mem_usage", "from_flax", "from_pt", "trust_remote_code",
                      "custom_pipeline", "use_onnx", "weights_only", "ignore_mismatched_sizes"), _FILES),
+    **dict.fromkeys(("safe_serialization", "max_shard_size"), "safetensors are written, one file a network"),
     **dict.fromkeys(("device", "devices", "device_map", "offload_folder", "max_memory"),
                     "a task chooses where it runs, as devices=jax.devices('gpu')"),
     **dict.fromkeys(("cache_dir", "force_download", "resume_download", "proxies"),
@@ -183,9 +184,18 @@ def unknown_argument(subject: str, name: str, known: Collection[str]) -> str:
     return f"{subject} has {'an' if subject == 'no task' else 'no'} argument {name}{hint}"
 
 
-def unknown_attribute(name: str, known: Collection[str]) -> str:
-    """Returns the sentence about an attribute that a pipeline does not have."""
-    if name in ATTRIBUTES:
+class Explained(type):
+    """The type of classes whose missing attributes, as Pipeline.from_pretrained, are explained."""
+
+    def __getattr__(cls, name: str) -> Any:
+        raise AttributeError(unknown_attribute(name, dir(cls), cls.__name__))
+
+
+def unknown_attribute(name: str, known: Collection[str], kind: str = "Pipeline") -> str:
+    """Returns the sentence about an attribute that a pipeline, or another `kind` of thing, does not have."""
+    if name.startswith("from_") and kind != "Pipeline":
+        hint = f": sdjax.{kind}.load(path) loads one"
+    elif name in ATTRIBUTES:
         hint = f": {ATTRIBUTES[name]}"
     elif name.startswith(_SWITCHES):
         hint = ": there is nothing to switch on; attention and large pictures take little memory as they are"
@@ -193,14 +203,16 @@ def unknown_attribute(name: str, known: Collection[str]) -> str:
         hint = f": did you mean {near[0]}?"
     else:
         hint = ""
-    return f"a Pipeline has no attribute {name!r}{hint}"
+    return f"a {kind} has no attribute {name!r}{hint}"
 
 
 def unknown_name(name: str, known: Collection[str]) -> str:
     """Returns the sentence about a name that the package does not have."""
     if name in NAMES:
         hint = f": {NAMES[name]}"
-    elif name.endswith(("Pipeline", "PipelineImg2Img", "Img2Img", "Inpaint")):
+    elif name.endswith("Scheduler"):
+        hint = ": a task's sampler= chooses how noise is taken away, as sampler='euler'"
+    elif "Pipeline" in name:
         hint = ": sdjax.load(path) loads a model of any kind, and sdjax.text_to_image and others make pictures with it"
     elif near := difflib.get_close_matches(name, known, 1, 0.75):
         hint = f": did you mean {near[0]}?"

@@ -20,7 +20,7 @@ from sdjax.arguments import dtype_name
 from sdjax.blending import Known
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.denoiser import Conditioning
-from sdjax.hints import unknown_attribute
+from sdjax.hints import Explained, explains_arguments, unknown_attribute
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet, latent_from_moments
 from sdjax.pinned import make_keys as make_keys  # where everybody looks for it
 from sdjax.pinned import pinned
@@ -137,7 +137,7 @@ def _sample(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pipeline:
+class Pipeline(metaclass=Explained):
     """A model ready to use: its description, parameters {"unet", "vae", "text"}, tokenizer and compute dtype.
 
     `source` says where it came from, `notices` what was decided while loading it; `origin` is the
@@ -177,6 +177,7 @@ class Pipeline:
         """Returns the parameters, whole on every device of the mesh."""
         return self._placed.get(self.params, mesh, lambda params: sharding.replicate(params, mesh))
 
+    @explains_arguments(task=False)
     def save(
         self, path: Any, *, to: str = "auto", dtype: str | None = None, lossy: bool = False, overwrite: bool = False
     ) -> None:

@@ -18,7 +18,7 @@ from sdjax import sharding
 from sdjax.arguments import dtype_name, texts, whole
 from sdjax.config import PriorConfig, ScheduleConfig
 from sdjax.denoiser import check_guidance_scale, check_negatives
-from sdjax.hints import explains_arguments
+from sdjax.hints import Explained, explains_arguments
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
 from sdjax.pinned import pinned
 from sdjax.pipeline import cast, default_dtype, make_keys, summary
@@ -131,7 +131,7 @@ def _tell(static: tuple[PriorConfig, str], params: Params, ids: TokenIds) -> Tol
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prior:
+class Prior(metaclass=Explained):
     """A prior ready to use: its description, parameters {"prior", "text"}, tokenizer and compute dtype."""
 
     config: PriorConfig

@@ -9,7 +9,7 @@ behind what it explains. A bracket behind a backslash is one that those tools ta
 import re
 from collections.abc import Iterable
 
-from sdjax.notes import note
+from sdjax.notes import PromptNote, note
 from sdjax.tokenizer import Tokenizer
 
 SHOWN = 3  # pieces that are named
@@ -19,6 +19,7 @@ _ESCAPED = re.compile(r"\\[()\[\]{}]")
 _SMILEY = re.compile(r"[:;=]['^o-]?[()\[\]]+|[(\[]+['^o-]?[:;=](?![\w.])|\([\W_]+\)")
 _QUOTED = re.compile(r'"[^"]*"|\u201c[^\u201d]*\u201d')
 _LETTER = r"[^\W\d_]"
+_JOINS = r"(?:a|and|are|as|at|beside|by|for|from|in|is|near|of|on|or|to|under|with)\b"  # behind a remark
 _NAMES = (  # embeddings that prompts name most often
     "easynegative(?:v2)?|bad-?hand(?:s-5|v4)|bad_prompt(?:_version2)?|ng_deepnegative_v1_75t|bad-artist(?:-anime)?|"
     r"bad-image-v2-\d+|verybadimagenegative_v1(?:\.\d)?|baddream|unrealisticdream|fastnegativev2|negative_hand|"
@@ -31,13 +32,13 @@ PATTERNS = tuple(
         r"\((?:[^()]|\([^()]*\))*?[^\d\s()]\s*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)",  # (word:1.3)
         r"\([^()]*" + _LETTER + r"[^()]*\)(?:\d?\.\d+|\++(?![\w+])|-+(?![\w-]))",  # (word)1.2, (word)++
         r"\(\s*\([^()+*/=^]*" + _LETTER + r"[^()+*/=^]*\)[^()]*\)",  # ((word))
-        r"(?:(?<=^)|(?<=[,(\[|]))\s*\([^()]*" + _LETTER + r"{3}[^()]*\)",  # (word), at the start of a phrase
-        r"(?<!\w)\([^()]*" + _LETTER + r"{3}[^()]*\)(?=\s+" + _LETTER + ")",  # a (red) cat
+        r"(?:(?<=^)|(?<=[,(\[|]))\s*\([^()]*(?:\d[kK]|" + _LETTER + r"{3})[^()]*\)",  # (word), at the start of a phrase
+        r"(?<!\w)\([^()]*" + _LETTER + r"{3}[^()]*\)(?=\s+(?!" + _JOINS + ")" + _LETTER + ")",  # a (red) cat
         r"\[(?!sic\]|\.\.\.)[^\[\]]*" + _LETTER + r"[^\[\]]*\]",  # [word], [a|b], [from:to:0.5]
         r"\{[^{}]*" + _LETTER + r"[^{}]*\}",  # {word}, {a|b}
         r"(?<!\w)__[\w*/.-]+?__(?!\w)",  # __wildcard__
         r"(?i)(?<!\w)embedding:[\w./-]+",
-        r"(?i)(?<![\w.-])(?!\d+\.)[\w-]{1,80}\.(?:pt|pth|safetensors|ckpt)(?!\w)",  # an embedding's file
+        r"(?i)(?<![\w.-])(?!\d+\.)[\w-]{1,80}\.(?:pt|pth|safetensors|ckpt|bin)(?!\w)",  # an embedding's file
         r"(?i)(?<![\w-])(?:" + _NAMES + r")(?![\w-])",
         r"(?<!\w)(?!notepad)" + _LETTER + r"{2,}\+{2,}(?![\w+])",  # word++
         r"(?<!\w)" + _LETTER + r"{2,}-{2,}(?=\s*(?:,|$))",  # word--
@@ -46,7 +47,7 @@ PATTERNS = tuple(
         r"[\w)]\s*\.(?:and|blend|swap)\(",
     )
 )
-_WORDS = re.compile(r"(?<!\w)(?:BREAK|AND)(?!\w)")
+_WORDS = re.compile(r"(?<!\w)(?:BREAK|AND|AND_(?:PERP|SALT|TOPK)|ADD(?:COMM|BASE|COL|ROW))(?!\w)")
 
 
 def foreign_syntax(prompt: str) -> list[str]:
@@ -83,7 +84,8 @@ def check_prompts(prompts: Iterable[str]) -> None:
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     note(
         f"the prompt holds another tool's syntax, which is read as plain words here and may spoil the picture: {named}"
-        f"{more}; write it without"
+        f"{more}; write it without",
+        PromptNote,
     )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -94,7 +95,10 @@ def make_sampler(sampler: str | Any, schedule: NoiseSchedule | None = None, **fi
     """
     if isinstance(sampler, str):
         if sampler not in samplers.SAMPLERS:
-            near = difflib.get_close_matches(sampler, samplers.SAMPLERS, 1)
+            # As others spell them: "DPM++ 2M Karras", "k_euler_a"
+            plain = re.sub(r"\W+", "_", sampler.lower().removeprefix("k_").replace("++", "pp"))
+            plain = re.sub("_a$", "_ancestral", plain.removesuffix("_karras"))
+            near = difflib.get_close_matches(plain, samplers.SAMPLERS, 1)
             meant = f" (did you mean {near[0]}?)" if near else ""
             known = ", ".join(sorted(samplers.SAMPLERS))
             raise ValueError(f"unknown sampler {sampler!r}{meant}; the known ones are {known}")

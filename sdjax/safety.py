@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from sdjax import pictures, preprocess, sharding
 from sdjax.arguments import dtype_name
 from sdjax.config import VisionConfig
-from sdjax.hints import explains_arguments
+from sdjax.hints import Explained, explains_arguments
 from sdjax.nn import safety
 from sdjax.pinned import pinned
 from sdjax.pipeline import cast, default_dtype, summary
@@ -44,7 +44,7 @@ def _score(static: tuple[VisionConfig, str], params: Params, pixels: Image) -> s
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SafetyChecker:
+class SafetyChecker(metaclass=Explained):
     """A safety checker ready to use: its image tower's description, parameters and compute dtype."""
 
     config: VisionConfig

@@ -7,6 +7,7 @@ import pytest
 import sdjax
 from sdjax import animation as module
 from sdjax.animation import animate, between, check_keyframes, frame_positions, straight, turn, turn_tokens
+from sdjax.notes import Note
 
 import models
 from checks import count_compilations, near
@@ -149,3 +150,8 @@ def test_one_of_a_kind_serves_all_keyframes():
 def test_bad_arguments_are_refused_with_a_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         animate(models.pipeline(), **{"prompts": ["a cat", "a dog"], **ONE, **arguments})
+
+
+def test_keyframes_that_are_all_alike_are_said():
+    with pytest.warns(Note, match="all keyframes have the same prompt and seed"):
+        sdjax.animate(models.pipeline(), "a", seeds=[1, 1], frames=2, num_steps=1)

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ import pytest
 
 import sdjax
 from sdjax import arguments, convert, generate, hints, samplers
+from sdjax.arguments import whole
 from sdjax.pipeline import cast
+from sdjax.run import make_sampler
 
 import models
 
@@ -288,3 +291,32 @@ def test_a_sampler_that_is_none_is_refused():
             sdjax.text_to_image(models.pipeline(), "a", sampler=wrong)
     with pytest.raises(ValueError, match="did you mean euler?"):
         sdjax.text_to_image(models.pipeline(), "a", sampler="eulr")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("Pipeline", "sdjax.load(path) loads a model"), ("Prior", "sdjax.Prior.load(path) loads one"),
+     ("SafetyChecker", "sdjax.SafetyChecker.load(path) loads one")],
+)  # fmt: skip
+def test_classes_explain_diffusers_constructors_too(name, hint):
+    with pytest.raises(AttributeError, match=re.escape(hint)):
+        getattr(sdjax, name).from_pretrained("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("DDIM", "ddim"),
+        ("Euler a", "euler_ancestral"),
+        ("k_euler_a", "euler_ancestral"),
+        ("DPM++ 2M Karras", "dpmpp_2m"),
+    ],
+)
+def test_other_tools_samplers_are_told(theirs, ours):
+    with pytest.raises(ValueError, match=rf"did you mean {ours}\?"):
+        make_sampler(theirs)
+
+
+def test_a_whole_number_as_a_float_is_told_how_to_write_it():
+    with pytest.raises(ValueError, match="got 20.0: write 20$"):
+        whole("num_steps", 20.0)

@@ -138,6 +138,7 @@ def test_a_picture_depends_on_no_environment_variable() -> None:
     assert len(set(made.values())) == 1
 
 
+@pytest.mark.filterwarnings("ignore:PGLE collected an empty trace")  # JAX, where jax_enable_pgle is on
 @pytest.mark.slow
 def test_a_picture_depends_on_no_switch_of_jax(usual) -> None:
     """Tries the other value of every switch in jax.config, but for those that end a computation on purpose."""

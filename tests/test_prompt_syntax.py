@@ -8,10 +8,14 @@ import pytest
 import sdjax
 from sdjax.notes import Note
 from sdjax.prompt_syntax import check_lengths, check_prompts, foreign_syntax
+from sdjax.scripts.main import main
 
 import models
 
 FOREIGN = {
+    "learned_embeds.bin, a cat": ["learned_embeds.bin"],
+    "a cat, (8k)": ["(8k)"],
+    "a cat ADDCOL a dog": ["ADDCOL"],
     "a (cat:1.3) on a mat": ["(cat:1.3)"],
     "a ( red cat : 0.8 ), b": ["( red cat : 0.8 )"],
     "((a))": ["((a))"],
@@ -72,6 +76,8 @@ PLAIN = [
     "std::vector",
     "an_underscored_word",
     "cat(s) and dog(s)",
+    "a man (left) and a woman (right)",
+    "a cat (felis catus) in a tree",
     "",
 ]  # fmt: skip
 
@@ -122,3 +128,10 @@ def test_no_prompt_takes_long(part) -> None:
     start = time.process_time()
     foreign_syntax(part * 50_000)
     assert time.process_time() - start < 1  # a hundredth of it was measured
+
+
+def test_the_command_line_says_it_once_of_all_batches(tmp_path, capsys) -> None:
+    (tmp_path / "prompts.txt").write_text("a ((cat))\na [dog]\n")
+    flags = f"--from-file {tmp_path}/prompts.txt --n_samples 1 --n_iter 1 --steps 1 --outdir {tmp_path}"
+    assert main(["txt2img", *flags.split(), "--ckpt", "builtin"]) == 0
+    assert capsys.readouterr().err.count("another tool's syntax") == 1

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sdjax.arguments import shown
 from sdjax.samplers.base import Rule, Sampler, State, Steps
 from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
@@ -58,6 +59,8 @@ def complete(sampler: Any) -> Sampler:
     if isinstance(sampler, Sampler):
         return sampler
     if isinstance(sampler, type) or not callable(getattr(sampler, "steps", None)):
-        what = f"the class {sampler.__name__}: hand over {sampler.__name__}()" if isinstance(sampler, type) else sampler
+        what = shown(sampler)
+        if isinstance(sampler, type):
+            what = f"the class {sampler.__name__}: hand over {sampler.__name__}()"
         raise ValueError(f"sampler is a name or a sampler, an object with a method steps; got {what}")
     return Custom(inner=sampler)

@@ -42,7 +42,7 @@ def make_start(
 
     Raises ValueError for a strength outside, an unknown `compat`, and what the sampler raises for its steps.
     """
-    strength = number("strength", strength, 0, 1, ", pure noise")
+    strength = number("strength", strength, 0, 1, " (0 keeps the picture, 1 starts from pure noise)")
     if compat not in (None, *COMPAT):
         raise ValueError(f"unknown compat {compat!r}; the known ones are {', '.join(COMPAT)}")
     sigma = sampler.grid(schedule, num_steps).sigma

@@ -86,7 +86,7 @@ def test_compat_at_full_strength_is_pure_noise_where_the_reference_fails():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"strength": 1.01}, "strength is a number from 0, the picture as it is, to 1, pure noise; got 1.01"),
+        ({"strength": 1.01}, r"strength is a number from 0 to 1 \(.*\); got 1.01"),
         ({"strength": -0.1}, "strength is a number from 0"),
         ({"strength": float("nan")}, "strength is a number from 0"),
         ({"compat": "diffusers"}, "unknown compat 'diffusers'; the known ones are compvis"),

@@ -152,7 +152,7 @@ TRANSLATED = [
     ("txt2img", "give one by vae= (--vae on the command line)", "give one by --vae"),
     ("txt2img", "a lower guidance_scale burns out less", "a lower --scale burns"),
     ("txt2img", "eta is a finite number from 0 up; got -1.0", "--ddim_eta: eta is"),
-    ("img2img", "strength is a number from 0 to 1, pure noise; got 2", "--strength is"),
+    ("img2img", "strength is a number from 0 to 1; got 2", "--strength is"),
     ("inpaint", "padding is a whole number of pixels from 0 up; got -1", "--padding is"),
     ("animate", "frames is at least the number of keyframes, 3; got 2", "--frames is"),
     ("upscale", "noise_level is a whole number from 0 to 350; got 400", "noise"),
