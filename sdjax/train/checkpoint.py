@@ -14,6 +14,7 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
 import math
 import pathlib
 import threading
@@ -28,6 +29,12 @@ import orbax.checkpoint as ocp
 from sdjax import files
 from sdjax.train import manifest
 from sdjax.train.folder import make_folder, workdir
+
+# A traceback of each error in Orbax's threads is logged by it and by asyncio; `Checkpoints` raises them as one sentence
+for _name in "absl", "asyncio":
+    logging.getLogger(_name).addFilter(
+        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname + record.getMessage()
+    )
 
 _saves = itertools.count()  # the same in every process, so that each waits for the others of the same save
 
