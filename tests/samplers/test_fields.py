@@ -1,0 +1,54 @@
+"""Every field of every sampler changes what is computed, or says that it is without effect."""
+
+import dataclasses
+import inspect
+import warnings
+
+import jax
+import numpy as np
+
+from sdjax import samplers
+from sdjax.config import ScheduleConfig
+from sdjax.effects import ignored
+from sdjax.notes import Note
+from sdjax.schedule import NoiseSchedule
+
+SCHEDULE = NoiseSchedule(ScheduleConfig())
+OTHERS = {
+    "spacing": ("time_quadratic", "logSNR", "trailing"), "end": ("zero", "sigma_min"), "algorithm": ("dpmsolver",),
+    "method": ("singlestep", "adaptive"), "solver_type": ("taylor",), "order": (1, 2, 3, 4),
+}  # fmt: skip
+CLASSES = [one for one in vars(samplers).values() if inspect.isclass(one) and issubclass(one, samplers.Sampler)]
+
+
+def others(name, value):
+    if name in OTHERS:
+        return [other for other in OTHERS[name] if other != value]
+    return [not value] if isinstance(value, bool) else [value * 0.5 + 0.1] if isinstance(value, float) else [value + 1]
+
+
+def numbers(sampler):
+    """Returns all numbers of 15 steps, the default of lower_order_below, that begin below the last timestep."""
+    return np.concatenate([np.ravel(a) for a in jax.tree.leaves(sampler.steps(SCHEDULE, 18, skip=3))])
+
+
+def test_a_field_is_obeyed_or_declared():
+    assert len(CLASSES) > 10
+    for one in CLASSES:
+        if one is samplers.Sampler:
+            continue
+        usual = one()
+        rows = numbers(usual)
+        without = {field.name for field, _ in ignored(usual)}
+        for field in dataclasses.fields(usual):
+            changed = False
+            for value in others(field.name, getattr(usual, field.name)):
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", Note)
+                        other = dataclasses.replace(usual, **{field.name: value})
+                except ValueError:  # not beside the others
+                    continue
+                made = numbers(other)
+                changed |= other.rule != usual.rule or not np.array_equal(made, rows)
+            assert changed == (field.name not in without), (one.__name__, field.name)
