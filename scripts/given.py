@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from sdjax.scripts.job import note
 
+WHITE = (255, 255, 255)  # the flag's default
+
 
 class Given(NamedTuple):
     """A picture or mask from a file: uint8 pixels, and what tells the file apart."""
@@ -16,6 +18,7 @@ class Given(NamedTuple):
     path: Path
     pixels: Any
     sha256: str
+    notices: Sequence[str] = ()
 
     def describe(self) -> dict[str, Any]:
         """Returns the file's name, hash and size in pixels, for a picture's settings."""
@@ -32,7 +35,10 @@ def read_pictures(path: str, background: Sequence[int]) -> list[Given]:
 
     files = pictures.list_pictures(path) if Path(path).is_dir() else [Path(path)]
     opened = functools.partial(pictures.open_picture, background=background)
-    return [_read(file, "--init-img", opened) for file in files]
+    read = [_read(file, "--init-img", opened) for file in files]
+    if tuple(background) != WHITE and not any("transparency" in notice for one in read for notice in one.notices):
+        note(f"--background has no effect on {path}, where nothing is transparent: leave it out")
+    return read
 
 
 def read_masks(path: str | None, given: Sequence[Given]) -> list[Given]:
@@ -81,4 +87,4 @@ def _read(path: Path, flag: str, opened: Callable[[Path], Any]) -> Given:
         raise ValueError(f"{flag} {path} cannot be read: {reason(error)}") from None
     for notice in picture.notices:
         note(f"{path}: {notice}")
-    return Given(path, picture.pixels, digest)
+    return Given(path, picture.pixels, digest, picture.notices)

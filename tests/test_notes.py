@@ -10,6 +10,7 @@ from PIL import Image
 import sdjax
 from sdjax.notes import Note
 from sdjax.samplers import DPMSolver
+from sdjax.scripts import given
 from sdjax.scripts.main import main
 
 import models
@@ -71,3 +72,10 @@ def test_an_option_of_the_sampler_without_effect_is_refused(capsys) -> None:
     err = capsys.readouterr().err
     assert "atol of the sampler dpm_solver has no effect" in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_background_of_opaque_pictures_is_said(tmp_path, capsys) -> None:
+    for name, picture, said in ("opaque", GREY, True), ("clear", np.dstack([GREY, GREY[..., :1]]), False):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        given.read_pictures(str(tmp_path / f"{name}.png"), (1, 2, 3))
+        assert ("--background has no effect" in capsys.readouterr().err) == said
