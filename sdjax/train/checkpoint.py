@@ -18,6 +18,7 @@ import logging
 import math
 import pathlib
 import threading
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -223,12 +224,20 @@ class Checkpoints:
             if step < current and step not in kept:
                 manifest.remove(self.folder, step)
 
+    def _remove_unfinished(self, step: int) -> None:
+        """Removes a step whose writing failed, again if Orbax, which goes on with its other files, put some there."""
+        for _ in range(30):
+            manifest.remove(self.folder, step)
+            time.sleep(0.1)
+            if not manifest.path(self.folder, step).exists():
+                break
+
     def _failed(self, step: int, error: Exception) -> OSError:
         """Removes what was written of a step, unless it is whole, and returns the error to raise."""
         written = step in self.steps()
         if not written and jax.process_index() == 0:
             with contextlib.suppress(OSError):
-                manifest.remove(self.folder, step)
+                self._remove_unfinished(step)
         number = files.number_of(error)
         if isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in str(error):
             why = f"another process died, or was not done with it after {self.timeout} seconds"
