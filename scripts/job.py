@@ -186,7 +186,7 @@ class Job:
         from sdjax.effects import in_use
         from sdjax.pinned import recorded
 
-        args, pipe = self.args, self.pipe
+        args, pipe, jax_settings = self.args, self.pipe, recorded()
         scale = pipe.config.guidance_scale if args.scale is None else args.scale
         devices = jax.local_devices() if self.devices is None else self.devices
         return {
@@ -205,7 +205,7 @@ class Job:
             "parallel": args.parallel,
             "devices": {"kind": devices[0].device_kind, "count": len(devices)},
             "versions": {"sdjax": __version__, "jax": jax.__version__},
-            **({"jax_settings": recorded()} if recorded() else {}),
+            **({"jax_settings": jax_settings} if jax_settings else {}),
         }
 
 

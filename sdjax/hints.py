@@ -175,12 +175,8 @@ def unknown_argument(subject: str, name: str, known: Collection[str]) -> str:
     ours = next((ours for ours in OURS.get(plain, ()) if ours in known), None)
     if ours is not None:
         hint = f": here it is {ours}"
-    elif near := difflib.get_close_matches(plain, known, 1, 0.75):
-        hint = f": did you mean {near[0]}?"
-    elif plain in ELSEWHERE:
-        hint = f": {ELSEWHERE[plain]}"
     else:
-        hint = ""
+        hint = _nearest(plain, known) or (f": {ELSEWHERE[plain]}" if plain in ELSEWHERE else "")
     return f"{subject} has {'an' if subject == 'no task' else 'no'} argument {name}{hint}"
 
 
@@ -199,10 +195,8 @@ def unknown_attribute(name: str, known: Collection[str], kind: str = "Pipeline")
         hint = f": {ATTRIBUTES[name]}"
     elif name.startswith(_SWITCHES):
         hint = ": there is nothing to switch on; attention and large pictures take little memory as they are"
-    elif near := difflib.get_close_matches(name, known, 1, 0.75):
-        hint = f": did you mean {near[0]}?"
     else:
-        hint = ""
+        hint = _nearest(name, known)
     return f"a {kind} has no attribute {name!r}{hint}"
 
 
@@ -214,8 +208,12 @@ def unknown_name(name: str, known: Collection[str]) -> str:
         hint = ": a task's sampler= chooses how noise is taken away, as sampler='euler'"
     elif "Pipeline" in name:
         hint = ": sdjax.load(path) loads a model of any kind, and sdjax.text_to_image and others make pictures with it"
-    elif near := difflib.get_close_matches(name, known, 1, 0.75):
-        hint = f": did you mean {near[0]}?"
     else:
-        hint = ""
+        hint = _nearest(name, known)
     return f"module 'sdjax' has no attribute {name!r}{hint}"
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    """Returns the end of a sentence that names what a misspelt name may have meant, "" if nothing is near."""
+    near = difflib.get_close_matches(name, known, 1, 0.75)
+    return f": did you mean {near[0]}?" if near else ""
