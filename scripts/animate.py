@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options, runtime, saving, settings
+from sdjax.scripts import options, runtime, saving, settings, values
 from sdjax.scripts.flags import Needs
 from sdjax.scripts.job import Job, note, texts
 from sdjax.scripts.main import EXIT_STATUS, main
@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--from-file", metavar="FILE", help="read the prompts from this file, one a line (- is standard input)")
     options.add_negative_flag(add)
     add("--seed", type=seeds, default=[42], metavar="N,...", help="one seed for all, or one a keyframe; default: 42")
-    add("--frames", type=options.positive, default=48, metavar="N", help="frames in all; default: %(default)s")
+    add("--frames", type=values.positive, default=48, metavar="N", help="frames in all; default: %(default)s")
     add("--loop", action="store_true", help="go on from the last keyframe to the first")
     add(
         "--interpolation",
@@ -53,13 +53,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--prompt-strength",
-        type=options.strength,
+        type=values.strength,
         default=1.0,
         metavar="X",
         help="share of the steps, the last ones, that look at a frame's own prompt; the first ones look at the mean of "
         "all: lower makes frames more alike; default: %(default)s",
     )
-    add("--n_samples", type=options.positive, default=8, metavar="N", help="frames made at a time; default: 8")
+    add("--n_samples", type=values.positive, default=8, metavar="N", help="frames made at a time; default: 8")
     options.add_size_flags(parser, "the model's own")
     options.add_sampling_flags(parser)
     options.add_model_flags(parser)
@@ -68,13 +68,13 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("what to write")
     add = group.add_argument
     add("--format", choices=FORMATS, default="gif", help="mp4 needs ffmpeg on the PATH; default: %(default)s")
-    add("--fps", type=options.finite, default=12.0, metavar="X", help="frames a second, up to 50; default: 12")
+    add("--fps", type=values.finite, default=12.0, metavar="X", help="frames a second, up to 50; default: 12")
     add(
         "--save_frames", action="store_true", help="also write every frame as a PNG, into a folder beside the animation"
     )
     add(
         "--outdir",
-        type=options.folder,
+        type=values.folder,
         default="outputs/animations",
         metavar="DIR",
         help="where it is written; default: %(default)s",
@@ -86,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def seeds(text: str) -> list[int]:
     """Returns seeds separated by commas, for argparse."""
-    return [options.seed(one) for one in text.split(",")]
+    return [values.seed(one) for one in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from sdjax.scripts import options, runtime
+from sdjax.scripts import options, runtime, values
 from sdjax.scripts.main import EXIT_STATUS, main
 
 WRITING = "writing the numbers"
@@ -26,10 +26,10 @@ def make_parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ckpt", metavar="PATH", help="the model to measure; default: the one in the package")
     which.add_argument("--random", metavar="NAME", help="a released architecture, as sd1 or sd2_v, with random weights")
-    add("--size", type=options.positive, nargs="+", metavar="N", help="sides in pixels; default: the model's")
-    add("--batch", type=options.positive, nargs="+", default=[1], metavar="N", help="pictures at a time; default: 1")
-    add("--repeats", type=options.positive, default=3, metavar="N", help="runs of each; default: %(default)s")
-    add("--dtype", type=options.dtype, choices=options.DTYPES, help="default: float32 on CPU, bfloat16 elsewhere")
+    add("--size", type=values.positive, nargs="+", metavar="N", help="sides in pixels; default: the model's")
+    add("--batch", type=values.positive, nargs="+", default=[1], metavar="N", help="pictures at a time; default: 1")
+    add("--repeats", type=values.positive, default=3, metavar="N", help="runs of each; default: %(default)s")
+    add("--dtype", type=values.dtype, choices=options.DTYPES, help="default: float32 on CPU, bfloat16 elsewhere")
     add("--device", metavar="NAME", help="cpu, gpu, cuda, rocm or tpu; default: the first of the best kind")
     add("--json", metavar="FILE", help="also write the numbers to this file")
     return parser

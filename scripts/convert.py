@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from sdjax.scripts import options
+from sdjax.scripts import options, values
 from sdjax.scripts.flags import Needs
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.train.folder import is_run
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="write numbers that --dtype cannot hold too, as infinite ones and zeros; else they are an error",
     )
     parser.add_argument(
-        "--dtype", type=options.dtype, choices=options.DTYPES, help="cast the weights (default: as they are)"
+        "--dtype", type=values.dtype, choices=options.DTYPES, help="cast the weights (default: as they are)"
     )
     parser.add_argument(
         "--manifest",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import given, options
+from sdjax.scripts import given, options, values
 from sdjax.scripts.flags import alone
 from sdjax.scripts.job import Job, resolve_local
 from sdjax.scripts.main import EXIT_STATUS, main
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--save-depth", action="store_true", help="write the depth maps to DIR/depth too, as grey PNGs of 16 bits")
     add(
         "--strength",
-        type=options.strength,
+        type=values.strength,
         default=0.9,
         metavar="X",
         help="from 0, the picture through the autoencoder and back, to 1, nothing left of it but its depth; default: "

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from sdjax.scripts import given, options
+from sdjax.scripts import given, options, values
 from sdjax.scripts.job import Job, note
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import Batch, make_batches
@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("how much to change").add_argument
     add(
         "--strength",
-        type=options.strength,
+        type=values.strength,
         default=0.75,
         metavar="X",
         help="from 0, the picture through the autoencoder and back, to 1, nothing of it left; default: %(default)s "

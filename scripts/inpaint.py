@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from sdjax.scripts import given, options
+from sdjax.scripts import given, options, values
 from sdjax.scripts.flags import alone, together
 from sdjax.scripts.job import Job
 from sdjax.scripts.main import EXIT_STATUS, main
@@ -57,13 +57,13 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--expand",
-        type=options.sides,
+        type=values.sides,
         metavar="L,T,R,B",
         help="continue the picture by so many pixels at its left, top, right and bottom; a mask is not needed then",
     )
     add(
         "--overlap",
-        type=options.natural,
+        type=values.natural,
         metavar="N",
         needs=together("--expand"),
         help="with --expand, also make anew N pixels of the picture along the sides that grow; default: 0",
@@ -73,14 +73,14 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--padding",
-        type=options.natural,
+        type=values.natural,
         metavar="N",
         needs=together("--only-masked"),
         help="with --only-masked, pixels around the mask that belong to the part; default: 32",
     )
     add(
         "--strength",
-        type=options.strength,
+        type=values.strength,
         default=1.0,
         metavar="X",
         help="below 1 start from what is there, as img2img; default: %(default)s",
@@ -94,7 +94,7 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
     add("--no-composite", action="store_true", help="keep what the autoencoder makes of the part outside the mask")
     add(
         "--feather",
-        type=options.natural,
+        type=values.natural,
         default=0,
         metavar="N",
         needs=alone("--no-composite", why=", which joins nothing"),

@@ -1,13 +1,11 @@
 """Flags that the commands share. Imports nothing heavy: every --help reads it."""
 
 import argparse
-import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sdjax.arguments import DTYPE_ALIASES, DTYPES
-from sdjax.scripts import flags
+from sdjax.arguments import DTYPES
+from sdjax.scripts import flags, values
 from sdjax.scripts.flags import Needs, alone
 from sdjax.scripts.parser import Parser
 
@@ -70,21 +68,21 @@ def add_prompt_flags(
     )
     add(
         "--repeat",
-        type=positive,
+        type=values.positive,
         metavar="N",
         needs=REPEATS,
         help="make every line of --from-file N times; default: 1",
     )
     add(
         "--n_iter",
-        type=positive,
+        type=values.positive,
         default=n_iter,
         metavar="N",
         help=f"make everything N times, with new seeds; default: %(default)s{stability_iter}",
     )
     add(
         "--n_samples",
-        type=positive,
+        type=values.positive,
         default=None if given else n_samples,
         metavar="N",
         help=f"pictures made at a time; default: {n_samples}"
@@ -92,7 +90,7 @@ def add_prompt_flags(
     )
     if given:
         parser.set_defaults(default_samples=(n_samples, folder_samples))
-    add("--seed", type=seed, default=42, metavar="N", help="the first picture's seed; default: %(default)s")
+    add("--seed", type=values.seed, default=42, metavar="N", help="the first picture's seed; default: %(default)s")
     add(
         "--fixed_code",
         action="store_true",
@@ -137,7 +135,7 @@ def add_background_flag(parser: argparse._ActionsContainer, needs: Needs | tuple
     """Adds the flag of what transparent pictures are laid on, to a parser or a group."""
     parser.add_argument(
         "--background",
-        type=colour,
+        type=values.colour,
         needs=needs,
         default=(255, 255, 255),
         metavar="R,G,B",
@@ -152,7 +150,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         "--steps",
         "--ddim_steps",
         dest="steps",
-        type=positive,
+        type=values.positive,
         default=50,
         metavar="N",
         help="exactly so many; default: %(default)s. (CompVis's DDIM and PLMS make more where N does not divide 1000, "
@@ -176,13 +174,13 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
     )
     add(
         "--ddim_eta",
-        type=finite,
+        type=values.finite,
         metavar="X",
         help="fresh noise in every step: 0 is none, 1 as much as DDPM's; default: the sampler's own, 0 for ddim",
     )
     add(
         "--scale",
-        type=finite,
+        type=values.finite,
         metavar="X",
         help=f"guidance scale, 1 is no guidance; default: the model's ({references})",
     )
@@ -277,7 +275,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         help="full: float32; autocast: bfloat16 where the device is fast at it (gpu, tpu), float32 on cpu; default: "
         "%(default)s",
     )
-    add("--dtype", type=dtype, choices=DTYPES, help="compute in this type, whatever the device")
+    add("--dtype", type=values.dtype, choices=DTYPES, help="compute in this type, whatever the device")
     add(
         "--exact",
         action="store_true",
@@ -291,7 +289,7 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
     add = group.add_argument
     add(
         "--outdir",
-        type=folder,
+        type=values.folder,
         default=outdir,
         metavar="DIR",
         help="pictures go to DIR/samples, grids to DIR; default: %(default)s",
@@ -329,86 +327,3 @@ def add_safety_flag(parser: argparse._ActionsContainer) -> None:
         "repository, as CompVis/stable-diffusion-safety-checker; auto: that of a diffusers folder on this computer, if "
         "it has one; off: none; default: %(default)s (CompVis's txt2img: always, Stability: never)",
     )
-
-
-def dtype(text: str) -> str:
-    """Returns a type's name by one of its other names, as fp16, for argparse."""
-    return DTYPE_ALIASES.get(text.lower(), text)
-
-
-def positive(text: str) -> int:
-    """Returns a whole number from 1 up, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up is wanted; got {text}")
-    return value
-
-
-def seed(text: str) -> int:
-    """Returns a seed, for argparse."""
-    value = int(text)
-    if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"a seed lies between 0 and 2**64 - 1; got {text}")
-    return value
-
-
-def finite(text: str) -> float:
-    """Returns a finite number, for argparse."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"a finite number is wanted; got {text}")
-    return value
-
-
-def strength(text: str) -> float:
-    """Returns a strength, for argparse."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a strength lies between 0 and 1; got {text}")
-    return value
-
-
-def colour(text: str) -> tuple[int, ...]:
-    """Returns a colour's three levels, for argparse."""
-    levels = tuple(int(level) for level in text.split(","))
-    if len(levels) != 3 or not all(0 <= level <= 255 for level in levels):
-        raise argparse.ArgumentTypeError(f"a colour is three levels from 0 to 255, as 255,255,255; got {text}")
-    return levels
-
-
-def natural(text: str) -> int:
-    """Returns a whole number from 0 up, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"a whole number from 0 up is wanted; got {text}")
-    return value
-
-
-def noise_level(most: int) -> Callable[[str], int]:
-    """Returns what reads a noise level from 0 to `most`, for argparse."""
-
-    def noise_level(text: str) -> int:
-        value = int(text)
-        if not 0 <= value <= most:
-            raise argparse.ArgumentTypeError(f"a noise level lies between 0 and {most}; got {text}")
-        return value
-
-    return noise_level
-
-
-def folder(text: str) -> str:
-    """Returns the name of a folder to write to, for argparse; one that ends as a file does is meant as a file."""
-    from sdjax.files import file_ending
-
-    ending = file_ending(os.path.basename(text))
-    if ending is not None and not os.path.isdir(text):
-        raise argparse.ArgumentTypeError(f"a folder is wanted, and {text!r} ends as a file does, in {ending}")
-    return text
-
-
-def sides(text: str) -> tuple[int, ...]:
-    """Returns four numbers of pixels, for argparse."""
-    values = tuple(int(value) for value in text.split(","))
-    if len(values) != 4 or min(values) < 0:
-        raise argparse.ArgumentTypeError(f"left,top,right,bottom in pixels is wanted, as 64,0,64,0; got {text}")
-    return values

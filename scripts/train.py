@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options, training_flags
+from sdjax.scripts import options, training_flags, values
 from sdjax.scripts.flags import alone, together
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.train.folder import workdir
@@ -55,14 +55,14 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"a file with get_config(), or one of {names}; default: %(default)s")  # fmt: skip
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a value of the configuration, as "
         "--set optim.learning_rate=1e-5; may be repeated")  # fmt: skip
-    add("--workdir", type=options.folder, metavar="DIR",
+    add("--workdir", type=values.folder, metavar="DIR",
         help="where the run is kept, a folder or gs://bucket/name; what is there goes on; "
         "default: a new folder, runs/CONFIG-001 or the next number")  # fmt: skip
     add("--plan", action="store_true", help="print what memory each device will need, and end; reads no weights")
     add(
         "--devices",
         needs=together("--plan"),
-        type=options.positive,
+        type=values.positive,
         metavar="N",
         help="with --plan: for so many devices; default: those here",
     )
@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     hosts.add_argument("--hosts", choices=("one", "auto"), default="one", needs=alone("--coordinator"),
                        help="default: %(default)s")  # fmt: skip
     hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="the first process's")
-    hosts.add_argument("--num-hosts", type=options.positive, metavar="N", help="how many processes there are")
+    hosts.add_argument("--num-hosts", type=values.positive, metavar="N", help="how many processes there are")
     hosts.add_argument("--host", type=int, metavar="I", help="which this one is, from 0 on")
     return parser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax import addresses, remote
-from sdjax.scripts import options
+from sdjax.scripts import values
 from sdjax.scripts.flags import together
 from sdjax.train.folder import workdir as folder_of
 
@@ -33,9 +33,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--default", needs=together("--data"), metavar="TEXT", help="the caption of pictures that have none")
     add("--ckpt", metavar="PATH", help="the model to start from, as for txt2img; default: the configuration's, which "
         "is the one inside the package unless it names another")  # fmt: skip
-    add("--steps", type=options.positive, metavar="N", help="how many steps the run has")
+    add("--steps", type=values.positive, metavar="N", help="how many steps the run has")
     add("--lr", type=_rate, metavar="RATE", help="the learning rate, as 1e-5")
-    add("--batch-size", type=options.positive, metavar="N", help="pictures a step, of all devices together")
+    add("--batch-size", type=values.positive, metavar="N", help="pictures a step, of all devices together")
 
 
 def apply(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

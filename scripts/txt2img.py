@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options
+from sdjax.scripts import options, values
 from sdjax.scripts.flags import Needs
 from sdjax.scripts.job import Job
 from sdjax.scripts.main import EXIT_STATUS, main
@@ -63,7 +63,7 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("high resolution in two passes").add_argument
     add(
         "--hires",
-        type=options.finite,
+        type=values.finite,
         metavar="X",
         help="make it at --H x --W, enlarge it X times, and make it again from there; default: one pass",
     )
@@ -75,7 +75,7 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--hires-strength",
-        type=options.strength,
+        type=values.strength,
         metavar="X",
         needs=SECOND_PASS,
         help=f"how much the second pass changes, from 0 to 1; default: {STRENGTH}",

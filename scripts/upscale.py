@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from sdjax.scripts import given, options
+from sdjax.scripts import given, options, values
 from sdjax.scripts.job import Job
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.prompts import Batch, make_batches
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--noise_level",
         "--noise-level",
         dest="noise_level",
-        type=options.noise_level(MAX_NOISE_LEVEL),
+        type=values.noise_level(MAX_NOISE_LEVEL),
         default=20,
         metavar="N",
         help=f"noise added to the picture first, from 0 to {MAX_NOISE_LEVEL}: 20 suits photographs, 50 to 100 what a "

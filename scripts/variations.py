@@ -5,7 +5,7 @@ import math
 import sys
 from typing import Any
 
-from sdjax.scripts import given, options, settings
+from sdjax.scripts import given, options, settings, values
 from sdjax.scripts.flags import alone, together
 from sdjax.scripts.job import Job, resolve_local
 from sdjax.scripts.main import EXIT_STATUS, main
@@ -35,7 +35,7 @@ DIALECTS = ("ldm", "huggingface")
 MAX_NOISE_LEVEL = 999
 PRIOR_STEPS, PRIOR_SCALE = 25, 4.0
 
-noise_level = options.noise_level(MAX_NOISE_LEVEL)
+noise_level = values.noise_level(MAX_NOISE_LEVEL)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -118,14 +118,14 @@ def add_prior_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--prior-steps",
         needs=of_prior,
-        type=options.positive,
+        type=values.positive,
         metavar="N",
         help=f"steps of the prior; default: {PRIOR_STEPS}",
     )
     add(
         "--prior-scale",
         needs=of_prior,
-        type=options.finite,
+        type=values.finite,
         metavar="X",
         help=f"its guidance scale; default: {PRIOR_SCALE}",
     )

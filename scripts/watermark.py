@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import given, options, saving
+from sdjax.scripts import given, options, saving, values
 from sdjax.scripts.flags import alone, together
 from sdjax.scripts.main import EXIT_STATUS, main
 
@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--bytes",
-        type=options.positive,
+        type=values.positive,
         metavar="N",
         needs=alone("--embed"),
         help="read a text of N bytes, whatever it is, and print it",
@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--embed", metavar="TEXT", help="write this text into the pictures, as new PNG files")
     parser.add_argument(
         "--outdir",
-        type=options.folder,
+        type=values.folder,
         default="outputs/watermarked",
         metavar="DIR",
         needs=together("--embed"),
