@@ -50,7 +50,7 @@ docs: $(DOCS_STAMP)
 # glibc keeps the memory that XLA asks for at every step, in huge pages (docs/performance.md)
 train-builtin: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:glibc.malloc.top_pad=268435456:glibc.malloc.arena_max=1
 train-builtin: $(TEST_STAMP)
-	$(BIN)/python -m sdjax.train.builtin --folder runs/builtin $(ARGS)
+	$(BIN)/python -m sdjax.train.builtin.training --folder runs/builtin $(ARGS)
 
 lint: $(TEST_STAMP)
 	$(BIN)/python -m ruff check .

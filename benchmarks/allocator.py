@@ -29,7 +29,7 @@ def train(steps, batch):
     import numpy as np
     from training import MODEL, SIDE, ours
 
-    from sdjax.benchmark import device_name, random_model
+    from sdjax.evaluate.benchmark import device_name, random_model
 
     rng = np.random.default_rng(0)
     given = {"moments": rng.normal(size=(batch, SIDE, SIDE, 8)), "context": rng.normal(size=(batch, 77, 128))}

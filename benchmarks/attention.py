@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.nn.attention import attend
+from sdjax.nn.layers.attention import attend
 
 # name, batch (guidance doubles it), queries, keys, heads, head size
 SHAPES = [

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.nn import conv
-from sdjax.nn.winograd import winograd
+from sdjax.nn.layers import conv
+from sdjax.nn.layers.winograd import winograd
 
 SAME, POINT = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 # name, input, kernel, stride, padding

@@ -25,7 +25,7 @@ from PIL import Image
 from sdjax.train.data import array_records
 from sdjax.train.data.array_records import pack
 from sdjax.train.data.buckets import Buckets
-from sdjax.train.data.folder import Folder
+from sdjax.train.data.image_folder import Folder
 from sdjax.train.data.loader import Loader
 from sdjax.train.data.pictures import Part, Pictures, decode
 from sdjax.train.data.records import Source

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from sdjax import configs, convert
-from sdjax.benchmark import device_name
+from sdjax.evaluate.benchmark import device_name
 
 GIB = 2**30
 

@@ -26,8 +26,8 @@ sys.path.insert(0, str(HERE.parent / "tests" / "convert"))
 
 import checkpoint_writer as writer  # noqa: E402
 
+from sdjax.convert.containers.reading import read  # noqa: E402
 from sdjax.convert.errors import CheckpointError  # noqa: E402
-from sdjax.convert.reading import read  # noqa: E402
 
 SECONDS, BYTES = 1.0, 64 * 2**20
 NUMBERS = (0, 1, 2, 7, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1)

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import configs, sharding
-from sdjax.denoiser import Conditioning
+from sdjax import configs
+from sdjax.diffusion.denoiser import Conditioning
 from sdjax.nn import param_shapes
-from sdjax.pipeline import CHUNK, SampleProgram, _decode, _encode_text, _sample
+from sdjax.pipeline import placement
+from sdjax.pipeline.model import CHUNK, SampleProgram, _decode, _encode_text, _sample
 from sdjax.samplers import SAMPLERS, base
 from sdjax.schedule import NoiseSchedule
 
@@ -28,10 +29,10 @@ GIB = 2**30
 
 def programs(config, dtype: str, side: int, params):
     """Yields (name, parameters used, jax.stages.Lowered) of the programs that a picture needs."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = placement.make_mesh(jax.devices()[:1])
     text, vae = config.text, config.vae
     ids = jax.ShapeDtypeStruct((1, text.max_length), jnp.int32)
-    run = sharding.compiled(_encode_text, (text, dtype, False), mesh, (False, True), "jit")
+    run = placement.compiled(_encode_text, (text, dtype, False), mesh, (False, True), "jit")
     yield "text", "text", run.lower(params["text"], ids)
 
     sampler = SAMPLERS["ddim"]()
@@ -40,11 +41,11 @@ def programs(config, dtype: str, side: int, params):
     told = Conditioning(context=jax.ShapeDtypeStruct((1, text.max_length, text.width), jnp.float32))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     program = SampleProgram(config.unet, config.schedule.prediction, dtype, sampler.rule, True, False)
-    run = sharding.compiled(_sample, program, mesh, (False, False, False, True, True, True, True), "jit")
+    run = placement.compiled(_sample, program, mesh, (False, False, False, True, True, True, True), "jit")
     state = jax.eval_shape(sampler.rule.init, latent)
     yield "sampler", "unet", run.lower(params["unet"], rows, np.float32(7.5), state, keys, told, told)
 
-    run = sharding.compiled(_decode, (vae, dtype), mesh, (False, True), "jit")
+    run = placement.compiled(_decode, (vae, dtype), mesh, (False, True), "jit")
     yield "decoder", "vae", run.lower(params["vae"], latent)
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import configs
-from sdjax.benchmark import device_name, random_model
+from sdjax.evaluate.benchmark import device_name, random_model
 from sdjax.nn import UNet
 
 DTYPES = ("float32", "bfloat16")

@@ -25,14 +25,14 @@ import torch
 from diffusers.training_utils import EMAModel
 from PIL import Image
 
-from sdjax.benchmark import device_name, random_model
 from sdjax.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.configs import finetune
 from sdjax.convert.model import model_of_params
-from sdjax.convert.writing import tensors_of
-from sdjax.train import base
+from sdjax.convert.write.writing import tensors_of
+from sdjax.evaluate.benchmark import device_name, random_model
+from sdjax.train import start_model
 from sdjax.train.config import TrainConfig, build
-from sdjax.train.objectives import Denoising, DiffusionObjective, diffusion_loss
+from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.run import Run
 from sdjax.train.state import TrainState
@@ -115,7 +115,7 @@ def overhead(pipe, steps, batch_size):
             pixels = rng.integers(0, 256, (96, 96, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(root / "pictures" / f"{i}.jpg")
             (root / "pictures" / f"{i}.txt").write_text(f"picture {i}")
-        base.Base(pipe.config, pipe.params, pipe.tokenizer).save(root / "model")
+        start_model.Base(pipe.config, pipe.params, pipe.tokenizer).save(root / "model")
         config = finetune.get_config()
         config.model.path = str(root / "model")
         config.data.parts = ({"source": {"folder": str(root / "pictures")}},)

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import configs, sharding, tiling
-from sdjax.denoiser import Conditioning
+from sdjax import configs
+from sdjax.diffusion.denoiser import Conditioning
 from sdjax.nn import AutoencoderKL, param_shapes
-from sdjax.pipeline import CHUNK, SampleProgram, _sample
+from sdjax.pipeline import placement, tiling
+from sdjax.pipeline.model import CHUNK, SampleProgram, _sample
 from sdjax.samplers import SAMPLERS, base
 from sdjax.schedule import NoiseSchedule
 
@@ -42,7 +43,7 @@ def decoder(way: str):
 
 def sampler(side: int, dtype: str):
     """Returns the sampler's lowered program for one picture with guidance."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = placement.make_mesh(jax.devices()[:1])
     program = SampleProgram(CONFIG.unet, CONFIG.schedule.prediction, dtype, SAMPLERS["ddim"]().rule, True, False)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), param_shapes(CONFIG)["unet"])
     rows = next(iter(base.chunks(SAMPLERS["ddim"]().steps(NoiseSchedule(CONFIG.schedule), 50), CHUNK)))
@@ -54,7 +55,7 @@ def sampler(side: int, dtype: str):
     )
     state = jax.eval_shape(program.rule.init, shape((1, side, side, CONFIG.vae.latent_channels)))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    run = sharding.compiled(_sample, program, mesh, (False, False, False, True, True, True, True, True), "jit")
+    run = placement.compiled(_sample, program, mesh, (False, False, False, True, True, True, True, True), "jit")
     return run.lower(params, rows, np.float32(9), state, keys, told, told, None)
 
 

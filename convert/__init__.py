@@ -17,24 +17,23 @@ from typing import Any
 import numpy as np
 
 from sdjax.config import DepthConfig, ModelConfig, PriorConfig, VisionConfig
-from sdjax.files import write_file
-from sdjax.tokenizer import Tokenizer
+from sdjax.convert.containers.casting import advice, told
+from sdjax.convert.containers.hashing import manifest
+from sdjax.convert.containers.reading import TensorFile, read
+from sdjax.convert.describe.tokens import choose_tokenizer
+from sdjax.convert.errors import CheckpointError
+from sdjax.convert.inspection import Inspection, inspect
+from sdjax.convert.leaves import float_type
+from sdjax.convert.model import Model, Report, load_model, model_of_params
+from sdjax.convert.names import tables
+from sdjax.convert.parts.components import depth_network
+from sdjax.convert.parts.towers import vision_alone, vision_tower
+from sdjax.convert.write.outputs import WRITING, check_not_input, check_output, layout_of
+from sdjax.convert.write.writing import save as save_model
+from sdjax.convert.write.writing import written_without
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.storage.files import write_file
 from sdjax.typing import Params
-
-from . import tables
-from .casting import advice, told
-from .components import depth_network
-from .errors import CheckpointError
-from .hashing import manifest
-from .inspection import Inspection, inspect
-from .leaves import float_type
-from .model import Model, Report, load_model, model_of_params
-from .outputs import WRITING, check_not_input, check_output, layout_of
-from .reading import TensorFile, read
-from .tokens import choose_tokenizer
-from .towers import vision_alone, vision_tower
-from .writing import save as save_model
-from .writing import written_without
 
 __all__ = [
     "CheckpointError",
@@ -138,7 +137,7 @@ def load_prior(source: Any, dtype: str | None = None) -> tuple[PriorConfig, Para
 
     Raises CheckpointError as `load`, ValueError for an unknown dtype.
     """
-    from .priors import prior  # here, as reading a model needs no such networks
+    from sdjax.convert.parts.priors import prior  # here, as reading a model needs no such networks
 
     return prior(source, float_type(dtype))
 
@@ -148,7 +147,7 @@ def load_safety_checker(source: Any, dtype: str | None = None) -> tuple[VisionCo
 
     Raises CheckpointError as `load`, ValueError for an unknown dtype.
     """
-    from .safety import safety_checker
+    from sdjax.convert.parts.safety import safety_checker
 
     return safety_checker(source, float_type(dtype))
 
@@ -159,7 +158,7 @@ def load_lpips(*sources: Any) -> Params:
     They are found by their names: in torchvision's and the lpips package's files, in one of a whole LPIPS, and in an
     autoencoder's training checkpoint. Raises CheckpointError, naming what is missing, unknown or misshapen in them.
     """
-    from .perceptual import lpips_params
+    from sdjax.convert.parts.perceptual import lpips_params
 
     return lpips_params(*sources)
 
@@ -169,7 +168,7 @@ def load_discriminator(source: Any) -> Params:
 
     Raises CheckpointError as `load`.
     """
-    from .perceptual import discriminator_params
+    from sdjax.convert.parts.perceptual import discriminator_params
 
     return discriminator_params(source)
 

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdjax.config import ConfigError
-
-from . import keys, prediction, tables
-from .errors import CheckpointError, OtherKindError, printable
-from .file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
-from .matching import match
-from .model import choose_ema, describe, stated
-from .sources import open_source
-from .tokens import check_tokens
+from sdjax.convert.containers.file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
+from sdjax.convert.describe import prediction
+from sdjax.convert.describe.tokens import check_tokens
+from sdjax.convert.errors import CheckpointError, OtherKindError, printable
+from sdjax.convert.model import choose_ema, describe, stated
+from sdjax.convert.names import keys, tables
+from sdjax.convert.names.matching import match
+from sdjax.convert.sources import open_source
 
 SHOWN = 12  # names of a list that the text repeats
 

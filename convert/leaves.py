@@ -8,13 +8,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sdjax.arguments import dtype_name
-
-from . import tables
-from .casting import Loss, cast, loss
-from .errors import listed, shown
-from .matching import Match
-from .sources import Source
+from sdjax.checks.arguments import dtype_name
+from sdjax.convert.containers.casting import Loss, cast, loss
+from sdjax.convert.errors import listed, shown
+from sdjax.convert.names import tables
+from sdjax.convert.names.matching import Match
+from sdjax.convert.sources import Source
 
 DTYPES = {
     "float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16),

@@ -11,22 +11,23 @@ import numpy as np
 
 from sdjax import configs
 from sdjax.config import PREDICTIONS, ConfigError, ModelConfig
-from sdjax.pinned import pinned
-from sdjax.tokenizer import CLIP_TOKENS, Tokenizer
+from sdjax.convert.containers import carried, own_settings
+from sdjax.convert.containers.casting import Loss
+from sdjax.convert.containers.file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
+from sdjax.convert.describe import detection, diffusers_config, ldm_config, prediction
+from sdjax.convert.describe.prediction import Decision
+from sdjax.convert.describe.tokens import check_tokens
+from sdjax.convert.errors import CheckpointError, printable
+from sdjax.convert.leaves import Leaf, aligned_copy, float_type, matched_leaves, refuse
+from sdjax.convert.names import keys, tables
+from sdjax.convert.names.matching import Match, match
+from sdjax.convert.parts.components import depth_network, vae_leaves
+from sdjax.convert.parts.towers import no_statistics, statistics, vision_tower
+from sdjax.convert.sources import Source, open_source
+from sdjax.convert.write.in_memory import leaves_of
+from sdjax.nn.jax_settings import pinned
+from sdjax.prompts.tokenizer import CLIP_TOKENS, Tokenizer
 from sdjax.typing import Params
-
-from . import carried, detection, diffusers_config, keys, ldm_config, own_settings, prediction, tables
-from .casting import Loss
-from .components import depth_network, vae_leaves
-from .errors import CheckpointError, printable
-from .file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
-from .in_memory import leaves_of
-from .leaves import Leaf, aligned_copy, float_type, matched_leaves, refuse
-from .matching import Match, match
-from .prediction import Decision
-from .sources import Source, open_source
-from .tokens import check_tokens
-from .towers import no_statistics, statistics, vision_tower
 
 FEW = 3  # names of tensors that a note repeats
 
@@ -371,7 +372,7 @@ def _decide(
         return decision
     if not prediction.is_ambiguous(config):
         return Decision(config.schedule.prediction, f"the family {config.name}")
-    from .probe import probe
+    from sdjax.convert.describe.probe import probe
 
     asked_parts = {path: leaf for path, leaf in leaves.items() if not path.startswith("vae/")}
     tree = Model(config, asked_parts, {}, Report(source.layout, "", "", False)).params

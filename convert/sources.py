@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.tokenizer import Tokenizer
-
-from . import carried, keys, tables
-from .errors import CheckpointError, printable
-from .local_models import local_path
-from .mapped import MappedFile
-from .reading import TensorFile, read
-from .spelling import standard_names
+from sdjax.convert.containers import carried
+from sdjax.convert.containers.local_models import local_path
+from sdjax.convert.containers.mapped import MappedFile
+from sdjax.convert.containers.reading import TensorFile, read
+from sdjax.convert.errors import CheckpointError, printable
+from sdjax.convert.names import keys, tables
+from sdjax.convert.names.spelling import standard_names
+from sdjax.prompts.tokenizer import Tokenizer
 
 FORMAT = "sdjax"  # the key of a native folder's config.json that says so
 EXTRA = "extra.safetensors"  # tensors of another format that are no parameters, under the names they had there

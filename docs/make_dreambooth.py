@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import sdjax
 from sdjax.scripts.main import main as command
-from sdjax.train.emoji import FONT_SIZE, find_font
-from sdjax.train.subjects import COLOURS
+from sdjax.train.builtin.emoji import FONT_SIZE, find_font
+from sdjax.train.builtin.subjects import COLOURS
 
 CHARACTER, NAME, CLASS = "\N{SQUID}", "a sks octopus", "an octopus"
 SHOWN = ("red", "white", "yellow", "gray", "pink", "black")  # the backgrounds of the subject's pictures

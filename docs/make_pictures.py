@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 import sdjax
-from sdjax import movie
+from sdjax.pictures import movie
 
 FOLDER = Path(__file__).parent / "images"
 MAX_BYTES = 300_000

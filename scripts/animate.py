@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options, runtime, saving, settings, values
-from sdjax.scripts.flags import Needs
-from sdjax.scripts.job import Job, note, texts
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.prompts import check_prompts, read_prompts
+from sdjax.scripts.shared import options, picture_settings, runtime, saving, values
+from sdjax.scripts.shared.flags import Needs
+from sdjax.scripts.shared.job import Job, note, texts
+from sdjax.scripts.shared.prompts import check_prompts, read_prompts
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -25,7 +25,7 @@ settings as txt2img's pictures do.
 
 {EXIT_STATUS}"""
 
-# Names of sdjax.animation and sdjax.movie, which cannot be asked here: importing JAX takes a second. A test compares
+# Names of sdjax.tasks.animate and sdjax.pictures.movie: importing JAX to ask them takes a second. A test compares
 INTERPOLATIONS = ("linear", "spherical")
 FORMATS = ("gif", "apng", "webp", "mp4")
 PROMPTS_DIFFER = Needs(
@@ -99,20 +99,22 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     import sdjax
-    from sdjax import animation, files, generate, image, movie
+    from sdjax.pictures import image, movie
     from sdjax.schedule import NoiseSchedule
+    from sdjax.storage import files
+    from sdjax.tasks import animate, generate
 
     generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
     movie.check_fps(args.fps)
     if args.format == "mp4":
         movie.find_ffmpeg()
-    keyframes = animation.check_keyframes(prompts, args.negative_prompt, args.seed)
-    animation.frame_positions(len(keyframes[0]), args.frames, loop=args.loop)
+    keyframes = animate.check_keyframes(prompts, args.negative_prompt, args.seed)
+    animate.frame_positions(len(keyframes[0]), args.frames, loop=args.loop)
 
     def check(config: Any) -> None:
         generate.check_task(config, "animate")
         generate.check_size(config, args.H, args.W)
-        animation.split_steps(job.sampler, NoiseSchedule(config.schedule), args.steps, args.prompt_strength)
+        animate.split_steps(job.sampler, NoiseSchedule(config.schedule), args.steps, args.prompt_strength)
         if "prompt_strength" in args.given and not PROMPTS_DIFFER.met(args):
             raise ValueError(f"--prompt-strength has no effect {PROMPTS_DIFFER.otherwise}")
 
@@ -152,12 +154,12 @@ def save_frames(movie: Path, pixels: Any, description: dict[str, Any]) -> Path:
 
     Where a folder of that name is left from another animation, a number follows.
     """
-    from sdjax import image
+    from sdjax.pictures import image
 
     folder = image.new_folder(movie.with_name(f"{movie.stem}-{movie.suffix[1:]}-frames"))
     for number, frame in enumerate(pixels):
         own = {"safety": description["safety"][number]} if "safety" in description else {}
-        text = {"sdjax": settings.to_json({**description, **own, "frame": number})}
+        text = {"sdjax": picture_settings.to_json({**description, **own, "frame": number})}
         image.save_png(folder / f"{number:05}.png", frame, text)
     return folder
 

@@ -6,8 +6,8 @@ import json
 import sys
 from typing import Any
 
-from sdjax.scripts import options, runtime, values
 from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.shared import options, runtime, values
 
 WRITING = "writing the numbers"
 IF_OUT_OF_MEMORY = "smaller --size or --batch, --dtype bfloat16"
@@ -41,11 +41,12 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     import sdjax
-    from sdjax import benchmark, configs
-    from sdjax.convert.outputs import check_output
-    from sdjax.files import write_file
-    from sdjax.generate import check_size
-    from sdjax.pipeline import default_dtype
+    from sdjax import configs
+    from sdjax.convert.write.outputs import check_output
+    from sdjax.evaluate import benchmark
+    from sdjax.pipeline.model import default_dtype
+    from sdjax.storage.files import write_file
+    from sdjax.tasks.generate import check_size
 
     if args.json:
         check_output(args.json, True, WRITING)

@@ -1,12 +1,12 @@
-"""`sdjax cache-latents`: the latents and texts of a training set, computed once (sdjax.train.data.cache_latents)."""
+"""`sdjax cache-latents`: the latents and texts of a training set, computed once (sdjax.train.cache_latents)."""
 
 import argparse
 import sys
 
-from sdjax.scripts import options
-from sdjax.scripts.flags import Needs, alone, together
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.train.data.cache_latents import run
+from sdjax.scripts.shared import options
+from sdjax.scripts.shared.flags import Needs, alone, together
+from sdjax.train.cache_latents import run
 
 __all__ = ["IF_OUT_OF_MEMORY", "make_parser", "run"]
 

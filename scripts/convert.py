@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from sdjax.scripts import options, values
-from sdjax.scripts.flags import Needs
+from sdjax.loading.run_layout import is_run
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.train.folder import is_run
+from sdjax.scripts.shared import options, values
+from sdjax.scripts.shared.flags import Needs
 
 IF_OUT_OF_MEMORY = "close other programs, or use a computer whose memory holds the model"
 
@@ -70,10 +70,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Converts, and says where the result lies."""
-    from sdjax import hub
     from sdjax.convert import convert
-    from sdjax.convert.outputs import check_not_input
-    from sdjax.scripts.job import note, resolve_local
+    from sdjax.convert.write.outputs import check_not_input
+    from sdjax.loading import hub
+    from sdjax.scripts.shared.job import note, resolve_local
 
     check_not_input(args.target, args.source)  # by their names: what is in a bucket is read from a copy
     said: list[str] = []
@@ -95,10 +95,10 @@ def run(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Writes the model that a training has made."""
-    from sdjax.convert.outputs import WRITING, check_not_input, check_output, layout_of
-    from sdjax.convert.writing import save, written_without
-    from sdjax.scripts.job import note
-    from sdjax.train.trained import trained
+    from sdjax.convert.write.outputs import WRITING, check_not_input, check_output, layout_of
+    from sdjax.convert.write.writing import save, written_without
+    from sdjax.scripts.shared.job import note
+    from sdjax.train.checkpoints.trained import trained
 
     layout = layout_of(args.target, args.to)
     check_not_input(args.target, args.source)

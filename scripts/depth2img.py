@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import given, options, values
-from sdjax.scripts.flags import alone
-from sdjax.scripts.job import Job, resolve_local
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.prompts import Batch, make_batches
+from sdjax.scripts.shared import input_pictures, options, values
+from sdjax.scripts.shared.flags import alone
+from sdjax.scripts.shared.job import Job, resolve_local
+from sdjax.scripts.shared.prompts import Batch, make_batches
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
 
@@ -70,15 +70,15 @@ def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
     # Everything that can be refused is, before weights are loaded and hours of work begin
     job = Job(args, "depth2img")
-    pictures = given.read_pictures(args.init_img, args.background)
+    pictures = input_pictures.read_pictures(args.init_img, args.background)
     maps = None if args.depth is None else read_maps(args.depth, pictures)
     batches = make_batches(args, job.default_prompt, len(pictures))
     import sdjax
-    from sdjax import depth
-    from sdjax.kinds import check_task
+    from sdjax.purpose import check_task
+    from sdjax.tasks import depth_to_image
 
     for picture in pictures:
-        depth.check_workable(picture.pixels.shape[:2])
+        depth_to_image.check_workable(picture.pixels.shape[:2])
     resolve_local(args.depth_model)
 
     def check(config: Any) -> None:
@@ -105,22 +105,22 @@ def run(args: argparse.Namespace) -> None:
     job.make(batches, make, describe)
 
 
-def read_maps(path: str, pictures: Sequence[given.Given]) -> list[given.Given]:
+def read_maps(path: str, pictures: Sequence[input_pictures.Given]) -> list[input_pictures.Given]:
     """Returns one depth map, float32 [h, w], for each picture: the file, or NAME.* or NAME_depth.* in the folder.
 
     Raises ValueError where there is none, for what is no map, and for one of another aspect than its picture.
     """
-    from sdjax import depth
+    from sdjax.tasks import depth_to_image
 
-    maps: list[given.Given] = []
+    maps: list[input_pictures.Given] = []
     for picture in pictures:
         file = find_map(path, picture.path) if Path(path).is_dir() else Path(path)
         if maps and maps[-1].path == file:
             one = maps[-1]
         else:
-            one = given.read_map(file, "--depth")
+            one = input_pictures.read_map(file, "--depth")
         try:
-            depth.check_aspect(one.pixels.shape, picture.pixels.shape[:2])
+            depth_to_image.check_aspect(one.pixels.shape, picture.pixels.shape[:2])
         except ValueError as error:
             raise ValueError(f"--depth {file}: {error}") from None
         maps.append(one)
@@ -137,10 +137,13 @@ def find_map(folder: str, picture: Path) -> Path:
     return found
 
 
-def save_maps(job: Job, pipe: Any, pictures: Sequence[given.Given], maps: Sequence[given.Given] | None) -> None:
+def save_maps(
+    job: Job, pipe: Any, pictures: Sequence[input_pictures.Given], maps: Sequence[input_pictures.Given] | None
+) -> None:
     """Writes one map a picture, in the picture's size, and prints its path."""
     import sdjax
-    from sdjax import depth, image
+    from sdjax.pictures import image
+    from sdjax.tasks import depth_to_image
 
     folder = job.folder / "depth"
     if maps is not None:
@@ -150,7 +153,7 @@ def save_maps(job: Job, pipe: Any, pictures: Sequence[given.Given], maps: Sequen
             pipe, [picture.pixels for picture in pictures], devices=job.devices, parallel=job.args.parallel
         )
     for value in values:
-        print(image.save_numbered(folder, depth.to_grey(value)), flush=True)
+        print(image.save_numbered(folder, depth_to_image.to_grey(value)), flush=True)
 
 
 if __name__ == "__main__":

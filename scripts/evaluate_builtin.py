@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options
 from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.shared import options
 
 WRITING = "writing the figures"
 IF_OUT_OF_MEMORY = "close other programs"
@@ -32,7 +32,11 @@ def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax evaluate-builtin`."""
     parser = options.make_command_parser("evaluate-builtin", DESCRIPTION, EPILOG)
     add = parser.add_argument
-    add("--ckpt", metavar="FOLDER", help="the model, as sdjax.train.export writes it; default: the one in the package")
+    add(
+        "--ckpt",
+        metavar="FOLDER",
+        help="the model, as sdjax.train.checkpoints.export writes it; default: the one in the package",
+    )
     add(
         "--prompts",
         type=at_least_four,
@@ -57,14 +61,15 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates, prints the tables and where the files lie."""
     import json
 
-    from sdjax.scripts import runtime
+    from sdjax.scripts.shared import runtime
 
     devices = runtime.set_up_jax(args.device)
     import sdjax
-    from sdjax import hub, image
-    from sdjax.convert.outputs import check_output
-    from sdjax.files import write_file
-    from sdjax.train import emoji, evaluate, evaluation_report
+    from sdjax.convert.write.outputs import check_output
+    from sdjax.loading import hub
+    from sdjax.pictures import image
+    from sdjax.storage.files import write_file
+    from sdjax.train.builtin import emoji, evaluate, report
 
     emoji.find_font(args.font)  # before anything is looked for in the hub
     picture = args.out.with_suffix(".png")
@@ -89,9 +94,9 @@ def run(args: argparse.Namespace) -> None:
     figures = describe(pipe, devices) | figures
     text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
     write_file(args.out, text.encode(), overwrite=True, what=WRITING)
-    plate = image.encode_png(evaluation_report.plate(figures, samples))
+    plate = image.encode_png(report.plate(figures, samples))
     write_file(picture, plate, overwrite=True, what=image.WRITING)
-    print(evaluation_report.table(figures))
+    print(report.table(figures))
     print(f"\n{args.out}\n{picture}")
 
 
@@ -100,10 +105,10 @@ def describe(pipe: Any, devices: Sequence[Any] | None) -> dict[str, Any]:
     import jax
 
     from sdjax._version import __version__
-    from sdjax.scripts import settings
+    from sdjax.scripts.shared import picture_settings
 
     return {
-        "model": settings.fingerprint(pipe.source),
+        "model": picture_settings.fingerprint(pipe.source),
         "guidance_scale": pipe.config.guidance_scale,
         "image_size": pipe.config.image_size,
         "dtype": pipe.dtype,

@@ -4,10 +4,10 @@ import argparse
 import sys
 from typing import Any
 
-from sdjax.scripts import given, options, values
-from sdjax.scripts.job import Job, note
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.prompts import Batch, make_batches
+from sdjax.scripts.shared import input_pictures, options, values
+from sdjax.scripts.shared.job import Job, note
+from sdjax.scripts.shared.prompts import Batch, make_batches
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -65,11 +65,11 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--compat {args.compat} chooses the spacing; leave out --sampler-option spacing")
         args.sampler_option = [*args.sampler_option, f"spacing={args.compat}"]
     job = Job(args, "img2img")
-    pictures = given.read_pictures(args.init_img, args.background)
+    pictures = input_pictures.read_pictures(args.init_img, args.background)
     batches = make_batches(args, job.default_prompt, len(pictures))
     import sdjax
-    from sdjax import generate, inputs
     from sdjax.pictures import resize
+    from sdjax.tasks import generate, inputs
 
     resized = []
     for picture in pictures:

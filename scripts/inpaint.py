@@ -4,11 +4,11 @@ import argparse
 import sys
 from typing import Any
 
-from sdjax.scripts import given, options, values
-from sdjax.scripts.flags import alone, together
-from sdjax.scripts.job import Job
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.prompts import Batch, make_batches
+from sdjax.scripts.shared import input_pictures, options, values
+from sdjax.scripts.shared.flags import alone, together
+from sdjax.scripts.shared.job import Job
+from sdjax.scripts.shared.prompts import Batch, make_batches
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture or --only-masked, --dtype bfloat16"
 
@@ -27,7 +27,7 @@ CompVis's scripts/inpaint.py. Files are written as txt2img writes them.
 
 {EXIT_STATUS}"""
 
-METHODS = ("blend", "concat")  # sdjax.generate's; a test compares them
+METHODS = ("blend", "concat")  # sdjax.tasks.generate's; a test compares them
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -106,15 +106,15 @@ def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
     # Everything that can be refused is, before weights are loaded and hours of work begin
     job = Job(args, "inpaint")
-    from sdjax import inputs
+    from sdjax.tasks import inputs
 
     margins = {"padding": args.padding, "overlap": args.overlap, "feather": args.feather}
     inputs.check_margins(**{name: margin for name, margin in margins.items() if margin is not None})
-    pictures = given.read_pictures(args.init_img, args.background)
-    masks = None if args.expand is not None and args.mask is None else given.read_masks(args.mask, pictures)
+    pictures = input_pictures.read_pictures(args.init_img, args.background)
+    masks = None if args.expand is not None and args.mask is None else input_pictures.read_masks(args.mask, pictures)
     batches = make_batches(args, "", len(pictures))
     import sdjax
-    from sdjax import generate
+    from sdjax.tasks import generate
 
     how = {"strength": args.strength, "method": args.method, "only_masked": args.only_masked}
     how |= {"composite": not args.no_composite, "feather": args.feather}

@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 
-from sdjax.scripts import options
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.wording import in_flags
+from sdjax.scripts.shared import options
+from sdjax.scripts.shared.wording import in_flags
 
 IF_OUT_OF_MEMORY = "close other programs"
 
@@ -30,10 +30,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the report."""
-    from sdjax import hub
     from sdjax.convert import inspect
-    from sdjax.convert.places import read_place
-    from sdjax.scripts.job import note
+    from sdjax.convert.containers.places import read_place
+    from sdjax.loading import hub
+    from sdjax.scripts.shared.job import note
 
     place, path = read_place(args.path), args.path
     if (

@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from sdjax import files
 from sdjax._version import __version__
-from sdjax.notes import Note
-from sdjax.scripts import flags, xla_flags
-from sdjax.scripts.failures import FAILED, INTERRUPTED, OK, OUT_OF_MEMORY, describe
-from sdjax.scripts.parser import Parser, nearest
-from sdjax.scripts.wording import in_flags, translate
+from sdjax.checks.notes import Note
+from sdjax.scripts.shared import flags, xla_flags
+from sdjax.scripts.shared.failures import FAILED, INTERRUPTED, OK, OUT_OF_MEMORY, describe
+from sdjax.scripts.shared.parser import Parser, nearest
+from sdjax.scripts.shared.wording import in_flags, translate
+from sdjax.storage import files
 
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),

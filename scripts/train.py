@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options, training_flags, values
-from sdjax.scripts.flags import alone, together
+from sdjax.loading.run_layout import workdir
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.train.folder import workdir
+from sdjax.scripts.shared import options, training_flags, values
+from sdjax.scripts.shared.flags import alone, together
 
 IF_OUT_OF_MEMORY = (
     'a smaller batch_size or data.side; accumulate; remat = "products" or "blocks"; dtype = "bfloat16"; '
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     if args.debug_nans:
         jax.config.update("jax_debug_nans", True)
     if args.plan:
-        from sdjax.train.planning import plan_of
+        from sdjax.train.planning.report import plan_of
 
         progress = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
         print(plan_of(described, args.devices, args.platform, progress))

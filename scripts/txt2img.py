@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import options, values
-from sdjax.scripts.flags import Needs
-from sdjax.scripts.job import Job
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.prompts import Batch, make_batches
+from sdjax.scripts.shared import options, values
+from sdjax.scripts.shared.flags import Needs
+from sdjax.scripts.shared.job import Job
+from sdjax.scripts.shared.prompts import Batch, make_batches
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -31,7 +31,7 @@ device give the same bytes.
 
 OUTDIR = "outputs/txt2img-samples"
 LAION_CHECKPOINT, LAION_OUTDIR = "models/ldm/text2img-large/model.ckpt", "outputs/txt2img-samples-laion400m"
-UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # sdjax.generate's; a test compares them
+UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # sdjax.tasks.generate's; a test compares them
 UPSCALE, STRENGTH = "lanczos", 0.6
 SECOND_PASS = Needs(
     lambda args: args.hires is not None, "without a second pass; ask for one with --hires, as --hires 2"
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     job = Job(args, "txt2img")
     batches = make_batches(args, job.default_prompt)
     import sdjax
-    from sdjax import generate
+    from sdjax.tasks import generate
 
     size = generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
     if two_pass and None not in (args.H, args.W):

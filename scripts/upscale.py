@@ -4,10 +4,10 @@ import argparse
 import sys
 from typing import Any
 
-from sdjax.scripts import given, options, values
-from sdjax.scripts.job import Job
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.prompts import Batch, make_batches
+from sdjax.scripts.shared import input_pictures, options, values
+from sdjax.scripts.shared.job import Job
+from sdjax.scripts.shared.prompts import Batch, make_batches
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
 
@@ -28,7 +28,7 @@ writes them.
 
 {EXIT_STATUS}"""
 
-# sdjax.upscaling's, which cannot be asked here: importing JAX takes a second. A test compares them
+# sdjax.tasks.upscale's, which cannot be asked here: importing JAX takes a second. A test compares them
 MAX_NOISE_LEVEL = 350
 
 
@@ -64,17 +64,17 @@ def run(args: argparse.Namespace) -> None:
     job = Job(args, "upscale")
     if job.checkpoint is None:
         raise ValueError("no upscaler is named: give its checkpoint with --ckpt (the built-in model is none)")
-    pictures = given.read_pictures(args.init_img, args.background)
+    pictures = input_pictures.read_pictures(args.init_img, args.background)
     batches = make_batches(args, "", len(pictures))
     import sdjax
-    from sdjax import generate, upscaling
+    from sdjax.tasks import generate, upscale
 
     for picture in pictures:
-        upscaling.check_side(*picture.pixels.shape[:2])
+        upscale.check_side(*picture.pixels.shape[:2])
 
     def check(config: Any) -> None:
         generate.check_task(config, "upscale", "upscaling")
-        upscaling.check_noise_level(config, args.noise_level)
+        upscale.check_noise_level(config, args.noise_level)
 
     pipe = job.load(check)
 

@@ -5,11 +5,11 @@ import math
 import sys
 from typing import Any
 
-from sdjax.scripts import given, options, settings, values
-from sdjax.scripts.flags import alone, together
-from sdjax.scripts.job import Job, resolve_local
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.prompts import Batch, make_batches
+from sdjax.scripts.shared import input_pictures, options, picture_settings, values
+from sdjax.scripts.shared.flags import alone, together
+from sdjax.scripts.shared.job import Job, resolve_local
+from sdjax.scripts.shared.prompts import Batch, make_batches
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -29,8 +29,8 @@ counted from 0, is drawn from seed + k. Files are written as txt2img writes them
 
 PROMPT = "a professional photograph"
 
-# Names and numbers of sdjax.preprocess, sdjax.unclip and sdjax.prior, which cannot be asked here: importing JAX takes a
-# second. A test compares them
+# Names and numbers of sdjax.pictures.preprocess, sdjax.diffusion.unclip and sdjax.tasks.prior: importing JAX to ask
+# them takes a second. A test compares them
 DIALECTS = ("ldm", "huggingface")
 MAX_NOISE_LEVEL = 999
 PRIOR_STEPS, PRIOR_SCALE = 25, 4.0
@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> None:
     if job.checkpoint is None:
         raise ValueError("no unCLIP model is named: give its checkpoint with --ckpt (the built-in model is none)")
     import sdjax
-    from sdjax import generate
+    from sdjax.tasks import generate
 
     generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
     resolve_local(args.prior, args.vision, args.noise_stats)
@@ -186,7 +186,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def vary(args: argparse.Namespace, job: Job) -> None:
     """Makes pictures of pictures."""
-    pictures = [picture for path in args.init_img for picture in given.read_pictures(path, args.background)]
+    pictures = [picture for path in args.init_img for picture in input_pictures.read_pictures(path, args.background)]
     if args.weights is not None and len(args.weights) != len(pictures):
         raise ValueError(f"--weights has one for each of the {len(pictures)} pictures; got {len(args.weights)}")
     levels = args.noise_level * (len(pictures) if len(args.noise_level) == 1 else 1)
@@ -196,8 +196,8 @@ def vary(args: argparse.Namespace, job: Job) -> None:
         )
     batches = make_batches(args, PROMPT, len(pictures) if args.weights is None else 1)
     import sdjax
-    from sdjax import variations
-    from sdjax.kinds import check_task
+    from sdjax.purpose import check_task
+    from sdjax.tasks import variations
 
     if args.weights is not None:
         variations.check_weights(args.weights, len(pictures))
@@ -234,8 +234,8 @@ def imagine(args: argparse.Namespace, job: Job) -> None:
     """Makes pictures of texts, by way of a prior."""
     batches = make_batches(args, PROMPT)
     import sdjax
-    from sdjax import prior, variations
-    from sdjax.kinds import check_task
+    from sdjax.purpose import check_task
+    from sdjax.tasks import prior, variations
 
     (level,) = variations.check_levels(args.noise_level if len(args.noise_level) > 1 else args.noise_level[0], 1)
     steps = PRIOR_STEPS if args.prior_steps is None else args.prior_steps
@@ -265,10 +265,14 @@ def imagine(args: argparse.Namespace, job: Job) -> None:
 
 def describe_parts(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what tells those parts apart that are not the checkpoint's own."""
-    from sdjax import hub
+    from sdjax.loading import hub
 
     parts = {"prior": args.prior, "vision": args.vision, "noise_stats": args.noise_stats}
-    return {name: settings.describe_model(path, hub.resolve(path)) for name, path in parts.items() if path is not None}
+    return {
+        name: picture_settings.describe_model(path, hub.resolve(path))
+        for name, path in parts.items()
+        if path is not None
+    }
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts import given, options, saving, values
-from sdjax.scripts.flags import alone, together
 from sdjax.scripts.main import EXIT_STATUS, main
+from sdjax.scripts.shared import options, saving, values
+from sdjax.scripts.shared.flags import alone, together
 
 IF_OUT_OF_MEMORY = "smaller pictures"
 
@@ -25,7 +25,10 @@ taken to be there.
 
 {EXIT_STATUS}"""
 
-RELEASES = ("StableDiffusionV1", "SDV2")  # sdjax.watermark.TEXTS: importing it takes time. A test compares them
+RELEASES = (
+    "StableDiffusionV1",
+    "SDV2",
+)  # sdjax.pictures.watermark.TEXTS: importing it takes time. A test compares them
 CERTAIN = 8.0  # standard deviations: by chance once in 10^15 pictures; some letters are as good as half a text
 
 
@@ -101,7 +104,7 @@ def treat(args: argparse.Namespace, file: Path) -> Any:
 
 def read(args: argparse.Namespace, pixels: Any) -> str:
     """Returns what is read, as a line."""
-    from sdjax import watermark
+    from sdjax.pictures import watermark
 
     if args.bytes:
         data, agreement = watermark.decode(pixels, args.bytes)
@@ -115,7 +118,7 @@ def read(args: argparse.Namespace, pixels: Any) -> str:
 
 def write(args: argparse.Namespace, pixels: Any) -> Path:
     """Returns the path of the new file."""
-    from sdjax import image, watermark
+    from sdjax.pictures import image, watermark
 
     marked = watermark.embed(pixels, args.embed)
     return image.save_numbered(args.outdir, marked)

@@ -14,23 +14,23 @@ from typing import Any
 from sdjax._version import __version__
 
 _HOME = {
-    "load": "sdjax.loading",
-    "Pipeline": "sdjax.pipeline",
-    "text_to_image": "sdjax.generate",
-    "image_to_image": "sdjax.generate",
-    "two_pass": "sdjax.generate",
-    "inpaint": "sdjax.generate",
-    "outpaint": "sdjax.generate",
-    "depth_to_image": "sdjax.depth",
-    "estimate_depth": "sdjax.depth",
-    "animate": "sdjax.animation",
-    "upscale": "sdjax.upscaling",
-    "image_variations": "sdjax.variations",
-    "prior_to_image": "sdjax.variations",
-    "Prior": "sdjax.prior",
-    "SafetyChecker": "sdjax.safety",
-    "ImageError": "sdjax.generate",
-    "OutOfMemoryError": "sdjax.generate",
+    "load": "sdjax.loading.load",
+    "Pipeline": "sdjax.pipeline.model",
+    "text_to_image": "sdjax.tasks.generate",
+    "image_to_image": "sdjax.tasks.generate",
+    "two_pass": "sdjax.tasks.generate",
+    "inpaint": "sdjax.tasks.generate",
+    "outpaint": "sdjax.tasks.generate",
+    "depth_to_image": "sdjax.tasks.depth_to_image",
+    "estimate_depth": "sdjax.tasks.depth_to_image",
+    "animate": "sdjax.tasks.animate",
+    "upscale": "sdjax.tasks.upscale",
+    "image_variations": "sdjax.tasks.variations",
+    "prior_to_image": "sdjax.tasks.variations",
+    "Prior": "sdjax.tasks.prior",
+    "SafetyChecker": "sdjax.tasks.safety",
+    "ImageError": "sdjax.tasks.generate",
+    "OutOfMemoryError": "sdjax.tasks.generate",
     "ModelConfig": "sdjax.config",
     "UNetConfig": "sdjax.config",
     "VAEConfig": "sdjax.config",
@@ -43,12 +43,22 @@ _HOME = {
     "NoiseSchedule": "sdjax.schedule",
 }
 
+_MODULES = {  # modules for users, by their short names
+    "hub": "sdjax.loading.hub",
+    "image": "sdjax.pictures.image",
+    "movie": "sdjax.pictures.movie",
+    "notes": "sdjax.checks.notes",
+    "watermark": "sdjax.pictures.watermark",
+}
+
 __all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     if name not in _HOME:
-        from sdjax.hints import unknown_name
+        from sdjax.checks.hints import unknown_name
 
         raise AttributeError(unknown_name(name, __all__))
     value = getattr(importlib.import_module(_HOME[name]), name)
@@ -57,4 +67,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_HOME, *_MODULES])

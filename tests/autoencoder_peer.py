@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from sdjax.config import VAEConfig
-from sdjax.convert import keys, layouts
+from sdjax.convert.names import keys, layouts
 from sdjax.nn import AutoencoderKL
-from sdjax.nn.discriminator import Discriminator
-from sdjax.nn.lpips import LPIPS
-from sdjax.train.autoencoder import AutoencoderObjective
+from sdjax.nn.metrics.discriminator import Discriminator
+from sdjax.nn.metrics.lpips import LPIPS
+from sdjax.train.objectives.autoencoder import AutoencoderObjective
 
 import reference
 

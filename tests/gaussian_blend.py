@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.blending import Known
+from sdjax.diffusion.constraint import Known
 from sdjax.samplers import DDIM, draw_noise, scan_rows
 from sdjax.samplers.base import MASK
 from sdjax.schedule import NoiseSchedule

@@ -8,8 +8,8 @@ import numpy as np
 from sdjax import pictures
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.nn import param_shapes
-from sdjax.pipeline import Pipeline
-from sdjax.tokenizer import Tokenizer
+from sdjax.pipeline.model import Pipeline
+from sdjax.prompts.tokenizer import Tokenizer
 
 import reference
 

@@ -13,11 +13,11 @@ import numpy as np
 from sdjax import convert
 from sdjax.convert import CheckpointError
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet
+from sdjax.pictures.watermark import embed as watermark
+from sdjax.pictures.watermark import read_bits, to_bits
+from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.spacing import compvis_timesteps
 from sdjax.schedule import NoiseSchedule
-from sdjax.tokenizer import Tokenizer
-from sdjax.watermark import embed as watermark
-from sdjax.watermark import read_bits, to_bits
 
 from tests.parity_depth import bert, depth, prepare_depth
 from tests.parity_models import config_from_spec

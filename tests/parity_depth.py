@@ -8,8 +8,8 @@ import numpy as np
 
 from sdjax import convert
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
-from sdjax.depth import prepare_depth as prepare
 from sdjax.nn import DepthEstimator, TextEncoder
+from sdjax.tasks.depth_to_image import prepare_depth as prepare
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """The models of the parity kit: descriptions in the reference's words, read as an ldm YAML's are."""
 
 from sdjax.config import ModelConfig, TextConfig
-from sdjax.convert.ldm_config import schedule_from_ldm, unet_from_ldm, vae_from_ldm
+from sdjax.convert.describe.ldm_config import schedule_from_ldm, unet_from_ldm, vae_from_ldm
 
 
 def config_from_spec(spec: dict) -> ModelConfig:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import samplers
-from sdjax.denoiser import Conditioning, make_denoiser
+from sdjax.diffusion.denoiser import Conditioning, make_denoiser
 
 CHUNK = 8  # rows of one compiled scan, so that all linear samplers of a model share one program
 

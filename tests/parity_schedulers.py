@@ -8,7 +8,7 @@ import numpy as np
 
 from sdjax import samplers
 from sdjax.config import ScheduleConfig
-from sdjax.denoiser import Conditioning, make_denoiser
+from sdjax.diffusion.denoiser import Conditioning, make_denoiser
 from sdjax.schedule import NoiseSchedule
 
 # Each with the spacing that Stable Diffusion's scheduler_config.json, or the class's default, gives it

@@ -4,15 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import convert, preprocess, unclip
+from sdjax import convert
 from sdjax.config import TextConfig, VisionConfig
-from sdjax.convert.priors import prior_from_diffusers, prior_params
-from sdjax.convert.safety import safety_params
+from sdjax.convert.parts.priors import prior_from_diffusers, prior_params
+from sdjax.convert.parts.safety import safety_params
+from sdjax.diffusion import unclip
 from sdjax.nn import VisionEncoder
 from sdjax.nn.prior import PriorTransformer
 from sdjax.nn.safety import SafetyChecker
-from sdjax.prior import Told, make_rows
-from sdjax.prior import sample as sample_prior
+from sdjax.pictures import preprocess
+from sdjax.tasks.prior import Told, make_rows
+from sdjax.tasks.prior import sample as sample_prior
 
 
 def vision_config(spec):

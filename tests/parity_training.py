@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.convert.model import model_of_params
-from sdjax.convert.writing import tensors_of
+from sdjax.convert.write.writing import tensors_of
 from sdjax.nn import UNet
 from sdjax.schedule import NoiseSchedule
-from sdjax.train.objectives import DiffusionObjective, prediction_error
+from sdjax.train.objectives.diffusion import DiffusionObjective, prediction_error
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import TrainState
 from sdjax.train.step import make_train_step

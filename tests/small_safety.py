@@ -7,7 +7,7 @@ import numpy as np
 from parity_towers import vision_config
 from safetensors.numpy import save_file
 
-from sdjax.convert.vision_config import transformers_file
+from sdjax.convert.describe.vision_config import transformers_file
 
 import reference
 

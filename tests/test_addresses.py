@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import addresses, convert, files, image, pictures, remote
-from sdjax.addresses import AddressError
+from sdjax import convert, pictures
+from sdjax.loading.run_layout import is_run, workdir
+from sdjax.pictures import image
+from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.scripts.main import main
-from sdjax.tokenizer import Tokenizer
+from sdjax.storage import addresses, buckets, files
+from sdjax.storage.addresses import AddressError
 from sdjax.train.data.sources import open_source
-from sdjax.train.folder import is_run, workdir
 
 OF_BUCKETS = ("gs://bucket/run", "GS://bucket/run", "s3://bucket/run/", b"gs://bucket/run")
 REFUSED = (
@@ -166,4 +168,4 @@ def test_a_run_in_a_bucket_without_gcsfs_names_it(nowhere, monkeypatch, capsys):
 
 def test_an_address_is_compared_whatever_its_spelling():
     assert addresses.address("GS://bucket/run/") == addresses.address(b"gs://bucket/run") == "gs://bucket/run"
-    assert remote.stamp({"size": 3, "md5Hash": "a", "updated": "b"}) == [3, "a"]
+    assert buckets.stamp({"size": 3, "md5Hash": "a", "updated": "b"}) == [3, "a"]

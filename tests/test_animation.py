@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import animation as module
-from sdjax.animation import animate, between, check_keyframes, frame_positions, straight, turn, turn_tokens
-from sdjax.notes import Note
+from sdjax.checks.notes import Note
+from sdjax.tasks import animate as module
+from sdjax.tasks.animate import animate, between, check_keyframes, frame_positions, straight, turn, turn_tokens
 
 import models
 from checks import count_compilations, near

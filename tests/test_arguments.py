@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import arguments, convert, generate, hints, samplers
-from sdjax.arguments import whole
-from sdjax.pipeline import cast
-from sdjax.run import make_sampler
+from sdjax import convert, samplers
+from sdjax.checks import arguments, hints
+from sdjax.checks.arguments import whole
+from sdjax.pipeline.model import cast
+from sdjax.tasks import generate
+from sdjax.tasks.batch import make_sampler
 
 import models
 
@@ -145,8 +147,8 @@ def test_whole_numbers_of_any_library_are_seeds():
 
 
 def test_none_is_the_default_seed_and_the_empty_negative_prompt():
-    from sdjax.animation import check_keyframes
-    from sdjax.run import expand
+    from sdjax.tasks.animate import check_keyframes
+    from sdjax.tasks.batch import expand
 
     assert expand("a", None, None, 1) == expand("a", "", 0, 1)
     assert expand(["a", "b"], [None, "c"], [None, None], 1) == expand(["a", "b"], ["", "c"], 0, 1)
@@ -182,7 +184,7 @@ BAD = (
 
 
 def test_values_of_another_kind_are_one_sentence(monkeypatch):
-    monkeypatch.setattr("sdjax.pipeline.Pipeline.on", None)  # no network is run
+    monkeypatch.setattr("sdjax.pipeline.model.Pipeline.on", None)  # no network is run
     for task, given, name, value in BAD:
         given = given if task == "outpaint" else (*given, "a")
         with pytest.raises(ValueError, match=name) as caught:
@@ -211,7 +213,7 @@ def test_types_have_many_names(dtype, name):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(pipe.params)} == {name}
     assert sdjax.Pipeline(pipe.config, {}, pipe.tokenizer, dtype=dtype).dtype == name
     assert jax.tree.leaves(cast({"a": np.zeros(1, np.float32)}, dtype))[0].dtype == jnp.dtype(name)
-    assert convert.load_model(sdjax.builtin.folder(), dtype=dtype) is not None
+    assert convert.load_model(sdjax.loading.builtin.folder(), dtype=dtype) is not None
 
 
 class TorchType:

@@ -12,7 +12,8 @@ import pytest
 import safetensors.numpy
 
 import sdjax
-from sdjax import builtin, convert
+from sdjax import convert
+from sdjax.loading import builtin
 
 import models
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import builtin, generate
-from sdjax.train.reader import background
-from sdjax.train.subjects import COLOURS
+from sdjax.loading import builtin
+from sdjax.tasks import generate
+from sdjax.train.builtin.reader import background
+from sdjax.train.builtin.subjects import COLOURS
 
 CAT, FOX = "a cat on a blue background", "a fox on a yellow background"
 HALF = np.broadcast_to(np.arange(64) >= 32, (64, 64))  # the right half

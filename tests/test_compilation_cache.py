@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdjax import compilation_cache
+from sdjax.pipeline import cache
 
 # A program that takes long enough to compile to be kept, compiled after another one had been; then JAX's own words
 PROGRAM = """
@@ -56,7 +56,7 @@ def test_programs_are_kept_in_the_users_cache_folder_within_bounds(tmp_path: Pat
     found = run(XDG_CACHE_HOME=str(tmp_path))
     assert found["folder"] == found["dir"]
     assert Path(found["dir"]).is_relative_to(tmp_path / "sdjax" / "compiled")
-    assert (found["size"], found["seconds"]) == (compilation_cache.MAX_BYTES, compilation_cache.MIN_SECONDS)
+    assert (found["size"], found["seconds"]) == (cache.MAX_BYTES, cache.MIN_SECONDS)
 
 
 def test_what_the_user_chose_stands(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -
 def test_an_unknown_value_of_the_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDJAX_COMPILATION_CACHE", "/tmp/cache")
     with pytest.raises(ValueError, match="SDJAX_COMPILATION_CACHE is 0 or 1; got '/tmp/cache'"):
-        compilation_cache.enable.__wrapped__()
+        cache.enable.__wrapped__()
 
 
 def test_processes_share_it_and_survive_one_that_was_killed_while_writing(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import small_safety
 
-from sdjax import sharding
 from sdjax.config import PriorConfig, TextConfig
 from sdjax.nn import param_shapes
 from sdjax.nn.prior import ProjectedTextEncoder
-from sdjax.pipeline import Pipeline
-from sdjax.prior import Prior
-from sdjax.safety import SafetyChecker
-from sdjax.tokenizer import Tokenizer
+from sdjax.pipeline import placement
+from sdjax.pipeline.model import Pipeline
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.tasks.prior import Prior
+from sdjax.tasks.safety import SafetyChecker
 
 import models
 
@@ -27,7 +27,7 @@ def pipeline():
     """Returns (pipeline, what its text encoder makes of a prompt)."""
     params = {"text": models.fill_tree(param_shapes(models.TINY)["text"])}
     pipe = Pipeline(models.TINY, params, Tokenizer())
-    return pipe, lambda pipe: np.asarray(pipe.encode_prompt(["a cat"], mesh=sharding.make_mesh(jax.devices()[:1])))
+    return pipe, lambda pipe: np.asarray(pipe.encode_prompt(["a cat"], mesh=placement.make_mesh(jax.devices()[:1])))
 
 
 def prior():

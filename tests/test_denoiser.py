@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.denoiser import Conditioning, guide, interleave, make_denoiser
+from sdjax.diffusion.denoiser import Conditioning, guide, interleave, make_denoiser
 from sdjax.samplers.base import row
 
 RNG = np.random.default_rng(0)

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax import depth, image, pictures
+from sdjax import pictures
 from sdjax.config import DepthConfig
-from sdjax.generate import text_to_image
-from sdjax.pipeline import Pipeline
-from sdjax.tokenizer import Tokenizer
+from sdjax.pictures import image
+from sdjax.pipeline.model import Pipeline
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.tasks import depth_to_image
+from sdjax.tasks.generate import text_to_image
 
 import models
 import reference
@@ -49,20 +51,20 @@ def ramp(height=128, width=128):
 def test_preparation_equals_the_reference(case):
     arrays = reference.golden("dpt")
     given, want = (np.moveaxis(arrays[f"prepare_{case}_{name}"], 1, -1) for name in ("depth", "out"))
-    got = depth.prepare_depth(given, want.shape[1:3])
+    got = depth_to_image.prepare_depth(given, want.shape[1:3])
     assert np.linalg.norm(got - want) < 2e-6 * np.linalg.norm(want)  # float32 rounding
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1234.567, -3e-5])
 @pytest.mark.parametrize("size", [(16, 16), (9, 31)])
 def test_a_map_of_one_depth_survives(value, size):
-    got = depth.prepare_depth(np.full((2, 128, 96, 1), value, np.float32), size)
+    got = depth_to_image.prepare_depth(np.full((2, 128, 96, 1), value, np.float32), size)
     assert np.array_equal(got, np.full((2, *size, 1), -1))
 
 
 def test_each_picture_has_its_own_range_after_resizing():
     maps = np.stack([ramp(), 1000 + 7 * ramp().T])[..., None]
-    got = depth.prepare_depth(maps, (16, 16))
+    got = depth_to_image.prepare_depth(maps, (16, 16))
     assert got.min((1, 2, 3)).tolist() == [-1, -1]
     assert got.max((1, 2, 3)).tolist() == [1, 1]
     np.testing.assert_allclose(got[0], got[1].swapaxes(0, 1), atol=1e-5)
@@ -75,7 +77,7 @@ def test_each_picture_has_its_own_range_after_resizing():
 )  # fmt: skip
 def test_the_network_looks_at_midas_sizes(size, seen):
     # MiDaS's "minimal" rule: the side whose scale is nearer to 1 becomes 384, both round to multiples of 32
-    assert depth.network_size(DepthConfig(), size) == seen
+    assert depth_to_image.network_size(DepthConfig(), size) == seen
 
 
 def test_strength_one_keeps_nothing_but_depth():
@@ -100,11 +102,13 @@ def test_no_strength_is_the_round_trip_and_more_leads_away():
 def test_an_estimated_map_is_the_one_that_is_used(monkeypatch):
     pipe, given, options = pipeline(), picture(128, 128), {"seed": 1, **FEW}
     made = sdjax.depth_to_image(pipe, given, "a cat", **options)
-    seen = depth._estimated(pipe, [given], sdjax.sharding.make_mesh(FEW["devices"]), "jit")[0]
+    seen = depth_to_image._estimated(pipe, [given], sdjax.pipeline.placement.make_mesh(FEW["devices"]), "jit")[0]
     assert seen.shape == (64, 64, 1)
-    monkeypatch.setattr(depth, "_estimated", lambda *args: [np.ones_like(seen)])
+    monkeypatch.setattr(depth_to_image, "_estimated", lambda *args: [np.ones_like(seen)])
     assert not np.array_equal(made, sdjax.depth_to_image(pipe, given, "a cat", **options))
-    monkeypatch.setattr(depth, "_estimated", lambda *args: [3 + 2 * seen])  # only what is nearer than what matters
+    monkeypatch.setattr(
+        depth_to_image, "_estimated", lambda *args: [3 + 2 * seen]
+    )  # only what is nearer than what matters
     again = sdjax.depth_to_image(pipe, given, "a cat", **options)
     assert near(made, again)
 
@@ -133,7 +137,7 @@ def test_estimated_depth_has_the_pictures_size_and_comes_back_from_a_file(tmp_pa
     assert estimated.shape == (100, 120)
     assert estimated.min() >= 0
     assert np.ptp(estimated) > 0
-    grey = depth.to_grey(estimated)
+    grey = depth_to_image.to_grey(estimated)
     assert (grey.min(), grey.max()) == (0, 65535)
     image.save_png(tmp_path / "depth.png", grey)
     back = pictures.open_map(tmp_path / "depth.png").values
@@ -148,8 +152,8 @@ def test_a_map_may_have_another_size_of_the_same_aspect():
     a = sdjax.depth_to_image(pipe, given, "a cat", depth_map=ramp(), **FEW)
     b = sdjax.depth_to_image(pipe, given, "a cat", depth_map=Image.fromarray(ramp(64, 64)), **FEW)
     assert np.abs(a.astype(int) - b).mean() < 8  # a ramp, but for its ends
-    depth.check_aspect((341, 512), (1000, 1500))
-    depth.check_aspect((1000, 1500), (341, 512))
+    depth_to_image.check_aspect((341, 512), (1000, 1500))
+    depth_to_image.check_aspect((1000, 1500), (341, 512))
 
 
 def test_guidance_steps_and_seeds_compile_nothing_new():

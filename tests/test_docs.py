@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sdjax import animation, depth, generate, samplers, upscaling
-from sdjax.scripts import animate, depth2img, img2img, inpaint, main, options, txt2img, upscale
+import sdjax
+from sdjax import samplers
+from sdjax.scripts import animate, depth2img, img2img, inpaint, main, txt2img, upscale
+from sdjax.scripts.shared import options
+from sdjax.tasks import generate
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "text-to-image.md").read_text(encoding="utf-8")
@@ -38,8 +41,8 @@ def test_every_flag_of_other_commands_is_described(page: str, command) -> None:
     ("page", "tasks"),
     [("image-to-image.md", [generate.image_to_image, generate.two_pass]),
      ("inpainting.md", [generate.inpaint, generate.outpaint]),
-     ("depth-to-image.md", [depth.depth_to_image]), ("upscaling.md", [upscaling.upscale]),
-     ("animation.md", [animation.animate])],
+     ("depth-to-image.md", [sdjax.depth_to_image]), ("upscaling.md", [sdjax.upscale]),
+     ("animation.md", [sdjax.animate])],
 )  # fmt: skip
 def test_every_argument_of_other_tasks_is_described(page: str, tasks: list) -> None:
     text = (DOCS / page).read_text(encoding="utf-8") + TEXT

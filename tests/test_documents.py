@@ -60,7 +60,9 @@ def check_make(words: list[str]) -> None:
 
 def check_training(words: list[str]) -> None:
     """Of the training of the built-in model: `--config.a.b=value` is a setting, others are flags with a value."""
-    own = re.findall(r'flags\.DEFINE_\w+\("(\w+)"', (ROOT / "sdjax/train/builtin.py").read_text(encoding="utf-8"))
+    own = re.findall(
+        r'flags\.DEFINE_\w+\("(\w+)"', (ROOT / "sdjax/train/builtin/training.py").read_text(encoding="utf-8")
+    )
     for word in words:
         if not word.startswith("--"):
             continue

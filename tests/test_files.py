@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax import files, image
+from sdjax.pictures import image
+from sdjax.storage import files
 
 NUMBERS = ["ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EMFILE", "ENFILE",
            "EIO", "EFBIG", "ENOENT", "ELOOP", "EBUSY", "ESTALE"]  # fmt: skip

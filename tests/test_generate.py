@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import generate, sharding
 from sdjax.config import ScheduleConfig
+from sdjax.pipeline import placement
 from sdjax.samplers import SAMPLERS
 from sdjax.schedule import NoiseSchedule
+from sdjax.tasks import generate
 
 import models
 from checks import count_compilations, near
@@ -88,17 +89,17 @@ def test_exact_pictures_are_bit_identical_alone_in_a_batch_and_on_several_device
 
 
 def test_starting_noise_is_bit_identical_alone_in_a_batch_and_on_eight_devices():
-    from sdjax.pipeline import make_keys
+    from sdjax.pipeline.model import make_keys
 
     pipe, seeds = models.pipeline(), [7, 2**32 - 1, 2**40, 0, 1, 2, 3, 4]
-    one, eight = sharding.make_mesh(jax.devices()[:1]), sharding.make_mesh(jax.devices())
+    one, eight = placement.make_mesh(jax.devices()[:1]), placement.make_mesh(jax.devices())
     batch = np.asarray(pipe.noise(make_keys(seeds), 64, 64, mesh=one))
     np.testing.assert_array_equal(batch, pipe.noise(make_keys(seeds), 64, 64, mesh=eight))
     np.testing.assert_array_equal(batch[2:3], pipe.noise(make_keys([2**40]), 64, 64, mesh=one))
 
 
 def test_a_seed_of_32_bits_is_the_key_jax_makes_of_it():
-    from sdjax.pipeline import make_keys
+    from sdjax.pipeline.model import make_keys
 
     for seed in (0, 42, 2**32 - 1):
         want = jax.random.key_data(jax.random.key(np.uint32(seed), impl="threefry2x32"))
@@ -114,11 +115,11 @@ def test_guidance_off_runs_the_network_once_a_step():
 
 def lowered_sampler(pipe, *, guided=True, devices=None, parallel="jit", platforms=None):
     """Returns the compiled sampling program's jax.stages.Lowered for pictures of 64 x 64, one a device."""
-    from sdjax.denoiser import Conditioning
-    from sdjax.pipeline import CHUNK, SampleProgram, _sample
+    from sdjax.diffusion.denoiser import Conditioning
+    from sdjax.pipeline.model import CHUNK, SampleProgram, _sample
     from sdjax.samplers import base
 
-    mesh = sharding.make_mesh(devices)
+    mesh = placement.make_mesh(devices)
     sampler = SAMPLERS["ddim"]()
     program = SampleProgram(pipe.config.unet, "epsilon", pipe.dtype, sampler.rule, guided, False)
     x = jax.ShapeDtypeStruct((mesh.size, 8, 8, 4), np.float32)
@@ -127,7 +128,7 @@ def lowered_sampler(pipe, *, guided=True, devices=None, parallel="jit", platform
     context = Conditioning(context=jax.ShapeDtypeStruct((mesh.size, 77, pipe.config.text.width), np.float32))
     rows = next(iter(base.chunks(sampler.steps(pipe.schedule, 10), CHUNK)))
     args = (pipe.params["unet"], rows, np.float32(5), state, keys, context, context if guided else None)
-    run = sharding.compiled(_sample, program, mesh, (False, False, False, True, True, True, True), parallel)
+    run = placement.compiled(_sample, program, mesh, (False, False, False, True, True, True, True), parallel)
     return run, args
 
 

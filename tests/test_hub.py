@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sdjax import convert, hub
-from sdjax.convert import reading
+from sdjax import convert
+from sdjax.convert.containers import reading
 from sdjax.convert.errors import CheckpointError
+from sdjax.loading import hub
 
 import models
 

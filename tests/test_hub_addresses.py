@@ -3,8 +3,8 @@
 import pytest
 from test_hub import DESCRIPTIONS, HALF, PLAIN, REPOSITORY, folder_of, held, nowhere, resolve, server, weights
 
-from sdjax import hub
-from sdjax.convert import reading
+from sdjax.convert.containers import reading
+from sdjax.loading import hub
 
 __all__ = ["server"]  # a fixture
 

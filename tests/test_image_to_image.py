@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax import generate, inputs, pictures, sharding
-from sdjax.image import to_float, to_uint8
-from sdjax.pipeline import make_keys
-from sdjax.run import make_run
+from sdjax import pictures
+from sdjax.pictures.image import to_float, to_uint8
+from sdjax.pipeline import placement
+from sdjax.pipeline.model import make_keys
 from sdjax.samplers import SAMPLERS
 from sdjax.samplers.base import SECOND
+from sdjax.tasks import generate, inputs
+from sdjax.tasks.batch import make_run
 
 import models
 from checks import count_compilations, near
@@ -27,7 +29,7 @@ def distance(a, b):
 
 
 def test_no_strength_is_the_autoencoders_round_trip():
-    pipe, mesh = models.pipeline(), sharding.make_mesh(FEW["devices"])
+    pipe, mesh = models.pipeline(), placement.make_mesh(FEW["devices"])
     keys = make_keys([3])
     latent = pipe.encode_image(to_float(picture()[None]), mesh=mesh, keys=keys)
     want = to_uint8(np.asarray(pipe.decode(latent, mesh=mesh)))
@@ -169,7 +171,7 @@ def test_two_passes_make_a_larger_picture(upscale):
 
 
 def test_a_second_pass_without_strength_is_the_first_one_enlarged():
-    pipe, mesh = models.pipeline(), sharding.make_mesh(FEW["devices"])
+    pipe, mesh = models.pipeline(), placement.make_mesh(FEW["devices"])
     options = {"seed": 4, "height": 64, "width": 64, "strength": 0, **FEW}
     run = make_run(pipe, "a cat", seed=4, **FEW)
     latent = run.sample(run.start(), None, run.noise(64, 64), run.told())

@@ -11,50 +11,34 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {"sdjax": ROOT / "sdjax", "sdjax.convert": ROOT / "convert", "sdjax.configs": ROOT / "configs",
            "sdjax.scripts": ROOT / "scripts"}  # fmt: skip
 
-# Part of the library -> the parts of it that it may import (itself always)
-ALLOWED = {
-    "sdjax.typing": set(),
-    "sdjax.addresses": set(),
-    "sdjax.effects": {"sdjax.notes"},
-    "sdjax.files": {"sdjax.addresses"},
-    "sdjax.remote": {"sdjax.addresses", "sdjax.files"},
-    "sdjax.arguments": set(),
-    "sdjax.hints": set(),
-    "sdjax.notes": set(),
-    "sdjax.pinned": {"sdjax.arguments", "sdjax.typing"},
-    "sdjax.description": set(),
-    "sdjax.config": {"sdjax.description"},
-    "sdjax.schedule": {"sdjax.config", "sdjax.typing"},
-    "sdjax.resize": set(),
-    "sdjax.denoiser": {"sdjax.arguments", "sdjax.notes", "sdjax.schedule", "sdjax.config", "sdjax.typing",
-                       "sdjax.samplers"},
-    "sdjax.nn": {"sdjax.config", "sdjax.pinned", "sdjax.typing", "sdjax.resize"},
-    "sdjax.samplers": {"sdjax.arguments", "sdjax.effects", "sdjax.schedule", "sdjax.config", "sdjax.typing"},
-    "sdjax.sharding": {"sdjax.typing"},
-    "sdjax.image": {"sdjax.addresses", "sdjax.files", "sdjax.typing", "sdjax._version"},
-    "sdjax.pictures": {"sdjax.addresses", "sdjax.files"},
-    "sdjax.movie": {"sdjax.files", "sdjax.typing"},
-    "sdjax.tiling": {"sdjax.config", "sdjax.nn", "sdjax.typing"},
-    "sdjax.watermark": {"sdjax.typing"},
-    "sdjax.tokenizer": {"sdjax.addresses", "sdjax.files", "sdjax.typing", "sdjax.config"},
-    "sdjax.checkpoint": {"sdjax.config", "sdjax.typing", "sdjax.tokenizer", "sdjax._version"},
-    "sdjax.configs": {"sdjax.config"},
-    "sdjax.convert": {"sdjax.config", "sdjax.configs", "sdjax.nn", "sdjax.checkpoint", "sdjax.tokenizer",
-                      "sdjax.addresses", "sdjax.arguments", "sdjax.files", "sdjax.pinned", "sdjax.remote",
-                      "sdjax.typing", "sdjax._version"},
-}  # fmt: skip
+# The parts from bottom to top: each imports those above it in this list, and itself
+LAYERS = [
+    ("sdjax.typing", "sdjax._version", "sdjax.description", "sdjax.checks", "sdjax.storage"),
+    ("sdjax.config",),
+    ("sdjax.schedule", "sdjax.purpose"),
+    ("sdjax.nn",),
+    ("sdjax.samplers", "sdjax.prompts", "sdjax.pictures"),
+    ("sdjax.diffusion", "sdjax.configs"),
+    ("sdjax.convert",),
+    ("sdjax.pipeline",),
+    ("sdjax.loading",),
+    ("sdjax.tasks",),
+    ("sdjax.evaluate", "sdjax.train"),
+    ("sdjax.scripts",),
+]
+UPWARDS = {("sdjax.loading.load", "sdjax.train")}  # the model of a run's folder
 # Package -> the only modules that may import it
 ONLY = {
     "torch": set(),
     "tensorflow": set(),
     "diffusers": set(),
-    "transformers": {"sdjax.tokenizer"},
-    "PIL": {"sdjax.image", "sdjax.movie", "sdjax.pictures", "sdjax.train"},  # the last reads and draws training's data
+    "transformers": {"sdjax.prompts"},
+    "PIL": {"sdjax.pictures", "sdjax.train"},  # the last reads and draws training's data
     "ml_collections": {"sdjax.configs", "sdjax.scripts", "sdjax.train"},
-    "orbax": {"sdjax.checkpoint", "sdjax.train"},
+    "orbax": {"sdjax.train"},
     "optax": {"sdjax.train"},
-    "huggingface_hub": {"sdjax.hub"},
-    "pywt": {"sdjax.watermark"},
+    "huggingface_hub": {"sdjax.loading"},
+    "pywt": {"sdjax.pictures"},
 }
 
 
@@ -85,14 +69,16 @@ def part(name):
 
 
 def test_parts_import_only_the_parts_below_them():
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
     wrong = []
     for name, is_package, tree in modules():
-        allowed = ALLOWED.get(part(name))
-        if allowed is None or name.endswith(".__main__"):  # a command, as those in sdjax.scripts
+        if name == "sdjax" or name.endswith(".__main__"):  # a command, as those in sdjax.scripts
             continue
         for imported in imports(name, is_package, tree):
             target = part(imported)
-            if imported.startswith("sdjax.") and target != part(name) and target not in allowed:
+            if not imported.startswith("sdjax.") or target == part(name) or (name, target) in UPWARDS:
+                continue
+            if target in layer and layer[target] >= layer[part(name)] and imported != "sdjax.convert":
                 wrong.append(f"{name} imports {imported}")
     assert not wrong
 
@@ -113,7 +99,7 @@ def test_only_one_place_imports(package):
     [
         ("from sdjax import pictures", ["jax", "flax", "torch"]),
         ("import sdjax", ["jax", "numpy", "flax", "torch", "tensorflow", "transformers", "PIL"]),
-        ("from sdjax import generate, pipeline", ["torch", "tensorflow", "transformers", "orbax", "ml_collections"]),
+        ("from sdjax.tasks import generate", ["torch", "tensorflow", "transformers", "orbax", "ml_collections"]),
         ("from sdjax import convert", ["torch", "tensorflow", "transformers", "orbax", "PIL"]),
         ("from sdjax.scripts import main", ["jax", "numpy", "flax", "PIL", "tqdm"]),
     ],

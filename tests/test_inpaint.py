@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import generate, inputs, pictures, sharding
-from sdjax.blending import Known
-from sdjax.image import to_float
-from sdjax.run import Run, make_run
+from sdjax import pictures
+from sdjax.diffusion.constraint import Known
+from sdjax.pictures.image import to_float
+from sdjax.pipeline import placement
 from sdjax.samplers import SAMPLERS
+from sdjax.tasks import generate, inputs
+from sdjax.tasks.batch import Run, make_run
 
 import models
 from checks import count_compilations
@@ -126,7 +128,7 @@ def test_a_network_of_nine_channels_is_told_mask_and_masked_latent(monkeypatch):
     told, against = told_to_the_network(monkeypatch, given, mask, seed=9)
     assert told.concat.shape == (1, 8, 8, 5)
     np.testing.assert_array_equal(told.concat[0, :, :, 0], mask[::8, ::8])
-    pipe, mesh = models.pipeline(NINE), sharding.make_mesh(FEW["devices"])
+    pipe, mesh = models.pipeline(NINE), placement.make_mesh(FEW["devices"])
     hole = np.where(mask[..., None], 0, to_float(given)).astype(np.float32)
     keys = make_run(pipe, "", seed=9, **FEW).keys
     mean = pipe.encode_image(hole[None], mesh=mesh)

@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 import sdjax
 from sdjax import configs, convert
 from sdjax.config import ConfigError, ModelConfig, TextConfig, UNetConfig, VAEConfig
-from sdjax.convert.ldm_config import config_from_ldm
+from sdjax.convert.describe.ldm_config import config_from_ldm
 from sdjax.nn import TextEncoder
-from sdjax.tokenizer import Tokenizer
+from sdjax.prompts.tokenizer import Tokenizer
 
 import models
 import reference

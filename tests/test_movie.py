@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax import movie
+from sdjax.pictures import movie
 
 
 def frames(count: int = 7, height: int = 48, width: int = 64) -> np.ndarray:

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax.notes import Note
+from sdjax.checks.notes import Note
 from sdjax.samplers import DPMSolver
-from sdjax.scripts import given
 from sdjax.scripts.main import main
+from sdjax.scripts.shared import input_pictures
 
 import models
 
@@ -77,5 +77,5 @@ def test_an_option_of_the_sampler_without_effect_is_refused(capsys) -> None:
 def test_a_background_of_opaque_pictures_is_said(tmp_path, capsys) -> None:
     for name, picture, said in ("opaque", GREY, True), ("clear", np.dstack([GREY, GREY[..., :1]]), False):
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
-        given.read_pictures(str(tmp_path / f"{name}.png"), (1, 2, 3))
+        input_pictures.read_pictures(str(tmp_path / f"{name}.png"), (1, 2, 3))
         assert ("--background has no effect" in capsys.readouterr().err) == said

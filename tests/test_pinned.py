@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import pinned
+from sdjax.nn import jax_settings
 from sdjax.train.state import TrainState
 
 import models
@@ -56,8 +56,8 @@ def usual():
 
 
 def test_every_pinned_setting_is_tried() -> None:
-    assert OTHERS.keys() == pinned.PINNED.keys()
-    assert all(OTHERS[name] != value for name, value in pinned.PINNED.items())
+    assert OTHERS.keys() == jax_settings.PINNED.keys()
+    assert all(OTHERS[name] != value for name, value in jax_settings.PINNED.items())
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -74,15 +74,15 @@ def test_a_picture_depends_on_no_setting_of_the_process(usual, name) -> None:
 
 def test_keys_are_threefrys_of_the_seed_alone() -> None:
     with globally("jax_random_seed_offset", 7), jax.default_prng_impl("rbg"):
-        key = pinned.make_key(3)
+        key = jax_settings.make_key(3)
     assert str(jax.random.key_impl(key)) == "threefry2x32"
     np.testing.assert_array_equal(jax.random.key_data(key), [0, 3])  # the words of the seed: JAX's own rule
 
 
 def test_numbers_are_those_of_partitionable_threefry() -> None:
     # JAX's own numbers for this seed, of the generator that is the default since JAX 0.5
-    with pinned.pinned():
-        drawn = np.asarray(jax.random.normal(jax.random.fold_in(pinned.make_key(0), 1), (4,)))
+    with jax_settings.pinned():
+        drawn = np.asarray(jax.random.normal(jax.random.fold_in(jax_settings.make_key(0), 1), (4,)))
     with jax.threefry_partitionable(True):
         wanted = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(0), 1), (4,)))
     np.testing.assert_array_equal(drawn, wanted)
@@ -91,21 +91,21 @@ def test_numbers_are_those_of_partitionable_threefry() -> None:
 def test_a_trainings_key_depends_on_no_setting() -> None:
     import optax
 
-    with globally("jax_random_seed_offset", 7), jax.default_prng_impl("rbg"), pinned.pinned():
+    with globally("jax_random_seed_offset", 7), jax.default_prng_impl("rbg"), jax_settings.pinned():
         state = TrainState.create({"a": np.zeros(1, np.float32)}, optax.sgd(1.0), 3, ema=False)
     np.testing.assert_array_equal(jax.random.key_data(state.key), [0, 3])
 
 
 def test_what_may_change_the_last_bits_is_recorded(monkeypatch) -> None:
-    for name in pinned.VARIABLES:
+    for name in jax_settings.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with jax.default_matmul_precision(None):
-        assert pinned.recorded() == {}
+        assert jax_settings.recorded() == {}
     with jax.default_matmul_precision("highest"):
-        assert pinned.recorded() == {"jax_default_matmul_precision": "highest"}
+        assert jax_settings.recorded() == {"jax_default_matmul_precision": "highest"}
         monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true --xla_dump_to=/tmp/x")
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-        found = pinned.recorded()
+        found = jax_settings.recorded()
     assert found["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=true"
     assert found["NVIDIA_TF32_OVERRIDE"] == "0"
     json.dumps(found)
@@ -148,4 +148,4 @@ def test_a_picture_depends_on_no_switch_of_jax(usual) -> None:
             continue
         with contextlib.suppress(AttributeError), globally(name, not value):
             if not np.array_equal(picture(), usual):
-                assert name in pinned.OPTIONS, name
+                assert name in jax_settings.OPTIONS, name

@@ -6,7 +6,7 @@ golden/clip_pixels.npz holds a picture with what kornia 0.6.0 and Pillow make of
 import numpy as np
 import pytest
 
-from sdjax import preprocess
+from sdjax.pictures import preprocess
 
 import reference
 from checks import relative_error

@@ -14,12 +14,13 @@ from safetensors.numpy import save_file
 
 from sdjax import convert
 from sdjax.config import ConfigError, PriorConfig, ScheduleConfig, TextConfig
-from sdjax.convert import CheckpointError, keys
-from sdjax.convert.priors import prior_from_diffusers
+from sdjax.convert import CheckpointError
+from sdjax.convert.names import keys
+from sdjax.convert.parts.priors import prior_from_diffusers
 from sdjax.nn.prior import PriorTransformer, ProjectedTextEncoder
-from sdjax.prior import Prior, make_rows
+from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.schedule import alphas_cumprod
-from sdjax.tokenizer import Tokenizer
+from sdjax.tasks.prior import Prior, make_rows
 
 import reference
 from checks import relative_error

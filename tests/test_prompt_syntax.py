@@ -6,8 +6,8 @@ import warnings
 import pytest
 
 import sdjax
-from sdjax.notes import Note
-from sdjax.prompt_syntax import check_lengths, check_prompts, foreign_syntax
+from sdjax.checks.notes import Note
+from sdjax.prompts.syntax import check_lengths, check_prompts, foreign_syntax
 from sdjax.scripts.main import main
 
 import models

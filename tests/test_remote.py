@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from sdjax import builtin, convert, remote
-from sdjax.train.mirror import Mirror
+from sdjax import convert
+from sdjax.loading import builtin
+from sdjax.storage import buckets
+from sdjax.train.checkpoints.mirror import Mirror
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +34,18 @@ def test_a_model_goes_into_a_bucket_and_comes_back(store):
 
 
 def test_a_file_is_fetched_again_once_it_changed(store):
-    remote.put("gs://bucket/x", b"1")
-    first = remote.fetch("gs://bucket/x")
-    assert remote.fetch("gs://bucket/x") == first
-    remote.put("gs://bucket/x", b"23")
-    assert remote.fetch("gs://bucket/x").read_bytes() == b"23"
+    buckets.put("gs://bucket/x", b"1")
+    first = buckets.fetch("gs://bucket/x")
+    assert buckets.fetch("gs://bucket/x") == first
+    buckets.put("gs://bucket/x", b"23")
+    assert buckets.fetch("gs://bucket/x").read_bytes() == b"23"
 
 
 def test_a_name_that_only_begins_alike_is_another(store):
-    remote.put("gs://bucket/run2/x", b"1")
-    assert remote.contents("gs://bucket/run") == {}
+    buckets.put("gs://bucket/run2/x", b"1")
+    assert buckets.contents("gs://bucket/run") == {}
     with pytest.raises(FileNotFoundError, match="gs://bucket/run"):
-        remote.fetch("gs://bucket/run")
+        buckets.fetch("gs://bucket/run")
 
 
 def test_a_log_is_copied_and_taken_up_again(store):
@@ -53,4 +55,4 @@ def test_a_log_is_copied_and_taken_up_again(store):
     again = Mirror("gs://bucket/run", "log.jsonl")
     assert (again.folder / "log.jsonl").read_text() == "1\n"
     again.close()
-    assert remote.get("gs://bucket/run/log.jsonl") == b"1\n"
+    assert buckets.get("gs://bucket/run/log.jsonl") == b"1\n"

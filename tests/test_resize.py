@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.resize import resize
+from sdjax.nn.layers.resize import resize
 
 SIZES = [((12, 16), (20, 28)), ((50, 70), (32, 24)), ((24, 24), (3, 7)), ((5, 1), (10, 4)), ((7, 9), (7, 18))]
 WAYS = [("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True)]

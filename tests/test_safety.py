@@ -10,10 +10,11 @@ import pytest
 import small_safety
 from safetensors.numpy import save_file
 
-from sdjax import convert, pictures, safety
+from sdjax import convert, pictures
 from sdjax.config import VisionConfig
 from sdjax.convert import CheckpointError
 from sdjax.nn.safety import adjusted
+from sdjax.tasks import safety
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_a_folder_gives_diffusers_verdict(tmp_path):
     checker = safety.SafetyChecker.load(tmp_path / "safety_checker")
     assert checker.config == VisionConfig(image_size=28, patch_size=14, width=32, layers=2, heads=2, projection=16)
     given = [np.random.default_rng(i).integers(0, 256, (28, 28, 3), np.uint8) for i in range(4)]
-    from sdjax import preprocess
+    from sdjax.pictures import preprocess
 
     pixels = np.moveaxis(preprocess.clip_pixels(given, 28, dialect="huggingface"), -1, 1)
     _, flags = peer.eval()(torch.from_numpy(pixels.copy()), [np.zeros(1)] * 4)

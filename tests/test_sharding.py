@@ -5,32 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax import sharding
+from sdjax.pipeline import placement
 
 
 def scaled(static, weights, batch):
     return {"out": batch["x"] * weights + static}
 
 
-@pytest.mark.parametrize("parallel", sharding.PARALLEL)
+@pytest.mark.parametrize("parallel", placement.PARALLEL)
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_every_device_computes_its_part_of_the_batch(parallel, count):
-    mesh = sharding.make_mesh(jax.devices()[:count])
-    run = sharding.compiled(scaled, 1.0, mesh, (False, True), parallel)
+    mesh = placement.make_mesh(jax.devices()[:count])
+    run = placement.compiled(scaled, 1.0, mesh, (False, True), parallel)
     x = np.arange(48, dtype=np.float32).reshape(16, 3)
-    out = run(sharding.replicate(jnp.float32(2), mesh), sharding.split({"x": x}, mesh))["out"]
+    out = run(placement.replicate(jnp.float32(2), mesh), placement.split({"x": x}, mesh))["out"]
     np.testing.assert_array_equal(out, 2 * x + 1)
     assert len(out.sharding.device_set) == count
 
 
 def test_padded_is_the_next_multiple():
-    assert [sharding.padded(n, 4) for n in (1, 4, 5)] == [4, 4, 8]
+    assert [placement.padded(n, 4) for n in (1, 4, 5)] == [4, 4, 8]
 
 
 def test_filling_repeats_the_last_item_up_to_the_next_multiple():
-    assert [sharding.fill(list("abcde"[:n]), 4) for n in (1, 4, 5)] == [list("aaaa"), list("abcd"), list("abcdeeee")]
+    assert [placement.fill(list("abcde"[:n]), 4) for n in (1, 4, 5)] == [list("aaaa"), list("abcd"), list("abcdeeee")]
 
 
 def test_an_unknown_way_of_spreading_is_refused():
     with pytest.raises(ValueError, match="jit, pmap; got 'threads'"):
-        sharding.compiled(scaled, 1.0, sharding.make_mesh(), (False, True), "threads")
+        placement.compiled(scaled, 1.0, placement.make_mesh(), (False, True), "threads")

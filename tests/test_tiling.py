@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax import configs, sharding, tiling
+from sdjax import configs
 from sdjax.config import VAEConfig
 from sdjax.nn import AutoencoderKL
-from sdjax.nn.conv import conv2d
-from sdjax.nn.norm import group_norm
+from sdjax.nn.layers.conv import conv2d
+from sdjax.nn.layers.norm import group_norm
+from sdjax.pipeline import placement, tiling
 
 import models
 
@@ -104,7 +105,7 @@ def test_a_pipeline_decodes_large_pictures_in_bands_and_others_at_once(monkeypat
     seen, decode = [], tiling.decode
     monkeypatch.setattr(tiling, "decode", lambda *args: seen.append(args[-1].shape) or decode(*args))
     monkeypatch.setattr(tiling, "LARGE", 64 * 64)
-    pipe, mesh = models.pipeline(), sharding.make_mesh(jax.devices()[:1])
+    pipe, mesh = models.pipeline(), placement.make_mesh(jax.devices()[:1])
     for width in (8, 9):  # latents of 64 x 64 and 64 x 72 pixels
         latent = normal(0, 1, 8, width, 4)
         assert pipe.decode(latent, mesh=mesh).shape == (1, 64, 8 * width, 3)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax import tokenizer as module
-from sdjax.tokenizer import BOS, EOS, Tokenizer, clean, write_clip_files
+from sdjax.prompts import tokenizer as module
+from sdjax.prompts.tokenizer import BOS, EOS, Tokenizer, clean, write_clip_files
 
 GOLDEN = json.loads(gzip.decompress((Path(__file__).parent / "golden/tokens.json.gz").read_bytes()))
 ASSETS = Path(module.__file__).parent / "assets"

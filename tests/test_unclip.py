@@ -6,7 +6,7 @@ golden/noise_embedding.npz holds what Stability's CLIPEmbeddingNoiseAugmentation
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import unclip
+from sdjax.diffusion import unclip
 
 import reference
 

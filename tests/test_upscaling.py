@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import configs, generate, inputs
-from sdjax import upscaling as module
+from sdjax import configs
 from sdjax.config import ConfigError, UNetConfig, VAEConfig
-from sdjax.upscaling import upscale
+from sdjax.tasks import generate, inputs
+from sdjax.tasks import upscale as module
+from sdjax.tasks.upscale import upscale
 
 import models
 from checks import near

@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax import pictures, preprocess, sharding, unclip, variations
+from sdjax import pictures
 from sdjax.config import PriorConfig, TextConfig, VisionConfig
+from sdjax.diffusion import unclip
 from sdjax.nn import VisionEncoder
 from sdjax.nn.prior import PriorTransformer, ProjectedTextEncoder
-from sdjax.pipeline import Pipeline, make_keys
-from sdjax.prior import Prior
-from sdjax.run import make_run
+from sdjax.pictures import preprocess
+from sdjax.pipeline import placement
+from sdjax.pipeline.model import Pipeline, make_keys
+from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.base import EMBEDDING, draw_noise
-from sdjax.tokenizer import Tokenizer
+from sdjax.tasks import variations
+from sdjax.tasks.batch import make_run
+from sdjax.tasks.prior import Prior
 
 import models
 from checks import near
@@ -78,7 +82,7 @@ def noisy(embedding, level, seed, index):
 
 
 def test_an_embedding_is_the_towers_of_the_prepared_picture():
-    got = variations.embed_images(pipeline(), [picture(0), picture(1, (30, 30))], mesh=sharding.make_mesh())
+    got = variations.embed_images(pipeline(), [picture(0), picture(1, (30, 30))], mesh=placement.make_mesh())
     pixels = preprocess.clip_pixels([picture(0), picture(1, (30, 30))], 28, dialect="ldm")
     want = jax.jit(VisionEncoder(TINY.vision).apply)({"params": pipeline().params["vision"]}, pixels)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)  # batches of other sizes sum in another order
@@ -139,11 +143,11 @@ def test_mixing_makes_one_picture_a_prompt_and_follows_the_weights():
     assert not near(first, second)
 
 
-@pytest.mark.parametrize("parallel", sharding.PARALLEL)
+@pytest.mark.parametrize("parallel", placement.PARALLEL)
 def test_embeddings_and_labels_may_be_spread_over_devices(parallel):
     given, devices = [picture(i) for i in range(3)], jax.devices()[:2]
-    embeddings = variations.embed_images(pipeline(), given, mesh=sharding.make_mesh(FEW["devices"]))
-    spread = variations.embed_images(pipeline(), given, mesh=sharding.make_mesh(devices), parallel=parallel)
+    embeddings = variations.embed_images(pipeline(), given, mesh=placement.make_mesh(FEW["devices"]))
+    spread = variations.embed_images(pipeline(), given, mesh=placement.make_mesh(devices), parallel=parallel)
     np.testing.assert_allclose(spread, embeddings, rtol=1e-4, atol=1e-5)  # batches of other sizes sum in another order
     run = make_run(pipeline(), "a", num_inputs=3, seed=[5, 9, 2], devices=devices, parallel=parallel)
     label = variations.make_labels(run, embeddings, [20, 300, 0], None, None)
@@ -153,7 +157,7 @@ def test_embeddings_and_labels_may_be_spread_over_devices(parallel):
 
 
 def test_exact_embeddings_are_the_same_bits_alone_and_among_others():
-    mesh, given = sharding.make_mesh(FEW["devices"]), [picture(i) for i in range(3)]
+    mesh, given = placement.make_mesh(FEW["devices"]), [picture(i) for i in range(3)]
     together = variations.embed_images(pipeline(), given, mesh=mesh, exact=True)
     for i, one in enumerate(given):
         np.testing.assert_array_equal(variations.embed_images(pipeline(), one, mesh=mesh, exact=True)[0], together[i])

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from sdjax import watermark
+from sdjax.pictures import watermark
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "watermark.npz"
 TEXTS = list(watermark.TEXTS.values())

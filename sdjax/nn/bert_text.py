@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.config import TextConfig
-from sdjax.nn.attention import attend
-from sdjax.nn.dense import Dense
-from sdjax.nn.norm import LayerNorm
+from sdjax.nn.layers.attention import attend
+from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.norm import LayerNorm
 from sdjax.typing import Context, TokenIds
 
 Tokens = Float[Array, "b n d"]

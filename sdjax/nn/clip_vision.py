@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from sdjax.config import VisionConfig
 from sdjax.nn.clip import Encoder, Tokens
-from sdjax.nn.conv import POINT, Conv
-from sdjax.nn.dense import Dense
-from sdjax.nn.norm import LayerNorm
+from sdjax.nn.layers.conv import POINT, Conv
+from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.norm import LayerNorm
 from sdjax.typing import Image
 
 Embedding = Float[Array, "b d"]
@@ -61,7 +61,7 @@ class VisionTransformer(nn.Module):
 class VisionEncoder(nn.Module):
     """Returns the image embedding [b, projection], float32 and not normalised, of prepared pixels.
 
-    Pixels [b, size, size, 3] come from `sdjax.preprocess`: CLIP's mean and standard deviation are taken out already.
+    Pixels [b, size, size, 3] come from `sdjax.pictures.preprocess`, normalised by CLIP's mean and standard deviation.
     Raises ValueError for another size.
     """
 

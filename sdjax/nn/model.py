@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from sdjax.nn.clip import TextEncoder
 from sdjax.nn.clip_vision import VisionEncoder
-from sdjax.nn.dpt import STEP, DepthEstimator
+from sdjax.nn.depth.dpt import STEP, DepthEstimator
+from sdjax.nn.jax_settings import pinned
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import AutoencoderKL
-from sdjax.pinned import pinned
 from sdjax.typing import Key
 
 

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from sdjax.config import PriorConfig, TextConfig
 from sdjax.nn.clip import TextTransformer, Tokens, gelu
-from sdjax.nn.dense import Dense
-from sdjax.nn.embeddings import EmbeddingMLP, timestep_embedding
-from sdjax.nn.norm import LayerNorm
+from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.embeddings import EmbeddingMLP, timestep_embedding
+from sdjax.nn.layers.norm import LayerNorm
 from sdjax.typing import Context, Timestep, TokenIds
 
 HIDDEN = -10_000.0  # added to a hidden key's logit, once for each reason to hide it: a row may have hidden keys only
@@ -82,7 +82,7 @@ class PriorTransformer(nn.Module):
     """Returns the guessed image embedding x0 [b, d], float32, of a noisy one x at timestep t, told a text.
 
     `text_embedding` [b, d] and `text_hidden` [b, n, d] are `ProjectedTextEncoder`'s; `text_mask` [b, n] is false for
-    padding. Embeddings are in the prior's own scale: `clip_mean` and `clip_std` lead to CLIP's (`sdjax.prior`).
+    padding. Embeddings are in the prior's own scale: `clip_mean` and `clip_std` lead to CLIP's (`sdjax.tasks.prior`).
     """
 
     config: PriorConfig

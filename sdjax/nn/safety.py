@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from sdjax.config import VisionConfig
 from sdjax.nn.clip_vision import Embedding, VisionTransformer
-from sdjax.nn.dense import Dense
+from sdjax.nn.layers.dense import Dense
 from sdjax.typing import Image
 
 CONCEPTS, SPECIAL = 17, 3  # of which a picture is flagged for the first; the others make the check stricter
@@ -46,7 +46,7 @@ class Wrapped(nn.Module):
 
 
 class SafetyChecker(nn.Module):
-    """Returns the scores, float32, of prepared pixels [b, size, size, 3], `sdjax.preprocess`'s of "huggingface"."""
+    """Returns the scores, float32, of pixels [b, size, size, 3] from `sdjax.pictures.preprocess` ("huggingface")."""
 
     config: VisionConfig
     dtype: Any = jnp.float32

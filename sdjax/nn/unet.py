@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sdjax.config import UNetConfig
-from sdjax.nn.conv import Conv
-from sdjax.nn.embeddings import EmbeddingMLP, timestep_embedding
-from sdjax.nn.norm import GroupNorm
-from sdjax.nn.resnet import Downsample, Resnet, Upsample
-from sdjax.nn.transformer import SpatialTransformer
+from sdjax.nn.layers.conv import Conv
+from sdjax.nn.layers.embeddings import EmbeddingMLP, timestep_embedding
+from sdjax.nn.layers.norm import GroupNorm
+from sdjax.nn.layers.resnet import Downsample, Resnet, Upsample
+from sdjax.nn.layers.transformer import SpatialTransformer
 from sdjax.typing import Context, Latent, Timestep
 
 EPSILON = 1e-5  # of the residual blocks' and the output's GroupNorm; the transformers' is 1e-6

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.config import VAEConfig
-from sdjax.nn.attention import attend
-from sdjax.nn.conv import POINT, Conv
-from sdjax.nn.dense import Dense
-from sdjax.nn.norm import GroupNorm
-from sdjax.nn.resnet import Downsample, Resnet, Upsample
+from sdjax.nn.layers.attention import attend
+from sdjax.nn.layers.conv import POINT, Conv
+from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.norm import GroupNorm
+from sdjax.nn.layers.resnet import Downsample, Resnet, Upsample
 from sdjax.typing import Image, Latent, Moments
 
 EPSILON = 1e-6  # of every GroupNorm

@@ -1,9 +1,8 @@
 """Pictures from outside: opened by one function that trusts nothing, listed, resized, padded, cropped and blended.
 
-`sdjax.image` is the way out: floats of a model to pixels, and PNG files. No JAX in here.
+`sdjax.pictures.image` is the way out: floats of a model to pixels, and PNG files. No JAX in here.
 """
 
-from sdjax.pictures.folder import find_map, find_mask, list_pictures
 from sdjax.pictures.geometry import (
     MAX_FEATHER,
     METHODS,
@@ -16,6 +15,7 @@ from sdjax.pictures.geometry import (
     resize,
     round_size,
 )
+from sdjax.pictures.listing import find_map, find_mask, list_pictures
 from sdjax.pictures.notice import notice
 from sdjax.pictures.opening import Map, Mask, Picture, open_map, open_mask, open_picture
 from sdjax.pictures.samples import MAX_BYTES, MAX_PIXELS, PictureError

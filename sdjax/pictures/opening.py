@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PillowImage
 
-from sdjax.addresses import local
-from sdjax.files import doing
-from sdjax.pictures import colour, files
+from sdjax.pictures import colour, formats
 from sdjax.pictures.samples import MAX_BYTES, PictureError, Samples, check_side, orientation
+from sdjax.storage.addresses import local
+from sdjax.storage.files import doing
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | PillowImage.Image | np.ndarray
 
@@ -156,7 +156,7 @@ def _samples(source: Source, *, real: bool = False) -> tuple[Samples, str]:
         with _named("the picture"):
             if memoryview(source).nbytes > MAX_BYTES:
                 raise PictureError(f"the file has more than {MAX_BYTES} bytes")
-            return files.read(bytes(source)), "the picture"
+            return formats.read(bytes(source)), "the picture"
     if isinstance(source, (str, os.PathLike)):
         name = os.fsdecode(source)
         name = name if name.isprintable() else ascii(name)
@@ -164,7 +164,7 @@ def _samples(source: Source, *, real: bool = False) -> tuple[Samples, str]:
         with doing("reading the picture", source):
             data = _content(source, name)
         with _named(name):
-            return files.read(data), name
+            return formats.read(data), name
     if hasattr(source, "__array__"):
         with _named("the array"):
             return _of_array(np.asarray(source), real), "the array"

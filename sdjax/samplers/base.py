@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from sdjax.arguments import number, shown
+from sdjax.checks.arguments import number, shown
 from sdjax.samplers.spacing import SPACINGS, Grid, make_grid
 from sdjax.schedule import PREDICTIONS, NoiseSchedule
 from sdjax.typing import Key, Latent

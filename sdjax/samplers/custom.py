@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.arguments import shown
+from sdjax.checks.arguments import shown
 from sdjax.samplers.base import Rule, Sampler, State, Steps
 from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from sdjax.effects import needs, note_effects
+from sdjax.checks.effects import needs, note_effects
 from sdjax.samplers.adaptive import Adaptive, control_rows
 from sdjax.samplers.base import Linear, Rule, Sampler, Steps, choose, row, stack
 from sdjax.samplers.spacing import RANGES, Grid

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdjax.arguments import whole
+from sdjax.checks.arguments import whole
 from sdjax.schedule import NoiseSchedule
 
 MAX_STEPS = 10_000

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdjax.arguments import number
+from sdjax.checks.arguments import number
 from sdjax.samplers.base import Sampler, Steps
 from sdjax.schedule import NoiseSchedule
 

@@ -6,13 +6,13 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from sdjax.arguments import dtype_name
+from sdjax.checks.arguments import dtype_name
+from sdjax.checks.effects import ignored, needs
+from sdjax.checks.notes import note
 from sdjax.config import PREDICTIONS, ConfigError
-from sdjax.effects import ignored, needs
-from sdjax.notes import note
 from sdjax.pictures import METHODS
-from sdjax.train.autoencoder import AutoencoderObjective
-from sdjax.train.objectives import DiffusionObjective
+from sdjax.train.objectives.autoencoder import AutoencoderObjective
+from sdjax.train.objectives.diffusion import DiffusionObjective
 from sdjax.train.optim import OptimConfig
 from sdjax.train.parallel import ParallelConfig
 from sdjax.train.state import GuardConfig

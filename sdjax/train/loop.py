@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from sdjax.train.checkpoint import Checkpoints
+from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.compiling import Compiling
 from sdjax.train.metrics import Writers
-from sdjax.train.objectives import Metrics
+from sdjax.train.objectives.diffusion import Metrics
 from sdjax.train.state import TrainState
 
 HUNG = 6  # exit status of a process that stopped waiting for a step

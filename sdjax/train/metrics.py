@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from sdjax import addresses, files
-from sdjax.files import doing, write_file
-from sdjax.image import WRITING, encode_png, grid
-from sdjax.train.folder import workdir
-from sdjax.train.mirror import Mirror
+from sdjax.loading.run_layout import workdir
+from sdjax.pictures.image import WRITING, encode_png, grid
+from sdjax.storage import addresses, files
+from sdjax.storage.files import doing, write_file
+from sdjax.train.checkpoints.mirror import Mirror
 from sdjax.typing import Pixels
 
 TENSORBOARD = "writing TensorBoard's events into"

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon, prodigy
 
-from sdjax.effects import needs
+from sdjax.checks.effects import needs
 from sdjax.typing import Params
 
 ADAM_RMS = 0.2  # root mean square of AdamW's updates in units of the learning rate, as measured in Muon's second source

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sdjax.checks.effects import needs
 from sdjax.config import ConfigError
-from sdjax.effects import needs
 from sdjax.train.state import TrainState
 from sdjax.typing import Params
 

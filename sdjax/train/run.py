@@ -1,8 +1,8 @@
 """A training from its description to its last checkpoint: what `sdjax train` runs.
 
 The folder of a run holds `settings.json`, what it was started with; `base/`, the model that it started from, so that
-its file is not needed later, or `base.json`, where that lies (`sdjax.train.reference`); `checkpoints/`; `log.jsonl`,
-`tensorboard/` and `pictures/`.
+its file is not needed later, or `base.json`, where that lies (`sdjax.train.checkpoints.reference`); `checkpoints/`;
+`log.jsonl`, `tensorboard/` and `pictures/`.
 """
 
 import contextlib
@@ -20,26 +20,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax import addresses, compilation_cache, files, remote
 from sdjax._version import __version__
 from sdjax.config import ConfigError, ModelConfig
+from sdjax.loading.run_layout import BASE, CHECKPOINTS, REFERENCE, SETTINGS, workdir
 from sdjax.nn import TextEncoder
-from sdjax.pinned import IMPL, make_key, pinned
-from sdjax.pipeline import cast
-from sdjax.train import manifest, parallel, reference, sets, settings
-from sdjax.train.autoencoder import adversarial_params, check_files
-from sdjax.train.base import Base, bytes_of, describe, open_base, start_model
-from sdjax.train.checkpoint import Checkpoints
+from sdjax.nn.jax_settings import IMPL, make_key, pinned
+from sdjax.pipeline import cache
+from sdjax.pipeline.model import cast
+from sdjax.storage import addresses, buckets, files
+from sdjax.train import parallel, training_set
+from sdjax.train.build import Setup
+from sdjax.train.checkpoints import manifest, reference, settings
+from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.config import DataConfig, TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
-from sdjax.train.folder import BASE, CHECKPOINTS, REFERENCE, SETTINGS, workdir
 from sdjax.train.loop import Event, fit
 from sdjax.train.metrics import Speed, Writers, check_tensorboard
-from sdjax.train.peaks import peak_flops
+from sdjax.train.objectives.autoencoder import adversarial_params, check_files
+from sdjax.train.planning.peaks import peak_flops
+from sdjax.train.planning.summary import summary
 from sdjax.train.samples import Samples, check_samples
-from sdjax.train.setup import Setup
+from sdjax.train.start_model import Base, bytes_of, describe, open_base, start_model
 from sdjax.train.state import TrainState
-from sdjax.train.summary import summary
 from sdjax.train.validation import SEED, Validation
 from sdjax.typing import Params
 
@@ -70,7 +72,7 @@ class Run:
 
         Raises what `fit` does; ConfigError, SourceError and CheckpointError for what cannot be used.
         """
-        compilation_cache.enable()
+        cache.enable()
         note_settings(self.config)
         if self.config.parallel.mode == "pmap" and jax.process_count() > 1:
             raise ConfigError('pmap is for the devices of one process: use parallel.mode = "jit"')
@@ -179,8 +181,8 @@ class Run:
         made = open_base(source, self.config.seed)
         if jax.process_index() == 0:
             if addresses.remote(self.folder):  # what a run left that ended before its first checkpoint
-                remote.remove(kept)
-                remote.remove(self.folder / REFERENCE)
+                buckets.remove(kept)
+                buckets.remove(self.folder / REFERENCE)
             else:
                 shutil.rmtree(kept, ignore_errors=True)
                 (self.folder / REFERENCE).unlink(missing_ok=True)
@@ -204,20 +206,21 @@ class Run:
     def data(self) -> tuple[DataConfig | None, ...]:
         """The training set, and the set that the loss is measured on, the same in every run; None if there is none."""
         validation = self.config.validation.data
-        return self.config.data, None if validation is None else sets.held_out(validation)
+        return self.config.data, None if validation is None else training_set.held_out(validation)
 
     @functools.cached_property
     def parts(self) -> tuple[Any, ...]:
         """Both sets as they lie there, of which nothing depends on the model."""
         captions, size = "vae" not in self.config.train, self.config.batch_size
-        return tuple(data and sets.open_parts(data, size, captions=captions) for data in self.data)
+        return tuple(data and training_set.open_parts(data, size, captions=captions) for data in self.data)
 
     @functools.cached_property
-    def examples(self) -> tuple[sets.Examples | None, ...]:
+    def examples(self) -> tuple[training_set.Examples | None, ...]:
         """Both sets with the sizes that the model takes."""
         size = self.config.batch_size
         return tuple(
-            data and sets.make_examples(data, parts, self.model, size) for data, parts in zip(self.data, self.parts)
+            data and training_set.make_examples(data, parts, self.model, size)
+            for data, parts in zip(self.data, self.parts)
         )
 
     @functools.cached_property
@@ -232,7 +235,7 @@ class Run:
 
     def _loader(self, which: int, seed: int) -> Loader:
         tokenizer = None if "vae" in self.config.train else self.base.tokenizer
-        return sets.make_loader(
+        return training_set.make_loader(
             self.data[which], self.base.config, tokenizer, batch_size=self.config.batch_size, seed=seed,
             params=self.base.params, sharding=parallel.batch_sharding(self.mesh), examples=self.examples[which],
         )  # fmt: skip
@@ -240,7 +243,7 @@ class Run:
     @functools.cached_property
     def setup(self) -> Setup:
         """What the run computes."""
-        texts = [None if examples is None else sets.text_of(examples) for examples in self.examples]
+        texts = [None if examples is None else training_set.text_of(examples) for examples in self.examples]
         return Setup(self.config, self.model, *texts)
 
     @functools.cached_property
@@ -292,7 +295,7 @@ class Run:
         """Yields the batches from step `first` on, on the devices."""
         with contextlib.closing(self.loader.on_devices(parallel.batch_sharding(mesh), first)) as made:
             for batch in made:
-                yield sets.arrays(batch)
+                yield training_set.arrays(batch)
 
     def _writers(self, mesh: Mesh, first: int) -> Writers:
         c, device = self.config, mesh.devices.flat[0]
@@ -326,7 +329,8 @@ class Run:
             return parallel.on_devices(state.ema_params) if self.config.ema.host else state.ema_params
 
         return Validation(
-            losses, lambda i: sets.arrays(loader.put(loader.batch(i), sharding)), count, size, frozen, v.best, average
+            losses, lambda i: training_set.arrays(loader.put(loader.batch(i), sharding)), count, size, frozen, v.best,
+            average,
         )  # fmt: skip
 
 

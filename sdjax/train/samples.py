@@ -8,12 +8,12 @@ import numpy as np
 
 from sdjax import pictures
 from sdjax.config import ModelConfig
-from sdjax.kinds import kind_of
-from sdjax.pipeline import Pipeline, cast
-from sdjax.run import ImageError
-from sdjax.train.base import Base
+from sdjax.pipeline.model import Pipeline, cast
+from sdjax.purpose import kind_of
+from sdjax.tasks.batch import ImageError
 from sdjax.train.config import SamplesConfig
 from sdjax.train.metrics import Writers
+from sdjax.train.start_model import Base
 from sdjax.train.state import TrainState
 from sdjax.typing import Pixels
 
@@ -48,7 +48,7 @@ class Samples:
 
     def make(self, pipe: Pipeline) -> Pixels:
         """Returns a picture for each prompt."""
-        from sdjax import depth, generate, upscaling, variations
+        from sdjax.tasks import depth_to_image, generate, upscale, variations
 
         c = self.config
         options: dict[str, Any] = {
@@ -59,8 +59,8 @@ class Samples:
         tasks = {
             "text": lambda: generate.text_to_image(pipe, prompts, **options),
             "inpainting": lambda: generate.inpaint(pipe, c.image, c.mask, prompts, **options),
-            "depth": lambda: depth.depth_to_image(pipe, c.image, prompts, **options),
-            "upscaling": lambda: upscaling.upscale(pipe, c.image, prompts, **options),
+            "depth": lambda: depth_to_image.depth_to_image(pipe, c.image, prompts, **options),
+            "upscaling": lambda: upscale.upscale(pipe, c.image, prompts, **options),
             "unclip": lambda: variations.image_variations(pipe, c.image, prompts, **options),
         }
         made = tasks[kind_of(pipe.config)]()

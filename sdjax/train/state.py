@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdjax.effects import needs
-from sdjax.pinned import make_key
+from sdjax.checks.effects import needs
+from sdjax.nn.jax_settings import make_key
 from sdjax.typing import Key, Params
 
 

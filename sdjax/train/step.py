@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdjax.train.draws import keys_of
-from sdjax.train.objectives import Loss, Metrics
+from sdjax.train.objectives.diffusion import Loss, Metrics
+from sdjax.train.objectives.draws import keys_of
 from sdjax.train.optim import OptimNumbers
 from sdjax.train.state import GuardConfig, TrainState, ema_decay, judge, update_ema
 from sdjax.typing import Params

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.pinned import make_key
-from sdjax.train.draws import keys_of
-from sdjax.train.objectives import Denoising, Loss
+from sdjax.nn.jax_settings import make_key
+from sdjax.train.objectives.diffusion import Denoising, Loss
+from sdjax.train.objectives.draws import keys_of
 from sdjax.train.state import TrainState
 from sdjax.typing import Params
 

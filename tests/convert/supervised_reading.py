@@ -12,7 +12,7 @@ import sys
 import time
 import tracemalloc
 
-from sdjax.convert import reading
+from sdjax.convert.containers import reading
 from sdjax.convert.errors import CheckpointError
 
 LIMIT = 64 * 2**20

@@ -15,9 +15,11 @@ from safetensors import safe_open
 from small_models import write
 
 import sdjax
-from sdjax import builtin, convert
-from sdjax.convert import CheckpointError, carried
-from sdjax.tokenizer import Tokenizer, clip_files
+from sdjax import convert
+from sdjax.convert import CheckpointError
+from sdjax.convert.containers import carried
+from sdjax.loading import builtin
+from sdjax.prompts.tokenizer import Tokenizer, clip_files
 
 import models
 
@@ -85,7 +87,7 @@ def test_a_default_size_name_and_padding_of_its_own_stay(layout, tmp_path):
 
 def test_settings_of_ones_own_stay_with_a_released_models_name(tmp_path):
     from sdjax import configs
-    from sdjax.convert.prediction import Decision, with_prediction
+    from sdjax.convert.describe.prediction import Decision, with_prediction
 
     own = dataclasses.replace(configs.get("sd2_v"), guidance_scale=3.0, image_size=640)
     assert with_prediction(own, Decision("v", "x")) == own

@@ -10,7 +10,7 @@ from small_models import write
 import sdjax
 from sdjax import convert
 from sdjax.convert import CheckpointError
-from sdjax.convert.casting import cast, loss
+from sdjax.convert.containers.casting import cast, loss
 from sdjax.scripts.main import main
 
 import models
@@ -82,14 +82,14 @@ def test_a_name_that_ends_as_a_file_makes_no_folder(name, tmp_path, capsys):
     for write_it in (
         lambda: pipe.save(tmp_path / name),
         lambda: convert.save(pipe.config, pipe.params, tmp_path / name, tokenizer=pipe.tokenizer),
-        lambda: convert.convert(sdjax.builtin.FOLDER, tmp_path / name),
-        lambda: convert.convert(sdjax.builtin.FOLDER, tmp_path / name, to="diffusers"),
+        lambda: convert.convert(sdjax.loading.builtin.FOLDER, tmp_path / name),
+        lambda: convert.convert(sdjax.loading.builtin.FOLDER, tmp_path / name, to="diffusers"),
     ):
         with pytest.raises(ValueError, match=r"ends as a file does.*for one file give a name in .safetensors"):
             write_it()
     with pytest.raises(ValueError, match="an ldm file is written as .safetensors"):
         pipe.save(tmp_path / name, to="ldm")
-    assert main(["convert", str(sdjax.builtin.FOLDER), str(tmp_path / name)]) != 0
+    assert main(["convert", str(sdjax.loading.builtin.FOLDER), str(tmp_path / name)]) != 0
     assert ".safetensors" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -110,5 +110,5 @@ def test_a_name_in_capitals_is_the_file_that_it_says(tmp_path):
 def test_a_manifest_never_replaces_the_model(tmp_path):
     target = tmp_path / "a.safetensors"
     with pytest.raises(ValueError, match="the manifest and the model cannot both be"):
-        convert.convert(sdjax.builtin.FOLDER, target, manifest=target, overwrite=True)
+        convert.convert(sdjax.loading.builtin.FOLDER, target, manifest=target, overwrite=True)
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,10 @@ from trips import check_round_trips, check_without, equal
 
 from sdjax import configs, convert
 from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
-from sdjax.convert import CheckpointError, depth_names, dpt_config, keys
+from sdjax.convert import CheckpointError
+from sdjax.convert.describe import dpt_config
+from sdjax.convert.names import depth as depth_names
+from sdjax.convert.names import keys
 
 import reference
 

@@ -14,8 +14,9 @@ from trips import check_round_trips, check_without
 
 from sdjax import configs, convert
 from sdjax.config import ConfigError, ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
-from sdjax.convert import CheckpointError, diffusers_config, vision_config
-from sdjax.convert.ldm_config import config_from_ldm
+from sdjax.convert import CheckpointError
+from sdjax.convert.describe import diffusers_config, vision_config
+from sdjax.convert.describe.ldm_config import config_from_ldm
 
 import reference
 

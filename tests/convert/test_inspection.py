@@ -6,7 +6,7 @@ import numpy as np
 from small_models import model, write
 
 from sdjax import convert
-from sdjax.convert import keys
+from sdjax.convert.names import keys
 
 
 def test_a_whole_model(tmp_path):

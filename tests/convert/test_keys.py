@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sdjax import configs, convert
-from sdjax.convert import CheckpointError, keys, layouts
+from sdjax.convert import CheckpointError
+from sdjax.convert.names import keys, layouts
 
 import reference
 

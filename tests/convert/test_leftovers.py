@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from small_models import model, write
 
 from sdjax import convert
-from sdjax.convert import CheckpointError, keys
+from sdjax.convert import CheckpointError
+from sdjax.convert.names import keys
 
 CONFIG, TENSORS = model("v1")
 UNET = "model.diffusion_model."

@@ -10,7 +10,8 @@ import pytest
 from small_models import model, write
 
 from sdjax import configs, convert
-from sdjax.convert import CheckpointError, keys
+from sdjax.convert import CheckpointError
+from sdjax.convert.names import keys
 
 UNET = "model.diffusion_model."
 YAML = """
@@ -245,8 +246,8 @@ def test_the_network_is_asked_only_where_nothing_else_tells(monkeypatch):
     config, tensors = model("v2_v")
     config = dataclasses.replace(config, name="sd2_base")
     calls = []
-    monkeypatch.setattr("sdjax.convert.detection.detect", lambda shapes: config)
-    monkeypatch.setattr("sdjax.convert.probe.probe", lambda *args: calls.append(1) or ("v", 0.07))
+    monkeypatch.setattr("sdjax.convert.describe.detection.detect", lambda shapes: config)
+    monkeypatch.setattr("sdjax.convert.describe.probe.probe", lambda *args: calls.append(1) or ("v", 0.07))
     found = convert.load_model(tensors)
     assert found.report.prediction_origin == "a probe of the network"
     assert found.config.schedule.prediction == "v"

@@ -7,8 +7,8 @@ from small_models import model, write
 
 from sdjax import convert
 from sdjax.convert import CheckpointError
-from sdjax.convert.outputs import new_folder
-from sdjax.files import new_file
+from sdjax.convert.write.outputs import new_folder
+from sdjax.storage.files import new_file
 
 
 def test_an_error_leaves_nothing_behind_and_the_old_as_it_was(tmp_path):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 
-from sdjax import convert, hub
+from sdjax import convert
+from sdjax.convert.containers.places import read_place
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.places import read_place
+from sdjax.loading import hub
 
 import models
 
@@ -265,13 +266,13 @@ def test_a_folder_with_fp16_files_alone_is_taken_and_said(here) -> None:
     ],
 )
 def test_the_yaml_files_of_the_old_commands_stand_for_what_they_described(path: str, name: str, here) -> None:
-    from sdjax.convert import ldm_config
+    from sdjax.convert.describe import ldm_config
 
     assert ldm_config.stand_in(path) == name
 
 
 def test_a_yaml_file_that_is_there_is_read_and_an_unknown_one_refused(here) -> None:
-    from sdjax.convert import ldm_config
+    from sdjax.convert.describe import ldm_config
 
     (here / "v1-inference.yaml").write_text("model: {}")
     assert ldm_config.stand_in("v1-inference.yaml") is None

@@ -7,7 +7,7 @@ import pytest
 
 from sdjax.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.convert import CheckpointError
-from sdjax.convert.probe import probe
+from sdjax.convert.describe.probe import probe
 from sdjax.nn import TextEncoder, UNet
 
 import models

@@ -8,7 +8,7 @@ import numpy as np
 import pickle_writer as pickles
 import pytest
 
-from sdjax.convert import reading
+from sdjax.convert.containers import reading
 from sdjax.convert.errors import CheckpointError
 
 ARRAYS = writer.some_arrays()

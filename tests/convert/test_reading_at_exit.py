@@ -27,7 +27,8 @@ WAYS = {
     "builtins": "import builtins; builtins.mine = convert.read(path)",
     "an exception": "try:\n    t = convert.read(path); t['no']\nexcept KeyError as error:\n    kept = error",
     "a generator": "def f():\n    with convert.read(path) as t:\n        yield len(t)\ng = f(); print(next(g))",
-    "a mapped file": "from sdjax.convert.mapped import MappedFile; import builtins; builtins.mine = MappedFile(path)",
+    "a mapped file": "from sdjax.convert.containers.mapped import MappedFile as M; import builtins; "
+    "builtins.mine = M(path)",
     "a closed one": "t = convert.read(path); t.close(); sys.modules['mine'] = t",
     "sys.exit": "t = convert.read(path); sys.exit(0)",
 }

@@ -7,7 +7,7 @@ import numpy as np
 import pickle_writer as pickles
 import pytest
 
-from sdjax.convert import reading
+from sdjax.convert.containers import reading
 from sdjax.convert.errors import CheckpointError
 
 A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(4, dtype=np.float16)

@@ -18,7 +18,7 @@ import hostile_safetensors
 import hostile_tensors
 import pytest
 
-from sdjax.convert import reading
+from sdjax.convert.containers import reading
 
 HERE = pathlib.Path(__file__).parent
 SECONDS = 1.0  # processor time; the costliest takes 0.3 here

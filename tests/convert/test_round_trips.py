@@ -12,7 +12,7 @@ from trips import check_round_trips, equal
 from sdjax import convert
 from sdjax.config import ModelConfig
 from sdjax.convert.sources import licence_files
-from sdjax.tokenizer import Tokenizer
+from sdjax.prompts.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -8,10 +8,13 @@ import pytest
 from small_models import FAMILIES, model, write
 
 import sdjax
-from sdjax import builtin, convert, generate, sharding
+from sdjax import convert
+from sdjax.loading import builtin
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet
-from sdjax.pipeline import make_keys
-from sdjax.tokenizer import Tokenizer
+from sdjax.pipeline import placement
+from sdjax.pipeline.model import make_keys
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.tasks import generate
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
 ABSENT = ("feature_extractor", "image_encoder", "image_normalizer", "depth_estimator", "safety_checker", "watermarker")
@@ -117,7 +120,7 @@ def test_diffusers_makes_the_pictures_of_the_built_in_model(tmp_path):
         tmp_path / "diffusers", safety_checker=None, dtype=torch.float32
     )
     peer.set_progress_bar_config(disable=True)
-    noise = np.asarray(pipe.noise(make_keys([3]), 64, 64, mesh=sharding.make_mesh(jax.local_devices()[:1])))
+    noise = np.asarray(pipe.noise(make_keys([3]), 64, 64, mesh=placement.make_mesh(jax.local_devices()[:1])))
     latents = torch.from_numpy(np.moveaxis(noise, -1, 1).copy())
     asked = {"guidance_scale": 4.0, "height": 64, "width": 64}
     theirs = peer(PROMPT, num_inference_steps=10, latents=latents, output_type="np", **asked).images[0]

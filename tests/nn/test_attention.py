@@ -11,9 +11,9 @@ import pytest
 from jax import export
 from jax.sharding import PartitionSpec as P
 
-from sdjax import sharding
-from sdjax.nn import attention
-from sdjax.nn.attention import attend
+from sdjax.nn.layers import attention
+from sdjax.nn.layers.attention import attend
+from sdjax.pipeline import placement
 
 CUDNN = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
 # Relative to the largest output: float32 sums of up to 4,096 terms; halves to a few units of their last place
@@ -220,9 +220,9 @@ def test_vmap_keeps_the_kernel(platform, shared):
 def test_same_under_vmap_map_checkpoint_and_several_devices():
     args = inputs(300, 200, 2, 40, b=8)
     want = exact(*args)[0]
-    mesh = sharding.make_mesh()
+    mesh = placement.make_mesh()
     apart = jax.tree.map(lambda a: a[:, None], args)  # batch of 1, eight times
-    spec = P(sharding.BATCH)
+    spec = P(placement.BATCH)
     ways = {
         "vmap": lambda: jax.vmap(attend)(*apart)[:, 0],
         "map": lambda: jax.lax.map(lambda a: attend(*a), apart)[:, 0],
@@ -230,21 +230,21 @@ def test_same_under_vmap_map_checkpoint_and_several_devices():
         "pmap": lambda: jax.pmap(attend)(*apart)[:, 0],
         "shard_map": lambda: jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec)(*args),
         "unchecked": lambda: jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*args),
-        "sharded jit": lambda: jax.jit(attend)(*sharding.split(args, mesh)),
+        "sharded jit": lambda: jax.jit(attend)(*placement.split(args, mesh)),
     }
     for way in ways.values():
         check(way(), want, TOLERANCE["float32"])
 
 
 def test_checked_shard_map_traces_no_kernel_that_it_cannot_check():
-    spec = P(sharding.BATCH)
-    spread = jax.shard_map(attend, mesh=sharding.make_mesh(), in_specs=spec, out_specs=spec, check_vma=True)
+    spec = P(placement.BATCH)
+    spread = jax.shard_map(attend, mesh=placement.make_mesh(), in_specs=spec, out_specs=spec, check_vma=True)
     args = inputs(512, 512, 1, 40, "bfloat16", b=8)
     check(jax.jit(spread)(*args), exact(*args)[0], TOLERANCE["bfloat16"])
 
 
 def test_batch_spread_over_devices_needs_no_communication():
-    args = sharding.split(inputs(300, 200, 2, 40, b=8), sharding.make_mesh())
+    args = placement.split(inputs(300, 200, 2, 40, b=8), placement.make_mesh())
     text = jax.jit(attend).lower(*args).compile().as_text()
     assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", text)
 

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from sdjax import configs, convert
 from sdjax.config import ConfigError, VisionConfig
-from sdjax.convert import towers
-from sdjax.convert.vision_config import transformers_file
+from sdjax.convert.describe.vision_config import transformers_file
+from sdjax.convert.parts import towers
 from sdjax.nn import VisionEncoder, param_counts
 
 import reference

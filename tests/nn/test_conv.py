@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from sdjax.nn import conv, products, winograd
-from sdjax.nn.conv import conv2d
+from sdjax.nn.layers import conv, products, winograd
+from sdjax.nn.layers.conv import conv2d
 
 SAME, POINT, CORNER = ((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (0, 1))
 # float32 sums of up to 9 * 520 terms; halves round inputs and output to 8 and 11 bits

@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sdjax import sharding
-from sdjax.nn.discriminator import BatchNorm, Discriminator
+from sdjax.nn.metrics.discriminator import BatchNorm, Discriminator
+from sdjax.pipeline import placement
 
 import reference
 
@@ -87,7 +87,7 @@ def test_it_starts_as_the_references():
 
 
 def test_a_norms_batch_is_that_of_all_devices():
-    mesh = sharding.make_mesh()
+    mesh = placement.make_mesh()
     x = np.random.default_rng(0).standard_normal((16, 3, 5, 4)).astype(np.float32)
     x += np.arange(16, dtype=np.float32)[:, None, None, None]  # every device's own mean is another
     variables = {"params": {"scale": np.float32([1, 2, 3, 4]), "bias": np.float32([4, 3, 2, 1])}}
@@ -96,7 +96,7 @@ def test_a_norms_batch_is_that_of_all_devices():
     want = (exact - mean) / np.sqrt(variance + 1e-5) * [1, 2, 3, 4] + [4, 3, 2, 1]
     spread = jax.device_put(x, NamedSharding(mesh, P("data")))
     by_jit = jax.jit(BatchNorm().apply)(variables, spread)
-    by_map = jax.jit(sharding.over_batch(BatchNorm(axis="data").apply, mesh, (False, True)))(variables, spread)
+    by_map = jax.jit(placement.over_batch(BatchNorm(axis="data").apply, mesh, (False, True)))(variables, spread)
     assert len(by_jit.sharding.device_set) == 8
     np.testing.assert_allclose(by_jit, want, atol=1e-5)
     np.testing.assert_allclose(by_map, want, atol=1e-5)

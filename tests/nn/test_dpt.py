@@ -15,9 +15,11 @@ from safetensors.numpy import save_file
 
 from sdjax import convert
 from sdjax.config import ConfigError, DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
-from sdjax.convert import CheckpointError, depth_names, dpt_config
+from sdjax.convert import CheckpointError
+from sdjax.convert.describe import dpt_config
+from sdjax.convert.names import depth
 from sdjax.nn import DepthEstimator
-from sdjax.nn.bit import same_padding
+from sdjax.nn.depth.bit import same_padding
 
 import reference
 from checks import relative_error
@@ -97,7 +99,7 @@ def test_a_small_network_equals_transformers_at_any_size(tmp_path, size):
 
     folder = small_folder(tmp_path / "dpt")
     peer, info = transformers.DPTForDepthEstimation.from_pretrained(folder, output_loading_info=True)
-    assert set(info["missing_keys"]) == set(depth_names.UNUSED)
+    assert set(info["missing_keys"]) == set(depth.UNUSED)
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
     image = small_image(*size)
@@ -114,7 +116,7 @@ def test_a_small_network_equals_transformers_at_any_size(tmp_path, size):
     else:  # its reassembling takes squares only; what comes before takes any size
         with torch.no_grad():
             tokens = embeddings(nchw).last_hidden_states
-        from sdjax.nn.dpt import Embeddings
+        from sdjax.nn.depth.dpt import Embeddings
 
         _, ours = Embeddings(config).apply({"params": params["dpt"]["embeddings"]}, image)
         assert relative_error(ours, tokens.numpy()) < 2e-5

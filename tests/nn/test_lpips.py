@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.nn.lpips import LPIPS, unit
+from sdjax.nn.metrics.lpips import LPIPS, unit
 
 import reference
 

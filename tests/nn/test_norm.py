@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.nn.norm import GroupNorm, LayerNorm, group_norm, layer_norm
+from sdjax.nn.layers.norm import GroupNorm, LayerNorm, group_norm, layer_norm
 
 
 def exact(y, axes, epsilon):

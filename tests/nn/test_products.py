@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.nn import attention, conv, products
-from sdjax.nn.dense import Dense
+from sdjax.nn.layers import attention, conv, products
+from sdjax.nn.layers.dense import Dense
 
 
 @pytest.fixture(params=[True, False], ids=["halves", "float32"])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.denoiser import Conditioning, make_denoiser
+from sdjax.diffusion.denoiser import Conditioning, make_denoiser
 from sdjax.samplers import base
 from sdjax.schedule import NoiseSchedule
 

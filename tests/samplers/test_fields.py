@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from sdjax import samplers
+from sdjax.checks.effects import ignored
+from sdjax.checks.notes import Note
 from sdjax.config import ScheduleConfig
-from sdjax.effects import ignored
-from sdjax.notes import Note
 from sdjax.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule(ScheduleConfig())

@@ -7,8 +7,8 @@ import pytest
 
 import sdjax
 from sdjax.config import ModelConfig, ScheduleConfig
+from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.schedule import NoiseSchedule
-from sdjax.tokenizer import Tokenizer
 
 
 class Fake:

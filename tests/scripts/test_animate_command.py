@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import sdjax
-from sdjax import animation, movie
+from sdjax.pictures import movie
 from sdjax.scripts import animate as command
 from sdjax.scripts.main import main
+from sdjax.tasks import animate as animation
 
 OUT = Path("outputs/animations")
 

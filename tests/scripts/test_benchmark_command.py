@@ -6,7 +6,7 @@ import types
 import jax
 import pytest
 
-from sdjax import benchmark
+from sdjax.evaluate import benchmark
 from sdjax.scripts.main import main
 
 

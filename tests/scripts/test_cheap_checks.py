@@ -8,7 +8,7 @@ import command_checks
 import pytest
 
 import sdjax
-from sdjax.convert.stored import StoredTensor
+from sdjax.convert.containers.stored import StoredTensor
 from sdjax.scripts import main as cli
 
 import models

@@ -10,12 +10,14 @@ from command_checks import check_bad_usage, check_no_flag_is_ignored, read, writ
 from PIL import Image
 
 import sdjax
-from sdjax import convert, generate, samplers
+from sdjax import convert, samplers
 from sdjax.samplers import SAMPLERS
 from sdjax.samplers.start import COMPAT
 from sdjax.scripts import img2img as command
-from sdjax.scripts import job, txt2img
+from sdjax.scripts import txt2img
 from sdjax.scripts.main import main
+from sdjax.scripts.shared import job
+from sdjax.tasks import generate
 
 import models
 
@@ -166,14 +168,14 @@ def test_values_out_of_range_are_bad_usage(fake, capsys, flags: str) -> None:
 def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(monkeypatch, capsys, tmp_path) -> None:
     import dataclasses
 
-    from sdjax import loading
+    from sdjax.loading import load
 
     monkeypatch.chdir(tmp_path)
     write("a.png")
     unet = dataclasses.replace(models.TINY.unet, in_channels=9)
     config = dataclasses.replace(models.TINY, name="nine", unet=unet)
     convert.save(config, models.pipeline(config).params, "nine", to="native")
-    monkeypatch.setattr(loading, "cast", lambda *args: pytest.fail("the weights were read"))
+    monkeypatch.setattr(load, "cast", lambda *args: pytest.fail("the weights were read"))
     for name in "txt2img", "img2img":
         given = ["--init-img", "a.png"] * (name == "img2img")
         assert main([name, "--ckpt", "nine", *given]) == 2

@@ -8,10 +8,12 @@ import pytest
 from command_checks import check_bad_usage, check_no_flag_is_ignored, read, write
 from PIL import Image
 
-from sdjax import builtin, convert, generate
+from sdjax import convert
+from sdjax.loading import builtin
 from sdjax.scripts import inpaint as command
-from sdjax.scripts import options
 from sdjax.scripts.main import main
+from sdjax.scripts.shared import options
+from sdjax.tasks import generate
 
 import models
 

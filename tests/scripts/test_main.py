@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from sdjax import convert, generate
+from sdjax import convert
 from sdjax.convert.errors import CheckpointError
 from sdjax.scripts import main as cli
+from sdjax.tasks import generate
 
 import models
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from test_main import run_python
 
-from sdjax.scripts import failures, options, wording
 from sdjax.scripts import main as cli
-from sdjax.scripts.parser import nearest, nearest_flag
+from sdjax.scripts.shared import failures, options, wording
+from sdjax.scripts.shared.parser import nearest, nearest_flag
 
 POSITIONAL = {"watermark": ["a.png"], "convert": ["a", "b"], "inspect": ["a"]}
 

@@ -9,7 +9,8 @@ from command_checks import read
 from safetensors.numpy import save_file
 
 import sdjax
-from sdjax import image, pictures
+from sdjax import pictures
+from sdjax.pictures import image
 from sdjax.scripts.main import main
 
 OUT = Path("outputs/txt2img-samples")

@@ -12,11 +12,14 @@ from command_checks import check_bad_usage, check_no_flag_is_ignored
 from PIL import Image
 
 import sdjax
-from sdjax import builtin, convert, generate, hub, image
+from sdjax import convert
 from sdjax.config import ScheduleConfig
+from sdjax.loading import builtin, hub
+from sdjax.pictures import image
 from sdjax.samplers import SAMPLERS
 from sdjax.scripts import txt2img as command
 from sdjax.scripts.main import main
+from sdjax.tasks import generate
 
 import models
 

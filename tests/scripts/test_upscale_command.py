@@ -8,9 +8,10 @@ import pytest
 from command_checks import check_bad_usage, read, write
 
 import sdjax
-from sdjax import configs, upscaling
+from sdjax import configs
 from sdjax.scripts import upscale as command
 from sdjax.scripts.main import main
+from sdjax.tasks import upscale as upscaling
 
 OUT = Path("outputs/upscale-samples")
 

@@ -9,10 +9,13 @@ import pytest
 from command_checks import read, write
 
 import sdjax
-from sdjax import configs, preprocess, prior, unclip
+from sdjax import configs
 from sdjax.config import PriorConfig, UNetConfig, VisionConfig
+from sdjax.diffusion import unclip
+from sdjax.pictures import preprocess
 from sdjax.scripts import variations as command
 from sdjax.scripts.main import main
+from sdjax.tasks import prior
 
 import models
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax import watermark
+from sdjax.pictures import watermark
 from sdjax.scripts import watermark as command
 from sdjax.scripts.main import main
 

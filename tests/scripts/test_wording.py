@@ -3,7 +3,7 @@
 import pytest
 
 from sdjax.scripts.main import main
-from sdjax.scripts.wording import in_flags
+from sdjax.scripts.shared.wording import in_flags
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sdjax.train.checkpoint import Checkpoints
+from sdjax.train.checkpoints.checkpoint import Checkpoints
 
 
 @flax.struct.dataclass

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjax.train import emoji
+from sdjax.train.builtin import emoji
 
 
 @pytest.fixture(scope="session")

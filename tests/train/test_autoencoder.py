@@ -14,11 +14,11 @@ import scipy.stats
 from models_to_train import MODEL
 
 from sdjax.config import VAEConfig
-from sdjax.nn import discriminator
-from sdjax.nn.conv import conv2d
-from sdjax.nn.discriminator import Discriminator
-from sdjax.train import autoencoder
-from sdjax.train.autoencoder import (
+from sdjax.nn.layers.conv import conv2d
+from sdjax.nn.metrics import discriminator
+from sdjax.nn.metrics.discriminator import Discriminator
+from sdjax.train.objectives import autoencoder
+from sdjax.train.objectives.autoencoder import (
     AutoencoderObjective,
     adaptive_weight,
     adversarial_loss,

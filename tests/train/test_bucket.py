@@ -10,11 +10,12 @@ from models_to_train import TINY
 from PIL import Image
 
 import sdjax
-from sdjax import remote
-from sdjax.benchmark import random_model
 from sdjax.configs import finetune
+from sdjax.evaluate.benchmark import random_model
 from sdjax.scripts.main import main
-from sdjax.train import base, vocabulary
+from sdjax.storage import buckets
+from sdjax.train import start_model
+from sdjax.train.builtin import vocabulary
 from sdjax.train.config import TrainConfig, build
 from sdjax.train.run import Run
 
@@ -31,7 +32,7 @@ def pictures(tmp_path_factory):
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"a square, number {i}")
     tokenizer = vocabulary.learn(iter(["a square, number"] * 20), TINY.text.vocab_size)
-    base.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
+    start_model.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
     return folder
 
 
@@ -74,7 +75,7 @@ def test_a_run_in_a_bucket_goes_on_as_one_in_a_folder(pictures, store, tmp_path,
     resumed = train("gs://store/run", settings(pictures))
     assert same(whole.params, resumed.params)
     assert same(whole.ema_params, resumed.ema_params)
-    lines = [json.loads(line) for line in remote.get("gs://store/run/log.jsonl").splitlines()]
+    lines = [json.loads(line) for line in buckets.get("gs://store/run/log.jsonl").splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert any("tfevents" in name for name in store.names("store/run/tensorboard/"))
     assert not (tmp_path / "gs:").exists()
@@ -90,9 +91,9 @@ def test_a_run_in_a_bucket_goes_on_as_one_in_a_folder(pictures, store, tmp_path,
 
 
 def test_a_stopped_run_goes_on_from_a_model_and_pictures_in_a_bucket(pictures, store, monkeypatch):
-    remote.upload(pictures / "model", "gs://store/model")
+    buckets.upload(pictures / "model", "gs://store/model")
     for path in pictures.glob("*.*"):
-        remote.upload(path, f"gs://store/set/{path.name}")
+        buckets.upload(path, f"gs://store/set/{path.name}")
     config = settings("gs://store/set", steps=2, path="gs://store/model")
     state = train("gs://store/run2", config)
     assert int(state.step) == 2
@@ -100,14 +101,14 @@ def test_a_stopped_run_goes_on_from_a_model_and_pictures_in_a_bucket(pictures, s
 
 
 def test_a_changed_model_is_fetched_again(store, tmp_path):
-    remote.put("gs://store/m/config.json", b"1")
-    first = remote.fetch("gs://store/m")
+    buckets.put("gs://store/m/config.json", b"1")
+    first = buckets.fetch("gs://store/m")
     assert (first / "config.json").read_bytes() == b"1"
     asked = len(store.requests)
-    assert remote.fetch("gs://store/m") == first
+    assert buckets.fetch("gs://store/m") == first
     assert not any("alt=media" in request for request in store.requests[asked:])  # not fetched twice
-    remote.put("gs://store/m/config.json", b"2")
-    assert (remote.fetch("gs://store/m") / "config.json").read_bytes() == b"2"
+    buckets.put("gs://store/m/config.json", b"2")
+    assert (buckets.fetch("gs://store/m") / "config.json").read_bytes() == b"2"
 
 
 def test_what_is_not_there_or_not_allowed_is_said(store):
@@ -115,4 +116,4 @@ def test_what_is_not_there_or_not_allowed_is_said(store):
         sdjax.load("gs://store/none")
     store.torn = "x"
     with pytest.raises(OSError, match="gs://store/x"):
-        remote.put("gs://store/x", b"1")
+        buckets.put("gs://store/x", b"1")

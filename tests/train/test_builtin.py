@@ -9,14 +9,14 @@ import pytest
 from models_to_train import MODEL, small_params
 
 import sdjax
-from sdjax import builtin
 from sdjax.config import ModelConfig
 from sdjax.configs import builtin as settings
+from sdjax.loading import builtin
 from sdjax.nn import param_counts
-from sdjax.train import emoji, latents, subjects
-from sdjax.train.builtin import Run
-from sdjax.train.export import export
-from sdjax.train.objectives import Denoising, DiffusionObjective, diffusion_loss
+from sdjax.train.builtin import emoji, latents, subjects
+from sdjax.train.builtin.training import Run
+from sdjax.train.checkpoints.export import export
+from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import TrainState
 from sdjax.train.step import make_train_step

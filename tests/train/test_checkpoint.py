@@ -15,8 +15,8 @@ import pytest
 from checkpoint_checks import State, assert_same, fill, state_at
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax.train import manifest
-from sdjax.train.checkpoint import Checkpoints, read_parts
+from sdjax.train.checkpoints import manifest
+from sdjax.train.checkpoints.checkpoint import Checkpoints, read_parts
 
 
 def files_of(folder, step):

@@ -16,9 +16,9 @@ import pytest
 from checkpoint_checks import State, assert_same, fill, state_at
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax import files
-from sdjax.train import manifest
-from sdjax.train.checkpoint import Checkpoints
+from sdjax.storage import files
+from sdjax.train.checkpoints import manifest
+from sdjax.train.checkpoints.checkpoint import Checkpoints
 
 # Orbax gives up waiting for the other arrays when the writing of one fails; their ends find nobody then
 abandoned = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from models_to_train import MODEL
 
-from sdjax import preprocess
 from sdjax.config import DepthConfig, ScheduleConfig, VisionConfig
-from sdjax.depth import prepare_depth
 from sdjax.nn import VisionEncoder
+from sdjax.pictures import preprocess
 from sdjax.schedule import NoiseSchedule
-from sdjax.train import conditioning, draws
-from sdjax.train.holes import random_holes
-from sdjax.train.objectives import DiffusionObjective
+from sdjax.tasks.depth_to_image import prepare_depth
+from sdjax.train.objectives import conditioning, draws
+from sdjax.train.objectives.diffusion import DiffusionObjective
+from sdjax.train.objectives.holes import random_holes
 
 
 def keys(count, seed=0):

@@ -14,10 +14,10 @@ import pytest
 import sdjax
 from sdjax.config import ConfigError
 from sdjax.nn import latent_from_moments
+from sdjax.pipeline.placement import make_mesh
 from sdjax.scripts.cache_latents import make_parser
 from sdjax.scripts.main import main
-from sdjax.sharding import make_mesh
-from sdjax.train import sets
+from sdjax.train import training_set
 from sdjax.train.config import DataConfig
 from sdjax.train.data import cache
 from sdjax.train.data.buckets import Buckets
@@ -130,7 +130,7 @@ def test_another_autoencoder_is_refused_and_another_text_encoder_only_where_it_m
         params = dict(models.pipeline().params)
         params[part] = jax.tree.map(lambda leaf: leaf + np.float32(2**-20), params[part])
         for old in (one, two):
-            pipe = sdjax.pipeline.Pipeline(config=models.TINY, params=params, tokenizer=old.pipe.tokenizer)
+            pipe = sdjax.pipeline.model.Pipeline(config=models.TINY, params=params, tokenizer=old.pipe.tokenizer)
             arguments = (pipe, old.pictures, old.folder, old.settings)
             if old in refused:
                 with pytest.raises(SourceError, match="other settings .model"):
@@ -160,7 +160,7 @@ def test_a_cache_of_another_model_is_not_trained_on(tmp_path):
 
     def open_cache(folder, params=half, config=pipe.config):
         data = DataConfig(cached=(str(folder),))
-        return sets.make_loader(data, config, pipe.tokenizer, batch_size=2, seed=0, params=params)
+        return training_set.make_loader(data, config, pipe.tokenizer, batch_size=2, seed=0, params=params)
 
     for made in (one, two):
         open_cache(made.folder)

@@ -7,10 +7,10 @@ import tarfile
 import picture_sets
 import pytest
 
-from sdjax.scripts.prompts import read_prompts
-from sdjax.text_files import decode, lines
+from sdjax.scripts.shared.prompts import read_prompts
+from sdjax.storage.text_files import decode, lines
 from sdjax.train.data import array_records
-from sdjax.train.data.folder import Folder
+from sdjax.train.data.image_folder import Folder
 from sdjax.train.data.records import SourceError
 from sdjax.train.data.tars import TarShards
 

@@ -6,7 +6,7 @@ import pytest
 from data_checks import check_source
 from PIL import Image
 
-from sdjax.train.data.folder import Folder
+from sdjax.train.data.image_folder import Folder
 from sdjax.train.data.records import SourceError
 from sdjax.train.data.table import SUFFIX
 
@@ -81,7 +81,7 @@ def test_sizes_are_kept_and_measured_again_when_a_picture_changed(tmp_path, monk
     assert (tmp_path / SUFFIX).exists()
     (tmp_path / "0.png").write_bytes(picture_sets.encoded(0, 64, 32))
     assert Folder(tmp_path).table["width"].tolist() == [64, 48, 48]
-    monkeypatch.setattr("sdjax.train.data.folder.picture_size", None)
+    monkeypatch.setattr("sdjax.train.data.image_folder.picture_size", None)
     assert Folder(tmp_path).table["width"].tolist() == [64, 48, 48]
 
 

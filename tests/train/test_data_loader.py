@@ -15,10 +15,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sdjax.sharding import make_mesh
+from sdjax.pipeline.placement import make_mesh
 from sdjax.train.data.array_records import ArrayRecords, write
 from sdjax.train.data.buckets import Buckets
-from sdjax.train.data.folder import Folder
+from sdjax.train.data.image_folder import Folder
 from sdjax.train.data.loader import Loader, TooManyBadPictures, rows_of
 from sdjax.train.data.pictures import Part, Pictures
 from sdjax.train.data.tars import TarShards

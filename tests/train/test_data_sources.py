@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdjax.train.data import array_records
 from sdjax.train.data.array_records import ArrayRecords
-from sdjax.train.data.folder import Folder
+from sdjax.train.data.image_folder import Folder
 from sdjax.train.data.records import SourceError
 from sdjax.train.data.sources import open_source
 from sdjax.train.data.table import SUFFIX

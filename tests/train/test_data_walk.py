@@ -8,7 +8,7 @@ import pytest
 
 from sdjax.train.data.array_records import ArrayRecords, write
 from sdjax.train.data.buckets import Buckets
-from sdjax.train.data.folder import Folder
+from sdjax.train.data.image_folder import Folder
 from sdjax.train.data.pictures import Part, Pictures
 from sdjax.train.data.records import SourceError
 from sdjax.train.data.tars import TarShards

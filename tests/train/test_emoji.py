@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sdjax.train import emoji, subjects
+from sdjax.train.builtin import emoji, subjects
 
 NAMES, COLOURS = subjects.names(), list(subjects.COLOURS)
 

@@ -11,8 +11,8 @@ from scipy import stats
 
 from sdjax import convert
 from sdjax.scripts.main import main
-from sdjax.train import emoji, evaluate, evaluation_report, subjects
-from sdjax.train.vocabulary import learn
+from sdjax.train.builtin import emoji, evaluate, report, subjects
+from sdjax.train.builtin.vocabulary import learn
 
 import models
 
@@ -128,14 +128,14 @@ def test_too_few_prompts_are_refused(sprites):
 
 def test_tables_and_plate_show_the_figures(perfect):
     figures, samples = perfect
-    text = evaluation_report.table(figures)
+    text = report.table(figures)
     assert "| pictures of held-out pairs | background | 100.0% | 4 | 51.0% to 100.0% | 95% |" in text
     assert "| 20 | 100.0% | 100.0% | 100.0% | 0.0% |" in text
-    picture = evaluation_report.plate(figures, samples)
+    picture = report.plate(figures, samples)
     assert picture.dtype == np.uint8
-    assert picture.shape[1:] == (evaluation_report.WIDTH, 3)
+    assert picture.shape[1:] == (report.WIDTH, 3)
     wrong = dataclasses.replace(samples, right=[False, *samples.right[1:]])  # which is framed in red
-    framed = evaluation_report.plate(figures, wrong) != picture
+    framed = report.plate(figures, wrong) != picture
     assert framed[:60, :20].any()
     assert not framed[200:].any()
 
@@ -161,5 +161,5 @@ def test_the_command_measures_a_model(sprites, monkeypatch, capsys, tmp_path):
     assert figures["held_out"]["background"]["count"] == 4
     assert [row["scale"] for row in figures["scales"]] == list(range(1, 11))
     with Image.open("new/figures.png") as plate:
-        assert plate.width == evaluation_report.WIDTH
+        assert plate.width == report.WIDTH
     assert capsys.readouterr().out.endswith("\nnew/figures.json\nnew/figures.png\n")

@@ -6,11 +6,11 @@ import pytest
 from models_to_train import MODEL
 
 import sdjax
-from sdjax import builtin
 from sdjax.configs import builtin as settings
-from sdjax.train import emoji, vocabulary
-from sdjax.train.builtin import Run
-from sdjax.train.export import export, open_run
+from sdjax.loading import builtin
+from sdjax.train.builtin import emoji, vocabulary
+from sdjax.train.builtin.training import Run
+from sdjax.train.checkpoints.export import export, open_run
 
 import models
 

@@ -12,9 +12,9 @@ import pytest
 from sdjax.config import ModelConfig, UNetConfig
 from sdjax.configs import builtin
 from sdjax.nn import UNet, param_shapes
-from sdjax.nn.attention import attend, head_by_head, in_chunks
-from sdjax.sharding import BATCH, make_mesh, over_batch
-from sdjax.train.flops import count
+from sdjax.nn.layers.attention import attend, head_by_head, in_chunks
+from sdjax.pipeline.placement import BATCH, make_mesh, over_batch
+from sdjax.train.planning.flops import count
 
 
 def shape(*sizes, dtype=jnp.float32):

@@ -17,8 +17,9 @@ import pytest
 from models_to_train import TINY
 from PIL import Image
 
-from sdjax.benchmark import random_model
-from sdjax.train import base, vocabulary
+from sdjax.evaluate.benchmark import random_model
+from sdjax.train import start_model
+from sdjax.train.builtin import vocabulary
 
 STEPS = 30
 STARTED: list[subprocess.Popen] = []
@@ -51,7 +52,7 @@ def config(tmp_path_factory):
         Image.fromarray(np.full((64, 64, 3), rng.integers(0, 256, 3), np.uint8)).save(pictures / f"{i:02d}.png")
         (pictures / f"{i:02d}.txt").write_text(f"picture {i}")
     tokenizer = vocabulary.learn((f"picture {i % 16}" for i in range(200)), TINY.text.vocab_size)
-    base.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
+    start_model.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
     path = folder / "config.py"
     path.write_text(CONFIG.format(model=str(folder / "model"), pictures=str(pictures), steps=STEPS))
     return path

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sdjax.train.metrics import Speed, Writers, cut_log, duration
-from sdjax.train.peaks import PEAKS, peak_flops
+from sdjax.train.planning.peaks import PEAKS, peak_flops
 
 
 @pytest.fixture

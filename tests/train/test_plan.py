@@ -15,9 +15,9 @@ from models_to_train import MODEL
 from sdjax.config import ModelConfig
 from sdjax.configs import sd2_base
 from sdjax.nn import UNet, param_shapes
-from sdjax.nn.attention import attend
+from sdjax.nn.layers.attention import attend
 from sdjax.train.parallel import ParallelConfig, layouts, make_mesh, place, shardings
-from sdjax.train.plan import held, laid_out, plan, size, working_bytes
+from sdjax.train.planning.memory import held, laid_out, plan, size, working_bytes
 
 SIZES = {"data": 2, "fsdp": 4, "tensor": 1}
 

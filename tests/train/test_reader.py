@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sdjax.train import emoji, subjects
-from sdjax.train.reader import Reader, background
+from sdjax.train.builtin import emoji, subjects
+from sdjax.train.builtin.reader import Reader, background
 
 NAMES = subjects.names()
 

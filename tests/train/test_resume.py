@@ -14,10 +14,10 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax.train import draws
-from sdjax.train.checkpoint import Checkpoints
+from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.loop import HUNG, Event, Stopped, ahead, fit
 from sdjax.train.metrics import Writers
+from sdjax.train.objectives import draws
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import GuardConfig, TrainState
 from sdjax.train.step import make_train_step

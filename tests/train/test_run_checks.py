@@ -14,14 +14,15 @@ from models_to_train import TINY
 from picture_sets import write_folder
 
 import sdjax
-from sdjax.benchmark import random_model
 from sdjax.configs import finetune
+from sdjax.evaluate.benchmark import random_model
 from sdjax.scripts import main as cli
-from sdjax.train import base, run, vocabulary
-from sdjax.train.checkpoint import Checkpoints
+from sdjax.train import run, start_model
+from sdjax.train.builtin import vocabulary
+from sdjax.train.checkpoints.checkpoint import Checkpoints
+from sdjax.train.checkpoints.trained import trained
 from sdjax.train.config import TrainConfig, build
 from sdjax.train.run import Run
-from sdjax.train.trained import trained
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def place(tmp_path_factory):
     (folder / "empty").mkdir()
     captions = ["a red square on a wall", "a green square on a wall", "a blue square"]
     tokenizer = vocabulary.learn(iter(captions * 20), TINY.text.vocab_size)
-    base.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
+    start_model.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
     (folder / "config.py").write_text("from sdjax.configs.finetune import get_config\n")
     return folder
 
@@ -151,7 +152,7 @@ def test_a_run_refers_to_its_start_model(referring, tmp_path, monkeypatch, capsy
     (entry,) = json.loads((folder / "base.json").read_text()).values()
     assert set(entry["files"]) >= {"model.safetensors", "config.json"}
     pipe = sdjax.load(folder, dtype="float32")
-    start = base.Base.load(tmp_path / "model")
+    start = start_model.Base.load(tmp_path / "model")
     kernel = start.params["unet"]["conv_out"]["kernel"]
     np.testing.assert_array_equal(pipe.params["unet"]["conv_out"]["kernel"], kernel + 1)
     np.testing.assert_array_equal(pipe.params["vae"]["quant_conv"]["kernel"],

@@ -7,7 +7,7 @@ import pytest
 
 from sdjax.config import ConfigError
 from sdjax.configs import finetune
-from sdjax.train import settings
+from sdjax.train.checkpoints import settings
 from sdjax.train.config import TrainConfig, build
 from sdjax.train.run import finished
 

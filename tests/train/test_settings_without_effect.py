@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from sdjax.notes import Note
+from sdjax.checks.notes import Note
 from sdjax.scripts.main import main
 from sdjax.scripts.train import TRAININGS, read_config
-from sdjax.train.autoencoder import AutoencoderObjective
 from sdjax.train.config import TrainConfig, build, note_settings, without_effect
+from sdjax.train.objectives.autoencoder import AutoencoderObjective
 
 # Settings that someone decided are always obeyed, or are refused together with others; a new one belongs here, or
 # declares `needs`

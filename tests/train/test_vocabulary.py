@@ -2,8 +2,8 @@
 
 import pytest
 
-from sdjax.tokenizer import Tokenizer
-from sdjax.train import vocabulary
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.train.builtin import vocabulary
 
 
 def test_the_likeliest_pair_is_merged_first():

@@ -21,9 +21,9 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from sdjax import remote
-from sdjax.files import doing, foreign, new_file, sentence, write_file
-from sdjax.pictures.folder import natural
+from sdjax.pictures.listing import natural
+from sdjax.storage import buckets
+from sdjax.storage.files import doing, foreign, new_file, sentence, write_file
 from sdjax.train.data.records import Record, SourceError, as_captions, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
 from sdjax.train.data.walk import is_foreign
@@ -115,8 +115,8 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
 def record_files(path: str | os.PathLike | Sequence[str]) -> list[str]:
     """Returns the ArrayRecord files that are meant. Raises SourceError if there is none."""
     if not isinstance(path, str | os.PathLike):
-        files = [str(remote.here(one, FETCHING)) for one in path]
-    elif Path(path := remote.here(path, FETCHING)).is_dir():
+        files = [str(buckets.here(one, FETCHING)) for one in path]
+    elif Path(path := buckets.here(path, FETCHING)).is_dir():
         files = [str(one) for one in Path(path).iterdir() if one.suffix in ENDINGS and not is_foreign(one.name)]
     else:
         files = [str(path)]

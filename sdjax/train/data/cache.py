@@ -25,13 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax import sharding
 from sdjax.config import TextConfig, VAEConfig
-from sdjax.files import check_room, write_file
 from sdjax.nn import AutoencoderKL
-from sdjax.pinned import pinned
-from sdjax.pipeline import Pipeline, one_by_one
-from sdjax.tokenizer import Tokenizer
+from sdjax.nn.jax_settings import pinned
+from sdjax.pipeline import placement
+from sdjax.pipeline.model import Pipeline, one_by_one
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.storage.files import check_room, write_file
 from sdjax.train.data.array_records import ENDINGS, agree, pack, writing
 from sdjax.train.data.loader import check_bad
 from sdjax.train.data.pictures import BadPicture, Pictures, draws, read
@@ -77,8 +77,8 @@ class LatentWriter:
         batch_size: int = 8, threads: int = 8, bad_limit: float = 0.01, say: Callable[[str], None] = lambda text: None,
     ):  # fmt: skip
         self.pipe, self.pictures, self.folder, self.settings = pipe, pictures, Path(folder), settings
-        self.mesh = sharding.make_mesh()
-        self.batch_size, self.threads = sharding.padded(batch_size, self.mesh.size), threads
+        self.mesh = placement.make_mesh()
+        self.batch_size, self.threads = placement.padded(batch_size, self.mesh.size), threads
         self.bad_limit, self.say = bad_limit, say
         streams = sorted(pictures.streams, key=lambda s: (s.size, s.part))
         self.plan = [(s.part, int(i), s.size) for s in streams for i in s.members]  # of one size together
@@ -187,9 +187,9 @@ class LatentWriter:
 
     def _moments(self, images: Pixels) -> Moments:
         """Returns the moments, float16; numbers that are not finite are an error."""
-        run = sharding.compiled(_encode, (self.pipe.config.vae, self.pipe.dtype), self.mesh, (False, True), "jit")
+        run = placement.compiled(_encode, (self.pipe.config.vae, self.pipe.dtype), self.mesh, (False, True), "jit")
         padded = _pad(images, self.batch_size)
-        moments = np.asarray(run(self.pipe.on(self.mesh)["vae"], sharding.split(padded, self.mesh)))[: len(images)]
+        moments = np.asarray(run(self.pipe.on(self.mesh)["vae"], placement.split(padded, self.mesh)))[: len(images)]
         kept = moments.astype(np.float16)
         if not np.isfinite(kept).all():
             raise FloatingPointError("the autoencoder made latents that float16 does not hold; try --dtype float32")

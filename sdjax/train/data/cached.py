@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax import remote
+from sdjax.storage import buckets
 from sdjax.train.data.array_records import open_reader, record_bytes, unpack
 from sdjax.train.data.cache import MANIFEST, shard_path
 from sdjax.train.data.filters import select
@@ -38,7 +38,7 @@ class Cached:
         if np.ndim(repeats) == 0:  # a folder that is named twice counts once
             several = list({os.path.realpath(folder): folder for folder in reversed(several)}.values())[::-1]
         rates = [float(repeats)] * len(several) if np.ndim(repeats) == 0 else [float(rate) for rate in repeats]
-        self.caches = [_Cache(Path(remote.here(folder, "fetching the latents of"))) for folder in several]
+        self.caches = [_Cache(Path(buckets.here(folder, "fetching the latents of"))) for folder in several]
         self.left_out: Counter[str] = Counter()
         self.notices: list[str] = []
         for name in ("model", "text", "tokens"):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from sdjax.text_files import decode, lines
+from sdjax.storage.text_files import decode, lines
 from sdjax.train.data.records import SourceError, as_captions
 
 ENDINGS = (".txt", ".caption", ".caption.txt", ".captions.txt", ".captions", ".cap", ".tags")  # the first there is

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax import addresses, remote
+from sdjax.storage import addresses, buckets
 from sdjax.train.data.records import CAPTION_COLUMNS, Record, SourceError, as_captions, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
 
@@ -111,7 +111,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> Any:
         ) from None
     if addresses.remote(data_dir):  # only this dataset's part of it
         own = name.partition(":")[0].partition("/")[0]
-        data_dir = remote.fetch(f"{addresses.address(data_dir)}/{own}", "fetching the dataset").parent
+        data_dir = buckets.fetch(f"{addresses.address(data_dir)}/{own}", "fetching the dataset").parent
     try:
         return tfds.builder(name, data_dir=None if data_dir is None else os.fspath(data_dir))
     except (tfds.core.registered.DatasetNotFoundError, ValueError, OSError) as error:

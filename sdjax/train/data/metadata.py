@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sdjax.text_files import lines
+from sdjax.storage.text_files import lines
 from sdjax.train.data.captions import read_text
 from sdjax.train.data.records import CAPTION_COLUMNS, SourceError
 

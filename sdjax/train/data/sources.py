@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax.train.data.array_records import ArrayRecords
-from sdjax.train.data.folder import Folder
 from sdjax.train.data.from_tfds import TfdsRecords
+from sdjax.train.data.image_folder import Folder
 from sdjax.train.data.records import Source, SourceError
 from sdjax.train.data.tars import TarShards
 

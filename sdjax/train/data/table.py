@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image as PillowImage
 
-from sdjax.addresses import local
-from sdjax.files import new_file
 from sdjax.pictures.samples import orientation
+from sdjax.storage.addresses import local
+from sdjax.storage.files import new_file
 
 VERSION = 1  # of the files; another one is built anew
 SUFFIX = ".sdjax-index.npz"

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import fsspec
 import numpy as np
 
-from sdjax import addresses, remote
-from sdjax.pictures.folder import SUFFIXES, natural
-from sdjax.text_files import decode, lines
+from sdjax.pictures.listing import SUFFIXES, natural
+from sdjax.storage import addresses, buckets
+from sdjax.storage.text_files import decode, lines
 from sdjax.train.data.captions import ENDINGS
 from sdjax.train.data.records import Record, SourceError, as_captions, captions_in, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
@@ -163,7 +163,7 @@ def _is_remote(name: str) -> bool:
 def _open_system(name: str) -> tuple[Any, str]:
     """Returns the file system of an address, and the address's name in it."""
     if addresses.scheme(name) in addresses.PACKAGES:
-        return remote.system(name)
+        return buckets.system(name)
     try:
         return fsspec.core.url_to_fs(name)
     except ImportError as error:

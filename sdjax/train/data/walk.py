@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from sdjax.loading.run_layout import BASE, CHECKPOINTS, SETTINGS
 from sdjax.train.data.records import SourceError
-from sdjax.train.folder import BASE, CHECKPOINTS, SETTINGS
 
 OTHERS = frozenset(  # folders of systems and archivers; those that begin with a dot are left out too
     {"__macosx", "@eadir", "lost+found", "$recycle.bin", "#recycle", "#snapshot", "system volume information",

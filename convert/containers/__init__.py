@@ -1,0 +1,1 @@
+"""Containers: any file as names and arrays, never executed."""

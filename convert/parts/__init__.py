@@ -1,0 +1,1 @@
+"""Single networks from files of their own."""

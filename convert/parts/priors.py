@@ -1,0 +1,114 @@
+"""Priors, which make image embeddings of texts, from diffusers' folders: Karlo's, and StableUnCLIPPipeline's.
+
+Source of the fields: huggingface/diffusers, models/transformers/prior_transformer.py, schedulers/scheduling_unclip.py.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.config import ConfigError, PriorConfig, TextConfig
+from sdjax.convert.describe.diffusers_config import only, text_from_transformers
+from sdjax.convert.describe.tokens import check_tokens
+from sdjax.convert.errors import CheckpointError
+from sdjax.convert.parts.networks import file_of, network_params, place_of
+from sdjax.convert.sources import Source, open_source
+from sdjax.nn.prior import EXTRA, PriorTransformer, ProjectedTextEncoder
+from sdjax.prompts.tokenizer import Tokenizer
+
+_ONLY = {
+    "added_emb_type": ("prd",), "additional_embeddings": (EXTRA,), "embedding_proj_norm_type": (None,),
+    "encoder_hid_proj_type": ("linear",), "norm_in_type": (None,), "time_embed_act_fn": ("silu",),
+    "time_embed_dim": (None,),
+}  # fmt: skip
+_SCHEDULER_ONLY = {
+    "beta_schedule": ("squaredcos_cap_v2",), "num_train_timesteps": (1000,), "prediction_type": ("sample",),
+    "steps_offset": (0,), "thresholding": (False,), "timestep_spacing": ("leading",), "trained_betas": (None,),
+    "variance_type": ("fixed_small_log", "fixed_small"), "rescale_betas_zero_snr": (False,),
+}  # fmt: skip
+_KINDS = {"UnCLIPScheduler": "unclip", "DDPMScheduler": "ddpm"}
+_POSITIONS = re.compile(r"text_model\.embeddings\.position_ids")
+
+
+def prior_from_diffusers(
+    config: Mapping[str, Any], scheduler: Mapping[str, Any], text: TextConfig | None = None
+) -> PriorConfig:
+    """Returns the prior that diffusers' prior/config.json and its scheduler's file describe. Raises ConfigError."""
+    only(config, _ONLY, "prior/config.json")
+    only(scheduler, _SCHEDULER_ONLY, "prior_scheduler/scheduler_config.json")
+    kind = scheduler.get("_class_name", "UnCLIPScheduler")
+    if kind not in _KINDS:
+        raise ConfigError(f"prior_scheduler/scheduler_config.json: its class is {' or '.join(_KINDS)}; got {kind}")
+    width = config.get("embedding_dim", 768)
+    for name in ("clip_embed_dim", "embedding_proj_dim"):
+        only(config, {name: (None, width)}, "prior/config.json")
+    text = TextConfig(width=width) if text is None else text
+    only(config, {"num_embeddings": (text.max_length,)}, "prior/config.json")
+    heads = config.get("num_attention_heads", 32)
+    return PriorConfig(
+        width=heads * config.get("attention_head_dim", 64),
+        heads=heads,
+        layers=config.get("num_layers", 20),
+        embedding=width,
+        scheduler=_KINDS[kind],
+        clip=scheduler.get("clip_sample_range", 1.0) if scheduler.get("clip_sample", True) else None,
+        text=text,
+    )
+
+
+def prior(source: Any, kind: np.dtype | None) -> tuple[PriorConfig, dict[str, Any], Tokenizer]:
+    """Returns description, parameters {"prior", "text"} and tokenizer of the prior in a diffusers folder.
+
+    Its text encoder is prior_text_encoder, or text_encoder in Karlo's folder. Raises CheckpointError.
+    """
+    source = open_source(source)
+    if place_of(source, ("prior/", "prd_embedding")) is None:
+        raise source.error("it holds no prior; expected a diffusers folder with one (kakaobrain/karlo-v1-alpha's)")
+    last = "text_projection.weight"
+    words = place_of(source, ("prior_text_encoder/", last), ("text_encoder/", last))
+    if words is None:
+        raise source.error("the prior has no text encoder with a projection (prior_text_encoder, text_encoder)")
+    try:
+        text = text_from_transformers(_file(source, f"{words}config.json"), {})
+        scheduler = _file(source, "prior_scheduler/scheduler_config.json")
+        config = prior_from_diffusers(_file(source, "prior/config.json"), scheduler, text)
+    except ConfigError as error:
+        raise source.error(str(error)) from error
+    params = {
+        "prior": prior_params(source, config, "prior/", kind),
+        "text": network_params(
+            source, _text_shapes(text), words, "a text encoder with a projection", kind=kind, unused=_POSITIONS
+        ),
+    }
+    own = None if source.path is None else source.path / words.replace("text_encoder/", "tokenizer")
+    try:
+        tokenizer = Tokenizer.load(own) if own is not None and own.is_dir() else Tokenizer()
+    except ValueError as error:
+        raise CheckpointError(str(error), source.path) from error
+    check_tokens(tokenizer, text, source.error)
+    return config, params, tokenizer
+
+
+def prior_params(source: Any, config: PriorConfig, prefix: str, kind: np.dtype | None) -> dict[str, Any]:
+    """Returns the parameters of a described prior from the tensors that begin with `prefix`. Raises CheckpointError."""
+    source = source if isinstance(source, Source) else open_source(source)
+    x, text = jnp.zeros([1, config.embedding]), jnp.zeros([1, config.text.max_length, config.embedding])
+    args = (x, jnp.zeros([1]), x, text, jnp.ones(text.shape[:2], bool))
+    shapes = jax.eval_shape(lambda: PriorTransformer(config).init(jax.random.key(0), *args))["params"]
+    return network_params(source, shapes, prefix, "a prior", kind=kind)
+
+
+def _text_shapes(config: TextConfig) -> Any:
+    ids = jnp.zeros([1, config.max_length], jnp.int32)
+    return jax.eval_shape(lambda: ProjectedTextEncoder(config).init(jax.random.key(0), ids))["params"]
+
+
+def _file(source: Source, name: str) -> Mapping[str, Any]:
+    file = file_of(source, name)
+    if file is None:
+        raise source.error(f"the folder has no {name}, which says how the prior is built")
+    return file

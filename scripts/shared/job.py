@@ -1,0 +1,290 @@
+"""A command that makes pictures, from its flags to the files it writes: the part that all of them share."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdjax._version import __version__
+from sdjax.scripts.shared import options, picture_settings, runtime, saving
+from sdjax.scripts.shared.prompts import Batch, check_prompts, pictures_at_a_time
+from sdjax.scripts.shared.wording import in_flags
+from sdjax.storage import files
+
+MAX_GRID = 40_000_000  # pixels of the pictures in a grid, as many as a picture given may have
+
+
+class Job:
+    """One run of a command. What the flags of every command say wrong is refused when it is made, before JAX works."""
+
+    def __init__(self, args: argparse.Namespace, task: str) -> None:
+        self.args, self.task = args, task
+        self.name = choose_sampler(args)
+        self.dtype, self.checkpoint = runtime.compute_dtype(args), find_checkpoint(args.ckpt)
+        if args.n_rows < 0:
+            raise ValueError(f"--n_rows is at least 1, or 0 to take --n_samples; got {args.n_rows}")
+        saving.check_watermark(args.watermark)
+        if args.dpm and args.plms:
+            note("--plms is not used: --dpm goes before it, as in the references")
+        if args.skip_save and args.skip_grid and task != "animate":
+            note("with --skip_save and --skip_grid pictures are made, and nothing is written")
+        self.devices = runtime.set_up_jax(args.device)
+        runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta)
+        self.own = own_model(self.checkpoint, task, getattr(args, "method", None))
+        self.folder = Path(args.outdir)
+        self.checker: Any = None
+
+    @property
+    def default_prompt(self) -> str:
+        """The prompt where none is given."""
+        return options.PROMPT if self.own is None else options.BUILTIN_PROMPT
+
+    def load(self, check: Callable[[Any], None], **more: Any) -> Any:
+        """Returns the model; `check` gets its description and may refuse it before the weights are read.
+
+        `more` are arguments of `sdjax.load` that no other command has.
+        """
+        import sdjax
+        from sdjax.loading import builtin, hub
+        from sdjax.schedule import NoiseSchedule
+
+        args = self.args
+        own = None if self.own is None else builtin.place(self.own)
+        if self.checkpoint is None:
+            note(builtin.NOTICES[self.own])
+        named = None if args.safety_checker in (saving.AUTO, saving.OFF) else args.safety_checker
+        resolve_local(own or self.checkpoint, revision=args.revision)
+        resolve_local(args.vae, named)
+        saving.check_outdir(self.folder if args.skip_save else self.folder / "samples")
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            if text not in said:
+                said.append(text)
+                note(text)
+
+        with hub.listening(say):
+            local = own or hub.resolve(self.checkpoint, args.revision, args.variant)
+            vae = None if args.vae is None else hub.resolve(args.vae)
+
+        checked_by = saving.find_checker(args.safety_checker, local, on_hub=not hub.is_local(own or self.checkpoint))
+
+        def check_all(config: Any) -> None:
+            schedule = NoiseSchedule(config.schedule)
+            self.sampler = runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule)
+            check_latent(args, config)
+            scale = config.guidance_scale if args.scale is None else args.scale
+            if scale == 1 and "negative_prompt" in args.given:
+                raise ValueError(f"--negative-prompt has no effect {options.WITHOUT_GUIDANCE}")
+            saving.check_outdir(self.folder, config.image_size)
+            check(config)
+            self.sampler.grid(schedule, args.steps)
+            if checked_by is not None:
+                with hub.listening(say):
+                    self.checker = saving.load_checker(hub.resolve(checked_by), found=named is None)
+
+        self.pipe = sdjax.load(
+            self.own or local,
+            config=args.config,
+            prediction=args.prediction,
+            ema=args.ema,
+            vae=vae,
+            dtype=self.dtype,
+            variant=args.variant,
+            vocab=args.vocab,
+            check=check_all,
+            **more,
+        )
+        for notice in self.pipe.notices:
+            say(notice)
+        self.common = self._describe() | {
+            "model": picture_settings.describe_model(own or self.checkpoint, local),
+            "vae": None if vae is None else picture_settings.describe_model(args.vae, vae),
+        }
+        if self.checker is not None:
+            self.common["safety_checker"] = picture_settings.describe_model(checked_by, Path(self.checker.source))
+        return self.pipe
+
+    def make(
+        self,
+        batches: Sequence[Batch],
+        function: Callable[..., Sequence[Any]],
+        describe: Callable[[int], dict[str, Any]] = lambda number: {},
+    ) -> None:
+        """Makes and writes the pictures: `function(batch, **options)` returns a batch's, as uint8 [h, w, 3].
+
+        `options` are what the library's tasks have in common. `describe(k)` are the settings of a picture that is made
+        of the k-th one given.
+        """
+        from sdjax.pictures import image
+        from sdjax.pipeline import placement
+
+        args = self.args
+        check_prompts(self.pipe, [*(prompt for batch in batches for prompt in batch.prompts), args.negative_prompt])
+        made, described = [], []
+        many = max(number for batch in batches for number in batch.inputs) > 0
+        most = max(len(batch.seeds) for batch in batches)
+        with runtime.Progress(len(batches)) as progress:
+            for batch in batches:
+                # A folder's last batch is no other program
+                whole = Batch(*(placement.fill(items, most) for items in batch)) if many else batch
+                pixels = function(
+                    whole,
+                    negative_prompt=args.negative_prompt,
+                    seed=whole.seeds,
+                    sampler=self.sampler,
+                    num_steps=args.steps,
+                    guidance_scale=args.scale,
+                    parallel=args.parallel,
+                    devices=self.devices,
+                    exact=args.exact,
+                    progress=progress.show,
+                )
+                pixels = pixels[: len(batch.seeds)]
+                pixels, safety = self.censor(pixels, [f"the picture of seed {seed}" for seed in batch.seeds])
+                for index, (picture, prompt, seed, number) in enumerate(zip(pixels, *batch, strict=True)):
+                    size = {"height": picture.shape[0], "width": picture.shape[1], "batch": len(whole.seeds)}
+                    description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **size}
+                    if safety:
+                        description["safety"] = safety[index]
+                    if not args.skip_save:
+                        marked = saving.mark(picture, args.watermark)
+                        own = description | ({} if marked is picture else {"watermark": args.watermark})
+                        progress.print(image.save_numbered(self.folder / "samples", marked, texts(own)))
+                    if not args.skip_grid:
+                        described.append(description)
+                        if picture.size // 3 * len(described) <= MAX_GRID:
+                            made.append(picture)
+        with files.doing("making the folder", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)  # also where nothing is written into it
+        if len({picture.shape for picture in made}) > 1:
+            note("no grid was made, for the pictures have several sizes")
+        elif len(made) < len(described):
+            note(f"no grid was made, for it would have more than {MAX_GRID // 10**6} million pixels")
+        elif made:
+            columns = math.isqrt(len(made) - 1) + 1 if many and args.n_samples is None else pictures_at_a_time(args)
+            columns = args.n_rows or columns
+            print(save_grid(self.folder, made, described, columns, args.watermark))
+
+    def censor(self, pixels: Sequence[Any], names: Sequence[str]) -> tuple[Sequence[Any], list[dict[str, Any]]]:
+        """Returns the pictures, a notice in every flagged one's place, and the checker's verdicts, none without one.
+
+        Says on standard error which of the `names` were flagged.
+        """
+        if self.checker is None:
+            return pixels, []
+        import jax
+
+        with jax.default_device(None if self.devices is None else self.devices[0]):
+            return saving.censor(self.checker, pixels, names)
+
+    def _describe(self) -> dict[str, Any]:
+        """Returns every setting that the pictures of a run have in common."""
+        import jax
+
+        from sdjax.checks.effects import in_use
+        from sdjax.nn.jax_settings import recorded
+
+        args, pipe, jax_settings = self.args, self.pipe, recorded()
+        scale = pipe.config.guidance_scale if args.scale is None else args.scale
+        devices = jax.local_devices() if self.devices is None else self.devices
+        return {
+            "task": self.task,
+            **({} if scale == 1 else {"negative_prompt": args.negative_prompt}),
+            "sampler": self.name,
+            "sampler_options": in_use(self.sampler),
+            "steps": args.steps,
+            "guidance_scale": scale,
+            "variant": args.variant,
+            "ema": args.ema,
+            "config": pipe.config.name,
+            "prediction": pipe.config.schedule.prediction,
+            "dtype": pipe.dtype,
+            "exact": args.exact,
+            "parallel": args.parallel,
+            "devices": {"kind": devices[0].device_kind, "count": len(devices)},
+            "versions": {"sdjax": __version__, "jax": jax.__version__},
+            **({"jax_settings": jax_settings} if jax_settings else {}),
+        }
+
+
+def find_checkpoint(path: str | None) -> str | None:
+    """Returns the checkpoint to load: `path`, else CompVis's default where it lies, else None, the built-in model."""
+    if path is None and Path(options.CHECKPOINT).is_file():
+        return options.CHECKPOINT
+    return path
+
+
+def resolve_local(*paths: Any, revision: str | None = None) -> None:
+    """Raises for a path that should be on this computer and is not, before the hub is asked for others."""
+    from sdjax.loading import hub
+
+    for path in paths:
+        if path is not None and hub.is_local(path):
+            hub.resolve(path, revision)
+
+
+def own_model(checkpoint: str | None, task: str, method: str | None) -> str | None:
+    """Returns the name of the model inside the package that is asked for, None if it is another one."""
+    base, inpainting = options.BUILTIN
+    if checkpoint is None:
+        return inpainting if task == "inpaint" and method != "blend" else base
+    return checkpoint if checkpoint in options.BUILTIN else None
+
+
+def choose_sampler(args: argparse.Namespace) -> str:
+    """Returns the sampler's name by the references' precedence, dpm before plms before ddim.
+
+    Raises ValueError if --sampler names another one.
+    """
+    by_flag = options.DPM if args.dpm else "plms" if args.plms else None
+    if args.sampler is not None and by_flag not in (None, args.sampler):
+        raise ValueError(f"--sampler {args.sampler} contradicts --{'dpm' if args.dpm else 'plms'}; give one of them")
+    return args.sampler or by_flag or "ddim"
+
+
+def check_latent(args: argparse.Namespace, config: Any) -> None:
+    """Raises ValueError if --C or --f say something else than the model."""
+    vae = config.vae
+    for flag, given, own in ("--C", args.C, vae.latent_channels), ("--f", args.f, vae.factor):
+        if given not in (None, own):
+            raise ValueError(f"{flag} {given} contradicts the model, which has {own}; leave the flag out")
+
+
+def note(text: str) -> None:
+    """Says on standard error what was decided."""
+    print(f"note: {in_flags(text)}", file=sys.stderr)
+
+
+def texts(picture: dict[str, Any]) -> dict[str, str]:
+    """Returns the text chunks of the PNG file of a picture with these settings."""
+    from sdjax.pictures.image import infotext
+
+    parameters = infotext(
+        picture["prompt"], picture.get("negative_prompt", ""), picture_settings.web_ui_fields(picture)
+    )
+    return {"parameters": parameters, "sdjax": picture_settings.to_json(picture)}
+
+
+def save_grid(
+    folder: Path, made: list[Any], described: list[dict[str, Any]], columns: int, watermark: str | None = None
+) -> Path:
+    """Returns the path of all pictures as one, with the first one's `parameters` and what each has of its own."""
+    import numpy as np
+
+    from sdjax.pictures import image
+
+    first = described[0]
+    own = [key for key in ("prompt", "seed", "init_img", "mask", "safety") if key in first]
+    pictures = [{key: picture[key] for key in own} for picture in described]
+    shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
+    plain = image.grid(np.stack(made), columns)
+    pixels = saving.mark(plain, watermark)  # anew: the pictures in it are unmarked
+    if pixels is not plain:
+        shared["watermark"] = watermark
+    chunks = texts(first) | {
+        "sdjax": picture_settings.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})
+    }
+    return image.save_numbered(folder, pixels, chunks, prefix="grid-", digits=4)

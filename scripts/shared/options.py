@@ -1,0 +1,329 @@
+"""Flags that the commands share. Imports nothing heavy: every --help reads it."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from sdjax.checks.arguments import DTYPES
+from sdjax.scripts.shared import flags, values
+from sdjax.scripts.shared.flags import Needs, alone
+from sdjax.scripts.shared.parser import Parser
+
+# The names of sdjax.samplers.SAMPLERS, which cannot be asked here: importing JAX takes a second. A test compares them.
+SAMPLERS = (
+    "ddim", "ddpm", "plms", "pndm", "dpm_solver", "dpm_solver_singlestep", "dpm_solver_adaptive", "dpmpp_2m",
+    "dpmpp_2m_sde", "dpmpp_2s_ancestral", "dpm2", "dpm2_ancestral", "euler", "euler_ancestral", "heun", "lms", "unipc",
+    "lcm",
+)  # fmt: skip
+DPM = "dpm_solver"  # what the references' --dpm_solver and --dpm run: DPM-Solver++, multistep, of order 2
+PROMPT = "a painting of a virus monster playing guitar"
+BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.loading.builtin's names; a test compares them
+BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
+CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
+WITHOUT_GUIDANCE = "at guidance scale 1, which is no guidance: leave it out, or take another --scale"
+GUIDED = Needs(lambda args: args.scale != 1, WITHOUT_GUIDANCE)
+REPEATS = Needs(
+    lambda args: args.from_file is not None,
+    "without --from-file, whose lines it repeats; --n_iter makes more of one prompt",
+)
+ONE_OF_OUR_OWN = Needs(
+    lambda args: args.ckpt not in BUILTIN and (args.ckpt is not None or Path(CHECKPOINT).is_file()),
+    "on the built-in model, which has one set of files: name another with --ckpt, or leave it out",
+)
+
+
+def make_command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Returns a subcommand's parser, with --debug."""
+    parser = Parser(
+        prog=f"sdjax {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.prepare(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_prompt_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    prompt: str = f'"{PROMPT}" (Stability\'s script has another), with the built-in model "{BUILTIN_PROMPT}"',
+    n_iter: int = 2,
+    stability_iter: str = " (Stability: 3)",
+    n_samples: int = 3,
+    folder_samples: int = 4,
+    given: bool = False,
+) -> None:
+    """Adds the flags that say what to make: prompts, their number, seeds; `given` where it is made from pictures."""
+    add = parser.add_argument_group("what to make").add_argument
+    add("--prompt", metavar="TEXT", help=f"default: {prompt}")
+    add_negative_flag(add)
+    add(
+        "--from-file",
+        metavar="FILE",
+        help="read prompts from this file, one a line, empty lines passed over (- is standard input); --n_samples of "
+        "them are made at a time" + ("; of a folder, line k is for picture k" if given else ""),
+    )
+    add(
+        "--repeat",
+        type=values.positive,
+        metavar="N",
+        needs=REPEATS,
+        help="make every line of --from-file N times; default: 1",
+    )
+    add(
+        "--n_iter",
+        type=values.positive,
+        default=n_iter,
+        metavar="N",
+        help=f"make everything N times, with new seeds; default: %(default)s{stability_iter}",
+    )
+    add(
+        "--n_samples",
+        type=values.positive,
+        default=None if given else n_samples,
+        metavar="N",
+        help=f"pictures made at a time; default: {n_samples}"
+        + (f", of a folder up to {folder_samples}" if given else ""),
+    )
+    if given:
+        parser.set_defaults(default_samples=(n_samples, folder_samples))
+    add("--seed", type=values.seed, default=42, metavar="N", help="the first picture's seed; default: %(default)s")
+    add(
+        "--fixed_code",
+        action="store_true",
+        help="give every iteration and every chunk of --from-file the same seeds (in the references only the starting "
+        "noise is then the same)",
+    )
+
+
+def add_negative_flag(add: Callable) -> None:
+    """Adds the flag of the negative prompt."""
+    add(
+        "--negative-prompt",
+        default="",
+        metavar="TEXT",
+        needs=GUIDED,
+        help="what to steer away from; default: the empty prompt",
+    )
+
+
+def add_size_flags(parser: argparse.ArgumentParser, size: str) -> None:
+    """Adds the flags of a picture's height and width; `size` says which are taken without them."""
+    add = parser.add_argument_group("size").add_argument
+    add("--H", type=int, metavar="PIXELS", help=f"height, a multiple of 8 from 64 to 2048; default: {size}")
+    add("--W", type=int, metavar="PIXELS", help="width, likewise")
+
+
+def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """Adds the flags of the picture that something is made from; `aliases` are other names of --init-img."""
+    group = parser.add_argument_group("what to make it from")
+    group.add_argument(
+        "--init-img",
+        *aliases,
+        dest="init_img",
+        required=True,
+        metavar="PATH",
+        help="a picture (PNG, JPEG or WebP), or a folder of them, all of which are made in one program",
+    )
+    add_background_flag(group)
+
+
+def add_background_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
+    """Adds the flag of what transparent pictures are laid on, to a parser or a group."""
+    parser.add_argument(
+        "--background",
+        type=values.colour,
+        needs=needs,
+        default=(255, 255, 255),
+        metavar="R,G,B",
+        help="what transparent pictures are laid on, levels from 0 to 255; default: 255,255,255, white",
+    )
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompVis: 7.5, Stability: 9") -> None:
+    """Adds the flags that say how to sample; `references` are the references' guidance scales."""
+    add = parser.add_argument_group("how to sample").add_argument
+    add(
+        "--steps",
+        "--ddim_steps",
+        dest="steps",
+        type=values.positive,
+        default=50,
+        metavar="N",
+        help="exactly so many; default: %(default)s. (CompVis's DDIM and PLMS make more where N does not divide 1000, "
+        "as 31 for 30; --sampler-option spacing=compvis counts like them)",
+    )
+    add("--sampler", choices=SAMPLERS, metavar="NAME", help=f"one of {', '.join(SAMPLERS)}; default: ddim")
+    add("--plms", action="store_true", help="--sampler plms")
+    add(
+        "--dpm",
+        "--dpm_solver",
+        dest="dpm",
+        action="store_true",
+        help=f"--sampler {DPM}; goes before --plms, as in the references",
+    )
+    add(
+        "--sampler-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set an option of the sampler, as spacing=trailing or order=3; may be given several times",
+    )
+    add(
+        "--ddim_eta",
+        type=values.finite,
+        metavar="X",
+        help="fresh noise in every step: 0 is none, 1 as much as DDPM's; default: the sampler's own, 0 for ddim",
+    )
+    add(
+        "--scale",
+        type=values.finite,
+        metavar="X",
+        help=f"guidance scale, 1 is no guidance; default: the model's ({references})",
+    )
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which checkpoint to use."""
+    group = parser.add_argument_group("the model")
+    add = group.add_argument
+    add(
+        "--ckpt",
+        metavar="PATH",
+        help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or owner/name (or owner/name/FILE) of a "
+        f"repository of the Hugging Face hub; default: {CHECKPOINT} if it is there, as CompVis's, else the model "
+        "inside the package, a small one of emoji on plain backgrounds, named builtin (and builtin-inpainting, what "
+        "inpaint takes where --method is not blend)",
+    )
+    add_revision_flag(group)
+    add("--C", type=int, metavar="N", help="channels of the latent, checked against the model (references: 4)")
+    add("--f", type=int, metavar="N", help="pixels to one of the latent, checked likewise (references: 8)")
+
+
+def add_reading_flags(parser: argparse.ArgumentParser, *, needs: Needs | None = None) -> None:
+    """Adds the flags that say how a checkpoint is read; all but --ema have the condition `needs`."""
+    group = parser.add_argument_group("how the checkpoint is read")
+    add_variant_flag(group, needs=ONE_OF_OUR_OWN if needs is None else needs)
+    needs = needs or ()
+    add = group.add_argument
+    add(
+        "--config",
+        needs=needs,
+        metavar="FILE",
+        help="the model's original ldm YAML, or a name of sdjax.configs; default: found out from the checkpoint (the "
+        "references' defaults fit one model each)",
+    )
+    add(
+        "--prediction",
+        needs=needs,
+        choices=("epsilon", "v", "x0"),
+        help="what the network predicts, where neither the checkpoint nor a config says so",
+    )
+    add(
+        "--ema",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="take the averaged weights; auto: where there are some; default: %(default)s (references' configs: no)",
+    )
+    add(
+        "--vae",
+        needs=needs,
+        metavar="PATH",
+        help="take the autoencoder from this file, folder or hub repository, as stabilityai/sd-vae-ft-mse",
+    )
+    add(
+        "--vocab",
+        needs=needs,
+        metavar="FILE",
+        help="the vocab.txt of bert-base-uncased, which the model of LAION-400M needs and its checkpoint lacks",
+    )
+
+
+def add_revision_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
+    """Adds the flag that chooses among a repository's revisions, to a parser or a group."""
+    parser.add_argument(
+        "--revision", metavar="NAME", needs=needs, help="branch, tag or commit of a hub repository; default: main"
+    )
+
+
+def add_variant_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
+    """Adds the flag that chooses among a folder's sets of weights, to a parser or a group."""
+    parser.add_argument("--variant", metavar="NAME", needs=needs, help="variant of a diffusers folder's files, as fp16")
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where and how to compute."""
+    add = parser.add_argument_group("where and how to compute").add_argument
+    add(
+        "--device",
+        metavar="NAME",
+        help="cpu, gpu, cuda, rocm or tpu, or one of several as cuda:1; default: all of the best kind (Stability: cpu)",
+    )
+    add(
+        "--parallel",
+        choices=("jit", "pmap"),
+        default="jit",
+        help="spread a batch over the devices by one sharded program, or by jax.pmap; default: %(default)s",
+    )
+    add(
+        "--precision",
+        choices=("full", "autocast"),
+        default="autocast",
+        help="full: float32; autocast: bfloat16 where the device is fast at it (gpu, tpu), float32 on cpu; default: "
+        "%(default)s",
+    )
+    add("--dtype", type=values.dtype, choices=DTYPES, help="compute in this type, whatever the device")
+    add(
+        "--exact",
+        action="store_true",
+        help="compute pictures one by one: the same bits alone and in a batch (else they agree to one level of 255)",
+    )
+
+
+def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
+    """Adds the flags that say what to write, and where."""
+    group = parser.add_argument_group("what to write")
+    add = group.add_argument
+    add(
+        "--outdir",
+        type=values.folder,
+        default=outdir,
+        metavar="DIR",
+        help="pictures go to DIR/samples, grids to DIR; default: %(default)s",
+    )
+    add("--skip_save", action="store_true", help="write no single pictures")
+    add("--skip_grid", action="store_true", help="write no grid")
+    add(
+        "--n_rows",
+        type=int,
+        default=0,
+        metavar="N",
+        needs=alone("--skip_grid"),
+        help="pictures in a row of the grid; default: as --n_samples, or as many as rows of a folder's",
+    )
+    add(
+        "--watermark",
+        metavar="TEXT",
+        needs=Needs(
+            lambda args: not (args.skip_save and args.skip_grid),
+            "with --skip_save and --skip_grid, for nothing is written: leave one of them out",
+        ),
+        help="hide this text in every picture and grid of 256 x 256 pixels or more; default: none (CompVis always: "
+        "StableDiffusionV1, Stability: SDV2)",
+    )
+    add_safety_flag(group)
+
+
+def add_safety_flag(parser: argparse._ActionsContainer) -> None:
+    """Adds the flag of the safety checker, to a parser or a group."""
+    parser.add_argument(
+        "--safety-checker",
+        default="auto",
+        metavar="PATH",
+        help="write a plain notice in place of every picture that this checker flags: a file, a folder or a hub "
+        "repository, as CompVis/stable-diffusion-safety-checker; auto: that of a diffusers folder on this computer, if "
+        "it has one; off: none; default: %(default)s (CompVis's txt2img: always, Stability: never)",
+    )

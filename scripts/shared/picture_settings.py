@@ -1,0 +1,112 @@
+"""What a picture's file says about how it was made: every setting exactly, and the form that other tools read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdjax.storage import addresses
+
+# AUTOMATIC1111's names, where it has the same sampler or spacing; others go by ours
+WEB_UI_SAMPLERS = {
+    "ddim": "DDIM",
+    "plms": "PLMS",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpm2": "DPM2",
+    "dpm2_ancestral": "DPM2 a",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "lms": "LMS",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
+WEB_UI_SPACINGS = {
+    "even": "DDIM",
+    "leading": "DDIM",
+    "compvis": "DDIM",
+    "trailing": "SGM Uniform",
+    "linspace": "Uniform",
+    "time_uniform": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+}
+MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
+ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
+
+
+def describe_model(name: str | Path, local: Path) -> dict[str, Any]:
+    """Returns what tells a model apart: a hub repository's name and commit, or a local one's fingerprint.
+
+    The hub's cache is not looked at: what else lies there depends on what else was fetched.
+    """
+    from sdjax.loading import hub
+
+    if addresses.scheme(name) in addresses.PACKAGES:
+        return {**(fingerprint(local) if isinstance(local, Path) else {}), "name": addresses.address(name)}
+    if not hub.is_local(name):
+        return {"name": hub.name_of(name, local), "commit": hub.commit_of(local)}
+    return fingerprint(local)
+
+
+def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns a model file's name, size and a SHA-256 of its size, first and last MiB; of a folder, over its files.
+
+    It is cheap for 4 GB, and tells released files apart.
+    """
+    path = Path(path)
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in MODEL_FILES and p.is_file())
+    digest, total = hashlib.sha256(), 0
+    for file in files:
+        size = file.stat().st_size
+        total += size
+        label = "" if file == path else file.relative_to(path).as_posix()
+        digest.update(json.dumps([label, size]).encode())
+        with open(file, "rb") as data:
+            digest.update(data.read(ENDS))
+            data.seek(max(size - ENDS, 0))
+            digest.update(data.read(ENDS))
+    return {"name": name, "bytes": total, "sha256_of_ends": digest.hexdigest()}
+
+
+def to_json(settings: Mapping[str, Any]) -> str:
+    """Returns the settings as JSON in ASCII, the same text every time."""
+    return json.dumps(settings, ensure_ascii=True, allow_nan=False)
+
+
+def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the `Key: value` pairs of AUTOMATIC1111's `parameters` text.
+
+    Clip skip, Schedule type and Version stand there always: what is missing, readers fill in with defaults of theirs.
+    There is no RNG: the noise is JAX's, which no other tool draws.
+    """
+    name, spacing = settings["sampler"], settings["sampler_options"]["spacing"]
+    hires = settings.get("hires") or {}
+    own = {
+        "Denoising strength": settings.get("strength", hires.get("strength")),
+        "Hires upscale": hires.get("enlarge"),
+        "Hires upscaler": hires.get("upscale"),
+    }
+    return {
+        "Steps": settings["steps"],
+        "Sampler": WEB_UI_SAMPLERS.get(name, name),
+        "Schedule type": WEB_UI_SPACINGS.get(spacing, spacing),
+        "CFG scale": settings["guidance_scale"],
+        "Seed": settings["seed"],
+        "Size": f"{settings['width']}x{settings['height']}",
+        "Model": _stem(settings["model"]["name"].rpartition("/")[2]),
+        **{key: value for key, value in own.items() if value is not None},
+        "Clip skip": 1,
+        "Version": f"sdjax {settings['versions']['sdjax']}",
+    }
+
+
+def _stem(name: str) -> str:
+    from sdjax.loading import hub
+
+    return name.rpartition(".")[0] if hub.is_single_file(name) else name  # the dot of "sd-1.5" ends no name

@@ -1,0 +1,124 @@
+"""What the shared flags mean to JAX: dtype, devices, the sampler, progress."""
+
+import argparse
+import re
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sdjax.checks.notes import Note
+
+if TYPE_CHECKING:
+    from sdjax.schedule import NoiseSchedule
+
+
+def compute_dtype(args: argparse.Namespace) -> str | None:
+    """Returns the dtype that --dtype and --precision ask for, None where the device decides.
+
+    Raises ValueError if they contradict each other.
+    """
+    if args.precision != "full":
+        return args.dtype
+    if args.dtype not in (None, "float32"):
+        raise ValueError(f"--precision full means float32, --dtype says {args.dtype}; give one of them")
+    return "float32"
+
+
+def set_up_jax(device: str | None) -> list[Any] | None:
+    """Returns the devices to use, None for all of the best kind.
+
+    Raises ValueError for a device that is not there.
+    """
+    import jax
+
+    named = re.fullmatch(r"([a-z]+)(?::(\d{1,4}))?", device or "cpu")
+    if named is None:
+        raise ValueError(f"--device is a kind, as cpu or gpu, or one of several, as gpu:1; got {device!r}")
+    name, index = named.groups()
+    if device is not None and name == "cpu":  # so that no accelerator is even looked at
+        jax.config.update("jax_platforms", "cpu")
+    if device is None:
+        return None
+    try:
+        devices = jax.local_devices(backend=name)
+    except RuntimeError:
+        kinds = sorted({d.platform for d in jax.local_devices()} | {"cpu"})
+        raise ValueError(f"--device {device}: JAX has no {name} here; it has {', '.join(kinds)}") from None
+    if index is None:
+        return devices
+    if int(index) >= len(devices):
+        raise ValueError(f"--device {device}: here are {len(devices)} of that kind, and the first is {name}:0")
+    return [devices[int(index)]]
+
+
+def make_sampler(
+    name: str, settings: Sequence[str], *, eta: float | None = None, schedule: "NoiseSchedule | None" = None
+) -> Any:
+    """Returns the sampler of that name, with options set from NAME=VALUE texts, and eta where it is given.
+
+    `schedule`, once the model is known, chooses the spacing where no text does.
+
+    Raises ValueError for an option that it does not have, or a value of another kind.
+    """
+    from sdjax.checks.effects import ignored
+    from sdjax.samplers import SAMPLERS
+    from sdjax.tasks import generate
+
+    own = vars(SAMPLERS[name]())
+    given = [text.partition("=") for text in settings]
+    if eta is not None and ("eta" in own or eta != 0):  # 0 says nothing to a sampler that never adds noise
+        given.append(("eta", "=", str(eta)))
+    changed = {}
+    twice = [option for number, (option, *_) in enumerate(given) if option in [other for other, *_ in given[:number]]]
+    if twice:
+        raise ValueError(f"the sampler's option {twice[0]} is given twice (--ddim_eta is eta): give it once")
+    for option, equals, value in given:
+        if not equals:
+            raise ValueError(f"--sampler-option is NAME=VALUE; got {option!r}")
+        if option not in own:
+            raise ValueError(f"the sampler {name} has no {option}; it has {', '.join(own)}")
+        kind = type(own[option])
+        try:
+            changed[option] = _READERS[kind](value)
+        except (ValueError, KeyError):
+            wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            raise ValueError(f"{option} of the sampler {name} is {wanted}; got {value!r}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Note)  # on the command line it is an error
+        sampler = generate.make_sampler(name, schedule, **changed)
+    for field, otherwise in ignored(sampler):
+        if field.name in changed:  # at its default too
+            raise ValueError(f"{field.name} of the sampler {name} has no effect {otherwise}: leave it out")
+    return sampler
+
+
+_READERS = {bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str}
+
+
+class Progress:
+    """A bar over the network's calls of all batches, on standard error where that is a terminal."""
+
+    def __init__(self, num_batches: int):
+        from tqdm.auto import tqdm
+
+        self.num_batches, self.before = num_batches, 0
+        self.bar = tqdm(desc="sampling", unit="call", disable=None, dynamic_ncols=True)
+
+    def show(self, done: int, total: int) -> None:
+        """Moves the bar: `done` of this batch's `total` calls, which all batches have alike."""
+        self.bar.total = total * self.num_batches
+        self.bar.update(self.before + done - self.bar.n)
+        if done == total:
+            self.before += total
+
+    def print(self, line: Any) -> None:
+        """Writes a line to standard output without breaking the bar."""
+        self.bar.clear()
+        print(line, flush=True)
+        self.bar.refresh()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()

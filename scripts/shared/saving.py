@@ -1,0 +1,92 @@
+"""What is done to pictures just before they are written."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+AUTO, OFF = "auto", "off"  # values of --safety-checker that are no paths
+
+
+def check_watermark(text: str | None) -> None:
+    """Raises ValueError for a watermark that cannot be written. To be called before work begins."""
+    if text is not None and not text:
+        raise ValueError("--watermark is a text of at least one character; got an empty one")
+
+
+def check_outdir(folder: str | Path, side: int = 0) -> None:
+    """Raises OSError if no picture of this side could be written into the folder, which is not made yet."""
+    from sdjax.storage import files
+
+    files.check_folder(Path(folder), "writing pictures into", 3 * side**2)
+
+
+def mark(pixels: Any, text: str | None) -> Any:
+    """Returns the picture, uint8 [h, w, 3], with the watermark in it; as it is where there is none, or no room for it.
+
+    What has no room is said on standard error.
+    """
+    if text is None:
+        return pixels
+    from sdjax.pictures import watermark
+
+    try:
+        return watermark.embed(pixels, text)
+    except ValueError as error:
+        print(f"note: no watermark was written: {error}", file=sys.stderr)
+        return pixels
+
+
+def find_checker(choice: str, model: Path, *, on_hub: bool) -> str | None:
+    """Returns the safety checker that --safety-checker names, for `auto` the model's own; None where there is none.
+
+    The hub's cache is not searched for one: what lies there depends on what else was fetched.
+    """
+    from sdjax.tasks import safety
+
+    if choice == OFF or (choice == AUTO and on_hub):
+        return None
+    if choice != AUTO:
+        return choice
+    found = safety.beside(model)
+    return None if found is None else str(found)
+
+
+def load_checker(path: Path, *, found: bool) -> Any:
+    """Returns the safety checker, which computes in float32, as the references' does; says so if it was `found`.
+
+    Raises sdjax.convert.CheckpointError where it is none.
+    """
+    import sdjax
+    from sdjax.convert import CheckpointError
+
+    if not found:
+        return sdjax.SafetyChecker.load(path, dtype="float32")
+    try:
+        checker = sdjax.SafetyChecker.load(path, dtype="float32")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (it was found in the model; --safety-checker off does without)") from error
+    print(
+        f"note: pictures are checked by {path}, which belongs to the model (--safety-checker off: not)", file=sys.stderr
+    )
+    return checker
+
+
+def censor(checker: Any, pixels: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Returns the pictures, uint8 [h, w, 3], with a notice in every flagged one's place, and the verdict on each.
+
+    Which of the `names` were flagged is said on standard error.
+    """
+    shown, verdict = checker.censor(pixels)
+    for name, flag in zip(names, verdict.flags, strict=True):
+        if flag:
+            print(f"note: {name} was flagged by the safety checker; a notice is in its place", file=sys.stderr)
+    verdicts = [
+        {"flagged": bool(flag), "concepts": _rounded(concepts), "special": _rounded(special)}
+        for flag, concepts, special in zip(*verdict, strict=True)
+    ]
+    return shown, verdicts
+
+
+def _rounded(scores: Any) -> list[float]:
+    return [round(float(score), 3) for score in scores]  # to three decimals, as the checker rounds them itself

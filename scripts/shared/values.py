@@ -1,0 +1,91 @@
+"""What the values of flags are read by, for argparse. Imports nothing heavy: every --help reads it."""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+
+from sdjax.checks.arguments import DTYPE_ALIASES
+
+
+def dtype(text: str) -> str:
+    """Returns a type's name by one of its other names, as fp16, for argparse."""
+    return DTYPE_ALIASES.get(text.lower(), text)
+
+
+def positive(text: str) -> int:
+    """Returns a whole number from 1 up, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 up is wanted; got {text}")
+    return value
+
+
+def seed(text: str) -> int:
+    """Returns a seed, for argparse."""
+    value = int(text)
+    if not 0 <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"a seed lies between 0 and 2**64 - 1; got {text}")
+    return value
+
+
+def finite(text: str) -> float:
+    """Returns a finite number, for argparse."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"a finite number is wanted; got {text}")
+    return value
+
+
+def strength(text: str) -> float:
+    """Returns a strength, for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a strength lies between 0 and 1; got {text}")
+    return value
+
+
+def colour(text: str) -> tuple[int, ...]:
+    """Returns a colour's three levels, for argparse."""
+    levels = tuple(int(level) for level in text.split(","))
+    if len(levels) != 3 or not all(0 <= level <= 255 for level in levels):
+        raise argparse.ArgumentTypeError(f"a colour is three levels from 0 to 255, as 255,255,255; got {text}")
+    return levels
+
+
+def natural(text: str) -> int:
+    """Returns a whole number from 0 up, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"a whole number from 0 up is wanted; got {text}")
+    return value
+
+
+def noise_level(most: int) -> Callable[[str], int]:
+    """Returns what reads a noise level from 0 to `most`, for argparse."""
+
+    def noise_level(text: str) -> int:
+        value = int(text)
+        if not 0 <= value <= most:
+            raise argparse.ArgumentTypeError(f"a noise level lies between 0 and {most}; got {text}")
+        return value
+
+    return noise_level
+
+
+def folder(text: str) -> str:
+    """Returns the name of a folder to write to, for argparse; one that ends as a file does is meant as a file."""
+    from sdjax.storage.files import file_ending
+
+    ending = file_ending(os.path.basename(text))
+    if ending is not None and not os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"a folder is wanted, and {text!r} ends as a file does, in {ending}")
+    return text
+
+
+def sides(text: str) -> tuple[int, ...]:
+    """Returns four numbers of pixels, for argparse."""
+    values = tuple(int(value) for value in text.split(","))
+    if len(values) != 4 or min(values) < 0:
+        raise argparse.ArgumentTypeError(f"left,top,right,bottom in pixels is wanted, as 64,0,64,0; got {text}")
+    return values

@@ -1,0 +1,1 @@
+"""Arguments checked in one way, and what users are told about them."""

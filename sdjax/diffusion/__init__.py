@@ -1,0 +1,1 @@
+"""Between network and sampler: conditioning, guidance, the denoiser."""

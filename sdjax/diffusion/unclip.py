@@ -1,0 +1,52 @@
+"""What unCLIP's network is told of a picture: its embedding, with noise on it, and how much noise that is.
+
+Source: Stability-AI/stablediffusion, ldm/modules/encoders/modules.py (CLIPEmbeddingNoiseAugmentation) and
+ldm/modules/diffusionmodules/upscaling.py (ImageConcatWithNoiseAugmentation).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sdjax.config import ScheduleConfig
+from sdjax.nn.layers.embeddings import timestep_embedding
+from sdjax.schedule import alphas_cumprod
+from sdjax.typing import Params
+
+LEVELS = 1000  # of noise, 0 ... 999: timesteps of a schedule of their own
+
+Embedding = Float[Array, "b d"]
+Level = Int[Array, "b"]
+
+
+def noise_embedding(
+    embedding: Embedding,
+    level: Level,
+    noise: Embedding,
+    mean: Float[Array, "... d"],
+    std: Float[Array, "... d"],
+    *,
+    levels: int = LEVELS,
+) -> Float[Array, "b 2*d"]:
+    """Returns the label of an image embedding: with noise of `level` on it, and the level's sinusoid behind it.
+
+    Noise is put on s = (embedding - mean) / std by the "squaredcos" schedule a of `levels` timesteps: sqrt(a) s +
+    sqrt(1 - a) noise, times std plus mean. Level 0 is a little noise too. All is float32.
+    """
+    a = alphas_cumprod(ScheduleConfig(kind="squaredcos", num_timesteps=levels))
+    of_embedding, of_noise = (jnp.asarray(w**0.5, jnp.float32)[level][:, None] for w in (a, 1 - a))
+    embedding, noise, mean, std = (x.astype(jnp.float32) for x in map(jnp.asarray, (embedding, noise, mean, std)))
+    noisy = (of_embedding * (embedding - mean) / std + of_noise * noise) * std + mean
+    return jnp.concatenate([noisy, timestep_embedding(level, embedding.shape[-1])], axis=-1)
+
+
+def statistics(params: Params, size: int) -> Params:
+    """Returns {"mean", "std"} of a model's embeddings of `size` numbers: 0 and 1 where its parameters have none."""
+    return params.get("noise_stats") or {"mean": np.zeros((1, size)), "std": np.ones((1, size))}
+
+
+def mix_labels(labels: Float[Array, "n b d"], weights: Float[Array, "n"]) -> Float[Array, "b d"]:
+    """Returns the weighted mean of several pictures' labels: sum w_i label_i / sum w_i, their levels too."""
+    weights = jnp.asarray(weights, jnp.float32)
+    return jnp.einsum("n,nbd->bd", weights / weights.sum(), labels, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,82 @@
+"""The models inside the package: where they lie, and how they are opened (docs/built-in-model.md)."""
+
+import dataclasses
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+from sdjax import convert
+from sdjax.config import ModelConfig
+from sdjax.convert import CheckpointError, Model
+from sdjax.convert.containers.places import BUILTIN
+from sdjax.convert.containers.reading import read
+
+NAME, INPAINTING = NAMES = BUILTIN
+_SMALL = "a small one that draws emoji on plain backgrounds, 64 x 64 pixels"
+NOTICE = f"no checkpoint was named, so the model inside the package was taken: {_SMALL}"
+NOTICES = {
+    NAME: NOTICE,
+    INPAINTING: f"no checkpoint was named, so the inpainting model inside the package was taken: {_SMALL}",
+}
+FOLDER = Path(str(importlib.resources.files("sdjax")), "assets", NAME)
+
+
+def folder() -> Path:
+    """Returns the native folder of the built-in model. Raises CheckpointError if this copy of sdjax has none."""
+    if not (FOLDER / "config.json").is_file():
+        raise CheckpointError(
+            "this copy of sdjax holds no model of its own; name a checkpoint (--ckpt on the command line, or "
+            "sdjax.load(path)), or train one with `make train-builtin`",
+            FOLDER,
+        )
+    return FOLDER
+
+
+def whole(name: str) -> Path:
+    """Returns the folder of the model of a name. Raises CheckpointError for the one that no folder holds whole."""
+    if name == INPAINTING:
+        raise CheckpointError(
+            f'{name} is put together when it is loaded; sdjax.load("{name}").save(OUT) writes a file or folder of it'
+        )
+    return folder()
+
+
+def changes() -> Path:
+    """Returns the file of the UNet's parameters that are others in the model for inpainting; raises as `folder`."""
+    file = changes_of(folder())
+    if not file.is_file():
+        raise CheckpointError(
+            "this copy of sdjax holds no inpainting model of its own; the built-in one inpaints by blending "
+            f"(--ckpt {NAME} on the command line, or sdjax.load())",
+            file,
+        )
+    return file
+
+
+def changes_of(folder: Path) -> Path:
+    """Returns where, beside a model's folder, that file lies."""
+    return folder.with_name(f"{folder.name}-inpainting.safetensors")
+
+
+def inpainting_config(model: ModelConfig) -> ModelConfig:
+    """Returns the description of the model for inpainting that is made of another."""
+    unet = dataclasses.replace(model.unet, in_channels=1 + 2 * model.vae.latent_channels)
+    return dataclasses.replace(model, name=f"{model.name}-inpainting", unet=unet)
+
+
+def place(name: str) -> Path:
+    """Returns the path that says which model a name is."""
+    return folder() if name == NAME else changes()
+
+
+def load_model(name: str, config: ModelConfig | str | None = None, **given: Any) -> Model:
+    """Returns the model of a name, as `sdjax.convert.load_model` does, which has the arguments.
+
+    Raises CheckpointError if this copy of sdjax has none.
+    """
+    if name == NAME:
+        return convert.load_model(folder(), config, **given)
+    changed, base = read(changes()), convert.load_model(folder())
+    arrays = {path: leaf.read() for path, leaf in base.leaves.items()} | {path: changed[path] for path in changed}
+    model = convert.load_model(arrays, inpainting_config(base.config) if config is None else config, **given)
+    return dataclasses.replace(model, own_tokenizer=base.own_tokenizer, licences=base.licences, cards=base.cards)

@@ -1,0 +1,124 @@
+"""`sdjax.load`: from a file, a folder or a hub repository to a pipeline."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from sdjax.checks.arguments import dtype_name
+from sdjax.checks.hints import explains_arguments
+from sdjax.config import ModelConfig
+from sdjax.loading.run_layout import is_run
+from sdjax.nn.jax_settings import pinned
+from sdjax.pipeline import cache
+from sdjax.pipeline.model import Pipeline, cast, default_dtype
+from sdjax.prompts.tokenizer import Tokenizer
+
+
+@explains_arguments(task=False)
+@pinned()
+def load(
+    path: Any = None,
+    *,
+    config: ModelConfig | str | None = None,
+    prediction: str | None = None,
+    ema: str = "auto",
+    vae: Any = None,
+    depth: Any = None,
+    vision: Any = None,
+    noise_stats: Any = None,
+    dtype: Any = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    vocab: str | os.PathLike[str] | None = None,
+    check: Callable[[ModelConfig], None] | None = None,
+) -> Pipeline:
+    """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
+
+    A model in a bucket, gs:// or s3://, is copied to this computer once (`sdjax.storage.buckets.fetch`).
+    The address of a model's page or file at the hub is understood too (`sdjax.convert.containers.places.read_place`).
+    Without a path it is the model inside the package, a small one, and the pipeline's `notices` say so; by name it is
+    "builtin", and "builtin-inpainting" the one made of it for inpainting (a folder of these names is "./builtin"). The
+    folder of a training (`sdjax train --workdir`, which may be gs://bucket/run) gives the model of its newest
+    checkpoint, the averaged one if there is one.
+
+    `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
+    "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
+    hub repository to take the autoencoder from, `depth` likewise for the depth network, as "Intel/dpt-hybrid-midas",
+    and `vision` for unCLIP's image tower, as "openai/clip-vit-large-patch14"; `noise_stats` is a file or folder with
+    the mean and standard deviation of image embeddings, Stability's `ViT-L-14_stats.th` for unCLIP-L;
+    `revision` is the hub's. `dtype` is what the networks compute in and how parameters are held: "float32", "bfloat16"
+    or "float16", or NumPy's or JAX's type; None means float32 on CPU and bfloat16 on accelerators. `check` is called
+    with the model's description before the weights are read, and may refuse it by raising. `vocab` is the WordPiece
+    vocabulary (bert-base-uncased's vocab.txt) that the model of LAION-400M needs, unless its folder holds one.
+
+    Compiled programs are kept from run to run from here on (`sdjax.pipeline.cache`).
+
+    Raises sdjax.convert.CheckpointError for a file that is not a model or not a whole one, ValueError for an argument
+    out of range.
+    """
+    from sdjax import convert  # reading checkpoints is not needed to use a pipeline built in memory
+    from sdjax.convert.describe.tokens import choose_tokenizer
+    from sdjax.loading import builtin
+    from sdjax.loading.hub import is_local, name_of, resolve
+
+    cache.enable()
+    dtype = default_dtype() if dtype is None else dtype_name(dtype)
+    said: list[str] = []
+    own, name = path is None or path in builtin.NAMES, path
+    for part in vae, depth, vision, noise_stats:  # what lacks on this computer is said before anything is fetched
+        if part is not None and is_local(part):
+            resolve(part)
+    if not own:
+        path = resolve(name, revision=revision, variant=variant, say=said.append)
+        name = str(path) if is_local(name) else name_of(name, path)
+    if not own and is_run(path):
+        given = {"config": config, "prediction": prediction, "vae": vae, "depth": depth, "vision": vision,
+                 "noise_stats": noise_stats, "variant": variant, "revision": revision, "vocab": vocab}  # fmt: skip
+        return _load_run(path, ema, dtype, check, [name for name, value in given.items() if value is not None])
+    if vocab is not None:
+        vocab = Tokenizer.from_vocabulary(vocab)  # before the model is read, which takes longer
+    vae, depth, vision, noise_stats = (
+        None if part is None else resolve(part, say=said.append) for part in (vae, depth, vision, noise_stats)
+    )
+    given = {"config": config, "prediction": prediction, "ema": ema, "vae": vae, "dtype": dtype, "depth": depth,
+             "vision": vision, "noise_stats": noise_stats}  # fmt: skip
+    if own:
+        for part, value in ("variant", variant), ("revision", revision):
+            if value is not None:
+                raise ValueError(f"{part} has no effect on the built-in model: name another one, or leave it out")
+        said += [builtin.NOTICE] if path is None else []
+        model = builtin.load_model(path or builtin.NAME, **given)
+        name = builtin.place(path or builtin.NAME)
+    else:
+        model = convert.load_model(path, variant=variant, **given)
+    if check is not None:
+        check(model.config)
+    tokenizer = choose_tokenizer(model, vocab)
+    said = tuple(dict.fromkeys([*said, *model.report.notices]))
+    return _pipeline(model, tokenizer, dtype, name, said)
+
+
+def _pipeline(model: Any, tokenizer: Tokenizer, dtype: str, path: Any, notices: tuple[str, ...]) -> Pipeline:
+    """Returns the pipeline of a `sdjax.convert.Model`; says which tensors hold numbers that the type cannot."""
+    from sdjax.convert.containers.casting import advice, told
+
+    params = cast(model.params, dtype)
+    vars(model).pop("params")  # the pipeline's now, which may replace them
+    if model.losses:
+        notices += (f"{told(model.losses, dtype)}, and pictures will suffer: {advice(dtype)}",)
+    return Pipeline(model.config, params, tokenizer, dtype, str(path), notices, model)
+
+
+def _load_run(
+    path: Any, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str]
+) -> Pipeline:
+    """Returns the model that a training has made so far."""
+    from sdjax.train.checkpoints.trained import trained
+
+    if given:
+        raise ValueError(f"{path} is a training's folder, which says all about its model: leave out {given[0]}")
+    step, model = trained(path, ema=ema)
+    if check is not None:
+        check(model.config)
+    notice = f"the model of step {step} of the training in {path}"
+    return _pipeline(model.to_write().cast(dtype), model.tokenizer, dtype, path, (notice,))

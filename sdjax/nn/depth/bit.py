@@ -1,0 +1,143 @@
+"""The ResNet of DPT-Hybrid, "Big Transfer" style: weight-standardised convolutions, GroupNorm, TensorFlow's padding.
+
+Source: timm, models/resnetv2.py and models/layers/std_conv.py; names are those of transformers' BitBackbone.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdjax.config import DepthConfig
+from sdjax.nn.layers.conv import Padding, conv2d
+from sdjax.nn.layers.norm import GroupNorm
+
+EPSILON = 1e-5  # of every GroupNorm
+STANDARDISING_EPSILON = 1e-8
+
+Map = Float[Array, "b h w c"]
+
+
+def same_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
+    """Returns TensorFlow's 'SAME' padding: ceil(size / stride) places come out, an odd pixel goes to right and bottom.
+
+    On even sizes a 7x7 convolution of stride 2 gets (2, 3), a 3x3 one (0, 1), where PyTorch's pad both sides alike.
+    """
+    total = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size)
+    return tuple((n // 2, n - n // 2) for n in total)
+
+
+class StandardConv(nn.Module):
+    """Convolution whose kernel has mean 0 and variance 1 for each output channel; without bias, padded 'SAME'."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map) -> Map:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(jnp.float32)
+        kernel = kernel - kernel.mean((0, 1, 2))
+        kernel = kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2)) + STANDARDISING_EPSILON)
+        padding = same_padding(x.shape[1:3], self.kernel_size, self.stride)
+        strides = (self.stride, self.stride)
+        return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), strides=strides, padding=padding)
+
+
+class Shortcut(nn.Module):
+    """1x1 convolution and norm that fit a stage's input to its output."""
+
+    width: int
+    stride: int
+    groups: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map) -> Map:
+        x = StandardConv(self.width, 1, self.stride, self.dtype, name="conv")(x)
+        return GroupNorm(self.groups, EPSILON, self.dtype, name="norm")(x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolution, each with its norm; ReLU after the sum. `fit` the shortcut."""
+
+    width: int
+    stride: int
+    fit: bool
+    groups: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map) -> Map:
+        y, shortcut = x, x
+        for i, (width, size, stride) in enumerate(
+            ((self.width // 4, 1, 1), (self.width // 4, 3, self.stride), (self.width, 1, 1)), start=1
+        ):
+            y = StandardConv(width, size, stride, self.dtype, name=f"conv{i}")(y)
+            y = GroupNorm(self.groups, EPSILON, self.dtype, name=f"norm{i}")(y)
+            y = jax.nn.relu(y) if i < 3 else y
+        if self.fit:
+            shortcut = Shortcut(self.width, self.stride, self.groups, self.dtype, name="downsample")(x)
+        return jax.nn.relu(y + shortcut)
+
+
+class Stage(nn.Module):
+    """Bottlenecks at one size, the first of which changes width and size."""
+
+    width: int
+    depth: int
+    stride: int
+    groups: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map) -> Map:
+        for j in range(self.depth):
+            stride = self.stride if j == 0 else 1
+            x = Bottleneck(self.width, stride, j == 0, self.groups, self.dtype, name=f"layers_{j}")(x)
+        return x
+
+
+class Stem(nn.Module):
+    """7x7 convolution, norm, ReLU and 3x3 maximum, each of the outer two halving the size."""
+
+    width: int
+    groups: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map) -> Map:
+        x = StandardConv(self.width, 7, 2, self.dtype, name="convolution")(x)
+        x = jax.nn.relu(GroupNorm(self.groups, EPSILON, self.dtype, name="norm")(x))
+        return nn.max_pool(x, (3, 3), (2, 2), padding=same_padding(x.shape[1:3], 3, 2))
+
+
+class Encoder(nn.Module):
+    """The stages; returns the map after each."""
+
+    config: DepthConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map) -> list[Map]:
+        c, maps = self.config, []
+        for i, (width, depth) in enumerate(zip(c.stage_widths, c.stage_depths)):
+            x = Stage(width, depth, 2 if i else 1, c.norm_groups, self.dtype, name=f"stages_{i}")(x)
+            maps.append(x)
+        return maps
+
+
+class Bit(nn.Module):
+    """Returns the maps after the three stages of an image, 4, 8 and 16 times smaller than it."""
+
+    config: DepthConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"]) -> list[Map]:
+        x = Stem(self.config.stem_width, self.config.norm_groups, self.dtype, name="embedder")(image)
+        return Encoder(self.config, self.dtype, name="encoder")(x)

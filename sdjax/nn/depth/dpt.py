@@ -1,0 +1,280 @@
+"""MiDaS DPT-Hybrid: depth from a single picture, by a ResNet, a vision transformer over it, and a decoder.
+
+Source: Stability-AI/stablediffusion, ldm/modules/midas/midas/{dpt_depth,vit,blocks}.py; Ranftl et al. 2021
+(arXiv 2103.13413). Names are those of transformers' DPTForDepthEstimation.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdjax.config import DepthConfig
+from sdjax.nn.clip import gelu
+from sdjax.nn.depth.bit import Bit
+from sdjax.nn.layers.attention import attend
+from sdjax.nn.layers.conv import POINT, Conv
+from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.norm import LayerNorm
+from sdjax.nn.layers.resize import resize
+from sdjax.typing import Image
+
+PATCH = 16  # pixels of a side that one token stands for
+STEP = 2 * PATCH  # the coarsest map has half as many places as there are tokens along a side
+HEAD_WIDTH = 32
+
+Map = Float[Array, "b h w c"]
+Tokens = Float[Array, "b n d"]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention's queries, keys and values, with biases."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        b, n, d = x.shape
+        q, k, v = (Dense(d, dtype=self.dtype, name=name)(x) for name in ("query", "key", "value"))
+        return attend(*(a.reshape(b, n, self.heads, d // self.heads) for a in (q, k, v))).reshape(b, n, d)
+
+
+class Wrapped(nn.Module):
+    """A linear layer that transformers keeps one module deeper, as `dense`."""
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        return Dense(self.width, dtype=self.dtype, name="dense")(x)
+
+
+class Attention(nn.Module):
+    """Self-attention and its output projection."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        y = SelfAttention(self.heads, self.dtype, name="attention")(x)
+        return Wrapped(x.shape[-1], self.dtype, name="output")(y)
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer block of the vision transformer."""
+
+    heads: int
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        d = x.shape[-1]
+        y = LayerNorm(self.epsilon, self.dtype, name="layernorm_before")(x)
+        x = x + Attention(self.heads, self.dtype, name="attention")(y)
+        y = LayerNorm(self.epsilon, self.dtype, name="layernorm_after")(x)
+        y = gelu(Wrapped(4 * d, self.dtype, name="intermediate")(y))
+        return x + Wrapped(d, self.dtype, name="output")(y)
+
+
+class Transformer(nn.Module):
+    """The blocks; returns the tokens after those that `taps` counts, without the norm that follows the last."""
+
+    config: DepthConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> list[Tokens]:
+        c, tapped = self.config, []
+        for i in range(max(c.taps) + 1):
+            x = Layer(c.heads, c.norm_epsilon, self.dtype, name=f"layer_{i}")(x)
+            if i in c.taps:
+                tapped.append(x)
+        return tapped
+
+
+class Backbone(nn.Module):
+    """The ResNet, one module deeper as in transformers."""
+
+    config: DepthConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Image) -> list[Map]:
+        return Bit(self.config, self.dtype, name="bit")(image)
+
+
+class Embeddings(nn.Module):
+    """The ResNet's first two maps, and its last one's pixels as tokens, behind a class token, with positions added."""
+
+    config: DepthConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Image) -> tuple[list[Map], Tokens]:
+        c = self.config
+        *maps, x = Backbone(c, self.dtype, name="backbone")(image)
+        x = Conv(c.width, (1, 1), padding=POINT, dtype=self.dtype, name="projection")(x)
+        b, h, w, d = x.shape
+        side = c.grid
+        first = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, d))
+        positions = self.param("position_embeddings", nn.initializers.normal(0.02), (1, 1 + side * side, d))
+        grid = resize(positions[:, 1:].reshape(1, side, side, d), (h, w), method="bilinear")
+        positions = jnp.concatenate([positions[:, :1], grid.reshape(1, h * w, d)], axis=1)
+        first = jnp.broadcast_to(first, (b, 1, d)).astype(self.dtype)
+        tokens = jnp.concatenate([first, x.reshape(b, h * w, d)], axis=1)
+        return maps, tokens + positions.astype(self.dtype)
+
+
+class Encoder(nn.Module):
+    """Picture to two maps of the ResNet and two sets of tokens of the vision transformer."""
+
+    config: DepthConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Image) -> tuple[list[Map], list[Tokens]]:
+        maps, tokens = Embeddings(self.config, self.dtype, name="embeddings")(image)
+        return maps, Transformer(self.config, self.dtype, name="encoder")(tokens)
+
+
+class ReassembleLayer(nn.Module):
+    """1x1 convolution, then one that halves the size if `halve`."""
+
+    width: int
+    halve: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map) -> Map:
+        x = Conv(self.width, (1, 1), padding=POINT, dtype=self.dtype, name="projection")(x)
+        if self.halve:  # padded on both sides, unlike the ResNet's
+            x = Conv(self.width, strides=(2, 2), dtype=self.dtype, name="resize")(x)
+        return x
+
+
+class Reassemble(nn.Module):
+    """Tokens to maps: the class token is projected into every other one, then pixels take their places again."""
+
+    config: DepthConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tapped: list[Tokens], size: tuple[int, int]) -> list[Map]:
+        c, maps = self.config, []
+        for i, tokens in enumerate(tapped, start=2):  # transformers counts the ResNet's two maps too
+            b, n, d = tokens.shape
+            readout = jnp.broadcast_to(tokens[:, :1], (b, n - 1, d))
+            x = jnp.concatenate([tokens[:, 1:], readout], axis=-1)
+            x = gelu(Dense(d, dtype=self.dtype, name=f"readout_projects_{i}_0")(x)).reshape(b, *size, d)
+            maps.append(ReassembleLayer(c.neck_widths[i - 2], i == 3, self.dtype, name=f"layers_{i}")(x))
+        return maps
+
+
+class ResidualUnit(nn.Module):
+    """Two 3x3 convolutions, each behind a ReLU; residual, from before the first ReLU."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map) -> Map:
+        y = Conv(x.shape[-1], dtype=self.dtype, name="convolution1")(jax.nn.relu(x))
+        return x + Conv(x.shape[-1], dtype=self.dtype, name="convolution2")(jax.nn.relu(y))
+
+
+class Fusion(nn.Module):
+    """Adds a map to the path from the coarser ones, refines the sum, doubles its size."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, path: Map, x: Map | None) -> Map:
+        if x is not None:
+            path = path + ResidualUnit(self.dtype, name="residual_layer1")(x)
+        path = double(ResidualUnit(self.dtype, name="residual_layer2")(path))
+        return Conv(path.shape[-1], (1, 1), padding=POINT, dtype=self.dtype, name="projection")(path)
+
+
+class FusionStage(nn.Module):
+    """The four fusions, coarsest first; the first has no path to add to."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: list[Map]) -> Map:
+        *finer, path = maps
+        path = Fusion(self.dtype, name="layers_0")(path, None)
+        for i, x in enumerate(reversed(finer), start=1):
+            path = Fusion(self.dtype, name=f"layers_{i}")(path, x)
+        return path
+
+
+class Neck(nn.Module):
+    """Four maps, brought to one width, to one at half the picture's size."""
+
+    config: DepthConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: list[Map], tapped: list[Tokens], size: tuple[int, int]) -> Map:
+        maps = [*maps, *Reassemble(self.config, self.dtype, name="reassemble_stage")(tapped, size)]
+        maps = [
+            Conv(self.config.features, use_bias=False, dtype=self.dtype, name=f"convs_{i}")(x)
+            for i, x in enumerate(maps)
+        ]
+        return FusionStage(self.dtype, name="fusion_stage")(maps)
+
+
+class Head(nn.Module):
+    """Map at half the picture's size to its depth."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Map) -> Map:
+        x = double(Conv(x.shape[-1] // 2, dtype=self.dtype, name="head_0")(x))
+        x = jax.nn.relu(Conv(HEAD_WIDTH, dtype=self.dtype, name="head_2")(x))
+        return jax.nn.relu(Conv(1, (1, 1), padding=POINT, dtype=self.dtype, name="head_4")(x))
+
+
+class DepthEstimator(nn.Module):
+    """Returns the depth [b, h, w, 1], float32, of an image in [-1, 1] whose sides are multiples of 32.
+
+    What is nearer has the larger number; the numbers, from 0 up, have no unit, and compare within one picture only.
+    Raises ValueError for sides of another length.
+    """
+
+    config: DepthConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Image) -> Map:
+        _, h, w, _ = image.shape
+        if h % STEP or w % STEP or 0 in (h, w):
+            raise ValueError(f"the depth network takes sides that are multiples of {STEP}; got {h} x {w}")
+        maps, tapped = Encoder(self.config, self.dtype, name="dpt")(image)
+        x = Neck(self.config, self.dtype, name="neck")(maps, tapped, (h // PATCH, w // PATCH))
+        return Head(self.dtype, name="head")(x).astype(jnp.float32)
+
+
+def double(x: Map) -> Map:
+    """Returns the map at twice its size, bilinear, its corners in place."""
+    _, h, w, _ = x.shape
+    return resize(x, (2 * h, 2 * w), method="bilinear", align_corners=True)
+
+
+def network_size(config: DepthConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the (height, width) at which the depth network looks at a picture of that size.
+
+    The side that is nearer to the trained one becomes it, the other keeps the aspect; both are rounded to multiples of
+    32, and are 32 at least.
+    """
+    scales = [config.image_size / side for side in size]
+    scale = scales[1] if abs(1 - scales[1]) < abs(1 - scales[0]) else scales[0]
+    height, width = (max(round(scale * side / STEP), 1) * STEP for side in size)
+    return height, width

@@ -1,0 +1,104 @@
+"""Two-dimensional convolution, channels last, with the method that is fastest where it runs."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdjax.nn.layers.products import cpu_dtype, wide
+from sdjax.nn.layers.winograd import winograd
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+POINT: Padding = ((0, 0), (0, 0))  # of 1x1 convolutions and patches: none
+
+SMALL_MAP = 8 * 8  # output positions up to which one float32 product is fastest on CPUs, four times that in halves ...
+WIDE = 512  # ... where the input has at least this many channels
+NARROW = 64  # channels in or out from which on Winograd's products are faster ...
+LARGE_MAP = 2**19  # ... positions of a batch up to which they are, which hold four times the map at a time ...
+WORTH = 2**27  # ... and multiplications for which they are worth the second that they take to compile
+
+
+class Conv(nn.Module):
+    """Convolution with kernel [h, w, in, out] and explicit padding."""
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: Padding = ((1, 1), (1, 1))
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        bias = None if bias is None else bias.astype(self.dtype)
+        return conv2d(x, kernel, bias, strides=self.strides, padding=self.padding)
+
+
+def conv2d(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], bias: Float[Array, "d"] | None = None, *,
+    strides: tuple[int, int] = (1, 1), padding: Padding = ((1, 1), (1, 1)),
+) -> Float[Array, "b h2 w2 d"]:  # fmt: skip
+    """Returns the convolution of x with kernel, plus bias, in x's dtype.
+
+    XLA's convolution, but on CPUs what was measured to be faster there (benchmarks/convolution.py): one matrix product
+    for 1x1 kernels, and for small maps of many channels, whose neighbourhoods are small beside the kernel; Winograd's
+    products for other 3x3 kernels of stride 1.
+    """
+    xla = functools.partial(convolution, strides=strides, padding=padding)
+    method = method_on_cpu(x.shape, kernel.shape, strides, padding, x.dtype)
+    if method == "xla":
+        y = xla(x, kernel)
+    else:
+        own = winograd if method == "winograd" else functools.partial(columns, strides=strides, padding=padding)
+        y = jax.lax.platform_dependent(x, kernel, cpu=own, default=xla)
+    return y if bias is None else y + bias
+
+
+def method_on_cpu(
+    shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], padding: Padding, dtype: jnp.dtype
+) -> Literal["xla", "columns", "winograd"]:
+    """Returns what to convolve a map of `shape` by."""
+    b, h, w, c = shape
+    positions = -(-h // strides[0]) * -(-w // strides[1])
+    usual = kernel[:2] == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1)) and min(kernel[2:]) >= NARROW
+    many = positions > SMALL_MAP or c < WIDE
+    if usual and many and b * positions <= LARGE_MAP and b * positions * math.prod(kernel) >= WORTH:
+        return "winograd"
+    limit = SMALL_MAP if dtype == jnp.float32 else 4 * SMALL_MAP
+    return "columns" if kernel[:2] == (1, 1) or (positions <= limit and c >= WIDE) else "xla"
+
+
+def convolution(x: Array, kernel: Array, *, strides: tuple[int, int], padding: Padding) -> Array:
+    """Returns XLA's convolution."""
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def columns(x: Array, kernel: Array, *, strides: tuple[int, int], padding: Padding) -> Array:
+    """Returns the convolution as the product of every position's neighbourhood, [b h2 w2, i j c], with the kernel.
+
+    In float32 where the processor does not multiply x's dtype faster.
+    """
+    b, h, w, c = x.shape
+    rows, cols, _, d = kernel.shape
+    h2 = (h + sum(padding[0]) - rows) // strides[0] + 1
+    w2 = (w + sum(padding[1]) - cols) // strides[1] + 1
+    dtype = cpu_dtype(x.dtype)
+    padded = jnp.pad(x.astype(dtype), ((0, 0), *padding, (0, 0)))
+    stops = (strides[0] * (h2 - 1) + 1, strides[1] * (w2 - 1) + 1)
+    shifted = [
+        padded[:, i : i + stops[0] : strides[0], j : j + stops[1] : strides[1]]
+        for i in range(rows)
+        for j in range(cols)
+    ]
+    neighbourhoods = jnp.concatenate(shifted, axis=-1).reshape(b * h2 * w2, rows * cols * c)
+    y = wide(neighbourhoods, kernel.astype(dtype).reshape(rows * cols * c, d))
+    return y.reshape(b, h2, w2, d).astype(x.dtype)

@@ -1,0 +1,164 @@
+"""Pictures: uint8 pixels and floats in [-1, 1], grids, and PNG files that carry their settings and overwrite nothing.
+
+Pictures are opened by `sdjax.pictures`, animations written by `sdjax.pictures.movie`; besides these three only
+training's data and drawings import Pillow.
+"""
+
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import PngImagePlugin
+
+from sdjax.storage import files
+from sdjax.storage.addresses import local
+from sdjax.typing import Image, Pixels
+
+WRITING = "writing the picture"
+ROUNDINGS = {"truncate": np.trunc, "nearest": np.rint}
+
+
+def to_uint8(image: Image, *, rounding: str = "truncate") -> Pixels:
+    """Returns pixels of an image in [-1, 1] of any shape; what lies outside is clipped.
+
+    255 clip((x + 1) / 2, 0, 1), in float32: truncated as the scripts of both releases do (scripts/txt2img.py of
+    CompVis/stable-diffusion), or to the nearest as diffusers does ("nearest"). Raises ValueError for a value that is
+    not a number, which has no pixel, and for an unknown rounding.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding is one of {', '.join(ROUNDINGS)}; got {rounding!r}")
+    image = np.asarray(image, np.float32)
+    if np.isnan(image).any():
+        raise ValueError("the image holds values that are not numbers, so it has no pixels")
+    scaled = np.clip((image + 1) / 2, 0, 1) * np.float32(255)
+    return ROUNDINGS[rounding](scaled).astype(np.uint8)
+
+
+def to_float(pixels: Pixels) -> Image:
+    """Returns the image in [-1, 1], float32, of uint8 pixels: 2 (p / 255) - 1, so that 0 is -1 and 255 is 1."""
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"pixels are uint8; got {pixels.dtype}")
+    return np.float32(2) * (pixels.astype(np.float32) / np.float32(255)) - np.float32(1)
+
+
+def grid(pixels: Pixels, columns: int, *, padding: int = 2) -> Pixels:
+    """Returns one picture [H, W, 3] of pictures [b, h, w, 3], row by row with black lines of `padding` pixels around.
+
+    One picture alone gets no lines. Source: torchvision's make_grid, which both releases' scripts call.
+    """
+    b, h, w, c = pixels.shape
+    if b < 1 or columns < 1:
+        raise ValueError(f"a grid holds at least one picture in at least one column; got {b} in {columns}")
+    if b == 1:
+        return pixels[0]
+    columns = min(columns, b)
+    rows = -(-b // columns)
+    out = np.zeros((rows * (h + padding) + padding, columns * (w + padding) + padding, c), pixels.dtype)
+    for i, picture in enumerate(pixels):
+        top, left = (padding + k * (side + padding) for k, side in zip(divmod(i, columns), (h, w)))
+        out[top : top + h, left : left + w] = picture
+    return out
+
+
+def infotext(prompt: str, negative_prompt: str, fields: Mapping[str, Any]) -> str:
+    """Returns the text that AUTOMATIC1111's web UI keeps in a PNG's `parameters` chunk, for other tools to read.
+
+    Prompt, then the negative prompt if there is one, then `Key: value, ...` on the last line, values that hold a comma,
+    a colon or a line break quoted as JSON. It is not exact (a prompt may hold such lines itself).
+    """
+    quoted = {key: str(value) for key, value in fields.items()}
+    for key, value in quoted.items():
+        if any(mark in value for mark in ",:\n"):
+            quoted[key] = json.dumps(value, ensure_ascii=False)
+    lines = [prompt]
+    if negative_prompt:
+        lines.append(f"Negative prompt: {negative_prompt}")
+    lines.append(", ".join(f"{key}: {value}" for key, value in quoted.items()))
+    return "\n".join(lines).strip()
+
+
+def encode_png(pixels: Pixels, text: Mapping[str, str] | None = None) -> bytes:
+    """Returns a PNG file of one picture [h, w, 3] with text chunks, keyword to text; the same bytes every time.
+
+    A map, grey of 16 bits, is uint16 [h, w]. A text that Latin-1 can hold becomes a tEXt chunk, another one iTXt. What
+    UTF-8 cannot hold is replaced by `?`.
+    """
+    pixels = np.asarray(pixels)
+    is_picture = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[-1] == 3
+    if not (is_picture or (pixels.dtype == np.uint16 and pixels.ndim == 2)) or 0 in pixels.shape:
+        raise ValueError(f"a picture is uint8 [h, w, 3]; got {pixels.dtype} {list(pixels.shape)}")
+    chunks = PngImagePlugin.PngInfo()
+    for keyword, value in (text or {}).items():
+        chunks.add_text(keyword, value.encode("utf-8", "replace").decode().replace("\0", "?"))
+    out = io.BytesIO()
+    PillowImage.fromarray(pixels).save(out, "PNG", pnginfo=chunks)
+    return out.getvalue()
+
+
+def save_png(path: str | os.PathLike, pixels: Pixels, text: Mapping[str, str] | None = None) -> None:
+    """Writes a PNG file, whole or not at all. Raises FileExistsError if there is a file of that name already."""
+    save_file(path, encode_png(pixels, text))
+
+
+def save_file(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file, whole or not at all. Raises FileExistsError if there is a file of that name already."""
+    files.write_file(path, data, what=WRITING)
+
+
+def save_numbered(
+    folder: str | os.PathLike,
+    pixels: Pixels,
+    text: Mapping[str, str] | None = None,
+    *,
+    prefix: str = "",
+    digits: int = 5,
+) -> Path:
+    """Returns the path of a new PNG file `prefix` + number in the folder, numbered one above the highest there.
+
+    The first number is 0. Nothing is overwritten, also when several processes write into the folder.
+    """
+    return save_numbered_file(folder, encode_png(pixels, text), ".png", prefix=prefix, digits=digits)
+
+
+def save_numbered_file(
+    folder: str | os.PathLike, data: bytes, suffix: str, *, prefix: str = "", digits: int = 5
+) -> Path:
+    """Returns the path of a new file of that content, named and numbered as `save_numbered` does, with a suffix."""
+    with files.doing(WRITING, folder, len(data)), files.folder_for(folder) as folder:
+        number = _next_number(folder, prefix, digits, suffix)
+        while True:
+            path = folder / f"{prefix}{number:0{digits}}{suffix}"
+            try:
+                files.write_file(path, data, what=WRITING)
+                return path
+            except FileExistsError:  # another process was faster
+                number += 1
+
+
+def new_folder(path: str | os.PathLike) -> Path:
+    """Returns the path of a new folder: `path`, with -2, -3, ... behind it where there is something."""
+    new, number = Path(local(path)), 1
+    while True:
+        try:
+            with files.doing("making the folder", new):
+                new.mkdir(parents=True)
+            return new
+        except FileExistsError:
+            if not os.path.lexists(new):  # it is its parent that is no folder
+                raise
+            number += 1
+            new = Path(f"{path}-{number}")
+
+
+def _next_number(folder: Path, prefix: str, digits: int, suffix: str) -> int:
+    name = re.compile(rf"{re.escape(prefix)}(\d{{{digits},}}){re.escape(suffix)}", re.ASCII | re.IGNORECASE)
+    with os.scandir(folder) as entries:
+        numbers = [int(match[1]) for entry in entries if (match := name.fullmatch(entry.name))]
+    return max(numbers, default=-1) + 1

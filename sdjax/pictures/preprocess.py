@@ -1,0 +1,97 @@
+"""Pictures as CLIP's image towers see them, in the two dialects in which unCLIP is run.
+
+Source: Stability-AI/stablediffusion, ldm/modules/encoders/modules.py (FrozenOpenCLIPImageEmbedder.preprocess) with
+kornia 0.6.0's resize and gaussian_blur2d; transformers' CLIPImageProcessor, and openai/CLIP's `_transform`, on Pillow.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from sdjax import pictures
+from sdjax.nn.layers.resize import taps
+
+MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
+STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+ELONGATED = 16  # from this proportion of its sides on, a picture's ends are cut off before it is resized and cropped
+
+Picture = UInt8[np.ndarray, "h w 3"]
+Pixels = Float[np.ndarray, "size size 3"]
+
+
+def ldm(picture: Picture, size: int) -> Pixels:
+    """Returns the picture squeezed to a square: blurred if a side shrinks, then bicubic with its corners in place.
+
+    The blur is Gaussian, sigma = max(side / size, 1) along each side, on int(4 sigma) pixels, made odd upwards, the
+    picture reflected at its borders; bicubic is a = -0.75. Nothing is clipped or rounded.
+    """
+    x = picture.astype(np.float32) / np.float32(127.5) - 1  # resized in [-1, 1], as the reference does
+    rows, columns = ldm_matrix(*picture.shape[:2], size)
+    x = np.einsum("ih,hwc->iwc", rows, x, optimize=True)
+    x = np.einsum("jw,iwc->ijc", columns, x, optimize=True)
+    return (x + 1) / 2
+
+
+def ldm_matrix(
+    height: int, width: int, size: int
+) -> tuple[Float[np.ndarray, "size height"], Float[np.ndarray, "size width"]]:
+    """Returns what `ldm` does to a picture's columns and to its rows, as matrices."""
+    blurred = max(height, width) > size
+    return _squeeze(height, size, blurred=blurred), _squeeze(width, size, blurred=blurred)
+
+
+def _squeeze(side: int, size: int, *, blurred: bool) -> Float[np.ndarray, "size side"]:
+    """Returns blur and resizing along a side of a picture as one matrix, which is exact: both are linear."""
+    places, weights = taps(side, size, "bicubic", True)  # [size, 4] both
+    if blurred:
+        sigma = max(side / size, 1)
+        reach = int(4 * sigma) // 2
+        offsets = np.arange(-reach, reach + 1)
+        bell = np.exp(-0.5 * (offsets / sigma) ** 2)
+        places = _reflected(places[..., None] + offsets, side)  # [size, 4, taps]
+        weights = weights[..., None] * (bell / bell.sum())
+    matrix = np.zeros((size, side))
+    np.add.at(matrix, (np.arange(size).reshape(-1, *(1,) * (places.ndim - 1)), places), weights)
+    return matrix.astype(np.float32)
+
+
+def _reflected(places: np.ndarray, side: int) -> np.ndarray:
+    """Returns places outside 0 ... side - 1 mirrored at the first and last pixel, as often as it takes."""
+    if side == 1:
+        return np.zeros_like(places)
+    places = np.abs(places) % (2 * side - 2)
+    return np.where(places < side, places, 2 * side - 2 - places)
+
+
+def huggingface(picture: Picture, size: int) -> Pixels:
+    """Returns the middle of the picture: its shorter side brought to `size` by Pillow's bicubic, rounded to uint8."""
+    h, w = picture.shape[:2]
+    short, longest = min(h, w), max(h, w)
+    if longest > ELONGATED * short:
+        start = (longest - ELONGATED * short) // 2
+        ends = slice(start, start + ELONGATED * short)
+        picture = picture[ends] if h > w else picture[:, ends]
+        h, w = picture.shape[:2]
+        longest = max(h, w)
+    large = size * longest // short
+    h, w = (size, large) if h <= w else (large, size)
+    picture = pictures.resize(picture, h, w, "bicubic")
+    top, left = (h - size) // 2, (w - size) // 2
+    return picture[top : top + size, left : left + size].astype(np.float32) / np.float32(255)
+
+
+DIALECTS: dict[str, Callable[[Picture, int], Pixels]] = {"ldm": ldm, "huggingface": huggingface}
+
+
+def clip_pixels(
+    given: Sequence[Picture], size: int = 224, *, dialect: str = "ldm"
+) -> Float[np.ndarray, "b size size 3"]:
+    """Returns pictures as CLIP sees them, float32, its mean and standard deviation of each colour taken out.
+
+    `dialect` "ldm" squeezes the whole picture into the square, as Stability's code with which unCLIP was trained;
+    "huggingface" crops its middle, as diffusers, transformers and OpenAI's own code do. Raises ValueError for another.
+    """
+    if dialect not in DIALECTS:
+        raise ValueError(f"a dialect of preparing pictures is one of {', '.join(DIALECTS)}; got {dialect!r}")
+    return np.stack([(DIALECTS[dialect](picture, size) - MEAN) / STD for picture in given])

@@ -1,0 +1,85 @@
+"""Compiled programs kept from run to run: JAX's own cache, in the user's cache folder unless the user chose otherwise.
+
+JAX's bounded cache takes a lock for whatever it reads, writes and throws out, so processes may share the folder. A
+process that is killed while writing leaves an entry without the time of its last use, which JAX writes after it: such
+an entry would never be replaced, and would keep every later one from being written. They are removed at the start.
+"""
+
+import functools
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+from sdjax.storage import files
+
+ENVIRONMENT = "SDJAX_COMPILATION_CACHE"  # 0 switches it off, 1 is the default
+MAX_BYTES = 2 * 2**30  # one program of a full-size model takes some 20 MB
+ROOM = 64 * 2**20  # bytes free on its disk, below which nothing is kept
+MIN_SECONDS = 0.1  # what took less to compile is not kept; JAX's 1 s would leave out half of a small model's programs
+LOCK_SECONDS = 10.0
+
+_ENTRY, _TIME, _LOCK = "-cache", "-atime", ".lockfile"  # JAX's names
+
+
+@functools.cache
+def enable() -> Path | None:
+    """Makes JAX keep compiled programs, at most MAX_BYTES of them, and returns the folder; the first call decides.
+
+    Returns None and changes nothing where the cache is switched off, by SDJAX_COMPILATION_CACHE=0 or by JAX's own
+    switch, where JAX has been given a folder already, and where the user's cache folder cannot be written to or its
+    disk is full. Bounds
+    that the user gave JAX stay. Programs are kept apart by kind of processor.
+
+    Raises ValueError if SDJAX_COMPILATION_CACHE is neither 0 nor 1.
+    """
+    import jax
+    import platformdirs
+
+    wanted = os.environ.get(ENVIRONMENT, "1")
+    if wanted not in ("0", "1"):
+        raise ValueError(f"the environment variable {ENVIRONMENT} is 0 or 1; got {wanted!r}")
+    config = jax.config
+    if wanted == "0" or not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir is not None:
+        return None
+    folder = platformdirs.user_cache_path("sdjax") / "compiled" / _processor()
+    try:
+        files.check_folder(folder, "keeping compiled programs in", ROOM)
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_halves(folder)
+    except (OSError, NotImplementedError):  # no place, no right to write, or no locks there: compile every time
+        return None
+    _set("jax_compilation_cache_max_size", MAX_BYTES, default=-1)
+    _set("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS, default=1.0)
+    config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+def _set(name: str, value: float, *, default: float) -> None:
+    """Sets one of JAX's options, unless it has been set already."""
+    import jax
+
+    if name.upper() not in os.environ and getattr(jax.config, name) == default:
+        jax.config.update(name, value)
+
+
+def _remove_halves(folder: Path) -> None:
+    """Removes entries without a time and times without an entry. Raises OSError if the folder cannot be locked."""
+    import filelock
+
+    with filelock.FileLock(folder / _LOCK, timeout=LOCK_SECONDS):
+        entries, times = (
+            {path.name.removesuffix(end) for path in folder.glob(f"*{end}")} for end in (_ENTRY, _TIME)
+        )  # fmt: skip
+        for name in [f"{key}{_ENTRY}" for key in entries - times] + [f"{key}{_TIME}" for key in times - entries]:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    # A program compiled for one processor may stop on another one that shares the home folder, as in a cluster
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:12]}"

@@ -1,0 +1,153 @@
+"""The decoder band by band: large pictures in less memory, and the same pictures.
+
+Tiles that are decoded each for itself show: every GroupNorm sees the statistics of its tile, so that neighbours differ
+in brightness and contrast, and blending their edges only hides it. Here it is the layers that are cut, not the
+picture. A layer's convolution runs over bands of rows, each with one row of its neighbours above and below; what goes
+into it, normalised by the statistics of the whole map, exists only for one band at a time. So every number is computed
+from the same numbers as without bands, and differs by the rounding of sums only. What stays in memory is, at worst, the
+input, the output and the shortcut of a residual block, where XLA's plan for the decoder also keeps float32 copies.
+
+The middle block looks at the whole map at once; its attention never holds the score matrix
+(`sdjax.nn.layers.attention`).
+
+Source: the network is `sdjax.nn.vae`'s, of the same parameters.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdjax.config import VAEConfig
+from sdjax.nn.layers.conv import POINT, conv2d
+from sdjax.nn.vae import EPSILON, MidBlock
+from sdjax.typing import Image, Latent, Params
+
+BAND = 2**23  # numbers of a map in one band: 32 MiB in float32, enough to fill a device
+LARGE = 2**20  # pixels above which a pipeline decodes a picture band by band: 1024 x 1024
+
+Map = Float[Array, "b h w c"]
+
+
+class Norm(NamedTuple):
+    """A GroupNorm whose statistics are known, one of each a channel, float32 [b, 1, 1, c]."""
+
+    mean: jax.Array
+    factor: jax.Array  # scale over standard deviation
+    bias: jax.Array
+
+    def __call__(self, x: Map) -> Map:
+        """Returns silu of x normalised, in x's dtype."""
+        return jax.nn.silu(((x.astype(jnp.float32) - self.mean) * self.factor + self.bias).astype(x.dtype))
+
+
+def decode(config: VAEConfig, dtype: Any, params: Params, latent: Latent, *, band: int = BAND) -> Image:
+    """Returns the images of latents as `AutoencoderKL.decode` does, float32, in bands of about `band` numbers.
+
+    `params` are the autoencoder's. Meant for one latent at a time: a batch is cut into the same bands.
+    """
+    decoder, last = params["decoder"], len(config.channels) - 1
+    x = (latent / config.scale_factor).astype(dtype)
+    x = conv2d(x, *_weights(params["post_quant_conv"], dtype), padding=POINT)
+    x = conv2d(x, *_weights(decoder["conv_in"], dtype))
+    x = MidBlock(config.channels[-1], config.norm_groups, dtype).apply({"params": decoder["mid_block"]}, x)
+    for j in range(len(config.channels)):
+        level = decoder[f"up_blocks_{j}"]
+        for i in range(config.num_res_blocks + 1):
+            x = _resnet(x, level[f"resnets_{i}"], config.norm_groups, dtype, band)
+        if j < last:
+            x = convolve(x, *_weights(level["upsamplers_0"]["conv"], dtype), band=band, double=True)
+    norm = statistics(x, decoder["conv_norm_out"], config.norm_groups, band)
+    return convolve(x, *_weights(decoder["conv_out"], dtype), band=band, prepare=norm).astype(jnp.float32)
+
+
+def _resnet(x: Map, params: Params, groups: int, dtype: Any, band: int) -> Map:
+    """Returns a residual block of x; at most x, its shortcut and one map between the convolutions are in memory."""
+    norm = statistics(x, params["norm1"], groups, band)
+    y = convolve(x, *_weights(params["conv1"], dtype), band=band, prepare=norm)
+    if "conv_shortcut" in params:
+        x = convolve(x, *_weights(params["conv_shortcut"], dtype), band=band)
+    norm = statistics(y, params["norm2"], groups, band)
+    return convolve(y, *_weights(params["conv2"], dtype), band=band, prepare=norm, onto=x)
+
+
+def _weights(params: Params, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    return params["kernel"].astype(dtype), params["bias"].astype(dtype)
+
+
+def statistics(x: Map, params: Params, groups: int, band: int = BAND) -> Norm:
+    """Returns the GroupNorm of x with its statistics over the whole map, gathered band by band in float32.
+
+    Each band gives its mean and its sum of squared differences from that, which are put together exactly (Chan, Golub
+    and LeVeque 1983, eq. 2.1): no small difference of large sums, and no long sum.
+    """
+    b, h, w, c = x.shape
+    count = _bands(x.shape, band)
+    rows = h // count
+
+    def moments(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = jax.lax.dynamic_slice_in_dim(x, i * rows, rows, axis=1).astype(jnp.float32)
+        y = y.reshape(b, rows * w, groups, c // groups)
+        mean = y.mean((1, 3))
+        return mean, jnp.square(y - mean[:, None, :, None]).sum((1, 3))  # [b, groups] each
+
+    means, squares = jax.lax.map(moments, jnp.arange(count))
+    mean = means.mean(0)
+    size = rows * w * (c // groups)
+    variance = (squares.sum(0) + size * jnp.square(means - mean).sum(0)) / (count * size)
+    scale, bias = (params[name].astype(jnp.float32) for name in ("scale", "bias"))
+    to_channels = lambda a: jnp.repeat(a, c // groups, axis=-1)[:, None, None]  # noqa: E731
+    return Norm(to_channels(mean), to_channels(jax.lax.rsqrt(variance + EPSILON)) * scale, jnp.broadcast_to(bias, c))
+
+
+def convolve(
+    x: Map, kernel: jax.Array, bias: jax.Array, *, band: int = BAND, prepare: Callable[[Map], Map] = lambda x: x,
+    double: bool = False, onto: Map | None = None,
+) -> Map:  # fmt: skip
+    """Returns the convolution of prepare(x), 3x3 with one pixel of zeros around it or 1x1, band by band.
+
+    `prepare` works on each pixel alone. `double` repeats every pixel twice along both axes first. `onto` is added to
+    the result, in its place.
+    """
+    _, h, w, _ = x.shape
+    times = 2 if double else 1
+    count = _bands((1, h, times * w, times * max(kernel.shape[2:])), band)
+    rows = h // count
+
+    def one(i: jax.Array) -> Map:
+        first = i * rows
+        inside = prepare(jax.lax.dynamic_slice_in_dim(x, first, rows, axis=1))
+        if double:
+            inside = jnp.repeat(jnp.repeat(inside, 2, axis=1), 2, axis=2)
+        if kernel.shape[0] == 1:
+            return conv2d(inside, kernel, bias, padding=POINT)
+        # Of the neighbours one row each, and beyond the map's edges zeros, which are no input to `prepare`
+        above = prepare(jax.lax.dynamic_slice_in_dim(x, jnp.maximum(first - 1, 0), 1, axis=1))
+        below = prepare(jax.lax.dynamic_slice_in_dim(x, jnp.minimum(first + rows, h - 1), 1, axis=1))
+        above, below = jnp.where(i > 0, above, 0), jnp.where(i < count - 1, below, 0)
+        if double:
+            above, below = jnp.repeat(above, 2, axis=2), jnp.repeat(below, 2, axis=2)
+        return conv2d(jnp.concatenate([above, inside, below], axis=1), kernel, bias, padding=((0, 0), (1, 1)))
+
+    out = onto
+    if out is None:
+        # All of it is written over. That it starts from numbers of this layer keeps XLA from laying it out before x is
+        # there, and from sharing it between layers by copies
+        out = jnp.full((x.shape[0], times * h, times * w, kernel.shape[-1]), x[0, 0, 0, 0] + bias[0])
+
+    def put(i: jax.Array, out: Map) -> Map:
+        first, size = i * rows * times, rows * times
+        y = one(i)
+        if onto is not None:
+            y = jax.lax.dynamic_slice_in_dim(out, first, size, axis=1) + y
+        return jax.lax.dynamic_update_slice_in_dim(out, y, first, axis=1)
+
+    return jax.lax.fori_loop(0, count, put, out)
+
+
+def _bands(shape: tuple[int, ...], band: int) -> int:
+    """Returns into how many bands of equal height a map is cut: no larger than `band` numbers, if rows are not."""
+    _, h, w, c = shape
+    return next(count for count in range(1, h + 1) if h % count == 0 and (h // count * w * c <= band or count == h))

@@ -1,0 +1,96 @@
+"""Prompts written for other tools: what these read as weights, switches or file names is plain text here.
+
+Known are AUTOMATIC1111's web UI and what follows it (emphasis, scheduling, alternation, BREAK, AND, extra networks,
+embeddings), ComfyUI's embeddings, NovelAI's braces, dynamic prompts, compel's weights and Midjourney's parameters.
+Text that only looks alike is not meant: smileys, (c) 2020, footnotes [1], times (at 10:30), a remark (like this one)
+behind what it explains. A bracket behind a backslash is one that those tools take literally too.
+"""
+
+import re
+from collections.abc import Iterable
+
+from sdjax.checks.notes import PromptNote, note
+from sdjax.prompts.tokenizer import Tokenizer
+
+SHOWN = 3  # pieces that are named
+LONGEST = 1000  # characters that are looked at: more than a text encoder sees, and few enough for any text
+
+_ESCAPED = re.compile(r"\\[()\[\]{}]")
+_SMILEY = re.compile(r"[:;=]['^o-]?[()\[\]]+|[(\[]+['^o-]?[:;=](?![\w.])|\([\W_]+\)")
+_QUOTED = re.compile(r'"[^"]*"|\u201c[^\u201d]*\u201d')
+_LETTER = r"[^\W\d_]"
+_JOINS = r"(?:a|and|are|as|at|beside|by|for|from|in|is|near|of|on|or|to|under|with)\b"  # behind a remark
+_NAMES = (  # embeddings that prompts name most often
+    "easynegative(?:v2)?|bad-?hand(?:s-5|v4)|bad_prompt(?:_version2)?|ng_deepnegative_v1_75t|bad-artist(?:-anime)?|"
+    r"bad-image-v2-\d+|verybadimagenegative_v1(?:\.\d)?|baddream|unrealisticdream|fastnegativev2|negative_hand|"
+    "bad_pictures|badpic|juggernautnegative|cyberrealistic_negative|realisticvision-negative-embedding"
+)
+PATTERNS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"<[A-Za-z_]\w*:[^<>]+>",  # <lora:name:0.8>
+        r"\((?:[^()]|\([^()]*\))*?[^\d\s()]\s*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)",  # (word:1.3)
+        r"\([^()]*" + _LETTER + r"[^()]*\)(?:\d?\.\d+|\++(?![\w+])|-+(?![\w-]))",  # (word)1.2, (word)++
+        r"\(\s*\([^()+*/=^]*" + _LETTER + r"[^()+*/=^]*\)[^()]*\)",  # ((word))
+        r"(?:(?<=^)|(?<=[,(\[|]))\s*\([^()]*(?:\d[kK]|" + _LETTER + r"{3})[^()]*\)",  # (word), at the start of a phrase
+        r"(?<!\w)\([^()]*" + _LETTER + r"{3}[^()]*\)(?=\s+(?!" + _JOINS + ")" + _LETTER + ")",  # a (red) cat
+        r"\[(?!sic\]|\.\.\.)[^\[\]]*" + _LETTER + r"[^\[\]]*\]",  # [word], [a|b], [from:to:0.5]
+        r"\{[^{}]*" + _LETTER + r"[^{}]*\}",  # {word}, {a|b}
+        r"(?<!\w)__[\w*/.-]+?__(?!\w)",  # __wildcard__
+        r"(?i)(?<!\w)embedding:[\w./-]+",
+        r"(?i)(?<![\w.-])(?!\d+\.)[\w-]{1,80}\.(?:pt|pth|safetensors|ckpt|bin)(?!\w)",  # an embedding's file
+        r"(?i)(?<![\w-])(?:" + _NAMES + r")(?![\w-])",
+        r"(?<!\w)(?!notepad)" + _LETTER + r"{2,}\+{2,}(?![\w+])",  # word++
+        r"(?<!\w)" + _LETTER + r"{2,}-{2,}(?=\s*(?:,|$))",  # word--
+        r"[\w)]\s?::\s*(?:-?\d*\.?\d+)?(?=\s|,|$)",  # word::2
+        r"(?<!\S)--(?:ar|aspect|v|version|q|quality|s|stylize|chaos|no|seed|stop|style|niji|tile|iw|weird|hd)\b",
+        r"[\w)]\s*\.(?:and|blend|swap)\(",
+    )
+)
+_WORDS = re.compile(r"(?<!\w)(?:BREAK|AND|AND_(?:PERP|SALT|TOPK)|ADD(?:COMM|BASE|COL|ROW))(?!\w)")
+
+
+def foreign_syntax(prompt: str) -> list[str]:
+    """Returns the pieces of a prompt that another tool would not take for words."""
+    text = _SMILEY.sub(" ", _ESCAPED.sub(" ", prompt[:LONGEST]))
+    found: dict[int, str] = {}
+    taken: list[tuple[int, int]] = []
+    for pattern in PATTERNS:
+        for match in pattern.finditer(text):
+            start, end = match.span()
+            if not any(start < b and a < end for a, b in taken):
+                taken.append((start, end))
+                found[start] = match[0].strip()
+    plain = _QUOTED.sub(lambda match: " " * len(match[0]), text)
+    for match in _WORDS.finditer(plain):
+        if not _is_shouted(plain, match):
+            found[match.start()] = match[0]
+    return [found[start] for start in sorted(found)]
+
+
+def _is_shouted(text: str, match: re.Match) -> bool:
+    """Returns whether a word stands among others in capitals, as in ROCK AND ROLL."""
+    before, after = text[: match.start()].split(), text[match.end() :].split()
+    near = [word for word in (before[-1:] + after[:1]) if any(letter.isalpha() for letter in word)]
+    return bool(near) and all(word.isupper() for word in near)
+
+
+def check_prompts(prompts: Iterable[str]) -> None:
+    """Says once of all prompts together that some are written for another tool, and names what in them is."""
+    found = list(dict.fromkeys(piece for prompt in prompts for piece in foreign_syntax(prompt)))
+    if not found:
+        return
+    named = ", ".join(f'"{piece}"' for piece in found[:SHOWN])
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    note(
+        f"the prompt holds another tool's syntax, which is read as plain words here and may spoil the picture: {named}"
+        f"{more}; write it without",
+        PromptNote,
+    )
+
+
+def check_lengths(tokenizer: Tokenizer, prompts: Iterable[str], length: int) -> None:
+    """Says of each prompt that a sequence of `length` tokens has no room for, what the network will not see."""
+    for prompt in sorted(set(prompts)):
+        if rest := tokenizer.cut(prompt, length=length):
+            note(f'a prompt has more than {length - 2} tokens; left out is "{rest}"')

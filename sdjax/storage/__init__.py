@@ -1,0 +1,1 @@
+"""Files: on this computer and in buckets; addresses; text that users write."""

@@ -1,0 +1,195 @@
+"""Depth to image: pictures with the shapes of another one, seen by a network that is told how far everything is.
+
+Depth is MiDaS's: the nearer, the larger the number, without a unit. Source: Stability-AI/stablediffusion,
+scripts/gradio/depth2img.py, ldm/data/util.py (AddMiDaS), ldm/modules/midas/midas/transforms.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from sdjax import pictures
+from sdjax.checks.hints import explains_arguments
+from sdjax.config import DepthConfig
+from sdjax.nn import DepthEstimator
+from sdjax.nn.depth.dpt import network_size
+from sdjax.nn.jax_settings import pinned
+from sdjax.nn.layers.resize import resize
+from sdjax.pictures.image import to_float
+from sdjax.pipeline import placement
+from sdjax.pipeline.model import Pipeline
+from sdjax.purpose import check_task
+from sdjax.tasks import inputs
+from sdjax.tasks.batch import SIDES, Run, by_size, joined, make_run
+from sdjax.tasks.generate import Options
+from sdjax.typing import Image, Params, Pixels
+
+CONSTANT = 4e-6  # relative spread up to which a map has one depth: what float32 makes of a flat one when it is resized
+
+Depth = Float[np.ndarray, "h w"]
+
+
+@explains_arguments()
+@pinned()
+def depth_to_image(
+    pipe: Pipeline,
+    image: Any,
+    prompt: str | Sequence[str] = "",
+    *,
+    depth_map: Any = None,
+    strength: float = 0.9,
+    compat: str | None = None,
+    **options: Unpack[Options],
+) -> Pixels | list[np.ndarray]:
+    """Returns pictures made from the given ones that keep their depth, each in its picture's size.
+
+    `image`, `strength`, `compat` and `options` as for `sdjax.image_to_image`; strength 1 keeps nothing of a picture but
+    its depth. Pictures are never resized but padded to multiples of 64 (128 at least), by repeating their right and
+    bottom edges, and cropped back; those of one padded size are one batch. The result is uint8 [b, h, w, 3], or a list
+    of [h, w, 3] where sizes differ.
+
+    `depth_map` None estimates the depth. Else it is a path, bytes, Pillow image or real array [h, w], or a sequence of
+    them, one for all or one for each picture: large is near, in whatever unit, and the aspect is the picture's.
+
+    Raises ValueError for a model that takes no depth, a missing map where it has no depth network, a map of another
+    aspect, what is no picture or map, and whatever `sdjax.text_to_image` raises.
+    """
+    check_task(pipe.config, "depth_to_image", "depth")
+    given = inputs.open_pictures(image)
+    sizes = [picture.shape[:2] for picture in given]
+    for size in sizes:
+        check_workable(size)
+    maps = None if depth_map is None else open_maps(depth_map, sizes)
+    if maps is None and pipe.config.depth is None:
+        raise ValueError(f"{WITHOUT}, so depth_map has to be given")
+    padded = [inputs.pad(picture) for picture in given]
+    run = make_run(pipe, prompt, num_inputs=len(given), **options)
+    start = run.start(strength, compat=compat)
+    if maps is None:
+        maps = _estimated(pipe, padded, run.mesh, run.parallel)
+    else:
+        maps = [inputs.pad(resize(m[None, ..., None], size, method="bicubic")[0]) for m, size in zip(maps, sizes)]
+
+    def make(part: Run, _: list[int]) -> Pixels:
+        height, width = padded[part.inputs[0]].shape[:2]
+        factor = pipe.config.vae.factor
+        concat = part.spread(
+            [prepare_depth(maps[i][None], (height // factor, width // factor))[0] for i in part.inputs]
+        )
+        # Of pure noise nothing is left to encode
+        x0 = part.encode([padded[i] for i in part.inputs]) if start.needs_x0 else None
+        return part.decode(part.sample(start, x0, part.noise(height, width), part.told(concat=concat)))
+
+    made = by_size(run, [padded[i].shape[:2] for i in run.inputs], make)
+    return joined([one[: sizes[i][0], : sizes[i][1]] for i, one in zip(run.inputs, made)])
+
+
+WITHOUT = "this model has no depth network"
+
+
+@explains_arguments()
+@pinned()
+def estimate_depth(
+    pipe: Pipeline,
+    image: Any,
+    *,
+    parallel: placement.Parallel = "jit",
+    devices: Sequence[jax.Device] | None = None,
+) -> list[Depth]:
+    """Returns the depth of pictures, float32 [h, w] each, in the pictures' sizes; large is near, from 0 up.
+
+    `image` as for `sdjax.image_to_image`. Raises ValueError for a model without depth network and what is no picture.
+    """
+    if pipe.config.depth is None:
+        raise ValueError(f"{WITHOUT}; sdjax.load takes one from another file by depth=")
+    given = inputs.open_pictures(image)
+    padded = [inputs.pad(picture) for picture in given]
+    out = []
+    for picture, whole, depth in zip(
+        given, padded, _estimated(pipe, padded, placement.make_mesh(devices), parallel), strict=True
+    ):
+        height, width = picture.shape[:2]
+        depth = resize(depth[None], whole.shape[:2], method="bicubic")[0, :height, :width, 0]
+        out.append(np.maximum(depth, 0))  # the kernel overshoots
+    return out
+
+
+def prepare_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns depth [b, h, w, 1] as the UNet sees it: bicubic to `size`, then each picture's own from -1 to 1.
+
+    2 (d - min) / (max - min) - 1, after resizing. A map of one depth only is -1 everywhere: what training's
+    formula, with 0.001 more below the fraction, makes of it, where the reference's sampling divides 0 by 0.
+    """
+    depth = resize(np.asarray(depth, np.float32), size, method="bicubic")
+    return 2 * _from_0_to_1(depth) - 1
+
+
+def to_grey(depth: Depth) -> np.ndarray:
+    """Returns a map as grey of 16 bits, uint16 [h, w], from black, the farthest, to white, the nearest."""
+    return np.rint(_from_0_to_1(depth[None, ..., None])[0, ..., 0] * 65535).astype(np.uint16)
+
+
+def _from_0_to_1(depth: np.ndarray) -> np.ndarray:
+    low, high = depth.min((1, 2, 3), keepdims=True), depth.max((1, 2, 3), keepdims=True)
+    spread = high - low
+    flat = spread <= CONSTANT * np.maximum(np.abs(low), np.abs(high))
+    return np.where(flat, np.float32(0), (depth - low) / np.where(flat, 1, spread)).astype(np.float32)
+
+
+def open_maps(depth_map: Any, sizes: Sequence[tuple[int, int]]) -> list[Depth]:
+    """Returns one map for each picture of these (height, width), from one for all or one each.
+
+    Raises ValueError where their numbers or aspects do not fit, and for what is no map (`sdjax.pictures.open_map`).
+    """
+    opened = [pictures.open_map(one).values for one in inputs.several(depth_map, 2)]
+    opened = inputs.one_each("depth map", opened, len(sizes))
+    for one, size in zip(opened, sizes):
+        check_aspect(one.shape, size)
+    return opened
+
+
+def check_aspect(depth: tuple[int, int], picture: tuple[int, int]) -> None:
+    """Raises ValueError unless a map of one (height, width) has the aspect of a picture of the other, to a pixel."""
+    (h, w), (height, width) = depth, picture
+    if abs(h * width - w * height) > max(h + w, height + width):  # one of the two is the other, scaled to whole pixels
+        raise ValueError(
+            f"a depth map has its picture's aspect; got a map of {w} x {h} for a picture of {width} x {height}"
+        )
+
+
+def check_workable(size: tuple[int, int]) -> None:
+    """Raises ValueError for a (height, width) that is too large."""
+    if max(size) > SIDES[1]:
+        raise ValueError(
+            f"depth to image takes pictures of at most {SIDES[1]} x {SIDES[1]} pixels; got {size[1]} x {size[0]}: "
+            "shrink it"
+        )
+
+
+def _estimated(
+    pipe: Pipeline, padded: Sequence[np.ndarray], mesh: jax.sharding.Mesh, parallel: placement.Parallel
+) -> list[np.ndarray]:
+    """Returns the depth [h, w, 1] of pictures, in the sizes in which the network looks at them."""
+    config = pipe.config.depth
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, picture in enumerate(padded):
+        groups.setdefault(network_size(config, picture.shape[:2]), []).append(i)
+    run = placement.compiled(_estimate, (config, pipe.dtype), mesh, (False, True), parallel)
+    maps: list[Any] = [None] * len(padded)
+    for size, which in groups.items():
+        filled = placement.fill(which, mesh.size)
+        seen = np.concatenate([resize(to_float(padded[i])[None], size, method="bicubic") for i in filled])
+        for i, depth in zip(which, np.asarray(run(pipe.on(mesh)["depth"], placement.split(seen, mesh)))):
+            maps[i] = depth
+    return maps
+
+
+def _estimate(static: tuple[DepthConfig, str], params: Params, image: Image) -> jax.Array:
+    config, dtype = static
+    network = DepthEstimator(config, jnp.dtype(dtype))
+    one = lambda image: network.apply({"params": params}, image[None])[0]  # noqa: E731
+    return jax.lax.map(one, image)  # one at a time: half a gigabyte of maps each

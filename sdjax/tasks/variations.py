@@ -1,0 +1,253 @@
+"""Image variations: pictures of what other pictures show, by unCLIP, which is told CLIP's embedding of them.
+
+Source: Stability-AI/stablediffusion, scripts/streamlit/stableunclip.py and doc/UNCLIP.MD.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdjax.checks.arguments import number, shown, texts, whole
+from sdjax.checks.hints import explains_arguments
+from sdjax.checks.notes import note
+from sdjax.config import ModelConfig, PriorConfig, VisionConfig
+from sdjax.diffusion.unclip import LEVELS, mix_labels, noise_embedding, statistics
+from sdjax.nn import VisionEncoder
+from sdjax.nn.jax_settings import pinned
+from sdjax.pictures import preprocess
+from sdjax.pipeline import placement
+from sdjax.pipeline.model import Pipeline, one_by_one
+from sdjax.purpose import check_task
+from sdjax.samplers.base import EMBEDDING, draw_noise
+from sdjax.tasks import inputs
+from sdjax.tasks.batch import Run, check_size, make_run
+from sdjax.tasks.generate import Options
+from sdjax.tasks.prior import GUIDANCE_SCALE, Prior
+from sdjax.typing import Image, Key, Params, Pixels
+
+Embeddings = Float[Array, "n d"]
+
+WITHOUT = "this model has no image tower"
+
+
+@explains_arguments()
+@pinned()
+def image_variations(
+    pipe: Pipeline,
+    image: Any = None,
+    prompt: str | Sequence[str] = "",
+    *,
+    embeddings: Embeddings | None = None,
+    weights: Sequence[float] | None = None,
+    noise_level: int | Sequence[int] = 0,
+    mix_noise_level: int | None = None,
+    dialect: str = "ldm",
+    height: int | None = None,
+    width: int | None = None,
+    **options: Unpack[Options],
+) -> Pixels:
+    """Returns pictures of what the given ones show, and the prompts say, uint8 [b, height, width, 3].
+
+    `image` as for `sdjax.image_to_image`; `embeddings` are those of more pictures, or of texts (`Prior.embed`), behind
+    them. Without `weights` every one makes pictures of its own: one for all prompts, one prompt for all, or one each.
+    With them, a number each, of any sign, all are mixed into one: the mean of their labels with these weights.
+
+    `noise_level`, 0 to 999, is how much noise is put on an embedding, one for all or one each: the more, the less the
+    pictures keep to it. `mix_noise_level` puts noise on the mixed one once more. `dialect` is how pictures are prepared
+    for CLIP: "ldm", as in training, or "huggingface", as in diffusers (`sdjax.pictures.preprocess`).
+
+    `options` are `sdjax.text_to_image`'s, with what it raises; also ValueError for a model that takes no embedding, one
+    without an image tower, what is no picture, and numbers out of range or that do not fit.
+    """
+    check_task(pipe.config, "image_variations", "unclip")
+    height, width = check_size(pipe.config, height, width)
+    known = np.zeros((0, length(pipe.config)), np.float32) if embeddings is None else check_embeddings(pipe, embeddings)
+    given = [] if image is None else inputs.open_pictures(image)
+    count = len(given) + len(known)
+    if not count:
+        raise ValueError("at least one picture or embedding is needed, got none")
+    levels = check_levels(noise_level, count)
+    shares = None if weights is None else check_weights(weights, count)
+    if shares is not None and 0 in shares:
+        note("weights of 0 leave their pictures out of the mixture")
+    if mix_noise_level is not None:
+        check_levels(mix_noise_level, 1)
+        if shares is None:
+            raise ValueError("mix_noise_level puts noise on a mixed embedding; it needs weights")
+    if dialect != "ldm" and not given:
+        note("dialect has no effect without a picture: leave it out")
+    if given and pipe.config.vision is None:
+        raise ValueError(f"{WITHOUT}; sdjax.load takes one from another file by vision=, or give embeddings")
+    run = make_run(pipe, prompt, num_inputs=count if shares is None else 1, **options)
+    with run.advice(height, width):
+        if given:
+            seen = embed_images(pipe, given, dialect=dialect, mesh=run.mesh, parallel=run.parallel, exact=run.exact)
+            known = np.concatenate([seen, known])
+        label = make_labels(run, known, levels, shares, mix_noise_level)
+        told = run.told(label=label, unconditional_label=placement.split(np.zeros_like(label), run.mesh))
+        return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
+
+
+@explains_arguments()
+@pinned()
+def prior_to_image(
+    pipe: Pipeline,
+    prior: Prior,
+    prompt: str | Sequence[str],
+    *,
+    prior_prompt: str | Sequence[str] | None = None,
+    prior_steps: int = 25,
+    prior_scale: float = GUIDANCE_SCALE,
+    noise_level: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    **options: Unpack[Options],
+) -> Pixels:
+    """Returns pictures of the prompts, uint8 [b, height, width, 3], whose image embeddings a prior has guessed.
+
+    `prior_prompt` is what the prior is told instead of the prompts, one for all or one each; `prior_steps` and
+    `prior_scale` are its number of steps and its guidance. The other arguments are `image_variations`' and
+    `sdjax.text_to_image`'s. Raises ValueError where the prior's embeddings are none of the model's: Karlo's are those
+    of CLIP ViT-L/14, which unCLIP-L takes.
+    """
+    check_task(pipe.config, "prior_to_image", "unclip")
+    check_prior(pipe.config, prior.config)
+    height, width = check_size(pipe.config, height, width)
+    (level,) = check_levels(noise_level, 1)
+    run = make_run(pipe, prompt, **options)
+    prompts = run.prompts
+    if prior_prompt is not None:
+        first = texts("prior_prompt", prior_prompt)
+        each = len(run.prompts) // len(first) if first else 0
+        if not first or each * len(first) != len(run.prompts):
+            raise ValueError(f"one prior_prompt, or one for each of the prompts; got {len(first)}")
+        prompts = [p for p in first for _ in range(each)]
+    with run.advice(height, width):
+        with jax.default_device(run.mesh.devices.flat[0]):
+            guessed = prior.embed(
+                prompts, run.seeds, num_steps=prior_steps, guidance_scale=prior_scale, exact=run.exact
+            )
+        label = make_labels(run, np.asarray(guessed), [level] * len(run.seeds), None, None, one_each=True)
+        told = run.told(label=label, unconditional_label=placement.split(np.zeros_like(label), run.mesh))
+        return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
+
+
+@pinned()
+def embed_images(
+    pipe: Pipeline,
+    image: Any,
+    *,
+    dialect: str = "ldm",
+    mesh: jax.sharding.Mesh | None = None,
+    parallel: placement.Parallel = "jit",
+    exact: bool = False,
+) -> np.ndarray:
+    """Returns CLIP's embeddings of pictures, float32 [n, d], not normalised: what unCLIP is told, without noise.
+
+    `image` as for `sdjax.image_to_image`; `exact` as for `sdjax.text_to_image`. Raises ValueError for a model without
+    an image tower, what is no picture, and an unknown dialect.
+    """
+    vision = pipe.config.vision
+    if vision is None:
+        raise ValueError(WITHOUT)
+    mesh = placement.make_mesh() if mesh is None else mesh
+    pixels = list(preprocess.clip_pixels(inputs.open_pictures(image), vision.image_size, dialect=dialect))
+    filled = np.stack(placement.fill(pixels, mesh.size))
+    run = placement.compiled(_embed, (vision, pipe.dtype, exact), mesh, (False, True), parallel)
+    return np.asarray(run(pipe.on(mesh)["vision"], placement.split(filled, mesh)))[: len(pixels)]
+
+
+def _embed(static: tuple[VisionConfig, str, bool], params: Params, pixels: Image) -> Embeddings:
+    config, dtype, exact = static
+    apply = lambda pixels: VisionEncoder(config, jnp.dtype(dtype)).apply({"params": params}, pixels)  # noqa: E731
+    return one_by_one(apply, pixels) if exact else apply(pixels)
+
+
+def make_labels(
+    run: Run,
+    embeddings: Embeddings,
+    levels: Sequence[int],
+    weights: Sequence[float] | None,
+    mix_level: int | None,
+    *,
+    one_each: bool = False,
+) -> Float[Array, "b 2*d"]:
+    """Returns the label of every picture of the run, whose noise is drawn by its own key.
+
+    Without weights it is that of the embedding which the picture is made from, or of its own where there is `one_each`;
+    with them the mixed one of all.
+    """
+    which = placement.fill(list(range(len(run.seeds))) if one_each else run.inputs, run.mesh.size)
+    if weights is None:
+        used, at = embeddings[which][None], np.asarray(levels, np.int32)[which][None]  # [1, b, d], [1, b]
+    else:
+        used = np.repeat(embeddings[:, None], len(which), axis=1)
+        at = np.repeat(np.asarray(levels, np.int32)[:, None], len(which), axis=1)
+    size = embeddings.shape[-1]
+    stats = statistics(run.pipe.params, size)
+    shares = np.ones(1, np.float32) if weights is None else np.asarray(weights, np.float32)
+    label = _labels(mix_level is not None, run.keys, used, at, shares, stats, np.int32(mix_level or 0))
+    return placement.split(label, run.mesh)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _labels(
+    mixes: bool, keys: Key, embeddings: Float[Array, "m b d"], levels: Array, weights: Array, stats: Params,
+    mix_level: Array,
+) -> Float[Array, "b 2*d"]:  # fmt: skip
+    m, b, d = embeddings.shape
+    noisy = functools.partial(noise_embedding, mean=stats["mean"], std=stats["std"])
+    labels = [noisy(embeddings[j], levels[j], draw_noise(keys, EMBEDDING, j, (d,))) for j in range(m)]
+    label = mix_labels(jnp.stack(labels), weights)
+    if mixes:
+        label = noisy(label[:, :d], jnp.broadcast_to(mix_level, (b,)), draw_noise(keys, EMBEDDING, m, (d,)))
+    return label
+
+
+def length(config: ModelConfig) -> int:
+    """Returns how many numbers an image embedding of the model has."""
+    return config.unet.label_dim // 2
+
+
+def check_prior(config: ModelConfig, prior: PriorConfig) -> None:
+    """Raises ValueError unless the prior's embeddings are the model's."""
+    if prior.embedding != length(config):
+        raise ValueError(
+            f"this model is told embeddings of {length(config)} numbers, the prior makes some of {prior.embedding}: "
+            "Karlo's belongs to Stable unCLIP-L (sd2_unclip_l)"
+        )
+
+
+def check_embeddings(pipe: Pipeline, embeddings: Any) -> np.ndarray:
+    """Returns the embeddings as float32 [n, d]. Raises ValueError unless they are finite and the model's."""
+    out, size = np.asarray(embeddings, np.float32), length(pipe.config)
+    if out.ndim != 2 or out.shape[1] != size or not np.isfinite(out).all():
+        raise ValueError(f"embeddings are finite numbers [n, {size}] of this model; got an array {out.shape}")
+    return out
+
+
+def check_levels(noise_level: int | Sequence[int], count: int) -> list[int]:
+    """Returns one noise level for each of `count`. Raises ValueError unless they are whole and from 0 to 999."""
+    levels = [noise_level] * count if np.ndim(noise_level) == 0 else list(noise_level)
+    if len(levels) != count:
+        raise ValueError(f"one noise level, or one for each of the {count} pictures; got {len(levels)}")
+    return [whole("a noise level", level, 0, LEVELS - 1) for level in levels]
+
+
+def check_weights(weights: Sequence[float], count: int) -> list[float]:
+    """Returns the weights. Raises ValueError unless there are `count`, finite, whose sum is not 0."""
+    meaning = "weights are finite numbers whose sum is not 0, by which their mean is divided"
+    try:
+        out = [number("a weight", w) for w in (weights if np.ndim(weights) else [weights])]
+    except ValueError:
+        raise ValueError(f"{meaning}; got {shown(weights)}") from None
+    if len(out) != count:
+        raise ValueError(f"one weight for each of the {count} pictures; got {len(out)}")
+    if abs(sum(out)) < 1e-6 * max(map(abs, out), default=0) or sum(out) == 0:
+        raise ValueError(f"{meaning}; got {out}")
+    return out

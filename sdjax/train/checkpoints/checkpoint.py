@@ -1,0 +1,336 @@
+"""Saving and restoring a training state with Orbax; the one module that knows it.
+
+Orbax reads flipped bits without a word, and knows a step that ended in the middle only by a file of its own. So beside
+each step's folder lies a manifest with every file's size and SHA-256, written last, and only steps that agree with
+theirs are restored.
+
+    00012000/    what Orbax writes        12000.json    its manifest        best.json    the best step, if one is marked
+
+A state is a tree of arrays with a `step`; typed keys in it are stored as their data. In a run of several processes, all
+of which see the folder, each one makes the same calls; the first writes the manifests and removes what is old.
+"""
+
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import math
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sdjax.loading.run_layout import make_folder, workdir
+from sdjax.storage import files
+from sdjax.train.checkpoints import manifest
+
+# A traceback of each error in Orbax's threads is logged by it and by asyncio; `Checkpoints` raises them as one sentence
+for _name in "absl", "asyncio":
+    logging.getLogger(_name).addFilter(
+        lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname + record.getMessage()
+    )
+
+_saves = itertools.count()  # the same in every process, so that each waits for the others of the same save
+
+
+class Checkpoints:
+    """The checkpoints of a run in a folder, written while the run goes on.
+
+    The `keep` newest stay; so does every step that `keep_every` divides, and the best one if any were given a metric.
+
+    Args:
+        say: is told, a line each, which damaged steps `restore` passes over.
+        timeout: seconds after which a save that waits for another process fails.
+
+    An error of a save under way is raised by the next call of `save`, `wait`, `restore` or `close`, as an OSError with
+    one sentence (`errno` says ENOSPC where the disk is full). What it had written is removed then, and the steps before
+    it are untouched. Close it, or use it as a context manager: a save under way when the program ends may be lost.
+    """
+
+    def __init__(
+        self, folder: str | pathlib.Path, keep: int = 2, *, keep_every: int | None = None,
+        say: Callable[[str], None] = print, timeout: int = 600,
+    ):  # fmt: skip
+        if keep < 1 or (keep_every is not None and keep_every < 1):
+            raise ValueError(f"keep and keep_every are at least 1; got {keep} and {keep_every}")
+        self.folder = _absolute(folder)
+        with files.doing("making the folder of the checkpoints,", self.folder):
+            make_folder(self.folder)
+        self._needs = 0  # bytes of the state last saved
+        self.keep, self.keep_every, self.say, self.timeout = keep, keep_every, say, timeout
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.StandardCheckpointHandler(), timeout_secs=timeout,
+            temporary_path_class=ocp.path.atomicity.CommitFileTemporaryPath,
+        )  # fmt: skip
+        self._current: int | None = None  # the step last saved or restored, which need not be saved again
+        self._damaged: set[int] = set()
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            return self.close()
+        try:
+            self.close()
+        except OSError as error:  # what the block raised goes on its way
+            self.say(str(error))
+
+    def steps(self) -> list[int]:
+        """Returns the steps whose checkpoints are whole as far as their names tell, oldest first."""
+        return manifest.steps(self.folder)
+
+    def best(self) -> tuple[int, float] | None:
+        """Returns the step with the lowest metric and its metric, None if no step that is there was given one."""
+        try:
+            entry = json.loads((self.folder / "best.json").read_bytes())
+            step, metric = int(entry["step"]), float(entry["metric"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
+        return (step, metric) if step in self.steps() else None
+
+    def save(self, state: Any, *, metric: float | None = None, wait: bool = False) -> None:
+        """Copies the state and returns; it is written meanwhile, unless its step was just saved or restored.
+
+        The state's arrays may be donated or overwritten at once. A save before it is waited for.
+
+        Args:
+            metric: of this step, such as a validation loss; lower is better. A NaN is never the best.
+            wait: returns when everything is on the disk.
+        """
+        self.wait()
+        step = int(state.step)
+        if step != self._current:
+            self._needs = sum(leaf.nbytes for leaf in jax.tree.leaves(_without_key_types(state)))
+            try:
+                if jax.process_index() == 0:
+                    manifest.remove(self.folder, step)  # a damaged one, or of a run that ended while writing it
+                    if not files.has_room(self.folder, self._needs):
+                        raise OSError(errno.ENOSPC, "")
+                    make_folder(self.folder)
+                self._checkpointer.save(
+                    manifest.path(self.folder, step), args=ocp.args.StandardSave(_without_key_types(state))
+                )
+            except OSError as error:
+                raise self._failed(step, error) from error
+            self._thread = threading.Thread(target=self._finish, args=(step, metric, next(_saves)), name="checkpoint")
+            self._thread.start()
+        elif metric is not None and jax.process_index() == 0:
+            self._mark(step, metric)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more, or raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def close(self) -> None:
+        """Waits, and ends what Orbax keeps running."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def restore(self, like: Any, *, step: int | None = None, optional: Collection[str] = ()) -> Any:
+        """Returns the newest state that is intact, bit for bit as it was saved; None if there is no checkpoint.
+
+        Args:
+            like: a state of the same structure, shapes and types, of arrays or jax.ShapeDtypeStruct; their shardings
+                are the result's, over any number of devices. Nothing of its values is used but for `optional`.
+            step: which step instead of the newest.
+            optional: parts of the state (names of its fields) that are taken from `like` if the checkpoint is older
+                than they are.
+
+        Raises ValueError if there are checkpoints and none is intact, if the one asked for is not, and if a state of
+        another structure is stored, saying where it differs.
+        """
+        self.wait()
+        chosen = self._choose(step)
+        if chosen is None:
+            return None
+        fields, structure = _fields(like)
+        path = manifest.path(self.folder, chosen)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            stored = reader.metadata(path).item_metadata.tree
+            wanted = {name: part for name, part in fields.items() if name in stored or name not in optional}
+            shapes = jax.tree.map(_shape, wanted)
+            _check_same(stored, shapes, f"checkpoint {chosen} in {self.folder}")
+            args = ocp.checkpoint_utils.construct_restore_args(shapes)
+            found = reader.restore(path, args=ocp.args.PyTreeRestore(shapes, restore_args=args))
+        found = jax.tree.map(_with_key_type, wanted, found)
+        self._current = chosen
+        return jax.tree.unflatten(structure, [found.get(name, part) for name, part in fields.items()])
+
+    def _choose(self, step: int | None) -> int | None:
+        """Returns which step to restore; the first process looks, and all take its word."""
+        answer, problem = -1, None
+        if jax.process_index() == 0:
+            try:
+                chosen, self._damaged = manifest.intact(self.folder, step, self.say)
+                answer = -1 if chosen is None else chosen
+            except ValueError as error:
+                answer, problem = -2, error
+        if jax.process_count() > 1:
+            answer = int(ocp.multihost.broadcast_one_to_all(np.int32(answer)))
+        if answer == -2:
+            raise problem or ValueError(f"the first process found no intact checkpoint to restore in {self.folder}")
+        return None if answer == -1 else answer
+
+    def _finish(self, step: int, metric: float | None, number: int) -> None:
+        """Ends a save, in a thread of its own."""
+        try:
+            self._checkpointer.wait_until_finished()
+            try:
+                if jax.process_index() == 0:
+                    manifest.write(self.folder, step)
+                    self._damaged.discard(step)
+                    if metric is not None:
+                        self._mark(step, metric)
+                    self._prune(step)
+            finally:
+                barrier = ocp.multihost.get_barrier_sync_fn()
+                barrier(key=f"sdjax_checkpoint_{number}", timeout_ms=1000 * self.timeout)
+            self._current = step
+        except Exception as error:
+            self._error = self._failed(step, error)
+            self._error.__cause__ = error
+
+    def _mark(self, step: int, metric: float) -> None:
+        best = self.best()
+        if math.isfinite(metric) and (best is None or metric < best[1]):
+            manifest.write_json(self.folder / "best.json", {"step": step, "metric": float(metric)})
+
+    def _prune(self, current: int) -> None:
+        """Removes what is older than `current` and need not be kept; steps after it are left alone."""
+        whole = [step for step in self.steps() if step <= current and step not in self._damaged]
+        kept = {current, *whole[-self.keep :], *(best[:1] if (best := self.best()) else ())}
+        if self.keep_every is not None:
+            kept.update(step for step in whole if step % self.keep_every == 0)
+        for step in manifest.traces(self.folder):
+            if step < current and step not in kept:
+                manifest.remove(self.folder, step)
+
+    def _remove_unfinished(self, step: int) -> None:
+        """Removes a step whose writing failed, again if Orbax, which goes on with its other files, put some there."""
+        for _ in range(30):
+            manifest.remove(self.folder, step)
+            time.sleep(0.1)
+            if not manifest.path(self.folder, step).exists():
+                break
+
+    def _failed(self, step: int, error: Exception) -> OSError:
+        """Removes what was written of a step, unless it is whole, and returns the error to raise."""
+        written = step in self.steps()
+        if not written and jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                self._remove_unfinished(step)
+        number = files.number_of(error)
+        if isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in str(error):
+            why = f"another process died, or was not done with it after {self.timeout} seconds"
+        elif number is None or (isinstance(error, OSError) and files.is_told(error)):
+            why = str(error)
+        else:
+            why = files.why(OSError(number, str(error)), self.folder, self._needs)
+        before = "" if written else f" (the newest there is {max(self.steps(), default='none')})"
+        what = f"checkpoint {step} was {'' if written else 'not '}written to {self.folder}{before}"
+        sentence = f"{what}{', but then' if written else ''}: {why}"
+        failed = OSError(sentence)
+        failed.errno = number
+        return failed
+
+
+def read_parts(
+    folder: str | pathlib.Path, *names: str, step: int | None = None, say: Callable[[str], None] = print
+) -> tuple[int, dict[str, Any]] | None:
+    """Returns the newest intact checkpoint's step and the named parts of its state, None if there is no checkpoint.
+
+    A part, such as "ema_params", is a tree of dicts and lists of NumPy arrays; nothing else of the state is read or
+    need be known. `step` and `say` are as in `Checkpoints`.
+
+    Raises ValueError if there are checkpoints and none is intact, or it has no such part.
+    """
+    folder = _absolute(folder)
+    chosen, _ = manifest.intact(folder, step, say)
+    if chosen is None:
+        return None
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored = reader.metadata(manifest.path(folder, chosen)).item_metadata.tree
+        missing = [name for name in names if name not in stored]
+        if missing:
+            raise ValueError(
+                f"checkpoint {chosen} in {folder} holds no {' and no '.join(missing)}; it holds {', '.join(stored)}"
+            )
+        parts = {name: stored[name] for name in names}
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), parts)
+        item = ocp.args.PyTreeRestore(parts, restore_args=args, partial_restore=True)
+        return chosen, reader.restore(manifest.path(folder, chosen), args=item)
+
+
+def _absolute(folder: str | pathlib.Path) -> Any:
+    """Returns a folder as Orbax takes it: absolute, or an address."""
+    folder = workdir(folder)
+    return folder.resolve() if isinstance(folder, pathlib.Path) else folder
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _without_key_types(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _with_key_type(like: Any, leaf: Any) -> Any:
+    if not _is_key(like):
+        return leaf
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
+
+
+def _shape(leaf: Any) -> Any:
+    """Returns the shape, type and sharding of what is stored for a leaf of a state."""
+    if isinstance(leaf, np.ndarray):
+        return leaf
+    stored = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
+
+
+def _fields(state: Any) -> tuple[dict[str, Any], Any]:
+    """Returns the parts right under the root by name, and what puts them together again."""
+    parts, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: node is not state)
+    return {jax.tree_util.keystr(path, simple=True): part for path, part in parts}, structure
+
+
+def _check_same(stored: Any, wanted: Any, name: str) -> None:
+    """Raises ValueError, saying where they differ, unless two trees hold arrays of the same names, shapes and types."""
+    there, here = (
+        {
+            path: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+            for path, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()
+        }
+        for tree in (stored, wanted)
+    )
+    differing = [path for path in sorted({*there, *here}) if there.get(path) != here.get(path)]
+    if differing:
+        shown = ", ".join(
+            f"{path} ({there.get(path, 'none')} there, {here.get(path, 'none')} here)" for path in differing[:4]
+        )
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise ValueError(
+            f"{name} is of another model or optimiser: {shown}{more} differ; "
+            "go back to the settings that it was trained with, or train in another folder"
+        )

@@ -1,0 +1,112 @@
+"""Writes a training run's averaged parameters as a native model, which `sdjax.load` reads.
+
+What the model for inpainting has of its own, where it is trained, goes into a file beside the folder. The font's
+licence, which every model that learned from its glyphs is under, goes along.
+
+python -m sdjax.train.checkpoints.export --folder runs/builtin --to sdjax/assets/builtin [--dtype float16] [--overwrite]
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sdjax.convert.containers.casting import advice, cast, loss, told
+from sdjax.convert.model import model_of_params
+from sdjax.convert.sources import licence_files
+from sdjax.convert.write.outputs import WRITING, layout_of
+from sdjax.convert.write.writing import save as save_model
+from sdjax.loading.builtin import FOLDER, changes_of
+from sdjax.storage.addresses import local
+from sdjax.storage.files import sentence, write_file
+from sdjax.train.builtin.training import KEPT, Run
+from sdjax.typing import Params
+
+
+def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", overwrite: bool = False) -> dict[str, int]:
+    """Writes the model of a run to a folder and returns the number of steps each part of it was trained for.
+
+    If the stage "inpainting" has a checkpoint, its parameters go into TARGET-inpainting.safetensors. A model card,
+    README.md, of the folder that is replaced stays.
+
+    Raises ValueError if a part has no checkpoint yet, a parameter does not fit into `dtype`, or the model that would
+    be replaced has an inpainting model and the run has none; FileExistsError if something is there to be overwritten.
+    """
+    layout_of(target, "native")  # a folder's name
+    target = pathlib.Path(local(target))
+    parts = {stage: run.averaged(stage) for stage in ("autoencoder", "diffusion")}
+    missing = [stage for stage, found in parts.items() if found is None]
+    if missing:
+        raise ValueError(f"{run.folder} holds no checkpoint of {' and '.join(missing)} yet; train it first")
+    params = {**parts["autoencoder"][1], **parts["diffusion"][1]}
+    if (inpainting := run.averaged("inpainting")) is not None:
+        parts["inpainting"] = inpainting
+    elif changes_of(target).exists():
+        raise ValueError(
+            f"{changes_of(target)} belongs to the model that would be replaced, and {run.folder} holds none of "
+            "inpainting yet; train it first, move that file away or write elsewhere"
+        )
+    changes = _cast(inpainting[1] if inpainting else {}, dtype)
+    card = target / "README.md"
+    text = card.read_bytes() if card.is_file() else None
+    model = model_of_params(run.model, params, run.tokenizer).cast(dtype)
+    save_model(dataclasses.replace(model, licences=licence_files(FOLDER)), target, "native", overwrite=overwrite)
+    if text is not None:
+        write_file(card, text, overwrite=True, what="writing the model card")
+    if changes:
+        flat = {"/".join(path): leaf for path, leaf in flatten_dict(changes).items()}
+        write_file(changes_of(target), safetensors.numpy.save(flat), overwrite=overwrite, what=WRITING)
+    return {stage: found[0] for stage, found in parts.items()}
+
+
+def _cast(params: Params, dtype: str) -> Params:
+    """Returns the tree in a type. Raises ValueError, naming the parameters, if it cannot hold their numbers."""
+    wide = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
+    narrow = {path: cast(leaf, jnp.dtype(dtype)) for path, leaf in wide.items()}
+    losses = {"/".join(path): lost for path in wide if (lost := loss(wide[path], narrow[path]))}
+    if losses:
+        raise ValueError(f"{told(losses, dtype)}; {advice(dtype)}")
+    return unflatten_dict(narrow)
+
+
+def open_run(folder: pathlib.Path) -> Run:
+    """Returns the run in a folder, whose model is the one that it keeps."""
+    from sdjax.configs import builtin
+
+    settings = builtin.get_config()
+    if (folder / KEPT).exists():
+        settings.model = json.loads((folder / KEPT).read_text())["model"]
+    return Run(settings, folder)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(description="Write the averaged parameters of a training run as a native model.")
+    parser.add_argument("--folder", default="runs/builtin", help="the run (default: %(default)s)")
+    parser.add_argument("--to", required=True, help="the model's folder, sdjax/assets/builtin for the package's own")
+    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    return parser
+
+
+def main() -> None:
+    """Exports, with the flags of the command line."""
+    flags = make_parser().parse_args()
+    try:
+        steps = export(open_run(pathlib.Path(flags.folder)), flags.to, dtype=flags.dtype, overwrite=flags.overwrite)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {sentence(error)}") from None
+    files = [path for path in pathlib.Path(flags.to).rglob("*") if path.is_file()]
+    if "inpainting" in steps:
+        files.append(changes_of(pathlib.Path(flags.to)))
+    trained = ", ".join(f"{stage} {count} steps" for stage, count in steps.items())
+    print(f"wrote {flags.to}: {sum(path.stat().st_size for path in files) / 1e6:.1f} MB, {trained}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The start model of a run by reference: where its files lie and their SHA-256, instead of a copy (`model.copy` False).
+
+`base.json` in the run's folder holds for the model, and for every part that was taken from elsewhere, its `path`, the
+same `from_here` (relative to the run's folder, so that both can be moved together), and of each file its size and hash.
+The files are read whole each time, to compare: some ten seconds for 4 GB.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from sdjax.config import ConfigError
+from sdjax.loading.run_layout import REFERENCE
+from sdjax.storage import addresses, buckets, files
+from sdjax.train.checkpoints import manifest
+from sdjax.train.config import ModelSource
+
+PLACES = ("path", "vae", "depth", "vision", "noise_stats")  # fields of ModelSource that name files
+CHANGES = tuple(f"model.{name}" for name in PLACES)
+ENDINGS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".th", ".json", ".txt", ".yaml", ".yml")
+
+
+def keep(folder: pathlib.Path, source: ModelSource) -> None:
+    """Writes what the start model is into a run's folder."""
+    entries = {}
+    for name, path in _places(source).items():
+        own, given = str(path.absolute()), getattr(source, name)
+        if addresses.scheme(given) in addresses.PACKAGES:  # not its copy here: the run may go on elsewhere
+            own = addresses.address(given)
+        apart = addresses.remote(own) or addresses.remote(folder)
+        here = own if apart else os.path.relpath(own, folder.absolute())
+        entries[name] = {"path": own, "from_here": here, "files": _hash(path)}
+    manifest.write_json(folder / REFERENCE, entries)
+
+
+def find(folder: pathlib.Path, source: ModelSource) -> ModelSource:
+    """Returns a source with the places where the files of a run's start model lie now.
+
+    Raises ConfigError if one is not there any more, or is not what it was.
+    """
+    entries = _read(folder)
+    found = {}
+    for name, entry in entries.items():
+        if addresses.remote(entry["path"]):
+            places = [buckets.fetch(entry["path"])]
+        else:
+            places = [pathlib.Path(entry["path"]), pathlib.Path(str(folder), entry["from_here"])]
+        place = next((place for place in places if place.exists()), None)
+        if place is None:
+            raise ConfigError(
+                f"the start model of {folder} is gone: {places[0]} is not there; put it back, or write where it lies "
+                f"now as {name}.path into {folder / REFERENCE}"
+            )
+        _compare(folder, place, entry)
+        found[name] = str(place)
+    return dataclasses.replace(source, **found)
+
+
+def move(folder: pathlib.Path, source: ModelSource) -> None:
+    """Takes note of other places of a run's start model. Raises ConfigError unless the same files are there."""
+    entries = _read(folder)
+    places = _places(source)
+    if places.keys() != entries.keys():
+        raise ConfigError(f"{folder} was started from {', '.join(entries)} of a model; now it is {', '.join(places)}")
+    for name, place in places.items():
+        _compare(folder, place, entries[name])
+    keep(folder, source)
+
+
+def _places(source: ModelSource) -> dict[str, pathlib.Path]:
+    from sdjax.loading import builtin
+    from sdjax.loading.hub import resolve
+
+    named = {name: getattr(source, name) for name in PLACES if getattr(source, name) not in (None, *builtin.NAMES)}
+    return {name: pathlib.Path(resolve(path)) for name, path in named.items()}
+
+
+def _read(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / REFERENCE
+    try:
+        with files.doing("reading where the start model lies,", path):
+            entries = json.loads(path.read_text())
+        return {name: {key: entry[key] for key in ("path", "from_here", "files")} for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ConfigError(f"{path} is damaged; train in another folder") from None
+
+
+def _hash(path: pathlib.Path) -> dict[str, list[Any]]:
+    """Returns size and SHA-256 of a model's files, by their paths in its folder; a single file's is "."."""
+    parts = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file())
+    contents = {}
+    for part in parts:
+        with files.doing("reading the start model", part), open(part, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            contents[part.relative_to(path).as_posix()] = [stream.tell(), digest]
+    return contents
+
+
+def _compare(folder: pathlib.Path, place: pathlib.Path, entry: dict[str, Any]) -> None:
+    """Raises ConfigError if what lies in a place is not what a run was started from."""
+    sizes = {name: size for name, (size, _) in entry["files"].items()}
+    there = {name: (place / name).stat().st_size for name in sizes if (place / name).is_file()}
+    found = _hash(place) if there == sizes else None  # another size needs no hash
+    if found != entry["files"]:
+        raise ConfigError(
+            f"{place} is not the model that {folder} was started from (its files have another size or SHA-256 than "
+            f"{folder / REFERENCE} says); put the same one back, or train in another folder"
+        )

@@ -1,0 +1,96 @@
+"""How a run was started, as its folder keeps it, compared with what it is asked for when it goes on."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sdjax.config import ConfigError
+from sdjax.loading.run_layout import SETTINGS
+from sdjax.train.config import TrainConfig
+
+KEPT = ("model", "train", "seed", "autoencoder", "optim.name")  # a run keeps these: its state depends on them
+SHOWN = 100  # characters of a value in a message
+
+
+class Change(NamedTuple):
+    """A setting that differs: its name, such as "optim.steps", and its values then and now, in terms of JSON."""
+
+    name: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} was {_shown(self.old)} when this run was started, and is {_shown(self.new)} now"
+
+
+def stored(config: TrainConfig) -> dict[str, Any]:
+    """Returns a configuration in terms of JSON, with the number of its warm-up steps."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    values["optim"]["warmup"] = config.optim.warmup_steps
+    del values["optim"]["warmup_most"]  # it has done its work
+    return values
+
+
+def with_own_warmup(config: TrainConfig, before: Mapping[str, Any]) -> TrainConfig:
+    """Returns the configuration with the warm-up that the run began with, unless it names one.
+
+    Else a run that is made longer would warm up again.
+    """
+    own = before.get("optim", {}).get("warmup")
+    if config.optim.warmup is not None or not isinstance(own, int) or own + config.optim.cooldown > config.optim.steps:
+        return config
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup=own))
+
+
+def changes(config: Any, now: Mapping[str, Any], before: Mapping[str, Any], within: str = "") -> list[Change]:
+    """Returns what differs between a configuration, in terms of JSON, and what a folder keeps of one.
+
+    A field that did not exist then had its default.
+    """
+    found = []
+    for field in dataclasses.fields(config):
+        name, value = field.name, getattr(config, field.name)
+        if name not in now:
+            continue
+        old = before[name] if name in before else _default(field)
+        if dataclasses.is_dataclass(value) and isinstance(old, Mapping):
+            found += changes(value, now[name], old, f"{within}{name}.")
+        elif now[name] != old:
+            found.append(Change(within + name, old, now[name]))
+    return found
+
+
+def check(found: list[Change], folder: Any, optimiser: str) -> None:
+    """Raises ConfigError for changes that do not go with the state of a run."""
+    kept = [change for change in found if _is_kept(change, optimiser)]
+    if kept:
+        raise ConfigError(
+            f"{folder} holds a training with another {' and another '.join(change.name for change in kept)}: "
+            f"{'; '.join(map(str, kept))}. Its state depends on this: go back to the old "
+            f"value{'s' * (len(kept) > 1)} ({SETTINGS} there keeps all), or train in another folder"
+        )
+
+
+def _is_kept(change: Change, optimiser: str) -> bool:
+    name, old, new = change
+    if name in ("ema.decay", "optim.clip"):
+        return (old is None) != (new is None)
+    if name == "optim.weight_decay":
+        return optimiser == "adafactor" and bool(old) != bool(new)
+    if name == "optim.rates":  # what does not learn has no state
+        fixed = [[pattern for pattern, factor in rates or () if not factor] for rates in (old, new)]
+        return bool(old) != bool(new) or fixed[0] != fixed[1]
+    return name in KEPT or name.partition(".")[0] in KEPT
+
+
+def _default(field: dataclasses.Field) -> Any:
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if default is dataclasses.MISSING:
+        return None
+    return json.loads(json.dumps(dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

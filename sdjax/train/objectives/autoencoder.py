@@ -1,0 +1,237 @@
+"""What the autoencoder is trained on: reconstruction and the divergence of its latents, and the adversarial training.
+
+`adversarial_loss` is what CompVis trained the released autoencoders with, `autoencoder_loss` a plain one for small
+models. Both decode a sample of the posterior.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sdjax import convert
+from sdjax.checks.effects import needs
+from sdjax.config import VAEConfig
+from sdjax.nn import AutoencoderKL, latent_from_moments
+from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
+from sdjax.nn.metrics.lpips import LPIPS
+from sdjax.storage.addresses import remote
+from sdjax.train.objectives import draws
+from sdjax.train.objectives.diffusion import Loss, Metrics, to_float
+from sdjax.typing import Image, Key, Moments, Params
+
+
+def kl_divergence(moments: Moments) -> jax.Array:
+    """Returns KL(N(mean, exp(logvar)) || N(0, 1)) of each latent value, in nats, [b, h, w, c].
+
+    Source: Kingma & Welling 2013 (arXiv 1312.6114), appendix B.
+    """
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    logvar = jnp.clip(logvar, -30.0, 20.0)  # as latent_from_moments
+    return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+
+
+def reconstruction_error(image: Image, other: Image, edge_weight: float) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean absolute difference of two pictures, and `edge_weight` times that of their gradients.
+
+    The gradients are differences of neighbouring pixels along both axes; they keep outlines sharp where a mean over
+    pixels, most of them background, would let them blur.
+    """
+    error = image - other
+    edges = jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
+    return jnp.abs(error).mean(), edge_weight * edges
+
+
+def autoencoder_loss(config: VAEConfig, *, kl_weight: float, edge_weight: float) -> Loss:
+    """Returns the autoencoder's loss: reconstruction plus `kl_weight` times the mean KL divergence of a latent value.
+
+    A batch is {"image": uint8 [b, h, w, 3]}; parameters are {"vae"}. Source: Rombach et al. 2022 (arXiv
+    2112.10752), appendix G, without its perceptual and adversarial terms.
+    """
+    vae = AutoencoderKL(config)
+
+    def loss(params: Params, frozen: Params, batch: Any, keys: Key, step: jax.Array) -> tuple[jax.Array, Metrics]:
+        params, image = params["vae"], to_float(batch["image"])
+        moments = vae.apply({"params": params}, image, method="encode")
+        noise = draws.normal(keys, draws.POSTERIOR, (*moments.shape[1:-1], config.latent_channels))
+        latent = latent_from_moments(moments, noise, config.scale_factor)
+        pixels, edges = reconstruction_error(vae.apply({"params": params}, latent, method="decode"), image, edge_weight)
+        kl = kl_divergence(moments).mean()
+        total = pixels + edges + kl_weight * kl
+        return total, {"loss": total, "pixels": pixels, "edges": edges, "kl": kl}
+
+    return loss
+
+
+JUDGED = (lambda o: o.disc_factor > 0, "without a discriminator (disc_factor)")
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderObjective:
+    """How an autoencoder is trained by `adversarial_loss`; the defaults are those of CompVis's kl-f8.
+
+    - `kl_weight`: of a picture's KL divergence, summed over its latent.
+    - `perceptual_weight`: of LPIPS, beside the difference of a pixel's value; `lpips`: the files with its weights, see
+      `convert.load_lpips`, needed unless it is 0.
+    - `pixel_loss`: "l1", a value's absolute difference, or "l2", its square, as Stability's ft-MSE decoders had it;
+      `edge_weight`: of the differences of neighbouring pixels, see `reconstruction_error`.
+    - `logvar`: a pixel's log variance. The reference calls it a parameter, but its optimisers are not given it.
+    - `disc_start`: the step, counted from 0, from which on the discriminator learns and is heard; `disc_weight`: of
+      what it says, in units of the reconstruction's gradient; `disc_factor`: of its loss, and of what it says once
+      more, 0 for none; `disc_loss`: "hinge" or "vanilla", the cross entropy; `discriminator`: a file to take a trained
+      one from, see `convert.load_discriminator`.
+
+    Raises ValueError for what is out of range.
+    """
+
+    kl_weight: float = 1e-6
+    perceptual_weight: float = 1.0
+    lpips: tuple[str, ...] = needs((), lambda o: o.perceptual_weight > 0, "without perceptual_weight")
+    pixel_loss: Literal["l1", "l2"] = "l1"
+    edge_weight: float = 0.0
+    logvar: float = 0.0
+    disc_start: int = needs(50001, *JUDGED)
+    disc_weight: float = needs(0.5, *JUDGED)
+    disc_factor: float = 1.0
+    disc_loss: Literal["hinge", "vanilla"] = needs("hinge", *JUDGED)
+    discriminator: str | None = needs(None, *JUDGED)
+
+    def __post_init__(self) -> None:
+        for name, known in (("pixel_loss", PIXEL_LOSSES), ("disc_loss", DISC_LOSSES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}")
+        for name in ("kl_weight", "perceptual_weight", "edge_weight", "disc_start", "disc_weight", "disc_factor"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is 0 or more; got {getattr(self, name)}")
+
+
+def hinge_loss(real: Array, fake: Array) -> jax.Array:
+    """Returns the discriminator's hinge loss of its logits. Source: Lim & Ye 2017 (arXiv 1705.02894)."""
+    return 0.5 * (jax.nn.relu(1.0 - real).mean() + jax.nn.relu(1.0 + fake).mean())
+
+
+def vanilla_loss(real: Array, fake: Array) -> jax.Array:
+    """Returns the cross entropy of the discriminator's logits. Source: Goodfellow et al. 2014 (arXiv 1406.2661)."""
+    return 0.5 * (jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean())
+
+
+PIXEL_LOSSES: dict[str, Callable[[Array], Array]] = {"l1": jnp.abs, "l2": jnp.square}
+DISC_LOSSES: dict[str, Callable[[Array, Array], jax.Array]] = {"hinge": hinge_loss, "vanilla": vanilla_loss}
+
+
+def adaptive_weight(nll_gradient: Array, generator_gradient: Array) -> jax.Array:
+    """Returns |nll's gradient| / (|generator's gradient| + 1e-4), at most 1e4, as a constant.
+
+    Source: Esser et al. 2020 (arXiv 2012.09841), equation 7, with the reference's 1e-4.
+    """
+    ratio = jnp.linalg.norm(nll_gradient) / (jnp.linalg.norm(generator_gradient) + 1e-4)
+    return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
+
+
+def check_files(objective: AutoencoderObjective | None) -> None:
+    """Raises ValueError if a file is missing that `adversarial_params` would read."""
+    if objective is None:
+        return
+    named = [*(objective.lpips if objective.perceptual_weight else ()), objective.discriminator or ""]
+    missing = [path for path in named if path and not remote(path) and not os.path.exists(path)]
+    if missing:
+        raise ValueError(f"{missing[0]}: there is no such file; autoencoder.lpips and discriminator name files")
+    if objective.perceptual_weight and not objective.lpips:
+        raise ValueError("autoencoder.lpips names the files of LPIPS, or autoencoder.perceptual_weight is 0")
+
+
+def adversarial_params(objective: AutoencoderObjective, vae: Params, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what `adversarial_loss` trains, {"vae", "discriminator"}, and what it needs beside, {"lpips"}.
+
+    A part that the objective gives no weight is not there. Raises CheckpointError as `convert.load_lpips`.
+    """
+    trained, frozen = {"vae": vae}, {}
+    if objective.perceptual_weight:
+        frozen["lpips"] = convert.load_lpips(*objective.lpips)
+    if objective.disc_factor and objective.discriminator:
+        trained["discriminator"] = convert.load_discriminator(objective.discriminator)
+    elif objective.disc_factor:
+        trained["discriminator"] = Discriminator().init(key, jnp.zeros((1, SMALLEST, SMALLEST, 3)))["params"]
+    return trained, frozen
+
+
+def adversarial_loss(
+    config: VAEConfig, objective: AutoencoderObjective, *, dtype: Any = jnp.float32, axis: str | None = None
+) -> Loss:
+    """Returns the loss of autoencoder and discriminator together; its gradient is each one's own.
+
+    A batch is {"image": uint8 [b, h, w, 3]}; for parameters see `adversarial_params`. The networks run in `dtype`, what
+    is summed and compared in float32.
+
+    Of the autoencoder, per picture: sum(e / exp(logvar) + logvar), the negative log likelihood, where e is the
+    difference of a pixel's value plus LPIPS of the whole picture; the weighted KL divergence; and from `disc_start` on
+    minus the mean logit of the reconstruction, times `disc_weight`, `disc_factor` and `adaptive_weight`. Of the
+    discriminator: its loss of pictures and reconstructions, neither of which it changes. The reference updates the two
+    in turn, so that its discriminator sees reconstructions by the autoencoder just updated, of another sample of the
+    posterior; here both learn from the same.
+
+    Batch norms and adaptive weight are not sums over examples: a batch worked on in parts has those of each part, one
+    spread over devices those of the whole, for which `pmap` and `shard_map` need their `axis`.
+
+    Source: CompVis/stable-diffusion, ldm/modules/losses/contperceptual.py.
+    """
+    o, compare = objective, DISC_LOSSES[objective.disc_loss]
+    vae, discriminator, perceptual = AutoencoderKL(config, dtype), Discriminator(dtype, axis), LPIPS(dtype)
+
+    def likelihood(lpips: Params | None, image: Image, reconstruction: Image) -> tuple[jax.Array, Metrics]:
+        """Returns the negative log likelihood of a picture, and its parts, both as means over the batch."""
+        error = PIXEL_LOSSES[o.pixel_loss](image - reconstruction)
+        parts = {"pixels": error.mean()}
+        if o.edge_weight:
+            _, parts["edges"] = reconstruction_error(image, reconstruction, o.edge_weight)
+            error += parts["edges"]
+        if o.perceptual_weight:
+            distance = perceptual.apply({"params": lpips}, image, reconstruction)
+            parts["perceptual"] = distance.mean()
+            error += o.perceptual_weight * distance[:, None, None, None]
+        return (error / jnp.exp(o.logvar) + o.logvar).sum() / len(image), parts
+
+    def loss(params: Params, frozen: Params, batch: Any, keys: Key, step: jax.Array) -> tuple[jax.Array, Metrics]:
+        image, lpips = to_float(batch["image"]), frozen.get("lpips")
+        moments = vae.apply({"params": params["vae"]}, image, method="encode")
+        noise = draws.normal(keys, draws.POSTERIOR, (*moments.shape[1:-1], config.latent_channels))
+        latent = latent_from_moments(moments, noise, config.scale_factor)
+
+        def decode(kernel: Array) -> Image:
+            return vae.apply({"params": with_last_kernel(params["vae"], kernel)}, latent, method="decode")
+
+        reconstruction, at_kernel = jax.vjp(decode, last_kernel(params["vae"]))
+        nll, parts = likelihood(lpips, image, reconstruction)
+        kl = kl_divergence(moments).sum() / len(image)
+        total, metrics = nll + o.kl_weight * kl, {**parts, "nll": nll, "kl": kl}
+        if o.disc_factor:
+            judge, picture = jax.lax.stop_gradient((params["discriminator"], reconstruction))
+            generator = lambda x: -discriminator.apply({"params": judge}, x).mean()  # noqa: E731
+            # XLA finds that these two repeat the gradients that are taken anyway
+            pulls = jax.grad(lambda x: likelihood(lpips, image, x)[0])(picture), jax.grad(generator)(picture)
+            pulls = [at_kernel(pull)[0] for pull in pulls]
+            weight = adaptive_weight(*(pulls if axis is None else jax.lax.pmean(pulls, axis)))
+            factor = jnp.where(step >= o.disc_start, o.disc_factor, 0.0)
+            real, fake = (discriminator.apply({"params": params["discriminator"]}, x) for x in (image, picture))
+            g, d = generator(reconstruction), factor * compare(real, fake)
+            total += o.disc_weight * weight * factor * g + d
+            metrics |= {"generator": g, "adaptive": weight, "discriminator": d}
+            metrics |= {"logits_real": real.mean(), "logits_fake": fake.mean()}
+        return total, {"loss": total, **metrics}
+
+    return loss
+
+
+def last_kernel(vae: Params) -> Array:
+    """Returns the kernel of the decoder's last convolution."""
+    return vae["decoder"]["conv_out"]["kernel"]
+
+
+def with_last_kernel(vae: Params, kernel: Array) -> Params:
+    """Returns the autoencoder's parameters with another kernel in the decoder's last convolution."""
+    decoder = vae["decoder"]
+    return {**vae, "decoder": {**decoder, "conv_out": {**decoder["conv_out"], "kernel": kernel}}}

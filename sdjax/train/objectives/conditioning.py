@@ -1,0 +1,112 @@
+"""What the network of each kind of model is told of a picture in training, made on the fly from the picture itself.
+
+A function here takes the model's description, the parameters that are at hand, a batch with `image` [b, h, w, 3] in
+[-1, 1], one key an example, and the objective; it returns what is put beside the noisy latent and the label, in the
+order and with the statistics that sampling uses.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.config import ModelConfig
+from sdjax.diffusion.unclip import LEVELS, noise_embedding, statistics
+from sdjax.nn import AutoencoderKL, DepthEstimator, VisionEncoder, latent_from_moments
+from sdjax.nn.depth.dpt import network_size
+from sdjax.nn.layers.resize import resize
+from sdjax.pictures.preprocess import MEAN, STD, ldm_matrix
+from sdjax.schedule import NoiseSchedule
+from sdjax.train.objectives import draws
+from sdjax.train.objectives.holes import random_holes
+from sdjax.typing import Image, Key, Latent, Params
+
+MAX_NOISE_LEVEL = 350  # of an upscaler's low-resolution picture in training, exclusive
+FLAT = 0.001  # added to a depth map's spread in training
+
+
+class Told(NamedTuple):
+    """Channels beside the latent, and a label; None where the model has none."""
+
+    concat: jax.Array | None = None
+    label: jax.Array | None = None
+
+
+def encode(config: ModelConfig, vae: Params, image: Image, keys: Key, stream: int, dtype: Any) -> Latent:
+    """Returns draws from the posterior of pictures in [-1, 1], times the scale factor, float32."""
+    moments = AutoencoderKL(config.vae, dtype).apply({"params": vae}, image, method="encode").astype(jnp.float32)
+    return from_moments(config, moments, keys, stream)
+
+
+def from_moments(config: ModelConfig, moments: jax.Array, keys: Key, stream: int) -> Latent:
+    """Returns draws from posteriors [b, h, w, 2 c], times the scale factor, float32."""
+    moments = moments.astype(jnp.float32)
+    shape = (*moments.shape[1:3], config.vae.latent_channels)
+    return latent_from_moments(moments, draws.normal(keys, stream, shape), config.vae.scale_factor)
+
+
+def text(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
+    """Returns nothing: such a model is told the text only."""
+    return Told()
+
+
+def inpainting(
+    config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any
+) -> Told:
+    """Returns mask and latent of the picture with its hole in mid-grey, [b, h / 8, w / 8, 1 + c].
+
+    The hole is the batch's `mask` where the objective's `holes` is "given", else drawn at random.
+    """
+    image, factor = batch["image"], config.vae.factor
+    if objective.holes == "given":
+        hole = batch["mask"] >= 128
+    else:
+        hole = random_holes(keys, *image.shape[1:3], objective.whole_holes)
+    hole = hole[..., None].astype(jnp.float32)
+    masked = encode(config, parts["vae"], image * (1 - hole), keys, draws.HOLES_POSTERIOR, dtype)
+    return Told(concat=jnp.concatenate([hole[:, ::factor, ::factor], masked], axis=-1))
+
+
+def depth(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
+    """Returns the depth that the depth network sees, from -1 to 1 by each picture's own range, [b, h / 8, w / 8, 1]."""
+    image, factor = batch["image"], config.vae.factor
+    h, w = image.shape[1:3]
+    seen = resize(image, network_size(config.depth, (h, w)), method="bicubic")
+    out = DepthEstimator(config.depth, dtype).apply({"params": parts["depth"]}, seen).astype(jnp.float32)
+    out = resize(out, (h // factor, w // factor), method="bicubic")
+    low, high = out.min((1, 2, 3), keepdims=True), out.max((1, 2, 3), keepdims=True)
+    return Told(concat=2 * (out - low) / (high - low + FLAT) - 1)
+
+
+def upscaling(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
+    """Returns the picture at a quarter of its size with noise on it, not encoded, and how much noise."""
+    image, factor = batch["image"], config.vae.factor
+    b, h, w, _ = image.shape
+    low = jnp.clip(jax.image.resize(image, (b, h // factor, w // factor, 3), "cubic"), -1, 1)
+    level = draws.integers(keys, draws.LEVEL, 0, MAX_NOISE_LEVEL)
+    noise = draws.normal(keys, draws.LEVEL_NOISE, low.shape[1:])
+    return Told(concat=NoiseSchedule(config.schedule).add_noise(low, noise, level), label=level)
+
+
+def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
+    """Returns the label of the picture's CLIP embedding with noise of a random level on it, [b, 2 d]."""
+    image, size = batch["image"], config.vision.image_size
+    rows, columns = (jnp.asarray(m) for m in ldm_matrix(*image.shape[1:3], size))
+    seen = (jnp.einsum("ih,bhwc,jw->bijc", rows, image, columns) + 1) / 2
+    seen = (seen - MEAN) / STD
+    embedding = VisionEncoder(config.vision, dtype).apply({"params": parts["vision"]}, seen).astype(jnp.float32)
+    level = draws.integers(keys, draws.LEVEL, 0, LEVELS)
+    noise = draws.normal(keys, draws.LEVEL_NOISE, embedding.shape[1:])
+    stats = statistics(parts, embedding.shape[-1])
+    label = noise_embedding(embedding, level, noise, stats["mean"], stats["std"])
+    return Told(label=draws.replaced(keys, draws.LABEL, objective.label_dropout, label, 0.0))
+
+
+Condition = Callable[[ModelConfig, Params, dict[str, Any], Key, Any, Any], Told]
+
+# By the kind of model (sdjax.purpose.KINDS); and which parameters each needs besides text encoder and autoencoder
+CONDITIONS: dict[str, Condition] = {
+    "text": text, "inpainting": inpainting, "depth": depth, "upscaling": upscaling, "unclip": unclip,
+}  # fmt: skip
+NEEDS = {"depth": "depth", "unclip": "vision"}

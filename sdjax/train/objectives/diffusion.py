@@ -1,0 +1,210 @@
+"""What is minimised: losses of (params, frozen, batch, keys, step), each with the numbers worth logging.
+
+An objective is made once from a description and is then a pure function, so that a training step knows nothing of it.
+`params` are trained and `frozen` are not; a batch is a dict of arrays whose first axis counts examples, `keys` [b] are
+the examples' own, and `step` is the number of steps before. A loss is a mean over examples: a batch may be worked on in
+parts.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sdjax.checks.effects import needs
+from sdjax.config import ModelConfig
+from sdjax.nn import TextEncoder, UNet
+from sdjax.schedule import NoiseSchedule
+from sdjax.train.objectives import conditioning, draws
+from sdjax.typing import Image, Key, Latent, Params
+
+Metrics = dict[str, jax.Array]
+Loss = Callable[[Params, Params, Any, Key, jax.Array], tuple[jax.Array, Metrics]]
+
+
+def to_float(image: jax.Array) -> Image:
+    """Returns uint8 pictures as float32 in [-1, 1]."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionObjective:
+    """How a denoising network is trained. What it predicts, and the betas, are the model's own (ScheduleConfig).
+
+    - `loss`: "l2", "l1" or "huber", quadratic up to `huber_delta`.
+    - `gamma`: of min-SNR weighting, None for the plain loss; `floor`, the least weight in terms of x0 (`snr_weights`).
+    - `timesteps`: the first, and the one after the last, that are drawn, each as often; None for all.
+    - `offset_noise`: the share of a noise that is the same all over a channel; `perturbation`: the share of another
+      noise that the network's input gets and its target does not.
+    - `dropout`: the share of captions replaced by the empty one, which guidance needs; `label_dropout`: the share of
+      unCLIP's labels replaced by zeros.
+    - `masked`: errors count where the batch's mask is white; elsewhere they count `unmasked` times as much.
+    - `holes`: where an inpainting model's holes come from: "random" or the batch's mask, "given"; `whole_holes`: the
+      share of random ones that hide everything.
+
+    Sources: min-SNR: Hang et al. 2023 (arXiv 2303.09556); offset noise: Guttenberg 2023
+    (crosslabs.org/blog/diffusion-with-offset-noise); perturbation: Ning et al. 2023 (arXiv 2301.11706).
+    """
+
+    loss: Literal["l2", "l1", "huber"] = "l2"
+    huber_delta: float = needs(0.1, lambda o: o.loss == "huber", 'but with loss "huber"')
+    gamma: float | None = None
+    floor: float = needs(0.0, lambda o: o.gamma is not None, "without gamma")
+    timesteps: tuple[int, int] | None = None
+    offset_noise: float = 0.0
+    perturbation: float = 0.0
+    dropout: float = 0.0
+    label_dropout: float = 0.0
+    masked: bool = False
+    unmasked: float = needs(0.0, lambda o: o.masked, "without masked")
+    holes: Literal["random", "given"] = "random"
+    whole_holes: float = needs(0.25, lambda o: o.holes == "random", 'but with holes "random"')
+
+    def __post_init__(self) -> None:
+        if self.loss not in ERRORS:
+            raise ValueError(f"the loss is one of {', '.join(ERRORS)}; got {self.loss!r}")
+        if self.holes not in ("random", "given"):
+            raise ValueError(f'holes are "random" or "given"; got {self.holes!r}')
+        for name in ("dropout", "label_dropout", "whole_holes", "unmasked"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} lies between 0 and 1; got {getattr(self, name)}")
+        if (self.gamma is not None and self.gamma <= 0) or self.huber_delta <= 0:
+            raise ValueError(f"gamma and huber_delta are positive; got {self.gamma} and {self.huber_delta}")
+        if not 0 <= self.floor <= (np.inf if self.gamma is None else self.gamma):
+            raise ValueError(f"floor lies between 0 and gamma; got {self.floor}")
+        if min(self.offset_noise, self.perturbation) < 0:
+            raise ValueError("offset_noise and perturbation are not negative")
+
+    def range_of(self, schedule: NoiseSchedule) -> tuple[int, int]:
+        """Returns the timesteps drawn. Raises ValueError unless they are the schedule's."""
+        first, last = self.timesteps or (0, schedule.num_timesteps)
+        if not 0 <= first < last <= schedule.num_timesteps:
+            raise ValueError(f"timesteps are a range within 0 ... {schedule.num_timesteps}; got {self.timesteps}")
+        return first, last
+
+
+# Of (error, huber_delta), entry by entry
+ERRORS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
+    "l2": lambda error, delta: jnp.square(error),
+    "l1": lambda error, delta: jnp.abs(error),
+    "huber": lambda error, delta: optax.losses.huber_loss(error, delta=delta),
+}
+
+
+def snr_weights(snr: np.ndarray, gamma: float | None, prediction: str, floor: float = 0.0) -> np.ndarray:
+    """Returns the loss's weight at each signal-to-noise ratio, for a squared error in what the network predicts.
+
+    In terms of x0 the weight is min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556), and at least `floor`: 1 is the
+    truncated weighting of Salimans & Ho 2022 (arXiv 2202.00512) for v and x0. Where hardly anything but noise is left
+    the network sets what the noise never hides in training and the sampler starts without, such as a background's
+    colour; with zero terminal SNR the weight would vanish there altogether. Without `gamma` all weights are 1.
+    """
+    if gamma is None:
+        return np.ones_like(snr)
+    return np.clip(snr, floor, gamma) / {"x0": 1.0, "v": snr + 1.0, "epsilon": snr}[prediction]
+
+
+def prediction_error(
+    schedule: NoiseSchedule, objective: DiffusionObjective, network: Callable[[Latent, jax.Array], Latent],
+    x0: Latent, noise: Latent, t: jax.Array, *, perturbation: Latent | None = None, weight: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """Returns each example's mean error [b] in what the network predicts of (noisy x, t), not weighted by its timestep.
+
+    `weight` [b, h, w, 1] says how much each place counts. Source: ldm/models/diffusion/ddpm.py:p_losses.
+    """
+    x = schedule.add_noise(x0, noise if perturbation is None else noise + perturbation, t)
+    error = ERRORS[objective.loss](network(x, t) - schedule.target(x0, noise, t), objective.huber_delta)
+    if weight is None:
+        return error.mean((1, 2, 3))
+    return (error.mean(-1, keepdims=True) * weight).sum((1, 2, 3)) / jnp.maximum(weight.sum((1, 2, 3)), 1e-6)
+
+
+class Denoising(NamedTuple):
+    """What the networks are asked in training, at timesteps of the caller's choice.
+
+    `errors(params, frozen, batch, keys)` is a function of the timesteps t [b]: each example's error [b]. All that does
+    not hang on them is computed once. A batch holds
+
+    - `image` uint8 [b, h, w, 3], or what the autoencoder made of it, `moments` [b, h', w', 2 c];
+    - `ids` [b, n], or what the text encoder made of them, `context` [b, n, d];
+    - where asked for `mask` uint8 [b, h, w], 255 where it is white.
+
+    Parameters, trained or frozen, are {"unet", "text", "vae", ...} as far as a batch needs them.
+    """
+
+    config: ModelConfig
+    objective: DiffusionObjective
+    empty: np.ndarray  # tokens [n] of the empty caption, or its context [n, d]
+    condition: conditioning.Condition = conditioning.text
+    dtype: Any = jnp.float32  # what the networks compute in
+    remat: str = "none"  # the UNet's
+
+    def errors(self, params: Params, frozen: Params, batch: Any, keys: Key) -> Callable[[jax.Array], jax.Array]:
+        """See above."""
+        config, objective, schedule = self.config, self.objective, NoiseSchedule(self.config.schedule)
+        parts = {**frozen, **params}
+        if "image" in batch:
+            batch = {**batch, "image": to_float(batch["image"])}
+            x0 = conditioning.encode(config, parts["vae"], batch["image"], keys, draws.POSTERIOR, self.dtype)
+        else:
+            x0 = conditioning.from_moments(config, batch["moments"], keys, draws.POSTERIOR)
+        told = self.condition(config, parts, batch, keys, objective, self.dtype)
+        context = self._context(parts, batch, keys)
+        unet = UNet(config.unet, self.dtype, self.remat)
+
+        def network(x: Latent, t: jax.Array) -> Latent:
+            x = x if told.concat is None else jnp.concatenate([x, told.concat], axis=-1)
+            return unet.apply({"params": parts["unet"]}, x, t.astype(jnp.float32), context, told.label)
+
+        noise, perturbation = draws.normal(keys, draws.NOISE, x0.shape[1:]), None
+        if objective.offset_noise:
+            noise += objective.offset_noise * draws.normal(keys, draws.OFFSET, (1, 1, x0.shape[-1]))
+        if objective.perturbation:
+            perturbation = objective.perturbation * draws.normal(keys, draws.PERTURBATION, x0.shape[1:])
+        weight = self._places(batch["mask"], x0) if objective.masked else None
+        return lambda t: prediction_error(
+            schedule, objective, network, x0, noise, t, perturbation=perturbation, weight=weight
+        )
+
+    def _context(self, parts: Params, batch: Any, keys: Key) -> jax.Array:
+        dropout = self.objective.dropout
+        if "context" in batch:
+            context = batch["context"].astype(jnp.float32)
+            return draws.replaced(keys, draws.CAPTION, dropout, context, jnp.asarray(self.empty, jnp.float32))
+        ids = batch["ids"].astype(jnp.int32)
+        ids = draws.replaced(keys, draws.CAPTION, dropout, ids, jnp.asarray(self.empty, jnp.int32))
+        return TextEncoder(self.config.text, self.dtype).apply({"params": parts["text"]}, ids)
+
+    def _places(self, mask: jax.Array, x0: Latent) -> jax.Array:
+        b, h, w, _ = x0.shape
+        factor = self.config.vae.factor
+        white = (mask.astype(jnp.float32) / 255).reshape(b, h, factor, w, factor).mean((2, 4))
+        return (self.objective.unmasked + (1 - self.objective.unmasked) * white)[..., None]
+
+
+def diffusion_loss(denoising: Denoising) -> Loss:
+    """Returns the loss of the UNet, and of the text encoder where it is trained too.
+
+    Timesteps are drawn, and errors weighted by them, as the objective says; and by `weight` [b], if a batch holds it.
+    Source: ldm/models/diffusion/ddpm.py:LatentDiffusion.p_losses, with the terms of DiffusionObjective.
+    """
+    objective, config = denoising.objective, denoising.config.schedule
+    schedule = NoiseSchedule(config)
+    timesteps = objective.range_of(schedule)
+    a = schedule.alphas_cumprod
+    weights = snr_weights(a / (1 - a), objective.gamma, config.prediction, objective.floor).astype(np.float32)
+
+    def loss(params: Params, frozen: Params, batch: Any, keys: Key, step: jax.Array) -> tuple[jax.Array, Metrics]:
+        t = draws.integers(keys, draws.TIMESTEP, *timesteps)
+        error = denoising.errors(params, frozen, batch, keys)(t)
+        weighted = jnp.asarray(weights)[t] * error
+        if "weight" in batch:
+            weighted = weighted * batch["weight"]
+        total = weighted.mean()
+        return total, {"loss": total, "unweighted": error.mean()}
+
+    return loss

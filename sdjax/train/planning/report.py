@@ -1,0 +1,67 @@
+"""What `sdjax train --plan` prints: what a run is and needs, from its description alone."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.nn.jax_settings import pinned
+from sdjax.train import parallel
+from sdjax.train.build import Setup, default_dtype
+from sdjax.train.config import TrainConfig
+from sdjax.train.data.cached import Cached
+from sdjax.train.planning import memory as plan
+from sdjax.train.start_model import describe
+
+
+@pinned()
+def plan_of(
+    config: TrainConfig, devices: int | None = None, platform: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> str:  # fmt: skip
+    """Returns the memory that each of so many devices needs, by default those that are here, and the work of a step.
+
+    `platform` is theirs, "cpu", "cuda" or "tpu"; None is the one here. It decides which kernels run.
+
+    Weights are not read and nothing is put on a device. `say` is told what is being done, as it takes a while.
+
+    Raises ConfigError for what does not go together.
+    """
+    platform = platform or {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    config = dataclasses.replace(config, dtype=config.dtype or default_dtype(platform))
+    texts = [
+        None if data is None else Cached(data.cached).text if data.cached else "ids"
+        for data in (config.data, config.validation.data)
+    ]
+    say("reading the model's description ...")
+    setup = Setup(config, describe(config.model), *texts)
+    count = jax.device_count() if devices is None else devices
+    sizes = config.parallel.sizes(count)
+    examples = parallel.examples_each(config.batch_size, config.accumulate, sizes)
+    state, frozen = setup.shapes
+
+    def laid(tree, kind=None):
+        return plan.laid_out(tree, parallel.layouts(tree, sizes, config.parallel), sizes, kind)
+
+    say("tracing the loss and its gradient, for the memory ...")
+    loss = setup.loss(setup.empty_shape())
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    working = plan.working_bytes(
+        loss, state.params, frozen, setup.batch_shapes(examples), keys, step, platform=platform
+    )
+    say("tracing a step, for its floating-point operations ...")
+    memory = plan.plan(
+        params=laid(state.params), opt_state=laid(state.opt_state),
+        ema=laid(state.ema_params, parallel.HOST if config.ema.host else None), frozen=laid(frozen),
+        activations=working, accumulate=config.accumulate > 1,
+    )  # fmt: skip
+    mesh = ", ".join(f"{name} {side}" for name, side in sizes.items())
+    work = setup.flops().model
+    lines = [
+        f"{setup.model.name} on {count} devices ({mesh}), {config.batch_size} examples a step, {setup.dtype}",
+        str(memory),
+        f"a step takes {work / 1e12:,.2f} TFLOP, {work / config.batch_size / 1e12:,.3f} an example",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,209 @@
+"""The model that a training starts from: read, changed, kept in the training's folder, and put together again."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax import configs, convert
+from sdjax.config import ConfigError, ModelConfig
+from sdjax.convert import CheckpointError
+from sdjax.convert.containers.local_models import local_path
+from sdjax.convert.model import model_of_params
+from sdjax.convert.write.outputs import WRITING
+from sdjax.convert.write.writing import save as save_model
+from sdjax.loading.run_layout import BASE, SETTINGS
+from sdjax.nn import init_params, param_shapes
+from sdjax.nn.jax_settings import make_key, pinned
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.storage import files
+from sdjax.train.checkpoints import reference
+from sdjax.train.config import ModelSource, build
+from sdjax.typing import Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A model: description, parameters as trees of numpy arrays, tokenizer, and what was decided on the way.
+
+    `origin` is the checkpoint that it was read from, whose licence, model card and the like go along.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    notices: tuple[str, ...] = ()
+    origin: convert.Model | None = None
+
+    def to_write(self) -> convert.Model:
+        """Returns the model with all that belongs to it, to be cast or written."""
+        return model_of_params(self.config, self.params, self.tokenizer, self.origin)
+
+    def save(self, folder: pathlib.Path, what: str = WRITING, advice: str = "") -> None:
+        """Writes it as a native folder, replacing what is there; an error says so by `what` and `advice`."""
+        try:
+            save_model(self.to_write(), folder, "native", overwrite=True)
+        except OSError as error:
+            needs = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+            raise files.tell(error, what, folder, needs, advice) if error.errno else error from error
+
+    @classmethod
+    def load(cls, folder: pathlib.Path) -> "Base":
+        """Returns what `save` wrote."""
+        model = convert.load_model(folder)
+        return cls(model.config, model.params, model.tokenizer(), origin=model)
+
+
+@pinned()
+def start_model(folder: pathlib.Path) -> Base:
+    """Returns the model that the run in a folder started from: its copy, or what `base.json` refers to.
+
+    Raises ConfigError if that is gone, or is another one.
+    """
+    if (folder / BASE / "config.json").exists():
+        return Base.load(folder / BASE)
+    with files.doing("reading the settings", folder / SETTINGS):
+        settings = json.loads((folder / SETTINGS).read_text())
+    source = reference.find(folder, build(ModelSource, settings["model"], "model"))
+    return open_base(source, settings["seed"])
+
+
+@pinned()
+def bytes_of(source: ModelSource) -> int:
+    """Returns how many bytes a copy of the model takes, without reading its weights."""
+    if source.scratch is not None:
+        shapes = jax.tree.leaves(param_shapes(describe(source)))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in _open(source).leaves.values())
+
+
+@pinned()
+def describe(source: ModelSource) -> ModelConfig:
+    """Returns the description of the model that is trained, without reading its weights.
+
+    Raises ConfigError for changes that do not fit, CheckpointError for what is no model.
+    """
+    before = _scratch(source) if source.scratch is not None else _open(source).config
+    config = change(before, source.changes)
+    check_fresh(source, config)
+    return config
+
+
+@pinned()
+def open_base(source: ModelSource, seed: int) -> Base:
+    """Returns the model that is trained, with its changes made. Raises as `describe`."""
+    if source.scratch is not None:
+        config = change(_scratch(source), source.changes)
+        tokenizer = Tokenizer() if source.tokenizer is None else Tokenizer.load(local_path(source.tokenizer))
+        if tokenizer.vocab_size != config.text.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder {config.text.vocab_size}: name "
+                "the one that belongs to the model by model.tokenizer"
+            )
+        return Base(config, _fresh(config, tuple(param_shapes(config)), seed), tokenizer)
+    said: list[str] = []
+    model = _open(source, said)
+    config = change(model.config, source.changes)
+    check_fresh(source, config)
+    params, changed = fit_params(model.config, config, model.params)
+    if source.fresh:
+        params = {**params, **_fresh(config, source.fresh, seed)}
+    said = tuple(dict.fromkeys([*said, *model.report.notices, *changed]))
+    return Base(config, params, model.tokenizer(), said, model)
+
+
+def check_fresh(source: ModelSource, config: ModelConfig) -> None:
+    """Raises ConfigError unless the parts that start from random weights are parts of the model."""
+    known = param_shapes(config)
+    unknown = [part for part in source.fresh if part not in known]
+    if unknown:
+        raise ConfigError(f"model.fresh names parts of the model, {', '.join(known)}; got {unknown[0]!r}")
+
+
+def change(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
+    """Returns a description with fields replaced, those of a description within it one by one."""
+
+    def merged(old: dict[str, Any], new: Mapping[str, Any], name: str) -> dict[str, Any]:
+        unknown = [key for key in new if key not in old]
+        if unknown:
+            raise ConfigError(f"{name} has no {' and no '.join(unknown)}; it has {', '.join(old)}")
+        inner = {
+            key: merged(old[key], value, f"{name}.{key}") if isinstance(old[key], dict) and value is not None else value
+            for key, value in new.items()
+        }
+        return {**old, **inner}
+
+    return ModelConfig.from_dict(merged(config.to_dict(), changes, "model.changes"))
+
+
+def fit_params(before: ModelConfig, after: ModelConfig, params: Params) -> tuple[Params, tuple[str, ...]]:
+    """Returns the parameters for a changed description, and what was done to them.
+
+    Further input channels of the UNet get weights of zero, so that it makes of a picture what it made before, whatever
+    the new ones hold. Raises ConfigError for changes that ask for other parameters.
+    """
+    notices: tuple[str, ...] = ()
+    more = after.unet.in_channels - before.unet.in_channels
+    if more > 0:
+        kernel = params["unet"]["conv_in"]["kernel"]
+        wide = np.concatenate([kernel, np.zeros((*kernel.shape[:2], more, kernel.shape[3]), kernel.dtype)], axis=2)
+        unet = {**params["unet"], "conv_in": {**params["unet"]["conv_in"], "kernel": wide}}
+        params = {**params, "unet": unet}
+        notices = (f"the UNet's first convolution was widened by {more} channels, with weights of 0",)
+    wanted = {jax.tree_util.keystr(path): leaf.shape for path, leaf in _leaves(param_shapes(after))}
+    found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in _leaves(params)}
+    wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if wrong:
+        raise ConfigError(
+            f"model.changes ask for {len(wrong)} other parameters, such as {wrong[0]} (there: {found.get(wrong[0])}, "
+            f"asked for: {wanted.get(wrong[0])}); what can be changed is the schedule, names, sizes in pixels, and "
+            "input channels to be added"
+        )
+    return params, notices
+
+
+def _fresh(config: ModelConfig, parts: tuple[str, ...], seed: int) -> Params:
+    """Returns random parameters of parts of a model; the others are traced, and not compiled."""
+
+    def init(key: Key) -> Params:
+        whole = init_params(config, key)
+        return {part: whole[part] for part in parts}
+
+    return jax.tree.map(np.asarray, jax.jit(init)(make_key(seed)))
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _scratch(source: ModelSource) -> ModelConfig:
+    if source.path is not None:
+        raise ConfigError("a model starts from a path or from scratch, not both")
+    if isinstance(source.scratch, str):
+        return configs.get(source.scratch)
+    return ModelConfig.from_dict(source.scratch)
+
+
+def _open(source: ModelSource, notices: list[str] | None = None) -> convert.Model:
+    from sdjax.loading import builtin
+    from sdjax.loading.hub import resolve
+
+    say = (lambda text: None) if notices is None else notices.append
+    others = {
+        name: None if getattr(source, name) is None else resolve(getattr(source, name), say=say)
+        for name in ("vae", "depth", "vision", "noise_stats")
+    }
+    others["prediction"] = source.prediction
+    if source.path is None or source.path in builtin.NAMES:
+        return builtin.load_model(source.path or builtin.NAME, ema=source.ema, **others)
+    path = resolve(source.path, say=say)
+    if source.ema == "auto":  # training goes on from what was trained, where a file holds its average beside it
+        with contextlib.suppress(CheckpointError):
+            return convert.load_model(path, ema="no", **others)
+    return convert.load_model(path, ema=source.ema, **others)

@@ -1,0 +1,106 @@
+"""A run's training set, from its description to batches."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from sdjax.config import ConfigError, ModelConfig
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.train.config import DataConfig
+from sdjax.train.data.buckets import Buckets
+from sdjax.train.data.cache import encoder_of, is_signature, probe
+from sdjax.train.data.cached import Cached
+from sdjax.train.data.loader import Loader
+from sdjax.train.data.order import Order
+from sdjax.train.data.pictures import Part, Pictures
+from sdjax.train.data.sources import open_source
+from sdjax.typing import Params
+
+TEXTS = ("caption", "key")  # of a batch; they stay on the host
+
+
+Examples = Cached | Pictures
+
+
+def open_parts(data: DataConfig, batch_size: int, *, captions: bool) -> Cached | list[Part]:
+    """Returns a training set as it lies there, of which nothing depends on a model: sources, or caches of latents.
+
+    Raises ConfigError or `sdjax.train.data.records.SourceError` for a set that cannot be used.
+    """
+    if data.cached:
+        return Cached(data.cached, least=batch_size)
+    parts = []
+    for part in data.parts:
+        source = part["source"] if captions else {"default": "", **part["source"]}
+        parts.append(Part(open_source(source), **{name: value for name, value in part.items() if name != "source"}))
+    return parts
+
+
+def make_examples(data: DataConfig, parts: Cached | list[Part], model: ModelConfig, batch_size: int) -> Examples:
+    """Returns the set with the sizes that a model takes. Raises as `open_parts`, and if no batch can be filled."""
+    examples = parts if isinstance(parts, Cached) else _pictures(data, parts, model, batch_size)
+    Order(examples.streams, batch_size, seed=0)
+    return examples
+
+
+def _pictures(data: DataConfig, parts: list[Part], model: ModelConfig, batch_size: int) -> Pictures:
+    side = model.image_size if data.side is None else data.side
+    step = max(64, model.vae.factor) if side >= 256 else model.vae.factor
+    if side % step:
+        raise ConfigError(f"data.side is a multiple of {step}; got {side}")
+    buckets = Buckets.around(side, step=step) if data.buckets else Buckets.square(side)
+    return Pictures(
+        parts, buckets, least=batch_size, crop=data.crop, flip=data.flip, resample=data.resample, masks=data.masks
+    )  # fmt: skip
+
+
+def make_loader(
+    data: DataConfig, model: ModelConfig, tokenizer: Tokenizer | None, *, batch_size: int, seed: int,
+    params: Params | None = None, sharding: Any = None, examples: Examples | None = None,
+) -> Loader:  # fmt: skip
+    """Returns the loader of a training set for a model; without `tokenizer` captions are not needed.
+
+    `params` are the model's, by which a cache of latents is recognised as made by it; `sharding` is where batches will
+    lie; `examples`, the set where it is open already. Raises as `open_parts`.
+    """
+    if examples is None:
+        parts = open_parts(data, batch_size, captions=tokenizer is not None)
+        examples = make_examples(data, parts, model, batch_size)
+    tokens = None
+    if isinstance(examples, Cached):
+        if params is not None:
+            _check_cache(examples, model, tokenizer, params)
+    elif tokenizer is not None:
+        text = model.text
+        tokens = functools.partial(tokenizer, length=text.max_length, pad_token_id=text.pad_token_id)
+    return Loader(
+        examples, batch_size=batch_size, seed=seed, tokens=tokens, sharding=sharding, threads=data.threads,
+        workers=data.workers, bad_limit=data.bad_limit,
+    )  # fmt: skip
+
+
+def text_of(examples: Examples) -> str:
+    """Returns what batches hold of captions, "ids" or "context"."""
+    return examples.text if isinstance(examples, Cached) else "ids"
+
+
+def _check_cache(cached: Cached, model: ModelConfig, tokenizer: Tokenizer | None, params: Params) -> None:
+    """Raises ConfigError for latents or captions of another model than the one that is trained on them."""
+    cache = cached.caches[0]  # the others are of the same model
+    if not is_signature(cache.manifest["autoencoder"], encoder_of(params)):
+        raise ConfigError(f"{cache.name} holds latents of another autoencoder than the model's: make it anew")
+    if cached.text == "context":
+        if not is_signature(cache.manifest["text_encoder"], params["text"]):
+            raise ConfigError(f"{cache.name} holds what another text encoder made of its captions: make it anew")
+    elif tokenizer is not None and cache.manifest["tokens"] != probe(tokenizer, model.text):
+        raise ConfigError(f"{cache.name} holds tokens for another text encoder than the model's: make it anew")
+
+
+def arrays(batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a batch goes to the devices."""
+    return {name: value for name, value in batch.items() if name not in TEXTS}
+
+
+def held_out(data: DataConfig) -> DataConfig:
+    """Returns a set's description for validation: nothing is drawn at random."""
+    return data if data.cached else dataclasses.replace(data, crop="centre", flip=0.0)
