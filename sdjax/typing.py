@@ -15,6 +15,7 @@ Pixels = UInt8[Array, "b h w 3"]
 Latent = Float[Array, "b h w c"]
 Moments = Float[Array, "b h w 2*c"]
 Context = Float[Array, "b n d"]
+Length = Int[Array, "b"]
 TokenIds = Int[Array, "b n"]
 Timestep = Float[Array, "b"]
 Key = PRNGKeyArray

@@ -17,7 +17,7 @@ LAYERS = [
     ("sdjax.config",),
     ("sdjax.schedule", "sdjax.purpose"),
     ("sdjax.nn",),
-    ("sdjax.samplers", "sdjax.prompts", "sdjax.pictures"),
+    ("sdjax.samplers", "sdjax.prompts", "sdjax.pictures", "sdjax.adapters"),
     ("sdjax.diffusion", "sdjax.configs"),
     ("sdjax.convert",),
     ("sdjax.pipeline",),

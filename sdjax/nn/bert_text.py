@@ -4,37 +4,18 @@ Source: CompVis/stable-diffusion, ldm/modules/x_transformer.py (TransformerWrapp
 of ldm/modules/encoders/modules.py:BERTEmbedder. Names are those of diffusers' LDMBertModel.
 """
 
-from typing import Any
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
 
 from sdjax.config import TextConfig
-from sdjax.nn.layers.attention import attend
 from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.multihead import CLIP, Attention, Tokens
 from sdjax.nn.layers.norm import LayerNorm
 from sdjax.typing import Context, TokenIds
-
-Tokens = Float[Array, "b n d"]
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention of heads of any size; biases in its output only."""
-
-    heads: int
-    head_dim: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        b, n, d = x.shape
-        inner = self.heads * self.head_dim
-        project = lambda name: Dense(inner, use_bias=False, dtype=self.dtype, name=name)(x)  # noqa: E731
-        q, k, v = (project(name).reshape(b, n, self.heads, self.head_dim) for name in ("q_proj", "k_proj", "v_proj"))
-        out = attend(q, k, v).reshape(b, n, inner)  # no mask: padding is seen too
-        return Dense(d, dtype=self.dtype, name="out_proj")(out)
 
 
 class Layer(nn.Module):
@@ -42,13 +23,14 @@ class Layer(nn.Module):
 
     heads: int
     head_dim: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         d = x.shape[-1]
         y = LayerNorm(1e-5, self.dtype, name="self_attn_layer_norm")(x)
-        x = x + SelfAttention(self.heads, self.head_dim, self.dtype, name="self_attn")(y)
+        attention = functools.partial(Attention, biased=False, head_size=self.head_dim, dtype=self.dtype)
+        x = x + attention(self.heads, CLIP, name="self_attn")(y)  # no mask: padding is seen too
         y = LayerNorm(1e-5, self.dtype, name="final_layer_norm")(x)
         y = jax.nn.gelu(Dense(4 * d, dtype=self.dtype, name="fc1")(y), approximate=False)
         return x + Dense(d, dtype=self.dtype, name="fc2")(y)
@@ -58,7 +40,7 @@ class BertTransformer(nn.Module):
     """Token and position embeddings, blocks, final norm."""
 
     config: TextConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: TokenIds) -> Context:

@@ -6,21 +6,18 @@ Source: transformers' CLIPTextModel, whose names these are; open_clip's CLIP.enc
 ldm/modules/encoders/modules.py (FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder with layer="penultimate").
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from sdjax.config import TextConfig
 from sdjax.nn.bert_text import BertTransformer
-from sdjax.nn.layers.attention import attend
 from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.multihead import CLIP, Attention, Tokens
 from sdjax.nn.layers.norm import LayerNorm
 from sdjax.typing import Context, TokenIds
-
-Tokens = Float[Array, "b n d"]
 
 
 def quick_gelu(x: Array) -> Array:
@@ -36,28 +33,12 @@ def gelu(x: Array) -> Array:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases; `causal` lets a token see only itself and those before it."""
-
-    heads: int
-    causal: bool
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        b, n, d = x.shape
-        q, k, v = (Dense(d, dtype=self.dtype, name=name)(x) for name in ("q_proj", "k_proj", "v_proj"))
-        q, k, v = (a.reshape(b, n, self.heads, d // self.heads) for a in (q, k, v))
-        out = attend(q, k, v, causal=self.causal).reshape(b, n, d)
-        return Dense(d, dtype=self.dtype, name="out_proj")(out)
-
-
 class MLP(nn.Module):
     """Linear to `width`, by default four times the input's, activation, linear back."""
 
     activation: str
     width: int | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -73,12 +54,12 @@ class EncoderLayer(nn.Module):
     activation: str
     causal: bool
     mlp_width: int | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         y = LayerNorm(1e-5, self.dtype, name="layer_norm1")(x)
-        x = x + SelfAttention(self.heads, self.causal, self.dtype, name="self_attn")(y)
+        x = x + Attention(self.heads, CLIP, causal=self.causal, dtype=self.dtype, name="self_attn")(y)
         y = LayerNorm(1e-5, self.dtype, name="layer_norm2")(x)
         return x + MLP(self.activation, self.mlp_width, self.dtype, name="mlp")(y)
 
@@ -91,7 +72,7 @@ class Encoder(nn.Module):
     activation: str
     causal: bool
     mlp_width: int | None = None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -105,7 +86,7 @@ class TextEmbeddings(nn.Module):
     """Token embedding plus learned position embedding."""
 
     config: TextConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: TokenIds) -> Tokens:
@@ -120,7 +101,7 @@ class TextTransformer(nn.Module):
     """Embeddings, causal blocks, final norm."""
 
     config: TextConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: TokenIds) -> Context:
@@ -139,7 +120,7 @@ class TextEncoder(nn.Module):
     """
 
     config: TextConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: TokenIds) -> Context:

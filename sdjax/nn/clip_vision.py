@@ -4,10 +4,9 @@ Source: openai/CLIP, clip/model.py (VisionTransformer); open_clip, src/open_clip
 transformers' CLIPVisionModelWithProjection, its misspelt `pre_layrnorm` too.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.config import VisionConfig
@@ -24,7 +23,7 @@ class VisionEmbeddings(nn.Module):
     """A class token and one token for every patch, with learned positions added."""
 
     config: VisionConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, pixels: Image) -> Tokens:
@@ -45,7 +44,7 @@ class VisionTransformer(nn.Module):
     """Embeddings, norm, blocks, and the norm of the class token, which stands for the picture: [b, width]."""
 
     config: VisionConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, pixels: Image) -> Embedding:
@@ -66,7 +65,7 @@ class VisionEncoder(nn.Module):
     """
 
     config: VisionConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, pixels: Image) -> Embedding:

@@ -4,11 +4,10 @@ Source: huggingface/diffusers, models/transformers/prior_transformer.py, whose n
 (arXiv 2204.06125), section 2.2.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sdjax.config import PriorConfig, TextConfig
@@ -29,7 +28,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with biases, logits and softmax in float32; `bias` is added to the logits."""
 
     heads: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens, bias: Float[Array, "b n n"]) -> Tokens:
@@ -46,7 +45,7 @@ class Projection(nn.Module):
     """A linear layer that diffusers keeps one module deeper, as `proj`, and the exact GELU behind it."""
 
     width: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -56,7 +55,7 @@ class Projection(nn.Module):
 class FeedForward(nn.Module):
     """Linear to four times the width, GELU, linear back."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -69,7 +68,7 @@ class Block(nn.Module):
     """Pre-norm transformer block."""
 
     heads: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens, bias: Float[Array, "b n n"]) -> Tokens:
@@ -86,7 +85,7 @@ class PriorTransformer(nn.Module):
     """
 
     config: PriorConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -128,7 +127,7 @@ class ProjectedTextEncoder(nn.Module):
     """
 
     config: TextConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: TokenIds) -> tuple[Embedding, Context]:

@@ -3,11 +3,12 @@
 Source: huggingface/diffusers, pipelines/stable_diffusion/safety_checker.py, whose names these are.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sdjax.config import VisionConfig
@@ -38,7 +39,7 @@ class Wrapped(nn.Module):
     """The tower, one module deeper as in the released file."""
 
     config: VisionConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, pixels: Image) -> Embedding:
@@ -49,7 +50,7 @@ class SafetyChecker(nn.Module):
     """Returns the scores, float32, of pixels [b, size, size, 3] from `sdjax.pictures.preprocess` ("huggingface")."""
 
     config: VisionConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, pixels: Image) -> Scores:

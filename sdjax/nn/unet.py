@@ -5,12 +5,13 @@ Source: ldm/modules/diffusionmodules/openaimodel.py:UNetModel. Names are those o
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sdjax.config import UNetConfig
@@ -19,7 +20,7 @@ from sdjax.nn.layers.embeddings import EmbeddingMLP, timestep_embedding
 from sdjax.nn.layers.norm import GroupNorm
 from sdjax.nn.layers.resnet import Downsample, Resnet, Upsample
 from sdjax.nn.layers.transformer import SpatialTransformer
-from sdjax.typing import Context, Latent, Timestep
+from sdjax.typing import Context, Latent, Length, Timestep
 
 EPSILON = 1e-5  # of the residual blocks' and the output's GroupNorm; the transformers' is 1e-6
 PADDING = ((1, 1), (1, 1))  # of the downsampling convolutions
@@ -40,6 +41,17 @@ REMATS: dict[str, Callable[[type[nn.Module]], type[nn.Module]]] = {
 }
 
 
+class Residuals(NamedTuple):
+    """What a ControlNet adds to the UNet: one map for each skip in the order that they are made, and the middle's.
+
+    The first of `skips` is for the output of `conv_in`; a Stable Diffusion UNet has twelve. A map may have height and
+    width 1 instead of the skip's. Source: Zhang et al. 2023 (arXiv 2302.05543), figure 3.
+    """
+
+    skips: Sequence[Latent]
+    middle: Latent
+
+
 @dataclasses.dataclass(frozen=True)
 class _Level:
     """What the blocks of one level are built from."""
@@ -49,7 +61,7 @@ class _Level:
     depth: int
     self_attention: bool
     groups: int
-    dtype: Any
+    dtype: DTypeLike
     remat: str
 
     def resnet(self, name: str) -> nn.Module:
@@ -69,12 +81,14 @@ class DownBlock(nn.Module):
     downsample: bool
 
     @nn.compact
-    def __call__(self, x: Latent, time: Float[Array, "b d"], context: Context) -> tuple[Latent, list[Latent]]:
+    def __call__(
+        self, x: Latent, time: Float[Array, "b d"], context: Context, context_length: Length | None = None
+    ) -> tuple[Latent, list[Latent]]:
         skips = []
         for j in range(self.num_res_blocks):
             x = self.level.resnet(f"resnets_{j}")(x, time)
             if self.level.heads:
-                x = self.level.attention(f"attentions_{j}")(x, context)
+                x = self.level.attention(f"attentions_{j}")(x, context, context_length)
             skips.append(x)
         if self.downsample:
             x = Downsample(PADDING, self.level.dtype, name="downsamplers_0")(x)
@@ -88,10 +102,19 @@ class MidBlock(nn.Module):
     level: _Level
 
     @nn.compact
-    def __call__(self, x: Latent, time: Float[Array, "b d"], context: Context) -> Latent:
+    def __call__(
+        self, x: Latent, time: Float[Array, "b d"], context: Context, context_length: Length | None = None
+    ) -> Latent:
         x = self.level.resnet("resnets_0")(x, time)
-        x = self.level.attention("attentions_0")(x, context)
+        x = self.level.attention("attentions_0")(x, context, context_length)
         return self.level.resnet("resnets_1")(x, time)
+
+
+class Join(nn.Module):
+    """Features and a skip side by side: a layer without parameters, where patches can change both."""
+
+    def __call__(self, x: Latent, skip: Latent) -> Latent:
+        return jnp.concatenate([x, skip], axis=-1)
 
 
 class UpBlock(nn.Module):
@@ -105,11 +128,15 @@ class UpBlock(nn.Module):
     upsample: bool
 
     @nn.compact
-    def __call__(self, x: Latent, skips: list[Latent], time: Float[Array, "b d"], context: Context) -> Latent:
+    def __call__(
+        self, x: Latent, skips: list[Latent], time: Float[Array, "b d"], context: Context,
+        context_length: Length | None = None,
+    ) -> Latent:  # fmt: skip
         for j in range(self.num_res_blocks):
-            x = self.level.resnet(f"resnets_{j}")(jnp.concatenate([x, skips.pop()], axis=-1), time)
+            x = Join(name=f"joins_{j}")(x, skips.pop())
+            x = self.level.resnet(f"resnets_{j}")(x, time)
             if self.level.heads:
-                x = self.level.attention(f"attentions_{j}")(x, context)
+                x = self.level.attention(f"attentions_{j}")(x, context, context_length)
         if self.upsample:
             x = Upsample(self.level.dtype, name="upsamplers_0")(x, skips[-1].shape[1:3])
         return x
@@ -121,13 +148,16 @@ class UNet(nn.Module):
     `x` [b, h, w, in_channels]: the noisy latent scaled to unit variance, then what the variant concatenates to it
     (mask and masked latent; depth; low-resolution picture). `t` [b]: timesteps, fractional ones allowed. `context`
     [b, n, context_dim]: the encoded text. `label`: int [b] with `num_classes`, float [b, label_dim] with `label_dim`.
-    `dtype` is what the layers compute in; `remat` is of REMATS.
+    `context_length` [b] hides what follows so many tokens of each context, so that contexts of different length share a
+    batch; without it all are seen. `residuals` are a ControlNet's. `dtype` is what the layers compute in; `remat` is of
+    REMATS.
 
-    Raises ValueError if a label is missing or not expected, or x has the wrong number of channels.
+    Raises ValueError if a label is missing or not expected, x has the wrong number of channels, or the residuals are
+    not one for each skip.
     """
 
     config: UNetConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "none"
 
     def _level(self, i: int) -> _Level:
@@ -142,6 +172,9 @@ class UNet(nn.Module):
         t: Timestep,
         context: Context,
         label: Int[Array, "b"] | Float[Array, "b d"] | None = None,
+        *,
+        context_length: Length | None = None,
+        residuals: Residuals | None = None,
     ) -> Latent:
         c = self.config
         if x.shape[-1] != c.in_channels:
@@ -154,13 +187,15 @@ class UNet(nn.Module):
         skips = [x]
         for i in levels:
             down = DownBlock(self._level(i), c.num_res_blocks, i < levels[-1], name=f"down_blocks_{i}")
-            x, outputs = down(x, time, context)
+            x, outputs = down(x, time, context, context_length)
             skips += outputs
         middle = dataclasses.replace(self._level(-1), heads=c.mid_heads, self_attention=c.mid_self_attention)
-        x = MidBlock(middle, name="mid_block")(x, time, context)
+        x = MidBlock(middle, name="mid_block")(x, time, context, context_length)
+        if residuals is not None:
+            skips, x = _with_residuals(skips, x, residuals)
         for j, i in enumerate(reversed(levels)):
             up = UpBlock(self._level(i), c.num_res_blocks + 1, i > 0, name=f"up_blocks_{j}")
-            x = up(x, skips, time, context)
+            x = up(x, skips, time, context, context_length)
 
         x = jax.nn.silu(GroupNorm(c.norm_groups, EPSILON, self.dtype, name="conv_norm_out")(x))
         x = Conv(c.out_channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(x)
@@ -179,3 +214,11 @@ class UNet(nn.Module):
         elif c.label_dim is not None:
             time = time + EmbeddingMLP(width, self.dtype, name="class_embedding")(label)
         return time
+
+
+def _with_residuals(skips: list[Latent], x: Latent, residuals: Residuals) -> tuple[list[Latent], Latent]:
+    """Returns the skips and the middle block's output with the residuals added, in their own dtypes."""
+    if len(residuals.skips) != len(skips):
+        raise ValueError(f"this UNet has {len(skips)} skips, got residuals for {len(residuals.skips)}")
+    added = [skip + residual.astype(skip.dtype) for skip, residual in zip(skips, residuals.skips)]
+    return added, x + residuals.middle.astype(x.dtype)

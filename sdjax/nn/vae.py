@@ -4,17 +4,15 @@ Source: ldm/modules/diffusionmodules/model.py (Encoder, Decoder) and ldm/models/
 diffusers' AutoencoderKL.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.config import VAEConfig
-from sdjax.nn.layers.attention import attend
 from sdjax.nn.layers.conv import POINT, Conv
-from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.multihead import multihead
 from sdjax.nn.layers.norm import GroupNorm
 from sdjax.nn.layers.resnet import Downsample, Resnet, Upsample
 from sdjax.typing import Image, Latent, Moments
@@ -29,15 +27,13 @@ class MapAttention(nn.Module):
     """Self-attention with one head over all pixels of a feature map; residual."""
 
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
         b, h, w, c = x.shape
-        y = GroupNorm(self.groups, EPSILON, self.dtype, name="group_norm")(x).reshape(b, h * w, 1, c)
-        q, k, v = (Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
-        y = attend(q, k, v)  # [b, h*w, 1, c]
-        return x + Dense(c, dtype=self.dtype, name="to_out_0")(y).reshape(b, h, w, c)
+        y = GroupNorm(self.groups, EPSILON, self.dtype, name="group_norm")(x).reshape(b, h * w, c)
+        return x + multihead(y, heads=1, dtype=self.dtype).reshape(b, h, w, c)
 
 
 class ResnetStack(nn.Module):
@@ -47,7 +43,7 @@ class ResnetStack(nn.Module):
     num_res_blocks: int
     groups: int
     resample: str | None = None  # "down", "up" or None
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -65,7 +61,7 @@ class MidBlock(nn.Module):
 
     channels: int
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -78,7 +74,7 @@ class Encoder(nn.Module):
     """Picture to the 2 * latent_channels channels that `quant_conv` turns into moments."""
 
     config: VAEConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Image) -> Map:
@@ -99,7 +95,7 @@ class Decoder(nn.Module):
     """Unscaled latent, after `post_quant_conv`, to picture."""
 
     config: VAEConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, z: Map) -> Image:
@@ -119,7 +115,7 @@ class AutoencoderKL(nn.Module):
     """The autoencoder. `encode` gives the moments of the unscaled latent, `decode` takes a latent (scaled)."""
 
     config: VAEConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         c = self.config

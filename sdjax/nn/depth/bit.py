@@ -3,11 +3,10 @@
 Source: timm, models/resnetv2.py and models/layers/std_conv.py; names are those of transformers' BitBackbone.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.config import DepthConfig
@@ -35,7 +34,7 @@ class StandardConv(nn.Module):
     features: int
     kernel_size: int
     stride: int = 1
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -54,7 +53,7 @@ class Shortcut(nn.Module):
     width: int
     stride: int
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -69,7 +68,7 @@ class Bottleneck(nn.Module):
     stride: int
     fit: bool
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -92,7 +91,7 @@ class Stage(nn.Module):
     depth: int
     stride: int
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -107,7 +106,7 @@ class Stem(nn.Module):
 
     width: int
     groups: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -120,7 +119,7 @@ class Encoder(nn.Module):
     """The stages; returns the map after each."""
 
     config: DepthConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> list[Map]:
@@ -135,7 +134,7 @@ class Bit(nn.Module):
     """Returns the maps after the three stages of an image, 4, 8 and 16 times smaller than it."""
 
     config: DepthConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"]) -> list[Map]:

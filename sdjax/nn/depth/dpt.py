@@ -4,19 +4,18 @@ Source: Stability-AI/stablediffusion, ldm/modules/midas/midas/{dpt_depth,vit,blo
 (arXiv 2103.13413). Names are those of transformers' DPTForDepthEstimation.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.config import DepthConfig
 from sdjax.nn.clip import gelu
 from sdjax.nn.depth.bit import Bit
-from sdjax.nn.layers.attention import attend
 from sdjax.nn.layers.conv import POINT, Conv
 from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.multihead import VIT, Attention, Tokens
 from sdjax.nn.layers.norm import LayerNorm
 from sdjax.nn.layers.resize import resize
 from sdjax.typing import Image
@@ -26,42 +25,28 @@ STEP = 2 * PATCH  # the coarsest map has half as many places as there are tokens
 HEAD_WIDTH = 32
 
 Map = Float[Array, "b h w c"]
-Tokens = Float[Array, "b n d"]
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention's queries, keys and values, with biases."""
-
-    heads: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        b, n, d = x.shape
-        q, k, v = (Dense(d, dtype=self.dtype, name=name)(x) for name in ("query", "key", "value"))
-        return attend(*(a.reshape(b, n, self.heads, d // self.heads) for a in (q, k, v))).reshape(b, n, d)
 
 
 class Wrapped(nn.Module):
     """A linear layer that transformers keeps one module deeper, as `dense`."""
 
     width: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         return Dense(self.width, dtype=self.dtype, name="dense")(x)
 
 
-class Attention(nn.Module):
-    """Self-attention and its output projection."""
+class AttentionBlock(nn.Module):
+    """Self-attention, and its output projection, which transformers keeps beside it."""
 
     heads: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        y = SelfAttention(self.heads, self.dtype, name="attention")(x)
+        y = Attention(self.heads, VIT, dtype=self.dtype, name="attention")(x)
         return Wrapped(x.shape[-1], self.dtype, name="output")(y)
 
 
@@ -70,13 +55,13 @@ class Layer(nn.Module):
 
     heads: int
     epsilon: float
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         d = x.shape[-1]
         y = LayerNorm(self.epsilon, self.dtype, name="layernorm_before")(x)
-        x = x + Attention(self.heads, self.dtype, name="attention")(y)
+        x = x + AttentionBlock(self.heads, self.dtype, name="attention")(y)
         y = LayerNorm(self.epsilon, self.dtype, name="layernorm_after")(x)
         y = gelu(Wrapped(4 * d, self.dtype, name="intermediate")(y))
         return x + Wrapped(d, self.dtype, name="output")(y)
@@ -86,7 +71,7 @@ class Transformer(nn.Module):
     """The blocks; returns the tokens after those that `taps` counts, without the norm that follows the last."""
 
     config: DepthConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> list[Tokens]:
@@ -102,7 +87,7 @@ class Backbone(nn.Module):
     """The ResNet, one module deeper as in transformers."""
 
     config: DepthConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Image) -> list[Map]:
@@ -113,7 +98,7 @@ class Embeddings(nn.Module):
     """The ResNet's first two maps, and its last one's pixels as tokens, behind a class token, with positions added."""
 
     config: DepthConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Image) -> tuple[list[Map], Tokens]:
@@ -135,7 +120,7 @@ class Encoder(nn.Module):
     """Picture to two maps of the ResNet and two sets of tokens of the vision transformer."""
 
     config: DepthConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Image) -> tuple[list[Map], list[Tokens]]:
@@ -148,7 +133,7 @@ class ReassembleLayer(nn.Module):
 
     width: int
     halve: bool
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -162,7 +147,7 @@ class Reassemble(nn.Module):
     """Tokens to maps: the class token is projected into every other one, then pixels take their places again."""
 
     config: DepthConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, tapped: list[Tokens], size: tuple[int, int]) -> list[Map]:
@@ -179,7 +164,7 @@ class Reassemble(nn.Module):
 class ResidualUnit(nn.Module):
     """Two 3x3 convolutions, each behind a ReLU; residual, from before the first ReLU."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -190,7 +175,7 @@ class ResidualUnit(nn.Module):
 class Fusion(nn.Module):
     """Adds a map to the path from the coarser ones, refines the sum, doubles its size."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, path: Map, x: Map | None) -> Map:
@@ -203,7 +188,7 @@ class Fusion(nn.Module):
 class FusionStage(nn.Module):
     """The four fusions, coarsest first; the first has no path to add to."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, maps: list[Map]) -> Map:
@@ -218,7 +203,7 @@ class Neck(nn.Module):
     """Four maps, brought to one width, to one at half the picture's size."""
 
     config: DepthConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, maps: list[Map], tapped: list[Tokens], size: tuple[int, int]) -> Map:
@@ -233,7 +218,7 @@ class Neck(nn.Module):
 class Head(nn.Module):
     """Map at half the picture's size to its depth."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -250,7 +235,7 @@ class DepthEstimator(nn.Module):
     """
 
     config: DepthConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Image) -> Map:

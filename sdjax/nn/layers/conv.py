@@ -3,11 +3,12 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.products import cpu_dtype, wide
@@ -32,7 +33,7 @@ class Conv(nn.Module):
     padding: Padding = ((1, 1), (1, 1))
     use_bias: bool = True
     kernel_init: Callable = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.dense import Dense
@@ -27,7 +28,7 @@ class EmbeddingMLP(nn.Module):
     """Linear, SiLU, linear: makes the time embedding from a sinusoid, and unCLIP's label embedding from its vector."""
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b d"]:

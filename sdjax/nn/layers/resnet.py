@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.conv import POINT, Conv
@@ -24,7 +25,7 @@ class Resnet(nn.Module):
     groups: int
     epsilon: float
     zero_init: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map, time: Float[Array, "b d"] | None = None) -> Map:
@@ -47,7 +48,7 @@ class Downsample(nn.Module):
     """
 
     padding: tuple[tuple[int, int], tuple[int, int]]
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -57,7 +58,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Repeats every pixel twice along both axes, cuts the result to `size` where given, and convolves it."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map, size: tuple[int, int] | None = None) -> Map:

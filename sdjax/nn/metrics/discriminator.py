@@ -4,11 +4,10 @@ Source: Isola et al. 2017 (arXiv 1611.07004), section 3.2; CompVis/taming-transf
 taming/modules/discriminator/model.py:NLayerDiscriminator of three layers, whose names these are.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.conv import Conv
@@ -23,7 +22,7 @@ SMALLEST = 24  # pixels of a side that give one logit
 Map = Float[Array, "b h w c"]
 
 
-def near_one(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def near_one(key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Returns draws from N(1, 0.02^2)."""
     return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
 
@@ -36,7 +35,7 @@ class BatchNorm(nn.Module):
     no running averages, as nothing is discriminated but in training.
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis: str | None = None
 
     @nn.compact
@@ -61,7 +60,7 @@ class Discriminator(nn.Module):
     Raises ValueError for sides under 24 pixels.
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis: str | None = None  # BatchNorm's
 
     @nn.compact

@@ -4,11 +4,10 @@ Names are those of torchvision's VGG16 and of the lpips package. Source: Zhang e
 CompVis/taming-transformers, taming/modules/losses/lpips.py, after richzhang/PerceptualSimilarity.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.conv import POINT, Conv
@@ -26,7 +25,7 @@ Map = Float[Array, "b h w c"]
 class VGG16(nn.Module):
     """The maps behind the last convolution before each pooling, of an image in [-1, 1]; its classifier is left out."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Image) -> list[Map]:
@@ -58,7 +57,7 @@ class LPIPS(nn.Module):
     Raises ValueError for sides under 16 pixels.
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, image: Image, other: Image) -> Float[Array, "b"]:

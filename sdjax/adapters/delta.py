@@ -1,0 +1,74 @@
+"""Adapters: changes of a network's kernels by the paths of its layers, and merging them into the parameters."""
+
+from collections.abc import Mapping
+from typing import Protocol, TypeAlias
+
+import jax.numpy as jnp
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
+
+from sdjax.typing import Params
+
+
+class AdapterError(ValueError):
+    """An adapter does not fit the network that it is applied to."""
+
+
+class Delta(Protocol):
+    """The change of one layer's kernel."""
+
+    def merge(self, kernel: Array, weight: Array | float) -> Array:
+        """Returns the kernel with `weight` times the change, in the kernel's dtype, rounded once.
+
+        The kernel is Flax's: [c, d] of a linear layer, [h, w, c, d] of a convolution. Raises AdapterError where the
+        change has another shape.
+        """
+        ...
+
+
+Adapter: TypeAlias = Mapping[str, Delta]  # by the path of the layer, "down_blocks_0/attentions_0/proj_in"
+
+
+@struct.dataclass
+class LowRank:
+    """The change scale * down @ up, whose rank r is small.
+
+    Of a linear layer `down` is [c, r] and `up` [r, d]. Of a convolution `down` is [h, w, c, r] and `up` still [r, d]:
+    the convolution to r channels comes first, then one over single pixels. `scale` is alpha / r of most files.
+
+    Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1.
+    """
+
+    down: Float[Array, "*k c r"]
+    up: Float[Array, "r d"]
+    scale: Float[Array, ""] | float = 1.0
+
+    def merge(self, kernel: Array, weight: Array | float) -> Array:
+        """Returns the kernel with `weight` times the change: computed in float32 and rounded once."""
+        if (*self.down.shape[:-1], self.up.shape[-1]) != kernel.shape or self.down.shape[-1] != self.up.shape[0]:
+            raise AdapterError(f"{self.down.shape} times {self.up.shape} is no change of a kernel {kernel.shape}")
+        down, up = self.down.astype(jnp.float32), self.up.astype(jnp.float32)
+        change = (down.reshape(-1, down.shape[-1]) @ up).reshape(kernel.shape)
+        return (kernel.astype(jnp.float32) + weight * self.scale * change).astype(kernel.dtype)
+
+
+def merge(params: Params, adapter: Adapter, weight: Array | float = 1.0) -> Params:
+    """Returns the network's parameters with `weight` times the adapter merged into its kernels.
+
+    Leaves that the adapter does not change are those of `params`, not copies. Raises AdapterError naming every layer
+    that the network does not have or whose kernel has another shape.
+    """
+    leaves, problems = flatten_dict(params, sep="/"), []
+    for path, delta in adapter.items():
+        name = f"{path}/kernel"
+        if name not in leaves:
+            problems.append(f"it has no layer {path!r} with a kernel")
+            continue
+        try:
+            leaves[name] = delta.merge(leaves[name], weight)
+        except AdapterError as error:
+            problems.append(f"{path!r}: {error}")
+    if problems:
+        raise AdapterError(f"the adapter does not fit the network: {'; '.join(problems)}")
+    return unflatten_dict(leaves, sep="/")

@@ -1,0 +1,97 @@
+"""FreeU: stronger features and weaker low frequencies of the skips in the UNet's first up blocks, without training.
+
+Source: Si et al. 2023 (arXiv 2309.11497), section 3.2; ChenyangSi/FreeU for the two versions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float
+
+from sdjax.adapters.patch import Context, Interceptor, path_of
+
+Map = Float[Array, "b h w c"]
+
+
+@struct.dataclass
+class FreeUNumbers:
+    """The four numbers of each image: `b1` and `b2` multiply features, `s1` and `s2` low frequencies; 1 is no change.
+
+    The original's for Stable Diffusion 1.5 are b1 1.5, b2 1.6, s1 0.9, s2 0.2; for 2.1 b1 is 1.4.
+    """
+
+    b1: Float[Array, "b"]
+    b2: Float[Array, "b"]
+    s1: Float[Array, "b"]
+    s2: Float[Array, "b"]
+
+
+@dataclass(frozen=True)
+class FreeU:
+    """Scales what comes together before each residual block of some up blocks: half of the features, and the skip.
+
+    `first` counts the up blocks, coarsest first, that get b1 and s1, and `second` those that get b2 and s2. The
+    defaults are diffusers'; the original and ComfyUI choose by the number of channels, which for Stable Diffusion is
+    first (0, 1) and second (2,). In version 1 the features' factor is b. In version 2 it is 1 + (b - 1) m, where m is
+    the mean over channels, scaled so that its values over the image go from 0 to 1.
+
+    Its arrays for each image are FreeUNumbers; it has no shared ones.
+    """
+
+    version: Literal[1, 2] = 1
+    first: tuple[int, ...] = (0,)
+    second: tuple[int, ...] = (1,)
+
+    def intercept(self, shared: None, own: FreeUNumbers) -> Interceptor:
+        """Returns the interceptor of `up_blocks_N/joins_M`, where features and skips come together."""
+        numbers = dict.fromkeys((f"up_blocks_{i}" for i in self.first), (own.b1, own.s1))
+        numbers |= dict.fromkeys((f"up_blocks_{i}" for i in self.second), (own.b2, own.s2))
+
+        def intercept(
+            method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
+        ) -> Any:
+            block, _, layer = path_of(context).partition("/")
+            if block not in numbers or not layer.startswith("joins_") or context.method_name != "__call__":
+                return method(*args, **kwargs)
+            x, skip = args
+            b, s = numbers[block]
+            return method(strengthened(x, b, self.version), damped(skip, s), **kwargs)
+
+        return intercept
+
+
+def strengthened(x: Map, b: Float[Array, "b"], version: int) -> Map:
+    """Returns the features with the first half of their channels multiplied, in x's dtype."""
+    factor = b.reshape(-1, 1, 1, 1)
+    if version == 2:
+        mean = x.astype(jnp.float32).mean(-1, keepdims=True)
+        low, high = mean.min((1, 2), keepdims=True), mean.max((1, 2), keepdims=True)
+        spread = high - low
+        factor = 1 + (factor - 1) * (mean - low) / jnp.where(spread > 0, spread, 1)
+    half = x.shape[-1] // 2
+    return jnp.concatenate([(x[..., :half] * factor).astype(x.dtype), x[..., half:]], axis=-1)
+
+
+def damped(x: Map, s: Float[Array, "b"]) -> Map:
+    """Returns the map with its lowest frequencies multiplied by s, in x's dtype.
+
+    These are the four of the 2 x 2 box in the middle of the shifted spectrum: 0 and -1 along each axis. The filter is
+    not symmetric, so the real part is taken, as in the original.
+    """
+    waves = low_waves(*x.shape[1:3])  # [n, h, w]
+    wide = x.astype(jnp.float32)
+    parts = jnp.einsum("bhwc,nhw->bnc", wide, waves) / (x.shape[1] * x.shape[2])
+    low = jnp.einsum("bnc,nhw->bhwc", parts, waves)
+    return (wide + (s.reshape(-1, 1, 1, 1) - 1) * low).astype(x.dtype)
+
+
+def low_waves(height: int, width: int) -> np.ndarray:
+    """Returns cosine and sine, float32 [n, h, w], of each frequency that the filter scales."""
+    y, x = np.arange(height)[:, None] / height, np.arange(width) / width
+    frequencies = {(k % height, m % width) for k in (0, -1) for m in (0, -1)}  # a side of one pixel has only one
+    angles = np.array([2 * np.pi * (k * y + m * x) for k, m in sorted(frequencies)])
+    return np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)

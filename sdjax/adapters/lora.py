@@ -1,0 +1,119 @@
+"""Low-rank adapters as a patch: another adapter and another weight for each image of a batch, nothing merged."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float
+
+from sdjax.adapters.delta import AdapterError, LowRank
+from sdjax.adapters.patch import Context, Interceptor, path_of
+from sdjax.nn.layers.conv import Conv, convolution
+from sdjax.nn.layers.dense import Dense
+
+
+@struct.dataclass
+class ImageLoRA:
+    """The adapters of a batch of b images: by the path of a layer, its low-rank change for each image.
+
+    The arrays of each LowRank have the batch as their first axis: [b, c, r], [b, r, d] and [b]. `weight` multiplies
+    an image's whole adapter; with weight 0 an image is what it is without the patch, bit for bit.
+    """
+
+    layers: dict[str, LowRank]
+    weight: Float[Array, "b"]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Adds to the outputs of linear layers and convolutions what low-rank changes of their kernels would add.
+
+    Its arrays for each image are an ImageLoRA; it has no shared ones. It can be differentiated by the adapter alone.
+    """
+
+    def intercept(self, shared: None, own: ImageLoRA) -> Interceptor:
+        """Returns the interceptor: x W becomes x W + weight * scale * (x down) up.
+
+        A network raises AdapterError when it is called, naming every layer that it does not have, that is no linear
+        layer or convolution, or whose kernel has another shape.
+        """
+
+        def intercept(
+            method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
+        ) -> Any:
+            path = path_of(context)
+            if not path:
+                _check(context.module, own.layers)
+            out = method(*args, **kwargs)
+            if context.method_name != "__call__" or path not in own.layers:
+                return out
+            change = own.layers[path]
+            low = _to_low_rank(context.module, args[0].astype(out.dtype), change.down.astype(out.dtype))
+            high = jnp.einsum("b...r,brd->b...d", low, change.up.astype(out.dtype), preferred_element_type=jnp.float32)
+            factor = (own.weight * change.scale).reshape(-1, *(1,) * (high.ndim - 1))
+            return out + (factor * high).astype(out.dtype)
+
+        return intercept
+
+
+def _check(network: nn.Module, layers: Mapping[str, LowRank]) -> None:
+    """Raises AdapterError unless the network has each of these layers with a kernel of that shape."""
+    if network.is_initializing():
+        return
+    leaves, problems = flatten_dict(network.variables["params"], sep="/"), []
+    for path, change in layers.items():
+        kernel = leaves.get(f"{path}/kernel")
+        shape = (*change.down.shape[1:-1], change.up.shape[-1])
+        if kernel is None:
+            problems.append(f"it has no layer {path!r} with a kernel")
+        elif kernel.shape != shape:
+            problems.append(f"the kernel of {path!r} is {kernel.shape}, the change {shape}")
+    if problems:
+        raise AdapterError(f"the adapter does not fit the network: {'; '.join(problems)}")
+
+
+def _to_low_rank(layer: nn.Module, x: Array, down: Array) -> Array:
+    """Returns the input of a layer at its adapter's rank: each image by its own matrix or convolution."""
+    if isinstance(layer, Dense):
+        return jnp.einsum("b...c,bcr->b...r", x, down)
+    if not isinstance(layer, Conv):
+        raise AdapterError(f"low-rank changes are for linear layers and convolutions; {layer.name} is neither")
+
+    def one(x: Array, kernel: Array) -> Array:
+        return convolution(x[None], kernel, strides=layer.strides, padding=layer.padding)[0]
+
+    return jax.vmap(one)(x, down)
+
+
+def for_images(adapters: Sequence[tuple[Mapping[str, LowRank], float]]) -> ImageLoRA:
+    """Returns the adapters of a batch, one and its weight for each image, as arrays of one shape.
+
+    A smaller rank is padded with zeros, and a layer that an image's adapter does not change gets zeros. An empty
+    adapter, {}, is for an image without one. Raises AdapterError where two adapters change a layer in other shapes.
+    """
+    paths = sorted({path for adapter, _ in adapters for path in adapter})
+    layers = {path: _stack(path, [adapter.get(path) for adapter, _ in adapters]) for path in paths}
+    return ImageLoRA(layers, jnp.asarray([weight for _, weight in adapters], jnp.float32))
+
+
+def _stack(path: str, changes: Sequence[LowRank | None]) -> LowRank:
+    """Returns the changes of one layer as one, the images first; zeros for an image without a change."""
+    known = [change for change in changes if change is not None]
+    shapes = sorted({(*change.down.shape[:-1], change.up.shape[-1]) for change in known})
+    if len(shapes) > 1:
+        raise AdapterError(f"two adapters change {path!r} in other shapes: {', '.join(map(str, shapes))}")
+    rank = max(change.down.shape[-1] for change in known)
+    none = jax.tree.map(jnp.zeros_like, _padded(known[0], rank))
+    padded = [none if change is None else _padded(change, rank) for change in changes]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+
+
+def _padded(change: LowRank, rank: int) -> LowRank:
+    more = rank - change.down.shape[-1]
+    down = jnp.pad(change.down, [*[(0, 0)] * (change.down.ndim - 1), (0, more)])
+    return LowRank(down, jnp.pad(change.up, [(0, more), (0, 0)]), jnp.asarray(change.scale, jnp.float32))

@@ -1,0 +1,70 @@
+"""The mechanism of patches: functions that run in place of the layers of a network, chosen by the layers' names.
+
+    with patched([FreeU()], own=[numbers]):
+        prediction = UNet(config).apply({"params": params}, x, t, context)
+
+A network does not know its patches, and its parameters stay as they are. `docs/design.md` says which layers can be
+patched and by which names.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import flax.linen as nn
+from flax.linen.module import InterceptorContext as Context
+from jaxtyping import PyTree
+
+# (method, its positional arguments, its keyword arguments, which layer and method it is) -> the result
+Interceptor: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Context], Any]
+
+
+class Patch(Protocol):
+    """An addition to a network. It is hashable and static; its arrays are arguments of the compiled program.
+
+    Two patches that are equal share a compiled program, so a number that changes from picture to picture is an array.
+    """
+
+    def __hash__(self) -> int: ...
+
+    def intercept(self, shared: PyTree, own: PyTree) -> Interceptor:
+        """Returns the function that is called instead of every method of every layer.
+
+        `shared` are the patch's arrays for the whole batch, such as an adapter's weights. `own` are its arrays for each
+        image, with the batch as their first axis. Either is None for a patch that has no such arrays.
+
+        The function gets the method, its arguments, and a context with `module` and `method_name`. It returns what the
+        method shall return; `method(*args, **kwargs)` for a layer that it leaves alone.
+        """
+        ...
+
+
+@contextlib.contextmanager
+def patched(
+    patches: Sequence[Patch], shared: Sequence[PyTree] | None = None, own: Sequence[PyTree] | None = None
+) -> Iterator[None]:
+    """Returns a context in which networks run with these patches.
+
+    The first patch is nearest to the network, and each of the others changes what those before it have made: it is the
+    first to see a layer's inputs and the last to see its output. `shared` and `own` hold the arrays of each patch, as
+    `Patch.intercept` takes them; without them, no patch has any.
+
+    Raises ValueError where there is not one entry for each patch.
+    """
+    none = [None] * len(patches)
+    shared, own = none if shared is None else shared, none if own is None else own
+    if not len(patches) == len(shared) == len(own):
+        raise ValueError(
+            f"{len(patches)} patches have as many entries of shared and of per-image arrays; "
+            f"got {len(shared)} and {len(own)}"
+        )
+    interceptors = [patch.intercept(*arrays) for patch, *arrays in zip(patches, shared, own)]
+    with contextlib.ExitStack() as stack:
+        for interceptor in reversed(interceptors):  # Flax calls the one that was entered first before the others
+            stack.enter_context(nn.intercept_methods(interceptor))
+        yield
+
+
+def path_of(context: Context) -> str:
+    """Returns the path of the layer that is called, "down_blocks_0/attentions_0/proj_in"; "" for the network itself."""
+    return "/".join(context.module.path)
