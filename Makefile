@@ -13,7 +13,7 @@ STAMP = $(VENV)/.installed
 TEST_STAMP = $(VENV)/.installed-test
 DOCS_STAMP = $(VENV)/.installed-docs
 
-.PHONY: run test test-all docs train-builtin lint clean
+.PHONY: run test test-all docs train-builtin lint lint-tree types clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sdjax needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 $(TEST_STAMP): $(STAMP)
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[lint]'
 	@touch $@
 
 $(DOCS_STAMP): $(STAMP)
@@ -52,9 +52,20 @@ train-builtin: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap
 train-builtin: $(TEST_STAMP)
 	$(BIN)/python -m sdjax.train.builtin.training --folder runs/builtin $(ARGS)
 
-lint: $(TEST_STAMP)
+# Checks style, spelling and who imports whom. The last needs the four folders as one package, as an installation has
+# them: a tree of links in build/lint
+lint: $(TEST_STAMP) lint-tree
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/codespell *.md docs sdjax convert configs scripts benchmarks
+	bin=$$(cd $(BIN) && pwd) && cd build/lint && "$$bin/lint-imports" ../../pyproject.toml --cache-dir ../import-linter
+
+types: $(TEST_STAMP) lint-tree
+	bin=$$(cd $(BIN) && pwd) && cd build/lint && "$$bin/mypy" --config-file ../../pyproject.toml --cache-dir ../mypy
+
+lint-tree:
+	@rm -rf build/lint && mkdir -p build/lint/sdjax
+	@cd build/lint/sdjax && ln -s ../../../sdjax/* ../../../configs ../../../convert ../../../scripts .
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info
