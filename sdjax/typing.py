@@ -8,7 +8,8 @@ Everything is NHWC. An image is in [-1, 1]; a latent is already multiplied by th
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+import jaxtyping
+from jaxtyping import Array, Float, Int, UInt8
 
 Image = Float[Array, "b h w 3"]
 Pixels = UInt8[Array, "b h w 3"]
@@ -18,5 +19,6 @@ Context = Float[Array, "b n d"]
 Length = Int[Array, "b"]
 TokenIds = Int[Array, "b n"]
 Timestep = Float[Array, "b"]
-Key = PRNGKeyArray
+Key = jaxtyping.Key[Array, ""]
+Keys = jaxtyping.Key[Array, "b"]
 Params = Mapping[str, Any]
