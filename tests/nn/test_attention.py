@@ -15,7 +15,6 @@ from sdjax.nn.layers import attention
 from sdjax.nn.layers.attention import attend
 from sdjax.pipeline import placement
 
-CUDNN = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
 # Relative to the largest output: float32 sums of up to 4,096 terms; halves to a few units of their last place
 TOLERANCE = {"float32": 5e-6, "bfloat16": 2e-2, "float16": 2.5e-3}
 
@@ -37,8 +36,8 @@ def exact(q, k, v, causal=False):
     return out.swapaxes(1, 2), tuple(g.swapaxes(1, 2) for g in grads)
 
 
-def loss(q, k, v, causal=False, function=attend):
-    return (function(q, k, v, causal=causal) * (1 + jnp.arange(q.shape[-1]) / q.shape[-1])).sum()
+def loss(q, k, v, causal=False, function=attend, **options):
+    return (function(q, k, v, causal=causal, **options) * (1 + jnp.arange(q.shape[-1]) / q.shape[-1])).sum()
 
 
 def inputs(n, m, h, d, dtype="float32", b=1, seed=0):
@@ -129,7 +128,7 @@ def largest_array(compiled):
 def test_cpu_never_holds_the_score_matrix(shape, dtype):
     b, n, h, d = shape
     args = (jax.ShapeDtypeStruct(shape, dtype),) * 3
-    compiled = attention._attend.lower(*args, False).compile()
+    compiled = attention._attend.lower(*args, None, False).compile()
     scores = b * h * n * n
     # XLA's CPU backend keeps what its fused products pass on outside its plan, so the program's text is read too
     assert largest_array(compiled) <= max(scores / 16, 2 * b * n * h * d)
@@ -137,8 +136,7 @@ def test_cpu_never_holds_the_score_matrix(shape, dtype):
 
 
 def lowered(function, args, platform):
-    checks = [export.DisabledSafetyCheck.custom_call(name) for name in CUDNN]
-    return export.export(jax.jit(function), platforms=[platform], disabled_checks=checks)(*args).mlir_module()
+    return export.export(jax.jit(function), platforms=[platform])(*args).mlir_module()
 
 
 def shaped(n, m, h, d, dtype="bfloat16", b=2):
@@ -148,18 +146,53 @@ def shaped(n, m, h, d, dtype="bfloat16", b=2):
 GRADIENT = jax.grad(lambda q, k, v: loss(q, k, v).astype(jnp.float32), (0, 1, 2))
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of compute capability 8.0, and in cuDNN's place XLA; returns what cuDNN would have been called with."""
+    calls, public = [], jax.nn.dot_product_attention
+
+    def stand_in(q, k, v, *, implementation, **options):
+        assert implementation == "cudnn"
+        calls.append({"queries": q.shape, "keys": k.shape, **options})
+        return public(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr(attention, "cuda_capability", lambda: 8.0)
+    attention._attend.clear_cache()
+    yield calls
+    attention._attend.clear_cache()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("shape", [(4096, 4096, 8, 40), (4096, 77, 8, 40), (3705, 3705, 8, 40), (1024, 1024, 8, 80),
                                    (9216, 9216, 5, 64)], ids=str)  # fmt: skip
-def test_lowered_for_cuda_is_cudnn(shape, dtype):
-    text = lowered(attend, shaped(*shape, dtype), "cuda")
-    assert CUDNN[0] in text
-    assert CUDNN[1] in lowered(GRADIENT, shaped(*shape, dtype), "cuda")
+def test_a_gpu_attends_by_cudnn_with_even_lengths(shape, dtype, gpu):
+    jax.eval_shape(attend, *shaped(*shape, dtype))
+    (call,) = gpu
+    assert call["queries"][1] % 2 == call["keys"][1] % 2 == 0  # JAX differentiates no others
+    assert ("key_value_seq_lengths" in call) == (shape[0] % 2 or shape[1] % 2)
 
 
-def test_lowered_for_cuda_without_cudnn_where_it_refuses():
+@pytest.mark.parametrize(
+    ("shape", "causal"), [((300, 77, 2, 40), False), ((301, 301, 1, 40), True), ((130, 130, 2, 64), True)], ids=str
+)
+def test_what_cudnn_is_called_with_is_the_attention(shape, causal, gpu):
+    args = inputs(*shape, "bfloat16")
+    check(attention.cudnn(*args, causal=causal), exact(*args, causal)[0], TOLERANCE["bfloat16"])
+    assert len(gpu) == 1
+
+
+def test_a_gpu_attends_without_cudnn_where_it_refuses(gpu):
     for args in (shaped(4096, 4096, 1, 512), shaped(4096, 4096, 8, 40, "float32"), shaped(77, 77, 12, 64)):
-        text = lowered(attend, args, "cuda")
+        jax.eval_shape(attend, *args)
+    assert not gpu
+
+
+def test_a_program_exported_for_cuda_from_a_machine_without_a_gpu_attends_in_chunks():
+    if attention.cuda_capability() is not None:
+        pytest.skip("this machine has a GPU")
+    for function in (attend, GRADIENT):
+        text = lowered(function, shaped(4096, 4096, 8, 40), "cuda")
         assert "custom_call" not in text
         assert "dot_general" in text
 
@@ -206,14 +239,14 @@ def test_splash_kernel_gradients_interpreted_equal_float64():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_vmap_keeps_the_kernel(platform, shared):
     q, k, v = (jax.ShapeDtypeStruct((3, *a.shape), a.dtype) for a in shaped(1025, 513, 2, 40))
     if shared:
         k, v = (jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in (k, v))
     axes = (0, None, None) if shared else 0
     text = lowered(jax.vmap(attend, axes), (q, k, v), platform)
-    kernel = {"cpu": "dot_general", "cuda": CUDNN[0], "tpu": "tpu_custom_call"}[platform]
+    kernel = {"cpu": "dot_general", "tpu": "tpu_custom_call"}[platform]
     assert kernel in text
 
 
@@ -247,6 +280,121 @@ def test_batch_spread_over_devices_needs_no_communication():
     args = placement.split(inputs(300, 200, 2, 40, b=8), placement.make_mesh())
     text = jax.jit(attend).lower(*args).compile().as_text()
     assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", text)
+
+
+LENGTHS = np.array([77, 2, 231, 150])
+
+
+def with_lengths(n, h, d, dtype, junk):
+    """Returns queries, and keys and values of LENGTHS' lengths, behind which they hold `junk`."""
+    q, k, v = inputs(n, int(LENGTHS.max()), h, d, dtype, b=len(LENGTHS))
+    hidden = (np.arange(k.shape[1]) >= LENGTHS[:, None])[..., None, None]
+    return q, *(jnp.where(hidden, jnp.asarray(junk, dtype), a) for a in (k, v))
+
+
+def alone(q, k, v, i):
+    """Returns one entry without padding."""
+    return tuple(a[i : i + 1, : None if a is q else LENGTHS[i]] for a in (q, k, v))
+
+
+def gradients(function):
+    """Returns the function of q, k and v that returns the gradients of `loss`, and the attention itself."""
+
+    def both(*args):
+        return loss(*args, function=function), function(*args)
+
+    return jax.jit(jax.grad(both, (0, 1, 2), has_aux=True))
+
+
+def kernels_of_lengths(monkeypatch):
+    """Returns every way to attend to keys of different length, on any platform."""
+    monkeypatch.setattr(attention, "CPU_SCORES", 2**13)
+
+    def by_public_xla(q, k, v, *, implementation, **options):
+        return public(q, k, v, implementation="xla", **options)
+
+    public = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_public_xla)
+    return {
+        "attend": attend,
+        "one product": attention.in_chunks,
+        "chunks": functools.partial(attention.in_chunks, limit=2**13),
+        "heads": attention.head_by_head,
+        "cudnn": attention.cudnn,
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kernel", ["attend", "one product", "chunks", "heads", "cudnn"])
+def test_a_context_gives_what_it_gives_alone_beside_longer_ones(kernel, dtype, monkeypatch):
+    function = kernels_of_lengths(monkeypatch)[kernel]
+    q, k, v = args = with_lengths(200, 2, 40, dtype, 3.0)
+    function = functools.partial(function, key_length=jnp.asarray(LENGTHS))
+    slopes, got = gradients(function)(*args)
+    for i, length in enumerate(LENGTHS):
+        want, wanted = exact(*alone(*args, i))
+        check(got[i : i + 1], want, TOLERANCE[dtype])
+        for slope, exact_slope, tolerance in zip(slopes, wanted, (2, 2, 1), strict=True):
+            check(slope[i : i + 1, : exact_slope.shape[1]], exact_slope, tolerance * max(TOLERANCE[dtype], 1e-5))
+        for slope in slopes[1:]:
+            assert not np.asarray(slope[i, length:], np.float32).any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_padding_may_hold_anything(devices, causal, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    attention._attend.clear_cache()
+    lengths = jnp.asarray(LENGTHS)
+    run = jax.value_and_grad(lambda *args: loss(*args, causal, key_length=lengths), (0, 1, 2))
+    plain = run(*with_lengths(231, 2, 16, "float32", 0.0))
+    for junk in (jnp.nan, jnp.inf, 1e30):
+        jax.tree.map(np.testing.assert_array_equal, run(*with_lengths(231, 2, 16, "float32", junk)), plain)
+    attention._attend.clear_cache()
+
+
+@pytest.mark.slow
+def test_splash_kernel_interpreted_takes_keys_of_different_length():
+    q, k, v = inputs(520, 600, 1, 40, b=2)
+    lengths = np.array([513, 130])
+    slopes, got = gradients(functools.partial(attention.splash, interpret=True, key_length=jnp.asarray(lengths)))(
+        q, k, v
+    )
+    for i, length in enumerate(lengths):
+        want, wanted = exact(*(a[i : i + 1, :m] for a, m in ((q, None), (k, length), (v, length))))
+        check(got[i : i + 1], want, TOLERANCE["float32"])
+        for slope, exact_slope in zip(slopes, wanted, strict=True):
+            check(slope[i : i + 1, : exact_slope.shape[1]], exact_slope, 1e-5)
+
+
+def test_lengths_that_hide_nothing_change_nothing_and_compile_once():
+    q, k, v = inputs(300, 231, 2, 40, b=2)
+    traced = []
+
+    @jax.jit
+    def run(q, k, v, lengths):
+        traced.append(lengths)
+        return attend(q, k, v, key_length=lengths)
+
+    np.testing.assert_allclose(run(q, k, v, jnp.array([231, 231])), attend(q, k, v), atol=2e-6)
+    run(q, k, v, jnp.array([77, 154]))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_lengths_keep_the_platforms_kernel(platform):
+    lengths = jax.ShapeDtypeStruct((2,), jnp.int32)
+    args = shaped(1024, 1024, 2, 40)
+    text = lowered(lambda q, k, v, lengths: attend(q, k, v, key_length=lengths), (*args, lengths), platform)
+    assert ("tpu_custom_call" in text) == (platform == "tpu")
+
+
+def test_refuses_lengths_that_do_not_fit():
+    args = inputs(8, 8, 2, 16, b=2)
+    with pytest.raises(ValueError, match="key_length is an integer for each of 2 entries; got int32"):
+        attend(*args, key_length=jnp.array([3]))
+    with pytest.raises(ValueError, match="got float32"):
+        attend(*args, key_length=jnp.array([3.0, 4.0]))
 
 
 def test_refuses_arrays_that_do_not_fit():

@@ -2,26 +2,26 @@
 
 | platform | half precision                                  | float32                             |
 |----------|-------------------------------------------------|-------------------------------------|
-| cuda     | cuDNN's fused kernel where it takes the shape   | chunks of queries, full precision   |
+| cuda     | cuDNN's fused kernel for the shapes it takes    | chunks of queries, full precision   |
 | tpu      | JAX's splash kernel for long sequences          | chunks of queries, full precision   |
 | cpu      | chunks of queries of one head                   | the same                            |
 | others   | chunks of queries                               | the same                            |
 
 Few queries and keys (a prompt's 77 tokens, an 8 x 8 map) are one plain product everywhere. No way holds more than a
 bounded part of the score matrix, and all are differentiable in reverse mode. `benchmarks/attention.py` measures them.
+
+A machine without an NVIDIA GPU cannot lower cuDNN's kernel: a program exported there for CUDA attends in chunks.
 """
 
 import functools
-import inspect
-import types
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.products import cpu_dtype
+from sdjax.typing import Length
 
 SMALL = 2**14  # queries times keys up to which a fused kernel has nothing to save
 CPU_SCORES = 2**21  # scores held at a time on a CPU (8 MiB), once for each 128 of head size: a chunk near the cache
@@ -29,45 +29,57 @@ SCORES = 2**26  # scores held at a time elsewhere (256 MiB): enough to fill a GP
 FEWEST_ROWS = 64  # queries a chunk has at least, so that products stay products of matrices
 SPLASH_LENGTH = 512  # queries and keys from which padding to the TPU kernel's blocks pays
 SPLASH_BLOCK = 512
+HALVES = (jnp.dtype("float16"), jnp.dtype("bfloat16"))
 LANES = 128  # a TPU's vector registers: head sizes are padded to a multiple
 
 Queries = Float[Array, "b n h d"]
 Keys = Float[Array, "b m h d"]
 
 
-def attend(q: Queries, k: Keys, v: Keys, *, causal: bool = False) -> Queries:
+def attend(q: Queries, k: Keys, v: Keys, *, key_length: Length | None = None, causal: bool = False) -> Queries:
     """Returns softmax(q k / sqrt(d)) v for every head, in q's dtype; logits and softmax are float32.
 
-    `causal` hides key j from query i < j. float32 is computed in full precision on every platform (no TF32, no
-    bfloat16 passes) unless `jax_default_matmul_precision` asks for less. Inside `jax.shard_map` with check_vma=True the
-    fused kernels, which JAX cannot check, are left out; on several TPUs they need `jax.shard_map`, not an automatic
-    partition.
+    `key_length` gives the number of keys of each entry of the batch, from 1 to m. The keys and values behind them are
+    padding: whatever they hold, results and gradients do not depend on it, and their own gradients are 0. `causal`
+    hides key j from query i < j.
 
-    Raises ValueError where shapes or dtypes do not fit together.
+    float32 is computed in full precision on every platform (no TF32, no bfloat16 passes) unless
+    `jax_default_matmul_precision` asks for less. Inside `jax.shard_map` with check_vma=True the fused kernels, which
+    JAX cannot check, are left out; on several TPUs they need `jax.shard_map`, not an automatic partition.
+
+    Raises ValueError for shapes or dtypes that do not fit together.
     """
     b, n, h, d = q.shape
     if k.shape != (b, k.shape[1], h, d) or v.shape != k.shape or not q.dtype == k.dtype == v.dtype:
         got = ", ".join(f"{a.dtype}{list(a.shape)}" for a in (q, k, v))
         raise ValueError(f"attention takes q [b, n, h, d] and k and v [b, m, h, d] of one dtype; got {got}")
-    return _attend(q, k, v, causal)
+    if key_length is not None and (key_length.shape != (b,) or not jnp.issubdtype(key_length.dtype, jnp.integer)):
+        raise ValueError(f"key_length is an integer for each of {b} entries; got {key_length.dtype}{key_length.shape}")
+    return _attend(q, k, v, key_length, causal)
 
 
-@functools.partial(jax.jit, static_argnums=3)  # traced and lowered once for all layers of one shape
-def _attend(q: Queries, k: Keys, v: Keys, causal: bool) -> Queries:
+@functools.partial(jax.jit, static_argnums=4)  # traced and lowered once for all layers of one shape
+def _attend(q: Queries, k: Keys, v: Keys, key_length: Length | None, causal: bool) -> Queries:
     n, m, d = q.shape[1], k.shape[1], q.shape[-1]
+    args = (q, k, v)
+    if key_length is not None:  # a weight of 0 does not hide a padded value that is not finite, nor its gradient
+        seen = (jnp.arange(m) < key_length[:, None])[..., None, None]
+        args = (q, jnp.where(seen, k, 0), jnp.where(seen, v, 0), key_length)
     if n * m <= SMALL:
-        return in_chunks(q, k, v, causal)
+        return in_chunks(*args, causal=causal)
     kernels = {"cpu": functools.partial(head_by_head, causal=causal)}
-    unchecked = not any(jax.typeof(a).manual_axis_type.varying for a in (q, k, v))
-    if unchecked and q.dtype in (jnp.float16, jnp.bfloat16):
-        if cudnn_takes(d):
-            kernels["cuda"] = functools.partial(cudnn, causal=causal)
-        if min(n, m) >= SPLASH_LENGTH:
-            kernels["tpu"] = functools.partial(splash, causal=causal)
-    return jax.lax.platform_dependent(q, k, v, default=functools.partial(in_chunks, causal=causal), **kernels)
+    unchecked = not any(jax.typeof(a).manual_axis_type.varying for a in args)
+    capability = cuda_capability()
+    if unchecked and capability is not None and cudnn_takes(d, q.dtype, capability):
+        kernels["cuda"] = functools.partial(cudnn, causal=causal)
+    if unchecked and splash_takes(n, m, q.dtype):
+        kernels["tpu"] = functools.partial(splash, causal=causal)
+    return jax.lax.platform_dependent(*args, default=functools.partial(in_chunks, causal=causal), **kernels)
 
 
-def in_chunks(q: Queries, k: Keys, v: Keys, causal: bool = False, limit: int = SCORES) -> Queries:
+def in_chunks(
+    q: Queries, k: Keys, v: Keys, key_length: Length | None = None, *, causal: bool = False, limit: int = SCORES
+) -> Queries:
     """Returns attention with about `limit` scores in memory at a time: all heads, a chunk of queries after the other.
 
     One product where all scores fit. A gradient computes the scores again, chunk by chunk.
@@ -76,7 +88,7 @@ def in_chunks(q: Queries, k: Keys, v: Keys, causal: bool = False, limit: int = S
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))  # [b, h, n, d]
     rows = max(limit // (b * h * k.shape[2]), FEWEST_ROWS)
     if rows >= n:
-        return _products(q, k, v, 0, causal).swapaxes(1, 2)
+        return _products(q, k, v, key_length, 0, causal).swapaxes(1, 2)
     count = -(-n // rows)
     rows = -(-n // count)  # chunks of one length, the last one padded by less than `count` rows
     q = jnp.pad(q, ((0, 0), (0, 0), (0, count * rows - n), (0, 0)))
@@ -84,13 +96,13 @@ def in_chunks(q: Queries, k: Keys, v: Keys, causal: bool = False, limit: int = S
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # prevent_cse: a scan's body needs no barrier
     def chunk(first: Array, q: Array) -> Array:
-        return _products(q, k, v, first, causal)
+        return _products(q, k, v, key_length, first, causal)
 
     out = jax.lax.map(lambda args: chunk(*args), (rows * jnp.arange(count), chunks))  # [count, b, h, rows, d]
     return jnp.moveaxis(out, 0, 2).reshape(b, h, count * rows, d)[:, :, :n].swapaxes(1, 2)
 
 
-def head_by_head(q: Queries, k: Keys, v: Keys, causal: bool = False) -> Queries:
+def head_by_head(q: Queries, k: Keys, v: Keys, key_length: Length | None = None, *, causal: bool = False) -> Queries:
     """Returns attention in chunks of one head after the other, which suits a CPU's cache.
 
     Halves that the processor does not multiply as they are go through float32.
@@ -102,22 +114,24 @@ def head_by_head(q: Queries, k: Keys, v: Keys, causal: bool = False) -> Queries:
     limit = CPU_SCORES * -(-q.shape[-1] // 128)
     dtype = cpu_dtype(q.dtype)
 
-    def head(qkv: tuple[Array, Array, Array]) -> Array:
+    def head(qkv: tuple[Array, Array, Array], key_length: Length | None) -> Array:
         q, k, v = (a.astype(dtype)[:, :, None] for a in qkv)
         if dtype != jnp.float32:  # summing rows of float32 takes a CPU longer than another column of the product
             v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1)
-        return in_chunks(q, k, v, causal, limit)[:, :, 0].astype(qkv[0].dtype)
+        return in_chunks(q, k, v, key_length, causal=causal, limit=limit)[:, :, 0].astype(qkv[0].dtype)
 
     if jax.device_count() > 1:
-        out = jax.lax.map(head, tuple(jnp.moveaxis(a, 2, 0) for a in (q, k, v)))  # [h, b, n, d]
+        heads = tuple(jnp.moveaxis(a, 2, 0) for a in (q, k, v))
+        out = jax.lax.map(lambda qkv: head(qkv, key_length), heads)  # [h, b, n, d]
         return jnp.moveaxis(out, 0, 2)
     b, n, h, d = q.shape
-    # [b h, 1, n, d]
-    out = jax.lax.map(head, tuple(a.swapaxes(1, 2).reshape(b * h, 1, a.shape[1], d) for a in (q, k, v)))
+    heads = tuple(a.swapaxes(1, 2).reshape(b * h, 1, a.shape[1], d) for a in (q, k, v))
+    lengths = None if key_length is None else jnp.repeat(key_length, h)[:, None]  # [b h, 1]
+    out = jax.lax.map(lambda args: head(*args), (heads, lengths))  # [b h, 1, n, d]
     return out.reshape(b, h, n, d).swapaxes(1, 2)
 
 
-def _products(q: Array, k: Array, v: Array, first: Array | int, causal: bool) -> Array:
+def _products(q: Array, k: Array, v: Array, key_length: Length | None, first: Array | int, causal: bool) -> Array:
     """Returns attention of q [b, h, n, d], whose rows start at query `first`, by two products.
 
     Where v has a last column of ones beyond q's width, the weights' sum comes with the product.
@@ -127,8 +141,10 @@ def _products(q: Array, k: Array, v: Array, first: Array | int, causal: bool) ->
     precision = jax.lax.Precision.HIGHEST if unset else None
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     logits = einsum("bhnd,bhmd->bhnm", q, k) * q.shape[-1] ** -0.5
+    n, m = logits.shape[-2:]
+    if key_length is not None:
+        logits = jnp.where(jnp.arange(m) < key_length[:, None, None, None], logits, -jnp.inf)
     if causal:
-        n, m = logits.shape[-2:]
         logits = jnp.where(jnp.arange(m) <= first + jnp.arange(n)[:, None], logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     out = einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v)
@@ -139,57 +155,49 @@ def _products(q: Array, k: Array, v: Array, first: Array | int, causal: bool) ->
     return (out / total).astype(q.dtype)  # divided last: d numbers a query instead of m
 
 
-def cudnn(q: Queries, k: Keys, v: Keys, causal: bool = False) -> Queries:
+def cudnn(q: Queries, k: Keys, v: Keys, key_length: Length | None = None, *, causal: bool = False) -> Queries:
     """Returns attention by cuDNN's fused kernel, which scales and sums in float32."""
     n, m = q.shape[1], k.shape[1]
     # JAX 0.10 cannot batch the kernel unless all its arguments are batched (under jax.vmap a context may be shared).
     # Both choices are the same, which XLA sees; jax.vmap sees that each depends on q, k and v
     either = jnp.isnan(q[:, :1, :1, :1] + k[:, :1, :1, :1] + v[:, :1, :1, :1])  # [b, 1, 1, 1]
     lengths = {}
-    if n % 2 or m % 2:  # JAX refuses to differentiate odd lengths: pad and tell the true ones
+    if (
+        n % 2 or m % 2 or key_length is not None
+    ):  # JAX refuses to differentiate odd lengths: pad, and give the true ones
         q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
-        true = (jnp.where(either[:, 0, 0, 0], jnp.int32(length), jnp.int32(length)) for length in (n, m))  # [b]
+        true = (jnp.int32(n), jnp.int32(m) if key_length is None else key_length.astype(jnp.int32))
+        true = (jnp.where(either[:, 0, 0, 0], length, length) for length in true)  # [b]
         lengths = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), true, strict=True))
     q, k, v = (jnp.where(either, a, a) for a in (q, k, v))
-    return _cudnn_function()(q, k, v, is_causal=causal, implementation="cudnn", **lengths)[:, :n]
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn", **lengths)[:, :n]
 
 
-def _cudnn_function() -> Callable:
-    """Returns jax.nn.dot_product_attention, which asks for cuDNN's version and refuses to run where there is none.
-
-    There, since every platform's kernel is traced everywhere and programs are exported for GPUs, a copy that is told
-    a version.
-    """
-    from jax._src.cudnn import fused_attention_stablehlo as fused
-
-    if fused.cuda_versions is not None:
-        return jax.nn.dot_product_attention
-    told = _with_globals(fused.dot_product_attention, check_cudnn_version=lambda: 91000)
-    return _with_globals(jax.nn.dot_product_attention, cudnn_dot_product_attention=told)
-
-
-def _with_globals(function: types.FunctionType, **names: Any) -> Callable:
-    """Returns the function with other meanings for some global names, leaving its module as it is."""
-    function = inspect.unwrap(function)
-    scope = {**function.__globals__, **names}
-    copy = types.FunctionType(function.__code__, scope, argdefs=function.__defaults__, closure=function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-def cudnn_takes(head_size: int) -> bool:
-    """Returns whether cuDNN's kernel takes this head size on this machine's GPUs, or on an A100 where it has none.
-
-    Multiples of 8 up to 128, up to 256 from compute capability 9.0 on; nothing before 8.0.
-    """
+def cuda_capability() -> float | None:
+    """Returns the lowest compute capability of this machine's NVIDIA GPUs, such as 8.0; None for a machine without."""
     try:
-        capability = min(float(device.compute_capability) for device in jax.local_devices(backend="cuda"))
+        return min(float(device.compute_capability) for device in jax.local_devices(backend="cuda"))
     except RuntimeError:  # no such backend
-        capability = 8.0
-    return head_size % 8 == 0 and capability >= 8.0 and head_size <= (256 if capability >= 9.0 else 128)
+        return None
 
 
-def splash(q: Queries, k: Keys, v: Keys, causal: bool = False, interpret: bool = False) -> Queries:
+def cudnn_takes(head_size: int, dtype: DTypeLike, capability: float) -> bool:
+    """Returns whether cuDNN's kernel takes heads of this size and dtype on a GPU of this compute capability.
+
+    Halves; multiples of 8 up to 128, up to 256 from compute capability 9.0 on; nothing before 8.0.
+    """
+    largest = 256 if capability >= 9.0 else 128
+    return jnp.dtype(dtype) in HALVES and head_size % 8 == 0 and head_size <= largest and capability >= 8.0
+
+
+def splash_takes(n: int, m: int, dtype: DTypeLike) -> bool:
+    """Returns whether JAX's splash kernel for TPUs pays for n queries and m keys of this dtype."""
+    return jnp.dtype(dtype) in HALVES and min(n, m) >= SPLASH_LENGTH
+
+
+def splash(
+    q: Queries, k: Keys, v: Keys, key_length: Length | None = None, *, causal: bool = False, interpret: bool = False
+) -> Queries:
     """Returns attention by JAX's splash kernel for TPUs; lengths and head size are padded, padded keys masked.
 
     `interpret` runs the kernel's program anywhere, slowly.
@@ -211,9 +219,17 @@ def splash(q: Queries, k: Keys, v: Keys, causal: bool = False, interpret: bool =
                                block_kv_dkv_compute=size, block_q_dq=size, block_kv_dq=size)  # fmt: skip
     mask = (masks.CausalMask if causal else masks.FullMask)((q.shape[2], k.shape[2]))
     run = kernel.make_splash_mha_single_device(masks.MultiHeadMask([mask] * h), block_sizes=blocks, interpret=interpret)
-    if k.shape[2] == m:
+
+    def segments(length: Array | int) -> kernel.SegmentIds:
+        """Padded keys are another segment than every query, padded queries included."""
+        seen = (jnp.arange(k.shape[2]) < length).astype(jnp.int32)
+        return kernel.SegmentIds(jnp.ones(q.shape[2], jnp.int32), seen)
+
+    if key_length is not None:
+        out = jax.vmap(lambda q, k, v, length: run(q, k, v, segments(length)))(q, k, v, key_length)
+    elif k.shape[2] == m:
         out = jax.vmap(run)(q, k, v)
-    else:  # padded keys are another segment than every query, padded queries included
-        segments = kernel.SegmentIds(jnp.ones(q.shape[2], jnp.int32), (jnp.arange(k.shape[2]) < m).astype(jnp.int32))
-        out = jax.vmap(lambda q, k, v: run(q, k, v, segments))(q, k, v)
+    else:
+        all_seen = segments(m)
+        out = jax.vmap(lambda q, k, v: run(q, k, v, all_seen))(q, k, v)
     return out.swapaxes(1, 2)[:, :n, :, :d]

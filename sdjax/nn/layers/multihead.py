@@ -40,8 +40,6 @@ class Attend(nn.Module):
         self, q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"],
         key_length: Length | None = None,
     ) -> Float[Array, "b n h d"]:  # fmt: skip
-        if key_length is None:
-            return attend(q, k, v, causal=self.causal)
         return attend(q, k, v, causal=self.causal, key_length=key_length)
 
 
