@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from sdjax.convert.model import model_of_params
+from sdjax.convert.bundle import bundle_of_params
 from sdjax.convert.write.writing import tensors_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -19,7 +19,7 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names
 
 def modules(pipe):
     """Returns diffusers' and transformers' modules with the pipeline's weights, in float32."""
-    model = model_of_params(pipe.config, pipe.params, pipe.tokenizer)
+    model = bundle_of_params(pipe.config, pipe.params, pipe.tokenizer)
     tensors = {name: leaf.read() for name, leaf in tensors_of(model, "diffusers").items()}
 
     def weights(part):

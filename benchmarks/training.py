@@ -27,7 +27,7 @@ from PIL import Image
 
 from sdjax.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.configs import finetune
-from sdjax.convert.model import model_of_params
+from sdjax.convert.bundle import bundle_of_params
 from sdjax.convert.write.writing import tensors_of
 from sdjax.evaluate.benchmark import device_name, random_model
 from sdjax.train import start_model
@@ -73,7 +73,7 @@ def theirs(pipe, batch, channels_last):
         attention_head_dim=4, norm_num_groups=16, down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
     )  # fmt: skip
-    model = model_of_params(pipe.config, pipe.params, pipe.tokenizer)
+    model = bundle_of_params(pipe.config, pipe.params, pipe.tokenizer)
     weights = {
         name.removeprefix("unet/"): torch.from_numpy(np.ascontiguousarray(leaf.read()))
         for name, leaf in tensors_of(model, "diffusers").items()

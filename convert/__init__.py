@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from sdjax.config import DepthConfig, ModelConfig, PriorConfig, VisionConfig
+from sdjax.convert.bundle import Bundle, Report, bundle_of_params
 from sdjax.convert.containers.casting import advice, told
 from sdjax.convert.containers.hashing import manifest
+from sdjax.convert.containers.lazy import float_type
 from sdjax.convert.containers.reading import TensorFile, read
-from sdjax.convert.describe.tokens import choose_tokenizer
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.inspection import Inspection, inspect
-from sdjax.convert.leaves import float_type
-from sdjax.convert.model import Model, Report, load_model, model_of_params
+from sdjax.convert.model import load_model
 from sdjax.convert.names import tables
 from sdjax.convert.parts.components import depth_network
 from sdjax.convert.parts.towers import vision_alone, vision_tower
@@ -36,6 +36,7 @@ from sdjax.storage.files import write_file
 from sdjax.typing import Params
 
 __all__ = [
+    "Bundle",
     "CheckpointError",
     "Inspection",
     "Model",
@@ -57,6 +58,8 @@ __all__ = [
     "save",
     "tensor_shapes",
 ]
+
+Model = Bundle  # the name that it had first
 
 
 def load(
@@ -101,7 +104,7 @@ def load(
     return model.config, _whole(model, dtype)
 
 
-def _whole(model: Model, dtype: str | None) -> Params:
+def _whole(model: Bundle, dtype: str | None) -> Params:
     """Returns the parameters of a model. Raises CheckpointError if the type cannot hold their numbers."""
     params = model.params
     if dtype is not None and model.losses:
@@ -115,7 +118,7 @@ def load_depth(source: Any, dtype: str | None = None) -> tuple[DepthConfig, Para
     Raises CheckpointError as `load`, ValueError for an unknown dtype.
     """
     config, leaves = depth_network(source, float_type(dtype))
-    return config.depth, _whole(Model(config, leaves, {}, Report("depth network", "", "", False)), dtype)["depth"]
+    return config.depth, _whole(Bundle(config, leaves, {}, Report("depth network", "", "", False)), dtype)["depth"]
 
 
 def load_vision(
@@ -127,7 +130,7 @@ def load_vision(
     `load`, ValueError for an unknown dtype.
     """
     config, leaves = vision_tower(source, float_type(dtype), config)
-    return config, _whole(Model(vision_alone(config), leaves, {}, Report("image tower", "", "", False)), dtype)[
+    return config, _whole(Bundle(vision_alone(config), leaves, {}, Report("image tower", "", "", False)), dtype)[
         "vision"
     ]
 
@@ -181,7 +184,7 @@ def save(
     to: str = "auto",
     tokenizer: Tokenizer | None = None,
     dtype: str | None = None,
-    like: Model | None = None,
+    like: Bundle | None = None,
     lossy: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -196,7 +199,7 @@ def save(
     """
     layout = layout_of(path, to)
     check_output(path, overwrite, WRITING, folder=layout != "ldm")
-    model = model_of_params(config, params, tokenizer, like).cast(dtype)
+    model = bundle_of_params(config, params, tokenizer, like).cast(dtype)
     save_model(model, path, layout, overwrite=overwrite, lossy=lossy)
     for notice in written_without(model, layout, dtype):
         warnings.warn(f"{os.fspath(path)}: {notice}", stacklevel=2)
@@ -245,7 +248,7 @@ def convert(
     words = None if vocab is None else Tokenizer.from_vocabulary(vocab)
     model = load_model(source, config, prediction, ema, vae, dtype, variant, keep_both=ema_names)
     if words is not None:
-        model = dataclasses.replace(model, own_tokenizer=choose_tokenizer(model, words))
+        model = dataclasses.replace(model, own_tokenizer=model.tokenizer_with(words))
     table: dict[str, Any] | None = None if manifest is None else {}
     save_model(model, target, layout, ema_names=ema_names, overwrite=overwrite, manifest=table, lossy=lossy)
     if manifest is not None:

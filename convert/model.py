@@ -11,106 +11,24 @@ import numpy as np
 
 from sdjax import configs
 from sdjax.config import PREDICTIONS, ConfigError, ModelConfig
+from sdjax.convert.bundle import Bundle, Report
 from sdjax.convert.containers import carried, own_settings
-from sdjax.convert.containers.casting import Loss
 from sdjax.convert.containers.file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
+from sdjax.convert.containers.lazy import LazyTensor, float_type
 from sdjax.convert.describe import detection, diffusers_config, ldm_config, prediction
 from sdjax.convert.describe.prediction import Decision
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, printable
-from sdjax.convert.leaves import Leaf, aligned_copy, float_type, matched_leaves, refuse
+from sdjax.convert.leaves import matched_leaves, refuse
 from sdjax.convert.names import keys, tables
 from sdjax.convert.names.matching import Match, match
 from sdjax.convert.parts.components import depth_network, vae_leaves
 from sdjax.convert.parts.towers import no_statistics, statistics, vision_tower
 from sdjax.convert.sources import Source, open_source
-from sdjax.convert.write.in_memory import leaves_of
 from sdjax.nn.jax_settings import pinned
-from sdjax.prompts.tokenizer import CLIP_TOKENS, Tokenizer
-from sdjax.typing import Params
+from sdjax.prompts.tokenizer import CLIP_TOKENS
 
 FEW = 3  # names of tensors that a note repeats
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What was decided while a model was read. `notices` are what its user should know."""
-
-    layout: str
-    config_origin: str
-    prediction_origin: str
-    ema: bool
-    notices: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Model:
-    """A model: `leaves` are its parameters by path in Flax's layout, `extras` tensors of its file that are none.
-
-    `metadata` is text by key, `files` a diffusers folder's JSON files by path, `licences` and `cards` texts by file
-    name. `losses` tells, of tensors read so far, which hold numbers that the type asked for cannot.
-    """
-
-    config: ModelConfig
-    leaves: Mapping[str, Leaf]
-    extras: Mapping[str, Leaf]
-    report: Report
-    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    files: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    own_tokenizer: Tokenizer | None = None
-    cards: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    losses: dict[str, Loss] = dataclasses.field(default_factory=dict, init=False, repr=False)
-
-    def __repr__(self) -> str:
-        return f"<Model {self.config.name}: {len(self.leaves)} tensors of parameters, {len(self.extras)} others>"
-
-    @functools.cached_property
-    def params(self) -> dict[str, Any]:
-        """The parameters as Flax's nested tree of numpy arrays, read when first asked for, one tensor at a time."""
-        tree: dict[str, Any] = {}
-        for path, leaf in self.leaves.items():
-            *modules, name = path.split("/")
-            place = functools.reduce(lambda node, module: node.setdefault(module, {}), modules, tree)
-            array = leaf.read_noting(self.losses)
-            if self.report.layout != "native":  # a native file's arrays stay views of the memory map
-                array = aligned_copy(array)
-                leaf.release()
-            place[name] = array
-        return tree
-
-    def cast(self, dtype: str | None) -> "Model":
-        """Returns the model in another floating-point type; noise tables and the like stay as they are."""
-        kind = float_type(dtype)
-        extras = {
-            name: leaf if tables.BUFFERS.fullmatch(name) else leaf.cast(kind) for name, leaf in self.extras.items()
-        }
-        return dataclasses.replace(
-            self, leaves={path: leaf.cast(kind) for path, leaf in self.leaves.items()}, extras=extras
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
-        return self  # nothing of it changes, and its files cannot be opened twice
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Makes a pickle hold all but the tensors, which lie in files."""
-        return Model, (self.config, {}, {}, self.report, self.metadata, self.files, self.licences, self.own_tokenizer,
-                       self.cards)  # fmt: skip
-
-    def tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer that came with the model, CLIP's own where none did.
-
-        Raises CheckpointError if none came and CLIP's has tokens that the text encoder does not know.
-        """
-        if self.own_tokenizer is not None:
-            return self.own_tokenizer
-        if self.config.text.vocab_size < CLIP_TOKENS:
-            raise CheckpointError(
-                f"it brings no tokenizer, and its text encoder has {self.config.text.vocab_size} tokens, not the "
-                f"{CLIP_TOKENS} of CLIP's own: take the folder or file from which it was converted (sdjax convert now "
-                "keeps the tokenizer), or convert it to a folder and put the tokenizer's files into its tokenizer/",
-            )
-        return Tokenizer()
 
 
 @pinned()
@@ -127,7 +45,7 @@ def load_model(
     vision: Any = None,
     noise_stats: Any = None,
     keep_both: bool = False,
-) -> Model:
+) -> Bundle:
     """Returns the model of a checkpoint, its parameters not read yet but checked to be all there.
 
     Arguments and errors are those of `sdjax.convert.load`. `keep_both` keeps the UNet's weights that `ema` did not
@@ -223,32 +141,7 @@ def load_model(
     report = Report(opened.layout, config_origin, decision.origin, averaged, tuple(notices))
     files = (opened.native or {}).get("files", {}) if opened.layout == "native" else opened.configs
     files = {name: content for name, content in files.items() if name != own_settings.FILE}
-    return Model(description, leaves, extras, report, metadata, files, opened.licences, opened.tokenizer, opened.cards)
-
-
-def model_of_params(
-    config: ModelConfig, params: Params, tokenizer: Tokenizer | None = None, like: Model | None = None
-) -> Model:
-    """Returns the model of parameters in memory.
-
-    `like` is the model that they were read from: metadata, licence, model card and tensors beside the parameters are
-    taken from it, and so is every parameter that is still the same, in the type that it is stored in.
-
-    Raises ValueError if the parameters are not the description's, the tokenizer has tokens that the text encoder does
-    not know, or there is no tokenizer and CLIP's own is not the text encoder's.
-    """
-    leaves = leaves_of(config, params, {} if like is None else like.leaves)
-    if tokenizer is None and config.text.kind == "clip" and config.text.vocab_size != CLIP_TOKENS:
-        raise ValueError(
-            f"the text encoder has {config.text.vocab_size} tokens, and CLIP's own tokenizer {CLIP_TOKENS}: give the "
-            "model's by tokenizer= (sdjax.convert.load_model(path).tokenizer() reads it)"
-        )
-    if tokenizer is not None:
-        check_tokens(tokenizer, config.text, ValueError)
-    if like is None:
-        return Model(config, leaves, {}, Report("memory", "argument", "argument", False), own_tokenizer=tokenizer)
-    report = dataclasses.replace(like.report, layout="memory")
-    return dataclasses.replace(like, config=config, leaves=leaves, report=report, own_tokenizer=tokenizer)
+    return Bundle(description, leaves, extras, report, metadata, files, opened.licences, opened.tokenizer, opened.cards)
 
 
 def stated(source: Source, asked: str | None = None) -> Decision | None:
@@ -331,7 +224,7 @@ def choose_ema(source: Source, ema: str) -> bool:
 
 def _extras(
     source: Source, config: ModelConfig, found: Match, kind: np.dtype | None, keep_both: bool
-) -> dict[str, Leaf]:
+) -> dict[str, LazyTensor]:
     files = [(source.tensors, [*found.extras, *(found.other_set if keep_both else ())])]
     if source.extra is not None:
         unet = {entry.name for entry in tables.entries(config, "ldm") if entry.part == "unet"}
@@ -341,7 +234,7 @@ def _extras(
     for tensors, names in files:
         shapes, dtypes = tensors.shapes, tensors.dtypes
         for name in names:
-            leaf = Leaf(
+            leaf = LazyTensor(
                 shapes[name],
                 dtypes[name],
                 functools.partial(tensors.__getitem__, name),
@@ -360,7 +253,7 @@ def _decide(
     config: ModelConfig,
     decision: Decision | None,
     asked: str | None,
-    leaves: Mapping[str, Leaf],
+    leaves: Mapping[str, LazyTensor],
     notices: list[str],
 ) -> Decision:
     if asked is not None:
@@ -375,7 +268,7 @@ def _decide(
     from sdjax.convert.describe.probe import probe
 
     asked_parts = {path: leaf for path, leaf in leaves.items() if not path.startswith("vae/")}
-    tree = Model(config, asked_parts, {}, Report(source.layout, "", "", False)).params
+    tree = Bundle(config, asked_parts, {}, Report(source.layout, "", "", False)).params
     try:
         answer, correlation = probe(config, tree)
     except CheckpointError as error:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.convert.model import model_of_params
+from sdjax.convert.bundle import bundle_of_params
 from sdjax.convert.write.writing import tensors_of
 from sdjax.nn import UNet
 from sdjax.schedule import NoiseSchedule
@@ -50,6 +50,6 @@ def train3(config, params, *, x0, noise, t, context, lr, grads, params_wanted):
     for kind, tree, names in (
         ("grad", gradient, grads), ("param", state.params, params_wanted), ("ema", state.ema_params, params_wanted)
     ):  # fmt: skip
-        tensors = tensors_of(model_of_params(config, {**params, **tree}, None), "ldm")
+        tensors = tensors_of(bundle_of_params(config, {**params, **tree}, None), "ldm")
         out |= {f"{kind}/{name}": tensors[PREFIX + name].read() for name in names}
     return out

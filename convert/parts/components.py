@@ -9,9 +9,10 @@ import numpy as np
 
 from sdjax.config import ConfigError, DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.convert.containers.file_kinds import kind_of_component, kind_of_folder, kind_of_tensors
+from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.describe import dpt_config
 from sdjax.convert.describe.diffusers_config import vae_from_diffusers
-from sdjax.convert.leaves import Leaf, matched_leaves, refuse
+from sdjax.convert.leaves import matched_leaves, refuse
 from sdjax.convert.names import keys, tables
 from sdjax.convert.names.matching import match
 from sdjax.convert.sources import Source, open_source
@@ -25,7 +26,7 @@ SMALLEST = ModelConfig(  # for the parts that a file of one part does not hold
 )  # fmt: skip
 
 
-def vae_leaves(vae: Any, config: ModelConfig, kind: np.dtype | None) -> dict[str, Leaf]:
+def vae_leaves(vae: Any, config: ModelConfig, kind: np.dtype | None) -> dict[str, LazyTensor]:
     """Returns the autoencoder of another file: a whole model's of any layout, or one that lies there alone."""
     source = open_source(vae)
     every, shapes = source.tensors.shapes, {}
@@ -102,7 +103,7 @@ def _check_fields(source: Source, described: Any) -> None:
 _XL = re.compile(r"(?i)(sd[-_ ]?xl|stable-diffusion-xl|xl[-_ ]?vae|vae[-_ ]?xl)")
 
 
-def depth_network(source: Any, kind: np.dtype | None) -> tuple[ModelConfig, dict[str, Leaf]]:
+def depth_network(source: Any, kind: np.dtype | None) -> tuple[ModelConfig, dict[str, LazyTensor]]:
     """Returns the depth network of a file or folder: a whole model's of any layout, or one that lies there alone.
 
     Alone are MiDaS's own dpt_hybrid file and a folder of transformers' DPTForDepthEstimation. Its description comes as

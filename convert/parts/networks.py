@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from sdjax.convert.containers.casting import Loss, advice, told
+from sdjax.convert.containers.lazy import LazyTensor, aligned_copy, is_floating
 from sdjax.convert.errors import listed, printable, shown
-from sdjax.convert.leaves import Leaf, aligned_copy, is_floating
 from sdjax.convert.names import keys, layouts
 from sdjax.convert.sources import Source
 from sdjax.typing import Params
@@ -70,7 +70,7 @@ def _array(
     tensors: Any, name: str, flax_kind: layouts.Kind, kind: np.dtype | None, losses: dict[str, Loss]
 ) -> np.ndarray:
     array = layouts.to_flax(flax_kind, tensors[name])
-    leaf = Leaf(array.shape, array.dtype, lambda: array, name=name).cast(kind)
+    leaf = LazyTensor(array.shape, array.dtype, lambda: array, name=name).cast(kind)
     copy = aligned_copy(leaf.read_noting(losses))
     tensors.release(name)
     return copy

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from sdjax.config import ModelConfig, VisionConfig
+from sdjax.convert.containers.lazy import LazyTensor, is_floating
 from sdjax.convert.describe import vision_config
-from sdjax.convert.leaves import Leaf, is_floating, matched_leaves, refuse
+from sdjax.convert.leaves import matched_leaves, refuse
 from sdjax.convert.names import keys, tables
 from sdjax.convert.names.matching import match
 from sdjax.convert.parts.components import SMALLEST, holds_none
@@ -29,7 +30,7 @@ def vision_alone(vision: VisionConfig) -> ModelConfig:
 
 def vision_tower(
     source: Any, kind: np.dtype | None, config: VisionConfig | None = None
-) -> tuple[VisionConfig, dict[str, Leaf]]:
+) -> tuple[VisionConfig, dict[str, LazyTensor]]:
     """Returns the image tower of a file or folder: a whole model's of any layout, or one that lies there alone.
 
     Alone are OpenAI's and OpenCLIP's own files and transformers' folders of a CLIPVisionModelWithProjection or
@@ -65,7 +66,7 @@ def _described(source: Source, layout: tables.Layout, prefix: str) -> VisionConf
     raise source.error("nothing beside its image tower says how it is built; give its description by config=")
 
 
-def statistics(source: Any, size: int, kind: np.dtype | None) -> dict[str, Leaf]:
+def statistics(source: Any, size: int, kind: np.dtype | None) -> dict[str, LazyTensor]:
     """Returns mean and standard deviation of image embeddings of this length, from a file or folder that holds them.
 
     Such are Stability's `ViT-L-14_stats.th`, diffusers' image_normalizer folder, and whole models. Raises
@@ -81,7 +82,7 @@ def statistics(source: Any, size: int, kind: np.dtype | None) -> dict[str, Leaf]
         if shape not in ((size,), (1, size)) or not is_floating(source.tensors.dtypes[name]):
             raise source.error(f"{name} has the shape {list(shape)}; the model's image embeddings have {size} numbers")
         read = functools.partial(_row, source.tensors, name)
-        leaves[f"noise_stats/{leaf}"] = Leaf((1, size), source.tensors.dtypes[name], read, name=name).cast(kind)
+        leaves[f"noise_stats/{leaf}"] = LazyTensor((1, size), source.tensors.dtypes[name], read, name=name).cast(kind)
     return leaves
 
 
@@ -89,14 +90,14 @@ def _row(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     return tensors[name].reshape(1, -1)
 
 
-def no_statistics(size: int) -> dict[str, Leaf]:
+def no_statistics(size: int) -> dict[str, LazyTensor]:
     """Returns a mean of 0 and a standard deviation of 1: what a file that holds none stands for."""
     return {
-        f"noise_stats/{leaf}": Leaf((1, size), np.dtype(np.float32), functools.partial(np.full, (1, size), value))
+        f"noise_stats/{leaf}": LazyTensor((1, size), np.dtype(np.float32), functools.partial(np.full, (1, size), value))
         for leaf, value in (("mean", np.float32(0)), ("std", np.float32(1)))
     }
 
 
-def are_none(leaves: Mapping[str, Leaf]) -> bool:
+def are_none(leaves: Mapping[str, LazyTensor]) -> bool:
     """Returns whether the statistics among a model's parameters are 0 and 1, for which single files hold none."""
     return all(bool(np.all(leaves[f"noise_stats/{leaf}"].read() == value)) for leaf, value in (("mean", 0), ("std", 1)))

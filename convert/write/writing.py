@@ -15,15 +15,15 @@ import numpy as np
 from sdjax import configs
 from sdjax._version import __version__
 from sdjax.config import ModelConfig
+from sdjax.convert.bundle import Bundle
 from sdjax.convert.containers import carried, own_settings
 from sdjax.convert.containers.budget import LIMITS
 from sdjax.convert.containers.casting import Loss, advice, told
 from sdjax.convert.containers.hashing import manifest_row
+from sdjax.convert.containers.lazy import ALIGNMENT, LazyTensor
 from sdjax.convert.containers.safetensors_file import DTYPES
 from sdjax.convert.describe import diffusers_config
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.leaves import ALIGNMENT, Leaf
-from sdjax.convert.model import Model
 from sdjax.convert.names import depth, keys, tables
 from sdjax.convert.parts.towers import are_none
 from sdjax.convert.sources import EXTRA, FORMAT
@@ -52,7 +52,7 @@ _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "
 
 
 def save(
-    model: Model,
+    model: Bundle,
     path: str | os.PathLike[str],
     to: str,
     *,
@@ -77,6 +77,7 @@ def save(
     if addresses.remote(path):
         with staged(path, overwrite=overwrite) as local:
             return save(model, local, to, ema_names=ema_names, manifest=manifest, lossy=lossy)
+    model = model.as_leaves()
     leaves = (*model.leaves.values(), *model.extras.values())
     needs = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves)
     check_room(path, needs, WRITING)
@@ -94,7 +95,7 @@ def save(
             )
 
 
-def tensors_of(model: Model, layout: tables.Layout) -> dict[str, Leaf]:
+def tensors_of(model: Bundle, layout: tables.Layout) -> dict[str, LazyTensor]:
     """Returns the model's parameters as a file of the layout stores them."""
     stored = {}
     for entry in tables.entries(model.config, layout):
@@ -102,7 +103,7 @@ def tensors_of(model: Model, layout: tables.Layout) -> dict[str, Leaf]:
     return stored
 
 
-def _joined(entry: tables.Entry, leaves: list[Leaf]) -> Leaf:
+def _joined(entry: tables.Entry, leaves: list[LazyTensor]) -> LazyTensor:
     dtypes = {leaf.dtype for leaf in leaves}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*(leaf.dtype for leaf in leaves))
     if any(leaf.stored is not None for leaf in leaves):  # joined first, so that what is cast can be compared
@@ -116,12 +117,12 @@ def _joined(entry: tables.Entry, leaves: list[Leaf]) -> Leaf:
             leaf.release()
 
     names = dict.fromkeys(leaf.name for leaf in leaves)
-    return Leaf(entry.shape, dtype, read, release, " and ".join(names))
+    return LazyTensor(entry.shape, dtype, read, release, " and ".join(names))
 
 
 def write_safetensors(
     path: pathlib.Path,
-    tensors: Mapping[str, Leaf],
+    tensors: Mapping[str, LazyTensor],
     metadata: Mapping[str, str],
     manifest: Manifest | None = None,
     prefix: str = "",
@@ -165,7 +166,7 @@ def write_safetensors(
             leaf.release()
 
 
-def _write_native(model: Model, folder: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
+def _write_native(model: Bundle, folder: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     write_safetensors(
         folder / "model.safetensors", tensors_of(model, "native"), model.metadata, manifest, losses=model.losses
     )
@@ -178,10 +179,10 @@ def _write_native(model: Model, folder: pathlib.Path, ema_names: bool, manifest:
     _write_beside(folder, model)
 
 
-def _write_diffusers(model: Model, folder: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
+def _write_diffusers(model: Bundle, folder: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     files = _files(model)
-    by_component: dict[str, dict[str, Leaf]] = {}
-    others: dict[str, Leaf] = {}
+    by_component: dict[str, dict[str, LazyTensor]] = {}
+    others: dict[str, LazyTensor] = {}
     for name, leaf in tensors_of(model, "diffusers").items():
         component, _, rest = name.partition("/")
         by_component.setdefault(component, {})[rest] = leaf
@@ -216,7 +217,7 @@ def _own_settings(files: Mapping[str, Any], folder: pathlib.Path, config: ModelC
     return own_settings.differing(described, config)
 
 
-def _component_metadata(model: Model, component: str) -> dict[str, str]:
+def _component_metadata(model: Bundle, component: str) -> dict[str, str]:
     own = {"format": "pt"}
     for key, value in _metadata(model).items():
         owner, slash, name = key.partition("/")
@@ -227,7 +228,7 @@ def _component_metadata(model: Model, component: str) -> dict[str, str]:
     return own
 
 
-def _write_ldm(model: Model, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
+def _write_ldm(model: Bundle, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     tensors = tensors_of(model, "ldm")
     if model.config.noise_stats is not None and are_none(model.leaves):
         for leaf in ("mean", "std"):
@@ -281,7 +282,7 @@ _DEPTH_IN_FILES = {
 _DEPTH_IN_FOLDERS = {file: folder for folder, file in _DEPTH_IN_FILES.items()}
 
 
-def written_without(model: Model, to: str, dtype: str | None = None) -> tuple[str, ...]:
+def written_without(model: Bundle, to: str, dtype: str | None = None) -> tuple[str, ...]:
     """Returns what a model that was written in a layout lacks, each a sentence for its user."""
     notices = []
     if to == "ldm":
@@ -300,8 +301,8 @@ def written_without(model: Model, to: str, dtype: str | None = None) -> tuple[st
     return tuple(notices)
 
 
-def _scalar(value: np.generic) -> Leaf:
-    return Leaf((), value.dtype, functools.partial(np.asarray, value))
+def _scalar(value: np.generic) -> LazyTensor:
+    return LazyTensor((), value.dtype, functools.partial(np.asarray, value))
 
 
 def _is_released(config: ModelConfig) -> bool:
@@ -312,7 +313,7 @@ def _is_released(config: ModelConfig) -> bool:
     return config == dataclasses.replace(known, **absent)
 
 
-def _metadata(model: Model) -> dict[str, str]:
+def _metadata(model: Bundle) -> dict[str, str]:
     """Returns the metadata with the model specification's keys added, and what it says of prediction true."""
     config, metadata = model.config, dict(model.metadata)
     kept = {
@@ -334,7 +335,7 @@ def _metadata(model: Model) -> dict[str, str]:
     return metadata
 
 
-def _files(model: Model) -> dict[str, Any]:
+def _files(model: Bundle) -> dict[str, Any]:
     """Returns a diffusers folder's JSON files: those that came with the model, as far as they still describe it."""
     ours: dict[str, Any] = diffusers_config.diffusers_files(model.config)
     given = {
@@ -367,7 +368,7 @@ def _files(model: Model) -> dict[str, Any]:
     return files
 
 
-def _write_beside(folder: pathlib.Path, model: Model) -> None:
+def _write_beside(folder: pathlib.Path, model: Bundle) -> None:
     pad = "!" if model.config.text.pad_token_id == 0 else "<|endoftext|>"
     if has_tokenizer(model):
         model.tokenizer().save(folder / "tokenizer", pad, model.config.text.max_length)
@@ -375,7 +376,7 @@ def _write_beside(folder: pathlib.Path, model: Model) -> None:
         (folder / name).write_text(text, encoding="utf-8", newline="")
 
 
-def has_tokenizer(model: Model) -> bool:
+def has_tokenizer(model: Bundle) -> bool:
     """Returns whether there is a tokenizer to write: the model's own, or CLIP's where it is the text encoder's."""
     text = model.config.text
     return model.own_tokenizer is not None or (text.kind == "clip" and text.vocab_size >= CLIP_TOKENS)
@@ -386,6 +387,6 @@ def _write_json(path: pathlib.Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-_WRITERS: dict[str, Callable[[Model, pathlib.Path, bool, Manifest | None], None]] = {
+_WRITERS: dict[str, Callable[[Bundle, pathlib.Path, bool, Manifest | None], None]] = {
     "native": _write_native, "ldm": _write_ldm, "diffusers": _write_diffusers,
 }  # fmt: skip

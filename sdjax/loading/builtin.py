@@ -7,9 +7,10 @@ from typing import Any
 
 from sdjax import convert
 from sdjax.config import ModelConfig
-from sdjax.convert import CheckpointError, Model
+from sdjax.convert.bundle import Bundle
 from sdjax.convert.containers.places import BUILTIN
 from sdjax.convert.containers.reading import read
+from sdjax.convert.errors import CheckpointError
 
 NAME, INPAINTING = NAMES = BUILTIN
 _SMALL = "a small one that draws emoji on plain backgrounds, 64 x 64 pixels"
@@ -69,7 +70,7 @@ def place(name: str) -> Path:
     return folder() if name == NAME else changes()
 
 
-def load_model(name: str, config: ModelConfig | str | None = None, **given: Any) -> Model:
+def load_model(name: str, config: ModelConfig | str | None = None, **given: Any) -> Bundle:
     """Returns the model of a name, as `sdjax.convert.load_model` does, which has the arguments.
 
     Raises CheckpointError if this copy of sdjax has none.

@@ -7,6 +7,7 @@ from typing import Any
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import explains_arguments
 from sdjax.config import ModelConfig
+from sdjax.convert.bundle import Bundle
 from sdjax.loading.run_layout import is_run
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import cache
@@ -57,7 +58,6 @@ def load(
     out of range.
     """
     from sdjax import convert  # reading checkpoints is not needed to use a pipeline built in memory
-    from sdjax.convert.describe.tokens import choose_tokenizer
     from sdjax.loading import builtin
     from sdjax.loading.hub import is_local, name_of, resolve
 
@@ -93,17 +93,16 @@ def load(
         model = convert.load_model(path, variant=variant, **given)
     if check is not None:
         check(model.config)
-    tokenizer = choose_tokenizer(model, vocab)
+    tokenizer = model.tokenizer_with(vocab)
     said = tuple(dict.fromkeys([*said, *model.report.notices]))
     return _pipeline(model, tokenizer, dtype, name, said)
 
 
-def _pipeline(model: Any, tokenizer: Tokenizer, dtype: str, path: Any, notices: tuple[str, ...]) -> Pipeline:
-    """Returns the pipeline of a `sdjax.convert.Model`; says which tensors hold numbers that the type cannot."""
+def _pipeline(model: Bundle, tokenizer: Tokenizer, dtype: str, path: Any, notices: tuple[str, ...]) -> Pipeline:
+    """Returns the pipeline of what a checkpoint holds; says which tensors hold numbers that the type cannot."""
     from sdjax.convert.containers.casting import advice, told
 
-    params = cast(model.params, dtype)
-    vars(model).pop("params")  # the pipeline's now, which may replace them
+    params = cast(model.read_params(), dtype)
     if model.losses:
         notices += (f"{told(model.losses, dtype)}, and pictures will suffer: {advice(dtype)}",)
     return Pipeline(model.config, params, tokenizer, dtype, str(path), notices, model)

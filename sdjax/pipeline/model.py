@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import Explained, explains_arguments, unknown_attribute
 from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.convert.bundle import Bundle
 from sdjax.diffusion import denoiser
 from sdjax.diffusion.constraint import Known
 from sdjax.diffusion.denoiser import Conditioning
@@ -141,10 +142,10 @@ def _sample(
 class Pipeline(metaclass=Explained):
     """A model ready to use: its description, parameters {"unet", "vae", "text"}, tokenizer and compute dtype.
 
-    `source` says where it came from, `notices` what was decided while loading it; `origin` is the
-    `sdjax.convert.Model` that was read, of which `save` writes what is beside the parameters. Parameters are put on the
-    devices once, at first use, and again after one of them was replaced: by `dataclasses.replace(pipe, params=...)`, or
-    in the tree itself. Do not write into a NumPy array of the tree: that is not seen.
+    `source` says where it came from, `notices` what was decided while loading it. `bundle` is what the checkpoint held,
+    a `sdjax.convert.Bundle`: `save` also writes what it has besides parameters. Parameters are put on the devices once,
+    at first use, and again after one of them was replaced: by `dataclasses.replace(pipe, params=...)`, or in the tree
+    itself. Do not write into a NumPy array of the tree: that is not seen.
     """
 
     config: ModelConfig
@@ -153,7 +154,7 @@ class Pipeline(metaclass=Explained):
     dtype: str = "float32"
     source: str = ""
     notices: tuple[str, ...] = ()
-    origin: Any = dataclasses.field(default=None, repr=False)
+    bundle: Bundle | None = dataclasses.field(default=None, repr=False)
     _placed: placement.Placed = dataclasses.field(default_factory=placement.Placed, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +196,7 @@ class Pipeline(metaclass=Explained):
         from sdjax import convert  # not needed to make pictures
 
         convert.save(
-            self.config, self.params, path, to=to, tokenizer=self.tokenizer, dtype=dtype, like=self.origin,
+            self.config, self.params, path, to=to, tokenizer=self.tokenizer, dtype=dtype, like=self.bundle,
             lossy=lossy, overwrite=overwrite,
         )  # fmt: skip
 

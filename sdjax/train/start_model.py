@@ -14,8 +14,8 @@ import numpy as np
 from sdjax import configs, convert
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert import CheckpointError
+from sdjax.convert.bundle import Bundle, bundle_of_params
 from sdjax.convert.containers.local_models import local_path
-from sdjax.convert.model import model_of_params
 from sdjax.convert.write.outputs import WRITING
 from sdjax.convert.write.writing import save as save_model
 from sdjax.loading.run_layout import BASE, SETTINGS
@@ -39,11 +39,11 @@ class Base:
     params: Params
     tokenizer: Tokenizer
     notices: tuple[str, ...] = ()
-    origin: convert.Model | None = None
+    origin: Bundle | None = None
 
-    def to_write(self) -> convert.Model:
+    def to_write(self) -> Bundle:
         """Returns the model with all that belongs to it, to be cast or written."""
-        return model_of_params(self.config, self.params, self.tokenizer, self.origin)
+        return bundle_of_params(self.config, self.params, self.tokenizer, self.origin)
 
     def save(self, folder: pathlib.Path, what: str = WRITING, advice: str = "") -> None:
         """Writes it as a native folder, replacing what is there; an error says so by `what` and `advice`."""
@@ -190,7 +190,7 @@ def _scratch(source: ModelSource) -> ModelConfig:
     return ModelConfig.from_dict(source.scratch)
 
 
-def _open(source: ModelSource, notices: list[str] | None = None) -> convert.Model:
+def _open(source: ModelSource, notices: list[str] | None = None) -> Bundle:
     from sdjax.loading import builtin
     from sdjax.loading.hub import resolve
 

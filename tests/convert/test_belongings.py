@@ -45,7 +45,7 @@ def with_added_token(folder):
 
 def belongings(path):
     loaded = sdjax.load(str(path))
-    model = loaded.origin
+    model = loaded.bundle
     kinds = {str((leaf.stored or leaf).dtype) for leaf in model.leaves.values()}
     return loaded.tokenizer.encode("a red cat"), loaded.config, dict(model.licences), dict(model.cards), kinds
 

@@ -8,7 +8,7 @@ from small_models import write
 
 from sdjax import convert
 from sdjax.config import ModelConfig
-from sdjax.convert.model import Model
+from sdjax.convert.bundle import Bundle
 
 
 def equal(a: pathlib.Path, b: pathlib.Path) -> bool:
@@ -33,7 +33,7 @@ def check_round_trips(folder: pathlib.Path, tensors: dict[str, np.ndarray], conf
 
 def check_without(
     part: str, component: str, folder: pathlib.Path, tensors: dict[str, np.ndarray], config: ModelConfig
-) -> Model:
+) -> Bundle:
     """Returns the model of an ldm file without a part, which every layout keeps as it is.
 
     `part` is the description's field, `component` its name in a diffusers folder.

@@ -16,8 +16,8 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sdjax.convert.bundle import bundle_of_params
 from sdjax.convert.containers.casting import advice, cast, loss, told
-from sdjax.convert.model import model_of_params
 from sdjax.convert.sources import licence_files
 from sdjax.convert.write.outputs import WRITING, layout_of
 from sdjax.convert.write.writing import save as save_model
@@ -54,7 +54,7 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     changes = _cast(inpainting[1] if inpainting else {}, dtype)
     card = target / "README.md"
     text = card.read_bytes() if card.is_file() else None
-    model = model_of_params(run.model, params, run.tokenizer).cast(dtype)
+    model = bundle_of_params(run.model, params, run.tokenizer).cast(dtype)
     save_model(dataclasses.replace(model, licences=licence_files(FOLDER)), target, "native", overwrite=overwrite)
     if text is not None:
         write_file(card, text, overwrite=True, what="writing the model card")
