@@ -14,6 +14,7 @@ from small_models import model, write
 
 from sdjax import convert
 from sdjax.convert import CheckpointError
+from sdjax.convert.describe import diffusers_config
 from sdjax.convert.names import keys
 
 CONFIG, TENSORS = model("v1")
@@ -185,9 +186,9 @@ def test_keys_at_their_neutral_value(file, change, folder):
     heads = files["unet/config.json"]["attention_head_dim"]
     if "num_attention_heads" in change:
         change = {"num_attention_heads": heads, "attention_head_dim": heads}
-    plain, _ = convert.diffusers_config.config_from_diffusers(files)
+    plain, _ = diffusers_config.config_from_diffusers(files)
     files[f"{file}/config.json"] |= change
-    assert convert.diffusers_config.config_from_diffusers(files)[0].unet == plain.unet
+    assert diffusers_config.config_from_diffusers(files)[0].unet == plain.unet
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_keys_that_change_what_is_computed_are_named(file, change, message, fold
              if path.parent.name in ("unet", "vae", "text_encoder")}  # fmt: skip
     files[f"{file}/config.json"] |= change
     with pytest.raises(ValueError, match=message):
-        convert.diffusers_config.config_from_diffusers(files)
+        diffusers_config.config_from_diffusers(files)
 
 
 @pytest.mark.parametrize("entry", [[1], (1, 2), {"state": {0: {"lr": 0.1}}}, {"a": [{"b": None}]},
@@ -263,4 +264,4 @@ def test_a_setting_of_another_type_is_named(file, change, folder):
              "text_encoder/config.json", "scheduler/scheduler_config.json")}  # fmt: skip
     files[name] |= change
     with pytest.raises(ValueError, match=next(iter(change))):
-        convert.diffusers_config.config_from_diffusers(files)
+        diffusers_config.config_from_diffusers(files)

@@ -11,6 +11,7 @@ from small_models import model, write
 
 from sdjax import configs, convert
 from sdjax.convert import CheckpointError
+from sdjax.convert.describe import ldm_config, prediction
 from sdjax.convert.names import keys
 
 UNET = "model.diffusion_model."
@@ -149,9 +150,9 @@ def test_old_diffusers_attention_names_are_read(tmp_path):
     ],
 )
 def test_prediction_follows_what_the_file_says(metadata, markers, want):
-    decision = convert.prediction.stated(metadata, markers)
+    decision = prediction.stated(metadata, markers)
     assert decision.prediction == want
-    chosen = convert.prediction.with_prediction(configs.get("sd2_base"), decision)
+    chosen = prediction.with_prediction(configs.get("sd2_base"), decision)
     assert chosen == configs.get("sd2_v" if want == "v" else "sd2_base")
 
 
@@ -177,7 +178,7 @@ def test_prediction_of_a_whole_file(tmp_path):
 def test_an_ldm_yaml_describes_the_release(extra, name, tmp_path):
     path = tmp_path / "v2.yaml"
     path.write_text(YAML.format(extra="" if extra == "{}" else extra))
-    assert convert.ldm_config.read_ldm_yaml(path) == configs.get(name)
+    assert ldm_config.read_ldm_yaml(path) == configs.get(name)
 
 
 def test_a_yaml_beside_the_file_is_found(tmp_path):

@@ -15,7 +15,7 @@ TENSORS = 64  # of 16 MiB
 
 SCRIPT = """
 import sys
-from sdjax.convert import reading
+from sdjax.convert.containers import reading
 
 def held():
     with open("/proc/self/status") as status:
