@@ -41,7 +41,7 @@ from sdjax import configs, convert
 from sdjax.evaluate.benchmark import device_name, random_model
 from sdjax.nn import AutoencoderKL, TextEncoder, UNet
 from sdjax.pipeline.model import cast
-from sdjax.tasks.generate import text_to_image
+from sdjax.tasks.text_to_image import text_to_image
 
 PEERS = ["OpenVINO", "diffusers", "diffusers, channels_last", "diffusers, compiled"]
 PROMPT = "a photograph of an astronaut riding a horse"

@@ -100,11 +100,13 @@ def run(args: argparse.Namespace) -> None:
 
     import sdjax
     from sdjax.pictures import image, movie
+    from sdjax.purpose import check_task
     from sdjax.schedule import NoiseSchedule
     from sdjax.storage import files
-    from sdjax.tasks import animate, generate
+    from sdjax.tasks import animate
+    from sdjax.tasks.resolve import check_size
 
-    generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
+    check_size(sdjax.ModelConfig("any"), args.H, args.W)
     movie.check_fps(args.fps)
     if args.format == "mp4":
         movie.find_ffmpeg()
@@ -112,8 +114,8 @@ def run(args: argparse.Namespace) -> None:
     animate.frame_positions(len(keyframes[0]), args.frames, loop=args.loop)
 
     def check(config: Any) -> None:
-        generate.check_task(config, "animate")
-        generate.check_size(config, args.H, args.W)
+        check_task(config, "animate")
+        check_size(config, args.H, args.W)
         animate.split_steps(job.sampler, NoiseSchedule(config.schedule), args.steps, args.prompt_strength)
         if "prompt_strength" in args.given and not PROMPTS_DIFFER.met(args):
             raise ValueError(f"--prompt-strength has no effect {PROMPTS_DIFFER.otherwise}")
@@ -121,13 +123,28 @@ def run(args: argparse.Namespace) -> None:
     saving.check_outdir(args.outdir)
     pipe = job.load(check)
     check_prompts(pipe, [*prompts, args.negative_prompt])
-    with runtime.Progress(1) as progress:
-        pixels = sdjax.animate(
-            pipe, prompts, seeds=args.seed, frames=args.frames, loop=args.loop, negative_prompt=args.negative_prompt,
-            interpolation=args.interpolation, prompt_strength=args.prompt_strength, sampler=job.sampler,
-            num_steps=args.steps, guidance_scale=args.scale, height=args.H, width=args.W, batch=args.n_samples,
-            parallel=args.parallel, devices=job.devices, exact=args.exact, progress=progress.show,
-        )  # fmt: skip
+    with runtime.Progress(1) as progress, runtime.Interrupts() as interrupts:
+
+        def show(done: int, total: int) -> None:
+            progress.show(done, total)
+            interrupts.check()
+
+        interrupted: KeyboardInterrupt | None = None
+        try:
+            pixels = sdjax.animate(
+                pipe, prompts, seeds=args.seed, frames=args.frames, loop=args.loop,
+                negative_prompt=args.negative_prompt, interpolation=args.interpolation,
+                prompt_strength=args.prompt_strength, sampler=job.sampler, num_steps=args.steps,
+                guidance_scale=args.scale, guidance_rescale=args.guidance_rescale, height=args.H, width=args.W,
+                batch=args.n_samples, parallel=args.parallel, devices=job.devices, exact=args.exact, progress=show,
+            )  # fmt: skip
+        except KeyboardInterrupt as error:
+            # The frames that are finished make an animation too
+            finished = [frame for frame in getattr(error, "pictures", []) if frame is not None]
+            if len(finished) < 2:
+                raise
+            pixels, interrupted = np.stack(finished), error
+            note(f"{len(finished)} of {args.frames} frames were made")
     shown, safety = job.censor(pixels, [f"frame {number}" for number in range(len(pixels))])
     pixels = np.stack(shown)
     description = {
@@ -147,6 +164,8 @@ def run(args: argparse.Namespace) -> None:
     print(path)
     if args.save_frames:
         print(save_frames(path, pixels, description))
+    if interrupted is not None:
+        raise interrupted
 
 
 def save_frames(movie: Path, pixels: Any, description: dict[str, Any]) -> Path:

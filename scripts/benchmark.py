@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.evaluate import benchmark
     from sdjax.pipeline.model import default_dtype
     from sdjax.storage.files import write_file
-    from sdjax.tasks.generate import check_size
+    from sdjax.tasks.resolve import check_size
 
     if args.json:
         check_output(args.json, True, WRITING)

@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> None:
         check_task(config, "depth2img", "depth")
         if config.depth is None and maps is None:
             raise ValueError(
-                f"{depth.WITHOUT}: give the depth with --depth, or a network that estimates it with --depth-model"
+                f"{depth_to_image.WITHOUT}: give the depth with --depth, or a network that estimates it with "
+                "--depth-model"
             )
 
     pipe = job.load(check, depth=args.depth_model)

@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
     batches = make_batches(args, job.default_prompt, len(pictures))
     import sdjax
     from sdjax.pictures import resize
-    from sdjax.tasks import generate, inputs
+    from sdjax.purpose import check_task
+    from sdjax.tasks import inputs
 
     resized = []
     for picture in pictures:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         if size != (height, width):
             note(f"{picture.path}: {width} x {height} resized to {size[1]} x {size[0]} (LANCZOS)")
         resized.append(resize(picture.pixels, *size))
-    pipe = job.load(lambda config: generate.check_task(config, "img2img"))
+    pipe = job.load(lambda config: check_task(config, "img2img"))
 
     def make(batch: Batch, **shared: Any) -> Any:
         chosen = [resized[number] for number in batch.inputs]

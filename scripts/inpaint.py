@@ -27,7 +27,7 @@ CompVis's scripts/inpaint.py. Files are written as txt2img writes them.
 
 {EXIT_STATUS}"""
 
-METHODS = ("blend", "concat")  # sdjax.tasks.generate's; a test compares them
+METHODS = ("blend", "concat")  # sdjax.tasks.inpaint's; a test compares them
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     masks = None if args.expand is not None and args.mask is None else input_pictures.read_masks(args.mask, pictures)
     batches = make_batches(args, "", len(pictures))
     import sdjax
-    from sdjax.tasks import generate
+    from sdjax.tasks.inpaint import check_method
 
     how = {"strength": args.strength, "method": args.method, "only_masked": args.only_masked}
     how |= {"composite": not args.no_composite, "feather": args.feather}
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
             inputs.check_workable((height + top + bottom, width + left + right))
 
     def check(config: Any) -> None:
-        generate.check_method(config, args.method)
+        check_method(config, args.method)
         if args.only_masked and masks is not None and args.expand is None:
             for picture, mask in zip(pictures, masks):
                 repaint = mask.pixels >= inputs.WHITE
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
 
     def describe(number: int) -> dict[str, Any]:
         mask = None if masks is None else masks[number].describe()
-        method = generate.check_method(pipe.config, args.method)
+        method = check_method(pipe.config, args.method)
         return {"init_img": pictures[number].describe(), "mask": mask, **how, "method": method}
 
     job.make(batches, make, describe)

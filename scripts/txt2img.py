@@ -31,7 +31,7 @@ device give the same bytes.
 
 OUTDIR = "outputs/txt2img-samples"
 LAION_CHECKPOINT, LAION_OUTDIR = "models/ldm/text2img-large/model.ckpt", "outputs/txt2img-samples-laion400m"
-UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # sdjax.tasks.generate's; a test compares them
+UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # sdjax.tasks.two_pass's; a test compares them
 UPSCALE, STRENGTH = "lanczos", 0.6
 SECOND_PASS = Needs(
     lambda args: args.hires is not None, "without a second pass; ask for one with --hires, as --hires 2"
@@ -90,17 +90,19 @@ def run(args: argparse.Namespace) -> None:
     job = Job(args, "txt2img")
     batches = make_batches(args, job.default_prompt)
     import sdjax
-    from sdjax.tasks import generate
+    from sdjax.purpose import check_task
+    from sdjax.tasks.resolve import check_size
+    from sdjax.tasks.two_pass import enlarged
 
-    size = generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
+    size = check_size(sdjax.ModelConfig("any"), args.H, args.W)
     if two_pass and None not in (args.H, args.W):
-        generate.enlarged(sdjax.ModelConfig("any"), size, args.hires)
+        enlarged(sdjax.ModelConfig("any"), size, args.hires)
 
     def check(config: Any) -> None:
-        generate.check_task(config, "txt2img")
-        size = generate.check_size(config, args.H, args.W)
+        check_task(config, "txt2img")
+        size = check_size(config, args.H, args.W)
         if two_pass:
-            generate.enlarged(config, size, args.hires)
+            enlarged(config, size, args.hires)
 
     pipe = job.load(check)
 

@@ -67,13 +67,14 @@ def run(args: argparse.Namespace) -> None:
     pictures = input_pictures.read_pictures(args.init_img, args.background)
     batches = make_batches(args, "", len(pictures))
     import sdjax
-    from sdjax.tasks import generate, upscale
+    from sdjax.purpose import check_task
+    from sdjax.tasks import upscale
 
     for picture in pictures:
         upscale.check_side(*picture.pixels.shape[:2])
 
     def check(config: Any) -> None:
-        generate.check_task(config, "upscale", "upscaling")
+        check_task(config, "upscale", "upscaling")
         upscale.check_noise_level(config, args.noise_level)
 
     pipe = job.load(check)

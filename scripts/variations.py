@@ -168,9 +168,9 @@ def run(args: argparse.Namespace) -> None:
     if job.checkpoint is None:
         raise ValueError("no unCLIP model is named: give its checkpoint with --ckpt (the built-in model is none)")
     import sdjax
-    from sdjax.tasks import generate
+    from sdjax.tasks.resolve import check_size
 
-    generate.check_size(sdjax.ModelConfig("any"), args.H, args.W)
+    check_size(sdjax.ModelConfig("any"), args.H, args.W)
     resolve_local(args.prior, args.vision, args.noise_stats)
     (vary if args.prior is None else imagine)(args, job)
 

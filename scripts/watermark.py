@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, saving, values
+from sdjax.scripts.shared import input_pictures, options, saving, values
 from sdjax.scripts.shared.flags import alone, together
 
 IF_OUT_OF_MEMORY = "smaller pictures"
@@ -93,7 +93,7 @@ def treat(args: argparse.Namespace, file: Path) -> Any:
     try:
         picture = pictures.open_picture(file)
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {given.reason(error)}") from None
+        raise ValueError(f"{file} cannot be read: {input_pictures.reason(error)}") from None
     for notice in picture.notices:
         print(f"note: {file}: {notice}", file=sys.stderr)
     try:

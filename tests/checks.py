@@ -1,6 +1,6 @@
 """What tests of several modules measure: how far apart arrays and pictures are, and how often JAX compiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import jax
 import numpy as np
@@ -16,6 +16,15 @@ def relative_error(got, want) -> float:
 def near(a: np.ndarray, b: np.ndarray) -> bool:
     """Returns whether pictures agree to one 8-bit level: the last bits of a convolution depend on the batch."""
     return np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+def run_out(sampling: Generator) -> object:
+    """Returns what a generator returns when it has yielded everything."""
+    while True:
+        try:
+            next(sampling)
+        except StopIteration as end:
+            return end.value
 
 
 def count_compilations(function: Callable) -> int:

@@ -5,7 +5,7 @@ import pytest
 
 import sdjax
 from sdjax.loading import builtin
-from sdjax.tasks import generate
+from sdjax.tasks.inpaint import check_method
 from sdjax.train.builtin.reader import background
 from sdjax.train.builtin.subjects import COLOURS
 
@@ -55,7 +55,7 @@ def test_image_to_image_goes_from_the_picture_to_the_prompt(pipe, cat):
 @pytest.mark.parametrize("name", builtin.NAMES)
 def test_a_part_is_made_anew_and_fits_to_the_rest(pipe, cat, name):
     model = pipe if name == builtin.NAME else sdjax.load(name)
-    assert generate.check_method(model.config, None) == ("blend" if name == builtin.NAME else "concat")
+    assert check_method(model.config, None) == ("blend" if name == builtin.NAME else "concat")
     made = sdjax.inpaint(model, cat, HALF, CAT, seed=[0, 1], num_images=2, **STEPS)
     np.testing.assert_array_equal(made[:, ~HALF], np.stack([cat[~HALF]] * 2))
     assert differs(made[0][HALF], made[1][HALF]) > 3

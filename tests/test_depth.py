@@ -15,7 +15,7 @@ from sdjax.pictures import image
 from sdjax.pipeline.model import Pipeline
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.tasks import depth_to_image
-from sdjax.tasks.generate import text_to_image
+from sdjax.tasks.text_to_image import text_to_image
 
 import models
 import reference

@@ -11,7 +11,9 @@ from sdjax.config import ScheduleConfig
 from sdjax.pipeline import placement
 from sdjax.samplers import SAMPLERS
 from sdjax.schedule import NoiseSchedule
-from sdjax.tasks import generate
+from sdjax.tasks.request import expand
+from sdjax.tasks.resolve import make_sampler
+from sdjax.tasks.results import advice, check_images
 
 import models
 from checks import count_compilations, near
@@ -153,24 +155,24 @@ def test_the_sampler_lowers_for_tpu(dtype):
 
 
 def test_one_prompt_becomes_as_many_pictures_as_there_are_seeds():
-    prompts, negatives, seeds = generate.expand("a cat", "a dog", [7, 3, 7], 1)
-    assert (prompts, negatives, seeds) == (["a cat"] * 3, ["a dog"] * 3, [7, 3, 7])
+    requests = expand("a cat", negative_prompt="a dog", seed=[7, 3, 7])
+    assert [(r.prompt, r.negative_prompt, r.seed) for r in requests] == [("a cat", "a dog", s) for s in (7, 3, 7)]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_on_zero_terminal_snr_every_sampler_starts_at_the_last_timestep(name):
     schedule = NoiseSchedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
     for num_steps in (10, 20, 50):
-        assert generate.make_sampler(name, schedule).steps(schedule, num_steps).timestep[0] == 999
+        assert make_sampler(name, schedule).steps(schedule, num_steps).timestep[0] == 999
     # On the releases' schedules a sampler keeps its own spacing
     for released in (NoiseSchedule(), NoiseSchedule(ScheduleConfig(prediction="v"))):
-        assert generate.make_sampler(name, released) == generate.make_sampler(name) == SAMPLERS[name]()
+        assert make_sampler(name, released) == make_sampler(name) == SAMPLERS[name]()
 
 
 def test_a_spacing_that_was_chosen_stays_on_zero_terminal_snr():
     schedule = NoiseSchedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
-    assert generate.make_sampler("ddim", schedule, spacing="even") == SAMPLERS["ddim"]()
-    assert generate.make_sampler(SAMPLERS["ddim"](), schedule, eta=0.5).spacing == "even"
+    assert make_sampler("ddim", schedule, spacing="even") == SAMPLERS["ddim"]()
+    assert make_sampler(SAMPLERS["ddim"](), schedule, eta=0.5).spacing == "even"
 
 
 @pytest.mark.parametrize(
@@ -198,22 +200,22 @@ def test_bad_arguments_are_refused_with_a_sentence(arguments, message):
 
 def test_pictures_without_content_are_an_error():
     image = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
-    generate.check_images(image, "float32")
+    check_images(image, "float32")
     broken, flat = image.copy(), image.copy()
     broken[1, 0, 0, 0] = np.nan
     flat[0] = 0.25
     with pytest.raises(sdjax.ImageError, match="picture 1 holds values that are not numbers.*bfloat16"):
-        generate.check_images(broken, "float16")
+        check_images(broken, "float16")
     with pytest.raises(sdjax.ImageError, match="picture 0 is one flat colour"):
-        generate.check_images(flat, "float32")
+        check_images(flat, "float32")
 
 
 def test_out_of_memory_names_what_to_try():
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
     with pytest.raises(sdjax.OutOfMemoryError, match="fewer pictures.*smaller size.*bfloat16"), \
-            generate.advice(1024, 1024, 4, "float32"):  # fmt: skip
+            advice(1024, 1024, 4, "float32"):  # fmt: skip
         raise error
-    with pytest.raises(jax.errors.JaxRuntimeError), generate.advice(64, 64, 1, "float32"):
+    with pytest.raises(jax.errors.JaxRuntimeError), advice(64, 64, 1, "float32"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 

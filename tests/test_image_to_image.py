@@ -14,11 +14,11 @@ from sdjax.pipeline import placement
 from sdjax.pipeline.model import make_keys
 from sdjax.samplers import SAMPLERS
 from sdjax.samplers.base import SECOND
-from sdjax.tasks import generate, inputs
-from sdjax.tasks.batch import make_run
+from sdjax.tasks import inputs, two_pass
+from sdjax.tasks.batch import make_batch
 
 import models
-from checks import count_compilations, near
+from checks import count_compilations, near, run_out
 from models import picture
 
 FEW = {"num_steps": 4, "devices": jax.devices()[:1]}
@@ -161,7 +161,7 @@ def test_one_picture_with_many_prompts_and_one_prompt_with_many_pictures():
     assert len({m.tobytes() for m in (*by_prompt, *by_picture[1:], *both[1:])}) == 4
 
 
-@pytest.mark.parametrize("upscale", generate.UPSCALES)
+@pytest.mark.parametrize("upscale", two_pass.UPSCALES)
 def test_two_passes_make_a_larger_picture(upscale):
     seen = []
     made = sdjax.two_pass(models.pipeline(), "a cat", enlarge=1.5, upscale=upscale, strength=0.5, height=64, width=64,
@@ -173,10 +173,11 @@ def test_two_passes_make_a_larger_picture(upscale):
 def test_a_second_pass_without_strength_is_the_first_one_enlarged():
     pipe, mesh = models.pipeline(), placement.make_mesh(FEW["devices"])
     options = {"seed": 4, "height": 64, "width": 64, "strength": 0, **FEW}
-    run = make_run(pipe, "a cat", seed=4, **FEW)
-    latent = run.sample(run.start(), None, run.noise(64, 64), run.told())
-    enlarged = pictures.resize(run.decode(latent)[0], 96, 96)
-    want = run.decode(dataclasses.replace(run, folds=(SECOND,)).encode([enlarged]))  # the round trip, of its own draw
+    batch = make_batch(pipe, "a cat", {"seed": 4, **FEW})
+    latent = run_out(batch.sample(None, batch.noise(), batch.told()))
+    enlarged = pictures.resize(batch.pixels(latent)[0], 96, 96)
+    second = dataclasses.replace(batch, folds=(SECOND,))
+    want = batch.pixels(second.encode([enlarged]))  # the round trip, of its own draw
     np.testing.assert_array_equal(sdjax.two_pass(pipe, "a cat", enlarge=1.5, **options), want)
     twice = pipe.decode(np.asarray(latent).repeat(2, 1).repeat(2, 2), mesh=mesh)
     nearest = sdjax.two_pass(pipe, "a cat", enlarge=2, upscale="nearest", **options)
@@ -184,8 +185,8 @@ def test_a_second_pass_without_strength_is_the_first_one_enlarged():
 
 
 def test_a_second_pass_draws_noise_of_its_own():
-    run = make_run(models.pipeline(), "a cat", seed=4, **FEW)
-    first, second = (np.asarray(dataclasses.replace(run, folds=f).noise(64, 64)).ravel() for f in ((), (SECOND,)))
+    batch = make_batch(models.pipeline(), "a cat", {"seed": 4, **FEW})
+    first, second = (np.asarray(dataclasses.replace(batch, folds=f).noise()).ravel() for f in ((), (SECOND,)))
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.25  # 256 numbers: four deviations
 
 

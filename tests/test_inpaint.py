@@ -14,11 +14,12 @@ from sdjax.diffusion.constraint import Known
 from sdjax.pictures.image import to_float
 from sdjax.pipeline import placement
 from sdjax.samplers import SAMPLERS
-from sdjax.tasks import generate, inputs
-from sdjax.tasks.batch import Run, make_run
+from sdjax.tasks import inputs
+from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.inpaint import blended
 
 import models
-from checks import count_compilations
+from checks import count_compilations, run_out
 
 FEW = {"num_steps": 4, "devices": jax.devices()[:1]}
 NINE = dataclasses.replace(models.TINY, name="nine", unet=dataclasses.replace(models.TINY.unet, in_channels=9))
@@ -88,12 +89,11 @@ def test_every_sampler_keeps_the_known_latent(name, monkeypatch):
         return jnp.where(known.keep, known.latent, x)
 
     monkeypatch.setattr(Known, "put", put)
-    run = make_run(models.pipeline(), "a cat", num_inputs=1, sampler=name, **FEW)
+    batch = make_batch(models.pipeline(), "a cat", {"sampler": name, **FEW}, sizes=[(64, 64)])
     frame = inputs.make_frame(picture(), spot())
-    start = run.start()
-    latent = np.asarray(generate.blended(run, start, [frame]))
+    latent = np.asarray(run_out(blended(batch, [frame])))
     ((off, _, known),) = kept
-    last = float(start.rows.sigma_next[-1])
+    last = float(batch.starts[0].rows.sigma_next[-1])
     # Where no noise is left: multistep methods weigh the fresh noise of earlier steps, which do not cancel exactly
     assert np.abs(off).max() <= 6 * last + 1e-2 * float(np.abs(known.latent).max())
     np.testing.assert_array_equal(latent, np.where(known.keep, known.latent, latent))
@@ -114,9 +114,9 @@ def test_a_latent_is_made_anew_where_any_of_its_pixels_is():
 def told_to_the_network(monkeypatch, given, mask, **options):
     """Returns the conditionings with and without the prompt that a network of nine channels gets."""
     seen = []
-    sample = Run.sample
-    monkeypatch.setattr(Run, "sample", lambda run, start, x0, noise, told, *more: seen.append(told) or
-                        sample(run, start, x0, noise, told, *more))  # fmt: skip
+    sample = Batch.sample
+    monkeypatch.setattr(Batch, "sample", lambda batch, x0, noise, told, *more: seen.append(told) or
+                        sample(batch, x0, noise, told, *more))  # fmt: skip
     sdjax.inpaint(models.pipeline(NINE), given, mask, "a cat", **FEW, **options)
     return seen[0]
 
@@ -130,7 +130,7 @@ def test_a_network_of_nine_channels_is_told_mask_and_masked_latent(monkeypatch):
     np.testing.assert_array_equal(told.concat[0, :, :, 0], mask[::8, ::8])
     pipe, mesh = models.pipeline(NINE), placement.make_mesh(FEW["devices"])
     hole = np.where(mask[..., None], 0, to_float(given)).astype(np.float32)
-    keys = make_run(pipe, "", seed=9, **FEW).keys
+    keys = make_batch(pipe, "", {"seed": 9, **FEW}).keys
     mean = pipe.encode_image(hole[None], mesh=mesh)
     drawn = pipe.encode_image(hole[None], mesh=mesh, keys=keys, draw=1)
     np.testing.assert_array_equal(told.concat[..., 1:], drawn)
@@ -150,8 +150,8 @@ def test_grey_in_a_mask_is_cut_at_one_half(monkeypatch):
 def test_no_strength_gives_the_round_trip(config):
     pipe, given, mask = models.pipeline(config), picture(), spot()
     made = sdjax.inpaint(pipe, given, mask, "a cat", strength=0, composite=False, seed=4, **FEW)
-    run = make_run(pipe, "", seed=4, num_inputs=1, **FEW)
-    np.testing.assert_array_equal(made, run.decode(run.encode([given])))
+    batch = make_batch(pipe, "", {"seed": 4, **FEW}, num_inputs=1)
+    np.testing.assert_array_equal(made, batch.pixels(batch.encode([given])))
 
 
 def test_settings_that_change_compile_nothing():

@@ -9,7 +9,7 @@ import pytest
 import sdjax
 from sdjax import configs
 from sdjax.config import ConfigError, UNetConfig, VAEConfig
-from sdjax.tasks import generate, inputs
+from sdjax.tasks import inputs
 from sdjax.tasks import upscale as module
 from sdjax.tasks.upscale import upscale
 
@@ -83,7 +83,7 @@ def test_the_network_is_told_the_level_and_a_picture_with_that_much_noise(small,
     def spy(self, sampler, rows, x, keys, conditioning, unconditional, *args, **options):
         raise Told(conditioning, unconditional)
 
-    monkeypatch.setattr(sdjax.Pipeline, "sample", spy)
+    monkeypatch.setattr(sdjax.Pipeline, "sampling", spy)
     grey, white = np.full((64, 64, 3), 128, np.uint8), np.full((64, 64, 3), 255, np.uint8)
     for level, of_noise, of_image in ((20, 0.051949, 0.998650), (100, 0.169776, 0.985483), (349, 0.597911, 0.801562)):
         with pytest.raises(Told) as told:
@@ -128,7 +128,7 @@ def test_a_model_of_another_kind_is_refused_and_this_one_by_other_tasks():
     with pytest.raises(ValueError, match=r"upscale needs a model .*this one \(tiny\) takes 4 channels"):
         upscale(models.pipeline(), picture(), **FEW)
     with pytest.raises(ValueError, match=r"this one \(tiny_upscaler\) takes 7 channels and a label.*upscaling"):
-        generate.text_to_image(pipeline(), "a cat", **FEW)
+        sdjax.text_to_image(pipeline(), "a cat", **FEW)
 
 
 def test_a_model_with_fewer_labels_takes_fewer_levels():

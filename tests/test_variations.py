@@ -19,7 +19,7 @@ from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.base import EMBEDDING, draw_noise
 from sdjax.tasks import variations
-from sdjax.tasks.batch import make_run
+from sdjax.tasks.batch import make_batch
 from sdjax.tasks.prior import Prior
 
 import models
@@ -71,8 +71,8 @@ def picture(seed=0, size=(40, 56)):
 
 def labels(embeddings, levels, weights=None, mix_level=None, seeds=(5,), prompts="a"):
     count = len(embeddings) if weights is None else 1
-    run = make_run(pipeline(), prompts, num_inputs=count, seed=list(seeds), devices=FEW["devices"])
-    return np.asarray(variations.make_labels(run, np.float32(embeddings), levels, weights, mix_level))
+    batch = make_batch(pipeline(), prompts, {"seed": list(seeds), "devices": FEW["devices"]}, num_inputs=count)
+    return np.asarray(variations.make_labels(batch, np.float32(embeddings), levels, weights, mix_level))
 
 
 def noisy(embedding, level, seed, index):
@@ -110,13 +110,13 @@ def test_mixing_is_the_weighted_mean_of_whole_labels():
 def test_variations_and_their_unconditional_half(monkeypatch):
     """The unconditional label is zeros from end to end."""
     told = []
-    sample = Pipeline.sample
+    sample = Pipeline.sampling
 
     def spy(self, sampler, rows, x, keys, conditioning, unconditional=None, *args, **options):
         told.append((np.asarray(conditioning.label), np.asarray(unconditional.label)))
         return sample(self, sampler, rows, x, keys, conditioning, unconditional, *args, **options)
 
-    monkeypatch.setattr(Pipeline, "sample", spy)
+    monkeypatch.setattr(Pipeline, "sampling", spy)
     made = sdjax.image_variations(pipeline(), [picture(0), picture(1)], "a cat", seed=7, noise_level=10, **FEW)
     assert made.shape == (2, 64, 64, 3)
     ((conditional, unconditional),) = told
@@ -149,8 +149,8 @@ def test_embeddings_and_labels_may_be_spread_over_devices(parallel):
     embeddings = variations.embed_images(pipeline(), given, mesh=placement.make_mesh(FEW["devices"]))
     spread = variations.embed_images(pipeline(), given, mesh=placement.make_mesh(devices), parallel=parallel)
     np.testing.assert_allclose(spread, embeddings, rtol=1e-4, atol=1e-5)  # batches of other sizes sum in another order
-    run = make_run(pipeline(), "a", num_inputs=3, seed=[5, 9, 2], devices=devices, parallel=parallel)
-    label = variations.make_labels(run, embeddings, [20, 300, 0], None, None)
+    batch = make_batch(pipeline(), "a", {"seed": [5, 9, 2], "devices": devices, "parallel": parallel}, num_inputs=3)
+    label = variations.make_labels(batch, embeddings, [20, 300, 0], None, None)
     assert len(label.sharding.device_set) == 2
     want = labels(embeddings, [20, 300, 0], seeds=(5, 9, 2))
     np.testing.assert_allclose(label[:3], want, rtol=1e-5, atol=1e-5)

@@ -22,7 +22,7 @@ def describe(error: Exception) -> tuple[int, str]:
     text = str(error) or type(error).__name__
     if _is(error, "sdjax.convert.errors", "CheckpointError"):
         return BAD_CHECKPOINT, text
-    if _is(error, "sdjax.tasks.generate", "ImageError"):
+    if _is(error, "sdjax.tasks.results", "ImageError"):
         return BAD_IMAGE, text
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY, text if error.args else "out of memory"

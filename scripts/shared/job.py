@@ -78,6 +78,8 @@ class Job:
             scale = config.guidance_scale if args.scale is None else args.scale
             if scale == 1 and "negative_prompt" in args.given:
                 raise ValueError(f"--negative-prompt has no effect {options.WITHOUT_GUIDANCE}")
+            if scale == 1 and "guidance_rescale" in args.given:
+                raise ValueError(f"--guidance-rescale has no effect {options.WITHOUT_GUIDANCE}")
             saving.check_outdir(self.folder, config.image_size)
             check(config)
             self.sampler.grid(schedule, args.steps)
@@ -116,37 +118,24 @@ class Job:
         """Makes and writes the pictures: `function(batch, **options)` returns a batch's, as uint8 [h, w, 3].
 
         `options` are what the library's tasks have in common. `describe(k)` are the settings of a picture that is made
-        of the k-th one given.
+        of the k-th one given. On Ctrl-C the pictures that are finished are written, and KeyboardInterrupt is raised.
         """
         from sdjax.pictures import image
         from sdjax.pipeline import placement
 
         args = self.args
         check_prompts(self.pipe, [*(prompt for batch in batches for prompt in batch.prompts), args.negative_prompt])
-        made, described = [], []
+        made: list[Any] = []
+        described: list[dict[str, Any]] = []
         many = max(number for batch in batches for number in batch.inputs) > 0
         most = max(len(batch.seeds) for batch in batches)
-        with runtime.Progress(len(batches)) as progress:
-            for batch in batches:
-                # A folder's last batch is no other program
-                whole = Batch(*(placement.fill(items, most) for items in batch)) if many else batch
-                pixels = function(
-                    whole,
-                    negative_prompt=args.negative_prompt,
-                    seed=whole.seeds,
-                    sampler=self.sampler,
-                    num_steps=args.steps,
-                    guidance_scale=args.scale,
-                    parallel=args.parallel,
-                    devices=self.devices,
-                    exact=args.exact,
-                    progress=progress.show,
-                )
-                pixels = pixels[: len(batch.seeds)]
+        with runtime.Progress(len(batches)) as progress, runtime.Interrupts() as interrupts:
+
+            def write(batch: Batch, size: int, pixels: Sequence[Any]) -> None:
                 pixels, safety = self.censor(pixels, [f"the picture of seed {seed}" for seed in batch.seeds])
                 for index, (picture, prompt, seed, number) in enumerate(zip(pixels, *batch, strict=True)):
-                    size = {"height": picture.shape[0], "width": picture.shape[1], "batch": len(whole.seeds)}
-                    description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **size}
+                    own = {"height": picture.shape[0], "width": picture.shape[1], "batch": size}
+                    description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **own}
                     if safety:
                         description["safety"] = safety[index]
                     if not args.skip_save:
@@ -157,6 +146,29 @@ class Job:
                         described.append(description)
                         if picture.size // 3 * len(described) <= MAX_GRID:
                             made.append(picture)
+
+            def show(done: int, total: int) -> None:
+                progress.show(done, total)
+                interrupts.check()
+
+            for batch in batches:
+                # A folder's last batch is no other program
+                whole = Batch(*(placement.fill(items, most) for items in batch)) if many else batch
+                options = {
+                    "negative_prompt": args.negative_prompt, "seed": whole.seeds, "sampler": self.sampler,
+                    "num_steps": args.steps, "guidance_scale": args.scale, "guidance_rescale": args.guidance_rescale,
+                    "parallel": args.parallel, "devices": self.devices, "exact": args.exact, "progress": show,
+                }  # fmt: skip
+                try:
+                    pixels = function(whole, **options)
+                except KeyboardInterrupt as error:
+                    finished = getattr(error, "pictures", [])[: len(batch.seeds)]
+                    which = [k for k, picture in enumerate(finished) if picture is not None]
+                    write(Batch(*([items[k] for k in which] for items in batch)), len(whole.seeds),
+                          [finished[k] for k in which])  # fmt: skip
+                    raise
+                write(batch, len(whole.seeds), pixels[: len(batch.seeds)])
+                interrupts.check()
         with files.doing("making the folder", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)  # also where nothing is written into it
         if len({picture.shape for picture in made}) > 1:
@@ -197,6 +209,7 @@ class Job:
             "sampler_options": in_use(self.sampler),
             "steps": args.steps,
             "guidance_scale": scale,
+            **({"guidance_rescale": args.guidance_rescale} if args.guidance_rescale else {}),
             "variant": args.variant,
             "ema": args.ema,
             "config": pipe.config.name,

@@ -184,6 +184,15 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         metavar="X",
         help=f"guidance scale, 1 is no guidance; default: the model's ({references})",
     )
+    add(
+        "--guidance-rescale",
+        type=values.share,
+        default=0.0,
+        metavar="X",
+        needs=GUIDED,
+        help="from 0 to 1: how much of the guided prediction's contrast is brought back to that without guidance, so "
+        "that large scales do not burn out; default: %(default)s",
+    )
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

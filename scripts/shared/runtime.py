@@ -2,6 +2,9 @@
 
 import argparse
 import re
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -62,7 +65,7 @@ def make_sampler(
     """
     from sdjax.checks.effects import ignored
     from sdjax.samplers import SAMPLERS
-    from sdjax.tasks import generate
+    from sdjax.tasks.resolve import make_sampler as choose
 
     own = vars(SAMPLERS[name]())
     given = [text.partition("=") for text in settings]
@@ -85,7 +88,7 @@ def make_sampler(
             raise ValueError(f"{option} of the sampler {name} is {wanted}; got {value!r}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # on the command line it is an error
-        sampler = generate.make_sampler(name, schedule, **changed)
+        sampler = choose(name, schedule, **changed)
     for field, otherwise in ignored(sampler):
         if field.name in changed:  # at its default too
             raise ValueError(f"{field.name} of the sampler {name} has no effect {otherwise}: leave it out")
@@ -93,6 +96,37 @@ def make_sampler(
 
 
 _READERS = {bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str}
+
+
+class Interrupts:
+    """Ctrl-C while the block runs: the first asks to stop, which `check` does, the second stops at once.
+
+    So nothing is broken off while it is written. Only the main thread can catch signals.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: Any = None
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if it was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nnote: stopping after the network's present call (Ctrl-C again: at once)", file=sys.stderr)
+
+    def __exit__(self, *error: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
 
 
 class Progress:

@@ -45,6 +45,14 @@ def strength(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Returns a number from 0 to 1, for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 1 is wanted; got {text}")
+    return value
+
+
 def colour(text: str) -> tuple[int, ...]:
     """Returns a colour's three levels, for argparse."""
     levels = tuple(int(level) for level in text.split(","))

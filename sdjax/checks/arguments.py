@@ -61,7 +61,7 @@ def texts(name: str, value: Any, default: str | None = None) -> list[str]:
     Raises ValueError for anything else.
     """
     several = [value] if value is None or isinstance(value, str) else value
-    if not _is_sequence(several):
+    if not is_sequence(several):
         raise ValueError(f"{name} is a text, or a sequence of texts; got {shown(value)}")
     out = [default if one is None else one for one in several]
     for one in out:
@@ -77,7 +77,7 @@ def seeds(value: Any, count: int) -> list[int]:
     """
     if value is None:
         value = 0
-    if _is_sequence(value):
+    if is_sequence(value):
         return [seed(i if one is None else one) for i, one in enumerate(value)]
     first = seed(value)
     seed(first + count - 1)
@@ -132,7 +132,8 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
 
 
-def _is_sequence(value: Any) -> bool:
+def is_sequence(value: Any) -> bool:
+    """Returns whether a value is several: a sequence that is no text, or an array with an axis."""
     if getattr(value, "ndim", None) is not None:
         return value.ndim > 0
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)

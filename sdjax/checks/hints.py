@@ -27,7 +27,11 @@ OURS: dict[str, tuple[str, ...]] = {
                     ("sampler",)),
     **dict.fromkeys(("denoising_strength", "denoise", "noise_strength", "img2img_strength"), ("strength",)),
     **dict.fromkeys(("callback_on_step_end", "callback", "callback_steps", "callback_on_step_end_tensor_inputs",
-                     "step_callback", "img_callback", "progress_bar", "show_progress"), ("progress",)),
+                     "step_callback", "img_callback"), ("on_step", "progress")),
+    **dict.fromkeys(("progress_bar", "show_progress"), ("progress",)),
+    **dict.fromkeys(("output_type",), ("output",)),
+    **dict.fromkeys(("latent", "latent_image", "x_t", "init_noise", "noise"), ("latents",)),
+    **dict.fromkeys(("cfg_rescale", "rescale_cfg", "rescale"), ("guidance_rescale",)),
     **dict.fromkeys(("h",), ("height",)),
     **dict.fromkeys(("w",), ("width",)),
     **dict.fromkeys(("ddim_eta",), ("eta",)),
@@ -61,19 +65,20 @@ OURS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _LOADED = "it belongs to the model: sdjax.load(path, {}=...)"
-_ENCODED = "no task takes an encoded prompt; give its text"
 _ADAPTER = "sdjax knows no adapters"
 _FILES = "which files are read is found out; leave it out (variant= chooses among a folder's sets)"
 # What has no counterpart, or one elsewhere
 ELSEWHERE: dict[str, str] = {
-    **dict.fromkeys(("output_type", "return_dict", "save_images", "send_images"),
+    **dict.fromkeys(("return_dict", "save_images", "send_images"),
                     "pictures are returned as uint8 [b, h, w, 3]; PIL.Image.fromarray(pictures[0]) is Pillow's"),
     **dict.fromkeys(("latents", "latent", "latent_image", "x_t", "init_noise", "noise"),
-                    "no task takes starting noise; a picture's noise depends on its seed alone, seed="),
-    **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "prompt_embeds_mask",
-                     "negative_pooled_prompt_embeds", "prompt_attention_mask", "conditioning"), _ENCODED),
-    **dict.fromkeys(("guidance_rescale", "cfg_rescale", "rescale_cfg"),
-                    "no task rescales its guidance; a lower guidance_scale burns out less"),
+                    "its noise depends on the seed alone, seed="),
+    **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), "it encodes its prompts itself; give their texts"),
+    **dict.fromkeys(("pooled_prompt_embeds", "prompt_embeds_mask", "negative_pooled_prompt_embeds",
+                     "prompt_attention_mask", "conditioning"),
+                    "Stable Diffusion 1 and 2 take prompt_embeds and negative_prompt_embeds alone"),
+    **dict.fromkeys(("guidance_rescale", "cfg_rescale", "rescale_cfg"), "only guidance of a picture is rescaled"),
+    **dict.fromkeys(("output_type", "output"), "it returns one kind of thing"),
     **dict.fromkeys(("clip_skip", "stop_at_clip_layer"), "the text encoder's last layer is the model's own"),
     **dict.fromkeys(("cross_attention_kwargs", "attention_kwargs", "ip_adapter_image", "ip_adapter_image_embeds",
                      "control_image", "controlnet", "controlnet_conditioning_scale", "lora", "lora_scale", "loras",
@@ -139,7 +144,8 @@ def explains_arguments(also: Callable | None = None, *, task: bool = True) -> Ca
     """
 
     def decorate(function: Callable) -> Callable:
-        known = arguments(function) + ([] if also is None else arguments(also))
+        signature = unpacked(function, also)
+        known = [name for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
         _of_any.update(known)
 
         @functools.wraps(function)
@@ -153,20 +159,29 @@ def explains_arguments(also: Callable | None = None, *, task: bool = True) -> Ca
             return function(*args, **given)
 
         checked.__kwdefaults__ = inspect.unwrap(function).__kwdefaults__  # whoever asks for the defaults sees them
+        checked.__signature__ = signature
         return checked
 
     return decorate
 
 
-def arguments(function: Callable) -> list[str]:
-    """Returns the names of a function's arguments, with those of an Unpack[TypedDict]."""
-    out = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is not parameter.VAR_KEYWORD:
-            out.append(parameter.name)
-        elif unpacked := typing.get_args(parameter.annotation):
-            out += unpacked[0].__annotations__
-    return out
+def unpacked(function: Callable, also: Callable | None = None) -> inspect.Signature:
+    """Returns a function's signature, with what its `**options` may be as arguments that may be left out.
+
+    These are the entries of their Unpack[TypedDict], or the keyword arguments of the function `also`.
+    """
+    signature = inspect.signature(function)
+    parameters = dict(signature.parameters)
+    rest = next((p for p in parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    if rest is not None and (entries := typing.get_args(rest.annotation)):
+        del parameters[rest.name]
+        for name, kind in entries[0].__annotations__.items():
+            parameters[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=kind)
+    elif rest is not None and also is not None:
+        del parameters[rest.name]
+        others = inspect.signature(also).parameters.values()
+        parameters |= {p.name: p for p in others if p.kind is p.KEYWORD_ONLY and p.name not in parameters}
+    return signature.replace(parameters=list(parameters.values()))
 
 
 def unknown_argument(subject: str, name: str, known: Collection[str]) -> str:

@@ -21,7 +21,7 @@ from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline, cast, make_keys
 from sdjax.prompts.tokenizer import Tokenizer
-from sdjax.tasks import generate
+from sdjax.tasks.text_to_image import text_to_image
 
 FEW, MANY = 5, 15  # steps of the two runs whose difference is what steps take
 PROMPT = "a rocket on a green background"
@@ -68,7 +68,7 @@ def measure(pipe: Pipeline, size: int, batch: int, *, repeats: int = 3, device: 
     latents = pipe.noise(make_keys(range(batch)), size, size, mesh=mesh)
 
     def picture(steps: int) -> Any:
-        return generate.text_to_image(
+        return text_to_image(
             pipe, [PROMPT] * batch, seed=list(range(batch)), num_steps=steps, height=size, width=size, devices=[device]
         )  # fmt: skip
 

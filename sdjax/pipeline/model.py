@@ -2,12 +2,12 @@
 
 Every compiled program is a module-level function of (what it is compiled for, parameters, arrays): parameters are
 arguments, never closed over, and only shapes, sampler and model description are static. The tasks of
-`sdjax.tasks.generate` are short compositions of these primitives.
+`sdjax.tasks` are short compositions of these primitives.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -236,13 +236,26 @@ class Pipeline(metaclass=Explained):
     @pinned()
     def sample(
         self, sampler: base.Sampler, rows: base.Steps, x: Latent, keys: Key, conditioning: Conditioning,
-        unconditional: Conditioning | None = None, guidance_scale: float = 1.0, *, known: Known | None = None,
-        mesh: Mesh, parallel: str = "jit", exact: bool = False, progress: Callable[[int, int], None] | None = None,
+        unconditional: Conditioning | None = None, guidance_scale: float = 1.0,
+        *, progress: Callable[[int, int], None] | None = None, **how: Any,
     ) -> Any:  # fmt: skip
-        """Returns the sampler's final state from `x`, by calling one compiled scan of CHUNK rows as often as needed.
+        """Returns the sampler's final state from `x`; `sampling` has the other arguments."""
+        for done, state in self.sampling(sampler, rows, x, keys, conditioning, unconditional, guidance_scale, **how):
+            if progress is not None:
+                jax.block_until_ready(state)
+                progress(done, len(rows.timestep))
+        return state
 
-        `unconditional` None switches guidance off: the network then runs once a row instead of twice. What is `known`
-        of the latent is held fixed at every step's start; the last step's end is for `known.put`.
+    def sampling(
+        self, sampler: base.Sampler, rows: base.Steps, x: Latent, keys: Key, conditioning: Conditioning,
+        unconditional: Conditioning | None = None, guidance_scale: float = 1.0, *, known: Known | None = None,
+        mesh: Mesh, parallel: str = "jit", exact: bool = False,
+    ) -> Iterator[tuple[int, Any]]:  # fmt: skip
+        """Yields the number of rows made and the sampler's state, from `x`, after every CHUNK rows.
+
+        One compiled scan of CHUNK rows is called as often as needed. `unconditional` None switches guidance off: the
+        network then runs once a row instead of twice. What is `known` of the latent is held fixed at every step's
+        start; the last step's end is for `known.put`.
         """
         unet, prediction = self.config.unet, self.config.schedule.prediction
         program = SampleProgram(unet, prediction, self.dtype, sampler.rule, unconditional is not None, exact)
@@ -253,10 +266,7 @@ class Pipeline(metaclass=Explained):
         total = len(rows.timestep)
         for done, chunk in zip(range(CHUNK, total + CHUNK, CHUNK), base.chunks(rows, CHUNK), strict=True):
             state = run(params, chunk, scale, state, keys, conditioning, unconditional, known)
-            if progress is not None:
-                jax.block_until_ready(state)
-                progress(min(done, total), total)
-        return state
+            yield min(done, total), state
 
     @pinned()
     def resize_latent(

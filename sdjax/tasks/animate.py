@@ -1,34 +1,40 @@
 """Animation by interpolation: the frames between prompts and seeds, made in batches of one compiled program."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 
 from sdjax import samplers
 from sdjax.checks import arguments
-from sdjax.checks.arguments import flag, number, texts, whole
-from sdjax.checks.hints import explains_arguments
+from sdjax.checks.arguments import flag, is_sequence, number, shown, texts, whole
 from sdjax.checks.notes import note
-from sdjax.diffusion.denoiser import Conditioning, check_guidance_scale, check_negatives
-from sdjax.nn.jax_settings import pinned
-from sdjax.pictures.image import to_uint8
-from sdjax.pipeline import cache, placement
+from sdjax.diffusion.denoiser import Conditioning, check_negatives
+from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.syntax import check_prompts
 from sdjax.purpose import check_task
 from sdjax.schedule import NoiseSchedule
-from sdjax.tasks import generate
-from sdjax.typing import Context, Latent, Pixels
+from sdjax.tasks.batch import COMPUTING, Batch, batch_of
+from sdjax.tasks.computing import Computing, ComputingOptions
+from sdjax.tasks.request import Request, SamplingOptions, SizeOptions
+from sdjax.tasks.resolve import check_size
+from sdjax.tasks.session import Making, Session, task
+from sdjax.typing import Latent
 
 INTERPOLATIONS = ("linear", "spherical")
 STRAIGHT = 1e-6  # sine of an angle below which a great circle is as good as a straight line
 
 
-@explains_arguments()
-@pinned()
+class AnimationOptions(SamplingOptions, SizeOptions, ComputingOptions, total=False):
+    """The fields of `Request` and `Computing` that `animate` takes, each one for the whole animation."""
+
+
+@task()
 def animate(
     pipe: Pipeline,
     prompts: str | Sequence[str],
@@ -39,44 +45,38 @@ def animate(
     negative_prompt: str | None | Sequence[str | None] = "",
     interpolation: str = "linear",
     prompt_strength: float = 1.0,
-    sampler: str | Any = "ddim",
-    num_steps: int = 50,
-    guidance_scale: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    eta: float | None = None,
-    spacing: str | None = None,
     batch: int = 8,
-    parallel: placement.Parallel = "jit",
-    devices: Sequence[jax.Device] | None = None,
-    exact: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Pixels:
+    **options: Unpack[AnimationOptions],
+) -> Session:
     """Returns the frames of an animation, uint8 [frames, height, width, 3], from the first prompt to the last.
 
     Prompts and seeds are keyframes at equal distances: as many of both, or one of either for all. `loop` goes on from
     the last to the first, which is not repeated. Between two seeds the starting noise is turned on the sphere; between
-    two prompts what the text encoder says is mixed as `interpolation` says: "linear", or "spherical", which turns each
-    token's vector. `negative_prompt` is one for all or one a keyframe. A keyframe is `text_to_image`'s picture of that
-    prompt and seed, unless the sampler adds noise: then every frame is given the first seed's, so that nothing jumps.
+    two prompts the encoded text is mixed as `interpolation` says: "linear", or "spherical", which turns each token's
+    vector. `negative_prompt` is one for all or one a keyframe. A keyframe is `text_to_image`'s picture of that prompt
+    and seed, unless the sampler adds noise: then every frame gets the first seed's, so that nothing jumps.
 
     `prompt_strength` below 1 lets the first of the steps, that share of them which it lacks, look at the mean of all
     prompts: the lower, the more alike the frames, and a single seed computes them once. `batch` frames are made at a
-    time; `progress(done, total)` counts calls of the network, and the other arguments are those of `text_to_image`.
+    time; `progress(done, total)` counts calls of the network, and `options` are those of `text_to_image`, one for all.
 
     Raises ValueError for arguments out of range, else as `text_to_image`.
     """
-    cache.enable()
     check_task(pipe.config, "animate")
-    height, width = generate.check_size(pipe.config, height, width)
+    for name in (*SamplingOptions.__annotations__, *SizeOptions.__annotations__):
+        if is_sequence(options.get(name)):
+            raise ValueError(f"an animation has one {name}; got {shown(options.get(name))}")
+    how = Computing(**{name: value for name, value in options.items() if name in COMPUTING})
+    one = Request(**{name: value for name, value in options.items() if name not in COMPUTING})
+    check_size(pipe.config, one.height, one.width)
     prompts, negatives, seeds = check_keyframes(prompts, negative_prompt, seeds)
     positions = frame_positions(len(prompts), frames, loop=loop)
     samplers.base.choose("interpolation", interpolation, INTERPOLATIONS)
-    sampler = generate.make_sampler(sampler, pipe.schedule, eta=eta, spacing=spacing)
-    common, rest = split_steps(sampler, pipe.schedule, num_steps, prompt_strength)
-    scale = check_guidance_scale(pipe.config.guidance_scale if guidance_scale is None else guidance_scale)
-    batch, loop, exact = whole("batch", batch), flag("loop", loop), flag("exact", exact)
-    check_negatives(negatives, scale)
+    whole_batch = batch_of(pipe, [dataclasses.replace(one, seed=seeds[0])] * frames, how, list(range(frames)))
+    request, mesh = whole_batch.requests[0], how.mesh
+    common, rest = split_steps(request.sampler, pipe.schedule, request.num_steps, prompt_strength)
+    batch, loop = whole("batch", batch), flag("loop", loop)
+    check_negatives(negatives, request.guidance_scale)
     check_prompts([*prompts, *negatives])
     if len(set(prompts)) == 1:
         for name, value, usual in ("interpolation", interpolation, "linear"), ("prompt_strength", prompt_strength, 1):
@@ -86,10 +86,10 @@ def animate(
         note("all keyframes have the same prompt and seed: every frame is the same picture")
     if batch < 1:
         raise ValueError(f"batch is at least 1; got {batch}")
-    mesh = placement.make_mesh(devices)
     batch = placement.padded(min(batch, frames), mesh.size)
-    starts = range(0, frames, batch)
-    options = {"mesh": mesh, "parallel": parallel}
+    # The last frame is made again until the batch is full, so that one program makes every batch
+    groups = [list(range(start, min(start + batch, frames))) for start in range(0, frames, batch)]
+    alike = len(set(seeds)) == 1
 
     def at_keyframes(function: Callable, items: list) -> np.ndarray:
         """Returns the function of every keyframe's item, computed `batch` at a time; once where all are the same."""
@@ -99,47 +99,40 @@ def animate(
         out = [np.asarray(function(placement.fill(part, batch)))[: len(part)] for part in parts]
         return np.resize(np.concatenate(out), (len(prompts), *out[0].shape[1:]))
 
-    made: list[np.ndarray] = []
-    shared: Latent | None = None  # where the common steps lead, if all frames start alike
-    first, last = len(common.timestep) if common else 0, len(rest.timestep)
-    alike = len(set(seeds)) == 1
-    total = first * (1 if alike else len(starts)) + last * len(starts)
-    done = 0
+    @functools.cache
+    def keyframes() -> tuple[np.ndarray, list[np.ndarray]]:
+        """Returns the keyframes' starting noise, and their encoded prompts and negative prompts."""
+        encode = functools.partial(pipe.encode_prompt, exact=how.exact, **whole_batch.where)
+        noise = at_keyframes(lambda s: pipe.noise(make_keys(s), *whole_batch.size, **whole_batch.where), seeds)
+        texts = [prompts] if request.guidance_scale == 1 else [prompts, negatives]
+        return noise, [at_keyframes(encode, several) for several in texts]
 
-    def sample(rows: samplers.Steps, x: Latent, told: Conditioning, against: Conditioning | None) -> Any:
-        nonlocal done
-        before = done
-        report = None if progress is None else lambda now, _: progress(before + now, total)
-        state = pipe.sample(sampler, rows, x, keys, told, against, scale, exact=exact, progress=report, **options)
-        done += len(rows.timestep)
-        return state
+    shared: list[Latent] = []  # where the common steps lead, if all frames start alike
 
-    with generate.advice(height, width, batch, pipe.dtype):
-        keys = placement.split(make_keys([seeds[0]] * batch), mesh)
-        noise = at_keyframes(lambda s: pipe.noise(make_keys(s), height, width, **options), seeds)
-        contexts = [at_keyframes(lambda p: pipe.encode_prompt(p, exact=exact, **options), prompts)]
-        if scale != 1:
-            contexts.append(at_keyframes(lambda p: pipe.encode_prompt(p, exact=exact, **options), negatives))
+    def make(part: Batch) -> Making:
+        noise, contexts = keyframes()
+        first = part.inputs[0]  # the frame's number
+        at = positions[np.minimum(np.arange(first, first + batch), frames - 1)]
+        full = dataclasses.replace(part, requests=[request] * batch, inputs=[0] * batch)
 
-        def tell(mix: Callable[[Context], Context]) -> list[Conditioning | None]:
-            told = [Conditioning(context=placement.split(mix(context), mesh)) for context in contexts]
-            return told if len(told) == 2 else [told[0], None]
+        def told(mix: Callable[[np.ndarray], np.ndarray]) -> tuple[Conditioning, Conditioning | None]:
+            mixed = [Conditioning(context=placement.split(mix(context), mesh)) for context in contexts]
+            return mixed[0], mixed[1] if len(mixed) == 2 else None
 
-        for start in starts:
-            # The last frame is made again until the batch is full, so that one program makes every batch
-            part = positions[np.minimum(np.arange(start, start + batch), frames - 1)]
-            x = sampler.initial(placement.split(between(noise, part, turn), mesh), common or rest)
-            if common:
-                if shared is None or not alike:
-                    mean = tell(lambda c: np.repeat(c.mean(0, keepdims=True), batch, axis=0))
-                    shared = sample(common, x, *mean).x
-                x = shared
-            mix = straight if interpolation == "linear" else turn_tokens
-            state = sample(rest, x, *tell(lambda c, part=part, mix=mix: between(c, part, mix)))
-            image = np.asarray(pipe.decode(sampler.final(state, rest), **options))[: frames - start]
-            generate.check_images(image, pipe.dtype)
-            made.append(to_uint8(image))
-    return np.concatenate(made)
+        x = request.sampler.initial(placement.split(between(noise, at, turn), mesh), common or rest)
+        if common:
+            if not shared or not alike:
+                mean = told(lambda context: np.repeat(context.mean(0, keepdims=True), batch, axis=0))
+                state = yield from full.scan([common] * batch, x, mean, last=False)
+                shared[:] = [state.x]
+            x = shared[0]
+        mix = straight if interpolation == "linear" else turn_tokens
+        state = yield from full.scan([rest] * batch, x, told(lambda context: between(context, at, mix)))
+        return part.finish(request.sampler.final(state, rest))
+
+    before, after = len(common.timestep) if common else 0, len(rest.timestep)
+    calls = [before + after, *[after + (0 if alike else before)] * (len(groups) - 1)]
+    return Session(whole_batch, make, groups=groups, calls=calls)
 
 
 def check_keyframes(

@@ -24,17 +24,18 @@ from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import SIDES, Run, by_size, joined, make_run
-from sdjax.tasks.generate import Options
-from sdjax.typing import Image, Params, Pixels
+from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.request import Options
+from sdjax.tasks.resolve import SIDES
+from sdjax.tasks.session import Making, Session, task
+from sdjax.typing import Image, Params
 
 CONSTANT = 4e-6  # relative spread up to which a map has one depth: what float32 makes of a flat one when it is resized
 
 Depth = Float[np.ndarray, "h w"]
 
 
-@explains_arguments()
-@pinned()
+@task()
 def depth_to_image(
     pipe: Pipeline,
     image: Any,
@@ -44,7 +45,7 @@ def depth_to_image(
     strength: float = 0.9,
     compat: str | None = None,
     **options: Unpack[Options],
-) -> Pixels | list[np.ndarray]:
+) -> Session:
     """Returns pictures made from the given ones that keep their depth, each in its picture's size.
 
     `image`, `strength`, `compat` and `options` as for `sdjax.image_to_image`; strength 1 keeps nothing of a picture but
@@ -67,25 +68,28 @@ def depth_to_image(
     if maps is None and pipe.config.depth is None:
         raise ValueError(f"{WITHOUT}, so depth_map has to be given")
     padded = [inputs.pad(picture) for picture in given]
-    run = make_run(pipe, prompt, num_inputs=len(given), **options)
-    start = run.start(strength, compat=compat)
+    inner = [picture.shape[:2] for picture in padded]
+    batch = make_batch(pipe, prompt, options, sizes=inner, strength=strength, compat=compat)
     if maps is None:
-        maps = _estimated(pipe, padded, run.mesh, run.parallel)
+        maps = _estimated(pipe, padded, batch.how.mesh, batch.how.parallel)
     else:
         maps = [inputs.pad(resize(m[None, ..., None], size, method="bicubic")[0]) for m, size in zip(maps, sizes)]
 
-    def make(part: Run, _: list[int]) -> Pixels:
-        height, width = padded[part.inputs[0]].shape[:2]
+    def make(part: Batch) -> Making:
+        height, width = part.size
         factor = pipe.config.vae.factor
         concat = part.spread(
             [prepare_depth(maps[i][None], (height // factor, width // factor))[0] for i in part.inputs]
         )
         # Of pure noise nothing is left to encode
-        x0 = part.encode([padded[i] for i in part.inputs]) if start.needs_x0 else None
-        return part.decode(part.sample(start, x0, part.noise(height, width), part.told(concat=concat)))
+        x0 = part.encode([padded[i] for i in part.inputs]) if part.needs_x0 else None
+        return part.finish((yield from part.sample(x0, part.noise(), part.told(concat=concat))))
 
-    made = by_size(run, [padded[i].shape[:2] for i in run.inputs], make)
-    return joined([one[: sizes[i][0], : sizes[i][1]] for i, one in zip(run.inputs, made)])
+    def finish(i: int, made: np.ndarray) -> np.ndarray:
+        height, width = sizes[batch.inputs[i]]
+        return made[:height, :width]
+
+    return Session(batch, make, finish)
 
 
 WITHOUT = "this model has no depth network"

@@ -11,7 +11,7 @@ from jaxtyping import Bool, UInt8
 from sdjax import pictures
 from sdjax.checks.arguments import whole
 from sdjax.config import ModelConfig
-from sdjax.tasks.batch import SIDES, check_size
+from sdjax.tasks.resolve import SIDES, check_size
 
 MULTIPLE = 64  # of the sides of a picture given: both releases' UNets halve a latent, an eighth of it, three times
 SMALLEST = 128  # side of a picture padded for depth to image or upscaling, as in Stability's demos of both

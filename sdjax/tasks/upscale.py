@@ -8,35 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.checks.arguments import whole
-from sdjax.checks.hints import explains_arguments
 from sdjax.config import ModelConfig, VAEConfig
-from sdjax.nn.jax_settings import pinned
 from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import placement, tiling
-from sdjax.pipeline.model import one_by_one
+from sdjax.pipeline.model import Pipeline, one_by_one
 from sdjax.purpose import check_task
 from sdjax.samplers import base
 from sdjax.schedule import NoiseSchedule
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import Run, by_size, check_images, joined, make_run
-from sdjax.tasks.generate import Options
-from sdjax.typing import Image, Key, Latent, Params, Pixels
+from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.request import Options
+from sdjax.tasks.results import check_images
+from sdjax.tasks.session import Making, Session, task
+from sdjax.typing import Image, Key, Latent, Params
 
 TIMES = 4  # the side of what is made to the side of what is given
 MAX_SIDE = 512  # of a picture given, in pixels
 MAX_NOISE_LEVEL = 350  # the model was trained below it; Stability's demo allows it
 
 
-@explains_arguments()
-@pinned()
+@task()
 def upscale(
-    pipe: Any,
+    pipe: Pipeline,
     image: Any,
     prompt: str | Sequence[str] = "",
     *,
     noise_level: int = 20,
     **options: Unpack[Options],
-) -> Pixels | list[np.ndarray]:
+) -> Session:
     """Returns the pictures four times as high and wide, uint8 [b, 4 h, 4 w, 3], or a list of [4 h, 4 w, 3].
 
     `image`: a path, a file's bytes, a Pillow image or uint8 [h, w, 3], or a sequence of them, of any size up to 512 x
@@ -59,26 +58,29 @@ def upscale(
     for picture in given:
         check_side(*picture.shape[:2])
     padded = [inputs.pad(picture) for picture in given]
-    run = make_run(pipe, prompt, num_inputs=len(given), **options)
-    start = run.start()
+    sizes = [(TIMES * h, TIMES * w) for h, w, _ in (picture.shape for picture in padded)]
+    batch = make_batch(pipe, prompt, options, sizes=sizes)
 
-    def make(part: Run, _: list[int]) -> Pixels:
+    def make(part: Batch) -> Making:
+        how = part.how
         low = part.spread([to_float(padded[i]) for i in part.inputs])
-        b, h, w, _ = low.shape
-        label = placement.split(jnp.full(b, level, jnp.int32), part.mesh)
+        label = placement.split(jnp.full(len(low), level, jnp.int32), how.mesh)
         batched = (True, True, True)
-        low = placement.compiled(_add_noise, pipe.schedule, part.mesh, batched, part.parallel)(low, label, part.keys)
+        low = placement.compiled(_add_noise, pipe.schedule, how.mesh, batched, how.parallel)(low, label, part.keys)
         told = part.told(concat=low, label=label)  # the same with and without the prompt
-        latent = part.sample(start, None, part.noise(TIMES * h, TIMES * w), told)
-        decode = placement.compiled(_decode, pipe.config.vae, part.mesh, (False, True), part.parallel)
-        made = np.asarray(decode(pipe.on(part.mesh)["vae"], latent))[: len(part.seeds)]
+        latent = yield from part.sample(None, part.noise(), told)
+        if how.output == "latent":
+            return part.finish(latent)
+        decode = placement.compiled(_decode, pipe.config.vae, how.mesh, (False, True), how.parallel)
+        made = np.asarray(decode(pipe.on(how.mesh)["vae"], latent))[: len(part.requests)]
         check_images(made, pipe.dtype)
         return to_uint8(made)
 
-    sizes = [(TIMES * h, TIMES * w) for h, w, _ in (padded[i].shape for i in run.inputs)]
-    made = by_size(run, sizes, make)
-    shapes = [given[i].shape for i in run.inputs]
-    return joined([picture[: TIMES * h, : TIMES * w] for picture, (h, w, _) in zip(made, shapes, strict=True)])
+    def finish(i: int, made: np.ndarray) -> np.ndarray:
+        height, width = given[batch.inputs[i]].shape[:2]
+        return made[: TIMES * height, : TIMES * width]
+
+    return Session(batch, make, finish)
 
 
 def check_noise_level(config: ModelConfig, noise_level: int) -> int:

@@ -3,6 +3,7 @@
 Source: Stability-AI/stablediffusion, scripts/streamlit/stableunclip.py and doc/UNCLIP.MD.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -13,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdjax.checks.arguments import number, shown, texts, whole
-from sdjax.checks.hints import explains_arguments
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig, PriorConfig, VisionConfig
 from sdjax.diffusion.unclip import LEVELS, mix_labels, noise_embedding, statistics
@@ -25,18 +25,19 @@ from sdjax.pipeline.model import Pipeline, one_by_one
 from sdjax.purpose import check_task
 from sdjax.samplers.base import EMBEDDING, draw_noise
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import Run, check_size, make_run
-from sdjax.tasks.generate import Options
+from sdjax.tasks.batch import Batch, make_batch
 from sdjax.tasks.prior import GUIDANCE_SCALE, Prior
-from sdjax.typing import Image, Key, Params, Pixels
+from sdjax.tasks.request import SizedOptions
+from sdjax.tasks.results import advice
+from sdjax.tasks.session import Making, Session, task
+from sdjax.typing import Image, Key, Params
 
 Embeddings = Float[Array, "n d"]
 
 WITHOUT = "this model has no image tower"
 
 
-@explains_arguments()
-@pinned()
+@task()
 def image_variations(
     pipe: Pipeline,
     image: Any = None,
@@ -47,10 +48,8 @@ def image_variations(
     noise_level: int | Sequence[int] = 0,
     mix_noise_level: int | None = None,
     dialect: str = "ldm",
-    height: int | None = None,
-    width: int | None = None,
-    **options: Unpack[Options],
-) -> Pixels:
+    **options: Unpack[SizedOptions],
+) -> Session:
     """Returns pictures of what the given ones show, and the prompts say, uint8 [b, height, width, 3].
 
     `image` as for `sdjax.image_to_image`; `embeddings` are those of more pictures, or of texts (`Prior.embed`), behind
@@ -65,7 +64,6 @@ def image_variations(
     without an image tower, what is no picture, and numbers out of range or that do not fit.
     """
     check_task(pipe.config, "image_variations", "unclip")
-    height, width = check_size(pipe.config, height, width)
     known = np.zeros((0, length(pipe.config)), np.float32) if embeddings is None else check_embeddings(pipe, embeddings)
     given = [] if image is None else inputs.open_pictures(image)
     count = len(given) + len(known)
@@ -83,18 +81,20 @@ def image_variations(
         note("dialect has no effect without a picture: leave it out")
     if given and pipe.config.vision is None:
         raise ValueError(f"{WITHOUT}; sdjax.load takes one from another file by vision=, or give embeddings")
-    run = make_run(pipe, prompt, num_inputs=count if shares is None else 1, **options)
-    with run.advice(height, width):
+    batch = make_batch(pipe, prompt, options, num_inputs=count if shares is None else 1)
+    with advice(*batch.size, len(batch.requests), pipe.dtype):
         if given:
-            seen = embed_images(pipe, given, dialect=dialect, mesh=run.mesh, parallel=run.parallel, exact=run.exact)
+            seen = embed_images(pipe, given, dialect=dialect, exact=batch.how.exact, **batch.where)
             known = np.concatenate([seen, known])
-        label = make_labels(run, known, levels, shares, mix_noise_level)
-        told = run.told(label=label, unconditional_label=placement.split(np.zeros_like(label), run.mesh))
-        return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
+
+    def make(part: Batch) -> Making:
+        label = make_labels(part, known, levels, shares, mix_noise_level)
+        return (yield from labelled(part, label))
+
+    return Session(batch, make)
 
 
-@explains_arguments()
-@pinned()
+@task()
 def prior_to_image(
     pipe: Pipeline,
     prior: Prior,
@@ -104,10 +104,8 @@ def prior_to_image(
     prior_steps: int = 25,
     prior_scale: float = GUIDANCE_SCALE,
     noise_level: int = 0,
-    height: int | None = None,
-    width: int | None = None,
-    **options: Unpack[Options],
-) -> Pixels:
+    **options: Unpack[SizedOptions],
+) -> Session:
     """Returns pictures of the prompts, uint8 [b, height, width, 3], whose image embeddings a prior has guessed.
 
     `prior_prompt` is what the prior is told instead of the prompts, one for all or one each; `prior_steps` and
@@ -117,24 +115,33 @@ def prior_to_image(
     """
     check_task(pipe.config, "prior_to_image", "unclip")
     check_prior(pipe.config, prior.config)
-    height, width = check_size(pipe.config, height, width)
     (level,) = check_levels(noise_level, 1)
-    run = make_run(pipe, prompt, **options)
-    prompts = run.prompts
+    batch = make_batch(pipe, prompt, options)
+    prompts = [request.prompt for request in batch.requests]
     if prior_prompt is not None:
         first = texts("prior_prompt", prior_prompt)
-        each = len(run.prompts) // len(first) if first else 0
-        if not first or each * len(first) != len(run.prompts):
+        each = len(prompts) // len(first) if first else 0
+        if not first or each * len(first) != len(prompts):
             raise ValueError(f"one prior_prompt, or one for each of the prompts; got {len(first)}")
         prompts = [p for p in first for _ in range(each)]
-    with run.advice(height, width):
-        with jax.default_device(run.mesh.devices.flat[0]):
-            guessed = prior.embed(
-                prompts, run.seeds, num_steps=prior_steps, guidance_scale=prior_scale, exact=run.exact
-            )
-        label = make_labels(run, np.asarray(guessed), [level] * len(run.seeds), None, None, one_each=True)
-        told = run.told(label=label, unconditional_label=placement.split(np.zeros_like(label), run.mesh))
-        return run.decode(run.sample(run.start(), None, run.noise(height, width), told))
+    seeds = [request.seed for request in batch.requests]
+    how = {"num_steps": prior_steps, "guidance_scale": prior_scale, "exact": batch.how.exact}
+    with advice(*batch.size, len(seeds), pipe.dtype), jax.default_device(batch.how.mesh.devices.flat[0]):
+        guessed = np.asarray(prior.embed(prompts, seeds, **how))
+    # Every picture has an embedding of its own
+    batch = dataclasses.replace(batch, inputs=list(range(len(seeds))))
+
+    def make(part: Batch) -> Making:
+        label = make_labels(part, guessed, [level] * len(seeds), None, None)
+        return (yield from labelled(part, label))
+
+    return Session(batch, make)
+
+
+def labelled(part: Batch, label: Float[Array, "b 2*d"]) -> Making:
+    """Returns the pictures of labels; without the prompt the network gets zeros."""
+    told = part.told(label=label, unconditional_label=placement.split(np.zeros_like(label), part.how.mesh))
+    return part.finish((yield from part.sample(None, part.noise(), told)))
 
 
 @pinned()
@@ -169,30 +176,27 @@ def _embed(static: tuple[VisionConfig, str, bool], params: Params, pixels: Image
 
 
 def make_labels(
-    run: Run,
+    batch: Batch,
     embeddings: Embeddings,
     levels: Sequence[int],
     weights: Sequence[float] | None,
     mix_level: int | None,
-    *,
-    one_each: bool = False,
 ) -> Float[Array, "b 2*d"]:
-    """Returns the label of every picture of the run, whose noise is drawn by its own key.
+    """Returns the label of every picture of the batch, whose noise is drawn by its own key.
 
-    Without weights it is that of the embedding which the picture is made from, or of its own where there is `one_each`;
-    with them the mixed one of all.
+    Without weights it is that of the embedding which the picture is made from, with them the mixed one of all.
     """
-    which = placement.fill(list(range(len(run.seeds))) if one_each else run.inputs, run.mesh.size)
+    which = placement.fill(batch.inputs, batch.how.mesh.size)
     if weights is None:
         used, at = embeddings[which][None], np.asarray(levels, np.int32)[which][None]  # [1, b, d], [1, b]
     else:
         used = np.repeat(embeddings[:, None], len(which), axis=1)
         at = np.repeat(np.asarray(levels, np.int32)[:, None], len(which), axis=1)
     size = embeddings.shape[-1]
-    stats = statistics(run.pipe.params, size)
+    stats = statistics(batch.pipe.params, size)
     shares = np.ones(1, np.float32) if weights is None else np.asarray(weights, np.float32)
-    label = _labels(mix_level is not None, run.keys, used, at, shares, stats, np.int32(mix_level or 0))
-    return placement.split(label, run.mesh)
+    label = _labels(mix_level is not None, batch.keys, used, at, shares, stats, np.int32(mix_level or 0))
+    return placement.split(label, batch.how.mesh)
 
 
 @functools.partial(jax.jit, static_argnums=0)

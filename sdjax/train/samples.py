@@ -10,7 +10,7 @@ from sdjax import pictures
 from sdjax.config import ModelConfig
 from sdjax.pipeline.model import Pipeline, cast
 from sdjax.purpose import kind_of
-from sdjax.tasks.batch import ImageError
+from sdjax.tasks.results import ImageError
 from sdjax.train.config import SamplesConfig
 from sdjax.train.metrics import Writers
 from sdjax.train.start_model import Base
@@ -48,7 +48,7 @@ class Samples:
 
     def make(self, pipe: Pipeline) -> Pixels:
         """Returns a picture for each prompt."""
-        from sdjax.tasks import depth_to_image, generate, upscale, variations
+        from sdjax.tasks import depth_to_image, inpaint, text_to_image, upscale, variations
 
         c = self.config
         options: dict[str, Any] = {
@@ -57,8 +57,8 @@ class Samples:
         }  # fmt: skip
         prompts = list(c.prompts)
         tasks = {
-            "text": lambda: generate.text_to_image(pipe, prompts, **options),
-            "inpainting": lambda: generate.inpaint(pipe, c.image, c.mask, prompts, **options),
+            "text": lambda: text_to_image.text_to_image(pipe, prompts, **options),
+            "inpainting": lambda: inpaint.inpaint(pipe, c.image, c.mask, prompts, **options),
             "depth": lambda: depth_to_image.depth_to_image(pipe, c.image, prompts, **options),
             "upscaling": lambda: upscale.upscale(pipe, c.image, prompts, **options),
             "unclip": lambda: variations.image_variations(pipe, c.image, prompts, **options),

@@ -9,7 +9,7 @@ from sdjax.config import ScheduleConfig
 from sdjax.samplers import SAMPLERS, make_start
 from sdjax.samplers.spacing import OF_SIGMA, make_grid
 from sdjax.schedule import NoiseSchedule
-from sdjax.tasks.batch import make_sampler
+from sdjax.tasks.resolve import make_sampler
 
 SCHEDULE = NoiseSchedule(ScheduleConfig(prediction="v", zero_terminal_snr=True))
 NARROW = gaussian.Gaussian(mean=0.3, deviation=0.05)  # what a prompt leaves of a latent: near one mean

@@ -45,7 +45,7 @@ def test_steps_a_second_are_of_steps_alone(monkeypatch):
         made.append((len(prompts), num_steps))
         now[0] += 3 + 0.2 * num_steps
 
-    monkeypatch.setattr(benchmark.generate, "text_to_image", picture)
+    monkeypatch.setattr(benchmark, "text_to_image", picture)
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
     nothing = lambda *args, **options: None  # noqa: E731
     pipe = types.SimpleNamespace(noise=nothing, encode_prompt=nothing, decode=nothing)

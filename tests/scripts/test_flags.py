@@ -39,6 +39,7 @@ WITHOUT_SIZE = ("inpaint", "depth2img", "upscale")  # their pictures keep their 
 # Arguments beside which a flag has no effect, where it has one alone
 GIVEN = {
     "--negative-prompt": "--scale 1",
+    "--guidance-rescale": "--scale 1",
     "--n_rows": "--skip_grid",
     "--watermark": "--skip_grid --skip_save",
     "--feather": "--no-composite",

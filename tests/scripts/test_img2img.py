@@ -17,7 +17,7 @@ from sdjax.scripts import img2img as command
 from sdjax.scripts import txt2img
 from sdjax.scripts.main import main
 from sdjax.scripts.shared import job
-from sdjax.tasks import generate
+from sdjax.tasks import two_pass
 
 import models
 
@@ -190,7 +190,7 @@ def test_no_flag_is_ignored(fake) -> None:
 
 
 def test_txt2img_makes_two_passes(fake) -> None:
-    assert tuple(generate.UPSCALES) == txt2img.UPSCALES
+    assert tuple(two_pass.UPSCALES) == txt2img.UPSCALES
     assert main(["txt2img", "--ckpt", "model.ckpt", "--n_iter", "1", "--hires", "2", "--H", "64", "--W", "64"]) == 0
     call = fake.made[0]
     assert (call["enlarge"], call["upscale"], call["strength"], call["height"]) == (2.0, "lanczos", 0.6, 64)

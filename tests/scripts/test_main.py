@@ -15,7 +15,7 @@ import pytest
 from sdjax import convert
 from sdjax.convert.errors import CheckpointError
 from sdjax.scripts import main as cli
-from sdjax.tasks import generate
+from sdjax.tasks import results
 
 import models
 
@@ -89,8 +89,8 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, *flags: str
 STATUSES = [
     (ValueError("height is wrong"), 2, "height is wrong"),
     (CheckpointError("no such tensor"), 3, "no such tensor"),
-    (generate.ImageError("one flat colour"), 4, "one flat colour"),
-    (generate.OutOfMemoryError("try less"), 5, "try less"),
+    (results.ImageError("one flat colour"), 4, "one flat colour"),
+    (results.OutOfMemoryError("try less"), 5, "try less"),
     (MemoryError(), 5, "out of memory"),
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmore"), 5, "allocating 1 bytes."),
     (OSError(28, "No space left on device"), 1, "No space left on device"),

@@ -19,7 +19,7 @@ from sdjax.pictures import image
 from sdjax.samplers import SAMPLERS
 from sdjax.scripts import txt2img as command
 from sdjax.scripts.main import main
-from sdjax.tasks import generate
+from sdjax.tasks import results
 
 import models
 
@@ -322,8 +322,8 @@ def test_what_the_text_encoder_will_not_see_is_said(fake, capsys) -> None:
     ("error", "status"),
     [
         (KeyboardInterrupt(), 130),
-        (generate.ImageError("picture 0 is one flat colour"), 4),
-        (generate.OutOfMemoryError("try fewer"), 5),
+        (results.ImageError("picture 0 is one flat colour"), 4),
+        (results.OutOfMemoryError("try fewer"), 5),
     ],
 )
 def test_pictures_made_before_a_failure_are_kept(fake, error: BaseException, status: int) -> None:

@@ -20,7 +20,7 @@ from sdjax.nn.jax_settings import pinned
 from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
-from sdjax.tasks.generate import text_to_image
+from sdjax.tasks.text_to_image import text_to_image
 from sdjax.train.builtin import emoji, subjects
 from sdjax.train.builtin.reader import Reader, Reading
 from sdjax.typing import Image, Params, Pixels

@@ -1,0 +1,64 @@
+"""How a batch is computed, whatever is in it: devices, exactness, who watches, what comes back."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+import jax
+
+from sdjax.checks import arguments
+from sdjax.checks.arguments import flag
+from sdjax.pipeline import placement
+from sdjax.samplers.base import choose
+
+if TYPE_CHECKING:
+    from sdjax.tasks.session import Step
+
+OUTPUTS = ("pixels", "latent")
+
+
+class ComputingOptions(TypedDict, total=False):
+    """The fields of `Computing`, as arguments of the tasks."""
+
+    parallel: placement.Parallel
+    devices: Sequence[jax.Device] | None
+    exact: bool
+    progress: Callable[[int, int], None] | None
+    on_step: "Callable[[Step], None] | None"
+    output: Literal["pixels", "latent"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computing:
+    """How a batch is computed.
+
+    It is spread over `devices` (default: all of this process) by `parallel`: "jit" or "pmap". `exact` computes pictures
+    one by one, so that they are bit-identical alone and in a batch. `progress(done, total)` counts calls of the
+    network; `on_step(step)` gets a `sdjax.tasks.session.Step`, which has a preview. Both are called after every few
+    calls of the network. `output` "latent" returns the latents in place of the pictures they decode to: float32,
+    neither cropped nor put back into a picture.
+
+    Raises ValueError for values of the wrong kind.
+    """
+
+    parallel: placement.Parallel = "jit"
+    devices: Sequence[jax.Device] | None = None
+    exact: bool = False
+    progress: Callable[[int, int], None] | None = None
+    on_step: "Callable[[Step], None] | None" = None
+    output: Literal["pixels", "latent"] = "pixels"
+
+    def __post_init__(self) -> None:
+        for name, takes in ("progress", "(done, total)"), ("on_step", "a step"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise ValueError(f"{name} is a function of {takes}; got {arguments.shown(value)}")
+        object.__setattr__(self, "exact", flag("exact", self.exact))
+        choose("output", self.output, OUTPUTS)
+        self.mesh  # noqa: B018  # raises for what are no devices
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices."""
+        return placement.make_mesh(self.devices)

@@ -1,0 +1,57 @@
+"""Image to image: pictures made from other pictures and a prompt."""
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+from sdjax import pictures
+from sdjax.checks.arguments import is_sequence
+from sdjax.pipeline.model import Pipeline
+from sdjax.purpose import check_task
+from sdjax.tasks import inputs
+from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.request import Each, Options
+from sdjax.tasks.session import Making, Session, task
+
+
+@task()
+def image_to_image(
+    pipe: Pipeline,
+    image: Any,
+    prompt: str | Sequence[str] = "",
+    *,
+    strength: float = 0.75,
+    height: Each[int | None] = None,
+    width: Each[int | None] = None,
+    compat: str | None = None,
+    **options: Unpack[Options],
+) -> Session:
+    """Returns pictures made from the given ones by adding noise and taking it away again (SDEdit).
+
+    `image`: a path, a file's bytes, a Pillow image or uint8 [h, w, 3], or a sequence of them; one for all prompts, one
+    prompt for all, or one each. Its size is brought to multiples of 64 (`sdjax.tasks.inputs.working_size`) or to
+    `height` and `width`, one for all or one for each given picture, by LANCZOS. The result is uint8 [b, h, w, 3], or a
+    list of [h, w, 3] where sizes differ; pictures of one size are one batch.
+
+    `strength` from 0 to 1 is the share of the steps that are made: 0 gives the autoencoder's round trip, 1 starts from
+    pure noise and is `text_to_image`. The latent is a draw from the autoencoder's posterior. `compat` "compvis" counts
+    timesteps and steps as CompVis's and Stability's scripts do, one off.
+
+    `options` are `text_to_image`'s, with what it raises; also ValueError for a file that is no picture.
+    """
+    check_task(pipe.config, "image_to_image")
+    given = inputs.open_pictures(image)
+    heights, widths = (
+        inputs.one_each(name, list(side) if is_sequence(side) else [side], len(given))
+        for name, side in (("height", height), ("width", width))
+    )
+    sizes = [inputs.working_size(pipe.config, one.shape[:2], h, w) for one, h, w in zip(given, heights, widths)]
+    given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
+    if compat is not None:
+        options = {**options, "spacing": options.get("spacing") or "compvis"}
+    batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength, compat=compat)
+
+    def make(part: Batch) -> Making:
+        x0 = part.encode([given[i] for i in part.inputs]) if part.needs_x0 else None
+        return part.finish((yield from part.sample(x0, part.noise(), part.told())))
+
+    return Session(batch, make)

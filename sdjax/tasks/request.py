@@ -1,0 +1,196 @@
+"""Requests: everything that is chosen for one picture, and the tasks' arguments turned into one request a picture."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
+
+import jax
+import numpy as np
+
+from sdjax.checks import arguments
+from sdjax.checks.arguments import number, shown, texts, whole
+from sdjax.diffusion.denoiser import check_guidance_scale
+from sdjax.samplers import Sampler
+from sdjax.tasks.computing import ComputingOptions
+
+T = TypeVar("T")
+Array: TypeAlias = np.ndarray | jax.Array
+Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
+
+ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # of one picture, by their axes
+
+
+class HasSteps(Protocol):
+    """A sampler from elsewhere: any object with such a method (`sdjax.samplers.custom`)."""
+
+    def steps(self, schedule: Any, num_steps: int) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """One picture: what it shows and how it is sampled. None takes the model's default.
+
+    `negative_prompt`: what to steer away from. `seed`: where the picture's noise comes from, whatever else is in its
+    batch. `sampler`: a name of `sdjax.samplers.SAMPLERS`, or a sampler; `eta` and `spacing` replace its fields of these
+    names. Without `spacing` the steps of a sampler given by name begin at the last timestep if the schedule has zero
+    terminal SNR (`sdjax.tasks.resolve.make_sampler`). `num_steps`: the number of steps. `guidance_scale`: 1 switches
+    guidance off. `guidance_rescale`: from 0 to 1, how much of the guided prediction's standard deviation is brought
+    back to that of the prediction without guidance (Lin et al. 2023, arXiv 2305.08891). `height` and `width`: in
+    pixels, multiples of 8 from 64 to 2048.
+
+    `latents`: the unit normal noise that sampling starts from, [height / 8, width / 8, 4], in place of the seed's.
+    `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder], in place of the
+    texts, as `Pipeline.encode_prompt` returns them.
+
+    Raises ValueError for values of the wrong kind or out of range.
+    """
+
+    prompt: str = ""
+    negative_prompt: str | None = ""
+    seed: int | None = 0
+    sampler: str | Sampler | HasSteps = "ddim"
+    num_steps: int = 50
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    eta: float | None = None
+    spacing: str | None = None
+    height: int | None = None
+    width: int | None = None
+    latents: Array | None = None
+    prompt_embeds: Array | None = None
+    negative_prompt_embeds: Array | None = None
+
+    def __post_init__(self) -> None:
+        scale = self.guidance_scale
+        checked = {
+            "prompt": _text("prompt", self.prompt),
+            "negative_prompt": _text("negative_prompt", "" if self.negative_prompt is None else self.negative_prompt),
+            "seed": arguments.seed(0 if self.seed is None else self.seed),
+            "guidance_scale": None if scale is None else check_guidance_scale(scale),
+            "guidance_rescale": number("guidance_rescale", self.guidance_rescale, 0, 1),
+            **{name: _array(name, getattr(self, name), axes) for name, axes in ARRAYS.items()},
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        for name in "prompt", "negative_prompt":
+            if getattr(self, name) and getattr(self, f"{name}_embeds") is not None:
+                raise ValueError(f"{name} and {name}_embeds both say what it is; give one of them")
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Request` that say how a picture is sampled: one for all pictures, or one for each."""
+
+    sampler: Each[str | Sampler | HasSteps]
+    num_steps: Each[int]
+    guidance_scale: Each[float | None]
+    guidance_rescale: Each[float]
+    eta: Each[float | None]
+    spacing: Each[str | None]
+
+
+class SizeOptions(TypedDict, total=False):
+    """The fields of `Request` that say how large a picture is: one for all pictures, or one for each."""
+
+    height: Each[int | None]
+    width: Each[int | None]
+
+
+class Options(SamplingOptions, ComputingOptions, total=False):
+    """The arguments that every task takes: the fields of `Request`, one for all pictures or one for each; `num_images`,
+    how many pictures are made of each prompt; and the fields of `Computing`.
+
+    `seed`: picture i is drawn from seed + i, or from entry i of a sequence; None is 0, and i for entry i. Of a single
+    prompt as many pictures are made as the sequences have entries. `negative_prompt` and `negative_prompt_embeds` are
+    one for all, one for each prompt or one for each picture.
+    """
+
+    negative_prompt: str | None | Sequence[str | None]
+    seed: Each[int | None]
+    num_images: int
+    latents: Array | Sequence[Array | None] | None
+    prompt_embeds: Array | Sequence[Array] | None
+    negative_prompt_embeds: Array | Sequence[Array] | None
+
+
+class SizedOptions(Options, SizeOptions, total=False):
+    """The arguments of the tasks that make pictures of any size."""
+
+
+def expand(prompt: str | Sequence[str] | None, *, num_images: int = 1, **options: Any) -> list[Request]:
+    """Returns one request a picture, `num_images` of each prompt, prompt by prompt.
+
+    `options` are fields of `Request`, each one for all or one for each picture (`Options`). Raises ValueError where the
+    numbers of them do not fit, and what `Request` raises.
+    """
+    lists = {name: several for name, value in options.items() if (several := _several(name, value)) is not None}
+    prompts = _prompts(prompt, lists.pop("prompt_embeds", None), options.pop("prompt_embeds", None))
+    num_images = whole("num_images", num_images)
+    if num_images < 1:
+        raise ValueError(f"num_images is at least 1; got {num_images}")
+    negatives = [lists.pop("negative_prompt", None), lists.pop("negative_prompt_embeds", None)]
+    if len(prompts) == 1 and num_images == 1:
+        num_images = max([1, *map(len, lists.values())])
+    count = len(prompts) * num_images
+    fields: list[dict[str, Any]] = [dict(prompt) for prompt in prompts for _ in range(num_images)]
+    for name, several in zip(("negative_prompt", "negative_prompt_embeds"), negatives):
+        if several is None:
+            continue
+        if len(several) not in (len(prompts), count):
+            label = name.replace("_", " ")
+            raise ValueError(f"one {label}, or one for each of the {len(prompts)} prompts; got {len(several)}")
+        lists[name] = several if len(several) == count else [n for n in several for _ in range(num_images)]
+    seeds = arguments.seeds(options.pop("seed", 0), count)
+    lists["seed"] = seeds
+    for name, several in lists.items():
+        if len(several) != count:
+            raise ValueError(f"one {name}, or one for each of the {count} pictures; got {len(several)}")
+        options.pop(name, None)
+    for i, field in enumerate(fields):
+        field.update(options, **{name: several[i] for name, several in lists.items()})
+    return [Request(**field) for field in fields]
+
+
+def _prompts(prompt: Any, several: list | None, embeds: Any) -> list[dict[str, Any]]:
+    """Returns the fields `prompt` and `prompt_embeds` of each prompt, from texts or encoded ones."""
+    if several is None and embeds is None:
+        prompts = texts("prompt", prompt)
+        if not prompts:
+            raise ValueError("at least one prompt is needed, got none")
+        return [{"prompt": text} for text in prompts]
+    embeddings = [embeds] if several is None else several
+    words = [] if prompt is None else texts("prompt", prompt)
+    if any(words):
+        raise ValueError("prompt and prompt_embeds both say what it is; give one of them")
+    if len(embeddings) == 1:
+        embeddings = embeddings * max(1, len(words))
+    if not embeddings:
+        raise ValueError("at least one prompt is needed, got none")
+    if len(words) > 1 and len(words) != len(embeddings):
+        raise ValueError(f"one prompt_embeds, or one for each of the {len(words)} pictures; got {len(embeddings)}")
+    return [{"prompt_embeds": one} for one in embeddings]
+
+
+def _several(name: str, value: Any) -> list | None:
+    """Returns the entries of an argument that has one for each picture, None for one that is for all."""
+    if name == "negative_prompt":
+        return None if value is None or isinstance(value, str) else texts(name, value, default="")
+    axes = len(ARRAYS.get(name, ""))
+    return list(value) if arguments.is_sequence(value) and getattr(value, "ndim", axes + 1) > axes else None
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is a text; got {shown(value)}")
+    return str(value)
+
+
+def _array(name: str, value: Any, axes: str) -> np.ndarray | None:
+    if value is None:
+        return None
+    try:
+        out = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        out = np.zeros(0, np.float32)
+    if out.ndim != len(axes) or not np.isfinite(out).all():
+        raise ValueError(f"{name} is an array of finite numbers, [{', '.join(axes)}] a picture; got {shown(value)}")
+    return out

@@ -1,0 +1,113 @@
+"""Requests made whole by a model: sampler, scale and size filled in, and all checked that depends on the model."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sdjax import samplers
+from sdjax.checks.arguments import whole
+from sdjax.config import ModelConfig
+from sdjax.pipeline import placement
+from sdjax.pipeline.model import Pipeline
+from sdjax.samplers.custom import complete
+from sdjax.samplers.spacing import fitting
+from sdjax.schedule import NoiseSchedule
+from sdjax.tasks.request import HasSteps, Request
+
+SIDES = (64, 2048)  # smallest and largest height and width, in pixels
+STEP = 8  # heights and widths are multiples of this
+
+
+def resolve(
+    pipe: Pipeline, requests: Sequence[Request], sizes: Sequence[tuple[int, int]] | None = None
+) -> list[Request]:
+    """Returns the requests with the model's defaults in the place of None, and samplers in the place of their names.
+
+    Equal choices of a sampler become one object. `sizes` are the pictures' (height, width) where a task decides them.
+    Raises ValueError for what the model or the sampler does not take.
+    """
+    if sizes is None:
+        sizes = [check_size(pipe.config, request.height, request.width) for request in requests]
+    made: dict[Any, samplers.Sampler] = {}
+    out = []
+    for request, (height, width) in zip(requests, sizes, strict=True):
+        chosen = request.sampler
+        named = (chosen if isinstance(chosen, str) else id(chosen), request.eta, request.spacing)
+        if named not in made:
+            made[named] = make_sampler(chosen, pipe.schedule, eta=request.eta, spacing=request.spacing)
+        scale = pipe.config.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        whole_request = dataclasses.replace(
+            request, sampler=made[named], guidance_scale=scale, height=height, width=width
+        )
+        check_arrays(pipe.config, whole_request)
+        out.append(whole_request)
+    return out
+
+
+def check_arrays(config: ModelConfig, request: Request) -> None:
+    """Raises ValueError for starting noise or an encoded prompt of another shape than the model's."""
+    vae, text = config.vae, config.text
+    assert request.height is not None
+    assert request.width is not None
+    latent = (request.height // vae.factor, request.width // vae.factor, vae.latent_channels)
+    wanted = {
+        "latents": latent,
+        **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), (text.max_length, text.width)),
+    }
+    for name, shape in wanted.items():
+        value = getattr(request, name)
+        if value is not None and value.shape != shape:
+            raise ValueError(f"{name} of this model and size is {list(shape)} a picture; got {list(value.shape)}")
+
+
+def check_size(config: ModelConfig, height: int | None, width: int | None) -> tuple[int, int]:
+    """Returns height and width, the model's own side where None.
+
+    Raises ValueError, naming the nearest valid sizes, unless both are multiples of 8 from 64 to 2048.
+    """
+    sides = []
+    step = max(STEP, config.vae.factor)
+    for name, side in ("height", height), ("width", width):
+        side = config.image_size if side is None else side
+        low, high = SIDES
+        side = whole(name, side)
+        if not low <= side <= high or side % step:
+            below = min(max(side // step * step, low), high)
+            above = min(max(placement.padded(side, step), low), high)
+            near = f"{below}" if below == above else f"{below} or {above}"
+            raise ValueError(f"{name} is a multiple of {step} from {low} to {high}; got {side}, the nearest is {near}")
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def make_sampler(
+    sampler: str | samplers.Sampler | HasSteps, schedule: NoiseSchedule | None = None, **fields: Any
+) -> samplers.Sampler:
+    """Returns the sampler of that name, or the sampler itself, with the fields that are not None replaced.
+
+    A name's own spacing gives way to one that fits the `schedule` (`sdjax.samplers.spacing.fitting`) unless `fields`
+    has one; that of a sampler that was handed over stays.
+
+    Raises ValueError for an unknown name (listing the known ones) or a field that the sampler does not have.
+    """
+    if isinstance(sampler, str):
+        if sampler not in samplers.SAMPLERS:
+            # As others spell them: "DPM++ 2M Karras", "k_euler_a"
+            plain = re.sub(r"\W+", "_", sampler.lower().removeprefix("k_").replace("++", "pp"))
+            plain = re.sub("_a$", "_ancestral", plain.removesuffix("_karras"))
+            near = difflib.get_close_matches(plain, samplers.SAMPLERS, 1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            known = ", ".join(sorted(samplers.SAMPLERS))
+            raise ValueError(f"unknown sampler {sampler!r}{meant}; the known ones are {known}")
+        sampler = samplers.SAMPLERS[sampler]()
+        if schedule is not None and isinstance(sampler, samplers.Sampler):
+            sampler = dataclasses.replace(sampler, spacing=fitting(sampler.spacing, schedule))
+    whole_sampler = complete(sampler)
+    fields = {name: value for name, value in fields.items() if value is not None}
+    own = {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else set()
+    unknown = sorted(set(fields) - own)
+    if unknown:
+        raise ValueError(f"the sampler {type(sampler).__name__} has no {' and no '.join(unknown)}")
+    return complete(dataclasses.replace(sampler, **fields)) if fields else whole_sampler

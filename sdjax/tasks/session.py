@@ -1,0 +1,220 @@
+"""Sessions: pictures under way. A session is iterated for progress, shows previews, and can be stopped."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol
+
+import jax
+import numpy as np
+
+from sdjax.checks.hints import explains_arguments
+from sdjax.nn.jax_settings import pinned
+from sdjax.pipeline.model import Pipeline
+from sdjax.pipeline.preview import preview
+from sdjax.tasks.computing import Computing
+from sdjax.tasks.request import Request
+from sdjax.tasks.results import Pictures, advice, joined
+from sdjax.typing import Latent, Pixels
+
+if TYPE_CHECKING:
+    from sdjax.tasks.batch import Batch
+
+P = ParamSpec("P")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while pictures were made. `pictures` are those that are finished, in the order asked, the others None."""
+
+    def __init__(self, pictures: list[np.ndarray | None]) -> None:
+        super().__init__("interrupted")
+        self.pictures = pictures
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """Where a group of pictures is after a few more calls of the network.
+
+    `calls`: how many calls these were. `state`: the samplers'. `finished`: which of the group's pictures have no calls
+    left. `which`: the numbers of the group's pictures. `done` and `total`: calls of the whole session so far and in
+    the end.
+    """
+
+    batch: "Batch"
+    calls: int
+    state: Any
+    finished: tuple[int, ...]
+    which: tuple[int, ...] = ()
+    done: int = 0
+    total: int = 0
+
+    @property
+    def latent(self) -> Latent:
+        """What the pictures' latents would be by the network's last answer, [b, h, w, c]."""
+        return self.state.x[: len(self.batch.requests)]
+
+    def preview(self) -> Pixels:
+        """Returns small pictures of `latent`, uint8 [b, h, w, 3], a pixel for an entry (`sdjax.pipeline.preview`)."""
+        return preview(self.batch.pipe, self.latent)
+
+
+Making = Generator[Step, bool | None, Sequence[np.ndarray]]  # of a group's pictures
+
+
+class Session:
+    """Pictures under way: `for step in session` makes them, a few calls of the network at a time.
+
+    Each `Step` says how far they are. `preview()` shows what there is, `cancel()` stops, and `result()` makes what is
+    left to make and returns the pictures in the order asked. `sdjax.text_to_image.session(...)`, and so for every task,
+    takes the task's arguments and returns the session of it.
+    """
+
+    def __init__(
+        self,
+        batch: "Batch",
+        make: Callable[["Batch"], Making],
+        finish: Callable[[int, np.ndarray], np.ndarray] = lambda i, picture: picture,
+        *,
+        groups: Sequence[Sequence[int]] | None = None,
+        calls: Sequence[int] | None = None,
+    ) -> None:
+        """`make` makes the pictures of each of the `groups`, `finish(i, picture)` what comes of picture i.
+
+        `calls` says how often each group calls the network.
+        """
+        self._batch, self._make = batch, make
+        self._finish = finish if batch.how.output == "pixels" else lambda i, latent: latent
+        self._groups = batch.groups() if groups is None else groups
+        self._parts = [batch.part(which) for which in self._groups]
+        self._total = sum([part.calls for part in self._parts] if calls is None else calls)
+        self._stop = False
+        self._steps = self._run()
+        self._step: Step | None = None
+        self.pictures: list[np.ndarray | None] = [None] * len(batch.requests)
+
+    def __iter__(self) -> Iterator[Step]:
+        return self
+
+    def __next__(self) -> Step:
+        step = self._advance()
+        jax.block_until_ready(step.state)
+        return step
+
+    @property
+    def step(self) -> Step | None:
+        """The last step, None before the first."""
+        return self._step
+
+    def preview(self) -> list[Pixels | None]:
+        """Returns each picture: itself if it is finished, a small preview if it is under way, else None."""
+        shown = list(self.pictures) if self._batch.how.output == "pixels" else [None] * len(self.pictures)
+        if self._step is not None:
+            for i, small in zip(self._step.which, self._step.preview(), strict=True):
+                shown[i] = small if shown[i] is None else shown[i]
+        return shown
+
+    def cancel(self) -> None:
+        """Stops before the next call of the network. Pictures that have no calls left are still finished."""
+        self._stop = True
+
+    def result(self) -> Pictures | list[np.ndarray | None]:
+        """Returns the pictures, uint8 [b, h, w, 3], or a list of [h, w, 3] where sizes differ.
+
+        After `cancel` it is a list of what is finished, None in the place of the rest. Raises `Interrupted` on Ctrl-C,
+        and what making them raises.
+        """
+        try:
+            while True:
+                self._advance()
+        except StopIteration:
+            pass
+        except KeyboardInterrupt as error:
+            self._stop = True
+            raise Interrupted(self.pictures) from error
+        made = [picture for picture in self.pictures if picture is not None]
+        return joined(made) if len(made) == len(self.pictures) else self.pictures
+
+    def _advance(self) -> Step:
+        with pinned():
+            step = next(self._steps)
+        how = self._batch.how
+        if how.progress is not None or how.on_step is not None:
+            jax.block_until_ready(step.state)
+        if how.progress is not None:
+            how.progress(step.done, step.total)
+        if how.on_step is not None:
+            how.on_step(step)
+        return step
+
+    def _run(self) -> Iterator[Step]:
+        done = 0
+        for which, part in zip(self._groups, self._parts):
+            if self._stop:
+                return
+            with advice(*part.size, len(which), part.pipe.dtype):
+                making = self._make(part)
+                stop: bool | None = None
+                kept: Sequence[int] = range(len(which))
+                while True:
+                    try:
+                        step = making.send(stop)
+                    except StopIteration as end:
+                        made = end.value
+                        break
+                    done += step.calls
+                    finished = tuple(k for k in step.finished if k < len(which))
+                    counts = {"done": done, "total": self._total}
+                    step = dataclasses.replace(step, batch=part, which=tuple(which), finished=finished, **counts)
+                    self._step = step
+                    yield step
+                    stop = self._stop
+                    if stop:
+                        kept = step.finished
+                        if not kept:
+                            making.close()
+                            return
+            for k in kept:
+                self.pictures[which[k]] = self._finish(which[k], made[k])
+            self._step = None
+
+
+def with_defaults(signature: inspect.Signature) -> inspect.Signature:
+    """Returns a task's signature with the defaults of the options, which are those of `Request` and `Computing`."""
+    fields = [*dataclasses.fields(Request), *dataclasses.fields(Computing)]
+    defaults = {"num_images": 1, **{field.name: field.default for field in fields}}
+    parameters = signature.parameters.values()
+    return signature.replace(
+        parameters=[p.replace(default=defaults[p.name]) if p.default is ... else p for p in parameters]
+    )
+
+
+class Task(Protocol[P]):
+    """A function that makes pictures; its `session` has the same arguments and returns them under way."""
+
+    __name__: str
+
+    def __call__(self, pipe: Pipeline, *args: P.args, **options: P.kwargs) -> Pictures: ...
+
+    def session(self, pipe: Pipeline, *args: P.args, **options: P.kwargs) -> Session: ...
+
+
+def task(also: Callable | None = None) -> Callable[[Callable[Concatenate[Pipeline, P], Session]], Task[P]]:
+    """Returns a decorator: of a function that returns a session, the task that returns its result.
+
+    JAX's settings are held while it works, and wrong arguments are explained (`explains_arguments`, with `also`).
+    """
+
+    def decorate(begin: Callable[Concatenate[Pipeline, P], Session]) -> Task[P]:
+        explained = explains_arguments(also)(pinned()(begin))
+
+        @functools.wraps(explained)
+        def made(*args: Any, **options: Any) -> Pictures:
+            return explained(*args, **options).result()
+
+        made.session = explained
+        explained.__signature__ = with_defaults(inspect.signature(explained))
+        made.__signature__ = explained.__signature__.replace(return_annotation=Pictures)
+        return made
+
+    return decorate
