@@ -17,5 +17,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["SDJAX_COMPILATION_CACHE"] = "0"
 
 import jax
+import jaxtyping
+
+# The shapes in signatures are checked at every call. The hook goes first, before a test imports a module of sdjax
+if os.environ.get("SDJAX_TEST_SHAPES", "0") == "1":
+    jaxtyping.install_import_hook("sdjax", "shape_checks.checked")
 
 jax.config.update("jax_default_matmul_precision", "highest")  # XLA may take fewer bits by default
