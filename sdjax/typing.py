@@ -2,7 +2,8 @@
 
     b batch   h height   w width   c channels   n tokens of a sequence   m keys of an attention   d width   t steps
 
-Everything is NHWC. An image is in [-1, 1]; a latent is already multiplied by the autoencoder's scale factor.
+A letter with a 2 is what a layer makes of that size, `_` any size. Everything is NHWC. An image is in [-1, 1]; a latent
+is already multiplied by the autoencoder's scale factor.
 """
 
 from collections.abc import Mapping
@@ -12,10 +13,17 @@ import jaxtyping
 from jaxtyping import Array, Float, Int, UInt8
 
 Image = Float[Array, "b h w 3"]
+NewImage = Float[Array, "b h2 w2 3"]
 Pixels = UInt8[Array, "b h w 3"]
 Latent = Float[Array, "b h w c"]
-Moments = Float[Array, "b h w 2*c"]
-Context = Float[Array, "b n d"]
+Map = Float[Array, "b h w c"]
+NewMap = Float[Array, "b h2 w2 c2"]
+Maps = list[Float[Array, "b _ _ _"]]
+Tokens = Float[Array, "b n c"]
+NewTokens = Float[Array, "b n c2"]
+Embedding = Float[Array, "b d"]
+Moments = Float[Array, "b h2 w2 c2"]
+Context = Float[Array, "b m d"]
 Length = Int[Array, "b"]
 TokenIds = Int[Array, "b n"]
 Timestep = Float[Array, "b"]

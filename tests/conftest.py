@@ -18,9 +18,16 @@ os.environ["SDJAX_COMPILATION_CACHE"] = "0"
 
 import jax
 import jaxtyping
+import pytest
 
 # The shapes in signatures are checked at every call. The hook goes first, before a test imports a module of sdjax
 if os.environ.get("SDJAX_TEST_SHAPES", "0") == "1":
     jaxtyping.install_import_hook("sdjax", "shape_checks.checked")
 
 jax.config.update("jax_default_matmul_precision", "highest")  # XLA may take fewer bits by default
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch):
+    """Lets a test see how sdjax itself refuses shapes that the hook would refuse before it."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

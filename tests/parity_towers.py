@@ -28,7 +28,8 @@ def vision_config(spec):
 def vision(spec, state_dict, pixels):
     """Returns the image embedding [b, d] of prepared pixels [b, 3, size, size], by a tower of released names."""
     config, params = convert.load_vision(state_dict, vision_config(spec))
-    return np.asarray(VisionEncoder(config).apply({"params": params}, jnp.moveaxis(jnp.asarray(pixels), 1, -1)))
+    encode = jax.jit(VisionEncoder(config).apply)
+    return np.asarray(encode({"params": params}, jnp.moveaxis(jnp.asarray(pixels), 1, -1)))
 
 
 def clip_pixels(image, dialect, size=224):

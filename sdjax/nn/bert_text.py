@@ -13,9 +13,9 @@ from jax.typing import DTypeLike
 
 from sdjax.config import TextConfig
 from sdjax.nn.layers.dense import Dense
-from sdjax.nn.layers.multihead import CLIP, Attention, Tokens
+from sdjax.nn.layers.multihead import CLIP, Attention
 from sdjax.nn.layers.norm import LayerNorm
-from sdjax.typing import Context, TokenIds
+from sdjax.typing import Context, TokenIds, Tokens
 
 
 class Layer(nn.Module):

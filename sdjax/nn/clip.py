@@ -15,9 +15,9 @@ from jaxtyping import Array
 from sdjax.config import TextConfig
 from sdjax.nn.bert_text import BertTransformer
 from sdjax.nn.layers.dense import Dense
-from sdjax.nn.layers.multihead import CLIP, Attention, Tokens
+from sdjax.nn.layers.multihead import CLIP, Attention
 from sdjax.nn.layers.norm import LayerNorm
-from sdjax.typing import Context, TokenIds
+from sdjax.typing import Context, TokenIds, Tokens
 
 
 def quick_gelu(x: Array) -> Array:

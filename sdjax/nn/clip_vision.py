@@ -7,16 +7,13 @@ transformers' CLIPVisionModelWithProjection, its misspelt `pre_layrnorm` too.
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from sdjax.config import VisionConfig
 from sdjax.nn.clip import Encoder, Tokens
 from sdjax.nn.layers.conv import POINT, Conv
 from sdjax.nn.layers.dense import Dense
 from sdjax.nn.layers.norm import LayerNorm
-from sdjax.typing import Image
-
-Embedding = Float[Array, "b d"]
+from sdjax.typing import Embedding, Image
 
 
 class VisionEmbeddings(nn.Module):

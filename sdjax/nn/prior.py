@@ -15,12 +15,11 @@ from sdjax.nn.clip import TextTransformer, Tokens, gelu
 from sdjax.nn.layers.dense import Dense
 from sdjax.nn.layers.embeddings import EmbeddingMLP, timestep_embedding
 from sdjax.nn.layers.norm import LayerNorm
-from sdjax.typing import Context, Timestep, TokenIds
+from sdjax.typing import Context, Embedding, NewTokens, Timestep, TokenIds
 
 HIDDEN = -10_000.0  # added to a hidden key's logit, once for each reason to hide it: a row may have hidden keys only
 EXTRA = 4  # tokens behind the text's: its embedding, the timestep, the noisy embedding, and the one that answers
 
-Embedding = Float[Array, "b d"]
 Mask = Bool[Array, "b n"]
 
 
@@ -48,7 +47,7 @@ class Projection(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Tokens) -> NewTokens:
         return gelu(Dense(self.width, dtype=self.dtype, name="proj")(x))
 
 
@@ -113,7 +112,7 @@ class PriorTransformer(nn.Module):
         return Dense(c.embedding, dtype=self.dtype, name="proj_to_clip_embeddings")(h).astype(jnp.float32)
 
 
-def attention_bias(text_mask: Mask) -> Float[Array, "b n n"]:
+def attention_bias(text_mask: Mask) -> Float[Array, "b n2 n2"]:
     """Returns what is added to the logits of tokens and those behind them: padding is hidden, and what comes later."""
     keys = jnp.pad(jnp.where(text_mask, 0.0, HIDDEN), ((0, 0), (0, EXTRA)))  # [b, n]
     n = keys.shape[1]

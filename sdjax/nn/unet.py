@@ -20,7 +20,7 @@ from sdjax.nn.layers.embeddings import EmbeddingMLP, timestep_embedding
 from sdjax.nn.layers.norm import GroupNorm
 from sdjax.nn.layers.resnet import Downsample, Resnet, Upsample
 from sdjax.nn.layers.transformer import SpatialTransformer
-from sdjax.typing import Context, Latent, Length, Timestep
+from sdjax.typing import Context, Latent, Length, Map, Maps, NewMap, Timestep
 
 EPSILON = 1e-5  # of the residual blocks' and the output's GroupNorm; the transformers' is 1e-6
 PADDING = ((1, 1), (1, 1))  # of the downsampling convolutions
@@ -82,8 +82,8 @@ class DownBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Latent, time: Float[Array, "b d"], context: Context, context_length: Length | None = None
-    ) -> tuple[Latent, list[Latent]]:
+        self, x: Map, time: Float[Array, "b e"], context: Context, context_length: Length | None = None
+    ) -> tuple[NewMap, Maps]:
         skips = []
         for j in range(self.num_res_blocks):
             x = self.level.resnet(f"resnets_{j}")(x, time)
@@ -103,8 +103,8 @@ class MidBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Latent, time: Float[Array, "b d"], context: Context, context_length: Length | None = None
-    ) -> Latent:
+        self, x: Map, time: Float[Array, "b e"], context: Context, context_length: Length | None = None
+    ) -> Map:
         x = self.level.resnet("resnets_0")(x, time)
         x = self.level.attention("attentions_0")(x, context, context_length)
         return self.level.resnet("resnets_1")(x, time)
@@ -113,7 +113,7 @@ class MidBlock(nn.Module):
 class Join(nn.Module):
     """Features and a skip side by side: a layer without parameters, where patches can change both."""
 
-    def __call__(self, x: Latent, skip: Latent) -> Latent:
+    def __call__(self, x: Map, skip: Float[Array, "b h w d"]) -> Float[Array, "b h w e"]:
         return jnp.concatenate([x, skip], axis=-1)
 
 
@@ -129,9 +129,9 @@ class UpBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Latent, skips: list[Latent], time: Float[Array, "b d"], context: Context,
+        self, x: Map, skips: Maps, time: Float[Array, "b e"], context: Context,
         context_length: Length | None = None,
-    ) -> Latent:  # fmt: skip
+    ) -> NewMap:  # fmt: skip
         for j in range(self.num_res_blocks):
             x = Join(name=f"joins_{j}")(x, skips.pop())
             x = self.level.resnet(f"resnets_{j}")(x, time)
@@ -171,11 +171,11 @@ class UNet(nn.Module):
         x: Latent,
         t: Timestep,
         context: Context,
-        label: Int[Array, "b"] | Float[Array, "b d"] | None = None,
+        label: Int[Array, "b"] | Float[Array, "b e"] | None = None,
         *,
         context_length: Length | None = None,
         residuals: Residuals | None = None,
-    ) -> Latent:
+    ) -> Float[Array, "b h w c2"]:
         c = self.config
         if x.shape[-1] != c.in_channels:
             raise ValueError(f"this UNet takes {c.in_channels} channels, got an input of shape {x.shape}")

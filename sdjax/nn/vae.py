@@ -8,19 +8,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from sdjax.config import VAEConfig
 from sdjax.nn.layers.conv import POINT, Conv
 from sdjax.nn.layers.multihead import multihead
 from sdjax.nn.layers.norm import GroupNorm
 from sdjax.nn.layers.resnet import Downsample, Resnet, Upsample
-from sdjax.typing import Image, Latent, Moments
+from sdjax.typing import Image, Latent, Map, Moments, NewImage, NewMap
 
 EPSILON = 1e-6  # of every GroupNorm
 PADDING = ((0, 1), (0, 1))  # of the downsampling convolutions: right and bottom only
-
-Map = Float[Array, "b h w c"]
 
 
 class MapAttention(nn.Module):
@@ -46,7 +43,7 @@ class ResnetStack(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> NewMap:
         for j in range(self.num_res_blocks):
             x = Resnet(self.channels, self.groups, EPSILON, dtype=self.dtype, name=f"resnets_{j}")(x)
         if self.resample == "down":
@@ -77,7 +74,7 @@ class Encoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Image) -> Map:
+    def __call__(self, image: Image) -> NewMap:
         c, last = self.config, len(self.config.channels) - 1
         x = Conv(c.channels[0], dtype=self.dtype, name="conv_in")(image)
         for i, channels in enumerate(c.channels):
@@ -98,7 +95,7 @@ class Decoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Map) -> Image:
+    def __call__(self, z: Map) -> NewImage:
         c, last = self.config, len(self.config.channels) - 1
         x = Conv(c.channels[-1], dtype=self.dtype, name="conv_in")(z)
         x = MidBlock(c.channels[-1], c.norm_groups, self.dtype, name="mid_block")(x)
@@ -133,7 +130,7 @@ class AutoencoderKL(nn.Module):
         """Returns mean and log variance of the unscaled latent of an image in [-1, 1], float32, joined on channels."""
         return self.quant_conv(self.encoder(image)).astype(jnp.float32)
 
-    def decode(self, latent: Latent) -> Image:
+    def decode(self, latent: Latent) -> NewImage:
         """Returns the image of a latent, float32, about [-1, 1] and not clipped."""
         return self.decoder(self.post_quant_conv(latent / self.config.scale_factor)).astype(jnp.float32)
 

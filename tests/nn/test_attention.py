@@ -389,7 +389,7 @@ def test_lengths_keep_the_platforms_kernel(platform):
     assert ("tpu_custom_call" in text) == (platform == "tpu")
 
 
-def test_refuses_lengths_that_do_not_fit():
+def test_refuses_lengths_that_do_not_fit(unchecked_shapes):
     args = inputs(8, 8, 2, 16, b=2)
     with pytest.raises(ValueError, match="key_length is an integer for each of 2 entries; got int32"):
         attend(*args, key_length=jnp.array([3]))
@@ -397,7 +397,7 @@ def test_refuses_lengths_that_do_not_fit():
         attend(*args, key_length=jnp.array([3.0, 4.0]))
 
 
-def test_refuses_arrays_that_do_not_fit():
+def test_refuses_arrays_that_do_not_fit(unchecked_shapes):
     q, k, v = inputs(8, 8, 2, 16)
     with pytest.raises(ValueError, match="of one dtype"):
         attend(q, k.astype(jnp.bfloat16), v)

@@ -145,9 +145,9 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 def test_unet_refuses_what_it_cannot_use():
-    x, context, t = np.ones([1, 8, 8, 4], np.float32), np.ones([1, 3, 16], np.float32), np.ones([1])
+    x, context, t = jnp.ones([1, 8, 8, 4]), jnp.ones([1, 3, 16]), jnp.ones([1])
     variables = {"params": small_unet()}
     with pytest.raises(ValueError, match="takes 4 channels"):
         UNet(SMALL).apply(variables, x[..., :3], t, context)
     with pytest.raises(ValueError, match="takes no label"):
-        UNet(SMALL).apply(variables, x, t, context, np.zeros([1], np.int32))
+        UNet(SMALL).apply(variables, x, t, context, jnp.zeros([1], jnp.int32))

@@ -38,7 +38,7 @@ def test_layer_norm_equals_float64(offset, spread, tolerance):
 @pytest.mark.parametrize("module", [GroupNorm(6, 1e-5, jnp.float16), LayerNorm(1e-5, jnp.float16)], ids=str)
 def test_half_precision_keeps_statistics_in_float32(module):
     x = (inputs()[0] * 20_000).clip(-60_000, 60_000).astype(np.float16)  # squares overflow float16 by far
-    got = module.apply(module.init(jax.random.key(0), x), x)
+    got = module.apply(module.init(jax.random.key(0), jnp.asarray(x)), jnp.asarray(x))
     assert got.dtype == jnp.float16
     grouped, axes = (x.reshape(2, 5, 7, 6, 4), (1, 2, 4)) if isinstance(module, GroupNorm) else (x, -1)
     np.testing.assert_allclose(got, exact(grouped, axes, 1e-5).reshape(x.shape), atol=4e-3)  # half's last bit at 4

@@ -7,16 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from sdjax.config import DepthConfig
 from sdjax.nn.layers.conv import Padding, conv2d
 from sdjax.nn.layers.norm import GroupNorm
+from sdjax.typing import Image, Map, Maps, NewMap
 
 EPSILON = 1e-5  # of every GroupNorm
 STANDARDISING_EPSILON = 1e-8
-
-Map = Float[Array, "b h w c"]
 
 
 def same_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
@@ -37,7 +35,7 @@ class StandardConv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> NewMap:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(jnp.float32)
         kernel = kernel - kernel.mean((0, 1, 2))
@@ -56,7 +54,7 @@ class Shortcut(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> NewMap:
         x = StandardConv(self.width, 1, self.stride, self.dtype, name="conv")(x)
         return GroupNorm(self.groups, EPSILON, self.dtype, name="norm")(x)
 
@@ -71,7 +69,7 @@ class Bottleneck(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> NewMap:
         y, shortcut = x, x
         for i, (width, size, stride) in enumerate(
             ((self.width // 4, 1, 1), (self.width // 4, 3, self.stride), (self.width, 1, 1)), start=1
@@ -94,7 +92,7 @@ class Stage(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> NewMap:
         for j in range(self.depth):
             stride = self.stride if j == 0 else 1
             x = Bottleneck(self.width, stride, j == 0, self.groups, self.dtype, name=f"layers_{j}")(x)
@@ -109,7 +107,7 @@ class Stem(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> NewMap:
         x = StandardConv(self.width, 7, 2, self.dtype, name="convolution")(x)
         x = jax.nn.relu(GroupNorm(self.groups, EPSILON, self.dtype, name="norm")(x))
         return nn.max_pool(x, (3, 3), (2, 2), padding=same_padding(x.shape[1:3], 3, 2))
@@ -122,7 +120,7 @@ class Encoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> list[Map]:
+    def __call__(self, x: Map) -> Maps:
         c, maps = self.config, []
         for i, (width, depth) in enumerate(zip(c.stage_widths, c.stage_depths)):
             x = Stage(width, depth, 2 if i else 1, c.norm_groups, self.dtype, name=f"stages_{i}")(x)
@@ -137,6 +135,6 @@ class Bit(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Float[Array, "b h w 3"]) -> list[Map]:
+    def __call__(self, image: Image) -> Maps:
         x = Stem(self.config.stem_width, self.config.norm_groups, self.dtype, name="embedder")(image)
         return Encoder(self.config, self.dtype, name="encoder")(x)

@@ -15,16 +15,14 @@ from sdjax.nn.clip import gelu
 from sdjax.nn.depth.bit import Bit
 from sdjax.nn.layers.conv import POINT, Conv
 from sdjax.nn.layers.dense import Dense
-from sdjax.nn.layers.multihead import VIT, Attention, Tokens
+from sdjax.nn.layers.multihead import VIT, Attention
 from sdjax.nn.layers.norm import LayerNorm
 from sdjax.nn.layers.resize import resize
-from sdjax.typing import Image
+from sdjax.typing import Image, Map, Maps, NewMap, NewTokens, Tokens
 
 PATCH = 16  # pixels of a side that one token stands for
 STEP = 2 * PATCH  # the coarsest map has half as many places as there are tokens along a side
 HEAD_WIDTH = 32
-
-Map = Float[Array, "b h w c"]
 
 
 class Wrapped(nn.Module):
@@ -34,7 +32,7 @@ class Wrapped(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Tokens) -> NewTokens:
         return Dense(self.width, dtype=self.dtype, name="dense")(x)
 
 
@@ -90,7 +88,7 @@ class Backbone(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Image) -> list[Map]:
+    def __call__(self, image: Image) -> Maps:
         return Bit(self.config, self.dtype, name="bit")(image)
 
 
@@ -101,7 +99,7 @@ class Embeddings(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Image) -> tuple[list[Map], Tokens]:
+    def __call__(self, image: Image) -> tuple[Maps, Tokens]:
         c = self.config
         *maps, x = Backbone(c, self.dtype, name="backbone")(image)
         x = Conv(c.width, (1, 1), padding=POINT, dtype=self.dtype, name="projection")(x)
@@ -123,7 +121,7 @@ class Encoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Image) -> tuple[list[Map], list[Tokens]]:
+    def __call__(self, image: Image) -> tuple[Maps, list[Tokens]]:
         maps, tokens = Embeddings(self.config, self.dtype, name="embeddings")(image)
         return maps, Transformer(self.config, self.dtype, name="encoder")(tokens)
 
@@ -136,7 +134,7 @@ class ReassembleLayer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> NewMap:
         x = Conv(self.width, (1, 1), padding=POINT, dtype=self.dtype, name="projection")(x)
         if self.halve:  # padded on both sides, unlike the ResNet's
             x = Conv(self.width, strides=(2, 2), dtype=self.dtype, name="resize")(x)
@@ -150,7 +148,7 @@ class Reassemble(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, tapped: list[Tokens], size: tuple[int, int]) -> list[Map]:
+    def __call__(self, tapped: list[Tokens], size: tuple[int, int]) -> Maps:
         c, maps = self.config, []
         for i, tokens in enumerate(tapped, start=2):  # transformers counts the ResNet's two maps too
             b, n, d = tokens.shape
@@ -178,7 +176,7 @@ class Fusion(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, path: Map, x: Map | None) -> Map:
+    def __call__(self, path: Map, x: Map | None) -> NewMap:
         if x is not None:
             path = path + ResidualUnit(self.dtype, name="residual_layer1")(x)
         path = double(ResidualUnit(self.dtype, name="residual_layer2")(path))
@@ -191,7 +189,7 @@ class FusionStage(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, maps: list[Map]) -> Map:
+    def __call__(self, maps: Maps) -> NewMap:
         *finer, path = maps
         path = Fusion(self.dtype, name="layers_0")(path, None)
         for i, x in enumerate(reversed(finer), start=1):
@@ -206,7 +204,7 @@ class Neck(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, maps: list[Map], tapped: list[Tokens], size: tuple[int, int]) -> Map:
+    def __call__(self, maps: Maps, tapped: list[Tokens], size: tuple[int, int]) -> NewMap:
         maps = [*maps, *Reassemble(self.config, self.dtype, name="reassemble_stage")(tapped, size)]
         maps = [
             Conv(self.config.features, use_bias=False, dtype=self.dtype, name=f"convs_{i}")(x)
@@ -221,7 +219,7 @@ class Head(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Float[Array, "b h2 w2 1"]:
         x = double(Conv(x.shape[-1] // 2, dtype=self.dtype, name="head_0")(x))
         x = jax.nn.relu(Conv(HEAD_WIDTH, dtype=self.dtype, name="head_2")(x))
         return jax.nn.relu(Conv(1, (1, 1), padding=POINT, dtype=self.dtype, name="head_4")(x))
@@ -238,7 +236,7 @@ class DepthEstimator(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Image) -> Map:
+    def __call__(self, image: Image) -> Float[Array, "b h w 1"]:
         _, h, w, _ = image.shape
         if h % STEP or w % STEP or 0 in (h, w):
             raise ValueError(f"the depth network takes sides that are multiples of {STEP}; got {h} x {w}")
@@ -247,7 +245,7 @@ class DepthEstimator(nn.Module):
         return Head(self.dtype, name="head")(x).astype(jnp.float32)
 
 
-def double(x: Map) -> Map:
+def double(x: Map) -> NewMap:
     """Returns the map at twice its size, bilinear, its corners in place."""
     _, h, w, _ = x.shape
     return resize(x, (2 * h, 2 * w), method="bilinear", align_corners=True)

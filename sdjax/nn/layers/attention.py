@@ -33,10 +33,12 @@ HALVES = (jnp.dtype("float16"), jnp.dtype("bfloat16"))
 LANES = 128  # a TPU's vector registers: head sizes are padded to a multiple
 
 Queries = Float[Array, "b n h d"]
-Keys = Float[Array, "b m h d"]
+KeyVectors = Float[Array, "b m h d"]
+Values = Float[Array, "b m h e"]
+Attended = Float[Array, "b n h e"]
 
 
-def attend(q: Queries, k: Keys, v: Keys, *, key_length: Length | None = None, causal: bool = False) -> Queries:
+def attend(q: Queries, k: KeyVectors, v: Values, *, key_length: Length | None = None, causal: bool = False) -> Attended:
     """Returns softmax(q k / sqrt(d)) v for every head, in q's dtype; logits and softmax are float32.
 
     `key_length` gives the number of keys of each entry of the batch, from 1 to m. The keys and values behind them are
@@ -59,7 +61,7 @@ def attend(q: Queries, k: Keys, v: Keys, *, key_length: Length | None = None, ca
 
 
 @functools.partial(jax.jit, static_argnums=4)  # traced and lowered once for all layers of one shape
-def _attend(q: Queries, k: Keys, v: Keys, key_length: Length | None, causal: bool) -> Queries:
+def _attend(q: Queries, k: KeyVectors, v: Values, key_length: Length | None, causal: bool) -> Attended:
     n, m, d = q.shape[1], k.shape[1], q.shape[-1]
     args = (q, k, v)
     if key_length is not None:  # a weight of 0 does not hide a padded value that is not finite, nor its gradient
@@ -78,8 +80,8 @@ def _attend(q: Queries, k: Keys, v: Keys, key_length: Length | None, causal: boo
 
 
 def in_chunks(
-    q: Queries, k: Keys, v: Keys, key_length: Length | None = None, *, causal: bool = False, limit: int = SCORES
-) -> Queries:
+    q: Queries, k: KeyVectors, v: Values, key_length: Length | None = None, *, causal: bool = False, limit: int = SCORES
+) -> Float[Array, "b n h _"]:
     """Returns attention with about `limit` scores in memory at a time: all heads, a chunk of queries after the other.
 
     One product where all scores fit. A gradient computes the scores again, chunk by chunk.
@@ -102,7 +104,9 @@ def in_chunks(
     return jnp.moveaxis(out, 0, 2).reshape(b, h, count * rows, d)[:, :, :n].swapaxes(1, 2)
 
 
-def head_by_head(q: Queries, k: Keys, v: Keys, key_length: Length | None = None, *, causal: bool = False) -> Queries:
+def head_by_head(
+    q: Queries, k: KeyVectors, v: Values, key_length: Length | None = None, *, causal: bool = False
+) -> Attended:
     """Returns attention in chunks of one head after the other, which suits a CPU's cache.
 
     Halves that the processor does not multiply as they are go through float32.
@@ -155,7 +159,7 @@ def _products(q: Array, k: Array, v: Array, key_length: Length | None, first: Ar
     return (out / total).astype(q.dtype)  # divided last: d numbers a query instead of m
 
 
-def cudnn(q: Queries, k: Keys, v: Keys, key_length: Length | None = None, *, causal: bool = False) -> Queries:
+def cudnn(q: Queries, k: KeyVectors, v: Values, key_length: Length | None = None, *, causal: bool = False) -> Attended:
     """Returns attention by cuDNN's fused kernel, which scales and sums in float32."""
     n, m = q.shape[1], k.shape[1]
     # JAX 0.10 cannot batch the kernel unless all its arguments are batched (under jax.vmap a context may be shared).
@@ -196,8 +200,14 @@ def splash_takes(n: int, m: int, dtype: DTypeLike) -> bool:
 
 
 def splash(
-    q: Queries, k: Keys, v: Keys, key_length: Length | None = None, *, causal: bool = False, interpret: bool = False
-) -> Queries:
+    q: Queries,
+    k: KeyVectors,
+    v: Values,
+    key_length: Length | None = None,
+    *,
+    causal: bool = False,
+    interpret: bool = False,
+) -> Attended:
     """Returns attention by JAX's splash kernel for TPUs; lengths and head size are padded, padded keys masked.
 
     `interpret` runs the kernel's program anywhere, slowly.

@@ -12,9 +12,7 @@ from jaxtyping import Array, Float
 
 from sdjax.nn.layers.attention import attend
 from sdjax.nn.layers.dense import Dense
-from sdjax.typing import Context, Length
-
-Tokens = Float[Array, "b n c"]
+from sdjax.typing import Context, Length, NewTokens, Tokens
 
 
 class Names(NamedTuple):
@@ -47,7 +45,7 @@ def multihead(
     x: Tokens, context: Context | None = None, key_length: Length | None = None, *, heads: int,
     names: Names = DIFFUSERS, biased: bool = True, head_size: int | None = None, causal: bool = False,
     dtype: DTypeLike = jnp.float32,
-) -> Float[Array, "b n d"]:  # fmt: skip
+) -> NewTokens:  # fmt: skip
     """Returns the attention of x to the context, or to x itself without one; builds its layers in the calling module.
 
     `biased` is about queries, keys and values; the output's projection has a bias. Heads share x's width if no
@@ -76,9 +74,7 @@ class Attention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Tokens, context: Context | None = None, key_length: Length | None = None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Tokens, context: Context | None = None, key_length: Length | None = None) -> NewTokens:
         return multihead(
             x, context, key_length, heads=self.heads, names=self.names, biased=self.biased,
             head_size=self.head_size, causal=self.causal, dtype=self.dtype,

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 from sdjax.nn.layers.conv import POINT, Conv
 from sdjax.nn.layers.dense import Dense
 from sdjax.nn.layers.norm import GroupNorm
-
-Map = Float[Array, "b h w c"]
+from sdjax.typing import Map, NewMap
 
 
 class Resnet(nn.Module):
@@ -28,7 +27,7 @@ class Resnet(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map, time: Float[Array, "b d"] | None = None) -> Map:
+    def __call__(self, x: Map, time: Float[Array, "b e"] | None = None) -> Float[Array, "b h w c2"]:
         y = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
         y = Conv(self.channels, dtype=self.dtype, name="conv1")(y)
         if time is not None:
@@ -51,7 +50,7 @@ class Downsample(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> NewMap:
         return Conv(x.shape[-1], strides=(2, 2), padding=self.padding, dtype=self.dtype, name="conv")(x)
 
 
@@ -61,7 +60,7 @@ class Upsample(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Map, size: tuple[int, int] | None = None) -> Map:
+    def __call__(self, x: Map, size: tuple[int, int] | None = None) -> NewMap:
         b, h, w, c = x.shape
         x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
         if size is not None:  # an odd level's skip is one pixel smaller

@@ -10,9 +10,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.dense import Dense
-from sdjax.nn.layers.multihead import Attention, Tokens
+from sdjax.nn.layers.multihead import Attention
 from sdjax.nn.layers.norm import GroupNorm, LayerNorm
-from sdjax.typing import Context, Length
+from sdjax.typing import Context, Length, NewTokens, Tokens
 
 
 class GEGLU(nn.Module):
@@ -22,7 +22,7 @@ class GEGLU(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
+    def __call__(self, x: Tokens) -> NewTokens:
         value, gate = jnp.split(Dense(2 * self.width, dtype=self.dtype, name="proj")(x), 2, axis=-1)
         return value * jax.nn.gelu(gate, approximate=False)
 

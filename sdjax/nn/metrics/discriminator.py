@@ -11,15 +11,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.conv import Conv
-from sdjax.typing import Key
+from sdjax.typing import Key, Map
 
 WIDTHS, STRIDES = (64, 128, 256, 512), (2, 2, 2, 1)
 KERNEL, PADDING = (4, 4), ((1, 1), (1, 1))
 SLOPE = 0.2  # of the leaky ReLU
 EPSILON = 1e-5
 SMALLEST = 24  # pixels of a side that give one logit
-
-Map = Float[Array, "b h w c"]
 
 
 def near_one(key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -64,7 +62,7 @@ class Discriminator(nn.Module):
     axis: str | None = None  # BatchNorm's
 
     @nn.compact
-    def __call__(self, image: Map) -> Map:
+    def __call__(self, image: Map) -> Float[Array, "b h2 w2 1"]:
         _, h, w, _ = image.shape
         if min(h, w) < SMALLEST:
             raise ValueError(f"the discriminator takes pictures of at least {SMALLEST} pixels a side; got {h} x {w}")

@@ -11,15 +11,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.conv import POINT, Conv
-from sdjax.typing import Image
+from sdjax.typing import Image, Map, Maps
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation for pictures in [-1, 1]
 WIDTHS = (64, 128, 256, 512, 512)
 LAYERS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))  # the convolutions in torchvision's `features`
 SMALLEST = 16  # pixels of a side, of which four poolings leave one
 EPSILON = 1e-10
-
-Map = Float[Array, "b h w c"]
 
 
 class VGG16(nn.Module):
@@ -28,7 +26,7 @@ class VGG16(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Image) -> list[Map]:
+    def __call__(self, image: Image) -> Maps:
         x, maps = (image - jnp.array(SHIFT)) / jnp.array(SCALE), []
         for i, (width, layers) in enumerate(zip(WIDTHS, LAYERS)):
             if i:
@@ -43,7 +41,7 @@ class Weights(nn.Module):
     """A weight for every channel; the 1x1 convolution lies one module deeper, behind the dropout that is left out."""
 
     @nn.compact
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Float[Array, "b h w 1"]:
         return Conv(1, (1, 1), padding=POINT, use_bias=False, name="model_1")(x)
 
 
