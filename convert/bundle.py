@@ -14,10 +14,10 @@ import numpy as np
 
 from sdjax.config import ModelConfig
 from sdjax.convert.containers.casting import Loss, cast
-from sdjax.convert.containers.lazy import LazyTensor, aligned_copy, float_type, is_floating
+from sdjax.convert.containers.lazy import LazyTensor, float_type, is_floating, read_tree, same_bytes
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, listed
-from sdjax.convert.names import tables
+from sdjax.convert.names import beside, tables
 from sdjax.prompts.tokenizer import CLIP_TOKENS, Tokenizer
 from sdjax.typing import Params
 
@@ -75,16 +75,7 @@ class Bundle:
         """Returns the parameters as Flax's nested tree of numpy arrays, read one tensor at a time and not kept."""
         if self.in_memory is not None:
             return self.in_memory
-        tree: dict[str, Any] = {}
-        for path, leaf in self.leaves.items():
-            *modules, name = path.split("/")
-            place = functools.reduce(lambda node, module: node.setdefault(module, {}), modules, tree)
-            array = leaf.read_noting(self.losses)
-            if self.report.layout != "native":  # a native file's arrays stay views of the memory map
-                array = aligned_copy(array)
-                leaf.release()
-            place[name] = array
-        return tree
+        return read_tree(self.leaves, self.losses, views=self.report.layout == "native")
 
     def with_params(
         self, params: Params, config: ModelConfig | None = None, notices: Sequence[str] | None = None
@@ -114,7 +105,7 @@ class Bundle:
         """Returns the bundle in another floating-point type; noise tables and the like stay as they are."""
         kind, bundle = float_type(dtype), self.as_leaves()
         leaves = {path: leaf.cast(kind) for path, leaf in bundle.leaves.items()}
-        extras = {name: leaf if tables.BUFFERS.fullmatch(name) else leaf.cast(kind)
+        extras = {name: leaf if beside.BUFFERS.fullmatch(name) else leaf.cast(kind)
                   for name, leaf in bundle.extras.items()}  # fmt: skip
         return dataclasses.replace(bundle, leaves=leaves, extras=extras)
 
@@ -193,8 +184,7 @@ def leaves_of(config: ModelConfig, params: Params, before: Mapping[str, LazyTens
     only if this loses nothing. Raises ValueError if they are not the description's.
     """
     leaves, problems = {}, []
-    order = tuple(tables.PARTS)
-    for parameter in sorted(tables.parameters(config), key=lambda parameter: order.index(parameter.part)):
+    for parameter in tables.parameters(config):
         path, array = parameter.path, _at(params, parameter.path)
         if array is None or tuple(array.shape) != parameter.shape:
             got = "nothing" if array is None else list(array.shape)
@@ -213,10 +203,10 @@ def leaves_of(config: ModelConfig, params: Params, before: Mapping[str, LazyTens
 def _like(leaf: LazyTensor, stored: LazyTensor) -> LazyTensor:
     """Returns the stored leaf if the other was cast from it, else the other, in the stored type if it fits exactly."""
     now, then = leaf.read(), stored.read()
-    if _same(cast(then, now.dtype), now):
+    if same_bytes(cast(then, now.dtype), now):
         stored.release()
         return stored
-    exact = is_floating(now.dtype) and _same(cast(cast(now, stored.dtype), now.dtype), now)
+    exact = is_floating(now.dtype) and same_bytes(cast(cast(now, stored.dtype), now.dtype), now)
     return leaf.cast(stored.dtype) if exact else leaf
 
 
@@ -225,9 +215,3 @@ def _at(tree: Params, path: str) -> Any:
     for module in path.split("/"):
         node = node.get(module) if isinstance(node, Mapping) else None
     return node
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Returns whether two arrays of one shape and type hold the same bytes."""
-    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    return np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))

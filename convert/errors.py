@@ -1,5 +1,6 @@
 """The one exception of the converter, and how text out of a file is shown in it."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -20,6 +21,17 @@ class OtherKindError(CheckpointError):
     def __init__(self, what: str, advice: str, reason: str, path: str | os.PathLike[str]) -> None:
         super().__init__(reason, path)
         self.what, self.advice = what, advice
+
+
+@dataclasses.dataclass(frozen=True)
+class FileKind:
+    """What a file is, and what its user may do, as two halves of one sentence."""
+
+    what: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"it is {self.what}; {self.advice}"
 
 
 def printable(text: str, *, limit: int = SHOWN) -> str:

@@ -4,18 +4,19 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sdjax.config import ConfigError
-from sdjax.convert.containers.file_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
+from sdjax.convert.checkpoint import open_checkpoint
+from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.describe import prediction
+from sdjax.convert.describe.choices import choose_ema, describe, stated
+from sdjax.convert.describe.other_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, OtherKindError, printable
-from sdjax.convert.model import choose_ema, describe, stated
 from sdjax.convert.names import keys, tables
-from sdjax.convert.names.matching import match
-from sdjax.convert.sources import open_source
+from sdjax.convert.names.matching import Match, match
 
 SHOWN = 12  # names of a list that the text repeats
 
@@ -70,7 +71,7 @@ class Inspection:
 def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspection:
     """Returns what a checkpoint of any layout holds. Raises CheckpointError if it cannot be read at all."""
     try:
-        source = open_source(path, variant)
+        checkpoint = open_checkpoint(path, variant)
     except OtherKindError as error:
         said = f"it is {error.what}; {error.advice}"
         form = "folder" if os.path.isdir(path) else "file"
@@ -80,15 +81,16 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
             "cards": [], "tokenizer": None,
         }  # fmt: skip
         return Inspection(str(path), form, "no known", bytes=size, odd=[said], kind=said, **nothing)
-    shapes, dtypes = dict(source.tensors.shapes), dict(source.tensors.dtypes)
+    shapes = checkpoint.shapes
     odd: list[str] = []
     family = said = None
-    kind = kind_of_folder(source.configs)
-    ema = choose_ema(source, "auto")
+    kind = kind_of_folder(checkpoint.configs)
+    ema = choose_ema(checkpoint, "auto")
     owners: dict[str, str] = {}
     try:
-        config, origin, decision = describe(source, None, stated(source))
-        family = f"{config.name} (by {origin})"
+        description = describe(checkpoint, None, stated(checkpoint))
+        config, decision = description.config, description.decision
+        family = f"{config.name} (by {description.origin})"
         if decision is not None:
             said = f"{decision.prediction} (by {decision.origin})"
         elif prediction.is_ambiguous(config):
@@ -96,52 +98,51 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
             odd.append("nothing says whether it predicts epsilon or v: loading asks the network, or takes prediction=")
         else:
             said = f"{config.schedule.prediction} (by the family)"
-        if source.tokenizer is not None:
+        if checkpoint.tokenizer is not None:
             try:
-                check_tokens(source.tokenizer, config.text, CheckpointError)
+                check_tokens(checkpoint.tokenizer, config.text, CheckpointError)
             except CheckpointError as error:
                 odd.append(str(error))
-        found = match(shapes, config, source.layout, ema=ema, spelled=source.spelled, equal=source.equal)
+        found = match(checkpoint.tensors, tables.model_table(config, checkpoint.layout), ema=ema)
         owners = {name: tables.PARTS[entry.part] for entry, name in found.names.items()}
         owners |= dict.fromkeys(found.other_set, "other UNet")
         owners |= dict.fromkeys((name for name in found.extras if name not in found.unknown), "beside")
         kind = kind_of_tensors(shapes) or (UNET_ALONE if found.missing_parts[:2] == ("vae", "text") else None)
-        usual = {"noise_stats"} if source.layout == "ldm" else set()  # single files hold none
+        usual = {"noise_stats"} if checkpoint.layout == "ldm" else set()  # single files hold none
         odd += [f"it has no {tables.PARTS[part]}" for part in found.missing_parts if part not in usual]
         odd += _some(found.problems)
         if not found.problems:
-            odd += _some(f"{printable(source.spelled(name))} {list(shapes[name])} is unknown" for name in found.unknown)
-        odd += _unusual(config, shapes, dtypes, found.names)
+            unknown = (checkpoint.tensors[name] for name in found.unknown)
+            odd += _some(f"{printable(one.name)} {list(one.shape)} is unknown" for one in unknown)
+        odd += _unusual(checkpoint.tensors, found)
     except (CheckpointError, ConfigError) as error:
-        odd.append(str(error).removeprefix(f"{source.path}: "))
+        odd.append(str(error).removeprefix(f"{checkpoint.path}: "))
         kind = kind or kind_of_tensors(shapes)
-    if source.extra is not None:
-        shapes |= source.extra.shapes
-        dtypes |= source.extra.dtypes
-        owners |= dict.fromkeys(source.extra, "beside")
+    owners |= dict.fromkeys(checkpoint.extra, "beside")
+    tensors = {**checkpoint.tensors, **checkpoint.extra}
     parts: dict[str, dict[str, Any]] = {}
-    for name, shape in shapes.items():
+    for name, tensor in tensors.items():
         part = parts.setdefault(owners.get(name, "unknown"), {"tensors": 0, "elements": 0, "dtypes": Counter()})
         part["tensors"] += 1
-        part["elements"] += math.prod(shape)
-        part["dtypes"][dtypes[name].name] += 1
+        part["elements"] += math.prod(tensor.shape)
+        part["dtypes"][tensor.dtype.name] += 1
     for part in parts.values():
         part["dtypes"] = dict(part["dtypes"].most_common())
     order = [*tables.PARTS.values(), "other UNet", "beside", "unknown"]
     return Inspection(
         path=str(path),
-        format="folder" if os.path.isdir(path) else getattr(source.tensors, "format", "tensors"),
-        layout=source.layout,
+        format="folder" if os.path.isdir(path) else checkpoint.format,
+        layout=checkpoint.layout,
         family=family,
         prediction=said,
         ema=ema,
-        tensors=len(shapes),
-        bytes=sum(math.prod(shapes[name]) * dtypes[name].itemsize for name in shapes),
+        tensors=len(tensors),
+        bytes=sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values()),
         parts={name: parts[name] for name in order if name in parts},
-        metadata=dict(source.metadata),
-        licences=sorted(source.licences),
-        cards=tuple(sorted(source.cards)),
-        tokenizer=None if source.tokenizer is None else f"its own, of {source.tokenizer.vocab_size} tokens",
+        metadata=dict(checkpoint.metadata),
+        licences=sorted(checkpoint.licences),
+        cards=tuple(sorted(checkpoint.cards)),
+        tokenizer=None if checkpoint.tokenizer is None else f"its own, of {checkpoint.tokenizer.vocab_size} tokens",
         odd=odd,
         kind=None if kind is None else str(kind),
     )
@@ -152,18 +153,23 @@ def _some(lines: Iterable[str]) -> list[str]:
     return lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more such"] if len(lines) > SHOWN else [])
 
 
-def _unusual(config: Any, shapes: Any, dtypes: Any, names: Any) -> list[str]:
-    lines = []
-    kinds = Counter(dtypes[name].name for name in names.values())
+def _unusual(tensors: Mapping[str, LazyTensor], found: Match) -> list[str]:
+    """Returns what merging and converting tools have left in a model that is whole."""
+    lines, used = [], {entry: tensors[name] for entry, name in found.names.items()}
+    kinds = Counter(tensor.dtype.name for tensor in used.values())
     if len(kinds) > 1:
         lines.append("its parameters have several types: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
-    reshaped = [name for entry, name in names.items() if entry.accepts(shapes[name]) and shapes[name] != entry.shape]
+    reshaped = [
+        name for entry, name in found.names.items()
+        if entry.accepts(used[entry].shape) and used[entry].shape != entry.shape
+    ]  # fmt: skip
     if reshaped:
         lines.append(f"{len(reshaped)} projections are stored as the other generation stores them ({reshaped[0]}, ...)")
-    respelled = [name for entry, name in names.items() if name not in (entry.name, keys.ema_name(entry.name))]
+    respelled = [name for entry, name in found.names.items() if name not in (entry.name, keys.ema_name(entry.name))]
     if respelled:
         lines.append(f"{len(respelled)} tensors have another tool's names ({printable(respelled[0])}, ...)")
-    for name, dtype in dtypes.items():
-        if name.endswith("embeddings.position_ids") and dtype.kind != "i":
-            lines.append(f"{name} is {dtype.name}: a merging tool has turned positions into fractions (not used here)")
+    for name, tensor in tensors.items():
+        if name.endswith("embeddings.position_ids") and tensor.dtype.kind != "i":
+            kind = tensor.dtype.name
+            lines.append(f"{name} is {kind}: a merging tool has turned positions into fractions (not used here)")
     return lines

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Writes the model that a training has made."""
     from sdjax.convert.write.outputs import WRITING, check_not_input, check_output, layout_of
-    from sdjax.convert.write.writing import save, written_without
+    from sdjax.convert.write.writing import write_bundle, written_without
     from sdjax.scripts.shared.job import note
     from sdjax.train.checkpoints.trained import trained
 
@@ -105,7 +105,7 @@ def export(args: argparse.Namespace) -> None:
     check_output(args.target, args.overwrite, WRITING, folder=layout != "ldm")
     step, base = trained(args.source, ema=args.ema, step=args.step)
     model = base.to_write().cast(args.dtype)
-    save(model, args.target, layout, overwrite=args.overwrite, lossy=args.lossy)
+    write_bundle(model, args.target, layout, overwrite=args.overwrite, lossy=args.lossy)
     for notice in (f"step {step} of the training", *written_without(model, layout, args.dtype)):
         note(notice)
     print(args.target)

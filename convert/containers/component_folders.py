@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from sdjax.convert.containers import own_settings
 from sdjax.convert.containers.budget import Budget
 from sdjax.convert.containers.mapped import MappedFile
 from sdjax.convert.containers.stored import MAX_NAME, MAX_TENSORS, TensorFile
 from sdjax.convert.containers.strict_json import read_json
 from sdjax.convert.errors import CheckpointError, OtherKindError, shown
 
+OWN_SETTINGS = "sdjax_config.json"  # what diffusers' files cannot say of a model
 MAX_COMPONENTS = 50
 MODELS = ("unet", "vae", "text_encoder")
 COMPONENTS = (  # that a folder without model_index.json may be of: what else lies beside is no part of the model
@@ -228,7 +228,7 @@ def _configs(path: pathlib.Path, listings: dict[str, set[str]], budget: Budget) 
         for name in sorted(names):
             if name.startswith(".") or not (name in _NEEDED or name.endswith("_config.json")):
                 continue
-            if not folder and name not in ("model_index.json", own_settings.FILE) and "model_index.json" in names:
+            if not folder and name not in ("model_index.json", OWN_SETTINGS) and "model_index.json" in names:
                 continue  # the index and what it names is all of a pipeline
             try:
                 out[f"{folder}/{name}" if folder else name] = _json(path / folder / name, budget)
@@ -240,7 +240,7 @@ def _configs(path: pathlib.Path, listings: dict[str, set[str]], budget: Budget) 
 
 _NEEDED = (
     "config.json", "model_index.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json",
-    own_settings.FILE,
+    OWN_SETTINGS,
 )  # fmt: skip
 
 

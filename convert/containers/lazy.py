@@ -1,7 +1,9 @@
 """Tensors that are read when they are needed, and cast then."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,8 +18,8 @@ FLOATS = {
 ALIGNMENT = 64  # bytes; XLA's on CPUs
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Releases nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,7 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
-    release: Callable[[], None] = _nothing
+    release: Callable[[], None] = nothing
     name: str = ""
     stored: "LazyTensor | None" = None
 
@@ -63,6 +65,38 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
     copy[...] = array
     copy.flags.writeable = False
     return copy
+
+
+def read_tree(leaves: Mapping[str, LazyTensor], losses: dict[str, Loss], *, views: bool = False) -> dict[str, Any]:
+    """Returns tensors by path, "conv_in/kernel" for example, as Flax's nested tree, read one at a time.
+
+    `losses` is filled with the tensors whose numbers their type cannot hold. `views` leaves arrays where they lie in a
+    memory map, else they are copied and the map's pages given back.
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *modules, name = path.split("/")
+        place = functools.reduce(lambda node, module: node.setdefault(module, {}), modules, tree)
+        array = leaf.read_noting(losses)
+        if not views:
+            array = aligned_copy(array)
+            leaf.release()
+        place[name] = array
+    return tree
+
+
+def same(one: LazyTensor, other: LazyTensor) -> bool:
+    """Returns whether two tensors have the same type, shape and bytes."""
+    equal = one.dtype == other.dtype and one.shape == other.shape and same_bytes(one.read(), other.read())
+    one.release()
+    other.release()
+    return equal
+
+
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Returns whether two arrays of one shape and type hold the same bytes."""
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
 
 
 def is_floating(dtype: np.dtype) -> bool:

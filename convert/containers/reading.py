@@ -30,7 +30,11 @@ def read(path: str | os.PathLike[str], *, variant: str | None = None) -> TensorF
     Raises:
         CheckpointError: where the file cannot be read, is damaged, or is not a checkpoint, with its name and why.
     """
-    path = local_path(path, variant=variant)
+    return read_path(local_path(path, variant=variant), variant)
+
+
+def read_path(path: pathlib.Path, variant: str | None = None) -> TensorFile:
+    """Returns the tensors of a file or folder that is at this very path. Raises CheckpointError."""
     try:
         is_folder = path.is_dir()
     except (OSError, ValueError) as error:  # a folder that may not be entered; a null character in the name

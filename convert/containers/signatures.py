@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from sdjax.convert.containers.file_kinds import FileKind
+from sdjax.convert.errors import FileKind
 
 _CONVERTED = "name the .safetensors or .ckpt that it was made of"
 _AGAIN = "download the model itself again, and look whether the address needs you to log in"

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.containers.mapped import MappedFile
 from sdjax.convert.errors import CheckpointError, shown
 
@@ -123,6 +124,11 @@ class TensorFile(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    def lazy(self) -> Iterator[LazyTensor]:
+        """Yields the tensors, each with its name, read when needed."""
+        for name, tensor in self.tensors.items():
+            yield LazyTensor(tensor.shape, tensor.dtype, tensor.array, tensor.storage.release, name)
 
     def __repr__(self) -> str:
         return f"<TensorFile {self.path} ({self.format}): {len(self)} tensors, {self.nbytes / 2**20:,.1f} MiB>"

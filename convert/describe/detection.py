@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from sdjax import configs
 from sdjax.config import ModelConfig
-from sdjax.convert.containers.file_kinds import kind_of_tensors
+from sdjax.convert.describe.other_kinds import kind_of_tensors
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.names import keys
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
-from sdjax.convert.containers.file_kinds import kind_of_component
 from sdjax.convert.describe import dpt_config, vision_config
 from sdjax.convert.describe.ldm_config import named
+from sdjax.convert.describe.other_kinds import kind_of_component
 from sdjax.convert.describe.vision_config import mlp_width
 from sdjax.convert.errors import shown
 from sdjax.convert.names.keys import is_open_clip
@@ -89,7 +89,7 @@ def _noise_stats(files: Configs, unet: UNetConfig) -> int | None:
 
 def is_v2(config: ModelConfig) -> bool:
     """Returns whether a model is of the second generation: its text encoder is OpenCLIP's, with the exact GELU."""
-    return is_open_clip(config)
+    return is_open_clip(config.text)
 
 
 def _file(files: Configs, name: str) -> Mapping[str, Any]:

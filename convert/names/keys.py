@@ -7,12 +7,15 @@ mlfoundations/open_clip, src/open_clip/transformer.py.
 """
 
 import re
+from typing import Any, Literal
 
-from sdjax.config import ModelConfig
+from sdjax.config import TextConfig, UNetConfig, VAEConfig
 from sdjax.convert.names.bert import x_transformer_name
 from sdjax.convert.names.depth import midas_name
 from sdjax.convert.names.vision import clip_name
 
+Layout = Literal["native", "ldm", "diffusers"]
+LAYOUTS: tuple[Layout, ...] = ("native", "ldm", "diffusers")
 COMPONENTS = {  # our parts -> diffusers' folders
     "unet": "unet", "vae": "vae", "text": "text_encoder", "depth": "depth_estimator",
     "vision": "image_encoder", "noise_stats": "image_normalizer",
@@ -77,32 +80,33 @@ _OPEN_CLIP_LAYER = {
 FUSED = ("q_proj", "k_proj", "v_proj", "query", "key", "value")  # the order of rows: OpenCLIP's in_proj, MiDaS's qkv
 
 
-def ldm_name(path: str, config: ModelConfig) -> str:
-    """Returns the name in a single file. OpenCLIP's query, key and value share one, `...attn.in_proj_weight`.
+def ldm_name(path: str, description: Any) -> str:
+    """Returns the name in a single file. `description` is that of the network which the path begins with.
 
-    So do those of the depth network's transformer, `...attn.qkv.weight`.
+    OpenCLIP's query, key and value share one name, `...attn.in_proj_weight`. So do those of the depth network's
+    transformer, `...attn.qkv.weight`.
     """
     part, _, name = diffusers_name(path).partition("/")
     if part == "unet":
-        return LDM_PREFIXES["unet"] + _unet_name(name, config)
+        return LDM_PREFIXES["unet"] + _unet_name(name, description)
     if part == "vae":
-        return LDM_PREFIXES["vae"] + _vae_name(name, config)
+        return LDM_PREFIXES["vae"] + _vae_name(name, description)
     if part == COMPONENTS["depth"]:
         return LDM_PREFIXES["depth"] + midas_name(name)
     if part == COMPONENTS["vision"]:
         return LDM_PREFIXES["vision"] + clip_name(name)
     if part == COMPONENTS["noise_stats"]:
         return f"{LDM_PREFIXES['noise_stats']}data_{name}"
-    if config.text.kind == "bert":
+    if description.kind == "bert":
         return f"{LDM_PREFIXES['text']}transformer.{x_transformer_name(name)}"
-    if is_open_clip(config):
+    if is_open_clip(description):
         return f"{LDM_PREFIXES['text']}model.{_open_clip_name(name)}"
     return f"{LDM_PREFIXES['text']}transformer.{name}"
 
 
-def is_open_clip(config: ModelConfig) -> bool:
+def is_open_clip(text: TextConfig) -> bool:
     """Returns whether single files hold the text encoder under OpenCLIP's names: its towers have the exact GELU."""
-    return config.text.kind == "clip" and config.text.activation == "gelu"
+    return text.kind == "clip" and text.activation == "gelu"
 
 
 def _replace(name: str, table: dict[str, str]) -> str:
@@ -113,19 +117,19 @@ def _replace(name: str, table: dict[str, str]) -> str:
     return name
 
 
-def _unet_name(name: str, config: ModelConfig) -> str:
+def _unet_name(name: str, unet: UNetConfig) -> str:
     match = re.match(r"(down|up|mid)_blocks?\.(?:(\d+)\.)?(resnets|attentions|\w+samplers)\.(\d+)\.(.*)", name)
     if not match:
         return _replace(name, _UNET_FIXED)
     side, level, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
-    per_level = config.unet.num_res_blocks + 1
+    per_level = unet.num_res_blocks + 1
     position = {"resnets": 0, "attentions": 1}.get(kind)
     if side == "mid":
         place = f"middle_block.{2 * index if kind == 'resnets' else 1}"
     elif side == "down":  # block 0 is the first convolution; a level's blocks end with its downsampler
         place = f"input_blocks.{level * per_level + (per_level if position is None else index + 1)}.{position or 0}"
     else:  # an upsampler stands in the block before it, behind its attention where it has one
-        after = 2 if config.unet.heads[-1 - level] else 1
+        after = 2 if unet.heads[-1 - level] else 1
         block = level * per_level + (per_level - 1 if position is None else index)
         place = f"output_blocks.{block}.{after if position is None else position}"
     if kind == "resnets":
@@ -135,8 +139,8 @@ def _unet_name(name: str, config: ModelConfig) -> str:
     return f"{place}.{rest}"
 
 
-def _vae_name(name: str, config: ModelConfig) -> str:
-    levels = len(config.vae.channels)
+def _vae_name(name: str, vae: VAEConfig) -> str:
+    levels = len(vae.channels)
     if name.startswith(("quant_conv", "post_quant_conv")):
         return name
     side, _, name = name.partition(".")

@@ -5,10 +5,12 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Mapping
 
-from sdjax.config import ModelConfig
-from sdjax.convert.errors import DIFFERENCES, printable
-from sdjax.convert.names import keys, tables
-from sdjax.convert.names.tables import Entry
+import numpy as np
+
+from sdjax.convert.containers.lazy import LazyTensor, is_floating, same
+from sdjax.convert.errors import DIFFERENCES, CheckpointError, listed, printable, shown
+from sdjax.convert.names import keys
+from sdjax.convert.names.tables import Entry, Table
 
 MOST_COMPARED = 50  # names; more are not looked through for one that is like a missing one
 
@@ -27,28 +29,29 @@ class Match:
     missing_parts: tuple[str, ...]
     unknown: tuple[str, ...] = ()
 
+    def leaves(self, tensors: Mapping[str, LazyTensor], dtype: np.dtype | None) -> dict[str, LazyTensor]:
+        """Returns the parameters by path, cast to a type if one is given."""
+        leaves: dict[str, LazyTensor] = {}
+        for entry, name in self.names.items():
+            leaves |= {path: leaf.cast(dtype) for path, leaf in entry.split(tensors[name]).items()}
+        return dict(sorted(leaves.items()))
+
 
 def match(
-    shapes: Mapping[str, tuple[int, ...]],
-    config: ModelConfig,
-    layout: tables.Layout,
-    *,
-    ema: bool = False,
-    parts: Collection[str] = tuple(tables.PARTS),
-    spelled: Callable[[str], str] = str,
-    equal: Callable[[str, str], bool] = lambda one, other: False,
+    tensors: Mapping[str, LazyTensor], table: Table, *, ema: bool = False, parts: Collection[str] | None = None
 ) -> Match:
     """Returns what fits and every difference, each a phrase that spells tensors as the file does.
 
-    `ema` takes the UNet's moving averages, an ldm file's `model_ema.` tensors. `parts` are those wanted; others may be
-    missing, and are passed over where they are there. `spelled` gives the name that the file has for one of `shapes`.
-    A tensor that no network here has is no difference; one that a larger network of the same make would have is. Nor is
-    a second copy under another tool's name, if `equal` says that the two tensors of these names are the same.
+    `ema` takes the UNet's moving averages, an ldm file's `model_ema.` tensors. `parts` are those wanted; others
+    may be missing, and are passed over if they are there. A tensor that no network here has is no difference,
+    unless a larger network of the same make would have it. A second copy of a tensor under another tool's name is none
+    either, if both hold the same.
     """
+    parts = table.parts if parts is None else parts
     by_name: dict[str, str] = {}
     doubles: list[tuple[str, str]] = []  # name as the table spells it, and another tensor of that name
-    for name in shapes:
-        canonical = tables.canonical(name, layout)
+    for name in tensors:
+        canonical = table.canonical(name)
         if canonical in by_name:
             doubles.append((canonical, by_name[canonical] if name == canonical else name))
         if canonical not in by_name or name == canonical:
@@ -59,9 +62,9 @@ def match(
     missing: list[tuple[str, str]] = []  # part and name
     used: set[str] = set()
     found: set[str] = set()
-    for entry in tables.entries(config, layout):
+    for entry in table.entries:
         stored = entry.name
-        if layout == "ldm" and entry.part == "unet":
+        if stored.startswith(keys.LDM_PREFIXES["unet"]):
             pair = (entry.name, keys.ema_name(entry.name))
             stored, other = pair[::-1] if ema else pair
             if other in by_name:
@@ -74,23 +77,20 @@ def match(
         if entry.part not in parts:
             continue
         found.add(entry.part)
-        shape = shapes[by_name[stored]]
-        if not entry.accepts(shape):
-            spelling = printable(spelled(by_name[stored]))
-            problems.append(f"{spelling} has the shape {list(shape)} instead of {list(entry.shape)}")
+        problems += _misfit(tensors[by_name[stored]], entry)
         matched[entry] = by_name[stored]
     for canonical, name in doubles:
-        if canonical in used and not equal(name, by_name[canonical]):
-            one, other = printable(spelled(name)), printable(spelled(by_name[canonical]))
-            problems.append(f"{one} and {other} name one tensor and differ")
-    missing_parts = tuple(part for part in tables.parts_of(config) if part in parts and part not in found)
+        one, other = tensors[name], tensors[by_name[canonical]]
+        if canonical in used and not same(one, other):
+            problems.append(f"{printable(one.name)} and {printable(other.name)} name one tensor and differ")
+    missing_parts = tuple(part for part in table.parts if part in parts and part not in found)
     extras = [name for canonical, name in doubles if canonical not in used]
     unknown, foreign = [], []
-    larger = _Larger(tables.entries(config, layout))
+    larger = _Larger(table.entries)
     for canonical, name in by_name.items():
         if canonical in used or canonical in other_set:
             continue
-        known = tables.is_known_extra(canonical, layout, config)
+        known = table.beside(canonical)
         if not known and larger.has(canonical):
             foreign.append(name)
         else:
@@ -98,16 +98,44 @@ def match(
             if not known:
                 unknown.append(name)
     absent = [name for part, name in missing if part in found]
-    others = (*foreign, *unknown)
+    others = {name: tensors[name].name for name in (*foreign, *unknown)}
     problems = [
-        f"{name} is missing" + (_hint(name, others, spelled) if i < DIFFERENCES else "")
-        for i, name in enumerate(absent)
+        f"{name} is missing" + (_hint(name, others) if i < DIFFERENCES else "") for i, name in enumerate(absent)
     ] + problems
-    problems += [f"{printable(spelled(name))} {list(shapes[name])} is unknown" for name in foreign]
+    problems += [_unknown(tensors[name]) for name in foreign]
     if problems:  # among these may be the ones that are missing, under other names
-        problems += [f"{printable(spelled(name))} {list(shapes[name])} is unknown" for name in unknown]
+        problems += [_unknown(tensors[name]) for name in unknown]
     not_chosen = tuple(by_name[name] for name in sorted(other_set))
     return Match(matched, tuple(extras), not_chosen, tuple(problems), missing_parts, tuple(unknown))
+
+
+def _misfit(tensor: LazyTensor, entry: Entry) -> list[str]:
+    """Returns what is wrong with a tensor that has the name of an entry."""
+    if not entry.accepts(tensor.shape):
+        return [f"{printable(tensor.name)} has the shape {list(tensor.shape)} instead of {list(entry.shape)}"]
+    if not is_floating(tensor.dtype):
+        advice = "of a quantised model, name the one in float32, float16 or bfloat16"
+        return [f"{shown(tensor.name)} holds {tensor.dtype.name} numbers instead of floating-point ones ({advice})"]
+    return []
+
+
+def _unknown(tensor: LazyTensor) -> str:
+    return f"{printable(tensor.name)} {list(tensor.shape)} is unknown"
+
+
+_WITHOUT = {
+    "unet": "it has no UNet, which makes it no model",
+    "vae": "it has no autoencoder; give one by vae= (--vae on the command line)",
+    "text": "it has no text encoder, which must come from the whole checkpoint",
+}
+
+
+def refuse(found: Match, what: str, error: Callable[[str], CheckpointError]) -> None:
+    """Raises the error of a reason, naming every difference, unless a file holds `what`."""
+    problems = [_WITHOUT.get(part, f"it has no {part}") for part in found.missing_parts] + list(found.problems)
+    if problems:
+        count = len(problems)
+        raise error(f"it does not hold {what}, with {count} difference{'s'[: count > 1]}: {listed(problems)}")
 
 
 class _Larger:
@@ -127,9 +155,12 @@ class _Larger:
 _NUMBER = re.compile(r"\d+")
 
 
-def _hint(name: str, unknown: Collection[str], spelled: Callable[[str], str]) -> str:
-    """Returns the words about the unknown tensor whose name is nearest to that of a missing one."""
+def _hint(name: str, unknown: Mapping[str, str]) -> str:
+    """Returns the words about the unknown tensor whose name is nearest to that of a missing one.
+
+    `unknown` are names as the table would have them, and as the file spells them.
+    """
     if len(unknown) > MOST_COMPARED:
         return ""
     near = difflib.get_close_matches(name, unknown, 1, 0.9)
-    return f" (there is {printable(spelled(near[0]))}, which is unknown)" if near else ""
+    return f" (there is {printable(unknown[near[0]])}, which is unknown)" if near else ""

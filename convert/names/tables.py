@@ -1,21 +1,22 @@
 """Which tensors a file of each layout holds for a model: one entry a stored tensor, generated from the model's shapes.
 
-Reading runs a table forwards, writing the same one backwards. What a file may hold besides is named here too.
+Reading runs a table forwards, writing the same one backwards.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from sdjax.config import ModelConfig
-from sdjax.convert.names import bert, depth, keys, layouts, vision
+from sdjax.convert.containers.lazy import LazyTensor, nothing
+from sdjax.convert.names import beside, keys, layouts, vision
+from sdjax.convert.names.keys import LAYOUTS, Layout
+from sdjax.typing import Params
 
-Layout = Literal["native", "ldm", "diffusers"]
-LAYOUTS: tuple[Layout, ...] = ("native", "ldm", "diffusers")
 PARTS = {
     "unet": "UNet", "vae": "autoencoder", "text": "text encoder", "depth": "depth network", "vision": "image tower",
     "noise_stats": "mean and standard deviation of image embeddings",
@@ -27,9 +28,9 @@ OPTIONAL = {  # without which a model is one all the same, and what follows
 }
 
 
-def parts_of(config: ModelConfig) -> tuple[str, ...]:
-    """Returns the parts that a model of this description has: of the optional ones, those that it describes."""
-    return tuple(part for part in PARTS if part not in OPTIONAL or getattr(config, part) is not None)
+def described(config: ModelConfig) -> dict[str, Any]:
+    """Returns the descriptions of a model's parts by name: of the optional parts, those that it has."""
+    return {part: getattr(config, part) for part in PARTS if getattr(config, part) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +66,29 @@ class Entry:
             return shape[2:] == (1, 1) and shape[:2] == self.shape[:2]
         return shape == self.shape or (self.pointwise and shape == self.shape[:2])
 
-    def split(self, array: np.ndarray) -> list[np.ndarray]:
-        """Returns the parameters' arrays in Flax's layout, as views of the stored tensor."""
+    def split(self, tensor: LazyTensor) -> dict[str, LazyTensor]:
+        """Returns the parameters by path, in Flax's layout, as views of the stored tensor when they are read."""
+        last = len(self.parameters) - 1
+        return {
+            parameter.path: LazyTensor(
+                parameter.shape,
+                tensor.dtype,
+                functools.partial(self._piece, tensor, index),
+                tensor.release if index == last else nothing,
+                tensor.name,
+            )
+            for index, parameter in enumerate(self.parameters)
+        }
+
+    def _piece(self, tensor: LazyTensor, index: int) -> np.ndarray:
+        array = tensor.read()
         if self.native:
-            return [array]
-        pieces = np.split(array, len(self.parameters)) if len(self.parameters) > 1 else [array]
-        return [layouts.to_flax(parameter.kind, piece) for parameter, piece in zip(self.parameters, pieces)]
+            return array
+        piece = np.split(array, len(self.parameters))[index] if len(self.parameters) > 1 else array
+        return layouts.to_flax(self.parameters[index].kind, piece)
 
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
-        """Returns the stored tensor of the parameters' arrays: `split` run backwards."""
+        """Returns the stored tensor of the parameters' arrays, the other way round than `split`."""
         if self.native:
             return arrays[0]
         pieces = [
@@ -83,140 +98,133 @@ class Entry:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-@functools.lru_cache(maxsize=32)
-def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Returns the model's parameters in the order of their paths, without allocating any."""
-    import jax  # only here: reading a file's tensors takes no networks, and no second of importing
+def parameters_of(part: str, shapes: Params) -> tuple[Parameter, ...]:
+    """Returns a network's parameters, whose paths begin with `part`, in their order. `shapes` is their tree."""
+    import jax  # only here: the names of a file's tensors take no networks, and no second of importing
 
-    from sdjax.nn import param_shapes
-
-    leaves = jax.tree_util.tree_leaves_with_path(param_shapes(config))
     out = []
-    for path, leaf in leaves:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        out.append(Parameter(name, leaf.shape, layouts.kind_of(name, leaf.shape)))
+    for keys_, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        path = f"{part}/{jax.tree_util.keystr(keys_, simple=True, separator='/')}"
+        out.append(Parameter(path, leaf.shape, layouts.kind_of(path, leaf.shape)))
     return tuple(sorted(out, key=lambda parameter: parameter.path))
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)
+def part_parameters(part: str, description: Any) -> tuple[Parameter, ...]:
+    """Returns the parameters of a part of a model in the order of their paths, without allocating any."""
+    from sdjax.nn.model import part_shapes
+
+    return parameters_of(part, part_shapes(part, description))
+
+
+def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
+    """Returns the parameters of a whole model, part by part."""
+    return tuple(p for part, description in described(config).items() for p in part_parameters(part, description))
+
+
+@functools.lru_cache(maxsize=64)
+def part_entries(part: str, description: Any, layout: Layout) -> tuple[Entry, ...]:
+    """Returns the tensors that a file of this layout holds for the parameters of a part of a model."""
+    return tuple(_ENTRIES[layout](part_parameters(part, description), description))
+
+
 def entries(config: ModelConfig, layout: Layout) -> tuple[Entry, ...]:
-    """Returns the tensors that a file of this layout holds for the model's parameters."""
-    return tuple(_ENTRIES[layout](config))
+    """Returns the tensors that a file of this layout holds for the parameters of a whole model."""
+    parts = sorted(described(config).items())
+    return tuple(entry for part, description in parts for entry in part_entries(part, description, layout))
 
 
-def _native(config: ModelConfig) -> Iterable[Entry]:
-    return (Entry(p.path, p.shape, (p,), native=True) for p in parameters(config))
+def tensor_shapes(config: ModelConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Returns the names and shapes of the parameters in a file of a layout: "native", "ldm" or "diffusers"."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"a layout is one of {', '.join(LAYOUTS)}; got {layout!r}")
+    return {entry.name: entry.shape for entry in entries(config, layout)}
 
 
-def _diffusers(config: ModelConfig) -> Iterable[Entry]:
-    for p in parameters(config):
-        pointwise = _is_v1_projection(p, config)
+def _native(parameters: Sequence[Parameter], description: Any) -> Iterable[Entry]:
+    return (Entry(p.path, p.shape, (p,), native=True) for p in parameters)
+
+
+def _diffusers(parameters: Sequence[Parameter], description: Any) -> Iterable[Entry]:
+    for p in parameters:
+        pointwise = _is_v1_projection(p, description)
         yield Entry(
             keys.diffusers_name(p.path), layouts.stored_shape(p.kind, p.shape, pointwise=pointwise), (p,), pointwise
         )
 
 
-def _ldm(config: ModelConfig) -> Iterable[Entry]:
+def _ldm(parameters: Sequence[Parameter], description: Any) -> Iterable[Entry]:
     stored: dict[str, list[Parameter]] = {}
-    for p in parameters(config):
-        stored.setdefault(keys.ldm_name(p.path, config), []).append(p)
+    for p in parameters:
+        stored.setdefault(keys.ldm_name(p.path, description), []).append(p)
     for name, group in stored.items():
         group.sort(key=lambda p: next((i for i, row in enumerate(keys.FUSED) if f"/{row}/" in p.path), 0))
         if name == _VISION + vision.PROJECTION:
             group = [dataclasses.replace(p, kind="same") for p in group]  # never transposed, though it is a matrix
         first = group[0]
-        pointwise = _is_v1_projection(first, config) or (first.part == "vae" and first.kind == "matrix")
+        pointwise = _is_v1_projection(first, description) or (first.part == "vae" and first.kind == "matrix")
         shape = layouts.stored_shape(first.kind, first.shape, pointwise=pointwise)
         yield Entry(name, (shape[0] * len(group), *shape[1:]), tuple(group), pointwise)
 
 
-def _is_v1_projection(p: Parameter, config: ModelConfig) -> bool:
+def _is_v1_projection(p: Parameter, description: Any) -> bool:
     """Returns whether v1 stores this matrix of a UNet's transformer block as a 1x1 convolution."""
-    return p.part == "unet" and not config.unet.linear_projection and p.path.endswith(_PROJECTIONS)
+    return p.part == "unet" and not description.linear_projection and p.path.endswith(_PROJECTIONS)
 
 
 _VISION = keys.LDM_PREFIXES["vision"]
 _PROJECTIONS = ("/proj_in/kernel", "/proj_out/kernel")
 
 
-_ENTRIES: dict[str, Callable[[ModelConfig], Iterable[Entry]]] = {
+_ENTRIES: dict[str, Callable[[Sequence[Parameter], Any], Iterable[Entry]]] = {
     "native": _native, "ldm": _ldm, "diffusers": _diffusers,
 }  # fmt: skip
 
-# Names that older or other tools spell otherwise, and how these tables spell them
-_ALIASES: dict[str, tuple[tuple[re.Pattern[str], str], ...]] = {
-    "native": (),
-    "ldm": (
-        # Old files have no `text_model.` there, nor has transformers from 5.0 on
-        (re.compile(r"^cond_stage_model\.transformer\.(?=embeddings\.|encoder\.|final_layer_norm\.)"),
-         "cond_stage_model.transformer.text_model."),
-    ),
-    "diffusers": (
-        (re.compile(r"^text_encoder/(?=embeddings\.|encoder\.|final_layer_norm\.)"), "text_encoder/text_model."),
-        (re.compile(r"^(vae/.*\.attentions\.\d+)\.query\."), r"\1.to_q."),
-        (re.compile(r"^(vae/.*\.attentions\.\d+)\.key\."), r"\1.to_k."),
-        (re.compile(r"^(vae/.*\.attentions\.\d+)\.value\."), r"\1.to_v."),
-        (re.compile(r"^(vae/.*\.attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
-    ),
-}  # fmt: skip
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a file should hold for some networks.
+
+    `parts` are the networks, in the order in which messages name them. `canonical` returns a tensor's name as the
+    entries spell it, `beside` whether a tensor that is no parameter belongs there all the same.
+    """
+
+    entries: tuple[Entry, ...]
+    parts: tuple[str, ...]
+    canonical: Callable[[str], str] = str
+    beside: Callable[[str], bool] = lambda name: False
 
 
-def canonical(name: str, layout: Layout) -> str:
-    """Returns the name as the layout's table spells it."""
-    for pattern, replacement in _ALIASES[layout]:
-        name = pattern.sub(replacement, name)
-    return name
+def model_table(config: ModelConfig, layout: Layout) -> Table:
+    """Returns what a file of this layout holds for a whole model."""
+    return _table(entries(config, layout), described(config), layout)
 
 
-# The noise schedule's tables, which follow from a few numbers, and what else is computed and not learned
-BUFFERS = re.compile(
-    r"((low_scale_model|noise_augmentor)\.)?(betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod"
-    r"|sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|sqrt_recip_alphas_cumprod"
-    r"|sqrt_recipm1_alphas_cumprod|posterior_variance|posterior_log_variance_clipped|posterior_mean_coef[12]"
-    r"|lvlb_weights|logvar|data_mean|data_std)"
-    r"|(cond_stage_model\.transformer\.|text_encoder/)(text_model\.)?embeddings\.position_ids"
-    r"|image_encoder/vision_model\.embeddings\.position_ids"
-    r"|cond_stage_model\.model\.attn_mask|model_ema\.(decay|num_updates)|v_pred|ztsnr"
-)
-# Beside a model, for other tasks or for training: kept, not used
-_OTHERS: dict[str, re.Pattern[str]] = {
-    "native": re.compile(r"$^"),
-    "ldm": re.compile(
-        BUFFERS.pattern + r"|cond_stage_model\.(model\.)?(logit_scale|text_projection(\.weight)?)"
-        r"|first_stage_model\.(loss|model_ema)\..*|embedder\..*|low_scale_model\..*|noise_augmentor\..*"
-    ),
-    "diffusers": re.compile(BUFFERS.pattern + r"|(safety_checker|image_encoder|image_normalizer|prior\w*)/.*"),
-}
+def part_table(part: str, description: Any, layout: Layout) -> Table:
+    """Returns what a file of this layout holds for one part of a model."""
+    return _table(part_entries(part, description, layout), {part: description}, layout)
 
 
-def is_known_extra(name: str, layout: Layout, config: ModelConfig) -> bool:
-    """Returns whether a tensor that is no parameter belongs there all the same."""
-    if layout == "ldm" and keys.is_open_clip(config):  # v2 stops before the tower's last block, which files hold
-        last = f"cond_stage_model.model.transformer.resblocks.{config.text.layers}."
-        if name.startswith(last):
-            return True
-    if layout == "ldm" and config.text.kind == "bert" and name in _BERT_UNUSED:
-        return True
-    if config.vision is not None and name.startswith(_TOWERS[layout]):
-        return BUFFERS.fullmatch(name) is not None
-    if is_depth_network(name, layout):
-        return config.depth is None or name in _DEPTH_UNUSED[layout]  # None: of a kind that is none of ours
-    return _OTHERS[layout].fullmatch(name) is not None
+def _table(entries: tuple[Entry, ...], parts: Mapping[str, Any], layout: Layout) -> Table:
+    canonical = functools.partial(beside.canonical, layout=layout)
+    known = functools.partial(beside.is_known, layout=layout, parts=parts)
+    return Table(entries, tuple(parts), canonical, known)
 
 
-_TOWERS = {"native": "vision/", "ldm": f"{_VISION}visual.", "diffusers": f"{keys.COMPONENTS['vision']}/"}
+def network_table(part: str, shapes: Params, prefix: str, canonical: Callable[[str], str], unused: str) -> Table:
+    """Returns what a file holds for a network that is no part of a model, by the names that Flax's paths give.
 
-
-def is_depth_network(name: str, layout: Layout) -> bool:
-    """Returns whether a tensor belongs to a depth network, of whatever kind."""
-    return name.startswith({"native": "depth/", "ldm": "depth_model.", "diffusers": "depth_estimator/"}[layout])
-
-
-_BERT_UNUSED = frozenset(f"{keys.LDM_PREFIXES['text']}transformer.{name}" for name in bert.UNUSED)
-_DEPTH_UNUSED: dict[str, frozenset[str]] = {
-    "native": frozenset(),
-    "ldm": frozenset(
-        keys.LDM_PREFIXES["depth"] + name for name in (*map(depth.midas_name, depth.UNUSED), *depth.CLASSIFIER)
-    ),
-    "diffusers": frozenset(f"{keys.COMPONENTS['depth']}/{name}" for name in depth.UNUSED),
-}
+    `prefix` stands before the names in the file. `canonical` and the pattern `unused` are for names without it.
+    """
+    entries = [
+        Entry(prefix + keys.torch_name(p.path.partition("/")[2]), layouts.stored_shape(p.kind, p.shape), (p,))
+        for p in parameters_of(part, shapes)
+    ]
+    entries.sort(key=lambda entry: entry.name.count("."))  # the outermost first: not all of a message's are shown
+    known = re.compile(unused)
+    return Table(
+        tuple(entries),
+        (part,),
+        lambda name: prefix + canonical(name.removeprefix(prefix)),
+        lambda name: known.fullmatch(name.removeprefix(prefix)) is not None,
+    )

@@ -6,15 +6,13 @@ checkpoints of autoencoders (kl-f8's model.ckpt) hold both, and the discriminato
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.parts.networks import network_params
-from sdjax.convert.sources import Source, open_source
 from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
 from sdjax.nn.metrics.lpips import LPIPS
 from sdjax.storage.addresses import remote
@@ -35,7 +33,7 @@ _CLASSIFIER = r"(classifier|pre_logits|head)\..+"
 _AVERAGES = r"main\.\d+\.(running_mean|running_var|num_batches_tracked)"
 
 
-def lpips_params(*sources: Any) -> dict[str, Any]:
+def load_lpips(*sources: CheckpointLike) -> Params:
     """Returns LPIPS's parameters {"vgg", "lin0", ...}, float32, from one or two files with its two sets of weights.
 
     They are found by their names, VGG16's `features.0.weight` and so on, LPIPS's `lin0.model.1.weight` and so on, in
@@ -53,7 +51,7 @@ def lpips_params(*sources: Any) -> dict[str, Any]:
         (lines.pop("vgg"), _VGG, f"{_CLASSIFIER}|{_LINES}|{_CONSTANTS}", "VGG16's convolutions"),
         (lines, _LINES, f"{_VGG}|{_CLASSIFIER}|{_CONSTANTS}", "LPIPS's own weights"),
     )
-    opened = [open_source(source) for source in sources]
+    opened = [open_checkpoint(source) for source in sources]
     idle = [one for one in opened if all(_place(one, own) is None for _, own, _, _ in parts)]
     read, problems = [], [str(one.error("it holds nothing of LPIPS")) for one in idle]
     for shapes, own, others, what in parts:
@@ -73,33 +71,34 @@ def lpips_params(*sources: Any) -> dict[str, Any]:
     return {"vgg": vgg, **lines}
 
 
-def discriminator_params(source: Any) -> dict[str, Any]:
+def load_discriminator(source: CheckpointLike) -> Params:
     """Returns a discriminator's parameters, float32, from an autoencoder's training checkpoint or a file of its own.
 
     Its norms' running averages are not taken: they were of use to nobody. Raises CheckpointError.
     """
-    source = open_source(source)
-    place = next((p for p in ("", "loss.discriminator.") if f"{p}main.0.weight" in source.tensors), None)
+    checkpoint = open_checkpoint(source)
+    place = next((p for p in ("", "loss.discriminator.") if f"{p}main.0.weight" in checkpoint.tensors), None)
     if place is None:
-        raise source.error("it holds no discriminator: none of its tensors is named loss.discriminator.main.0.weight")
+        raise checkpoint.error(
+            "it holds no discriminator: none of its tensors is named loss.discriminator.main.0.weight"
+        )
     image = jnp.zeros((1, SMALLEST, SMALLEST, 3))
     shapes = jax.eval_shape(Discriminator().init, jax.random.key(0), image)["params"]
-    return _params(source, shapes, place, "a PatchGAN discriminator of three layers", _AVERAGES)
+    return _params(checkpoint, shapes, place, "a PatchGAN discriminator of three layers", _AVERAGES)
 
 
-def _params(source: Source, shapes: Params, place: str, what: str, unused: str) -> dict[str, Any]:
+def _params(checkpoint: Checkpoint, shapes: Params, place: str, what: str, unused: str) -> Params:
     float32 = jnp.dtype("float32")
-    others = re.compile(unused)
-    return network_params(source, shapes, place, what, kind=float32, canonical=_canonical, unused=others)
+    return network_params(checkpoint, shapes, place, what, dtype=float32, canonical=_canonical, unused=unused)
 
 
 def _canonical(name: str) -> str:
     return _PLAIN.sub(r"\1.model.1.", _SLICED.sub("features.", name))
 
 
-def _place(source: Source, own: str) -> str | None:
-    """Returns what stands before the names of a part of LPIPS in a source; None if it does not hold the part."""
-    tensors: Mapping[str, Any] = source.tensors
+def _place(checkpoint: Checkpoint, own: str) -> str | None:
+    """Returns what stands before the names of a part of LPIPS in a checkpoint; None if it does not hold the part."""
+    tensors = checkpoint.tensors
     for place in _PLACES:
         if any(re.fullmatch(own, _canonical(name[len(place) :])) for name in tensors if name.startswith(place)):
             return place

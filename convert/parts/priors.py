@@ -3,22 +3,24 @@
 Source of the fields: huggingface/diffusers, models/transformers/prior_transformer.py, schedulers/scheduling_unclip.py.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import DTypeLike
 
 from sdjax.config import ConfigError, PriorConfig, TextConfig
+from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
+from sdjax.convert.containers.lazy import float_type
 from sdjax.convert.describe.diffusers_config import only, text_from_transformers
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.parts.networks import file_of, network_params, place_of
-from sdjax.convert.sources import Source, open_source
+from sdjax.convert.parts.networks import network_params, prefix_of
 from sdjax.nn.prior import EXTRA, PriorTransformer, ProjectedTextEncoder
 from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.typing import Params
 
 _ONLY = {
     "added_emb_type": ("prd",), "additional_embeddings": (EXTRA,), "embedding_proj_norm_type": (None,),
@@ -31,7 +33,7 @@ _SCHEDULER_ONLY = {
     "variance_type": ("fixed_small_log", "fixed_small"), "rescale_betas_zero_snr": (False,),
 }  # fmt: skip
 _KINDS = {"UnCLIPScheduler": "unclip", "DDPMScheduler": "ddpm"}
-_POSITIONS = re.compile(r"text_model\.embeddings\.position_ids")
+_POSITIONS = r"text_model\.embeddings\.position_ids"
 
 
 def prior_from_diffusers(
@@ -60,46 +62,49 @@ def prior_from_diffusers(
     )
 
 
-def prior(source: Any, kind: np.dtype | None) -> tuple[PriorConfig, dict[str, Any], Tokenizer]:
-    """Returns description, parameters {"prior", "text"} and tokenizer of the prior in a diffusers folder.
+def load_prior(source: CheckpointLike, dtype: DTypeLike | None = None) -> tuple[PriorConfig, Params, Tokenizer]:
+    """Returns a prior, description, parameters {"prior", "text"} and tokenizer, from a diffusers folder with one.
 
-    Its text encoder is prior_text_encoder, or text_encoder in Karlo's folder. Raises CheckpointError.
+    Its text encoder is prior_text_encoder, or text_encoder in Karlo's folder. Raises CheckpointError as `load`,
+    ValueError for an unknown dtype.
     """
-    source = open_source(source)
-    if place_of(source, ("prior/", "prd_embedding")) is None:
-        raise source.error("it holds no prior; expected a diffusers folder with one (kakaobrain/karlo-v1-alpha's)")
+    kind, checkpoint = float_type(dtype), open_checkpoint(source)
+    if prefix_of(checkpoint, ("prior/", "prd_embedding")) is None:
+        raise checkpoint.error("it holds no prior; expected a diffusers folder with one (kakaobrain/karlo-v1-alpha's)")
     last = "text_projection.weight"
-    words = place_of(source, ("prior_text_encoder/", last), ("text_encoder/", last))
+    words = prefix_of(checkpoint, ("prior_text_encoder/", last), ("text_encoder/", last))
     if words is None:
-        raise source.error("the prior has no text encoder with a projection (prior_text_encoder, text_encoder)")
+        raise checkpoint.error("the prior has no text encoder with a projection (prior_text_encoder, text_encoder)")
     try:
-        text = text_from_transformers(_file(source, f"{words}config.json"), {})
-        scheduler = _file(source, "prior_scheduler/scheduler_config.json")
-        config = prior_from_diffusers(_file(source, "prior/config.json"), scheduler, text)
+        text = text_from_transformers(_file(checkpoint, f"{words}config.json"), {})
+        scheduler = _file(checkpoint, "prior_scheduler/scheduler_config.json")
+        config = prior_from_diffusers(_file(checkpoint, "prior/config.json"), scheduler, text)
     except ConfigError as error:
-        raise source.error(str(error)) from error
+        raise checkpoint.error(str(error)) from error
     params = {
-        "prior": prior_params(source, config, "prior/", kind),
+        "prior": prior_params(checkpoint, config, "prior/", kind),
         "text": network_params(
-            source, _text_shapes(text), words, "a text encoder with a projection", kind=kind, unused=_POSITIONS
+            checkpoint, _text_shapes(text), words, "a text encoder with a projection", dtype=kind, unused=_POSITIONS
         ),
     }
-    own = None if source.path is None else source.path / words.replace("text_encoder/", "tokenizer")
+    own = None if checkpoint.path is None else checkpoint.path / words.replace("text_encoder/", "tokenizer")
     try:
         tokenizer = Tokenizer.load(own) if own is not None and own.is_dir() else Tokenizer()
     except ValueError as error:
-        raise CheckpointError(str(error), source.path) from error
-    check_tokens(tokenizer, text, source.error)
+        raise CheckpointError(str(error), checkpoint.path) from error
+    check_tokens(tokenizer, text, checkpoint.error)
     return config, params, tokenizer
 
 
-def prior_params(source: Any, config: PriorConfig, prefix: str, kind: np.dtype | None) -> dict[str, Any]:
+def prior_params(
+    source: Checkpoint | CheckpointLike, config: PriorConfig, prefix: str, dtype: np.dtype | None
+) -> Params:
     """Returns the parameters of a described prior from the tensors that begin with `prefix`. Raises CheckpointError."""
-    source = source if isinstance(source, Source) else open_source(source)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     x, text = jnp.zeros([1, config.embedding]), jnp.zeros([1, config.text.max_length, config.embedding])
     args = (x, jnp.zeros([1]), x, text, jnp.ones(text.shape[:2], bool))
     shapes = jax.eval_shape(lambda: PriorTransformer(config).init(jax.random.key(0), *args))["params"]
-    return network_params(source, shapes, prefix, "a prior", kind=kind)
+    return network_params(checkpoint, shapes, prefix, "a prior", dtype=dtype)
 
 
 def _text_shapes(config: TextConfig) -> Any:
@@ -107,8 +112,8 @@ def _text_shapes(config: TextConfig) -> Any:
     return jax.eval_shape(lambda: ProjectedTextEncoder(config).init(jax.random.key(0), ids))["params"]
 
 
-def _file(source: Source, name: str) -> Mapping[str, Any]:
-    file = file_of(source, name)
+def _file(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    file = checkpoint.files.get(name)
     if file is None:
-        raise source.error(f"the folder has no {name}, which says how the prior is built")
+        raise checkpoint.error(f"the folder has no {name}, which says how the prior is built")
     return file

@@ -8,11 +8,11 @@ import tempfile
 from collections.abc import Iterator
 
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.names import tables
+from sdjax.convert.names.keys import LAYOUTS, Layout
 from sdjax.storage import addresses, buckets, files
 
 WRITING = "writing the model"
-FORMATS = ("auto", *tables.LAYOUTS)
+FORMATS = ("auto", *LAYOUTS)
 SINGLE = ".safetensors"
 
 
@@ -91,7 +91,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool, what: str, *, fo
     files.check_folder(path.parent, what)
 
 
-def layout_of(path: str | os.PathLike[str], to: str = "auto") -> tables.Layout:
+def layout_of(path: str | os.PathLike[str], to: str = "auto") -> Layout:
     """Returns the layout to write to a path: `to`, or for "auto" what the name says, ldm for one in .safetensors.
 
     Raises ValueError for an unknown layout, and for a name that says something else than what would be written.

@@ -16,17 +16,18 @@ from sdjax import configs
 from sdjax._version import __version__
 from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
-from sdjax.convert.containers import carried, own_settings
+from sdjax.convert.checkpoint import EXTRA, FORMAT
+from sdjax.convert.containers import carried
 from sdjax.convert.containers.budget import LIMITS
 from sdjax.convert.containers.casting import Loss, advice, told
+from sdjax.convert.containers.component_folders import OWN_SETTINGS
 from sdjax.convert.containers.hashing import manifest_row
 from sdjax.convert.containers.lazy import ALIGNMENT, LazyTensor
 from sdjax.convert.containers.safetensors_file import DTYPES
-from sdjax.convert.describe import diffusers_config
+from sdjax.convert.describe import diffusers_config, own_settings
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.names import depth, keys, tables
-from sdjax.convert.parts.towers import are_none
-from sdjax.convert.sources import EXTRA, FORMAT
+from sdjax.convert.names import beside, depth, keys, tables
+from sdjax.convert.parts.embedding_statistics import are_unit
 from sdjax.convert.write.outputs import WRITING, new_folder, staged
 from sdjax.prompts.tokenizer import CLIP_TOKENS
 from sdjax.prompts.tokenizer import CONFIG as TOKENIZER_CONFIG
@@ -51,7 +52,7 @@ POSITIONS = "text_model.embeddings.position_ids"
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
-def save(
+def write_bundle(
     model: Bundle,
     path: str | os.PathLike[str],
     to: str,
@@ -76,7 +77,7 @@ def save(
         raise ValueError(f"a layout to write is one of {', '.join(_WRITERS)}; got {to!r}")
     if addresses.remote(path):
         with staged(path, overwrite=overwrite) as local:
-            return save(model, local, to, ema_names=ema_names, manifest=manifest, lossy=lossy)
+            return write_bundle(model, local, to, ema_names=ema_names, manifest=manifest, lossy=lossy)
     model = model.as_leaves()
     leaves = (*model.leaves.values(), *model.extras.values())
     needs = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves)
@@ -95,7 +96,7 @@ def save(
             )
 
 
-def tensors_of(model: Bundle, layout: tables.Layout) -> dict[str, LazyTensor]:
+def tensors_of(model: Bundle, layout: keys.Layout) -> dict[str, LazyTensor]:
     """Returns the model's parameters as a file of the layout stores them."""
     stored = {}
     for entry in tables.entries(model.config, layout):
@@ -197,7 +198,7 @@ def _write_diffusers(model: Bundle, folder: pathlib.Path, ema_names: bool, manif
     _write_beside(folder, model)
     if own := _own_settings(files, folder, model.config):
         content = {FORMAT: {"format": 1, "version": __version__}, "model": own}
-        _write_json(folder / own_settings.FILE, content)
+        _write_json(folder / OWN_SETTINGS, content)
     for component, tensors in by_component.items():
         (folder / component).mkdir(exist_ok=True)
         config = files.get(f"{component}/config.json", {})
@@ -230,12 +231,12 @@ def _component_metadata(model: Bundle, component: str) -> dict[str, str]:
 
 def _write_ldm(model: Bundle, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
     tensors = tensors_of(model, "ldm")
-    if model.config.noise_stats is not None and are_none(model.leaves):
+    if model.config.noise_stats is not None and are_unit(model.leaves):
         for leaf in ("mean", "std"):
-            del tensors[keys.ldm_name(f"noise_stats/{leaf}", model.config)]
+            del tensors[keys.ldm_name(f"noise_stats/{leaf}", model.config.noise_stats)]
     extras = {_in_file(name, model.config): leaf for name, leaf in model.extras.items()}
     extras = {name: leaf for name, leaf in extras.items() if "/" not in name}
-    unet = {entry.name for entry in tables.entries(model.config, "ldm") if entry.part == "unet"}
+    unet = {entry.name for entry in tables.part_entries("unet", model.config.unet, "ldm")}
     if ema_names:
         for name in unet:
             other = keys.ema_name(name)
@@ -286,7 +287,7 @@ def written_without(model: Bundle, to: str, dtype: str | None = None) -> tuple[s
     """Returns what a model that was written in a layout lacks, each a sentence for its user."""
     notices = []
     if to == "ldm":
-        names = (_in_file(name, model.config) for name in model.extras if not tables.BUFFERS.fullmatch(name))
+        names = (_in_file(name, model.config) for name in model.extras if not beside.BUFFERS.fullmatch(name))
         parts = tuple(keys.COMPONENTS.values())[:3]  # of which only some tensors are lost
         pairs = ((name, name.partition("/")[0]) for name in names if "/" in name)
         if lost := sorted({name if component in parts else component for name, component in pairs}):

@@ -26,16 +26,8 @@ def init_params(config: ModelConfig, key: Key) -> dict[str, Any]:
 
 def _parts(config: ModelConfig) -> dict[str, tuple[Callable[[Any, Key], dict[str, Any]], Any]]:
     """Returns each network's initialiser and description."""
-    parts: dict[str, tuple[Callable, Any]] = {
-        "unet": (_init_unet, config.unet), "vae": (_init_vae, config.vae), "text": (_init_text, config.text),
-    }  # fmt: skip
-    if config.depth is not None:
-        parts["depth"] = (_init_depth, config.depth)
-    if config.vision is not None:
-        parts["vision"] = (_init_vision, config.vision)
-    if config.noise_stats is not None:
-        parts["noise_stats"] = (_init_noise_stats, config.noise_stats)
-    return parts
+    described = {name: getattr(config, name) for name in _INITS}
+    return {name: (_INITS[name], part) for name, part in described.items() if part is not None}
 
 
 def _init_unet(config: UNetConfig, key: Key) -> dict[str, Any]:
@@ -70,10 +62,21 @@ def _init_noise_stats(size: int, key: Key) -> dict[str, Any]:
     return {"mean": jnp.zeros([1, size]), "std": jnp.ones([1, size])}  # measured, not learned
 
 
+_INITS: dict[str, Callable[[Any, Key], dict[str, Any]]] = {
+    "unet": _init_unet, "vae": _init_vae, "text": _init_text, "depth": _init_depth, "vision": _init_vision,
+    "noise_stats": _init_noise_stats,
+}  # fmt: skip
+
+
 @functools.lru_cache(maxsize=32)  # tracing a UNet takes seconds, and models share networks
 @pinned()
 def _shapes(init: Any, config: Any) -> dict[str, Any]:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def part_shapes(part: str, description: Any) -> dict[str, Any]:
+    """Returns the parameters of one network of a model, "vae" for example, as jax.ShapeDtypeStruct leaves."""
+    return jax.tree.map(lambda leaf: leaf, _shapes(_INITS[part], description))
 
 
 def param_shapes(config: ModelConfig) -> dict[str, Any]:

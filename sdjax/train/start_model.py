@@ -17,7 +17,7 @@ from sdjax.convert import CheckpointError
 from sdjax.convert.bundle import Bundle, bundle_of_params
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.write.outputs import WRITING
-from sdjax.convert.write.writing import save as save_model
+from sdjax.convert.write.writing import write_bundle
 from sdjax.loading.run_layout import BASE, SETTINGS
 from sdjax.nn import init_params, param_shapes
 from sdjax.nn.jax_settings import make_key, pinned
@@ -48,7 +48,7 @@ class Base:
     def save(self, folder: pathlib.Path, what: str = WRITING, advice: str = "") -> None:
         """Writes it as a native folder, replacing what is there; an error says so by `what` and `advice`."""
         try:
-            save_model(self.to_write(), folder, "native", overwrite=True)
+            write_bundle(self.to_write(), folder, "native", overwrite=True)
         except OSError as error:
             needs = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
             raise files.tell(error, what, folder, needs, advice) if error.errno else error from error

@@ -99,7 +99,7 @@ def test_it_comes_from_another_file_where_that_is_wanted(tmp_path):
     assert config == MODEL
     _, want = convert.load(whole, config=MODEL)
     assert jax.tree.all(jax.tree.map(np.array_equal, params, want))
-    with pytest.raises(CheckpointError, match="depth network describes, with"):  # MiDaS's file is the released one's
+    with pytest.raises(CheckpointError, match="depth network that is described"):  # MiDaS's file is the released one's
         convert.load(start, config=MODEL, depth=alone)
 
 

@@ -9,7 +9,7 @@ from pickle_writer import tensors as pickled_tensors
 from small_models import model, write
 
 from sdjax import convert
-from sdjax.convert import CheckpointError, sources
+from sdjax.convert import CheckpointError, checkpoint
 from sdjax.scripts.main import main
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -188,4 +188,4 @@ def test_an_autoencoder_of_another_models_latents_is_refused(tmp_path):
 def test_a_mapping_of_arrays_is_recognised_too():
     with pytest.raises(CheckpointError, match="it is a ControlNet"):
         convert.load({"control_model.input_hint_block.0.weight": np.ones(1, np.float32)})
-    assert sources.open_source({"a": np.ones(1)}).layout == "ldm"
+    assert checkpoint.open_checkpoint({"a": np.ones(1)}).layout == "ldm"

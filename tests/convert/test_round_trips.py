@@ -11,8 +11,8 @@ from trips import check_round_trips, equal
 
 from sdjax import convert
 from sdjax.config import ModelConfig
+from sdjax.convert.checkpoint import licence_files
 from sdjax.convert.names import keys
-from sdjax.convert.sources import licence_files
 from sdjax.prompts.tokenizer import Tokenizer
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from sdjax import configs, convert
 from sdjax.config import ConfigError, VisionConfig
 from sdjax.convert.describe.vision_config import transformers_file
-from sdjax.convert.parts import towers
+from sdjax.convert.names.tables import part_entries
 from sdjax.nn import VisionEncoder, param_counts
 
 import reference
@@ -83,8 +83,8 @@ def test_towers_equal_transformers(tmp_path, activation):
     import transformers
 
     config = dataclasses.replace(SMALL, activation=activation)
-    shapes = convert.tensor_shapes(towers.vision_alone(config), "diffusers")
-    names = {name.partition("/")[2]: s for name, s in shapes.items() if name.startswith("image_encoder/")}
+    entries = part_entries("vision", config, "diffusers")
+    names = {entry.name.removeprefix("image_encoder/"): entry.shape for entry in entries}
     (tmp_path / "config.json").write_text(json.dumps(transformers_file(config)))
     save_file(reference.fill_all(names, 3), tmp_path / "model.safetensors")
     peer, info = transformers.CLIPVisionModelWithProjection.from_pretrained(tmp_path, output_loading_info=True)

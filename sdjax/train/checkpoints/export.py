@@ -17,10 +17,10 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.convert.bundle import bundle_of_params
+from sdjax.convert.checkpoint import licence_files
 from sdjax.convert.containers.casting import advice, cast, loss, told
-from sdjax.convert.sources import licence_files
 from sdjax.convert.write.outputs import WRITING, layout_of
-from sdjax.convert.write.writing import save as save_model
+from sdjax.convert.write.writing import write_bundle
 from sdjax.loading.builtin import FOLDER, changes_of
 from sdjax.storage.addresses import local
 from sdjax.storage.files import sentence, write_file
@@ -55,7 +55,7 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     card = target / "README.md"
     text = card.read_bytes() if card.is_file() else None
     model = bundle_of_params(run.model, params, run.tokenizer).cast(dtype)
-    save_model(dataclasses.replace(model, licences=licence_files(FOLDER)), target, "native", overwrite=overwrite)
+    write_bundle(dataclasses.replace(model, licences=licence_files(FOLDER)), target, "native", overwrite=overwrite)
     if text is not None:
         write_file(card, text, overwrite=True, what="writing the model card")
     if changes:

@@ -3,27 +3,16 @@
 Source of the names: the tools' own files, as docs/checkpoints.md lists them. The first row that fits is the answer.
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdjax.convert.errors import FileKind
 from sdjax.convert.names import keys
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_LETTERS = 300_000  # of a file's names that are looked through: those of 3,500 tensors, below a second
-
-
-@dataclasses.dataclass(frozen=True)
-class FileKind:
-    """What a file is, and what its user may do, as two halves of one sentence."""
-
-    what: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"it is {self.what}; {self.advice}"
 
 
 _READS = "sdjax reads whole Stable Diffusion v1 and v2 models"

@@ -1,20 +1,24 @@
-"""What a checkpoint brings: its tensors, and what lies in or beside it that says what they are."""
+"""A checkpoint, opened: its tensors, and what lies in or beside it that says what they are."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sdjax.convert.containers import carried
+from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.mapped import MappedFile
-from sdjax.convert.containers.reading import TensorFile, read
+from sdjax.convert.containers.reading import TensorFile, read_path
 from sdjax.convert.errors import CheckpointError, printable
-from sdjax.convert.names import keys, tables
+from sdjax.convert.names import keys
+from sdjax.convert.names.keys import Layout
 from sdjax.convert.names.spelling import standard_names
 from sdjax.prompts.tokenizer import Tokenizer
 
@@ -22,119 +26,82 @@ FORMAT = "sdjax"  # the key of a native folder's config.json that says so
 EXTRA = "extra.safetensors"  # tensors of another format that are no parameters, under the names they had there
 MAX_TEXT = 2**20
 
-
-class Arrays(Mapping[str, np.ndarray]):
-    """Tensors in memory, with what `TensorFile` tells about a file's."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self._arrays = dict(arrays)
-        self.shapes = {name: tuple(array.shape) for name, array in self._arrays.items()}
-        self.dtypes = {name: np.dtype(array.dtype) for name, array in self._arrays.items()}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return np.asarray(self._arrays[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def release(self, name: str) -> None:
-        """Does nothing: who made the arrays holds them."""
-
-
-class Renamed(Mapping[str, np.ndarray]):
-    """Tensors under other names than they are stored under; `stored` has the old name of each new one."""
-
-    def __init__(self, tensors: "TensorFile | Arrays", names: Mapping[str, str]) -> None:
-        self._tensors = tensors
-        self.stored = {names.get(name, name): name for name in tensors}
-        self.shapes = {name: tensors.shapes[old] for name, old in self.stored.items()}
-        self.dtypes = {name: tensors.dtypes[old] for name, old in self.stored.items()}
-        self.format = getattr(tensors, "format", "tensors")
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[self.stored[name]]
-
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
-        return name in self.stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    def release(self, name: str) -> None:
-        """Gives the memory that a tensor's pages take back to the system."""
-        self._tensors.release(self.stored[name])
-
-
-def _under_standard_names(tensors: "TensorFile | Arrays") -> "TensorFile | Arrays | Renamed":
-    names = standard_names(tensors)
-    return Renamed(tensors, names) if names else tensors
+CheckpointLike = str | os.PathLike[str] | Mapping[str, ArrayLike]  # what a checkpoint may be given as
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """A checkpoint, opened. `extra` are a folder's tensors that are no parameters of the model."""
+class Checkpoint:
+    """A checkpoint, opened: nothing of its tensors' numbers is read yet.
 
-    layout: tables.Layout
-    tensors: TensorFile | Arrays | Renamed
+    Attributes:
+        tensors: by the names that ldm's or diffusers' files have for them; each knows the name that this file has.
+        format: the container, as `TensorFile.format`; "tensors" for a mapping in memory.
+        extra: a folder's tensors that are no parameters of the model.
+    """
+
+    layout: Layout
+    tensors: Mapping[str, LazyTensor]
+    format: str = "tensors"
     path: pathlib.Path | None = None
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
     configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    extra: TensorFile | None = None
+    extra: Mapping[str, LazyTensor] = dataclasses.field(default_factory=dict)
     licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cards: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizer: Tokenizer | None = None
     notices: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors' shapes by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
     @property
-    def native(self) -> Mapping[str, Any] | None:
-        """The contents of a native folder's config.json."""
-        return self.configs.get("config.json") if self.layout == "native" else None
+    def native(self) -> Mapping[str, Any]:
+        """The contents of a native folder's config.json; nothing for other layouts."""
+        return self.configs.get("config.json", {}) if self.layout == "native" else {}
 
-    def spelled(self, name: str) -> str:
-        """Returns a tensor's name as the file spells it."""
-        return self.tensors.stored.get(name, name) if isinstance(self.tensors, Renamed) else name
-
-    def equal(self, one: str, other: str) -> bool:
-        """Returns whether the tensors of two names have the same type, shape and bytes."""
-        a, b = self.tensors[one], self.tensors[other]
-        same = a.dtype == b.dtype and a.shape == b.shape and np.array_equal(_bytes(a), _bytes(b))
-        self.tensors.release(one)
-        self.tensors.release(other)
-        return same
+    @property
+    def files(self) -> Mapping[str, Mapping[str, Any]]:
+        """A diffusers folder's JSON files by path; a native folder carries those of the one it was made of."""
+        return self.native.get("files", {}) if self.layout == "native" else self.configs
 
     def error(self, reason: str) -> CheckpointError:
         """Returns the exception to raise: the reason with the checkpoint's name before it."""
         return CheckpointError(reason, self.path)
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def open_source(source: Any, variant: str | None = None) -> Source:
+def open_checkpoint(source: CheckpointLike, variant: str | None = None) -> Checkpoint:
     """Returns the checkpoint at a path, or the one whose tensors a mapping gives. Raises CheckpointError."""
     if isinstance(source, TensorFile):
-        return _of_file(source)
+        return _of_file(source, ())
     if isinstance(source, Mapping):
-        arrays = _under_standard_names(Arrays(source))
-        return Source(_layout_of(arrays, {}), arrays)
+        tensors = _under_standard_names(_in_memory(source))
+        return Checkpoint(_layout_of(tensors, {}), tensors)
     notices: list[str] = []
     path = local_path(source, variant=variant, say=notices.append)
-    return dataclasses.replace(_of_file(read(path, variant=variant)), notices=tuple(notices))
+    return _of_file(read_path(path, variant), tuple(notices))
 
 
-def _of_file(file: TensorFile) -> Source:
+def _in_memory(arrays: Mapping[str, ArrayLike]) -> Iterator[LazyTensor]:
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        yield LazyTensor(array.shape, array.dtype, functools.partial(np.asarray, array), name=name)
+
+
+def _under_standard_names(tensors: Iterable[LazyTensor]) -> dict[str, LazyTensor]:
+    """Returns tensors by the names that ldm's or diffusers' files have for them."""
+    own = {tensor.name: tensor for tensor in tensors}
+    names = standard_names(own)
+    return {names.get(name, name): tensor for name, tensor in own.items()}
+
+
+def _of_file(file: TensorFile, notices: tuple[str, ...]) -> Checkpoint:
     path, configs = file.path, file.configs
     is_folder = file.format.startswith("diffusers")
-    tensors = _under_standard_names(file)
+    tensors = _under_standard_names(file.lazy())
     layout = _layout_of(tensors, configs)
-    metadata, tokenizer, extra = dict(file.metadata), None, None
+    metadata, tokenizer, extra = dict(file.metadata), None, {}
     if is_folder:
         licences, cards = licence_files(path), card_files(path)
         if layout == "diffusers":
@@ -145,7 +112,7 @@ def _of_file(file: TensorFile) -> Source:
             except ValueError as error:
                 raise CheckpointError(str(error), path) from error
         if (path / EXTRA).exists():
-            extra = read(path / EXTRA)
+            extra = {tensor.name: tensor for tensor in read_path(path / EXTRA).lazy()}
     else:
         licences = carried.unpacked_texts(metadata, carried.LICENCE_KEY, carried.LICENCE) or licence_files(path.parent)
         cards = carried.unpacked_texts(metadata, carried.CARD_KEY, carried.CARD) or card_files(path.parent, alone=True)
@@ -154,10 +121,10 @@ def _of_file(file: TensorFile) -> Source:
                 metadata[carried.TOKENIZER_KEY], lambda reason: CheckpointError(reason, path)
             )
     metadata = {key: value for key, value in metadata.items() if key == carried.CONFIG_KEY or key not in carried.KEYS}
-    return Source(layout, tensors, path, metadata, configs, extra, licences, cards, tokenizer)
+    return Checkpoint(layout, tensors, file.format, path, metadata, configs, extra, licences, cards, tokenizer, notices)
 
 
-def _layout_of(names: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> tables.Layout:
+def _layout_of(names: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> Layout:
     if FORMAT in configs.get("config.json", {}):
         return "native"
     if "model_index.json" in configs:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdjax.config import ConfigError, ModelConfig
-
-FILE = "sdjax_config.json"
+from sdjax.convert.containers.component_folders import OWN_SETTINGS
 
 
 def differing(described: ModelConfig, config: ModelConfig) -> dict[str, Any]:
@@ -22,11 +21,11 @@ def applied(described: ModelConfig, file: Mapping[str, Any] | None) -> ModelConf
         return described
     fields = file.get("model")
     if not isinstance(fields, Mapping):
-        raise ConfigError(f"{FILE}: its model holds the fields of a description; got {type(fields).__name__}")
+        raise ConfigError(f"{OWN_SETTINGS}: its model holds the fields of a description; got {type(fields).__name__}")
     try:
         return ModelConfig.from_dict(_merged(described.to_dict(), fields))
     except ConfigError as error:
-        raise ConfigError(f"{FILE}: {error}") from None
+        raise ConfigError(f"{OWN_SETTINGS}: {error}") from None
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
