@@ -23,11 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import configs
-from sdjax.diffusion.denoiser import Conditioning
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.guidance import ClassifierFree
+from sdjax.diffusion.network import UNetNetwork
 from sdjax.nn import AutoencoderKL, param_shapes
-from sdjax.pipeline import placement, tiling
-from sdjax.pipeline.model import CHUNK, SampleProgram, _sample
-from sdjax.samplers import SAMPLERS, base
+from sdjax.pipeline import placement, programs, tiling
+from sdjax.samplers import SAMPLERS, chunks, repeat
 from sdjax.schedule import NoiseSchedule
 
 GIB = 2**30
@@ -44,19 +45,22 @@ def decoder(way: str):
 def sampler(side: int, dtype: str):
     """Returns the sampler's lowered program for one picture with guidance."""
     mesh = placement.make_mesh(jax.devices()[:1])
-    program = SampleProgram(CONFIG.unet, CONFIG.schedule.prediction, dtype, SAMPLERS["ddim"]().rule, True, False)
+    network, ddim = UNetNetwork(CONFIG.unet, dtype), SAMPLERS["ddim"]()
+    program = programs.SampleProgram(network, CONFIG.schedule.prediction, ddim.rule)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), param_shapes(CONFIG)["unet"])
-    rows = next(iter(base.chunks(SAMPLERS["ddim"]().steps(NoiseSchedule(CONFIG.schedule), 50), CHUNK)))
+    rows = next(chunks(repeat(ddim.steps(NoiseSchedule(CONFIG.schedule), 50), 1), programs.CHUNK))
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    told = Conditioning(
+    conditioning = Conditioning(
         context=shape((1, CONFIG.text.max_length, CONFIG.text.width)),
         concat=shape((1, side, side, 3)),
         label=jax.ShapeDtypeStruct((1,), jnp.int32),
     )
-    state = jax.eval_shape(program.rule.init, shape((1, side, side, CONFIG.vae.latent_channels)))
+    how = ((conditioning, conditioning), ClassifierFree(np.float32([9]), np.float32([0])))
+    latent = shape((1, side, side, CONFIG.vae.latent_channels))
+    state = jax.eval_shape(functools.partial(programs.begin, program), params, latent, *how)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    run = placement.compiled(_sample, program, mesh, (False, False, False, True, True, True, True, True), "jit")
-    return run.lower(params, rows, np.float32(9), state, keys, told, told, None)
+    run = placement.compiled(programs.sample, program, mesh, programs.SPREAD, "jit")
+    return run.lower(params, programs.images_first(rows), state, keys, *how, None)
 
 
 def planned(lowered) -> float:

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.diffusion.constraint import Known
-from sdjax.samplers import DDIM, draw_noise, scan_rows
-from sdjax.samplers.base import MASK
+from sdjax.samplers import DDIM, Stateless, draw_noise, repeat, scan_rows
+from sdjax.samplers.noise import MASK
 from sdjax.schedule import NoiseSchedule
 
 
 def denoise(x, row):
     """Data around each picture's own mean: what is made depends on what is kept."""
-    sigma = row.sigma
+    sigma = row.sigma.reshape(-1, 1, 1, 1)
     return (0.6 * x + sigma**2 * (0.3 + 0.5 * x.mean((1, 2), keepdims=True))) / (0.6 + sigma**2)
 
 
@@ -24,9 +24,11 @@ def both():
     keep = rng.random((2, 4, 6, 1)) < 0.5
     rows, keys = sampler.steps(schedule, 10), jax.random.split(jax.random.key(3), 2)
     known = Known(jnp.asarray(x0), jnp.asarray(keep))
-    x = sampler.initial(noise, rows)
+    x = sampler.initial(jnp.asarray(noise), rows)
     state = sampler.rule.init(jnp.asarray(x))
-    got = scan_rows(sampler.rule, known.answer(denoise), state, rows, keys, known.constrain(keys)).x
+    got = scan_rows(
+        sampler.rule, known.answer(Stateless(denoise)), state, repeat(rows, 2), keys, known.constrain(keys)
+    ).x
 
     t, sigma = sampler.grid(schedule, 10)
     for i in range(10):

@@ -5,27 +5,33 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from networks import FunctionNetwork
 
 from sdjax import samplers
-from sdjax.diffusion.denoiser import Conditioning, make_denoiser
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.denoiser import make_denoiser
+from sdjax.diffusion.guidance import make_guidance
 
 CHUNK = 8  # rows of one compiled scan, so that all linear samplers of a model share one program
 
 
 @functools.lru_cache(maxsize=8)
-def runner(model_fn, prediction, guided, rule):
+def runner(model_fn, prediction, rule):
     """Returns the compiled scan of a network."""
 
+    def apply(x, t, told):
+        x = x if told.concat is None else jnp.concatenate([x, told.concat], axis=-1)
+        return model_fn(x, t, told.context, told.label)
+
     @jax.jit
-    def run(state, rows, noise, conditioning, unconditional, scale, mask, mask_x0, mask_noise):
-        denoise = make_denoiser(
-            model_fn, prediction, conditioning, unconditional=unconditional if guided else None, guidance_scale=scale
-        )
+    def run(state, rows, noise, branches, guidance, mask, mask_x0, mask_noise):
+        denoiser = make_denoiser(FunctionNetwork(apply), {}, prediction, branches, guidance)
+        state = state.replace(memory=denoiser.init(state.x))
 
-        def constrain(x, row):  # ldm's mask: 1 keeps mask_x0, noised anew before each step
-            return mask * (mask_x0 + row.sigma * mask_noise[row.index]) + (1 - mask) * x
+        def constrain(x, row):  # ldm's mask: 1 keeps mask_x0, with new noise before each step
+            return mask * (mask_x0 + row.sigma[0] * mask_noise[row.index[0]]) + (1 - mask) * x
 
-        return samplers.scan_rows(rule, denoise, state, rows, noise, None if mask is None else constrain)
+        return samplers.scan_rows(rule, denoiser, state, rows, noise, None if mask is None else constrain)
 
     return run
 
@@ -81,18 +87,16 @@ def run_rows(
 ):  # fmt: skip
     """Returns the latent, NCHW, after the rows from x, which is NHWC."""
     concat = nhwc(concat)
-    guided = scale != 1 and uncond is not None
-    conditioning = Conditioning(jnp.asarray(cond), concat, None if label is None else jnp.asarray(label))
-    if guided:
-        uncond_label = None if uncond_label is None else jnp.asarray(uncond_label)
-        unconditional = Conditioning(jnp.asarray(uncond), concat, uncond_label)
-    else:
-        unconditional = None
+    guidance = make_guidance(1 if uncond is None else scale)
+    of_branch = {"unconditional": (uncond, uncond_label), "conditional": (cond, label)}
+    branches = [
+        Conditioning(jnp.asarray(context), concat=concat, label=None if label is None else jnp.asarray(label))
+        for context, label in (of_branch[branch] for branch in guidance.branches)
+    ]
     noise = jnp.zeros((1, *x.shape)) if noise is None else nhwc(noise)
-    run = runner(model_fn, schedule.config.prediction, guided, sampler.rule)
+    run = runner(model_fn, schedule.config.prediction, sampler.rule)
     state = sampler.rule.init(x)
-    size = CHUNK if sampler.rule == samplers.base.Linear() else len(rows.timestep)
-    for part in samplers.chunks(rows, size):
-        state = run(state, part, noise, conditioning, unconditional, jnp.float32(scale),
-                    nhwc(mask), nhwc(mask_x0), nhwc(mask_noise))  # fmt: skip
+    size = CHUNK if sampler.rule == samplers.Linear() else len(rows.timestep)
+    for part in samplers.chunks(samplers.repeat(rows, len(x)), size):
+        state = run(state, part, noise, branches, guidance, nhwc(mask), nhwc(mask_x0), nhwc(mask_noise))
     return np.asarray(jnp.moveaxis(sampler.final(state, rows), -1, 1))

@@ -5,10 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from networks import FunctionNetwork
 
 from sdjax import samplers
 from sdjax.config import ScheduleConfig
-from sdjax.diffusion.denoiser import Conditioning, make_denoiser
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.denoiser import make_denoiser
+from sdjax.diffusion.guidance import Unguided
 from sdjax.schedule import NoiseSchedule
 
 # Each with the spacing that Stable Diffusion's scheduler_config.json, or the class's default, gives it
@@ -30,11 +33,11 @@ def scheduler(name, num_steps, prediction, x_T, model, noises):
     sampler = SCHEDULERS[name]
     rows = sampler.steps(schedule, num_steps)
 
-    def apply(x, t, context, label):
+    def apply(x, t, conditioning):
         return model(x, t[0])
 
     x = sampler.initial(jnp.asarray(x_T), rows)
-    denoise = make_denoiser(apply, prediction, Conditioning(context=None))
+    denoise = make_denoiser(FunctionNetwork(apply), {}, prediction, [Conditioning()], Unguided())
     noise = jnp.zeros((1, *x.shape)) if noises is None else jnp.asarray(noises)
     run = jax.jit(functools.partial(samplers.sample, sampler, denoise))
     return np.asarray(run(x, rows, noise))

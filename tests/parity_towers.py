@@ -9,11 +9,13 @@ from sdjax.config import TextConfig, VisionConfig
 from sdjax.convert.parts.priors import prior_from_diffusers, prior_params
 from sdjax.convert.parts.safety import safety_params
 from sdjax.diffusion import unclip
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.guidance import ClassifierFree
 from sdjax.nn import VisionEncoder
 from sdjax.nn.prior import PriorTransformer
 from sdjax.nn.safety import SafetyChecker
 from sdjax.pictures import preprocess
-from sdjax.tasks.prior import Told, make_rows
+from sdjax.tasks.prior import PriorNetwork, make_rows
 from sdjax.tasks.prior import sample as sample_prior
 
 
@@ -55,13 +57,18 @@ def prior_sample(
 ):  # fmt: skip
     """Returns the image embedding [b, d] that sampling from x_T makes, in CLIP's scale."""
     config, params = _prior(spec, state_dict)
-    network = jax.jit(PriorTransformer(config).apply)
-    predict = lambda x, t, told: network({"params": params}, x, t, *told)  # noqa: E731
-    told = Told(*map(jnp.asarray, (text_embedding, text_hidden, text_mask)))
-    untold = Told(*map(jnp.asarray, (uncond_embedding, uncond_hidden, uncond_mask)))
-    rows = make_rows(config, num_steps)
-    x = sample_prior(predict, config, rows, jnp.asarray(x_T), jnp.asarray(noises), told, untold, scale)
+    branches = [_conditioning(uncond_embedding, uncond_hidden, uncond_mask),
+                _conditioning(text_embedding, text_hidden, text_mask)]  # fmt: skip
+    rows, run = make_rows(config, num_steps), jax.jit(sample_prior, static_argnums=0)
+    noises = jnp.asarray(noises)
+    x = run(PriorNetwork(config), params, rows, jnp.asarray(x_T), noises, branches, ClassifierFree(scale))
     return np.asarray(x * params["clip_std"] + params["clip_mean"])
+
+
+def _conditioning(embedding, hidden, mask):
+    length = np.asarray(mask).sum(1)
+    assert (mask == (np.arange(mask.shape[1]) < length[:, None])).all()  # what is hidden is behind the text
+    return Conditioning(jnp.asarray(hidden), context_length=jnp.asarray(length), label=jnp.asarray(embedding))
 
 
 def _prior(spec, state_dict):

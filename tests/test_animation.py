@@ -77,7 +77,7 @@ def test_every_sampler_but_the_adaptive_one_can_share_steps():
 
     pipe = models.pipeline()
     for name, make in samplers.SAMPLERS.items():
-        if isinstance(make().rule, samplers.base.Linear):
+        if isinstance(make().rule, samplers.Linear):
             common, rest = module.split_steps(make(), pipe.schedule, 7, 0.5)
             whole = make().steps(pipe.schedule, 7)
             assert common.sigma_next[-1] == rest.sigma[0], name  # the second part begins where the first one ends

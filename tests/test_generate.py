@@ -117,20 +117,25 @@ def test_guidance_off_runs_the_network_once_a_step():
 
 def lowered_sampler(pipe, *, guided=True, devices=None, parallel="jit", platforms=None):
     """Returns the compiled sampling program's jax.stages.Lowered for pictures of 64 x 64, one a device."""
-    from sdjax.diffusion.denoiser import Conditioning
-    from sdjax.pipeline.model import CHUNK, SampleProgram, _sample
-    from sdjax.samplers import base
+    from sdjax.diffusion.conditioning import Conditioning
+    from sdjax.diffusion.guidance import ClassifierFree, Unguided
+    from sdjax.diffusion.network import UNetNetwork
+    from sdjax.pipeline import programs
+    from sdjax.samplers import chunks, repeat
 
     mesh = placement.make_mesh(devices)
     sampler = SAMPLERS["ddim"]()
-    program = SampleProgram(pipe.config.unet, "epsilon", pipe.dtype, sampler.rule, guided, False)
+    program = programs.SampleProgram(UNetNetwork(pipe.config.unet, pipe.dtype), "epsilon", sampler.rule)
     x = jax.ShapeDtypeStruct((mesh.size, 8, 8, 4), np.float32)
-    state = jax.eval_shape(sampler.rule.init, x)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), mesh.size))
     context = Conditioning(context=jax.ShapeDtypeStruct((mesh.size, 77, pipe.config.text.width), np.float32))
-    rows = next(iter(base.chunks(sampler.steps(pipe.schedule, 10), CHUNK)))
-    args = (pipe.params["unet"], rows, np.float32(5), state, keys, context, context if guided else None)
-    run = placement.compiled(_sample, program, mesh, (False, False, False, True, True, True, True), parallel)
+    rows = next(chunks(repeat(sampler.steps(pipe.schedule, 10), mesh.size), programs.CHUNK))
+    branches = (context, context) if guided else (context,)
+    numbers = np.ones(mesh.size, np.float32)
+    guidance = ClassifierFree(5 * numbers, 0 * numbers) if guided else Unguided()
+    state = jax.eval_shape(functools.partial(programs.begin, program), pipe.params["unet"], x, branches, guidance)
+    args = (pipe.params["unet"], programs.images_first(rows), state, keys, branches, guidance, None)
+    run = placement.compiled(programs.sample, program, mesh, programs.SPREAD, parallel)
     return run, args
 
 

@@ -13,7 +13,7 @@ from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import make_keys
 from sdjax.samplers import SAMPLERS
-from sdjax.samplers.base import SECOND
+from sdjax.samplers.noise import SECOND
 from sdjax.tasks import inputs, two_pass
 from sdjax.tasks.batch import make_batch
 

@@ -109,14 +109,14 @@ def test_timesteps_are_those_of_diffusers():
 def test_the_right_guess_leads_to_itself(steps):
     """If the network knows x0, the last step leaves x0 exactly, and on the way x is as noisy as it should be."""
     rows = make_rows(SMALL, steps)
-    a = alphas_cumprod(ScheduleConfig(kind="squaredcos"))
-    mean, variance = a[int(rows.timestep[0])] ** 0.5, 1 - a[int(rows.timestep[0])]
+    a, coef = alphas_cumprod(ScheduleConfig(kind="squaredcos")), rows.coef
+    mean, variance = 1.0, 1 / a[int(rows.timestep[0])] - 1
     for i in range(steps):
-        mean = float(rows.of_x0[i]) + float(rows.of_x[i]) * mean
-        variance = float(rows.of_x[i]) ** 2 * variance + float(rows.of_noise[i]) ** 2
+        mean = float(coef.calls[i, 0]) + float(coef.base[i]) * mean
+        variance = float(coef.base[i]) ** 2 * variance + float(coef.noise[i]) ** 2
         after = a[int(rows.timestep[i + 1])] if i + 1 < steps else 1
-        assert mean == pytest.approx(after**0.5, abs=1e-5)
-        assert variance == pytest.approx(1 - after, abs=1e-5)
+        assert mean == pytest.approx(1, abs=1e-5)
+        assert variance == pytest.approx(1 / after - 1, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("steps", [0, 1001])
@@ -183,8 +183,8 @@ def test_an_embedding_depends_on_its_own_seed_and_prompt(tmp_path):
 
 def test_the_mask_ends_with_the_first_end_token(tmp_path):
     prior = Prior.load(karlo(tmp_path / "karlo"))
-    told = prior.tell(["a cat", ""])
-    assert np.asarray(told.mask).sum(1).tolist() == [4, 2]  # start, words, end
+    told = prior.encode(["a cat", ""])
+    assert told.context_length.tolist() == [4, 2]  # start, words, end
 
 
 @pytest.mark.torch
@@ -204,14 +204,17 @@ def test_network_and_text_encoder_equal_diffusers_and_transformers(tmp_path):
     )
     assert not [names for names in info.values() if names]
     prior = Prior(config, params, tokenizer)
-    told = prior.tell(["a photograph of a cat", "trees"])
+    told = prior.encode(["a photograph of a cat", "trees"])
+    mask = np.arange(77) < np.asarray(told.context_length)[:, None]
     ids = tokenizer(["a photograph of a cat", "trees"], length=77, pad_token_id=49407)
     x, t = np.random.default_rng(0).normal(size=(2, D)).astype(np.float32), np.array([999, 40])
     with torch.no_grad():
         theirs = words(torch.from_numpy(ids.astype(np.int64)))
-        assert relative_error(told.embedding, theirs.text_embeds.numpy()) < 2e-5
-        assert relative_error(told.hidden, theirs.last_hidden_state.numpy()) < 2e-5
+        assert relative_error(told.label, theirs.text_embeds.numpy()) < 2e-5
+        assert relative_error(told.context, theirs.last_hidden_state.numpy()) < 2e-5
         want = peer(torch.from_numpy(x), torch.from_numpy(t), theirs.text_embeds, theirs.last_hidden_state,
-                    torch.from_numpy(np.array(told.mask))).predicted_image_embedding.numpy()  # fmt: skip
-    got = PriorTransformer(config).apply({"params": params["prior"]}, x, t.astype(np.float32), *told)
+                    torch.from_numpy(mask)).predicted_image_embedding.numpy()  # fmt: skip
+    got = PriorTransformer(config).apply(
+        {"params": params["prior"]}, x, t.astype(np.float32), told.label, told.context, mask
+    )
     assert relative_error(got, want) < 2e-5

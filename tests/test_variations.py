@@ -17,7 +17,7 @@ from sdjax.pictures import preprocess
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.tokenizer import Tokenizer
-from sdjax.samplers.base import EMBEDDING, draw_noise
+from sdjax.samplers.noise import EMBEDDING, draw_noise
 from sdjax.tasks import variations
 from sdjax.tasks.batch import make_batch
 from sdjax.tasks.prior import Prior

@@ -1,11 +1,14 @@
 """Keeping a part of the latent while the rest is made: inpainting with a model that knows no mask."""
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool
 
-from sdjax.samplers import base
-from sdjax.typing import Key, Latent
+from sdjax.samplers.noise import MASK, draw_noise
+from sdjax.samplers.rows import Rows, per_image
+from sdjax.samplers.rule import Changed, Constrain, Denoised, Denoiser
+from sdjax.typing import Keys, Latent
 
 
 @struct.dataclass
@@ -19,26 +22,26 @@ class Known:
         """Returns x with what is known in its place, exactly."""
         return jnp.where(self.keep, self.latent, x)
 
-    def constrain(self, keys: Key) -> base.Constrain:
+    def constrain(self, keys: Keys) -> Constrain:
         """Returns (x, row) -> x in which the known part is replaced by itself with fresh noise of the row's level.
 
         Source: the `mask` of ldm/models/diffusion/ddim.py, where 1 keeps.
         """
 
-        def replace(x: Latent, row: base.Steps) -> Latent:
-            noise = base.draw_noise(keys, base.MASK, row.index, x.shape[1:])
-            return jnp.where(self.keep, self.latent + row.sigma * noise, x)
+        def replace(x: Latent, row: Rows) -> Latent:
+            noise = draw_noise(keys, MASK, jnp.asarray(row.index), x.shape[1:])
+            return jnp.where(self.keep, self.latent + per_image(row.sigma, x) * noise, x)
 
         return replace
 
-    def answer(self, denoise: base.Denoiser) -> base.Denoiser:
+    def answer(self, denoise: Denoiser) -> Denoiser:
         """Returns the denoiser with the known part of its x0 set right.
 
         Between the starts of steps the known part then follows its own noise down: in the second call of a step, and
-        all along the adaptive solver's run, which is a single row.
+        during the adaptive solver's whole run, which is a single row.
         """
 
-        def known(x: Latent, row: base.Steps) -> Latent:
-            return self.put(denoise(x, row))
+        def right(denoised: Denoised) -> Denoised:
+            return jax.tree.map(self.put, denoised)
 
-        return known
+        return Changed(denoise, right)

@@ -1,134 +1,83 @@
-"""The denoiser: a network seen as (x, row) -> x0, with input scaling, prediction type, conditioning and guidance.
+"""The denoiser: a network as samplers see it, with input scaling, prediction type, conditioning and guidance.
 
 Samplers live in x = x0 + sigma noise; the network was trained on x / sqrt(1 + sigma^2). This is the only place that
 knows both, and the only one that knows what the network predicts.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from sdjax.checks.arguments import number
-from sdjax.checks.notes import note
+from sdjax.diffusion.conditioning import Conditioning, stack
+from sdjax.diffusion.guidance import Call, Guidance
+from sdjax.diffusion.network import Network
+from sdjax.samplers.rows import Rows, per_image
+from sdjax.samplers.rule import Denoised, Memory, Noisy
 from sdjax.schedule import PREDICTIONS
-from sdjax.typing import Context, Latent, Timestep
-
-Apply = Callable[[Latent, Timestep, Context | None, jax.Array | None], Latent]  # (x, t, context, label) -> output
-Denoiser = Callable[[Latent, Any], Latent]  # (x, row) -> x0
+from sdjax.typing import Params
 
 
-@struct.dataclass
-class Conditioning:
-    """What the network is told besides x and t, batch first.
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkDenoiser:
+    """The denoiser of a network that predicts `prediction`. Its memory is (guidance's, network's).
 
-    `context`: encoded text. `concat`: channels put beside the latent (mask, depth, low-resolution image), [b, h, w, c].
-    `label`: int [b] (the upscaler's noise level) or float [b, d] (unCLIP's image embedding).
+    One call of the network holds all branches of guidance, interleaved as in `conditioning.stack`. Network memory has
+    the axes [b, branches, ...] between calls.
     """
 
-    context: Context | None
-    concat: Latent | None = None
-    label: jax.Array | None = None
+    network: Network
+    params: Params
+    prediction: str
+    conditioning: Conditioning  # of all branches
+    guidance: Guidance
+
+    def init(self, x: Noisy) -> Memory:
+        """Returns the memory before the first call."""
+        return self.guidance.init(x), self._apart(self.network.init(self.params, self._repeated(x)))
+
+    def __call__(self, x: Noisy, row: Rows, memory: Memory) -> tuple[Denoised, Memory]:
+        """Returns x0 at the rows' timestep and sigma, which are [b] or one for all images."""
+        guided, kept = memory
+        b = x.shape[0]
+        sigma = per_image(row.sigma, x)
+        t = self._repeated(jnp.broadcast_to(jnp.asarray(row.timestep, jnp.float32), (b,)))
+        joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
+        x_in = self._repeated(x / jnp.sqrt(1 + sigma**2))
+        out, kept = self.network(self.params, x_in, t, self.conditioning, joined)
+        outputs = self._apart(out.astype(jnp.float32))
+        named = {name: outputs[:, i] for i, name in enumerate(self.guidance.branches)}
+        call = Call(x, row, *PREDICTIONS[self.prediction].x0(sigma))
+        denoised, guided = self.guidance.combine(named, call, guided)
+        return denoised, (guided, self._apart(kept))
+
+    def _repeated(self, x: jax.Array) -> jax.Array:
+        """Returns one copy of each entry for each branch."""
+        branches = len(self.guidance.branches)
+        return x if branches == 1 else jnp.repeat(x, branches, axis=0)
+
+    def _apart(self, tree: Memory) -> Memory:
+        """Returns arrays [b * branches, ...] as [b, branches, ...]."""
+        branches = len(self.guidance.branches)
+        return jax.tree.map(lambda a: a.reshape(-1, branches, *a.shape[1:]), tree)
 
 
 def make_denoiser(
-    apply: Apply,
-    prediction: str,
-    conditioning: Conditioning,
-    *,
-    unconditional: Conditioning | None = None,
-    guidance_scale: jax.Array | float = 1.0,
-    guidance_rescale: jax.Array | float | None = None,
-) -> Denoiser:
-    """Returns (x, row) -> x0 of a network that predicts `prediction`: "epsilon", "v" or "x0".
+    network: Network, params: Params, prediction: str, branches: Sequence[Conditioning], guidance: Guidance
+) -> NetworkDenoiser:
+    """Returns the denoiser of a network that predicts "epsilon", "v" or "x0".
 
-    Without `unconditional` there is no guidance and the network runs once a call. With it one call holds both passes as
-    interleaved pairs, unconditional first: on a batch spread over devices a concatenation would move data between them.
-    `guidance_scale` and `guidance_rescale` are numbers, or one a picture [b]. `row` gives `timestep` and `sigma`, each
-    a number or one a picture.
+    `branches` are the conditionings of `guidance.branches`, in that order.
 
-    Raises ValueError for an unknown prediction, and where only one of the two conditionings has an input.
+    Raises ValueError for an unknown prediction, another number of branches than guidance has, and branches that do
+    not go together (`conditioning.stack`).
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"unknown prediction {prediction!r}; the known ones are {', '.join(PREDICTIONS)}")
-    told = conditioning if unconditional is None else interleave(unconditional, conditioning)
-
-    def network(x: Latent, timestep: jax.Array) -> Latent:
-        if told.concat is not None:
-            x = jnp.concatenate([x, told.concat.astype(x.dtype)], axis=-1)
-        t = jnp.broadcast_to(timestep, x.shape[:1])
-        return apply(x, t, told.context, told.label).astype(jnp.float32)
-
-    def denoise(x: Latent, row: Any) -> Latent:
-        sigma = per_image(row.sigma, x)
-        x_in = x / jnp.sqrt(1 + sigma**2)
-        if unconditional is None:
-            out = network(x_in, row.timestep)
-        else:
-            t = jnp.repeat(jnp.broadcast_to(row.timestep, x.shape[:1]), 2)
-            pairs = network(jnp.repeat(x_in, 2, axis=0), t)
-            pairs = pairs.reshape(x.shape[0], 2, *pairs.shape[1:])
-            out = guide(pairs[:, 0], pairs[:, 1], guidance_scale, guidance_rescale)
-        of_x, of_out = PREDICTIONS[prediction].x0(sigma)
-        return of_x * x + of_out * out
-
-    return denoise
-
-
-def interleave(unconditional: Conditioning, conditioning: Conditioning) -> Conditioning:
-    """Returns the conditioning of pairs: entry 2 i is unconditional's entry i, entry 2 i + 1 conditioning's.
-
-    Raises ValueError where only one of the two has an input.
-    """
-    both = {}
-    for name in conditioning.__dataclass_fields__:
-        first, second = getattr(unconditional, name), getattr(conditioning, name)
-        if (first is None) != (second is None):
-            raise ValueError(f"guidance needs {name} in both conditionings or in neither; only one of them has it")
-        if first is not None:
-            if first.shape != second.shape:
-                raise ValueError(
-                    f"guidance needs {name} of one shape in both conditionings; "
-                    f"got {first.shape} (unconditional) and {second.shape}"
-                )
-            first = jnp.stack([first, second], axis=1).reshape(2 * second.shape[0], *second.shape[1:])
-        both[name] = first
-    return Conditioning(**both)
-
-
-def guide(
-    unconditional: Latent, conditional: Latent, scale: jax.Array | float, rescale: jax.Array | float | None = None
-) -> Latent:
-    """Returns the guided output, unconditional + scale (conditional - unconditional).
-
-    Outputs of any prediction type may be combined, as x0 is linear in them. With `rescale` (0 to 1) that share of the
-    result gets the conditional output's standard deviation, per picture: large scales then do not burn out.
-
-    Source: Ho & Salimans 2022 (arXiv 2207.12598); for `rescale` Lin et al. 2023 (arXiv 2305.08891), eq. 15 and 16.
-    """
-    out = unconditional + per_image(scale, conditional) * (conditional - unconditional)
-    if rescale is not None:
-        axes = tuple(range(1, out.ndim))
-        # ddof 1: torch's std, in which the rescaling was published
-        ratio = jnp.std(conditional, axes, ddof=1, keepdims=True) / jnp.std(out, axes, ddof=1, keepdims=True)
-        out = out * (1 + per_image(rescale, out) * (ratio - 1))
-    return out
-
-
-def check_guidance_scale(scale: float) -> float:
-    """Returns the scale as Python's float. Raises ValueError unless it is a finite number."""
-    return number("guidance_scale", scale)
-
-
-def check_negatives(negatives: Sequence[str], scale: float) -> None:
-    """Notes negative prompts where there is no guidance away from them."""
-    if scale == 1 and any(negatives):
-        note("negative_prompt has no effect at guidance_scale 1, which is no guidance: leave it out")
-
-
-def per_image(value: jax.Array | float, x: Latent) -> jax.Array:
-    """Returns a number unchanged, and one a picture [b] as [b, 1, 1, 1], to multiply x."""
-    value = jnp.asarray(value, jnp.float32)
-    return value.reshape(-1, *(1,) * (x.ndim - 1)) if value.ndim else value
+    if len(branches) != len(guidance.branches):
+        raise ValueError(
+            f"this guidance needs {len(guidance.branches)} conditionings, {', '.join(guidance.branches)}; "
+            f"got {len(branches)}"
+        )
+    return NetworkDenoiser(network, params, prediction, stack(branches), guidance)

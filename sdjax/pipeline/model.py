@@ -1,8 +1,7 @@
 """A loaded model and its primitives: encode a prompt, encode an image, sample, decode.
 
-Every compiled program is a module-level function of (what it is compiled for, parameters, arrays): parameters are
-arguments, never closed over, and only shapes, sampler and model description are static. The tasks of
-`sdjax.tasks` are short compositions of these primitives.
+`programs.py` has the compiled programs behind them. The tasks of `sdjax.tasks` are short compositions of these
+primitives.
 """
 
 import dataclasses
@@ -14,37 +13,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
+from sdjax.adapters.patch import Patch
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import Explained, explains_arguments, unknown_attribute
-from sdjax.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
-from sdjax.diffusion import denoiser
+from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
-from sdjax.diffusion.denoiser import Conditioning
-from sdjax.nn import AutoencoderKL, TextEncoder, UNet, latent_from_moments
+from sdjax.diffusion.guidance import Guidance, Unguided
+from sdjax.diffusion.network import UNetNetwork
 from sdjax.nn.jax_settings import make_keys as make_keys  # where everybody looks for it
 from sdjax.nn.jax_settings import pinned
-from sdjax.pipeline import placement, tiling
+from sdjax.pipeline import placement, programs
+from sdjax.pipeline.programs import CHUNK
 from sdjax.prompts.syntax import check_lengths
 from sdjax.prompts.tokenizer import Tokenizer
-from sdjax.samplers import base
+from sdjax.samplers.rows import Rows, chunks
+from sdjax.samplers.rule import Rule, State
 from sdjax.schedule import NoiseSchedule
-from sdjax.typing import Context, Image, Key, Latent, Params, TokenIds
-
-CHUNK = 5  # rows of one compiled scan; the host calls it as often as the sampler has rows (see docs/design.md)
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleProgram:
-    """What a compiled sampling program depends on besides shapes; nothing else recompiles it."""
-
-    unet: UNetConfig
-    prediction: str
-    dtype: str
-    rule: Any
-    guided: bool
-    exact: bool
+from sdjax.typing import Context, Image, Keys, Latent, Params
 
 
 def default_dtype() -> str:
@@ -63,79 +52,6 @@ def summary(loaded: Any, name: str) -> str:
     count = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(loaded.params))
     source = f" from {loaded.source!r}" if loaded.source else ""
     return f"<{type(loaded).__name__} {name}{source}: {count:,} parameters, {loaded.dtype}>"
-
-
-def one_by_one(function: Callable, *batched: Any) -> Any:
-    """Returns `function` of a batch, computed for one entry after the other: entry i never depends on the others."""
-    return jax.tree.map(
-        lambda a: a[:, 0], jax.lax.map(lambda entry: function(*jax.tree.map(lambda a: a[None], entry)), batched)
-    )
-
-
-def _encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: TokenIds) -> Context:
-    config, dtype, exact = static
-    apply = lambda ids: TextEncoder(config, jnp.dtype(dtype)).apply({"params": params}, ids)  # noqa: E731
-    return one_by_one(apply, ids) if exact else apply(ids)
-
-
-def _encode_image(static: tuple[VAEConfig, str, int], params: Params, image: Image, keys: Key | None) -> Latent:
-    config, dtype, draw = static
-    vae = AutoencoderKL(config, jnp.dtype(dtype))
-    moments = one_by_one(lambda image: vae.apply({"params": params}, image, method="encode"), image)
-    b, h, w, c = moments.shape
-    noise = None if keys is None else base.draw_noise(keys, base.POSTERIOR, draw, (h, w, c // 2))
-    return latent_from_moments(moments, noise, config.scale_factor)
-
-
-def _decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> Image:
-    config, dtype = static
-    vae = AutoencoderKL(config, jnp.dtype(dtype))
-
-    def decode(latent: Latent) -> Image:
-        if latent.shape[1] * latent.shape[2] * config.factor**2 > tiling.LARGE:
-            return tiling.decode(config, jnp.dtype(dtype), params, latent)
-        return vae.apply({"params": params}, latent, method="decode")
-
-    # One at a time: a decoder's feature maps are gigabytes, and one picture keeps a device busy
-    return one_by_one(decode, latent)
-
-
-def _noise(shape: tuple[int, ...], keys: Key) -> Latent:
-    return base.draw_noise(keys, base.START, 0, shape)
-
-
-def _resize(static: tuple[int, int, str], latent: Latent) -> Latent:
-    height, width, method = static
-    return jax.image.resize(latent, (latent.shape[0], height, width, latent.shape[-1]), method)
-
-
-def _init(rule: base.Rule, x: Latent) -> Any:
-    return rule.init(x)
-
-
-def _sample(
-    program: SampleProgram, params: Params, rows: base.Steps, scale: jax.Array, state: Any, keys: Key,
-    conditioning: Conditioning, unconditional: Conditioning | None, known: Known | None = None,
-) -> Any:  # fmt: skip
-    """Returns the sampler's state after `rows`: the one program in which the network runs."""
-    network = UNet(program.unet, jnp.dtype(program.dtype))
-
-    def run(
-        state: Any, keys: Key, conditioning: Conditioning, unconditional: Conditioning | None, known: Known | None
-    ) -> Any:
-        def apply(x: Latent, t: jax.Array, context: Context, label: jax.Array | None) -> Latent:
-            return network.apply({"params": params}, x, t, context, label)
-
-        denoise = denoiser.make_denoiser(
-            apply, program.prediction, conditioning, unconditional=unconditional, guidance_scale=scale
-        )
-        if known is None:
-            return base.scan_rows(program.rule, denoise, state, rows, keys)
-        return base.scan_rows(program.rule, known.answer(denoise), state, rows, keys, known.constrain(keys))
-
-    if program.exact:
-        return one_by_one(run, state, keys, conditioning, unconditional, known)
-    return run(state, keys, conditioning, unconditional, known)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -211,61 +127,66 @@ class Pipeline(metaclass=Explained):
         text = self.config.text
         check_lengths(self.tokenizer, prompts, text.max_length)
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
-        run = placement.compiled(_encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
+        run = placement.compiled(programs.encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
         return run(self.on(mesh)["text"], placement.split(ids, mesh))
 
     @pinned()
     def encode_image(
-        self, image: Image, *, mesh: Mesh, keys: Key | None = None, draw: int = 0, parallel: str = "jit"
+        self, image: Image, *, mesh: Mesh, keys: Keys | None = None, draw: int = 0, parallel: str = "jit"
     ) -> Latent:
         """Returns the latent of an image in [-1, 1]: a draw from the posterior by `keys`, its mean without them.
 
         `draw` numbers the draws of one picture, as of the whole and of its part outside a mask.
         """
         static = (self.config.vae, self.dtype, draw)
-        run = placement.compiled(_encode_image, static, mesh, (False, True, True), parallel)
+        run = placement.compiled(programs.encode_image, static, mesh, (False, True, True), parallel)
         return run(self.on(mesh)["vae"], placement.split(image, mesh), keys)
 
     @pinned()
-    def noise(self, keys: Key, height: int, width: int, *, mesh: Mesh, parallel: str = "jit") -> Latent:
+    def noise(self, keys: Keys, height: int, width: int, *, mesh: Mesh, parallel: str = "jit") -> Latent:
         """Returns unit normal starting noise for pictures of height x width pixels, float32, one draw a key."""
         vae = self.config.vae
         shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
-        return placement.compiled(_noise, shape, mesh, (True,), parallel)(placement.split(keys, mesh))
+        return placement.compiled(programs.noise, shape, mesh, (True,), parallel)(placement.split(keys, mesh))
 
     @pinned()
     def sample(
-        self, sampler: base.Sampler, rows: base.Steps, x: Latent, keys: Key, conditioning: Conditioning,
-        unconditional: Conditioning | None = None, guidance_scale: float = 1.0,
-        *, progress: Callable[[int, int], None] | None = None, **how: Any,
-    ) -> Any:  # fmt: skip
+        self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
+        guidance: Guidance | None = None, *, progress: Callable[[int, int], None] | None = None, **how: Any,
+    ) -> State:  # fmt: skip
         """Returns the sampler's final state from `x`; `sampling` has the other arguments."""
-        for done, state in self.sampling(sampler, rows, x, keys, conditioning, unconditional, guidance_scale, **how):
+        for done, state in self.sampling(rule, rows, x, keys, branches, guidance, **how):
             if progress is not None:
                 jax.block_until_ready(state)
-                progress(done, len(rows.timestep))
+                progress(done, len(rows.index))
         return state
 
     def sampling(
-        self, sampler: base.Sampler, rows: base.Steps, x: Latent, keys: Key, conditioning: Conditioning,
-        unconditional: Conditioning | None = None, guidance_scale: float = 1.0, *, known: Known | None = None,
-        mesh: Mesh, parallel: str = "jit", exact: bool = False,
-    ) -> Iterator[tuple[int, Any]]:  # fmt: skip
+        self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
+        guidance: Guidance | None = None, *, patches: Sequence[Patch] = (), shared: Sequence[PyTree] | None = None,
+        known: Known | None = None, mesh: Mesh, parallel: str = "jit", exact: bool = False,
+    ) -> Iterator[tuple[int, State]]:  # fmt: skip
         """Yields the number of rows made and the sampler's state, from `x`, after every CHUNK rows.
 
-        One compiled scan of CHUNK rows is called as often as needed. `unconditional` None switches guidance off: the
-        network then runs once a row instead of twice. What is `known` of the latent is held fixed at every step's
-        start; the last step's end is for `known.put`.
+        One compiled scan of CHUNK rows is called as often as needed. `rows` are a batch's, [n, b, ...]
+        (`samplers.batch`, `samplers.repeat`). `branches` are the conditionings of `guidance.branches`; without
+        `guidance` the network is called with a single one. `patches` are added to the UNet, with one entry of `shared`
+        arrays each; their per-image arrays are in the conditionings. What is `known` of the latent is held fixed at
+        every step's start; the last step's end is for `known.put`.
         """
-        unet, prediction = self.config.unet, self.config.schedule.prediction
-        program = SampleProgram(unet, prediction, self.dtype, sampler.rule, unconditional is not None, exact)
-        batched = (False, False, False, True, True, True, True, True)
-        run = placement.compiled(_sample, program, mesh, batched, parallel)
-        params, scale = self.on(mesh)["unet"], jnp.float32(guidance_scale)
-        state = placement.compiled(_init, sampler.rule, mesh, (True,), parallel)(x)
-        total = len(rows.timestep)
-        for done, chunk in zip(range(CHUNK, total + CHUNK, CHUNK), base.chunks(rows, CHUNK), strict=True):
-            state = run(params, chunk, scale, state, keys, conditioning, unconditional, known)
+        guidance = Unguided() if guidance is None else guidance
+        network = UNetNetwork(self.config.unet, self.dtype, tuple(patches))
+        program = programs.SampleProgram(network, self.config.schedule.prediction, rule, exact)
+        params = self.on(mesh)["unet"]
+        if patches:
+            params = {"unet": params, "patches": placement.replicate(tuple(shared or [None] * len(patches)), mesh)}
+        inputs = (tuple(branches), jax.tree.map(lambda a: np.broadcast_to(a, (len(x), *np.shape(a)[1:])), guidance))
+        begin = placement.compiled(programs.begin, program, mesh, (False, True, True, True), parallel)
+        state = begin(params, x, *inputs)
+        run = placement.compiled(programs.sample, program, mesh, programs.SPREAD, parallel)
+        total = len(rows.index)
+        for done, chunk in zip(range(CHUNK, total + CHUNK, CHUNK), chunks(rows, CHUNK), strict=True):
+            state = run(params, programs.images_first(chunk), state, keys, *inputs, known)
             yield min(done, total), state
 
     @pinned()
@@ -274,10 +195,10 @@ class Pipeline(metaclass=Explained):
     ) -> Latent:
         """Returns the latent enlarged for pictures of height x width pixels, by a method of `jax.image.resize`."""
         static = (height // self.config.vae.factor, width // self.config.vae.factor, method)
-        return placement.compiled(_resize, static, mesh, (True,), parallel)(latent)
+        return placement.compiled(programs.resize, static, mesh, (True,), parallel)(latent)
 
     @pinned()
     def decode(self, latent: Latent, *, mesh: Mesh, parallel: str = "jit") -> Image:
         """Returns the images of latents, float32, about [-1, 1] and not clipped."""
-        run = placement.compiled(_decode, (self.config.vae, self.dtype), mesh, (False, True), parallel)
+        run = placement.compiled(programs.decode, (self.config.vae, self.dtype), mesh, (False, True), parallel)
         return run(self.on(mesh)["vae"], latent)

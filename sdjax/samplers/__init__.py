@@ -2,7 +2,7 @@
 
     sampler = SAMPLERS["ddim"]()
     rows = sampler.steps(schedule, 50)
-    latent = sample(sampler, denoise, sampler.initial(noise, rows), rows, keys)
+    latent = sample(sampler, denoiser, sampler.initial(noise, rows), rows, keys)
 
 A new sampler is a frozen dataclass with a method `steps`, best one derived from `Sampler`, which brings all else:
 
@@ -25,9 +25,12 @@ A new sampler is a frozen dataclass with a method `steps`, best one derived from
 from collections.abc import Callable
 
 from sdjax.samplers.ancestral import DDIM, DDPM, LCM, Euler
-from sdjax.samplers.base import Sampler, State, Steps, chunks, draw_noise, row, sample, scan_rows, stack
 from sdjax.samplers.dpm_solver import DPMSolver
 from sdjax.samplers.multistep import LMS, PLMS, PNDM
+from sdjax.samplers.noise import draw_noise
+from sdjax.samplers.rows import Coef, Rows, batch, chunks, repeat, row, stack
+from sdjax.samplers.rule import Denoised, Denoiser, Linear, Rule, State, Stateless, scan_rows
+from sdjax.samplers.sampler import Sampler, sample
 from sdjax.samplers.sde import DPMSolverSDE
 from sdjax.samplers.spacing import SPACINGS
 from sdjax.samplers.start import Start, make_start
@@ -35,9 +38,10 @@ from sdjax.samplers.two_stage import DPM2, DPMSolver2S, Heun
 from sdjax.samplers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DDPM", "DPM2", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SPACINGS", "DPMSolver", "DPMSolver2S",
-    "DPMSolverSDE", "Euler", "Heun", "Sampler", "Start", "State", "Steps", "UniPC", "chunks", "draw_noise",
-    "make_start", "row", "sample", "scan_rows", "stack",
+    "DDIM", "DDPM", "DPM2", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SPACINGS", "Coef", "DPMSolver", "DPMSolver2S",
+    "DPMSolverSDE", "Denoised", "Denoiser", "Euler", "Heun", "Linear", "Rows", "Rule", "Sampler", "Start", "State",
+    "Stateless", "UniPC", "batch", "chunks", "draw_noise", "make_start", "repeat", "row", "sample", "scan_rows",
+    "stack",
 ]  # fmt: skip
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {

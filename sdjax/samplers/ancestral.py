@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from sdjax.samplers.base import Sampler, Steps, check_eta, row, stack
+from sdjax.samplers.rows import Rows, row, stack
+from sdjax.samplers.sampler import Sampler, check_eta
 from sdjax.schedule import NoiseSchedule
 
 
@@ -40,7 +41,7 @@ class DDIM(Sampler):
         super().__post_init__()
         check_eta(self.eta)
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns one row a step."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []
@@ -87,7 +88,7 @@ class LCM(Sampler):
     spacing: str = "lcm"
     end: str = "zero"
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns one row a step."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from sdjax.checks.arguments import shown
-from sdjax.samplers.base import Rule, Sampler, State, Steps
+from sdjax.samplers.rows import Rows
+from sdjax.samplers.rule import Noisy, Rule, State
+from sdjax.samplers.sampler import Sampler
 from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
-from sdjax.typing import Latent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Custom(Sampler):
         ends = ((rows.timestep, np.float32(0)), (rows.sigma, rows.sigma_next[-1]))
         return Grid(*(np.append(values[rows.starts_step], last).astype(np.float64)[skip:] for values, last in ends))
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns the object's rows, without those of the first `skip` steps."""
         if "skip" in inspect.signature(self.inner.steps).parameters:
             return self.inner.steps(schedule, num_steps, skip=skip)
@@ -45,11 +46,11 @@ class Custom(Sampler):
         first = int(np.flatnonzero(rows.starts_step)[skip])
         return jax.tree.map(lambda a: a[first:], rows)
 
-    def initial(self, noise: Latent, rows: Steps) -> Latent:
+    def initial(self, noise: Noisy, rows: Rows) -> Noisy:
         """Returns the x to start from, given unit noise."""
         return (self.inner.initial if hasattr(self.inner, "initial") else super().initial)(noise, rows)
 
-    def final(self, state: State, rows: Steps) -> Latent:
+    def final(self, state: State, rows: Rows) -> Noisy:
         """Returns the latent after the last row."""
         return (self.inner.final if hasattr(self.inner, "final") else super().final)(state, rows)
 

@@ -1,11 +1,6 @@
 """DPM-Solver and DPM-Solver++: orders 1 to 3, multistep, singlestep and adaptive, with their authors' options.
 
-Notation of the papers: lambda = -log sigma (half the log SNR); a step leads from s to t, h = lambda_t - lambda_s. With
-m the network's epsilon ("dpmsolver") or x0 ("dpmsolver++"), D1 and D2 its first and second differences for a step of
-length h, both families take one form in x = x0 + sigma noise:
-
-    x_t = A x_s - B (phi_1(k) m + phi_2(k) D1 + phi_3(k) D2),
-    dpmsolver: A = 1, B = sigma_t, k = h;  dpmsolver++: A = sigma_t / sigma_s, B = 1, k = -h.
+The notation is that of exponential.py.
 
 Source: Lu et al. 2022 (arXiv 2206.00927), algorithms 1 to 3; Lu et al. 2022 (arXiv 2211.01095), algorithms 1 and 2;
 LuChengTHU/dpm-solver, dpm_solver_pytorch.py, and the older copy of it in ldm/models/diffusion/dpm_solver.
@@ -13,13 +8,16 @@ LuChengTHU/dpm-solver, dpm_solver_pytorch.py, and the older copy of it in ldm/mo
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 
 from sdjax.checks.effects import needs, note_effects
 from sdjax.samplers.adaptive import Adaptive, control_rows
-from sdjax.samplers.base import Linear, Rule, Sampler, Steps, choose, row, stack
+from sdjax.samplers.exponential import leg_weights
+from sdjax.samplers.rows import Rows, row, stack
+from sdjax.samplers.rule import Linear, Rule
+from sdjax.samplers.sampler import Sampler, choose
 from sdjax.samplers.spacing import RANGES, Grid
 from sdjax.samplers.thresholding import Thresholded
 from sdjax.schedule import NoiseSchedule
@@ -33,31 +31,22 @@ THRESHOLDS = (lambda s: s.thresholding, "without thresholding")
 HIGHER = (lambda s: s.order > 1, "in order 1")
 
 
-def phi(order: int, k: float) -> float:
-    """Returns phi_1 = e^k - 1, phi_2 = phi_1 / k - 1 or phi_3 = phi_2 / k - 1/2."""
-    if order == 1:
-        return np.expm1(k)
-    return phi(order - 1, k) / k - 1 / (order - 1)
+class Leg(TypedDict):
+    """Arguments of a row."""
+
+    base: float
+    calls: np.ndarray
+    remember: str
 
 
-def leg(algorithm: str, sigma_s: float, sigma_t: float, differences: Sequence[np.ndarray], solver_type: str) -> dict:
+def leg(algorithm: str, sigma_s: float, sigma_t: float, differences: Sequence[np.ndarray], solver_type: str) -> Leg:
     """Returns the base and calls of a row that leads from sigma_s to sigma_t.
 
     `differences` holds m, D1 and D2, as far as the order goes, as weights of the remembered calls, newest first.
-    solver_type "dpm_solver" replaces phi_2 by phi_1 / 2, which is the same to second order.
     """
-    m, *higher = differences
-    if algorithm == "dpmsolver++":
-        a, b, k = sigma_t / sigma_s, 1.0, np.log(sigma_t / sigma_s) if sigma_t > 0 else -np.inf
-        first = sigma_t / sigma_s - 1  # b phi_1(k), also at sigma_t = 0
-    else:
-        a, b, k = 1.0, sigma_t, np.log(sigma_s / sigma_t) if sigma_t > 0 else np.inf
-        first = sigma_s - sigma_t
-    calls = -first * m
-    if higher:
-        calls = calls - (first / 2 if solver_type == "dpm_solver" else b * phi(2, k)) * higher[0]
-    if len(higher) > 1:
-        calls = calls - b * phi(3, k) * higher[1]
+    h = np.log(sigma_s / sigma_t) if sigma_t > 0 else np.inf
+    a, weights = leg_weights(algorithm, sigma_s, h, solver_type, np)
+    calls = sum(weight * difference for weight, difference in zip(weights, differences))
     return {"base": a, "calls": calls, "remember": ALGORITHMS[algorithm]}
 
 
@@ -80,7 +69,7 @@ def backward_differences(sigma: np.ndarray, order: int) -> list[np.ndarray]:
     return [now[0], d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1), 2 * (d1_0 - d1_1) / (r0 + r1)]
 
 
-def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_order_below: int) -> list[Steps]:
+def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_order_below: int) -> list[Rows]:
     """Returns one row a step; the first steps, which lack earlier calls, have lower order."""
     t, sigma = grid
     n = len(t) - 1
@@ -101,7 +90,7 @@ def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_or
     return rows
 
 
-def singlestep(t: np.ndarray, sigma: np.ndarray, algorithm: str, solver_type: str) -> list[Steps]:
+def singlestep(t: np.ndarray, sigma: np.ndarray, algorithm: str, solver_type: str) -> list[Rows]:
     """Returns the rows of one step of order n: n calls at entries 0 to n - 1, leading to entry n."""
     n = len(t) - 1
     ends = {"timestep": t[0], "sigma": sigma[0], "sigma_next": sigma[1]}
@@ -206,7 +195,7 @@ class DPMSolver(Sampler):
             rule = Adaptive(self.algorithm, self.order, self.solver_type, self.joint)
         return Thresholded(rule, self.quantile, self.max_value) if self.thresholding else rule
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns one row a call of the network; one row in all for the adaptive method."""
         grid = self.grid(schedule, num_steps, skip=skip)
         n = len(grid.timestep) - 1

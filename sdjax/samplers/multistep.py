@@ -6,7 +6,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.polynomial import Polynomial, polynomial
 
-from sdjax.samplers.base import Sampler, Steps, row, stack
+from sdjax.samplers.rows import Rows, row, stack
+from sdjax.samplers.sampler import Sampler
 from sdjax.samplers.spacing import Grid, from_noise_alone
 from sdjax.schedule import PREDICTIONS, NoiseSchedule
 
@@ -21,7 +22,7 @@ ADAMS_BASHFORTH = (
 UNEVEN = 1.4  # times as long as the next one, from which a step is too long for Adams-Bashforth
 
 
-def pseudo_multistep(schedule: NoiseSchedule, grid: Grid, remember: str) -> Steps:
+def pseudo_multistep(schedule: NoiseSchedule, grid: Grid, remember: str) -> Rows:
     """Returns the rows of PLMS: Adams-Bashforth over the remembered outputs, warmed up by one step of Heun's kind.
 
     The combined output, of kind `remember`, is turned into epsilon where the step starts, and
@@ -79,7 +80,7 @@ def uneven(schedule: NoiseSchedule, grid: Grid) -> int:
 class PLMS(Sampler):
     """PLMS. Whatever the network predicts is turned into epsilon before outputs of several steps are combined."""
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns one row a step and one more."""
         return pseudo_multistep(schedule, self.grid(schedule, num_steps, skip=skip), "epsilon")
 
@@ -91,7 +92,7 @@ class PNDM(Sampler):
     The same as PLMS for models that predict epsilon; for v and x0 it is another method.
     """
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns one row a step and one more."""
         return pseudo_multistep(schedule, self.grid(schedule, num_steps, skip=skip), schedule.config.prediction)
 
@@ -124,7 +125,7 @@ class LMS(Sampler):
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"order is 1, 2, 3 or 4; got {self.order}")
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns one row a step."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sdjax.checks.arguments import number
-from sdjax.samplers.base import Sampler, Steps
+from sdjax.samplers.rows import Rows
+from sdjax.samplers.sampler import Sampler
 from sdjax.schedule import NoiseSchedule
 
 COMPAT = ("compvis",)
@@ -25,7 +26,7 @@ COMPAT = ("compvis",)
 class Start(NamedTuple):
     """The rows to run, None where there are none, and the weights of the latent and of unit noise in the first x."""
 
-    rows: Steps | None
+    rows: Rows | None
     of_x0: np.float32
     of_noise: np.float32
 

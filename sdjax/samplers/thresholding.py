@@ -5,40 +5,39 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from sdjax.samplers.base import Denoiser, Rule, State, Steps
-from sdjax.typing import Latent
+from sdjax.samplers.rows import Rows, per_image
+from sdjax.samplers.rule import Changed, Denoised, Denoiser, Noisy, Rule, State
 
 
-def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995, max_value: float = 1.0) -> Denoiser:
-    """Returns the denoiser with each picture's x0 clipped to [-s, s] and divided by s.
+def dynamic_threshold(x0: Noisy, quantile: float = 0.995, max_value: float = 1.0) -> Noisy:
+    """Returns x0 clipped to [-s, s] and divided by s, each image by its own s.
 
-    s is the quantile of the picture's absolute values, but at least `max_value`. It is meant for models of
-    pixels in [-1, 1]; latents have no bounds to keep.
+    s is the quantile of the image's absolute values, but at least `max_value`. It is meant for models of pixels in
+    [-1, 1]; latents have no bounds to keep.
 
     Source: Saharia et al. 2022 (arXiv 2205.11487), 2.3; DPM-Solver's dynamic_thresholding_fn.
     """
-
-    def thresholded(x: Latent, row: Steps) -> Latent:
-        x0 = denoise(x, row)
-        s = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), quantile, axis=1)
-        s = jnp.maximum(s, max_value)[:, None, None, None]
-        return jnp.clip(x0, -s, s) / s
-
-    return thresholded
+    s = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), quantile, axis=1)
+    s = per_image(jnp.maximum(s, max_value), x0)
+    return jnp.clip(x0, -s, s) / s
 
 
 @dataclasses.dataclass(frozen=True)
 class Thresholded:
-    """Another rule, with thresholding of what the denoiser answers."""
+    """Another rule, with thresholding of the x0 that the denoiser answers."""
 
     rule: Rule
     quantile: float
     max_value: float
 
-    def init(self, x: Latent) -> State:
+    def init(self, x: Noisy) -> State:
         """Returns the state before the first row."""
         return self.rule.init(x)
 
-    def advance(self, denoise: Denoiser, state: State, row: Steps, noise: Callable[[], Latent]) -> State:
+    def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
         """Returns the state after a row."""
-        return self.rule.advance(dynamic_threshold(denoise, self.quantile, self.max_value), state, row, noise)
+
+        def bounded(denoised: Denoised) -> Denoised:
+            return denoised._replace(x0=dynamic_threshold(denoised.x0, self.quantile, self.max_value))
+
+        return self.rule.advance(Changed(denoise, bounded), state, row, noise)

@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from sdjax.samplers.ancestral import split_noise
-from sdjax.samplers.base import Sampler, Steps, check_eta, row, stack
+from sdjax.samplers.rows import Rows, row, stack
+from sdjax.samplers.sampler import Sampler, check_eta
 from sdjax.samplers.spacing import from_noise_alone
 from sdjax.schedule import NoiseSchedule
 
@@ -36,7 +37,7 @@ class TwoStage(Sampler):
         """Returns the rows of a step's two calls: the first leads to `middle`, the second to `down`."""
         raise NotImplementedError
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns two rows a step, but one for the last where it ends without noise, and for one from noise alone."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-from sdjax.samplers.base import Sampler, Steps, row, stack
+from sdjax.samplers.rows import Rows, row, stack
+from sdjax.samplers.sampler import Sampler
 from sdjax.schedule import NoiseSchedule
 
 
@@ -55,7 +56,7 @@ class UniPC(Sampler):
         if self.order not in (1, 2, 3):
             raise ValueError(f"order is 1, 2 or 3; got {self.order}")
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Steps:
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns one row a step."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         n = len(t) - 1

@@ -13,11 +13,13 @@ from sdjax import samplers
 from sdjax.checks import arguments
 from sdjax.checks.arguments import flag, is_sequence, number, shown, texts, whole
 from sdjax.checks.notes import note
-from sdjax.diffusion.denoiser import Conditioning, check_negatives
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.guidance import check_negatives
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.syntax import check_prompts
 from sdjax.purpose import check_task
+from sdjax.samplers.sampler import choose
 from sdjax.schedule import NoiseSchedule
 from sdjax.tasks.batch import COMPUTING, Batch, batch_of
 from sdjax.tasks.computing import Computing, ComputingOptions
@@ -71,7 +73,7 @@ def animate(
     check_size(pipe.config, one.height, one.width)
     prompts, negatives, seeds = check_keyframes(prompts, negative_prompt, seeds)
     positions = frame_positions(len(prompts), frames, loop=loop)
-    samplers.base.choose("interpolation", interpolation, INTERPOLATIONS)
+    choose("interpolation", interpolation, INTERPOLATIONS)
     whole_batch = batch_of(pipe, [dataclasses.replace(one, seed=seeds[0])] * frames, how, list(range(frames)))
     request, mesh = whole_batch.requests[0], how.mesh
     common, rest = split_steps(request.sampler, pipe.schedule, request.num_steps, prompt_strength)
@@ -101,11 +103,11 @@ def animate(
 
     @functools.cache
     def keyframes() -> tuple[np.ndarray, list[np.ndarray]]:
-        """Returns the keyframes' starting noise, and their encoded prompts and negative prompts."""
+        """Returns the keyframes' starting noise, and the contexts of each branch of guidance."""
         encode = functools.partial(pipe.encode_prompt, exact=how.exact, **whole_batch.where)
         noise = at_keyframes(lambda s: pipe.noise(make_keys(s), *whole_batch.size, **whole_batch.where), seeds)
-        texts = [prompts] if request.guidance_scale == 1 else [prompts, negatives]
-        return noise, [at_keyframes(encode, several) for several in texts]
+        of_branch = {"unconditional": negatives, "conditional": prompts}
+        return noise, [at_keyframes(encode, of_branch[branch]) for branch in whole_batch.guidance.branches]
 
     shared: list[Latent] = []  # where the common steps lead, if all frames start alike
 
@@ -115,9 +117,8 @@ def animate(
         at = positions[np.minimum(np.arange(first, first + batch), frames - 1)]
         full = dataclasses.replace(part, requests=[request] * batch, inputs=[0] * batch)
 
-        def told(mix: Callable[[np.ndarray], np.ndarray]) -> tuple[Conditioning, Conditioning | None]:
-            mixed = [Conditioning(context=placement.split(mix(context), mesh)) for context in contexts]
-            return mixed[0], mixed[1] if len(mixed) == 2 else None
+        def told(mix: Callable[[np.ndarray], np.ndarray]) -> list[Conditioning]:
+            return [Conditioning(placement.split(mix(context), mesh)) for context in contexts]
 
         x = request.sampler.initial(placement.split(between(noise, at, turn), mesh), common or rest)
         if common:
@@ -167,7 +168,7 @@ def frame_positions(count: int, frames: int, *, loop: bool = False) -> np.ndarra
 
 def split_steps(
     sampler: Any, schedule: NoiseSchedule, num_steps: int, strength: float
-) -> tuple[samplers.Steps | None, samplers.Steps]:
+) -> tuple[samplers.Rows | None, samplers.Rows]:
     """Returns the rows that look at the mean of all prompts, None if there are none, and those that look at their own.
 
     The second ones begin anew: a multistep method remembers nothing of the first. Raises ValueError for a strength
@@ -177,7 +178,7 @@ def split_steps(
     rows = sampler.steps(schedule, num_steps)
     if strength == 1:
         return None, rows
-    if not isinstance(sampler.rule, samplers.base.Linear):
+    if not isinstance(sampler.rule, samplers.Linear):
         raise ValueError("prompt_strength needs a sampler whose steps are known beforehand; this one is adaptive")
     begin = np.flatnonzero(rows.starts_step)
     # At least one step looks at the frame's own prompt

@@ -10,19 +10,21 @@ import numpy as np
 
 from sdjax.checks.arguments import texts
 from sdjax.checks.notes import note
+from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
-from sdjax.diffusion.denoiser import Conditioning, check_negatives
+from sdjax.diffusion.guidance import Guidance, check_negatives, make_guidance
 from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import cache, placement
 from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.syntax import check_prompts
-from sdjax.samplers import Start, State, Steps, make_start
+from sdjax.samplers import Rows, Sampler, Start, State, batch, make_start
+from sdjax.samplers.rows import per_image
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.request import Request, expand
 from sdjax.tasks.resolve import resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
-from sdjax.typing import Context, Key, Latent
+from sdjax.typing import Context, Keys, Latent
 
 COMPUTING = frozenset(field.name for field in dataclasses.fields(Computing))
 Sampling = Generator[Step, bool | None, Latent]  # yields after every few calls of the network; sent True, it stops
@@ -70,8 +72,11 @@ class Batch:
         """Returns the numbers of the pictures that are made together: of one size, sampled by one compiled rule."""
         groups: dict[Any, list[int]] = {}
         for i, (request, start) in enumerate(zip(self.requests, self.starts, strict=True)):
-            same = (id(start), id(request.sampler), request.guidance_scale)
-            groups.setdefault((self.size_of(i), *same), []).append(i)
+            sampler = request.sampler
+            assert isinstance(sampler, Sampler)
+            # A sampler that ends in its own way shares no batch with others
+            end = None if type(sampler).final is Sampler.final else id(sampler)
+            groups.setdefault((self.size_of(i), start.rows is None, sampler.rule, end), []).append(i)
         return list(groups.values())
 
     def size_of(self, i: int) -> tuple[int, int]:
@@ -97,7 +102,13 @@ class Batch:
         return any(start.needs_x0 for start in self.starts)
 
     @functools.cached_property
-    def keys(self) -> Key:
+    def guidance(self) -> Guidance:
+        """The rule of guidance, with each picture's numbers."""
+        requests = self._fill(self.requests)
+        return make_guidance([one.guidance_scale for one in requests], [one.guidance_rescale for one in requests])
+
+    @functools.cached_property
+    def keys(self) -> Keys:
         """One key a picture."""
         keys = make_keys(self._fill([request.seed for request in self.requests]))
         for number in self.folds:
@@ -127,22 +138,23 @@ class Batch:
         concat: jax.Array | None = None,
         label: jax.Array | None = None,
         unconditional_label: jax.Array | None = None,
-    ) -> tuple[Conditioning, Conditioning | None]:
-        """Returns the conditioning with the prompts, and that without, None if no picture is guided.
+    ) -> list[Conditioning]:
+        """Returns the conditionings of the guidance's branches.
 
-        `concat` is the same in both, `label` too unless there is an `unconditional_label`.
+        `concat` is the same in all, `label` too unless there is an `unconditional_label`.
         """
-        conditioning = Conditioning(self._contexts("prompt"), concat, label)
-        if all(request.guidance_scale == 1 for request in self.requests):
-            return conditioning, None
         other = label if unconditional_label is None else unconditional_label
-        return conditioning, Conditioning(self._contexts("negative_prompt"), concat, other)
+        of_branch = {"unconditional": ("negative_prompt", other), "conditional": ("prompt", label)}
+        return [
+            Conditioning(self._contexts(name), concat=concat, label=label)
+            for name, label in (of_branch[branch] for branch in self.guidance.branches)
+        ]
 
     def sample(
         self,
         x0: Latent | None,
         noise: Latent,
-        told: tuple[Conditioning, Conditioning | None],
+        told: Sequence[Conditioning],
         known: Known | None = None,
         *,
         last: bool = True,
@@ -152,33 +164,37 @@ class Batch:
         x0 itself comes back where `starts` leave no step; `known` parts of it are exact. `last` says whether pictures
         are finished afterwards.
         """
-        start, sampler = self.starts[0], self.requests[0].sampler
-        if start.rows is None:
+        rows = [start.rows for start in self.starts if start.rows is not None]
+        if not rows:
             assert x0 is not None
             return x0
-        x = start.of_noise * noise if x0 is None else start.of_x0 * x0 + start.of_noise * noise
-        state = yield from self.scan([start.rows for start in self.starts], x, told, known, last=last)
-        latent = sampler.final(state, start.rows)
+        starts = self._fill(self.starts)
+        of_x0, of_noise = (per_image(np.array(a), noise) for a in zip(*((s.of_x0, s.of_noise) for s in starts)))
+        x = of_noise * noise if x0 is None else of_x0 * x0 + of_noise * noise
+        state = yield from self.scan(rows, x, told, known, last=last)
+        sampler = self.requests[0].sampler
+        assert isinstance(sampler, Sampler)
+        latent = sampler.final(state, batch(self._fill(rows)))
         return latent if known is None else known.put(latent)
 
     def scan(
         self,
-        rows: Sequence[Steps],
+        rows: Sequence[Rows],
         x: Latent,
-        told: tuple[Conditioning, Conditioning | None],
+        told: Sequence[Conditioning],
         known: Known | None = None,
         *,
         last: bool = True,
     ) -> Generator[Step, bool | None, State]:
         """Returns the samplers' state after all rows, one table of them a picture, from x."""
-        request, first = self.requests[0], rows[0]
-        before = 0
+        sampler, before = self.requests[0].sampler, 0
+        assert isinstance(sampler, Sampler)
         for done, state in self.pipe.sampling(
-            request.sampler, first, x, self.keys, *told, request.guidance_scale, known=known, exact=self.how.exact,
-            **self.where,
+            sampler.rule, batch(self._fill(list(rows))), x, self.keys, told, self.guidance, known=known,
+            exact=self.how.exact, **self.where,
         ):  # fmt: skip
-            over = done == len(first.timestep) and last
-            if (yield Step(self, done - before, state, tuple(range(len(self.requests))) if over else ())):
+            over = tuple(i for i, one in enumerate(rows) if len(one.index) <= done) if last else ()
+            if (yield Step(self, done - before, state, over)):
                 break
             before = done
         return state

@@ -10,7 +10,7 @@ import jax
 from sdjax.checks import arguments
 from sdjax.checks.arguments import flag
 from sdjax.pipeline import placement
-from sdjax.samplers.base import choose
+from sdjax.samplers.sampler import choose
 
 if TYPE_CHECKING:
     from sdjax.tasks.session import Step

@@ -6,54 +6,70 @@ pipelines/stable_diffusion/pipeline_stable_unclip.py with scheduling_ddpm.py.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from sdjax.checks.arguments import dtype_name, texts, whole
 from sdjax.checks.hints import Explained, explains_arguments
 from sdjax.config import PriorConfig, ScheduleConfig
-from sdjax.diffusion.denoiser import check_guidance_scale, check_negatives
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.denoiser import make_denoiser
+from sdjax.diffusion.guidance import Guidance, check_guidance_scale, check_negatives, make_guidance
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import cast, default_dtype, make_keys, summary
 from sdjax.prompts.syntax import check_lengths, check_prompts
 from sdjax.prompts.tokenizer import Tokenizer
-from sdjax.samplers.base import PRIOR, draw_noise
+from sdjax.samplers.noise import PRIOR, draw_noise
+from sdjax.samplers.rows import Rows, repeat, row, stack
+from sdjax.samplers.rule import Changed, Linear, Memory, scan_rows
 from sdjax.schedule import alphas_cumprod
-from sdjax.typing import Context, Params, TokenIds
+from sdjax.typing import Keys, Params, Timestep, TokenIds
 
 TIMESTEPS = 1000
 GUIDANCE_SCALE = 4.0
 
 
-class Rows(NamedTuple):
-    """What a step does: the guess's and the embedding's weights in the next embedding, and its noise's. float32 [n]."""
+@dataclasses.dataclass(frozen=True)
+class PriorNetwork:
+    """The prior as a `diffusion.network.Network`, computing in `dtype`.
 
-    timestep: np.ndarray
-    of_x0: np.ndarray
-    of_x: np.ndarray
-    of_noise: np.ndarray
+    Of a `Conditioning` it takes `ProjectedTextEncoder`'s outputs, the text's embedding as `label` and its tokens as
+    `context`, and `context_length`, behind which is padding.
+    """
 
+    config: PriorConfig
+    dtype: str = "float32"
 
-class Told(NamedTuple):
-    """What the prior is told of texts, `ProjectedTextEncoder`'s outputs; `mask` is false for padding."""
+    def init(self, params: Params, x: Embedding) -> Memory:
+        """Returns no memory."""
+        return ()
 
-    embedding: Embedding
-    hidden: Context
-    mask: Bool[Array, "b n"]
+    def __call__(
+        self, params: Params, x: Embedding, t: Timestep, conditioning: Conditioning, memory: Memory
+    ) -> tuple[Embedding, Memory]:
+        """Returns the guessed embedding x0."""
+        text, length = conditioning.context, conditioning.context_length
+        assert text is not None
+        assert length is not None
+        network = PriorTransformer(self.config, jnp.dtype(self.dtype))
+        mask = jnp.arange(text.shape[1]) < length[:, None]
+        return network.apply({"params": params}, x, t, conditioning.label, text, mask), memory
 
 
 def make_rows(config: PriorConfig, num_steps: int) -> Rows:
     """Returns the steps of the "squaredcos" schedule a: x0 and x mixed to the mean of q(x_s | x_t, x0), and its noise.
 
-    With b = 1 - a_t / a_s: (sqrt(a_s) b x0 + sqrt(1 - b) (1 - a_s) x) / (1 - a_t), variance b (1 - a_s) / (1 - a_t).
-    s is the next timestep; a_s is 1 behind the last. Raises ValueError for fewer than 1 step or more than 1000.
+    With b = 1 - a_t / a_s: (sqrt(a_s) b x0 + sqrt(1 - b) (1 - a_s) x) / (1 - a_t), variance b (1 - a_s) / (1 - a_t),
+    for the variance-preserving x. s is the next timestep; a_s is 1 after the last.
+
+    Raises ValueError for fewer than 1 step or more than 1000.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7.
     """
@@ -69,65 +85,54 @@ def make_rows(config: PriorConfig, num_steps: int) -> Rows:
     now, then = a[t], np.append(a[t[1:]], 1.0)
     b = 1 - now / then
     variance = np.maximum(b * (1 - then) / (1 - now), 1e-20) * (t > 0)
-    weights = (then**0.5 * b / (1 - now), (1 - b) ** 0.5 * (1 - then) / (1 - now), variance**0.5)
-    return Rows(t.astype(np.float32), *(w.astype(np.float32) for w in weights))
+    sigma, sigma_next = (((1 - share) / share) ** 0.5 for share in (now, then))
+    # From the variance-preserving x to x0 + sigma noise: divided by sqrt(a) where a step starts and ends
+    base = (1 - b) ** 0.5 * (1 - then) / (1 - now) * (now / then) ** 0.5
+    return stack([
+        row(t[i], sigma[i], sigma_next[i], base=base[i], calls=[b[i] / (1 - now[i])], noise=noise)
+        for i, noise in enumerate((variance / then) ** 0.5)
+    ])  # fmt: skip
 
 
 def sample(
-    predict: Callable[[Embedding, jax.Array, Told], Embedding],
-    config: PriorConfig,
+    network: PriorNetwork,
+    params: Params,
     rows: Rows,
     x: Embedding,
     noises: Float[Array, "t b d"],
-    told: Told,
-    untold: Told | None = None,
-    guidance_scale: jax.Array | float = GUIDANCE_SCALE,
+    branches: Sequence[Conditioning],
+    guidance: Guidance,
 ) -> Embedding:
     """Returns the embedding that the steps make of unit noise x, in the prior's own scale; noises[i] is step i's.
 
-    `predict(x, t, told)` is the network. `untold` None switches guidance off. The guess is clipped after guidance.
+    The guess is clipped after guidance.
     """
-    both = told if untold is None else jax.tree.map(lambda u, c: jnp.stack([u, c], 1).reshape(-1, *c.shape[1:]),
-                                                    untold, told)  # fmt: skip
-
-    def step(x: Embedding, row: tuple[Rows, jax.Array]) -> tuple[Embedding, None]:
-        r, noise = row
-        given = x if untold is None else jnp.repeat(x, 2, axis=0)  # interleaved, as the sampling of latents is
-        x0 = predict(given, jnp.broadcast_to(r.timestep, given.shape[:1]), both)
-        if untold is not None:
-            unconditional, conditional = x0[::2], x0[1::2]
-            x0 = unconditional + guidance_scale * (conditional - unconditional)
-        if config.clip is not None:
-            x0 = jnp.clip(x0, -config.clip, config.clip)
-        return r.of_x0 * x0 + r.of_x * x + r.of_noise * noise, None
-
-    return jax.lax.scan(step, x, (rows, noises))[0]
+    denoiser, clip = make_denoiser(network, params, "x0", branches, guidance), network.config.clip
+    if clip is not None:
+        denoiser = Changed(denoiser, lambda denoised: denoised._replace(x0=jnp.clip(denoised.x0, -clip, clip)))
+    start = x * (1 + rows.sigma[0] ** 2) ** 0.5
+    state = Linear().init(start).replace(memory=denoiser.init(start))
+    return scan_rows(Linear(), denoiser, state, repeat(rows, x.shape[0]), noises).x
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(
-    static: tuple[PriorConfig, str], params: Params, rows: Rows, keys: jax.Array, told: Told, untold: Told | None,
-    scale: jax.Array,
+    network: PriorNetwork, params: Params, rows: Rows, keys: Keys, branches: Sequence[Conditioning],
+    guidance: Guidance,
 ) -> Embedding:  # fmt: skip
-    config, dtype = static
-    network = PriorTransformer(config, jnp.dtype(dtype))
-    noise = lambda i: draw_noise(keys, PRIOR, i, (config.embedding,))  # noqa: E731
-
-    def predict(x: Embedding, t: jax.Array, told: Told) -> Embedding:
-        return network.apply({"params": params}, x, t, *told)
-
-    noises = jax.vmap(noise)(1 + jnp.arange(rows.timestep.shape[0]))
-    x = sample(predict, config, rows, noise(0), noises, told, untold, scale)
+    noise = lambda i: draw_noise(keys, PRIOR, i, (network.config.embedding,))  # noqa: E731
+    noises = jax.vmap(noise)(1 + jnp.arange(len(rows.index)))
+    x = sample(network, params, rows, noise(0), noises, branches, guidance)
     mean, std = (params[name].astype(jnp.float32) for name in ("clip_mean", "clip_std"))
     return x * std + mean
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _tell(static: tuple[PriorConfig, str], params: Params, ids: TokenIds) -> Told:
+def _encode(static: tuple[PriorConfig, str], params: Params, ids: TokenIds) -> Conditioning:
     config, dtype = static
     embedding, hidden = ProjectedTextEncoder(config.text, jnp.dtype(dtype)).apply({"params": params}, ids)
     ends = jnp.argmax(ids == config.text.eos_token_id, axis=-1)
-    return Told(embedding, hidden, jnp.arange(ids.shape[1]) <= ends[:, None])
+    return Conditioning(hidden, context_length=ends + 1, label=embedding)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -163,12 +168,12 @@ class Prior(metaclass=Explained):
         return cls(config, cast(params, dtype), tokenizer, dtype, str(path))
 
     @pinned()
-    def tell(self, prompts: Sequence[str]) -> Told:
-        """Returns what the network is told of the prompts."""
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Returns the conditioning of the prompts."""
         text = self.config.text
         check_lengths(self.tokenizer, prompts, text.max_length)
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
-        return _tell((self.config, self.dtype), self._placed.on_default_device(self.params)["text"], jnp.asarray(ids))
+        return _encode((self.config, self.dtype), self._placed.on_default_device(self.params)["text"], jnp.asarray(ids))
 
     @explains_arguments(task=False)
     @pinned()
@@ -203,8 +208,8 @@ class Prior(metaclass=Explained):
             each = zip(prompts, seeds, negatives, strict=True)
             return jnp.concatenate([self.embed([p], [s], negative_prompts=[n], **how) for p, s, n in each])
         rows, keys = make_rows(self.config, num_steps), make_keys(seeds)
-        told = self.tell(prompts)
-        untold = None if guidance_scale == 1 else self.tell(negatives)
-        static = (self.config, self.dtype)
+        guidance = make_guidance(guidance_scale)
+        texts_of = {"unconditional": negatives, "conditional": prompts}
+        branches = [self.encode(texts_of[branch]) for branch in guidance.branches]
         params = self._placed.on_default_device(self.params)["prior"]
-        return _embed(static, params, rows, keys, told, untold, jnp.float32(guidance_scale))
+        return _embed(PriorNetwork(self.config, self.dtype), params, rows, keys, branches, guidance)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdjax.checks import arguments
 from sdjax.checks.arguments import number, shown, texts, whole
-from sdjax.diffusion.denoiser import check_guidance_scale
+from sdjax.diffusion.guidance import check_guidance_scale
 from sdjax.samplers import Sampler
 from sdjax.tasks.computing import ComputingOptions
 

@@ -9,7 +9,7 @@ from sdjax.checks.arguments import number
 from sdjax.config import ModelConfig
 from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
-from sdjax.samplers.base import SECOND
+from sdjax.samplers.noise import SECOND
 from sdjax.tasks.batch import Batch, make_batch
 from sdjax.tasks.request import SizedOptions
 from sdjax.tasks.resolve import STEP, check_size

@@ -11,9 +11,10 @@ from sdjax.checks.arguments import whole
 from sdjax.config import ModelConfig, VAEConfig
 from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import placement, tiling
-from sdjax.pipeline.model import Pipeline, one_by_one
+from sdjax.pipeline.model import Pipeline
+from sdjax.pipeline.programs import one_by_one
 from sdjax.purpose import check_task
-from sdjax.samplers import base
+from sdjax.samplers.noise import LEVEL, draw_noise
 from sdjax.schedule import NoiseSchedule
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
@@ -100,7 +101,7 @@ def check_side(height: int, width: int) -> None:
 
 def _add_noise(schedule: NoiseSchedule, image: Image, level: jax.Array, keys: Key) -> Image:
     # By the model's own schedule, which in released models is the low-resolution one too; not encoded
-    return schedule.add_noise(image, base.draw_noise(keys, base.LEVEL, 0, image.shape[1:]), level)
+    return schedule.add_noise(image, draw_noise(keys, LEVEL, 0, image.shape[1:]), level)
 
 
 def _decode(config: VAEConfig, params: Params, latent: Latent) -> Image:

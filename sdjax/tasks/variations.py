@@ -21,9 +21,10 @@ from sdjax.nn import VisionEncoder
 from sdjax.nn.jax_settings import pinned
 from sdjax.pictures import preprocess
 from sdjax.pipeline import placement
-from sdjax.pipeline.model import Pipeline, one_by_one
+from sdjax.pipeline.model import Pipeline
+from sdjax.pipeline.programs import one_by_one
 from sdjax.purpose import check_task
-from sdjax.samplers.base import EMBEDDING, draw_noise
+from sdjax.samplers.noise import EMBEDDING, draw_noise
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
 from sdjax.tasks.prior import GUIDANCE_SCALE, Prior

@@ -10,9 +10,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from networks import FunctionNetwork
 
-from sdjax.diffusion.denoiser import Conditioning, make_denoiser
-from sdjax.samplers import base
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.denoiser import make_denoiser
+from sdjax.diffusion.guidance import Unguided
+from sdjax.samplers import Denoised, Linear, Stateless, chunks, repeat, scan_rows, stack
+from sdjax.samplers.rows import MEMORY
 from sdjax.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule()
@@ -26,7 +30,7 @@ class Gaussian:
     deviation: float = 0.8
 
     def denoise(self, x, row):
-        sigma = base_shape(row.sigma)
+        sigma = row.sigma[:, None, None, None] if jnp.ndim(row.sigma) else row.sigma
         s = self.deviation
         return (s**2 * x + sigma**2 * self.mean) / (s**2 + sigma**2)
 
@@ -41,21 +45,17 @@ class Gaussian:
         return (self.mean + spread * np.linspace(-1.5, 1.2, count)).reshape(-1, 1, 1, 1)
 
 
-def base_shape(value):
-    return value[:, None, None, None] if jnp.ndim(value) else value
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def scan(rule, gaussian, state, rows, keys):
     """Returns the state after the rows, for the Gaussian's denoiser; one program for all samplers of one rule."""
-    return base.scan_rows(rule, gaussian.denoise, state, rows, keys)
+    return scan_rows(rule, Stateless(gaussian.denoise), state, repeat(rows, len(state.x)), keys)
 
 
 def run(sampler, rows, x, keys, gaussian=None, size=16):
     """Returns the latent that the sampler makes of x, `size` rows a call."""
     gaussian = gaussian or Gaussian()
     state = sampler.rule.init(jnp.asarray(x, jnp.float32))
-    for part in base.chunks(rows, 1 if len(rows.timestep) == 1 else size):
+    for part in chunks(rows, 1 if len(rows.timestep) == 1 else size):
         state = scan(sampler.rule, gaussian, state, part, keys)
     return np.asarray(sampler.final(state, rows))
 
@@ -69,8 +69,8 @@ def scan_network(rule, prediction, state, rows, keys, timesteps, sigmas):
     """
     s, m = Gaussian().deviation, Gaussian().mean
 
-    def apply(x, t, context, label):
-        if rule == base.Linear():
+    def apply(x, t, conditioning):
+        if rule == Linear():
             sigma = sigmas[jnp.argmin(jnp.abs(timesteps - t[0]))]
         else:
             sigma = jnp.interp(t, timesteps, sigmas)[:, None, None, None]
@@ -79,12 +79,14 @@ def scan_network(rule, prediction, state, rows, keys, timesteps, sigmas):
         epsilon = (x - x0) / sigma
         return {"x0": x0, "epsilon": epsilon, "v": (epsilon - sigma * x0) / jnp.sqrt(1 + sigma**2)}[prediction]
 
-    return base.scan_rows(rule, make_denoiser(apply, prediction, Conditioning(context=None)), state, rows, keys)
+    denoiser = make_denoiser(FunctionNetwork(apply), {}, prediction, [Conditioning()], Unguided())
+    state = state.replace(memory=denoiser.init(state.x))
+    return scan_rows(rule, denoiser, state, repeat(rows, len(state.x)), keys)
 
 
 def run_network(sampler, rows, x, keys, prediction):
     """Returns the latent that the sampler makes of x with a network that predicts `prediction`."""
-    (part,) = base.chunks(rows, 32 if sampler.rule == base.Linear() else 1)
+    (part,) = chunks(rows, 32 if sampler.rule == Linear() else 1)
     timesteps, sigmas = part.timestep, part.sigma
     if len(timesteps) == 1:  # adaptive: log alpha is linear between whole timesteps
         timesteps = np.linspace(0, 999, 20_000, dtype=np.float32)
@@ -99,7 +101,7 @@ def exact_rows(monkeypatch, sampler, schedule, num_steps):
 
     def keep(rows):
         kept.extend(rows)
-        return base.stack(rows)
+        return stack(rows)
 
     for module in MODULES:
         monkeypatch.setattr(f"sdjax.samplers.{module}.stack", keep)
@@ -121,8 +123,8 @@ def float64_end(gaussian, rows, first=0):
             x = at(row.sigma)
             return row.coef.remember[0] * x + row.coef.remember[1] * gaussian.denoise(x, row)
 
-        past = [remembered(row) for row in rows[max(0, first - base.MEMORY) : first]][::-1]
-        past += [np.zeros_like(at(top))] * (base.MEMORY - len(past))
+        past = [remembered(row) for row in rows[max(0, first - MEMORY) : first]][::-1]
+        past += [np.zeros_like(at(top))] * (MEMORY - len(past))
         run = rows[first:] + [rows[-1]._replace(active=False)] * (MOST_ROWS - len(rows) + first)
         run = jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float64), *run)
         x = _run(gaussian, at(rows[first].sigma), tuple(past), run._replace(active=run.active > 0))
@@ -132,10 +134,11 @@ def float64_end(gaussian, rows, first=0):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(gaussian, x, past, rows):
-    rule = base.Linear()
+    rule = Linear()
 
     def step(state, row):
-        update = lambda: rule.update(state, row, gaussian.denoise(state.x, row), 0.0)  # noqa: E731
-        return jax.lax.cond(row.active, update, lambda: state), None
+        x0 = gaussian.denoise(state.x, row)
+        update = lambda: rule.update(state, row, Denoised(x0, x0, x0), 0.0)  # noqa: E731
+        return jax.lax.cond(row.active.any(), update, lambda: state), None
 
-    return jax.lax.scan(step, rule.init(x).replace(past=past), rows)[0].x
+    return jax.lax.scan(step, rule.init(x).replace(past=past), repeat(rows, len(x)))[0].x

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.samplers import DPMSolver, sample
+from sdjax.samplers import DPMSolver, Stateless, sample
 
 MODEL = gaussian.Gaussian()
 VARIANTS = [
@@ -42,7 +42,9 @@ def calls(tolerance, **options):
         return MODEL.denoise(x, row)
 
     x = jnp.asarray(MODEL.start(rows.sigma[0]), jnp.float32)
-    jax.block_until_ready(jax.jit(functools.partial(sample, sampler, denoise))(x, rows, jnp.zeros((1, *x.shape))))
+    jax.block_until_ready(
+        jax.jit(functools.partial(sample, sampler, Stateless(denoise)))(x, rows, jnp.zeros((1, *x.shape)))
+    )
     jax.effects_barrier()
     return seen
 
@@ -104,7 +106,9 @@ def test_denoising_to_zero_ends_at_the_denoisers_answer():
 def test_the_program_holds_the_network_once():
     sampler = DPMSolver(method="adaptive", order=3, denoise_to_zero=True)
     rows = sampler.steps(gaussian.SCHEDULE, 20)
-    run = functools.partial(sample, sampler, lambda x, row: jnp.arctan(x))  # an operation that nothing else uses
+    run = functools.partial(
+        sample, sampler, Stateless(lambda x, row: jnp.arctan(x))
+    )  # an operation that nothing else uses
     x = jnp.zeros((2, 1, 1, 1))
     assert str(jax.make_jaxpr(run)(x, rows, jnp.zeros((1, *x.shape)))).count("atan ") == 1
 

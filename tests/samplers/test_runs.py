@@ -9,8 +9,23 @@ import numpy as np
 import pytest
 
 from sdjax.config import ScheduleConfig
-from sdjax.samplers import LMS, PLMS, PNDM, SAMPLERS, DPMSolver, Euler, UniPC, chunks, draw_noise, sample, scan_rows
-from sdjax.samplers.base import POSTERIOR, SAMPLER, START, Linear
+from sdjax.samplers import (
+    LMS,
+    PLMS,
+    PNDM,
+    SAMPLERS,
+    DPMSolver,
+    Euler,
+    Linear,
+    Stateless,
+    UniPC,
+    chunks,
+    draw_noise,
+    repeat,
+    sample,
+    scan_rows,
+)
+from sdjax.samplers.noise import POSTERIOR, SAMPLER, START
 from sdjax.samplers.thresholding import dynamic_threshold
 from sdjax.schedule import PREDICTIONS, NoiseSchedule
 
@@ -63,11 +78,11 @@ def test_rows_that_are_not_active_do_not_call_the_network():
     seen = []
 
     def denoise(x, row):
-        jax.debug.callback(lambda i: seen.append(int(i)), row.index)
+        jax.debug.callback(lambda i: seen.append(int(i[0])), row.index)
         return MODEL.denoise(x, row)
 
-    for part in chunks(rows, 3):
-        jax.block_until_ready(scan_rows(sampler.rule, denoise, sampler.rule.init(x), part, KEYS))
+    for part in chunks(repeat(rows, 4), 3):
+        jax.block_until_ready(scan_rows(sampler.rule, Stateless(denoise), sampler.rule.init(x), part, KEYS))
     jax.effects_barrier()
     assert sorted(seen) == [0, 1, 2, 3]
 
@@ -107,7 +122,7 @@ def test_given_noise_is_used_row_by_row():
     sampler = Euler(eta=1.0)
     rows, x = rows_and_start(sampler, 5)
     noise = jnp.stack([draw_noise(KEYS, SAMPLER, i, x.shape[1:]) for i in range(5)])
-    a, b = (sample(sampler, MODEL.denoise, x, rows, n) for n in (noise, KEYS))
+    a, b = (sample(sampler, Stateless(MODEL.denoise), x, rows, n) for n in (noise, KEYS))
     np.testing.assert_array_equal(a, b)
 
 
@@ -117,10 +132,10 @@ def test_constrain_acts_where_steps_start():
     seen = []
 
     def constrain(x, row):
-        jax.debug.callback(lambda i: seen.append(int(i)), row.index)
+        jax.debug.callback(lambda i: seen.append(int(i[0])), row.index)
         return x
 
-    jax.block_until_ready(sample(sampler, MODEL.denoise, x, rows, KEYS, constrain))
+    jax.block_until_ready(sample(sampler, Stateless(MODEL.denoise), x, rows, KEYS, constrain))
     jax.effects_barrier()
     assert sorted(seen) == [0, 2, 4]
 
@@ -137,7 +152,7 @@ def test_pure_noise_enters_with_the_variance_the_first_row_expects(name):
 def test_thresholding_clips_each_picture_at_its_own_quantile():
     x0 = np.linspace(-3, 3, 200, dtype=np.float32).reshape(2, 10, 10, 1)
     x0[1] *= 0.1
-    got = dynamic_threshold(lambda x, row: x, 0.9, 1.0)(jnp.asarray(x0), None)
+    got = dynamic_threshold(jnp.asarray(x0), 0.9, 1.0)
     bound = np.quantile(np.abs(x0[0]), 0.9)
     np.testing.assert_allclose(got[0], np.clip(x0[0], -bound, bound) / bound, rtol=1e-5)
     np.testing.assert_allclose(got[1], x0[1], rtol=1e-6)  # within max_value: as it was
@@ -149,7 +164,7 @@ def test_a_thresholding_solver_ends_within_bounds(method):
     plain, bounded = DPMSolver(**options), DPMSolver(thresholding=True, **options)
     rows, _ = rows_and_start(plain, 12)
     x = jnp.full((1, 4, 4, 1), 60.0)
-    ends = [np.abs(sample(s, MODEL.denoise, x, rows, KEYS[:1])).max() for s in (plain, bounded)]
+    ends = [np.abs(sample(s, Stateless(MODEL.denoise), x, rows, KEYS[:1])).max() for s in (plain, bounded)]
     assert ends[0] > 1.5
     assert ends[1] <= 1
 

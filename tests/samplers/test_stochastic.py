@@ -8,9 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.samplers import DDIM, DDPM, DPM2, LCM, DPMSolver2S, DPMSolverSDE, Euler
+from sdjax.samplers import (
+    DDIM,
+    DDPM,
+    DPM2,
+    LCM,
+    DPMSolver2S,
+    DPMSolverSDE,
+    Euler,
+    Linear,
+    Stateless,
+    draw_noise,
+    repeat,
+    scan_rows,
+)
 from sdjax.samplers.ancestral import split_noise
-from sdjax.samplers.base import START, Linear, draw_noise, scan_rows
+from sdjax.samplers.noise import START
 
 SIDE = 128  # 16,384 pixels: a variance is known to sqrt(2 / 16384) = 1.1 %
 KEYS = jax.random.split(jax.random.key(0), 1)
@@ -29,7 +42,7 @@ def run(rows, x, deviation, mean):
         return (deviation**2 * x + row.sigma**2 * mean) / (deviation**2 + row.sigma**2)
 
     rule = Linear()
-    return scan_rows(rule, denoise, rule.init(x), rows, KEYS).x
+    return scan_rows(rule, Stateless(denoise), rule.init(x), repeat(rows, 1), KEYS).x
 
 
 def start(rows, deviation, mean):

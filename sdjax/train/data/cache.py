@@ -29,7 +29,8 @@ from sdjax.config import TextConfig, VAEConfig
 from sdjax.nn import AutoencoderKL
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import placement
-from sdjax.pipeline.model import Pipeline, one_by_one
+from sdjax.pipeline.model import Pipeline
+from sdjax.pipeline.programs import one_by_one
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.storage.files import check_room, write_file
 from sdjax.train.data.array_records import ENDINGS, agree, pack, writing

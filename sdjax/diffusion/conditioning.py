@@ -1,0 +1,76 @@
+"""What the network is conditioned on besides the noisy latent and the timestep."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, PyTree
+
+from sdjax.typing import Context, Latent, Length
+
+
+@struct.dataclass
+class Conditioning:
+    """The inputs of one branch of guidance, batch first. A new kind of input is a new field.
+
+    `context`: encoded text. `context_length`: how many tokens of each context count; None for all. `concat`: channels
+    next to the latent's (mask, depth, low-resolution image). `label`: int [b] (the upscaler's noise level) or float
+    [b, d] (unCLIP's image embedding). `patches`: the per-image arrays of each patch of the network.
+    """
+
+    context: Context | None = None
+    context_length: Length | None = None
+    concat: Latent | None = None
+    label: Int[Array, "b"] | Float[Array, "b d"] | None = None
+    patches: tuple[PyTree, ...] = ()
+
+
+def stack(branches: Sequence[Conditioning]) -> Conditioning:
+    """Returns the conditioning of k branches in one batch, interleaved: entry k i + j is branch j's entry i.
+
+    On a batch spread over devices a concatenation would move data between them. Contexts of different lengths are
+    padded with zeros, and `context_length` then says how much of each counts.
+
+    Raises ValueError where only some branches have an input, or where its shapes differ otherwise.
+    """
+    if len(branches) == 1:
+        return branches[0]
+    branches = _of_one_length(branches)
+    stacked = {}
+    for field in dataclasses.fields(Conditioning):
+        values = [getattr(branch, field.name) for branch in branches]
+        structures = {jax.tree.structure(value) for value in values}
+        if len(structures) != 1:
+            raise ValueError(f"guidance needs {field.name} in all conditionings or in none; only some have it")
+        shapes = [[leaf.shape for leaf in jax.tree.leaves(value)] for value in values]
+        if any(other != shapes[0] for other in shapes):
+            raise ValueError(
+                f"guidance needs {field.name} of one shape in all conditionings; "
+                f"got {' and '.join(', '.join(map(str, shape)) for shape in shapes)}"
+            )
+        stacked[field.name] = jax.tree.map(_interleaved, *values)
+    return Conditioning(**stacked)
+
+
+def _interleaved(*leaves: Array) -> Array:
+    return jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:])
+
+
+def _of_one_length(branches: Sequence[Conditioning]) -> Sequence[Conditioning]:
+    """Returns the branches with contexts as long as the longest, and lengths in all of them where one has some."""
+    contexts = [branch.context for branch in branches if branch.context is not None]
+    lengths = {context.shape[1] for context in contexts}
+    padded = len(lengths) > 1 or any(branch.context_length is not None for branch in branches)
+    if not padded or len(contexts) < len(branches):
+        return branches
+    return [_padded(branch, max(lengths)) for branch in branches]
+
+
+def _padded(branch: Conditioning, length: int) -> Conditioning:
+    assert branch.context is not None
+    b, n, _ = branch.context.shape
+    counts = jnp.full(b, n, jnp.int32) if branch.context_length is None else branch.context_length
+    context = jnp.pad(branch.context, ((0, 0), (0, length - n), (0, 0)))
+    return dataclasses.replace(branch, context=context, context_length=counts)

@@ -1,0 +1,143 @@
+"""Guidance: how the network's outputs for several conditionings become one x0.
+
+A rule of guidance is a frozen dataclass of arrays (`flax.struct.dataclass`): its numbers are arguments of the compiled
+program, so other numbers compile nothing. Its class and its branches are static.
+
+    @flax.struct.dataclass
+    class Halfway:
+        share: jax.Array | float = 0.5
+
+        @property
+        def branches(self):
+            return ("unconditional", "conditional")
+
+        def init(self, x):
+            return ()
+
+        def combine(self, outputs, call, memory):
+            u, c = (call.x0(outputs[name]) for name in self.branches)
+            return Denoised(u + per_image(self.share, u) * (c - u), c, u), memory
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from sdjax.checks.arguments import number
+from sdjax.checks.notes import note
+from sdjax.samplers.rows import Numbers, Rows, per_image
+from sdjax.samplers.rule import Denoised, Memory, Noisy, choose_images
+
+
+class Call(NamedTuple):
+    """One call of the network as guidance sees it."""
+
+    x: Noisy  # x0 + sigma noise
+    row: Rows
+    of_x: Numbers  # weights of x and of the network's output in x0, by prediction type
+    of_output: Numbers
+
+    def x0(self, output: Noisy) -> Noisy:
+        """Returns the x0 that an output of the network means."""
+        return self.of_x * self.x + self.of_output * output
+
+
+class Guidance(Protocol):
+    """A rule of guidance: a pytree whose leaves are numbers, one for the batch or one an image [b]."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The names of the conditionings that the network is called with, in the order of the batch."""
+        ...
+
+    def init(self, x: Noisy) -> Memory:
+        """Returns what the rule keeps from call to call, before the first one: () or arrays with x's batch."""
+        ...
+
+    def combine(self, outputs: Mapping[str, Noisy], call: Call, memory: Memory) -> tuple[Denoised, Memory]:
+        """Returns the x0 of a call and the memory for the next one. `outputs` are the network's own, float32."""
+        ...
+
+
+@struct.dataclass
+class Unguided:
+    """No guidance: the network is called with one conditioning."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """One branch."""
+        return ("conditional",)
+
+    def init(self, x: Noisy) -> Memory:
+        """Returns no memory."""
+        return ()
+
+    def combine(self, outputs: Mapping[str, Noisy], call: Call, memory: Memory) -> tuple[Denoised, Memory]:
+        """Returns the x0 of the only output."""
+        x0 = call.x0(outputs["conditional"])
+        return Denoised(x0, x0, x0), memory
+
+
+@struct.dataclass
+class ClassifierFree:
+    """Classifier-free guidance: unconditional + scale (conditional - unconditional).
+
+    `rescale` (0 to 1) is the share of the result that gets the conditional output's standard deviation, so that large
+    scales do not burn out; 0 costs nothing. An image of scale 1 and rescale 0 is the conditional output, exactly.
+
+    Source: Ho & Salimans 2022 (arXiv 2207.12598); for `rescale` Lin et al. 2023 (arXiv 2305.08891), eq. 15 and 16.
+    """
+
+    scale: Numbers
+    rescale: Numbers = 0.0
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Two branches."""
+        return ("unconditional", "conditional")
+
+    def init(self, x: Noisy) -> Memory:
+        """Returns no memory."""
+        return ()
+
+    def combine(self, outputs: Mapping[str, Noisy], call: Call, memory: Memory) -> tuple[Denoised, Memory]:
+        """Returns the guided x0. Outputs of any prediction type may be combined, for x0 is linear in them."""
+        unconditional, conditional = (outputs[name] for name in self.branches)
+        out = guide(unconditional, conditional, self.scale, self.rescale)
+        return Denoised(*(call.x0(output) for output in (out, conditional, unconditional))), memory
+
+
+def guide(unconditional: Noisy, conditional: Noisy, scale: Numbers, rescale: Numbers = 0.0) -> Noisy:
+    """Returns the guided output of `ClassifierFree`."""
+    scale, rescale = (jnp.broadcast_to(jnp.asarray(v, jnp.float32), conditional.shape[:1]) for v in (scale, rescale))
+    out = unconditional + per_image(scale, conditional) * (conditional - unconditional)
+    out = choose_images(scale != 1, out, conditional)
+    axes = tuple(range(1, out.ndim))
+
+    def rescaled(out: Noisy) -> Noisy:
+        # ddof 1: torch's std, in which the rescaling was published
+        ratio = jnp.std(conditional, axes, ddof=1, keepdims=True) / jnp.std(out, axes, ddof=1, keepdims=True)
+        return choose_images(rescale != 0, out * (1 + per_image(rescale, out) * (ratio - 1)), out)
+
+    return jax.lax.cond(jnp.any(rescale != 0), rescaled, lambda out: out, out)
+
+
+def make_guidance(scale: float | Sequence[float], rescale: float | Sequence[float] = 0.0) -> Guidance:
+    """Returns classifier-free guidance of these numbers, one for all images or one each; none if all scales are 1."""
+    scales = np.asarray(scale, np.float32)
+    return Unguided() if (scales == 1).all() else ClassifierFree(scales, np.asarray(rescale, np.float32))
+
+
+def check_guidance_scale(scale: float) -> float:
+    """Returns the scale as Python's float. Raises ValueError unless it is a finite number."""
+    return number("guidance_scale", scale)
+
+
+def check_negatives(negatives: Sequence[str], scale: float) -> None:
+    """Notes negative prompts where there is no guidance away from them."""
+    if scale == 1 and any(negatives):
+        note("negative_prompt has no effect at guidance_scale 1, which is no guidance: leave it out")

@@ -1,0 +1,64 @@
+"""Networks as the denoiser calls them: a static description, with parameters and conditioning as arguments."""
+
+import dataclasses
+from typing import Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdjax.adapters.patch import Patch, patched
+from sdjax.config import UNetConfig
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.nn import UNet
+from sdjax.samplers.rule import Memory, Noisy
+from sdjax.typing import Params, Timestep
+
+
+class Network(Protocol):
+    """A denoising network. It is hashable and static: networks that are equal share a compiled program."""
+
+    def __hash__(self) -> int: ...
+
+    def init(self, params: Params, x: Noisy) -> Memory:
+        """Returns what the network keeps from call to call, before the first one: () or arrays with x's batch."""
+        ...
+
+    def __call__(
+        self, params: Params, x: Noisy, t: Timestep, conditioning: Conditioning, memory: Memory
+    ) -> tuple[Float[Array, "b ..."], Memory]:
+        """Returns the network's prediction for x, which has unit variance, and its memory for the next call."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetNetwork:
+    """The UNet of that description with patches over its layers, computing in `dtype`.
+
+    Its parameters are the UNet's. With patches they are {"unet": the UNet's, "patches": one entry a patch}, where an
+    entry holds the arrays that all images share, or is None. Per-image arrays are in `Conditioning.patches`.
+    """
+
+    unet: UNetConfig
+    dtype: str
+    patches: tuple[Patch, ...] = ()
+
+    def init(self, params: Params, x: Noisy) -> Memory:
+        """Returns no memory."""
+        return ()
+
+    def __call__(
+        self, params: Params, x: Noisy, t: Timestep, conditioning: Conditioning, memory: Memory
+    ) -> tuple[Noisy, Memory]:
+        """Returns the UNet's prediction, float32."""
+        shared = None
+        if self.patches:
+            params, shared = params["unet"], params["patches"]
+        if conditioning.concat is not None:
+            x = jnp.concatenate([x, conditioning.concat.astype(x.dtype)], axis=-1)
+        network = UNet(self.unet, jnp.dtype(self.dtype))
+        with patched(self.patches, shared, conditioning.patches or None):
+            out = network.apply(
+                {"params": params}, x, t, conditioning.context, conditioning.label,
+                context_length=conditioning.context_length,
+            )  # fmt: skip
+        return out, memory

@@ -1,0 +1,124 @@
+"""What is compiled: every program is a module-level function of (what it is compiled for, parameters, arrays).
+
+Parameters are arguments, never closed over. Only shapes, sampler and model description are static. All arrays of a
+batch, and what the programs return, have the batch as their first axis, so that `pipeline.placement` can spread them
+over devices.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.config import TextConfig, VAEConfig
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.constraint import Known
+from sdjax.diffusion.denoiser import make_denoiser
+from sdjax.diffusion.guidance import Guidance
+from sdjax.diffusion.network import Network
+from sdjax.nn import AutoencoderKL, TextEncoder, latent_from_moments
+from sdjax.pipeline import tiling
+from sdjax.samplers.noise import POSTERIOR, START, draw_noise
+from sdjax.samplers.rows import Rows
+from sdjax.samplers.rule import Rule, State, scan_rows
+from sdjax.typing import Context, Image, Keys, Latent, Params, TokenIds
+
+CHUNK = 5  # rows of one compiled scan; the host calls it as often as the sampler has rows (see docs/design.md)
+
+Out = TypeVar("Out")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleProgram:
+    """What a compiled sampling program depends on besides shapes; nothing else recompiles it."""
+
+    network: Network
+    prediction: str
+    rule: Rule
+    exact: bool = False
+
+
+def one_by_one(function: Callable, *batched: Any) -> Any:
+    """Returns `function` of a batch, computed for one entry after the other: entry i never depends on the others."""
+    return jax.tree.map(
+        lambda a: a[:, 0], jax.lax.map(lambda entry: function(*jax.tree.map(lambda a: a[None], entry)), batched)
+    )
+
+
+def encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: TokenIds) -> Context:
+    config, dtype, exact = static
+    apply = lambda ids: TextEncoder(config, jnp.dtype(dtype)).apply({"params": params}, ids)  # noqa: E731
+    return one_by_one(apply, ids) if exact else apply(ids)
+
+
+def encode_image(static: tuple[VAEConfig, str, int], params: Params, image: Image, keys: Keys | None) -> Latent:
+    config, dtype, draw = static
+    vae = AutoencoderKL(config, jnp.dtype(dtype))
+    moments = one_by_one(lambda image: vae.apply({"params": params}, image, method="encode"), image)
+    b, h, w, c = moments.shape
+    noise = None if keys is None else draw_noise(keys, POSTERIOR, draw, (h, w, c // 2))
+    return latent_from_moments(moments, noise, config.scale_factor)
+
+
+def decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> Image:
+    config, dtype = static
+    vae = AutoencoderKL(config, jnp.dtype(dtype))
+
+    def decode(latent: Latent) -> Image:
+        if latent.shape[1] * latent.shape[2] * config.factor**2 > tiling.LARGE:
+            return tiling.decode(config, jnp.dtype(dtype), params, latent)
+        return vae.apply({"params": params}, latent, method="decode")
+
+    # One at a time: a decoder's feature maps are gigabytes, and one picture keeps a device busy
+    return one_by_one(decode, latent)
+
+
+def noise(shape: tuple[int, ...], keys: Keys) -> Latent:
+    return draw_noise(keys, START, 0, shape)
+
+
+def resize(static: tuple[int, int, str], latent: Latent) -> Latent:
+    height, width, method = static
+    return jax.image.resize(latent, (latent.shape[0], height, width, latent.shape[-1]), method)
+
+
+def begin(
+    program: SampleProgram, params: Params, x: Latent, branches: tuple[Conditioning, ...], guidance: Guidance
+) -> State:
+    """Returns the sampler's state before the first row."""
+    denoiser = make_denoiser(program.network, params, program.prediction, branches, guidance)
+    return program.rule.init(x).replace(memory=denoiser.init(x))
+
+
+# The arguments of `sample` after the program: whether each is spread over devices with the batch
+SPREAD = (False, True, True, True, True, True, True)
+
+
+def images_first(rows: Rows) -> Rows:
+    """Returns rows [n, b, ...] as `sample` takes them, [b, n, ...]."""
+    return jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
+
+
+def sample(
+    program: SampleProgram, params: Params, rows: Rows, state: State, keys: Keys,
+    branches: tuple[Conditioning, ...], guidance: Guidance, known: Known | None = None,
+) -> State:  # fmt: skip
+    """Returns the sampler's state after `rows`: the one program in which the network runs.
+
+    Rows have the batch first here, [b, n, ...], and so have the numbers of `guidance`.
+    """
+
+    def run(
+        rows: Rows, state: State, keys: Keys, branches: tuple[Conditioning, ...], guidance: Guidance,
+        known: Known | None,
+    ) -> State:  # fmt: skip
+        rows = jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
+        denoiser = make_denoiser(program.network, params, program.prediction, branches, guidance)
+        if known is None:
+            return scan_rows(program.rule, denoiser, state, rows, keys)
+        return scan_rows(program.rule, known.answer(denoiser), state, rows, keys, known.constrain(keys))
+
+    arrays = (rows, state, keys, branches, guidance, known)
+    return one_by_one(run, *arrays) if program.exact else run(*arrays)

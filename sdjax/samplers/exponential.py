@@ -1,0 +1,36 @@
+"""The exponential integrator of both DPM-Solvers: the weights of one leg, for tables and for compiled programs.
+
+Notation of the papers: lambda = -log sigma (half the log SNR); a leg leads from s to t, h = lambda_t - lambda_s. With
+m the network's epsilon ("dpmsolver") or x0 ("dpmsolver++"), D1 and D2 its first and second differences for a step of
+length h, both families take one form in x = x0 + sigma noise:
+
+    x_t = A x_s - B (phi_1(k) m + phi_2(k) D1 + phi_3(k) D2),
+    dpmsolver: A = 1, B = sigma_t, k = h;  dpmsolver++: A = sigma_t / sigma_s, B = 1, k = -h,
+    phi_1 = e^k - 1,  phi_2 = phi_1 / k - 1,  phi_3 = phi_2 / k - 1/2.
+
+Source: Lu et al. 2022 (arXiv 2206.00927), appendix B; Lu et al. 2022 (arXiv 2211.01095), appendix A.
+"""
+
+from types import ModuleType
+
+from sdjax.samplers.rows import Numbers
+
+
+def leg_weights(
+    algorithm: str, sigma_s: Numbers, h: Numbers, solver_type: str, math: ModuleType
+) -> tuple[Numbers, tuple[Numbers, Numbers, Numbers]]:
+    """Returns A and the weights of m, D1 and D2 in x_t, for a leg from sigma_s over h.
+
+    solver_type "dpm_solver" replaces phi_2 by phi_1 / 2, which is the same to second order. h may be infinite, which
+    is a leg to no noise; then only A and the weight of m are of use. `math` is numpy or jax.numpy.
+    """
+    shrink = math.exp(-h)
+    if algorithm == "dpmsolver++":
+        a, b, k = shrink, 1.0, -h
+        first = math.expm1(-h)
+    else:
+        a, b, k = 1.0, sigma_s * shrink, h
+        first = -sigma_s * math.expm1(-h)  # sigma_t (e^h - 1), also at infinite h
+    second = first / k - b
+    third = second / k - b / 2
+    return a, (-first, -first / 2 if solver_type == "dpm_solver" else -second, -third)

@@ -1,0 +1,182 @@
+"""Carrying rows out: the one linear rule of all samplers with known steps, and the one `lax.scan`.
+
+Samplers know no network. They call a denoiser, (x, row, memory) -> (x0, memory), and the scan carries its memory.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, PyTree
+
+from sdjax.samplers.noise import SAMPLER, draw_noise
+from sdjax.samplers.rows import MEMORY, Coef, Numbers, Rows, per_image
+from sdjax.typing import Keys
+
+Noisy: TypeAlias = Float[Array, "b ..."]  # a latent, or the prior's embedding
+Memory: TypeAlias = PyTree  # arrays with the batch as their first axis; () where nothing is remembered
+Tree = TypeVar("Tree", bound=PyTree)
+
+
+class Denoised(NamedTuple):
+    """What a denoiser answers: the guided x0, and those of the conditional and the unconditional branch.
+
+    Without guidance all three are the same.
+    """
+
+    x0: Noisy
+    conditional: Noisy
+    unconditional: Noisy
+
+
+class Denoiser(Protocol):
+    """The network as samplers see it."""
+
+    def init(self, x: Noisy) -> Memory:
+        """Returns the memory before the first call."""
+        ...
+
+    def __call__(self, x: Noisy, row: Rows, memory: Memory) -> tuple[Denoised, Memory]:
+        """Returns what the noisy x of this row is without its noise, and the memory for the next call."""
+        ...
+
+
+Constrain: TypeAlias = Callable[[Noisy, Rows], Noisy]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stateless:
+    """The denoiser of a function (x, row) -> x0: no guidance, no memory."""
+
+    function: Callable[[Noisy, Rows], Noisy]
+
+    def init(self, x: Noisy) -> Memory:
+        """Returns no memory."""
+        return ()
+
+    def __call__(self, x: Noisy, row: Rows, memory: Memory) -> tuple[Denoised, Memory]:
+        """Returns the function's x0."""
+        x0 = self.function(x, row)
+        return Denoised(x0, x0, x0), memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Changed:
+    """A denoiser with a function applied to what it answers."""
+
+    denoiser: Denoiser
+    change: Callable[[Denoised], Denoised]
+
+    def init(self, x: Noisy) -> Memory:
+        """Returns the denoiser's memory."""
+        return self.denoiser.init(x)
+
+    def __call__(self, x: Noisy, row: Rows, memory: Memory) -> tuple[Denoised, Memory]:
+        """Returns the changed answer."""
+        denoised, memory = self.denoiser(x, row, memory)
+        return self.change(denoised), memory
+
+
+@struct.dataclass
+class State:
+    """What the scan carries from row to row. All arrays have the batch as their first axis."""
+
+    x: Noisy  # where the network is called next
+    base: Noisy  # where the present step started
+    past: tuple[Noisy, ...]  # what is remembered of the last MEMORY calls, newest first
+    memory: Memory = ()  # the denoiser's
+
+
+class Rule(Protocol):
+    """The compiled part of a sampler. Rules that are equal share a compiled program."""
+
+    def __hash__(self) -> int: ...
+
+    def init(self, x: Noisy) -> State:
+        """Returns the state before the first row, without a denoiser's memory."""
+        ...
+
+    def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
+        """Returns the state after a row, whose leaves are [b, ...]. Images that are not active may come out as any."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Carries out the rows of every sampler whose steps are known beforehand."""
+
+    def init(self, x: Noisy) -> State:
+        """Returns the state before the first row."""
+        return State(x=x, base=x, past=(jnp.zeros_like(x),) * MEMORY)
+
+    def update(self, state: State, row: Rows, denoised: Denoised, noise: Noisy | float) -> State:
+        """Returns the state after a row, given what the denoiser answers at state.x and unit noise."""
+        coef = row.coef
+        assert isinstance(coef, Coef)
+        call = _weighted(coef.remember, (state.x, denoised.x0, denoised.unconditional))
+        calls = (call, *state.past)
+        start = state.x + _weighted(coef.correct, calls)
+        base = jnp.where(per_image(row.starts_step, start), start, state.base)
+        x = per_image(coef.base, base) * base + _weighted(coef.calls, calls) + per_image(coef.noise, base) * noise
+        return state.replace(x=x, base=base, past=calls[:MEMORY])
+
+    def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
+        """Returns the state after calling the denoiser once; noise is drawn only where an image uses some."""
+        assert isinstance(row.coef, Coef)
+        drawn = jax.lax.cond(
+            jnp.any((row.coef.noise != 0) & row.active), noise, lambda: jnp.zeros_like(state.x)
+        )  # fmt: skip
+        denoised, memory = denoise(state.x, row, state.memory)
+        return self.update(state, row, denoised, drawn).replace(memory=memory)
+
+
+def _weighted(weights: Numbers, values: Sequence[Noisy]) -> Noisy:
+    """Returns the sum of values by weights [b, len(values)]."""
+    total = per_image(weights[:, 0], values[0]) * values[0]
+    for i, value in enumerate(values[1:], 1):
+        total = total + per_image(weights[:, i], value) * value
+    return total
+
+
+def scan_rows(
+    rule: Rule,
+    denoise: Denoiser,
+    state: State,
+    rows: Rows,
+    noise: Keys | Float[Array, "n b ..."],
+    constrain: Constrain | None = None,
+) -> State:
+    """Returns the state after the rows of a batch, [n, b, ...], by the one lax.scan.
+
+    An image is left as it is by rows in which it is not active; a row in which none is costs nothing. `noise` is one
+    key an image, [b], or the noise itself, one unit normal x a row of the whole run. `constrain(x, row)` gives the x to
+    go on from, where an image's step starts.
+    """
+
+    def draw(row: Rows) -> Callable[[], Noisy]:
+        if jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
+            return lambda: draw_noise(noise, SAMPLER, row.index, state.x.shape[1:])
+        return lambda: noise[row.index, jnp.arange(state.x.shape[0])]
+
+    def step(state: State, row: Rows) -> State:
+        start = state
+        if constrain is not None:
+            begins = row.starts_step & row.active
+            x = jax.lax.cond(
+                jnp.any(begins), lambda x: choose_images(begins, constrain(x, row), x), lambda x: x, state.x
+            )  # fmt: skip
+            start = state.replace(x=x)
+        return choose_images(row.active, rule.advance(denoise, start, row, draw(row)), state)
+
+    def body(state: State, row: Rows) -> tuple[State, None]:
+        return jax.lax.cond(jnp.any(row.active), step, lambda state, row: state, state, row), None
+
+    return jax.lax.scan(body, state, rows)[0]
+
+
+def choose_images(chosen: Bool[Array, "b"], these: Tree, others: Tree) -> Tree:
+    """Returns `these` arrays for the images that are chosen and `others` for the rest."""
+    return jax.tree.map(lambda a, b: jnp.where(per_image(chosen, a), a, b), these, others)
