@@ -1,6 +1,7 @@
 """How Sphinx builds the manual: `make docs`. Needs no network."""
 
 import importlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for a Sphinx of its own environment; an installed sdjax is the same code
 
+from docutils import nodes  # noqa: E402
+from sphinx.util.docutils import SphinxDirective  # noqa: E402
 from sphinx.util.typing import stringify_annotation  # noqa: E402
 
 import sdjax  # noqa: E402
 from sdjax import typing  # noqa: E402
+from sdjax.scripts.main import COMMANDS  # noqa: E402
 
 project = "sdjax"
 author = "the sdjax authors"
@@ -112,8 +116,24 @@ def check_public_names(app: Any, env: Any) -> None:
                 logging.getLogger(__name__).warning("the manual does not describe %s.%s", module, name)
 
 
+class CommandHelp(SphinxDirective):
+    """Shows what `sdjax COMMAND --help` prints, from the parser of the command named in the argument."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Returns the help text as one literal block, 100 characters wide."""
+        parser = importlib.import_module(f"sdjax.scripts.{COMMANDS[self.arguments[0]][0]}").make_parser()
+        os.environ["COLUMNS"] = "100"  # argparse takes the width from here
+        text = parser.format_help()
+        block = nodes.literal_block(text, text)
+        block["language"] = "none"
+        return [block]
+
+
 def setup(app: Any) -> None:
     """Connects the functions above."""
+    app.add_directive("command-help", CommandHelp)
     app.connect("autodoc-process-docstring", translate, priority=100)  # before napoleon
     app.connect("autodoc-process-signature", tidy_signature)
     app.connect("autodoc-skip-member", leave_out)
