@@ -29,9 +29,10 @@ from sdjax.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VA
 from sdjax.configs import finetune
 from sdjax.convert.bundle import bundle_of_params
 from sdjax.convert.write.writing import tensors_of
+from sdjax.description import build
 from sdjax.evaluate.benchmark import device_name, random_model
 from sdjax.train import start_model
-from sdjax.train.config import TrainConfig, build
+from sdjax.train.config import TrainConfig
 from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.run import Run

@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 12
     config.objective.dropout = 0.0  # the objective is a denoiser's: it has no effect here
     config.autoencoder = {
+        "kind": "autoencoder",
         "lpips": ("vgg16-397923af.pth", "vgg.pth"),
         "kl_weight": 1e-6,
         "perceptual_weight": 1.0,

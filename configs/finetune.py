@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
         "copy": True,
     }
     config.train = ("unet",)
+    config.trainable = {"kind": "parts"}
     config.data = {
         "parts": ({"source": {"folder": "pictures"}},),
         "cached": (),
@@ -42,6 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 4
     config.accumulate = 1
     config.objective = {
+        "kind": "denoising",
         "loss": "l2",
         "huber_delta": 0.1,
         "gamma": None,

@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> None:
     join_hosts(args)
     import jax
 
-    from sdjax.train.config import TrainConfig, build
+    from sdjax.description import build
+    from sdjax.train.config import TrainConfig
 
     described = build(TrainConfig, config)
     check_effects(described, args.set)

@@ -23,7 +23,7 @@ def train3(config, params, *, x0, noise, t, context, lr, grads, params_wanted):
     """
     schedule, unet = NoiseSchedule(config.schedule), UNet(config.unet)
 
-    def loss(params, frozen, batch, keys, step):
+    def loss(params, average, batch, keys, step):
         def network(x, t):
             return unet.apply({"params": params["unet"]}, x, t.astype(jnp.float32), batch["context"])
 

@@ -41,11 +41,14 @@ def to_uint8(image: Image, *, rounding: str = "truncate") -> Pixels:
 
 
 def to_float(pixels: Pixels) -> Image:
-    """Returns the image in [-1, 1], float32, of uint8 pixels: 2 (p / 255) - 1, so that 0 is -1 and 255 is 1."""
-    pixels = np.asarray(pixels)
+    """Returns the image in [-1, 1], float32, of uint8 pixels: 2 (p / 255) - 1, so that 0 is -1 and 255 is 1.
+
+    NumPy's arrays stay NumPy's and JAX's stay JAX's, so that it can be compiled.
+    """
+    pixels = pixels if hasattr(pixels, "astype") else np.asarray(pixels)
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels are uint8; got {pixels.dtype}")
-    return np.float32(2) * (pixels.astype(np.float32) / np.float32(255)) - np.float32(1)
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def grid(pixels: Pixels, columns: int, *, padding: int = 2) -> Pixels:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,24 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sdjax.checks.notes import note
-from sdjax.config import ConfigError, ModelConfig
+from sdjax.config import ModelConfig
+from sdjax.loading.trainable import Trainable
 from sdjax.nn import param_shapes
-from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
-from sdjax.nn.metrics.lpips import LPIPS
-from sdjax.purpose import KINDS, kind_of
-from sdjax.schedule import NoiseSchedule
-from sdjax.train import validation
 from sdjax.train.config import DataConfig, TrainConfig
-from sdjax.train.objectives import conditioning
-from sdjax.train.objectives.autoencoder import AutoencoderObjective, adversarial_loss
-from sdjax.train.objectives.diffusion import Denoising, Loss, diffusion_loss
+from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts
 from sdjax.train.optim import OptimNumbers, learning_rate, make_optimizer
 from sdjax.train.parallel import ParallelConfig
 from sdjax.train.planning import flops
 from sdjax.train.state import TrainState
 from sdjax.train.step import StepNumbers, TrainStep, make_train_step
-from sdjax.typing import Key, Params
+from sdjax.typing import Key, Keys, Params
 
 Shape = jax.ShapeDtypeStruct
 
@@ -52,31 +46,7 @@ class Setup:
     held_out: str | None = None
 
     def __post_init__(self) -> None:
-        kind, objective = kind_of(self.model), self.config.objective
-        if self.autoencoder:
-            if any(data.cached for data in self.sets):
-                raise ConfigError("an autoencoder is trained on pictures, not on cached latents")
-            return
-        if kind not in conditioning.CONDITIONS:
-            raise ConfigError(
-                f"{self.model.name} takes {self.model.unet.in_channels} channels: it is for {KINDS[kind]}"
-            )
-        if any(data.cached for data in self.sets) and kind != "text":
-            raise ConfigError(f"a model for {KINDS[kind]} looks at pictures in training: give data.parts, not cached")
-        if "text" in self.config.train and self.text == "context":
-            raise ConfigError('a text encoder is trained on captions: make the cache with text "ids"')
-        need = conditioning.NEEDS.get(kind)
-        if need is not None and getattr(self.model, need) is None:
-            raise ConfigError(f"this model holds no {need} network; name one by model.{need}")
-        masks = objective.masked or (kind == "inpainting" and objective.holes == "given")
-        if masks and not all(data.masks and not data.cached for data in self.sets):
-            raise ConfigError("masks are asked for, of training and validation: set data.masks of pictures to True")
-        objective.range_of(NoiseSchedule(self.model.schedule))
-        for name, of, usual in ("label_dropout", "unclip", 0.0), ("holes", "inpainting", "random"):
-            if kind != of and getattr(objective, name) != usual:
-                note(f"objective.{name} has no effect but for a model of {KINDS[of]}: leave it out")
-        if self.config.data.masks and not masks:
-            note("data.masks has no effect where nothing looks at masks (objective.masked, or holes that are given)")
+        self.objective.check(self.facts)
 
     @property
     def sets(self) -> tuple[DataConfig, ...]:
@@ -89,9 +59,25 @@ class Setup:
         return bool(self.config.data.cached)
 
     @property
-    def autoencoder(self) -> bool:
-        """Whether the autoencoder is what is trained."""
-        return "vae" in self.config.train
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return self.config.minimised
+
+    @property
+    def trainable(self) -> Trainable:
+        """Which parameters learn."""
+        return self.config.trainable
+
+    @functools.cached_property
+    def facts(self) -> RunFacts:
+        """What the objective may ask about the run."""
+        c = self.config
+        return RunFacts(
+            self.model, c.train, tuple(bool(data.cached) for data in self.sets),
+            tuple(data.masks for data in self.sets),
+            (self.text,) if self.held_out is None else (self.text, self.held_out), self.dtype, c.remat,
+            c.validation.timesteps, c.ema.decay is not None,
+        )  # fmt: skip
 
     @functools.cached_property
     def dtype(self) -> str:
@@ -108,37 +94,41 @@ class Setup:
         """The run's optimiser."""
         return make_optimizer(self.config.optim)
 
-    @property
-    def frozen_parts(self) -> tuple[str, ...]:
-        """The model's parts that a step needs and does not change."""
-        parts = ["unet"] if all(data.cached for data in self.sets) else ["unet", "vae"]
-        parts += ["text"] if "ids" in (self.text, self.held_out) else []
-        kind = kind_of(self.model)
-        if kind in conditioning.NEEDS:
-            parts.append(conditioning.NEEDS[kind])
-        if kind == "unclip" and self.model.noise_stats is not None:
-            parts.append("noise_stats")
-        return () if self.autoencoder else tuple(part for part in parts if part not in self.config.train)
+    def split(self, base: Params, key: Key) -> tuple[Params, Params]:
+        """Returns what learns, and the fixed parameters, of a model and of the objective's own networks.
 
-    def _denoising(self, empty: np.ndarray) -> Denoising:
-        condition = conditioning.CONDITIONS[kind_of(self.model)]
-        return Denoising(
-            self.model, self.config.objective, empty, condition, jnp.dtype(self.dtype), self.config.remat
-        )  # fmt: skip
+        The base holds all parts that are trained or read. Raises ConfigError if nothing learns.
+        """
+        return self._split(base, key, self.objective.networks(key))
+
+    def _split(self, base: Params, key: Key, networks: tuple[Params, Params]) -> tuple[Params, Params]:
+        learning, fixed = networks
+        trained = {part: base[part] for part in self.config.train}
+        others = {part: base[part] for part in self.objective.reads(self.facts) if part not in trained}
+        return (
+            {**self.trainable.init(trained, key), **learning},
+            {**others, **self.trainable.fixed(trained), **fixed},
+        )
 
     def loss(self, empty: np.ndarray, axis: str | None = None) -> Loss:
         """Returns what is minimised; `empty` are the tokens or the context of the empty caption."""
-        if self.autoencoder:
-            return adversarial_loss(
-                self.model.vae, self.config.autoencoder, dtype=jnp.dtype(self.dtype), axis=axis
-            )  # fmt: skip
-        return diffusion_loss(self._denoising(empty))
+        return self.objective.make_loss(self.facts, empty, axis)
 
-    def losses(self, empty: np.ndarray) -> validation.Losses:
+    def loss_of_trained(self, empty: np.ndarray) -> Callable[..., tuple[jax.Array, Metrics]]:
+        """Returns the loss as a function of what learns: (trained, frozen, average, batch, keys, step)."""
+        loss, assemble = self.loss(empty), self.trainable.assemble
+
+        def of(
+            trained: Params, frozen: Params, average: Params | None, batch: Batch, keys: Keys, step: jax.Array
+        ) -> tuple[jax.Array, Metrics]:
+            teacher = None if average is None else assemble(average, frozen)
+            return loss(assemble(trained, frozen), teacher, batch, keys, step)
+
+        return of
+
+    def losses(self, empty: np.ndarray) -> Losses:
         """Returns what a held-out set is measured by."""
-        if self.autoencoder:
-            return validation.plain_losses(self.loss(empty))
-        return validation.denoising_losses(self._denoising(empty), self.config.validation.timesteps)
+        return self.objective.make_losses(self.facts, empty)
 
     @property
     def numbers(self) -> StepNumbers:
@@ -152,8 +142,9 @@ class Setup:
         c = self.config
         axis = "data" if c.parallel.mode == "pmap" else None
         return make_train_step(
-            self.loss(empty, axis), self.optimizer, c.ema.decay, accumulate=c.accumulate, guard=c.guard, axis=axis,
-            place_ema=place_ema, rate=lambda numbers, updates: learning_rate(c.optim, numbers)(updates),
+            self.loss(empty, axis), self.optimizer, c.ema.decay, assemble=self.trainable.assemble,
+            accumulate=c.accumulate, guard=c.guard, axis=axis, place_ema=place_ema,
+            rate=lambda numbers, updates: learning_rate(c.optim, numbers)(updates),
         )  # fmt: skip
 
     def create(self, params: Params, key: Key | None = None) -> TrainState:
@@ -164,12 +155,9 @@ class Setup:
     @functools.cached_property
     def shapes(self) -> tuple[TrainState, Params]:
         """The shapes of the state and of the fixed parameters."""
-        whole = param_shapes(self.model)
-        if self.autoencoder:
-            trained, frozen = _adversarial_shapes(self.config.autoencoder, whole["vae"])
-        else:
-            trained = {part: whole[part] for part in self.config.train}
-            frozen = {part: whole[part] for part in self.frozen_parts}
+        networks = self.objective.network_shapes()
+        split = functools.partial(self._split, networks=networks)
+        trained, frozen = jax.eval_shape(split, param_shapes(self.model), jax.random.key(0))
         held = jnp.dtype(self.frozen_dtype)
         frozen = jax.tree.map(lambda leaf: Shape(leaf.shape, held), frozen)
         return jax.eval_shape(self.create, trained), frozen
@@ -184,7 +172,7 @@ class Setup:
             shapes = {"moments": Shape((b, small, small, 2 * model.vae.latent_channels), jnp.float16)}
         if self.config.data.masks:
             shapes["mask"] = Shape((b, side, side), jnp.uint8)
-        if not self.autoencoder:
+        if self.objective.captions:
             shapes["ids"] = Shape((b, model.text.max_length), jnp.int32)
             if self.text == "context":
                 shapes["context"] = Shape((b, model.text.max_length, model.text.width), jnp.float16)
@@ -201,14 +189,3 @@ class Setup:
         state, frozen = self.shapes
         plain = dataclasses.replace(self, config=dataclasses.replace(self.config, parallel=ParallelConfig()))
         return flops.count(plain.step(self.empty_shape()), state, frozen, self.batch_shapes())
-
-
-def _adversarial_shapes(objective: AutoencoderObjective, vae: Any) -> tuple[Any, Any]:
-    """Returns shapes of what `adversarial_params` gives."""
-    image, key = Shape((1, SMALLEST, SMALLEST, 3), jnp.float32), jax.random.key(0)
-    trained, frozen = {"vae": vae}, {}
-    if objective.disc_factor:
-        trained["discriminator"] = jax.eval_shape(Discriminator().init, key, image)["params"]
-    if objective.perceptual_weight:
-        frozen["lpips"] = jax.eval_shape(LPIPS().init, key, image, image)["params"]
-    return trained, frozen

@@ -1,32 +1,31 @@
 """What a training run is: descriptions, filled from a file of `configs/` and checked before anything is loaded."""
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from sdjax.checks.arguments import dtype_name
-from sdjax.checks.effects import ignored, needs
+from sdjax.checks.effects import Needs, ignored, needs
 from sdjax.checks.notes import note
-from sdjax.config import PREDICTIONS, ConfigError
+from sdjax.config import PREDICTIONS
+from sdjax.description import kinds
+from sdjax.loading.trainable import TRAINABLES, Parts, Trainable
 from sdjax.pictures import METHODS
-from sdjax.train.objectives.autoencoder import AutoencoderObjective
+from sdjax.train.objectives.autoencoder import ALONE, AutoencoderObjective
 from sdjax.train.objectives.diffusion import DiffusionObjective
+from sdjax.train.objectives.objective import Objective
+from sdjax.train.objectives.table import OBJECTIVES
 from sdjax.train.optim import OptimConfig
 from sdjax.train.parallel import ParallelConfig
 from sdjax.train.state import GuardConfig
 
-PARTS = ("unet", "text", "vae")
 PART = ("source", "where", "repeats", "weight", "loss_weight")  # of a training set
-
-Config = TypeVar("Config")
 
 # What makes settings matter: a question to the description that holds them, and the end of "... has no effect"
 OF_PICTURES = (lambda data: not data.cached, "on cached latents: it was settled when the cache was made")
 HELD_OUT = (lambda validation: validation.data is not None, "without a held-out set (validation.data)")
 SAMPLED = (lambda samples: bool(samples.prompts), "without samples.prompts")
-OF_A_DENOISER = (lambda config: "vae" not in config.train, "where an autoencoder is trained")
+OF_A_DENOISER = (lambda config: config.autoencoder is None, ALONE)
 
 
 def _at_least_one(where: str, config: Any, *names: str) -> None:
@@ -209,6 +208,9 @@ class TrainConfig:
     """A training run.
 
     - `train`: the parts that learn, of "unet" and "text" as `objective` says, or "vae" alone as `autoencoder` says.
+    - `trainable`: what of them learns: everything (`Parts`), or the parameters that a regular expression matches
+      (`Leaves`), as {"kind": "leaves", "pattern": "attn2/"}. `sdjax.loading.trainable.TRAINABLES` lists the kinds.
+    - `objective`: what is minimised, of the kinds in `sdjax.train.objectives.table.OBJECTIVES`.
     - `batch_size` is of all devices together; a step works on it in `accumulate` parts, one after the other.
     - `dtype` is what networks compute in; parameters, optimiser and average are float32. None is bfloat16 on
       accelerators and float32 on CPU. `frozen_dtype` is how fixed parts are held, None as `dtype`.
@@ -221,13 +223,14 @@ class TrainConfig:
     optim: OptimConfig
     model: ModelSource = ModelSource()
     train: tuple[str, ...] = ("unet",)
-    objective: DiffusionObjective = needs(DiffusionObjective(), *OF_A_DENOISER)
+    trainable: Trainable = kinds(Parts(), TRAINABLES)
+    objective: Objective = kinds(DiffusionObjective(), OBJECTIVES, needs=Needs(*OF_A_DENOISER))
     autoencoder: AutoencoderObjective | None = None
     batch_size: int = 4
     accumulate: int = 1
     dtype: Any = None
     frozen_dtype: Any = None
-    remat: Literal["none", "products", "blocks"] = needs("none", *OF_A_DENOISER)
+    remat: Literal["none", "products", "blocks"] = "none"
     ema: EmaConfig = EmaConfig()
     guard: GuardConfig = GuardConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -239,10 +242,7 @@ class TrainConfig:
     patience: float | None = 1800.0
 
     def __post_init__(self) -> None:
-        if not self.train or set(self.train) - set(PARTS) or ("vae" in self.train and len(self.train) > 1):
-            raise ValueError(f'train names "unet", "text" or both, or "vae" alone; got {", ".join(self.train) or None}')
-        if (self.autoencoder is not None) != ("vae" in self.train):
-            raise ValueError('`autoencoder` says how an autoencoder is trained: it goes with train = ("vae",)')
+        self.minimised.check_parts(self.train)
         for name in ("dtype", "frozen_dtype"):
             value = getattr(self, name)
             if value is not None:
@@ -254,6 +254,11 @@ class TrainConfig:
                 f"accumulate divides batch_size, and both are at least 1; got {self.accumulate} and {self.batch_size}"
             )
 
+    @property
+    def minimised(self) -> Objective:
+        """The objective that is used: `autoencoder` if it is given, else `objective`."""
+        return self.objective if self.autoencoder is None else self.autoencoder
+
 
 def without_effect(config: TrainConfig) -> dict[str, str]:
     """Returns the settings of a run that have no effect, as "optim.final", and why."""
@@ -262,8 +267,8 @@ def without_effect(config: TrainConfig) -> dict[str, str]:
         inner = getattr(config, field.name)
         if dataclasses.is_dataclass(inner) and field.name not in found:
             found |= {f"{field.name}.{setting.name}": why for setting, why in ignored(inner)}
-    if "vae" in config.train:
-        found.setdefault("validation.timesteps", OF_A_DENOISER[1])
+    for name, why in config.minimised.without_effect.items():
+        found.setdefault(name, why)
     return found
 
 
@@ -275,81 +280,3 @@ def note_settings(config: TrainConfig) -> None:
             owner, field = getattr(config, name.partition(".")[0]), name.partition(".")[2]
         if getattr(owner, field) != next(f.default for f in dataclasses.fields(owner) if f.name == field):
             note(f"{name} has no effect {why}: leave it out")
-
-
-def build(cls: type[Config], values: Mapping[str, Any], name: str = "config") -> Config:
-    """Returns a description of a dataclass's fields from plain values, descriptions within it too.
-
-    Raises ConfigError, naming the place, for a field that it does not have, one that is missing, or a bad value.
-    """
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{name} holds fields with names; got {values!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = [str(key) for key in values if key not in fields]
-    if unknown:
-        raise ConfigError(f"{name} has no {' and no '.join(unknown)}; it has {', '.join(fields)}")
-    out = {key: _value(hints[key], value, f"{name}.{key}") for key, value in values.items()}
-    missing = [
-        key for key, field in fields.items()
-        if key not in out and field.default is field.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
-    if missing:
-        raise ConfigError(f"{name} needs {' and '.join(missing)}")
-    try:
-        return cls(**out)
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name}: {error}") from None
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    """Returns a value of a field of this type, or raises ConfigError."""
-    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
-    if value is None and type(None) in options:
-        return None
-    problems = []
-    for option in options:
-        try:
-            return _one(option, value, name)
-        except ConfigError as error:
-            problems.append(str(error))
-    raise ConfigError(problems[0])
-
-
-def _one(kind: Any, value: Any, name: str) -> Any:
-    if kind is Any:  # checked by the description itself
-        return value
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, name)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{name} is one of {', '.join(map(str, args))}; got {value!r}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is tuple or (origin is not None and issubclass(origin, typing.Sequence) and origin is not str):
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise ConfigError(f"{name} is a list; got {value!r}")
-        if origin is tuple and args[-1] is not Ellipsis:
-            if len(value) != len(args):
-                raise ConfigError(f"{name} has {len(args)} entries; got {len(value)}")
-            return tuple(_value(arg, item, f"{name}[{i}]") for i, (arg, item) in enumerate(zip(args, value)))
-        return tuple(_value(args[0], item, f"{name}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} holds fields with names; got {value!r}")
-        return {key: _plain(item) for key, item in value.items()}
-    plain = kind if isinstance(kind, type) else object
-    if not isinstance(value, plain) or (isinstance(value, bool) and plain in (int, float)):
-        raise ConfigError(f"{name} is a {getattr(kind, '__name__', kind)}; got {value!r}")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Returns a value without the types of the file that it came from."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

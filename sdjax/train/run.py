@@ -36,13 +36,13 @@ from sdjax.train.config import DataConfig, TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
 from sdjax.train.loop import Event, fit
 from sdjax.train.metrics import Speed, Writers, check_tensorboard
-from sdjax.train.objectives.autoencoder import adversarial_params, check_files
+from sdjax.train.objectives.objective import SEED
 from sdjax.train.planning.peaks import peak_flops
 from sdjax.train.planning.summary import summary
 from sdjax.train.samples import Samples, check_samples
 from sdjax.train.start_model import Base, bytes_of, describe, open_base, start_model
 from sdjax.train.state import TrainState
-from sdjax.train.validation import SEED, Validation
+from sdjax.train.validation import Validation
 from sdjax.typing import Params
 
 COPYING, ADVICE = "copying the start model to", ", or train with model.copy = False, which keeps only where it lies"
@@ -115,7 +115,7 @@ class Run:
             files.check_folder(self.profile, "writing the trace into")
         if self.config.log.tensorboard:
             check_tensorboard()
-        check_files(self.config.autoencoder)
+        self.config.minimised.check_files()
         _, batch = self.parts, self.config.batch_size
         parallel.examples_each(batch, self.config.accumulate, self.mesh.shape)
         setup, samples = self.setup, self.config.samples
@@ -211,7 +211,7 @@ class Run:
     @functools.cached_property
     def parts(self) -> tuple[Any, ...]:
         """Both sets as they lie there, of which nothing depends on the model."""
-        captions, size = "vae" not in self.config.train, self.config.batch_size
+        captions, size = self.config.minimised.captions, self.config.batch_size
         return tuple(data and training_set.open_parts(data, size, captions=captions) for data in self.data)
 
     @functools.cached_property
@@ -234,7 +234,7 @@ class Run:
         return None if self.data[1] is None else self._loader(1, SEED)
 
     def _loader(self, which: int, seed: int) -> Loader:
-        tokenizer = None if "vae" in self.config.train else self.base.tokenizer
+        tokenizer = self.base.tokenizer if self.config.minimised.captions else None
         return training_set.make_loader(
             self.data[which], self.base.config, tokenizer, batch_size=self.config.batch_size, seed=seed,
             params=self.base.params, sharding=parallel.batch_sharding(self.mesh), examples=self.examples[which],
@@ -282,13 +282,7 @@ class Run:
 
     def _params(self) -> tuple[Params, Params]:
         """Returns the trained parameters, float32, and the fixed ones, on the host."""
-        base = self.base.params
-        if self.setup.autoencoder:
-            key = make_key(self.config.seed)
-            params, frozen = adversarial_params(self.config.autoencoder, base["vae"], key)
-        else:
-            params = {part: base[part] for part in self.config.train}
-            frozen = {part: base[part] for part in self.setup.frozen_parts}
+        params, frozen = self.setup.split(self.base.params, make_key(self.config.seed))
         return cast(params, "float32"), cast(frozen, self.setup.frozen_dtype)
 
     def batches(self, mesh: Mesh, first: int) -> Iterator[dict[str, Any]]:
@@ -315,7 +309,9 @@ class Run:
         if v.data is not None:
             events.append(Event(v.every, self._validation(mesh, frozen).run, "validation"))
         if s.prompts:
-            events.append(Event(s.every, Samples(s, self.base, log, self.setup.dtype).run, "samples"))
+            events.append(
+                Event(s.every, Samples(s, self.base, log, self.setup.dtype, self.config.trainable).run, "samples")
+            )
         return tuple(events)
 
     def _validation(self, mesh: Mesh, frozen: Params) -> Validation:
@@ -329,8 +325,8 @@ class Run:
             return parallel.on_devices(state.ema_params) if self.config.ema.host else state.ema_params
 
         return Validation(
-            losses, lambda i: training_set.arrays(loader.put(loader.batch(i), sharding)), count, size, frozen, v.best,
-            average,
+            losses, self.config.trainable.assemble,
+            lambda i: training_set.arrays(loader.put(loader.batch(i), sharding)), count, size, frozen, v.best, average,
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sdjax import pictures
 from sdjax.config import ModelConfig
+from sdjax.loading.trainable import Parts, Trainable
 from sdjax.pipeline.model import Pipeline, cast
 from sdjax.purpose import kind_of
 from sdjax.tasks.results import ImageError
@@ -29,6 +30,7 @@ class Samples:
     base: Base
     log: Writers
     dtype: str
+    trainable: Trainable = Parts()
 
     def __post_init__(self) -> None:
         check_samples(self.config, self.base.config)
@@ -38,8 +40,9 @@ class Samples:
         params = whole(state.params if state.ema_params is None else state.ema_params)
         if jax.process_index() == 0:
             pipe = Pipeline(
-                self.base.config, cast({**self.base.params, **params}, self.dtype), self.base.tokenizer, self.dtype
-            )
+                self.base.config, cast(self.trainable.assemble(params, self.base.params), self.dtype),
+                self.base.tokenizer, self.dtype,
+            )  # fmt: skip
             try:
                 self.log.pictures(int(state.step), "samples", self.make(pipe), list(self.config.prompts))
             except ImageError as error:  # a model at its beginning may well make one flat colour

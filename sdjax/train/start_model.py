@@ -18,13 +18,14 @@ from sdjax.convert.bundle import Bundle, bundle_of_params
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.write.outputs import WRITING
 from sdjax.convert.write.writing import write_bundle
+from sdjax.description import build
 from sdjax.loading.run_layout import BASE, SETTINGS
 from sdjax.nn import init_params, param_shapes
 from sdjax.nn.jax_settings import make_key, pinned
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.storage import files
 from sdjax.train.checkpoints import reference
-from sdjax.train.config import ModelSource, build
+from sdjax.train.config import ModelSource
 from sdjax.typing import Key, Params
 
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sdjax.train.objectives.diffusion import Loss, Metrics
+from sdjax.loading.trainable import lay_over
 from sdjax.train.objectives.draws import keys_of
+from sdjax.train.objectives.objective import Batch, Loss, Metrics
 from sdjax.train.optim import OptimNumbers
 from sdjax.train.state import GuardConfig, TrainState, ema_decay, judge, update_ema
-from sdjax.typing import Params
+from sdjax.typing import Keys, Params
 
 GUARD = GuardConfig()
 
@@ -32,6 +33,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     decay: float | None,
     *,
+    assemble: Callable[[Params, Params], Params] = lay_over,
     accumulate: int = 1,
     guard: GuardConfig = GUARD,
     axis: str | None = None,
@@ -43,6 +45,8 @@ def make_train_step(
     `frozen` are fixed parameters. `numbers`, StepNumbers, replace those given here; what is None here stays so.
 
     Args:
+        assemble: makes the parameters that the loss is given of those that learn and the fixed ones
+            (`sdjax.loading.trainable.Trainable`).
         decay: the moving average's in the long run; None for a state without one.
         accumulate: the batch is worked on in so many parts, one after the other, and their gradients are averaged.
         guard: which steps are refused. A refused one changes only the counts, and its metrics tell of it.
@@ -54,13 +58,21 @@ def make_train_step(
     `learning_rate`.
     """
 
-    def gradients(state: TrainState, frozen: Params, batch: Any) -> tuple[Params, Metrics]:
+    def near(average: Params) -> Params:
+        return average if place_ema is None else place_ema(average, True)
+
+    def gradients(state: TrainState, frozen: Params, batch: Batch) -> tuple[Params, Metrics]:
+        # What a loss does not read of the average is neither moved nor computed
+        teacher = None if state.ema_params is None else assemble(near(state.ema_params), frozen)
         rows = jax.tree.leaves(batch)[0].shape[0]
         first = 0 if axis is None else jax.lax.axis_index(axis) * rows
         keys = keys_of(state.key, state.step, first + jnp.arange(rows))
 
-        def part(batch: Any, keys: jax.Array) -> tuple[Params, Metrics]:
-            return jax.grad(loss, has_aux=True)(state.params, frozen, batch, keys, state.step)
+        def part(batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
+            def of(trained: Params) -> tuple[jax.Array, Metrics]:
+                return loss(assemble(trained, frozen), teacher, batch, keys, state.step)
+
+            return jax.grad(of, has_aux=True)(state.params)
 
         if accumulate == 1:
             return part(batch, keys)
@@ -73,7 +85,7 @@ def make_train_step(
         return jax.tree.map(lambda a: a / accumulate, total)
 
     def train_step(
-        state: TrainState, frozen: Params, batch: Any, numbers: StepNumbers | None = None
+        state: TrainState, frozen: Params, batch: Batch, numbers: StepNumbers | None = None
     ) -> tuple[TrainState, Metrics]:
         optim = None if numbers is None else numbers.optim
         options = {} if optim is None else {"numbers": optim}
@@ -87,7 +99,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
         if decay is not None:
-            now = average if place_ema is None else place_ema(average, True)
+            now = near(average)
             new = update_ema(now, params, ema_decay(state.updates + 1, long_run))
             new = _chosen(taken, new, now)
             average = new if place_ema is None else place_ema(new, False)

@@ -10,10 +10,11 @@ from typing import get_type_hints
 
 import pytest
 
+from sdjax.description import build
 from sdjax.scripts.main import main
 from sdjax.scripts.shared import training_flags
 from sdjax.scripts.train import TRAININGS, make_parser, read_config
-from sdjax.train.config import TrainConfig, build
+from sdjax.train.config import TrainConfig
 
 
 def config(*argv):

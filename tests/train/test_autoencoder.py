@@ -22,7 +22,6 @@ from sdjax.train.objectives.autoencoder import (
     AutoencoderObjective,
     adaptive_weight,
     adversarial_loss,
-    adversarial_params,
     hinge_loss,
     kl_divergence,
     reconstruction_error,
@@ -67,7 +66,7 @@ def test_autoencoder_loss_is_the_sum_of_its_parts(monkeypatch):
     loss = autoencoder.autoencoder_loss(MODEL.vae, kl_weight=0.01, edge_weight=0.5)
     images = np.full((200, 16, 16, 3), 255, np.uint8)  # 1, so that moments are N(1, e)
     keys = jax.random.split(jax.random.key(0), 200)
-    total, parts = loss({"vae": {}}, {}, {"image": images}, keys, 0)
+    total, parts = loss({"vae": {}}, None, {"image": images}, keys, 0)
     # decoded from s (1 + e^0.5 noise): |s - 1 + s e^0.5 noise| in the mean, and KL = (1 + e - 1 - 1) / 2
     s = MODEL.vae.scale_factor
     folded = scipy.stats.foldnorm(abs(s - 1) / (s * np.e**0.5), scale=s * np.e**0.5)
@@ -124,7 +123,11 @@ def relative_error(got, want):
 
 def step_of(loss):
     """Returns the compiled (params, frozen, batch, keys, step) -> (gradients, metrics)."""
-    return jax.jit(jax.grad(loss, has_aux=True))
+
+    def of(params, frozen, *rest):
+        return loss({**frozen, **params}, None, *rest)
+
+    return jax.jit(jax.grad(of, has_aux=True))
 
 
 @pytest.fixture(scope="module")
@@ -281,14 +284,14 @@ def test_an_objective_out_of_range_is_refused(fields, message):
 
 
 def test_what_has_no_weight_needs_no_parameters(monkeypatch):
-    vae, key = {"some": np.ones(1)}, jax.random.key(0)
-    assert adversarial_params(AutoencoderObjective(perceptual_weight=0, disc_factor=0), vae, key) == ({"vae": vae}, {})
+    key = jax.random.key(0)
+    assert AutoencoderObjective(perceptual_weight=0, disc_factor=0).networks(key) == ({}, {})
     with pytest.raises(ValueError, match="LPIPS needs the weights of VGG16 .* in autoencoder.lpips, or set"):
-        adversarial_params(AutoencoderObjective(disc_factor=0), vae, key)
+        AutoencoderObjective(disc_factor=0).networks(key)
     read = []
     monkeypatch.setattr(autoencoder.convert, "load_lpips", lambda *files: read.append(files))
     monkeypatch.setattr(autoencoder.convert, "load_discriminator", read.append)
     objective = AutoencoderObjective(lpips=("a.pth", "b.pth"), discriminator="c.ckpt")
-    trained, frozen = adversarial_params(objective, vae, key)
+    learning, fixed = objective.networks(key)
     assert read == [("a.pth", "b.pth"), "c.ckpt"]
-    assert (trained.keys(), frozen.keys()) == ({"vae", "discriminator"}, {"lpips"})
+    assert (learning.keys(), fixed.keys()) == ({"discriminator"}, {"lpips"})

@@ -11,12 +11,13 @@ from PIL import Image
 
 import sdjax
 from sdjax.configs import finetune
+from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
 from sdjax.scripts.main import main
 from sdjax.storage import buckets
 from sdjax.train import start_model
 from sdjax.train.builtin import vocabulary
-from sdjax.train.config import TrainConfig, build
+from sdjax.train.config import TrainConfig
 from sdjax.train.run import Run
 
 pytest.importorskip("gcsfs")

@@ -48,7 +48,7 @@ def loss_of(data, key=0, empty=None, **settings):
     empty = np.zeros(MODEL.text.max_length, np.int32) if empty is None else empty
     loss = diffusion_loss(Denoising(MODEL, DiffusionObjective(**settings), empty))
     keys = keys_of(jax.random.key(key), 0, jnp.arange(len(data["ids"])))
-    return float(loss({"unet": {}, "text": {}}, {}, data, keys, 0)[0])
+    return float(loss({"unet": {}, "text": {}}, None, data, keys, 0)[0])
 
 
 def test_predicting_nothing_costs_the_weighted_variance_of_v(monkeypatch):

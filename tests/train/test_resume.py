@@ -31,7 +31,7 @@ def batch(n):
     return x, np.sin(x)
 
 
-def loss(params, frozen, data, keys, step):
+def loss(params, average, data, keys, step):
     """A small regression that, as diffusion, draws noise from its keys."""
     x, y = data
     hidden = jnp.tanh(x @ params["first"] + 0.1 * draws.normal(keys, draws.NOISE, (16,)))
@@ -140,7 +140,7 @@ def test_a_refused_step_leaves_the_whole_state_as_it_was():
 
 
 def test_a_spike_is_a_gradient_far_above_the_usual(tmp_path):
-    def linear(params, frozen, data, keys, step):  # a gradient is the data
+    def linear(params, average, data, keys, step):  # a gradient is the data
         value = (params["w"] * data).sum()
         return value, {"loss": value}
 

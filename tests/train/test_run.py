@@ -16,13 +16,14 @@ import sdjax
 from sdjax.config import ConfigError, DepthConfig, VisionConfig
 from sdjax.configs import finetune
 from sdjax.convert import CheckpointError
+from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
 from sdjax.scripts.main import main
 from sdjax.scripts.train import TRAININGS
 from sdjax.train import start_model
 from sdjax.train.builtin import vocabulary
 from sdjax.train.checkpoints.trained import trained
-from sdjax.train.config import TrainConfig, build
+from sdjax.train.config import TrainConfig
 from sdjax.train.run import Run
 
 ESTIMATOR = DepthConfig(

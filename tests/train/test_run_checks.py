@@ -15,13 +15,14 @@ from picture_sets import write_folder
 
 import sdjax
 from sdjax.configs import finetune
+from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
 from sdjax.scripts import main as cli
 from sdjax.train import run, start_model
 from sdjax.train.builtin import vocabulary
 from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.checkpoints.trained import trained
-from sdjax.train.config import TrainConfig, build
+from sdjax.train.config import TrainConfig
 from sdjax.train.run import Run
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from sdjax.config import ConfigError
 from sdjax.configs import finetune
+from sdjax.description import build
 from sdjax.train.checkpoints import settings
-from sdjax.train.config import TrainConfig, build
+from sdjax.train.config import TrainConfig
 from sdjax.train.run import finished
 
 

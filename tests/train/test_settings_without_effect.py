@@ -5,21 +5,23 @@ import dataclasses
 import pytest
 
 from sdjax.checks.notes import Note
+from sdjax.description import build
 from sdjax.scripts.main import main
 from sdjax.scripts.train import TRAININGS, read_config
-from sdjax.train.config import TrainConfig, build, note_settings, without_effect
+from sdjax.train.config import TrainConfig, note_settings, without_effect
 from sdjax.train.objectives.autoencoder import AutoencoderObjective
 
 # Settings that someone decided are always obeyed, or are refused together with others; a new one belongs here, or
 # declares `needs`
 ALWAYS = {
-    "": "data optim model train autoencoder batch_size accumulate dtype frozen_dtype ema guard parallel checkpoint "
-    "validation samples log seed patience",
+    "": "data optim model train trainable autoencoder batch_size accumulate dtype frozen_dtype remat ema guard "
+    "parallel checkpoint validation samples log seed patience",
     "data": "parts cached side threads workers bad_limit",
     "optim": "steps name learning_rate warmup warmup_most decay cooldown beta1 beta2 weight_decay clip rates",
     "model": "path scratch prediction ema vae depth vision noise_stats changes fresh tokenizer copy",
-    "objective": "loss gamma timesteps offset_noise perturbation dropout label_dropout masked holes",
-    "autoencoder": "kl_weight perceptual_weight pixel_loss edge_weight logvar disc_factor",
+    "objective": "loss gamma timesteps offset_noise perturbation dropout label_dropout masked holes kind",
+    "autoencoder": "kl_weight perceptual_weight pixel_loss edge_weight logvar disc_factor kind",
+    "trainable": "kind",
     "ema": "decay",
     "guard": "spike limit",
     "parallel": "mode data fsdp tensor",

@@ -61,7 +61,7 @@ def test_weight_decay_spares_biases_and_scales():
 def test_a_step_is_gradient_descent_with_fresh_keys():
     keys = []
 
-    def loss(params, frozen, batch, batch_keys, step):
+    def loss(params, average, batch, batch_keys, step):
         jax.debug.callback(lambda k: keys.extend(map(tuple, np.asarray(k))), jax.random.key_data(batch_keys))
         value = 0.5 * jnp.square(params["w"] - batch).sum()
         return value, {"loss": value}

@@ -10,9 +10,9 @@ import numpy as np
 from sdjax.config import VAEConfig
 from sdjax.nn import AutoencoderKL
 from sdjax.nn.jax_settings import pinned
+from sdjax.pictures.image import to_float
 from sdjax.storage.addresses import local
 from sdjax.storage.files import new_file
-from sdjax.train.objectives.diffusion import to_float
 from sdjax.typing import Params
 
 ENCODE_BATCH = 64

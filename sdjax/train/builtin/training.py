@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ import optax
 
 from sdjax.config import ModelConfig
 from sdjax.loading.builtin import inpainting_config
+from sdjax.loading.trainable import Leaves
 from sdjax.nn import init_params
 from sdjax.nn.jax_settings import make_key, pinned
 from sdjax.pipeline import cache
@@ -37,7 +39,8 @@ from sdjax.train.loop import Stopped, ahead, fit
 from sdjax.train.metrics import Speed, Writers
 from sdjax.train.objectives.autoencoder import autoencoder_loss
 from sdjax.train.objectives.conditioning import CONDITIONS
-from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, Loss, Metrics, diffusion_loss
+from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
+from sdjax.train.objectives.objective import Loss
 from sdjax.train.optim import OptimConfig, learning_rate, make_optimizer
 from sdjax.train.start_model import fit_params
 from sdjax.train.state import TrainState
@@ -200,23 +203,20 @@ class Run:
         if self._done("inpainting") is not None:
             return
         model = inpainting_config(self.model)
-        unet = fit_params(self.model, model, jax.tree.map(np.asarray, base))[0]["unet"]
-        changed = {name: jax.tree.map(jnp.asarray, tree) for name, tree in unet.items() if name in s.changed}
-        kept = {name: tree for name, tree in unet.items() if name not in s.changed}
+        unet = {"unet": fit_params(self.model, model, jax.tree.map(np.asarray, base))[0]["unet"]}
+        what = Leaves(f"^unet/({'|'.join(map(re.escape, s.changed))})/")
+        changed = jax.tree.map(jnp.asarray, what.init(unet, make_key(self.settings.seed)))
         objective = DiffusionObjective(
             gamma=s.gamma, floor=s.floor, dropout=s.dropout, holes="random", whole_holes=s.whole_holes
         )
-        whole = diffusion_loss(Denoising(model, objective, self.tokens([""])[0], CONDITIONS["inpainting"]))
-
-        def loss(params: Params, frozen: Params, *rest: Any) -> tuple[jax.Array, Metrics]:
-            return whole({"unet": {**frozen["unet"], **params["unet"]}}, frozen, *rest)
+        loss = diffusion_loss(Denoising(model, objective, self.tokens([""])[0], CONDITIONS["inpainting"]))
 
         def drawn(n: int) -> dict[str, np.ndarray]:
             images, captions = self.pictures(self._seed(_HOLES), n, s.batch_size)
             return {"image": images, "ids": self.tokens(captions)}
 
         self.say(f"training what differs for inpainting, {s.optim.steps} steps of {s.batch_size} pictures")
-        self._fit("inpainting", loss, drawn, {"unet": changed}, {**base, "unet": kept})
+        self._fit("inpainting", loss, drawn, changed, {**base, **what.fixed(unet)})
 
     def _done(self, stage: str) -> Params | None:
         found = self.averaged(stage)

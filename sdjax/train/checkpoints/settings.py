@@ -9,7 +9,8 @@ from sdjax.config import ConfigError
 from sdjax.loading.run_layout import SETTINGS
 from sdjax.train.config import TrainConfig
 
-KEPT = ("model", "train", "seed", "autoencoder", "optim.name")  # a run keeps these: its state depends on them
+# A run keeps these: its state depends on them
+KEPT = ("model", "train", "trainable", "seed", "autoencoder", "objective.kind", "optim.name")
 SHOWN = 100  # characters of a value in a message
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from sdjax.loading.run_layout import CHECKPOINTS, SETTINGS, workdir
+from sdjax.loading.trainable import trainable_of
 from sdjax.storage.files import doing
 from sdjax.train.checkpoints.checkpoint import read_parts
 from sdjax.train.start_model import Base, start_model
@@ -20,7 +21,8 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     """
     folder = workdir(folder)
     with doing("reading the settings", folder / SETTINGS):
-        has_average = json.loads((folder / SETTINGS).read_text())["ema"]["decay"] is not None
+        settings = json.loads((folder / SETTINGS).read_text())
+    has_average = settings["ema"]["decay"] is not None
     if ema == "yes" and not has_average:
         raise ValueError(f"{folder} was trained without a moving average: ask for the parameters themselves, ema = no")
     part = "ema_params" if has_average and ema != "no" else "params"
@@ -29,6 +31,7 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
         raise ValueError(f"{folder} holds no checkpoint yet")
     number, parts = found
     base = start_model(folder)
-    params = {**base.params, **{name: jax.tree.map(np.asarray, tree) for name, tree in parts[part].items()}}
+    trainable = trainable_of(settings.get("trainable", {}))
+    params = trainable.assemble(jax.tree.map(np.asarray, parts[part]), base.params)
     params = {name: params[name] for name in base.params}  # a discriminator is no part of the model
     return number, Base(base.config, params, base.tokenizer, origin=base.origin)

@@ -28,6 +28,7 @@ import numpy as np
 from sdjax.config import TextConfig, VAEConfig
 from sdjax.nn import AutoencoderKL
 from sdjax.nn.jax_settings import pinned
+from sdjax.pictures.image import to_float
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.pipeline.programs import one_by_one
@@ -298,7 +299,7 @@ def write_shards(writer: LatentWriter, share: tuple[int, int] = (0, 1)) -> None:
 def _encode(static: tuple[VAEConfig, str], params: Params, pixels: Pixels) -> Moments:
     config, dtype = static
     vae = AutoencoderKL(config, jnp.dtype(dtype))
-    image = pixels.astype(jnp.float32) / 127.5 - 1.0
+    image = to_float(pixels)
     # One at a time, so that a picture's latents do not depend on its neighbours
     return one_by_one(lambda image: vae.apply({"params": params}, image, method="encode"), image)
 

@@ -6,23 +6,25 @@ models. Both decode a sample of the posterior.
 
 import dataclasses
 import os
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from sdjax import convert
 from sdjax.checks.effects import needs
-from sdjax.config import VAEConfig
+from sdjax.config import ConfigError, VAEConfig
 from sdjax.nn import AutoencoderKL, latent_from_moments
 from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
 from sdjax.nn.metrics.lpips import LPIPS
+from sdjax.pictures.image import to_float
 from sdjax.storage.addresses import remote
 from sdjax.train.objectives import draws
-from sdjax.train.objectives.diffusion import Loss, Metrics, to_float
-from sdjax.typing import Image, Key, Moments, Params
+from sdjax.train.objectives.objective import Batch, Loss, Metrics, Objective, RunFacts
+from sdjax.typing import Image, Key, Keys, Moments, Params
 
 
 def kl_divergence(moments: Moments) -> jax.Array:
@@ -54,8 +56,10 @@ def autoencoder_loss(config: VAEConfig, *, kl_weight: float, edge_weight: float)
     """
     vae = AutoencoderKL(config)
 
-    def loss(params: Params, frozen: Params, batch: Any, keys: Key, step: jax.Array) -> tuple[jax.Array, Metrics]:
-        params, image = params["vae"], to_float(batch["image"])
+    def loss(
+        whole: Params, average: Params | None, batch: Batch, keys: Keys, step: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        params, image = whole["vae"], to_float(batch["image"])
         moments = vae.apply({"params": params}, image, method="encode")
         noise = draws.normal(keys, draws.POSTERIOR, (*moments.shape[1:-1], config.latent_channels))
         latent = latent_from_moments(moments, noise, config.scale_factor)
@@ -67,11 +71,13 @@ def autoencoder_loss(config: VAEConfig, *, kl_weight: float, edge_weight: float)
     return loss
 
 
+PICTURE = (1, SMALLEST, SMALLEST, 3)  # the smallest that the networks take
+ALONE = "where an autoencoder is trained"
 JUDGED = (lambda o: o.disc_factor > 0, "without a discriminator (disc_factor)")
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoencoderObjective:
+class AutoencoderObjective(Objective):
     """How an autoencoder is trained by `adversarial_loss`; the defaults are those of CompVis's kl-f8.
 
     - `kl_weight`: of a picture's KL divergence, summed over its latent.
@@ -99,6 +105,9 @@ class AutoencoderObjective:
     disc_factor: float = 1.0
     disc_loss: Literal["hinge", "vanilla"] = needs("hinge", *JUDGED)
     discriminator: str | None = needs(None, *JUDGED)
+    kind: Literal["autoencoder"] = "autoencoder"
+    captions: ClassVar[bool] = False
+    without_effect: ClassVar[Mapping[str, str]] = dict.fromkeys(("remat", "validation.timesteps"), ALONE)
 
     def __post_init__(self) -> None:
         for name, known in (("pixel_loss", PIXEL_LOSSES), ("disc_loss", DISC_LOSSES)):
@@ -107,6 +116,49 @@ class AutoencoderObjective:
         for name in ("kl_weight", "perceptual_weight", "edge_weight", "disc_start", "disc_weight", "disc_factor"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is 0 or more; got {getattr(self, name)}")
+
+    def check_parts(self, train: tuple[str, ...]) -> None:
+        """See Objective."""
+        if train != ("vae",):
+            raise ValueError('`autoencoder` says how an autoencoder is trained: it goes with train = ("vae",)')
+
+    def check_files(self) -> None:
+        """See Objective."""
+        named = [*(self.lpips if self.perceptual_weight else ()), self.discriminator or ""]
+        missing = [path for path in named if path and not remote(path) and not os.path.exists(path)]
+        if missing:
+            raise ValueError(f"{missing[0]}: there is no such file; autoencoder.lpips and discriminator name files")
+        if self.perceptual_weight and not self.lpips:
+            raise ValueError("autoencoder.lpips names the files of LPIPS, or autoencoder.perceptual_weight is 0")
+
+    def check(self, facts: RunFacts) -> None:
+        """See Objective."""
+        if any(facts.cached):
+            raise ConfigError("an autoencoder is trained on pictures, not on cached latents")
+
+    def networks(self, key: Key) -> tuple[Params, Params]:
+        """Returns {"discriminator"} and {"lpips"}, each only if it has a weight."""
+        learning: dict[str, Params] = {}
+        fixed = {"lpips": convert.load_lpips(*self.lpips)} if self.perceptual_weight else {}
+        if self.disc_factor and self.discriminator:
+            learning["discriminator"] = convert.load_discriminator(self.discriminator)
+        elif self.disc_factor:
+            learning["discriminator"] = Discriminator().init(key, jnp.zeros(PICTURE))["params"]
+        return learning, fixed
+
+    def network_shapes(self) -> tuple[Params, Params]:
+        """See Objective."""
+        image, key = jax.ShapeDtypeStruct(PICTURE, jnp.float32), jax.random.key(0)
+        learning, fixed = {}, {}
+        if self.disc_factor:
+            learning["discriminator"] = jax.eval_shape(Discriminator().init, key, image)["params"]
+        if self.perceptual_weight:
+            fixed["lpips"] = jax.eval_shape(LPIPS().init, key, image, image)["params"]
+        return learning, fixed
+
+    def make_loss(self, facts: RunFacts, empty: np.ndarray, axis: str | None = None) -> Loss:
+        """See Objective."""
+        return adversarial_loss(facts.model.vae, self, dtype=jnp.dtype(facts.dtype), axis=axis)
 
 
 def hinge_loss(real: Array, fake: Array) -> jax.Array:
@@ -132,40 +184,13 @@ def adaptive_weight(nll_gradient: Array, generator_gradient: Array) -> jax.Array
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))
 
 
-def check_files(objective: AutoencoderObjective | None) -> None:
-    """Raises ValueError if a file is missing that `adversarial_params` would read."""
-    if objective is None:
-        return
-    named = [*(objective.lpips if objective.perceptual_weight else ()), objective.discriminator or ""]
-    missing = [path for path in named if path and not remote(path) and not os.path.exists(path)]
-    if missing:
-        raise ValueError(f"{missing[0]}: there is no such file; autoencoder.lpips and discriminator name files")
-    if objective.perceptual_weight and not objective.lpips:
-        raise ValueError("autoencoder.lpips names the files of LPIPS, or autoencoder.perceptual_weight is 0")
-
-
-def adversarial_params(objective: AutoencoderObjective, vae: Params, key: Key) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what `adversarial_loss` trains, {"vae", "discriminator"}, and what it needs beside, {"lpips"}.
-
-    A part that the objective gives no weight is not there. Raises CheckpointError as `convert.load_lpips`.
-    """
-    trained, frozen = {"vae": vae}, {}
-    if objective.perceptual_weight:
-        frozen["lpips"] = convert.load_lpips(*objective.lpips)
-    if objective.disc_factor and objective.discriminator:
-        trained["discriminator"] = convert.load_discriminator(objective.discriminator)
-    elif objective.disc_factor:
-        trained["discriminator"] = Discriminator().init(key, jnp.zeros((1, SMALLEST, SMALLEST, 3)))["params"]
-    return trained, frozen
-
-
 def adversarial_loss(
     config: VAEConfig, objective: AutoencoderObjective, *, dtype: Any = jnp.float32, axis: str | None = None
 ) -> Loss:
     """Returns the loss of autoencoder and discriminator together; its gradient is each one's own.
 
-    A batch is {"image": uint8 [b, h, w, 3]}; for parameters see `adversarial_params`. The networks run in `dtype`, what
-    is summed and compared in float32.
+    A batch is {"image": uint8 [b, h, w, 3]}; parameters are {"vae", "discriminator", "lpips"}, the last two as
+    `AutoencoderObjective.networks` returns them. The networks run in `dtype`, what is summed and compared in float32.
 
     Of the autoencoder, per picture: sum(e / exp(logvar) + logvar), the negative log likelihood, where e is the
     difference of a pixel's value plus LPIPS of the whole picture; the weighted KL divergence; and from `disc_start` on
@@ -195,28 +220,30 @@ def adversarial_loss(
             error += o.perceptual_weight * distance[:, None, None, None]
         return (error / jnp.exp(o.logvar) + o.logvar).sum() / len(image), parts
 
-    def loss(params: Params, frozen: Params, batch: Any, keys: Key, step: jax.Array) -> tuple[jax.Array, Metrics]:
-        image, lpips = to_float(batch["image"]), frozen.get("lpips")
-        moments = vae.apply({"params": params["vae"]}, image, method="encode")
+    def loss(
+        whole: Params, average: Params | None, batch: Batch, keys: Keys, step: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        image, lpips = to_float(batch["image"]), whole.get("lpips")
+        moments = vae.apply({"params": whole["vae"]}, image, method="encode")
         noise = draws.normal(keys, draws.POSTERIOR, (*moments.shape[1:-1], config.latent_channels))
         latent = latent_from_moments(moments, noise, config.scale_factor)
 
         def decode(kernel: Array) -> Image:
-            return vae.apply({"params": with_last_kernel(params["vae"], kernel)}, latent, method="decode")
+            return vae.apply({"params": with_last_kernel(whole["vae"], kernel)}, latent, method="decode")
 
-        reconstruction, at_kernel = jax.vjp(decode, last_kernel(params["vae"]))
+        reconstruction, at_kernel = jax.vjp(decode, last_kernel(whole["vae"]))
         nll, parts = likelihood(lpips, image, reconstruction)
         kl = kl_divergence(moments).sum() / len(image)
         total, metrics = nll + o.kl_weight * kl, {**parts, "nll": nll, "kl": kl}
         if o.disc_factor:
-            judge, picture = jax.lax.stop_gradient((params["discriminator"], reconstruction))
+            judge, picture = jax.lax.stop_gradient((whole["discriminator"], reconstruction))
             generator = lambda x: -discriminator.apply({"params": judge}, x).mean()  # noqa: E731
             # XLA finds that these two repeat the gradients that are taken anyway
             pulls = jax.grad(lambda x: likelihood(lpips, image, x)[0])(picture), jax.grad(generator)(picture)
             pulls = [at_kernel(pull)[0] for pull in pulls]
             weight = adaptive_weight(*(pulls if axis is None else jax.lax.pmean(pulls, axis)))
             factor = jnp.where(step >= o.disc_start, o.disc_factor, 0.0)
-            real, fake = (discriminator.apply({"params": params["discriminator"]}, x) for x in (image, picture))
+            real, fake = (discriminator.apply({"params": whole["discriminator"]}, x) for x in (image, picture))
             g, d = generator(reconstruction), factor * compare(real, fake)
             total += o.disc_weight * weight * factor * g + d
             metrics |= {"generator": g, "adaptive": weight, "discriminator": d}

@@ -20,7 +20,7 @@ from sdjax.pictures.preprocess import MEAN, STD, ldm_matrix
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives import draws
 from sdjax.train.objectives.holes import random_holes
-from sdjax.typing import Image, Key, Latent, Params
+from sdjax.typing import Image, Keys, Latent, Params
 
 MAX_NOISE_LEVEL = 350  # of an upscaler's low-resolution picture in training, exclusive
 FLAT = 0.001  # added to a depth map's spread in training
@@ -33,26 +33,26 @@ class Told(NamedTuple):
     label: jax.Array | None = None
 
 
-def encode(config: ModelConfig, vae: Params, image: Image, keys: Key, stream: int, dtype: Any) -> Latent:
+def encode(config: ModelConfig, vae: Params, image: Image, keys: Keys, stream: int, dtype: Any) -> Latent:
     """Returns draws from the posterior of pictures in [-1, 1], times the scale factor, float32."""
     moments = AutoencoderKL(config.vae, dtype).apply({"params": vae}, image, method="encode").astype(jnp.float32)
     return from_moments(config, moments, keys, stream)
 
 
-def from_moments(config: ModelConfig, moments: jax.Array, keys: Key, stream: int) -> Latent:
+def from_moments(config: ModelConfig, moments: jax.Array, keys: Keys, stream: int) -> Latent:
     """Returns draws from posteriors [b, h, w, 2 c], times the scale factor, float32."""
     moments = moments.astype(jnp.float32)
     shape = (*moments.shape[1:3], config.vae.latent_channels)
     return latent_from_moments(moments, draws.normal(keys, stream, shape), config.vae.scale_factor)
 
 
-def text(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
+def text(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
     """Returns nothing: such a model is told the text only."""
     return Told()
 
 
 def inpainting(
-    config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any
+    config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any
 ) -> Told:
     """Returns mask and latent of the picture with its hole in mid-grey, [b, h / 8, w / 8, 1 + c].
 
@@ -68,7 +68,7 @@ def inpainting(
     return Told(concat=jnp.concatenate([hole[:, ::factor, ::factor], masked], axis=-1))
 
 
-def depth(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
+def depth(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
     """Returns the depth that the depth network sees, from -1 to 1 by each picture's own range, [b, h / 8, w / 8, 1]."""
     image, factor = batch["image"], config.vae.factor
     h, w = image.shape[1:3]
@@ -79,7 +79,9 @@ def depth(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, 
     return Told(concat=2 * (out - low) / (high - low + FLAT) - 1)
 
 
-def upscaling(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
+def upscaling(
+    config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any
+) -> Told:
     """Returns the picture at a quarter of its size with noise on it, not encoded, and how much noise."""
     image, factor = batch["image"], config.vae.factor
     b, h, w, _ = image.shape
@@ -89,7 +91,7 @@ def upscaling(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: K
     return Told(concat=NoiseSchedule(config.schedule).add_noise(low, noise, level), label=level)
 
 
-def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key, objective: Any, dtype: Any) -> Told:
+def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
     """Returns the label of the picture's CLIP embedding with noise of a random level on it, [b, 2 d]."""
     image, size = batch["image"], config.vision.image_size
     rows, columns = (jnp.asarray(m) for m in ldm_matrix(*image.shape[1:3], size))
@@ -103,7 +105,7 @@ def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Key,
     return Told(label=draws.replaced(keys, draws.LABEL, objective.label_dropout, label, 0.0))
 
 
-Condition = Callable[[ModelConfig, Params, dict[str, Any], Key, Any, Any], Told]
+Condition = Callable[[ModelConfig, Params, dict[str, Any], Keys, Any, Any], Told]
 
 # By the kind of model (sdjax.purpose.KINDS); and which parameters each needs besides text encoder and autoencoder
 CONDITIONS: dict[str, Condition] = {

@@ -16,23 +16,19 @@ import numpy as np
 import optax
 
 from sdjax.checks.effects import needs
-from sdjax.config import ModelConfig
+from sdjax.checks.notes import note
+from sdjax.config import ConfigError, ModelConfig
 from sdjax.nn import TextEncoder, UNet
+from sdjax.pictures.image import to_float
+from sdjax.purpose import KINDS, kind_of
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives import conditioning, draws
-from sdjax.typing import Image, Key, Latent, Params
-
-Metrics = dict[str, jax.Array]
-Loss = Callable[[Params, Params, Any, Key, jax.Array], tuple[jax.Array, Metrics]]
-
-
-def to_float(image: jax.Array) -> Image:
-    """Returns uint8 pictures as float32 in [-1, 1]."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
+from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts, held_out_keys
+from sdjax.typing import Keys, Latent, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionObjective:
+class DiffusionObjective(Objective):
     """How a denoising network is trained. What it predicts, and the betas, are the model's own (ScheduleConfig).
 
     - `loss`: "l2", "l1" or "huber", quadratic up to `huber_delta`.
@@ -63,6 +59,7 @@ class DiffusionObjective:
     unmasked: float = needs(0.0, lambda o: o.masked, "without masked")
     holes: Literal["random", "given"] = "random"
     whole_holes: float = needs(0.25, lambda o: o.holes == "random", 'but with holes "random"')
+    kind: Literal["denoising"] = "denoising"
 
     def __post_init__(self) -> None:
         if self.loss not in ERRORS:
@@ -85,6 +82,58 @@ class DiffusionObjective:
         if not 0 <= first < last <= schedule.num_timesteps:
             raise ValueError(f"timesteps are a range within 0 ... {schedule.num_timesteps}; got {self.timesteps}")
         return first, last
+
+    def check_parts(self, train: tuple[str, ...]) -> None:
+        """See Objective."""
+        if train == ("vae",):
+            raise ValueError('`autoencoder` says how an autoencoder is trained: it goes with train = ("vae",)')
+        if not train or set(train) - {"unet", "text"}:
+            raise ValueError(f'train names "unet", "text" or both, or "vae" alone; got {", ".join(train) or None}')
+
+    def check(self, facts: RunFacts) -> None:
+        """See Objective."""
+        kind, model = kind_of(facts.model), facts.model
+        if kind not in conditioning.CONDITIONS:
+            raise ConfigError(f"{model.name} takes {model.unet.in_channels} channels: it is for {KINDS[kind]}")
+        if any(facts.cached) and kind != "text":
+            raise ConfigError(f"a model for {KINDS[kind]} looks at pictures in training: give data.parts, not cached")
+        if "text" in facts.train and facts.captions[0] == "context":
+            raise ConfigError('a text encoder is trained on captions: make the cache with text "ids"')
+        need = conditioning.NEEDS.get(kind)
+        if need is not None and getattr(model, need) is None:
+            raise ConfigError(f"this model holds no {need} network; name one by model.{need}")
+        masks = self.masked or (kind == "inpainting" and self.holes == "given")
+        if masks and not all(there and not cached for there, cached in zip(facts.masks, facts.cached)):
+            raise ConfigError("masks are asked for, of training and validation: set data.masks of pictures to True")
+        self.range_of(NoiseSchedule(model.schedule))
+        for name, of, usual in ("label_dropout", "unclip", 0.0), ("holes", "inpainting", "random"):
+            if kind != of and getattr(self, name) != usual:
+                note(f"objective.{name} has no effect but for a model of {KINDS[of]}: leave it out")
+        if facts.masks[0] and not masks:
+            note("data.masks has no effect where nothing looks at masks (objective.masked, or holes that are given)")
+
+    def reads(self, facts: RunFacts) -> tuple[str, ...]:
+        """See Objective."""
+        kind = kind_of(facts.model)
+        parts = ["unet"] if all(facts.cached) else ["unet", "vae"]
+        parts += ["text"] if "ids" in facts.captions else []
+        if kind in conditioning.NEEDS:
+            parts.append(conditioning.NEEDS[kind])
+        if kind == "unclip" and facts.model.noise_stats is not None:
+            parts.append("noise_stats")
+        return tuple(parts)
+
+    def make_loss(self, facts: RunFacts, empty: np.ndarray, axis: str | None = None) -> Loss:
+        """See Objective."""
+        return diffusion_loss(self._denoising(facts, empty))
+
+    def make_losses(self, facts: RunFacts, empty: np.ndarray) -> Losses:
+        """See Objective; here the mean error at fixed timesteps."""
+        return denoising_losses(self._denoising(facts, empty), facts.timesteps)
+
+    def _denoising(self, facts: RunFacts, empty: np.ndarray) -> "Denoising":
+        condition = conditioning.CONDITIONS[kind_of(facts.model)]
+        return Denoising(facts.model, self, empty, condition, jnp.dtype(facts.dtype), facts.remat)
 
 
 # Of (error, huber_delta), entry by entry
@@ -126,14 +175,14 @@ def prediction_error(
 class Denoising(NamedTuple):
     """What the networks are asked in training, at timesteps of the caller's choice.
 
-    `errors(params, frozen, batch, keys)` is a function of the timesteps t [b]: each example's error [b]. All that does
-    not hang on them is computed once. A batch holds
+    `errors(whole, batch, keys)` is a function of the timesteps t [b]: each example's error [b]. All that does not
+    depend on them is computed once. A batch holds
 
     - `image` uint8 [b, h, w, 3], or what the autoencoder made of it, `moments` [b, h', w', 2 c];
     - `ids` [b, n], or what the text encoder made of them, `context` [b, n, d];
     - where asked for `mask` uint8 [b, h, w], 255 where it is white.
 
-    Parameters, trained or frozen, are {"unet", "text", "vae", ...} as far as a batch needs them.
+    `whole` are parameters {"unet", "text", "vae", ...} as far as a batch needs them.
     """
 
     config: ModelConfig
@@ -143,22 +192,21 @@ class Denoising(NamedTuple):
     dtype: Any = jnp.float32  # what the networks compute in
     remat: str = "none"  # the UNet's
 
-    def errors(self, params: Params, frozen: Params, batch: Any, keys: Key) -> Callable[[jax.Array], jax.Array]:
+    def errors(self, whole: Params, batch: Batch, keys: Keys) -> Callable[[jax.Array], jax.Array]:
         """See above."""
         config, objective, schedule = self.config, self.objective, NoiseSchedule(self.config.schedule)
-        parts = {**frozen, **params}
         if "image" in batch:
             batch = {**batch, "image": to_float(batch["image"])}
-            x0 = conditioning.encode(config, parts["vae"], batch["image"], keys, draws.POSTERIOR, self.dtype)
+            x0 = conditioning.encode(config, whole["vae"], batch["image"], keys, draws.POSTERIOR, self.dtype)
         else:
             x0 = conditioning.from_moments(config, batch["moments"], keys, draws.POSTERIOR)
-        told = self.condition(config, parts, batch, keys, objective, self.dtype)
-        context = self._context(parts, batch, keys)
+        told = self.condition(config, whole, batch, keys, objective, self.dtype)
+        context = self._context(whole, batch, keys)
         unet = UNet(config.unet, self.dtype, self.remat)
 
         def network(x: Latent, t: jax.Array) -> Latent:
             x = x if told.concat is None else jnp.concatenate([x, told.concat], axis=-1)
-            return unet.apply({"params": parts["unet"]}, x, t.astype(jnp.float32), context, told.label)
+            return unet.apply({"params": whole["unet"]}, x, t.astype(jnp.float32), context, told.label)
 
         noise, perturbation = draws.normal(keys, draws.NOISE, x0.shape[1:]), None
         if objective.offset_noise:
@@ -170,14 +218,14 @@ class Denoising(NamedTuple):
             schedule, objective, network, x0, noise, t, perturbation=perturbation, weight=weight
         )
 
-    def _context(self, parts: Params, batch: Any, keys: Key) -> jax.Array:
+    def _context(self, whole: Params, batch: Batch, keys: Keys) -> jax.Array:
         dropout = self.objective.dropout
         if "context" in batch:
             context = batch["context"].astype(jnp.float32)
             return draws.replaced(keys, draws.CAPTION, dropout, context, jnp.asarray(self.empty, jnp.float32))
         ids = batch["ids"].astype(jnp.int32)
         ids = draws.replaced(keys, draws.CAPTION, dropout, ids, jnp.asarray(self.empty, jnp.int32))
-        return TextEncoder(self.config.text, self.dtype).apply({"params": parts["text"]}, ids)
+        return TextEncoder(self.config.text, self.dtype).apply({"params": whole["text"]}, ids)
 
     def _places(self, mask: jax.Array, x0: Latent) -> jax.Array:
         b, h, w, _ = x0.shape
@@ -198,9 +246,11 @@ def diffusion_loss(denoising: Denoising) -> Loss:
     a = schedule.alphas_cumprod
     weights = snr_weights(a / (1 - a), objective.gamma, config.prediction, objective.floor).astype(np.float32)
 
-    def loss(params: Params, frozen: Params, batch: Any, keys: Key, step: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(
+        whole: Params, average: Params | None, batch: Batch, keys: Keys, step: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         t = draws.integers(keys, draws.TIMESTEP, *timesteps)
-        error = denoising.errors(params, frozen, batch, keys)(t)
+        error = denoising.errors(whole, batch, keys)(t)
         weighted = jnp.asarray(weights)[t] * error
         if "weight" in batch:
             weighted = weighted * batch["weight"]
@@ -208,3 +258,24 @@ def diffusion_loss(denoising: Denoising) -> Loss:
         return total, {"loss": total, "unweighted": error.mean()}
 
     return loss
+
+
+def denoising_losses(denoising: Denoising, count: int) -> Losses:
+    """Returns the mean error of a held-out batch at `count` timesteps: "t62", "t187", ...
+
+    Timestep i of n is the middle of the i-th of n equal parts of the schedule. Nothing is dropped, offset or perturbed.
+    """
+    objective = dataclasses.replace(
+        denoising.objective, dropout=0.0, label_dropout=0.0, offset_noise=0.0, perturbation=0.0
+    )
+    fixed = denoising._replace(objective=objective)
+    total = denoising.config.schedule.num_timesteps
+    timesteps = [int((i + 0.5) * total / count) for i in range(count)]
+
+    def losses(whole: Params, average: Params | None, batch: Batch, row: jax.Array) -> Metrics:
+        error = fixed.errors(whole, batch, held_out_keys(batch, row))
+        b = jax.tree.leaves(batch)[0].shape[0]
+        errors = jax.lax.map(lambda t: error(jnp.broadcast_to(t, (b,))).mean(), jnp.array(timesteps))
+        return {f"t{t}": errors[i] for i, t in enumerate(timesteps)}
+
+    return losses

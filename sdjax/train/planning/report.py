@@ -45,11 +45,11 @@ def plan_of(
         return plan.laid_out(tree, parallel.layouts(tree, sizes, config.parallel), sizes, kind)
 
     say("tracing the loss and its gradient, for the memory ...")
-    loss = setup.loss(setup.empty_shape())
+    loss = setup.loss_of_trained(setup.empty_shape())
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
     step = jax.ShapeDtypeStruct((), jnp.int32)
     working = plan.working_bytes(
-        loss, state.params, frozen, setup.batch_shapes(examples), keys, step, platform=platform
+        loss, state.params, frozen, state.ema_params, setup.batch_shapes(examples), keys, step, platform=platform
     )
     say("tracing a step, for its floating-point operations ...")
     memory = plan.plan(

@@ -1,0 +1,107 @@
+"""What a training minimises: the protocol of objectives. OBJECTIVES in `sdjax.train.objectives.table` lists them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.config import ModelConfig
+from sdjax.nn.jax_settings import make_key
+from sdjax.train.objectives.draws import keys_of
+from sdjax.typing import Key, Keys, Params
+
+SEED = 20221124  # of the noise that held-out sets are measured with; every run has the same
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+# (whole, average, batch, keys, step) -> (loss, metrics). `whole` are the parameters of all networks that the objective
+# reads; `average` the same with their moving average in place of what learns (a teacher), None in a run without one
+Loss = Callable[[Params, Params | None, Batch, Keys, jax.Array], tuple[jax.Array, Metrics]]
+
+# (whole, average, batch, first row) -> what a batch of a held-out set is measured by, with fixed draws
+Losses = Callable[[Params, Params | None, Batch, jax.Array], Metrics]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """What an objective may ask about the run that it is used in.
+
+    `cached`, `masks` and `captions` have an entry for the training set and, if there is one, the held-out set: whether
+    it is a cache of latents, whether it has masks, and what its batches hold of captions, "ids" or "context".
+    `timesteps` is how many a held-out set is measured at, `average` whether there is a moving average.
+    """
+
+    model: ModelConfig
+    train: tuple[str, ...]
+    cached: tuple[bool, ...] = (False,)
+    masks: tuple[bool, ...] = (False,)
+    captions: tuple[str, ...] = ("ids",)
+    dtype: str = "float32"
+    remat: str = "none"
+    timesteps: int = 4
+    average: bool = True
+
+
+class Objective(Protocol):
+    """What a run minimises: a frozen dataclass whose fields are its settings, and which inherits from this class.
+
+    `kind` is its name in OBJECTIVES, `captions` whether it reads captions, and `without_effect` names the settings of
+    a run that it does not use, each with the reason.
+    """
+
+    captions: ClassVar[bool] = True
+    without_effect: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def kind(self) -> str:
+        """See above."""
+
+    def check_parts(self, train: tuple[str, ...]) -> None:
+        """Raises ValueError unless it can train these parts of a model."""
+
+    def check_files(self) -> None:
+        """Raises ValueError if a file is missing that `networks` would read."""
+
+    def check(self, facts: RunFacts) -> None:
+        """Raises ConfigError for a model or data that it cannot use."""
+
+    def reads(self, facts: RunFacts) -> tuple[str, ...]:
+        """Returns which parts of the model its loss needs."""
+        return facts.train
+
+    def networks(self, key: Key) -> tuple[Params, Params]:
+        """Returns the parameters of networks that are no part of the model: those that learn too, and the fixed ones.
+
+        Raises sdjax.convert.CheckpointError for a file that cannot be used.
+        """
+        return {}, {}
+
+    def network_shapes(self) -> tuple[Params, Params]:
+        """Returns the shapes of what `networks` returns, without reading files."""
+        return {}, {}
+
+    def make_loss(self, facts: RunFacts, empty: np.ndarray, axis: str | None = None) -> Loss:
+        """Returns what is minimised.
+
+        `empty` are the tokens or the context of the empty caption; `axis` is the axis over which a `pmap` averages.
+        """
+        raise NotImplementedError
+
+    def make_losses(self, facts: RunFacts, empty: np.ndarray) -> Losses:
+        """Returns what a held-out set is measured by: here the loss's own numbers."""
+        loss = self.make_loss(facts, empty)
+
+        def losses(whole: Params, average: Params | None, batch: Batch, row: jax.Array) -> Metrics:
+            return loss(whole, average, batch, held_out_keys(batch, row), jnp.int32(0))[1]
+
+        return losses
+
+
+def held_out_keys(batch: Batch, row: jax.Array) -> Keys:
+    """Returns the keys [b] of a held-out batch's examples, the first of which is number `row` of the set."""
+    b = jax.tree.leaves(batch)[0].shape[0]
+    return keys_of(make_key(SEED), jnp.int32(0), row + jnp.arange(b))
