@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from sdjax.config import ModelConfig
 from sdjax.convert.containers.casting import Loss, cast
@@ -101,7 +102,7 @@ class Bundle:
         report = dataclasses.replace(self.report, layout="memory")
         return dataclasses.replace(self, leaves=leaves, report=report, in_memory=None)
 
-    def cast(self, dtype: str | None) -> "Bundle":
+    def cast(self, dtype: DTypeLike | None) -> "Bundle":
         """Returns the bundle in another floating-point type; noise tables and the like stay as they are."""
         kind, bundle = float_type(dtype), self.as_leaves()
         leaves = {path: leaf.cast(kind) for path, leaf in bundle.leaves.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sdjax.config import ModelConfig
 from sdjax.convert.containers import carried
 from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.containers.local_models import local_path
@@ -60,6 +61,11 @@ class Checkpoint:
     def native(self) -> Mapping[str, Any]:
         """The contents of a native folder's config.json; nothing for other layouts."""
         return self.configs.get("config.json", {}) if self.layout == "native" else {}
+
+    def native_config(self) -> ModelConfig:
+        """Returns the description in a native folder's config.json. Raises ConfigError."""
+        model: Any = self.native.get("model")
+        return ModelConfig.from_dict(model)
 
     @property
     def files(self) -> Mapping[str, Mapping[str, Any]]:

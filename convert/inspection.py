@@ -73,17 +73,11 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
     try:
         checkpoint = open_checkpoint(path, variant)
     except OtherKindError as error:
-        said = f"it is {error.what}; {error.advice}"
-        form = "folder" if os.path.isdir(path) else "file"
-        size = 0 if form == "folder" else os.path.getsize(path)
-        nothing: dict[str, Any] = {
-            "family": None, "prediction": None, "ema": False, "tensors": 0, "parts": {}, "metadata": {}, "licences": [],
-            "cards": [], "tokenizer": None,
-        }  # fmt: skip
-        return Inspection(str(path), form, "no known", bytes=size, odd=[said], kind=said, **nothing)
+        return _of_other_kind(path, error)
     shapes = checkpoint.shapes
     odd: list[str] = []
-    family = said = None
+    family: str | None = None
+    said: str | None = None
     kind = kind_of_folder(checkpoint.configs)
     ema = choose_ema(checkpoint, "auto")
     owners: dict[str, str] = {}
@@ -94,7 +88,6 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         if decision is not None:
             said = f"{decision.prediction} (by {decision.origin})"
         elif prediction.is_ambiguous(config):
-            said = None
             odd.append("nothing says whether it predicts epsilon or v: loading asks the network, or takes prediction=")
         else:
             said = f"{config.schedule.prediction} (by the family)"
@@ -146,6 +139,18 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         odd=odd,
         kind=None if kind is None else str(kind),
     )
+
+
+def _of_other_kind(path: str | os.PathLike[str], error: OtherKindError) -> Inspection:
+    """Returns what is known of a file or folder that is no checkpoint."""
+    said = f"it is {error.what}; {error.advice}"
+    form = "folder" if os.path.isdir(path) else "file"
+    size = 0 if form == "folder" else os.path.getsize(path)
+    nothing: dict[str, Any] = {
+        "family": None, "prediction": None, "ema": False, "tensors": 0, "parts": {}, "metadata": {}, "licences": [],
+        "cards": [], "tokenizer": None,
+    }  # fmt: skip
+    return Inspection(str(path), form, "no known", bytes=size, odd=[said], kind=said, **nothing)
 
 
 def _some(lines: Iterable[str]) -> list[str]:

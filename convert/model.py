@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sdjax.config import PREDICTIONS, ConfigError, ModelConfig
+from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert.bundle import Bundle, Report
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers import carried
@@ -21,6 +22,7 @@ from sdjax.convert.describe.choices import (
     decide,
     describe,
     given_description,
+    prediction_of,
     stated,
     with_prediction,
 )
@@ -106,17 +108,16 @@ def load_model(
     choose among the extras.
     """
     kind = float_type(dtype)
-    if prediction is not None and prediction not in PREDICTIONS:
-        raise ValueError(f"prediction is one of {', '.join(PREDICTIONS)}; got {prediction!r}")
+    asked = None if prediction is None else prediction_of(prediction)
     if ema not in ("auto", "yes", "no"):
         raise ValueError(f"ema is 'auto', 'yes' or 'no'; got {ema!r}")
     given = given_description(config)
-    elsewhere = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats}
-    elsewhere = {part: file for part, file in elsewhere.items() if file is not None}
+    files = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats}
+    elsewhere = {part: file for part, file in files.items() if file is not None}
 
     checkpoint = open_checkpoint(source, variant)
     try:
-        said = stated(checkpoint, prediction)
+        said = stated(checkpoint, asked)
         description = describe(checkpoint, given, said)
     except (ConfigError, CheckpointError) as error:
         if checkpoint.path is None or str(checkpoint.path) in str(error):
@@ -130,11 +131,12 @@ def load_model(
     found = match(checkpoint.tensors, table, ema=averaged, parts=wanted)
     absent = [part for part in found.missing_parts if part in tables.OPTIONAL]
     _check(checkpoint, found, description)
-    read = dataclasses.replace(description.config, **dict.fromkeys(absent))
+    left_out: dict[str, Any] = dict.fromkeys(absent)
+    read = dataclasses.replace(description.config, **left_out)
     leaves = found.leaves(checkpoint.tensors, kind)
-    if checkpoint.layout == "ldm" and "noise_stats" in absent:  # which single files do not hold: they are 0 and 1
+    size = description.config.noise_stats
+    if size is not None and "noise_stats" in absent and checkpoint.layout == "ldm":  # single files hold none: 0 and 1
         absent.remove("noise_stats")
-        size = description.config.noise_stats
         read, leaves = dataclasses.replace(read, noise_stats=size), leaves | unit_statistics(size)
         tower = description.config.vision
         if tower is None or tower.activation != "gelu":  # OpenCLIP's has none
@@ -145,9 +147,9 @@ def load_model(
     read, leaves = _with_parts(read, leaves, elsewhere, kind)
     extras = _extras(checkpoint, read, found, kind, keep_both)
     told = description.decision
-    if said is not None and told is not None and prediction is None and said.prediction != told.prediction:
+    if said is not None and told is not None and asked is None and said.prediction != told.prediction:
         notices.append(f"{told.origin} says that it predicts {told.prediction}, {said.origin} {said.prediction}")
-    decision = decide(checkpoint, read, told, prediction, leaves, notices)
+    decision = decide(checkpoint, read, told, asked, leaves, notices)
     return Bundle(
         config=with_prediction(checkpoint, read, decision),
         leaves=leaves,

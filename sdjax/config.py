@@ -18,6 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 Prediction = Literal["epsilon", "v", "x0"]
+ScheduleKind = Literal["scaled_linear", "linear", "squaredcos"]
 PREDICTIONS: tuple[str, ...] = typing.get_args(Prediction)
 
 
@@ -277,7 +278,7 @@ class DepthConfig(Description):
 class ScheduleConfig(Description):
     """The noise schedule and what the network predicts. "scaled_linear" is linear in sqrt(beta), as ldm's "linear"."""
 
-    kind: Literal["scaled_linear", "linear", "squaredcos"] = "scaled_linear"
+    kind: ScheduleKind = "scaled_linear"
     num_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012

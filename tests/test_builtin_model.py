@@ -63,8 +63,9 @@ def test_the_whole_model_is_packed(tmp_path):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     for package in setuptools["packages"]:
-        folder = setuptools["package-dir"].get(package, package.replace(".", "/"))
-        (tmp_path / folder).mkdir()
+        parent = next(p for p in (package, package.rpartition(".")[0], "sdjax") if p in setuptools["package-dir"])
+        folder = setuptools["package-dir"][parent] + package.removeprefix(parent).replace(".", "/")
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         if not package.startswith("sdjax.assets"):
             (tmp_path / folder / "__init__.py").touch()
     (tmp_path / "sdjax/_version.py").write_text('__version__ = "0"\n')

@@ -9,7 +9,7 @@ from typing import Any
 
 from sdjax.convert.containers.budget import Budget
 from sdjax.convert.containers.mapped import MappedFile
-from sdjax.convert.containers.stored import MAX_NAME, MAX_TENSORS, TensorFile
+from sdjax.convert.containers.stored import MAX_NAME, MAX_TENSORS, StoredTensor, TensorFile
 from sdjax.convert.containers.strict_json import read_json
 from sdjax.convert.errors import CheckpointError, OtherKindError, shown
 
@@ -66,7 +66,8 @@ def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile, bu
 
     opened: list[TensorFile] = []
     try:
-        tensors, metadata = {}, {}
+        tensors: dict[str, StoredTensor] = {}
+        metadata: dict[str, str] = {}
         for component, (name, indexed) in chosen.items():
             prefix = f"{component}/" if component else ""
             first = len(opened)

@@ -28,4 +28,4 @@ def tensor_hash(array: np.ndarray) -> str:
     """Returns the hexadecimal SHA-256 of an array's elements, row-major and little-endian."""
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()

@@ -89,8 +89,9 @@ def find_local(path: Path, *, revision: str | None = None, variant: str | None =
             f"there is no such file or folder{nearest(path)}, and it is no hub repository's owner/name", path
         )
     place = _in_cache(path, revision)
-    if place is not None and place.is_dir() and not any(place.iterdir()):
-        raise _gone(path, cached_repository(path))
+    repository = cached_repository(path)
+    if place is not None and repository is not None and place.is_dir() and not any(place.iterdir()):
+        raise _gone(path, repository)
     if place is None:
         if revision is not None:
             raise ValueError(

@@ -89,7 +89,7 @@ class TensorFile(Mapping[str, np.ndarray]):
         tensors: dict[str, StoredTensor],
         metadata: dict[str, str],
         *,
-        files: Iterable[MappedFile],
+        files: Iterable["MappedFile | TensorFile"],
         configs: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.path = pathlib.Path(path)

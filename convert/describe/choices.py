@@ -4,9 +4,10 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import get_args
 
 from sdjax import configs
-from sdjax.config import ConfigError, ModelConfig
+from sdjax.config import ConfigError, ModelConfig, Prediction
 from sdjax.convert.checkpoint import Checkpoint
 from sdjax.convert.containers import carried
 from sdjax.convert.containers.component_folders import OWN_SETTINGS
@@ -50,7 +51,7 @@ def given_description(config: ConfigLike | None) -> Description | None:
     return Description(read, origin, Decision(read.schedule.prediction, origin), notices)
 
 
-def stated(checkpoint: Checkpoint, asked: str | None = None) -> Decision | None:
+def stated(checkpoint: Checkpoint, asked: Prediction | None = None) -> Decision | None:
     """Returns what a single file itself says of the prediction; nothing if it contradicts itself and was overruled."""
     if checkpoint.layout != "ldm":
         return None
@@ -73,7 +74,7 @@ def describe(checkpoint: Checkpoint, given: Description | None, said: Decision |
         return given
     names, metadata = checkpoint.tensors, checkpoint.metadata
     if checkpoint.layout == "native":
-        read, where = ModelConfig.from_dict(checkpoint.native.get("model")), "config.json"
+        read, where = checkpoint.native_config(), "config.json"
         return Description(read, where, _of_schedule(read, where))
     if checkpoint.layout == "diffusers" and (checkpoint.configs or any(name.startswith("prior/") for name in names)):
         read, says = diffusers_config.config_from_diffusers(checkpoint.configs)
@@ -92,6 +93,14 @@ def describe(checkpoint: Checkpoint, given: Description | None, said: Decision |
 
 def _of_schedule(config: ModelConfig, where: str) -> Decision:
     return Decision(config.schedule.prediction, where, config.schedule.zero_terminal_snr)
+
+
+def prediction_of(word: str) -> Prediction:
+    """Returns what a user says that the network predicts. Raises ValueError for any other word."""
+    for known in get_args(Prediction):
+        if word == known:
+            return known
+    raise ValueError(f"prediction is one of {', '.join(get_args(Prediction))}; got {word!r}")
 
 
 def _yaml_beside(path: pathlib.Path | None) -> pathlib.Path | None:
@@ -122,7 +131,7 @@ def decide(
     checkpoint: Checkpoint,
     config: ModelConfig,
     decision: Decision | None,
-    asked: str | None,
+    asked: Prediction | None,
     leaves: Mapping[str, LazyTensor],
     notices: list[str],
 ) -> Decision:

@@ -8,7 +8,17 @@ What diffusers calls `attention_head_dim` is the number of heads.
 from collections.abc import Mapping
 from typing import Any
 
-from sdjax.config import ConfigError, ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from sdjax.config import (
+    ConfigError,
+    ModelConfig,
+    Prediction,
+    ScheduleConfig,
+    ScheduleKind,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+    VisionConfig,
+)
 from sdjax.convert.describe import dpt_config, vision_config
 from sdjax.convert.describe.ldm_config import named
 from sdjax.convert.describe.other_kinds import kind_of_component
@@ -42,8 +52,12 @@ _VAE_ONLY = {
 }  # fmt: skip
 _TEXT_ONLY = {"layer_norm_eps": (1e-5,)}
 DIFFUSERS = "0.30.0"  # whose files these are; pipelines warn about those of versions before 0.16
-_SCHEDULE_KINDS = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "squaredcos"}
-_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+_SCHEDULE_KINDS: dict[str, ScheduleKind] = {
+    "scaled_linear": "scaled_linear",
+    "linear": "linear",
+    "squaredcos_cap_v2": "squaredcos",
+}
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 
 
 def config_from_diffusers(files: Configs) -> tuple[ModelConfig, bool]:
@@ -187,11 +201,11 @@ def vae_from_diffusers(config: Mapping[str, Any], what: str = "vae/config.json")
     if kind := kind_of_component(config.get("_class_name"), ("AutoencoderKL",), "autoencoder"):
         raise ConfigError(f"{what}: {kind}")
     only(config, _VAE_ONLY, what)
-    for name, kind in ("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D"):
+    for name, usual in ("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D"):
         blocks = config.get(name, [])
-        if not isinstance(blocks, list) or any(block != kind for block in blocks):
+        if not isinstance(blocks, list) or any(block != usual for block in blocks):
             raise ConfigError(
-                f"{what}: {name} are {kind} in Stable Diffusion v1 and v2; got {shown(_odd(blocks, kind))}"
+                f"{what}: {name} are {usual} in Stable Diffusion v1 and v2; got {shown(_odd(blocks, usual))}"
             )
     return VAEConfig(
         image_channels=config.get("in_channels", 3),
@@ -243,14 +257,14 @@ def _schedule(config: Mapping[str, Any]) -> ScheduleConfig:
             f"scheduler/scheduler_config.json: beta_schedule {shown(kind)} and prediction_type {shown(prediction)}; "
             f"known are {', '.join(_SCHEDULE_KINDS)} and {', '.join(_PREDICTIONS)}"
         )
-    prediction = _PREDICTIONS[prediction]
+    predicts = _PREDICTIONS[prediction]
     return ScheduleConfig(
         kind=_SCHEDULE_KINDS[kind],
         num_timesteps=config.get("num_train_timesteps", 1000),
         beta_start=config.get("beta_start", 0.00085),
         beta_end=config.get("beta_end", 0.012),
-        zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)) and prediction != "epsilon",
-        prediction=prediction,
+        zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)) and predicts != "epsilon",
+        prediction=predicts,
     )
 
 

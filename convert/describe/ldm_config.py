@@ -18,7 +18,9 @@ from sdjax.config import (
     ConfigError,
     DepthConfig,
     ModelConfig,
+    Prediction,
     ScheduleConfig,
+    ScheduleKind,
     TextConfig,
     UNetConfig,
     VAEConfig,
@@ -29,14 +31,14 @@ from sdjax.convert.errors import CheckpointError, shown
 from sdjax.storage.addresses import local
 
 MAX_BYTES = 2**18
-PREDICTIONS = {"eps": "epsilon", "v": "v", "x0": "x0"}
+_PREDICTIONS: dict[str, Prediction] = {"eps": "epsilon", "v": "v", "x0": "x0"}
 
 _MODELS = (
     "LatentDiffusion", "LatentFinetuneDiffusion", "LatentInpaintDiffusion", "LatentDepth2ImageDiffusion",
     "LatentUpscaleDiffusion", "LatentUpscaleFinetuneDiffusion", "ImageEmbeddingConditionedLatentDiffusion",
 )  # fmt: skip
-_OPEN_CLIP = {"width": 1024, "heads": 16, "activation": "gelu", "pad_token_id": 0}
-_BERT = {
+_OPEN_CLIP: dict[str, Any] = {"width": 1024, "heads": 16, "activation": "gelu", "pad_token_id": 0}
+_BERT: dict[str, Any] = {
     "kind": "bert", "heads": 8, "head_dim": 64, "activation": "gelu", "bos_token_id": 101, "eos_token_id": 102,
     "pad_token_id": 0,
 }  # fmt: skip
@@ -115,9 +117,9 @@ def config_from_ldm(data: Any) -> ModelConfig:
         tower = _TEXT[text["target"]](_mapping(text.get("params") or {}, "cond_stage_config.params"))
     except (KeyError, TypeError):
         raise ConfigError("FrozenOpenCLIPEmbedder's layer is 'last' or 'penultimate'") from None
-    unet = _mapping(_mapping(params.get("unet_config"), "unet_config").get("params"), "unet_config.params")
+    network = _mapping(_mapping(params.get("unet_config"), "unet_config").get("params"), "unet_config.params")
     first = _mapping(_mapping(params.get("first_stage_config"), "first_stage_config").get("params"), "its params")
-    unet = unet_from_ldm(unet)
+    unet = unet_from_ldm(network)
     vae = vae_from_ldm(
         _mapping(first.get("ddconfig"), "ddconfig"), first.get("embed_dim", 4), params.get("scale_factor", 1.0)
     )
@@ -247,18 +249,18 @@ def vae_from_ldm(ddconfig: Mapping[str, Any], embed_dim: Any, scale_factor: Any)
 
 def schedule_from_ldm(params: Mapping[str, Any]) -> ScheduleConfig:
     """Returns the schedule of ldm's DDPM arguments; ldm's "linear" is linear in sqrt(beta). Raises ConfigError."""
-    kinds = {"linear": "scaled_linear", "sqrt_linear": "linear"}
+    kinds: dict[str, ScheduleKind] = {"linear": "scaled_linear", "sqrt_linear": "linear"}
     kind, prediction = params.get("beta_schedule", "linear"), params.get("parameterization", "eps")
     if kind not in kinds:
         raise ConfigError(f"beta_schedule is {' or '.join(kinds)}; got {shown(kind)}")
-    if prediction not in PREDICTIONS:
-        raise ConfigError(f"parameterization is {', '.join(PREDICTIONS)}; got {shown(prediction)}")
+    if prediction not in _PREDICTIONS:
+        raise ConfigError(f"parameterization is {', '.join(_PREDICTIONS)}; got {shown(prediction)}")
     return ScheduleConfig(
         kind=kinds[kind],
         num_timesteps=params.get("timesteps", 1000),
         beta_start=params.get("linear_start", 1e-4),
         beta_end=params.get("linear_end", 2e-2),
-        prediction=PREDICTIONS[prediction],
+        prediction=_PREDICTIONS[prediction],
     )
 
 

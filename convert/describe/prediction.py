@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from sdjax import configs
-from sdjax.config import ModelConfig
+from sdjax.config import ModelConfig, Prediction
 from sdjax.convert.errors import CheckpointError
 
-_WORDS = {
+_WORDS: dict[str, Prediction] = {
     "epsilon": "epsilon", "eps": "epsilon", "v": "v", "v_prediction": "v", "v-prediction": "v", "vpred": "v",
     "sample": "x0", "x0": "x0",
 }  # fmt: skip
-_ARCHITECTURES = {
+_ARCHITECTURES: dict[str, Prediction] = {
     "stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v", "stable-diffusion-v2-unclip-l": "v",
     "stable-diffusion-v2-unclip-h": "v",
 }  # fmt: skip
@@ -23,7 +23,7 @@ MARKERS = ("v_pred", "ztsnr")  # empty tensors that ComfyUI reads
 class Decision:
     """What the network predicts and how that is known: "the metadata's modelspec.prediction_type", for example."""
 
-    prediction: str
+    prediction: Prediction
     origin: str
     zero_terminal_snr: bool = False
 
@@ -33,7 +33,7 @@ def stated(metadata: Mapping[str, str], names: Iterable[str]) -> Decision | None
 
     Raises CheckpointError if they contradict each other.
     """
-    said: dict[str, str] = {}
+    said: dict[str, Prediction] = {}
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
         if word := _WORDS.get(metadata.get(key, "").strip().lower()):
             said[f"the metadata's {key}"] = word

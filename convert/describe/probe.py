@@ -1,12 +1,13 @@
 """Finding out what a network predicts by asking it: the last resort where a file says nothing."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.config import ModelConfig
+from sdjax.config import ModelConfig, Prediction
 from sdjax.convert.errors import CheckpointError
 from sdjax.nn import TextEncoder, UNet
 from sdjax.typing import Params
@@ -17,7 +18,7 @@ EPSILON_ABOVE, V_BELOW = 0.8, 0.5
 V_DEVIATION = 0.09
 
 
-def probe(config: ModelConfig, params: Params) -> tuple[str, float]:
+def probe(config: ModelConfig, params: Params) -> tuple[Prediction, float]:
     """Returns "epsilon" or "v", and the correlation it follows from.
 
     At the last timestep the network sees noise and hardly anything else. Predicting epsilon, it gives its input back
@@ -31,7 +32,7 @@ def probe(config: ModelConfig, params: Params) -> tuple[str, float]:
     ids[0, :2] = text.bos_token_id, text.eos_token_id
     side = max(SIDE, 2 ** (len(unet.channels) - 1))
     x = np.random.Generator(np.random.Philox(0)).standard_normal((1, side, side, unet.in_channels)).astype(np.float32)
-    t = np.float32([config.schedule.num_timesteps - 1])
+    t = np.asarray([config.schedule.num_timesteps - 1], np.float32)
     context = _jit(TextEncoder(text).apply)({"params": params["text"]}, ids)
     out = np.asarray(_jit(UNet(unet).apply)({"params": params["unet"]}, x, t, context), np.float64)
     if not np.isfinite(out).all() or out.std() == 0:
@@ -41,7 +42,7 @@ def probe(config: ModelConfig, params: Params) -> tuple[str, float]:
         raise CheckpointError(
             f"{ADVICE} its answer to noise correlates with it by {correlation:.2f}, which is neither's"
         )
-    answer = "epsilon" if correlation > EPSILON_ABOVE else "v"
+    answer: Prediction = "epsilon" if correlation > EPSILON_ABOVE else "v"
     if unet.channels[0] == 320 and unet.context_dim == 1024:
         block = params["unet"][f"up_blocks_{len(unet.channels) - 1}"][f"attentions_{unet.num_res_blocks}"]
         deviation = float(np.std(np.asarray(block["transformer_blocks_0"]["norm1"]["bias"], np.float64)))
@@ -56,7 +57,7 @@ def probe(config: ModelConfig, params: Params) -> tuple[str, float]:
 ADVICE = "nothing says what the network predicts, so say it by prediction='epsilon' or 'v':"
 
 
-def _jit(function: Callable) -> Callable:
+def _jit(function: Callable[..., Any]) -> Callable[..., jax.Array]:
     return jax.jit(lambda variables, *args: jnp.asarray(function(_float32(variables), *args), jnp.float32))
 
 

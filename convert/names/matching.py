@@ -80,9 +80,9 @@ def match(
         problems += _misfit(tensors[by_name[stored]], entry)
         matched[entry] = by_name[stored]
     for canonical, name in doubles:
-        one, other = tensors[name], tensors[by_name[canonical]]
-        if canonical in used and not same(one, other):
-            problems.append(f"{printable(one.name)} and {printable(other.name)} name one tensor and differ")
+        one, two = tensors[name], tensors[by_name[canonical]]
+        if canonical in used and not same(one, two):
+            problems.append(f"{printable(one.name)} and {printable(two.name)} name one tensor and differ")
     missing_parts = tuple(part for part in table.parts if part in parts and part not in found)
     extras = [name for canonical, name in doubles if canonical not in used]
     unknown, foreign = [], []

@@ -28,7 +28,7 @@ _DIFFUSERS_PARTS = (
     "conv_in", "conv_out", "conv_norm_out", "time_embedding", "class_embedding", "down_blocks", "up_blocks",
     "mid_block",
 )  # fmt: skip
-_FOLDERS = (
+_FOLDERS: tuple[tuple[str, re.Pattern[str], tuple[str, ...]], ...] = (
     ("unet/", _DIFFUSERS_UNET, _DIFFUSERS_PARTS),
     ("vae/", _DIFFUSERS_VAE, _VAE_PARTS),
     ("text_encoder/", _CLIP, _CLIP_PARTS),
@@ -63,9 +63,10 @@ def standard_names(names: Iterable[str]) -> dict[str, str]:
         table.rename(vae, _VAE_PARTS, keys.LDM_PREFIXES["vae"])
     if unet is not None:
         text = keys.LDM_PREFIXES["text"]
-        for pattern, parts, place in (
+        encoders: tuple[tuple[re.Pattern[str], tuple[str, ...], str], ...] = (
             (_CLIP, _CLIP_PARTS, f"{text}transformer."), (_OPEN_CLIP, _OPEN_CLIP_PARTS, f"{text}model."),
-        ):  # fmt: skip
+        )  # fmt: skip
+        for pattern, parts, place in encoders:
             prefix = table.prefix(pattern, lambda prefix: not prefix.startswith(keys.LDM_PREFIXES["vision"]), place)
             if prefix is not None:
                 table.rename(prefix, parts, place)
@@ -113,10 +114,10 @@ class _Renaming:
         """
         names = (name[len(folder) :] for name in self.now.values() if name.startswith(folder))
         found = Counter(match[1] for name in names if (match := pattern.match(name)))
-        found = {prefix: count for prefix, count in found.items() if whole(prefix)}
-        if standard in found:
+        networks = {prefix: count for prefix, count in found.items() if whole(prefix)}
+        if standard in networks:
             return standard
-        return min(found, key=lambda prefix: ("ema" in prefix, -found[prefix], prefix), default=None)
+        return min(networks, key=lambda prefix: ("ema" in prefix, -networks[prefix], prefix), default=None)
 
     def diffusers(self) -> bool:
         """Renames a whole pipeline in one file with diffusers' names as its folder has them, if it is one."""

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sdjax.config import DepthConfig, ModelConfig
+from sdjax.config import DepthConfig
 from sdjax.convert.checkpoint import CheckpointLike, open_checkpoint
 from sdjax.convert.containers.lazy import LazyTensor, float_type
 from sdjax.convert.describe.dpt_config import depth_from_transformers
@@ -30,7 +30,7 @@ def depth_network(source: CheckpointLike, dtype: np.dtype | None) -> tuple[Depth
     place = place_of(checkpoint, "depth")
     config: DepthConfig | None = DepthConfig()
     if place.layout == "native" and checkpoint.native:
-        config = ModelConfig.from_dict(checkpoint.native.get("model")).depth
+        config = checkpoint.native_config().depth
     elif place.layout == "diffusers":
         file = "config.json" if place.before else "depth_estimator/config.json"
         config = depth_from_transformers(checkpoint.configs.get(file, {}))

@@ -55,20 +55,19 @@ def load_lpips(*sources: CheckpointLike) -> Params:
     idle = [one for one in opened if all(_place(one, own) is None for _, own, _, _ in parts)]
     read, problems = [], [str(one.error("it holds nothing of LPIPS")) for one in idle]
     for shapes, own, others, what in parts:
-        holding = [one for one in opened if _place(one, own) is not None]
+        holding = [(one, place) for one in opened if (place := _place(one, own)) is not None]
         if not holding:
             problems.append(f"{what} are in none of the files given; {NEEDED}")
         elif len(holding) > 1:
             problems.append(f"{what} are in {len(holding)} of the files given, and are needed once")
         else:
             try:
-                read.append(_params(holding[0], shapes, _place(holding[0], own), what, others))
+                read.append(_params(*holding[0], shapes, what, others))
             except CheckpointError as error:
                 problems.append(str(error))
     if problems:
         raise CheckpointError("; ".join(problems))
-    vgg, lines = read
-    return {"vgg": vgg, **lines}
+    return {"vgg": read[0], **read[1]}
 
 
 def load_discriminator(source: CheckpointLike) -> Params:
@@ -84,10 +83,10 @@ def load_discriminator(source: CheckpointLike) -> Params:
         )
     image = jnp.zeros((1, SMALLEST, SMALLEST, 3))
     shapes = jax.eval_shape(Discriminator().init, jax.random.key(0), image)["params"]
-    return _params(checkpoint, shapes, place, "a PatchGAN discriminator of three layers", _AVERAGES)
+    return _params(checkpoint, place, shapes, "a PatchGAN discriminator of three layers", _AVERAGES)
 
 
-def _params(checkpoint: Checkpoint, shapes: Params, place: str, what: str, unused: str) -> Params:
+def _params(checkpoint: Checkpoint, place: str, shapes: Params, what: str, unused: str) -> Params:
     float32 = jnp.dtype("float32")
     return network_params(checkpoint, shapes, place, what, dtype=float32, canonical=_canonical, unused=unused)
 

@@ -4,7 +4,7 @@ Source of the fields: huggingface/diffusers, models/transformers/prior_transform
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ _SCHEDULER_ONLY = {
     "steps_offset": (0,), "thresholding": (False,), "timestep_spacing": ("leading",), "trained_betas": (None,),
     "variance_type": ("fixed_small_log", "fixed_small"), "rescale_betas_zero_snr": (False,),
 }  # fmt: skip
-_KINDS = {"UnCLIPScheduler": "unclip", "DDPMScheduler": "ddpm"}
+_KINDS: dict[str, Literal["unclip", "ddpm"]] = {"UnCLIPScheduler": "unclip", "DDPMScheduler": "ddpm"}
 _POSITIONS = r"text_model\.embeddings\.position_ids"
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sdjax.config import ModelConfig, VisionConfig
+from sdjax.config import VisionConfig
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers.lazy import LazyTensor, float_type
 from sdjax.convert.describe.vision_config import vision_from_transformers
@@ -44,7 +44,7 @@ def _described(checkpoint: Checkpoint, place: Place) -> VisionConfig:
     if place.layout == "diffusers" and file in checkpoint.configs:
         return vision_from_transformers(checkpoint.configs[file], file)
     if place.layout == "native" and checkpoint.native:
-        own = ModelConfig.from_dict(checkpoint.native.get("model")).vision
+        own = checkpoint.native_config().vision
         if own is not None:
             return own
     raise checkpoint.error("nothing beside its image tower says how it is built; give its description by config=")

@@ -100,18 +100,19 @@ def layout_of(path: str | os.PathLike[str], to: str = "auto") -> Layout:
         raise ValueError(f"a format is one of {', '.join(FORMATS)}; got {to!r}")
     text, name = os.fspath(path), pathlib.Path(path).name
     ending = files.file_ending(name)
-    if to == "auto":
-        to = "ldm" if ending == SINGLE else "native"
-    if to == "ldm":
+    layout: Layout = "ldm" if ending == SINGLE else "native"
+    if to != "auto":
+        layout = next(known for known in LAYOUTS if known == to)
+    if layout == "ldm":
         whole = name.lower().endswith(SINGLE) and name.lower() != SINGLE and not text.endswith(("/", os.sep))
         if not whole:
             raise ValueError(f"an ldm file is written as .safetensors; got {text!r}, which is not NAME{SINGLE}")
     elif ending is not None:
         raise ValueError(
-            f"{text!r} ends as a file does, in {ending}, and the {to} format is a folder: for one file give a name in "
-            f"{SINGLE}, the only kind of file that is written; for a folder a name without {ending}"
+            f"{text!r} ends as a file does, in {ending}, and the {layout} format is a folder: for one file give a name "
+            f"in {SINGLE}, the only kind of file that is written; for a folder a name without {ending}"
         )
-    return to
+    return layout
 
 
 def check_not_input(target: str | os.PathLike[str], *sources: object) -> None:

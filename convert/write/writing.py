@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from sdjax import configs
 from sdjax._version import __version__
@@ -22,7 +23,7 @@ from sdjax.convert.containers.budget import LIMITS
 from sdjax.convert.containers.casting import Loss, advice, told
 from sdjax.convert.containers.component_folders import OWN_SETTINGS
 from sdjax.convert.containers.hashing import manifest_row
-from sdjax.convert.containers.lazy import ALIGNMENT, LazyTensor
+from sdjax.convert.containers.lazy import ALIGNMENT, LazyTensor, float_type
 from sdjax.convert.containers.safetensors_file import DTYPES
 from sdjax.convert.describe import diffusers_config, own_settings
 from sdjax.convert.errors import CheckpointError
@@ -283,7 +284,7 @@ _DEPTH_IN_FILES = {
 _DEPTH_IN_FOLDERS = {file: folder for folder, file in _DEPTH_IN_FILES.items()}
 
 
-def written_without(model: Bundle, to: str, dtype: str | None = None) -> tuple[str, ...]:
+def written_without(model: Bundle, to: str, dtype: DTypeLike | None = None) -> tuple[str, ...]:
     """Returns what a model that was written in a layout lacks, each a sentence for its user."""
     notices = []
     if to == "ldm":
@@ -297,8 +298,8 @@ def written_without(model: Bundle, to: str, dtype: str | None = None) -> tuple[s
             f"it came without a tokenizer for the {model.config.text.vocab_size} tokens of its text encoder, so none "
             "was written"
         )
-    if model.losses and dtype is not None:
-        notices.append(f"{told(model.losses, dtype)}; they were written as infinite numbers and zeros")
+    if model.losses and (kind := float_type(dtype)) is not None:
+        notices.append(f"{told(model.losses, kind.name)}; they were written as infinite numbers and zeros")
     return tuple(notices)
 
 
@@ -310,7 +311,7 @@ def _is_released(config: ModelConfig) -> bool:
     if config.name not in configs.NAMES:
         return False
     known = configs.get(config.name)
-    absent = {part: None for part in tables.OPTIONAL if getattr(config, part) is None}  # the file itself shows that
+    absent: dict[str, Any] = {part: None for part in tables.OPTIONAL if getattr(config, part) is None}  # the file shows
     return config == dataclasses.replace(known, **absent)
 
 

@@ -1,13 +1,20 @@
 """`sdjax.load`: from a file, a folder or a hub repository to a pipeline."""
 
+import functools
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from numpy.typing import DTypeLike
 
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import explains_arguments
 from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
+from sdjax.convert.containers.casting import advice, told
+from sdjax.convert.describe.choices import ConfigLike
+from sdjax.convert.model import load_model
+from sdjax.loading import builtin, hub
 from sdjax.loading.run_layout import is_run
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import cache
@@ -18,16 +25,16 @@ from sdjax.prompts.tokenizer import Tokenizer
 @explains_arguments(task=False)
 @pinned()
 def load(
-    path: Any = None,
+    path: str | os.PathLike[str] | None = None,
     *,
-    config: ModelConfig | str | None = None,
+    config: ConfigLike | None = None,
     prediction: str | None = None,
     ema: str = "auto",
-    vae: Any = None,
-    depth: Any = None,
-    vision: Any = None,
-    noise_stats: Any = None,
-    dtype: Any = None,
+    vae: str | os.PathLike[str] | None = None,
+    depth: str | os.PathLike[str] | None = None,
+    vision: str | os.PathLike[str] | None = None,
+    noise_stats: str | os.PathLike[str] | None = None,
+    dtype: DTypeLike | None = None,
     variant: str | None = None,
     revision: str | None = None,
     vocab: str | os.PathLike[str] | None = None,
@@ -57,59 +64,48 @@ def load(
     Raises sdjax.convert.CheckpointError for a file that is not a model or not a whole one, ValueError for an argument
     out of range.
     """
-    from sdjax import convert  # reading checkpoints is not needed to use a pipeline built in memory
-    from sdjax.loading import builtin
-    from sdjax.loading.hub import is_local, name_of, resolve
-
     cache.enable()
     dtype = default_dtype() if dtype is None else dtype_name(dtype)
     said: list[str] = []
-    own, name = path is None or path in builtin.NAMES, path
-    for part in vae, depth, vision, noise_stats:  # what lacks on this computer is said before anything is fetched
-        if part is not None and is_local(part):
-            resolve(part)
-    if not own:
-        path = resolve(name, revision=revision, variant=variant, say=said.append)
-        name = str(path) if is_local(name) else name_of(name, path)
-    if not own and is_run(path):
-        given = {"config": config, "prediction": prediction, "vae": vae, "depth": depth, "vision": vision,
-                 "noise_stats": noise_stats, "variant": variant, "revision": revision, "vocab": vocab}  # fmt: skip
-        return _load_run(path, ema, dtype, check, [name for name, value in given.items() if value is not None])
-    if vocab is not None:
-        vocab = Tokenizer.from_vocabulary(vocab)  # before the model is read, which takes longer
-    vae, depth, vision, noise_stats = (
-        None if part is None else resolve(part, say=said.append) for part in (vae, depth, vision, noise_stats)
-    )
-    given = {"config": config, "prediction": prediction, "ema": ema, "vae": vae, "dtype": dtype, "depth": depth,
-             "vision": vision, "noise_stats": noise_stats}  # fmt: skip
-    if own:
-        for part, value in ("variant", variant), ("revision", revision):
+    files = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats}
+    parts = {part: file for part, file in files.items() if file is not None}
+    for file in parts.values():  # what lacks on this computer is said before anything is fetched
+        if hub.is_local(file):
+            hub.resolve(file)
+    read: Callable[..., Bundle]
+    if path is None or path in builtin.NAMES:
+        own = str(path or builtin.NAME)
+        for option, value in ("variant", variant), ("revision", revision):
             if value is not None:
-                raise ValueError(f"{part} has no effect on the built-in model: name another one, or leave it out")
+                raise ValueError(f"{option} has no effect on the built-in model: name another one, or leave it out")
+        read, source = functools.partial(builtin.load_model, own), str(builtin.place(own))
         said += [builtin.NOTICE] if path is None else []
-        model = builtin.load_model(path or builtin.NAME, **given)
-        name = builtin.place(path or builtin.NAME)
     else:
-        model = convert.load_model(path, variant=variant, **given)
+        place = hub.resolve(path, revision=revision, variant=variant, say=said.append)
+        source = str(place) if hub.is_local(path) else hub.name_of(path, place)
+        if is_run(place):
+            given = {"config": config, "prediction": prediction, **parts, "variant": variant, "revision": revision,
+                     "vocab": vocab}  # fmt: skip
+            return _load_run(place, ema, dtype, check, [name for name, value in given.items() if value is not None])
+        read = functools.partial(load_model, place, variant=variant)
+    words = None if vocab is None else Tokenizer.from_vocabulary(vocab)  # before the model is read: that takes longer
+    places = {part: hub.resolve(file, say=said.append) for part, file in parts.items()}
+    bundle = read(config=config, prediction=prediction, ema=ema, dtype=dtype, **places)
     if check is not None:
-        check(model.config)
-    tokenizer = model.tokenizer_with(vocab)
-    said = tuple(dict.fromkeys([*said, *model.report.notices]))
-    return _pipeline(model, tokenizer, dtype, name, said)
+        check(bundle.config)
+    return _pipeline(bundle, bundle.tokenizer_with(words), dtype, source, [*said, *bundle.report.notices])
 
 
-def _pipeline(model: Bundle, tokenizer: Tokenizer, dtype: str, path: Any, notices: tuple[str, ...]) -> Pipeline:
+def _pipeline(bundle: Bundle, tokenizer: Tokenizer, dtype: str, source: str, said: Iterable[str]) -> Pipeline:
     """Returns the pipeline of what a checkpoint holds; says which tensors hold numbers that the type cannot."""
-    from sdjax.convert.containers.casting import advice, told
-
-    params = cast(model.read_params(), dtype)
-    if model.losses:
-        notices += (f"{told(model.losses, dtype)}, and pictures will suffer: {advice(dtype)}",)
-    return Pipeline(model.config, params, tokenizer, dtype, str(path), notices, model)
+    params, notices = cast(bundle.read_params(), dtype), tuple(dict.fromkeys(said))
+    if bundle.losses:
+        notices += (f"{told(bundle.losses, dtype)}, and pictures will suffer: {advice(dtype)}",)
+    return Pipeline(bundle.config, params, tokenizer, dtype, source, notices, bundle)
 
 
 def _load_run(
-    path: Any, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str]
+    path: Path, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str]
 ) -> Pipeline:
     """Returns the model that a training has made so far."""
     from sdjax.train.checkpoints.trained import trained
@@ -120,4 +116,4 @@ def _load_run(
     if check is not None:
         check(model.config)
     notice = f"the model of step {step} of the training in {path}"
-    return _pipeline(model.to_write().cast(dtype), model.tokenizer, dtype, path, (notice,))
+    return _pipeline(model.to_write().cast(dtype), model.tokenizer, dtype, str(path), [notice])

@@ -18,6 +18,7 @@ import gzip
 import html
 import importlib.resources
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,7 @@ class Tokenizer:
         return tokenizer
 
     @classmethod
-    def from_vocabulary(cls, path: str | Path) -> "Tokenizer":
+    def from_vocabulary(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Returns BERT's tokenizer with the WordPiece vocabulary of a file, one token a line (bert-base-uncased's).
 
         Raises ValueError if there is no such file, or it holds no such vocabulary.

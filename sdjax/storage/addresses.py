@@ -32,7 +32,7 @@ def scheme(path: object) -> str | None:
 def remote(path: object, schemes: Sequence[str] = tuple(PACKAGES)) -> bool:
     """Returns whether a path is an address that can be reached. Raises AddressError for one of another kind."""
     kind = scheme(path)
-    if kind is None:
+    if kind is None or not isinstance(path, str | bytes | os.PathLike):
         return False
     if kind not in schemes or not re.match(r"\w+://[^/\s]", os.fsdecode(path)):
         raise AddressError(_refusal(os.fsdecode(path), kind, schemes))

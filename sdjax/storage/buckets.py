@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sdjax.storage import files
-from sdjax.storage.addresses import PACKAGES, AddressError, address, remote, scheme
+from sdjax.storage.addresses import PACKAGES, AddressError, address, remote
 
 LAST = ("config.json", "model_index.json")  # the files that make a folder a model: written last, removed first
 CREDENTIALS = {"gs": "gcloud auth application-default login", "s3": "aws configure"}
@@ -35,7 +35,7 @@ def place(path: Any, schemes: Sequence[str] = tuple(PACKAGES)) -> Any:
 def system(path: Any) -> tuple[Any, str]:
     """Returns the fsspec file system of an address, and the address's name in it."""
     text = address(path)
-    kind = scheme(text)
+    kind = text.partition(":")[0]
     try:
         import fsspec
 
@@ -70,7 +70,7 @@ def reaching(what: str, path: Any) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) or code == "404":
             raise FileNotFoundError(f"{what} {text} failed: there is no such file, folder or bucket") from error
         if isinstance(error, PermissionError) or code in ("401", "403") or "redential" in said:
-            login = CREDENTIALS[scheme(text)]
+            login = CREDENTIALS[text.partition(":")[0]]
             raise PermissionError(f"{what} {text} failed: {said}; `{login}` says who you are") from error
         raise OSError(f"{what} {text} failed: {said}") from error
 
