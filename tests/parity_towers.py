@@ -13,7 +13,7 @@ from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.guidance import ClassifierFree
 from sdjax.nn import VisionEncoder
 from sdjax.nn.prior import PriorTransformer
-from sdjax.nn.safety import SafetyChecker
+from sdjax.nn.safety import SafetyScorer
 from sdjax.pictures import preprocess
 from sdjax.tasks.prior import PriorNetwork, make_rows
 from sdjax.tasks.prior import sample as sample_prior
@@ -82,6 +82,6 @@ def _prior(spec, state_dict):
 def safety(spec, state_dict, pixels):
     """Returns flags [b], concepts' scores [b, 17] and special ones' [b, 3] of prepared pixels [b, 3, h, w]."""
     params = safety_params(state_dict, vision_config(spec))
-    apply = jax.jit(SafetyChecker(vision_config(spec)).apply)
+    apply = jax.jit(SafetyScorer(vision_config(spec)).apply)
     scores = apply({"params": params}, jnp.moveaxis(jnp.asarray(pixels), 1, -1))
     return np.asarray(scores.flags), np.asarray(scores.concepts), np.asarray(scores.special)

@@ -12,14 +12,14 @@ from sdjax.convert.containers.mapped import MappedFile
 from sdjax.convert.containers.stored import MAX_NAME, MAX_TENSORS, StoredTensor, TensorFile
 from sdjax.convert.containers.strict_json import read_json
 from sdjax.convert.errors import CheckpointError, OtherKindError, shown
+from sdjax.nn.parts import NEEDED_FOLDERS, PARTS
 
 OWN_SETTINGS = "sdjax_config.json"  # what diffusers' files cannot say of a model
 MAX_COMPONENTS = 50
-MODELS = ("unet", "vae", "text_encoder")
 COMPONENTS = (  # that a folder without model_index.json may be of: what else lies beside is no part of the model
-    *MODELS, "safety_checker", "image_encoder", "image_normalizer", "depth_estimator", "prior", "prior_text_encoder",
-    "prior_scheduler", "scheduler", "tokenizer", "prior_tokenizer", "feature_extractor", "image_noising_scheduler",
-    "text_encoder_2", "transformer", "motion_adapter",
+    *(part.folder for part in PARTS.values()), "safety_checker", "prior", "prior_text_encoder", "prior_scheduler",
+    "scheduler", "tokenizer", "prior_tokenizer", "feature_extractor", "image_noising_scheduler", "text_encoder_2",
+    "transformer", "motion_adapter",
 )  # fmt: skip
 
 # diffusers' models; transformers' as safetensors and as .bin. Nothing else beside them (optimizer.bin, ...) is weights.
@@ -47,7 +47,7 @@ def read_folder(path: pathlib.Path, variant: str | None, read_file: ReadFile, bu
         listed = _named_by(_json(path / "model_index.json", budget))
         described = folders.intersection(COMPONENTS) - listed if listed else set()  # whose weights are left out
         folders = folders & listed if listed else folders
-    elif not own and folders.intersection(MODELS):
+    elif not own and folders.intersection(NEEDED_FOLDERS):
         folders = folders.intersection(COMPONENTS)
     if own and "model_index.json" not in names:
         listings = {"": names}

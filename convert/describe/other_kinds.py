@@ -10,6 +10,7 @@ from typing import Any
 
 from sdjax.convert.errors import FileKind
 from sdjax.convert.names import keys
+from sdjax.nn.parts import NEEDED_FOLDERS
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_LETTERS = 300_000  # of a file's names that are looked through: those of 3,500 tensors, below a second
@@ -119,7 +120,6 @@ _CLASSES = {  # of a diffusers folder's model_index.json: beginnings of names, a
     "HunyuanDiT": "HunyuanDiT", "Sana": "Sana", "AuraFlow": "AuraFlow", "Lumina": "Lumina", "Wan": "Wan", "LTX": "LTX",
     "CogVideoX": "CogVideoX", "QwenImage": "Qwen-Image", "Chroma": "Chroma", "AudioLDM": "AudioLDM",
 }  # fmt: skip
-_NEEDED = ("unet", "vae", "text_encoder")
 _OTHERS = ("text_encoder_2", "text_encoder_3", "transformer", "motion_adapter", "vqvae", "movq", "text_unet", "decoder")
 _WIDTHS = (768, 1024, 1280)
 _UNET = keys.LDM_PREFIXES["unet"]
@@ -160,7 +160,7 @@ def kind_of_folder(configs: Mapping[str, Mapping[str, Any]]) -> FileKind | None:
     name = name if isinstance(name, str) and re.fullmatch(r"\w{1,80}", name) else "of no named class"
     there = {part for part, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]}
     beginning = max((b for b in _CLASSES if name.startswith(b)), key=len, default=None)
-    needed = there.issuperset(_NEEDED) or not there  # an index that names no parts says nothing of them
+    needed = there.issuperset(NEEDED_FOLDERS) or not there  # an index that names no parts says nothing of them
     if needed and beginning is None and not there.intersection(_OTHERS):
         return None
     model = "" if beginning is None else f" ({_CLASSES[beginning]})"

@@ -15,7 +15,7 @@ _ARCHITECTURES: dict[str, Prediction] = {
     "stable-diffusion-v2-512": "epsilon", "stable-diffusion-v2-768-v": "v", "stable-diffusion-v2-unclip-l": "v",
     "stable-diffusion-v2-unclip-h": "v",
 }  # fmt: skip
-_OWN = ("unet", "vae", "text", "schedule", "image_size", "guidance_scale", "depth", "vision", "noise_stats")
+_OWN = tuple(field.name for field in dataclasses.fields(ModelConfig) if field.name != "name")
 MARKERS = ("v_pred", "ztsnr")  # empty tensors that ComfyUI reads
 
 

@@ -13,17 +13,12 @@ from sdjax.config import TextConfig, UNetConfig, VAEConfig
 from sdjax.convert.names.bert import x_transformer_name
 from sdjax.convert.names.depth import midas_name
 from sdjax.convert.names.vision import clip_name
+from sdjax.nn.parts import PARTS
 
 Layout = Literal["native", "ldm", "diffusers"]
 LAYOUTS: tuple[Layout, ...] = ("native", "ldm", "diffusers")
-COMPONENTS = {  # our parts -> diffusers' folders
-    "unet": "unet", "vae": "vae", "text": "text_encoder", "depth": "depth_estimator",
-    "vision": "image_encoder", "noise_stats": "image_normalizer",
-}  # fmt: skip
-LDM_PREFIXES = {
-    "unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.",
-    "depth": "depth_model.model.", "vision": "embedder.model.", "noise_stats": "noise_augmentor.",
-}  # fmt: skip
+COMPONENTS = {name: part.folder for name, part in PARTS.items()}  # our parts -> diffusers' folders
+LDM_PREFIXES = {name: part.prefix for name, part in PARTS.items()}
 EMA_PREFIX = "model_ema."
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}

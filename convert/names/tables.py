@@ -15,22 +15,16 @@ from sdjax.config import ModelConfig
 from sdjax.convert.containers.lazy import LazyTensor, nothing
 from sdjax.convert.names import beside, keys, layouts, vision
 from sdjax.convert.names.keys import LAYOUTS, Layout
+from sdjax.nn import parts as model_parts
 from sdjax.typing import Params
 
-PARTS = {
-    "unet": "UNet", "vae": "autoencoder", "text": "text encoder", "depth": "depth network", "vision": "image tower",
-    "noise_stats": "mean and standard deviation of image embeddings",
-}  # fmt: skip
-OPTIONAL = {  # without which a model is one all the same, and what follows
-    "depth": "depth maps have to be given",
-    "vision": "embeddings of pictures have to be given",
-    "noise_stats": "noise is put on embeddings as if they were 0 and 1",
-}
+PARTS = {name: part.title for name, part in model_parts.PARTS.items()}
+OPTIONAL = {name: part.without for name, part in model_parts.PARTS.items() if part.without is not None}
 
 
 def described(config: ModelConfig) -> dict[str, Any]:
     """Returns the descriptions of a model's parts by name: of the optional parts, those that it has."""
-    return {part: getattr(config, part) for part in PARTS if getattr(config, part) is not None}
+    return {part: getattr(config, part) for part in model_parts.parts_of(config)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +106,7 @@ def parameters_of(part: str, shapes: Params) -> tuple[Parameter, ...]:
 @functools.lru_cache(maxsize=64)
 def part_parameters(part: str, description: Any) -> tuple[Parameter, ...]:
     """Returns the parameters of a part of a model in the order of their paths, without allocating any."""
-    from sdjax.nn.model import part_shapes
-
-    return parameters_of(part, part_shapes(part, description))
+    return parameters_of(part, model_parts.PARTS[part].shapes(description))
 
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:

@@ -7,14 +7,12 @@ checkpoints of autoencoders (kl-f8's model.ckpt) hold both, and the discriminato
 import os
 import re
 
-import jax
 import jax.numpy as jnp
 
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.parts.networks import network_params
-from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
-from sdjax.nn.metrics.lpips import LPIPS
+from sdjax.nn.parts import NETWORKS
 from sdjax.storage.addresses import remote
 from sdjax.typing import Params
 
@@ -45,8 +43,7 @@ def load_lpips(*sources: CheckpointLike) -> Params:
     for path in sources:
         if isinstance(path, str | os.PathLike) and not remote(path) and not os.path.exists(path):
             raise CheckpointError(f"there is no such file; {NEEDED}", path)
-    image = jnp.zeros((1, 16, 16, 3))
-    lines = dict(jax.eval_shape(LPIPS().init, jax.random.key(0), image, image)["params"])
+    lines = dict(NETWORKS["lpips"].shapes())
     parts = (
         (lines.pop("vgg"), _VGG, f"{_CLASSIFIER}|{_LINES}|{_CONSTANTS}", "VGG16's convolutions"),
         (lines, _LINES, f"{_VGG}|{_CLASSIFIER}|{_CONSTANTS}", "LPIPS's own weights"),
@@ -81,8 +78,7 @@ def load_discriminator(source: CheckpointLike) -> Params:
         raise checkpoint.error(
             "it holds no discriminator: none of its tensors is named loss.discriminator.main.0.weight"
         )
-    image = jnp.zeros((1, SMALLEST, SMALLEST, 3))
-    shapes = jax.eval_shape(Discriminator().init, jax.random.key(0), image)["params"]
+    shapes = NETWORKS["discriminator"].shapes()
     return _params(checkpoint, place, shapes, "a PatchGAN discriminator of three layers", _AVERAGES)
 
 

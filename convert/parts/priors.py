@@ -6,8 +6,6 @@ Source of the fields: huggingface/diffusers, models/transformers/prior_transform
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -18,7 +16,8 @@ from sdjax.convert.describe.diffusers_config import only, text_from_transformers
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.parts.networks import network_params, prefix_of
-from sdjax.nn.prior import EXTRA, PriorTransformer, ProjectedTextEncoder
+from sdjax.nn.parts import NETWORKS
+from sdjax.nn.prior import EXTRA
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Params
 
@@ -81,11 +80,10 @@ def load_prior(source: CheckpointLike, dtype: DTypeLike | None = None) -> tuple[
         config = prior_from_diffusers(_file(checkpoint, "prior/config.json"), scheduler, text)
     except ConfigError as error:
         raise checkpoint.error(str(error)) from error
+    shapes, what = NETWORKS["prior_text"].shapes(text), "a text encoder with a projection"
     params = {
         "prior": prior_params(checkpoint, config, "prior/", kind),
-        "text": network_params(
-            checkpoint, _text_shapes(text), words, "a text encoder with a projection", dtype=kind, unused=_POSITIONS
-        ),
+        "text": network_params(checkpoint, shapes, words, what, dtype=kind, unused=_POSITIONS),
     }
     own = None if checkpoint.path is None else checkpoint.path / words.replace("text_encoder/", "tokenizer")
     try:
@@ -101,15 +99,7 @@ def prior_params(
 ) -> Params:
     """Returns the parameters of a described prior from the tensors that begin with `prefix`. Raises CheckpointError."""
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    x, text = jnp.zeros([1, config.embedding]), jnp.zeros([1, config.text.max_length, config.embedding])
-    args = (x, jnp.zeros([1]), x, text, jnp.ones(text.shape[:2], bool))
-    shapes = jax.eval_shape(lambda: PriorTransformer(config).init(jax.random.key(0), *args))["params"]
-    return network_params(checkpoint, shapes, prefix, "a prior", dtype=dtype)
-
-
-def _text_shapes(config: TextConfig) -> Any:
-    ids = jnp.zeros([1, config.max_length], jnp.int32)
-    return jax.eval_shape(lambda: ProjectedTextEncoder(config).init(jax.random.key(0), ids))["params"]
+    return network_params(checkpoint, NETWORKS["prior"].shapes(config), prefix, "a prior", dtype=dtype)
 
 
 def _file(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:

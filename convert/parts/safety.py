@@ -2,8 +2,6 @@
 
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -12,7 +10,7 @@ from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers.lazy import float_type
 from sdjax.convert.describe.vision_config import vision_from_transformers
 from sdjax.convert.parts.networks import network_params, prefix_of
-from sdjax.nn.safety import SafetyChecker
+from sdjax.nn.parts import NETWORKS
 from sdjax.typing import Params
 
 _FLAT = re.compile(r"^vision_model\.(?!vision_model\.)")  # transformers has one level less from 5.0 on
@@ -46,8 +44,7 @@ def safety_params(
     Raises CheckpointError.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    pixels = jnp.zeros([1, config.image_size, config.image_size, 3])
-    shapes = jax.eval_shape(lambda: SafetyChecker(config).init(jax.random.key(0), pixels))["params"]
+    shapes = NETWORKS["safety"].shapes(config)
     canonical = lambda name: _FLAT.sub("vision_model.vision_model.", name)  # noqa: E731
     return network_params(
         checkpoint, shapes, prefix, "a safety checker", dtype=dtype, canonical=canonical, unused=_UNUSED

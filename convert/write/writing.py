@@ -30,6 +30,7 @@ from sdjax.convert.errors import CheckpointError
 from sdjax.convert.names import beside, depth, keys, tables
 from sdjax.convert.parts.embedding_statistics import are_unit
 from sdjax.convert.write.outputs import WRITING, new_folder, staged
+from sdjax.nn.parts import NEEDED_FOLDERS
 from sdjax.prompts.tokenizer import CLIP_TOKENS
 from sdjax.prompts.tokenizer import CONFIG as TOKENIZER_CONFIG
 from sdjax.storage import addresses
@@ -289,7 +290,7 @@ def written_without(model: Bundle, to: str, dtype: DTypeLike | None = None) -> t
     notices = []
     if to == "ldm":
         names = (_in_file(name, model.config) for name in model.extras if not beside.BUFFERS.fullmatch(name))
-        parts = tuple(keys.COMPONENTS.values())[:3]  # of which only some tensors are lost
+        parts = NEEDED_FOLDERS  # of which only some tensors are lost
         pairs = ((name, name.partition("/")[0]) for name in names if "/" in name)
         if lost := sorted({name if component in parts else component for name, component in pairs}):
             notices.append(f"a single file has no place for {', '.join(lost)}; a folder keeps them")

@@ -7,8 +7,8 @@ from typing import Any
 
 from sdjax.convert.containers.places import SINGLE_FILES, WEIGHTS, is_single_file
 from sdjax.convert.errors import CheckpointError, shown
+from sdjax.nn.parts import NEEDED_FOLDERS
 
-NEEDED = ("unet", "vae", "text_encoder")  # folders without which a pipeline is no Stable Diffusion v1 or v2
 OWN_SETTINGS, EXTRA = "sdjax_config.json", "extra.safetensors"  # what sdjax's own folders have besides
 UNUSED = ("safety_checker",)  # 1.2 GB that no model here is made of
 
@@ -90,7 +90,7 @@ def _folders(names: Sequence[str]) -> dict[str, list[str]]:
 def _pipeline(repository: str, folders: dict[str, list[str]], variant: str | None) -> list[str]:
     """Returns the weights and descriptions of a pipeline's folders."""
     weights = _sets_of_weights(folders)
-    lacking = [folder for folder in NEEDED if folder not in weights]
+    lacking = [folder for folder in NEEDED_FOLDERS if folder not in weights]
     if lacking:
         raise CheckpointError(
             "it is not a whole Stable Diffusion v1 or v2: no weights, as .safetensors or .bin, in "

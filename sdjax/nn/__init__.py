@@ -3,7 +3,7 @@
 from sdjax.nn.clip import TextEncoder
 from sdjax.nn.clip_vision import VisionEncoder
 from sdjax.nn.depth.dpt import DepthEstimator
-from sdjax.nn.model import init_params, param_counts, param_shapes
+from sdjax.nn.parts import init_params, param_counts, param_shapes
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import AutoencoderKL, latent_from_moments
 

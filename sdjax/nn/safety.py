@@ -46,7 +46,7 @@ class Wrapped(nn.Module):
         return VisionTransformer(self.config, self.dtype, name="vision_model")(pixels)
 
 
-class SafetyChecker(nn.Module):
+class SafetyScorer(nn.Module):
     """Returns the scores, float32, of pixels [b, size, size, 3] from `sdjax.pictures.preprocess` ("huggingface")."""
 
     config: VisionConfig

@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 @functools.partial(jax.jit, static_argnums=0)
 def _score(static: tuple[VisionConfig, str], params: Params, pixels: Image) -> safety.Scores:
     config, dtype = static
-    return safety.SafetyChecker(config, jnp.dtype(dtype)).apply({"params": params}, pixels)
+    return safety.SafetyScorer(config, jnp.dtype(dtype)).apply({"params": params}, pixels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

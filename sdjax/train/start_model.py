@@ -22,6 +22,7 @@ from sdjax.description import build
 from sdjax.loading.run_layout import BASE, SETTINGS
 from sdjax.nn import init_params, param_shapes
 from sdjax.nn.jax_settings import make_key, pinned
+from sdjax.nn.parts import SEPARABLE
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.storage import files
 from sdjax.train.checkpoints import reference
@@ -197,8 +198,7 @@ def _open(source: ModelSource, notices: list[str] | None = None) -> Bundle:
 
     say = (lambda text: None) if notices is None else notices.append
     others = {
-        name: None if getattr(source, name) is None else resolve(getattr(source, name), say=say)
-        for name in ("vae", "depth", "vision", "noise_stats")
+        name: None if getattr(source, name) is None else resolve(getattr(source, name), say=say) for name in SEPARABLE
     }
     others["prediction"] = source.prediction
     if source.path is None or source.path in builtin.NAMES:

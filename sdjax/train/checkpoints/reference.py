@@ -14,11 +14,12 @@ from typing import Any
 
 from sdjax.config import ConfigError
 from sdjax.loading.run_layout import REFERENCE
+from sdjax.nn.parts import SEPARABLE
 from sdjax.storage import addresses, buckets, files
 from sdjax.train.checkpoints import manifest
 from sdjax.train.config import ModelSource
 
-PLACES = ("path", "vae", "depth", "vision", "noise_stats")  # fields of ModelSource that name files
+PLACES = ("path", *SEPARABLE)  # fields of ModelSource that name files
 CHANGES = tuple(f"model.{name}" for name in PLACES)
 ENDINGS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".th", ".json", ".txt", ".yaml", ".yml")
 

@@ -1,0 +1,122 @@
+"""Low-rank adapters: merged, and as a patch that gives each image of a batch its own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_unet
+
+from sdjax.adapters import AdapterError, ImageLoRA, LoRA, LowRank, for_images, merge, patched
+from sdjax.nn.layers.conv import Conv
+from sdjax.nn.layers.dense import Dense
+
+from checks import count_compilations, relative_error
+
+CLOSE = 3e-6  # float32 sums in another order: x (W + D U) against x W + (x D) U
+
+
+def test_each_image_of_a_batch_has_its_own_adapter():
+    """Weight 0 is the plain network bit for bit; the others are what merged parameters give."""
+    first, second = small_unet.adapter(1, 2), small_unet.adapter(2, 4)
+    del second[small_unet.attention_paths()[0]]  # adapters need not change the same layers
+    params, inputs = small_unet.params(), small_unet.inputs()
+    own = for_images([(first, 0.0), (first, 0.7), (second, -1.3)])
+    got = small_unet.run(params, inputs, (LoRA(),), (own,))
+    plain = small_unet.run(params, inputs)
+    np.testing.assert_array_equal(got[0], plain[0])
+    for i, (adapter, weight) in enumerate([(first, 0.7), (second, -1.3)], start=1):
+        want = small_unet.run(merge(params, adapter, weight), inputs)[i]
+        assert relative_error(got[i], want) < CLOSE
+        assert relative_error(plain[i], want) > 0.1
+
+
+def test_other_adapters_of_one_shape_compile_nothing():
+    def run(*adapters):
+        return small_unet.run(small_unet.params(), small_unet.inputs(), (LoRA(),), (for_images(adapters),))
+
+    adapters = [small_unet.adapter(seed, 4) for seed in (1, 2, 3)]
+    run((adapters[0], 1.0), (adapters[1], 0.5), ({}, 1.0))
+    assert count_compilations(lambda: run(({}, 0.0), (adapters[2], 2.0), (adapters[0], 1.0))) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "blocks", "products"])
+def test_gradient_by_the_adapter_is_that_by_the_merged_kernels(remat):
+    """By the chain rule: of a kernel W + w s D U, dL/dD = w s dL/dW Ut and dL/dU = w s Dt dL/dW."""
+    adapter, params, inputs, weight = small_unet.adapter(1, 2), small_unet.params(), small_unet.inputs(1), 0.7
+
+    def loss(own):
+        return jnp.sum(small_unet.run(params, inputs, (LoRA(),), (own,), remat=remat) ** 2)
+
+    got = jax.grad(loss)(for_images([(adapter, weight)]))
+    by_kernel = jax.grad(lambda params: jnp.sum(small_unet.run(params, inputs) ** 2))(merge(params, adapter, weight))
+    for path, change in adapter.items():
+        tree = by_kernel
+        for name in path.split("/"):
+            tree = tree[name]
+        factor, kernel = weight * change.scale, tree["kernel"]
+        # Gradients that cancel are small beside the terms of their sums
+        np.testing.assert_allclose(got.layers[path].down[0], factor * kernel @ change.up.T, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(got.layers[path].up[0], factor * change.down.T @ kernel, rtol=1e-3, atol=1e-3)
+
+
+class Layers(nn.Module):
+    """A convolution of stride 2 and a linear layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = Conv(6, strides=(2, 2), padding=((0, 1), (0, 1)), name="conv")(x)
+        return Dense(5, name="dense")(x)
+
+
+def layers() -> tuple[np.ndarray, dict, dict[str, LowRank]]:
+    params = {"conv": {"kernel": small_unet.normal(0, 3, 3, 4, 6), "bias": small_unet.normal(1, 6)},
+              "dense": {"kernel": small_unet.normal(2, 6, 5), "bias": small_unet.normal(3, 5)}}  # fmt: skip
+    adapter = {"conv": LowRank(small_unet.normal(4, 3, 3, 4, 2), small_unet.normal(5, 2, 6), 0.5),
+               "dense": LowRank(small_unet.normal(6, 6, 3), small_unet.normal(7, 3, 5))}  # fmt: skip
+    return small_unet.normal(8, 2, 6, 6, 4), params, adapter
+
+
+def test_convolutions_are_changed_as_merged_ones():
+    x, params, adapter = layers()
+    with patched([LoRA()], own=[for_images([({}, 1.0), (adapter, 0.8)])]):
+        got = Layers().apply({"params": params}, x)
+    np.testing.assert_allclose(got[0], Layers().apply({"params": params}, x)[0], rtol=1e-6, atol=1e-6)
+    merged = merge(params, adapter, 0.8)
+    np.testing.assert_allclose(got[1], Layers().apply({"params": merged}, x)[1], rtol=1e-5, atol=1e-4)
+    # The change of a convolution by its definition: every position's matrix is a product
+    change = np.einsum("hwcr,rd->hwcd", adapter["conv"].down, adapter["conv"].up)
+    np.testing.assert_allclose(merged["conv"]["kernel"] - params["conv"]["kernel"], 0.8 * 0.5 * change, atol=1e-6)
+    assert merged["conv"]["bias"] is params["conv"]["bias"]
+
+
+def test_merging_rounds_once():
+    kernel = jnp.ones([1, 1], jnp.bfloat16)
+    change = LowRank(jnp.full([1, 1], 2**-9), jnp.ones([1, 1]))  # half of bfloat16's step at 1: lost, unless doubled
+    assert change.merge(kernel, 1.0) == 1
+    assert change.merge(kernel, 1.5) == 1 + 2**-7
+
+
+def test_adapters_that_do_not_fit_name_every_layer():
+    x, params, adapter = layers()
+    wrong = {**adapter, "dense": LowRank(np.ones([7, 2]), np.ones([2, 5])), "conv/deeper": adapter["conv"]}
+    with pytest.raises(AdapterError, match=r"'dense'.*no layer 'conv/deeper'"):
+        merge(params, wrong)
+    with (
+        patched([LoRA()], own=[for_images([(wrong, 1.0)] * 2)]),
+        pytest.raises(AdapterError, match=r"'conv/deeper'.*'dense' is \(6, 5\), the change \(7, 5\)"),
+    ):
+        Layers().apply({"params": params}, x)
+    with pytest.raises(AdapterError, match="'dense' in other shapes"):
+        for_images([(adapter, 1.0), (wrong, 1.0)])
+
+
+def test_images_without_any_adapter_need_no_arrays():
+    own = for_images([({}, 1.0), ({}, 0.5)])
+    assert own.layers == {}
+    assert isinstance(own, ImageLoRA)
+    x, params, _ = layers()
+    with patched([LoRA()], own=[own]):
+        got = Layers().apply({"params": params}, x)
+    np.testing.assert_array_equal(got, Layers().apply({"params": params}, x))
