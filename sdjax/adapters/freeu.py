@@ -55,7 +55,7 @@ class FreeU:
             method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
         ) -> Any:
             block, _, layer = path_of(context).partition("/")
-            if block not in numbers or not layer.startswith("joins_") or context.method_name != "__call__":
+            if block not in numbers or not layer.startswith("joins_"):
                 return method(*args, **kwargs)
             x, skip = args
             b, s = numbers[block]

@@ -50,7 +50,7 @@ class LoRA:
             if not path:
                 _check(context.module, own.layers)
             out = method(*args, **kwargs)
-            if context.method_name != "__call__" or path not in own.layers:
+            if path not in own.layers:
                 return out
             change = own.layers[path]
             low = _to_low_rank(context.module, args[0].astype(out.dtype), change.down.astype(out.dtype))

@@ -28,13 +28,13 @@ class Patch(Protocol):
     def __hash__(self) -> int: ...
 
     def intercept(self, shared: PyTree, own: PyTree) -> Interceptor:
-        """Returns the function that is called instead of every method of every layer.
+        """Returns the function that is called instead of every layer's `__call__`.
 
         `shared` are the patch's arrays for the whole batch, such as an adapter's weights. `own` are its arrays for each
         image, with the batch as their first axis. Either is None for a patch that has no such arrays.
 
-        The function gets the method, its arguments, and a context with `module` and `method_name`. It returns what the
-        method shall return; `method(*args, **kwargs)` for a layer that it leaves alone.
+        The function gets the method, its arguments, and a context whose `module` is the layer. It returns what the
+        layer shall return; `method(*args, **kwargs)` for a layer that it leaves alone.
         """
         ...
 
@@ -58,11 +58,22 @@ def patched(
             f"{len(patches)} patches have as many entries of shared and of per-image arrays; "
             f"got {len(shared)} and {len(own)}"
         )
-    interceptors = [patch.intercept(*arrays) for patch, *arrays in zip(patches, shared, own)]
+    interceptors = [_calls_alone(patch.intercept(*arrays)) for patch, *arrays in zip(patches, shared, own)]
     with contextlib.ExitStack() as stack:
         for interceptor in reversed(interceptors):  # Flax calls the one that was entered first before the others
             stack.enter_context(nn.intercept_methods(interceptor))
         yield
+
+
+def _calls_alone(interceptor: Interceptor) -> Interceptor:
+    """Returns the interceptor for layers' `__call__` only: Flax checks modules by methods of no name and path."""
+
+    def intercept(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+        if context.method_name != "__call__":
+            return method(*args, **kwargs)
+        return interceptor(method, args, kwargs, context)
+
+    return intercept
 
 
 def path_of(context: Context) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from sdjax import pictures
-from sdjax.nn.layers.resize import taps
+from sdjax.nn.layers.interpolation import taps
 
 MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 STD = np.float32([0.26862954, 0.26130258, 0.27577711])

@@ -18,7 +18,7 @@ from sdjax.config import DepthConfig
 from sdjax.nn import DepthEstimator
 from sdjax.nn.depth.dpt import network_size
 from sdjax.nn.jax_settings import pinned
-from sdjax.nn.layers.resize import resize
+from sdjax.nn.layers.interpolation import interpolate
 from sdjax.pictures.image import to_float
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
@@ -73,7 +73,7 @@ def depth_to_image(
     if maps is None:
         maps = _estimated(pipe, padded, batch.how.mesh, batch.how.parallel)
     else:
-        maps = [inputs.pad(resize(m[None, ..., None], size, method="bicubic")[0]) for m, size in zip(maps, sizes)]
+        maps = [inputs.pad(interpolate(m[None, ..., None], size, method="bicubic")[0]) for m, size in zip(maps, sizes)]
 
     def make(part: Batch) -> Making:
         height, width = part.size
@@ -117,7 +117,7 @@ def estimate_depth(
         given, padded, _estimated(pipe, padded, placement.make_mesh(devices), parallel), strict=True
     ):
         height, width = picture.shape[:2]
-        depth = resize(depth[None], whole.shape[:2], method="bicubic")[0, :height, :width, 0]
+        depth = interpolate(depth[None], whole.shape[:2], method="bicubic")[0, :height, :width, 0]
         out.append(np.maximum(depth, 0))  # the kernel overshoots
     return out
 
@@ -128,7 +128,7 @@ def prepare_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     2 (d - min) / (max - min) - 1, after resizing. A map of one depth only is -1 everywhere: what training's
     formula, with 0.001 more below the fraction, makes of it, where the reference's sampling divides 0 by 0.
     """
-    depth = resize(np.asarray(depth, np.float32), size, method="bicubic")
+    depth = interpolate(np.asarray(depth, np.float32), size, method="bicubic")
     return 2 * _from_0_to_1(depth) - 1
 
 
@@ -186,7 +186,7 @@ def _estimated(
     maps: list[Any] = [None] * len(padded)
     for size, which in groups.items():
         filled = placement.fill(which, mesh.size)
-        seen = np.concatenate([resize(to_float(padded[i])[None], size, method="bicubic") for i in filled])
+        seen = np.concatenate([interpolate(to_float(padded[i])[None], size, method="bicubic") for i in filled])
         for i, depth in zip(which, np.asarray(run(pipe.on(mesh)["depth"], placement.split(seen, mesh)))):
             maps[i] = depth
     return maps

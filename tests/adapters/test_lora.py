@@ -93,9 +93,11 @@ def test_convolutions_are_changed_as_merged_ones():
 
 def test_merging_rounds_once():
     kernel = jnp.ones([1, 1], jnp.bfloat16)
-    change = LowRank(jnp.full([1, 1], 2**-9), jnp.ones([1, 1]))  # half of bfloat16's step at 1: lost, unless doubled
-    assert change.merge(kernel, 1.0) == 1
-    assert change.merge(kernel, 1.5) == 1 + 2**-7
+    # bfloat16's step at 1 is 2**-7: each of the two terms alone would be lost, their sum is not
+    change = LowRank(jnp.full([1, 2], 1.2 * 2**-9), jnp.ones([2, 1]))
+    assert change.merge(kernel, 1.0) == 1 + 2**-7
+    assert change.merge(kernel, 0.5) == 1
+    assert change.merge(kernel, 1.0).dtype == jnp.bfloat16
 
 
 def test_adapters_that_do_not_fit_name_every_layer():

@@ -23,7 +23,7 @@ class Affine:
     def intercept(self, shared: Any, own: Any) -> Callable[..., Any]:
         def intercept(method, args, kwargs, context):
             out = method(*args, **kwargs)
-            if path_of(context) != self.layer or context.method_name != "__call__":
+            if path_of(context) != self.layer:
                 return out
             return out * shared + own.reshape(-1, *(1,) * (out.ndim - 1))
 
@@ -58,8 +58,7 @@ class Count:
 
     def intercept(self, shared: None, own: None) -> Callable[..., Any]:
         def intercept(method, args, kwargs, context):
-            if context.method_name == "__call__":
-                self.calls[path_of(context)] = self.calls.get(path_of(context), 0) + 1
+            self.calls[path_of(context)] = self.calls.get(path_of(context), 0) + 1
             return method(*args, **kwargs)
 
         return intercept

@@ -15,9 +15,9 @@ from sdjax.nn.clip import gelu
 from sdjax.nn.depth.bit import Bit
 from sdjax.nn.layers.conv import POINT, Conv
 from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.interpolation import interpolate
 from sdjax.nn.layers.multihead import VIT, Attention
 from sdjax.nn.layers.norm import LayerNorm
-from sdjax.nn.layers.resize import resize
 from sdjax.typing import Image, Map, Maps, NewMap, NewTokens, Tokens
 
 PATCH = 16  # pixels of a side that one token stands for
@@ -107,7 +107,7 @@ class Embeddings(nn.Module):
         side = c.grid
         first = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, d))
         positions = self.param("position_embeddings", nn.initializers.normal(0.02), (1, 1 + side * side, d))
-        grid = resize(positions[:, 1:].reshape(1, side, side, d), (h, w), method="bilinear")
+        grid = interpolate(positions[:, 1:].reshape(1, side, side, d), (h, w), method="bilinear")
         positions = jnp.concatenate([positions[:, :1], grid.reshape(1, h * w, d)], axis=1)
         first = jnp.broadcast_to(first, (b, 1, d)).astype(self.dtype)
         tokens = jnp.concatenate([first, x.reshape(b, h * w, d)], axis=1)
@@ -248,7 +248,7 @@ class DepthEstimator(nn.Module):
 def double(x: Map) -> NewMap:
     """Returns the map at twice its size, bilinear, its corners in place."""
     _, h, w, _ = x.shape
-    return resize(x, (2 * h, 2 * w), method="bilinear", align_corners=True)
+    return interpolate(x, (2 * h, 2 * w), method="bilinear", align_corners=True)
 
 
 def network_size(config: DepthConfig, size: tuple[int, int]) -> tuple[int, int]:

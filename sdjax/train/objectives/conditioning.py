@@ -15,7 +15,7 @@ from sdjax.config import ModelConfig
 from sdjax.diffusion.unclip import LEVELS, noise_embedding, statistics
 from sdjax.nn import AutoencoderKL, DepthEstimator, VisionEncoder, latent_from_moments
 from sdjax.nn.depth.dpt import network_size
-from sdjax.nn.layers.resize import resize
+from sdjax.nn.layers.interpolation import interpolate
 from sdjax.pictures.preprocess import MEAN, STD, ldm_matrix
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives import draws
@@ -72,9 +72,9 @@ def depth(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys,
     """Returns the depth that the depth network sees, from -1 to 1 by each picture's own range, [b, h / 8, w / 8, 1]."""
     image, factor = batch["image"], config.vae.factor
     h, w = image.shape[1:3]
-    seen = resize(image, network_size(config.depth, (h, w)), method="bicubic")
+    seen = interpolate(image, network_size(config.depth, (h, w)), method="bicubic")
     out = DepthEstimator(config.depth, dtype).apply({"params": parts["depth"]}, seen).astype(jnp.float32)
-    out = resize(out, (h // factor, w // factor), method="bicubic")
+    out = interpolate(out, (h // factor, w // factor), method="bicubic")
     low, high = out.min((1, 2, 3), keepdims=True), out.max((1, 2, 3), keepdims=True)
     return Told(concat=2 * (out - low) / (high - low + FLAT) - 1)
 

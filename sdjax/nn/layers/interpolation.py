@@ -14,7 +14,7 @@ METHODS = ("bilinear", "bicubic")
 Maps = TypeVar("Maps")  # a numpy or JAX array [b, h, w, c]
 
 
-def resize(x: Maps, size: tuple[int, int], *, method: str, align_corners: bool = False) -> Maps:
+def interpolate(x: Maps, size: tuple[int, int], *, method: str, align_corners: bool = False) -> Maps:
     """Returns maps [b, h, w, c] at another (height, width), in their own dtype, computed in float32.
 
     `method` is "bilinear" or "bicubic" (a = -0.75, values may overshoot). Pixel i lies at i + 1/2, or at i with the
@@ -24,7 +24,7 @@ def resize(x: Maps, size: tuple[int, int], *, method: str, align_corners: bool =
     Source: torch.nn.functional.interpolate with antialias=False; for bicubic maps cv2.resize with INTER_CUBIC too.
     """
     if method not in METHODS:
-        raise ValueError(f"a method of resizing is one of {', '.join(METHODS)}; got {method!r}")
+        raise ValueError(f"a method of interpolation is one of {', '.join(METHODS)}; got {method!r}")
     if min(*size, *x.shape[1:3]) < 1:
         raise ValueError(f"a map has at least one row and column; got {tuple(x.shape[1:3])} to be {tuple(size)}")
     y = x.astype(np.float32)
