@@ -197,7 +197,7 @@ class UNet(nn.Module):
             up = UpBlock(self._level(i), c.num_res_blocks + 1, i > 0, name=f"up_blocks_{j}")
             x = up(x, skips, time, context, context_length)
 
-        x = jax.nn.silu(GroupNorm(c.norm_groups, EPSILON, self.dtype, name="conv_norm_out")(x))
+        x = GroupNorm(c.norm_groups, EPSILON, self.dtype, silu=True, name="conv_norm_out")(x)
         x = Conv(c.out_channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
 

@@ -5,7 +5,6 @@ diffusers' AutoencoderKL.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -84,7 +83,7 @@ class Encoder(nn.Module):
             )
             x = stack(x)
         x = MidBlock(c.channels[-1], c.norm_groups, self.dtype, name="mid_block")(x)
-        x = jax.nn.silu(GroupNorm(c.norm_groups, EPSILON, self.dtype, name="conv_norm_out")(x))
+        x = GroupNorm(c.norm_groups, EPSILON, self.dtype, silu=True, name="conv_norm_out")(x)
         return Conv(2 * c.latent_channels, dtype=self.dtype, name="conv_out")(x)
 
 
@@ -104,7 +103,7 @@ class Decoder(nn.Module):
             stack = ResnetStack(channels, c.num_res_blocks + 1, c.norm_groups, resample, self.dtype,
                                 name=f"up_blocks_{j}")  # fmt: skip
             x = stack(x)
-        x = jax.nn.silu(GroupNorm(c.norm_groups, EPSILON, self.dtype, name="conv_norm_out")(x))
+        x = GroupNorm(c.norm_groups, EPSILON, self.dtype, silu=True, name="conv_norm_out")(x)
         return Conv(c.image_channels, dtype=self.dtype, name="conv_out")(x)
 
 

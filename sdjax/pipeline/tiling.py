@@ -10,22 +10,28 @@ input, the output and the shortcut of a residual block, where XLA's plan for the
 The middle block looks at the whole map at once; its attention never holds the score matrix
 (`sdjax.nn.layers.attention`).
 
-Source: the network is `sdjax.nn.vae`'s, of the same parameters.
+The network is `sdjax.nn.vae`'s: a patch replaces its layers.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from sdjax.adapters.patch import Context, Interceptor, patched, path_of
 from sdjax.config import VAEConfig
 from sdjax.nn.layers.conv import POINT, conv2d
-from sdjax.nn.vae import EPSILON, MidBlock
+from sdjax.nn.layers.norm import GroupNorm
+from sdjax.nn.layers.resnet import Resnet, Upsample
+from sdjax.nn.vae import AutoencoderKL
 from sdjax.typing import Image, Latent, Params
 
 BAND = 2**23  # numbers of a map in one band: 32 MiB in float32, enough to fill a device
+PATCHED = ("decoder/up_blocks_", "decoder/conv_norm_out", "decoder/conv_out")
 LARGE = 2**20  # pixels above which a pipeline decodes a picture band by band: 1024 x 1024
 
 Map = Float[Array, "b h w c"]
@@ -43,47 +49,75 @@ class Norm(NamedTuple):
         return jax.nn.silu(((x.astype(jnp.float32) - self.mean) * self.factor + self.bias).astype(x.dtype))
 
 
-def decode(config: VAEConfig, dtype: Any, params: Params, latent: Latent, *, band: int = BAND) -> Image:
+class Pending(NamedTuple):
+    """A map that is normalised band by band where it is used."""
+
+    x: Map
+    norm: Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Banded:
+    """A patch of the autoencoder: the decoder's blocks after the middle one work in bands of about `band` numbers."""
+
+    band: int
+
+    def intercept(self, shared: None = None, own: None = None) -> Interceptor:
+        """Returns the interceptor of residual blocks, upsampling and the output."""
+
+        def intercept(
+            method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
+        ) -> Any:
+            layer, path = context.module, path_of(context)
+            if not path.startswith(PATCHED):
+                return method(*args, **kwargs)
+            x, params = args[0], layer.variables["params"]
+            if isinstance(layer, Resnet):
+                return _resnet(x, layer, params, self.band)
+            if isinstance(layer, Upsample):
+                return convolve(x, *_weights(params["conv"], layer.dtype), band=self.band, double=True)
+            if path == "decoder/conv_norm_out":
+                return Pending(x, norm_of(x, layer, params, self.band))
+            if path == "decoder/conv_out":
+                return convolve(x.x, *_weights(params, layer.dtype), band=self.band, prepare=x.norm)
+            return method(*args, **kwargs)
+
+        return intercept
+
+
+def decode(config: VAEConfig, dtype: DTypeLike, params: Params, latent: Latent, *, band: int = BAND) -> Image:
     """Returns the images of latents as `AutoencoderKL.decode` does, float32, in bands of about `band` numbers.
 
     `params` are the autoencoder's. Meant for one latent at a time: a batch is cut into the same bands.
     """
-    decoder, last = params["decoder"], len(config.channels) - 1
-    x = (latent / config.scale_factor).astype(dtype)
-    x = conv2d(x, *_weights(params["post_quant_conv"], dtype), padding=POINT)
-    x = conv2d(x, *_weights(decoder["conv_in"], dtype))
-    x = MidBlock(config.channels[-1], config.norm_groups, dtype).apply({"params": decoder["mid_block"]}, x)
-    for j in range(len(config.channels)):
-        level = decoder[f"up_blocks_{j}"]
-        for i in range(config.num_res_blocks + 1):
-            x = _resnet(x, level[f"resnets_{i}"], config.norm_groups, dtype, band)
-        if j < last:
-            x = convolve(x, *_weights(level["upsamplers_0"]["conv"], dtype), band=band, double=True)
-    norm = statistics(x, decoder["conv_norm_out"], config.norm_groups, band)
-    return convolve(x, *_weights(decoder["conv_out"], dtype), band=band, prepare=norm).astype(jnp.float32)
+    with patched([Banded(band)]):
+        return AutoencoderKL(config, dtype).apply({"params": params}, latent, method="decode")
 
 
-def _resnet(x: Map, params: Params, groups: int, dtype: Any, band: int) -> Map:
+def _resnet(x: Map, layer: Resnet, params: Params, band: int) -> Map:
     """Returns a residual block of x; at most x, its shortcut and one map between the convolutions are in memory."""
-    norm = statistics(x, params["norm1"], groups, band)
-    y = convolve(x, *_weights(params["conv1"], dtype), band=band, prepare=norm)
+    norm = norm_of(x, layer, params["norm1"], band)
+    y = convolve(x, *_weights(params["conv1"], layer.dtype), band=band, prepare=norm)
     if "conv_shortcut" in params:
-        x = convolve(x, *_weights(params["conv_shortcut"], dtype), band=band)
-    norm = statistics(y, params["norm2"], groups, band)
-    return convolve(y, *_weights(params["conv2"], dtype), band=band, prepare=norm, onto=x)
+        x = convolve(x, *_weights(params["conv_shortcut"], layer.dtype), band=band)
+    norm = norm_of(y, layer, params["norm2"], band)
+    return convolve(y, *_weights(params["conv2"], layer.dtype), band=band, prepare=norm, onto=x)
 
 
-def _weights(params: Params, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def _weights(params: Params, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
     return params["kernel"].astype(dtype), params["bias"].astype(dtype)
 
 
-def statistics(x: Map, params: Params, groups: int, band: int = BAND) -> Norm:
+def norm_of(x: Map, layer: GroupNorm | Resnet, params: Params, band: int = BAND) -> Norm:
     """Returns the GroupNorm of x with its statistics over the whole map, gathered band by band in float32.
+
+    `layer` has the number of groups and the epsilon, `params` are the norm's.
 
     Each band gives its mean and its sum of squared differences from that, which are put together exactly (Chan, Golub
     and LeVeque 1983, eq. 2.1): no small difference of large sums, and no long sum.
     """
     b, h, w, c = x.shape
+    groups = layer.groups
     count = _bands(x.shape, band)
     rows = h // count
 
@@ -99,7 +133,9 @@ def statistics(x: Map, params: Params, groups: int, band: int = BAND) -> Norm:
     variance = (squares.sum(0) + size * jnp.square(means - mean).sum(0)) / (count * size)
     scale, bias = (params[name].astype(jnp.float32) for name in ("scale", "bias"))
     to_channels = lambda a: jnp.repeat(a, c // groups, axis=-1)[:, None, None]  # noqa: E731
-    return Norm(to_channels(mean), to_channels(jax.lax.rsqrt(variance + EPSILON)) * scale, jnp.broadcast_to(bias, c))
+    return Norm(
+        to_channels(mean), to_channels(jax.lax.rsqrt(variance + layer.epsilon)) * scale, jnp.broadcast_to(bias, c)
+    )
 
 
 def convolve(

@@ -35,7 +35,7 @@ def answering(params, target):
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 4))
     context = TextEncoder(CONFIG.text).apply({"params": params["text"]}, jnp.zeros((2, 77), jnp.int32))
     _, state = INNER({"params": params["unet"]}, x, jnp.full(2, 999.0), context)
-    features = jax.nn.silu(state["intermediates"]["conv_norm_out"]["__call__"][0])
+    features = state["intermediates"]["conv_norm_out"]["__call__"][0]
     padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = jnp.concatenate([padded[:, i : i + 32, j : j + 32] for i in range(3) for j in range(3)], -1)
     rows = np.asarray(windows, np.float64).reshape(-1, 9 * 64)

@@ -11,18 +11,23 @@ from jaxtyping import Array, Float
 
 
 class GroupNorm(nn.Module):
-    """Normalises every group of neighbouring channels over all positions, then scales and shifts each channel."""
+    """Normalises every group of neighbouring channels over all positions, then scales and shifts each channel.
+
+    `silu` applies SiLU to the result, in `dtype`.
+    """
 
     groups: int
     epsilon: float
     dtype: DTypeLike = jnp.float32
+    silu: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:
         c = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        return group_norm(x, scale, bias, groups=self.groups, epsilon=self.epsilon).astype(self.dtype)
+        y = group_norm(x, scale, bias, groups=self.groups, epsilon=self.epsilon).astype(self.dtype)
+        return jax.nn.silu(y) if self.silu else y
 
 
 class LayerNorm(nn.Module):

@@ -28,11 +28,11 @@ class Resnet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Map, time: Float[Array, "b e"] | None = None) -> Float[Array, "b h w c2"]:
-        y = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
+        y = GroupNorm(self.groups, self.epsilon, self.dtype, silu=True, name="norm1")(x)
         y = Conv(self.channels, dtype=self.dtype, name="conv1")(y)
         if time is not None:
             y = y + Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(jax.nn.silu(time))[:, None, None, :]
-        y = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(y))
+        y = GroupNorm(self.groups, self.epsilon, self.dtype, silu=True, name="norm2")(y)
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         y = Conv(self.channels, kernel_init=init, dtype=self.dtype, name="conv2")(y)
         if x.shape[-1] != self.channels:
