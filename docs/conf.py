@@ -44,7 +44,7 @@ nb_output_stderr = "remove"
 
 default_role = "code"  # docstrings write code between single backticks
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
+autodoc_preserve_defaults = False
 autodoc_inherit_docstrings = False  # Flax's own methods are in Flax's manual
 maximum_signature_line_length = 100
 autodoc_typehints_format = "short"
