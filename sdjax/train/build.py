@@ -16,7 +16,6 @@ from sdjax.nn import param_shapes
 from sdjax.train.config import DataConfig, TrainConfig
 from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts
 from sdjax.train.optim import OptimNumbers, learning_rate, make_optimizer
-from sdjax.train.parallel import ParallelConfig
 from sdjax.train.planning import flops
 from sdjax.train.state import TrainState
 from sdjax.train.step import StepNumbers, TrainStep, make_train_step
@@ -185,7 +184,9 @@ class Setup:
         return np.zeros(text.max_length if self.text == "ids" else (text.max_length, text.width), np.int32)
 
     def flops(self) -> flops.Flops:
-        """Returns the floating-point operations of a step."""
+        """Returns the floating-point operations of a step, without the optimiser's."""
         state, frozen = self.shapes
-        plain = dataclasses.replace(self, config=dataclasses.replace(self.config, parallel=ParallelConfig()))
-        return flops.count(plain.step(self.empty_shape()), state, frozen, self.batch_shapes())
+        loss = self.loss_of_trained(self.empty_shape())
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.config.batch_size))
+        args = frozen, state.ema_params, self.batch_shapes(), keys, Shape((), jnp.int32)
+        return flops.count(loss, state.params, *args, remat=self.config.remat)

@@ -1,6 +1,7 @@
 """Predicted memory against what devices hold, what XLA allocates, and sums by hand."""
 
 import collections
+import dataclasses
 import math
 import re
 
@@ -15,7 +16,7 @@ from models_to_train import MODEL
 from sdjax.config import ModelConfig
 from sdjax.configs import sd2_base
 from sdjax.nn import UNet, param_shapes
-from sdjax.nn.layers.attention import attend
+from sdjax.nn.layers.multihead import Attend
 from sdjax.train.parallel import ParallelConfig, layouts, make_mesh, place, shardings
 from sdjax.train.planning.memory import held, laid_out, plan, size, working_bytes
 
@@ -131,12 +132,6 @@ def test_what_the_forward_pass_keeps_is_counted_array_by_array():
     assert twice == pytest.approx(2 * working_bytes(squares, *NETWORK), rel=0.01)
 
 
-def test_checkpoints_keep_a_layers_input_and_one_layers_inside():
-    rematted = working_bytes(lambda params, x: squares(params, x, jax.checkpoint), *NETWORK)
-    kept = (LAYERS - 1) * ARRAY
-    assert kept < rematted <= kept + 5 * ARRAY
-
-
 def test_a_scan_keeps_what_every_round_keeps():
     def scanned(params, x):
         return jax.lax.scan(lambda x, w: (jnp.square(x @ w), None), x, params)[0].sum(), None
@@ -147,47 +142,55 @@ def test_a_scan_keeps_what_every_round_keeps():
     assert working_bytes(jax.jit(scanned), params, NETWORK[1]) == pytest.approx(kept, abs=5 * ARRAY)
 
 
-TALL = shape(2048, 8)  # far smaller than its product with itself
-TALL_BYTES, PRODUCT = 2048 * 8 * 4, 2048 * 2048 * 4
-
-
-def test_what_a_scan_uses_rounds_later_is_counted():
-    def scanned(params, x):
-        def body(carry, w):
-            a, b, c = carry
-            return (jnp.square(b @ w), c, a), None
-
-        late = jnp.exp(x @ x.T) @ x  # used in the second round only
-        return jax.lax.scan(body, (x, x, late), params)[0][0].sum(), None
-
-    assert working_bytes(scanned, shape(LAYERS, 8, 8), TALL) >= 2 * PRODUCT
-
-
-def test_a_scans_results_lie_beside_what_a_round_needs():
-    def scanned(scale, x):
-        results = jax.lax.scan(lambda carry, _: (carry, jnp.exp(x @ x.T) @ x), None, length=64)[1]
-        return scale * results.sum(), None
-
-    assert working_bytes(scanned, shape(), TALL) >= 2 * PRODUCT + 64 * TALL_BYTES
-
-
-def test_what_is_only_spread_over_an_array_takes_no_memory():
+def test_arguments_are_not_counted():
     def scaled(scale, x):
         return (x * scale).sum(), None
 
-    assert ARRAY <= working_bytes(scaled, shape(WIDTH), NETWORK[1]) <= ARRAY + 4 * WIDTH
+    assert working_bytes(scaled, shape(WIDTH), NETWORK[1]) == 0  # the gradient needs x alone
 
 
 def test_the_kernels_of_the_platform_decide_what_is_kept():
-    b, n, h, d = 1, 1024, 4, 64
+    b, n, h, d = 1, 4096, 4, 64
     q = shape(b, n, h, d, dtype=jnp.bfloat16)
-    scores = b * h * n * n * 4
+    scores, array = b * h * n * n * 4, b * n * h * d * 2
 
     def loss(q, k, v):
-        return attend(q, k, v).astype(jnp.float32).sum()
+        return Attend().apply({}, q + 1, k, v).astype(jnp.float32).sum()
 
-    assert working_bytes(loss, q, q, q, has_aux=False) > scores  # one product, all scores kept for its gradient
-    assert working_bytes(loss, q, q, q, has_aux=False, platform="cuda") < scores  # cuDNN computes them again
+    def kept(**options):
+        return working_bytes(loss, q, q, q, has_aux=False, **options)
+
+    assert kept() > scores  # one product, all scores kept for its gradient
+    for platform in ("cuda", "tpu"):  # fused kernels compute them again from q + 1, and keep the result and a sum a row
+        assert kept(platform=platform) == 2 * array + b * n * h * 4
+    assert array < kept(platform="cpu") < scores  # chunks are computed again
+
+
+ONE_LEVEL = {"channels": (16,), "heads": (2,), "transformer_depth": (1,), "self_attention": (True,)}
+
+
+def unet_loss(remat="none", **changes):
+    """Returns a loss of the small UNet and its arguments' shapes."""
+    unet, b = UNet(dataclasses.replace(MODEL.unet, **changes), remat=remat), 4
+    args = shape(b, 32, 32, 4), shape(b), shape(b, 12, 16)
+    params = jax.eval_shape(unet.init, jax.random.key(0), *args)
+
+    def loss(params, *args):
+        return jnp.square(unet.apply(params, *args)).mean()
+
+    return loss, (params, *args)
+
+
+def test_blocks_that_are_computed_again_keep_their_inputs_and_the_largest_ones_inside():
+    (plain, args), (blocks, _) = unet_loss(**ONE_LEVEL), unet_loss("blocks", **ONE_LEVEL)
+    everything = working_bytes(plain, *args, has_aux=False, platform="cpu")
+    inputs = working_bytes(blocks, *args, has_aux=False, platform="cpu")
+    both = working_bytes(blocks, *args, has_aux=False, platform="cpu", remat="blocks")
+    assert inputs < both < everything / 2
+    products = working_bytes(
+        unet_loss("products", **ONE_LEVEL)[0], *args, has_aux=False, platform="cpu", remat="products"
+    )
+    assert both < products < everything
 
 
 @pytest.mark.parametrize("rows", [512, 2048])
@@ -200,13 +203,6 @@ def test_xla_allocates_about_what_was_predicted(rows):
 
 @pytest.mark.slow
 def test_xla_allocates_about_what_was_predicted_for_a_unet():
-    unet, b = UNet(MODEL.unet), 4
-    x, t, context = shape(b, 32, 32, 4), shape(b), shape(b, 12, 16)
-    params = jax.eval_shape(unet.init, jax.random.key(0), x, t, context)
-
-    def loss(params, *args):
-        return jnp.square(unet.apply(params, *args)).mean()
-
-    allocated = jax.jit(jax.grad(loss)).lower(params, x, t, context).compile().memory_analysis().temp_size_in_bytes
-    predicted = working_bytes(loss, params, x, t, context, has_aux=False, platform="cpu")
-    assert predicted == pytest.approx(allocated, rel=0.2)
+    loss, args = unet_loss()
+    allocated = jax.jit(jax.grad(loss)).lower(*args).compile().memory_analysis().temp_size_in_bytes
+    assert working_bytes(loss, *args, has_aux=False, platform="cpu") == pytest.approx(allocated, rel=0.2)

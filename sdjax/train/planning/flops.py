@@ -1,47 +1,55 @@
-"""Floating-point operations of a function, counted in its jaxpr.
+"""Floating-point operations of a loss and its gradient, counted layer by layer from shapes.
 
-XLA's own count (`compiled.cost_analysis()`) takes the body of a scan once and kernels from outside for nothing, and
-needs a compilation. Here the products are counted, two operations for each multiplication with its addition, which is
-all but a few per cent of a network's work; element-wise operations, reductions and norms are left out.
+A linen interceptor sees every call of a layer while the loss is traced, and RULES gives the operations of the layer's
+products: two for each multiplication with its addition. Products are all but a few per cent of a network's work.
+Element-wise operations, reductions, norms and the optimiser are left out. XLA's own count
+(`compiled.cost_analysis()`) needs a compilation, takes the body of a scan once, and kernels from outside for nothing.
 """
 
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
+from flax.linen.module import InterceptorContext
+from jax.custom_derivatives import SymbolicZero
 
-# Kernels that are no jaxpr inside: leaving them out would make the count wrong without a word
-OPAQUE = re.compile(r"pallas_call|ffi_call|custom_partitioning|triton|tpu_custom_call|dot_product_attention|ragged_dot")
-RECOMPUTED = "rematted_computation"  # the scope in which JAX's gradients put what jax.checkpoint computes again
-NO_LAYER = re.compile(rf"|.*->.*|\w+\._\w+|checkpoint|{RECOMPUTED}")  # einsum's scopes and linen's private methods too
-UNNAMED = "(no layer)"
+from sdjax.nn import UNet
+from sdjax.nn.depth.bit import StandardConv, same_padding
+from sdjax.nn.layers.conv import Conv, Padding
+from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.multihead import Attend
+from sdjax.nn.layers.resnet import Resnet
+from sdjax.nn.layers.transformer import SpatialTransformer
+
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of one call of a function.
+    """Floating-point operations of a loss and its gradient.
 
-    `recomputed` are those of `total` that only repeat a forward pass, for `jax.checkpoint`'s sake. `by_layer` gives
-    the total's share of every layer by its path of module names, "UNet/down_blocks_0/resnets_0/conv1", forward and
-    backward passes together.
+    `forward` and `backward` are what the model needs; `recomputed` is what the backward pass computes again, for
+    rematerialisation. `by_layer` gives each layer's share of forward and backward, by its path of module names:
+    "UNet/down_blocks_0/resnets_0/conv1".
     """
 
-    total: int
+    forward: int
+    backward: int
     recomputed: int
     by_layer: dict[str, int]
 
     @property
     def model(self) -> int:
-        """What the model needs, the total without what is computed again: the count that MFU is defined by.
+        """What the model needs, without what is computed again: the count that defines MFU.
 
         Source: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), appendix B.
         """
-        return self.total - self.recomputed
+        return self.forward + self.backward
 
     def groups(self, depth: int = 2) -> dict[str, int]:
         """Returns the layers' counts added up by the first `depth` names of their paths, in order of first use."""
@@ -53,130 +61,161 @@ class Flops:
 
     def table(self, depth: int = 2) -> str:
         """Returns a line for each group of layers: its name, billions of operations, and share of the total."""
-        groups = {**self.groups(depth), "total": self.total}
+        groups = {**self.groups(depth), "total": self.model}
         width = max(map(len, groups))
-        share = {name: 100 * count / max(self.total, 1) for name, count in groups.items()}
+        share = {name: 100 * count / max(self.model, 1) for name, count in groups.items()}
         return "\n".join(
             f"{name:{width}}  {count / 1e9:12,.1f} GFLOP  {share[name]:5.1f} %" for name, count in groups.items()
         )
 
 
-def count(function: Callable, *args: Any, platform: str | None = None) -> Flops:
-    """Returns the floating-point operations of `function(*args)`, of all devices together.
+def count(loss: Callable[..., Any], params: Any, *args: Any, remat: str = "none") -> Flops:
+    """Returns the floating-point operations of `loss(params, *args)` and of its gradient with respect to `params`.
 
-    Products (`dot_general`) and convolutions are counted exactly: of a convolution, the multiplications of an element
-    of the input by one of the kernel, none with padding or with the zeros between dilated elements, so that a
-    convolution and its two gradients count the same. A scan counts its length, `jax.shard_map` the mesh's size, a
-    `cond` its largest branch, and `jax.lax.platform_dependent` the branch of `platform` ("cpu", "cuda", "tpu") or,
-    without one, the default branch.
+    A product costs as much again in the backward pass for each of its two factors that depends on `params`. A
+    convolution counts the multiplications of an element of the input by one of the kernel, none with padding.
 
     Args:
-        args: arrays, or jax.ShapeDtypeStruct in their place: nothing is computed or allocated.
+        loss: returns (value, anything). Its networks are sdjax's, called outside of `jax.vmap` and loops.
+        params, args: arrays, or jax.ShapeDtypeStruct in their place: nothing is computed or allocated.
+        remat: what the UNet's backward pass computes again, of `sdjax.nn.unet.REMATS`.
 
-    Raises ValueError where a count cannot be known: products in a while loop, or a kernel from outside (Pallas, cuDNN).
+    Raises ValueError for a layer with a kernel that no rule counts.
     """
-    total, recomputed, by_layer = 0, 0, {}
-    for stack, flops in _products(jax.make_jaxpr(function)(*args).jaxpr, platform):
-        total += flops
-        recomputed += flops if RECOMPUTED in stack else 0
-        path = "/".join(name for part in stack for name in _layers(part)) or UNNAMED
-        by_layer[path] = by_layer.get(path, 0) + flops
-    return Flops(total, recomputed, by_layer)
+    counter = _Counter()
+    with nn.intercept_methods(counter):
+        jax.eval_shape(jax.grad(loss, has_aux=True), params, *args)
+    forward = backward = recomputed = 0
+    by_layer: dict[str, int] = {}
+    for product in counter.products:
+        gradients = sum(any(source.needed for source in factor) for factor in product.factors)
+        forward += product.operations
+        backward += gradients * product.operations
+        if gradients and RECOMPUTED[remat](product):
+            recomputed += product.operations
+        by_layer[product.path] = by_layer.get(product.path, 0) + (1 + gradients) * product.operations
+    return Flops(forward, backward, recomputed, by_layer)
 
 
-def _products(jaxpr: Any, platform: str | None) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yields every counted equation's name stack, outermost first, and its operations."""
-    for eqn in jaxpr.eqns:
-        own = str(eqn.source_info.name_stack)
-        # A remat in a backward pass stands in its forward pass's scope within its own, a/b/jvp(a/b): named once
-        marks = (RECOMPUTED,) if RECOMPUTED in own else ()
-        if eqn.primitive.name in COUNTED:
-            yield (*marks, own), COUNTED[eqn.primitive.name](eqn)
-        elif OPAQUE.search(eqn.primitive.name):
-            raise ValueError(
-                f"the operations of {eqn.primitive.name} at {own or 'the top'} are not known: it is a kernel from "
-                "outside; count a function that computes the same by jax.numpy, or for another platform"
-            )
-        for times, inner in _inner(eqn, platform):
-            for stack, flops in _products(inner, platform):
-                yield (*marks, own, *stack), times * flops
+@dataclasses.dataclass
+class _Source:
+    """An array that a product depends on: whether the loss's gradient needs its gradient."""
+
+    needed: bool = False
+
+    def watched(self, x: jax.Array) -> jax.Array:
+        """Returns x, such that `needed` becomes true when something that depends on `params` is differentiated."""
+
+        @jax.custom_jvp
+        def same(x: jax.Array) -> jax.Array:
+            return x
+
+        @functools.partial(same.defjvp, symbolic_zeros=True)
+        def _(primals: tuple[jax.Array], tangents: tuple[Any]) -> tuple[jax.Array, Any]:
+            self.needed |= not isinstance(tangents[0], SymbolicZero)
+            return same(primals[0]), tangents[0]
+
+        return same(x)
 
 
-def _inner(eqn: Any, platform: str | None) -> list[tuple[int, Any]]:
-    """Returns the jaxprs that an equation runs, each with how often."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "scan":
-        return [(params["length"], params["jaxpr"].jaxpr)]
-    if name == "cond":
-        return [(1, branch_of(eqn, platform) or max(_jaxprs(params["branches"]), key=lambda j: _sum(j, platform)))]
-    inner = _jaxprs(params.values())
-    if name == "while" and any(_sum(jaxpr, platform) for jaxpr in inner):
-        raise ValueError(
-            "how often a while loop runs is not known before it runs, and this one holds products; use jax.lax.scan, "
-            "or jax.lax.fori_loop with a fixed number of rounds"
-        )
-    return [(params["mesh"].size if name == "shard_map" else 1, jaxpr) for jaxpr in inner]
+class _Product(NamedTuple):
+    """A product that a layer computes: its operations, and what each of its two factors depends on."""
+
+    path: str
+    modules: tuple[type[nn.Module], ...]  # the layer's type and those of the modules around it, outermost first
+    operations: int
+    factors: tuple[tuple[_Source, ...], tuple[_Source, ...]]
 
 
-def branch_of(eqn: Any, platform: str | None) -> Any | None:
-    """Returns the jaxpr that a `cond` equation of jax.lax.platform_dependent runs; None for any other `cond`."""
-    platforms = eqn.params.get("branches_platforms")
-    if platforms is None:
-        return None
-    ours = [i for i, names in enumerate(platforms) if names is not None and platform in names]
-    default = [i for i, names in enumerate(platforms) if names is None]
-    if not ours + default:
-        raise ValueError(f"a branch of jax.lax.platform_dependent for {platform!r} was looked for among {platforms}")
-    return eqn.params["branches"][(ours + default)[0]].jaxpr
+class _Counter:
+    """An interceptor that notes the products of every layer that is called."""
+
+    def __init__(self) -> None:
+        self.products: list[_Product] = []
+        self._modules: list[nn.Module] = []
+
+    def __call__(
+        self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+        context: InterceptorContext,
+    ) -> Any:  # fmt: skip
+        self._modules.append(context.module)
+        try:
+            if context.method_name == "__call__":
+                args = tuple(self._noted(context.module, args))
+            return method(*args, **kwargs)
+        finally:
+            self._modules.pop()
+
+    def _noted(self, layer: nn.Module, args: tuple[Any, ...]) -> Iterator[Any]:
+        """Yields the layer's arguments, watched where the layer computes products."""
+        rule = next((RULES[kind] for kind in type(layer).__mro__ if kind in RULES), None)
+        kernel = layer.variables.get("params", {}).get("kernel")
+        if rule is None:
+            if kernel is not None:
+                raise ValueError(f"no rule counts the operations of {type(layer).__name__}")
+            yield from args
+            return
+        operations = rule(layer, *(arg.shape for arg in args if arg is not None))
+        sources = [_Source() for _ in args]
+        factors = [((sources[0],), (sources[1],)), (tuple(sources[:2]), (sources[2],))] if kernel is None else []
+        if kernel is not None:
+            own = _Source()
+            own.watched(kernel)
+            factors = [((sources[0],), (own,))]
+        path = "/".join([type(self._modules[0]).__name__, *layer.path])
+        modules = tuple(type(module) for module in self._modules)
+        self.products += [_Product(path, modules, operations, pair) for pair in factors]
+        for source, arg in zip(sources, args, strict=True):
+            yield source.watched(arg) if isinstance(arg, jax.Array) else arg
 
 
-def _jaxprs(values: Any) -> list[Any]:
-    """Returns the jaxprs among an equation's parameters, closed or not, alone or in tuples."""
-    flat = [item for value in values for item in (value if isinstance(value, tuple | list) else (value,))]
-    flat = [getattr(value, "jaxpr", value) for value in flat]
-    return [value for value in flat if hasattr(value, "eqns")]
+def _in_a_block(product: _Product) -> bool:
+    """Returns whether a product is within one of the UNet's blocks that rematerialisation is about."""
+    root, *inside = product.modules
+    return issubclass(root, UNet) and any(issubclass(module, Resnet | SpatialTransformer) for module in inside)
 
 
-def _sum(jaxpr: Any, platform: str | None) -> int:
-    return sum(flops for _, flops in _products(jaxpr, platform))
+# What a backward pass computes again, by the names of sdjax.nn.unet.REMATS
+RECOMPUTED: dict[str, Callable[[_Product], bool]] = {
+    "none": lambda product: False,
+    "blocks": _in_a_block,
+    "products": lambda product: _in_a_block(product) and issubclass(product.modules[-1], Attend),
+}
 
 
-def _layers(part: str) -> list[str]:
-    """Returns the module names in an equation's own name stack, such as "transpose(jvp(UNet))/conv_in"."""
-    names = re.sub(r"\w+\(|\)", "", part).split("/")
-    names = [name for name in names if not NO_LAYER.fullmatch(name)]
-    half = len(names) // 2
-    return names[:half] if names and names[:half] == names[half:] else names
+def _dense(layer: Dense, x: Shape) -> int:
+    return 2 * math.prod(x) * layer.features
 
 
-def _dot(eqn: Any) -> int:
-    (contracted, _), _ = eqn.params["dimension_numbers"]
-    shape = eqn.invars[0].aval.shape
-    return 2 * eqn.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+def _attend(layer: Attend, q: Shape, k: Shape, v: Shape, key_length: Shape = ()) -> int:
+    return 2 * math.prod(q) * k[1]  # of q k, and of the weights by v as much
 
 
-def _convolution(eqn: Any) -> int:
-    p = eqn.params
-    lhs, rhs, out = (variable.aval.shape for variable in (*eqn.invars, *eqn.outvars))
-    numbers = p["dimension_numbers"]  # each: batch or output feature, feature or input feature, space
-    pairs = [
-        _pairs(lhs[i], rhs[k], out[o], *numbers_of_axis)
-        for i, k, o, *numbers_of_axis in zip(
-            numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], p["window_strides"], p["padding"],
-            p["lhs_dilation"], p["rhs_dilation"],
-        )
-    ]  # fmt: skip
-    # A kernel holds the input features of one group only, which makes groups of either kind right
-    return 2 * out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[numbers.rhs_spec[1]] * math.prod(pairs)
+def _conv(layer: Conv, x: Shape) -> int:
+    return convolution(x, layer.kernel_size, layer.features, layer.strides, layer.padding)
+
+
+def _standard_conv(layer: StandardConv, x: Shape) -> int:
+    sides, strides = (layer.kernel_size,) * 2, (layer.stride,) * 2
+    return convolution(x, sides, layer.features, strides, same_padding(x[1:3], layer.kernel_size, layer.stride))
+
+
+def convolution(x: Shape, sides: tuple[int, int], features: int, strides: tuple[int, int], padding: Padding) -> int:
+    """Returns the operations of a convolution of a map [b, h, w, c], none of them with padding."""
+    b, h, w, c = x
+    pairs = map(_pairs, (h, w), sides, strides, padding)
+    return 2 * b * c * features * math.prod(pairs)
 
 
 @functools.lru_cache(maxsize=1024)
-def _pairs(
-    size: int, kernel: int, out: int, stride: int, padding: tuple[int, int], lhs_dilation: int, rhs_dilation: int
-) -> int:
+def _pairs(size: int, kernel: int, stride: int, padding: tuple[int, int]) -> int:
     """Returns how many pairs of an input and a kernel element a convolution multiplies along one axis."""
-    at = np.arange(out)[:, None] * stride + np.arange(kernel) * rhs_dilation - padding[0]
-    return int(((at >= 0) & (at <= (size - 1) * lhs_dilation) & (at % lhs_dilation == 0)).sum())
+    out = (size + sum(padding) - kernel) // stride + 1
+    at = np.arange(out)[:, None] * stride + np.arange(kernel) - padding[0]
+    return int(((at >= 0) & (at < size)).sum())
 
 
-COUNTED = {"dot_general": _dot, "conv_general_dilated": _convolution}
+# Operations of one product of a layer, of the layer and its arguments' shapes
+RULES: dict[type[nn.Module], Callable[..., int]] = {
+    Attend: _attend, Conv: _conv, Dense: _dense, StandardConv: _standard_conv,
+}  # fmt: skip

@@ -1,19 +1,28 @@
 """Memory that a training needs on each device, reckoned from shapes: nothing is allocated, and no device is needed."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from flax.linen.module import Interceptor, InterceptorContext
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from sdjax.nn import UNet
+from sdjax.nn.layers.attention import SMALL, cuda_capability, cudnn_takes, head_by_head, in_chunks, splash_takes
+from sdjax.nn.layers.conv import Conv, columns, convolution, method_on_cpu
+from sdjax.nn.layers.dense import Dense
+from sdjax.nn.layers.multihead import Attend
+from sdjax.nn.layers.resnet import Resnet
+from sdjax.nn.layers.transformer import SpatialTransformer
 from sdjax.storage.files import size
 from sdjax.train.parallel import HOST
-from sdjax.train.planning.flops import branch_of
 
-# XLA never lays these out in memory: they are read through, or made where they are used
-VIEWS = {"reshape", "squeeze", "broadcast_in_dim", "copy", "name", "optimization_barrier", "stop_gradient", "iota"}
+A100 = 8.0  # compute capability that is planned for on a machine without an NVIDIA GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,113 +119,135 @@ def held(name: str, tree: Any) -> Part:
     return Part(name, total[False], total[True])
 
 
-def working_bytes(loss: Callable, params: Any, *args: Any, has_aux: bool = True, platform: str | None = None) -> int:
-    """Returns the most bytes that the gradient of `loss(params, *args)` has in use at one time, beside what it is given
-    and the gradients themselves: mostly what the forward pass keeps for the backward pass.
+def working_bytes(
+    loss: Callable[..., Any], params: Any, *args: Any, has_aux: bool = True, platform: str | None = None,
+    remat: str = "none",
+) -> int:  # fmt: skip
+    """Returns the bytes that the forward pass of `loss(params, *args)` keeps for the backward pass.
+
+    Arguments are not counted. A block of the UNet that is computed again keeps its input; what the largest of them
+    holds while it is computed again is added.
 
     Args:
         args: shapes of what *one* device works on at a time: its part of a batch, or of one of a batch's parts.
         has_aux: whether the loss returns (value, anything).
-        platform: "cpu", "cuda" or "tpu": which kernels run, where there is a choice.
+        platform: "cpu", "cuda" or "tpu", which decides how attention is computed; None for any other.
+        remat: what the loss's UNet computes again, of `sdjax.nn.unet.REMATS`.
 
-    Operations are taken in the order of the program, and what is not used any more is given back; XLA may order and
-    fuse them otherwise. On CPUs it undoes `jax.checkpoint`, so that what this saves there is not saved in fact. Inner
-    axes that are split over devices (tensor parallelism) are counted whole.
+    XLA may order and fuse operations otherwise. On CPUs it undoes `jax.checkpoint`, so that what this saves there is
+    not saved in fact. Inner axes that are split over devices (tensor parallelism) are counted whole.
     """
-    jaxpr = jax.make_jaxpr(jax.grad(loss, has_aux=has_aux))(params, *args).jaxpr
-    return _peak(jaxpr, [True] * len(jaxpr.outvars), platform, given=jaxpr.outvars)
+    blocks = _Blocks()
+    with nn.intercept_methods(blocks), nn.intercept_methods(_kernels(platform)):
+        kept = _kept(loss, params, *args, has_aux=has_aux, first=True)
+        again = [_kept(block, *shapes) for block, shapes in blocks.found.values()] if remat != "none" else []
+    return kept + max(again, default=0)
 
 
-def _peak(jaxpr: Any, wanted: list[bool], platform: str | None, given: list[Any]) -> int:
-    """Returns the most bytes in use while a jaxpr makes its wanted outputs, without its inputs and what is `given`."""
-    steps, _ = _live(jaxpr, wanted, platform)
-    root: dict[Any, Any] = {}  # a view -> what it is a view of, None for a constant
-    for eqn, _ in steps:
-        if eqn.primitive.name in VIEWS:
-            sources = [v if _is_variable(v) else None for v in eqn.invars] or [None]
-            root |= {out: root.get(source, source) for out, source in zip(eqn.outvars, sources)}
-    owned = {root.get(v, v) for v in [*jaxpr.invars, *jaxpr.constvars, *given] if _is_variable(v)}
+def _kept(function: Callable[..., Any], *args: Any, has_aux: bool = False, first: bool = False) -> int:
+    """Returns the bytes that a gradient of `function(*args)` keeps of the forward pass, without the arguments.
 
-    last = {root.get(v, v): i for i, (eqn, _) in enumerate(steps) for v in eqn.invars if _is_variable(v)}
-    last |= {root.get(v, v): len(steps) for v, want in zip(jaxpr.outvars, wanted) if want and _is_variable(v)}
-    in_use, now, most = {}, 0, 0
-    for i, (eqn, outs) in enumerate(steps):
-        made = {v: _bytes(v) for v, out in zip(eqn.outvars, outs) if out and v not in root and v not in owned}
-        most = max(most, now + max(sum(made.values()), _inside(eqn, outs, platform, sum(made.values()))))
-        in_use |= {v: count for v, count in made.items() if last.get(v, i) > i}
-        done = {root.get(v, v) for v in eqn.invars if _is_variable(v)}
-        for v in done:
-            if last[v] == i:
-                in_use.pop(v, None)
-        now = sum(in_use.values())
-    return most
-
-
-def _inside(eqn: Any, outs: list[bool], platform: str | None, results: int) -> int:
-    """Returns the most bytes in use inside an equation that runs other jaxprs, its results included."""
-    name = eqn.primitive.name
-    inner = _runs(eqn, outs, platform)
-    if inner is None:
-        return 0
-    peaks = [_peak(jaxpr, wanted, platform, given=[]) for jaxpr, wanted in inner]
-    return max(peaks) + (results if name == "scan" else 0)  # a scan's results are filled beside its rounds' own
-
-
-def _live(jaxpr: Any, wanted: list[bool], platform: str | None) -> tuple[list[tuple[Any, list[bool]]], list[bool]]:
-    """Returns the equations that wanted outputs depend on, each with which of its outputs are; and which inputs are."""
-    live = {v for v, want in zip(jaxpr.outvars, wanted) if want and _is_variable(v)}
-    steps = []
-    for eqn in reversed(jaxpr.eqns):
-        outs = [v in live for v in eqn.outvars]
-        if any(outs):
-            steps.append((eqn, outs))
-            live.update(v for v, used in zip(eqn.invars, _used(eqn, outs, platform)) if used and _is_variable(v))
-    return steps[::-1], [v in live for v in jaxpr.invars]
-
-
-def _used(eqn: Any, outs: list[bool], platform: str | None) -> list[bool]:
-    """Returns which inputs of an equation those of its outputs depend on."""
-    inner = _runs(eqn, outs, platform)
-    if inner is None:
-        return [True] * len(eqn.invars)
-    used = [any(flags) for flags in zip(*(_live(jaxpr, wanted, platform)[1] for jaxpr, wanted in inner))]
-    return [True, *used] if eqn.primitive.name == "cond" else used
-
-
-def _runs(eqn: Any, outs: list[bool], platform: str | None) -> list[tuple[Any, list[bool]]] | None:
-    """Returns the jaxprs whose inputs and outputs are the equation's, each with its wanted outputs; None if not so."""
-    if eqn.primitive.name == "cond":
-        branch = branch_of(eqn, platform)
-        return [(one, outs) for one in ([branch] if branch else [b.jaxpr for b in eqn.params["branches"]])]
-    inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    inner = getattr(inner, "jaxpr", inner)
-    if inner is None or (len(inner.invars), len(inner.outvars)) != (len(eqn.invars), len(outs)):
-        return None
-    if eqn.primitive.name == "scan":  # what one round hands to the next is wanted if the next round uses it
-        first, count = _carried(eqn, inner)
-        while True:
-            used = _live(inner, outs, platform)[1][first : first + count]
-            more = [out or use for out, use in zip(outs, used)] + outs[count:]
-            if more == outs:
-                break
-            outs = more
-    return [(inner, outs)]
-
-
-def _carried(scan: Any, body: Any) -> tuple[int, int]:
-    """Returns where among its inputs those begin that a scan's rounds hand on, and how many they are.
-
-    Inputs are constants, then these, then what is scanned over, which in the body has an axis less; JAX's releases
-    spell the counts themselves in different ways.
+    The gradient is that of all arguments, or of the `first` alone.
     """
-    count = sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(scan.outvars, body.outvars))
-    return sum(outer.aval.ndim == inner.aval.ndim for outer, inner in zip(scan.invars, body.invars)) - count, count
+
+    def kept(*args: Any) -> list[jax.Array]:
+        if first:
+            _, pullback, *_ = jax.vjp(lambda params: function(params, *args[1:]), args[0], has_aux=has_aux)
+        else:
+            _, pullback = jax.vjp(function, *args)
+        given = {id(leaf) for leaf in jax.tree.leaves(args)}
+        leaves = {id(leaf): leaf for leaf in jax.tree.leaves(pullback)}
+        return [leaf for name, leaf in leaves.items() if name not in given]
+
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.eval_shape(kept, *args))
 
 
-def _is_variable(atom: Any) -> bool:
-    return atom is not None and not hasattr(atom, "val")  # a literal has a value
+class _Blocks:
+    """An interceptor that notes each kind of block, of those that rematerialisation is about, of the UNet."""
+
+    def __init__(self) -> None:
+        self.found: dict[Any, tuple[Callable[..., Any], Any]] = {}
+        self._depth = 0
+
+    def __call__(
+        self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: InterceptorContext
+    ) -> Any:
+        layer, inside = context.module, self._depth > 0
+        kind = next((kind for kind in (Resnet, SpatialTransformer) if isinstance(layer, kind)), None)
+        if kind is not None and inside and context.method_name == "__call__":
+            shapes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), ((layer.variables["params"], *args))
+            )
+            fields = {field.name: getattr(layer, field.name) for field in dataclasses.fields(kind)}
+            block = kind(**{**fields, "parent": None, "name": None})
+            self.found[str((kind, shapes))] = (lambda params, *args: block.apply({"params": params}, *args)), shapes
+        self._depth += isinstance(layer, UNet)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self._depth -= isinstance(layer, UNet)
 
 
-def _bytes(variable: Any) -> int:
-    aval = variable.aval
-    return aval.size * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
+def _kernels(platform: str | None) -> Interceptor:
+    """Returns an interceptor that computes layers by one method each, which keeps as much as a platform's kernel."""
+    rules: dict[type[nn.Module], Callable[..., jax.Array]] = {
+        Attend: functools.partial(_attend, platform), Conv: functools.partial(_conv, platform), Dense: _dense,
+    }  # fmt: skip
+
+    def intercept(
+        method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: InterceptorContext
+    ) -> Any:
+        rule = rules.get(type(context.module))
+        if rule is None or context.method_name != "__call__":
+            return method(*args, **kwargs)
+        return rule(context.module, *args, **kwargs)
+
+    return intercept
+
+
+def _dense(layer: Dense, x: jax.Array) -> jax.Array:
+    params = layer.variables["params"]
+    y = x.astype(layer.dtype) @ params["kernel"].astype(layer.dtype)
+    return y + params["bias"].astype(layer.dtype) if layer.use_bias else y
+
+
+def _conv(platform: str | None, layer: Conv, x: jax.Array) -> jax.Array:
+    params = layer.variables["params"]
+    x, kernel = x.astype(layer.dtype), params["kernel"].astype(layer.dtype)
+    strides, padding = layer.strides, layer.padding
+    on_cpu = platform == "cpu" and method_on_cpu(x.shape, kernel.shape, strides, padding, x.dtype)
+    # Winograd's products keep what XLA's convolution does: the map and the kernel
+    y = (columns if on_cpu == "columns" else convolution)(x, kernel, strides=strides, padding=padding)
+    return y + params["bias"].astype(layer.dtype) if layer.use_bias else y
+
+
+def _attend(
+    platform: str | None, layer: Attend, q: jax.Array, k: jax.Array, v: jax.Array, key_length: jax.Array | None = None
+) -> jax.Array:
+    n, m, d = q.shape[1], k.shape[1], q.shape[-1]
+    fused = {
+        "cuda": cudnn_takes(d, q.dtype, cuda_capability() or A100),
+        "tpu": splash_takes(n, m, q.dtype),
+    }
+    if n * m > SMALL and fused.get(platform or "", False):
+        return _fused(q, k, v)
+    kernel = head_by_head if platform == "cpu" and n * m > SMALL else in_chunks
+    return kernel(q, k, v, key_length, causal=layer.causal)
+
+
+@jax.custom_vjp
+def _fused(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Returns something of the result's shape, and keeps what fused kernels keep."""
+    return q
+
+
+def _fused_forward(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    out = q + 1
+    return out, (q, k, v, out, jnp.zeros(q.shape[:-1]))  # the last: the logarithm of each query's sum of weights
+
+
+def _fused_backward(kept: tuple[jax.Array, ...], slope: jax.Array) -> tuple[jax.Array, ...]:
+    return kept[:3]
+
+
+_fused.defvjp(_fused_forward, _fused_backward)

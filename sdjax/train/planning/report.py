@@ -49,7 +49,15 @@ def plan_of(
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), examples))
     step = jax.ShapeDtypeStruct((), jnp.int32)
     working = plan.working_bytes(
-        loss, state.params, frozen, state.ema_params, setup.batch_shapes(examples), keys, step, platform=platform
+        loss,
+        state.params,
+        frozen,
+        state.ema_params,
+        setup.batch_shapes(examples),
+        keys,
+        step,
+        platform=platform,
+        remat=config.remat,
     )
     say("tracing a step, for its floating-point operations ...")
     memory = plan.plan(
