@@ -118,13 +118,13 @@ class Pipeline(metaclass=Explained):
 
     @pinned()
     def encode_prompt(
-        self, prompts: Sequence[str], *, mesh: Mesh, parallel: str = "jit", exact: bool = False
+        self, prompts: Sequence[str], *, mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False
     ) -> Context:
-        """Returns the encoded prompts, float32 [b, 77, width]; b is a multiple of the mesh's size.
+        """Returns the encoded prompts, float32 [b, 77, width]; b is a multiple of a given mesh's size.
 
         What is too long is cut, and a `sdjax.checks.notes.Note` says what is left out.
         """
-        text = self.config.text
+        text, mesh = self.config.text, placement.fitting_mesh(mesh, len(prompts))
         check_lengths(self.tokenizer, prompts, text.max_length)
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
         run = placement.compiled(programs.encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
@@ -132,20 +132,20 @@ class Pipeline(metaclass=Explained):
 
     @pinned()
     def encode_image(
-        self, image: Image, *, mesh: Mesh, keys: Keys | None = None, draw: int = 0, parallel: str = "jit"
+        self, image: Image, *, mesh: Mesh | None = None, keys: Keys | None = None, draw: int = 0, parallel: str = "jit"
     ) -> Latent:
         """Returns the latent of an image in [-1, 1]: a draw from the posterior by `keys`, its mean without them.
 
         `draw` numbers the draws of one picture, as of the whole and of its part outside a mask.
         """
-        static = (self.config.vae, self.dtype, draw)
+        static, mesh = (self.config.vae, self.dtype, draw), placement.fitting_mesh(mesh, len(image))
         run = placement.compiled(programs.encode_image, static, mesh, (False, True, True), parallel)
         return run(self.on(mesh)["vae"], placement.split(image, mesh), keys)
 
     @pinned()
-    def noise(self, keys: Keys, height: int, width: int, *, mesh: Mesh, parallel: str = "jit") -> Latent:
+    def noise(self, keys: Keys, height: int, width: int, *, mesh: Mesh | None = None, parallel: str = "jit") -> Latent:
         """Returns unit normal starting noise for pictures of height x width pixels, float32, one draw a key."""
-        vae = self.config.vae
+        vae, mesh = self.config.vae, placement.fitting_mesh(mesh, len(keys))
         shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
         return placement.compiled(programs.noise, shape, mesh, (True,), parallel)(placement.split(keys, mesh))
 
@@ -164,7 +164,7 @@ class Pipeline(metaclass=Explained):
     def sampling(
         self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
         guidance: Guidance | None = None, *, patches: Sequence[Patch] = (), shared: Sequence[PyTree] | None = None,
-        known: Known | None = None, mesh: Mesh, parallel: str = "jit", exact: bool = False,
+        known: Known | None = None, mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False,
     ) -> Iterator[tuple[int, State]]:  # fmt: skip
         """Yields the number of rows made and the sampler's state, from `x`, after every CHUNK rows.
 
@@ -174,7 +174,7 @@ class Pipeline(metaclass=Explained):
         arrays each; their per-image arrays are in the conditionings. What is `known` of the latent is held fixed at
         every step's start; the last step's end is for `known.put`.
         """
-        guidance = Unguided() if guidance is None else guidance
+        guidance, mesh = Unguided() if guidance is None else guidance, placement.fitting_mesh(mesh, len(x))
         network = UNetNetwork(self.config.unet, self.dtype, tuple(patches))
         program = programs.SampleProgram(network, self.config.schedule.prediction, rule, exact)
         params = self.on(mesh)["unet"]
@@ -191,14 +191,16 @@ class Pipeline(metaclass=Explained):
 
     @pinned()
     def resize_latent(
-        self, latent: Latent, height: int, width: int, method: str, *, mesh: Mesh, parallel: str = "jit"
+        self, latent: Latent, height: int, width: int, method: str, *, mesh: Mesh | None = None, parallel: str = "jit"
     ) -> Latent:
         """Returns the latent enlarged for pictures of height x width pixels, by a method of `jax.image.resize`."""
         static = (height // self.config.vae.factor, width // self.config.vae.factor, method)
+        mesh = placement.fitting_mesh(mesh, len(latent))
         return placement.compiled(programs.resize, static, mesh, (True,), parallel)(latent)
 
     @pinned()
-    def decode(self, latent: Latent, *, mesh: Mesh, parallel: str = "jit") -> Image:
+    def decode(self, latent: Latent, *, mesh: Mesh | None = None, parallel: str = "jit") -> Image:
         """Returns the images of latents, float32, about [-1, 1] and not clipped."""
+        mesh = placement.fitting_mesh(mesh, len(latent))
         run = placement.compiled(programs.decode, (self.config.vae, self.dtype), mesh, (False, True), parallel)
-        return run(self.on(mesh)["vae"], latent)
+        return run(self.on(mesh)["vae"], placement.split(latent, mesh))

@@ -32,6 +32,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (BATCH,), devices=devices, axis_types=(AxisType.Auto,))
 
 
+def fitting_mesh(mesh: Mesh | None, count: int) -> Mesh:
+    """Returns the mesh; for None the default: as many of this process's devices as divide a batch of `count`."""
+    if mesh is not None:
+        return mesh
+    devices = jax.local_devices()
+    return make_mesh(devices[: next(n for n in range(min(len(devices), max(count, 1)), 0, -1) if count % n == 0)])
+
+
 def padded(count: int, parts: int) -> int:
     """Returns the smallest multiple of `parts` that is at least `count`."""
     return -(-count // parts) * parts

@@ -92,7 +92,7 @@ class Adaptive:
 
     def init(self, x: Noisy) -> State:
         """Returns the state before the run."""
-        return State(x=x, base=x, past=())
+        return State(x=x, base=x, past=(), x0=x)
 
     def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
         """Returns the state after the whole run.
@@ -126,7 +126,7 @@ class Adaptive:
             h=control.h_init, attempts=jnp.float32(0), stage=jnp.int32(FIRST), memory=state.memory,
         )  # fmt: skip
         loop = jax.lax.while_loop(lambda loop: loop.stage != DONE, body, start)
-        return State(x=loop.x, base=state.x, past=(), memory=loop.memory)
+        return State(x=loop.x, base=state.x, past=(), x0=loop.x, memory=loop.memory)
 
     def _first(self, loop: Loop, m: Noisy, control: Control, end: jax.Array) -> Loop:
         leap = self._ratios()[0] * loop.h

@@ -87,6 +87,7 @@ class State:
     x: Noisy  # where the network is called next
     base: Noisy  # where the present step started
     past: tuple[Noisy, ...]  # what is remembered of the last MEMORY calls, newest first
+    x0: Noisy  # the denoiser's last answer: what is shown of an image under way
     memory: Memory = ()  # the denoiser's
 
 
@@ -110,7 +111,7 @@ class Linear:
 
     def init(self, x: Noisy) -> State:
         """Returns the state before the first row."""
-        return State(x=x, base=x, past=(jnp.zeros_like(x),) * MEMORY)
+        return State(x=x, base=x, past=(jnp.zeros_like(x),) * MEMORY, x0=x)
 
     def update(self, state: State, row: Rows, denoised: Denoised, noise: Noisy | float) -> State:
         """Returns the state after a row, given what the denoiser answers at state.x and unit noise."""
@@ -130,7 +131,7 @@ class Linear:
             jnp.any((row.coef.noise != 0) & row.active), noise, lambda: jnp.zeros_like(state.x)
         )  # fmt: skip
         denoised, memory = denoise(state.x, row, state.memory)
-        return self.update(state, row, denoised, drawn).replace(memory=memory)
+        return self.update(state, row, denoised, drawn).replace(x0=denoised.x0, memory=memory)
 
 
 def _weighted(weights: Numbers, values: Sequence[Noisy]) -> Noisy:

@@ -13,6 +13,7 @@ from sdjax.checks.hints import explains_arguments
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline.model import Pipeline
 from sdjax.pipeline.preview import preview
+from sdjax.samplers import State
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.request import Request
 from sdjax.tasks.results import Pictures, advice, joined
@@ -43,7 +44,7 @@ class Step:
 
     batch: "Batch"
     calls: int
-    state: Any
+    state: State
     finished: tuple[int, ...]
     which: tuple[int, ...] = ()
     done: int = 0
@@ -51,8 +52,8 @@ class Step:
 
     @property
     def latent(self) -> Latent:
-        """What the pictures' latents would be by the network's last answer, [b, h, w, c]."""
-        return self.state.x[: len(self.batch.requests)]
+        """The pictures' latents by the network's last answer, without the noise that is left, [b, h, w, c]."""
+        return self.state.x0[: len(self.batch.requests)]
 
     def preview(self) -> Pixels:
         """Returns small pictures of `latent`, uint8 [b, h, w, 3], a pixel for an entry (`sdjax.pipeline.preview`)."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax import configs, convert, errors
+from sdjax import configs, convert
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert import CheckpointError
 from sdjax.convert.bundle import Bundle, bundle_of_params
@@ -24,6 +24,7 @@ from sdjax.nn import init_params, param_shapes
 from sdjax.nn.jax_settings import make_key, pinned
 from sdjax.nn.parts import SEPARABLE
 from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.storage import files
 from sdjax.train.checkpoints import reference
 from sdjax.train.config import ModelSource
 from sdjax.typing import Key, Params
@@ -52,7 +53,7 @@ class Base:
             write_bundle(self.to_write(), folder, "native", overwrite=True)
         except OSError as error:
             needs = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
-            raise errors.tell(error, what, folder, needs, advice) if error.errno else error from error
+            raise files.tell(error, what, folder, needs, advice) if error.errno else error from error
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> "Base":
@@ -69,7 +70,7 @@ def start_model(folder: pathlib.Path) -> Base:
     """
     if (folder / BASE / "config.json").exists():
         return Base.load(folder / BASE)
-    with errors.doing("reading the settings", folder / SETTINGS):
+    with files.doing("reading the settings", folder / SETTINGS):
         settings = json.loads((folder / SETTINGS).read_text())
     source = reference.find(folder, build(ModelSource, settings["model"], "model"))
     return open_base(source, settings["seed"])

@@ -24,7 +24,6 @@ import numpy as np
 import optax
 
 from sdjax.config import ModelConfig
-from sdjax.errors import sentence
 from sdjax.loading.builtin import inpainting_config
 from sdjax.loading.trainable import Leaves
 from sdjax.nn import init_params
@@ -32,6 +31,7 @@ from sdjax.nn.jax_settings import make_key, pinned
 from sdjax.pipeline import cache
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.storage.addresses import local
+from sdjax.storage.files import sentence
 from sdjax.train.builtin import emoji, latents, subjects, vocabulary
 from sdjax.train.checkpoints import manifest
 from sdjax.train.checkpoints.checkpoint import Checkpoints, read_parts

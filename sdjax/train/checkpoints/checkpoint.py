@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sdjax import errors
 from sdjax.loading.run_layout import make_folder, workdir
 from sdjax.storage import files
 from sdjax.train.checkpoints import manifest
@@ -62,7 +61,7 @@ class Checkpoints:
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep and keep_every are at least 1; got {keep} and {keep_every}")
         self.folder = _absolute(folder)
-        with errors.doing("making the folder of the checkpoints,", self.folder):
+        with files.doing("making the folder of the checkpoints,", self.folder):
             make_folder(self.folder)
         self._needs = 0  # bytes of the state last saved
         self.keep, self.keep_every, self.say, self.timeout = keep, keep_every, say, timeout
@@ -239,13 +238,13 @@ class Checkpoints:
         if not written and jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 self._remove_unfinished(step)
-        number = errors.number_of(error)
+        number = files.number_of(error)
         if isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in str(error):
             why = f"another process died, or was not done with it after {self.timeout} seconds"
-        elif number is None or (isinstance(error, OSError) and errors.is_told(error)):
+        elif number is None or (isinstance(error, OSError) and files.is_told(error)):
             why = str(error)
         else:
-            why = errors.why(OSError(number, str(error)), self.folder, self._needs)
+            why = files.why(OSError(number, str(error)), self.folder, self._needs)
         before = "" if written else f" (the newest there is {max(self.steps(), default='none')})"
         what = f"checkpoint {step} was {'' if written else 'not '}written to {self.folder}{before}"
         sentence = f"{what}{', but then' if written else ''}: {why}"

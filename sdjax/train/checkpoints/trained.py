@@ -6,9 +6,9 @@ import pathlib
 import jax
 import numpy as np
 
-from sdjax.errors import doing
 from sdjax.loading.run_layout import CHECKPOINTS, SETTINGS, workdir
 from sdjax.loading.trainable import trainable_of
+from sdjax.storage.files import doing
 from sdjax.train.checkpoints.checkpoint import read_parts
 from sdjax.train.start_model import Base, start_model
 
