@@ -16,9 +16,9 @@ import json, sys, time, jax, jax.numpy as jnp
 hits, kept = [], jax.config.jax_compilation_cache_dir
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event))
 jax.jit(lambda x: x + 1)(1.0)
-from sdjax import compilation_cache
-folder = compilation_cache.enable()
-compilation_cache.enable()
+from sdjax.pipeline import cache
+folder = cache.enable()
+cache.enable()
 if "run" in sys.argv:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     assert jax.jit(lambda x: jnp.sort(x * 2)[::-1])(jnp.arange(8.0))[0] == 14

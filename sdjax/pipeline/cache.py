@@ -1,8 +1,8 @@
-"""Compiled programs kept from run to run: JAX's own cache, in the user's cache folder unless the user chose otherwise.
+"""Keeps compiled programs from run to run: JAX's own cache, in the user's cache folder unless the user chose another.
 
-JAX's bounded cache takes a lock for whatever it reads, writes and throws out, so processes may share the folder. A
-process that is killed while writing leaves an entry without the time of its last use, which JAX writes after it: such
-an entry would never be replaced, and would keep every later one from being written. They are removed at the start.
+JAX limits the cache's size (`jax_compilation_cache_max_size`), and takes a lock for whatever it reads, writes and
+throws out, so processes may share the folder. One thing it leaves to us: a process that is killed while it writes
+leaves an entry without the time of its last use, and every later write then fails. Such entries are removed here.
 """
 
 import functools
@@ -14,7 +14,7 @@ from pathlib import Path
 from sdjax.storage import files
 
 ENVIRONMENT = "SDJAX_COMPILATION_CACHE"  # 0 switches it off, 1 is the default
-MAX_BYTES = 2 * 2**30  # one program of a full-size model takes some 20 MB
+MAX_BYTES = 2 * 2**30  # JAX's limit; one program of a full-size model takes some 20 MB
 ROOM = 64 * 2**20  # bytes free on its disk, below which nothing is kept
 MIN_SECONDS = 0.1  # what took less to compile is not kept; JAX's 1 s would leave out half of a small model's programs
 LOCK_SECONDS = 10.0
@@ -26,10 +26,9 @@ _ENTRY, _TIME, _LOCK = "-cache", "-atime", ".lockfile"  # JAX's names
 def enable() -> Path | None:
     """Makes JAX keep compiled programs, at most MAX_BYTES of them, and returns the folder; the first call decides.
 
-    Returns None and changes nothing where the cache is switched off, by SDJAX_COMPILATION_CACHE=0 or by JAX's own
-    switch, where JAX has been given a folder already, and where the user's cache folder cannot be written to or its
-    disk is full. Bounds
-    that the user gave JAX stay. Programs are kept apart by kind of processor.
+    Returns None and changes nothing if the cache is switched off, by SDJAX_COMPILATION_CACHE=0 or by JAX's own switch;
+    if JAX has a folder already; and if the user's cache folder cannot be written to or its disk is full. Limits that
+    the user gave JAX stay. Each kind of processor has a folder of its own.
 
     Raises ValueError if SDJAX_COMPILATION_CACHE is neither 0 nor 1.
     """
@@ -68,11 +67,11 @@ def _remove_halves(folder: Path) -> None:
     import filelock
 
     with filelock.FileLock(folder / _LOCK, timeout=LOCK_SECONDS):
-        entries, times = (
-            {path.name.removesuffix(end) for path in folder.glob(f"*{end}")} for end in (_ENTRY, _TIME)
-        )  # fmt: skip
-        for name in [f"{key}{_ENTRY}" for key in entries - times] + [f"{key}{_TIME}" for key in times - entries]:
-            (folder / name).unlink(missing_ok=True)
+        entries = {path.name.removesuffix(_ENTRY) for path in folder.glob(f"*{_ENTRY}")}
+        times = {path.name.removesuffix(_TIME) for path in folder.glob(f"*{_TIME}")}
+        for key in entries ^ times:
+            for suffix in (_ENTRY, _TIME):
+                (folder / f"{key}{suffix}").unlink(missing_ok=True)
 
 
 def _processor() -> str:

@@ -59,7 +59,7 @@ def plan_of(
         platform=platform,
         remat=config.remat,
     )
-    say("tracing a step, for its floating-point operations ...")
+    say("tracing them once more, for the floating-point operations ...")
     memory = plan.plan(
         params=laid(state.params), opt_state=laid(state.opt_state),
         ema=laid(state.ema_params, parallel.HOST if config.ema.host else None), frozen=laid(frozen),
