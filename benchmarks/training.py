@@ -28,10 +28,9 @@ from PIL import Image
 from sdjax.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.configs import finetune
 from sdjax.convert.bundle import bundle_of_params
-from sdjax.convert.write.writing import tensors_of
+from sdjax.convert.write.writing import tensors_of, write_bundle
 from sdjax.description import build
 from sdjax.evaluate.benchmark import device_name, random_model
-from sdjax.train import start_model
 from sdjax.train.config import TrainConfig
 from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
@@ -116,7 +115,8 @@ def overhead(pipe, steps, batch_size):
             pixels = rng.integers(0, 256, (96, 96, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(root / "pictures" / f"{i}.jpg")
             (root / "pictures" / f"{i}.txt").write_text(f"picture {i}")
-        start_model.Base(pipe.config, pipe.params, pipe.tokenizer).save(root / "model")
+        bundle = bundle_of_params(pipe.config, pipe.params, pipe.tokenizer)
+        write_bundle(bundle, root / "model", "native")
         config = finetune.get_config()
         config.model.path = str(root / "model")
         config.data.parts = ({"source": {"folder": str(root / "pictures")}},)

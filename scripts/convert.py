@@ -97,14 +97,14 @@ def export(args: argparse.Namespace) -> None:
     """Writes the model that a training has made."""
     from sdjax.convert.write.outputs import WRITING, check_not_input, check_output, layout_of
     from sdjax.convert.write.writing import write_bundle, written_without
+    from sdjax.loading.run_folder import trained
     from sdjax.scripts.shared.job import note
-    from sdjax.train.checkpoints.trained import trained
 
     layout = layout_of(args.target, args.to)
     check_not_input(args.target, args.source)
     check_output(args.target, args.overwrite, WRITING, folder=layout != "ldm")
-    step, base = trained(args.source, ema=args.ema, step=args.step)
-    model = base.to_write().cast(args.dtype)
+    step, made = trained(args.source, ema=args.ema, step=args.step)
+    model = made.cast(args.dtype)
     write_bundle(model, args.target, layout, overwrite=args.overwrite, lossy=args.lossy)
     for notice in (f"step {step} of the training", *written_without(model, layout, args.dtype)):
         note(notice)

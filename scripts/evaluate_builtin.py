@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--ckpt",
         metavar="FOLDER",
-        help="the model, as sdjax.train.checkpoints.export writes it; default: the one in the package",
+        help="the model, as sdjax.train.builtin.export writes it; default: the one in the package",
     )
     add(
         "--prompts",

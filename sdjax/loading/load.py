@@ -108,7 +108,7 @@ def _load_run(
     path: Path, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str]
 ) -> Pipeline:
     """Returns the model that a training has made so far."""
-    from sdjax.train.checkpoints.trained import trained
+    from sdjax.loading.run_folder import trained  # Orbax takes long to import
 
     if given:
         raise ValueError(f"{path} is a training's folder, which says all about its model: leave out {given[0]}")
@@ -116,4 +116,4 @@ def _load_run(
     if check is not None:
         check(model.config)
     notice = f"the model of step {step} of the training in {path}"
-    return _pipeline(model.to_write().cast(dtype), model.tokenizer, dtype, str(path), [notice])
+    return _pipeline(model.cast(dtype), model.tokenizer(), dtype, str(path), [notice])

@@ -22,6 +22,12 @@ def workdir(path: Any) -> Any:
     return buckets.place(path, ("gs",))
 
 
+def absolute(path: Any) -> Any:
+    """Returns a folder as Orbax takes it: absolute, or an address. Raises as `workdir`."""
+    folder = workdir(path)
+    return folder.resolve() if isinstance(folder, pathlib.Path) else folder
+
+
 def make_folder(folder: Any) -> None:
     """Makes a folder and those that it is in. A bucket has none: there a file's name is enough."""
     if isinstance(folder, pathlib.Path):

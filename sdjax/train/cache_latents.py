@@ -39,13 +39,12 @@ def run(args: argparse.Namespace) -> None:
 def make_writer(settings: dict[str, Any]) -> Any:
     """Returns the LatentWriter that the command's arguments describe; a Beam worker makes its own."""
     import sdjax
+    from sdjax.loading.start_model import ModelSource, describe
     from sdjax.storage.files import check_folder
-    from sdjax.train.config import ModelSource
     from sdjax.train.data.buckets import Buckets
     from sdjax.train.data.cache import CacheSettings, LatentWriter
     from sdjax.train.data.pictures import Part, Pictures
     from sdjax.train.data.sources import open_source
-    from sdjax.train.start_model import describe
 
     s = argparse.Namespace(**settings)
     names = (*SOURCES, "split", "data_dir", "image", "caption", "template", "default")

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.effects import Needs, ignored, needs
 from sdjax.checks.notes import note
-from sdjax.config import PREDICTIONS
 from sdjax.description import kinds
+from sdjax.loading.start_model import ModelSource
 from sdjax.loading.trainable import TRAINABLES, Parts, Trainable
 from sdjax.pictures import METHODS
 from sdjax.train.objectives.autoencoder import ALONE, AutoencoderObjective
@@ -33,51 +33,6 @@ def _at_least_one(where: str, config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"{where}.{name} is at least 1; got {value}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSource:
-    """Where a run starts: a model as `sdjax.load` reads it (`path`, None for the one inside the package), or from
-    nothing with `scratch`, the name of a description in `sdjax.configs` or a dictionary that is one.
-
-    `prediction`, `ema`, `vae`, `depth`, `vision`, `noise_stats` are `sdjax.load`'s, but that `ema` "auto" takes the
-    weights that were trained where a file holds them beside their average. `changes` replaces fields of the
-    description, such as {"schedule": {"zero_terminal_snr": True, "prediction": "v"}}. Where that gives the UNet more
-    input channels, its first convolution is widened by zeros: it first does what it did. Parts in `fresh` start from
-    random weights. `copy` keeps a copy in the run's folder; False keeps where the files lie, and their SHA-256.
-    """
-
-    path: str | None = None
-    scratch: str | dict[str, Any] | None = None
-    prediction: str | None = None
-    ema: str = "auto"
-    vae: str | None = None
-    depth: str | None = None
-    vision: str | None = None
-    noise_stats: str | None = None
-    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    fresh: tuple[str, ...] = ()
-    tokenizer: str | None = None  # a folder; for `scratch`
-    copy: bool = True
-
-    def __post_init__(self) -> None:
-        if self.ema not in ("auto", "yes", "no"):
-            raise ValueError(f'model.ema is "auto", "yes" or "no"; got {self.ema!r}')
-        if self.prediction not in (None, *PREDICTIONS):
-            raise ValueError(f"model.prediction is one of {', '.join(PREDICTIONS)}, or None; got {self.prediction!r}")
-        if not self.copy and (self.scratch is not None or self.fresh):
-            name = "fresh" if self.fresh else "scratch"
-            raise ValueError(
-                f"model.copy = False refers to files, which hold no random weights: leave out model.{name}"
-            )
-        if self.scratch is None:
-            if self.tokenizer is not None:
-                raise ValueError("model.tokenizer is for model.scratch: a model that is read has its own")
-            return
-        default = ModelSource()
-        for name in ("path", "prediction", "ema", "vae", "depth", "vision", "noise_stats", "fresh"):
-            if getattr(self, name) != getattr(default, name):
-                raise ValueError(f"model.{name} says nothing of a model from nothing (model.scratch): leave it out")
 
 
 @dataclasses.dataclass(frozen=True)

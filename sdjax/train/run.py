@@ -1,7 +1,7 @@
 """A training from its description to its last checkpoint: what `sdjax train` runs.
 
 The folder of a run holds `settings.json`, what it was started with; `base/`, the model that it started from, so that
-its file is not needed later, or `base.json`, where that lies (`sdjax.train.checkpoints.reference`); `checkpoints/`;
+its file is not needed later, or `base.json`, where that lies (`sdjax.loading.reference`); `checkpoints/`;
 `log.jsonl`, `tensorboard/` and `pictures/`.
 """
 
@@ -22,15 +22,19 @@ from jax.sharding import Mesh
 
 from sdjax._version import __version__
 from sdjax.config import ConfigError, ModelConfig
+from sdjax.convert.bundle import Bundle
+from sdjax.loading import reference
+from sdjax.loading.run_folder import keep_start, read_start
 from sdjax.loading.run_layout import BASE, CHECKPOINTS, REFERENCE, SETTINGS, workdir
+from sdjax.loading.start_model import bytes_of, describe, open_start
 from sdjax.nn import TextEncoder
 from sdjax.nn.jax_settings import IMPL, make_key, pinned
 from sdjax.pipeline import cache
 from sdjax.pipeline.model import cast
-from sdjax.storage import addresses, buckets, files
+from sdjax.storage import addresses, buckets, files, manifest
 from sdjax.train import parallel, training_set
 from sdjax.train.build import Setup
-from sdjax.train.checkpoints import manifest, reference, settings
+from sdjax.train.checkpoints import settings
 from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.config import DataConfig, TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
@@ -40,7 +44,6 @@ from sdjax.train.objectives.objective import SEED
 from sdjax.train.planning.peaks import peak_flops
 from sdjax.train.planning.summary import summary
 from sdjax.train.samples import Samples, check_samples
-from sdjax.train.start_model import Base, bytes_of, describe, open_base, start_model
 from sdjax.train.state import TrainState
 from sdjax.train.validation import Validation
 from sdjax.typing import Params
@@ -84,7 +87,7 @@ class Run:
         self.check()
         for notice in self.notices:
             self.say(notice)
-        for notice in self.base.notices:
+        for notice in self.start.report.notices:
             self.say(notice)
         self.keep_settings()
         mesh = self.mesh
@@ -173,12 +176,12 @@ class Run:
             manifest.write_json(self.folder / SETTINGS, {"sdjax": __version__, **settings.stored(self.config)})
 
     @functools.cached_property
-    def base(self) -> Base:
+    def start(self) -> Bundle:
         """The model that the run starts from, kept in its folder from the first time on."""
         kept, source = self.folder / BASE, self.config.model
         if not self.new:
-            return start_model(self.folder)
-        made = open_base(source, self.config.seed)
+            return read_start(self.folder)
+        made = open_start(source, self.config.seed)
         if jax.process_index() == 0:
             if addresses.remote(self.folder):  # what a run left that ended before its first checkpoint
                 buckets.remove(kept)
@@ -187,7 +190,7 @@ class Run:
                 shutil.rmtree(kept, ignore_errors=True)
                 (self.folder / REFERENCE).unlink(missing_ok=True)
             if source.copy:
-                made.save(kept, COPYING, ADVICE)
+                keep_start(made, kept, COPYING, ADVICE)
             else:
                 reference.keep(self.folder, source)
         return made
@@ -195,7 +198,7 @@ class Run:
     @functools.cached_property
     def model(self) -> ModelConfig:
         """The description of the model that the run starts from."""
-        return describe(self.config.model) if self.new else self.base.config
+        return describe(self.config.model) if self.new else self.start.config
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -234,10 +237,10 @@ class Run:
         return None if self.data[1] is None else self._loader(1, SEED)
 
     def _loader(self, which: int, seed: int) -> Loader:
-        tokenizer = self.base.tokenizer if self.config.minimised.captions else None
+        tokenizer = self.start.tokenizer() if self.config.minimised.captions else None
         return training_set.make_loader(
-            self.data[which], self.base.config, tokenizer, batch_size=self.config.batch_size, seed=seed,
-            params=self.base.params, sharding=parallel.batch_sharding(self.mesh), examples=self.examples[which],
+            self.data[which], self.start.config, tokenizer, batch_size=self.config.batch_size, seed=seed,
+            params=self.start.params, sharding=parallel.batch_sharding(self.mesh), examples=self.examples[which],
         )  # fmt: skip
 
     @functools.cached_property
@@ -249,12 +252,12 @@ class Run:
     @functools.cached_property
     def empty(self) -> np.ndarray:
         """The empty caption's tokens, or its context where captions are stored as such."""
-        text = self.base.config.text
-        ids = self.base.tokenizer([""], length=text.max_length, pad_token_id=text.pad_token_id)
+        text = self.start.config.text
+        ids = self.start.tokenizer()([""], length=text.max_length, pad_token_id=text.pad_token_id)
         if self.setup.text == "ids":
             return ids[0]
         encode = jax.jit(lambda params, ids: TextEncoder(text).apply({"params": params}, ids))
-        return np.asarray(encode(self.base.params["text"], jnp.asarray(ids)))[0]
+        return np.asarray(encode(self.start.params["text"], jnp.asarray(ids)))[0]
 
     def prepare(self, mesh: Mesh) -> tuple[TrainState, Callable[[], TrainState], Params, Callable]:
         """Returns the state as shapes and places, what makes the first, the fixed parameters, and the step on it."""
@@ -282,7 +285,7 @@ class Run:
 
     def _params(self) -> tuple[Params, Params]:
         """Returns the trained parameters, float32, and the fixed ones, on the host."""
-        params, frozen = self.setup.split(self.base.params, make_key(self.config.seed))
+        params, frozen = self.setup.split(self.start.params, make_key(self.config.seed))
         return cast(params, "float32"), cast(frozen, self.setup.frozen_dtype)
 
     def batches(self, mesh: Mesh, first: int) -> Iterator[dict[str, Any]]:
@@ -310,7 +313,7 @@ class Run:
             events.append(Event(v.every, self._validation(mesh, frozen).run, "validation"))
         if s.prompts:
             events.append(
-                Event(s.every, Samples(s, self.base, log, self.setup.dtype, self.config.trainable).run, "samples")
+                Event(s.every, Samples(s, self.start, log, self.setup.dtype, self.config.trainable).run, "samples")
             )
         return tuple(events)
 

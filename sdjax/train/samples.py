@@ -8,13 +8,13 @@ import numpy as np
 
 from sdjax import pictures
 from sdjax.config import ModelConfig
+from sdjax.convert.bundle import Bundle
 from sdjax.loading.trainable import Parts, Trainable
 from sdjax.pipeline.model import Pipeline, cast
 from sdjax.purpose import kind_of
 from sdjax.tasks.results import ImageError
 from sdjax.train.config import SamplesConfig
 from sdjax.train.metrics import Writers
-from sdjax.train.start_model import Base
 from sdjax.train.state import TrainState
 from sdjax.typing import Pixels
 
@@ -27,21 +27,21 @@ class Samples:
     """
 
     config: SamplesConfig
-    base: Base
+    start: Bundle
     log: Writers
     dtype: str
     trainable: Trainable = Parts()
 
     def __post_init__(self) -> None:
-        check_samples(self.config, self.base.config)
+        check_samples(self.config, self.start.config)
 
     def run(self, state: TrainState) -> dict[str, float]:
         """Makes the pictures of a state's moving average, or of its parameters if it has none. Returns no numbers."""
         params = whole(state.params if state.ema_params is None else state.ema_params)
         if jax.process_index() == 0:
             pipe = Pipeline(
-                self.base.config, cast(self.trainable.assemble(params, self.base.params), self.dtype),
-                self.base.tokenizer, self.dtype,
+                self.start.config, cast(self.trainable.assemble(params, self.start.params), self.dtype),
+                self.start.tokenizer(), self.dtype,
             )  # fmt: skip
             try:
                 self.log.pictures(int(state.step), "samples", self.make(pipe), list(self.config.prompts))

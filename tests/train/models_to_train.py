@@ -6,6 +6,8 @@ import functools
 import jax
 
 from sdjax.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
+from sdjax.convert.bundle import bundle_of_params
+from sdjax.convert.write.writing import write_bundle
 from sdjax.nn import init_params
 
 MODEL = ModelConfig(
@@ -40,3 +42,8 @@ TINY = dataclasses.replace(
 def small_params():
     """Returns MODEL's initial parameters."""
     return jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+
+
+def write_model(config, params, tokenizer, folder):
+    """Writes a model as a native folder."""
+    write_bundle(bundle_of_params(config, params, tokenizer), folder, "native")

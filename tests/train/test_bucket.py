@@ -6,7 +6,7 @@ import bucket
 import jax
 import numpy as np
 import pytest
-from models_to_train import TINY
+from models_to_train import TINY, write_model
 from PIL import Image
 
 import sdjax
@@ -15,7 +15,6 @@ from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
 from sdjax.scripts.main import main
 from sdjax.storage import buckets
-from sdjax.train import start_model
 from sdjax.train.builtin import vocabulary
 from sdjax.train.config import TrainConfig
 from sdjax.train.run import Run
@@ -33,7 +32,7 @@ def pictures(tmp_path_factory):
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"a square, number {i}")
     tokenizer = vocabulary.learn(iter(["a square, number"] * 20), TINY.text.vocab_size)
-    start_model.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
+    write_model(TINY, random_model(TINY, "float32").params, tokenizer, folder / "model")
     return folder
 
 

@@ -14,8 +14,8 @@ from sdjax.configs import builtin as settings
 from sdjax.loading import builtin
 from sdjax.nn import param_counts
 from sdjax.train.builtin import emoji, latents, subjects
+from sdjax.train.builtin.export import export
 from sdjax.train.builtin.training import Run
-from sdjax.train.checkpoints.export import export
 from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import TrainState

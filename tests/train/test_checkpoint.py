@@ -15,8 +15,9 @@ import pytest
 from checkpoint_checks import State, assert_same, fill, state_at
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax.train.checkpoints import manifest
-from sdjax.train.checkpoints.checkpoint import Checkpoints, read_parts
+from sdjax.loading.run_folder import read_parts
+from sdjax.storage import manifest
+from sdjax.train.checkpoints.checkpoint import Checkpoints
 
 
 def files_of(folder, step):

@@ -16,8 +16,7 @@ import pytest
 from checkpoint_checks import State, assert_same, fill, state_at
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sdjax.storage import files
-from sdjax.train.checkpoints import manifest
+from sdjax.storage import files, manifest
 from sdjax.train.checkpoints.checkpoint import Checkpoints
 
 # Orbax gives up waiting for the other arrays when the writing of one fails; their ends find nobody then

@@ -9,8 +9,8 @@ import sdjax
 from sdjax.configs import builtin as settings
 from sdjax.loading import builtin
 from sdjax.train.builtin import emoji, vocabulary
+from sdjax.train.builtin.export import export, open_run
 from sdjax.train.builtin.training import Run
-from sdjax.train.checkpoints.export import export, open_run
 
 import models
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from models_to_train import TINY
+from models_to_train import TINY, write_model
 from picture_sets import write_folder
 
 import sdjax
@@ -19,7 +19,6 @@ from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
 from sdjax.loading.trainable import TRAINABLES, Leaves, Parts, by_path
 from sdjax.scripts.main import main
-from sdjax.train import start_model
 from sdjax.train.builtin import vocabulary
 from sdjax.train.config import TrainConfig
 from sdjax.train.objectives.objective import Objective
@@ -76,7 +75,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     write_folder(folder / "pictures", 8, sizes=((64, 64),))
     tokenizer = vocabulary.learn(iter(["a red square on a wall", "a blue square"] * 20), TINY.text.vocab_size)
-    start_model.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
+    write_model(TINY, random_model(TINY, "float32").params, tokenizer, folder / "model")
     return folder
 
 

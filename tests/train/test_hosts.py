@@ -14,11 +14,10 @@ import time
 import bucket
 import numpy as np
 import pytest
-from models_to_train import TINY
+from models_to_train import TINY, write_model
 from PIL import Image
 
 from sdjax.evaluate.benchmark import random_model
-from sdjax.train import start_model
 from sdjax.train.builtin import vocabulary
 
 STEPS = 30
@@ -52,7 +51,7 @@ def config(tmp_path_factory):
         Image.fromarray(np.full((64, 64, 3), rng.integers(0, 256, 3), np.uint8)).save(pictures / f"{i:02d}.png")
         (pictures / f"{i:02d}.txt").write_text(f"picture {i}")
     tokenizer = vocabulary.learn((f"picture {i % 16}" for i in range(200)), TINY.text.vocab_size)
-    start_model.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
+    write_model(TINY, random_model(TINY, "float32").params, tokenizer, folder / "model")
     path = folder / "config.py"
     path.write_text(CONFIG.format(model=str(folder / "model"), pictures=str(pictures), steps=STEPS))
     return path

@@ -9,20 +9,20 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from models_to_train import MODEL, TINY
+from models_to_train import MODEL, TINY, write_model
 from PIL import Image
 
 import sdjax
 from sdjax.config import ConfigError, DepthConfig, VisionConfig
 from sdjax.configs import finetune
-from sdjax.convert import CheckpointError
+from sdjax.convert import CheckpointError, load_model
 from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
+from sdjax.loading import start_model
+from sdjax.loading.run_folder import trained
 from sdjax.scripts.main import main
 from sdjax.scripts.train import TRAININGS
-from sdjax.train import start_model
 from sdjax.train.builtin import vocabulary
-from sdjax.train.checkpoints.trained import trained
 from sdjax.train.config import TrainConfig
 from sdjax.train.run import Run
 
@@ -56,7 +56,7 @@ def pictures(tmp_path_factory):
     captions = [f"a {name} square on a wall" for name in COLOURS]
     tokenizer = vocabulary.learn(iter(captions * 20), MODEL.text.vocab_size)
     for model in (MODEL, TINY):
-        start_model.Base(model, random_model(model, "float32").params, tokenizer).save(folder / model.name)
+        write_model(model, random_model(model, "float32").params, tokenizer, folder / model.name)
     return folder
 
 
@@ -225,15 +225,15 @@ def test_a_run_goes_on_on_other_devices(pictures, tmp_path, fifty_steps):
 def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures):
     plain = settings(pictures).model
     source = dataclasses.replace(plain, changes={"unet": {"in_channels": 9}})
-    start = start_model.open_base(plain, seed=0)
-    wide = start_model.open_base(source, seed=0)
+    start = start_model.open_start(plain, seed=0)
+    wide = start_model.open_start(source, seed=0)
     assert wide.config.unet.in_channels == 9
     before, after = (model.params["unet"]["conv_in"]["kernel"] for model in (start, wide))
     np.testing.assert_array_equal(after[:, :, :4], before)
     assert not after[:, :, 4:].any()
-    assert "widened by 5 channels" in wide.notices[-1]
+    assert "widened by 5 channels" in wide.report.notices[-1]
     with pytest.raises(ConfigError, match="model.changes ask for .* other parameters"):
-        start_model.open_base(
+        start_model.open_start(
             dataclasses.replace(source, changes={"unet": {"context_dim": 32}, "text": {"width": 32}}), 0
         )
     with pytest.raises(ConfigError, match="model.changes.unet has no chanels; it has"):
@@ -281,7 +281,7 @@ def eight(tmp_path_factory):
     moments["kernel"][..., channels:] = 0
     moments["bias"][channels:] = -10
     tokenizer = vocabulary.learn(map(" ".join, pairs * 20), MODEL.text.vocab_size)
-    start_model.Base(MODEL, pipe.params, tokenizer).save(folder / "small")
+    write_model(MODEL, pipe.params, tokenizer, folder / "small")
     return folder
 
 
@@ -330,8 +330,8 @@ def released(name, pictures):
         ]
     if name == "depth":
         wide = dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, in_channels=5), depth=ESTIMATOR)
-        tokenizer = start_model.Base.load(pictures / "tiny").tokenizer
-        start_model.Base(wide, random_model(wide, "float32").params, tokenizer).save(pictures / "estimator")
+        tokenizer = load_model(pictures / "tiny").tokenizer()
+        write_model(wide, random_model(wide, "float32").params, tokenizer, pictures / "estimator")
         config["model"]["depth"] = str(pictures / "estimator")
     if name == "autoencoder":
         config["autoencoder"] |= {"lpips": [], "perceptual_weight": 0.0, "disc_start": 1}
@@ -351,7 +351,7 @@ def test_every_configuration_trains_what_it_says(pictures, tmp_path, name):
     _, model = trained(tmp_path / "run")
     assert set(model.params) == {"unet", "text", "vae"} | ({"depth"} if name == "depth" else set())
     assert model.config.unet.in_channels == {"inpainting": 9, "depth": 5}.get(name, 4)
-    start = start_model.Base.load(pictures / "tiny")
+    start = load_model(pictures / "tiny")
     for part in start.params:
         same = [
             np.array_equal(a, b)
@@ -380,14 +380,14 @@ TOLD = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TOLD)
 def test_models_that_see_more_than_words_are_trained_and_sample(pictures, tmp_path, kind):
-    tokenizer = start_model.Base.load(pictures / "tiny").tokenizer
-    start_model.Base(TOLD[kind], random_model(TOLD[kind], "float32").params, tokenizer).save(tmp_path / "model")
+    tokenizer = load_model(pictures / "tiny").tokenizer()
+    write_model(TOLD[kind], random_model(TOLD[kind], "float32").params, tokenizer, tmp_path / "model")
     config = settings(pictures, model__path=str(tmp_path / "model"))
     state, seen = run(tmp_path / "run", config)
     assert sorted(seen) == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(loss) and 0 < loss < 4 for loss in seen.values())
     assert set(state.params) == {"unet"}
-    start, (_, model) = start_model.Base.load(tmp_path / "model"), trained(tmp_path / "run")
+    start, (_, model) = load_model(tmp_path / "model"), trained(tmp_path / "run")
     for part in start.params:
         pairs = zip(jax.tree.leaves(model.params[part]), jax.tree.leaves(start.params[part]), strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs) == (part != "unet")

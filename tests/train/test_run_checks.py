@@ -10,18 +10,19 @@ import jax
 import numpy as np
 import pytest
 from checkpoint_checks import State
-from models_to_train import TINY
+from models_to_train import TINY, write_model
 from picture_sets import write_folder
 
 import sdjax
 from sdjax.configs import finetune
+from sdjax.convert import load_model
 from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
+from sdjax.loading.run_folder import trained
 from sdjax.scripts import main as cli
-from sdjax.train import run, start_model
+from sdjax.train import run
 from sdjax.train.builtin import vocabulary
 from sdjax.train.checkpoints.checkpoint import Checkpoints
-from sdjax.train.checkpoints.trained import trained
 from sdjax.train.config import TrainConfig
 from sdjax.train.run import Run
 
@@ -34,7 +35,7 @@ def place(tmp_path_factory):
     (folder / "empty").mkdir()
     captions = ["a red square on a wall", "a green square on a wall", "a blue square"]
     tokenizer = vocabulary.learn(iter(captions * 20), TINY.text.vocab_size)
-    start_model.Base(TINY, random_model(TINY, "float32").params, tokenizer).save(folder / "model")
+    write_model(TINY, random_model(TINY, "float32").params, tokenizer, folder / "model")
     (folder / "config.py").write_text("from sdjax.configs.finetune import get_config\n")
     return folder
 
@@ -86,7 +87,7 @@ def test_bad_settings_are_refused_before_the_start_model_is_read(
         raise AssertionError("the model was read")
 
     monkeypatch.chdir(place)
-    monkeypatch.setattr(run, "open_base", read)
+    monkeypatch.setattr(run, "open_start", read)
     if change == "batch_size=7":
         monkeypatch.setattr(run.parallel, "make_mesh", lambda *_: collections.namedtuple("M", "shape")(
             {"data": 2, "fsdp": 1, "tensor": 1}))  # fmt: skip
@@ -140,7 +141,7 @@ def referring(place, tmp_path):
     config = settings(place, model__path=str(tmp_path / "model"), model__copy=False)
     made = Run(config, tmp_path / "run")
     made.check()
-    unet = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, made.base.params["unet"])
+    unet = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, made.start.params["unet"])
     made.keep_settings()
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         checkpoints.save(State(np.int32(2), {"unet": unet}, {"unet": unet}, (), jax.random.key(0)), wait=True)
@@ -153,7 +154,7 @@ def test_a_run_refers_to_its_start_model(referring, tmp_path, monkeypatch, capsy
     (entry,) = json.loads((folder / "base.json").read_text()).values()
     assert set(entry["files"]) >= {"model.safetensors", "config.json"}
     pipe = sdjax.load(folder, dtype="float32")
-    start = start_model.Base.load(tmp_path / "model")
+    start = load_model(tmp_path / "model")
     kernel = start.params["unet"]["conv_out"]["kernel"]
     np.testing.assert_array_equal(pipe.params["unet"]["conv_out"]["kernel"], kernel + 1)
     np.testing.assert_array_equal(pipe.params["vae"]["quant_conv"]["kernel"],
@@ -178,7 +179,7 @@ def test_a_run_refers_to_its_start_model(referring, tmp_path, monkeypatch, capsy
         "data": {"parts": config.data.parts, "side": 64}, "optim": {"steps": 2}, "batch_size": 8})  # fmt: skip
     resumed = Run(new, folder)
     resumed.check_settings()
-    assert resumed.base.config == start.config
+    assert resumed.start.config == start.config
     assert trained(folder)[0] == 2
 
     # one number is another one

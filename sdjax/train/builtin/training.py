@@ -25,16 +25,18 @@ import optax
 
 from sdjax.config import ModelConfig
 from sdjax.loading.builtin import inpainting_config
+from sdjax.loading.run_folder import read_parts
+from sdjax.loading.start_model import fit_params
 from sdjax.loading.trainable import Leaves
 from sdjax.nn import init_params
 from sdjax.nn.jax_settings import make_key, pinned
 from sdjax.pipeline import cache
 from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.storage import manifest
 from sdjax.storage.addresses import local
 from sdjax.storage.files import sentence
 from sdjax.train.builtin import emoji, latents, subjects, vocabulary
-from sdjax.train.checkpoints import manifest
-from sdjax.train.checkpoints.checkpoint import Checkpoints, read_parts
+from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.loop import Stopped, ahead, fit
 from sdjax.train.metrics import Speed, Writers
 from sdjax.train.objectives.autoencoder import autoencoder_loss
@@ -42,7 +44,6 @@ from sdjax.train.objectives.conditioning import CONDITIONS
 from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.objectives.objective import Loss
 from sdjax.train.optim import OptimConfig, learning_rate, make_optimizer
-from sdjax.train.start_model import fit_params
 from sdjax.train.state import TrainState
 from sdjax.train.step import make_train_step
 from sdjax.typing import Params

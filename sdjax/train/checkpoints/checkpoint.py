@@ -23,13 +23,12 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sdjax.loading.run_layout import make_folder, workdir
-from sdjax.storage import files
-from sdjax.train.checkpoints import manifest
+from sdjax.loading.run_layout import absolute, make_folder
+from sdjax.storage import files, manifest
+from sdjax.train.checkpoints import state_tree
 
 # A traceback of each error in Orbax's threads is logged by it and by asyncio; `Checkpoints` raises them as one sentence
 for _name in "absl", "asyncio":
@@ -60,7 +59,7 @@ class Checkpoints:
     ):  # fmt: skip
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep and keep_every are at least 1; got {keep} and {keep_every}")
-        self.folder = _absolute(folder)
+        self.folder = absolute(folder)
         with files.doing("making the folder of the checkpoints,", self.folder):
             make_folder(self.folder)
         self._needs = 0  # bytes of the state last saved
@@ -110,7 +109,7 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         if step != self._current:
-            self._needs = sum(leaf.nbytes for leaf in jax.tree.leaves(_without_key_types(state)))
+            self._needs = sum(leaf.nbytes for leaf in jax.tree.leaves(state_tree.without_key_types(state)))
             try:
                 if jax.process_index() == 0:
                     manifest.remove(self.folder, step)  # a damaged one, or of a run that ended while writing it
@@ -118,7 +117,7 @@ class Checkpoints:
                         raise OSError(errno.ENOSPC, "")
                     make_folder(self.folder)
                 self._checkpointer.save(
-                    manifest.path(self.folder, step), args=ocp.args.StandardSave(_without_key_types(state))
+                    manifest.path(self.folder, step), args=ocp.args.StandardSave(state_tree.without_key_types(state))
                 )
             except OSError as error:
                 raise self._failed(step, error) from error
@@ -162,16 +161,16 @@ class Checkpoints:
         chosen = self._choose(step)
         if chosen is None:
             return None
-        fields, structure = _fields(like)
+        fields, structure = state_tree.fields(like)
         path = manifest.path(self.folder, chosen)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             stored = reader.metadata(path).item_metadata.tree
             wanted = {name: part for name, part in fields.items() if name in stored or name not in optional}
-            shapes = jax.tree.map(_shape, wanted)
-            _check_same(stored, shapes, f"checkpoint {chosen} in {self.folder}")
+            shapes = jax.tree.map(state_tree.stored_shape, wanted)
+            state_tree.check_same(stored, shapes, f"checkpoint {chosen} in {self.folder}")
             args = ocp.checkpoint_utils.construct_restore_args(shapes)
             found = reader.restore(path, args=ocp.args.PyTreeRestore(shapes, restore_args=args))
-        found = jax.tree.map(_with_key_type, wanted, found)
+        found = jax.tree.map(state_tree.with_key_type, wanted, found)
         self._current = chosen
         return jax.tree.unflatten(structure, [found.get(name, part) for name, part in fields.items()])
 
@@ -251,86 +250,3 @@ class Checkpoints:
         failed = OSError(sentence)
         failed.errno = number
         return failed
-
-
-def read_parts(
-    folder: str | pathlib.Path, *names: str, step: int | None = None, say: Callable[[str], None] = print
-) -> tuple[int, dict[str, Any]] | None:
-    """Returns the newest intact checkpoint's step and the named parts of its state, None if there is no checkpoint.
-
-    A part, such as "ema_params", is a tree of dicts and lists of NumPy arrays; nothing else of the state is read or
-    need be known. `step` and `say` are as in `Checkpoints`.
-
-    Raises ValueError if there are checkpoints and none is intact, or it has no such part.
-    """
-    folder = _absolute(folder)
-    chosen, _ = manifest.intact(folder, step, say)
-    if chosen is None:
-        return None
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        stored = reader.metadata(manifest.path(folder, chosen)).item_metadata.tree
-        missing = [name for name in names if name not in stored]
-        if missing:
-            raise ValueError(
-                f"checkpoint {chosen} in {folder} holds no {' and no '.join(missing)}; it holds {', '.join(stored)}"
-            )
-        parts = {name: stored[name] for name in names}
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), parts)
-        item = ocp.args.PyTreeRestore(parts, restore_args=args, partial_restore=True)
-        return chosen, reader.restore(manifest.path(folder, chosen), args=item)
-
-
-def _absolute(folder: str | pathlib.Path) -> Any:
-    """Returns a folder as Orbax takes it: absolute, or an address."""
-    folder = workdir(folder)
-    return folder.resolve() if isinstance(folder, pathlib.Path) else folder
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _without_key_types(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
-
-
-def _with_key_type(like: Any, leaf: Any) -> Any:
-    if not _is_key(like):
-        return leaf
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jnp.empty((), like.dtype)))
-
-
-def _shape(leaf: Any) -> Any:
-    """Returns the shape, type and sharding of what is stored for a leaf of a state."""
-    if isinstance(leaf, np.ndarray):
-        return leaf
-    stored = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
-
-
-def _fields(state: Any) -> tuple[dict[str, Any], Any]:
-    """Returns the parts right under the root by name, and what puts them together again."""
-    parts, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: node is not state)
-    return {jax.tree_util.keystr(path, simple=True): part for path, part in parts}, structure
-
-
-def _check_same(stored: Any, wanted: Any, name: str) -> None:
-    """Raises ValueError, saying where they differ, unless two trees hold arrays of the same names, shapes and types."""
-    there, here = (
-        {
-            path: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
-            for path, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()
-        }
-        for tree in (stored, wanted)
-    )
-    differing = [path for path in sorted({*there, *here}) if there.get(path) != here.get(path)]
-    if differing:
-        shown = ", ".join(
-            f"{path} ({there.get(path, 'none')} there, {here.get(path, 'none')} here)" for path in differing[:4]
-        )
-        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-        raise ValueError(
-            f"{name} is of another model or optimiser: {shown}{more} differ; "
-            "go back to the settings that it was trained with, or train in another folder"
-        )

@@ -6,13 +6,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sdjax.loading.start_model import describe
 from sdjax.nn.jax_settings import pinned
 from sdjax.train import parallel
 from sdjax.train.build import Setup, default_dtype
 from sdjax.train.config import TrainConfig
 from sdjax.train.data.cached import Cached
 from sdjax.train.planning import memory as plan
-from sdjax.train.start_model import describe
 
 
 @pinned()

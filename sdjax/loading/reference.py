@@ -14,10 +14,9 @@ from typing import Any
 
 from sdjax.config import ConfigError
 from sdjax.loading.run_layout import REFERENCE
+from sdjax.loading.start_model import ModelSource
 from sdjax.nn.parts import SEPARABLE
-from sdjax.storage import addresses, buckets, files
-from sdjax.train.checkpoints import manifest
-from sdjax.train.config import ModelSource
+from sdjax.storage import addresses, buckets, files, manifest
 
 PLACES = ("path", *SEPARABLE)  # fields of ModelSource that name files
 CHANGES = tuple(f"model.{name}" for name in PLACES)

@@ -3,7 +3,7 @@
 What the model for inpainting has of its own, where it is trained, goes into a file beside the folder. The font's
 licence, which every model that learned from its glyphs is under, goes along.
 
-python -m sdjax.train.checkpoints.export --folder runs/builtin --to sdjax/assets/builtin [--dtype float16] [--overwrite]
+python -m sdjax.train.builtin.export --folder runs/builtin --to sdjax/assets/builtin [--dtype float16] [--overwrite]
 """
 
 import argparse

@@ -1,10 +1,8 @@
-"""The model that a training starts from: read, changed, kept in the training's folder, and put together again."""
+"""The model that a training starts from: described, read and changed."""
 
 import contextlib
 import dataclasses
-import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,68 +10,60 @@ import jax
 import numpy as np
 
 from sdjax import configs, convert
-from sdjax.config import ConfigError, ModelConfig
+from sdjax.config import PREDICTIONS, ConfigError, ModelConfig
 from sdjax.convert import CheckpointError
 from sdjax.convert.bundle import Bundle, bundle_of_params
 from sdjax.convert.containers.local_models import local_path
-from sdjax.convert.write.outputs import WRITING
-from sdjax.convert.write.writing import write_bundle
-from sdjax.description import build
-from sdjax.loading.run_layout import BASE, SETTINGS
 from sdjax.nn import init_params, param_shapes
 from sdjax.nn.jax_settings import make_key, pinned
 from sdjax.nn.parts import SEPARABLE
 from sdjax.prompts.tokenizer import Tokenizer
-from sdjax.storage import files
-from sdjax.train.checkpoints import reference
-from sdjax.train.config import ModelSource
 from sdjax.typing import Key, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
-    """A model: description, parameters as trees of numpy arrays, tokenizer, and what was decided on the way.
+class ModelSource:
+    """Where a run starts: a model as `sdjax.load` reads it (`path`, None for the one inside the package), or from
+    nothing with `scratch`, the name of a description in `sdjax.configs` or a dictionary that is one.
 
-    `origin` is the checkpoint that it was read from, whose licence, model card and the like go along.
+    `prediction`, `ema`, `vae`, `depth`, `vision`, `noise_stats` are `sdjax.load`'s, but that `ema` "auto" takes the
+    weights that were trained where a file holds them beside their average. `changes` replaces fields of the
+    description, such as {"schedule": {"zero_terminal_snr": True, "prediction": "v"}}. Where that gives the UNet more
+    input channels, its first convolution is widened by zeros: it first does what it did. Parts in `fresh` start from
+    random weights. `copy` keeps a copy in the run's folder; False keeps where the files lie, and their SHA-256.
     """
 
-    config: ModelConfig
-    params: Params
-    tokenizer: Tokenizer
-    notices: tuple[str, ...] = ()
-    origin: Bundle | None = None
+    path: str | None = None
+    scratch: str | dict[str, Any] | None = None
+    prediction: str | None = None
+    ema: str = "auto"
+    vae: str | None = None
+    depth: str | None = None
+    vision: str | None = None
+    noise_stats: str | None = None
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+    tokenizer: str | None = None  # a folder; for `scratch`
+    copy: bool = True
 
-    def to_write(self) -> Bundle:
-        """Returns the model with all that belongs to it, to be cast or written."""
-        return bundle_of_params(self.config, self.params, self.tokenizer, self.origin)
-
-    def save(self, folder: pathlib.Path, what: str = WRITING, advice: str = "") -> None:
-        """Writes it as a native folder, replacing what is there; an error says so by `what` and `advice`."""
-        try:
-            write_bundle(self.to_write(), folder, "native", overwrite=True)
-        except OSError as error:
-            needs = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
-            raise files.tell(error, what, folder, needs, advice) if error.errno else error from error
-
-    @classmethod
-    def load(cls, folder: pathlib.Path) -> "Base":
-        """Returns what `save` wrote."""
-        model = convert.load_model(folder)
-        return cls(model.config, model.params, model.tokenizer(), origin=model)
-
-
-@pinned()
-def start_model(folder: pathlib.Path) -> Base:
-    """Returns the model that the run in a folder started from: its copy, or what `base.json` refers to.
-
-    Raises ConfigError if that is gone, or is another one.
-    """
-    if (folder / BASE / "config.json").exists():
-        return Base.load(folder / BASE)
-    with files.doing("reading the settings", folder / SETTINGS):
-        settings = json.loads((folder / SETTINGS).read_text())
-    source = reference.find(folder, build(ModelSource, settings["model"], "model"))
-    return open_base(source, settings["seed"])
+    def __post_init__(self) -> None:
+        if self.ema not in ("auto", "yes", "no"):
+            raise ValueError(f'model.ema is "auto", "yes" or "no"; got {self.ema!r}')
+        if self.prediction not in (None, *PREDICTIONS):
+            raise ValueError(f"model.prediction is one of {', '.join(PREDICTIONS)}, or None; got {self.prediction!r}")
+        if not self.copy and (self.scratch is not None or self.fresh):
+            name = "fresh" if self.fresh else "scratch"
+            raise ValueError(
+                f"model.copy = False refers to files, which hold no random weights: leave out model.{name}"
+            )
+        if self.scratch is None:
+            if self.tokenizer is not None:
+                raise ValueError("model.tokenizer is for model.scratch: a model that is read has its own")
+            return
+        default = ModelSource()
+        for name in ("path", "prediction", "ema", "vae", "depth", "vision", "noise_stats", "fresh"):
+            if getattr(self, name) != getattr(default, name):
+                raise ValueError(f"model.{name} says nothing of a model from nothing (model.scratch): leave it out")
 
 
 @pinned()
@@ -98,7 +88,7 @@ def describe(source: ModelSource) -> ModelConfig:
 
 
 @pinned()
-def open_base(source: ModelSource, seed: int) -> Base:
+def open_start(source: ModelSource, seed: int) -> Bundle:
     """Returns the model that is trained, with its changes made. Raises as `describe`."""
     if source.scratch is not None:
         config = change(_scratch(source), source.changes)
@@ -108,7 +98,7 @@ def open_base(source: ModelSource, seed: int) -> Base:
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder {config.text.vocab_size}: name "
                 "the one that belongs to the model by model.tokenizer"
             )
-        return Base(config, _fresh(config, tuple(param_shapes(config)), seed), tokenizer)
+        return bundle_of_params(config, _fresh(config, tuple(param_shapes(config)), seed), tokenizer)
     said: list[str] = []
     model = _open(source, said)
     config = change(model.config, source.changes)
@@ -116,8 +106,8 @@ def open_base(source: ModelSource, seed: int) -> Base:
     params, changed = fit_params(model.config, config, model.params)
     if source.fresh:
         params = {**params, **_fresh(config, source.fresh, seed)}
-    said = tuple(dict.fromkeys([*said, *model.report.notices, *changed]))
-    return Base(config, params, model.tokenizer(), said, model)
+    said = list(dict.fromkeys([*said, *model.report.notices, *changed]))
+    return dataclasses.replace(model.with_params(params, config, said), own_tokenizer=model.tokenizer())
 
 
 def check_fresh(source: ModelSource, config: ModelConfig) -> None:

@@ -1,0 +1,104 @@
+"""Reading the folder of a training (`sdjax train --workdir`): its start model, its checkpoints, the model it has made.
+
+A training writes the folder; nothing here needs the code that trains.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sdjax import convert
+from sdjax.convert.bundle import Bundle
+from sdjax.convert.write.outputs import WRITING
+from sdjax.convert.write.writing import write_bundle
+from sdjax.description import build
+from sdjax.loading import reference
+from sdjax.loading.run_layout import BASE, CHECKPOINTS, SETTINGS, absolute, workdir
+from sdjax.loading.start_model import ModelSource, open_start
+from sdjax.loading.trainable import trainable_of
+from sdjax.nn.jax_settings import pinned
+from sdjax.storage import files, manifest
+
+
+def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None = None) -> tuple[int, Bundle]:
+    """Returns the number of steps and the model: what it started from, with the parameters that were trained.
+
+    `ema`: "yes" takes the moving average, "no" the parameters themselves, "auto" the average if there is one. `step`
+    chooses a checkpoint instead of the newest that is intact. Raises ValueError if there is none.
+    """
+    folder = workdir(folder)
+    settings = read_settings(folder)
+    has_average = settings["ema"]["decay"] is not None
+    if ema == "yes" and not has_average:
+        raise ValueError(f"{folder} was trained without a moving average: ask for the parameters themselves, ema = no")
+    part = "ema_params" if has_average and ema != "no" else "params"
+    found = read_parts(folder / CHECKPOINTS, part, step=step)
+    if found is None:
+        raise ValueError(f"{folder} holds no checkpoint yet")
+    number, parts = found
+    start = read_start(folder)
+    learned = jax.tree.map(np.asarray, parts[part])
+    whole = trainable_of(settings.get("trainable", {})).assemble(learned, start.params)
+    params = {name: whole[name] for name in start.params}  # a discriminator is no part of the model
+    return number, start.with_params(params)
+
+
+@pinned()
+def read_start(folder: pathlib.Path) -> Bundle:
+    """Returns the model that the run in a folder started from: its copy, or what `base.json` refers to.
+
+    Raises ConfigError if that is gone, or is another one.
+    """
+    if (folder / BASE / "config.json").exists():
+        kept = convert.load_model(folder / BASE)
+        return kept.with_params(kept.params, notices=())
+    settings = read_settings(folder)
+    source = reference.find(folder, build(ModelSource, settings["model"], "model"))
+    return open_start(source, settings["seed"])
+
+
+def keep_start(start: Bundle, folder: pathlib.Path, what: str = WRITING, advice: str = "") -> None:
+    """Writes a start model as a native folder, replacing what is there; an error says so by `what` and `advice`."""
+    try:
+        write_bundle(start, folder, "native", overwrite=True)
+    except OSError as error:
+        needs = sum(leaf.nbytes for leaf in jax.tree.leaves(start.params))
+        raise files.tell(error, what, folder, needs, advice) if error.errno else error from error
+
+
+def read_settings(folder: pathlib.Path) -> Mapping[str, Any]:
+    """Returns what a run was started with."""
+    with files.doing("reading the settings", folder / SETTINGS):
+        return json.loads((folder / SETTINGS).read_text())
+
+
+def read_parts(
+    folder: str | pathlib.Path, *names: str, step: int | None = None, say: Callable[[str], None] = print
+) -> tuple[int, dict[str, Any]] | None:
+    """Returns the newest intact checkpoint's step and the named parts of its state, None if there is no checkpoint.
+
+    A part, such as "ema_params", is a tree of dicts and lists of NumPy arrays; nothing else of the state is read or
+    need be known. `step` and `say` are as in `Checkpoints`.
+
+    Raises ValueError if there are checkpoints and none is intact, or it has no such part.
+    """
+    folder = absolute(folder)
+    chosen, _ = manifest.intact(folder, step, say)
+    if chosen is None:
+        return None
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored = reader.metadata(manifest.path(folder, chosen)).item_metadata.tree
+        missing = [name for name in names if name not in stored]
+        if missing:
+            raise ValueError(
+                f"checkpoint {chosen} in {folder} holds no {' and no '.join(missing)}; it holds {', '.join(stored)}"
+            )
+        parts = {name: stored[name] for name in names}
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), parts)
+        item = ocp.args.PyTreeRestore(parts, restore_args=args, partial_restore=True)
+        return chosen, reader.restore(manifest.path(folder, chosen), args=item)
