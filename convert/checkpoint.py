@@ -18,8 +18,8 @@ from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.mapped import MappedFile
 from sdjax.convert.containers.reading import TensorFile, read_path
 from sdjax.convert.errors import CheckpointError, printable
-from sdjax.convert.names import keys
-from sdjax.convert.names.keys import Layout
+from sdjax.convert.names import naming
+from sdjax.convert.names.naming import Layout
 from sdjax.convert.names.spelling import standard_names
 from sdjax.prompts.tokenizer import Tokenizer
 
@@ -135,7 +135,7 @@ def _layout_of(names: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]
         return "native"
     if "model_index.json" in configs:
         return "diffusers"
-    whole = any(name.startswith((keys.LDM_PREFIXES["unet"], keys.EMA_PREFIX)) for name in names)
+    whole = any(name.startswith((naming.LDM_PREFIXES["unet"], naming.EMA_PREFIX)) for name in names)
     if not whole and "unet/conv_in/kernel" in names:
         return "native"
     if not whole and any("/" in name for name in names):

@@ -15,7 +15,7 @@ from sdjax.convert.describe.choices import choose_ema, describe, stated
 from sdjax.convert.describe.other_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, OtherKindError, printable
-from sdjax.convert.names import keys, tables
+from sdjax.convert.names import naming, tables
 from sdjax.convert.names.matching import Match, match
 
 SHOWN = 12  # names of a list that the text repeats
@@ -170,7 +170,7 @@ def _unusual(tensors: Mapping[str, LazyTensor], found: Match) -> list[str]:
     ]  # fmt: skip
     if reshaped:
         lines.append(f"{len(reshaped)} projections are stored as the other generation stores them ({reshaped[0]}, ...)")
-    respelled = [name for entry, name in found.names.items() if name not in (entry.name, keys.ema_name(entry.name))]
+    respelled = [name for entry, name in found.names.items() if name not in (entry.name, naming.ema_name(entry.name))]
     if respelled:
         lines.append(f"{len(respelled)} tensors have another tool's names ({printable(respelled[0])}, ...)")
     for name, tensor in tensors.items():

@@ -13,7 +13,7 @@ from sdjax.convert.bundle import Bundle, Report
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers import carried
 from sdjax.convert.containers.casting import advice, told
-from sdjax.convert.containers.component_folders import OWN_SETTINGS
+from sdjax.convert.containers.diffusers_folder import OWN_SETTINGS
 from sdjax.convert.containers.lazy import LazyTensor, float_type
 from sdjax.convert.describe.choices import (
     ConfigLike,
@@ -29,7 +29,7 @@ from sdjax.convert.describe.choices import (
 from sdjax.convert.describe.other_kinds import UNET_ALONE, kind_of_tensors
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, printable
-from sdjax.convert.names import beside, keys, tables
+from sdjax.convert.names import beside, naming, tables
 from sdjax.convert.names.matching import Match, match, refuse
 from sdjax.convert.parts.autoencoder import autoencoder
 from sdjax.convert.parts.depth import depth_network
@@ -260,7 +260,7 @@ def _extras(
     extras = {name: checkpoint.tensors[name] for name in (*found.extras, *(found.other_set if keep_both else ()))}
     unet = {entry.name for entry in tables.part_entries("unet", config.unet, "ldm")}
     for name, tensor in checkpoint.extra.items():
-        if keep_both or not (name in unet or name.startswith(keys.EMA_PREFIX)):
+        if keep_both or not (name in unet or name.startswith(naming.EMA_PREFIX)):
             extras[name] = tensor
     if not keep_both:  # how far the averaging had come belongs to the two sets
         for name in ("model_ema.decay", "model_ema.num_updates"):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from sdjax.config import VAEConfig
-from sdjax.convert.names import keys, layouts
+from sdjax.convert.names import axes, naming
 from sdjax.nn import AutoencoderKL
 from sdjax.nn.metrics.discriminator import Discriminator
 from sdjax.nn.metrics.lpips import LPIPS
@@ -34,11 +34,11 @@ def parameters(shapes, prefix=""):
 
     def leaf(path, shape):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
-        name, kind = prefix + keys.torch_name(path), layouts.kind_of(path, shape.shape)
-        tensors[name] = reference.fill(name, layouts.stored_shape(kind, shape.shape))
+        name, kind = prefix + naming.torch_name(path), axes.kind_of(path, shape.shape)
+        tensors[name] = reference.fill(name, axes.stored_shape(kind, shape.shape))
         if name.startswith("lin"):  # a distance has no negative weights
             tensors[name] = abs(tensors[name])
-        return layouts.to_flax(kind, tensors[name])
+        return axes.to_flax(kind, tensors[name])
 
     return jax.tree_util.tree_map_with_path(leaf, shapes), tensors
 
@@ -182,7 +182,7 @@ def as_tensors(tree):
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
-        named[keys.torch_name(path)] = layouts.to_torch(layouts.kind_of(path, leaf.shape), np.asarray(leaf))
+        named[naming.torch_name(path)] = axes.to_torch(axes.kind_of(path, leaf.shape), np.asarray(leaf))
     return named
 
 

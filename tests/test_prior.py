@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from sdjax import convert
 from sdjax.config import ConfigError, PriorConfig, ScheduleConfig, TextConfig
 from sdjax.convert import CheckpointError
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 from sdjax.convert.parts.priors import prior_from_diffusers
 from sdjax.nn.prior import PriorTransformer, ProjectedTextEncoder
 from sdjax.prompts.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def shapes(network, *args):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         kernel = path.endswith("kernel")
-        out[keys.torch_name(path)] = leaf.shape[::-1] if kernel else leaf.shape
+        out[naming.torch_name(path)] = leaf.shape[::-1] if kernel else leaf.shape
     return out
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sdjax.convert.containers.component_folders import Weights, find_weights, is_index, substitutes
+from sdjax.convert.containers.diffusers_folder import Weights, find_weights, is_index, substitutes
 from sdjax.convert.containers.places import CACHED, SINGLE_FILES, WEIGHTS, cached_repository, exists, read_place
 from sdjax.convert.errors import CheckpointError, printable, shown
 from sdjax.storage import buckets

@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from sdjax.convert.containers.budget import Budget
-from sdjax.convert.containers.component_folders import read_folder
+from sdjax.convert.containers.diffusers_folder import read_folder
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.mapped import MappedFile, why
 from sdjax.convert.containers.safetensors_file import read_safetensors

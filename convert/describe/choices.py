@@ -10,13 +10,13 @@ from sdjax import configs
 from sdjax.config import ConfigError, ModelConfig, Prediction
 from sdjax.convert.checkpoint import Checkpoint
 from sdjax.convert.containers import carried
-from sdjax.convert.containers.component_folders import OWN_SETTINGS
+from sdjax.convert.containers.diffusers_folder import OWN_SETTINGS
 from sdjax.convert.containers.lazy import LazyTensor, read_tree
 from sdjax.convert.describe import detection, diffusers_config, ldm_config, own_settings, prediction
 from sdjax.convert.describe.other_kinds import kind_of_folder
 from sdjax.convert.describe.prediction import Decision
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 
 ConfigLike = ModelConfig | str | os.PathLike[str]  # a description, a released model's name, or an ldm YAML file
 
@@ -118,8 +118,8 @@ def choose_ema(checkpoint: Checkpoint, ema: str) -> bool:
                 "have variants, as variant='non_ema'"
             )
         return False
-    unet = keys.LDM_PREFIXES["unet"]
-    averages = sum(name.startswith(keys.ema_name(unet)) for name in checkpoint.tensors)
+    unet = naming.LDM_PREFIXES["unet"]
+    averages = sum(name.startswith(naming.ema_name(unet)) for name in checkpoint.tensors)
     plain = sum(name.startswith(unet) for name in checkpoint.tensors)
     there = averages > 0 and (ema == "yes" or 2 * averages >= plain)  # fewer are what another tool has left over
     if ema == "yes" and not there:

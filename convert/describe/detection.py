@@ -6,12 +6,12 @@ from sdjax import configs
 from sdjax.config import ModelConfig
 from sdjax.convert.describe.other_kinds import kind_of_tensors
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 
 _INPUTS = {
     8: "InstructPix2Pix, or a model of depth or normals as Marigold", 12: "IC-Light, which is told a background",
 }  # fmt: skip
-UNET = keys.LDM_PREFIXES["unet"]
+UNET = naming.LDM_PREFIXES["unet"]
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
@@ -55,7 +55,7 @@ def _facts(config: ModelConfig) -> dict[str, int]:
 
 def _seen(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | None] | None:
     """Returns the same facts as far as the tensors show them, from either set of weights; None if there is no UNet."""
-    averaged, names = keys.ema_name(UNET), _LDM
+    averaged, names = naming.ema_name(UNET), _LDM
     if not any(name.startswith((UNET, averaged)) for name in shapes):
         if not any(name.startswith("unet/") for name in shapes):
             return None
@@ -63,7 +63,7 @@ def _seen(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int | None] | None
 
     def shape(name: str, rank: int) -> tuple[int, ...] | None:
         name = names[name]
-        found = shapes.get(name, shapes.get(keys.ema_name(name)))
+        found = shapes.get(name, shapes.get(naming.ema_name(name)))
         return found if found is not None and len(found) == rank else None
 
     def axis(name: str, rank: int, index: int, absent: int | None = None) -> int | None:

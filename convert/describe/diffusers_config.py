@@ -24,7 +24,7 @@ from sdjax.convert.describe.ldm_config import named
 from sdjax.convert.describe.other_kinds import kind_of_component
 from sdjax.convert.describe.vision_config import mlp_width
 from sdjax.convert.errors import shown
-from sdjax.convert.names.keys import is_open_clip
+from sdjax.convert.names.naming import is_open_clip
 
 Configs = Mapping[str, Mapping[str, Any]]
 

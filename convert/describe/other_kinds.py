@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax.convert.errors import FileKind
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 from sdjax.nn.parts import NEEDED_FOLDERS
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -122,13 +122,13 @@ _CLASSES = {  # of a diffusers folder's model_index.json: beginnings of names, a
 }  # fmt: skip
 _OTHERS = ("text_encoder_2", "text_encoder_3", "transformer", "motion_adapter", "vqvae", "movq", "text_unet", "decoder")
 _WIDTHS = (768, 1024, 1280)
-_UNET = keys.LDM_PREFIXES["unet"]
+_UNET = naming.LDM_PREFIXES["unet"]
 
 
 def kind_of_tensors(shapes: Shapes) -> FileKind | None:
     """Returns what a file with tensors of these names and shapes is; None for a model, and for what is not known."""
     if not _holds_model(shapes) and all(
-        any(name.startswith(keys.LDM_PREFIXES[part]) for name in shapes) for part in ("vae", "text")
+        any(name.startswith(naming.LDM_PREFIXES[part]) for name in shapes) for part in ("vae", "text")
     ):
         return _NO_UNET
     ends = itertools.accumulate(map(len, shapes))
@@ -176,5 +176,5 @@ def kind_of_component(class_name: Any, wanted: Sequence[str], what: str) -> File
 
 
 def _holds_model(shapes: Shapes) -> bool:
-    beginnings = (f"{_UNET}output_blocks.", keys.ema_name(f"{_UNET}output_blocks."), "unet/up_blocks")
+    beginnings = (f"{_UNET}output_blocks.", naming.ema_name(f"{_UNET}output_blocks."), "unet/up_blocks")
     return any(name.startswith(beginnings) for name in shapes)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdjax.config import ConfigError, ModelConfig
-from sdjax.convert.containers.component_folders import OWN_SETTINGS
+from sdjax.convert.containers.diffusers_folder import OWN_SETTINGS
 
 
 def differing(described: ModelConfig, config: ModelConfig) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdjax.convert.names import bert, depth, keys
-from sdjax.convert.names.keys import Layout
+from sdjax.convert.names import bert, depth, naming
+from sdjax.convert.names.naming import Layout
 
 # Names that older or other tools spell otherwise, and how these tables spell them
 _ALIASES: dict[str, tuple[tuple[re.Pattern[str], str], ...]] = {
@@ -56,7 +56,7 @@ _OTHERS: dict[str, re.Pattern[str]] = {
 def is_known(name: str, layout: Layout, parts: Mapping[str, Any]) -> bool:
     """Returns whether a tensor that is no parameter of these parts (name: description) belongs there all the same."""
     text = parts.get("text")
-    if layout == "ldm" and text is not None and keys.is_open_clip(text):
+    if layout == "ldm" and text is not None and naming.is_open_clip(text):
         last = f"cond_stage_model.model.transformer.resblocks.{text.layers}."  # unused by v2, and in its files
         if name.startswith(last):
             return True
@@ -70,8 +70,10 @@ def is_known(name: str, layout: Layout, parts: Mapping[str, Any]) -> bool:
 
 
 _TOWERS = {
-    "native": "vision/", "ldm": f"{keys.LDM_PREFIXES['vision']}visual.", "diffusers": f"{keys.COMPONENTS['vision']}/",
-}  # fmt: skip
+    "native": "vision/",
+    "ldm": f"{naming.LDM_PREFIXES['vision']}visual.",
+    "diffusers": f"{naming.COMPONENTS['vision']}/",
+}
 
 
 def is_depth_network(name: str, layout: Layout) -> bool:
@@ -79,11 +81,11 @@ def is_depth_network(name: str, layout: Layout) -> bool:
     return name.startswith({"native": "depth/", "ldm": "depth_model.", "diffusers": "depth_estimator/"}[layout])
 
 
-_BERT_UNUSED = frozenset(f"{keys.LDM_PREFIXES['text']}transformer.{name}" for name in bert.UNUSED)
+_BERT_UNUSED = frozenset(f"{naming.LDM_PREFIXES['text']}transformer.{name}" for name in bert.UNUSED)
 _DEPTH_UNUSED: dict[str, frozenset[str]] = {
     "native": frozenset(),
     "ldm": frozenset(
-        keys.LDM_PREFIXES["depth"] + name for name in (*map(depth.midas_name, depth.UNUSED), *depth.CLASSIFIER)
+        naming.LDM_PREFIXES["depth"] + name for name in (*map(depth.midas_name, depth.UNUSED), *depth.CLASSIFIER)
     ),
-    "diffusers": frozenset(f"{keys.COMPONENTS['depth']}/{name}" for name in depth.UNUSED),
+    "diffusers": frozenset(f"{naming.COMPONENTS['depth']}/{name}" for name in depth.UNUSED),
 }

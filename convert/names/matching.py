@@ -9,7 +9,7 @@ import numpy as np
 
 from sdjax.convert.containers.lazy import LazyTensor, is_floating, same
 from sdjax.convert.errors import DIFFERENCES, CheckpointError, listed, printable, shown
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 from sdjax.convert.names.tables import Entry, Table
 
 MOST_COMPARED = 50  # names; more are not looked through for one that is like a missing one
@@ -64,8 +64,8 @@ def match(
     found: set[str] = set()
     for entry in table.entries:
         stored = entry.name
-        if stored.startswith(keys.LDM_PREFIXES["unet"]):
-            pair = (entry.name, keys.ema_name(entry.name))
+        if stored.startswith(naming.LDM_PREFIXES["unet"]):
+            pair = (entry.name, naming.ema_name(entry.name))
             stored, other = pair[::-1] if ema else pair
             if other in by_name:
                 other_set.add(other)
@@ -146,7 +146,7 @@ class _Larger:
         self.modules = {entry.name.rpartition(".")[0] for entry in entries}
 
     def has(self, name: str) -> bool:
-        if name.startswith(keys.EMA_PREFIX):
+        if name.startswith(naming.EMA_PREFIX):
             return False
         module, _, leaf = name.rpartition(".")
         return _NUMBER.sub("#", name) in self.patterns or (leaf in ("weight", "bias") and module in self.modules)

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 
 # What PyTorch and its wrappers put into the names of the modules that they hold, anywhere in a name
 _WRAPPERS = frozenset(("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
@@ -49,7 +49,7 @@ def standard_names(names: Iterable[str]) -> dict[str, str]:
             if prefix := table.prefix(pattern, lambda prefix: True, "", folder):
                 table.rename(f"{folder}{prefix}", parts, folder)
         return table.changed()
-    unet = table.prefix(_UNET, _has(table, "output_blocks"), standard := keys.LDM_PREFIXES["unet"])
+    unet = table.prefix(_UNET, _has(table, "output_blocks"), standard := naming.LDM_PREFIXES["unet"])
     if unet is not None:
         if unet.endswith(standard) and unet != standard:
             outer = unet.removesuffix(standard)
@@ -58,16 +58,16 @@ def standard_names(names: Iterable[str]) -> dict[str, str]:
             table.rename(unet, _UNET_PARTS, standard)
     elif table.diffusers():
         return table.changed()
-    vae = table.prefix(_VAE, lambda prefix: True, keys.LDM_PREFIXES["vae"])
+    vae = table.prefix(_VAE, lambda prefix: True, naming.LDM_PREFIXES["vae"])
     if vae is not None and (vae or unet is not None):
-        table.rename(vae, _VAE_PARTS, keys.LDM_PREFIXES["vae"])
+        table.rename(vae, _VAE_PARTS, naming.LDM_PREFIXES["vae"])
     if unet is not None:
-        text = keys.LDM_PREFIXES["text"]
+        text = naming.LDM_PREFIXES["text"]
         encoders: tuple[tuple[re.Pattern[str], tuple[str, ...], str], ...] = (
             (_CLIP, _CLIP_PARTS, f"{text}transformer."), (_OPEN_CLIP, _OPEN_CLIP_PARTS, f"{text}model."),
         )  # fmt: skip
         for pattern, parts, place in encoders:
-            prefix = table.prefix(pattern, lambda prefix: not prefix.startswith(keys.LDM_PREFIXES["vision"]), place)
+            prefix = table.prefix(pattern, lambda prefix: not prefix.startswith(naming.LDM_PREFIXES["vision"]), place)
             if prefix is not None:
                 table.rename(prefix, parts, place)
     return table.changed()
@@ -96,7 +96,7 @@ class _Renaming:
         if prefix == standard:
             return
         beginnings = tuple(f"{prefix}{part}" for part in parts)
-        known = tuple(keys.LDM_PREFIXES.values())
+        known = tuple(naming.LDM_PREFIXES.values())
 
         def change(name: str) -> str:
             own = name.startswith(beginnings) and (prefix in known or not name.startswith(known))

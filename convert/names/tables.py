@@ -13,8 +13,8 @@ import numpy as np
 
 from sdjax.config import ModelConfig
 from sdjax.convert.containers.lazy import LazyTensor, nothing
-from sdjax.convert.names import beside, keys, layouts, vision
-from sdjax.convert.names.keys import LAYOUTS, Layout
+from sdjax.convert.names import axes, beside, naming, vision
+from sdjax.convert.names.naming import LAYOUTS, Layout
 from sdjax.nn import parts as model_parts
 from sdjax.typing import Params
 
@@ -33,7 +33,7 @@ class Parameter:
 
     path: str  # "unet/conv_in/kernel"
     shape: tuple[int, ...]
-    kind: layouts.Kind
+    kind: axes.Kind
 
     @property
     def part(self) -> str:
@@ -79,14 +79,14 @@ class Entry:
         if self.native:
             return array
         piece = np.split(array, len(self.parameters))[index] if len(self.parameters) > 1 else array
-        return layouts.to_flax(self.parameters[index].kind, piece)
+        return axes.to_flax(self.parameters[index].kind, piece)
 
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Returns the stored tensor of the parameters' arrays, the other way round than `split`."""
         if self.native:
             return arrays[0]
         pieces = [
-            layouts.to_torch(parameter.kind, array, pointwise=self.pointwise)
+            axes.to_torch(parameter.kind, array, pointwise=self.pointwise)
             for parameter, array in zip(self.parameters, arrays)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -97,9 +97,9 @@ def parameters_of(part: str, shapes: Params) -> tuple[Parameter, ...]:
     import jax  # only here: the names of a file's tensors take no networks, and no second of importing
 
     out = []
-    for keys_, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        path = f"{part}/{jax.tree_util.keystr(keys_, simple=True, separator='/')}"
-        out.append(Parameter(path, leaf.shape, layouts.kind_of(path, leaf.shape)))
+    for place, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        path = f"{part}/{jax.tree_util.keystr(place, simple=True, separator='/')}"
+        out.append(Parameter(path, leaf.shape, axes.kind_of(path, leaf.shape)))
     return tuple(sorted(out, key=lambda parameter: parameter.path))
 
 
@@ -141,21 +141,21 @@ def _diffusers(parameters: Sequence[Parameter], description: Any) -> Iterable[En
     for p in parameters:
         pointwise = _is_v1_projection(p, description)
         yield Entry(
-            keys.diffusers_name(p.path), layouts.stored_shape(p.kind, p.shape, pointwise=pointwise), (p,), pointwise
+            naming.diffusers_name(p.path), axes.stored_shape(p.kind, p.shape, pointwise=pointwise), (p,), pointwise
         )
 
 
 def _ldm(parameters: Sequence[Parameter], description: Any) -> Iterable[Entry]:
     stored: dict[str, list[Parameter]] = {}
     for p in parameters:
-        stored.setdefault(keys.ldm_name(p.path, description), []).append(p)
+        stored.setdefault(naming.ldm_name(p.path, description), []).append(p)
     for name, group in stored.items():
-        group.sort(key=lambda p: next((i for i, row in enumerate(keys.FUSED) if f"/{row}/" in p.path), 0))
+        group.sort(key=lambda p: next((i for i, row in enumerate(naming.FUSED) if f"/{row}/" in p.path), 0))
         if name == _VISION + vision.PROJECTION:
             group = [dataclasses.replace(p, kind="same") for p in group]  # never transposed, though it is a matrix
         first = group[0]
         pointwise = _is_v1_projection(first, description) or (first.part == "vae" and first.kind == "matrix")
-        shape = layouts.stored_shape(first.kind, first.shape, pointwise=pointwise)
+        shape = axes.stored_shape(first.kind, first.shape, pointwise=pointwise)
         yield Entry(name, (shape[0] * len(group), *shape[1:]), tuple(group), pointwise)
 
 
@@ -164,7 +164,7 @@ def _is_v1_projection(p: Parameter, description: Any) -> bool:
     return p.part == "unet" and not description.linear_projection and p.path.endswith(_PROJECTIONS)
 
 
-_VISION = keys.LDM_PREFIXES["vision"]
+_VISION = naming.LDM_PREFIXES["vision"]
 _PROJECTIONS = ("/proj_in/kernel", "/proj_out/kernel")
 
 
@@ -209,7 +209,7 @@ def network_table(part: str, shapes: Params, prefix: str, canonical: Callable[[s
     `prefix` stands before the names in the file. `canonical` and the pattern `unused` are for names without it.
     """
     entries = [
-        Entry(prefix + keys.torch_name(p.path.partition("/")[2]), layouts.stored_shape(p.kind, p.shape), (p,))
+        Entry(prefix + naming.torch_name(p.path.partition("/")[2]), axes.stored_shape(p.kind, p.shape), (p,))
         for p in parameters_of(part, shapes)
     ]
     entries.sort(key=lambda entry: entry.name.count("."))  # the outermost first: not all of a message's are shown

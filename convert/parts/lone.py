@@ -11,9 +11,9 @@ from sdjax.convert.containers.casting import Loss, advice, told
 from sdjax.convert.containers.lazy import LazyTensor, read_tree
 from sdjax.convert.describe.other_kinds import kind_of_folder, kind_of_tensors
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.names import keys
-from sdjax.convert.names.keys import Layout
+from sdjax.convert.names import naming
 from sdjax.convert.names.matching import match, refuse
+from sdjax.convert.names.naming import Layout
 from sdjax.convert.names.tables import PARTS, Table, part_table
 from sdjax.typing import Params
 
@@ -32,7 +32,7 @@ class Place:
 
 
 _AUTOENCODER = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-_LDM = keys.LDM_PREFIXES
+_LDM = naming.LDM_PREFIXES
 PLACES: Mapping[str, tuple[Place, ...]] = {
     "vae": (
         Place("ldm", (_LDM["vae"],)),

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.names.keys import LAYOUTS, Layout
+from sdjax.convert.names.naming import LAYOUTS, Layout
 from sdjax.storage import addresses, buckets, files
 
 WRITING = "writing the model"

@@ -21,13 +21,13 @@ from sdjax.convert.checkpoint import EXTRA, FORMAT
 from sdjax.convert.containers import carried
 from sdjax.convert.containers.budget import LIMITS
 from sdjax.convert.containers.casting import Loss, advice, told
-from sdjax.convert.containers.component_folders import OWN_SETTINGS
+from sdjax.convert.containers.diffusers_folder import OWN_SETTINGS
 from sdjax.convert.containers.hashing import manifest_row
 from sdjax.convert.containers.lazy import ALIGNMENT, LazyTensor, float_type
 from sdjax.convert.containers.safetensors_file import DTYPES
 from sdjax.convert.describe import diffusers_config, own_settings
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.names import beside, depth, keys, tables
+from sdjax.convert.names import beside, depth, naming, tables
 from sdjax.convert.parts.embedding_statistics import are_unit
 from sdjax.convert.write.outputs import WRITING, new_folder, staged
 from sdjax.nn.parts import NEEDED_FOLDERS
@@ -98,7 +98,7 @@ def write_bundle(
             )
 
 
-def tensors_of(model: Bundle, layout: keys.Layout) -> dict[str, LazyTensor]:
+def tensors_of(model: Bundle, layout: naming.Layout) -> dict[str, LazyTensor]:
     """Returns the model's parameters as a file of the layout stores them."""
     stored = {}
     for entry in tables.entries(model.config, layout):
@@ -235,13 +235,13 @@ def _write_ldm(model: Bundle, path: pathlib.Path, ema_names: bool, manifest: Man
     tensors = tensors_of(model, "ldm")
     if model.config.noise_stats is not None and are_unit(model.leaves):
         for leaf in ("mean", "std"):
-            del tensors[keys.ldm_name(f"noise_stats/{leaf}", model.config.noise_stats)]
+            del tensors[naming.ldm_name(f"noise_stats/{leaf}", model.config.noise_stats)]
     extras = {_in_file(name, model.config): leaf for name, leaf in model.extras.items()}
     extras = {name: leaf for name, leaf in extras.items() if "/" not in name}
     unet = {entry.name for entry in tables.part_entries("unet", model.config.unet, "ldm")}
     if ema_names:
         for name in unet:
-            other = keys.ema_name(name)
+            other = naming.ema_name(name)
             if name in extras:  # the parameters are the averages, the extras what they are averages of
                 tensors[other] = tensors[name]
                 tensors[name] = extras.pop(name)
@@ -249,7 +249,7 @@ def _write_ldm(model: Bundle, path: pathlib.Path, ema_names: bool, manifest: Man
                 tensors[other] = extras.pop(other, tensors[name])
         extras.setdefault("model_ema.decay", _scalar(np.float32(0.9999)))
         extras.setdefault("model_ema.num_updates", _scalar(np.int32(0)))
-    beside = (name for name in extras if ema_names or not (name in unet or name.startswith(keys.EMA_PREFIX)))
+    beside = (name for name in extras if ema_names or not (name in unet or name.startswith(naming.EMA_PREFIX)))
     tensors = {name: extras[name] for name in beside} | tensors  # no extra takes a parameter's place
     if model.config.schedule.prediction != "v":
         tensors = {name: leaf for name, leaf in tensors.items() if name not in ("v_pred", "ztsnr")}
@@ -280,7 +280,8 @@ def _in_folder(name: str, config: ModelConfig) -> str:
 
 
 _DEPTH_IN_FILES = {
-    f"{keys.COMPONENTS['depth']}/{name}": keys.LDM_PREFIXES["depth"] + depth.midas_name(name) for name in depth.UNUSED
+    f"{naming.COMPONENTS['depth']}/{name}": naming.LDM_PREFIXES["depth"] + depth.midas_name(name)
+    for name in depth.UNUSED
 }
 _DEPTH_IN_FOLDERS = {file: folder for folder, file in _DEPTH_IN_FILES.items()}
 
@@ -356,7 +357,7 @@ def _files(model: Bundle) -> dict[str, Any]:
     if kinds[0] != kinds[1]:  # trained into a model of another kind, whose pipeline is another
         return ours
     files = {**ours, **given}
-    for part, component in keys.COMPONENTS.items():
+    for part, component in naming.COMPONENTS.items():
         if getattr(described, part) != getattr(model.config, part):
             name = f"{component}/config.json"
             if name in ours:

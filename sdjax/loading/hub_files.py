@@ -110,13 +110,13 @@ def _is_config(name: str) -> bool:
 
 def _is_description(name: str) -> bool:
     """Returns whether a component's file is small: a configuration, or a part of a tokenizer."""
-    from sdjax.convert.containers.component_folders import is_index
+    from sdjax.convert.containers.diffusers_folder import is_index
 
     return name.endswith((".json", ".txt")) and not is_index(name)
 
 
 def _sets_of_weights(folders: dict[str, list[str]]) -> dict[str, Any]:
-    from sdjax.convert.containers.component_folders import find_weights
+    from sdjax.convert.containers.diffusers_folder import find_weights
 
     found = {folder: find_weights(set(files)) for folder, files in folders.items()}
     return {folder: sets for folder, sets in found.items() if sets}
@@ -124,7 +124,7 @@ def _sets_of_weights(folders: dict[str, list[str]]) -> dict[str, Any]:
 
 def _chosen_weights(repository: str, folders: dict[str, list[str]], variant: str | None) -> list[str]:
     """Returns the files of weights that `sdjax.convert.read` would choose, one set a folder."""
-    from sdjax.convert.containers.component_folders import choose_weights
+    from sdjax.convert.containers.diffusers_folder import choose_weights
 
     needed = []
     for folder, (name, indexed) in choose_weights(_sets_of_weights(folders), variant, repository).items():

@@ -15,7 +15,7 @@ from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAECo
 from sdjax.convert import CheckpointError
 from sdjax.convert.describe import dpt_config
 from sdjax.convert.names import depth as depth_names
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 
 import reference
 
@@ -122,7 +122,7 @@ def test_a_network_of_another_kind_is_kept_and_said_to_be_unused(tmp_path):
 
 
 def test_averages_of_the_unet_leave_it_alone():
-    assert not [name for name in convert.tensor_shapes(MODEL, "ldm") if name.startswith(keys.EMA_PREFIX)]
+    assert not [name for name in convert.tensor_shapes(MODEL, "ldm") if name.startswith(naming.EMA_PREFIX)]
     assert configs.get("sd2_depth").depth == DepthConfig()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from small_models import model, write
 
 from sdjax import convert
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 
 
 def test_a_whole_model(tmp_path):
@@ -47,7 +47,7 @@ def test_what_is_odd_is_listed(tmp_path):
 def test_averages_and_missing_parts(tmp_path):
     config, tensors = model("v1")
     unet = {name: array for name, array in tensors.items() if name.startswith("model.diffusion_model.")}
-    both = unet | {keys.ema_name(name): array for name, array in unet.items()}
+    both = unet | {naming.ema_name(name): array for name, array in unet.items()}
     report = convert.inspect(write(tmp_path / "a.safetensors", both, {"sdjax.config": json.dumps(config.to_dict())}))
     assert report.ema
     assert report.parts["UNet"]["tensors"] == report.parts["other UNet"]["tensors"] == 686

@@ -15,7 +15,7 @@ from small_models import model, write
 from sdjax import convert
 from sdjax.convert import CheckpointError
 from sdjax.convert.describe import diffusers_config
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 
 CONFIG, TENSORS = model("v1")
 UNET = "model.diffusion_model."
@@ -33,7 +33,7 @@ def same(a, b):
 
 
 POSITIONS = "cond_stage_model.transformer.embeddings.position_ids"
-EMA = keys.ema_name(f"{UNET}out.2.bias")
+EMA = naming.ema_name(f"{UNET}out.2.bias")
 LEFTOVERS = {
     "a scale factor": {"scale_factor": np.float32(0.18215)[...]},
     "schedules": {"betas": ONE, "posterior_mean_coef1": ONE, "denoiser.sigmas": ONE, "log_one_minus_alphas": ONE},

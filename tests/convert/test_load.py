@@ -12,7 +12,7 @@ from small_models import model, write
 from sdjax import configs, convert
 from sdjax.convert import CheckpointError
 from sdjax.convert.describe import ldm_config, prediction
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 
 UNET = "model.diffusion_model."
 YAML = """
@@ -49,7 +49,7 @@ def leaves_equal(a, b):
 
 def test_averaged_weights_are_chosen_explicitly():
     config, tensors = model("v1")
-    averages = {keys.ema_name(name): -array for name, array in tensors.items() if name.startswith(UNET)}
+    averages = {naming.ema_name(name): -array for name, array in tensors.items() if name.startswith(UNET)}
     both = tensors | averages
     plain = convert.load(tensors, config=config)[1]["unet"]
     negated = jax.tree.map(lambda a: -a, plain)
@@ -63,7 +63,7 @@ def test_averaged_weights_are_chosen_explicitly():
         convert.load(tensors, config=config, ema="yes")
     with pytest.raises(ValueError, match="'auto', 'yes' or 'no'; got 'maybe'"):
         convert.load(tensors, config=config, ema="maybe")
-    del both[keys.ema_name(UNET + "out.2.bias")]
+    del both[naming.ema_name(UNET + "out.2.bias")]
     with pytest.raises(CheckpointError, match="model_ema.diffusion_modelout2bias is missing"):
         convert.load(both, config=config)
 

@@ -12,7 +12,7 @@ from trips import check_round_trips, equal
 from sdjax import convert
 from sdjax.config import ModelConfig
 from sdjax.convert.checkpoint import licence_files
-from sdjax.convert.names import keys
+from sdjax.convert.names import naming
 from sdjax.prompts.tokenizer import Tokenizer
 
 
@@ -45,7 +45,7 @@ def test_both_sets_of_weights_survive_when_asked_for(tmp_path):
     tensors = dict(tensors)
     rng = np.random.default_rng(0)
     for name in [name for name in tensors if name.startswith("model.diffusion_model.")]:
-        tensors[keys.ema_name(name)] = rng.normal(size=tensors[name].shape).astype(np.float32)
+        tensors[naming.ema_name(name)] = rng.normal(size=tensors[name].shape).astype(np.float32)
     tensors |= {"model_ema.decay": np.float32(0.9999), "model_ema.num_updates": np.int32(470000)}
     start = write(tmp_path / "a.safetensors", tensors)
     for way in ({"ema": "auto"}, {"ema": "no"}):
@@ -57,7 +57,7 @@ def test_both_sets_of_weights_survive_when_asked_for(tmp_path):
     only = convert.read(tmp_path / "one.safetensors")
     assert not [name for name in only if name.startswith("model_ema")]
     name = "model.diffusion_model.out.2.weight"
-    assert np.array_equal(only[name], tensors[keys.ema_name(name)])  # the averages are what is used
+    assert np.array_equal(only[name], tensors[naming.ema_name(name)])  # the averages are what is used
 
 
 def test_metadata_and_licence_go_along(tmp_path):

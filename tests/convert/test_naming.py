@@ -8,7 +8,7 @@ import pytest
 
 from sdjax import configs, convert
 from sdjax.convert import CheckpointError
-from sdjax.convert.names import keys, layouts
+from sdjax.convert.names import axes, naming
 
 import reference
 
@@ -66,7 +66,7 @@ def test_the_depth_network_in_a_released_file_is_counted():
 
 def test_averages_have_their_names_without_dots():
     theirs = manifest("sd-v1-4-full-ema")
-    ours = {keys.ema_name(name) for name in theirs if name.startswith("model.diffusion_model.")}
+    ours = {naming.ema_name(name) for name in theirs if name.startswith("model.diffusion_model.")}
     assert ours | {"model_ema.decay", "model_ema.num_updates"} == {n for n in theirs if n.startswith("model_ema.")}
 
 
@@ -101,11 +101,11 @@ def test_what_is_no_model_of_ours_is_named(shapes, message):
 def test_layouts_keep_what_a_matrix_and_a_convolution_compute():
     rng = np.random.default_rng(0)
     x, matrix = rng.normal(size=5), rng.normal(size=(3, 5))  # PyTorch: y = W x
-    np.testing.assert_allclose(x @ layouts.to_flax("matrix", matrix), matrix @ x)
-    np.testing.assert_allclose(x @ layouts.to_flax("matrix", matrix[:, :, None, None]), matrix @ x)
+    np.testing.assert_allclose(x @ axes.to_flax("matrix", matrix), matrix @ x)
+    np.testing.assert_allclose(x @ axes.to_flax("matrix", matrix[:, :, None, None]), matrix @ x)
     kernel = rng.normal(size=(3, 5, 2, 2))  # [out, in, height, width]
     patch = rng.normal(size=(2, 2, 5))
     want = np.einsum("oihw,hwi->o", kernel, patch)
-    np.testing.assert_allclose(np.einsum("hwio,hwi->o", layouts.to_flax("convolution", kernel), patch), want)
-    back = layouts.to_torch("convolution", layouts.to_flax("convolution", kernel))
+    np.testing.assert_allclose(np.einsum("hwio,hwi->o", axes.to_flax("convolution", kernel), patch), want)
+    back = axes.to_torch("convolution", axes.to_flax("convolution", kernel))
     assert np.array_equal(back, kernel)
