@@ -52,7 +52,7 @@ class Job:
 
         args = self.args
         own = None if self.own is None else builtin.place(self.own)
-        if self.checkpoint is None:
+        if self.checkpoint is None and self.own is not None:
             note(builtin.NOTICES[self.own])
         named = None if args.safety_checker in (saving.AUTO, saving.OFF) else args.safety_checker
         resolve_local(own or self.checkpoint, revision=args.revision)
@@ -164,8 +164,11 @@ class Job:
                 except KeyboardInterrupt as error:
                     finished = getattr(error, "pictures", [])[: len(batch.seeds)]
                     which = [k for k, picture in enumerate(finished) if picture is not None]
-                    write(Batch(*([items[k] for k in which] for items in batch)), len(whole.seeds),
-                          [finished[k] for k in which])  # fmt: skip
+                    kept = Batch(
+                        [batch.prompts[k] for k in which], [batch.seeds[k] for k in which],
+                        [batch.inputs[k] for k in which],
+                    )  # fmt: skip
+                    write(kept, len(whole.seeds), [finished[k] for k in which])
                     raise
                 write(batch, len(whole.seeds), pixels[: len(batch.seeds)])
                 interrupts.check()

@@ -216,18 +216,18 @@ def add_reading_flags(parser: argparse.ArgumentParser, *, needs: Needs | None = 
     """Adds the flags that say how a checkpoint is read; all but --ema have the condition `needs`."""
     group = parser.add_argument_group("how the checkpoint is read")
     add_variant_flag(group, needs=ONE_OF_OUR_OWN if needs is None else needs)
-    needs = needs or ()
+    condition: Needs | tuple[Needs, ...] = needs or ()
     add = group.add_argument
     add(
         "--config",
-        needs=needs,
+        needs=condition,
         metavar="FILE",
         help="the model's original ldm YAML, or a name of sdjax.configs; default: found out from the checkpoint (the "
         "references' defaults fit one model each)",
     )
     add(
         "--prediction",
-        needs=needs,
+        needs=condition,
         choices=("epsilon", "v", "x0"),
         help="what the network predicts, where neither the checkpoint nor a config says so",
     )
@@ -239,13 +239,13 @@ def add_reading_flags(parser: argparse.ArgumentParser, *, needs: Needs | None = 
     )
     add(
         "--vae",
-        needs=needs,
+        needs=condition,
         metavar="PATH",
         help="take the autoencoder from this file, folder or hub repository, as stabilityai/sd-vae-ft-mse",
     )
     add(
         "--vocab",
-        needs=needs,
+        needs=condition,
         metavar="FILE",
         help="the vocab.txt of bert-base-uncased, which the model of LAION-400M needs and its checkpoint lacks",
     )

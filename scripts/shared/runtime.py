@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdjax.checks.notes import Note
@@ -95,7 +95,9 @@ def make_sampler(
     return sampler
 
 
-_READERS = {bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str}
+_READERS: dict[type, Callable[[str], Any]] = {
+    bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str,
+}  # fmt: skip
 
 
 class Interrupts:

@@ -158,9 +158,10 @@ def explains_arguments(also: Callable | None = None, *, task: bool = True) -> Ca
                 raise TypeError(f"{function.__name__} takes a Pipeline first, as sdjax.load({args[0]!r}) returns it")
             return function(*args, **given)
 
-        checked.__kwdefaults__ = inspect.unwrap(function).__kwdefaults__  # whoever asks for the defaults sees them
-        checked.__signature__ = signature
-        return checked
+        explained: Any = checked
+        explained.__kwdefaults__ = inspect.unwrap(function).__kwdefaults__  # whoever asks for the defaults sees them
+        explained.__signature__ = signature
+        return explained
 
     return decorate
 

@@ -158,7 +158,7 @@ class Pipeline(metaclass=Explained):
         for done, state in self.sampling(rule, rows, x, keys, branches, guidance, **how):
             if progress is not None:
                 jax.block_until_ready(state)
-                progress(done, len(rows.index))
+                progress(done, np.size(rows.index, 0))
         return state
 
     def sampling(
@@ -184,7 +184,7 @@ class Pipeline(metaclass=Explained):
         begin = placement.compiled(programs.begin, program, mesh, (False, True, True, True), parallel)
         state = begin(params, x, *inputs)
         run = placement.compiled(programs.sample, program, mesh, programs.SPREAD, parallel)
-        total = len(rows.index)
+        total = np.size(rows.index, 0)
         for done, chunk in zip(range(CHUNK, total + CHUNK, CHUNK), chunks(rows, CHUNK), strict=True):
             state = run(params, programs.images_first(chunk), state, keys, *inputs, known)
             yield min(done, total), state

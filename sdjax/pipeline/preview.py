@@ -7,6 +7,7 @@ the model's own decoder makes of each. It shows colours and shapes, no detail.
 
 import weakref
 
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.nn.jax_settings import pinned
@@ -34,7 +35,7 @@ def colour_map(pipe: Pipeline) -> np.ndarray:
     channels = pipe.config.vae.latent_channels
     colours = np.random.default_rng(0).standard_normal((COUNT, channels)).astype(np.float32)
     flat = np.broadcast_to(colours[:, None, None], (COUNT, SIDE, SIDE, channels))
-    images = np.asarray(pipe.decode(flat))
+    images = np.asarray(pipe.decode(jnp.asarray(flat)))
     edge = EDGE * pipe.config.vae.factor
     seen = images[:, edge:-edge, edge:-edge].mean((1, 2))
     return np.linalg.lstsq(_with_one(colours), seen, rcond=None)[0].astype(np.float32)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax import samplers
@@ -68,8 +69,9 @@ def animate(
     for name in (*SamplingOptions.__annotations__, *SizeOptions.__annotations__):
         if is_sequence(options.get(name)):
             raise ValueError(f"an animation has one {name}; got {shown(options.get(name))}")
-    how = Computing(**{name: value for name, value in options.items() if name in COMPUTING})
-    one = Request(**{name: value for name, value in options.items() if name not in COMPUTING})
+    given: dict[str, Any] = dict(options)
+    how = Computing(**{name: value for name, value in given.items() if name in COMPUTING})
+    one = Request(**{name: value for name, value in given.items() if name not in COMPUTING})
     check_size(pipe.config, one.height, one.width)
     prompts, negatives, seeds = check_keyframes(prompts, negative_prompt, seeds)
     positions = frame_positions(len(prompts), frames, loop=loop)
@@ -120,7 +122,7 @@ def animate(
         def told(mix: Callable[[np.ndarray], np.ndarray]) -> list[Conditioning]:
             return [Conditioning(placement.split(mix(context), mesh)) for context in contexts]
 
-        x = request.sampler.initial(placement.split(between(noise, at, turn), mesh), common or rest)
+        x = jnp.asarray(request.sampler.initial(placement.split(between(noise, at, turn), mesh), common or rest))
         if common:
             if not shared or not alike:
                 mean = told(lambda context: np.repeat(context.mean(0, keepdims=True), batch, axis=0))
@@ -131,7 +133,7 @@ def animate(
         state = yield from full.scan([rest] * batch, x, told(lambda context: between(context, at, mix)))
         return part.finish(request.sampler.final(state, rest))
 
-    before, after = len(common.timestep) if common else 0, len(rest.timestep)
+    before, after = np.size(common.index) if common else 0, np.size(rest.index)
     calls = [before + after, *[after + (0 if alike else before)] * (len(groups) - 1)]
     return Session(whole_batch, make, groups=groups, calls=calls)
 
@@ -151,7 +153,8 @@ def check_keyframes(
     for name, items in ("prompts", prompts), ("negative prompts", negatives), ("seeds", seeds):
         if len(items) not in (1, count):
             raise ValueError(f"one or {count} {name}, for there are {count} keyframes; got {len(items)}")
-    return *(items * (count // len(items)) for items in (prompts, negatives)), seeds * (count // len(seeds))
+    prompts, negatives = (items * (count // len(items)) for items in (prompts, negatives))
+    return prompts, negatives, seeds * (count // len(seeds))
 
 
 def frame_positions(count: int, frames: int, *, loop: bool = False) -> np.ndarray:

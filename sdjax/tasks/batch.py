@@ -21,7 +21,7 @@ from sdjax.samplers import Rows, Sampler, Start, State, batch, make_start
 from sdjax.samplers.rows import per_image
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.request import Request, expand
-from sdjax.tasks.resolve import resolve
+from sdjax.tasks.resolve import Resolved, resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
 from sdjax.typing import Context, Keys, Latent
@@ -40,7 +40,7 @@ class Batch:
     """
 
     pipe: Pipeline
-    requests: list[Request]
+    requests: list[Resolved]
     inputs: list[int]
     how: Computing
     starts: list[Start] = dataclasses.field(default_factory=list)
@@ -48,8 +48,12 @@ class Batch:
 
     def part(self, which: Sequence[int]) -> "Batch":
         """Returns the batch of some of the pictures."""
-        lists = {name: [getattr(self, name)[i] for i in which] for name in ("requests", "inputs", "starts")}
-        return dataclasses.replace(self, **lists)
+        return dataclasses.replace(
+            self,
+            requests=[self.requests[i] for i in which],
+            inputs=[self.inputs[i] for i in which],
+            starts=[self.starts[i] for i in which],
+        )
 
     def starting(self, strength: float = 1.0, *, compat: str | None = None) -> "Batch":
         """Returns the batch with its starts; a `sdjax.checks.notes.Note` says where that is already the end."""
@@ -73,7 +77,6 @@ class Batch:
         groups: dict[Any, list[int]] = {}
         for i, (request, start) in enumerate(zip(self.requests, self.starts, strict=True)):
             sampler = request.sampler
-            assert isinstance(sampler, Sampler)
             # A sampler that ends in its own way shares no batch with others
             end = None if type(sampler).final is Sampler.final else id(sampler)
             groups.setdefault((self.size_of(i), start.rows is None, sampler.rule, end), []).append(i)
@@ -81,10 +84,7 @@ class Batch:
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Returns the (height, width) at which picture i is made."""
-        request = self.requests[i]
-        assert request.height is not None
-        assert request.width is not None
-        return request.height, request.width
+        return self.requests[i].height, self.requests[i].width
 
     @property
     def size(self) -> tuple[int, int]:
@@ -94,7 +94,7 @@ class Batch:
     @property
     def calls(self) -> int:
         """How often the network is called."""
-        return max(0 if start.rows is None else len(start.rows.timestep) for start in self.starts)
+        return max(0 if start.rows is None else np.size(start.rows.index) for start in self.starts)
 
     @property
     def needs_x0(self) -> bool:
@@ -172,9 +172,7 @@ class Batch:
         of_x0, of_noise = (per_image(np.array(a), noise) for a in zip(*((s.of_x0, s.of_noise) for s in starts)))
         x = of_noise * noise if x0 is None else of_x0 * x0 + of_noise * noise
         state = yield from self.scan(rows, x, told, known, last=last)
-        sampler = self.requests[0].sampler
-        assert isinstance(sampler, Sampler)
-        latent = sampler.final(state, batch(self._fill(rows)))
+        latent = self.requests[0].sampler.final(state, batch(self._fill(rows)))
         return latent if known is None else known.put(latent)
 
     def scan(
@@ -187,13 +185,12 @@ class Batch:
         last: bool = True,
     ) -> Generator[Step, bool | None, State]:
         """Returns the samplers' state after all rows, one table of them a picture, from x."""
-        sampler, before = self.requests[0].sampler, 0
-        assert isinstance(sampler, Sampler)
+        rule, before = self.requests[0].sampler.rule, 0
         for done, state in self.pipe.sampling(
-            sampler.rule, batch(self._fill(list(rows))), x, self.keys, told, self.guidance, known=known,
+            rule, batch(self._fill(list(rows))), x, self.keys, told, self.guidance, known=known,
             exact=self.how.exact, **self.where,
         ):  # fmt: skip
-            over = tuple(i for i, one in enumerate(rows) if len(one.index) <= done) if last else ()
+            over = tuple(i for i, one in enumerate(rows) if np.size(one.index) <= done) if last else ()
             if (yield Step(self, done - before, state, over)):
                 break
             before = done

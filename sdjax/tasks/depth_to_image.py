@@ -179,6 +179,7 @@ def _estimated(
 ) -> list[np.ndarray]:
     """Returns the depth [h, w, 1] of pictures, in the sizes in which the network looks at them."""
     config = pipe.config.depth
+    assert config is not None
     groups: dict[tuple[int, int], list[int]] = {}
     for i, picture in enumerate(padded):
         groups.setdefault(network_size(config, picture.shape[:2]), []).append(i)

@@ -40,9 +40,9 @@ def image_to_image(
     """
     check_task(pipe.config, "image_to_image")
     given = inputs.open_pictures(image)
+    sides: dict[str, Any] = {"height": height, "width": width}
     heights, widths = (
-        inputs.one_each(name, list(side) if is_sequence(side) else [side], len(given))
-        for name, side in (("height", height), ("width", width))
+        inputs.one_each(name, list(side) if is_sequence(side) else [side], len(given)) for name, side in sides.items()
     )
     sizes = [inputs.working_size(pipe.config, one.shape[:2], h, w) for one, h, w in zip(given, heights, widths)]
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]

@@ -47,21 +47,21 @@ def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
     return opened
 
 
-def several(given: Any, axes: int) -> Sequence[Any]:
+def several(given: Any, axes: int) -> list[Any]:
     """Returns what was given, one thing or a sequence of them, as a sequence.
 
     An array is one if it has so many `axes`, a sequence with one more; of maps, which have two, a last axis of length 1
     is dropped. Arrays of other libraries, JAX's and PyTorch's, become NumPy's.
     """
     if not hasattr(given, "ndim"):
-        return given if isinstance(given, (list, tuple)) else [given]
+        return list(given) if isinstance(given, (list, tuple)) else [given]
     array = np.asarray(given)
     if axes == 2 and array.ndim > 2 and array.shape[-1] == 1:
         array = array[..., 0]
-    return array if array.ndim > axes else [array]
+    return list(array) if array.ndim > axes else [array]
 
 
-def _opened(open_one: Callable[[Any], pictures.Picture], one: Any, name: str) -> np.ndarray:
+def _opened(open_one: Callable[..., Any], one: Any, name: str) -> np.ndarray:
     """Returns a file's pixels, with a warning of what was decided in opening it."""
     try:
         opened = open_one(one)
@@ -93,7 +93,8 @@ def working_size(
     than 2048 is shrunk to fit first. `height` and `width` say otherwise, each for itself; see `check_size`.
     """
     shrink = min(1, SIDES[1] / max(size))
-    fitting = pictures.round_size(*(max(1, round(side * shrink)) for side in size), MULTIPLE)
+    h, w = (max(1, round(side * shrink)) for side in size)
+    fitting = pictures.round_size(h, w, MULTIPLE)
     if height is None and width is None:
         return fitting
     return check_size(config, *(own if side is None else side for own, side in zip(fitting, (height, width))))
@@ -121,12 +122,13 @@ def make_frame(picture: Picture, mask: Mask, *, side: int | None = None, padding
         box = pictures.Box(0, 0, *(min(side, s) for s in reversed(mask.shape)))
         box = pictures.crop_around(mask, padding, MULTIPLE) if mask.any() else box
     pixels, repaint = picture[box.slices], mask[box.slices]
-    size = repaint.shape
-    if side is not None and max(size) < side:
-        longest = max(size)
-        size = tuple(round(s * side / longest) for s in size)
-        pixels = pictures.resize(pixels, *size)
-        repaint = pictures.resize(np.uint8(255) * repaint, *size, "nearest") > 0
+    height, width = repaint.shape
+    if side is not None and max(height, width) < side:
+        longest = max(height, width)
+        height, width = (round(s * side / longest) for s in (height, width))
+        pixels = pictures.resize(pixels, height, width)
+        repaint = pictures.resize(np.uint8(255) * repaint, height, width, "nearest") > 0
+    size = (height, width)
     check_workable(size)
     return Frame(picture, mask, box, size, pictures.pad_to(pixels, MULTIPLE), pictures.pad_to(repaint, MULTIPLE))
 
@@ -175,4 +177,4 @@ def check_expand(expand: Sequence[int]) -> Expand:
 def repainted_latents(repaint: Mask, factor: int) -> Mask:
     """Returns which entries of a latent show a pixel that is repainted."""
     h, w = repaint.shape
-    return repaint.reshape(h // factor, factor, w // factor, factor).any((1, 3))
+    return np.asarray(repaint.reshape(h // factor, factor, w // factor, factor).any((1, 3)))

@@ -28,7 +28,7 @@ from sdjax.prompts.syntax import check_lengths, check_prompts
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.noise import PRIOR, draw_noise
 from sdjax.samplers.rows import Rows, repeat, row, stack
-from sdjax.samplers.rule import Changed, Linear, Memory, scan_rows
+from sdjax.samplers.rule import Changed, Denoiser, Linear, Memory, scan_rows
 from sdjax.schedule import alphas_cumprod
 from sdjax.typing import Keys, Params, Timestep, TokenIds
 
@@ -107,7 +107,8 @@ def sample(
 
     The guess is clipped after guidance.
     """
-    denoiser, clip = make_denoiser(network, params, "x0", branches, guidance), network.config.clip
+    clip = network.config.clip
+    denoiser: Denoiser = make_denoiser(network, params, "x0", branches, guidance)
     if clip is not None:
         denoiser = Changed(denoiser, lambda denoised: denoised._replace(x0=jnp.clip(denoised.x0, -clip, clip)))
     start = x * (1 + rows.sigma[0] ** 2) ** 0.5
@@ -121,7 +122,7 @@ def _embed(
     guidance: Guidance,
 ) -> Embedding:  # fmt: skip
     noise = lambda i: draw_noise(keys, PRIOR, i, (network.config.embedding,))  # noqa: E731
-    noises = jax.vmap(noise)(1 + jnp.arange(len(rows.index)))
+    noises = jax.vmap(noise)(1 + jnp.arange(np.size(rows.index)))
     x = sample(network, params, rows, noise(0), noises, branches, guidance)
     mean, std = (params[name].astype(jnp.float32) for name in ("clip_mean", "clip_std"))
     return x * std + mean

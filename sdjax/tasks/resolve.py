@@ -20,9 +20,21 @@ SIDES = (64, 2048)  # smallest and largest height and width, in pixels
 STEP = 8  # heights and widths are multiples of this
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Resolved(Request):
+    """A request with nothing left to choose."""
+
+    negative_prompt: str
+    seed: int
+    sampler: samplers.Sampler
+    guidance_scale: float
+    height: int
+    width: int
+
+
 def resolve(
     pipe: Pipeline, requests: Sequence[Request], sizes: Sequence[tuple[int, int]] | None = None
-) -> list[Request]:
+) -> list[Resolved]:
     """Returns the requests with the model's defaults in the place of None, and samplers in the place of their names.
 
     Equal choices of a sampler become one object. `sizes` are the pictures' (height, width) where a task decides them.
@@ -38,19 +50,15 @@ def resolve(
         if named not in made:
             made[named] = make_sampler(chosen, pipe.schedule, eta=request.eta, spacing=request.spacing)
         scale = pipe.config.guidance_scale if request.guidance_scale is None else request.guidance_scale
-        whole_request = dataclasses.replace(
-            request, sampler=made[named], guidance_scale=scale, height=height, width=width
-        )
-        check_arrays(pipe.config, whole_request)
-        out.append(whole_request)
+        chosen_by_model = {"sampler": made[named], "guidance_scale": scale, "height": height, "width": width}
+        out.append(Resolved(**{**vars(request), **chosen_by_model}))
+        check_arrays(pipe.config, out[-1])
     return out
 
 
-def check_arrays(config: ModelConfig, request: Request) -> None:
+def check_arrays(config: ModelConfig, request: Resolved) -> None:
     """Raises ValueError for starting noise or an encoded prompt of another shape than the model's."""
     vae, text = config.vae, config.text
-    assert request.height is not None
-    assert request.width is not None
     latent = (request.height // vae.factor, request.width // vae.factor, vae.latent_channels)
     wanted = {
         "latents": latent,
@@ -104,10 +112,11 @@ def make_sampler(
         sampler = samplers.SAMPLERS[sampler]()
         if schedule is not None and isinstance(sampler, samplers.Sampler):
             sampler = dataclasses.replace(sampler, spacing=fitting(sampler.spacing, schedule))
+    changed: Any = sampler
     whole_sampler = complete(sampler)
     fields = {name: value for name, value in fields.items() if value is not None}
     own = {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else set()
     unknown = sorted(set(fields) - own)
     if unknown:
         raise ValueError(f"the sampler {type(sampler).__name__} has no {' and no '.join(unknown)}")
-    return complete(dataclasses.replace(sampler, **fields)) if fields else whole_sampler
+    return complete(dataclasses.replace(changed, **fields)) if fields else whole_sampler

@@ -60,7 +60,7 @@ class Step:
         return preview(self.batch.pipe, self.latent)
 
 
-Making = Generator[Step, bool | None, Sequence[np.ndarray]]  # of a group's pictures
+Making = Generator[Step, bool | None, np.ndarray]  # of a group's pictures [b, h, w, 3]
 
 
 class Session:
@@ -107,9 +107,11 @@ class Session:
         """The last step, None before the first."""
         return self._step
 
-    def preview(self) -> list[Pixels | None]:
+    def preview(self) -> list[np.ndarray | None]:
         """Returns each picture: itself if it is finished, a small preview if it is under way, else None."""
-        shown = list(self.pictures) if self._batch.how.output == "pixels" else [None] * len(self.pictures)
+        shown: list[np.ndarray | None] = [None] * len(self.pictures)
+        if self._batch.how.output == "pixels":
+            shown = list(self.pictures)
         if self._step is not None:
             for i, small in zip(self._step.which, self._step.preview(), strict=True):
                 shown[i] = small if shown[i] is None else shown[i]
@@ -165,8 +167,9 @@ class Session:
                         break
                     done += step.calls
                     finished = tuple(k for k in step.finished if k < len(which))
-                    counts = {"done": done, "total": self._total}
-                    step = dataclasses.replace(step, batch=part, which=tuple(which), finished=finished, **counts)
+                    step = dataclasses.replace(
+                        step, batch=part, which=tuple(which), finished=finished, done=done, total=self._total
+                    )
                     self._step = step
                     yield step
                     stop = self._stop
@@ -207,15 +210,16 @@ def task(also: Callable | None = None) -> Callable[[Callable[Concatenate[Pipelin
     """
 
     def decorate(begin: Callable[Concatenate[Pipeline, P], Session]) -> Task[P]:
-        explained = explains_arguments(also)(pinned()(begin))
+        explained: Any = explains_arguments(also)(pinned()(begin))
 
         @functools.wraps(explained)
         def made(*args: Any, **options: Any) -> Pictures:
             return explained(*args, **options).result()
 
-        made.session = explained
+        done: Any = made
+        done.session = explained
         explained.__signature__ = with_defaults(inspect.signature(explained))
-        made.__signature__ = explained.__signature__.replace(return_annotation=Pictures)
-        return made
+        done.__signature__ = explained.__signature__.replace(return_annotation=Pictures)
+        return done
 
     return decorate

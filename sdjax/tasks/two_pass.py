@@ -51,10 +51,11 @@ def two_pass(
         size, second, told = large[part.size], second_of(part), part.told()
         with advice(*size, len(part.requests), pipe.dtype):
             latent = yield from part.sample(None, part.noise(), told, last=False)
-            if upscale == "lanczos":
+            method = UPSCALES[upscale]
+            if method is None:
                 latent = second.encode([pictures.resize(picture, *size) for picture in part.pixels(latent)])
             else:
-                latent = pipe.resize_latent(latent, *size, UPSCALES[upscale], **part.where)
+                latent = pipe.resize_latent(latent, *size, method, **part.where)
             return part.finish((yield from second.sample(latent, second.noise(size), told)))
 
     groups = batch.groups()

@@ -86,6 +86,7 @@ def upscale(
 
 def check_noise_level(config: ModelConfig, noise_level: int) -> int:
     """Returns the level. Raises ValueError unless it is a whole number from 0 to 350 that the model has a label for."""
+    assert config.unet.num_classes is not None
     most = min(MAX_NOISE_LEVEL, config.unet.num_classes - 1)
     return whole("noise_level", noise_level, 0, most)
 

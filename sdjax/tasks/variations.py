@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdjax.checks.arguments import number, shown, texts, whole
+from sdjax.checks.arguments import is_sequence, number, shown, texts, whole
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig, PriorConfig, VisionConfig
 from sdjax.diffusion.unclip import LEVELS, mix_labels, noise_embedding, statistics
@@ -178,7 +178,7 @@ def _embed(static: tuple[VisionConfig, str, bool], params: Params, pixels: Image
 
 def make_labels(
     batch: Batch,
-    embeddings: Embeddings,
+    embeddings: np.ndarray,
     levels: Sequence[int],
     weights: Sequence[float] | None,
     mix_level: int | None,
@@ -216,6 +216,7 @@ def _labels(
 
 def length(config: ModelConfig) -> int:
     """Returns how many numbers an image embedding of the model has."""
+    assert config.unet.label_dim is not None
     return config.unet.label_dim // 2
 
 
@@ -238,7 +239,7 @@ def check_embeddings(pipe: Pipeline, embeddings: Any) -> np.ndarray:
 
 def check_levels(noise_level: int | Sequence[int], count: int) -> list[int]:
     """Returns one noise level for each of `count`. Raises ValueError unless they are whole and from 0 to 999."""
-    levels = [noise_level] * count if np.ndim(noise_level) == 0 else list(noise_level)
+    levels = list(noise_level) if is_sequence(noise_level) else [noise_level] * count
     if len(levels) != count:
         raise ValueError(f"one noise level, or one for each of the {count} pictures; got {len(levels)}")
     return [whole("a noise level", level, 0, LEVELS - 1) for level in levels]
