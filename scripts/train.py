@@ -195,6 +195,7 @@ def _module(name: str) -> Any:
             raise ValueError(f"there is no configuration {name}")
         spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses in it look there for their annotations
         spec.loader.exec_module(module)
     elif name in TRAININGS:
         module = importlib.import_module(f"sdjax.configs.{name}")
