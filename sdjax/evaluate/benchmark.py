@@ -77,11 +77,10 @@ def measure(pipe: Pipeline, size: int, batch: int, *, repeats: int = 3, device: 
         functools.partial(picture, FEW), functools.partial(picture, MANY),
         lambda: pipe.encode_prompt([PROMPT] * batch, mesh=mesh), lambda: pipe.decode(latents, mesh=mesh),
     ]  # fmt: skip
-    few, many, *parts = (statistics.median(_seconds(run) for _ in range(repeats)) for run in runs)
+    few, many, text, decode = (statistics.median(_seconds(run) for _ in range(repeats)) for run in runs)
     stats = device.memory_stats() or {}
-    return Result(
-        size, batch, (MANY - FEW) / (many - few), *parts, max(first - few, 0.0), stats.get("peak_bytes_in_use")
-    )  # fmt: skip
+    rate, compiling = (MANY - FEW) / (many - few), max(first - few, 0.0)
+    return Result(size, batch, rate, text, decode, compiling, stats.get("peak_bytes_in_use"))
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -9,7 +9,6 @@ jax.random.key, which adds JAX_RANDOM_SEED_OFFSET and takes the user's kind of g
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +63,12 @@ def pinned() -> Iterator[None]:
         yield
 
 
-def recorded() -> dict[str, Any]:
+def setting(name: str) -> object:
+    """Returns the value of one of JAX's options, "jax_default_device" for example."""
+    return getattr(jax.config, name)  # JAX makes these attributes when it starts, where type checkers do not see them
+
+
+def recorded() -> dict[str, bool | int | float | str]:
     """Returns the settings and environment variables that may change the last bits, where they are not the defaults."""
     values = {name: getattr(jax.config, name, default) for name, default in OPTIONS.items()}
     found = {name: value for name, value in values.items() if value != OPTIONS[name]}

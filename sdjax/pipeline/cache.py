@@ -35,11 +35,13 @@ def enable() -> Path | None:
     import jax
     import platformdirs
 
+    from sdjax.nn.jax_settings import setting  # here, so that `import sdjax` stays fast
+
     wanted = os.environ.get(ENVIRONMENT, "1")
     if wanted not in ("0", "1"):
         raise ValueError(f"the environment variable {ENVIRONMENT} is 0 or 1; got {wanted!r}")
-    config = jax.config
-    if wanted == "0" or not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir is not None:
+    off = wanted == "0" or not setting("jax_enable_compilation_cache")
+    if off or setting("jax_compilation_cache_dir") is not None:
         return None
     folder = platformdirs.user_cache_path("sdjax") / "compiled" / _processor()
     try:
@@ -50,7 +52,7 @@ def enable() -> Path | None:
         return None
     _set("jax_compilation_cache_max_size", MAX_BYTES, default=-1)
     _set("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS, default=1.0)
-    config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
 
 
@@ -58,7 +60,9 @@ def _set(name: str, value: float, *, default: float) -> None:
     """Sets one of JAX's options, unless it has been set already."""
     import jax
 
-    if name.upper() not in os.environ and getattr(jax.config, name) == default:
+    from sdjax.nn.jax_settings import setting
+
+    if name.upper() not in os.environ and setting(name) == default:
         jax.config.update(name, value)
 
 

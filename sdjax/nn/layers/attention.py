@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from sdjax.nn.jax_settings import setting
 from sdjax.nn.layers.products import cpu_dtype
 from sdjax.typing import Length
 
@@ -63,7 +64,7 @@ def attend(q: Queries, k: KeyVectors, v: Values, *, key_length: Length | None = 
 @functools.partial(jax.jit, static_argnums=4)  # traced and lowered once for all layers of one shape
 def _attend(q: Queries, k: KeyVectors, v: Values, key_length: Length | None, causal: bool) -> Attended:
     n, m, d = q.shape[1], k.shape[1], q.shape[-1]
-    args = (q, k, v)
+    args: tuple[Array, ...] = (q, k, v)
     if key_length is not None:  # a weight of 0 does not hide a padded value that is not finite, nor its gradient
         seen = (jnp.arange(m) < key_length[:, None])[..., None, None]
         args = (q, jnp.where(seen, k, 0), jnp.where(seen, v, 0), key_length)
@@ -141,7 +142,7 @@ def _products(q: Array, k: Array, v: Array, key_length: Length | None, first: Ar
     Where v has a last column of ones beyond q's width, the weights' sum comes with the product.
     """
     # None follows a precision the user set; without one, XLA would round float32 to TF32 or bfloat16 on accelerators
-    unset = q.dtype == jnp.float32 and jax.config.jax_default_matmul_precision is None
+    unset = q.dtype == jnp.float32 and setting("jax_default_matmul_precision") is None
     precision = jax.lax.Precision.HIGHEST if unset else None
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     logits = einsum("bhnd,bhmd->bhnm", q, k) * q.shape[-1] ** -0.5
@@ -165,16 +166,18 @@ def cudnn(q: Queries, k: KeyVectors, v: Values, key_length: Length | None = None
     # JAX 0.10 cannot batch the kernel unless all its arguments are batched (under jax.vmap a context may be shared).
     # Both choices are the same, which XLA sees; jax.vmap sees that each depends on q, k and v
     either = jnp.isnan(q[:, :1, :1, :1] + k[:, :1, :1, :1] + v[:, :1, :1, :1])  # [b, 1, 1, 1]
-    lengths = {}
+    queries = keys = None
     if (
         n % 2 or m % 2 or key_length is not None
     ):  # JAX refuses to differentiate odd lengths: pad, and give the true ones
         q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
-        true = (jnp.int32(n), jnp.int32(m) if key_length is None else key_length.astype(jnp.int32))
-        true = (jnp.where(either[:, 0, 0, 0], length, length) for length in true)  # [b]
-        lengths = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), true, strict=True))
+        queries, keys = jnp.int32(n), jnp.int32(m) if key_length is None else key_length.astype(jnp.int32)
+        queries, keys = (jnp.where(either[:, 0, 0, 0], length, length) for length in (queries, keys))  # [b]
     q, k, v = (jnp.where(either, a, a) for a in (q, k, v))
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn", **lengths)[:, :n]
+    out = jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, query_seq_lengths=queries, key_value_seq_lengths=keys, implementation="cudnn"
+    )
+    return out[:, :n]
 
 
 def cuda_capability() -> float | None:

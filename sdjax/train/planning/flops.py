@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax.linen.module import InterceptorContext
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import PyTree
 
 from sdjax.nn import UNet
 from sdjax.nn.depth.bit import StandardConv, same_padding
@@ -69,7 +70,7 @@ class Flops:
         )
 
 
-def count(loss: Callable[..., Any], params: Any, *args: Any, remat: str = "none") -> Flops:
+def count(loss: Callable[..., PyTree], params: PyTree, *args: PyTree, remat: str = "none") -> Flops:
     """Returns the floating-point operations of `loss(params, *args)` and of its gradient with respect to `params`.
 
     A product costs as much again in the backward pass for each of its two factors that depends on `params`. A
@@ -197,7 +198,7 @@ def _conv(layer: Conv, x: Shape) -> int:
 
 def _standard_conv(layer: StandardConv, x: Shape) -> int:
     sides, strides = (layer.kernel_size,) * 2, (layer.stride,) * 2
-    return convolution(x, sides, layer.features, strides, same_padding(x[1:3], layer.kernel_size, layer.stride))
+    return convolution(x, sides, layer.features, strides, same_padding((x[1], x[2]), layer.kernel_size, layer.stride))
 
 
 def convolution(x: Shape, sides: tuple[int, int], features: int, strides: tuple[int, int], padding: Padding) -> int:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.module import Interceptor, InterceptorContext
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from sdjax.nn import UNet
 from sdjax.nn.layers.attention import SMALL, cuda_capability, cudnn_takes, head_by_head, in_chunks, splash_takes
@@ -60,7 +61,13 @@ class Plan:
 
 
 def plan(
-    *, params: Any, opt_state: Any, ema: Any = None, frozen: Any = None, activations: int = 0, accumulate: bool = False
+    *,
+    params: PyTree,
+    opt_state: PyTree,
+    ema: PyTree = None,
+    frozen: PyTree = None,
+    activations: int = 0,
+    accumulate: bool = False,
 ) -> Plan:
     """Returns what a training holds when a step's backward pass begins.
 
@@ -85,7 +92,7 @@ def plan(
     return Plan(max(meshes, default=1), tuple(parts))
 
 
-def laid_out(tree: Any, layouts: Any, sizes: Mapping[str, int], memory_kind: str | None = None) -> Any:
+def laid_out(tree: PyTree, layouts: PyTree, sizes: Mapping[str, int], memory_kind: str | None = None) -> PyTree:
     """Returns the tree's shapes as they would lie on a mesh with axes of these sizes, of devices that need not exist.
 
     Args:
@@ -102,7 +109,7 @@ def laid_out(tree: Any, layouts: Any, sizes: Mapping[str, int], memory_kind: str
     return jax.tree.map(place, tree, layouts)
 
 
-def held(name: str, tree: Any) -> Part:
+def held(name: str, tree: PyTree) -> Part:
     """Returns what each device holds of a tree of arrays or shapes; what has no sharding is whole on every device.
 
     Raises ValueError, naming the array, where devices do not divide an axis that is split over them.
@@ -120,7 +127,7 @@ def held(name: str, tree: Any) -> Part:
 
 
 def working_bytes(
-    loss: Callable[..., Any], params: Any, *args: Any, has_aux: bool = True, platform: str | None = None,
+    loss: Callable[..., PyTree], params: PyTree, *args: PyTree, has_aux: bool = True, platform: str | None = None,
     remat: str = "none",
 ) -> int:  # fmt: skip
     """Returns the bytes that the forward pass of `loss(params, *args)` keeps for the backward pass.
@@ -137,29 +144,24 @@ def working_bytes(
     XLA may order and fuse operations otherwise. On CPUs it undoes `jax.checkpoint`, so that what this saves there is
     not saved in fact. Inner axes that are split over devices (tensor parallelism) are counted whole.
     """
+    value = (lambda *args: loss(*args)[0]) if has_aux else loss
     blocks = _Blocks()
     with nn.intercept_methods(blocks), nn.intercept_methods(_kernels(platform)):
-        kept = _kept(loss, params, *args, has_aux=has_aux, first=True)
-        again = [_kept(block, *shapes) for block, shapes in blocks.found.values()] if remat != "none" else []
+        kept = _kept(value, params, *args)
+        again = [_kept(block, shapes) for block, shapes in blocks.found.values()] if remat != "none" else []
     return kept + max(again, default=0)
 
 
-def _kept(function: Callable[..., Any], *args: Any, has_aux: bool = False, first: bool = False) -> int:
-    """Returns the bytes that a gradient of `function(*args)` keeps of the forward pass, without the arguments.
+def _kept(function: Callable[..., PyTree], params: PyTree, *args: PyTree) -> int:
+    """Returns the bytes that the gradient of `function(params, *args)` keeps of the forward pass, without arguments."""
 
-    The gradient is that of all arguments, or of the `first` alone.
-    """
-
-    def kept(*args: Any) -> list[jax.Array]:
-        if first:
-            _, pullback, *_ = jax.vjp(lambda params: function(params, *args[1:]), args[0], has_aux=has_aux)
-        else:
-            _, pullback = jax.vjp(function, *args)
-        given = {id(leaf) for leaf in jax.tree.leaves(args)}
+    def kept(params: PyTree, *args: PyTree) -> list[jax.Array]:
+        _, pullback = jax.vjp(lambda params: function(params, *args), params)  # its leaves are what it keeps
+        given = {id(leaf) for leaf in jax.tree.leaves((params, args))}
         leaves = {id(leaf): leaf for leaf in jax.tree.leaves(pullback)}
         return [leaf for name, leaf in leaves.items() if name not in given]
 
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.eval_shape(kept, *args))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.eval_shape(kept, params, *args))
 
 
 class _Blocks:
@@ -175,12 +177,11 @@ class _Blocks:
         layer, inside = context.module, self._depth > 0
         kind = next((kind for kind in (Resnet, SpatialTransformer) if isinstance(layer, kind)), None)
         if kind is not None and inside and context.method_name == "__call__":
-            shapes = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), ((layer.variables["params"], *args))
-            )
+            given = {"params": layer.variables["params"]}, args
+            shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), given)
             fields = {field.name: getattr(layer, field.name) for field in dataclasses.fields(kind)}
-            block = kind(**{**fields, "parent": None, "name": None})
-            self.found[str((kind, shapes))] = (lambda params, *args: block.apply({"params": params}, *args)), shapes
+            block = kind(**{**fields, "parent": None, "name": None})  # the same without rematerialisation
+            self.found[str((kind, shapes))] = (lambda given: block.apply(given[0], *given[1])), shapes
         self._depth += isinstance(layer, UNet)
         try:
             return method(*args, **kwargs)

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from sdjax.loading.start_model import describe
 from sdjax.nn.jax_settings import pinned
 from sdjax.train import parallel
 from sdjax.train.build import Setup, default_dtype
-from sdjax.train.config import TrainConfig
+from sdjax.train.config import DataConfig, TrainConfig
 from sdjax.train.data.cached import Cached
 from sdjax.train.planning import memory as plan
 
@@ -30,18 +31,15 @@ def plan_of(
     """
     platform = platform or {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     config = dataclasses.replace(config, dtype=config.dtype or default_dtype(platform))
-    texts = [
-        None if data is None else Cached(data.cached).text if data.cached else "ids"
-        for data in (config.data, config.validation.data)
-    ]
+    held_out = None if config.validation.data is None else _text(config.validation.data)
     say("reading the model's description ...")
-    setup = Setup(config, describe(config.model), *texts)
+    setup = Setup(config, describe(config.model), _text(config.data), held_out)
     count = jax.device_count() if devices is None else devices
     sizes = config.parallel.sizes(count)
     examples = parallel.examples_each(config.batch_size, config.accumulate, sizes)
     state, frozen = setup.shapes
 
-    def laid(tree, kind=None):
+    def laid(tree: PyTree, kind: str | None = None) -> PyTree:
         return plan.laid_out(tree, parallel.layouts(tree, sizes, config.parallel), sizes, kind)
 
     say("tracing the loss and its gradient, for the memory ...")
@@ -73,3 +71,8 @@ def plan_of(
         f"a step takes {work / 1e12:,.2f} TFLOP, {work / config.batch_size / 1e12:,.3f} an example",
     ]
     return "\n".join(lines)
+
+
+def _text(data: DataConfig) -> str:
+    """Returns what the batches of a set hold of captions."""
+    return Cached(data.cached).text if data.cached else "ids"
