@@ -14,14 +14,14 @@ from sdjax.scripts.shared.prompts import check_prompts, read_prompts
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
 DESCRIPTION = """\
-Makes an animation that goes from prompt to prompt, or from seed to seed, and
-prints its path. Prompts and seeds are keyframes at equal distances; there are as
-many of both, or one of either for all of them."""
+Makes an animation from prompt to prompt, or from seed to seed, and prints its
+path. Prompts and seeds are keyframes at equal distances. Give as many prompts as
+seeds, or a single prompt or seed for all."""
 
 EPILOG = f"""\
-A frame on a keyframe is what txt2img makes of its prompt and seed. Files are
-numbered on from the highest in the folder and never overwritten, and hold their
-settings as txt2img's pictures do.
+A frame on a keyframe equals txt2img's picture of its prompt and seed. File
+numbers continue from the highest in the folder; nothing is overwritten. Files
+hold their settings, as txt2img's pictures do.
 
 {EXIT_STATUS}"""
 
@@ -30,7 +30,7 @@ INTERPOLATIONS = ("linear", "spherical")
 FORMATS = ("gif", "apng", "webp", "mp4")
 PROMPTS_DIFFER = Needs(
     lambda args: args.from_file is not None or len(set(args.prompt or ())) > 1,
-    "on one prompt: give several different ones, or leave it out",
+    "with a single prompt: give several different ones, or leave it out",
 )
 
 
@@ -38,28 +38,34 @@ def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax animate`."""
     parser = options.make_command_parser("animate", DESCRIPTION, EPILOG)
     add = parser.add_argument_group("what to make").add_argument
-    add("--prompt", action="append", metavar="TEXT", help="a keyframe's prompt; give the flag once for each")
-    add("--from-file", metavar="FILE", help="read the prompts from this file, one a line (- is standard input)")
+    add("--prompt", action="append", metavar="TEXT", help="prompt of a keyframe; repeat the flag for each")
+    add("--from-file", metavar="FILE", help="read the prompts from this file, one in each line; - is standard input")
     options.add_negative_flag(add)
-    add("--seed", type=seeds, default=[42], metavar="N,...", help="one seed for all, or one a keyframe; default: 42")
-    add("--frames", type=values.positive, default=48, metavar="N", help="frames in all; default: %(default)s")
-    add("--loop", action="store_true", help="go on from the last keyframe to the first")
+    add(
+        "--seed",
+        type=seeds,
+        default=[42],
+        metavar="N,...",
+        help="one seed for all, or one for each keyframe; default: 42",
+    )
+    add("--frames", type=values.positive, default=48, metavar="N", help="number of frames; default: %(default)s")
+    add("--loop", action="store_true", help="continue from the last keyframe to the first")
     add(
         "--interpolation",
         choices=INTERPOLATIONS,
         default="linear",
         needs=PROMPTS_DIFFER,
-        help="how encoded prompts are mixed, which noise never is but spherically; default: %(default)s",
+        help="how encoded prompts are mixed (noise is always mixed spherically); default: %(default)s",
     )
     add(
         "--prompt-strength",
         type=values.strength,
         default=1.0,
         metavar="X",
-        help="share of the steps, the last ones, that look at a frame's own prompt; the first ones look at the mean of "
-        "all: lower makes frames more alike; default: %(default)s",
+        help="share of the steps, the last ones, that use the frame's own prompt; the first ones use the mean of all "
+        "prompts; lower makes frames more alike; default: %(default)s",
     )
-    add("--n_samples", type=values.positive, default=8, metavar="N", help="frames made at a time; default: 8")
+    add("--n_samples", type=values.positive, default=8, metavar="N", help="frames in a batch; default: 8")
     options.add_size_flags(parser, "the model's own")
     options.add_sampling_flags(parser)
     options.add_model_flags(parser)
@@ -77,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=values.folder,
         default="outputs/animations",
         metavar="DIR",
-        help="where it is written; default: %(default)s",
+        help="where the animation is written; default: %(default)s",
     )
     options.add_safety_flag(group)
     parser.set_defaults(n_rows=0, skip_save=True, skip_grid=True, watermark=None)  # other commands have flags for these
@@ -94,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
     # Everything that can be refused is, before weights are loaded and hours of work begin
     job = Job(args, "animate")
     if args.prompt is not None and args.from_file is not None:
-        raise ValueError("--prompt and --from-file both say what to make; give one of them")
+        raise ValueError("--prompt and --from-file both give prompts; use one of them")
     prompts = read_prompts(args.from_file) if args.from_file is not None else args.prompt or [job.default_prompt]
     import numpy as np
 

@@ -14,8 +14,8 @@ IF_OUT_OF_MEMORY = "smaller --size or --batch, --dtype bfloat16"
 
 DESCRIPTION = """\
 Measures how fast this computer makes pictures: steps a second for sizes and
-batches, encoding, decoding, the first run's compiling and the device's memory.
-Prints a Markdown table. Weights do not matter for speed: --random measures a
+batches, encoding, decoding, compiling in the first run, and the device's memory.
+Prints a Markdown table. Weights do not change the speed, so --random measures a
 released architecture without a checkpoint."""
 
 
@@ -24,11 +24,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = options.make_command_parser("benchmark", DESCRIPTION, EXIT_STATUS)
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--ckpt", metavar="PATH", help="the model to measure; default: the one in the package")
-    which.add_argument("--random", metavar="NAME", help="a released architecture, as sd1 or sd2_v, with random weights")
+    which.add_argument("--ckpt", metavar="PATH", help="the model to measure; default: the built-in model")
+    which.add_argument(
+        "--random", metavar="NAME", help="a released architecture such as sd1 or sd2_v, with random weights"
+    )
     add("--size", type=values.positive, nargs="+", metavar="N", help="sides in pixels; default: the model's")
-    add("--batch", type=values.positive, nargs="+", default=[1], metavar="N", help="pictures at a time; default: 1")
-    add("--repeats", type=values.positive, default=3, metavar="N", help="runs of each; default: %(default)s")
+    add("--batch", type=values.positive, nargs="+", default=[1], metavar="N", help="pictures in a batch; default: 1")
+    add("--repeats", type=values.positive, default=3, metavar="N", help="number of runs of each; default: %(default)s")
     add("--dtype", type=values.dtype, choices=options.DTYPES, help="default: float32 on CPU, bfloat16 elsewhere")
     add("--device", metavar="NAME", help="cpu, gpu, cuda, rocm or tpu; default: the first of the best kind")
     add("--json", metavar="FILE", help="also write the numbers to this file")

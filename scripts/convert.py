@@ -11,17 +11,18 @@ from sdjax.scripts.shared.flags import Needs
 IF_OUT_OF_MEMORY = "close other programs, or use a computer whose memory holds the model"
 
 DESCRIPTION = """\
-Converts a checkpoint, losing nothing: tensors keep their bytes unless --dtype
-asks otherwise, metadata and the licence text that came with the weights go
-along. Reads a .ckpt or .safetensors file, a diffusers or an sdjax folder, or a
-repository of the hub, and runs no code that a file brings."""
+Converts a checkpoint without loss. Tensors keep their bytes unless --dtype changes
+them; metadata and licence texts are kept. Reads a .ckpt or .safetensors file, a
+diffusers or an sdjax folder, or a repository of the hub, and never runs code from
+a file."""
 
 
 OF_A_CHECKPOINT = Needs(
-    lambda args: not is_run(args.source), "on a training's folder, which says all about its model: leave it out"
+    lambda args: not is_run(args.source), "on a training's folder, which describes its model itself: leave it out"
 )
 OF_A_RUN = Needs(
-    lambda args: is_run(args.source), "on what is no training's folder, which alone holds several: leave it out"
+    lambda args: is_run(args.source),
+    "because IN is not a training's folder, the only kind with several checkpoints: leave it out",
 )
 
 
@@ -29,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax convert`."""
     parser = options.make_command_parser("convert", DESCRIPTION, EXIT_STATUS)
     parser.add_argument(
-        "source", metavar="IN", help="the checkpoint to read, as --ckpt of txt2img; or a training's folder"
+        "source", metavar="IN", help="the checkpoint to read, as for --ckpt of txt2img; or a training's folder"
     )
     parser.add_argument("target", metavar="OUT", help="the file (ldm) or folder (native, diffusers) to write")
     parser.add_argument(
@@ -41,10 +42,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lossy",
         action="store_true",
-        help="write numbers that --dtype cannot hold too, as infinite ones and zeros; else they are an error",
+        help="allow numbers that --dtype cannot hold; they become infinity or zero (otherwise they are an error)",
     )
     parser.add_argument(
-        "--dtype", type=values.dtype, choices=options.DTYPES, help="cast the weights (default: as they are)"
+        "--dtype", type=values.dtype, choices=options.DTYPES, help="cast the weights (default: no cast)"
     )
     parser.add_argument(
         "--manifest",
@@ -56,11 +57,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--with-ema-names",
         needs=OF_A_CHECKPOINT,
         action="store_true",
-        help="keep both sets of the UNet's weights where there are two; an ldm file has the averaged ones under "
-        "model_ema. names then, as training files do",
+        help="keep both sets of the UNet's weights if there are two; an ldm file then holds the averaged ones under "
+        "model_ema. names, as training files do",
     )
     parser.add_argument(
-        "--step", needs=OF_A_RUN, type=int, metavar="N", help="of a training's folder, this checkpoint; default: newest"
+        "--step",
+        needs=OF_A_RUN,
+        type=int,
+        metavar="N",
+        help="for a training's folder: the checkpoint of step N; default: the newest",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     options.add_revision_flag(parser, needs=OF_A_CHECKPOINT)

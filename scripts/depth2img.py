@@ -15,17 +15,17 @@ from sdjax.scripts.shared.prompts import Batch, make_batches
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
 
 DESCRIPTION = """\
-Makes pictures from a prompt that keep the shapes of a picture, or of each of a
-folder, and prints their paths. What is kept is depth: how far everything is,
-which a network inside the checkpoint estimates, or which --depth gives.
+Makes pictures from a prompt that keep the shapes of a picture (or of each picture
+of a folder), and prints their paths. It keeps the depth map, which a network in
+the checkpoint estimates or --depth gives.
 
-Takes models with a channel for depth (Stable Diffusion 2 depth). Sizes stay:
-pictures are padded to multiples of 64 and cropped back."""
+Works with models that have a depth channel (Stable Diffusion 2 depth). Pictures
+keep their size: they are padded to multiples of 64 and cropped again."""
 
 EPILOG = f"""\
-Picture k of the run, counted from 0, is drawn from seed + k. Steps, scale, eta
-and strength are by default those of scripts/gradio/depth2img.py of
-Stability-AI/stablediffusion. Files are written as txt2img writes them.
+Picture k of the run, counted from 0, uses seed + k. The defaults of steps, scale,
+eta and strength are those of scripts/gradio/depth2img.py in
+Stability-AI/stablediffusion. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
@@ -38,24 +38,23 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--depth",
         metavar="PATH",
-        help="a picture of the depth, white is near, of the picture's aspect, for all pictures; or a folder of them, "
-        "named as the pictures are or NAME_depth.png; default: estimated",
+        help="a depth map for all pictures, with their aspect ratio, white is near; or a folder of maps with the "
+        "pictures' names or NAME_depth.png; default: estimated",
     )
     add(
         "--depth-model",
         metavar="PATH",
         needs=alone("--depth", why=", which gives the depth itself"),
-        help="estimate it with the network of this file, folder or hub repository, as Intel/dpt-hybrid-midas; default: "
-        "the checkpoint's own",
+        help="estimate the depth with the network of this file, folder or hub repository, such as "
+        "Intel/dpt-hybrid-midas; default: the checkpoint's own",
     )
-    add("--save-depth", action="store_true", help="write the depth maps to DIR/depth too, as grey PNGs of 16 bits")
+    add("--save-depth", action="store_true", help="also write the depth maps to DIR/depth, as grey 16-bit PNGs")
     add(
         "--strength",
         type=values.strength,
         default=0.9,
         metavar="X",
-        help="from 0, the picture through the autoencoder and back, to 1, nothing left of it but its depth; default: "
-        "%(default)s",
+        help="how much to change, from 0 (only encode and decode) to 1 (keep only the depth); default: %(default)s",
     )
     options.add_prompt_flags(parser, n_iter=1, stability_iter="", n_samples=1, given=True)
     options.add_sampling_flags(parser, "Stability: 9")

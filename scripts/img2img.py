@@ -12,17 +12,17 @@ from sdjax.scripts.shared.prompts import Batch, make_batches
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
 DESCRIPTION = """\
-Makes pictures from a picture, or from each of a folder, and a prompt, and prints
-their paths: noise is added to the picture and taken away again.
+Makes pictures from a picture (or each picture of a folder) and a prompt, and
+prints their paths. It adds noise to the picture and removes it again.
 
-The flags are those of scripts/img2img.py of CompVis/stable-diffusion and of
-Stability-AI/stablediffusion, with CompVis's defaults; a flag's text says where
-the two differ. The guidance scale is by default the model's own."""
+The flags are those of scripts/img2img.py in CompVis/stable-diffusion and in
+Stability-AI/stablediffusion. The defaults are CompVis's; the text of a flag says
+where the two differ. The model sets the default guidance scale."""
 
 EPILOG = f"""\
-Picture k of the run, counted from 0, is drawn from seed + k. Sides are rounded
-down to multiples of 64 by LANCZOS unless --H and --W say otherwise; a note says
-to what. Files are written as txt2img writes them.
+Picture k of the run, counted from 0, uses seed + k. Without --H and --W the
+picture is resized (LANCZOS) to sides rounded down to multiples of 64; a note
+gives the size. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
@@ -40,13 +40,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=values.strength,
         default=0.75,
         metavar="X",
-        help="from 0, the picture through the autoencoder and back, to 1, nothing of it left; default: %(default)s "
+        help="how much to change, from 0 (only encode and decode) to 1 (keep nothing); default: %(default)s "
         "(Stability: 0.8)",
     )
     add(
         "--compat",
         choices=COMPAT,
-        help="compvis: count timesteps and steps as the references' scripts do, which start one step off",
+        help="compvis: count timesteps and steps as the references' scripts do; they start one step off",
     )
     options.add_size_flags(parser, "the picture's own side, rounded down to a multiple of 64")
     options.add_sampling_flags(parser, "CompVis: 5, Stability: 9")

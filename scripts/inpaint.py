@@ -13,17 +13,17 @@ from sdjax.scripts.shared.prompts import Batch, make_batches
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture or --only-masked, --dtype bfloat16"
 
 DESCRIPTION = """\
-Makes anew what is white in a picture's mask, by a prompt, and prints the paths
-of the results; or continues the picture beyond its edges (--expand). Of a folder
-all pictures are made, with the masks beside them (NAME_mask.png of NAME.png).
+Replaces the white part of a picture's mask, following a prompt, or continues the
+picture beyond its edges (--expand). Prints the paths of the results. For a folder
+it uses all pictures, with the masks beside them (NAME_mask.png for NAME.png).
 
-Takes models made for inpainting, with 9 channels, and all that text to image
-takes. Sizes stay: pictures are padded to multiples of 64 and cropped back."""
+Works with inpainting models (9 channels) and every text-to-image model. Pictures
+keep their size: they are padded to multiples of 64 and cropped again."""
 
 EPILOG = f"""\
-Picture k of the run, counted from 0, is drawn from seed + k. What lies outside
-the mask comes back byte for byte. --indir, --outdir and --steps are those of
-CompVis's scripts/inpaint.py. Files are written as txt2img writes them.
+Picture k of the run, counted from 0, uses seed + k. Outside the mask the result
+equals your picture byte for byte. --indir, --outdir and --steps are those of
+CompVis's scripts/inpaint.py. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
@@ -48,57 +48,57 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_mask_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what is made anew, and how it is joined to the rest."""
-    add = parser.add_argument_group("what to make anew").add_argument
+    add = parser.add_argument_group("what to replace").add_argument
     add(
         "--mask",
         metavar="PATH",
-        help="a picture of the same size, white where it is made anew, for all pictures; or a folder of masks, named "
-        "as the pictures are or NAME_mask.png; default: NAME_mask.png beside NAME.png",
+        help="a mask for all pictures, of their size, white where the picture is replaced; or a folder of masks with "
+        "the pictures' names or NAME_mask.png; default: NAME_mask.png beside NAME.png",
     )
     add(
         "--expand",
         type=values.sides,
         metavar="L,T,R,B",
-        help="continue the picture by so many pixels at its left, top, right and bottom; a mask is not needed then",
+        help="continue the picture by this many pixels at left, top, right and bottom; needs no mask",
     )
     add(
         "--overlap",
         type=values.natural,
         metavar="N",
         needs=together("--expand"),
-        help="with --expand, also make anew N pixels of the picture along the sides that grow; default: 0",
+        help="with --expand, also replace N pixels of the picture along the sides that grow; default: 0",
     )
     add(
-        "--only-masked", action="store_true", help="work on the part around the mask only, enlarged to the model's size"
+        "--only-masked", action="store_true", help="work only on the part around the mask, enlarged to the model's size"
     )
     add(
         "--padding",
         type=values.natural,
         metavar="N",
         needs=together("--only-masked"),
-        help="with --only-masked, pixels around the mask that belong to the part; default: 32",
+        help="with --only-masked, how many pixels around the mask belong to the part; default: 32",
     )
     add(
         "--strength",
         type=values.strength,
         default=1.0,
         metavar="X",
-        help="below 1 start from what is there, as img2img; default: %(default)s",
+        help="below 1, start from what is there, as img2img does; default: %(default)s",
     )
     add(
         "--method",
         choices=METHODS,
-        help="blend: put the known part back at every step; concat: show it to the network, which must be one of 9 "
-        "channels; default: the model's",
+        help="blend: put the known part back in every step; concat: show it to the network, which must have 9 "
+        "channels; default: depends on the model",
     )
-    add("--no-composite", action="store_true", help="keep what the autoencoder makes of the part outside the mask")
+    add("--no-composite", action="store_true", help="outside the mask, keep the decoded picture instead of your pixels")
     add(
         "--feather",
         type=values.natural,
         default=0,
         metavar="N",
-        needs=alone("--no-composite", why=", which joins nothing"),
-        help="fade the new part in over N pixels inside the mask's edge; default: %(default)s",
+        needs=alone("--no-composite", why=", which joins no edges"),
+        help="width of the soft edge inside the mask, in pixels; default: %(default)s",
     )
 
 

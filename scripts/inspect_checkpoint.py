@@ -13,18 +13,18 @@ from sdjax.scripts.shared.wording import in_flags
 IF_OUT_OF_MEMORY = "close other programs"
 
 DESCRIPTION = """\
-Says what a checkpoint holds: family, parts, dtypes, counts, metadata, and what
-is odd about it. Reads a .ckpt or .safetensors file, a diffusers or an sdjax
-folder, or a repository of the hub, and runs no code that a file brings."""
+Shows what a checkpoint holds: family, parts, dtypes, counts, metadata, and anything
+odd. Reads a .ckpt or .safetensors file, a diffusers or an sdjax folder, or a
+repository of the hub, and never runs code from a file."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax inspect`."""
     parser = options.make_command_parser("inspect", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument("path", metavar="FILE", help="the checkpoint, as --ckpt of txt2img")
+    parser.add_argument("path", metavar="FILE", help="the checkpoint, as for --ckpt of txt2img")
     options.add_revision_flag(parser)
     options.add_variant_flag(parser)
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

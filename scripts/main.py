@@ -24,28 +24,28 @@ from sdjax.storage import files
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
     "img2img": ("img2img", "make pictures from a picture and a prompt"),
-    "inpaint": ("inpaint", "make a part of a picture anew, or continue it beyond its edges"),
+    "inpaint": ("inpaint", "replace a part of a picture, or continue it beyond its edges"),
     "depth2img": ("depth2img", "make pictures that keep the shapes of a picture"),
-    "variations": ("variations", "make pictures of what pictures show, and mixtures"),
+    "variations": ("variations", "make pictures that show the same as your pictures, or a mixture"),
     "upscale": ("upscale", "make a picture four times as large"),
     "animate": ("animate", "make an animation between prompts"),
     "watermark": ("watermark", "read or write the invisible watermark"),
     "train": ("train", "train or fine-tune a model"),
     "cache-latents": ("cache_latents", "compute the latents of a training set once"),
     "convert": ("convert", "convert a checkpoint to another format"),
-    "inspect": ("inspect_checkpoint", "say what a checkpoint holds"),
+    "inspect": ("inspect_checkpoint", "show what a checkpoint holds"),
     "benchmark": ("benchmark", "measure how fast this computer is"),
-    "evaluate-builtin": ("evaluate_builtin", "measure the built-in model from pixels"),
+    "evaluate-builtin": ("evaluate_builtin", "measure how well the built-in model draws"),
 }
 
 EXIT_STATUS = """\
 exit status:
   0    done
-  1    failed for another reason: a file that cannot be read or written, a disk
-       that is full, internal error
+  1    failed for another reason: a file cannot be read or written, the disk is
+       full, internal error
   2    bad usage or input: an unknown flag, a value out of range, flags that
        contradict each other or the model
-  3    bad checkpoint: missing, damaged, of an unknown kind, not a whole model
+  3    bad checkpoint: missing, damaged, of an unknown kind, or not a whole model
   4    the model made no picture: not-a-number, or one flat colour
   5    out of memory
   130  interrupted"""
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = in_flags(sentence, "model.{}" if name == "train" else "{}")
         sentence = translate(sentence, [flag for action in parser._actions for flag in action.option_strings])
         if status == OUT_OF_MEMORY:
-            sentence = f"{sentence}\n(what helps: {command.IF_OUT_OF_MEMORY})"
+            sentence = f"{sentence}\n(to save memory: {command.IF_OUT_OF_MEMORY})"
         print(f"sdjax {name}: {sentence}", file=sys.stderr)
         try:
             sys.stdout.flush()
@@ -169,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="sdjax",
         description="Stable Diffusion v1 and v2 in JAX and Flax.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"`sdjax COMMAND --help` says what a command takes.\n\n{EXIT_STATUS}",
+        epilog=f"`sdjax COMMAND --help` shows the flags of a command.\n\n{EXIT_STATUS}",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"sdjax {__version__}")

@@ -23,21 +23,21 @@ IF_OUT_OF_MEMORY = (
 TRAININGS = ("finetune", "dreambooth", "inpainting", "depth", "autoencoder", "pretrain")  # files of sdjax.configs
 
 DESCRIPTION = """\
-Trains or fine-tunes a model on one device, on several, or on many hosts, as a
-configuration file says (docs/training.md):
+Trains or fine-tunes a model on one device, on several, or on many hosts. A
+configuration file holds the settings (docs/training.md):
 
   sdjax train --data pictures --ckpt v1-5-pruned.safetensors
 
-The same command with --workdir goes on where a run in that folder stopped."""
+Run the same command with --workdir again to continue a stopped run."""
 
 EPILOG = f"""\
-On many hosts the same command runs on each of them. Where they are is found by
-JAX on TPU pods, Slurm and Open MPI (--hosts auto), or told by --coordinator,
---num-hosts and --host.
+On many hosts, run the same command on each of them. On TPU pods, Slurm and Open
+MPI, JAX finds the hosts (--hosts auto). Elsewhere give --coordinator, --num-hosts
+and --host.
 
 signals:
-  SIGTERM  saves, and ends with status 0; Ctrl-C saves too, and ends with 130
-  SIGUSR1  saves, and goes on
+  SIGTERM  saves and ends with status 0; Ctrl-C saves and ends with 130
+  SIGUSR1  saves and continues
 
 further exit status:
   6    a step, batch or save took longer than `patience`: a device hangs, or
@@ -53,40 +53,40 @@ def make_parser() -> argparse.ArgumentParser:
     names = ", ".join(TRAININGS)
     add("--config", default="finetune", metavar="FILE.py",
         help=f"a file with get_config(), or one of {names}; default: %(default)s")  # fmt: skip
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a value of the configuration, as "
-        "--set optim.learning_rate=1e-5; may be repeated")  # fmt: skip
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="replace a value of the configuration, such "
+        "as --set optim.learning_rate=1e-5; may be repeated")  # fmt: skip
     add("--workdir", type=values.folder, metavar="DIR",
-        help="where the run is kept, a folder or gs://bucket/name; what is there goes on; "
+        help="where the run is kept, a folder or gs://bucket/name; a run that is there continues; "
         "default: a new folder, runs/CONFIG-001 or the next number")  # fmt: skip
-    add("--plan", action="store_true", help="print what memory each device will need, and end; reads no weights")
+    add("--plan", action="store_true", help="print the memory that each device will need, and end; reads no weights")
     add(
         "--devices",
         needs=together("--plan"),
         type=values.positive,
         metavar="N",
-        help="with --plan: for so many devices; default: those here",
+        help="with --plan: for this many devices; default: those here",
     )
     add(
         "--platform",
         needs=together("--plan"),
         choices=("cpu", "cuda", "tpu"),
-        help="with --plan: for such devices; default: as those here",
+        help="with --plan: for this kind of devices; default: those here",
     )
     add(
         "--profile",
         needs=alone("--plan", why=", which trains nothing"),
         metavar="DIR",
-        help="write a trace of ten steps for XProf, and go on",
+        help="write a trace of ten steps for XProf, and continue",
     )
     add("--debug-nans", action="store_true", needs=alone("--plan", why=", which trains nothing"),
-        help="end at the first operation that gives no finite number (slow)")  # fmt: skip
+        help="stop at the first operation whose result is not finite (slow)")  # fmt: skip
     training_flags.add_flags(parser)
     hosts = parser.add_argument_group("many hosts")
     hosts.add_argument("--hosts", choices=("one", "auto"), default="one", needs=alone("--coordinator"),
-                       help="default: %(default)s")  # fmt: skip
-    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="the first process's")
-    hosts.add_argument("--num-hosts", type=values.positive, metavar="N", help="how many processes there are")
-    hosts.add_argument("--host", type=int, metavar="I", help="which this one is, from 0 on")
+                       help="auto: JAX finds the other hosts; default: %(default)s")  # fmt: skip
+    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="address of the first process")
+    hosts.add_argument("--num-hosts", type=values.positive, metavar="N", help="number of processes")
+    hosts.add_argument("--host", type=int, metavar="I", help="number of this process, from 0 on")
     return parser
 
 
@@ -138,7 +138,7 @@ def train(described: Any, folder: Path, args: argparse.Namespace) -> None:
         if jax.process_index() == 0:
             print(text, file=sys.stderr, flush=True)
 
-    kept = f"this run is kept in {folder}: to go on with it after a stop, add --workdir {folder}"
+    kept = f"this run is kept in {folder}: to continue it later, add --workdir {folder}"
     notices = (kept,) if args.workdir is None else ()
     try:
         Run(described, folder, say, profile=args.profile, notices=notices).train()
@@ -150,7 +150,7 @@ def train(described: Any, folder: Path, args: argparse.Namespace) -> None:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
-        end(f"sdjax train: the processes have lost each other ({str(error).splitlines()[0]}); {GO_ON}")
+        end(f"sdjax train: the processes lost contact ({str(error).splitlines()[0]}); {GO_ON}")
     say(f"done; `sdjax convert {folder} OUT` writes the model")
 
 

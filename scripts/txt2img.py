@@ -16,16 +16,16 @@ IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16
 DESCRIPTION = """\
 Makes pictures from a prompt, or from a file of prompts, and prints their paths.
 
-The flags are those of scripts/txt2img.py of CompVis/stable-diffusion and of
-Stability-AI/stablediffusion, with CompVis's defaults; a flag's text says where
-the two differ. Size and guidance scale are by default the model's own."""
+The flags are those of scripts/txt2img.py in CompVis/stable-diffusion and in
+Stability-AI/stablediffusion. The defaults are CompVis's; the text of a flag says
+where the two differ. The model sets the default size and guidance scale."""
 
 EPILOG = f"""\
-Picture k of the run, counted from 0, is drawn from seed + k and from nothing
-else: --seed makes it again alone. Files are numbered on from the highest in the
-folder and never overwritten. A PNG holds a `parameters` text that other tools
-read, and in a `sdjax` text every setting as JSON: the same command, version and
-device give the same bytes.
+Picture k of the run, counted from 0, uses seed + k, so you can make it again
+alone. File numbers continue from the highest in the folder; nothing is
+overwritten. A PNG holds a `parameters` text that other tools read, and a `sdjax`
+text with every setting as JSON. The same command, version and device give the
+same bytes.
 
 {EXIT_STATUS}"""
 
@@ -33,24 +33,22 @@ OUTDIR = "outputs/txt2img-samples"
 LAION_CHECKPOINT, LAION_OUTDIR = "models/ldm/text2img-large/model.ckpt", "outputs/txt2img-samples-laion400m"
 UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # sdjax.tasks.two_pass's; a test compares them
 UPSCALE, STRENGTH = "lanczos", 0.6
-SECOND_PASS = Needs(
-    lambda args: args.hires is not None, "without a second pass; ask for one with --hires, as --hires 2"
-)
+SECOND_PASS = Needs(lambda args: args.hires is not None, "without a second pass; add --hires, such as --hires 2")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax txt2img`."""
     parser = options.make_command_parser("txt2img", DESCRIPTION, EPILOG)
     options.add_prompt_flags(parser)
-    options.add_size_flags(parser, "the model's own, 512 or 768 (both references: 512), 64 of the built-in one")
+    options.add_size_flags(parser, "the model's own, 512 or 768 (both references: 512), 64 for the built-in model")
     add_hires_flags(parser)
     options.add_sampling_flags(parser)
     options.add_model_flags(parser)
     parser.add_argument(
         "--laion400m",
         action="store_true",
-        help=f"the model of LAION-400M, with --ckpt {LAION_CHECKPOINT} and --outdir {LAION_OUTDIR} unless these are "
-        "given; it needs --vocab. (CompVis's script makes 512 x 512 with it, this one its own 256 x 256)",
+        help=f"use the LAION-400M model: sets --ckpt {LAION_CHECKPOINT} and --outdir {LAION_OUTDIR} unless you give "
+        "them; needs --vocab. (CompVis's script makes 512 x 512 pixels, this one the model's own 256 x 256)",
     )
     options.add_reading_flags(parser)
     options.add_device_flags(parser)
@@ -65,13 +63,13 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
         "--hires",
         type=values.finite,
         metavar="X",
-        help="make it at --H x --W, enlarge it X times, and make it again from there; default: one pass",
+        help="make the picture at --H x --W, enlarge it X times, and make it again from that; default: one pass",
     )
     add(
         "--hires-upscale",
         choices=UPSCALES,
         needs=SECOND_PASS,
-        help=f"enlarge the picture by lanczos, or the latent by one of the others; default: {UPSCALE}",
+        help=f"how to enlarge: lanczos for the picture, the others for the latent; default: {UPSCALE}",
     )
     add(
         "--hires-strength",
@@ -119,8 +117,8 @@ def choose_laion400m(args: argparse.Namespace) -> None:
         return
     if args.ckpt is None and not Path(LAION_CHECKPOINT).is_file():
         raise ValueError(
-            f"--laion400m: there is no {LAION_CHECKPOINT}; put the checkpoint there, as CompVis's script wants it, or "
-            "name it with --ckpt"
+            f"--laion400m: there is no {LAION_CHECKPOINT}; put the checkpoint there, as for CompVis's script, or name "
+            "it with --ckpt"
         )
     args.ckpt = args.ckpt or LAION_CHECKPOINT
     args.config = args.config or "laion400m"

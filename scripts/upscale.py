@@ -12,19 +12,18 @@ from sdjax.scripts.shared.prompts import Batch, make_batches
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
 
 DESCRIPTION = """\
-Makes pictures four times as high and wide from a picture, or from each of a
-folder, and prints their paths. The model is the x4 upscaler of Stable Diffusion
-2 (x4-upscaler-ema.ckpt, stabilityai/stable-diffusion-x4-upscaler).
+Makes a picture (or each picture of a folder) four times as high and wide, and
+prints the paths. The model is the x4 upscaler of Stable Diffusion 2
+(x4-upscaler-ema.ckpt, stabilityai/stable-diffusion-x4-upscaler).
 
-The flags are those of Stability-AI/stablediffusion's upscaling demo, with its
-defaults (scripts/streamlit/superresolution.py); a flag's text says where that of
+Flags and defaults are those of Stability-AI/stablediffusion's upscaling demo
+(scripts/streamlit/superresolution.py). The text of a flag says where the demo in
 scripts/gradio differs."""
 
 EPILOG = f"""\
-Pictures have any size up to 512 x 512; they are padded to multiples of 64, at
-least 128, by repeating their edges, and the rest is cut off again. Picture k of
-the run, counted from 0, is drawn from seed + k. Files are written as txt2img
-writes them.
+Pictures have any size up to 512 x 512. They are padded to multiples of 64, at
+least 128, by repeating their edges; the padding is cut off the result. Picture k
+of the run, counted from 0, uses seed + k. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
@@ -47,8 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
         type=values.noise_level(MAX_NOISE_LEVEL),
         default=20,
         metavar="N",
-        help=f"noise added to the picture first, from 0 to {MAX_NOISE_LEVEL}: 20 suits photographs, 50 to 100 what a "
-        "model made; default: %(default)s",
+        help=f"noise that is added to the picture first, from 0 to {MAX_NOISE_LEVEL}: 20 suits photographs, 50 to 100 "
+        "suits generated pictures; default: %(default)s",
     )
     options.add_sampling_flags(parser, "Stability's gradio demo: 10, and 75 steps")
     options.add_model_flags(parser)
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     # Everything that can be refused is, before weights are loaded and hours of work begin
     job = Job(args, "upscale")
     if job.checkpoint is None:
-        raise ValueError("no upscaler is named: give its checkpoint with --ckpt (the built-in model is none)")
+        raise ValueError("no upscaler is named: give its checkpoint with --ckpt (the built-in model cannot upscale)")
     pictures = input_pictures.read_pictures(args.init_img, args.background)
     batches = make_batches(args, "", len(pictures))
     import sdjax

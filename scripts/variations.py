@@ -14,16 +14,17 @@ from sdjax.scripts.shared.prompts import Batch, make_batches
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
 DESCRIPTION = """\
-Makes pictures of what a picture shows, or each of several, and prints their
-paths. With --weights several are mixed into one. With --prior there is no picture
-at all: a prior (Karlo's) guesses, from the prompt, what one would be.
+Makes pictures that show the same things as a picture, or as each of several, and
+prints their paths. --weights mixes several pictures into one. --prior needs no
+picture: a prior (Karlo's) guesses the embedding of a picture from the prompt.
 
-The model is Stable unCLIP 2.1 (sd21-unclip-h.ckpt, sd21-unclip-l.ckpt). Defaults
-are those of Stability-AI/stablediffusion's scripts/streamlit/stableunclip.py."""
+The model is Stable unCLIP 2.1 (sd21-unclip-h.ckpt, sd21-unclip-l.ckpt). The
+defaults are those of Stability-AI/stablediffusion's
+scripts/streamlit/stableunclip.py."""
 
 EPILOG = f"""\
 Pictures may have any size; CLIP sees them at 224 x 224. Picture k of the run,
-counted from 0, is drawn from seed + k. Files are written as txt2img writes them.
+counted from 0, uses seed + k. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
@@ -44,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_picture_flags(parser)
     add_prior_flags(parser)
     options.add_prompt_flags(
-        parser, prompt=f'"{PROMPT}"; with --prior it has to be given', n_iter=2, stability_iter="", n_samples=2,
+        parser, prompt=f'"{PROMPT}"; needed with --prior', n_iter=2, stability_iter="", n_samples=2,
         given=True,
     )  # fmt: skip
     options.add_size_flags(parser, "the model's own, 768")
@@ -67,7 +68,7 @@ def add_picture_flags(parser: argparse.ArgumentParser) -> None:
         dest="init_img",
         action="append",
         metavar="PATH",
-        help="a picture (PNG, JPEG or WebP), or a folder of them; may be given several times",
+        help="a picture (PNG, JPEG or WebP), or a folder; may be repeated",
     )
     options.add_background_flag(group, needs=alone("--prior"))
     add(
@@ -75,7 +76,7 @@ def add_picture_flags(parser: argparse.ArgumentParser) -> None:
         type=weights,
         needs=alone("--prior"),
         metavar="X,...",
-        help="mix all pictures into one, by a number each, of any sign (--weights=-1,2 where the first is negative)",
+        help="mix all pictures into one, with a weight for each; weights may be negative (then write --weights=-1,2)",
     )
     add(
         "--noise_level",
@@ -84,8 +85,8 @@ def add_picture_flags(parser: argparse.ArgumentParser) -> None:
         type=noise_levels,
         default=[0],
         metavar="N,...",
-        help=f"noise put on what CLIP saw, from 0 to {MAX_NOISE_LEVEL}, one for all or one a picture: the more, the "
-        "less is kept; default: 0",
+        help=f"noise on the embedding, from 0 to {MAX_NOISE_LEVEL}, one for all or one for each picture; more noise "
+        "keeps less; default: 0",
     )
     add(
         "--mix-noise-level",
@@ -93,28 +94,28 @@ def add_picture_flags(parser: argparse.ArgumentParser) -> None:
         type=noise_level,
         metavar="N",
         needs=together("--weights"),
-        help="with --weights, put so much noise on the mixture once more; default: none",
+        help="with --weights, also add this much noise to the mixture; default: none",
     )
     add(
         "--clip-preprocess",
         dest="dialect",
         choices=DIALECTS,
         needs=alone("--prior"),
-        help="how pictures are made ready for CLIP: ldm squeezes them to a square, as in training, huggingface crops "
+        help="how pictures are prepared for CLIP: ldm squeezes them to a square, as in training; huggingface crops "
         f"them, as diffusers does; default: {DIALECTS[0]}",
     )
 
 
 def add_prior_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a prior."""
-    add = parser.add_argument_group("what to make it from where there is no picture").add_argument
+    add = parser.add_argument_group("what to make it from, without a picture").add_argument
     add(
         "--prior",
         metavar="PATH",
-        help="a diffusers folder or hub repository with a prior, as kakaobrain/karlo-v1-alpha, which is for unCLIP-L",
+        help="a diffusers folder or hub repository with a prior, such as kakaobrain/karlo-v1-alpha, for unCLIP-L",
     )
     of_prior = together("--prior")
-    add("--prior-prompt", needs=of_prior, metavar="TEXT", help="what the prior is told; default: the prompt")
+    add("--prior-prompt", needs=of_prior, metavar="TEXT", help="another text for the prior; default: the prompt")
     add(
         "--prior-steps",
         needs=of_prior,
@@ -127,7 +128,7 @@ def add_prior_flags(parser: argparse.ArgumentParser) -> None:
         needs=of_prior,
         type=values.finite,
         metavar="X",
-        help=f"its guidance scale; default: {PRIOR_SCALE}",
+        help=f"guidance scale of the prior; default: {PRIOR_SCALE}",
     )
 
 
@@ -138,12 +139,13 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
         "--vision",
         metavar="PATH",
         needs=alone("--prior"),
-        help="take CLIP's image tower from this file, folder or hub repository, as openai/clip-vit-large-patch14",
+        help="take CLIP's image tower from this file, folder or hub repository, such as openai/clip-vit-large-patch14",
     )
     add(
         "--noise-stats",
         metavar="PATH",
-        help="take the embeddings' mean and deviation from this file or folder, as Stability's ViT-L-14_stats.th",
+        help="take mean and standard deviation of the embeddings from this file or folder, such as Stability's "
+        "ViT-L-14_stats.th",
     )
 
 
@@ -151,7 +153,7 @@ def weights(text: str) -> list[float]:
     """Returns numbers separated by commas whose sum is not 0, for argparse."""
     values = [float(one) for one in text.split(",")]
     if not all(map(math.isfinite, values)) or not sum(values):
-        raise argparse.ArgumentTypeError(f"finite numbers whose sum is not 0 are wanted, as 1,0.5; got {text}")
+        raise argparse.ArgumentTypeError(f"expected finite numbers whose sum is not 0, such as 1,0.5; got {text}")
     return values
 
 
@@ -166,7 +168,7 @@ def run(args: argparse.Namespace) -> None:
     check_flags(args)
     job = Job(args, "variations")
     if job.checkpoint is None:
-        raise ValueError("no unCLIP model is named: give its checkpoint with --ckpt (the built-in model is none)")
+        raise ValueError("no unCLIP model is named: give its checkpoint with --ckpt (the built-in model is not one)")
     import sdjax
     from sdjax.tasks.resolve import check_size
 
@@ -179,20 +181,20 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raises ValueError for flags that contradict each other."""
     if (args.init_img is None) == (args.prior is None):
         got = "neither" if args.prior is None else "both"
-        raise ValueError(f"--init-img says what to make it from, or --prior what guesses it; one is needed, got {got}")
+        raise ValueError(f"give either --init-img (pictures) or --prior (a text alone); got {got}")
     if args.prior is not None and args.prompt is None and args.from_file is None:
-        raise ValueError("--prior makes a picture of a text: give it with --prompt or --from-file")
+        raise ValueError("--prior needs a text: give it with --prompt or --from-file")
 
 
 def vary(args: argparse.Namespace, job: Job) -> None:
     """Makes pictures of pictures."""
     pictures = [picture for path in args.init_img for picture in input_pictures.read_pictures(path, args.background)]
     if args.weights is not None and len(args.weights) != len(pictures):
-        raise ValueError(f"--weights has one for each of the {len(pictures)} pictures; got {len(args.weights)}")
+        raise ValueError(f"--weights needs one for each of the {len(pictures)} pictures; got {len(args.weights)}")
     levels = args.noise_level * (len(pictures) if len(args.noise_level) == 1 else 1)
     if len(levels) != len(pictures):
         raise ValueError(
-            f"--noise_level has one for all or one for each of the {len(pictures)} pictures; got {len(levels)}"
+            f"--noise_level needs one for all or one for each of the {len(pictures)} pictures; got {len(levels)}"
         )
     batches = make_batches(args, PROMPT, len(pictures) if args.weights is None else 1)
     import sdjax

@@ -13,15 +13,14 @@ IF_OUT_OF_MEMORY = "smaller pictures"
 
 DESCRIPTION = """\
 Reads the invisible watermark that the scripts of both releases write, or writes
-one (--embed). For each picture it prints which of the texts looked for is there,
-and how surely; without --text, those of the two releases."""
+one (--embed). For each picture it prints which text it found, and how certain that
+is. Without --text it looks for the texts of the two releases."""
 
 EPILOG = f"""\
-A watermark says that a picture came from such a script: anybody can write one,
-and resizing, cropping or strong compression removes it. Most pictures give only
-a part of the text's bits back, so it is looked for by how many of the picture's
-blocks agree with it, in standard deviations above chance; from {{certain}} on it is
-taken to be there.
+A watermark is no proof: anybody can write one, and resizing, cropping or strong
+compression removes it. Most pictures return only some of the text's bits. So the
+command counts how many blocks of the picture agree with the text, in standard
+deviations above chance. From {{certain}} on it reports the text.
 
 {EXIT_STATUS}"""
 
@@ -41,14 +40,14 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         metavar="TEXT",
         needs=(alone("--embed"), alone("--bytes")),
-        help=f"a text to look for, may be given several times; default: {' and '.join(RELEASES)}",
+        help=f"a text to look for; may be repeated; default: {' and '.join(RELEASES)}",
     )
     parser.add_argument(
         "--bytes",
         type=values.positive,
         metavar="N",
         needs=alone("--embed"),
-        help="read a text of N bytes, whatever it is, and print it",
+        help="read N unknown bytes and print them",
     )
     parser.add_argument("--embed", metavar="TEXT", help="write this text into the pictures, as new PNG files")
     parser.add_argument(
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             failed.append(error)
             print(f"note: {error}", file=sys.stderr)
     if failed:
-        raise ValueError(f"{len(failed)} of {len(files)} pictures gave nothing; the first: {failed[0]}")
+        raise ValueError(f"{len(failed)} of {len(files)} pictures failed; the first: {failed[0]}")
 
 
 def treat(args: argparse.Namespace, file: Path) -> Any:

@@ -56,9 +56,9 @@ def _about_set_up(error: Exception, text: str) -> str | None:
     asked = os.environ.get(variable, "") if variable else ""
     kind = found[1] if found else asked.partition(",")[0]
     if not kind:
-        return f"JAX finds no device ({text.splitlines()[0]}); JAX_PLATFORMS=cpu takes the processor"
+        return f"JAX finds no device ({text.splitlines()[0]}); JAX_PLATFORMS=cpu uses the processor"
     known = ("cpu", "cuda", "gpu", "rocm", "tpu")
-    why = "there is none, or JAX is not installed for it (docs/installation.md)"
+    why = "this computer has none, or JAX is not installed for it (docs/installation.md)"
     if kind not in known:
         near = nearest(kind, known)
         why = f"it knows {', '.join(known)}" + (f" (did you mean {near}?)" if near else "")

@@ -72,7 +72,7 @@ class Store(argparse.Action):
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None):
         self.check_place(values)
         if self.dest in namespace.given:
-            raise argparse.ArgumentError(self, "it is given twice, and takes one value: give it once")
+            raise argparse.ArgumentError(self, "it is given twice but takes one value: give it once")
         self.keep(namespace, values, option_string)
 
     def check_place(self, values: Any) -> None:

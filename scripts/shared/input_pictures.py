@@ -37,7 +37,7 @@ def read_pictures(path: str, background: Sequence[int]) -> list[Given]:
     opened = functools.partial(pictures.open_picture, background=background)
     read = [_read(file, "--init-img", opened) for file in files]
     if tuple(background) != WHITE and not any("transparency" in notice for one in read for notice in one.notices):
-        note(f"--background has no effect on {path}, where nothing is transparent: leave it out")
+        note(f"--background has no effect on {path}, because nothing is transparent: leave it out")
     return read
 
 
@@ -56,7 +56,7 @@ def read_masks(path: str | None, given: Sequence[Given]) -> list[Given]:
             stem, place = picture.path.stem, path or picture.path.parent
             raise ValueError(
                 f"{picture.path}: no mask is given; name one with --mask, or put {stem}_mask.png into {place} (white "
-                "is made anew)"
+                "is replaced)"
             )
         size = picture.pixels.shape[:2]
         masks.append(_read(file, "--mask", functools.partial(pictures.open_mask, size=size)))

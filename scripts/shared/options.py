@@ -20,15 +20,15 @@ PROMPT = "a painting of a virus monster playing guitar"
 BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.loading.builtin's names; a test compares them
 BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
 CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
-WITHOUT_GUIDANCE = "at guidance scale 1, which is no guidance: leave it out, or take another --scale"
+WITHOUT_GUIDANCE = "at guidance scale 1, which means no guidance: leave it out, or choose another --scale"
 GUIDED = Needs(lambda args: args.scale != 1, WITHOUT_GUIDANCE)
 REPEATS = Needs(
     lambda args: args.from_file is not None,
-    "without --from-file, whose lines it repeats; --n_iter makes more of one prompt",
+    "without --from-file, whose lines it repeats; --n_iter repeats a single prompt",
 )
 ONE_OF_OUR_OWN = Needs(
     lambda args: args.ckpt not in BUILTIN and (args.ckpt is not None or Path(CHECKPOINT).is_file()),
-    "on the built-in model, which has one set of files: name another with --ckpt, or leave it out",
+    "on the built-in model, which has one set of files: name another model with --ckpt, or leave it out",
 )
 
 
@@ -63,15 +63,15 @@ def add_prompt_flags(
     add(
         "--from-file",
         metavar="FILE",
-        help="read prompts from this file, one a line, empty lines passed over (- is standard input); --n_samples of "
-        "them are made at a time" + ("; of a folder, line k is for picture k" if given else ""),
+        help="read prompts from this file, one in each line; empty lines are ignored, - is standard input; a batch has "
+        "--n_samples of them" + ("; for a folder, line k is the prompt of picture k" if given else ""),
     )
     add(
         "--repeat",
         type=values.positive,
         metavar="N",
         needs=REPEATS,
-        help="make every line of --from-file N times; default: 1",
+        help="use every line of --from-file N times; default: 1",
     )
     add(
         "--n_iter",
@@ -85,17 +85,16 @@ def add_prompt_flags(
         type=values.positive,
         default=None if given else n_samples,
         metavar="N",
-        help=f"pictures made at a time; default: {n_samples}"
-        + (f", of a folder up to {folder_samples}" if given else ""),
+        help=f"pictures in a batch; default: {n_samples}" + (f", for a folder up to {folder_samples}" if given else ""),
     )
     if given:
         parser.set_defaults(default_samples=(n_samples, folder_samples))
-    add("--seed", type=values.seed, default=42, metavar="N", help="the first picture's seed; default: %(default)s")
+    add("--seed", type=values.seed, default=42, metavar="N", help="seed of the first picture; default: %(default)s")
     add(
         "--fixed_code",
         action="store_true",
-        help="give every iteration and every chunk of --from-file the same seeds (in the references only the starting "
-        "noise is then the same)",
+        help="use the same seeds in every iteration and every batch of --from-file (in the references only the "
+        "starting noise is then the same)",
     )
 
 
@@ -113,8 +112,8 @@ def add_negative_flag(add: Callable) -> None:
 def add_size_flags(parser: argparse.ArgumentParser, size: str) -> None:
     """Adds the flags of a picture's height and width; `size` says which are taken without them."""
     add = parser.add_argument_group("size").add_argument
-    add("--H", type=int, metavar="PIXELS", help=f"height, a multiple of 8 from 64 to 2048; default: {size}")
-    add("--W", type=int, metavar="PIXELS", help="width, likewise")
+    add("--H", type=int, metavar="PIXELS", help=f"height in pixels, a multiple of 8 from 64 to 2048; default: {size}")
+    add("--W", type=int, metavar="PIXELS", help="width, as --H")
 
 
 def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
@@ -126,7 +125,7 @@ def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
         dest="init_img",
         required=True,
         metavar="PATH",
-        help="a picture (PNG, JPEG or WebP), or a folder of them, all of which are made in one program",
+        help="a picture (PNG, JPEG or WebP), or a folder; all pictures of a folder use one program",
     )
     add_background_flag(group)
 
@@ -139,7 +138,7 @@ def add_background_flag(parser: argparse._ActionsContainer, needs: Needs | tuple
         needs=needs,
         default=(255, 255, 255),
         metavar="R,G,B",
-        help="what transparent pictures are laid on, levels from 0 to 255; default: 255,255,255, white",
+        help="the colour behind transparent pictures, levels from 0 to 255; default: 255,255,255, white",
     )
 
 
@@ -153,36 +152,36 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         type=values.positive,
         default=50,
         metavar="N",
-        help="exactly so many; default: %(default)s. (CompVis's DDIM and PLMS make more where N does not divide 1000, "
-        "as 31 for 30; --sampler-option spacing=compvis counts like them)",
+        help="number of steps, exact; default: %(default)s. (CompVis's DDIM and PLMS make more if N does not divide "
+        "1000: 31 for 30. --sampler-option spacing=compvis counts like them)",
     )
     add("--sampler", choices=SAMPLERS, metavar="NAME", help=f"one of {', '.join(SAMPLERS)}; default: ddim")
-    add("--plms", action="store_true", help="--sampler plms")
+    add("--plms", action="store_true", help="short for --sampler plms")
     add(
         "--dpm",
         "--dpm_solver",
         dest="dpm",
         action="store_true",
-        help=f"--sampler {DPM}; goes before --plms, as in the references",
+        help=f"short for --sampler {DPM}; overrides --plms, as in the references",
     )
     add(
         "--sampler-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="set an option of the sampler, as spacing=trailing or order=3; may be given several times",
+        help="set an option of the sampler, such as spacing=trailing or order=3; may be repeated",
     )
     add(
         "--ddim_eta",
         type=values.finite,
         metavar="X",
-        help="fresh noise in every step: 0 is none, 1 as much as DDPM's; default: the sampler's own, 0 for ddim",
+        help="new noise in every step: 0 is none, 1 is as much as DDPM; default: the sampler's own, 0 for ddim",
     )
     add(
         "--scale",
         type=values.finite,
         metavar="X",
-        help=f"guidance scale, 1 is no guidance; default: the model's ({references})",
+        help=f"guidance scale; 1 means no guidance; default: the model's ({references})",
     )
     add(
         "--guidance-rescale",
@@ -202,14 +201,19 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--ckpt",
         metavar="PATH",
-        help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or owner/name (or owner/name/FILE) of a "
-        f"repository of the Hugging Face hub; default: {CHECKPOINT} if it is there, as CompVis's, else the model "
-        "inside the package, a small one of emoji on plain backgrounds, named builtin (and builtin-inpainting, what "
-        "inpaint takes where --method is not blend)",
+        help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or a repository of the Hugging Face hub, "
+        f"owner/name or owner/name/FILE; default: {CHECKPOINT} if it exists, as in CompVis's script, else the small "
+        "model inside the package, builtin (for inpaint builtin-inpainting, unless --method is blend), which draws "
+        "emoji on plain backgrounds",
     )
     add_revision_flag(group)
-    add("--C", type=int, metavar="N", help="channels of the latent, checked against the model (references: 4)")
-    add("--f", type=int, metavar="N", help="pixels to one of the latent, checked likewise (references: 8)")
+    add("--C", type=int, metavar="N", help="channels of the latent; only checked against the model (references: 4)")
+    add(
+        "--f",
+        type=int,
+        metavar="N",
+        help="pixels for each entry of the latent; only checked against the model (references: 8)",
+    )
 
 
 def add_reading_flags(parser: argparse.ArgumentParser, *, needs: Needs | None = None) -> None:
@@ -222,32 +226,33 @@ def add_reading_flags(parser: argparse.ArgumentParser, *, needs: Needs | None = 
         "--config",
         needs=condition,
         metavar="FILE",
-        help="the model's original ldm YAML, or a name of sdjax.configs; default: found out from the checkpoint (the "
-        "references' defaults fit one model each)",
+        help="the model's original ldm YAML, or a name from sdjax.configs; default: found from the checkpoint (each of "
+        "the references' defaults fits one model)",
     )
     add(
         "--prediction",
         needs=condition,
         choices=("epsilon", "v", "x0"),
-        help="what the network predicts, where neither the checkpoint nor a config says so",
+        help="what the network predicts, if neither the checkpoint nor a config says so",
     )
     add(
         "--ema",
         choices=("auto", "yes", "no"),
         default="auto",
-        help="take the averaged weights; auto: where there are some; default: %(default)s (references' configs: no)",
+        help="use the averaged weights; auto: if the checkpoint has them; default: "
+        "%(default)s (references' configs: no)",
     )
     add(
         "--vae",
         needs=condition,
         metavar="PATH",
-        help="take the autoencoder from this file, folder or hub repository, as stabilityai/sd-vae-ft-mse",
+        help="take the autoencoder from this file, folder or hub repository, such as stabilityai/sd-vae-ft-mse",
     )
     add(
         "--vocab",
         needs=condition,
         metavar="FILE",
-        help="the vocab.txt of bert-base-uncased, which the model of LAION-400M needs and its checkpoint lacks",
+        help="the vocab.txt of bert-base-uncased; the LAION-400M model needs it, and its checkpoint lacks it",
     )
 
 
@@ -260,7 +265,9 @@ def add_revision_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[N
 
 def add_variant_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
     """Adds the flag that chooses among a folder's sets of weights, to a parser or a group."""
-    parser.add_argument("--variant", metavar="NAME", needs=needs, help="variant of a diffusers folder's files, as fp16")
+    parser.add_argument(
+        "--variant", metavar="NAME", needs=needs, help="variant of a diffusers folder's files, such as fp16"
+    )
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:
@@ -269,26 +276,27 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--device",
         metavar="NAME",
-        help="cpu, gpu, cuda, rocm or tpu, or one of several as cuda:1; default: all of the best kind (Stability: cpu)",
+        help="cpu, gpu, cuda, rocm or tpu, or one device such as cuda:1; default: all of the "
+        "best kind (Stability: cpu)",
     )
     add(
         "--parallel",
         choices=("jit", "pmap"),
         default="jit",
-        help="spread a batch over the devices by one sharded program, or by jax.pmap; default: %(default)s",
+        help="spread a batch over the devices with one sharded program, or with jax.pmap; default: %(default)s",
     )
     add(
         "--precision",
         choices=("full", "autocast"),
         default="autocast",
-        help="full: float32; autocast: bfloat16 where the device is fast at it (gpu, tpu), float32 on cpu; default: "
-        "%(default)s",
+        help="full: float32; autocast: bfloat16 on gpu and tpu, float32 on cpu; default: %(default)s",
     )
-    add("--dtype", type=values.dtype, choices=DTYPES, help="compute in this type, whatever the device")
+    add("--dtype", type=values.dtype, choices=DTYPES, help="compute in this type on every device")
     add(
         "--exact",
         action="store_true",
-        help="compute pictures one by one: the same bits alone and in a batch (else they agree to one level of 255)",
+        help="compute pictures one by one; then they have the same bits alone and in a batch (otherwise they agree to "
+        "one level of 255)",
     )
 
 
@@ -301,7 +309,7 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
         type=values.folder,
         default=outdir,
         metavar="DIR",
-        help="pictures go to DIR/samples, grids to DIR; default: %(default)s",
+        help="write pictures to DIR/samples and grids to DIR; default: %(default)s",
     )
     add("--skip_save", action="store_true", help="write no single pictures")
     add("--skip_grid", action="store_true", help="write no grid")
@@ -311,16 +319,16 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
         default=0,
         metavar="N",
         needs=alone("--skip_grid"),
-        help="pictures in a row of the grid; default: as --n_samples, or as many as rows of a folder's",
+        help="pictures in a row of the grid; default: --n_samples; for a folder, as many as the grid has rows",
     )
     add(
         "--watermark",
         metavar="TEXT",
         needs=Needs(
             lambda args: not (args.skip_save and args.skip_grid),
-            "with --skip_save and --skip_grid, for nothing is written: leave one of them out",
+            "with --skip_save and --skip_grid, because nothing is written: leave one of them out",
         ),
-        help="hide this text in every picture and grid of 256 x 256 pixels or more; default: none (CompVis always: "
+        help="hide this text in every picture and grid of at least 256 x 256 pixels; default: none (CompVis always: "
         "StableDiffusionV1, Stability: SDV2)",
     )
     add_safety_flag(group)
@@ -332,7 +340,7 @@ def add_safety_flag(parser: argparse._ActionsContainer) -> None:
         "--safety-checker",
         default="auto",
         metavar="PATH",
-        help="write a plain notice in place of every picture that this checker flags: a file, a folder or a hub "
-        "repository, as CompVis/stable-diffusion-safety-checker; auto: that of a diffusers folder on this computer, if "
+        help="replace every picture that this checker flags by a plain notice; a file, a folder or a hub repository, "
+        "such as CompVis/stable-diffusion-safety-checker; auto: the checker of a diffusers folder on this computer, if "
         "it has one; off: none; default: %(default)s (CompVis's txt2img: always, Stability: never)",
     )

@@ -16,8 +16,8 @@ WANTED = {  # what a type takes, by its name
     "positive": "a whole number from 1 up",
     "natural": "a whole number from 0 up",
     "strength": "a number from 0 to 1",
-    "colour": "three levels from 0 to 255, as 255,255,255,",
-    "sides": "left,top,right,bottom in pixels, as 64,0,64,0,",
+    "colour": "three levels from 0 to 255, such as 255,255,255",
+    "sides": "left,top,right,bottom in pixels, such as 64,0,64,0",
 }
 
 
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
             flags = (text.partition("=")[0] for text in self._given if re.match("--?[A-Za-z]", text))
             unknown = [flag for flag in flags if flag not in self._flags]
             message = self._about_unknown(unknown) if unknown else message
-        self.exit(2, f"{self.prog}: {message}\n(`{self.prog} --help` says what it takes)\n")
+        self.exit(2, f"{self.prog}: {message}\n(`{self.prog} --help` shows what it takes)\n")
 
     def _joined(self, args: list[str]) -> list[str]:
         """Returns the arguments, a value that begins with a dash joined to its flag: argparse takes it for a flag."""
@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         first = rest[0]
         flag = first.partition("=")[0]
         if not first.startswith("-"):
-            quoted = " (a text of several words is put in quotation marks)" if len(rest) > 1 else ""
+            quoted = " (put a text of several words in quotation marks)" if len(rest) > 1 else ""
             return f"unrecognized arguments: {' '.join(rest[:5])}{quoted}"
         near = nearest_flag(flag, self._flags)
         meant = f"; did you mean {near}?" if near else ""
@@ -99,7 +99,7 @@ class Parser(argparse.ArgumentParser):
             comma = "number" in wanted and "whole" not in wanted and "," in arg_string
             hint = f" (with a point: {arg_string.replace(',', '.')})" if comma else ""
             raise argparse.ArgumentError(
-                action, f"invalid value: {wanted} is wanted; got {arg_string!r}{hint}"
+                action, f"invalid value: expected {wanted}; got {arg_string!r}{hint}"
             ) from None
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -116,7 +116,7 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             flag = (action.option_strings or [""])[-1]
             if action.nargs is None and flag.startswith("--"):
-                error.message = f"{error.message}; a value that is itself spelled like a flag is written {flag}=VALUE"
+                error.message = f"{error.message}; write a value that looks like a flag as {flag}=VALUE"
             raise
 
 

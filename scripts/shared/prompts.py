@@ -27,7 +27,7 @@ def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) ->
         prompts = [default if args.prompt is None else args.prompt] * each
     else:
         if args.prompt is not None:
-            raise ValueError("--prompt and --from-file both say what to make; give one of them")
+            raise ValueError("--prompt and --from-file both give prompts; use one of them")
         prompts = [prompt for prompt in read_prompts(args.from_file) for _ in range(args.repeat or 1)]
     if len(prompts) != num_inputs and 1 not in (len(prompts), num_inputs):
         raise ValueError(
@@ -44,7 +44,7 @@ def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) ->
         seed += len(chunk)
     last = max(batch.seeds[-1] for batch in batches)
     if last >= 2**64:
-        raise ValueError(f"a seed lies between 0 and 2**64 - 1; one more for each picture, this run would reach {last}")
+        raise ValueError(f"a seed is from 0 to 2**64 - 1; with one more for each picture, this run would reach {last}")
     return batches
 
 
@@ -66,7 +66,7 @@ def read_prompts(path: str) -> list[str]:
         raise ValueError(f"--from-file {path} cannot be read: {error.strerror}") from None
     lines = [line for line in text_files.lines(text_files.decode(data, f"--from-file {path}")) if line.strip()]
     if not lines:
-        raise ValueError(f"--from-file {path} holds no prompt; it should have one a line")
+        raise ValueError(f"--from-file {path} holds no prompt; write one in each line")
     return lines
 
 

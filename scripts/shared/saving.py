@@ -11,7 +11,7 @@ AUTO, OFF = "auto", "off"  # values of --safety-checker that are no paths
 def check_watermark(text: str | None) -> None:
     """Raises ValueError for a watermark that cannot be written. To be called before work begins."""
     if text is not None and not text:
-        raise ValueError("--watermark is a text of at least one character; got an empty one")
+        raise ValueError("--watermark needs at least one character; got an empty text")
 
 
 def check_outdir(folder: str | Path, side: int = 0) -> None:
@@ -65,9 +65,10 @@ def load_checker(path: Path, *, found: bool) -> Any:
     try:
         checker = sdjax.SafetyChecker.load(path, dtype="float32")
     except CheckpointError as error:
-        raise CheckpointError(f"{error} (it was found in the model; --safety-checker off does without)") from error
+        raise CheckpointError(f"{error} (it is part of the model; --safety-checker off skips it)") from error
     print(
-        f"note: pictures are checked by {path}, which belongs to the model (--safety-checker off: not)", file=sys.stderr
+        f"note: pictures are checked by {path}, which is part of the model (--safety-checker off skips this)",
+        file=sys.stderr,
     )
     return checker
 
@@ -80,7 +81,7 @@ def censor(checker: Any, pixels: Sequence[Any], names: Sequence[str]) -> tuple[l
     shown, verdict = checker.censor(pixels)
     for name, flag in zip(names, verdict.flags, strict=True):
         if flag:
-            print(f"note: {name} was flagged by the safety checker; a notice is in its place", file=sys.stderr)
+            print(f"note: {name} was flagged by the safety checker; a notice replaces it", file=sys.stderr)
     verdicts = [
         {"flagged": bool(flag), "concepts": _rounded(concepts), "special": _rounded(special)}
         for flag, concepts, special in zip(*verdict, strict=True)

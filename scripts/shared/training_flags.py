@@ -28,14 +28,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags to a parser."""
     add = parser.add_argument_group("the common case").add_argument
     add("--data", action="append", metavar="DIR",
-        help="a folder of pictures with captions, tar shards (*.tar), ArrayRecord files, or a cache of latents; given "
-        "several times, all of them, in the order of the configuration's parts if it has several")  # fmt: skip
-    add("--default", needs=together("--data"), metavar="TEXT", help="the caption of pictures that have none")
-    add("--ckpt", metavar="PATH", help="the model to start from, as for txt2img; default: the configuration's, which "
-        "is the one inside the package unless it names another")  # fmt: skip
-    add("--steps", type=values.positive, metavar="N", help="how many steps the run has")
-    add("--lr", type=_rate, metavar="RATE", help="the learning rate, as 1e-5")
-    add("--batch-size", type=values.positive, metavar="N", help="pictures a step, of all devices together")
+        help="a folder of pictures with captions, tar shards (*.tar), ArrayRecord files, or a cache of latents; may be "
+        "repeated, in the order of the configuration's parts if it has several")  # fmt: skip
+    add("--default", needs=together("--data"), metavar="TEXT", help="the caption of pictures without one")
+    add("--ckpt", metavar="PATH", help="the model to start from, as for txt2img; default: the configuration's, or "
+        "else the built-in model")  # fmt: skip
+    add("--steps", type=values.positive, metavar="N", help="number of steps of the run")
+    add("--lr", type=_rate, metavar="RATE", help="the learning rate, such as 1e-5")
+    add("--batch-size", type=values.positive, metavar="N", help="pictures in a step, on all devices together")
 
 
 def apply(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def workdir(args: argparse.Namespace, several: bool) -> Iterator[Path]:
         yield folder_of(args.workdir)
         return
     if several:
-        raise ValueError("on several hosts --workdir names the folder that the run is kept in, which all of them see")
+        raise ValueError("on several hosts give --workdir, a folder that all of them see")
     folder = _new(Path(args.config).stem)
     try:
         yield folder
@@ -169,5 +169,5 @@ def _rate(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"a learning rate is above 0, as 1e-5; got {text}")
+        raise argparse.ArgumentTypeError(f"a learning rate is above 0, such as 1e-5; got {text}")
     return value

@@ -17,7 +17,7 @@ def positive(text: str) -> int:
     """Returns a whole number from 1 up, for argparse."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up is wanted; got {text}")
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up; got {text}")
     return value
 
 
@@ -25,7 +25,7 @@ def seed(text: str) -> int:
     """Returns a seed, for argparse."""
     value = int(text)
     if not 0 <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"a seed lies between 0 and 2**64 - 1; got {text}")
+        raise argparse.ArgumentTypeError(f"a seed is from 0 to 2**64 - 1; got {text}")
     return value
 
 
@@ -33,7 +33,7 @@ def finite(text: str) -> float:
     """Returns a finite number, for argparse."""
     value = float(text)
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"a finite number is wanted; got {text}")
+        raise argparse.ArgumentTypeError(f"expected a finite number; got {text}")
     return value
 
 
@@ -41,7 +41,7 @@ def strength(text: str) -> float:
     """Returns a strength, for argparse."""
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a strength lies between 0 and 1; got {text}")
+        raise argparse.ArgumentTypeError(f"a strength is from 0 to 1; got {text}")
     return value
 
 
@@ -57,7 +57,7 @@ def colour(text: str) -> tuple[int, ...]:
     """Returns a colour's three levels, for argparse."""
     levels = tuple(int(level) for level in text.split(","))
     if len(levels) != 3 or not all(0 <= level <= 255 for level in levels):
-        raise argparse.ArgumentTypeError(f"a colour is three levels from 0 to 255, as 255,255,255; got {text}")
+        raise argparse.ArgumentTypeError(f"a colour is three levels from 0 to 255, such as 255,255,255; got {text}")
     return levels
 
 
@@ -65,7 +65,7 @@ def natural(text: str) -> int:
     """Returns a whole number from 0 up, for argparse."""
     value = int(text)
     if value < 0:
-        raise argparse.ArgumentTypeError(f"a whole number from 0 up is wanted; got {text}")
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 up; got {text}")
     return value
 
 
@@ -75,7 +75,7 @@ def noise_level(most: int) -> Callable[[str], int]:
     def noise_level(text: str) -> int:
         value = int(text)
         if not 0 <= value <= most:
-            raise argparse.ArgumentTypeError(f"a noise level lies between 0 and {most}; got {text}")
+            raise argparse.ArgumentTypeError(f"a noise level is from 0 to {most}; got {text}")
         return value
 
     return noise_level
@@ -87,7 +87,7 @@ def folder(text: str) -> str:
 
     ending = file_ending(os.path.basename(text))
     if ending is not None and not os.path.isdir(text):
-        raise argparse.ArgumentTypeError(f"a folder is wanted, and {text!r} ends as a file does, in {ending}")
+        raise argparse.ArgumentTypeError(f"expected a folder, but {text!r} looks like a file: it ends in {ending}")
     return text
 
 
@@ -95,5 +95,5 @@ def sides(text: str) -> tuple[int, ...]:
     """Returns four numbers of pixels, for argparse."""
     values = tuple(int(value) for value in text.split(","))
     if len(values) != 4 or min(values) < 0:
-        raise argparse.ArgumentTypeError(f"left,top,right,bottom in pixels is wanted, as 64,0,64,0; got {text}")
+        raise argparse.ArgumentTypeError(f"expected left,top,right,bottom in pixels, such as 64,0,64,0; got {text}")
     return values

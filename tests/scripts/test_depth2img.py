@@ -100,7 +100,7 @@ def test_another_files_network_is_asked_for(depth_model):
         (["--depth", "none.png"], "--depth none.png cannot be read"),
         (["--depth", "text.png"], "PNG, JPEG and WebP files are read"),
         (["--depth", "d.png", "--depth-model", "x"], "leave one of them out"),
-        (["--strength", "1.5"], "a strength lies between 0 and 1"),
+        (["--strength", "1.5"], "a strength is from 0 to 1"),
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(depth_model, capsys, flags, message):

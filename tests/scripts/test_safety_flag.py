@@ -51,7 +51,7 @@ def test_flagged_pictures_alone_become_notices(fake, capsys, tmp_path) -> None:
         assert found["safety"]["flagged"] == flag == (max(found["safety"]["concepts"]) > 0)
         assert (len(found["safety"]["concepts"]), len(found["safety"]["special"])) == (17, 3)
         assert found["safety_checker"]["name"] == "checker"
-        assert (f"seed {seed} was flagged by the safety checker; a notice is in its place" in err) == flag
+        assert (f"seed {seed} was flagged by the safety checker; a notice replaces it" in err) == flag
         assert of_grid["grid"]["pictures"][number]["safety"] == found["safety"]
     shown = [pictures.notice(96, 96) if flag else made(seed) for seed, flag in zip(SEEDS, flags)]
     np.testing.assert_array_equal(grid, image.grid(np.stack(shown), 4))
@@ -82,7 +82,7 @@ def test_bad_checkers_are_refused_before_the_models_weights(fake, capsys, tmp_pa
     assert txt2img("--safety-checker", "pipe") == 3
     assert "holds no safety checker" in capsys.readouterr().err
     assert txt2img(ckpt="pipe") == 3
-    assert "--safety-checker off does without" in capsys.readouterr().err
+    assert "--safety-checker off skips it" in capsys.readouterr().err
     assert not fake.loaded
 
 

@@ -86,7 +86,7 @@ def test_what_a_path_holds_says_what_it_is(tmp_path):
         ("--batch-size 3 --set batch_size=4", "--batch-size and --set batch_size both"),
         ("--default a", "--default has no effect without --data"),
         ("--config dreambooth --data a", "has 2 parts of data .subject, class.: give --data for each"),
-        ("--data a --hosts auto", "--workdir names"),
+        ("--data a --hosts auto", "on several hosts give --workdir"),
         ("--steps 3", "--data names the folder of pictures to train on; the configuration finetune says pictures"),
         ("--config dreambooth", "once for each part.; the configuration dreambooth says subject and class"),
     ],

@@ -198,7 +198,7 @@ REFUSED_EARLY = [
     ("--from-file missing.txt", "missing.txt cannot be read: No such file"),
     ("--from-file empty.txt", "holds no prompt"),
     ("--from-file latin.txt", "is not UTF-8 text"),
-    ("--from-file empty.txt --prompt a", "both say what to make"),
+    ("--from-file empty.txt --prompt a", "both give prompts"),
     ("--sampler ddim --plms", "contradicts --plms"),
     ("--sampler plms --dpm", "contradicts --dpm"),
     ("--precision full --dtype bfloat16", "--precision full means float32, --dtype says bfloat16"),

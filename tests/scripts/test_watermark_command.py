@@ -86,5 +86,5 @@ def test_pictures_without_room_are_written_unmarked_with_a_note(fake, capsys) ->
 
 def test_an_empty_watermark_is_refused_before_weights_are_read(fake, capsys) -> None:
     assert main(["txt2img", "--ckpt", "model.ckpt", "--watermark", ""]) == 2
-    assert "--watermark is a text of at least one character" in capsys.readouterr().err
+    assert "--watermark needs at least one character" in capsys.readouterr().err
     assert not fake.loaded

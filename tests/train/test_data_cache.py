@@ -278,7 +278,7 @@ def test_the_command_makes_a_cache(tmp_path, monkeypatch, capsys):
         (["--bucket-step", "20"], "step is a multiple of 8"),
         (["--where", "scores > 1"], "did you mean 'score'"),
         (["--flip", "0.5"], "made with other settings"),
-        (["--seed", "4"], "--seed has no effect where nothing is drawn"),
+        (["--seed", "4"], "--seed has no effect because nothing is random"),
     ):
         given = (
             arguments
