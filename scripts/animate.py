@@ -105,10 +105,10 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     import sdjax
+    from sdjax import errors
     from sdjax.pictures import image, movie
     from sdjax.purpose import check_task
     from sdjax.schedule import NoiseSchedule
-    from sdjax.storage import files
     from sdjax.tasks import animate
     from sdjax.tasks.resolve import check_size
 
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         data = movie.encode(pixels, kind, fps=args.fps, text=texts(description))
     except OSError as error:
-        note(f"{files.sentence(error)}; the frames are written as APNG")
+        note(f"{errors.sentence(error)}; the frames are written as APNG")
         kind = "apng"
         data = movie.encode(pixels, kind, fps=args.fps, text=texts(description))
     path = image.save_numbered_file(args.outdir, data, movie.SUFFIXES[kind])

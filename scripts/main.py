@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from sdjax import errors
 from sdjax._version import __version__
 from sdjax.checks.notes import Note
 from sdjax.scripts.shared import flags, xla_flags
 from sdjax.scripts.shared.failures import FAILED, INTERRUPTED, OK, OUT_OF_MEMORY, describe
 from sdjax.scripts.shared.parser import Parser, nearest
 from sdjax.scripts.shared.wording import in_flags, translate
-from sdjax.storage import files
 
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
@@ -129,11 +129,11 @@ class _Output:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        with files.doing("writing to", "standard output"):
+        with errors.doing("writing to", "standard output"):
             return self.stream.write(text)
 
     def flush(self) -> None:
-        with files.doing("writing to", "standard output"):
+        with errors.doing("writing to", "standard output"):
             self.stream.flush()
 
     def __getattr__(self, name: str) -> Any:

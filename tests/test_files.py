@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sdjax import errors
 from sdjax.pictures import image
 from sdjax.storage import files
 
@@ -24,7 +25,7 @@ PICTURE = np.zeros((8, 8, 3), np.uint8)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_error_names_what_was_done_and_the_path(name, tmp_path):
     number = getattr(errno, name)
-    with pytest.raises(OSError) as caught, files.doing("writing the picture", tmp_path / "a.png", 3 * 2**20):
+    with pytest.raises(OSError) as caught, errors.doing("writing the picture", tmp_path / "a.png", 3 * 2**20):
         raise OSError(number, os.strerror(number), "/dev/fd/3")
     assert caught.value.errno == number
     assert type(caught.value) is type(OSError(number, ""))
@@ -34,17 +35,17 @@ def test_every_error_names_what_was_done_and_the_path(name, tmp_path):
     assert "[Errno" not in text
     assert len(text.splitlines()) == 1
     assert ("3 MiB are needed" in text) == (name in ("ENOSPC", "EDQUOT"))
-    assert files.sentence(caught.value) == text
+    assert errors.sentence(caught.value) == text
 
 
 def test_an_error_is_said_once_and_sentences_stay(tmp_path):
-    inner = files.doing("inner", "a")
-    with pytest.raises(OSError, match="^inner a failed") as caught, files.doing("outer", "b"), inner:
+    inner = errors.doing("inner", "a")
+    with pytest.raises(OSError, match="^inner a failed") as caught, errors.doing("outer", "b"), inner:
         raise OSError(errno.EIO, "x")
     assert caught.value.errno == errno.EIO
-    with pytest.raises(FileExistsError, match="^as it is$"), files.doing("outer", "b"):
+    with pytest.raises(FileExistsError, match="^as it is$"), errors.doing("outer", "b"):
         raise FileExistsError("as it is")
-    with pytest.raises(ValueError, match="^other$"), files.doing("outer", "b"):
+    with pytest.raises(ValueError, match="^other$"), errors.doing("outer", "b"):
         raise ValueError("other")
 
 

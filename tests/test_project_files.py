@@ -12,7 +12,9 @@ import sdjax
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+WORKFLOWS = {
+    path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in (ROOT / ".github/workflows").iterdir()
+}
 
 # Of the schema of version 1.2.0 (citation-file-format/schema.json): what it allows, and what it asks for
 KEYS = {
@@ -57,15 +59,34 @@ def test_the_oldest_versions_that_are_tested_are_the_lower_bounds() -> None:
 
 
 def test_the_workflow_runs_what_ci_runs_on_every_python_that_is_promised() -> None:
-    test, docs = WORKFLOW["jobs"]["test"], WORKFLOW["jobs"]["docs"]
-    assert ".ci/run" in [step.get("run") for step in test["steps"]]
-    assert "make docs" in [step.get("run") for step in docs["steps"]]
-    rows = test["strategy"]["matrix"]["include"]
+    jobs = WORKFLOWS["ci"]["jobs"]
+    assert any(step.get("run", "").split(" ")[0] == ".ci/run" for step in jobs["checks"]["steps"])
+    assert "make docs" in [step.get("run") for step in jobs["docs"]["steps"]]
     promised = {c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+", c)}
-    assert {row["python"] for row in rows} == promised
+    test = jobs["test"]
+    assert set(test["strategy"]["matrix"]["python"]) == promised
     assert PROJECT["requires-python"] == f">={min(promised)}"
-    assert {row["python"]: bool(row["constraint"]) for row in rows} == {p: p == min(promised) for p in promised}
-    assert all((ROOT / row["constraint"]).is_file() for row in rows if row["constraint"])
+    oldest = f"matrix.python == '{min(promised)}' && format('{{0}}/.github/oldest-jax.txt', github.workspace)"
+    assert oldest in test["env"]["PIP_CONSTRAINT"]
+
+
+def test_every_action_is_pinned_by_its_commit() -> None:
+    uses = [
+        s["uses"] for flow in WORKFLOWS.values() for job in flow["jobs"].values() for s in job["steps"] if "uses" in s
+    ]
+    assert len(uses) >= 8
+    assert [action for action in uses if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action)] == []
+
+
+def test_only_the_job_that_publishes_may_ask_for_an_identity() -> None:
+    may = {
+        (name, job)
+        for name, flow in WORKFLOWS.items()
+        for job, content in flow["jobs"].items()
+        if content.get("permissions", flow["permissions"]) != {"contents": "read"}
+    }
+    assert may == {("release", "publish")}
+    assert WORKFLOWS["release"]["jobs"]["publish"]["permissions"] == {"id-token": "write"}
 
 
 def test_the_container_is_built_from_all_that_is_packed() -> None:

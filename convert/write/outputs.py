@@ -3,10 +3,10 @@
 import contextlib
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 
+from sdjax import errors
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.names.naming import LAYOUTS, Layout
 from sdjax.storage import addresses, buckets, files
@@ -23,25 +23,10 @@ def new_folder(
     """Yields a folder to fill, which becomes `path` at the end; after an error nothing is left of it.
 
     Raises FileExistsError if `path` is there and not empty and `overwrite` is not asked for, or holds no model; OSError
-    as `sdjax.storage.files.doing` says it.
+    as `sdjax.errors.doing` says it.
     """
-    path = pathlib.Path(addresses.local(path))
-    with files.doing(WRITING, path, needs):
-        check_free(path, overwrite)
-        with files.folder_for(path.parent):
-            outer = files.passing_name(path.parent)
-            partial, old = outer / "new", outer / "old"
-            try:
-                partial.mkdir(parents=True)
-                yield partial
-                check_free(path, overwrite)
-                if path.exists():
-                    os.rename(path, old)
-                os.rename(partial, path)
-            finally:
-                if old.exists() and not path.exists():  # the second renaming failed
-                    os.rename(old, path)
-                shutil.rmtree(outer, ignore_errors=True)
+    with files.new_folder(path, lambda path: check_free(path, overwrite), what=WRITING, needs=needs) as partial:
+        yield partial
 
 
 def check_free(path: pathlib.Path, overwrite: bool) -> None:
@@ -86,7 +71,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool, what: str, *, fo
     if addresses.remote(path):
         return check_free_address(path, overwrite)
     path = pathlib.Path(path)
-    with files.doing(what, path):
+    with errors.doing(what, path):
         (check_free if folder else files.check_free)(path, overwrite)
     files.check_folder(path.parent, what)
 

@@ -5,8 +5,8 @@ import re
 import sys
 import traceback
 
+from sdjax import errors
 from sdjax.scripts.shared.parser import nearest
-from sdjax.storage import files
 
 OK, FAILED, BAD_INPUT, BAD_CHECKPOINT, BAD_IMAGE, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 EXTRAS = {  # the modules that come with them, as a user would miss them
@@ -33,7 +33,7 @@ def describe(error: Exception) -> tuple[int, str]:
     if isinstance(error, ValueError):
         return BAD_INPUT, text
     if isinstance(error, OSError):
-        return FAILED, files.sentence(error)
+        return FAILED, errors.sentence(error)
     if isinstance(error, FloatingPointError):
         return FAILED, text
     if isinstance(error, ImportError) or "jaxlib" in text.partition("\n")[0]:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax import errors
 from sdjax._version import __version__
 from sdjax.scripts.shared import options, picture_settings, runtime, saving
 from sdjax.scripts.shared.prompts import Batch, check_prompts, pictures_at_a_time
 from sdjax.scripts.shared.wording import in_flags
-from sdjax.storage import files
 
 MAX_GRID = 40_000_000  # pixels of the pictures in a grid, as many as a picture given may have
 
@@ -172,7 +172,7 @@ class Job:
                     raise
                 write(batch, len(whole.seeds), pixels[: len(batch.seeds)])
                 interrupts.check()
-        with files.doing("making the folder", self.folder):
+        with errors.doing("making the folder", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)  # also where nothing is written into it
         if len({picture.shape for picture in made}) > 1:
             note("no grid was made, for the pictures have several sizes")

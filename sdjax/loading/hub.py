@@ -25,10 +25,11 @@ from sdjax.convert.containers.places import (
     read_place,
 )
 from sdjax.convert.errors import CheckpointError, printable, shown
+from sdjax.errors import WORDS, number_of, tell
 from sdjax.loading.hub_files import Choice, choose_files
 from sdjax.loading.run_layout import is_run
 from sdjax.storage import buckets
-from sdjax.storage.files import WORDS, check_room, number_of, tell
+from sdjax.storage.files import check_room
 
 __all__ = [
     "Choice",

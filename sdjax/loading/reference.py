@@ -12,11 +12,12 @@ import os
 import pathlib
 from typing import Any
 
+from sdjax import errors
 from sdjax.config import ConfigError
 from sdjax.loading.run_layout import REFERENCE
 from sdjax.loading.start_model import ModelSource
 from sdjax.nn.parts import SEPARABLE
-from sdjax.storage import addresses, buckets, files, manifest
+from sdjax.storage import addresses, buckets, manifest
 
 PLACES = ("path", *SEPARABLE)  # fields of ModelSource that name files
 CHANGES = tuple(f"model.{name}" for name in PLACES)
@@ -81,7 +82,7 @@ def _places(source: ModelSource) -> dict[str, pathlib.Path]:
 def _read(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / REFERENCE
     try:
-        with files.doing("reading where the start model lies,", path):
+        with errors.doing("reading where the start model lies,", path):
             entries = json.loads(path.read_text())
         return {name: {key: entry[key] for key in ("path", "from_here", "files")} for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -93,7 +94,7 @@ def _hash(path: pathlib.Path) -> dict[str, list[Any]]:
     parts = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file())
     contents = {}
     for part in parts:
-        with files.doing("reading the start model", part), open(part, "rb") as stream:
+        with errors.doing("reading the start model", part), open(part, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             contents[part.relative_to(path).as_posix()] = [stream.tell(), digest]
     return contents

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sdjax import convert
+from sdjax import convert, errors
 from sdjax.convert.bundle import Bundle
 from sdjax.convert.write.outputs import WRITING
 from sdjax.convert.write.writing import write_bundle
@@ -22,7 +22,7 @@ from sdjax.loading.run_layout import BASE, CHECKPOINTS, SETTINGS, absolute, work
 from sdjax.loading.start_model import ModelSource, open_start
 from sdjax.loading.trainable import trainable_of
 from sdjax.nn.jax_settings import pinned
-from sdjax.storage import files, manifest
+from sdjax.storage import manifest
 
 
 def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None = None) -> tuple[int, Bundle]:
@@ -68,12 +68,12 @@ def keep_start(start: Bundle, folder: pathlib.Path, what: str = WRITING, advice:
         write_bundle(start, folder, "native", overwrite=True)
     except OSError as error:
         needs = sum(leaf.nbytes for leaf in jax.tree.leaves(start.params))
-        raise files.tell(error, what, folder, needs, advice) if error.errno else error from error
+        raise errors.tell(error, what, folder, needs, advice) if error.errno else error from error
 
 
 def read_settings(folder: pathlib.Path) -> Mapping[str, Any]:
     """Returns what a run was started with."""
-    with files.doing("reading the settings", folder / SETTINGS):
+    with errors.doing("reading the settings", folder / SETTINGS):
         return json.loads((folder / SETTINGS).read_text())
 
 

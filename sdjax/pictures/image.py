@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
+from sdjax import errors
 from sdjax.storage import files
 from sdjax.storage.addresses import local
 from sdjax.typing import Image, Pixels
@@ -134,7 +135,7 @@ def save_numbered_file(
     folder: str | os.PathLike, data: bytes, suffix: str, *, prefix: str = "", digits: int = 5
 ) -> Path:
     """Returns the path of a new file of that content, named and numbered as `save_numbered` does, with a suffix."""
-    with files.doing(WRITING, folder, len(data)), files.folder_for(folder) as folder:
+    with errors.doing(WRITING, folder, len(data)), files.folder_for(folder) as folder:
         number = _next_number(folder, prefix, digits, suffix)
         while True:
             path = folder / f"{prefix}{number:0{digits}}{suffix}"
@@ -150,7 +151,7 @@ def new_folder(path: str | os.PathLike) -> Path:
     new, number = Path(local(path)), 1
     while True:
         try:
-            with files.doing("making the folder", new):
+            with errors.doing("making the folder", new):
                 new.mkdir(parents=True)
             return new
         except FileExistsError:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
-from sdjax.storage import files
+from sdjax import errors
 from sdjax.typing import Pixels
 
 MAX_FPS = 50  # a GIF counts hundredths of a second, and browsers slow down what is shown for only one
@@ -120,7 +120,7 @@ def _webp(pixels: np.ndarray, fps: float, text: Mapping[str, str]) -> bytes:
 def _mp4(pixels: np.ndarray, fps: float, text: Mapping[str, str]) -> bytes:
     _, h, w, _ = pixels.shape
     rate = Fraction(fps).limit_denominator(1001)
-    with files.doing("making an MP4 in", tempfile.gettempdir()), tempfile.TemporaryDirectory() as folder:
+    with errors.doing("making an MP4 in", tempfile.gettempdir()), tempfile.TemporaryDirectory() as folder:
         path, notes = Path(folder, "movie.mp4"), Path(folder, "notes.txt")
         escaped = re.sub(r"([=;#\\\n])", r"\\\1", _comment(text))
         notes.write_text(f";FFMETADATA1\ncomment={escaped}\n", encoding="utf-8")  # an argument has room for 128 KiB

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PillowImage
 
+from sdjax.errors import doing
 from sdjax.pictures import colour, formats
 from sdjax.pictures.samples import MAX_BYTES, PictureError, Samples, check_side, orientation
 from sdjax.storage.addresses import local
-from sdjax.storage.files import doing
 
 Source = str | os.PathLike | bytes | bytearray | memoryview | PillowImage.Image | np.ndarray
 

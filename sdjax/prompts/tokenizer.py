@@ -29,8 +29,9 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from sdjax.errors import doing
 from sdjax.storage.addresses import local
-from sdjax.storage.files import doing, new_file
+from sdjax.storage.files import new_file
 from sdjax.typing import TokenIds
 
 CLIP_TOKENS = 49408  # of CLIP's own vocabulary

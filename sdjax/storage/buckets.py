@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sdjax import errors
 from sdjax.storage import files
 from sdjax.storage.addresses import PACKAGES, AddressError, address, remote
 
@@ -54,7 +55,7 @@ def system(path: Any) -> tuple[Any, str]:
 def reaching(what: str, path: Any) -> Iterator[None]:
     """Raises whatever goes wrong with an address within the block as an OSError with one sentence.
 
-    `what` is a verb and its object, as in `sdjax.storage.files.doing`. FileNotFoundError and PermissionError keep
+    `what` is a verb and its object, as in `sdjax.errors.doing`. FileNotFoundError and PermissionError keep
     their types.
     """
     try:
@@ -62,7 +63,7 @@ def reaching(what: str, path: Any) -> Iterator[None]:
     except (AddressError, ModuleNotFoundError):
         raise
     except Exception as error:  # of aiohttp, google.auth, botocore, gcsfs, ...: they share no type
-        if isinstance(error, OSError) and files.is_told(error) and error.args and str(error).startswith(what):
+        if isinstance(error, OSError) and errors.is_told(error) and error.args and str(error).startswith(what):
             raise
         text = address(path)
         said = (str(error).strip() or type(error).__name__).splitlines()[0]

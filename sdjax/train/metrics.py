@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 
+from sdjax.errors import doing
 from sdjax.loading.run_layout import workdir
 from sdjax.pictures.image import WRITING, encode_png, grid
 from sdjax.storage import addresses, files
-from sdjax.storage.files import doing, write_file
+from sdjax.storage.files import write_file
 from sdjax.train.checkpoints.mirror import Mirror
 from sdjax.typing import Pixels
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sdjax import errors
 from sdjax._version import __version__
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert.bundle import Bundle
@@ -146,7 +147,7 @@ class Run:
         if not path.exists():
             raise ConfigError(f"{self.folder} holds checkpoints but no {SETTINGS}: train in another folder")
         try:
-            with files.doing("reading the settings", path):
+            with errors.doing("reading the settings", path):
                 before = json.loads(path.read_text())
         except ValueError as error:
             raise ConfigError(f"{path} is damaged ({error}); train in another folder") from None

@@ -21,9 +21,10 @@ from sdjax.convert.checkpoint import licence_files
 from sdjax.convert.containers.casting import advice, cast, loss, told
 from sdjax.convert.write.outputs import WRITING, layout_of
 from sdjax.convert.write.writing import write_bundle
+from sdjax.errors import sentence
 from sdjax.loading.builtin import FOLDER, changes_of
 from sdjax.storage.addresses import local
-from sdjax.storage.files import sentence, write_file
+from sdjax.storage.files import write_file
 from sdjax.train.builtin.training import KEPT, Run
 from sdjax.typing import Params
 

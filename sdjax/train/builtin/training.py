@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from sdjax.config import ModelConfig
+from sdjax.errors import sentence
 from sdjax.loading.builtin import inpainting_config
 from sdjax.loading.run_folder import read_parts
 from sdjax.loading.start_model import fit_params
@@ -34,7 +35,6 @@ from sdjax.pipeline import cache
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.storage import manifest
 from sdjax.storage.addresses import local
-from sdjax.storage.files import sentence
 from sdjax.train.builtin import emoji, latents, subjects, vocabulary
 from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.loop import Stopped, ahead, fit

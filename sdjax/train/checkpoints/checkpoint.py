@@ -26,6 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sdjax import errors
 from sdjax.loading.run_layout import absolute, make_folder
 from sdjax.storage import files, manifest
 from sdjax.train.checkpoints import state_tree
@@ -60,7 +61,7 @@ class Checkpoints:
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep and keep_every are at least 1; got {keep} and {keep_every}")
         self.folder = absolute(folder)
-        with files.doing("making the folder of the checkpoints,", self.folder):
+        with errors.doing("making the folder of the checkpoints,", self.folder):
             make_folder(self.folder)
         self._needs = 0  # bytes of the state last saved
         self.keep, self.keep_every, self.say, self.timeout = keep, keep_every, say, timeout
@@ -237,13 +238,13 @@ class Checkpoints:
         if not written and jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 self._remove_unfinished(step)
-        number = files.number_of(error)
+        number = errors.number_of(error)
         if isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in str(error):
             why = f"another process died, or was not done with it after {self.timeout} seconds"
-        elif number is None or (isinstance(error, OSError) and files.is_told(error)):
+        elif number is None or (isinstance(error, OSError) and errors.is_told(error)):
             why = str(error)
         else:
-            why = files.why(OSError(number, str(error)), self.folder, self._needs)
+            why = errors.why(OSError(number, str(error)), self.folder, self._needs)
         before = "" if written else f" (the newest there is {max(self.steps(), default='none')})"
         what = f"checkpoint {step} was {'' if written else 'not '}written to {self.folder}{before}"
         sentence = f"{what}{', but then' if written else ''}: {why}"

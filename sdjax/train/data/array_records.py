@@ -21,9 +21,10 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from sdjax.errors import doing, foreign, sentence
 from sdjax.pictures.listing import natural
 from sdjax.storage import buckets
-from sdjax.storage.files import doing, foreign, new_file, sentence, write_file
+from sdjax.storage.files import new_file, write_file
 from sdjax.train.data.records import Record, SourceError, as_captions, scalars
 from sdjax.train.data.table import Table, index_path, kept, picture_size
 from sdjax.train.data.walk import is_foreign

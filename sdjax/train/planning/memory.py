@@ -13,6 +13,7 @@ from flax.linen.module import Interceptor, InterceptorContext
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from sdjax.errors import size
 from sdjax.nn import UNet
 from sdjax.nn.layers.attention import SMALL, cuda_capability, cudnn_takes, head_by_head, in_chunks, splash_takes
 from sdjax.nn.layers.conv import Conv, columns, convolution, method_on_cpu
@@ -20,7 +21,6 @@ from sdjax.nn.layers.dense import Dense
 from sdjax.nn.layers.multihead import Attend
 from sdjax.nn.layers.resnet import Resnet
 from sdjax.nn.layers.transformer import SpatialTransformer
-from sdjax.storage.files import size
 from sdjax.train.parallel import HOST
 
 A100 = 8.0  # compute capability that is planned for on a machine without an NVIDIA GPU
