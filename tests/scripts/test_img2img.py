@@ -136,7 +136,7 @@ REFUSED = [
     ("--init-img text.png", "text.png: "),
     ("--init-img empty", "empty: no picture is in this folder"),
     ("--init-img two --from-file three.txt", "one for each of the 2 pictures; got 3"),
-    ("--repeat 2", "--n_iter makes more of one prompt"),
+    ("--repeat 2", "--n_iter repeats a single prompt"),
 ]
 
 
@@ -204,7 +204,7 @@ def test_txt2img_makes_two_passes(fake) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
-    [("--hires-strength 0.5", "ask for one with --hires"), ("--hires-upscale nearest", "ask for one with --hires"),
+    [("--hires-strength 0.5", "add --hires, such as"), ("--hires-upscale nearest", "add --hires, such as"),
      ("--hires 0.5 --H 64 --W 64", "enlarge is a number from 1 up"), ("--hires 9 --H 512 --W 512", "from 64 to 2048")],
 )  # fmt: skip
 def test_a_second_pass_that_cannot_be_is_refused_early(fake, capsys, flags: str, sentence: str) -> None:

@@ -194,7 +194,7 @@ def test_flags_reach_the_loader(fake, flags: str, meaning: dict) -> None:
 REFUSED_EARLY = [
     ("--H 100", "the nearest is 96 or 104"),
     ("--W 4096", "from 64 to 2048; got 4096"),
-    ("--repeat 2", "--n_iter makes more of one prompt"),
+    ("--repeat 2", "--n_iter repeats a single prompt"),
     ("--from-file missing.txt", "missing.txt cannot be read: No such file"),
     ("--from-file empty.txt", "holds no prompt"),
     ("--from-file latin.txt", "is not UTF-8 text"),
