@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias
 import jax.numpy as jnp
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from sdjax.typing import Params
 
@@ -40,9 +40,9 @@ class LowRank:
     Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1.
     """
 
-    down: Float[Array, "*k c r"]
-    up: Float[Array, "r d"]
-    scale: Float[Array, ""] | float = 1.0
+    down: Array
+    up: Array
+    scale: Array | float = 1.0
 
     def merge(self, kernel: Array, weight: Array | float) -> Array:
         """Returns the kernel with `weight` times the change: computed in float32 and rounded once."""

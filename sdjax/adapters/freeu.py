@@ -19,15 +19,16 @@ Map = Float[Array, "b h w c"]
 
 @struct.dataclass
 class FreeUNumbers:
-    """The four numbers of each image: `b1` and `b2` multiply features, `s1` and `s2` low frequencies; 1 is no change.
+    """The four numbers of each image, each [b].
 
-    The original's for Stable Diffusion 1.5 are b1 1.5, b2 1.6, s1 0.9, s2 0.2; for 2.1 b1 is 1.4.
+    `b1` and `b2` multiply features, `s1` and `s2` low frequencies of the skips; 1 changes nothing. The original's
+    for Stable Diffusion 1.5 are b1 1.5, b2 1.6, s1 0.9, s2 0.2; for 2.1 b1 is 1.4.
     """
 
-    b1: Float[Array, "b"]
-    b2: Float[Array, "b"]
-    s1: Float[Array, "b"]
-    s2: Float[Array, "b"]
+    b1: Array
+    b2: Array
+    s1: Array
+    s2: Array
 
 
 @dataclass(frozen=True)

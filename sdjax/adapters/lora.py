@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.traverse_util import flatten_dict
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from sdjax.adapters.delta import AdapterError, LowRank
 from sdjax.adapters.patch import Context, Interceptor, path_of
@@ -26,7 +26,7 @@ class ImageLoRA:
     """
 
     layers: dict[str, LowRank]
-    weight: Float[Array, "b"]
+    weight: Array  # [b]
 
 
 @dataclass(frozen=True)

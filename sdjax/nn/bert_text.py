@@ -22,7 +22,7 @@ class Layer(nn.Module):
     """Pre-norm transformer block with the exact GELU."""
 
     heads: int
-    head_dim: int
+    head_dim: int | None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact

@@ -138,7 +138,8 @@ class UpBlock(nn.Module):
             if self.level.heads:
                 x = self.level.attention(f"attentions_{j}")(x, context, context_length)
         if self.upsample:
-            x = Upsample(self.level.dtype, name="upsamplers_0")(x, skips[-1].shape[1:3])
+            _, h, w, _ = skips[-1].shape
+            x = Upsample(self.level.dtype, name="upsamplers_0")(x, (h, w))
         return x
 
 
@@ -209,14 +210,14 @@ class UNet(nn.Module):
         wants_label = c.num_classes is not None or c.label_dim is not None
         if wants_label != (label is not None):
             raise ValueError("this UNet needs a label" if wants_label else "this UNet takes no label, got one")
+        if label is None:
+            return time
         if c.num_classes is not None:
-            time = time + nn.Embed(c.num_classes, width, dtype=self.dtype, name="class_embedding")(label)
-        elif c.label_dim is not None:
-            time = time + EmbeddingMLP(width, self.dtype, name="class_embedding")(label)
-        return time
+            return time + nn.Embed(c.num_classes, width, dtype=self.dtype, name="class_embedding")(label)
+        return time + EmbeddingMLP(width, self.dtype, name="class_embedding")(label)
 
 
-def _with_residuals(skips: list[Latent], x: Latent, residuals: Residuals) -> tuple[list[Latent], Latent]:
+def _with_residuals(skips: Maps, x: Map, residuals: Residuals) -> tuple[Maps, Map]:
     """Returns the skips and the middle block's output with the residuals added, in their own dtypes."""
     if len(residuals.skips) != len(skips):
         raise ValueError(f"this UNet has {len(skips)} skips, got residuals for {len(residuals.skips)}")

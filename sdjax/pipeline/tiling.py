@@ -15,7 +15,7 @@ The network is `sdjax.nn.vae`'s: a patch replaces its layers.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,8 @@ LARGE = 2**20  # pixels above which a pipeline decodes a picture band by band: 1
 Map = Float[Array, "b h w c"]
 
 
-class Norm(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Norm:
     """A GroupNorm whose statistics are known, one of each a channel, float32 [b, 1, 1, c]."""
 
     mean: jax.Array
@@ -49,7 +50,8 @@ class Norm(NamedTuple):
         return jax.nn.silu(((x.astype(jnp.float32) - self.mean) * self.factor + self.bias).astype(x.dtype))
 
 
-class Pending(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Pending:
     """A map that is normalised band by band where it is used."""
 
     x: Map
@@ -76,9 +78,9 @@ class Banded:
                 return _resnet(x, layer, params, self.band)
             if isinstance(layer, Upsample):
                 return convolve(x, *_weights(params["conv"], layer.dtype), band=self.band, double=True)
-            if path == "decoder/conv_norm_out":
+            if isinstance(layer, GroupNorm):
                 return Pending(x, norm_of(x, layer, params, self.band))
-            if path == "decoder/conv_out":
+            if isinstance(x, Pending):
                 return convolve(x.x, *_weights(params, layer.dtype), band=self.band, prepare=x.norm)
             return method(*args, **kwargs)
 
@@ -91,7 +93,7 @@ def decode(config: VAEConfig, dtype: DTypeLike, params: Params, latent: Latent, 
     `params` are the autoencoder's. Meant for one latent at a time: a batch is cut into the same bands.
     """
     with patched([Banded(band)]):
-        return AutoencoderKL(config, dtype).apply({"params": params}, latent, method="decode")
+        return AutoencoderKL(config, dtype).bind({"params": params}).decode(latent)
 
 
 def _resnet(x: Map, layer: Resnet, params: Params, band: int) -> Map:

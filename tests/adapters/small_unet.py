@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.adapters import LowRank, patched
@@ -16,19 +17,20 @@ CONFIG = UNetConfig(channels=(32,), heads=(2,), mid_heads=2, transformer_depth=(
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out_0")
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 @functools.cache
-def inputs(batch: int = 3) -> tuple[np.ndarray, ...]:
+def inputs(batch: int = 3) -> tuple[jax.Array, ...]:
     """Returns x, t and context of a batch of different images."""
-    return normal(0, batch, 4, 4, 4), np.linspace(10, 900, batch, dtype=np.float32), normal(1, batch, 3, 16)
+    return normal(0, batch, 4, 4, 4), jnp.linspace(10.0, 900.0, batch), normal(1, batch, 3, 16)
 
 
 @functools.cache
 def params() -> dict:
-    return models.fill_tree(jax.eval_shape(UNet(CONFIG).init, jax.random.key(0), *inputs())["params"])
+    shapes = jax.eval_shape(UNet(CONFIG).init, jax.random.key(0), *inputs())["params"]
+    return jax.tree.map(jnp.asarray, models.fill_tree(shapes))
 
 
 @functools.partial(jax.jit, static_argnames=("patches", "remat"))
@@ -54,5 +56,5 @@ def adapter(seed: int, rank: int) -> dict[str, LowRank]:
             tree = tree[name]
         c, d = tree["kernel"].shape
         down, up = normal(100 * seed + i, c, rank) / c**0.5, normal(100 * seed + i + 50, rank, d) / rank**0.5
-        out[path] = LowRank(down, up, np.float32(0.5 + 0.1 * seed))
+        out[path] = LowRank(down, up, 0.5 + 0.1 * seed)
     return out

@@ -15,9 +15,11 @@ from sdjax.adapters.freeu import damped, strengthened
 from sdjax.adapters.patch import path_of
 from sdjax.nn import UNet
 
+import models
+
 
 def numbers(*rows: tuple[float, float, float, float]) -> FreeUNumbers:
-    return FreeUNumbers(*np.array(rows, np.float32).T)
+    return FreeUNumbers(*jnp.array(rows, jnp.float32).T)
 
 
 def filtered(x: np.ndarray, s: float) -> np.ndarray:
@@ -31,19 +33,19 @@ def filtered(x: np.ndarray, s: float) -> np.ndarray:
 @pytest.mark.parametrize("size", [(8, 8), (6, 9), (5, 3), (2, 4)])
 def test_skips_are_filtered_as_by_fourier_transforms(size):
     x = small_unet.normal(0, 2, *size, 3)
-    got = damped(jnp.asarray(x), np.array([0.2, 0.9], np.float32))
+    got = damped(x, jnp.array([0.2, 0.9]))
     for i, s in enumerate((0.2, 0.9)):
         np.testing.assert_allclose(got[i], filtered(x[i], s), atol=1e-6)  # float32 sums of at most 64 numbers
 
 
 def test_features_are_scaled_by_the_original_formulas():
-    x, b = small_unet.normal(1, 2, 4, 5, 6), np.array([1.5, 0.5], np.float32)
+    x, b = small_unet.normal(1, 2, 4, 5, 6), jnp.array([1.5, 0.5])
     mean = x.mean(-1, keepdims=True)
     low, high = mean.min((1, 2), keepdims=True), mean.max((1, 2), keepdims=True)
     factors = b.reshape(2, 1, 1, 1), 1 + (b.reshape(2, 1, 1, 1) - 1) * (mean - low) / (high - low)
     for version, factor in enumerate(factors, start=1):
         want = np.concatenate([x[..., :3] * factor, x[..., 3:]], -1)
-        np.testing.assert_allclose(strengthened(jnp.asarray(x), b, version), want, rtol=1e-5)
+        np.testing.assert_allclose(strengthened(x, b, version), want, rtol=1e-5)
     even = jnp.ones([2, 4, 5, 6])  # no position stands out, and nothing is divided by 0
     np.testing.assert_array_equal(strengthened(even, b, 2), even)
 
@@ -85,7 +87,7 @@ def test_blocks_get_the_numbers_that_are_theirs():
                 UNet(config).apply({"params": params}, x, t, context)
             return {path: (before.seen[path][0], after.seen[path][0]) for path in before.seen}
 
-        traced = jax.jit(run)(small_unet.models.fill_tree(shapes))
+        traced = jax.jit(run)(models.fill_tree(shapes))
         assert len(traced) == 6
         for path, (was, became) in traced.items():
             factor = {1: 2.0, 2: 3.0, None: 1.0}[blocks[int(path.split("/")[0].removeprefix("up_blocks_"))]]

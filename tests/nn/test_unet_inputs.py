@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,13 +20,14 @@ CONFIG = UNetConfig(channels=(32, 64), heads=(2, 2), mid_heads=2, transformer_de
 SHAPES = [(2, 4, 4, 32), (2, 4, 4, 32), (2, 2, 2, 32), (2, 2, 2, 64)]
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-INPUTS = normal(0, 2, 4, 4, 4), np.array([100.0, 700.0], np.float32)
+INPUTS = normal(0, 2, 4, 4, 4), jnp.array([100.0, 700.0])
 CONTEXT = normal(1, 2, 5, 16)
-PARAMS = models.fill_tree(jax.eval_shape(UNet(CONFIG).init, jax.random.key(0), *INPUTS, CONTEXT)["params"])
+SHAPES_OF_PARAMS = jax.eval_shape(UNet(CONFIG).init, jax.random.key(0), *INPUTS, CONTEXT)["params"]
+PARAMS = jax.tree.map(jnp.asarray, models.fill_tree(SHAPES_OF_PARAMS))
 
 
 @jax.jit
@@ -59,26 +61,23 @@ def test_residuals_are_added_to_each_skip_and_to_the_middle():
 def test_a_residual_may_be_one_number_a_channel():
     """As those of nets whose outputs are averaged over the map."""
     small = Residuals([normal(i, 2, 1, 1, shape[-1]) for i, shape in enumerate(SHAPES)], normal(9, 2, 1, 1, 64))
-    skips = [np.broadcast_to(a, shape) for a, shape in zip(small.skips, SHAPES)]
-    whole = Residuals(skips, np.broadcast_to(small.middle, (2, 2, 2, 64)))
+    skips = [jnp.broadcast_to(a, shape) for a, shape in zip(small.skips, SHAPES)]
+    whole = Residuals(skips, jnp.broadcast_to(small.middle, (2, 2, 2, 64)))
     np.testing.assert_array_equal(run(CONTEXT, residuals=small), run(CONTEXT, residuals=whole))
 
 
 def test_residuals_for_another_network_are_refused():
     with pytest.raises(ValueError, match="4 skips, got residuals for 3"):
-        run(
-            CONTEXT, residuals=Residuals([np.zeros(shape, np.float32) for shape in SHAPES[:3]], np.zeros((2, 2, 2, 64)))
-        )
+        run(CONTEXT, residuals=Residuals([jnp.zeros(shape) for shape in SHAPES[:3]], jnp.zeros((2, 2, 2, 64))))
 
 
 def test_contexts_of_different_length_share_a_batch():
     """Each gives what it gives alone; nothing behind the end of a context is seen, by neither attention."""
-    length = np.array([3, 5], np.int32)
+    length = jnp.array([3, 5], jnp.int32)
     got = run(CONTEXT, context_length=length)
     for i, n in enumerate(length):
         alone = UNet(CONFIG).apply({"params": PARAMS}, *(a[i : i + 1] for a in INPUTS), CONTEXT[i : i + 1, :n])
         assert relative_error(got[i : i + 1], alone) < 3e-6  # sums of another length: float32 rounding
-    other = CONTEXT.copy()
-    other[0, 3:] = 1e4
+    other = CONTEXT.at[0, 3:].set(1e4)
     np.testing.assert_array_equal(run(other, context_length=length), got)
     assert relative_error(run(other), run(CONTEXT)) > 0.1

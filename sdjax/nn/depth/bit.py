@@ -3,6 +3,8 @@
 Source: timm, models/resnetv2.py and models/layers/std_conv.py; names are those of transformers' BitBackbone.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,13 +19,13 @@ EPSILON = 1e-5  # of every GroupNorm
 STANDARDISING_EPSILON = 1e-8
 
 
-def same_padding(size: tuple[int, int], kernel: int, stride: int) -> Padding:
+def same_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
     """Returns TensorFlow's 'SAME' padding: ceil(size / stride) places come out, an odd pixel goes to right and bottom.
 
     On even sizes a 7x7 convolution of stride 2 gets (2, 3), a 3x3 one (0, 1), where PyTorch's pad both sides alike.
     """
-    total = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size)
-    return tuple((n // 2, n - n // 2) for n in total)
+    height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size)
+    return (height // 2, height - height // 2), (width // 2, width - width // 2)
 
 
 class StandardConv(nn.Module):

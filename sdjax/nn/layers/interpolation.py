@@ -4,17 +4,19 @@
 """
 
 import functools
+import operator
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Array
 
 CUBIC = -0.75  # the parameter a of torch's and OpenCV's bicubic kernel
 METHODS = ("bilinear", "bicubic")
 
-Maps = TypeVar("Maps")  # a numpy or JAX array [b, h, w, c]
+AnyMap = TypeVar("AnyMap", np.ndarray, Array)  # [b, h, w, c]
 
 
-def interpolate(x: Maps, size: tuple[int, int], *, method: str, align_corners: bool = False) -> Maps:
+def interpolate(x: AnyMap, size: tuple[int, int], *, method: str, align_corners: bool = False) -> AnyMap:
     """Returns maps [b, h, w, c] at another (height, width), in their own dtype, computed in float32.
 
     `method` is "bilinear" or "bicubic" (a = -0.75, values may overshoot). Pixel i lies at i + 1/2, or at i with the
@@ -34,10 +36,11 @@ def interpolate(x: Maps, size: tuple[int, int], *, method: str, align_corners: b
     return y.astype(x.dtype)
 
 
-def _along(x: Maps, axis: int, indices: np.ndarray, weights: np.ndarray) -> Maps:
+def _along(x: AnyMap, axis: int, indices: np.ndarray, weights: np.ndarray) -> AnyMap:
     shape = [1] * x.ndim
     shape[axis] = -1
-    return sum(x.take(indices[:, k], axis=axis) * weights[:, k].reshape(shape) for k in range(indices.shape[1]))
+    terms = [x.take(indices[:, k], axis=axis) * weights[:, k].reshape(shape) for k in range(indices.shape[1])]
+    return functools.reduce(operator.add, terms)
 
 
 @functools.lru_cache(maxsize=256)
@@ -47,6 +50,8 @@ def taps(old: int, new: int, method: str, align_corners: bool) -> tuple[np.ndarr
     places = places * ((old - 1) / max(new - 1, 1)) if align_corners else (places + 0.5) * (old / new) - 0.5
     first = np.floor(places)
     t = places - first
+    offsets: tuple[int, ...]
+    weights: tuple[np.ndarray, ...]
     if method == "bilinear":
         offsets, weights = (0, 1), (1 - t, t)
     else:

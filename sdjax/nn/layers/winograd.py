@@ -7,7 +7,6 @@ convolution. Source: Lavin and Gray 2015 (arXiv 1509.09308), section 4.1.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from sdjax.nn.layers.products import cpu_dtype, wide
 
 LARGEST = 2**29  # bytes of transformed input that are held at a time; larger maps go band by band
 
-Grid = Sequence[Sequence[Any]]
+Grid = Sequence[Sequence[Array]]
 
 
 @jax.custom_vjp
@@ -39,7 +38,8 @@ def _backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     x, kernel = kept
     dy = slope.astype(jnp.float32)
     dx = _convolve(dy, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), jnp.float32)
-    rows, count = _bands(*x.shape, jnp.float32)
+    b, h, w, c = x.shape
+    rows, count = _bands(b, h, w, c, jnp.float32)
     padded, dy = _padded(x, rows * count), _whole(dy, rows * count)
 
     def band(total: Array, i: Array) -> tuple[Array, None]:
@@ -61,7 +61,10 @@ winograd.defvjp(_forward, _backward)
 def _convolve(x: Array, kernel: Array, dtype: DTypeLike) -> Array:
     """Returns the convolution in x's dtype, by products of `dtype`."""
     b, h, w, c = x.shape
-    weights = [part.astype(dtype) for part in _flat(_both(_weighted, _after(x, kernel).astype(jnp.float32)))]
+    weights = [
+        part.astype(dtype)
+        for part in _flat(_both(_weighted, [list(row) for row in _after(x, kernel).astype(jnp.float32)]))
+    ]
     rows, count = _bands(b, h, w, c, dtype)
     padded = _padded(x, rows * count)
 
@@ -140,7 +143,7 @@ def _both(transform: Callable, grid: Grid) -> Grid:
     return [transform(row) for row in zip(*columns, strict=True)]
 
 
-def _flat(grid: Grid) -> list[Any]:
+def _flat(grid: Grid) -> list[Array]:
     return [part for row in grid for part in row]
 
 

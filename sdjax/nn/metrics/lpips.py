@@ -4,6 +4,9 @@ Names are those of torchvision's VGG16 and of the lpips package. Source: Zhang e
 CompVis/taming-transformers, taming/modules/losses/lpips.py, after richzhang/PerceptualSimilarity.
 """
 
+import functools
+import operator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,12 +65,12 @@ class LPIPS(nn.Module):
         _, h, w, _ = image.shape
         if min(h, w) < SMALLEST:
             raise ValueError(f"LPIPS takes pictures of at least {SMALLEST} pixels a side; got {h} x {w}")
-        vgg, total = VGG16(self.dtype, name="vgg"), 0.0
+        vgg, distances = VGG16(self.dtype, name="vgg"), []
         # One after the other: as one batch, no gradient to the first could be left out where nobody asks for it
         for i, (a, b) in enumerate(zip(vgg(image), vgg(other))):
             y = Weights(name=f"lin{i}")(jnp.square(unit(a) - unit(b)))
-            total += y.mean((1, 2, 3))
-        return total
+            distances.append(y.mean((1, 2, 3)))
+        return functools.reduce(operator.add, distances)
 
 
 def unit(x: Map) -> Map:
