@@ -131,8 +131,9 @@ def train(described: Any, folder: Path, args: argparse.Namespace) -> None:
     """Trains in a folder."""
     import jax
 
-    from sdjax.train.loop import GO_ON, Stopped, end
+    from sdjax.train.loop import Stopped
     from sdjax.train.run import Run
+    from sdjax.train.watch import GO_ON, end
 
     def say(text: str) -> None:
         if jax.process_index() == 0:

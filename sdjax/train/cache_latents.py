@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         cache.write_shards(writer, share)
     else:
         beam.make_shards(make, [k for k in range(writer.shards) if not writer.done(k)], args.beam)
-    found = cache.statistics(args.out)
+    found = cache.cache_statistics(args.out)
     print(f"{found['shards']} of {found['of']} shards, {found['records']} records in {args.out}")
     for reason, number in found["bad"].items():
         print(f"{number} bad pictures: {reason}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from sdjax.train.metrics import duration
+from sdjax.train.outputs import duration
 
 
 class Compiling:

@@ -3,14 +3,9 @@
 import contextlib
 import dataclasses
 import math
-import os
-import queue
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,13 +13,12 @@ import numpy as np
 from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.compiling import Compiling
 from sdjax.train.metrics import Writers
-from sdjax.train.objectives.diffusion import Metrics
+from sdjax.train.objectives.objective import Metrics
+from sdjax.train.signals import Signals
 from sdjax.train.state import TrainState
+from sdjax.train.watch import Watch
 
-HUNG = 6  # exit status of a process that stopped waiting for a step
 RATE = "learning_rate"  # of the last step: no mean
-AGREE = 10  # seconds after which several processes ask each other whether one was told to stop
-GO_ON = "the same command goes on from the newest checkpoint"
 
 
 class Stopped(KeyboardInterrupt):
@@ -75,8 +69,8 @@ def fit(
     metrics: Metrics = {}
     refused = int(state.refused.in_a_row)
     with contextlib.ExitStack() as stack:
-        told = stack.enter_context(_Signals())
-        watch = stack.enter_context(_Watch(patience))
+        told = stack.enter_context(Signals())
+        watch = stack.enter_context(Watch(patience))
         step = int(state.step)
         data = batches(step)
         stack.callback(getattr(data, "close", lambda: None))
@@ -105,7 +99,7 @@ def fit(
                     jax.block_until_ready(metrics)
                 _count_refused(metrics, refused, refused_limit, step)
                 log.scalars(step, meter.read())
-            ranked = {}
+            ranked: dict[str, float] = {}
             for i, event in enumerate(events):
                 if step % event.every == 0 or step == steps:
                     if i not in seen:
@@ -183,131 +177,3 @@ class _Meter:
         values |= {f"{name}_wait": wait / passed for name, wait in self.waits.items()}
         self.restart()
         return values
-
-
-def ahead(batch: Callable[[int], Any], first: int, last: int, depth: int = 4) -> Iterator[Any]:
-    """Yields batch(first) ... batch(last - 1), made by a thread of its own up to `depth` ahead."""
-    ready: queue.Queue = queue.Queue(depth)
-    closed = threading.Event()
-
-    def put(item: Any) -> None:
-        while not closed.is_set():
-            try:
-                return ready.put(item, timeout=0.5)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for n in range(first, last):
-                if closed.is_set():
-                    return
-                put((batch(n), None))
-        except Exception as error:
-            put((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        for _ in range(first, last):
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        closed.set()
-        thread.join()
-
-
-class _Signals:
-    """What signals ask for while the block runs: `stop`, the number of SIGTERM or SIGINT, and `save`, on SIGUSR1.
-
-    Only the main thread can catch signals. A second SIGINT interrupts at once.
-    """
-
-    def __init__(self) -> None:
-        self.stop, self.save = 0, False
-        self._asked, self._previous = [0, 0], {}
-        self._next, self._since = 0, None
-
-    def __enter__(self) -> "_Signals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, _: Any) -> None:
-        if number == signal.SIGUSR1:
-            return self.ask_to_save()
-        if number == signal.SIGINT and self._asked[0] == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._asked[0] = number
-
-    def ask_to_save(self) -> None:
-        """Asks for a save, as SIGUSR1 does."""
-        self._asked[1] = 1
-
-    def agree(self, step: int) -> None:
-        """Takes note of what was asked for; several processes do it in the same step, if any of them was asked.
-
-        They ask each other about every AGREE seconds, but after ten steps at the latest.
-        """
-        if jax.process_count() == 1:
-            asked = self._asked
-        elif step >= self._next:
-            from jax.experimental import multihost_utils
-
-            now, seconds = time.monotonic(), np.inf  # of a step
-            if self._since is not None:
-                seconds = (now - self._since[1]) / (step - self._since[0])
-            told = multihost_utils.process_allgather(np.array([*self._asked, seconds], np.float32))
-            *asked, slowest = np.max(told, axis=0).tolist()
-            asked = [int(value) for value in asked]
-            self._next, self._since = step + min(max(int(AGREE / max(slowest, 1e-3)), 1), 10), (step, now)
-        else:
-            return
-        self.stop, self.save = asked[0], self.save or bool(asked[1])
-        self._asked[1] = 0
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-class _Watch:
-    """Ends the process with a sentence when what it waits for takes longer than `patience` seconds."""
-
-    def __init__(self, patience: float | None) -> None:
-        self.patience, self.what, self.since = patience, None, 0.0
-        self.closed = threading.Event()
-
-    def __enter__(self) -> "_Watch":
-        if self.patience is not None:
-            threading.Thread(target=self._look, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.closed.set()
-
-    @contextlib.contextmanager
-    def __call__(self, what: str) -> Iterator[None]:
-        self.since, self.what = time.monotonic(), what
-        try:
-            yield
-        finally:
-            self.what = None
-
-    def _look(self) -> None:
-        while not self.closed.wait(min(1.0, self.patience / 4)):
-            what, since = self.what, self.since
-            if what is not None and time.monotonic() - since > self.patience:
-                end(
-                    f"sdjax train: {what} took longer than {self.patience:g} seconds (process {jax.process_index()} of "
-                    f"{jax.process_count()}): a device hangs, or another process died; {GO_ON}"
-                )
-
-
-def end(sentence: str) -> NoReturn:
-    """Ends the process with a sentence and the status HUNG, whatever its threads wait for."""
-    print(sentence, file=sys.stderr, flush=True)
-    os._exit(HUNG)  # the main thread is in a call that does not return

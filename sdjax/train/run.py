@@ -8,7 +8,6 @@ its file is not needed later, or `base.json`, where that lies (`sdjax.loading.re
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import shutil
@@ -20,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sdjax import errors
 from sdjax._version import __version__
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert.bundle import Bundle
@@ -37,13 +35,16 @@ from sdjax.train import parallel, training_set
 from sdjax.train.build import Setup
 from sdjax.train.checkpoints import settings
 from sdjax.train.checkpoints.checkpoint import Checkpoints
-from sdjax.train.config import DataConfig, TrainConfig, note_settings
+from sdjax.train.config import TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
 from sdjax.train.loop import Event, fit
-from sdjax.train.metrics import Speed, Writers, check_tensorboard
+from sdjax.train.metrics import Speed, Writers
 from sdjax.train.objectives.objective import SEED
+from sdjax.train.outputs import check_tensorboard
 from sdjax.train.planning.peaks import peak_flops
 from sdjax.train.planning.summary import summary
+from sdjax.train.profiling import profiled
+from sdjax.train.run_data import RunData, RunSet
 from sdjax.train.samples import Samples, check_samples
 from sdjax.train.state import TrainState
 from sdjax.train.validation import Validation
@@ -120,8 +121,8 @@ class Run:
         if self.config.log.tensorboard:
             check_tensorboard()
         self.config.minimised.check_files()
-        _, batch = self.parts, self.config.batch_size
-        parallel.examples_each(batch, self.config.accumulate, self.mesh.shape)
+        self.data.open()
+        parallel.examples_each(self.config.batch_size, self.config.accumulate, self.mesh.shape)
         setup, samples = self.setup, self.config.samples
         if samples.prompts:
             check_samples(samples, setup.model)
@@ -141,35 +142,9 @@ class Run:
         Raises ConfigError if a run in this folder was started with other settings that matter. As long as there is no
         checkpoint, none does, and the run is taken for a new one.
         """
-        path, config = self.folder / SETTINGS, self.config
         if self.new:
-            return config
-        if not path.exists():
-            raise ConfigError(f"{self.folder} holds checkpoints but no {SETTINGS}: train in another folder")
-        try:
-            with errors.doing("reading the settings", path):
-                before = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{path} is damaged ({error}); train in another folder") from None
-        config = settings.with_own_warmup(config, before)
-        found = settings.changes(config, settings.stored(config), before)
-        found = [change for change in found if change.name != "model.copy"]  # the model is kept as it was
-        if (self.folder / REFERENCE).exists():
-            found = self._moved(found)
-        settings.check(found, self.folder, config.optim.name)
-        for change in found:
-            self.say(f"{change}: the run goes on with the new value")
-        return config
-
-    def _moved(self, found: list[settings.Change]) -> list[settings.Change]:
-        """Takes note if the start model, which was not copied, lies elsewhere now; returns the other changes.
-
-        Raises ConfigError if what lies there is another one.
-        """
-        places = [change for change in found if change.name in reference.CHANGES]
-        if places and jax.process_index() == 0:
-            reference.move(self.folder, self.config.model)
-        return [change for change in found if change not in places]
+            return self.config
+        return settings.resumed(self.config, self.folder, self.say)
 
     def keep_settings(self) -> None:
         """Writes the settings of a new run into its folder."""
@@ -207,48 +182,27 @@ class Run:
         return parallel.make_mesh(self.config.parallel, self.devices)
 
     @functools.cached_property
-    def data(self) -> tuple[DataConfig | None, ...]:
-        """The training set, and the set that the loss is measured on, the same in every run; None if there is none."""
-        validation = self.config.validation.data
-        return self.config.data, None if validation is None else training_set.held_out(validation)
-
-    @functools.cached_property
-    def parts(self) -> tuple[Any, ...]:
-        """Both sets as they lie there, of which nothing depends on the model."""
-        captions, size = self.config.minimised.captions, self.config.batch_size
-        return tuple(data and training_set.open_parts(data, size, captions=captions) for data in self.data)
-
-    @functools.cached_property
-    def examples(self) -> tuple[training_set.Examples | None, ...]:
-        """Both sets with the sizes that the model takes."""
-        size = self.config.batch_size
-        return tuple(
-            data and training_set.make_examples(data, parts, self.model, size)
-            for data, parts in zip(self.data, self.parts)
-        )
+    def data(self) -> RunData:
+        """Training set and held-out set."""
+        return RunData(self.config, lambda: self.model)
 
     @functools.cached_property
     def loader(self) -> Loader:
         """The training set's batches."""
-        return self._loader(0, self.config.seed)
+        return self._loader(self.data.training, self.config.seed)
 
-    @functools.cached_property
-    def held_out(self) -> Loader | None:
-        """The batches that the loss is measured on; None if there are none."""
-        return None if self.data[1] is None else self._loader(1, SEED)
-
-    def _loader(self, which: int, seed: int) -> Loader:
+    def _loader(self, data: RunSet, seed: int) -> Loader:
         tokenizer = self.start.tokenizer() if self.config.minimised.captions else None
         return training_set.make_loader(
-            self.data[which], self.start.config, tokenizer, batch_size=self.config.batch_size, seed=seed,
-            params=self.start.params, sharding=parallel.batch_sharding(self.mesh), examples=self.examples[which],
+            data.config, self.start.config, tokenizer, batch_size=self.config.batch_size, seed=seed,
+            params=self.start.params, sharding=parallel.batch_sharding(self.mesh), examples=data.examples,
         )  # fmt: skip
 
     @functools.cached_property
     def setup(self) -> Setup:
         """What the run computes."""
-        texts = [None if examples is None else training_set.text_of(examples) for examples in self.examples]
-        return Setup(self.config, self.model, *texts)
+        held_out = None if self.data.held_out is None else self.data.held_out.text
+        return Setup(self.config, self.model, self.data.training.text, held_out)
 
     @functools.cached_property
     def empty(self) -> np.ndarray:
@@ -310,17 +264,17 @@ class Run:
     def _events(self, mesh: Mesh, frozen: Params, log: Writers) -> tuple[Event, ...]:
         events = []
         v, s = self.config.validation, self.config.samples
-        if v.data is not None:
-            events.append(Event(v.every, self._validation(mesh, frozen).run, "validation"))
+        if self.data.held_out is not None:
+            held_out = self._loader(self.data.held_out, SEED)
+            events.append(Event(v.every, self._validation(mesh, frozen, held_out).run, "validation"))
         if s.prompts:
             events.append(
                 Event(s.every, Samples(s, self.start, log, self.setup.dtype, self.config.trainable).run, "samples")
             )
         return tuple(events)
 
-    def _validation(self, mesh: Mesh, frozen: Params) -> Validation:
+    def _validation(self, mesh: Mesh, frozen: Params, loader: Loader) -> Validation:
         v, size = self.config.validation, self.config.batch_size
-        loader = self.held_out
         count = min(-(-v.examples // size), loader.batches_per_epoch)
         sharding = parallel.batch_sharding(mesh)
         losses = jax.jit(self.setup.losses(self.empty))
@@ -342,38 +296,6 @@ def finished(done: int, steps: int) -> str | None:
         f"this run is finished: it has taken {done} steps, and optim.steps is {steps}. To train on, set optim.steps "
         f"(--steps) to more than {done}"
     )
-
-
-@contextlib.contextmanager
-def profiled(step: Callable, folder: str | None, first: int = 10, last: int = 20) -> Iterator[Callable]:
-    """Yields a step that writes a trace of its calls from the `first` to before the `last`, or to the end, for XProf.
-
-    It is the step itself if no folder is named.
-    """
-    calls, traces = 0, False
-    if folder is None:
-        yield step
-        return
-
-    def call(*args: Any) -> Any:
-        nonlocal calls, traces
-        if calls == first:
-            jax.profiler.start_trace(folder)
-            traces = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=calls):
-            out = step(*args)
-        calls += 1
-        if calls == last:
-            jax.block_until_ready(out)
-            jax.profiler.stop_trace()
-            traces = False
-        return out
-
-    try:
-        yield call
-    finally:
-        if traces:
-            jax.profiler.stop_trace()
 
 
 def _first_says(answer: bool) -> bool:

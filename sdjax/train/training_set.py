@@ -8,11 +8,11 @@ from sdjax.config import ConfigError, ModelConfig
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.train.config import DataConfig
 from sdjax.train.data.buckets import Buckets
-from sdjax.train.data.cache import encoder_of, is_signature, probe
 from sdjax.train.data.cached import Cached
 from sdjax.train.data.loader import Loader
 from sdjax.train.data.order import Order
 from sdjax.train.data.pictures import Part, Pictures
+from sdjax.train.data.signatures import encoder_of, is_signature, probe
 from sdjax.train.data.sources import open_source
 from sdjax.typing import Params
 

@@ -21,7 +21,7 @@ from sdjax.train import training_set
 from sdjax.train.config import DataConfig
 from sdjax.train.data import cache
 from sdjax.train.data.buckets import Buckets
-from sdjax.train.data.cache import CacheSettings, LatentWriter, statistics, write_shards
+from sdjax.train.data.cache import CacheSettings, LatentWriter, cache_statistics, write_shards
 from sdjax.train.data.cached import Cached
 from sdjax.train.data.loader import Loader, TooManyBadPictures
 from sdjax.train.data.pictures import Part, Pictures
@@ -96,7 +96,7 @@ def test_shards_are_the_same_in_any_order_on_any_machine_and_after_a_stop(tmp_pa
     assert a.keys() == b.keys()
     for key in a:
         assert a[key]["moments"].tobytes() == b[key]["moments"].tobytes()
-    assert statistics(tmp_path / "a") == statistics(tmp_path / "b")
+    assert cache_statistics(tmp_path / "a") == cache_statistics(tmp_path / "b")
 
 
 def test_a_shard_that_was_interrupted_leaves_no_name_behind(tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_cache_of_another_model_is_not_trained_on(tmp_path):
 
 def test_statistics_are_those_of_the_latents(tmp_path):
     write_shards(writer(tmp_path, broken=(2, 7)))
-    found = statistics(tmp_path)
+    found = cache_statistics(tmp_path)
     moments = [loaded["moments"].astype(np.float64).reshape(-1, 8) for loaded in records(tmp_path).values()]
     mean, logvar = np.split(np.concatenate(moments), 2, axis=-1)
     assert found["records"] == 11

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.train.metrics import Speed, Writers, cut_log, duration
+from sdjax.train.metrics import Speed, Writers
+from sdjax.train.outputs import cut_log, duration
 from sdjax.train.planning.peaks import PEAKS, peak_flops
 
 
@@ -122,7 +123,7 @@ def test_pictures_become_a_sheet_that_holds_its_captions(told, tmp_path):
 
 def test_a_line_a_minute_tells_speed_and_time_left(told, capsys, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("sdjax.train.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sdjax.train.outputs.time.monotonic", lambda: now[0])
     writers = told(speed=Speed(images=8, flops=2e12, peak=8e12))
     for step, passed in ((10, 30), (20, 29), (30, 0.5), (100, 1)):
         writers.scalars(step, {"loss": 0.125, "seconds": 0.5})

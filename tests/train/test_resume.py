@@ -15,12 +15,14 @@ import optax
 import pytest
 
 from sdjax.train.checkpoints.checkpoint import Checkpoints
-from sdjax.train.loop import HUNG, Event, Stopped, ahead, fit
+from sdjax.train.data.ahead import ahead
+from sdjax.train.loop import Event, Stopped, fit
 from sdjax.train.metrics import Writers
 from sdjax.train.objectives import draws
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import GuardConfig, TrainState
 from sdjax.train.step import make_train_step
+from sdjax.train.watch import HUNG
 
 OPTIMIZER = make_optimizer(OptimConfig(steps=12, learning_rate=1e-3, warmup=2))
 
@@ -196,8 +198,8 @@ def test_compiling_is_said_and_counts_for_no_time(tmp_path, train_step, capsys):
 def test_a_run_that_hangs_ends_with_a_sentence(tmp_path):
     code = """
 import time
-from sdjax.train.loop import _Watch
-with _Watch(0.5) as watch, watch("step 7"):
+from sdjax.train.watch import Watch
+with Watch(0.5) as watch, watch("step 7"):
     time.sleep(60)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)

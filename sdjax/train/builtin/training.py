@@ -37,7 +37,8 @@ from sdjax.storage import manifest
 from sdjax.storage.addresses import local
 from sdjax.train.builtin import emoji, latents, subjects, vocabulary
 from sdjax.train.checkpoints.checkpoint import Checkpoints
-from sdjax.train.loop import Stopped, ahead, fit
+from sdjax.train.data.ahead import ahead
+from sdjax.train.loop import Stopped, fit
 from sdjax.train.metrics import Speed, Writers
 from sdjax.train.objectives.autoencoder import autoencoder_loss
 from sdjax.train.objectives.conditioning import CONDITIONS

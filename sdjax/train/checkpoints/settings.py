@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+
+from sdjax import errors
 from sdjax.config import ConfigError
-from sdjax.loading.run_layout import SETTINGS
+from sdjax.loading import reference
+from sdjax.loading.run_layout import REFERENCE, SETTINGS
 from sdjax.train.config import TrainConfig
 
 # A run keeps these: its state depends on them
@@ -60,6 +65,33 @@ def changes(config: Any, now: Mapping[str, Any], before: Mapping[str, Any], with
         elif now[name] != old:
             found.append(Change(within + name, old, now[name]))
     return found
+
+
+def resumed(config: TrainConfig, folder: pathlib.Path, say: Callable[[str], None]) -> TrainConfig:
+    """Returns the configuration of a run that goes on, with the warm-up that it began with; `say` is told of changes.
+
+    Raises ConfigError if the run was started with other settings that its state depends on, or from another model.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        raise ConfigError(f"{folder} holds checkpoints but no {SETTINGS}: train in another folder")
+    try:
+        with errors.doing("reading the settings", path):
+            before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); train in another folder") from None
+    config = with_own_warmup(config, before)
+    found = changes(config, stored(config), before)
+    found = [change for change in found if change.name != "model.copy"]  # the model is kept as it was
+    if (folder / REFERENCE).exists():
+        places = [change for change in found if change.name in reference.CHANGES]
+        if places and jax.process_index() == 0:
+            reference.move(folder, config.model)
+        found = [change for change in found if change not in places]
+    check(found, folder, config.optim.name)
+    for change in found:
+        say(f"{change}: the run goes on with the new value")
+    return config
 
 
 def check(found: list[Change], folder: Any, optimiser: str) -> None:

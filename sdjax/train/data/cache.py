@@ -21,29 +21,27 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.config import TextConfig, VAEConfig
+from sdjax.config import VAEConfig
 from sdjax.nn import AutoencoderKL
 from sdjax.nn.jax_settings import pinned
 from sdjax.pictures.image import to_float
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.pipeline.programs import one_by_one
-from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.storage.files import check_room, write_file
 from sdjax.train.data.array_records import ENDINGS, agree, pack, writing
 from sdjax.train.data.loader import check_bad
 from sdjax.train.data.pictures import BadPicture, Pictures, draws, read
 from sdjax.train.data.records import SourceError, scalars
+from sdjax.train.data.signatures import encoder_of, fingerprint, probe, signature, token_ids
 from sdjax.train.data.table import Table
 from sdjax.typing import Moments, Params, Pixels
 
 TEXTS = ("ids", "context")
 MANIFEST = "manifest.json"
-PROBES = ("", "a photo of a cat", "Caf\u00e9 \U0001f98a, 2 (large) foxes!")  # tell one tokenizer from another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +57,7 @@ class CacheSettings:
     seed: int = 0
     shard_size: int = 1024
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.text not in TEXTS or self.variants < 1 or self.shard_size < 1:
             raise ValueError(
                 f"a cache keeps {' or '.join(TEXTS)}, at least one variant and one picture a shard; got {self}"
@@ -157,7 +155,7 @@ class LatentWriter:
             stem = self.path(k)
             Table.from_rows(rows).save(stem.with_suffix(".npz"), len(rows))
             statistics = {"records": len(rows), "values": count, "sums": sums.tolist(), "bad": dict(bad)}
-            _replace(stem.with_suffix(".json"), statistics)
+            _write_statistics(stem.with_suffix(".json"), statistics)
 
     def _batches(self, plan: Sequence[tuple], pool: ThreadPoolExecutor, bad: Counter[str]) -> Iterator[list[dict]]:
         """Yields examples of one size, at most a batch of them, while the next are being decoded."""
@@ -215,49 +213,12 @@ class LatentWriter:
         return token_ids(self.pipe.tokenizer, self.pipe.config.text, captions)
 
 
-def token_ids(tokenizer: Tokenizer, text: TextConfig, captions: Sequence[str]) -> np.ndarray:
-    """Returns captions' tokens for a text encoder, int32 [captions, n]."""
-    return np.asarray(tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id), np.int32)
-
-
-def probe(tokenizer: Tokenizer, text: TextConfig) -> str:
-    """Returns a SHA-256 of what a tokenizer makes of some texts for a text encoder."""
-    return hashlib.sha256(token_ids(tokenizer, text, PROBES).tobytes()).hexdigest()
-
-
-def encoder_of(params: Params) -> Params:
-    """Returns what of a model's autoencoder makes latents; its decoder may be another."""
-    return {name: params["vae"][name] for name in ("encoder", "quant_conv") if name in params["vae"]}
-
-
-def signature(params: Params) -> list[float]:
-    """Returns the parameters' L1 and L2 norm, to four digits: the same network held in another type has the same."""
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
-    norms = sum(np.abs(leaf).sum() for leaf in leaves), sum((leaf**2).sum() for leaf in leaves) ** 0.5
-    return [float(f"{norm:.4g}") for norm in norms]
-
-
-def is_signature(found: Sequence[float], params: Params) -> bool:
-    """Returns whether a signature is that of these parameters."""
-    return bool(np.allclose(found, signature(params), rtol=1e-3, atol=0))
-
-
 def shard_path(folder: Path, k: int, shards: int) -> Path:
     """Returns where shard k of a cache lies."""
     return folder / f"latents-{k:05d}-of-{shards:05d}{ENDINGS[0]}"
 
 
-def fingerprint(params: Params) -> str:
-    """Returns a SHA-256 of parameters: their names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
-    return digest.hexdigest()
-
-
-def statistics(folder: str | os.PathLike) -> dict[str, Any]:
+def cache_statistics(folder: str | os.PathLike) -> dict[str, Any]:
     """Returns what is known of a cache's shards so far: how many are done, records, bad pictures by reason, and over
     all latents, not scaled: `mean` and `std` by channel, and `scale_factor`, one over the standard deviation of all
     values drawn from the posteriors, which the autoencoder's own should be near.
@@ -317,5 +278,5 @@ def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (values[i : i + size] for i in range(0, len(values), size))
 
 
-def _replace(path: Path, value: Any) -> None:
+def _write_statistics(path: Path, value: Any) -> None:
     write_file(path, (json.dumps(value, indent=1) + "\n").encode(), overwrite=True, what="writing the statistics")

@@ -6,13 +6,13 @@ import itertools
 import os
 import re
 import signal
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from sdjax.train.data.ahead import ahead
 from sdjax.train.data.order import Order, Stream
 from sdjax.train.data.pictures import BadPicture
 
@@ -119,32 +119,31 @@ class Loader:
         """Returns this process's rows of batch n, made now. It does not count what is bad."""
         return self.make(n).batch
 
-    def iterate(self, first: int = 0, last: int | None = None) -> Iterator[Batch]:
+    def iterate(self, first: int = 0, last: int | None = None) -> Generator[Batch, None, None]:
         """Yields this process's rows of batches `first` to `last` (without end by default), made ahead.
 
         Raises TooManyBadPictures.
         """
-        import grain
-
-        stop = sys.maxsize if last is None else last
-        ahead = max(2, self.threads)
-        read = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
-        dataset = grain.MapDataset.range(first, stop).map(self.make).to_iter_dataset(read)
-        if self.workers:
-            _parse_absl_flags()
-            options = grain.multiprocessing.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_leave_signals_to_the_main_process)
-        made = iter(dataset)
-        try:
+        with contextlib.closing(
+            ahead(
+                self.make, first, last, threads=self.threads, depth=max(2, self.threads),
+                workers=self._in_processes if self.workers else None,
+            )
+        ) as made:  # fmt: skip
             for one in made:
                 self._count(one)
                 yield one.batch
-        finally:
-            close = getattr(made, "close", None)
-            if close is not None:
-                close()
 
-    def on_devices(self, sharding: Any, first: int = 0, last: int | None = None, depth: int = 2) -> Iterator[Batch]:
+    def _in_processes(self, dataset: Any) -> Any:
+        import grain
+
+        _parse_absl_flags()
+        options = grain.multiprocessing.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+        return dataset.mp_prefetch(options, worker_init_fn=_leave_signals_to_the_main_process)
+
+    def on_devices(
+        self, sharding: Any, first: int = 0, last: int | None = None, depth: int = 2
+    ) -> Generator[Batch, None, None]:
         """Yields whole batches with their arrays on the devices of a sharding, `depth` ahead of their use.
 
         The sharding cuts the first axis only, so that this process holds the rows of its devices. Texts stay lists of

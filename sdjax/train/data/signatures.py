@@ -1,0 +1,50 @@
+"""What tells one network or tokenizer from another: a cache of latents keeps it, and training compares."""
+
+import hashlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from sdjax.config import TextConfig
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.typing import Params
+
+PROBES = ("", "a photo of a cat", "Caf\u00e9 \U0001f98a, 2 (large) foxes!")  # tell one tokenizer from another
+
+
+def token_ids(tokenizer: Tokenizer, text: TextConfig, captions: Sequence[str]) -> np.ndarray:
+    """Returns captions' tokens for a text encoder, int32 [captions, n]."""
+    return np.asarray(tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id), np.int32)
+
+
+def probe(tokenizer: Tokenizer, text: TextConfig) -> str:
+    """Returns a SHA-256 of what a tokenizer makes of some texts for a text encoder."""
+    return hashlib.sha256(token_ids(tokenizer, text, PROBES).tobytes()).hexdigest()
+
+
+def encoder_of(params: Params) -> Params:
+    """Returns what of a model's autoencoder makes latents; its decoder may be another."""
+    return {name: params["vae"][name] for name in ("encoder", "quant_conv") if name in params["vae"]}
+
+
+def signature(params: Params) -> list[float]:
+    """Returns the parameters' L1 and L2 norm, to four digits: the same network held in another type has the same."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
+    norms = sum(np.abs(leaf).sum() for leaf in leaves), sum((leaf**2).sum() for leaf in leaves) ** 0.5
+    return [float(f"{norm:.4g}") for norm in norms]
+
+
+def is_signature(found: Sequence[float], params: Params) -> bool:
+    """Returns whether a signature is that of these parameters."""
+    return bool(np.allclose(found, signature(params), rtol=1e-3, atol=0))
+
+
+def fingerprint(params: Params) -> str:
+    """Returns a SHA-256 of parameters: their names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8))
+    return digest.hexdigest()

@@ -1,0 +1,66 @@
+"""Signals that stop a training or make it save, agreed on by all its processes."""
+
+import signal
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+AGREE = 10  # seconds after which several processes ask each other whether one was told to stop
+
+
+class Signals:
+    """What signals ask for while the block runs: `stop`, the number of SIGTERM or SIGINT, and `save`, on SIGUSR1.
+
+    Only the main thread can catch signals. A second SIGINT interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.stop, self.save = 0, False
+        self._asked, self._previous = [0, 0], {}
+        self._next, self._since = 0, None
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _: Any) -> None:
+        if number == signal.SIGUSR1:
+            return self.ask_to_save()
+        if number == signal.SIGINT and self._asked[0] == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked[0] = number
+
+    def ask_to_save(self) -> None:
+        """Asks for a save, as SIGUSR1 does."""
+        self._asked[1] = 1
+
+    def agree(self, step: int) -> None:
+        """Takes note of what was asked for; several processes do it in the same step, if any of them was asked.
+
+        They ask each other about every AGREE seconds, but after ten steps at the latest.
+        """
+        if jax.process_count() == 1:
+            asked = self._asked
+        elif step >= self._next:
+            from jax.experimental import multihost_utils
+
+            now, seconds = time.monotonic(), np.inf  # of a step
+            if self._since is not None:
+                seconds = (now - self._since[1]) / (step - self._since[0])
+            told = multihost_utils.process_allgather(np.array([*self._asked, seconds], np.float32))
+            *asked, slowest = np.max(told, axis=0).tolist()
+            asked = [int(value) for value in asked]
+            self._next, self._since = step + min(max(int(AGREE / max(slowest, 1e-3)), 1), 10), (step, now)
+        else:
+            return
+        self.stop, self.save = asked[0], self.save or bool(asked[1])
+        self._asked[1] = 0
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,53 @@
+"""Ending a process that waits too long: a peer that died leaves the others waiting for ever."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+
+HUNG = 6  # exit status of a process that stopped waiting for a step
+GO_ON = "the same command goes on from the newest checkpoint"
+
+
+class Watch:
+    """Ends the process with a sentence when what it waits for takes longer than `patience` seconds."""
+
+    def __init__(self, patience: float | None) -> None:
+        self.patience, self.what, self.since = patience, None, 0.0
+        self.closed = threading.Event()
+
+    def __enter__(self) -> "Watch":
+        if self.patience is not None:
+            threading.Thread(target=self._look, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.closed.set()
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        self.since, self.what = time.monotonic(), what
+        try:
+            yield
+        finally:
+            self.what = None
+
+    def _look(self) -> None:
+        while not self.closed.wait(min(1.0, self.patience / 4)):
+            what, since = self.what, self.since
+            if what is not None and time.monotonic() - since > self.patience:
+                end(
+                    f"sdjax train: {what} took longer than {self.patience:g} seconds (process {jax.process_index()} of "
+                    f"{jax.process_count()}): a device hangs, or another process died; {GO_ON}"
+                )
+
+
+def end(sentence: str) -> NoReturn:
+    """Ends the process with a sentence and the status HUNG, whatever its threads wait for."""
+    print(sentence, file=sys.stderr, flush=True)
+    os._exit(HUNG)  # the main thread is in a call that does not return
