@@ -195,6 +195,8 @@ def _module(name: str) -> Any:
         if not path.is_file():
             raise ValueError(f"there is no configuration {name}")
         spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+        assert spec is not None  # for a file's name ends in .py
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses in it look there for their annotations
         spec.loader.exec_module(module)
@@ -216,7 +218,7 @@ def join_hosts(args: argparse.Namespace) -> None:
         raise ValueError("--coordinator, --num-hosts and --host go together")
     import jax
 
-    if jax.config.jax_platforms == "cpu" or not jax.config.jax_platforms:
+    if jax.config.jax_platforms == "cpu" or not jax.config.jax_platforms:  # type: ignore[attr-defined]
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # used by CPUs alone
     jax.distributed.initialize(args.coordinator, args.num_hosts, args.host)
 

@@ -109,7 +109,7 @@ def read(args: argparse.Namespace, pixels: Any) -> str:
         data, agreement = watermark.decode(pixels, args.bytes)
         return f"{data!r}, {agreement:.0%} of the blocks agree"
     scores = {text: watermark.evidence(pixels, text) for text in args.text or RELEASES}
-    best = max(scores, key=scores.get)
+    best = max(scores, key=lambda text: scores[text])
     listed = ", ".join(f"{text} {score:.1f}" for text, score in scores.items())
     found = best if scores[best] >= CERTAIN else "no watermark"
     return f"{found} (standard deviations above chance: {listed})"

@@ -131,7 +131,9 @@ class TextConfig(Description):
     def _validate(self) -> None:
         bert = self.kind == "bert"
         check(
-            bert == (self.head_dim is not None) and (not bert or (self.head_dim >= 1 and self.activation == "gelu")),
+            (self.head_dim is not None and self.head_dim >= 1 and self.activation == "gelu")
+            if bert
+            else self.head_dim is None,
             'TextConfig.head_dim is given for the kind "bert" alone, whose activation is "gelu"',
         )
         check(
@@ -335,7 +337,8 @@ class ModelConfig(Description):
         )
         check(math.isfinite(self.guidance_scale), f"ModelConfig.guidance_scale is finite, got {self.guidance_scale}")
         check(self.image_size >= 1, f"ModelConfig.image_size is positive, got {self.image_size}")
-        for name, size in ("vision", self.vision and self.vision.projection), ("noise_stats", self.noise_stats):
+        embedding = None if self.vision is None else self.vision.projection
+        for name, size in ("vision", embedding), ("noise_stats", self.noise_stats):
             label = self.unet.label_dim
             check(
                 size is None or (label is not None and 1 <= 2 * size == label),

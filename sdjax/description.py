@@ -19,6 +19,7 @@ def check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+@dataclasses.dataclass(frozen=True)
 class Description:
     """A frozen dataclass that checks its fields' types, then itself, and knows the dictionaries of config.json."""
 
@@ -119,7 +120,7 @@ def _one(kind: Any, value: Any, name: str) -> Any:
     if kind is Any:  # checked by the description itself
         return value
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, name)
     if origin is Literal:
         if value not in args:

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jaxtyping
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 Image = Float[Array, "b h w 3"]
 NewImage = Float[Array, "b h2 w2 3"]
-Pixels = UInt8[Array, "b h w 3"]
+Pixels = UInt8[np.ndarray, "b h w 3"]
 Latent = Float[Array, "b h w c"]
 Map = Float[Array, "b h w c"]
 NewMap = Float[Array, "b h2 w2 c2"]
@@ -25,7 +26,7 @@ Embedding = Float[Array, "b d"]
 Moments = Float[Array, "b h2 w2 c2"]
 Context = Float[Array, "b m d"]
 Length = Int[Array, "b"]
-TokenIds = Int[Array, "b n"]
+TokenIds = Int[Array | np.ndarray, "b n"]
 Timestep = Float[Array, "b"]
 Key = jaxtyping.Key[Array, ""]
 Keys = jaxtyping.Key[Array, "b"]

@@ -69,7 +69,9 @@ class Store(argparse.Action):
         super().__init__(*args, **kwargs)
         self.needs = (needs,) if isinstance(needs, Needs) else tuple(needs)
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None):
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
         self.check_place(values)
         if self.dest in namespace.given:
             raise argparse.ArgumentError(self, "it is given twice but takes one value: give it once")
@@ -98,13 +100,17 @@ class Switch(Store):
     def __init__(self, option_strings: Any, dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, const=True, default=False, **kwargs)
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None):
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
         self.keep(namespace, True, option_string)
 
 
 class Append(Store):
     """Keeps every value."""
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None):
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
         self.check_place(values)
         self.keep(namespace, [*(getattr(namespace, self.dest) or []), values], option_string)

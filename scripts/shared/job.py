@@ -55,7 +55,9 @@ class Job:
         if self.checkpoint is None and self.own is not None:
             note(builtin.NOTICES[self.own])
         named = None if args.safety_checker in (saving.AUTO, saving.OFF) else args.safety_checker
-        resolve_local(own or self.checkpoint, revision=args.revision)
+        place = own or self.checkpoint
+        assert place is not None  # without --ckpt it is one of the models inside the package
+        resolve_local(place, revision=args.revision)
         resolve_local(args.vae, named)
         saving.check_outdir(self.folder if args.skip_save else self.folder / "samples")
         said: list[str] = []
@@ -66,10 +68,10 @@ class Job:
                 note(text)
 
         with hub.listening(say):
-            local = own or hub.resolve(self.checkpoint, args.revision, args.variant)
+            local = own or hub.resolve(place, args.revision, args.variant)
             vae = None if args.vae is None else hub.resolve(args.vae)
 
-        checked_by = saving.find_checker(args.safety_checker, local, on_hub=not hub.is_local(own or self.checkpoint))
+        checked_by = saving.find_checker(args.safety_checker, local, on_hub=not hub.is_local(place))
 
         def check_all(config: Any) -> None:
             schedule = NoiseSchedule(config.schedule)
@@ -102,10 +104,10 @@ class Job:
         for notice in self.pipe.notices:
             say(notice)
         self.common = self._describe() | {
-            "model": picture_settings.describe_model(own or self.checkpoint, local),
+            "model": picture_settings.describe_model(place, local),
             "vae": None if vae is None else picture_settings.describe_model(args.vae, vae),
         }
-        if self.checker is not None:
+        if self.checker is not None and checked_by is not None:
             self.common["safety_checker"] = picture_settings.describe_model(checked_by, Path(self.checker.source))
         return self.pipe
 

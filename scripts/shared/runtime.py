@@ -67,7 +67,7 @@ def make_sampler(
     from sdjax.samplers import SAMPLERS
     from sdjax.tasks.resolve import make_sampler as choose
 
-    own = vars(SAMPLERS[name]())
+    own: dict[str, Any] = dict(vars(SAMPLERS[name]()))
     given = [text.partition("=") for text in settings]
     if eta is not None and ("eta" in own or eta != 0):  # 0 says nothing to a sampler that never adds noise
         given.append(("eta", "=", str(eta)))

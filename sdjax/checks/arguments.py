@@ -36,7 +36,7 @@ def whole(
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, meaning: str = "") -> float:
     """Returns a finite number as Python's float. Raises ValueError for anything else, and outside the range."""
     try:
-        if _is_bool(value) or isinstance(value, str | bytes) or getattr(value, "ndim", 0):
+        if _is_bool(value) or isinstance(value, str | bytes) or getattr(value, "ndim", False):
             raise TypeError
         out = float(value)
     except (TypeError, ValueError, OverflowError):

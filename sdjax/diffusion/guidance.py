@@ -43,7 +43,7 @@ class Call(NamedTuple):
 
     def x0(self, output: Noisy) -> Noisy:
         """Returns the x0 that an output of the network means."""
-        return self.of_x * self.x + self.of_output * output
+        return jnp.asarray(self.of_x * self.x + self.of_output * output)
 
 
 class Guidance(Protocol):
@@ -92,8 +92,8 @@ class ClassifierFree:
     Source: Ho & Salimans 2022 (arXiv 2207.12598); for `rescale` Lin et al. 2023 (arXiv 2305.08891), eq. 15 and 16.
     """
 
-    scale: Numbers
-    rescale: Numbers = 0.0
+    scale: Numbers | float
+    rescale: Numbers | float = 0.0
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ class ClassifierFree:
         return Denoised(*(call.x0(output) for output in (out, conditional, unconditional))), memory
 
 
-def guide(unconditional: Noisy, conditional: Noisy, scale: Numbers, rescale: Numbers = 0.0) -> Noisy:
+def guide(unconditional: Noisy, conditional: Noisy, scale: Numbers | float, rescale: Numbers | float = 0.0) -> Noisy:
     """Returns the guided output of `ClassifierFree`."""
     scale, rescale = (jnp.broadcast_to(jnp.asarray(v, jnp.float32), conditional.shape[:1]) for v in (scale, rescale))
     out = unconditional + per_image(scale, conditional) * (conditional - unconditional)

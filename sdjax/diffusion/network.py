@@ -1,7 +1,7 @@
 """Networks as the denoiser calls them: a static description, with parameters and conditioning as arguments."""
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -57,7 +57,7 @@ class UNetNetwork:
             x = jnp.concatenate([x, conditioning.concat.astype(x.dtype)], axis=-1)
         network = UNet(self.unet, jnp.dtype(self.dtype))
         with patched(self.patches, shared, conditioning.patches or None):
-            out = network.apply(
+            out: Any = network.apply(
                 {"params": params}, x, t, conditioning.context, conditioning.label,
                 context_length=conditioning.context_length,
             )  # fmt: skip

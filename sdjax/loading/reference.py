@@ -43,7 +43,7 @@ def find(folder: pathlib.Path, source: ModelSource) -> ModelSource:
     Raises ConfigError if one is not there any more, or is not what it was.
     """
     entries = _read(folder)
-    found = {}
+    found: dict[str, Any] = {}
     for name, entry in entries.items():
         if addresses.remote(entry["path"]):
             places = [buckets.fetch(entry["path"])]

@@ -31,17 +31,17 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     `ema`: "yes" takes the moving average, "no" the parameters themselves, "auto" the average if there is one. `step`
     chooses a checkpoint instead of the newest that is intact. Raises ValueError if there is none.
     """
-    folder = workdir(folder)
-    settings = read_settings(folder)
+    place = workdir(folder)
+    settings = read_settings(place)
     has_average = settings["ema"]["decay"] is not None
     if ema == "yes" and not has_average:
         raise ValueError(f"{folder} was trained without a moving average: ask for the parameters themselves, ema = no")
     part = "ema_params" if has_average and ema != "no" else "params"
-    found = read_parts(folder / CHECKPOINTS, part, step=step)
+    found = read_parts(place / CHECKPOINTS, part, step=step)
     if found is None:
         raise ValueError(f"{folder} holds no checkpoint yet")
     number, parts = found
-    start = read_start(folder)
+    start = read_start(place)
     learned = jax.tree.map(np.asarray, parts[part])
     whole = trainable_of(settings.get("trainable", {})).assemble(learned, start.params)
     params = {name: whole[name] for name in start.params}  # a discriminator is no part of the model
@@ -87,12 +87,12 @@ def read_parts(
 
     Raises ValueError if there are checkpoints and none is intact, or it has no such part.
     """
-    folder = absolute(folder)
-    chosen, _ = manifest.intact(folder, step, say)
+    place = absolute(folder)
+    chosen, _ = manifest.intact(place, step, say)
     if chosen is None:
         return None
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        stored = reader.metadata(manifest.path(folder, chosen)).item_metadata.tree
+        stored = reader.metadata(manifest.path(place, chosen)).item_metadata.tree
         missing = [name for name in names if name not in stored]
         if missing:
             raise ValueError(
@@ -101,4 +101,4 @@ def read_parts(
         parts = {name: stored[name] for name in names}
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), parts)
         item = ocp.args.PyTreeRestore(parts, restore_args=args, partial_restore=True)
-        return chosen, reader.restore(manifest.path(folder, chosen), args=item)
+        return chosen, reader.restore(manifest.path(place, chosen), args=item)

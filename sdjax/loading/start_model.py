@@ -179,6 +179,7 @@ def _scratch(source: ModelSource) -> ModelConfig:
         raise ConfigError("a model starts from a path or from scratch, not both")
     if isinstance(source.scratch, str):
         return configs.get(source.scratch)
+    assert source.scratch is not None
     return ModelConfig.from_dict(source.scratch)
 
 
@@ -187,7 +188,7 @@ def _open(source: ModelSource, notices: list[str] | None = None) -> Bundle:
     from sdjax.loading.hub import resolve
 
     say = (lambda text: None) if notices is None else notices.append
-    others = {
+    others: dict[str, Any] = {
         name: None if getattr(source, name) is None else resolve(getattr(source, name), say=say) for name in SEPARABLE
     }
     others["prediction"] = source.prediction

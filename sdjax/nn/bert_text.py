@@ -46,6 +46,7 @@ class BertTransformer(nn.Module):
     def __call__(self, ids: TokenIds) -> Context:
         c = self.config
         init = nn.initializers.normal(0.02)
+        assert c.head_dim is not None  # TextConfig has checked it
         x = nn.Embed(c.vocab_size, c.width, embedding_init=init, dtype=self.dtype, name="embed_tokens")(ids)
         positions = nn.Embed(c.max_length, c.width, embedding_init=init, dtype=self.dtype, name="embed_positions")
         x = x + positions(jnp.arange(ids.shape[1]))

@@ -1,7 +1,7 @@
 """Samples as the uint8 pixels of sRGB, as grey, upright: worked through band by band, so that memory stays bounded."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -74,11 +74,11 @@ def lay_on(rgb: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int])
         rgb = to_eight_bits(rgb)
     top = int(np.iinfo(rgb.dtype).max)
     unit = top // 255  # 1 or 257
-    exact = np.uint16 if unit == 1 else np.float64  # sums of up to 255 * 255 + 127, and 65535 * 65535
-    below = np.array(background, exact) * exact(unit)
+    exact: type[np.number] = np.uint16 if unit == 1 else np.float64  # sums of up to 255 * 255 + 127, and 65535 * 65535
+    below: np.ndarray = np.array(background, exact) * exact(unit)
     out = np.empty((*rgb.shape[:2], 3), np.uint8)
     for rows in bands(*rgb.shape[:2]):
-        cover = alpha[rows, :, None].astype(exact)
+        cover: np.ndarray = alpha[rows, :, None].astype(exact)
         mixed = rgb[rows] * cover + below * (exact(top) - cover)
         out[rows] = (mixed + 127) // 255 if unit == 1 else np.rint(mixed / (top * unit))
     return out
@@ -157,7 +157,7 @@ def _convert(colour: np.ndarray, profile: bytes) -> tuple[np.ndarray | None, str
     return out, "colours converted to sRGB by the profile in the file"
 
 
-def _is_identity(apply, channels: int) -> bool:
+def _is_identity(apply: Callable[[np.ndarray], np.ndarray], channels: int) -> bool:
     """Returns whether a conversion leaves a lattice of colours as they are, to one level."""
     steps = np.linspace(0, 255, 17).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(*[steps] * channels, indexing="ij"), -1).reshape(1, -1, channels)

@@ -10,22 +10,24 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from jaxtyping import Array, Float, UInt8
 from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
 from sdjax import errors
 from sdjax.storage import files
 from sdjax.storage.addresses import local
-from sdjax.typing import Image, Pixels
+from sdjax.typing import Pixels
 
+ArrayT = TypeVar("ArrayT", np.ndarray, Array)
 WRITING = "writing the picture"
 ROUNDINGS = {"truncate": np.trunc, "nearest": np.rint}
 
 
-def to_uint8(image: Image, *, rounding: str = "truncate") -> Pixels:
+def to_uint8(image: Float[Array | np.ndarray, "..."], *, rounding: str = "truncate") -> UInt8[np.ndarray, "..."]:
     """Returns pixels of an image in [-1, 1] of any shape; what lies outside is clipped.
 
     255 clip((x + 1) / 2, 0, 1), in float32: truncated as the scripts of both releases do (scripts/txt2img.py of
@@ -34,25 +36,24 @@ def to_uint8(image: Image, *, rounding: str = "truncate") -> Pixels:
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding is one of {', '.join(ROUNDINGS)}; got {rounding!r}")
-    image = np.asarray(image, np.float32)
-    if np.isnan(image).any():
+    values = np.asarray(image, np.float32)
+    if np.isnan(values).any():
         raise ValueError("the image holds values that are not numbers, so it has no pixels")
-    scaled = np.clip((image + 1) / 2, 0, 1) * np.float32(255)
+    scaled = np.clip((values + 1) / 2, 0, 1) * np.float32(255)
     return ROUNDINGS[rounding](scaled).astype(np.uint8)
 
 
-def to_float(pixels: Pixels) -> Image:
+def to_float(pixels: ArrayT) -> ArrayT:
     """Returns the image in [-1, 1], float32, of uint8 pixels: 2 (p / 255) - 1, so that 0 is -1 and 255 is 1.
 
     NumPy's arrays stay NumPy's and JAX's stay JAX's, so that it can be compiled.
     """
-    pixels = pixels if hasattr(pixels, "astype") else np.asarray(pixels)
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels are uint8; got {pixels.dtype}")
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def grid(pixels: Pixels, columns: int, *, padding: int = 2) -> Pixels:
+def grid(pixels: Pixels, columns: int, *, padding: int = 2) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Returns one picture [H, W, 3] of pictures [b, h, w, 3], row by row with black lines of `padding` pixels around.
 
     One picture alone gets no lines. Source: torchvision's make_grid, which both releases' scripts call.
@@ -88,7 +89,7 @@ def infotext(prompt: str, negative_prompt: str, fields: Mapping[str, Any]) -> st
     return "\n".join(lines).strip()
 
 
-def encode_png(pixels: Pixels, text: Mapping[str, str] | None = None) -> bytes:
+def encode_png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     """Returns a PNG file of one picture [h, w, 3] with text chunks, keyword to text; the same bytes every time.
 
     A map, grey of 16 bits, is uint16 [h, w]. A text that Latin-1 can hold becomes a tEXt chunk, another one iTXt. What
@@ -106,7 +107,7 @@ def encode_png(pixels: Pixels, text: Mapping[str, str] | None = None) -> bytes:
     return out.getvalue()
 
 
-def save_png(path: str | os.PathLike, pixels: Pixels, text: Mapping[str, str] | None = None) -> None:
+def save_png(path: str | os.PathLike, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
     """Writes a PNG file, whole or not at all. Raises FileExistsError if there is a file of that name already."""
     save_file(path, encode_png(pixels, text))
 
@@ -118,7 +119,7 @@ def save_file(path: str | os.PathLike, data: bytes) -> None:
 
 def save_numbered(
     folder: str | os.PathLike,
-    pixels: Pixels,
+    pixels: np.ndarray,
     text: Mapping[str, str] | None = None,
     *,
     prefix: str = "",

@@ -154,6 +154,7 @@ class _Jpeg:
     def _units(self, numbers: bytes) -> int:
         """Returns a scan's number of MCUs (T.81, A.2)."""
         frame = self.frame
+        assert frame is not None  # a scan before it was refused
         across = max(h for h, _ in frame.sampling.values())
         down = max(v for _, v in frame.sampling.values())
         if len(numbers) > 1:

@@ -24,7 +24,7 @@ USER_COMMENT, EXIF_FOLDER = 0x9286, 0x8769  # where other tools look for setting
 FFMPEG, CODEC = "ffmpeg", "libx264"
 
 
-def encode(pixels: Pixels, kind: str, *, fps: float = 12, text: Mapping[str, str] | None = None) -> bytes:
+def encode(pixels: np.ndarray, kind: str, *, fps: float = 12, text: Mapping[str, str] | None = None) -> bytes:
     """Returns a file of frames, uint8 [n, h, w, 3], that plays for ever (an MP4 as its player chooses).
 
     `kind`: "gif" (256 colours a frame), "apng" (exact), "webp" (as good as a fine JPEG) or "mp4" (H.264, by the ffmpeg

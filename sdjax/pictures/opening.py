@@ -112,7 +112,7 @@ def open_map(source: Source) -> Map:
     """
     samples, name = _samples(source, real=True)
     with _named(name):
-        notices = []
+        notices: list[str] = []
         if samples.colour.dtype == np.float32:
             if samples.colour.shape[-1] != 1:
                 raise PictureError(f"a map has one channel; this one has {samples.colour.shape[-1]}")

@@ -123,7 +123,7 @@ def _check_rows(stream: bytes, expected: int) -> None:
                 got += len(inflate.decompress(rest, 2**20))
             except zlib.error as error:
                 raise PictureError(f"the PNG is damaged: its pixels do not unpack ({error})") from error
-            rest = inflate.unconsumed_tail
+            rest = memoryview(inflate.unconsumed_tail)
         if got >= expected:
             return
     raise PictureError(f"the PNG is truncated: {got} of {expected} bytes of pixels are there")

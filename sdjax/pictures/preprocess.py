@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 from sdjax import pictures
 from sdjax.nn.layers.interpolation import taps
 
-MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
-STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 ELONGATED = 16  # from this proportion of its sides on, a picture's ends are cut off before it is resized and cropped
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -27,7 +27,7 @@ def ldm(picture: Picture, size: int) -> Pixels:
     picture reflected at its borders; bicubic is a = -0.75. Nothing is clipped or rounded.
     """
     x = picture.astype(np.float32) / np.float32(127.5) - 1  # resized in [-1, 1], as the reference does
-    rows, columns = ldm_matrix(*picture.shape[:2], size)
+    rows, columns = ldm_matrix(picture.shape[0], picture.shape[1], size)
     x = np.einsum("ih,hwc->iwc", rows, x, optimize=True)
     x = np.einsum("jw,iwc->ijc", columns, x, optimize=True)
     return (x + 1) / 2

@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import pywt
 
-from sdjax.typing import Pixels
-
 TEXTS = {"v1": "StableDiffusionV1", "v2": "SDV2"}  # what the scripts of the two releases write
 SMALLEST = 256 * 256  # pixels of the smallest picture that the reference marks
 SCALE = 36.0
@@ -43,7 +41,7 @@ class Reading(NamedTuple):
     agreement: float
 
 
-def embed(pixels: Pixels, text: str | bytes) -> Pixels:
+def embed(pixels: np.ndarray, text: str | bytes) -> np.ndarray:
     """Returns the picture, uint8 RGB [h, w, 3], with a text (or bytes) hidden in its colours.
 
     Brightness stays, to rounding; fine detail of colour changes, most where it is strong. Rows and columns past the
@@ -72,7 +70,7 @@ def embed(pixels: Pixels, text: str | bytes) -> Pixels:
     return _yuv_to_rgb(yuv)
 
 
-def read_bits(pixels: Pixels, num_bits: int) -> np.ndarray:
+def read_bits(pixels: np.ndarray, num_bits: int) -> np.ndarray:
     """Returns the share of blocks that vote for a 1, for each of `num_bits` bits, float64 [num_bits].
 
     Raises ValueError for a picture of fewer than 256 * 256 pixels, or with fewer blocks than bits.
@@ -84,7 +82,7 @@ def read_bits(pixels: Pixels, num_bits: int) -> np.ndarray:
     return np.bincount(which, votes, num_bits) / np.bincount(which, minlength=num_bits)
 
 
-def decode(pixels: Pixels, num_bytes: int) -> Reading:
+def decode(pixels: np.ndarray, num_bytes: int) -> Reading:
     """Returns the `num_bytes` bytes read from a picture, uint8 RGB [h, w, 3], and how well its blocks agree.
 
     Raises ValueError as `read_bits` does.
@@ -98,7 +96,7 @@ def to_bits(shares: np.ndarray) -> np.ndarray:
     return shares * 255 > 127
 
 
-def evidence(pixels: Pixels, text: str | bytes) -> float:
+def evidence(pixels: np.ndarray, text: str | bytes) -> float:
     """Returns how surely a picture holds this text: its matching blocks, in standard deviations above chance.
 
     Chance is what a picture with as many votes for 1, in any order, would match: so a flat colour, which votes 0
@@ -117,12 +115,12 @@ def evidence(pixels: Pixels, text: str | bytes) -> float:
     return float((np.sum(votes == wanted) - expected) / variance**0.5) if variance else 0.0
 
 
-def check_picture(pixels: Pixels) -> None:
+def check_picture(pixels: np.ndarray) -> None:
     """Raises ValueError unless this is a picture, uint8 [h, w, 3], large enough for a watermark."""
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(f"a picture is uint8 [h, w, 3]; got {pixels.dtype} {list(pixels.shape)}")
-    check_size(*pixels.shape[:2])
+    check_size(pixels.shape[0], pixels.shape[1])
 
 
 def check_size(height: int, width: int) -> None:
@@ -141,7 +139,7 @@ def _as_bytes(text: str | bytes) -> bytes:
     return data
 
 
-def _votes(pixels: Pixels) -> np.ndarray:
+def _votes(pixels: np.ndarray) -> np.ndarray:
     """Returns each block's bit, bool [n]."""
     check_picture(pixels)
     h, w = (side // 4 * 4 for side in pixels.shape[:2])
@@ -162,7 +160,7 @@ def _carriers(blocks: np.ndarray) -> np.ndarray:
     return np.abs(blocks[:, 1:]).argmax(1)[:, None] + 1
 
 
-def _rgb_to_yuv(pixels: Pixels) -> np.ndarray:
+def _rgb_to_yuv(pixels: np.ndarray) -> np.ndarray:
     """Returns Y, U and V, uint8 [3, h, w], as OpenCV computes them."""
     red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
     y = _scaled(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)
@@ -170,7 +168,7 @@ def _rgb_to_yuv(pixels: Pixels) -> np.ndarray:
     return np.clip([y, u, v], 0, 255).astype(np.uint8)
 
 
-def _yuv_to_rgb(yuv: np.ndarray) -> Pixels:
+def _yuv_to_rgb(yuv: np.ndarray) -> np.ndarray:
     """Returns pixels, uint8 [h, w, 3], of Y, U and V as OpenCV computes them."""
     y, u, v = yuv.astype(np.int32) - np.array([0, 128, 128]).reshape(3, 1, 1)
     red = y + _scaled(RED_OF_V * v)

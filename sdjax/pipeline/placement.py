@@ -78,7 +78,7 @@ class Placed:
 
     def on_default_device(self, tree: Any) -> Any:
         """Returns the tree on JAX's default device."""
-        device = jax.config.jax_default_device
+        device = jax.config.jax_default_device  # type: ignore[attr-defined]
         device = device if isinstance(device, jax.Device) else jax.local_devices(backend=device)[0]
         return self.get(tree, device, lambda tree: jax.device_put(tree, device))
 

@@ -49,7 +49,7 @@ def one_by_one(function: Callable, *batched: Any) -> Any:
 
 def encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: TokenIds) -> Context:
     config, dtype, exact = static
-    apply = lambda ids: TextEncoder(config, jnp.dtype(dtype)).apply({"params": params}, ids)  # noqa: E731
+    apply: Callable[[TokenIds], Any] = lambda ids: TextEncoder(config, jnp.dtype(dtype)).apply({"params": params}, ids)  # noqa: E731
     return one_by_one(apply, ids) if exact else apply(ids)
 
 
@@ -69,7 +69,8 @@ def decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> Ima
     def decode(latent: Latent) -> Image:
         if latent.shape[1] * latent.shape[2] * config.factor**2 > tiling.LARGE:
             return tiling.decode(config, jnp.dtype(dtype), params, latent)
-        return vae.apply({"params": params}, latent, method="decode")
+        image: Any = vae.apply({"params": params}, latent, method="decode")
+        return image
 
     # One at a time: a decoder's feature maps are gigabytes, and one picture keeps a device busy
     return one_by_one(decode, latent)
@@ -89,7 +90,7 @@ def begin(
 ) -> State:
     """Returns the sampler's state before the first row."""
     denoiser = make_denoiser(program.network, params, program.prediction, branches, guidance)
-    return program.rule.init(x).replace(memory=denoiser.init(x))
+    return dataclasses.replace(program.rule.init(x), memory=denoiser.init(x))
 
 
 # The arguments of `sample` after the program: whether each is spread over devices with the batch

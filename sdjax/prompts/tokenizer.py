@@ -27,6 +27,7 @@ from typing import Any
 import ftfy
 import numpy as np
 import tokenizers
+from jaxtyping import Int
 from tokenizers import models, pre_tokenizers
 
 from sdjax.errors import doing
@@ -147,7 +148,9 @@ class Tokenizer:
         """Returns the text's tokens, as many as there are, without start, end and padding."""
         return _engine(self.files).encode(_checked(text))
 
-    def __call__(self, texts: str | Sequence[str], *, length: int = 77, pad_token_id: int | None = None) -> TokenIds:
+    def __call__(
+        self, texts: str | Sequence[str], *, length: int = 77, pad_token_id: int | None = None
+    ) -> Int[np.ndarray, "b n"]:
         """Returns int32 [b, length]: start, tokens, end, padding (the end token again, if None).
 
         What does not fit is left out (`cut` says what), so that a row always holds its end token.
@@ -295,8 +298,8 @@ class _Transformers:
                 folder, local_files_only=True, trust_remote_code=False
             )
         first_known = lambda *ids: next((i for i in ids if i is not None), None)  # noqa: E731
-        self.bos = first_known(self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
-        self.eos = first_known(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
+        self.bos: Any = first_known(self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        self.eos: Any = first_known(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
         if self.bos is None or self.eos is None:
             raise ValueError("it has no token that starts, or none that ends a text")
         self.size, self.largest_id = len(self.tokenizer), max(self.tokenizer.get_vocab().values())
@@ -305,7 +308,7 @@ class _Transformers:
         return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
 
     def after(self, text: str, count: int) -> str:
-        return self.tokenizer.decode(self.encode(text)[count:])
+        return str(self.tokenizer.decode(self.encode(text)[count:]))
 
 
 @functools.lru_cache(maxsize=4)
@@ -346,7 +349,7 @@ def _folder_vocabulary(files: dict[str, bytes]) -> tuple[dict[str, int], list[tu
     if "vocab.json" in files and "merges.txt" in files:
         vocab = _json_object(files, "vocab.json")
         lines = files["merges.txt"].decode().split("\n")
-        merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        merges: list[Any] = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
     else:
         model = whole.get("model", {})
         if model.get("type") != "BPE" or model.get("end_of_word_suffix") != "</w>":

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class Control(NamedTuple):
     """What the adaptive rule reads from its row: leaves [n, ...] for one image, [b, ...] in the compiled rule."""
 
-    sigma_end: Numbers  # where the loop ends
-    atol: Numbers
-    rtol: Numbers
-    h_init: Numbers  # first step size, in lambda
-    theta: Numbers  # how far below the step size that the error allows to stay
-    t_err: Numbers  # distance from the end, in timesteps, that counts as arrived
-    attempts: Numbers  # steps tried at most; what is then left is one step of first order
-    denoise_to_zero: Numbers
+    sigma_end: Numbers | float  # where the loop ends
+    atol: Numbers | float
+    rtol: Numbers | float
+    h_init: Numbers | float  # first step size, in lambda
+    theta: Numbers | float  # how far below the step size that the error allows to stay
+    t_err: Numbers | float  # distance from the end, in timesteps, that counts as arrived
+    attempts: Numbers | float  # steps tried at most; what is then left is one step of first order
+    denoise_to_zero: Numbers | float
     log_alpha: Numbers  # [num_timesteps]: -log alpha, to find the timestep of a sigma
 
 
@@ -58,8 +58,8 @@ def control_rows(sampler: "DPMSolver", schedule: NoiseSchedule, grid: Grid) -> R
     )
     control = Control(*(np.asarray(value, np.float32)[None] for value in control))
     sigma_next = 0.0 if sampler.denoise_to_zero else grid.sigma[-1]
-    ends = (np.array([value], np.float32) for value in (grid.timestep[0], grid.sigma[0], sigma_next))
-    return Rows(*ends, control, np.ones(1, bool), np.ones(1, bool), np.zeros(1, np.int32))
+    timestep, sigma, end = (np.array([value], np.float32) for value in (grid.timestep[0], grid.sigma[0], sigma_next))
+    return Rows(timestep, sigma, end, control, np.ones(1, bool), np.ones(1, bool), np.zeros(1, np.int32))
 
 
 FIRST, SECOND, THIRD, REST, ZERO, DONE = range(6)  # what the next call of the network is for
@@ -123,7 +123,7 @@ class Adaptive:
         x, zero = state.x, jnp.zeros_like(state.x)
         start = Loop(
             point=x, point_lam=lam, x=x, lower=per_image(_alpha(lam), x) * x, m=zero, d=zero, lam=lam,
-            h=control.h_init, attempts=jnp.float32(0), stage=jnp.int32(FIRST), memory=state.memory,
+            h=jnp.asarray(control.h_init), attempts=jnp.float32(0), stage=jnp.int32(FIRST), memory=state.memory,
         )  # fmt: skip
         loop = jax.lax.while_loop(lambda loop: loop.stage != DONE, body, start)
         return State(x=loop.x, base=state.x, past=(), x0=loop.x, memory=loop.memory)
@@ -160,7 +160,7 @@ class Adaptive:
         return self._finish(loop._replace(x=x), control, end)
 
     def _zero(self, loop: Loop, x0: Noisy, control: Control, end: jax.Array) -> Loop:
-        x = choose_images(control.denoise_to_zero > 0, x0, loop.x)
+        x = choose_images(jnp.asarray(control.denoise_to_zero) > 0, x0, loop.x)
         return loop._replace(x=x, stage=jnp.int32(DONE))
 
     def _judge(self, loop: Loop, control: Control, end: jax.Array, lower: Noisy, higher: Noisy) -> Loop:
@@ -170,7 +170,8 @@ class Adaptive:
         alpha = per_image(_alpha(loop.lam + loop.h), lower)
         lower, distance = alpha * lower, alpha * (higher - lower)
         size = jnp.maximum(jnp.abs(lower), jnp.abs(loop.lower))
-        delta = jnp.maximum(per_image(control.atol, size), per_image(control.rtol, size) * size)
+        absolute, relative = (per_image(jnp.asarray(tol), size) for tol in (control.atol, control.rtol))
+        delta = jnp.maximum(absolute, relative * size)
         error = jnp.sqrt(jnp.mean((distance / delta) ** 2, axis=tuple(range(1, lower.ndim))))
         if self.joint:
             error = jnp.broadcast_to(jnp.max(error), error.shape)
@@ -211,7 +212,7 @@ class Adaptive:
 
 def _left(lam: jax.Array, end: jax.Array, control: Control) -> jax.Array:
     """Returns whether an image has not arrived yet, [b]."""
-    return jnp.abs(_timestep(lam, control) - _timestep(end, control)) > control.t_err
+    return jnp.abs(_timestep(lam, control) - _timestep(end, control)) > jnp.asarray(control.t_err)
 
 
 def _alpha(lam: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ They differ in their defaults, and in how far below they go.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class DDPM(DDIM):
     It is DDIM with eta 1. Source: Ho et al. 2020 (arXiv 2006.11239), algorithm 2 and eq. 7; ldm's p_sample_loop.
     """
 
-    end: str = "zero"
+    end: Literal["zero", "sigma_min"] = "zero"
     eta: float = 1.0
 
 
@@ -71,7 +71,7 @@ class Euler(DDIM):
     """
 
     spacing: str = "linspace"
-    end: str = "zero"
+    end: Literal["zero", "sigma_min"] = "zero"
     variance_preserving: ClassVar[bool] = False
 
 
@@ -86,7 +86,7 @@ class LCM(Sampler):
     """
 
     spacing: str = "lcm"
-    end: str = "zero"
+    end: Literal["zero", "sigma_min"] = "zero"
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns one row a step."""

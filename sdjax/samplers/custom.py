@@ -46,7 +46,7 @@ class Custom(Sampler):
         first = int(np.flatnonzero(rows.starts_step)[skip])
         return jax.tree.map(lambda a: a[first:], rows)
 
-    def initial(self, noise: Noisy, rows: Rows) -> Noisy:
+    def initial(self, noise: Noisy | np.float32, rows: Rows) -> Noisy | np.float32:
         """Returns the x to start from, given unit noise."""
         return (self.inner.initial if hasattr(self.inner, "initial") else super().initial)(noise, rows)
 

@@ -46,8 +46,8 @@ def leg(algorithm: str, sigma_s: float, sigma_t: float, differences: Sequence[np
     """
     h = np.log(sigma_s / sigma_t) if sigma_t > 0 else np.inf
     a, weights = leg_weights(algorithm, sigma_s, h, solver_type, np)
-    calls = sum(weight * difference for weight, difference in zip(weights, differences))
-    return {"base": a, "calls": calls, "remember": ALGORITHMS[algorithm]}
+    calls = np.sum([weight * difference for weight, difference in zip(weights, differences)], axis=0)
+    return {"base": float(a), "calls": calls, "remember": ALGORITHMS[algorithm]}
 
 
 def backward_differences(sigma: np.ndarray, order: int) -> list[np.ndarray]:
@@ -190,7 +190,7 @@ class DPMSolver(Sampler):
     @property
     def rule(self) -> Rule:
         """What is compiled."""
-        rule = Linear()
+        rule: Rule = Linear()
         if self.method == "adaptive":
             rule = Adaptive(self.algorithm, self.order, self.solver_type, self.joint)
         return Thresholded(rule, self.quantile, self.max_value) if self.thresholding else rule

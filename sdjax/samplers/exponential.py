@@ -17,7 +17,7 @@ from sdjax.samplers.rows import Numbers
 
 
 def leg_weights(
-    algorithm: str, sigma_s: Numbers, h: Numbers, solver_type: str, math: ModuleType
+    algorithm: str, sigma_s: Numbers | float, h: Numbers | float, solver_type: str, math: ModuleType
 ) -> tuple[Numbers, tuple[Numbers, Numbers, Numbers]]:
     """Returns A and the weights of m, D1 and D2 in x_t, for a leg from sigma_s over h.
 

@@ -1,7 +1,7 @@
 """Linear multistep samplers, which remember epsilon: PLMS, PNDM and LMS."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.polynomial import Polynomial, polynomial
@@ -116,7 +116,7 @@ class LMS(Sampler):
     """Linear multistep of order 4 in sigma, on any spacing. Source: k-diffusion's sample_lms; LMSDiscreteScheduler."""
 
     spacing: str = "linspace"
-    end: str = "zero"
+    end: Literal["zero", "sigma_min"] = "zero"
     order: int = 4
     variance_preserving: ClassVar[bool] = False
 

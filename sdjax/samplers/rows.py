@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MEMORY = 4  # calls of the network remembered besides the present one: Adams-Bashforth 4 after PLMS's extra call
 
-Numbers: TypeAlias = np.ndarray | Array | np.float64 | float  # of a table on the host, or of a compiled program
+Numbers: TypeAlias = np.ndarray | Array  # of a table on the host, or of a compiled program
 
 
 class Coef(NamedTuple):
@@ -50,11 +50,11 @@ class Rows(NamedTuple):
     coef: "Coef | Control"  # what the sampler's rule reads
     starts_step: Numbers  # false for a step's second and later calls
     active: Numbers  # false for the padding at the end
-    index: Numbers  # number of the row in the image's whole run
+    index: Numbers  # type: ignore[assignment]  # number of the row in the image's whole run
 
 
 def row(
-    timestep: float,
+    timestep: float | np.ndarray,
     sigma: float,
     sigma_next: float,
     *,
@@ -74,8 +74,9 @@ def row(
         of_x, of_out = PREDICTIONS[remember].x0(sigma)  # x0 = of_x x + of_out out, solved for out
         remember = (-of_x / of_out, 1 / of_out, 0.0)
     weights = [np.pad(np.asarray(w, np.float64), (0, 1 + MEMORY - len(w))) for w in (correct, calls)]
-    coef = Coef(np.array(remember, np.float64), weights[0], np.float64(base), weights[1], np.float64(noise))
-    return Rows(timestep, sigma, sigma_next, coef, starts_step, True, 0)
+    coef = Coef(np.array(remember, np.float64), weights[0], np.asarray(base), weights[1], np.asarray(noise))
+    begin, level, level_next = (np.asarray(number, np.float64) for number in (timestep, sigma, sigma_next))
+    return Rows(begin, level, level_next, coef, np.asarray(starts_step), np.asarray(True), np.asarray(0))
 
 
 def stack(rows: Sequence[Rows]) -> Rows:

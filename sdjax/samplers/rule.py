@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -122,7 +123,7 @@ class Linear:
         start = state.x + _weighted(coef.correct, calls)
         base = jnp.where(per_image(row.starts_step, start), start, state.base)
         x = per_image(coef.base, base) * base + _weighted(coef.calls, calls) + per_image(coef.noise, base) * noise
-        return state.replace(x=x, base=base, past=calls[:MEMORY])
+        return dataclasses.replace(state, x=x, base=base, past=calls[:MEMORY])
 
     def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
         """Returns the state after calling the denoiser once; noise is drawn only where an image uses some."""
@@ -131,7 +132,7 @@ class Linear:
             jnp.any((row.coef.noise != 0) & row.active), noise, lambda: jnp.zeros_like(state.x)
         )  # fmt: skip
         denoised, memory = denoise(state.x, row, state.memory)
-        return self.update(state, row, denoised, drawn).replace(x0=denoised.x0, memory=memory)
+        return dataclasses.replace(self.update(state, row, denoised, drawn), x0=denoised.x0, memory=memory)
 
 
 def _weighted(weights: Numbers, values: Sequence[Noisy]) -> Noisy:
@@ -169,7 +170,7 @@ def scan_rows(
             x = jax.lax.cond(
                 jnp.any(begins), lambda x: choose_images(begins, constrain(x, row), x), lambda x: x, state.x
             )  # fmt: skip
-            start = state.replace(x=x)
+            start = dataclasses.replace(state, x=x)
         return choose_images(row.active, rule.advance(denoise, start, row, draw(row)), state)
 
     def body(state: State, row: Rows) -> tuple[State, None]:
@@ -178,6 +179,6 @@ def scan_rows(
     return jax.lax.scan(body, state, rows)[0]
 
 
-def choose_images(chosen: Bool[Array, "b"], these: Tree, others: Tree) -> Tree:
+def choose_images(chosen: Bool[Array | np.ndarray, "b"], these: Tree, others: Tree) -> Tree:
     """Returns `these` arrays for the images that are chosen and `others` for the rest."""
     return jax.tree.map(lambda a, b: jnp.where(per_image(chosen, a), a, b), these, others)

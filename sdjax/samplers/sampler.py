@@ -87,6 +87,6 @@ def sample(
 
     The rows are one image's, and every image of the batch takes them.
     """
-    state = sampler.rule.init(x).replace(memory=denoise.init(x))
+    state = dataclasses.replace(sampler.rule.init(x), memory=denoise.init(x))
     state = scan_rows(sampler.rule, denoise, state, repeat(rows, x.shape[0]), noise, constrain)
     return sampler.final(state, rows)

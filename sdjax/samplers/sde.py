@@ -1,7 +1,7 @@
 """DPM-Solver++(2M) SDE: second order, with fresh noise in each step."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class DPMSolverSDE(Sampler):
     """
 
     spacing: str = "karras"
-    end: str = "zero"
+    end: Literal["zero", "sigma_min"] = "zero"
     eta: float = 1.0
     variance_preserving: ClassVar[bool] = False
 

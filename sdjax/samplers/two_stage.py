@@ -5,7 +5,7 @@ level ("ancestral"). The last step, to no noise at all, is Euler's, and so is a 
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class TwoStage(Sampler):
     """What Heun, DPM2 and DPMSolver2S share: N steps make 2 N - 1 rows."""
 
     spacing: str = "karras"
-    end: str = "zero"
+    end: Literal["zero", "sigma_min"] = "zero"
     eta: float = 0.0
     variance_preserving: ClassVar[bool] = False
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class UniPC(Sampler):
     Source: Zhao et al. 2023 (arXiv 2302.04867), algorithms 5 and 6; diffusers' UniPCMultistepScheduler.
     """
 
-    end: str = "zero"
+    end: Literal["zero", "sigma_min"] = "zero"
     order: int = 2
 
     def __post_init__(self) -> None:
