@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sdjax
 from sdjax.prompts import tokenizer as module
 from sdjax.prompts.tokenizer import BOS, EOS, Tokenizer, clean, write_clip_files
 
 GOLDEN = json.loads(gzip.decompress((Path(__file__).parent / "golden/tokens.json.gz").read_bytes()))
-ASSETS = Path(module.__file__).parent / "assets"
+ASSETS = Path(sdjax.__file__).parent / "assets"
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,8 @@ class PriorNetwork:
         assert length is not None
         network = PriorTransformer(self.config, jnp.dtype(self.dtype))
         mask = jnp.arange(text.shape[1]) < length[:, None]
-        return network.apply({"params": params}, x, t, conditioning.label, text, mask), memory
+        x0: Any = network.apply({"params": params}, x, t, conditioning.label, text, mask)
+        return x0, memory
 
 
 def make_rows(config: PriorConfig, num_steps: int) -> Rows:
@@ -112,7 +113,7 @@ def sample(
     if clip is not None:
         denoiser = Changed(denoiser, lambda denoised: denoised._replace(x0=jnp.clip(denoised.x0, -clip, clip)))
     start = x * (1 + rows.sigma[0] ** 2) ** 0.5
-    state = Linear().init(start).replace(memory=denoiser.init(start))
+    state = dataclasses.replace(Linear().init(start), memory=denoiser.init(start))
     return scan_rows(Linear(), denoiser, state, repeat(rows, x.shape[0]), noises).x
 
 
@@ -131,7 +132,8 @@ def _embed(
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(static: tuple[PriorConfig, str], params: Params, ids: TokenIds) -> Conditioning:
     config, dtype = static
-    embedding, hidden = ProjectedTextEncoder(config.text, jnp.dtype(dtype)).apply({"params": params}, ids)
+    encoded: Any = ProjectedTextEncoder(config.text, jnp.dtype(dtype)).apply({"params": params}, ids)
+    embedding, hidden = encoded
     ends = jnp.argmax(ids == config.text.eos_token_id, axis=-1)
     return Conditioning(hidden, context_length=ends + 1, label=embedding)
 

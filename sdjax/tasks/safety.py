@@ -42,7 +42,8 @@ class Verdict(NamedTuple):
 @functools.partial(jax.jit, static_argnums=0)
 def _score(static: tuple[VisionConfig, str], params: Params, pixels: Image) -> safety.Scores:
     config, dtype = static
-    return safety.SafetyScorer(config, jnp.dtype(dtype)).apply({"params": params}, pixels)
+    scores: Any = safety.SafetyScorer(config, jnp.dtype(dtype)).apply({"params": params}, pixels)
+    return scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

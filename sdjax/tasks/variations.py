@@ -172,7 +172,10 @@ def embed_images(
 
 def _embed(static: tuple[VisionConfig, str, bool], params: Params, pixels: Image) -> Embeddings:
     config, dtype, exact = static
-    apply = lambda pixels: VisionEncoder(config, jnp.dtype(dtype)).apply({"params": params}, pixels)  # noqa: E731
+
+    def apply(pixels: Image) -> Any:
+        return VisionEncoder(config, jnp.dtype(dtype)).apply({"params": params}, pixels)
+
     return one_by_one(apply, pixels) if exact else apply(pixels)
 
 

@@ -14,7 +14,6 @@ A machine without an NVIDIA GPU cannot lower cuDNN's kernel: a program exported 
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
