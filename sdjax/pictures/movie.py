@@ -17,7 +17,6 @@ from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
 from sdjax import errors
-from sdjax.typing import Pixels
 
 MAX_FPS = 50  # a GIF counts hundredths of a second, and browsers slow down what is shown for only one
 USER_COMMENT, EXIF_FOLDER = 0x9286, 0x8769  # where other tools look for settings in a WebP file

@@ -33,7 +33,6 @@ from tokenizers import models, pre_tokenizers
 from sdjax.errors import doing
 from sdjax.storage.addresses import local
 from sdjax.storage.files import new_file
-from sdjax.typing import TokenIds
 
 CLIP_TOKENS = 49408  # of CLIP's own vocabulary
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"

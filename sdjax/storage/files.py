@@ -10,7 +10,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import Any
 
 from sdjax.errors import doing, nearest, printable, tell
 from sdjax.storage.addresses import local, remote
