@@ -7,7 +7,6 @@ import functools
 import operator
 from typing import TypeVar
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
