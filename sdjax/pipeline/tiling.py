@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from sdjax.adapters.patch import Context, Interceptor, patched, path_of
 from sdjax.config import VAEConfig
 from sdjax.nn.layers.conv import POINT, conv2d
+from sdjax.nn.layers.norm import GroupNorm
 from sdjax.nn.layers.resnet import Resnet, Upsample
 from sdjax.nn.vae import AutoencoderKL
 from sdjax.typing import Image, Latent, Params
@@ -109,7 +110,7 @@ def _weights(params: Params, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
     return params["kernel"].astype(dtype), params["bias"].astype(dtype)
 
 
-def norm_of(x: Map, layer: Any, params: Params, band: int = BAND) -> Norm:
+def norm_of(x: Map, layer: GroupNorm | Resnet, params: Params, band: int = BAND) -> Norm:
     """Returns the GroupNorm of x with its statistics over the whole map, gathered band by band in float32.
 
     `layer` has the number of groups and the epsilon, `params` are the norm's.
