@@ -10,6 +10,7 @@ from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
 from sdjax.convert.containers.places import BUILTIN
 from sdjax.convert.containers.reading import read
+from sdjax.convert.describe.choices import ConfigLike
 from sdjax.convert.errors import CheckpointError
 
 NAME, INPAINTING = NAMES = BUILTIN
@@ -70,7 +71,7 @@ def place(name: str) -> Path:
     return folder() if name == NAME else changes()
 
 
-def load_model(name: str, config: ModelConfig | str | None = None, **given: Any) -> Bundle:
+def load_model(name: str, config: ConfigLike | None = None, **given: Any) -> Bundle:
     """Returns the model of a name, as `sdjax.convert.load_model` does, which has the arguments.
 
     Raises CheckpointError if this copy of sdjax has none.
