@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from sdjax import configs
     from sdjax.convert.write.outputs import check_output
     from sdjax.evaluate import benchmark
-    from sdjax.pipeline.model import default_dtype
+    from sdjax.pipeline.placement import default_dtype
     from sdjax.storage.files import write_file
     from sdjax.tasks.resolve import check_size
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from sdjax.purpose import UPSCALER_LEVELS
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, values
 from sdjax.scripts.shared.job import Job
@@ -27,9 +28,6 @@ of the run, counted from 0, uses seed + k. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
-# sdjax.tasks.upscale's, which cannot be asked here: importing JAX takes a second. A test compares them
-MAX_NOISE_LEVEL = 350
-
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax upscale`."""
@@ -43,10 +41,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--noise_level",
         "--noise-level",
         dest="noise_level",
-        type=values.noise_level(MAX_NOISE_LEVEL),
+        type=values.noise_level(UPSCALER_LEVELS),
         default=20,
         metavar="N",
-        help=f"noise that is added to the picture first, from 0 to {MAX_NOISE_LEVEL}: 20 suits photographs, 50 to 100 "
+        help=f"noise that is added to the picture first, from 0 to {UPSCALER_LEVELS}: 20 suits photographs, 50 to 100 "
         "suits generated pictures; default: %(default)s",
     )
     options.add_sampling_flags(parser, "Stability's gradio demo: 10, and 75 steps")

@@ -5,6 +5,7 @@ import math
 import sys
 from typing import Any
 
+from sdjax.purpose import UNCLIP_LEVELS
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, picture_settings, values
 from sdjax.scripts.shared.flags import alone, together
@@ -30,13 +31,12 @@ counted from 0, uses seed + k. Files are written as by txt2img.
 
 PROMPT = "a professional photograph"
 
-# Names and numbers of sdjax.pictures.preprocess, sdjax.diffusion.unclip and sdjax.tasks.prior: importing JAX to ask
-# them takes a second. A test compares them
+# Names and numbers of sdjax.pictures.preprocess and sdjax.tasks.prior: importing JAX to ask them takes a second. A test
+# compares them
 DIALECTS = ("ldm", "huggingface")
-MAX_NOISE_LEVEL = 999
 PRIOR_STEPS, PRIOR_SCALE = 25, 4.0
 
-noise_level = values.noise_level(MAX_NOISE_LEVEL)
+noise_level = values.noise_level(UNCLIP_LEVELS - 1)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -85,7 +85,7 @@ def add_picture_flags(parser: argparse.ArgumentParser) -> None:
         type=noise_levels,
         default=[0],
         metavar="N,...",
-        help=f"noise on the embedding, from 0 to {MAX_NOISE_LEVEL}, one for all or one for each picture; more noise "
+        help=f"noise on the embedding, from 0 to {UNCLIP_LEVELS - 1}, one for all or one for each picture; more noise "
         "keeps less; default: 0",
     )
     add(

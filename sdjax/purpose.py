@@ -2,6 +2,9 @@
 
 from sdjax.config import ModelConfig
 
+UPSCALER_LEVELS = 350  # the highest noise level of an upscaler's picture, as in Stability's demo; training stays below
+UNCLIP_LEVELS = 1000  # noise levels of unCLIP's embedding are below this: timesteps of a schedule of their own
+
 # And which task is for it
 KINDS = {
     "text": "text to image",

@@ -80,15 +80,15 @@ def test_the_network_is_told_the_level_and_a_picture_with_that_much_noise(small,
     class Told(Exception):
         """What the network would have been told, instead of a picture."""
 
-    def spy(self, sampler, rows, x, keys, conditioning, unconditional, *args, **options):
-        raise Told(conditioning, unconditional)
+    def spy(self, rule, rows, x, keys, branches, *args, **options):
+        raise Told(*branches)
 
     monkeypatch.setattr(sdjax.Pipeline, "sampling", spy)
     grey, white = np.full((64, 64, 3), 128, np.uint8), np.full((64, 64, 3), 255, np.uint8)
     for level, of_noise, of_image in ((20, 0.051949, 0.998650), (100, 0.169776, 0.985483), (349, 0.597911, 0.801562)):
         with pytest.raises(Told) as told:
             upscale(pipeline(), [grey, white, grey, white], noise_level=level, **FEW)
-        conditioning, unconditional = told.value.args
+        unconditional, conditioning = told.value.args
         assert conditioning.label.tolist() == [level] * 4
         for name in ("label", "concat"):
             np.testing.assert_array_equal(getattr(conditioning, name), getattr(unconditional, name))

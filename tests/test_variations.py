@@ -112,14 +112,14 @@ def test_variations_and_their_unconditional_half(monkeypatch):
     told = []
     sample = Pipeline.sampling
 
-    def spy(self, sampler, rows, x, keys, conditioning, unconditional=None, *args, **options):
-        told.append((np.asarray(conditioning.label), np.asarray(unconditional.label)))
-        return sample(self, sampler, rows, x, keys, conditioning, unconditional, *args, **options)
+    def spy(self, rule, rows, x, keys, branches, *args, **options):
+        told.append([np.asarray(branch.label) for branch in branches])
+        return sample(self, rule, rows, x, keys, branches, *args, **options)
 
     monkeypatch.setattr(Pipeline, "sampling", spy)
     made = sdjax.image_variations(pipeline(), [picture(0), picture(1)], "a cat", seed=7, noise_level=10, **FEW)
     assert made.shape == (2, 64, 64, 3)
-    ((conditional, unconditional),) = told
+    ((unconditional, conditional),) = told
     assert not unconditional.any()
     assert unconditional.shape == conditional.shape == (2, 2 * D)
     embeddings = variations.embed_images(pipeline(), [picture(0), picture(1)])

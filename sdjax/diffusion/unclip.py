@@ -11,10 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.config import ScheduleConfig
 from sdjax.nn.layers.embeddings import timestep_embedding
+from sdjax.purpose import UNCLIP_LEVELS
 from sdjax.schedule import alphas_cumprod
 from sdjax.typing import Params
-
-LEVELS = 1000  # of noise, 0 ... 999: timesteps of a schedule of their own
 
 Embedding = Float[Array, "b d"]
 Level = Int[Array, "b"]
@@ -27,7 +26,7 @@ def noise_embedding(
     mean: Float[Array, "... d"],
     std: Float[Array, "... d"],
     *,
-    levels: int = LEVELS,
+    levels: int = UNCLIP_LEVELS,
 ) -> Float[Array, "b 2*d"]:
     """Returns the label of an image embedding: with noise of `level` on it, and the level's sinusoid behind it.
 
@@ -41,7 +40,7 @@ def noise_embedding(
     return jnp.concatenate([noisy, timestep_embedding(level, embedding.shape[-1])], axis=-1)
 
 
-def statistics(params: Params, size: int) -> Params:
+def embedding_mean_and_std(params: Params, size: int) -> Params:
     """Returns {"mean", "std"} of a model's embeddings of `size` numbers: 0 and 1 where its parameters have none."""
     return params.get("noise_stats") or {"mean": np.zeros((1, size)), "std": np.ones((1, size))}
 

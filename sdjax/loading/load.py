@@ -18,7 +18,8 @@ from sdjax.loading import builtin, hub
 from sdjax.loading.run_layout import is_run
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import cache
-from sdjax.pipeline.model import Pipeline, cast, default_dtype
+from sdjax.pipeline.model import Pipeline, cast
+from sdjax.pipeline.placement import default_dtype
 from sdjax.prompts.tokenizer import Tokenizer
 
 

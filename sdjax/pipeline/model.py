@@ -36,11 +36,6 @@ from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Context, Image, Keys, Latent, Params
 
 
-def default_dtype() -> str:
-    """Returns the compute dtype used where none is asked for: float32 on CPU, bfloat16 on accelerators."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
 def cast(params: Params, dtype: Any) -> Params:
     """Returns the parameters with every floating-point leaf in `dtype`; those in it already are not copied."""
     kind = jnp.dtype(dtype_name(dtype))

@@ -32,6 +32,14 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (BATCH,), devices=devices, axis_types=(AxisType.Auto,))
 
 
+def default_dtype(platform: str | None = None) -> str:
+    """Returns the type to compute in where none is chosen: float32 on "cpu", bfloat16 on accelerators.
+
+    `platform` None is JAX's default.
+    """
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+
+
 def fitting_mesh(mesh: Mesh | None, count: int) -> Mesh:
     """Returns the mesh; for None the default: as many of this process's devices as divide a batch of `count`."""
     if mesh is not None:

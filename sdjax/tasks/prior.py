@@ -23,7 +23,7 @@ from sdjax.diffusion.guidance import Guidance, check_guidance_scale, check_negat
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
 from sdjax.pipeline import placement
-from sdjax.pipeline.model import cast, default_dtype, make_keys, summary
+from sdjax.pipeline.model import cast, make_keys, summary
 from sdjax.prompts.syntax import check_lengths, check_prompts
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.noise import PRIOR, draw_noise
@@ -166,7 +166,7 @@ class Prior(metaclass=Explained):
         from sdjax import convert
         from sdjax.loading.hub import resolve
 
-        dtype = default_dtype() if dtype is None else dtype_name(dtype)
+        dtype = placement.default_dtype() if dtype is None else dtype_name(dtype)
         config, params, tokenizer = convert.load_prior(resolve(path, variant=variant), dtype)
         return cls(config, cast(params, dtype), tokenizer, dtype, str(path))
 

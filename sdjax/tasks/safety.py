@@ -23,7 +23,7 @@ from sdjax.nn import safety
 from sdjax.nn.jax_settings import pinned
 from sdjax.pictures import preprocess
 from sdjax.pipeline import placement
-from sdjax.pipeline.model import cast, default_dtype, summary
+from sdjax.pipeline.model import cast, summary
 from sdjax.typing import Image, Params
 
 FOLDER = "safety_checker"  # of a diffusers folder
@@ -73,7 +73,7 @@ class SafetyChecker(metaclass=Explained):
         from sdjax import convert
         from sdjax.loading.hub import resolve
 
-        dtype = default_dtype() if dtype is None else dtype_name(dtype)
+        dtype = placement.default_dtype() if dtype is None else dtype_name(dtype)
         config, params = convert.load_safety_checker(resolve(path), dtype)
         return cls(config, cast(params, dtype), dtype, str(path))
 

@@ -13,7 +13,7 @@ from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import placement, tiling
 from sdjax.pipeline.model import Pipeline
 from sdjax.pipeline.programs import one_by_one
-from sdjax.purpose import check_task
+from sdjax.purpose import UPSCALER_LEVELS, check_task
 from sdjax.samplers.noise import LEVEL, draw_noise
 from sdjax.schedule import NoiseSchedule
 from sdjax.tasks import inputs
@@ -25,7 +25,6 @@ from sdjax.typing import Image, Key, Latent, Params
 
 TIMES = 4  # the side of what is made to the side of what is given
 MAX_SIDE = 512  # of a picture given, in pixels
-MAX_NOISE_LEVEL = 350  # the model was trained below it; Stability's demo allows it
 
 
 @task()
@@ -87,7 +86,7 @@ def upscale(
 def check_noise_level(config: ModelConfig, noise_level: int) -> int:
     """Returns the level. Raises ValueError unless it is a whole number from 0 to 350 that the model has a label for."""
     assert config.unet.num_classes is not None
-    most = min(MAX_NOISE_LEVEL, config.unet.num_classes - 1)
+    most = min(UPSCALER_LEVELS, config.unet.num_classes - 1)
     return whole("noise_level", noise_level, 0, most)
 
 

@@ -16,14 +16,14 @@ from jaxtyping import Array, Float
 from sdjax.checks.arguments import is_sequence, number, shown, texts, whole
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig, PriorConfig, VisionConfig
-from sdjax.diffusion.unclip import LEVELS, mix_labels, noise_embedding, statistics
+from sdjax.diffusion.unclip import embedding_mean_and_std, mix_labels, noise_embedding
 from sdjax.nn import VisionEncoder
 from sdjax.nn.jax_settings import pinned
 from sdjax.pictures import preprocess
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.pipeline.programs import one_by_one
-from sdjax.purpose import check_task
+from sdjax.purpose import UNCLIP_LEVELS, check_task
 from sdjax.samplers.noise import EMBEDDING, draw_noise
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
@@ -197,7 +197,7 @@ def make_labels(
         used = np.repeat(embeddings[:, None], len(which), axis=1)
         at = np.repeat(np.asarray(levels, np.int32)[:, None], len(which), axis=1)
     size = embeddings.shape[-1]
-    stats = statistics(batch.pipe.params, size)
+    stats = embedding_mean_and_std(batch.pipe.params, size)
     shares = np.ones(1, np.float32) if weights is None else np.asarray(weights, np.float32)
     label = _labels(mix_level is not None, batch.keys, used, at, shares, stats, np.int32(mix_level or 0))
     return placement.split(label, batch.how.mesh)
@@ -245,7 +245,7 @@ def check_levels(noise_level: int | Sequence[int], count: int) -> list[int]:
     levels = list(noise_level) if is_sequence(noise_level) else [noise_level] * count
     if len(levels) != count:
         raise ValueError(f"one noise level, or one for each of the {count} pictures; got {len(levels)}")
-    return [whole("a noise level", level, 0, LEVELS - 1) for level in levels]
+    return [whole("a noise level", level, 0, UNCLIP_LEVELS - 1) for level in levels]
 
 
 def check_weights(weights: Sequence[float], count: int) -> list[float]:

@@ -13,6 +13,7 @@ import optax
 from sdjax.config import ModelConfig
 from sdjax.loading.trainable import Trainable
 from sdjax.nn import param_shapes
+from sdjax.pipeline.placement import default_dtype
 from sdjax.train.config import DataConfig, TrainConfig
 from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts
 from sdjax.train.optim import OptimNumbers, learning_rate, make_optimizer
@@ -22,11 +23,6 @@ from sdjax.train.step import StepNumbers, TrainStep, make_train_step
 from sdjax.typing import Key, Keys, Params
 
 Shape = jax.ShapeDtypeStruct
-
-
-def default_dtype(platform: str) -> str:
-    """Returns what networks compute in where nothing else is asked for."""
-    return "float32" if platform == "cpu" else "bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Setup:
     @functools.cached_property
     def dtype(self) -> str:
         """What networks compute in."""
-        return self.config.dtype or default_dtype(jax.default_backend())
+        return self.config.dtype or default_dtype()
 
     @functools.cached_property
     def frozen_dtype(self) -> str:

@@ -54,6 +54,18 @@ def test_every_format_is_numbered_for_itself_and_overwrites_nothing(animator, ca
         assert moving.n_frames == 3
 
 
+def test_frames_that_are_finished_when_it_is_interrupted_make_an_animation(animator, monkeypatch, capsys) -> None:
+    def stand_in(pipe, prompts, **options):
+        frames = list(np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), np.uint8))
+        raise sdjax.Interrupted([*frames, None, None])
+
+    monkeypatch.setattr(sdjax, "animate", stand_in, raising=False)
+    assert animate("--seed", "1,2", "--frames", "5") == 130
+    with Image.open(OUT / "00000.gif") as gif:
+        assert gif.n_frames == 3
+    assert "3 of 5 frames were made" in capsys.readouterr().err
+
+
 def test_what_no_sampler_can_is_refused_before_weights_are_read(animator, capsys) -> None:
     assert animate("--seed", "1,2", "--prompt-strength", "0.5", "--sampler", "dpm_solver_adaptive") == 2
     assert "--prompt-strength needs a sampler whose steps are known beforehand" in capsys.readouterr().err

@@ -9,9 +9,7 @@ from command_checks import check_bad_usage, read, write
 
 import sdjax
 from sdjax import configs
-from sdjax.scripts import upscale as command
 from sdjax.scripts.main import main
-from sdjax.tasks import upscale as upscaling
 
 OUT = Path("outputs/upscale-samples")
 
@@ -55,10 +53,6 @@ def test_a_folder_with_prompts_is_upscaled_one_by_one(upscaler) -> None:
     np.testing.assert_array_equal([call["images"][0] for call in upscaler.made], pixels)
     for i, call in enumerate(upscaler.made):
         assert (call["prompts"], call["seed"], call["noise_level"]) == (["abc"[i]], [42 + i], 100)
-
-
-def test_limits_are_the_librarys() -> None:
-    assert command.MAX_NOISE_LEVEL == upscaling.MAX_NOISE_LEVEL
 
 
 @pytest.mark.parametrize("level", ["351", "-1", "20.5", "many"])

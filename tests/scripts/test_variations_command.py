@@ -11,7 +11,6 @@ from command_checks import read, write
 import sdjax
 from sdjax import configs
 from sdjax.config import PriorConfig, UNetConfig, VisionConfig
-from sdjax.diffusion import unclip
 from sdjax.pictures import preprocess
 from sdjax.scripts import variations as command
 from sdjax.scripts.main import main
@@ -47,7 +46,6 @@ def variations(*flags: str) -> int:
 
 def test_names_and_numbers_are_the_librarys() -> None:
     assert tuple(preprocess.DIALECTS) == command.DIALECTS
-    assert unclip.LEVELS - 1 == command.MAX_NOISE_LEVEL
     defaults = prior.Prior.embed.__kwdefaults__
     assert (defaults["num_steps"], defaults["guidance_scale"]) == (command.PRIOR_STEPS, command.PRIOR_SCALE)
 

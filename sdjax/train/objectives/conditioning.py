@@ -12,17 +12,17 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.config import ModelConfig
-from sdjax.diffusion.unclip import LEVELS, noise_embedding, statistics
+from sdjax.diffusion.unclip import embedding_mean_and_std, noise_embedding
 from sdjax.nn import AutoencoderKL, DepthEstimator, VisionEncoder, latent_from_moments
 from sdjax.nn.depth.dpt import network_size
 from sdjax.nn.layers.interpolation import interpolate
 from sdjax.pictures.preprocess import MEAN, STD, ldm_matrix
+from sdjax.purpose import UNCLIP_LEVELS, UPSCALER_LEVELS
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives import draws
 from sdjax.train.objectives.holes import random_holes
 from sdjax.typing import Image, Keys, Latent, Params
 
-MAX_NOISE_LEVEL = 350  # of an upscaler's low-resolution picture in training, exclusive
 FLAT = 0.001  # added to a depth map's spread in training
 
 
@@ -86,7 +86,7 @@ def upscaling(
     image, factor = batch["image"], config.vae.factor
     b, h, w, _ = image.shape
     low = jnp.clip(jax.image.resize(image, (b, h // factor, w // factor, 3), "cubic"), -1, 1)
-    level = draws.integers(keys, draws.LEVEL, 0, MAX_NOISE_LEVEL)
+    level = draws.integers(keys, draws.LEVEL, 0, UPSCALER_LEVELS)
     noise = draws.normal(keys, draws.LEVEL_NOISE, low.shape[1:])
     return Told(concat=NoiseSchedule(config.schedule).add_noise(low, noise, level), label=level)
 
@@ -98,9 +98,9 @@ def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys
     seen = (jnp.einsum("ih,bhwc,jw->bijc", rows, image, columns) + 1) / 2
     seen = (seen - MEAN) / STD
     embedding = VisionEncoder(config.vision, dtype).apply({"params": parts["vision"]}, seen).astype(jnp.float32)
-    level = draws.integers(keys, draws.LEVEL, 0, LEVELS)
+    level = draws.integers(keys, draws.LEVEL, 0, UNCLIP_LEVELS)
     noise = draws.normal(keys, draws.LEVEL_NOISE, embedding.shape[1:])
-    stats = statistics(parts, embedding.shape[-1])
+    stats = embedding_mean_and_std(parts, embedding.shape[-1])
     label = noise_embedding(embedding, level, noise, stats["mean"], stats["std"])
     return Told(label=draws.replaced(keys, draws.LABEL, objective.label_dropout, label, 0.0))
 

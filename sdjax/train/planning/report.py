@@ -9,8 +9,9 @@ from jaxtyping import PyTree
 
 from sdjax.loading.start_model import describe
 from sdjax.nn.jax_settings import pinned
+from sdjax.pipeline.placement import default_dtype
 from sdjax.train import parallel
-from sdjax.train.build import Setup, default_dtype
+from sdjax.train.build import Setup
 from sdjax.train.config import DataConfig, TrainConfig
 from sdjax.train.data.cached import Cached
 from sdjax.train.planning import memory as plan
