@@ -9,6 +9,7 @@ jax.random.key, which adds JAX_RANDOM_SEED_OFFSET and takes the user's kind of g
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def setting(name: str) -> object:
 
 def recorded() -> dict[str, bool | int | float | str]:
     """Returns the settings and environment variables that may change the last bits, where they are not the defaults."""
-    values = {name: getattr(jax.config, name, default) for name, default in OPTIONS.items()}
+    values: dict[str, Any] = {name: getattr(jax.config, name, default) for name, default in OPTIONS.items()}
     found = {name: value for name, value in values.items() if value != OPTIONS[name]}
     found = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in found.items()}
     for name in VARIABLES:

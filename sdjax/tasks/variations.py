@@ -242,7 +242,8 @@ def check_embeddings(pipe: Pipeline, embeddings: Any) -> np.ndarray:
 
 def check_levels(noise_level: int | Sequence[int], count: int) -> list[int]:
     """Returns one noise level for each of `count`. Raises ValueError unless they are whole and from 0 to 999."""
-    levels = list(noise_level) if is_sequence(noise_level) else [noise_level] * count
+    given: Any = noise_level
+    levels = list(given) if is_sequence(given) else [given] * count
     if len(levels) != count:
         raise ValueError(f"one noise level, or one for each of the {count} pictures; got {len(levels)}")
     return [whole("a noise level", level, 0, UNCLIP_LEVELS - 1) for level in levels]

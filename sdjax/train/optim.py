@@ -116,11 +116,11 @@ class OptimNumbers(NamedTuple):
         """Returns a description's numbers, int32 and float32; `clip` is 0 where there is none."""
         beta1, beta2 = _BETAS.get(config.name, (0.0, 0.0))
         beta1, beta2 = beta1 if config.beta1 is None else config.beta1, beta2 if config.beta2 is None else config.beta2
-        counts = (np.int32(n) for n in (config.steps, config.warmup_steps, config.cooldown))
-        shares = (config.learning_rate, config.warmup_from, config.final, config.weight_decay, beta1, beta2)
+        steps, warmup, cooldown = (np.int32(n) for n in (config.steps, config.warmup_steps, config.cooldown))
         return cls(
-            *counts, *map(np.float32, shares), np.float32(config.clip or 0.0),
-            tuple(np.float32(factor) for _, factor in config.rates),
+            steps, warmup, cooldown, np.float32(config.learning_rate), np.float32(config.warmup_from),
+            np.float32(config.final), np.float32(config.weight_decay), np.float32(beta1), np.float32(beta2),
+            np.float32(config.clip or 0.0), tuple(np.float32(factor) for _, factor in config.rates),
         )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from sdjax.typing import Params
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # a batch's first axis
 HOST = "pinned_host"  # JAX's name for a host's memory that devices read
-LARGEST = "largest"  # a rule's layout: the largest axis that can be is split over "fsdp"
+LARGEST: Literal["largest"] = "largest"  # a rule's layout: the largest axis that can be is split over "fsdp"
 
 Axis = str | tuple[str, ...] | None
 Layout = tuple[Axis, ...] | Literal["largest"]

@@ -27,7 +27,7 @@ from sdjax.loading.run_folder import keep_start, read_start
 from sdjax.loading.run_layout import BASE, CHECKPOINTS, REFERENCE, SETTINGS, workdir
 from sdjax.loading.start_model import bytes_of, describe, open_start
 from sdjax.nn import TextEncoder
-from sdjax.nn.jax_settings import IMPL, make_key, pinned
+from sdjax.nn.jax_settings import IMPL, make_key, pinned, setting
 from sdjax.pipeline import cache
 from sdjax.pipeline.model import cast
 from sdjax.storage import addresses, buckets, files, manifest
@@ -97,8 +97,8 @@ class Run:
         with Checkpoints(self.folder / CHECKPOINTS, c.keep, keep_every=c.keep_every, say=self.say) as checkpoints:
             like, create, frozen, step = self.prepare(mesh)
             state = checkpoints.restore(like)
-            if state is not None and (notice := finished(int(state.step), self.config.optim.steps)):
-                self.say(notice)
+            if state is not None and (over := finished(int(state.step), self.config.optim.steps)):
+                self.say(over)
                 return state
             state = create() if state is None else state
             with contextlib.closing(self._writers(mesh, int(state.step))) as log:
@@ -252,7 +252,7 @@ class Run:
     def _writers(self, mesh: Mesh, first: int) -> Writers:
         c, device = self.config, mesh.devices.flat[0]
         products = self.setup.dtype
-        if products == "float32" and device.platform == "gpu" and jax.config.jax_default_matmul_precision is None:
+        if products == "float32" and device.platform == "gpu" and setting("jax_default_matmul_precision") is None:
             products = "tensorfloat32"
         peak = c.log.peak_flops or peak_flops(device.device_kind, products)
         speed = Speed(c.batch_size, self.setup.flops().model, peak and peak * mesh.size)
@@ -280,7 +280,8 @@ class Run:
         losses = jax.jit(self.setup.losses(self.empty))
 
         def average(state: TrainState) -> Params | None:
-            return parallel.on_devices(state.ema_params) if self.config.ema.host else state.ema_params
+            kept = state.ema_params
+            return parallel.on_devices(kept) if self.config.ema.host and kept is not None else kept
 
         return Validation(
             losses, self.config.trainable.assemble,

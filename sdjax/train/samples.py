@@ -77,10 +77,10 @@ def check_samples(config: SamplesConfig, model: ModelConfig) -> None:
         raise ValueError(f'samples.image names the picture that samples of a model for "{kind}" are made from')
     if kind == "inpainting" and config.mask is None:
         raise ValueError("samples.mask names the mask that an inpainting model's samples are made with")
-    if kind != "text":
-        size = pictures.open_picture(config.image).pixels.shape[:2]
-        if kind == "inpainting":
-            pictures.open_mask(config.mask, size=size)
+    if kind != "text" and config.image is not None:
+        height, width = pictures.open_picture(config.image).pixels.shape[:2]
+        if kind == "inpainting" and config.mask is not None:
+            pictures.open_mask(config.mask, size=(height, width))
 
 
 def whole(params: Any) -> Any:

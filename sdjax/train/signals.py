@@ -19,8 +19,10 @@ class Signals:
 
     def __init__(self) -> None:
         self.stop, self.save = 0, False
-        self._asked, self._previous = [0, 0], {}
-        self._next, self._since = 0, None
+        self._asked = [0, 0]
+        self._previous: dict[int, Any] = {}
+        self._next = 0
+        self._since: tuple[int, float] | None = None
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():

@@ -98,7 +98,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **options)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
-        if decay is not None:
+        if average is not None and long_run is not None:
             now = near(average)
             new = update_ema(now, params, ema_decay(state.updates + 1, long_run))
             new = _chosen(taken, new, now)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.train.objectives.objective import Losses
@@ -41,7 +42,7 @@ class Validation:
         for i in range(self.count):
             batch = self.batches(i)
             for prefix, whole in sets.items():
-                for name, value in self.losses(whole, teacher, batch, np.int32(i * self.size)).items():
+                for name, value in self.losses(whole, teacher, batch, jnp.int32(i * self.size)).items():
                     sums.setdefault(prefix + name, []).append(value)
         means = {f"validation/{name}": float(np.mean(jax.device_get(values))) for name, values in sums.items()}
         for prefix in sets:

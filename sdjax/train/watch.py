@@ -18,12 +18,13 @@ class Watch:
     """Ends the process with a sentence when what it waits for takes longer than `patience` seconds."""
 
     def __init__(self, patience: float | None) -> None:
-        self.patience, self.what, self.since = patience, None, 0.0
+        self.patience, self.since = patience, 0.0
+        self.what: str | None = None
         self.closed = threading.Event()
 
     def __enter__(self) -> "Watch":
         if self.patience is not None:
-            threading.Thread(target=self._look, daemon=True).start()
+            threading.Thread(target=self._look, args=(self.patience,), daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -37,12 +38,12 @@ class Watch:
         finally:
             self.what = None
 
-    def _look(self) -> None:
-        while not self.closed.wait(min(1.0, self.patience / 4)):
+    def _look(self, patience: float) -> None:
+        while not self.closed.wait(min(1.0, patience / 4)):
             what, since = self.what, self.since
-            if what is not None and time.monotonic() - since > self.patience:
+            if what is not None and time.monotonic() - since > patience:
                 end(
-                    f"sdjax train: {what} took longer than {self.patience:g} seconds (process {jax.process_index()} of "
+                    f"sdjax train: {what} took longer than {patience:g} seconds (process {jax.process_index()} of "
                     f"{jax.process_count()}): a device hangs, or another process died; {GO_ON}"
                 )
 

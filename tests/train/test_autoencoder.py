@@ -58,9 +58,14 @@ def test_autoencoder_loss_is_the_sum_of_its_parts(monkeypatch):
         def __init__(self, config):
             pass
 
-        def apply(self, variables, x, method):
-            first = x[..., :1]
-            return jnp.repeat(first, 8, -1) if method == "encode" else jnp.repeat(first, 3, -1)
+        def bind(self, variables):
+            return self
+
+        def encode(self, image):
+            return jnp.repeat(image[..., :1], 8, -1)
+
+        def decode(self, latent):
+            return jnp.repeat(latent[..., :1], 3, -1)
 
     monkeypatch.setattr(autoencoder, "AutoencoderKL", Autoencoder)
     loss = autoencoder.autoencoder_loss(MODEL.vae, kl_weight=0.01, edge_weight=0.5)
@@ -78,15 +83,18 @@ def test_autoencoder_loss_is_the_sum_of_its_parts(monkeypatch):
 class Toy:
     """An autoencoder of two convolutions, to be differentiated quickly: four latent channels at half the size."""
 
-    def __init__(self, config, dtype=None):
-        self.config = config
+    def __init__(self, config, dtype=None, params=None):
+        self.config, self.params = config, params
 
-    def apply(self, variables, x, method):
-        params = variables["params"]
-        if method == "encode":
-            return conv2d(x, params["encoder"], strides=(2, 2))
-        x = jnp.repeat(jnp.repeat(jnp.tanh(x), 2, 1), 2, 2)
-        return conv2d(x, params["decoder"]["conv_out"]["kernel"], params["decoder"]["conv_out"]["bias"])
+    def bind(self, variables):
+        return Toy(self.config, params=variables["params"])
+
+    def encode(self, image):
+        return conv2d(image, self.params["encoder"], strides=(2, 2))
+
+    def decode(self, latent):
+        x = jnp.repeat(jnp.repeat(jnp.tanh(latent), 2, 1), 2, 2)
+        return conv2d(x, self.params["decoder"]["conv_out"]["kernel"], self.params["decoder"]["conv_out"]["bias"])
 
 
 def toy_params(seed=0):
@@ -177,14 +185,14 @@ def test_one_gradient_is_that_of_two_passes(toy):
     noise = autoencoder.draws.normal(keys, autoencoder.draws.POSTERIOR, (12, 12, 4))
 
     def reconstruct(vae):
-        moments = model.apply({"params": vae}, image, "encode")
-        return model.apply({"params": vae}, 0.7 * (moments[..., :4] + jnp.exp(moments[..., 4:] / 2) * noise), "decode")
+        moments = model.bind({"params": vae}).encode(image)
+        return model.bind({"params": vae}).decode(0.7 * (moments[..., :4] + jnp.exp(moments[..., 4:] / 2) * noise))
 
     def nll(vae):
         return (jnp.abs(image - reconstruct(vae)) / jnp.exp(-0.4) - 0.4).sum() / 2
 
     def divergence(vae):
-        mean, logvar = jnp.split(model.apply({"params": vae}, image, "encode"), 2, axis=-1)
+        mean, logvar = jnp.split(model.bind({"params": vae}).encode(image), 2, axis=-1)
         return (mean**2 + jnp.exp(logvar) - 1 - logvar).sum() / 2 / 2
 
     judge = lambda params, x: Discriminator().apply({"params": params}, x)  # noqa: E731

@@ -50,7 +50,10 @@ class Encoder:
     def __init__(self, config, dtype):
         self.factor = config.factor
 
-    def apply(self, variables, image, method):
+    def bind(self, variables):
+        return self
+
+    def encode(self, image):
         b, h, w, _ = image.shape
         small = image.reshape(b, h // self.factor, self.factor, w // self.factor, self.factor, 3).mean((2, 4))
         mean = jnp.concatenate([small, small[..., :1]], -1)
@@ -68,7 +71,7 @@ def test_an_inpainting_model_sees_mask_and_masked_picture(monkeypatch):
     np.testing.assert_array_equal(seen_mask[0, :, :, 0], np.repeat([[0, 0, 1, 1]], 4, 0))
     assert not seen_mask[1].any()
     assert np.abs(latent[0, :, 2:]).max() < 1e-5  # mid-grey is 0
-    whole = Encoder(MODEL.vae, None).apply({}, image, "encode")[..., :4] * MODEL.vae.scale_factor
+    whole = Encoder(MODEL.vae, None).encode(image)[..., :4] * MODEL.vae.scale_factor
     np.testing.assert_allclose(latent[1], whole[1], atol=1e-5)
     assert told.label is None
 
@@ -128,8 +131,8 @@ def test_depth_is_what_sampling_sees_but_for_the_guard_of_flat_maps(monkeypatch)
         def __init__(self, config, dtype):
             pass
 
-        def apply(self, variables, image):
-            return jnp.asarray(maps)
+        def bind(self, variables):
+            return lambda image: jnp.asarray(maps)
 
     monkeypatch.setattr(conditioning, "DepthEstimator", Estimator)
     config = dataclasses.replace(MODEL, depth=DepthConfig())

@@ -179,8 +179,14 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def _pair(
-    chosen: tuple[int, ...], colour: int, rgb: tuple[int, ...], *, above: bool, silent: bool, rng: np.random.Generator
-) -> Scene:
+    chosen: tuple[int, ...],
+    colour: int,
+    rgb: tuple[int, int, int],
+    *,
+    above: bool,
+    silent: bool,
+    rng: np.random.Generator,
+) -> Scene:  # fmt: skip
     """Returns a scene of two subjects, the first on the left of the second or above it."""
     sizes = [_size(PAIR, rng) for _ in chosen]
     along = [int(rng.integers(0, 32 - size + 1)) + start for size, start in zip(sizes, (0, 32))]
@@ -194,7 +200,8 @@ def _draw_background(rng: np.random.Generator) -> tuple[int, tuple[int, int, int
     """Returns an index into COLOURS and a value near that colour's."""
     colour = int(rng.integers(len(subjects.COLOURS)))
     value = np.array(list(subjects.COLOURS.values())[colour]) + rng.integers(-JITTER, JITTER + 1, 3)
-    return colour, tuple(int(v) for v in np.clip(value, 0, 255))
+    red, green, blue = (int(v) for v in np.clip(value, 0, 255))
+    return colour, (red, green, blue)
 
 
 def _draw_subjects(colour: int, count: int, rng: np.random.Generator) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ class Samples:
     pictures: Pixels
     right: list[bool]
     steps: dict[int, Pixels]  # by number of steps, the same prompts and seeds
-    scales: dict[int, Pixels]  # by guidance scale, likewise
+    scales: dict[float, Pixels]  # by guidance scale, likewise
     seeds: Pixels  # [prompts, SEEDS, h, w, 3]
 
 
@@ -127,7 +127,7 @@ def distance(a: Pixels, b: Pixels) -> float:
     return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean())
 
 
-def mean_distance(pictures: Sequence[Pixels]) -> float:
+def mean_distance(pictures: Pixels | Sequence[Pixels]) -> float:
     """Returns the mean of `distance` over all pairs of pictures."""
     return float(np.mean([distance(a, b) for a, b in itertools.combinations(pictures, 2)]))
 
@@ -160,8 +160,8 @@ def through_autoencoder(pipe: Pipeline, batch: int = BATCH) -> Callable[[Pixels]
 
     @jax.jit
     def around(params: Params, image: Image) -> Image:
-        moments = vae.apply({"params": params}, image, method="encode")
-        return vae.apply({"params": params}, latent_from_moments(moments, None, scale), method="decode")
+        network = vae.bind({"params": params})
+        return network.decode(latent_from_moments(network.encode(image), None, scale))
 
     def in_batches(pictures: Pixels) -> Pixels:
         out = []
@@ -239,9 +239,9 @@ def evaluate(
     most = STEPS[-1]
     figures["steps"] = []
     for n in STEPS:
-        apart = float(np.mean([distance(a, b) for a, b in zip(by_steps[n], by_steps[most])]))
+        moved = float(np.mean([distance(a, b) for a, b in zip(by_steps[n], by_steps[most])]))
         alike = sum((a.colour, set(a.subjects)) == (b.colour, set(b.subjects)) for a, b in zip(found[n], found[most]))
-        row = {"steps": n, "distance": apart, "ratio": apart / between_prompts, "read_alike": share(alike, len(few))}
+        row = {"steps": n, "distance": moved, "ratio": moved / between_prompts, "read_alike": share(alike, len(few))}
         figures["steps"].append({**row, **shares(found[n], few)})
 
     by_scale = {}

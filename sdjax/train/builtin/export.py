@@ -40,8 +40,9 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     """
     layout_of(target, "native")  # a folder's name
     target = pathlib.Path(local(target))
-    parts = {stage: run.averaged(stage) for stage in ("autoencoder", "diffusion")}
-    missing = [stage for stage, found in parts.items() if found is None]
+    stages = ("autoencoder", "diffusion")
+    parts = {stage: found for stage in stages if (found := run.averaged(stage)) is not None}
+    missing = [stage for stage in stages if stage not in parts]
     if missing:
         raise ValueError(f"{run.folder} holds no checkpoint of {' and '.join(missing)} yet; train it first")
     params = {**parts["autoencoder"][1], **parts["diffusion"][1]}

@@ -40,7 +40,7 @@ def encode_to_folder(
             made = {"moments": np.concatenate(parts).astype(np.float16), "ids": tokens.astype(np.uint16)}
             needs = sum(array.nbytes for array in made.values())
             with new_file(path, what="writing the latents", needs=needs) as partial, open(partial, "wb") as file:
-                np.savez(file, **made)
+                np.savez(file, allow_pickle=False, **made)
             say(f"encoded {k * shard + len(images)} of {count} pictures")
         with np.load(path) as arrays:
             moments.append(arrays["moments"])

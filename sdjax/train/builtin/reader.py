@@ -38,7 +38,9 @@ class Reader:
         self.sizes = sizes
         self.count = len(sprites.pixels[0])
         shape = (len(sizes), self.count, 4, self.side, self.side)
-        maps = np.zeros(shape, np.float32)  # colour times opacity, and opacity, in the corner of an empty map
+        maps: np.ndarray = np.zeros(
+            shape, np.float32
+        )  # colour times opacity, and opacity, in the corner of an empty map
         for stack, size in zip(maps, sizes):
             small = _shrink(sprites.pixels[SIZES.index(size)].astype(np.float32))
             s = small.shape[1]

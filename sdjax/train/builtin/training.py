@@ -243,6 +243,7 @@ class Run:
                     lambda first: ahead(batch, first, s.optim.steps), steps=s.optim.steps, checkpoints=checkpoints,
                     log=log, log_every=self.settings.log_every, save_every=self.settings.save_every,
                 )  # fmt: skip
+        assert state.ema_params is not None  # every stage keeps an average
         return state.ema_params
 
     def _optimizer(self, stage: str) -> optax.GradientTransformation:

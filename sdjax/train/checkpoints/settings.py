@@ -121,7 +121,8 @@ def _default(field: dataclasses.Field) -> Any:
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if default is dataclasses.MISSING:
         return None
-    return json.loads(json.dumps(dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default))
+    plain = dataclasses.is_dataclass(default) and not isinstance(default, type)
+    return json.loads(json.dumps(dataclasses.asdict(default) if plain else default))
 
 
 def _shown(value: Any) -> str:

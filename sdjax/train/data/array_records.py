@@ -117,8 +117,8 @@ def record_files(path: str | os.PathLike | Sequence[str]) -> list[str]:
     """Returns the ArrayRecord files that are meant. Raises SourceError if there is none."""
     if not isinstance(path, str | os.PathLike):
         files = [str(buckets.here(one, FETCHING)) for one in path]
-    elif Path(path := buckets.here(path, FETCHING)).is_dir():
-        files = [str(one) for one in Path(path).iterdir() if one.suffix in ENDINGS and not is_foreign(one.name)]
+    elif Path(here := buckets.here(path, FETCHING)).is_dir():
+        files = [str(one) for one in Path(here).iterdir() if one.suffix in ENDINGS and not is_foreign(one.name)]
     else:
         files = [str(path)]
     missing = [file for file in files if not Path(file).is_file()]

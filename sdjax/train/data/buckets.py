@@ -75,22 +75,22 @@ class Buckets:
             numbers[start : start + 65536] = order[largest]
         return np.where(known, numbers, -1)
 
-    def merged(self, counts: Sequence[int], least: int) -> np.ndarray:
+    def merged(self, counts: Sequence[int] | np.ndarray, least: int) -> np.ndarray:
         """Returns where each bucket's pictures go, so that no bucket in use holds fewer than `least`.
 
         The smallest bucket is emptied into the nearest in log aspect ratio that is in use, until all are large enough
         or one is left.
         """
-        counts = np.array(counts, np.int64)
+        left = np.array(counts, np.int64)
         target = np.arange(len(self.sizes))
         aspect = np.array([math.log(w / h) for w, h in self.sizes])
         while True:
-            used = np.flatnonzero(counts)
-            if len(used) < 2 or counts[used].min() >= least:
+            used = np.flatnonzero(left)
+            if len(used) < 2 or left[used].min() >= least:
                 return target
-            smallest = used[counts[used].argmin()]
+            smallest = used[left[used].argmin()]
             others = used[used != smallest]
             nearest = others[np.abs(aspect[others] - aspect[smallest]).argmin()]
-            counts[nearest] += counts[smallest]
-            counts[smallest] = 0
+            left[nearest] += left[smallest]
+            left[smallest] = 0
             target[target == smallest] = nearest

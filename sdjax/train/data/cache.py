@@ -185,7 +185,7 @@ class LatentWriter:
             self.say(f"passed over: {self.pictures.place(part, index)}: {error}")
             return str(error), []
 
-    def _moments(self, images: Pixels) -> Moments:
+    def _moments(self, images: Pixels) -> np.ndarray:
         """Returns the moments, float16; numbers that are not finite are an error."""
         run = placement.compiled(_encode, (self.pipe.config.vae, self.pipe.dtype), self.mesh, (False, True), "jit")
         padded = _pad(images, self.batch_size)
@@ -274,7 +274,7 @@ def _pad(images: np.ndarray, count: int) -> np.ndarray:
     return images[np.arange(count) % len(images)]
 
 
-def _chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
     return (values[i : i + size] for i in range(0, len(values), size))
 
 

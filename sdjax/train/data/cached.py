@@ -35,9 +35,11 @@ class Cached:
         repeats: float | Sequence[float] = 1.0, least: int = 1,
     ):  # fmt: skip
         several = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
-        if np.ndim(repeats) == 0:  # a folder that is named twice counts once
+        if isinstance(repeats, int | float):  # a folder that is named twice counts once
             several = list({os.path.realpath(folder): folder for folder in reversed(several)}.values())[::-1]
-        rates = [float(repeats)] * len(several) if np.ndim(repeats) == 0 else [float(rate) for rate in repeats]
+        rates = (
+            [float(repeats)] * len(several) if isinstance(repeats, int | float) else [float(rate) for rate in repeats]
+        )
         self.caches = [_Cache(Path(buckets.here(folder, "fetching the latents of"))) for folder in several]
         self.left_out: Counter[str] = Counter()
         self.notices: list[str] = []

@@ -179,7 +179,7 @@ class _Evaluation:
         if name in ("min", "max"):
             if len(values) < 2:
                 raise self.error(f"calls {ast.unparse(node)!r}; {name} takes two or more numbers")
-            values = self.numbers(node, *values)
+            values = list(self.numbers(node, *values))
             function = np.minimum if name == "min" else np.maximum
             data, known = values[0].data, values[0].known
             for value in values[1:]:

@@ -89,7 +89,7 @@ class TfdsRecords:
     def _index(self) -> Table:
         from tqdm.auto import tqdm
 
-        rows = []
+        rows: list[dict[str, Any]] = []
         for i in tqdm(range(len(self)), "measuring", delay=2, unit=" pictures", leave=False):
             try:
                 record = self[i]

@@ -111,8 +111,8 @@ class Folder:
         """Leaves out names of a file that another name stands for; rows of one table may repeat it."""
         chosen: dict[tuple[int, int], int] = {}
         for i in sorted(range(len(found)), key=lambda i: not found[i].captions):  # those with captions first
-            if stats[i].identity is not None:
-                chosen.setdefault(stats[i].identity, i)
+            if (identity := stats[i].identity) is not None:
+                chosen.setdefault(identity, i)
         again = []
         for i, (one, file) in enumerate(zip(found, stats)):
             first = i if file.identity is None else chosen[file.identity]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sdjax.train.data.ahead import ahead
-from sdjax.train.data.order import Order, Stream
+from sdjax.train.data.order import Order, Row, Stream
 from sdjax.train.data.pictures import BadPicture
 
 ATTEMPTS = 25  # at finding a record that stands in for a bad one
@@ -35,7 +35,7 @@ class Examples(Protocol):
     left_out: Counter[str]
     notices: list[str]
 
-    def load(self, part: int, index: int, size: tuple[int, ...], visit: int, seed: int) -> dict[str, Any]: ...
+    def load(self, part: int, index: int, size: Any, visit: int, seed: int) -> dict[str, Any]: ...
 
     def place(self, part: int, index: int) -> str: ...
 
@@ -99,7 +99,7 @@ class Loader:
             )
         self.examples, self.batch_size, self.bad_limit = examples, batch_size, bad_limit
         self.order = Order(examples.streams, batch_size, seed)
-        self.rows = ((batch_size // count * number, batch_size // count * (number + 1)),)
+        self.rows: tuple[tuple[int, int], ...] = ((batch_size // count * number, batch_size // count * (number + 1)),)
         if sharding is not None:
             self.rows = rows_of(sharding, batch_size)
         self.make = _Make(examples, self.order, self.rows, tokens)
@@ -164,7 +164,8 @@ class Loader:
         held = np.concatenate([np.arange(*rows) for rows in self.rows])
 
         def whole(value: np.ndarray) -> jax.Array:
-            def part(index: tuple[slice, ...]) -> np.ndarray:
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
                 first, end, _ = index[0].indices(self.batch_size)
                 return value[np.searchsorted(held, first) : np.searchsorted(held, end)]
 
@@ -219,11 +220,11 @@ class _Make:
             batch["ids"] = np.asarray(self.tokens(batch["caption"]))
         return Made(batch, bad)
 
-    def _load(self, n: int, at: tuple[int, Any], bad: list[tuple[str, str]]) -> dict[str, Any]:
+    def _load(self, n: int, at: tuple[int, Row], bad: list[tuple[str, str]]) -> dict[str, Any]:
         number, row = at
         for attempt in range(ATTEMPTS):
             try:
-                return self.examples.load(*row, self.order.seed)
+                return self.examples.load(row.part, row.index, row.size, row.visit, self.order.seed)
             except BadPicture as error:
                 bad.append((self.examples.place(row.part, row.index), str(error)))
                 row = self.order.instead(n, number, attempt)

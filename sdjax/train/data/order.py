@@ -29,7 +29,7 @@ class Row(NamedTuple):
     """A record in a batch: shown for the `visit`-th time (from 0)."""
 
     part: int
-    index: int
+    index: int  # type: ignore[assignment]  # of the record; tuple's method is hidden
     size: tuple[int, ...]
     visit: int
 
@@ -77,7 +77,7 @@ class Order:
         streams = self.groups[group]
         ends = np.cumsum([self.shown[i] for i in streams])
         which = np.searchsorted(ends, slots, side="right")
-        rows: list[Row | None] = [None] * len(slots)
+        rows: dict[int, Row] = {}
         for k in np.unique(which):
             stream, i = self.streams[streams[k]], streams[k]
             mine = np.flatnonzero(which == k)
@@ -87,8 +87,8 @@ class Order:
                 same = visits == visit
                 there = permuted(places[same], len(stream.members), self.seed, "members", i, int(visit))
                 for row, index in zip(mine[same], stream.members[there]):
-                    rows[row] = Row(stream.part, int(index), stream.size, int(visit))
-        return rows
+                    rows[int(row)] = Row(stream.part, int(index), stream.size, int(visit))
+        return [rows[i] for i in range(len(slots))]
 
 
 def permuted(places: Sequence[int] | np.ndarray, length: int, *key: Any) -> np.ndarray:

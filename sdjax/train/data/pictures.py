@@ -44,7 +44,7 @@ class Part:
     weight: float | None = None
     loss_weight: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.repeats > 0 or not (self.weight is None or self.weight > 0):
             raise SourceError(
                 f"{self.source.name}: repeats and weight are above 0; got {self.repeats} and {self.weight}"
@@ -144,16 +144,17 @@ class Pictures:
         more = len(indices) - len(named)
         return "; ".join(named) + (f"; and {more} more" if more else "")
 
-    def _streams(self, taken: list[tuple[np.ndarray, ...]], rates: list[float], least: int) -> list[Stream]:
+    def _streams(
+        self, taken: list[tuple[np.ndarray, np.ndarray, np.ndarray]], rates: list[float], least: int
+    ) -> list[Stream]:
         count = len(self.buckets.sizes)
-        shown = sum(
-            np.bincount(numbers, weights=often, minlength=count) * rate
-            for (_, numbers, often), rate in zip(taken, rates)
-        )
-        target = self.buckets.merged(np.floor(np.asarray(shown) + 1e-9).astype(np.int64), least)
-        for number in np.flatnonzero((target != np.arange(count)) & (np.asarray(shown) > 0)):
-            old, new = (f"{w} x {h}" for w, h in (self.buckets.sizes[number], self.buckets.sizes[target[number]]))
-            self.notices.append(f"{shown[number]:g} pictures for {old} are fewer than {least}, and go to {new}")
+        shown = np.zeros(count)
+        for (_, numbers, often), rate in zip(taken, rates):
+            shown += np.bincount(numbers, weights=often, minlength=count) * rate
+        target = self.buckets.merged(np.floor(shown + 1e-9).astype(np.int64), least)
+        for few in np.flatnonzero((target != np.arange(count)) & (shown > 0)):
+            old, new = (f"{w} x {h}" for w, h in (self.buckets.sizes[few], self.buckets.sizes[target[few]]))
+            self.notices.append(f"{shown[few]:g} pictures for {old} are fewer than {least}, and go to {new}")
         streams = []
         for number, size in enumerate(self.buckets.sizes):
             for part, ((members, numbers, repeats), rate) in enumerate(zip(taken, rates)):
@@ -289,9 +290,9 @@ def _alike(one: Part, other: Part) -> bool:
 
 def _rates(parts: Sequence[Part], counts: Sequence[float]) -> list[float]:
     """Returns how often an epoch shows each picture of each part; with weights it is as long as one without."""
-    weights = [part.weight for part in parts]
-    if all(weight is None for weight in weights):
+    weights = [part.weight for part in parts if part.weight is not None]
+    if not weights:
         return [part.repeats for part in parts]
-    if any(weight is None for weight in weights):
+    if len(weights) != len(parts):
         raise SourceError("either all parts of a training set have a weight, or none")
     return [weight / sum(weights) * sum(counts) / count for weight, count in zip(weights, counts)]

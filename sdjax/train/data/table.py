@@ -7,7 +7,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,7 +74,7 @@ class Table:
         needs = sum(array.nbytes for array in arrays.values())
         new = new_file(path, overwrite=True, what="writing the index", needs=needs)
         with new as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: Path, stamp: Any) -> "Table | None":
@@ -101,7 +101,7 @@ class _Stored(Mapping):
             array = arrays[at]
         return array if self.kinds[name] == "number" else _column(_unpack(array), "text")
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.kinds)
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class _Joined(Mapping):
                 parts.append(_column([None if np.isnan(v) else v for v in table[name].tolist()], kind))
         return np.concatenate(parts) if parts else _column([], kind)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.kinds)
 
     def __len__(self) -> int:

@@ -36,7 +36,8 @@ def walk(root: Path, passed_over: list[str], is_whole: Callable[[list[str]], Any
     that cannot be listed.
     """
     seen: set[tuple[int, int]] = set()
-    folders, links = [(root, PurePosixPath())], []
+    folders: list[tuple[Path, PurePosixPath]] = [(root, PurePosixPath())]
+    links: list[tuple[Path, PurePosixPath]] = []
     while folders or links:
         # Links last, so that a folder goes by its own name
         folder, relative = folders.pop() if folders else links.pop(0)
@@ -51,7 +52,8 @@ def walk(root: Path, passed_over: list[str], is_whole: Callable[[list[str]], Any
             passed_over.append(f"{relative} (reached before by another name)")
             continue
         seen.add(identity)
-        files, below = [], []
+        files: list[os.DirEntry[str]] = []
+        below: list[os.DirEntry[str]] = []
         for entry in entries:
             (below if _is_folder(entry) else files).append(entry)
         ours = _of_sdjax({entry.name for entry in files}, {entry.name for entry in below})

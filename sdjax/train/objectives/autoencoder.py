@@ -60,10 +60,11 @@ def autoencoder_loss(config: VAEConfig, *, kl_weight: float, edge_weight: float)
         whole: Params, average: Params | None, batch: Batch, keys: Keys, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         params, image = whole["vae"], to_float(batch["image"])
-        moments = vae.apply({"params": params}, image, method="encode")
+        network = vae.bind({"params": params})
+        moments = network.encode(image)
         noise = draws.normal(keys, draws.POSTERIOR, (*moments.shape[1:-1], config.latent_channels))
         latent = latent_from_moments(moments, noise, config.scale_factor)
-        pixels, edges = reconstruction_error(vae.apply({"params": params}, latent, method="decode"), image, edge_weight)
+        pixels, edges = reconstruction_error(network.decode(latent), image, edge_weight)
         kl = kl_divergence(moments).mean()
         total = pixels + edges + kl_weight * kl
         return total, {"loss": total, "pixels": pixels, "edges": edges, "kl": kl}
@@ -215,7 +216,8 @@ def adversarial_loss(
             _, parts["edges"] = reconstruction_error(image, reconstruction, o.edge_weight)
             error += parts["edges"]
         if o.perceptual_weight:
-            distance = perceptual.apply({"params": lpips}, image, reconstruction)
+            assert lpips is not None  # read where it has a weight
+            distance = perceptual.bind({"params": lpips})(image, reconstruction)
             parts["perceptual"] = distance.mean()
             error += o.perceptual_weight * distance[:, None, None, None]
         return (error / jnp.exp(o.logvar) + o.logvar).sum() / len(image), parts
@@ -224,12 +226,12 @@ def adversarial_loss(
         whole: Params, average: Params | None, batch: Batch, keys: Keys, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         image, lpips = to_float(batch["image"]), whole.get("lpips")
-        moments = vae.apply({"params": whole["vae"]}, image, method="encode")
+        moments = vae.bind({"params": whole["vae"]}).encode(image)
         noise = draws.normal(keys, draws.POSTERIOR, (*moments.shape[1:-1], config.latent_channels))
         latent = latent_from_moments(moments, noise, config.scale_factor)
 
         def decode(kernel: Array) -> Image:
-            return vae.apply({"params": with_last_kernel(whole["vae"], kernel)}, latent, method="decode")
+            return vae.bind({"params": with_last_kernel(whole["vae"], kernel)}).decode(latent)
 
         reconstruction, at_kernel = jax.vjp(decode, last_kernel(whole["vae"]))
         nll, parts = likelihood(lpips, image, reconstruction)
@@ -237,13 +239,13 @@ def adversarial_loss(
         total, metrics = nll + o.kl_weight * kl, {**parts, "nll": nll, "kl": kl}
         if o.disc_factor:
             judge, picture = jax.lax.stop_gradient((whole["discriminator"], reconstruction))
-            generator = lambda x: -discriminator.apply({"params": judge}, x).mean()  # noqa: E731
+            generator = lambda x: -discriminator.bind({"params": judge})(x).mean()  # noqa: E731
             # XLA finds that these two repeat the gradients that are taken anyway
-            pulls = jax.grad(lambda x: likelihood(lpips, image, x)[0])(picture), jax.grad(generator)(picture)
-            pulls = [at_kernel(pull)[0] for pull in pulls]
+            slopes = jax.grad(lambda x: likelihood(lpips, image, x)[0])(picture), jax.grad(generator)(picture)
+            pulls = [at_kernel(slope)[0] for slope in slopes]
             weight = adaptive_weight(*(pulls if axis is None else jax.lax.pmean(pulls, axis)))
             factor = jnp.where(step >= o.disc_start, o.disc_factor, 0.0)
-            real, fake = (discriminator.apply({"params": whole["discriminator"]}, x) for x in (image, picture))
+            real, fake = (discriminator.bind({"params": whole["discriminator"]})(x) for x in (image, picture))
             g, d = generator(reconstruction), factor * compare(real, fake)
             total += o.disc_weight * weight * factor * g + d
             metrics |= {"generator": g, "adaptive": weight, "discriminator": d}

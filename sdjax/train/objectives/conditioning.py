@@ -5,7 +5,7 @@ A function here takes the model's description, the parameters that are at hand, 
 order and with the statistics that sampling uses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ class Told(NamedTuple):
 
 def encode(config: ModelConfig, vae: Params, image: Image, keys: Keys, stream: int, dtype: Any) -> Latent:
     """Returns draws from the posterior of pictures in [-1, 1], times the scale factor, float32."""
-    moments = AutoencoderKL(config.vae, dtype).apply({"params": vae}, image, method="encode").astype(jnp.float32)
+    moments = AutoencoderKL(config.vae, dtype).bind({"params": vae}).encode(image)
     return from_moments(config, moments, keys, stream)
 
 
@@ -46,13 +46,13 @@ def from_moments(config: ModelConfig, moments: jax.Array, keys: Keys, stream: in
     return latent_from_moments(moments, draws.normal(keys, stream, shape), config.vae.scale_factor)
 
 
-def text(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
+def text(config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
     """Returns nothing: such a model is told the text only."""
     return Told()
 
 
 def inpainting(
-    config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any
+    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
 ) -> Told:
     """Returns mask and latent of the picture with its hole in mid-grey, [b, h / 8, w / 8, 1 + c].
 
@@ -62,25 +62,26 @@ def inpainting(
     if objective.holes == "given":
         hole = batch["mask"] >= 128
     else:
-        hole = random_holes(keys, *image.shape[1:3], objective.whole_holes)
+        hole = random_holes(keys, image.shape[1], image.shape[2], objective.whole_holes)
     hole = hole[..., None].astype(jnp.float32)
     masked = encode(config, parts["vae"], image * (1 - hole), keys, draws.HOLES_POSTERIOR, dtype)
     return Told(concat=jnp.concatenate([hole[:, ::factor, ::factor], masked], axis=-1))
 
 
-def depth(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
+def depth(config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
     """Returns the depth that the depth network sees, from -1 to 1 by each picture's own range, [b, h / 8, w / 8, 1]."""
+    assert config.depth is not None  # of a model of this kind
     image, factor = batch["image"], config.vae.factor
     h, w = image.shape[1:3]
     seen = interpolate(image, network_size(config.depth, (h, w)), method="bicubic")
-    out = DepthEstimator(config.depth, dtype).apply({"params": parts["depth"]}, seen).astype(jnp.float32)
+    out = DepthEstimator(config.depth, dtype).bind({"params": parts["depth"]})(seen)
     out = interpolate(out, (h // factor, w // factor), method="bicubic")
     low, high = out.min((1, 2, 3), keepdims=True), out.max((1, 2, 3), keepdims=True)
     return Told(concat=2 * (out - low) / (high - low + FLAT) - 1)
 
 
 def upscaling(
-    config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any
+    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
 ) -> Told:
     """Returns the picture at a quarter of its size with noise on it, not encoded, and how much noise."""
     image, factor = batch["image"], config.vae.factor
@@ -91,10 +92,13 @@ def upscaling(
     return Told(concat=NoiseSchedule(config.schedule).add_noise(low, noise, level), label=level)
 
 
-def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
+def unclip(
+    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
+) -> Told:
     """Returns the label of the picture's CLIP embedding with noise of a random level on it, [b, 2 d]."""
+    assert config.vision is not None  # of a model of this kind
     image, size = batch["image"], config.vision.image_size
-    rows, columns = (jnp.asarray(m) for m in ldm_matrix(*image.shape[1:3], size))
+    rows, columns = (jnp.asarray(m) for m in ldm_matrix(image.shape[1], image.shape[2], size))
     seen = (jnp.einsum("ih,bhwc,jw->bijc", rows, image, columns) + 1) / 2
     seen = (seen - MEAN) / STD
     embedding = VisionEncoder(config.vision, dtype).apply({"params": parts["vision"]}, seen).astype(jnp.float32)
@@ -105,7 +109,7 @@ def unclip(config: ModelConfig, parts: Params, batch: dict[str, Any], keys: Keys
     return Told(label=draws.replaced(keys, draws.LABEL, objective.label_dropout, label, 0.0))
 
 
-Condition = Callable[[ModelConfig, Params, dict[str, Any], Keys, Any, Any], Told]
+Condition = Callable[[ModelConfig, Params, Mapping[str, Any], Keys, Any, Any], Told]
 
 # By the kind of model (sdjax.purpose.KINDS); and which parameters each needs besides text encoder and autoencoder
 CONDITIONS: dict[str, Condition] = {

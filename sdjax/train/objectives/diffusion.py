@@ -206,7 +206,7 @@ class Denoising(NamedTuple):
 
         def network(x: Latent, t: jax.Array) -> Latent:
             x = x if told.concat is None else jnp.concatenate([x, told.concat], axis=-1)
-            return unet.apply({"params": whole["unet"]}, x, t.astype(jnp.float32), context, told.label)
+            return unet.bind({"params": whole["unet"]})(x, t.astype(jnp.float32), context, told.label)
 
         noise, perturbation = draws.normal(keys, draws.NOISE, x0.shape[1:]), None
         if objective.offset_noise:
@@ -225,7 +225,7 @@ class Denoising(NamedTuple):
             return draws.replaced(keys, draws.CAPTION, dropout, context, jnp.asarray(self.empty, jnp.float32))
         ids = batch["ids"].astype(jnp.int32)
         ids = draws.replaced(keys, draws.CAPTION, dropout, ids, jnp.asarray(self.empty, jnp.int32))
-        return TextEncoder(self.config.text, self.dtype).apply({"params": whole["text"]}, ids)
+        return TextEncoder(self.config.text, self.dtype).bind({"params": whole["text"]})(ids)
 
     def _places(self, mask: jax.Array, x0: Latent) -> jax.Array:
         b, h, w, _ = x0.shape

@@ -65,6 +65,7 @@ class Objective(Protocol):
 
     def check_files(self) -> None:
         """Raises ValueError if a file is missing that `networks` would read."""
+        return
 
     def check(self, facts: RunFacts) -> None:
         """Raises ConfigError for a model or data that it cannot use."""

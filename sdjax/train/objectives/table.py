@@ -2,6 +2,6 @@
 
 from sdjax.train.objectives.autoencoder import AutoencoderObjective
 from sdjax.train.objectives.diffusion import DiffusionObjective
-from sdjax.train.objectives.objective import Objective
 
-OBJECTIVES: dict[str, type[Objective]] = {"denoising": DiffusionObjective, "autoencoder": AutoencoderObjective}
+# Each an Objective
+OBJECTIVES: dict[str, type] = {"denoising": DiffusionObjective, "autoencoder": AutoencoderObjective}
