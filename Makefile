@@ -13,7 +13,7 @@ STAMP = $(VENV)/.installed
 TEST_STAMP = $(VENV)/.installed-test
 DOCS_STAMP = $(VENV)/.installed-docs
 
-.PHONY: run test test-all docs train-builtin lint lint-tree types clean
+.PHONY: run test test-all docs train-builtin lint lint-tree clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sdjax needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -52,15 +52,13 @@ train-builtin: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap
 train-builtin: $(TEST_STAMP)
 	$(BIN)/python -m sdjax.train.builtin.training --folder runs/builtin $(ARGS)
 
-# Checks style, spelling and who imports whom. The last needs the four folders as one package, as an installation has
-# them: a tree of links in build/lint
+# Checks style, spelling, who imports whom, and types. The last two need the four folders as one package, as an
+# installation has them: a tree of links in build/lint
 lint: $(TEST_STAMP) lint-tree
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/codespell *.md docs sdjax convert configs scripts benchmarks
 	bin=$$(cd $(BIN) && pwd) && cd build/lint && "$$bin/lint-imports" ../../pyproject.toml --cache-dir ../import-linter
-
-types: $(TEST_STAMP) lint-tree
 	bin=$$(cd $(BIN) && pwd) && cd build/lint && "$$bin/mypy" --config-file ../../pyproject.toml --cache-dir ../mypy
 
 lint-tree:

@@ -101,7 +101,7 @@ def unclip(
     rows, columns = (jnp.asarray(m) for m in ldm_matrix(image.shape[1], image.shape[2], size))
     seen = (jnp.einsum("ih,bhwc,jw->bijc", rows, image, columns) + 1) / 2
     seen = (seen - MEAN) / STD
-    embedding = VisionEncoder(config.vision, dtype).apply({"params": parts["vision"]}, seen).astype(jnp.float32)
+    embedding = VisionEncoder(config.vision, dtype).bind({"params": parts["vision"]})(seen)
     level = draws.integers(keys, draws.LEVEL, 0, UNCLIP_LEVELS)
     noise = draws.normal(keys, draws.LEVEL_NOISE, embedding.shape[1:])
     stats = embedding_mean_and_std(parts, embedding.shape[-1])
