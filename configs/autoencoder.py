@@ -1,4 +1,4 @@
-"""Training the autoencoder, with LPIPS and an adversary as the released ones were; or its decoder alone.
+"""Training the autoencoder, with LPIPS and a discriminator, as the released ones were; or its decoder alone.
 
 Source: CompVis/latent-diffusion, configs/autoencoder/autoencoder_kl_32x32x4.yaml.
 """

@@ -1,4 +1,4 @@
-"""Making a depth-to-image model of a text-to-image one: its first convolution is widened, and it is shown the depth.
+"""Making a depth-to-image model from a text-to-image model: its first convolution is widened for the depth map.
 
 The depth is what MiDaS estimates of each picture. The UNet gets one more input channel, whose weights are 0 at the
 start. Source: the model card of stable-diffusion-2-depth.

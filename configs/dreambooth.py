@@ -1,7 +1,7 @@
 """DreamBooth: teaching a model a subject from a few pictures, without forgetting what its class looks like.
 
-Half of what is shown are pictures of the subject under one caption with a rare word; the other half are pictures of the
-class that the model made itself before, with `sdjax txt2img --prompt "a photo of a dog"`. Source: Ruiz et al. 2022
+Half of the pictures show the subject, under one caption with a rare word. The other half show the class. The model made
+them before, with `sdjax txt2img --prompt "a photo of a dog"`. Source: Ruiz et al. 2022
 (arXiv 2208.12242); step numbers and rates are those of its authors for Stable Diffusion.
 """
 

@@ -1,7 +1,7 @@
 """Fine-tuning a model on a folder of pictures with captions: the training configuration that the others start from.
 
-Every value may be changed on the command line, as --set model.path=v1-5-pruned.safetensors. What they mean is said in
-sdjax/train/config.py and docs/training.md.
+Every value may be changed on the command line: --set model.path=v1-5-pruned.safetensors. sdjax/train/config.py and
+docs/training.md explain them.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
-"""Making an inpainting model of a text-to-image one: its first convolution is widened, and it learns on random holes.
+"""Making an inpainting model from a text-to-image model: a wider first convolution, trained on random holes.
 
-The UNet gets five more input channels, the mask and the picture without what it hides, whose weights are 0 at the
-start. Source: the model cards of stable-diffusion-inpainting and stable-diffusion-2-inpainting.
+The UNet gets five more input channels, the mask and the masked picture. Their weights are 0 at the start.
+Source: the model cards of stable-diffusion-inpainting and stable-diffusion-2-inpainting.
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ from . import sd1
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns v1 at 256 pixels with a text encoder of its own: 32 layers over the tokens of bert-base-uncased."""
+    """Returns v1 at 256 pixels with another text encoder: 32 layers over the tokens of bert-base-uncased."""
     config = sd1.get_config()
     config.name = "laion400m"
     config.image_size = 256

@@ -6,7 +6,7 @@ from . import sd2_v
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns 2-v told an image's embedding (1024) and its noise level's (1024)."""
+    """Returns 2-v conditioned on an image's embedding (1024) and on that of its noise level (1024)."""
     config = sd2_v.get_config()
     config.name = "sd2_unclip_h"
     config.guidance_scale = 10.0  # scripts/streamlit/stableunclip.py

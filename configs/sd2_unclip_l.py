@@ -6,7 +6,7 @@ from . import sd2_v
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns 2-v told an image's embedding (768) and its noise level's (768)."""
+    """Returns 2-v conditioned on an image's embedding (768) and on that of its noise level (768)."""
     config = sd2_v.get_config()
     config.name = "sd2_unclip_l"
     config.guidance_scale = 10.0  # scripts/streamlit/stableunclip.py

@@ -6,7 +6,7 @@ from . import sd2_base
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns 2-base with a UNet of its own (the noised picture as input, its noise level as label) and an f4 VAE."""
+    """Returns 2-base with another UNet (inputs: the noisy small picture, its noise level as label) and an f4 VAE."""
     config = sd2_base.get_config()
     config.name = "x4_upscaler"
     config.unet.update(

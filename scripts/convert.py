@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Converts, and says where the result lies."""
+    """Converts, and prints the path of the result."""
     from sdjax.convert import convert
     from sdjax.convert.write.outputs import check_not_input
     from sdjax.loading import hub

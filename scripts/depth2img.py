@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
 def read_maps(path: str, pictures: Sequence[input_pictures.Given]) -> list[input_pictures.Given]:
     """Returns one depth map, float32 [h, w], for each picture: the file, or NAME.* or NAME_depth.* in the folder.
 
-    Raises ValueError where there is none, for what is no map, and for one of another aspect than its picture.
+    Raises ValueError for a missing map, a file that is no map, and a map with another aspect than its picture.
     """
     from sdjax.tasks import depth_to_image
 

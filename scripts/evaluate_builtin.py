@@ -1,4 +1,4 @@
-"""`sdjax evaluate-builtin`: how often the built-in model draws what it was asked for, measured from pixels."""
+"""`sdjax evaluate-builtin`: how often the built-in model draws what the prompt says, measured from pixels."""
 
 import argparse
 import sys
@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=json_file,
         default="outputs/evaluate-builtin.json",
         metavar="FILE.json",
-        help="where the figures go, and beside them the plate, FILE.png; replaced if there; default: %(default)s",
+        help="file for the figures; a plot of them goes beside it, FILE.png; both are replaced; default: %(default)s",
     )
     add("--font", metavar="FILE", help="NotoColorEmoji.ttf, if it is not in one of the usual folders")
     add("--device", metavar="NAME", help="cpu, gpu, cuda, rocm or tpu; default: all of the best kind")
@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluates, prints the tables and where the files lie."""
+    """Evaluates, prints the tables and the paths of the files."""
     import json
 
     from sdjax.scripts.shared import runtime
@@ -129,7 +129,7 @@ def small_seed(text: str) -> int:
     """Returns a seed that leaves room to count on from, for argparse."""
     value = int(text)
     if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"a seed lies between 0 and 2**31 - 1 here; got {text}")
+        raise argparse.ArgumentTypeError(f"a seed is from 0 to 2**31 - 1 here; got {text}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""`sdjax inpaint`: a part of a picture made anew, or a picture continued beyond its edges."""
+"""`sdjax inpaint`: replaces a part of a picture, or continues a picture beyond its edges."""
 
 import argparse
 import sys
@@ -47,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_mask_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say what is made anew, and how it is joined to the rest."""
+    """Adds the flags that say what is replaced, and how it is joined to the rest."""
     add = parser.add_argument_group("what to replace").add_argument
     add(
         "--mask",

@@ -108,7 +108,7 @@ def _read_help(argv: list[str]) -> list[str]:
 
 
 def _end_without_command(argv: list[str]) -> NoReturn:
-    """Ends for arguments that begin with no command: prints help or version, else what is wrong, with status 2."""
+    """Handles arguments without a command: prints help or version, or what is wrong, and exits with status 2."""
     parser = make_parser()
     if not argv[0].startswith("-"):
         near = nearest(argv[0], [*COMMANDS, "--version"])
@@ -123,7 +123,7 @@ def _end_without_command(argv: list[str]) -> NoReturn:
 
 
 class _Output:
-    """Standard output, which says what was being done where it cannot be written."""
+    """Standard output whose errors say what was being done."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -141,13 +141,13 @@ class _Output:
 
 
 def _drop_output() -> None:
-    """Sends what is left of standard output nowhere, where Python would fail to write it at the end."""
+    """Discards the rest of standard output, which Python would otherwise fail to write at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
 def notes_shown() -> Iterator[None]:
-    """Shows the library's notes on standard error while a command runs, each text and each kind of its own once."""
+    """Shows the library's notes on standard error while a command runs: each text, and each subclass of Note, once."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", Note)
         usual, shown = warnings.showwarning, set()

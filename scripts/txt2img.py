@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def choose_laion400m(args: argparse.Namespace) -> None:
-    """Puts what --laion400m stands for in the place of what was not given. Raises ValueError if it is not there."""
+    """Sets the flags that --laion400m stands for, unless given. Raises ValueError if the checkpoint is missing."""
     if not args.laion400m:
         return
     if args.ckpt is None and not Path(LAION_CHECKPOINT).is_file():

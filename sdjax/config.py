@@ -111,8 +111,8 @@ class VAEConfig(Description):
 class TextConfig(Description):
     """A text encoder. The defaults are CLIP ViT-L/14's; `layers` counts those that run (23 of ViT-H/14's 24).
 
-    `kind` is "clip", or "bert" for the transformer over BERT's tokens of LAION-400M's model, whose heads have a size
-    of their own, `head_dim`. `mlp_width` is that of CLIP's MLPs, None for four times `width`.
+    `kind` is "clip", or "bert" for the LAION-400M model's transformer over BERT's tokens, whose heads have the size
+    `head_dim`. `mlp_width` is the width of CLIP's MLPs; None means four times `width`.
     """
 
     vocab_size: int = 49408
@@ -148,7 +148,7 @@ class TextConfig(Description):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             check(
                 0 <= getattr(self, name) < self.vocab_size,
-                f"TextConfig.{name} = {getattr(self, name)} lies outside the vocabulary of {self.vocab_size}",
+                f"TextConfig.{name} = {getattr(self, name)} is outside the vocabulary of {self.vocab_size}",
             )
 
 
@@ -156,7 +156,7 @@ class TextConfig(Description):
 class VisionConfig(Description):
     """A CLIP image tower. The defaults are OpenAI's ViT-L/14's; `projection` is the width of its embeddings.
 
-    `mlp_width` is that of its MLPs, None for four times `width`.
+    `mlp_width` is the width of its MLPs; None means four times `width`.
     """
 
     image_size: int = 224
@@ -193,8 +193,8 @@ class PriorConfig(Description):
     """A prior, which guesses an image embedding from a text. The defaults are Karlo's.
 
     `embedding` is the length of texts' and pictures' embeddings, and the width of the `text` tower. `scheduler` is how
-    its timesteps are chosen ("unclip": from the last to 0; "ddpm": as DDPM's leading ones), `clip` how far from 0 the
-    numbers of a guess may lie, None for no limit.
+    its timesteps are chosen ("unclip": from the last to 0; "ddpm": as DDPM's leading ones), `clip` the
+    largest absolute value in a guess; None means no limit.
     """
 
     width: int = 2048
@@ -301,10 +301,9 @@ class ModelConfig(Description):
     """A whole model. `image_size` is the side it was trained at, in pixels; `guidance_scale` its release's default.
 
     `name` is the release's family as `sdjax.configs` spells it ("sd1", "sd2_base", ...); nothing is derived from it.
-    `depth` is the depth network of a model that looks at depth, None where depth maps have to be given. `vision` is the
-    image tower of a model that is told a picture's embedding, None where embeddings have to be given; `noise_stats` the
-    length of the mean and standard deviation of these embeddings, by which noise is put on them, None where they are 0
-    and 1.
+    `depth` is the depth network of a depth model; without it, depth maps must be given. `vision` is the image tower of
+    an unCLIP model; without it, image embeddings must be given. `noise_stats` is the length of the embeddings' mean and
+    standard deviation, which scale the noise on them; None means mean 0 and standard deviation 1.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What all descriptions of a model share: types and values checked, conversion to and from plain dictionaries."""
+"""The base of all descriptions of a model: checks of types and values, conversion to and from plain dictionaries."""
 
 import dataclasses
 import types

@@ -1,4 +1,4 @@
-"""What a model is for, told by what its network takes besides the noisy latent and a prompt."""
+"""What a model is for. This follows from its network's inputs besides the noisy latent and a prompt."""
 
 from sdjax.config import ModelConfig
 

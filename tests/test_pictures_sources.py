@@ -91,7 +91,7 @@ def test_a_layer_of_one_colour_is_a_mask_by_its_opacity(shade):
     layer = np.dstack([np.full_like(RGB, shade), ALPHA])
     mask = pictures.open_mask(make.png(layer, 8, 6))
     np.testing.assert_array_equal(mask.pixels, ALPHA)
-    assert "opaque is painted anew" in mask.notices[0]
+    assert "opaque is replaced" in mask.notices[0]
 
 
 def test_a_grey_layer_is_laid_on_black_and_a_picture_with_holes_painted_in_them():
@@ -101,7 +101,7 @@ def test_a_grey_layer_is_laid_on_black_and_a_picture_with_holes_painted_in_them(
     assert "they stay" in black_and_white.notices[0]
     holes = pictures.open_mask(make.png(np.dstack([RGB, cover]), 8, 6))
     np.testing.assert_array_equal(holes.pixels, 255 - cover)
-    assert "transparent is painted anew" in holes.notices[0]
+    assert "transparent is replaced" in holes.notices[0]
 
 
 def test_empty_layers_and_profiles_of_masks():

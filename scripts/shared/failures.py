@@ -44,7 +44,7 @@ def describe(error: Exception) -> tuple[int, str]:
 
 
 def _about_set_up(error: Exception, text: str) -> str | None:
-    """Returns the sentence about JAX having no such device as it was told to use, None where that is not it.
+    """Returns the sentence about a device that JAX does not have; None for any other error.
 
     JAX raises RuntimeError "Unable to initialize backend ..." and "Unknown backend ...", with pages of detail, or fails
     an assertion of its own.

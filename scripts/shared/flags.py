@@ -1,6 +1,6 @@
 """Flags that know what makes them matter: given twice, or without effect, they are refused. Imports nothing heavy.
 
-`needs` stands beside each flag that is not always obeyed: add("--padding", needs=together("--only-masked")). Its value
+A flag that is not always obeyed declares `needs`: add("--padding", needs=together("--only-masked")). Its value
 does not count, only whether it was given: a flag at its default is refused too.
 """
 
@@ -20,7 +20,7 @@ ADDRESSES = {  # flags and arguments whose path may be gs://... too; what reads 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """When a flag has an effect; `otherwise` goes on from "FLAG has no effect" and says what to do."""
+    """When a flag has an effect; `otherwise` continues "FLAG has no effect" and says what to do."""
 
     met: Callable[[argparse.Namespace], bool]
     otherwise: str
@@ -35,7 +35,7 @@ def together(*others: str) -> Needs:
 
 
 def alone(*others: str, why: str = "") -> Needs:
-    """Returns the condition of a flag that none of `others` may stand beside."""
+    """Returns the condition of a flag that cannot be used with any of `others`."""
     names = " or ".join(others)
     return Needs(
         lambda args: not any(is_set(args, other) for other in others), f"with {names}{why}: leave one of them out"
@@ -48,7 +48,7 @@ def is_set(args: argparse.Namespace, flag: str) -> bool:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises ValueError, naming what to do, for a flag that was given and has no effect beside the others."""
+    """Raises ValueError, saying what to do, for a given flag that has no effect with the others."""
     for flag, conditions in args.given.values():
         for needs in conditions:
             if not needs.met(args):
@@ -95,7 +95,7 @@ class Store(argparse.Action):
 
 
 class Switch(Store):
-    """Is on where it is given, once or more often."""
+    """Is on if it is given, once or several times."""
 
     def __init__(self, option_strings: Any, dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, const=True, default=False, **kwargs)

@@ -1,4 +1,4 @@
-"""The pictures and masks that a command is given: a file, or a folder of files with masks beside them."""
+"""A command's input pictures and masks: a file, or a folder of files with masks beside them."""
 
 import functools
 import hashlib
@@ -29,7 +29,7 @@ class Given(NamedTuple):
 def read_pictures(path: str, background: Sequence[int]) -> list[Given]:
     """Returns the picture, or those of a folder in the order of their names; says what was done to them.
 
-    Raises ValueError for what is no picture, and a path where nothing is.
+    Raises ValueError for a missing file and a file that is no picture.
     """
     from sdjax import pictures
 
@@ -45,7 +45,7 @@ def read_masks(path: str | None, given: Sequence[Given]) -> list[Given]:
     """Returns one mask for each picture: the file `path`, which is for all, else NAME_mask.* of picture NAME.
 
     Masks lie beside the pictures, or in the folder `path`, where they may also have the pictures' names. Raises
-    ValueError where there is none, for what is no mask, and for one of another size than its picture.
+    ValueError for a missing mask, a file that is no mask, and a mask of another size than its picture.
     """
     from sdjax import pictures
 
@@ -64,7 +64,7 @@ def read_masks(path: str | None, given: Sequence[Given]) -> list[Given]:
 
 
 def read_map(path: Path, flag: str) -> Given:
-    """Returns a map, float32 [h, w], from a file. Raises ValueError for what is no map, and where nothing is."""
+    """Returns a map, float32 [h, w], from a file. Raises ValueError for a missing file and a file that is no map."""
     from sdjax import pictures
 
     def opened(path: Path) -> pictures.Picture:

@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     _given: Sequence[str] = ()
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
-        """Returns what the arguments say; exits with status 2 where they are wrong."""
+        """Returns the parsed arguments; exits with status 2 if they are wrong."""
         self._given = self._joined(sys.argv[1:] if args is None else list(args))
         known, rest = self.parse_known_args(self._given, namespace)
         if rest:

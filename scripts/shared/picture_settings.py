@@ -42,7 +42,7 @@ ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
 def describe_model(name: str | Path, local: Path) -> dict[str, Any]:
     """Returns what tells a model apart: a hub repository's name and commit, or a local one's fingerprint.
 
-    The hub's cache is not looked at: what else lies there depends on what else was fetched.
+    The hub's cache is not read: its contents depend on earlier downloads.
     """
     from sdjax.loading import hub
 
@@ -82,7 +82,7 @@ def to_json(settings: Mapping[str, Any]) -> str:
 def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `Key: value` pairs of AUTOMATIC1111's `parameters` text.
 
-    Clip skip, Schedule type and Version stand there always: what is missing, readers fill in with defaults of theirs.
+    Clip skip, Schedule type and Version are always there, because readers replace missing keys by their own defaults.
     There is no RNG: the noise is JAX's, which no other tool draws.
     """
     name, spacing = settings["sampler"], settings["sampler_options"]["spacing"]

@@ -49,7 +49,7 @@ def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) ->
 
 
 def pictures_at_a_time(args: argparse.Namespace, num_inputs: int = 1) -> int:
-    """Returns --n_samples; where it is not given, the flag's default for one picture, and for a folder's as few as make
+    """Returns --n_samples; if it is not given, the flag's default for one picture, and for a folder as few as make
     its number of batches, of the folder's default at most.
     """
     if args.n_samples is not None:
@@ -71,7 +71,7 @@ def read_prompts(path: str) -> list[str]:
 
 
 def check_prompts(pipe: Any, prompts: list[str]) -> None:
-    """Says what of the prompts the text encoder will not see, and what it will not understand."""
+    """Notes the parts of prompts that the text encoder will not see or not understand."""
     from sdjax.prompts import syntax
 
     syntax.check_prompts(prompts)

@@ -22,7 +22,7 @@ def check_outdir(folder: str | Path, side: int = 0) -> None:
 
 
 def mark(pixels: Any, text: str | None) -> Any:
-    """Returns the picture, uint8 [h, w, 3], with the watermark in it; as it is where there is none, or no room for it.
+    """Returns the picture, uint8 [h, w, 3], with the watermark in it; unchanged without a watermark or room for it.
 
     What has no room is said on standard error.
     """
@@ -38,9 +38,9 @@ def mark(pixels: Any, text: str | None) -> Any:
 
 
 def find_checker(choice: str, model: Path, *, on_hub: bool) -> str | None:
-    """Returns the safety checker that --safety-checker names, for `auto` the model's own; None where there is none.
+    """Returns the path of the checker that --safety-checker names, for `auto` the model's own; None if there is none.
 
-    The hub's cache is not searched for one: what lies there depends on what else was fetched.
+    The hub's cache is not searched: its contents depend on earlier downloads.
     """
     from sdjax.tasks import safety
 
@@ -55,7 +55,7 @@ def find_checker(choice: str, model: Path, *, on_hub: bool) -> str | None:
 def load_checker(path: Path, *, found: bool) -> Any:
     """Returns the safety checker, which computes in float32, as the references' does; says so if it was `found`.
 
-    Raises sdjax.convert.CheckpointError where it is none.
+    Raises sdjax.convert.CheckpointError if it is no safety checker.
     """
     import sdjax
     from sdjax.convert import CheckpointError

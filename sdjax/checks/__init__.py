@@ -1,1 +1,1 @@
-"""Arguments checked in one way, and what users are told about them."""
+"""Checks of arguments, and the hints and notes that users see about them."""

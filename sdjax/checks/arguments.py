@@ -18,7 +18,7 @@ def whole(
 ) -> int:
     """Returns a whole number, Python's, NumPy's or JAX's. Raises ValueError for anything else, and outside the range.
 
-    `unit` is said before the range, `context` behind it.
+    In the message `unit` comes before the range, `context` after it.
     """
     try:
         if _is_bool(value):

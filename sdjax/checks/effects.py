@@ -1,4 +1,4 @@
-"""Fields of a description that matter only beside certain others: declared beside each field, checked in one way.
+"""Fields of a description that matter only with certain values of others. Each field declares its condition.
 
 A field without a declaration is always obeyed.
 """
@@ -11,7 +11,7 @@ from sdjax.checks.notes import note
 
 
 class Needs(NamedTuple):
-    """When a field has an effect, asked of the description; `otherwise` goes on from "FIELD has no effect"."""
+    """When a field has an effect, as a function of the description; `otherwise` continues "FIELD has no effect"."""
 
     met: Callable[[Any], bool]
     otherwise: str
@@ -31,7 +31,7 @@ def ignored(description: Any) -> Iterator[tuple[dataclasses.Field, str]]:
 
 
 def note_effects(description: Any, name: str = "") -> None:
-    """Notes every field without effect that is not at its default; `name` is what the description is."""
+    """Notes every field without effect that is not at its default; `name` says what is described."""
     for field, otherwise in ignored(description):
         value = getattr(description, field.name)
         if value != field.default:

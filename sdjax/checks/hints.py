@@ -1,4 +1,4 @@
-"""What the names of other tools are called here: said where an argument or attribute does not exist.
+"""Our names for other tools' names, for the error about an unknown argument or attribute.
 
 The other tools are diffusers, AUTOMATIC1111's web UI and its API, ComfyUI, k-diffusion and CompVis's scripts.
 """
@@ -66,7 +66,7 @@ OURS: dict[str, tuple[str, ...]] = {
 
 _LOADED = "it belongs to the model: sdjax.load(path, {}=...)"
 _ADAPTER = "sdjax knows no adapters"
-_FILES = "which files are read is found out; leave it out (variant= chooses among a folder's sets)"
+_FILES = "sdjax finds the files itself; leave it out (variant= selects one of a folder's sets)"
 # What has no counterpart, or one elsewhere
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("return_dict", "save_images", "send_images"),
@@ -89,12 +89,12 @@ ELSEWHERE: dict[str, str] = {
                      "custom_pipeline", "use_onnx", "weights_only", "ignore_mismatched_sizes"), _FILES),
     **dict.fromkeys(("safe_serialization", "max_shard_size"), "safetensors are written, one file a network"),
     **dict.fromkeys(("device", "devices", "device_map", "offload_folder", "max_memory"),
-                    "a task chooses where it runs, as devices=jax.devices('gpu')"),
+                    "choose the devices in a task, such as devices=jax.devices('gpu')"),
     **dict.fromkeys(("cache_dir", "force_download", "resume_download", "proxies"),
-                    "the hub's cache is set by the environment variable HF_HOME"),
-    "local_files_only": "the environment variable HF_HUB_OFFLINE=1 says so",
-    **dict.fromkeys(("token", "use_auth_token"), "the environment variable HF_TOKEN holds it"),
-    **dict.fromkeys(("subfolder", "weight_name"), "name the file in the path, as owner/name/FILE.safetensors"),
+                    "set the hub's cache by the environment variable HF_HOME"),
+    "local_files_only": "set the environment variable HF_HUB_OFFLINE=1",
+    **dict.fromkeys(("token", "use_auth_token"), "set the environment variable HF_TOKEN"),
+    **dict.fromkeys(("subfolder", "weight_name"), "name the file in the path, such as owner/name/FILE.safetensors"),
     **dict.fromkeys(("unet", "text_encoder", "tokenizer"), "a model is loaded whole; Pipeline.params holds its parts"),
     **dict.fromkeys(("torch_dtype", "dtype"), _LOADED.format("dtype")),
     **{name: _LOADED.format(name) for name in ("vae", "variant", "revision", "config", "prediction", "ema")},
@@ -104,7 +104,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("mask", "mask_image"), "sdjax.inpaint and sdjax.outpaint take a mask"),
     **dict.fromkeys(("strength", "denoising_strength", "denoise"),
                     "sdjax.image_to_image, two_pass, inpaint and depth_to_image have one"),
-    **dict.fromkeys(("height", "width"), "what is made has the size of the picture given; resize that first"),
+    **dict.fromkeys(("height", "width"), "the result has the size of the picture given; resize that first"),
     **dict.fromkeys(("enable_hr", "hr_scale", "hr_upscaler", "hires"), "sdjax.two_pass makes a second, larger pass"),
     **dict.fromkeys(("tiling", "restore_faces", "styles", "override_settings", "refiner_checkpoint"),
                     "sdjax has nothing like it"),
@@ -112,7 +112,7 @@ ELSEWHERE: dict[str, str] = {
 
 ATTRIBUTES: dict[str, str] = {
     **dict.fromkeys(("to", "cuda", "cpu", "tpu", "device"),
-                    "a task chooses where it runs, as devices=jax.devices('gpu'), and takes the best by default"),
+                    "choose the devices in a task, such as devices=jax.devices('gpu'); the default is the best kind"),
     **dict.fromkeys(("half", "float", "bfloat16"), "the type is chosen by sdjax.load(path, dtype=...)"),
     **dict.fromkeys(("from_pretrained", "from_single_file"), "sdjax.load(path) loads a model"),
     "save_pretrained": "save(path, to='diffusers') writes such a folder",
@@ -138,7 +138,7 @@ _of_any: set[str] = set()  # arguments of all functions that explain theirs
 
 
 def explains_arguments(also: Callable | None = None, *, task: bool = True) -> Callable[[Callable], Callable]:
-    """Returns a decorator: a TypeError for an argument that the function does not have says what it is called here.
+    """Returns a decorator: the TypeError for an unknown argument then names our argument for it.
 
     Arguments of a function's `**options` are those of their TypedDict, or of the function `also`.
     """

@@ -1,14 +1,14 @@
-"""What users should know of their settings and is no error: a warning from Python, a line on the command line."""
+"""Notes: what users should know but is no error. A warning in Python, a line on the command line."""
 
 import warnings
 
 
 class Note(UserWarning):
-    """Something that was asked for and will not happen as one might expect."""
+    """A setting that does not do what one might expect."""
 
 
 class PromptNote(Note):
-    """A prompt that another tool would read otherwise: the command line says so once."""
+    """A prompt that another tool would read in another way. The command line shows it once."""
 
 
 def note(text: str, kind: type[Note] = Note) -> None:

@@ -33,7 +33,7 @@ class Result:
 
     `steps_per_second` counts steps of the whole batch with guidance (each the network on 2 x batch latents); `text` and
     `decode` are encoding the prompts and decoding the batch, `compile` what the first run took beyond the later ones.
-    `peak` is the device's highest memory use in bytes so far, None where it does not tell.
+    `peak` is the device's highest memory use in bytes so far; None if the device does not report it.
     """
 
     size: int
@@ -90,7 +90,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def table(pipe: Pipeline, results: Sequence[Result], device: jax.Device) -> str:
-    """Returns the results as a Markdown table, with what they were measured on above it."""
+    """Returns the results as a Markdown table, under a line that says what they were measured on."""
     lines = [
         f"sdjax {__version__}, JAX {jax.__version__}, {device_name(device)}, {pipe.dtype}, {model_name(pipe)}",
         "",

@@ -1,8 +1,8 @@
 """Samples of PNG, JPEG and WebP files that nobody vouches for.
 
 A file is recognised by its first bytes. Its structure is read here, limits are checked before anything is decoded, and
-Pillow's decoders get a stream made anew of the few parts that hold pixels: neither text, comments, thumbnails nor
-further frames reach them, and what they would pass over in silence (rows that are missing, scans cut short) is refused.
+Pillow's decoders get a new stream of only the parts that hold pixels. Text, comments, thumbnails and further frames
+never reach them. Damage that they would silently ignore (missing rows, scans cut short) is refused.
 """
 
 from sdjax.pictures import jpeg, png, webp

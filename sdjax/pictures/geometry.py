@@ -107,7 +107,7 @@ def composite(new: np.ndarray, old: np.ndarray, mask: np.ndarray, feather: int =
 
 
 def crop_around(mask: np.ndarray, padding: int, multiple: int, bounds: tuple[int, int] | None = None) -> Box:
-    """Returns the smallest box around what is not 0 in a mask [h, w], made larger by the padding, then to the multiple.
+    """Returns the smallest box around the nonzero part of a mask [h, w], enlarged by the padding, then to the multiple.
 
     The padding ends at the picture's edge; growth to the multiple is shared by both sides and shifted inside of the
     picture, whose (height, width) is the mask's, and `bounds` if given. Where the picture is smaller than that, the box
@@ -147,7 +147,7 @@ def paste(pixels: np.ndarray, patch: np.ndarray, box: Box) -> np.ndarray:
 def expand(
     pixels: np.ndarray, left: int, top: int, right: int, bottom: int, *, overlap: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a canvas larger by so many pixels on each side, its edges continued outwards, and the mask of the new.
+    """Returns a canvas larger by these pixels on each side, with the edges continued, and the mask of the new part.
 
     The mask, uint8 [h, w], is 255 on the new part, and on `overlap` pixels of the old along every side that grew.
     Raises ValueError for negative numbers, and PictureError if the canvas exceeds 40 million pixels.

@@ -28,7 +28,7 @@ ROUNDINGS = {"truncate": np.trunc, "nearest": np.rint}
 
 
 def to_uint8(image: Float[Array | np.ndarray, "..."], *, rounding: str = "truncate") -> UInt8[np.ndarray, "..."]:
-    """Returns pixels of an image in [-1, 1] of any shape; what lies outside is clipped.
+    """Returns pixels of an image in [-1, 1] of any shape; values outside are clipped.
 
     255 clip((x + 1) / 2, 0, 1), in float32: truncated as the scripts of both releases do (scripts/txt2img.py of
     CompVis/stable-diffusion), or to the nearest as diffusers does ("nearest"). Raises ValueError for a value that is
@@ -148,7 +148,7 @@ def save_numbered_file(
 
 
 def new_folder(path: str | os.PathLike) -> Path:
-    """Returns the path of a new folder: `path`, with -2, -3, ... behind it where there is something."""
+    """Returns the path of a new folder: `path`, or with -2, -3, ... appended if it exists."""
     new, number = Path(local(path)), 1
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Folders of pictures, with masks beside them or in a folder of their own."""
+"""Folders of pictures, with masks beside them or in another folder."""
 
 import os
 import re

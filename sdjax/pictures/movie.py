@@ -1,4 +1,4 @@
-"""Moving pictures: frames as GIF, APNG or WebP by Pillow, or as MP4 by ffmpeg where it is installed."""
+"""Moving pictures: frames as GIF, APNG or WebP by Pillow, or as MP4 by ffmpeg, if it is installed."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def encode(pixels: np.ndarray, kind: str, *, fps: float = 12, text: Mapping[str,
     `kind`: "gif" (256 colours a frame), "apng" (exact), "webp" (as good as a fine JPEG) or "mp4" (H.264, by the ffmpeg
     on the PATH). `fps` frames a second, up to 50; where a format counts whole hundredths or thousandths of a second,
     frames differ in length so that the whole has the right one. `text`, keyword to text, goes into the file's comment,
-    as JSON where there is more than one; an APNG has a chunk for each.
+    as JSON if there are several; an APNG has a chunk for each.
 
     Raises ValueError for an unknown kind, frames that are none, and a rate out of range; FileNotFoundError where MP4 is
     asked for without ffmpeg, OSError with ffmpeg's own words where it fails.
@@ -61,14 +61,14 @@ def kind_of(path: str | Path) -> str:
 
 
 def find_ffmpeg() -> str:
-    """Returns the path of ffmpeg. Raises FileNotFoundError, saying what to do, where there is none that has x264."""
+    """Returns the path of ffmpeg. Raises FileNotFoundError, saying what to do, without an ffmpeg that has x264."""
     path = shutil.which(FFMPEG)
     if path is None:
         raise FileNotFoundError(
             f"an MP4 is written by {FFMPEG}, which is not on the PATH; install it, or choose gif, apng or webp"
         )
-    told = subprocess.run([path, "-hide_banner", "-encoders"], stdin=subprocess.DEVNULL, capture_output=True)
-    if CODEC.encode() not in told.stdout:
+    listed = subprocess.run([path, "-hide_banner", "-encoders"], stdin=subprocess.DEVNULL, capture_output=True)
+    if CODEC.encode() not in listed.stdout:
         raise FileNotFoundError(
             f"{path} was built without {CODEC}, by which an MP4 is written; install one that has it, or choose gif, "
             "apng or webp"

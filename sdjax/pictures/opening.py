@@ -25,7 +25,7 @@ class Picture(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """`pixels` uint8 [h, w], 255 where the picture is to be painted anew and 0 where it is to stay."""
+    """`pixels` uint8 [h, w], 255 where the picture is replaced and 0 where it stays."""
 
     pixels: np.ndarray
     notices: tuple[str, ...]
@@ -66,11 +66,11 @@ def open_picture(source: Source, *, background: Sequence[int] = (255, 255, 255))
 
 
 def open_mask(source: Source, *, size: tuple[int, int] | None = None) -> Mask:
-    """Returns a mask, white (255) where to paint anew, of anything that open_picture takes, or of booleans [h, w].
+    """Returns a mask, 255 where the picture is replaced, from anything that open_picture takes, or booleans [h, w].
 
-    Grey is kept, colours become grey (luma). Where parts are transparent: a layer of one colour is a mask by its
-    opacity, opaque is painted anew; a grey layer is laid on black, transparent stays; a colour picture with holes is
-    painted anew where it is transparent. Profiles are not applied: a mask is numbers. A notice tells what was done.
+    Grey is kept, colours become grey (luma). If parts are transparent: the opacity of a layer of one
+    colour is the mask (opaque is replaced); a grey layer is laid on black (transparent stays); a colour picture with
+    holes is replaced where it is transparent. Profiles are not applied: a mask is numbers. A notice says what was done.
 
     Raises PictureError as open_picture does, and unless the mask is of `size`, (height, width), if that is given.
     """
@@ -84,13 +84,13 @@ def open_mask(source: Source, *, size: tuple[int, int] | None = None) -> Mask:
         if alpha is not None and alpha.min() < 255:
             if colour.is_one_colour(rgb, alpha):
                 pixels = alpha
-                notices.append("mask taken from the opacity: opaque is painted anew")
+                notices.append("mask taken from the opacity: opaque is replaced")
             elif colour.is_grey(rgb, alpha):
                 pixels = np.rint(colour.grey(colour.lay_on(rgb, alpha, (0, 0, 0)))).astype(np.uint8)
                 notices.append("mask's transparent parts taken as black: they stay")
             else:
                 pixels = 255 - alpha
-                notices.append("mask taken from the holes of a picture: transparent is painted anew")
+                notices.append("mask taken from the holes of a picture: transparent is replaced")
         else:
             if not colour.is_grey(rgb):
                 notices.append("mask in colour: taken by its brightness")
@@ -132,7 +132,7 @@ def open_map(source: Source) -> Map:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Puts a name before a PictureError's sentence, and makes a PictureError of whatever else is raised."""
+    """Puts a name before a PictureError's sentence, and turns every other exception into a PictureError."""
     try:
         yield
     except PictureError as error:

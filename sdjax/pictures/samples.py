@@ -8,11 +8,11 @@ import numpy as np
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 256 * 2**20  # of a file
 MAX_PROFILE = 4 * 2**20  # bytes of an ICC profile; those of printing presses take 0.5 to 3 MB
-MAX_CHUNKS = 200_000  # of a file, whatever its format calls them
+MAX_CHUNKS = 200_000  # of a file, in any format
 
 
 class PictureError(ValueError):
-    """A picture that is not taken, and why, in one sentence."""
+    """A picture that is refused; the message says why in one sentence."""
 
 
 class Samples(NamedTuple):

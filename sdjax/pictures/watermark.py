@@ -4,10 +4,10 @@ Named "dwtDct" by the package that the scripts call, it holds no cosine transfor
 wavelet's averages of the U channel carries one bit, in the remainder that its largest coefficient leaves modulo 36
 (9 for a 0, 27 for a 1). The text's bits are written over and over, block by block, and read by majority.
 
-It says that a picture came from such a script, no more: it is no secret and no signature, and resizing, cropping or
-strong JPEG compression removes it. Rounding to whole pixels, and a largest coefficient that becomes second largest by
-being written, lose bits already in the picture that was just marked: of ordinary pictures the reference reads between
-half and nearly all of its own bits back.
+It suggests that such a script wrote the picture. It is neither a secret nor a signature. Resizing, cropping or strong
+JPEG compression removes it. Even the freshly marked picture loses bits: pixels are rounded, and writing a bit may
+turn the largest coefficient into the second largest. The reference reads back between half and nearly all of its own
+bits in ordinary pictures.
 
 Source: imwatermark/maxDct.py of ShieldMnt/invisible-watermark; put_watermark in scripts/txt2img.py of
 CompVis/stable-diffusion and Stability-AI/stablediffusion; OpenCV's integer conversion between BGR and YUV.
@@ -99,9 +99,9 @@ def to_bits(shares: np.ndarray) -> np.ndarray:
 def evidence(pixels: np.ndarray, text: str | bytes) -> float:
     """Returns how surely a picture holds this text: its matching blocks, in standard deviations above chance.
 
-    Chance is what a picture with as many votes for 1, in any order, would match: so a flat colour, which votes 0
+    Chance is the expected match with the same number of votes for 1 in random order. So a flat colour, which votes 0
     everywhere, scores 0. 120 random pictures of natural spectrum scored -2 to 3.2 without the text, 15 to 53 with it.
-    Another text of plain letters in the picture may score 5, for letters share bits: the highest score tells which.
+    Another text of plain letters may score 5, because letters share bits. The text with the highest score is the one.
 
     Raises ValueError for an empty text, and as `read_bits` does.
     """
@@ -149,14 +149,14 @@ def _votes(pixels: np.ndarray) -> np.ndarray:
 
 
 def _blocks(average: np.ndarray) -> np.ndarray:
-    """Returns a copy of the 4 x 4 blocks of a map, row by row, [n, 16]; what is left at the right and below is cut."""
+    """Returns a copy of the 4 x 4 blocks of a map, row by row, [n, 16]; the rest at the right and bottom is cut."""
     rows, columns = (side // BLOCK for side in average.shape)
     cut = average[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
     return cut.swapaxes(1, 2).reshape(rows * columns, BLOCK * BLOCK).copy()
 
 
 def _carriers(blocks: np.ndarray) -> np.ndarray:
-    """Returns where each block's bit lies, [n, 1]: its largest coefficient, the first one left out."""
+    """Returns the index of the coefficient that holds each block's bit, [n, 1]: the largest except the first."""
     return np.abs(blocks[:, 1:]).argmax(1)[:, None] + 1
 
 

@@ -78,14 +78,14 @@ def _three(data: bytes, at: int) -> int:
 
 
 def _check_animation(chunks: dict[bytes, bytes], canvas: tuple[int, int]) -> None:
-    """Raises PictureError unless the first frame lies in the canvas and is of the size that it states."""
+    """Raises PictureError unless the first frame is inside the canvas and has the size that it states."""
     frame = chunks.get(b"ANMF", b"")
     if b"ANIM" not in chunks or len(frame) < 24:
         raise PictureError("the WebP is truncated: it holds no frame")
     left, top = 2 * _three(frame, 0), 2 * _three(frame, 3)
     size = _three(frame, 6) + 1, _three(frame, 9) + 1
     if left + size[0] > canvas[0] or top + size[1] > canvas[1]:
-        raise PictureError("the WebP is damaged: its frame lies outside of the picture")
+        raise PictureError("the WebP is damaged: its frame is outside the picture")
     at = 16
     while at + 8 <= len(frame):
         name, length = struct.unpack_from("<4sI", frame, at)

@@ -1,9 +1,9 @@
-"""Prompts written for other tools: what these read as weights, switches or file names is plain text here.
+"""Prompts written for other tools. Their weights, switches and file names are plain text here.
 
 Known are AUTOMATIC1111's web UI and what follows it (emphasis, scheduling, alternation, BREAK, AND, extra networks,
 embeddings), ComfyUI's embeddings, NovelAI's braces, dynamic prompts, compel's weights and Midjourney's parameters.
-Text that only looks alike is not meant: smileys, (c) 2020, footnotes [1], times (at 10:30), a remark (like this one)
-behind what it explains. A bracket behind a backslash is one that those tools take literally too.
+Text that only looks similar does not count: smileys, (c) 2020, footnotes [1], times (at 10:30), a remark (like this)
+after what it explains. Other tools too read a bracket after a backslash literally.
 """
 
 import re
@@ -76,7 +76,7 @@ def _is_shouted(text: str, match: re.Match) -> bool:
 
 
 def check_prompts(prompts: Iterable[str]) -> None:
-    """Says once of all prompts together that some are written for another tool, and names what in them is."""
+    """Notes once for all prompts that some use another tool's syntax, and names it."""
     found = list(dict.fromkeys(piece for prompt in prompts for piece in foreign_syntax(prompt)))
     if not found:
         return
@@ -84,13 +84,13 @@ def check_prompts(prompts: Iterable[str]) -> None:
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     note(
         f"the prompt holds another tool's syntax, which is read as plain words here and may spoil the picture: {named}"
-        f"{more}; write it without",
+        f"{more}; remove it",
         PromptNote,
     )
 
 
 def check_lengths(tokenizer: Tokenizer, prompts: Iterable[str], length: int) -> None:
-    """Says of each prompt that a sequence of `length` tokens has no room for, what the network will not see."""
+    """Notes for each prompt longer than `length` tokens what the network will not see."""
     for prompt in sorted(set(prompts)):
         if rest := tokenizer.cut(prompt, length=length):
             note(f'a prompt has more than {length - 2} tokens; left out is "{rest}"')

@@ -7,8 +7,8 @@ then a pattern splits it into words, and each word's UTF-8 bytes are merged by r
 clip/simple_tokenizer.py.
 
 Two places where Hugging Face's tokenizers of the same vocabulary differ are decided for OpenAI's, for v1 and v2 alike:
-they resolve HTML entities at most once, and they take `<|endoftext|>` and v2's padding `!` for special wherever they
-stand, so that their "wow!" ends in padding. v1 and v2 differ in what they pad with alone: 49407 and 0.
+they resolve HTML entities at most once, and they treat `<|endoftext|>` and v2's padding `!` as special anywhere in a
+text, so their "wow!" ends in padding. v1 and v2 differ only in the padding token: 49407 and 0.
 """
 
 import contextlib
@@ -61,8 +61,8 @@ class Tokenizer:
     def load(cls, folder: str | Path) -> "Tokenizer":
         """Returns the tokenizer of a diffusers or transformers folder (the one that holds tokenizer_config.json).
 
-        Byte pair encodings of CLIP's kind are read here, whatever their vocabulary; others, and those with tokens
-        added to the vocabulary, through transformers. Raises ValueError if the folder holds no readable tokenizer.
+        Byte pair encodings of CLIP's kind are read here, with any vocabulary. transformers reads others, and those with
+        added tokens. Raises ValueError if the folder holds no readable tokenizer.
         """
         folder = Path(local(folder))
         if not folder.is_dir():
@@ -116,13 +116,13 @@ class Tokenizer:
 
     @property
     def is_clips(self) -> bool:
-        """Whether it is CLIP's own, under whatever files."""
+        """Whether it is CLIP's own tokenizer, under any files."""
         return _engine(self.files) is _engine(())
 
     def save(self, folder: str | Path, pad_token: str = EOS, length: int = 77) -> None:
         """Writes the tokenizer's files: those that it was loaded from, else CLIP's with `pad_token`.
 
-        `length` is that of a sequence, which transformers needs to be told: it is added where the files do not say it.
+        `length` is the length of a sequence. transformers needs it, so it is added if the files lack it.
         """
         folder = local(folder)
         if not self.files:
@@ -144,7 +144,7 @@ class Tokenizer:
         return _engine(self.files).eos
 
     def encode(self, text: str) -> list[int]:
-        """Returns the text's tokens, as many as there are, without start, end and padding."""
+        """Returns all tokens of the text, without start, end and padding."""
         return _engine(self.files).encode(_checked(text))
 
     def __call__(
