@@ -7,19 +7,17 @@ and Stability-AI/stablediffusion; `sdjax.configs` spells them out.
 
 import dataclasses
 import math
-import typing
 from typing import Literal
 
 from sdjax.description import ConfigError, Description, check
 
 __all__ = [
-    "PREDICTIONS", "ConfigError", "DepthConfig", "ModelConfig", "Prediction", "PriorConfig", "ScheduleConfig",
+    "ConfigError", "DepthConfig", "ModelConfig", "Prediction", "PriorConfig", "ScheduleConfig",
     "TextConfig", "UNetConfig", "VAEConfig", "VisionConfig",
 ]  # fmt: skip
 
 Prediction = Literal["epsilon", "v", "x0"]
 ScheduleKind = Literal["scaled_linear", "linear", "squaredcos"]
-PREDICTIONS: tuple[str, ...] = typing.get_args(Prediction)
 
 
 @dataclasses.dataclass(frozen=True)

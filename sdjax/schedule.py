@@ -13,7 +13,7 @@ SNR Lin et al. 2023 (arXiv 2305.08891); between timesteps Lu et al. 2022 (arXiv 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,36 +24,38 @@ from sdjax.typing import Latent
 
 ZERO_SNR_ALPHA = 2.0**-24  # alphas_cumprod where it should be 0: keeps sigma finite (4096), as diffusers does
 
+Numbers: TypeAlias = np.ndarray | jax.Array | float
+
 
 class Weights(NamedTuple):
     """The two numbers of a linear combination."""
 
-    first: Any
-    second: Any
+    first: Numbers
+    second: Numbers
 
 
-class Prediction(NamedTuple):
+class PredictionWeights(NamedTuple):
     """What a network predicts. `x0(sigma)` are the weights of x and of the network's output in x0, where x = x0 + sigma
     noise; `target(sigma)` the weights of x0 and of the noise in what the network is trained to put out.
     """
 
-    x0: Callable[[Any], Weights]
-    target: Callable[[Any], Weights]
+    x0: Callable[[Numbers], Weights]
+    target: Callable[[Numbers], Weights]
 
 
-def _v_x0(sigma: Any) -> Weights:
+def _v_x0(sigma: Numbers) -> Weights:
     return Weights(1 / (1 + sigma**2), -sigma / (1 + sigma**2) ** 0.5)
 
 
-def _v_target(sigma: Any) -> Weights:
+def _v_target(sigma: Numbers) -> Weights:
     return Weights(-sigma / (1 + sigma**2) ** 0.5, 1 / (1 + sigma**2) ** 0.5)
 
 
 # v = sqrt(a) noise - sqrt(1 - a) x0: Salimans & Ho 2022 (arXiv 2202.00512)
-PREDICTIONS: dict[str, Prediction] = {
-    "epsilon": Prediction(x0=lambda sigma: Weights(1.0, -sigma), target=lambda sigma: Weights(0.0, 1.0)),
-    "v": Prediction(x0=_v_x0, target=_v_target),
-    "x0": Prediction(x0=lambda sigma: Weights(0.0, 1.0), target=lambda sigma: Weights(1.0, 0.0)),
+PREDICTIONS: dict[str, PredictionWeights] = {
+    "epsilon": PredictionWeights(x0=lambda sigma: Weights(1.0, -sigma), target=lambda sigma: Weights(0.0, 1.0)),
+    "v": PredictionWeights(x0=_v_x0, target=_v_target),
+    "x0": PredictionWeights(x0=lambda sigma: Weights(0.0, 1.0), target=lambda sigma: Weights(1.0, 0.0)),
 }
 
 

@@ -5,12 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from networks import FunctionNetwork
 
 from sdjax import samplers
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.denoiser import make_denoiser
 from sdjax.diffusion.guidance import make_guidance
+from sdjax.diffusion.network import FunctionNetwork
 
 CHUNK = 8  # rows of one compiled scan, so that all linear samplers of a model share one program
 

@@ -5,13 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from networks import FunctionNetwork
 
 from sdjax import samplers
 from sdjax.config import ScheduleConfig
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.denoiser import make_denoiser
 from sdjax.diffusion.guidance import Unguided
+from sdjax.diffusion.network import FunctionNetwork
 from sdjax.schedule import NoiseSchedule
 
 # Each with the spacing that Stable Diffusion's scheduler_config.json, or the class's default, gives it

@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import FunctionNetwork
 
 from sdjax.config import UNetConfig
 from sdjax.diffusion.conditioning import Conditioning, stack
 from sdjax.diffusion.denoiser import make_denoiser
 from sdjax.diffusion.guidance import ClassifierFree, Unguided, guide, make_guidance
-from sdjax.diffusion.network import UNetNetwork
+from sdjax.diffusion.network import FunctionNetwork, UNetNetwork
 from sdjax.samplers import row
 
 RNG = np.random.default_rng(0)

@@ -19,6 +19,7 @@ import models
 from checks import count_compilations, near
 
 FEW = {"num_steps": 3, "devices": jax.devices()[:1]}
+SLOW = pytest.mark.slow  # each compiles the network once more
 
 
 def test_a_prompt_becomes_pictures():
@@ -88,6 +89,51 @@ def test_exact_pictures_are_bit_identical_alone_in_a_batch_and_on_several_device
     batch = four(1, exact=True)
     np.testing.assert_array_equal(batch, four(2, exact=True))
     np.testing.assert_array_equal(batch[1:2], alone(exact=True))
+
+
+@functools.cache
+def mixture():
+    """Returns requests of one size that differ in everything else."""
+    each = [
+        ("ddim", 20, 4.0, 0.0),
+        ("dpmpp_2m", 12, 1.0, 0.0),
+        ("heun", 9, 7.5, 0.7),
+        ("euler_ancestral", 16, 3.0, 0.0),
+    ]
+    return [
+        sdjax.Request(f"picture {i}", seed=i, sampler=name, num_steps=n, guidance_scale=scale, guidance_rescale=rescale)
+        for i, (name, n, scale, rescale) in enumerate(each)
+    ]
+
+
+@functools.cache
+def mixed(count, **how):
+    """Returns their pictures, made in one batch on so many devices."""
+    return sdjax.generate(models.pipeline(), mixture(), devices=jax.devices()[:count], **how)
+
+
+@pytest.mark.parametrize(
+    ("count", "how"),
+    [(1, {}), (2, {}), pytest.param(2, {"parallel": "pmap"}, marks=SLOW), pytest.param(1, {"exact": True}, marks=SLOW)],
+)
+def test_pictures_of_different_samplers_steps_and_scales_share_a_batch(count, how):
+    got = mixed(count, **how)
+    for i, request in enumerate(mixture()):
+        same = sdjax.generate(
+            models.pipeline(), [request] * 4, devices=jax.devices()[:1]
+        )  # four, as one program has it
+        assert near(got[i : i + 1], same[:1]), request.sampler
+
+
+def test_another_mixture_of_the_same_size_compiles_nothing():
+    mixed(1)
+    others = [("plms", 6, 2.0, 0.5), ("unipc", 5, 1.0, 0.0), ("dpm2", 4, 8.0, 0.0), ("lms", 7, 1.5, 1.0)]
+    requests = [
+        sdjax.Request("a cat", seed=i, sampler=name, num_steps=n, guidance_scale=scale, guidance_rescale=rescale)
+        for i, (name, n, scale, rescale) in enumerate(others)
+    ]
+    make = lambda: sdjax.generate(models.pipeline(), requests, devices=jax.devices()[:1])  # noqa: E731
+    assert count_compilations(make) == 0
 
 
 def test_starting_noise_is_bit_identical_alone_in_a_batch_and_on_eight_devices():

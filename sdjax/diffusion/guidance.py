@@ -38,8 +38,8 @@ class Call(NamedTuple):
 
     x: Noisy  # x0 + sigma noise
     row: Rows
-    of_x: Numbers  # weights of x and of the network's output in x0, by prediction type
-    of_output: Numbers
+    of_x: Numbers | float  # weights of x and of the network's output in x0, by prediction type
+    of_output: Numbers | float
 
     def x0(self, output: Noisy) -> Noisy:
         """Returns the x0 that an output of the network means."""

@@ -1,10 +1,11 @@
 """Networks as the denoiser calls them: a static description, with parameters and conditioning as arguments."""
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol, cast
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from sdjax.adapters.patch import Patch, patched
 from sdjax.config import UNetConfig
@@ -25,9 +26,26 @@ class Network(Protocol):
 
     def __call__(
         self, params: Params, x: Noisy, t: Timestep, conditioning: Conditioning, memory: Memory
-    ) -> tuple[Float[Array, "b ..."], Memory]:
+    ) -> tuple[Noisy, Memory]:
         """Returns the network's prediction for x, which has unit variance, and its memory for the next call."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionNetwork:
+    """The network of a function (x, t, conditioning) -> prediction, without parameters and memory."""
+
+    function: Callable[[Noisy, Timestep, Conditioning], Noisy]
+
+    def init(self, params: Params, x: Noisy) -> Memory:
+        """Returns no memory."""
+        return ()
+
+    def __call__(
+        self, params: Params, x: Noisy, t: Timestep, conditioning: Conditioning, memory: Memory
+    ) -> tuple[Noisy, Memory]:
+        """Returns the function's prediction."""
+        return self.function(x, t, conditioning), memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +75,8 @@ class UNetNetwork:
             x = jnp.concatenate([x, conditioning.concat.astype(x.dtype)], axis=-1)
         network = UNet(self.unet, jnp.dtype(self.dtype))
         with patched(self.patches, shared, conditioning.patches or None):
-            out: Any = network.apply(
+            out = network.apply(
                 {"params": params}, x, t, conditioning.context, conditioning.label,
                 context_length=conditioning.context_length,
             )  # fmt: skip
-        return out, memory
+        return cast(Array, out), memory

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from sdjax import configs, convert
-from sdjax.config import PREDICTIONS, ConfigError, ModelConfig
+from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert import CheckpointError
 from sdjax.convert.bundle import Bundle, bundle_of_params
 from sdjax.convert.containers.local_models import local_path
@@ -18,6 +18,7 @@ from sdjax.nn import init_params, param_shapes
 from sdjax.nn.jax_settings import make_key, pinned
 from sdjax.nn.parts import SEPARABLE
 from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.schedule import PREDICTIONS
 from sdjax.typing import Key, Params
 
 

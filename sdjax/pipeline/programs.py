@@ -7,10 +7,11 @@ over devices.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, PyTree
 
 from sdjax.config import TextConfig, VAEConfig
 from sdjax.diffusion.conditioning import Conditioning
@@ -23,7 +24,7 @@ from sdjax.pipeline import tiling
 from sdjax.samplers.noise import POSTERIOR, START, draw_noise
 from sdjax.samplers.rows import Rows
 from sdjax.samplers.rule import Rule, State, scan_rows
-from sdjax.typing import Context, Image, Keys, Latent, Params, TokenIds
+from sdjax.typing import Context, Image, Keys, Latent, Moments, Params, TokenIds
 
 CHUNK = 5  # rows of one compiled scan; the host calls it as often as the sampler has rows (see docs/design.md)
 
@@ -40,7 +41,7 @@ class SampleProgram:
     exact: bool = False
 
 
-def one_by_one(function: Callable, *batched: Any) -> Any:
+def one_by_one(function: Callable[..., Out], *batched: PyTree) -> Out:
     """Returns `function` of a batch, computed for one entry after the other: entry i never depends on the others."""
     return jax.tree.map(
         lambda a: a[:, 0], jax.lax.map(lambda entry: function(*jax.tree.map(lambda a: a[None], entry)), batched)
@@ -49,14 +50,21 @@ def one_by_one(function: Callable, *batched: Any) -> Any:
 
 def encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: TokenIds) -> Context:
     config, dtype, exact = static
-    apply: Callable[[TokenIds], Any] = lambda ids: TextEncoder(config, jnp.dtype(dtype)).apply({"params": params}, ids)  # noqa: E731
-    return one_by_one(apply, ids) if exact else apply(ids)
+
+    def encode(ids: TokenIds) -> Context:
+        return cast(Array, TextEncoder(config, jnp.dtype(dtype)).apply({"params": params}, ids))
+
+    return one_by_one(encode, ids) if exact else encode(ids)
 
 
 def encode_image(static: tuple[VAEConfig, str, int], params: Params, image: Image, keys: Keys | None) -> Latent:
     config, dtype, draw = static
     vae = AutoencoderKL(config, jnp.dtype(dtype))
-    moments = one_by_one(lambda image: vae.apply({"params": params}, image, method="encode"), image)
+
+    def encode(image: Image) -> Moments:
+        return cast(Array, vae.apply({"params": params}, image, method="encode"))
+
+    moments = one_by_one(encode, image)
     b, h, w, c = moments.shape
     noise = None if keys is None else draw_noise(keys, POSTERIOR, draw, (h, w, c // 2))
     return latent_from_moments(moments, noise, config.scale_factor)
@@ -69,8 +77,7 @@ def decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> Ima
     def decode(latent: Latent) -> Image:
         if latent.shape[1] * latent.shape[2] * config.factor**2 > tiling.LARGE:
             return tiling.decode(config, jnp.dtype(dtype), params, latent)
-        image: Any = vae.apply({"params": params}, latent, method="decode")
-        return image
+        return cast(Array, vae.apply({"params": params}, latent, method="decode"))
 
     # One at a time: a decoder's feature maps are gigabytes, and one picture keeps a device busy
     return one_by_one(decode, latent)

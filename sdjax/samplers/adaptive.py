@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class Control(NamedTuple):
     """What the adaptive rule reads from its row: leaves [n, ...] for one image, [b, ...] in the compiled rule."""
 
-    sigma_end: Numbers | float  # where the loop ends
-    atol: Numbers | float
-    rtol: Numbers | float
-    h_init: Numbers | float  # first step size, in lambda
-    theta: Numbers | float  # how far below the step size that the error allows to stay
-    t_err: Numbers | float  # distance from the end, in timesteps, that counts as arrived
-    attempts: Numbers | float  # steps tried at most; what is then left is one step of first order
-    denoise_to_zero: Numbers | float
+    sigma_end: Numbers  # where the loop ends
+    atol: Numbers
+    rtol: Numbers
+    h_init: Numbers  # first step size, in lambda
+    theta: Numbers  # how far below the step size that the error allows to stay
+    t_err: Numbers  # distance from the end, in timesteps, that counts as arrived
+    attempts: Numbers  # steps tried at most; what is then left is one step of first order
+    denoise_to_zero: Numbers
     log_alpha: Numbers  # [num_timesteps]: -log alpha, to find the timestep of a sigma
 
 
@@ -45,21 +45,26 @@ def control_rows(sampler: "DPMSolver", schedule: NoiseSchedule, grid: Grid) -> R
     h_init, attempts = sampler.h_init, len(grid.timestep) - 1
     if from_noise_alone(schedule, grid.timestep[0]):  # else half of the attempts pass before anything can be seen
         h_init = max(h_init, np.log(grid.sigma[0] / schedule.sigma(after_noise_alone(schedule, attempts))))
+
+    def one(value: np.ndarray | float) -> np.ndarray:
+        return np.asarray(value, np.float32)[None]
+
     control = Control(
-        sigma_end=grid.sigma[-1],
-        atol=sampler.atol,
-        rtol=sampler.rtol,
-        h_init=h_init,
-        theta=sampler.theta,
-        t_err=sampler.t_err * schedule.num_timesteps,
-        attempts=attempts,
-        denoise_to_zero=sampler.denoise_to_zero,
-        log_alpha=-0.5 * np.log(schedule.alphas_cumprod),
+        sigma_end=one(grid.sigma[-1]),
+        atol=one(sampler.atol),
+        rtol=one(sampler.rtol),
+        h_init=one(h_init),
+        theta=one(sampler.theta),
+        t_err=one(sampler.t_err * schedule.num_timesteps),
+        attempts=one(attempts),
+        denoise_to_zero=one(sampler.denoise_to_zero),
+        log_alpha=one(-0.5 * np.log(schedule.alphas_cumprod)),
     )
-    control = Control(*(np.asarray(value, np.float32)[None] for value in control))
     sigma_next = 0.0 if sampler.denoise_to_zero else grid.sigma[-1]
-    timestep, sigma, end = (np.array([value], np.float32) for value in (grid.timestep[0], grid.sigma[0], sigma_next))
-    return Rows(timestep, sigma, end, control, np.ones(1, bool), np.ones(1, bool), np.zeros(1, np.int32))
+    return Rows(
+        one(grid.timestep[0]), one(grid.sigma[0]), one(sigma_next), control,
+        starts_step=np.ones(1, bool), active=np.ones(1, bool), index=np.zeros(1, np.int32),
+    )  # fmt: skip
 
 
 FIRST, SECOND, THIRD, REST, ZERO, DONE = range(6)  # what the next call of the network is for
@@ -160,7 +165,7 @@ class Adaptive:
         return self._finish(loop._replace(x=x), control, end)
 
     def _zero(self, loop: Loop, x0: Noisy, control: Control, end: jax.Array) -> Loop:
-        x = choose_images(jnp.asarray(control.denoise_to_zero) > 0, x0, loop.x)
+        x = choose_images(control.denoise_to_zero > 0, x0, loop.x)
         return loop._replace(x=x, stage=jnp.int32(DONE))
 
     def _judge(self, loop: Loop, control: Control, end: jax.Array, lower: Noisy, higher: Noisy) -> Loop:
@@ -170,8 +175,7 @@ class Adaptive:
         alpha = per_image(_alpha(loop.lam + loop.h), lower)
         lower, distance = alpha * lower, alpha * (higher - lower)
         size = jnp.maximum(jnp.abs(lower), jnp.abs(loop.lower))
-        absolute, relative = (per_image(jnp.asarray(tol), size) for tol in (control.atol, control.rtol))
-        delta = jnp.maximum(absolute, relative * size)
+        delta = jnp.maximum(per_image(control.atol, size), per_image(control.rtol, size) * size)
         error = jnp.sqrt(jnp.mean((distance / delta) ** 2, axis=tuple(range(1, lower.ndim))))
         if self.joint:
             error = jnp.broadcast_to(jnp.max(error), error.shape)
@@ -212,7 +216,7 @@ class Adaptive:
 
 def _left(lam: jax.Array, end: jax.Array, control: Control) -> jax.Array:
     """Returns whether an image has not arrived yet, [b]."""
-    return jnp.abs(_timestep(lam, control) - _timestep(end, control)) > jnp.asarray(control.t_err)
+    return jnp.abs(_timestep(lam, control) - _timestep(end, control)) > control.t_err
 
 
 def _alpha(lam: jax.Array) -> jax.Array:

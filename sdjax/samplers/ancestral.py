@@ -5,12 +5,12 @@ They differ in their defaults, and in how far below they go.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import Sampler, check_eta
+from sdjax.samplers.sampler import End, Sampler, check_eta
 from sdjax.schedule import NoiseSchedule
 
 
@@ -59,7 +59,7 @@ class DDPM(DDIM):
     It is DDIM with eta 1. Source: Ho et al. 2020 (arXiv 2006.11239), algorithm 2 and eq. 7; ldm's p_sample_loop.
     """
 
-    end: Literal["zero", "sigma_min"] = "zero"
+    end: End = "zero"
     eta: float = 1.0
 
 
@@ -71,7 +71,7 @@ class Euler(DDIM):
     """
 
     spacing: str = "linspace"
-    end: Literal["zero", "sigma_min"] = "zero"
+    end: End = "zero"
     variance_preserving: ClassVar[bool] = False
 
 
@@ -86,7 +86,7 @@ class LCM(Sampler):
     """
 
     spacing: str = "lcm"
-    end: Literal["zero", "sigma_min"] = "zero"
+    end: End = "zero"
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns one row a step."""

@@ -2,7 +2,8 @@
 
 import dataclasses
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -15,6 +16,14 @@ from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
 
 
+class HasSteps(Protocol):
+    """A sampler from elsewhere. It may also have `rule`, `grid`, `initial` and `final`, as `Sampler` has."""
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int) -> Rows:
+        """Returns the rows of one image."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Custom(Sampler):
     """A sampler around an object with a method `steps(schedule, num_steps)`, and whatever else of `Sampler` it has.
@@ -23,7 +32,7 @@ class Custom(Sampler):
     `steps` takes that, or by cutting its rows.
     """
 
-    inner: Any = None
+    inner: HasSteps = dataclasses.field(default_factory=Sampler)
 
     @property
     def rule(self) -> Rule:
@@ -40,13 +49,14 @@ class Custom(Sampler):
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns the object's rows, without those of the first `skip` steps."""
-        if "skip" in inspect.signature(self.inner.steps).parameters:
-            return self.inner.steps(schedule, num_steps, skip=skip)
-        rows = self.inner.steps(schedule, num_steps)
+        steps: Callable[..., Rows] = self.inner.steps
+        if "skip" in inspect.signature(steps).parameters:
+            return steps(schedule, num_steps, skip=skip)
+        rows = steps(schedule, num_steps)
         first = int(np.flatnonzero(rows.starts_step)[skip])
         return jax.tree.map(lambda a: a[first:], rows)
 
-    def initial(self, noise: Noisy | np.float32, rows: Rows) -> Noisy | np.float32:
+    def initial(self, noise: Noisy, rows: Rows) -> Noisy:
         """Returns the x to start from, given unit noise."""
         return (self.inner.initial if hasattr(self.inner, "initial") else super().initial)(noise, rows)
 
@@ -55,7 +65,7 @@ class Custom(Sampler):
         return (self.inner.final if hasattr(self.inner, "final") else super().final)(state, rows)
 
 
-def complete(sampler: Any) -> Sampler:
+def complete(sampler: Sampler | HasSteps) -> Sampler:
     """Returns a sampler as it is, and an object with a method `steps` as one. Raises ValueError for anything else."""
     if isinstance(sampler, Sampler):
         return sampler

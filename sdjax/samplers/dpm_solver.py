@@ -44,10 +44,10 @@ def leg(algorithm: str, sigma_s: float, sigma_t: float, differences: Sequence[np
 
     `differences` holds m, D1 and D2, as far as the order goes, as weights of the remembered calls, newest first.
     """
-    h = np.log(sigma_s / sigma_t) if sigma_t > 0 else np.inf
+    h = float(np.log(sigma_s / sigma_t)) if sigma_t > 0 else np.inf
     a, weights = leg_weights(algorithm, sigma_s, h, solver_type, np)
-    calls = np.sum([weight * difference for weight, difference in zip(weights, differences)], axis=0)
-    return {"base": float(a), "calls": calls, "remember": ALGORITHMS[algorithm]}
+    calls = sum((weight * d for weight, d in zip(weights, differences)), np.zeros(len(differences[0])))
+    return {"base": a, "calls": calls, "remember": ALGORITHMS[algorithm]}
 
 
 def backward_differences(sigma: np.ndarray, order: int) -> list[np.ndarray]:

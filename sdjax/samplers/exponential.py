@@ -12,13 +12,17 @@ Source: Lu et al. 2022 (arXiv 2206.00927), appendix B; Lu et al. 2022 (arXiv 221
 """
 
 from types import ModuleType
+from typing import TypeVar
 
-from sdjax.samplers.rows import Numbers
+import numpy as np
+from jaxtyping import Array
+
+Number = TypeVar("Number", float, np.ndarray, Array)
 
 
 def leg_weights(
-    algorithm: str, sigma_s: Numbers | float, h: Numbers | float, solver_type: str, math: ModuleType
-) -> tuple[Numbers, tuple[Numbers, Numbers, Numbers]]:
+    algorithm: str, sigma_s: Number, h: Number, solver_type: str, math: ModuleType
+) -> tuple[Number | float, tuple[Number, Number, Number]]:
     """Returns A and the weights of m, D1 and D2 in x_t, for a leg from sigma_s over h.
 
     solver_type "dpm_solver" replaces phi_2 by phi_1 / 2, which is the same to second order. h may be infinite, which

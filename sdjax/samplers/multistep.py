@@ -1,13 +1,13 @@
 """Linear multistep samplers, which remember epsilon: PLMS, PNDM and LMS."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from numpy.polynomial import Polynomial, polynomial
 
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import Sampler
+from sdjax.samplers.sampler import End, Sampler
 from sdjax.samplers.spacing import Grid, from_noise_alone
 from sdjax.schedule import PREDICTIONS, NoiseSchedule
 
@@ -116,7 +116,7 @@ class LMS(Sampler):
     """Linear multistep of order 4 in sigma, on any spacing. Source: k-diffusion's sample_lms; LMSDiscreteScheduler."""
 
     spacing: str = "linspace"
-    end: Literal["zero", "sigma_min"] = "zero"
+    end: End = "zero"
     order: int = 4
     variance_preserving: ClassVar[bool] = False
 

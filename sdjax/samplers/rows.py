@@ -10,13 +10,14 @@ a batch has its own sampler, number of steps and coefficients. The compiled scan
 their numbers are its arguments: another mixture of the same size compiles nothing.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from sdjax.schedule import PREDICTIONS
 
@@ -50,11 +51,11 @@ class Rows(NamedTuple):
     coef: "Coef | Control"  # what the sampler's rule reads
     starts_step: Numbers  # false for a step's second and later calls
     active: Numbers  # false for the padding at the end
-    index: Numbers  # type: ignore[assignment]  # number of the row in the image's whole run
+    index: Numbers  # type: ignore[assignment] # number of the row in the image's whole run; hides tuple's method
 
 
 def row(
-    timestep: float | np.ndarray,
+    timestep: float,
     sigma: float,
     sigma_next: float,
     *,
@@ -70,13 +71,16 @@ def row(
     `remember` says what the sum takes of a call: "x0", "epsilon" or "v", whatever the network predicts, or the weights
     of x, x0 and the unconditional x0. `correct` adds such a sum to where the step starts.
     """
+    exact = functools.partial(np.asarray, dtype=np.float64)
     if isinstance(remember, str):
-        of_x, of_out = PREDICTIONS[remember].x0(sigma)  # x0 = of_x x + of_out out, solved for out
+        of_x, of_out = map(float, PREDICTIONS[remember].x0(sigma))  # x0 = of_x x + of_out out, solved for out
         remember = (-of_x / of_out, 1 / of_out, 0.0)
-    weights = [np.pad(np.asarray(w, np.float64), (0, 1 + MEMORY - len(w))) for w in (correct, calls)]
-    coef = Coef(np.array(remember, np.float64), weights[0], np.asarray(base), weights[1], np.asarray(noise))
-    begin, level, level_next = (np.asarray(number, np.float64) for number in (timestep, sigma, sigma_next))
-    return Rows(begin, level, level_next, coef, np.asarray(starts_step), np.asarray(True), np.asarray(0))
+    weights = [np.pad(exact(w), (0, 1 + MEMORY - len(w))) for w in (correct, calls)]
+    coef = Coef(exact(remember), weights[0], exact(base), weights[1], exact(noise))
+    return Rows(
+        exact(timestep), exact(sigma), exact(sigma_next), coef,
+        starts_step=np.asarray(starts_step), active=np.asarray(True), index=np.asarray(0),
+    )  # fmt: skip
 
 
 def stack(rows: Sequence[Rows]) -> Rows:
@@ -121,7 +125,7 @@ def _filled(rows: Rows, size: int) -> Rows:
     return filled
 
 
-def per_image(values: Numbers, x: PyTree) -> Array:
+def per_image(values: Numbers | float, x: Array) -> Array:
     """Returns numbers [b] as [b, 1, ...] to multiply x [b, ...], and a single number as it is."""
     values = jnp.asarray(values)
     return values.reshape(-1, *(1,) * (x.ndim - 1)) if values.ndim else values

@@ -9,9 +9,8 @@ from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from sdjax.samplers.noise import SAMPLER, draw_noise
 from sdjax.samplers.rows import MEMORY, Coef, Numbers, Rows, per_image
@@ -160,7 +159,7 @@ def scan_rows(
 
     def draw(row: Rows) -> Callable[[], Noisy]:
         if jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
-            return lambda: draw_noise(noise, SAMPLER, row.index, state.x.shape[1:])
+            return lambda: draw_noise(noise, SAMPLER, jnp.asarray(row.index), state.x.shape[1:])
         return lambda: noise[row.index, jnp.arange(state.x.shape[0])]
 
     def step(state: State, row: Rows) -> State:
@@ -179,6 +178,6 @@ def scan_rows(
     return jax.lax.scan(body, state, rows)[0]
 
 
-def choose_images(chosen: Bool[Array | np.ndarray, "b"], these: Tree, others: Tree) -> Tree:
+def choose_images(chosen: Numbers, these: Tree, others: Tree) -> Tree:
     """Returns `these` arrays for the images that are chosen and `others` for the rest."""
     return jax.tree.map(lambda a, b: jnp.where(per_image(chosen, a), a, b), these, others)

@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
-import numpy as np
 from jaxtyping import Array, Float
 
 from sdjax.checks.arguments import number, shown
@@ -13,6 +12,8 @@ from sdjax.samplers.rule import Constrain, Denoiser, Linear, Noisy, Rule, State,
 from sdjax.samplers.spacing import SPACINGS, Grid, make_grid
 from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Keys
+
+End: TypeAlias = Literal["zero", "sigma_min"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Sampler:
     """
 
     spacing: str = "even"
-    end: Literal["zero", "sigma_min"] = "sigma_min"
+    end: End = "sigma_min"
 
     # Whether pure noise enters with the variance of a noisy latent, 1 + sigma^2 (ldm's samplers, which take x_T as it
     # is), or with sigma^2 alone (k-diffusion's)
@@ -50,11 +51,11 @@ class Sampler:
         """
         raise NotImplementedError
 
-    def initial(self, noise: Noisy | np.float32, rows: Rows) -> Noisy | np.float32:
+    def initial(self, noise: Noisy, rows: Rows) -> Noisy:
         """Returns the x to start from, given unit noise. The rows are one image's or a batch's."""
         sigma = rows.sigma[0]
         factor = (1 + sigma**2) ** 0.5 if self.variance_preserving else sigma
-        return noise * (per_image(factor, noise) if np.ndim(factor) else factor)
+        return noise * per_image(factor, noise)
 
     def final(self, state: State, rows: Rows) -> Noisy:
         """Returns the latent after the last row: x in the reference's scale, divided by sqrt(1 + sigma^2)."""

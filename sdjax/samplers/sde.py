@@ -1,12 +1,12 @@
 """DPM-Solver++(2M) SDE: second order, with fresh noise in each step."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import Sampler, check_eta
+from sdjax.samplers.sampler import End, Sampler, check_eta
 from sdjax.schedule import NoiseSchedule
 
 
@@ -22,7 +22,7 @@ class DPMSolverSDE(Sampler):
     """
 
     spacing: str = "karras"
-    end: Literal["zero", "sigma_min"] = "zero"
+    end: End = "zero"
     eta: float = 1.0
     variance_preserving: ClassVar[bool] = False
 

@@ -13,6 +13,7 @@ Source: Meng et al. 2022 (arXiv 2108.01073), algorithm 1; scripts/img2img.py, ld
 import math
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.checks.arguments import number
@@ -56,7 +57,7 @@ def make_start(
     skip = count - left
     rows = sampler.steps(schedule, num_steps, skip=skip)
     if skip == 0:
-        return Start(rows, np.float32(0), np.float32(sampler.initial(np.float32(1), rows)))
+        return Start(rows, np.float32(0), np.float32(sampler.initial(jnp.ones(1), rows)[0]))
     if compat is None:
         return Start(rows, np.float32(1), np.float32(sigma[skip]))
     # Their latent is variance-preserving: made with the noise before `skip`, it is taken for one with that at `skip`

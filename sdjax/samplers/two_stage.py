@@ -5,13 +5,13 @@ level ("ancestral"). The last step, to no noise at all, is Euler's, and so is a 
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from sdjax.samplers.ancestral import split_noise
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import Sampler, check_eta
+from sdjax.samplers.sampler import End, Sampler, check_eta
 from sdjax.samplers.spacing import from_noise_alone
 from sdjax.schedule import NoiseSchedule
 
@@ -21,7 +21,7 @@ class TwoStage(Sampler):
     """What Heun, DPM2 and DPMSolver2S share: N steps make 2 N - 1 rows."""
 
     spacing: str = "karras"
-    end: Literal["zero", "sigma_min"] = "zero"
+    end: End = "zero"
     eta: float = 0.0
     variance_preserving: ClassVar[bool] = False
 
@@ -49,7 +49,7 @@ class TwoStage(Sampler):
                 continue
             middle = self.middle(sigma[i], down)
             first, second = self.stages(sigma[i], middle, down)
-            t_middle = schedule.timestep(middle, "log_sigma")
+            t_middle = float(schedule.timestep(middle, "log_sigma"))
             rows.append(row(t[i], sigma[i], middle, **first))
             rows.append(row(t_middle, middle, sigma[i + 1], **second, noise=up, starts_step=False))
         return stack(rows)

@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-from typing import Literal
 
 import numpy as np
 
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import Sampler
+from sdjax.samplers.sampler import End, Sampler
 from sdjax.schedule import NoiseSchedule
 
 
@@ -49,7 +48,7 @@ class UniPC(Sampler):
     Source: Zhao et al. 2023 (arXiv 2302.04867), algorithms 5 and 6; diffusers' UniPCMultistepScheduler.
     """
 
-    end: Literal["zero", "sigma_min"] = "zero"
+    end: End = "zero"
     order: int = 2
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ pipelines/stable_diffusion/pipeline_stable_unclip.py with scheduling_ddpm.py.
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,8 +61,7 @@ class PriorNetwork:
         assert length is not None
         network = PriorTransformer(self.config, jnp.dtype(self.dtype))
         mask = jnp.arange(text.shape[1]) < length[:, None]
-        x0: Any = network.apply({"params": params}, x, t, conditioning.label, text, mask)
-        return x0, memory
+        return typing.cast(Array, network.apply({"params": params}, x, t, conditioning.label, text, mask)), memory
 
 
 def make_rows(config: PriorConfig, num_steps: int) -> Rows:
@@ -108,8 +108,8 @@ def sample(
 
     The guess is clipped after guidance.
     """
-    clip = network.config.clip
     denoiser: Denoiser = make_denoiser(network, params, "x0", branches, guidance)
+    clip = network.config.clip
     if clip is not None:
         denoiser = Changed(denoiser, lambda denoised: denoised._replace(x0=jnp.clip(denoised.x0, -clip, clip)))
     start = x * (1 + rows.sigma[0] ** 2) ** 0.5
@@ -123,7 +123,7 @@ def _embed(
     guidance: Guidance,
 ) -> Embedding:  # fmt: skip
     noise = lambda i: draw_noise(keys, PRIOR, i, (network.config.embedding,))  # noqa: E731
-    noises = jax.vmap(noise)(1 + jnp.arange(np.size(rows.index)))
+    noises = jax.vmap(noise)(1 + jnp.arange(len(rows.index)))
     x = sample(network, params, rows, noise(0), noises, branches, guidance)
     mean, std = (params[name].astype(jnp.float32) for name in ("clip_mean", "clip_std"))
     return x * std + mean
@@ -132,8 +132,8 @@ def _embed(
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(static: tuple[PriorConfig, str], params: Params, ids: TokenIds) -> Conditioning:
     config, dtype = static
-    encoded: Any = ProjectedTextEncoder(config.text, jnp.dtype(dtype)).apply({"params": params}, ids)
-    embedding, hidden = encoded
+    outputs = ProjectedTextEncoder(config.text, jnp.dtype(dtype)).apply({"params": params}, ids)
+    embedding, hidden = typing.cast(tuple[Array, Array], outputs)
     ends = jnp.argmax(ids == config.text.eos_token_id, axis=-1)
     return Conditioning(hidden, context_length=ends + 1, label=embedding)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from sdjax.checks import arguments
 from sdjax.checks.arguments import number, shown, texts, whole
 from sdjax.diffusion.guidance import check_guidance_scale
 from sdjax.samplers import Sampler
+from sdjax.samplers.custom import HasSteps
 from sdjax.tasks.computing import ComputingOptions
 
 T = TypeVar("T")
@@ -18,12 +19,6 @@ Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
 ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # of one picture, by their axes
-
-
-class HasSteps(Protocol):
-    """A sampler from elsewhere: any object with such a method (`sdjax.samplers.custom`)."""
-
-    def steps(self, schedule: Any, num_steps: int) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ from sdjax.checks.arguments import whole
 from sdjax.config import ModelConfig
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
-from sdjax.samplers.custom import complete
+from sdjax.samplers.custom import HasSteps, complete
 from sdjax.samplers.spacing import fitting
 from sdjax.schedule import NoiseSchedule
-from sdjax.tasks.request import HasSteps, Request
+from sdjax.tasks.request import Request
 
 SIDES = (64, 2048)  # smallest and largest height and width, in pixels
 STEP = 8  # heights and widths are multiples of this

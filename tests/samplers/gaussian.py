@@ -10,11 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from networks import FunctionNetwork
 
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.denoiser import make_denoiser
 from sdjax.diffusion.guidance import Unguided
+from sdjax.diffusion.network import FunctionNetwork
 from sdjax.samplers import Denoised, Linear, Stateless, chunks, repeat, scan_rows, stack
 from sdjax.samplers.rows import MEMORY
 from sdjax.schedule import NoiseSchedule

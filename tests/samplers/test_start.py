@@ -36,7 +36,7 @@ def test_no_strength_is_the_picture_and_full_strength_is_pure_noise(name):
     assert make_start(sampler, SCHEDULE, 10, 0.0) == (None, 1, 0)
     start, rows = make_start(sampler, SCHEDULE, 10), sampler.steps(SCHEDULE, 10)
     assert start.of_x0 == 0
-    assert start.of_noise == sampler.initial(np.float32(1), rows)
+    assert start.of_noise == sampler.initial(jnp.ones(1), rows)[0]
     np.testing.assert_array_equal(start.rows.sigma, rows.sigma)
 
 
