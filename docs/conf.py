@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # for a Sphinx of its own environment; an installed sdjax is the same code
+sys.path.insert(0, str(ROOT))  # for a Sphinx in another environment; an installed sdjax is the same code
 
 from docutils import nodes  # noqa: E402
 from sphinx.util.docutils import SphinxDirective  # noqa: E402

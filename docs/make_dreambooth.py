@@ -3,7 +3,7 @@
     python docs/make_dreambooth.py --workdir runs/dreambooth
 
 The subject, a squid, is none of those that the model was trained on; six pictures of it are drawn from the font of the
-others (docs/built-in-model.md). Runs `sdjax train --config dreambooth`, which goes on where it stopped, and writes
+others (docs/built-in-model.md). Runs `sdjax train --config dreambooth`, which continues a stopped run, and writes
 docs/images/dreambooth.png: above before, below after; four prompts with the subject, two with its class.
 """
 

@@ -84,7 +84,7 @@ def inpaint(pipe: sdjax.Pipeline) -> bytes:
 
 
 def outpaint(pipe: sdjax.Pipeline) -> bytes:
-    """Returns a picture, and how it goes on to the right."""
+    """Returns a picture, and its continuation to the right."""
     first = sdjax.text_to_image(pipe, "a hamburger on a purple background", seed=0, num_steps=STEPS)[0]
     prompt = "a hamburger and a mushroom on a purple background"
     made = sdjax.outpaint(pipe, first, prompt, expand=(0, 0, 64, 0), seed=1, num_steps=STEPS)[0]

@@ -13,14 +13,14 @@ WRITING = "writing the figures"
 IF_OUT_OF_MEMORY = "close other programs"
 
 DESCRIPTION = """\
-Measures the model inside the package, or another one trained by `make
-train-builtin`: makes pictures of prompts with pairs of subject and colour that
-were never trained on, and of trained ones, and reads from their pixels what
-they show. Prints tables, writes all figures as JSON and a plate of samples.
+Measures the model inside the package, or another one from `make train-builtin`.
+It makes pictures of prompts whose pair of subject and colour was never trained,
+and of trained pairs, and reads from the pixels what they show. Prints tables, and
+writes all figures as JSON and a picture of samples.
 
-The reader compares with the emoji themselves, so NotoColorEmoji.ttf must be
-there (Debian, Ubuntu: apt install fonts-noto-color-emoji). The default takes
-a quarter of an hour on two cores."""
+The reader compares the pictures with the emoji, so it needs NotoColorEmoji.ttf
+(Debian, Ubuntu: apt install fonts-noto-color-emoji). The default takes a quarter
+of an hour on two cores."""
 
 EPILOG = f"""\
 The same command, version and device give the same figures.
@@ -42,9 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
         type=at_least_four,
         default=200,
         metavar="N",
-        help="prompts with held-out pairs, from 4 up; everything else is in proportion; default: %(default)s",
+        help="number of prompts with held-out pairs, at least 4; all other numbers scale with it; default: %(default)s",
     )
-    add("--seed", type=small_seed, default=0, metavar="N", help="another choice of prompts and noise; default: 0")
+    add("--seed", type=small_seed, default=0, metavar="N", help="choice of prompts and noise; default: 0")
     add(
         "--out",
         type=json_file,

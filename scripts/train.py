@@ -17,7 +17,7 @@ from sdjax.scripts.shared.flags import alone, together
 
 IF_OUT_OF_MEMORY = (
     'a smaller batch_size or data.side; accumulate; remat = "products" or "blocks"; dtype = "bfloat16"; '
-    "ema.host = True; parallel.fsdp. `sdjax train --plan` says beforehand what is needed"
+    "ema.host = True; parallel.fsdp. `sdjax train --plan` shows what is needed"
 )
 
 TRAININGS = ("finetune", "dreambooth", "inpainting", "depth", "autoencoder", "pretrain")  # files of sdjax.configs
@@ -169,10 +169,10 @@ def read_config(name: str, changes: Sequence[str]) -> dict[str, Any]:
     for text in changes:
         path, equals, value = text.partition("=")
         if path in paths:
-            raise ValueError(f"--set {path} is given twice, and takes one value: give it once")
+            raise ValueError(f"--set {path} is given twice but takes one value: give it once")
         paths.append(path)
         if not equals:
-            raise ValueError(f"--set is NAME=VALUE, as optim.learning_rate=1e-5; got {text!r}")
+            raise ValueError(f"--set is NAME=VALUE, such as optim.learning_rate=1e-5; got {text!r}")
         try:
             given = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -215,7 +215,7 @@ def join_hosts(args: argparse.Namespace) -> None:
     if given == [None] * 3 and args.hosts == "one":
         return
     if None in given and given != [None] * 3:
-        raise ValueError("--coordinator, --num-hosts and --host go together")
+        raise ValueError("--coordinator, --num-hosts and --host must be given together")
     import jax
 
     if jax.config.jax_platforms == "cpu" or not jax.config.jax_platforms:  # type: ignore[attr-defined]

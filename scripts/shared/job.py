@@ -27,9 +27,9 @@ class Job:
             raise ValueError(f"--n_rows is at least 1, or 0 to take --n_samples; got {args.n_rows}")
         saving.check_watermark(args.watermark)
         if args.dpm and args.plms:
-            note("--plms is not used: --dpm goes before it, as in the references")
+            note("--plms is not used: --dpm overrides it, as in the references")
         if args.skip_save and args.skip_grid and task != "animate":
-            note("with --skip_save and --skip_grid pictures are made, and nothing is written")
+            note("with --skip_save and --skip_grid, pictures are made but not written")
         self.devices = runtime.set_up_jax(args.device)
         runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta)
         self.own = own_model(self.checkpoint, task, getattr(args, "method", None))
@@ -177,9 +177,9 @@ class Job:
         with errors.doing("making the folder", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)  # also where nothing is written into it
         if len({picture.shape for picture in made}) > 1:
-            note("no grid was made, for the pictures have several sizes")
+            note("no grid was made, because the pictures have several sizes")
         elif len(made) < len(described):
-            note(f"no grid was made, for it would have more than {MAX_GRID // 10**6} million pixels")
+            note(f"no grid was made, because it would have more than {MAX_GRID // 10**6} million pixels")
         elif made:
             columns = math.isqrt(len(made) - 1) + 1 if many and args.n_samples is None else pictures_at_a_time(args)
             columns = args.n_rows or columns
@@ -289,7 +289,7 @@ def texts(picture: dict[str, Any]) -> dict[str, str]:
 def save_grid(
     folder: Path, made: list[Any], described: list[dict[str, Any]], columns: int, watermark: str | None = None
 ) -> Path:
-    """Returns the path of all pictures as one, with the first one's `parameters` and what each has of its own."""
+    """Returns the path of the grid, with the first picture's `parameters` and the settings that differ by picture."""
     import numpy as np
 
     from sdjax.pictures import image
@@ -299,7 +299,7 @@ def save_grid(
     pictures = [{key: picture[key] for key in own} for picture in described]
     shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
     plain = image.grid(np.stack(made), columns)
-    pixels = saving.mark(plain, watermark)  # anew: the pictures in it are unmarked
+    pixels = saving.mark(plain, watermark)  # the pictures in the grid are unmarked
     if pixels is not plain:
         shared["watermark"] = watermark
     chunks = texts(first) | {

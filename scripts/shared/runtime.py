@@ -36,7 +36,7 @@ def set_up_jax(device: str | None) -> list[Any] | None:
 
     named = re.fullmatch(r"([a-z]+)(?::(\d{1,4}))?", device or "cpu")
     if named is None:
-        raise ValueError(f"--device is a kind, as cpu or gpu, or one of several, as gpu:1; got {device!r}")
+        raise ValueError(f"--device is a kind, such as cpu or gpu, or one of several, such as gpu:1; got {device!r}")
     name, index = named.groups()
     if device is not None and name == "cpu":  # so that no accelerator is even looked at
         jax.config.update("jax_platforms", "cpu")
@@ -50,7 +50,7 @@ def set_up_jax(device: str | None) -> list[Any] | None:
     if index is None:
         return devices
     if int(index) >= len(devices):
-        raise ValueError(f"--device {device}: here are {len(devices)} of that kind, and the first is {name}:0")
+        raise ValueError(f"--device {device}: there are {len(devices)} of that kind, and the first is {name}:0")
     return [devices[int(index)]]
 
 

@@ -102,7 +102,7 @@ def test_a_large_folder_is_made_four_at_a_time_and_its_grid_is_square(fake, caps
     assert read(OUT / "grid-0000.png")[0].shape == (3 * 66 + 2, 3 * 66 + 2, 3)
     monkeypatch.setattr(job, "MAX_GRID", 8 * 64 * 64)
     assert img2img(given="in") == 0
-    assert "no grid was made, for it would have more than" in capsys.readouterr().err
+    assert "no grid was made, because it would have more than" in capsys.readouterr().err
     assert not (OUT / "grid-0001.png").exists()
 
 
