@@ -11,7 +11,7 @@ from typing import Any
 
 import jaxtyping
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 Image = Float[Array, "b h w 3"]
 NewImage = Float[Array, "b h2 w2 3"]
@@ -27,7 +27,7 @@ Moments = Float[Array, "b h2 w2 c2"]
 Context = Float[Array, "b m d"]
 Length = Int[Array, "b"]
 TokenIds = Int[Array | np.ndarray, "b n"]
-Timestep = Float[Array, "b"]
+Timestep = Num[Array, "b"]
 Key = jaxtyping.Key[Array, ""]
 Keys = jaxtyping.Key[Array, "b"]
 Params = Mapping[str, Any]

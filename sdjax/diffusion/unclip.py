@@ -4,6 +4,8 @@ Source: Stability-AI/stablediffusion, ldm/modules/encoders/modules.py (CLIPEmbed
 ldm/modules/diffusionmodules/upscaling.py (ImageConcatWithNoiseAugmentation).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,7 @@ def embedding_mean_and_std(params: Params, size: int) -> Params:
     return params.get("noise_stats") or {"mean": np.zeros((1, size)), "std": np.ones((1, size))}
 
 
-def mix_labels(labels: Float[Array, "n b d"], weights: Float[Array, "n"]) -> Float[Array, "b d"]:
+def mix_labels(labels: Float[Array, "n b d"], weights: Float[Array, "n"] | Sequence[float]) -> Float[Array, "b d"]:
     """Returns the weighted mean of several pictures' labels: sum w_i label_i / sum w_i, their levels too."""
     weights = jnp.asarray(weights, jnp.float32)
     return jnp.einsum("n,nbd->bd", weights / weights.sum(), labels, precision=jax.lax.Precision.HIGHEST)

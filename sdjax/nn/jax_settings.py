@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.checks import arguments
-from sdjax.typing import Key
+from sdjax.typing import Key, Keys
 
 IMPL = "threefry2x32"
 
@@ -86,7 +86,7 @@ def make_key(seed: int) -> Key:
     return make_keys([seed % 2**64])[0]
 
 
-def make_keys(seeds: Sequence[int]) -> Key:
+def make_keys(seeds: Sequence[int]) -> Keys:
     """Returns one key an image, [b], from seeds of up to 64 bits; for 32 bits they are jax.random.key(seed).
 
     Raises ValueError for a seed outside 0 ... 2**64 - 1, and what is no whole number.

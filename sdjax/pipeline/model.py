@@ -33,7 +33,7 @@ from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.rows import Rows, chunks
 from sdjax.samplers.rule import Rule, State
 from sdjax.schedule import NoiseSchedule
-from sdjax.typing import Context, Image, Keys, Latent, Params
+from sdjax.typing import Context, Image, Keys, Latent, NewImage, NewMap, Params
 
 
 def cast(params: Params, dtype: Any) -> Params:
@@ -128,7 +128,7 @@ class Pipeline(metaclass=Explained):
     @pinned()
     def encode_image(
         self, image: Image, *, mesh: Mesh | None = None, keys: Keys | None = None, draw: int = 0, parallel: str = "jit"
-    ) -> Latent:
+    ) -> NewMap:
         """Returns the latent of an image in [-1, 1]: a draw from the posterior by `keys`, its mean without them.
 
         `draw` numbers the draws of one picture, as of the whole and of its part outside a mask.
@@ -187,14 +187,14 @@ class Pipeline(metaclass=Explained):
     @pinned()
     def resize_latent(
         self, latent: Latent, height: int, width: int, method: str, *, mesh: Mesh | None = None, parallel: str = "jit"
-    ) -> Latent:
+    ) -> NewMap:
         """Returns the latent enlarged for pictures of height x width pixels, by a method of `jax.image.resize`."""
         static = (height // self.config.vae.factor, width // self.config.vae.factor, method)
         mesh = placement.fitting_mesh(mesh, len(latent))
         return placement.compiled(programs.resize, static, mesh, (True,), parallel)(latent)
 
     @pinned()
-    def decode(self, latent: Latent, *, mesh: Mesh | None = None, parallel: str = "jit") -> Image:
+    def decode(self, latent: Latent, *, mesh: Mesh | None = None, parallel: str = "jit") -> NewImage:
         """Returns the images of latents, float32, about [-1, 1] and not clipped."""
         mesh = placement.fitting_mesh(mesh, len(latent))
         run = placement.compiled(programs.decode, (self.config.vae, self.dtype), mesh, (False, True), parallel)

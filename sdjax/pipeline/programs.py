@@ -57,7 +57,7 @@ def encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: Token
     return one_by_one(encode, ids) if exact else encode(ids)
 
 
-def encode_image(static: tuple[VAEConfig, str, int], params: Params, image: Image, keys: Keys | None) -> Latent:
+def encode_image(static: tuple[VAEConfig, str, int], params: Params, image: Image, keys: Keys | None) -> NewMap:
     config, dtype, draw = static
     vae = AutoencoderKL(config, jnp.dtype(dtype))
 
@@ -70,11 +70,11 @@ def encode_image(static: tuple[VAEConfig, str, int], params: Params, image: Imag
     return latent_from_moments(moments, noise, config.scale_factor)
 
 
-def decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> Image:
+def decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> NewImage:
     config, dtype = static
     vae = AutoencoderKL(config, jnp.dtype(dtype))
 
-    def decode(latent: Latent) -> Image:
+    def decode(latent: Latent) -> NewImage:
         if latent.shape[1] * latent.shape[2] * config.factor**2 > tiling.LARGE:
             return tiling.decode(config, jnp.dtype(dtype), params, latent)
         return cast(Array, vae.apply({"params": params}, latent, method="decode"))
@@ -87,7 +87,7 @@ def noise(shape: tuple[int, ...], keys: Keys) -> Latent:
     return draw_noise(keys, START, 0, shape)
 
 
-def resize(static: tuple[int, int, str], latent: Latent) -> Latent:
+def resize(static: tuple[int, int, str], latent: Latent) -> NewMap:
     height, width, method = static
     return jax.image.resize(latent, (latent.shape[0], height, width, latent.shape[-1]), method)
 

@@ -28,7 +28,7 @@ from sdjax.nn.layers.conv import POINT, conv2d
 from sdjax.nn.layers.norm import GroupNorm
 from sdjax.nn.layers.resnet import Resnet, Upsample
 from sdjax.nn.vae import AutoencoderKL
-from sdjax.typing import Image, Latent, Params
+from sdjax.typing import Latent, NewImage, NewMap, Params
 
 BAND = 2**23  # numbers of a map in one band: 32 MiB in float32, enough to fill a device
 PATCHED = ("decoder/up_blocks_", "decoder/conv_norm_out", "decoder/conv_out")
@@ -87,7 +87,7 @@ class Banded:
         return intercept
 
 
-def decode(config: VAEConfig, dtype: DTypeLike, params: Params, latent: Latent, *, band: int = BAND) -> Image:
+def decode(config: VAEConfig, dtype: DTypeLike, params: Params, latent: Latent, *, band: int = BAND) -> NewImage:
     """Returns the images of latents as `AutoencoderKL.decode` does, float32, in bands of about `band` numbers.
 
     `params` are the autoencoder's. Meant for one latent at a time: a batch is cut into the same bands.
@@ -96,7 +96,7 @@ def decode(config: VAEConfig, dtype: DTypeLike, params: Params, latent: Latent, 
         return AutoencoderKL(config, dtype).bind({"params": params}).decode(latent)
 
 
-def _resnet(x: Map, layer: Resnet, params: Params, band: int) -> Map:
+def _resnet(x: Map, layer: Resnet, params: Params, band: int) -> NewMap:
     """Returns a residual block of x; at most x, its shortcut and one map between the convolutions are in memory."""
     norm = norm_of(x, layer, params["norm1"], band)
     y = convolve(x, *_weights(params["conv1"], layer.dtype), band=band, prepare=norm)
@@ -142,8 +142,8 @@ def norm_of(x: Map, layer: GroupNorm | Resnet, params: Params, band: int = BAND)
 
 def convolve(
     x: Map, kernel: jax.Array, bias: jax.Array, *, band: int = BAND, prepare: Callable[[Map], Map] | Norm = lambda x: x,
-    double: bool = False, onto: Map | None = None,
-) -> Map:  # fmt: skip
+    double: bool = False, onto: NewMap | None = None,
+) -> NewMap:  # fmt: skip
     """Returns the convolution of prepare(x), 3x3 with one pixel of zeros around it or 1x1, band by band.
 
     `prepare` works on each pixel alone. `double` repeats every pixel twice along both axes first. `onto` is added to

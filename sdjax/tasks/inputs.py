@@ -149,7 +149,7 @@ def check_margins(**margins: float) -> None:
         whole(name, margin, 0, widest, unit=" of pixels")
 
 
-def put_back(frame: Frame, made: Picture, *, composite: bool = True, feather: int = 0) -> Picture:
+def put_back(frame: Frame, made: Picture, *, composite: bool = True, feather: int = 0) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Returns the picture with what was made of its part in its place.
 
     `composite` takes what lies outside the mask from the picture itself, byte for byte; `feather` is the width in
@@ -174,7 +174,7 @@ def check_expand(expand: Sequence[int]) -> Expand:
     return sides
 
 
-def repainted_latents(repaint: Mask, factor: int) -> Mask:
+def repainted_latents(repaint: Mask, factor: int) -> Bool[np.ndarray, "h2 w2"]:
     """Returns which entries of a latent show a pixel that is repainted."""
     h, w = repaint.shape
     return np.asarray(repaint.reshape(h // factor, factor, w // factor, factor).any((1, 3)))

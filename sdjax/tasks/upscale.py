@@ -21,7 +21,7 @@ from sdjax.tasks.batch import Batch, make_batch
 from sdjax.tasks.request import Options
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Making, Session, task
-from sdjax.typing import Image, Key, Latent, Params
+from sdjax.typing import Image, Keys, Latent, NewImage, Params
 
 TIMES = 4  # the side of what is made to the side of what is given
 MAX_SIDE = 512  # of a picture given, in pixels
@@ -99,10 +99,10 @@ def check_side(height: int, width: int) -> None:
         )
 
 
-def _add_noise(schedule: NoiseSchedule, image: Image, level: jax.Array, keys: Key) -> Image:
+def _add_noise(schedule: NoiseSchedule, image: Image, level: jax.Array, keys: Keys) -> Image:
     # By the model's own schedule, which in released models is the low-resolution one too; not encoded
     return schedule.add_noise(image, draw_noise(keys, LEVEL, 0, image.shape[1:]), level)
 
 
-def _decode(config: VAEConfig, params: Params, latent: Latent) -> Image:
+def _decode(config: VAEConfig, params: Params, latent: Latent) -> NewImage:
     return one_by_one(lambda latent: tiling.decode(config, jnp.float32, params, latent), latent)

@@ -31,7 +31,7 @@ from sdjax.tasks.prior import GUIDANCE_SCALE, Prior
 from sdjax.tasks.request import SizedOptions
 from sdjax.tasks.results import advice
 from sdjax.tasks.session import Making, Session, task
-from sdjax.typing import Image, Key, Params
+from sdjax.typing import Image, Keys, Params
 
 Embeddings = Float[Array, "n d"]
 
@@ -205,7 +205,7 @@ def make_labels(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _labels(
-    mixes: bool, keys: Key, embeddings: Float[Array, "m b d"], levels: Array, weights: Array, stats: Params,
+    mixes: bool, keys: Keys, embeddings: Float[Array, "m b d"], levels: Array, weights: Array, stats: Params,
     mix_level: Array,
 ) -> Float[Array, "b 2*d"]:  # fmt: skip
     m, b, d = embeddings.shape

@@ -6,34 +6,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdjax.typing import Key
+from sdjax.typing import Key, Keys
 
 # What is drawn, as the number that is folded into an example's key
 POSTERIOR, NOISE, OFFSET, PERTURBATION, TIMESTEP, CAPTION, LABEL, LEVEL, LEVEL_NOISE, HOLES, HOLES_POSTERIOR = range(11)
 
 
-def keys_of(key: Key, step: jax.Array, rows: jax.Array) -> Key:
+def keys_of(key: Key, step: jax.Array, rows: jax.Array) -> Keys:
     """Returns the keys [b] of the examples in these rows of step number `step`'s batch."""
     now = jax.random.fold_in(key, step)
     return jax.vmap(lambda row: jax.random.fold_in(now, row))(rows)
 
 
-def normal(keys: Key, stream: int, shape: Sequence[int]) -> jax.Array:
+def normal(keys: Keys, stream: int, shape: Sequence[int]) -> jax.Array:
     """Returns unit normal numbers, float32 [b, *shape]."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), tuple(shape)))(keys)
 
 
-def uniform(keys: Key, stream: int, shape: Sequence[int] = ()) -> jax.Array:
+def uniform(keys: Keys, stream: int, shape: Sequence[int] = ()) -> jax.Array:
     """Returns numbers from [0, 1), float32 [b, *shape]."""
     return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, stream), tuple(shape)))(keys)
 
 
-def integers(keys: Key, stream: int, low: int, high: int) -> jax.Array:
+def integers(keys: Keys, stream: int, low: int, high: int) -> jax.Array:
     """Returns whole numbers from low to high - 1, int32 [b]."""
     return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, stream), (), low, high))(keys)
 
 
-def replaced(keys: Key, stream: int, share: float, values: jax.Array, by: Any) -> jax.Array:
+def replaced(keys: Keys, stream: int, share: float, values: jax.Array, by: Any) -> jax.Array:
     """Returns values [b, ...] of which about this share are replaced by `by`; nothing is drawn for a share of 0."""
     if share == 0:
         return values

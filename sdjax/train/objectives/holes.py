@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from sdjax.train.objectives.draws import HOLES
-from sdjax.typing import Key
+from sdjax.typing import Key, Keys
 
 SHAPES = 4  # at most, of each kind
 POINTS = 4  # of a stroke
@@ -13,7 +13,7 @@ SIDES = (0.1, 0.6)  # of a rectangle, as shares of the picture's
 WIDTHS = (0.04, 0.16)  # of a stroke, as shares of the picture's shorter side
 
 
-def random_holes(keys: Key, height: int, width: int, whole: float) -> Bool[Array, "b h w"]:
+def random_holes(keys: Keys, height: int, width: int, whole: float) -> Bool[Array, "b h w"]:
     """Returns one hole an example, true where the picture is hidden.
 
     With probability `whole` it is the whole picture, which is what text to image with an inpainting model needs (a
