@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from sdjax.convert.bundle import bundle_of_params
-from sdjax.convert.write.writing import tensors_of
+from sdjax.convert.write.safetensors_writer import tensors_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HINTS = {"float32": "f32", "bfloat16": "bf16"}  # OpenVINO's names

@@ -28,7 +28,7 @@ from PIL import Image
 from sdjax.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.configs import finetune
 from sdjax.convert.bundle import bundle_of_params
-from sdjax.convert.write.writing import tensors_of, write_bundle
+from sdjax.convert.write.safetensors_writer import tensors_of, write_bundle
 from sdjax.description import build
 from sdjax.evaluate.benchmark import device_name, random_model
 from sdjax.train.config import TrainConfig

@@ -91,8 +91,8 @@ def open_checkpoint(source: CheckpointLike, variant: str | None = None) -> Check
 
 def _in_memory(arrays: Mapping[str, ArrayLike]) -> Iterator[LazyTensor]:
     for name, array in arrays.items():
-        array = np.asarray(array)
-        yield LazyTensor(array.shape, array.dtype, functools.partial(np.asarray, array), name=name)
+        held: Any = array if hasattr(array, "dtype") else np.asarray(array)  # a device's array stays there until read
+        yield LazyTensor(tuple(held.shape), np.dtype(held.dtype), functools.partial(np.asarray, held), name=name)
 
 
 def _under_standard_names(tensors: Iterable[LazyTensor]) -> dict[str, LazyTensor]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.convert.bundle import bundle_of_params
-from sdjax.convert.write.writing import tensors_of
+from sdjax.convert.write.safetensors_writer import tensors_of
 from sdjax.nn import UNet
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives.diffusion import DiffusionObjective, prediction_error
