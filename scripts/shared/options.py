@@ -58,7 +58,7 @@ def add_prompt_flags(
 ) -> None:
     """Adds the flags that say what to make: prompts, their number, seeds; `given` where it is made from pictures."""
     add = parser.add_argument_group("what to make").add_argument
-    add("--prompt", metavar="TEXT", help=f"default: {prompt}")
+    add("--prompt", metavar="TEXT", help=f"what the picture shows; default: {prompt}")
     add_negative_flag(add)
     add(
         "--from-file",
@@ -125,7 +125,7 @@ def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
         dest="init_img",
         required=True,
         metavar="PATH",
-        help="a picture (PNG, JPEG or WebP), or a folder; all pictures of a folder use one program",
+        help="a picture (PNG, JPEG or WebP), or a folder of them",
     )
     add_background_flag(group)
 
