@@ -24,7 +24,7 @@ from sdjax.pipeline import tiling
 from sdjax.samplers.noise import POSTERIOR, START, draw_noise
 from sdjax.samplers.rows import Rows
 from sdjax.samplers.rule import Rule, State, scan_rows
-from sdjax.typing import Context, Image, Keys, Latent, Moments, Params, TokenIds
+from sdjax.typing import Context, Image, Keys, Latent, Moments, NewImage, NewMap, Params, TokenIds
 
 CHUNK = 5  # rows of one compiled scan; the host calls it as often as the sampler has rows (see docs/design.md)
 
