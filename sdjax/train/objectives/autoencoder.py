@@ -18,8 +18,9 @@ from sdjax import convert
 from sdjax.checks.effects import needs
 from sdjax.config import ConfigError, VAEConfig
 from sdjax.nn import AutoencoderKL, latent_from_moments
-from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
+from sdjax.nn.metrics.discriminator import Discriminator
 from sdjax.nn.metrics.lpips import LPIPS
+from sdjax.nn.parts import NETWORKS
 from sdjax.pictures.image import to_float
 from sdjax.storage.addresses import remote
 from sdjax.train.objectives import draws
@@ -72,7 +73,6 @@ def autoencoder_loss(config: VAEConfig, *, kl_weight: float, edge_weight: float)
     return loss
 
 
-PICTURE = (1, SMALLEST, SMALLEST, 3)  # the smallest that the networks take
 ALONE = "where an autoencoder is trained"
 JUDGED = (lambda o: o.disc_factor > 0, "without a discriminator (disc_factor)")
 
@@ -144,17 +144,13 @@ class AutoencoderObjective(Objective):
         if self.disc_factor and self.discriminator:
             learning["discriminator"] = convert.load_discriminator(self.discriminator)
         elif self.disc_factor:
-            learning["discriminator"] = Discriminator().init(key, jnp.zeros(PICTURE))["params"]
+            learning["discriminator"] = NETWORKS["discriminator"].init(None, key)
         return learning, fixed
 
     def network_shapes(self) -> tuple[Params, Params]:
         """See Objective."""
-        image, key = jax.ShapeDtypeStruct(PICTURE, jnp.float32), jax.random.key(0)
-        learning, fixed = {}, {}
-        if self.disc_factor:
-            learning["discriminator"] = jax.eval_shape(Discriminator().init, key, image)["params"]
-        if self.perceptual_weight:
-            fixed["lpips"] = jax.eval_shape(LPIPS().init, key, image, image)["params"]
+        learning = {"discriminator": NETWORKS["discriminator"].shapes()} if self.disc_factor else {}
+        fixed = {"lpips": NETWORKS["lpips"].shapes()} if self.perceptual_weight else {}
         return learning, fixed
 
     def make_loss(self, facts: RunFacts, empty: np.ndarray, axis: str | None = None) -> Loss:
