@@ -126,7 +126,7 @@ ATTRIBUTES: dict[str, str] = {
 _SWITCHES = ("enable_", "disable_", "set_progress", "upcast_", "unet_")
 NAMES: dict[str, str] = {
     **dict.fromkeys(("from_pretrained", "from_single_file", "load_model", "from_checkpoint"), "sdjax.load loads one"),
-    **dict.fromkeys(("txt2img", "generate"), "sdjax.text_to_image makes pictures of a prompt"),
+    "txt2img": "sdjax.text_to_image makes pictures of a prompt",
     "img2img": "it is sdjax.image_to_image",
     "depth2img": "it is sdjax.depth_to_image",
     "variations": "it is sdjax.image_variations",
