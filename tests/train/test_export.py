@@ -8,6 +8,7 @@ from models_to_train import MODEL
 import sdjax
 from sdjax.configs import builtin as settings
 from sdjax.loading import builtin
+from sdjax.loading.trainable import Leaves
 from sdjax.train.builtin import emoji, vocabulary
 from sdjax.train.builtin.export import export, open_run
 from sdjax.train.builtin.training import Run
@@ -25,7 +26,10 @@ def trained(tmp_path, *, inpainting: bool):
     }
     captions = (scene.caption for scene in emoji.scenes(0, 0, 500))
     tokenizer = vocabulary.learn(captions, MODEL.text.vocab_size)
-    return types.SimpleNamespace(averaged=steps.get, model=MODEL, folder=tmp_path / "run", tokenizer=tokenizer)
+    own = Leaves(".")
+    return types.SimpleNamespace(
+        averaged=steps.get, model=MODEL, folder=tmp_path / "run", tokenizer=tokenizer, inpainting=own
+    )
 
 
 def test_an_export_takes_the_licence_along_and_leaves_the_card(tmp_path):

@@ -61,8 +61,8 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
     if text is not None:
         write_file(card, text, overwrite=True, what="writing the model card")
     if changes:
-        flat = {"/".join(path): leaf for path, leaf in flatten_dict(changes).items()}
-        write_file(changes_of(target), safetensors.numpy.save(flat), overwrite=overwrite, what=WRITING)
+        tensors = {name: np.asarray(leaf) for name, leaf in run.inpainting.export(changes).items()}
+        write_file(changes_of(target), safetensors.numpy.save(tensors), overwrite=overwrite, what=WRITING)
     return {stage: found[0] for stage, found in parts.items()}
 
 

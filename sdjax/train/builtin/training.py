@@ -108,6 +108,11 @@ class Run:
         text = self.model.text
         return self.tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id)
 
+    @property
+    def inpainting(self) -> Leaves:
+        """Which parameters the model for inpainting has of its own."""
+        return Leaves(f"^unet/({'|'.join(map(re.escape, self.settings.inpainting.changed))})/")
+
     def initial(self, *parts: str) -> Params:
         """Returns parts of the model as they are before the first step."""
         params = jax.jit(init_params, static_argnums=0)(self.model, make_key(self.settings.seed))
@@ -206,7 +211,7 @@ class Run:
             return
         model = inpainting_config(self.model)
         unet = {"unet": fit_params(self.model, model, jax.tree.map(np.asarray, base))[0]["unet"]}
-        what = Leaves(f"^unet/({'|'.join(map(re.escape, s.changed))})/")
+        what = self.inpainting
         changed = jax.tree.map(jnp.asarray, what.init(unet, make_key(self.settings.seed)))
         objective = DiffusionObjective(
             gamma=s.gamma, floor=s.floor, dropout=s.dropout, holes="random", whole_holes=s.whole_holes
