@@ -115,7 +115,9 @@ def make_sampler(
     changed: Any = sampler
     whole_sampler = complete(sampler)
     fields = {name: value for name, value in fields.items() if value is not None}
-    own = {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else set()
+    own: set[str] = (
+        {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else set()
+    )
     unknown = sorted(set(fields) - own)
     if unknown:
         raise ValueError(f"the sampler {type(sampler).__name__} has no {' and no '.join(unknown)}")

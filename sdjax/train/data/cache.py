@@ -262,7 +262,7 @@ def _encode(static: tuple[VAEConfig, str], params: Params, pixels: Pixels) -> Mo
     vae = AutoencoderKL(config, jnp.dtype(dtype))
     image = to_float(pixels)
     # One at a time, so that a picture's latents do not depend on its neighbours
-    return one_by_one(lambda image: vae.apply({"params": params}, image, method="encode"), image)
+    return one_by_one(lambda image: vae.bind({"params": params}).encode(image), image)
 
 
 def _texts_of(example: Mapping[str, Any]) -> dict[str, Any]:
