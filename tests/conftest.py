@@ -21,8 +21,9 @@ import jaxtyping
 import pytest
 
 # The shapes in signatures are checked at every call. The hook goes first, before a test imports a module of sdjax
-if os.environ.get("SDJAX_TEST_SHAPES", "0") == "1":
-    jaxtyping.install_import_hook("sdjax", "shape_checks.checked")
+if os.environ.get("SDJAX_TEST_SHAPES", "1") == "1":
+    CHECKED = ["diffusion", "nn", "pipeline", "samplers", "schedule", "tasks"]
+    jaxtyping.install_import_hook([f"sdjax.{part}" for part in CHECKED], "shape_checks.checked")
 
 jax.config.update("jax_default_matmul_precision", "highest")  # XLA may take fewer bits by default
 

@@ -29,7 +29,7 @@ def noise_embedding(
     std: Float[Array, "... d"],
     *,
     levels: int = UNCLIP_LEVELS,
-) -> Float[Array, "b 2*d"]:
+) -> Float[Array, "b _"]:
     """Returns the label of an image embedding: with noise of `level` on it, and the level's sinusoid behind it.
 
     Noise is put on s = (embedding - mean) / std by the "squaredcos" schedule a of `levels` timesteps: sqrt(a) s +

@@ -22,7 +22,7 @@ Mask = Bool[np.ndarray, "h w"]
 Expand = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
-def open_pictures(image: Any) -> list[Picture]:
+def open_pictures(image: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """Returns the pictures of one or a sequence of: path, bytes of a file, Pillow image, uint8 [h, w, 3].
 
     An array [b, h, w, c] is a sequence. Raises ValueError for what is no picture (`sdjax.pictures.open_picture`).

@@ -28,7 +28,7 @@ from sdjax.typing import Image, Params
 
 FOLDER = "safety_checker"  # of a diffusers folder
 
-Picture = UInt8[np.ndarray, "h w 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Verdict(NamedTuple):
@@ -88,7 +88,7 @@ class SafetyChecker(metaclass=Explained):
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
         return Verdict(whole.flags, whole.concepts, whole.special)
 
-    def censor(self, given: Sequence[Picture]) -> tuple[list[Picture], Verdict]:
+    def censor(self, given: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> tuple[list[Picture], Verdict]:
         """Returns as many pictures, a plain notice of its size in every flagged one's place, and the verdict."""
         verdict = self.check(given)
         shown = [pictures.notice(*one.shape[:2]) if flag else one for one, flag in zip(given, verdict.flags)]

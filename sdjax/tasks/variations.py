@@ -139,7 +139,7 @@ def prior_to_image(
     return Session(batch, make)
 
 
-def labelled(part: Batch, label: Float[Array, "b 2*d"]) -> Making:
+def labelled(part: Batch, label: Float[Array, "b _"]) -> Making:
     """Returns the pictures of labels; without the prompt the network gets zeros."""
     told = part.told(label=label, unconditional_label=placement.split(np.zeros_like(label), part.how.mesh))
     return part.finish((yield from part.sample(None, part.noise(), told)))
@@ -185,7 +185,7 @@ def make_labels(
     levels: Sequence[int],
     weights: Sequence[float] | None,
     mix_level: int | None,
-) -> Float[Array, "b 2*d"]:
+) -> Float[Array, "b _"]:
     """Returns the label of every picture of the batch, whose noise is drawn by its own key.
 
     Without weights it is that of the embedding which the picture is made from, with them the mixed one of all.
@@ -207,7 +207,7 @@ def make_labels(
 def _labels(
     mixes: bool, keys: Keys, embeddings: Float[Array, "m b d"], levels: Array, weights: Array, stats: Params,
     mix_level: Array,
-) -> Float[Array, "b 2*d"]:  # fmt: skip
+) -> Float[Array, "b _"]:  # fmt: skip
     m, b, d = embeddings.shape
     noisy = functools.partial(noise_embedding, mean=stats["mean"], std=stats["std"])
     labels = [noisy(embeddings[j], levels[j], draw_noise(keys, EMBEDDING, j, (d,))) for j in range(m)]

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, UInt8
 
 from sdjax.config import VAEConfig
 from sdjax.nn import AutoencoderKL
@@ -257,7 +258,7 @@ def write_shards(writer: LatentWriter, share: tuple[int, int] = (0, 1)) -> None:
         writer.make(k)
 
 
-def _encode(static: tuple[VAEConfig, str], params: Params, pixels: Pixels) -> Moments:
+def _encode(static: tuple[VAEConfig, str], params: Params, pixels: UInt8[Array, "b h w 3"]) -> Moments:
     config, dtype = static
     vae = AutoencoderKL(config, jnp.dtype(dtype))
     image = to_float(pixels)
