@@ -15,7 +15,7 @@ from typing import Any
 
 from sdjax._version import __version__
 
-# In a clone the folders convert, configs and scripts are found as parts of this package only once it is installed
+# In a clone, the folders convert, configs and scripts become parts of this package only when it is installed
 if (Path(__file__).parents[1] / "convert").is_dir() and importlib.util.find_spec("sdjax.convert") is None:
     raise ImportError(
         "this clone of sdjax is not installed: run `make run`, or `pip install --editable .`, in its folder"

@@ -1,8 +1,8 @@
-"""Frozen, validated descriptions of a model: what its modules are built from, and what its config.json holds.
+"""Frozen, validated descriptions of a model. Modules are built from them, and config.json stores them.
 
-Every fact that changes from level to level of a UNet or autoencoder is a tuple, finest level first, so that no module
-has to know which release it belongs to. Source of the released values: the configs folders of CompVis/stable-diffusion
-and Stability-AI/stablediffusion; `sdjax.configs` spells them out.
+A value that changes from level to level of a UNet or autoencoder is a tuple, finest level first. So no module needs to
+know which release it belongs to. Source of the released values: the configs folders of CompVis/stable-diffusion and
+Stability-AI/stablediffusion; `sdjax.configs` has them all.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ ScheduleKind = Literal["scaled_linear", "linear", "squaredcos"]
 class UNetConfig(Description):
     """The denoising network. The defaults are Stable Diffusion v1's.
 
-    `heads[i]` is level i's number of attention heads, 0 where it has no attention; `mid_heads` the middle block's.
-    `self_attention[i]` False makes the first attention of level i's transformer blocks look at the context too (x4
-    upscaler). `num_classes` adds an embedding of integer labels to the time embedding (x4 upscaler's noise level),
-    `label_dim` an MLP of label vectors (unCLIP). `linear_projection` says how released files hold `proj_in` and
-    `proj_out`: as matrices (v2) or as 1x1 convolutions (v1); the network is the same.
+    `heads[i]` is the number of attention heads of level i (0: no attention), `mid_heads` that of the middle block.
+    If `self_attention[i]` is False, the first attention of level i's transformer blocks attends to the context too (x4
+    upscaler). `num_classes` adds an embedding of integer labels to the time embedding (x4 upscaler: the noise level).
+    `label_dim` adds an MLP of label vectors (unCLIP). `linear_projection` says how released files store `proj_in` and
+    `proj_out`: as matrices (v2) or as 1x1 convolutions (v1). The network is the same.
     """
 
     in_channels: int = 4
@@ -88,7 +88,7 @@ class VAEConfig(Description):
 
     @property
     def factor(self) -> int:
-        """Pixels of a picture's side for one of its latent's: 8 for f8, 4 for f4."""
+        """Side of a picture divided by the side of its latent: 8 for f8, 4 for f4."""
         return 2 ** (len(self.channels) - 1)
 
     def _validate(self) -> None:
@@ -107,9 +107,9 @@ class VAEConfig(Description):
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(Description):
-    """A text encoder. The defaults are CLIP ViT-L/14's; `layers` counts those that run (23 of ViT-H/14's 24).
+    """A text encoder. The defaults are CLIP ViT-L/14's. `layers` counts only the layers used (23 of ViT-H/14's 24).
 
-    `kind` is "clip", or "bert" for the LAION-400M model's transformer over BERT's tokens, whose heads have the size
+    `kind` is "clip" or "bert". "bert" is the LAION-400M model's transformer on BERT's tokens; its heads have the size
     `head_dim`. `mlp_width` is the width of CLIP's MLPs; None means four times `width`.
     """
 
@@ -188,11 +188,11 @@ class VisionConfig(Description):
 
 @dataclasses.dataclass(frozen=True)
 class PriorConfig(Description):
-    """A prior, which guesses an image embedding from a text. The defaults are Karlo's.
+    """A prior: it predicts an image embedding from a text. The defaults are Karlo's.
 
-    `embedding` is the length of texts' and pictures' embeddings, and the width of the `text` tower. `scheduler` is how
-    its timesteps are chosen ("unclip": from the last to 0; "ddpm": as DDPM's leading ones), `clip` the
-    largest absolute value in a guess; None means no limit.
+    `embedding` is the length of text and image embeddings, and the width of the `text` tower. `scheduler` chooses the
+    timesteps ("unclip": from the last to 0; "ddpm": DDPM's "leading" ones). `clip` is the largest absolute value in a
+    predicted embedding; None means no limit.
     """
 
     width: int = 2048
@@ -218,12 +218,13 @@ class PriorConfig(Description):
 
 @dataclasses.dataclass(frozen=True)
 class DepthConfig(Description):
-    """MiDaS's depth network, DPT-Hybrid. The defaults are those of the one inside Stable Diffusion 2 depth.
+    """MiDaS's depth network, DPT-Hybrid. The defaults are those of Stable Diffusion 2 depth.
 
-    A ResNet of three stages (`stage_widths`, `stage_depths`) makes a token of every 16 x 16 pixels for a vision
-    transformer (`width`, `layers`, `heads`), whose blocks number `taps`, counted from 0, go on to the decoder through
-    maps of `neck_widths` channels. `image_size` is the side it was trained at, for which it has positions, and near
-    which a picture's is brought. `norm_epsilon` is the transformer's: 1e-6, in transformers' folders 1e-12.
+    A ResNet of three stages (`stage_widths`, `stage_depths`) turns every 16 x 16 pixels into one token. The tokens go
+    through a vision transformer (`width`, `layers`, `heads`). The outputs of its blocks `taps` (counted from 0) go to
+    the decoder, as maps of `neck_widths` channels. `image_size` is the side that it was trained at and has position
+    embeddings for; pictures are resized to about this side. `norm_epsilon` is the transformer's: 1e-6, or 1e-12 in
+    folders of the transformers library.
     """
 
     image_size: int = 384
@@ -296,12 +297,12 @@ class ScheduleConfig(Description):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Description):
-    """A whole model. `image_size` is the side it was trained at, in pixels; `guidance_scale` its release's default.
+    """A whole model. `image_size` is the side it was trained at, in pixels; `guidance_scale` is the release's default.
 
-    `name` is the release's family as `sdjax.configs` spells it ("sd1", "sd2_base", ...); nothing is derived from it.
-    `depth` is the depth network of a depth model; without it, depth maps must be given. `vision` is the image tower of
-    an unCLIP model; without it, image embeddings must be given. `noise_stats` is the length of the embeddings' mean and
-    standard deviation, which scale the noise on them; None means mean 0 and standard deviation 1.
+    `name` is the family of the release, as `sdjax.configs` spells it ("sd1", "sd2_base", ...); nothing depends on it.
+    `depth` is the depth network of a depth model; without it, users must give depth maps. `vision` is the image tower
+    of an unCLIP model; without it, users must give image embeddings. `noise_stats` is the length of the mean and
+    standard deviation of the embeddings, which scale the noise on them; None means mean 0 and standard deviation 1.
     """
 
     name: str

@@ -10,18 +10,18 @@ Built = TypeVar("Built")
 
 
 class ConfigError(ValueError):
-    """A model description that contradicts itself, or holds a field or value that sdjax does not know."""
+    """A model description contradicts itself, or has an unknown field or value."""
 
 
 def check(condition: bool, message: str) -> None:
-    """Raises ConfigError with the message unless the condition holds."""
+    """Raises ConfigError with the message if the condition is false."""
     if not condition:
         raise ConfigError(message)
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """A frozen dataclass that checks its fields' types, then itself, and knows the dictionaries of config.json."""
+    """A frozen dataclass. It checks the types and values of its fields, and converts to and from dictionaries."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -29,15 +29,15 @@ class Description:
         self._validate()
 
     def _validate(self) -> None:
-        """Raises ConfigError where fields contradict each other."""
+        """Raises ConfigError if fields contradict each other."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as a JSON-ready dictionary, descriptions inside it as dictionaries too."""
+        """Returns the fields as a JSON-ready dictionary. Nested descriptions become dictionaries too."""
         return _plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the description that `to_dict` wrote. Raises ConfigError, naming every field it does not know."""
+        """Returns the description that `to_dict` wrote. Raises ConfigError, listing all unknown fields."""
         check(isinstance(values, Mapping), f"{cls.__name__} is read from a dictionary, got {type(values).__name__}")
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         unknown = sorted(map(str, set(values) - set(fields)))
@@ -60,9 +60,9 @@ class Description:
 
 
 def build(cls: type[Built], values: Mapping[str, Any], name: str = "config") -> Built:
-    """Returns a description of a dataclass's fields from plain values, descriptions within it too.
+    """Returns an instance of the dataclass `cls` from plain values. Nested descriptions are built too.
 
-    Raises ConfigError, naming the place, for a field that it does not have, one that is missing, or a bad value.
+    `name` is where the values are, for messages. Raises ConfigError for an unknown field, a missing one or a bad value.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{name} holds fields with names; got {values!r}")
@@ -91,7 +91,7 @@ def build(cls: type[Built], values: Mapping[str, Any], name: str = "config") -> 
 
 
 def kinds(default: Any, table: Mapping[str, type], **metadata: Any) -> Any:
-    """Returns a dataclass's field for one of several descriptions, which `build` finds by the value's "kind"."""
+    """Returns a dataclass field for one of several descriptions. `build` chooses it by the value's "kind"."""
     return dataclasses.field(default=default, metadata={**metadata, "kinds": table})
 
 
@@ -103,7 +103,7 @@ def _kind(table: Mapping[str, type], default: Any, value: Any, name: str) -> typ
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
-    """Returns a value of a field of this type, or raises ConfigError."""
+    """Returns the value, converted to the type `kind` of its field. Raises ConfigError if it does not fit."""
     options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
     if value is None and type(None) in options:
         return None
@@ -147,7 +147,7 @@ def _one(kind: Any, value: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value as JSON has it: dictionaries, lists, numbers and texts."""
+    """Returns the value in JSON's types: dictionaries, lists, numbers and texts."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

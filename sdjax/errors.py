@@ -1,6 +1,6 @@
-"""Errors of the system as sentences: what was being done, with which path, why it failed, and what helps.
+"""Errors of the operating system as sentences: what failed, with which path, why, and what to do.
 
-Whatever reads or writes a file does it within `doing`.
+All code that reads or writes a file does so inside `with doing(...)`.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-MORE = {  # what helps, by the number of the error
+ADVICE = {  # what to do, by errno
     errno.ENOSPC: "free some space{numbers}, or choose another place",
     errno.EDQUOT: "free some space{numbers}, or choose another place",
     errno.EACCES: "choose another place, or change the permissions",
@@ -22,7 +22,7 @@ MORE = {  # what helps, by the number of the error
     errno.EMFILE: "allow more, as with `ulimit -n 4096`",
     errno.ENFILE: "close other programs",
     errno.EFBIG: "allow larger ones (`ulimit -f unlimited`), or choose another place",
-    errno.EIO: "look whether the disk, or the network that it is reached by, is in order",
+    errno.EIO: "check the disk, or the network if it is a network drive",
 }
 WORDS = {
     errno.ENOSPC: "the disk is full",
@@ -41,22 +41,22 @@ WORDS = {
 
 @contextlib.contextmanager
 def doing(what: str, path: object, needs: int | None = None, advice: str = "") -> Iterator[None]:
-    """Raises an error of the system within the block again, as one sentence. It keeps its type and its `errno`.
+    """Turns an OSError of the block into one sentence. The error keeps its type and its `errno`.
 
-    `what` is a verb and its object, "writing the picture" for example. `needs` (bytes) and `advice` (what else helps)
-    are only used if the disk is full. An error that is a sentence already goes through unchanged.
+    `what` is a verb and its object, for example "writing the picture". `needs` (bytes) and `advice` (what else helps)
+    are only used if the disk is full. An error that already is a sentence is raised unchanged.
     """
     try:
         yield
     except OSError as error:
-        if is_told(error):
+        if is_sentence(error):
             raise
-        raise tell(error, what, path, needs, advice) from error
+        raise as_sentence(error, what, path, needs, advice) from error
 
 
 @contextlib.contextmanager
 def foreign() -> Iterator[None]:
-    """Raises as OSError what a library without Python's errors raises for an error of the system; used in `doing`."""
+    """Turns a library's own exception for an error of the system into an OSError. Use it inside `doing`."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -67,7 +67,7 @@ def foreign() -> Iterator[None]:
 
 
 def number_of(error: BaseException) -> int | None:
-    """Returns the `errno` of an error, from its text where a library (tensorstore, riegeli) put it there."""
+    """Returns the `errno` of an error, or None. Some libraries (tensorstore, riegeli) have it only in the text."""
     if isinstance(error, OSError):
         return error.errno
     if said := re.search(r"os_error_code='(\d+)'", str(error)):
@@ -75,12 +75,12 @@ def number_of(error: BaseException) -> int | None:
     return next((number for number in WORDS if os.strerror(number) in str(error)), None)
 
 
-def is_told(error: OSError) -> bool:
-    """Returns whether the error's text is a sentence, and not the system's number and words."""
+def is_sentence(error: OSError) -> bool:
+    """Returns whether the error's text is a sentence, not the system's number and words."""
     return error.strerror is None
 
 
-def tell(error: OSError, what: str, path: object, needs: int | None = None, advice: str = "") -> OSError:
+def as_sentence(error: OSError, what: str, path: object, needs: int | None = None, advice: str = "") -> OSError:
     """Returns an error of the same type and `errno` whose text is "WHAT PATH failed: why"."""
     reason = why(error, path, needs) + (advice if error.errno in FULL else "")
     new = type(OSError(error.errno, ""))(f"{what} {printable(path)} failed: {reason}")
@@ -89,8 +89,8 @@ def tell(error: OSError, what: str, path: object, needs: int | None = None, advi
 
 
 def sentence(error: Exception) -> str:
-    """Returns what to print of an error; of one of the system, path and reason."""
-    if not isinstance(error, OSError) or is_told(error):
+    """Returns the text to print for an error. For an error of the system these are its path and reason."""
+    if not isinstance(error, OSError) or is_sentence(error):
         return str(error)
     if error.filename is None:
         return why(error, None)
@@ -98,7 +98,7 @@ def sentence(error: Exception) -> str:
 
 
 def why(error: OSError, path: object, needs: int | None = None) -> str:
-    """Returns why the system refused it, and what helps, without the path."""
+    """Returns why the system refused it and what to do, without the path."""
     number = error.errno
     place = None if path is None or "://" in str(path) else Path(_text(path))
     words, numbers = WORDS.get(number or 0, str(error.strerror or error)), ""
@@ -109,8 +109,8 @@ def why(error: OSError, path: object, needs: int | None = None) -> str:
             words = _in_the_way(place, number) or words
         elif number == errno.ENAMETOOLONG and place is not None:
             words = f"a name in it has {max(len(os.fsencode(part)) for part in place.parts)} bytes, too many"
-    text = f"{words}; {MORE[number].format(numbers=numbers)}" if number in MORE else words
-    system = os.strerror(number) if number else ""  # what others write about
+    text = f"{words}; {ADVICE[number].format(numbers=numbers)}" if number in ADVICE else words
+    system = os.strerror(number) if number else ""  # the usual text, known to search engines
     return text if system.lower() in text.lower() else f"{text} ({system})"
 
 
@@ -125,7 +125,7 @@ def _room(place: Path | None, needs: int | None) -> str:
 
 
 def _in_the_way(place: Path, number: int | None) -> str | None:
-    """Returns what stands where something else should, None if nothing does."""
+    """Returns a sentence about what blocks the path (a broken link, a file in place of a folder), or None."""
     for at in (*reversed(place.parents), place):
         if at.is_symlink() and not os.path.exists(at):
             return f"{printable(at)} is a link to {printable(os.readlink(at))}, which is not there"
@@ -137,7 +137,7 @@ def _in_the_way(place: Path, number: int | None) -> str | None:
 
 
 def printable(path: object) -> str:
-    """Returns a path as a message shows it."""
+    """Returns a path as messages show it."""
     text = _text(path)
     return text if text.isprintable() else ascii(text)[1:-1]
 
@@ -155,6 +155,6 @@ def size(count: int) -> str:
 
 
 def nearest(path: str | os.PathLike[str]) -> Path:
-    """Returns the path, or of the folders that it is in the innermost that is there."""
+    """Returns the path if it exists, else its innermost folder that exists."""
     path = Path(path).absolute()
     return next((at for at in (path, *path.parents) if os.path.exists(at)), Path(path.anchor))

@@ -1,11 +1,11 @@
-"""What a model is for. This follows from its network's inputs besides the noisy latent and a prompt."""
+"""The purpose of a model. It follows from the network's inputs besides the noisy latent and the prompt."""
 
 from sdjax.config import ModelConfig
 
-UPSCALER_LEVELS = 350  # the highest noise level of an upscaler's picture, as in Stability's demo; training stays below
-UNCLIP_LEVELS = 1000  # noise levels of unCLIP's embedding are below this: timesteps of a schedule of their own
+UPSCALER_LEVELS = 350  # highest noise level of the upscaler's input picture, as in Stability's demo; training is below
+UNCLIP_LEVELS = 1000  # noise levels of unCLIP's embedding are 0 to 999: timesteps of a separate schedule
 
-# And which task is for it
+# The task for each kind of model
 KINDS = {
     "text": "text to image",
     "inpainting": "inpainting (sdjax.inpaint, `sdjax inpaint`)",
@@ -17,7 +17,7 @@ KINDS = {
 
 
 def kind_of(config: ModelConfig) -> str:
-    """Returns what the model is for, a key of KINDS, by what its network takes."""
+    """Returns the model's purpose, a key of KINDS."""
     unet, latent = config.unet, config.vae.latent_channels
     if unet.num_classes is not None:
         return "upscaling"
@@ -27,7 +27,7 @@ def kind_of(config: ModelConfig) -> str:
 
 
 def check_task(config: ModelConfig, task: str, *kinds: str) -> None:
-    """Raises ValueError unless the model is of one of these kinds; without any, it takes a latent and a prompt only."""
+    """Raises ValueError unless the model is of one of these kinds (default: a text-to-image model)."""
     kind, latent = kind_of(config), config.vae.latent_channels
     if kind in (kinds or ("text",)):
         return

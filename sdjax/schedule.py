@@ -1,9 +1,9 @@
-"""The noise schedule: how much of the image and how much noise a noisy image holds at each timestep.
+"""The noise schedule: the shares of image and noise at each timestep.
 
-The variance-preserving process of DDPM, x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise with a = alphas_cumprod, is seen here
-after division by sqrt(a_t): x = x0 + sigma noise, sigma = sqrt((1 - a) / a). Samplers live in that space.
+DDPM's process is variance-preserving: x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise with a = alphas_cumprod. Here it is
+divided by sqrt(a_t): x = x0 + sigma noise, sigma = sqrt((1 - a) / a). All samplers work with this x.
 
-All tables are float64 numpy arrays on the host (float32 cumulative products drift by 2e-6); compiled programs get their
+All tables are float64 numpy arrays on the host (float32 cumulative products drift by 2e-6). Compiled programs get their
 values as rows of float32.
 
 Source: Ho et al. 2020 (arXiv 2006.11239); ldm/modules/diffusionmodules/util.py:make_beta_schedule; for zero terminal
@@ -35,8 +35,8 @@ class Weights(NamedTuple):
 
 
 class PredictionWeights(NamedTuple):
-    """What a network predicts. `x0(sigma)` are the weights of x and of the network's output in x0, where x = x0 + sigma
-    noise; `target(sigma)` the weights of x0 and of the noise in what the network is trained to put out.
+    """A prediction type as weights. `x0(sigma)` are the weights of x and of the network's output in x0, where
+    x = x0 + sigma noise. `target(sigma)` are the weights of x0 and of the noise in the training target.
     """
 
     x0: Callable[[Numbers], Weights]
@@ -78,7 +78,7 @@ def betas(config: ScheduleConfig) -> np.ndarray:
 def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
     """Returns a_t, the share of the image's variance left at each timestep, float64 [num_timesteps], decreasing."""
     a = np.cumprod(1 - betas(config))
-    if config.zero_terminal_snr:  # shift and stretch sqrt(a) so that it ends at 0 and still starts where it did
+    if config.zero_terminal_snr:  # shift and stretch sqrt(a) so that it ends at 0; its first value stays
         root = np.sqrt(a)
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         a = root**2
@@ -88,14 +88,14 @@ def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
 
 
 def _interpolate(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Returns ys at x, linear between the rising xs and carried on linearly outside them."""
+    """Returns ys at x, linearly interpolated between the rising xs and extrapolated outside them."""
     i = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)
     share = (x - xs[i]) / (xs[i + 1] - xs[i])
     return ys[i] + share * (ys[i + 1] - ys[i])
 
 
-# Between whole timesteps the references differ: what is linear in the timestep is log alpha (DPM-Solver), log sigma
-# (k-diffusion) or sigma itself (diffusers' Euler and LMS). Each entry: the function of sigma, and its inverse.
+# Between whole timesteps the references interpolate differently: linearly in log alpha (DPM-Solver), in log sigma
+# (k-diffusion) or in sigma (diffusers' Euler and LMS). Each entry: the function of sigma, and its inverse.
 INTERPOLATIONS: dict[str, tuple[Callable, Callable]] = {
     "log_alpha": (lambda sigma: 0.5 * np.log1p(sigma**2), lambda y: np.sqrt(np.expm1(2 * y))),  # y = -log alpha
     "log_sigma": (np.log, np.exp),
@@ -105,9 +105,9 @@ INTERPOLATIONS: dict[str, tuple[Callable, Callable]] = {
 
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """Tables of one schedule and the conversions between timestep and sigma.
+    """Tables of one schedule, and conversions between timestep and sigma.
 
-    Timesteps are 0 ... num_timesteps - 1; fractional ones are allowed everywhere, and ones outside are extrapolated.
+    Timesteps are 0 ... num_timesteps - 1. They may be fractional; values outside this range are extrapolated.
     """
 
     config: ScheduleConfig = ScheduleConfig()
@@ -141,12 +141,12 @@ class NoiseSchedule:
         return _interpolate(forward(sigma), forward(self.sigmas), np.arange(self.num_timesteps, dtype=np.float64))
 
     def add_noise(self, x0: Latent, noise: Latent, timestep: jax.Array) -> Latent:
-        """Returns sqrt(a_t) x0 + sqrt(1 - a_t) noise, the network's input in training; timestep: int [b] or scalar."""
+        """Returns sqrt(a_t) x0 + sqrt(1 - a_t) noise, the network's input in training. timestep: int [b] or scalar."""
         a = self.alphas_cumprod
         return _of_table(np.sqrt(a), timestep, x0) * x0 + _of_table(np.sqrt(1 - a), timestep, x0) * noise
 
     def target(self, x0: Latent, noise: Latent, timestep: jax.Array) -> Latent:
-        """Returns what the network should put out for `add_noise(x0, noise, timestep)`; timestep: int [b] or scalar."""
+        """Returns the network's target output for `add_noise(x0, noise, timestep)`. timestep: int [b] or scalar."""
         of_x0, of_noise = (
             np.broadcast_to(w, self.num_timesteps) for w in PREDICTIONS[self.config.prediction].target(self.sigmas)
         )

@@ -2,8 +2,8 @@
 
     b batch   h height   w width   c channels   n tokens of a sequence   m keys of an attention   d width   t steps
 
-A letter with a 2 is what a layer makes of that size, `_` any size. Everything is NHWC. An image is in [-1, 1]; a latent
-is already multiplied by the autoencoder's scale factor.
+A letter with a 2 is the size of a layer's output (h2: height of the output); `_` is any size. Everything is NHWC. An
+image is in [-1, 1]. A latent is already multiplied by the autoencoder's scale factor.
 """
 
 from collections.abc import Mapping

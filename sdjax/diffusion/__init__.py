@@ -1,1 +1,1 @@
-"""Between network and sampler: conditioning, guidance, the denoiser."""
+"""The layer between network and sampler: conditioning, guidance, denoiser."""

@@ -1,4 +1,4 @@
-"""What the network is conditioned on besides the noisy latent and the timestep."""
+"""Conditioning: the network's inputs besides the noisy latent and the timestep."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from sdjax.typing import Context, Latent, Length
 
 @struct.dataclass
 class Conditioning:
-    """The inputs of one branch of guidance, batch first. A new kind of input is a new field.
+    """The inputs of one branch of guidance. All arrays have the batch as their first axis.
 
-    `context`: encoded text. `context_length`: how many tokens of each context count; None for all. `concat`: channels
-    next to the latent's (mask, depth, low-resolution image). `label`: int [b] (the upscaler's noise level) or float
-    [b, d] (unCLIP's image embedding). `patches`: the per-image arrays of each patch of the network.
+    `context`: encoded text. `context_length`: number of valid tokens of each context; None means all. `concat`: extra
+    channels beside the latent's (mask, depth, low-resolution image). `label`: int [b] (the upscaler's noise level) or
+    float [b, d] (unCLIP's image embedding). `patches`: the per-image arrays of each patch of the network.
     """
 
     context: Context | None = None
@@ -28,12 +28,12 @@ class Conditioning:
 
 
 def stack(branches: Sequence[Conditioning]) -> Conditioning:
-    """Returns the conditioning of k branches in one batch, interleaved: entry k i + j is branch j's entry i.
+    """Returns the conditioning of k branches in one batch, interleaved: entry k i + j is entry i of branch j.
 
-    On a batch spread over devices a concatenation would move data between them. Contexts of different lengths are
-    padded with zeros, and `context_length` then says how much of each counts.
+    A concatenation would move data between devices when the batch is spread over them. Contexts of different lengths
+    are padded with zeros; `context_length` is then the number of valid tokens of each.
 
-    Raises ValueError where only some branches have an input, or where its shapes differ otherwise.
+    Raises ValueError if only some branches have an input, or if its shapes differ in another way.
     """
     if len(branches) == 1:
         return branches[0]
@@ -59,7 +59,7 @@ def _interleaved(*leaves: Array) -> Array:
 
 
 def _of_one_length(branches: Sequence[Conditioning]) -> Sequence[Conditioning]:
-    """Returns the branches with contexts as long as the longest, and lengths in all of them where one has some."""
+    """Returns the branches with contexts padded to the longest. If one branch needs lengths, all get them."""
     contexts = [branch.context for branch in branches if branch.context is not None]
     lengths = {context.shape[1] for context in contexts}
     padded = len(lengths) > 1 or any(branch.context_length is not None for branch in branches)

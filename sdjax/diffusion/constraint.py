@@ -1,4 +1,4 @@
-"""Keeping a part of the latent while the rest is made: inpainting with a model that knows no mask."""
+"""Keeps a known part of the latent fixed: inpainting with a model that takes no mask."""
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,17 @@ from sdjax.typing import Keys, Latent
 
 @struct.dataclass
 class Known:
-    """A latent [b, h, w, c] of which the entries in `keep` [b, h, w, 1] are known and stay; the others are made."""
+    """A latent [b, h, w, c]. Entries where `keep` [b, h, w, 1] is true are known and stay; the others are sampled."""
 
     latent: Latent
     keep: Bool[Array, "b h w 1"]
 
     def put(self, x: Latent) -> Latent:
-        """Returns x with what is known in its place, exactly."""
+        """Returns x with the known part replaced by the known latent, exactly."""
         return jnp.where(self.keep, self.latent, x)
 
     def constrain(self, keys: Keys) -> Constrain:
-        """Returns (x, row) -> x in which the known part is replaced by itself with fresh noise of the row's level.
+        """Returns a function (x, row) -> x that replaces the known part, with fresh noise of the row's level.
 
         Source: the `mask` of ldm/models/diffusion/ddim.py, where 1 keeps.
         """
@@ -35,10 +35,10 @@ class Known:
         return replace
 
     def answer(self, denoise: Denoiser) -> Denoiser:
-        """Returns the denoiser with the known part of its x0 set right.
+        """Returns the denoiser with the known part of its x0 replaced by the known latent.
 
-        Between the starts of steps the known part then follows its own noise down: in the second call of a step, and
-        during the adaptive solver's whole run, which is a single row.
+        `constrain` works only at the start of a step. This keeps the known part right in between: in the second call of
+        a step, and during the adaptive solver's whole run, which is a single row.
         """
 
         def right(denoised: Denoised) -> Denoised:

@@ -1,7 +1,7 @@
 """The denoiser: a network as samplers see it, with input scaling, prediction type, conditioning and guidance.
 
-Samplers live in x = x0 + sigma noise; the network was trained on x / sqrt(1 + sigma^2). This is the only place that
-knows both, and the only one that knows what the network predicts.
+Samplers use x = x0 + sigma noise; the network was trained on x / sqrt(1 + sigma^2). Only this module knows both, and
+only this module knows the prediction type.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ from sdjax.typing import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NetworkDenoiser:
-    """The denoiser of a network that predicts `prediction`. Its memory is (guidance's, network's).
+    """The denoiser of a network with the prediction type `prediction`. Its memory is (guidance's, network's).
 
-    One call of the network holds all branches of guidance, interleaved as in `conditioning.stack`. Network memory has
-    the axes [b, branches, ...] between calls.
+    One call of the network computes all branches of guidance, interleaved as in `conditioning.stack`. Between calls the
+    network's memory has the axes [b, branches, ...].
     """
 
     network: Network
@@ -38,7 +38,7 @@ class NetworkDenoiser:
         return self.guidance.init(x), self._apart(self.network.init(self.params, self._repeated(x)))
 
     def __call__(self, x: Noisy, row: Rows, memory: Memory) -> tuple[Denoised, Memory]:
-        """Returns x0 at the rows' timestep and sigma, which are [b] or one for all images."""
+        """Returns x0 and the memory. The row's timestep and sigma are [b], or one number for all images."""
         guided, kept = memory
         b = x.shape[0]
         sigma = per_image(row.sigma, x)
@@ -70,8 +70,8 @@ def make_denoiser(
 
     `branches` are the conditionings of `guidance.branches`, in that order.
 
-    Raises ValueError for an unknown prediction, another number of branches than guidance has, and branches that do
-    not go together (`conditioning.stack`).
+    Raises ValueError for an unknown prediction, a wrong number of branches, and branches that cannot be stacked
+    (`conditioning.stack`).
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"unknown prediction {prediction!r}; the known ones are {', '.join(PREDICTIONS)}")

@@ -1,7 +1,7 @@
-"""Guidance: how the network's outputs for several conditionings become one x0.
+"""Guidance: rules that combine the network's outputs for several conditionings into one x0.
 
-A rule of guidance is a frozen dataclass of arrays (`flax.struct.dataclass`): its numbers are arguments of the compiled
-program, so other numbers compile nothing. Its class and its branches are static.
+A rule of guidance is a frozen dataclass of arrays (`flax.struct.dataclass`). Its numbers are arguments of the compiled
+program, so other numbers need no new compilation. Its class and its branches are static.
 
     @flax.struct.dataclass
     class Halfway:
@@ -38,24 +38,24 @@ class Call(NamedTuple):
 
     x: Noisy  # x0 + sigma noise
     row: Rows
-    of_x: Numbers | float  # weights of x and of the network's output in x0, by prediction type
+    of_x: Numbers | float  # weights of x and of the network's output in x0; they depend on the prediction type
     of_output: Numbers | float
 
     def x0(self, output: Noisy) -> Noisy:
-        """Returns the x0 that an output of the network means."""
+        """Returns the x0 for an output of the network."""
         return jnp.asarray(self.of_x * self.x + self.of_output * output)
 
 
 class Guidance(Protocol):
-    """A rule of guidance: a pytree whose leaves are numbers, one for the batch or one an image [b]."""
+    """A rule of guidance: a pytree whose leaves are numbers, one for the batch or one per image [b]."""
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """The names of the conditionings that the network is called with, in the order of the batch."""
+        """The names of the conditionings, in the order of the batch."""
         ...
 
     def init(self, x: Noisy) -> Memory:
-        """Returns what the rule keeps from call to call, before the first one: () or arrays with x's batch."""
+        """Returns the rule's memory before the first call: (), or arrays with x's batch as their first axis."""
         ...
 
     def combine(self, outputs: Mapping[str, Noisy], call: Call, memory: Memory) -> tuple[Denoised, Memory]:
@@ -86,8 +86,9 @@ class Unguided:
 class ClassifierFree:
     """Classifier-free guidance: unconditional + scale (conditional - unconditional).
 
-    `rescale` (0 to 1) is the share of the result that gets the conditional output's standard deviation, so that large
-    scales do not burn out; 0 costs nothing. An image of scale 1 and rescale 0 is the conditional output, exactly.
+    `rescale` (0 to 1) is the share of the result that is rescaled to the conditional output's standard deviation. It
+    avoids overexposed pictures at large scales; 0 costs nothing. With scale 1 and rescale 0 the result is exactly the
+    conditional output.
 
     Source: Ho & Salimans 2022 (arXiv 2207.12598); for `rescale` Lin et al. 2023 (arXiv 2305.08891), eq. 15 and 16.
     """
@@ -105,7 +106,7 @@ class ClassifierFree:
         return ()
 
     def combine(self, outputs: Mapping[str, Noisy], call: Call, memory: Memory) -> tuple[Denoised, Memory]:
-        """Returns the guided x0. Outputs of any prediction type may be combined, for x0 is linear in them."""
+        """Returns the guided x0. It combines outputs of any prediction type, because x0 is linear in them."""
         unconditional, conditional = (outputs[name] for name in self.branches)
         out = guide(unconditional, conditional, self.scale, self.rescale)
         return Denoised(*(call.x0(output) for output in (out, conditional, unconditional))), memory
@@ -119,7 +120,7 @@ def guide(unconditional: Noisy, conditional: Noisy, scale: Numbers | float, resc
     axes = tuple(range(1, out.ndim))
 
     def rescaled(out: Noisy) -> Noisy:
-        # ddof 1: torch's std, in which the rescaling was published
+        # ddof 1: torch's std, as in the published code
         ratio = jnp.std(conditional, axes, ddof=1, keepdims=True) / jnp.std(out, axes, ddof=1, keepdims=True)
         return choose_images(rescale != 0, out * (1 + per_image(rescale, out) * (ratio - 1)), out)
 
@@ -127,7 +128,7 @@ def guide(unconditional: Noisy, conditional: Noisy, scale: Numbers | float, resc
 
 
 def make_guidance(scale: float | Sequence[float], rescale: float | Sequence[float] = 0.0) -> Guidance:
-    """Returns classifier-free guidance of these numbers, one for all images or one each; none if all scales are 1."""
+    """Returns classifier-free guidance, or none if all scales are 1. Numbers are one for all images or one for each."""
     scales = np.asarray(scale, np.float32)
     return Unguided() if (scales == 1).all() else ClassifierFree(scales, np.asarray(rescale, np.float32))
 
@@ -138,6 +139,6 @@ def check_guidance_scale(scale: float) -> float:
 
 
 def check_negatives(negatives: Sequence[str], scale: float) -> None:
-    """Notes negative prompts where there is no guidance away from them."""
+    """Gives a note if there are negative prompts but no guidance."""
     if scale == 1 and any(negatives):
-        note("negative_prompt has no effect at guidance_scale 1, which is no guidance: leave it out")
+        note("negative_prompt has no effect at guidance_scale 1 (no guidance): leave it out")

@@ -1,4 +1,4 @@
-"""Networks as the denoiser calls them: a static description, with parameters and conditioning as arguments."""
+"""Networks as the denoiser calls them: static descriptions that take parameters and conditioning as arguments."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Network(Protocol):
     def __hash__(self) -> int: ...
 
     def init(self, params: Params, x: Noisy) -> Memory:
-        """Returns what the network keeps from call to call, before the first one: () or arrays with x's batch."""
+        """Returns the network's memory before the first call: (), or arrays with x's batch as their first axis."""
         ...
 
     def __call__(
@@ -33,7 +33,7 @@ class Network(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FunctionNetwork:
-    """The network of a function (x, t, conditioning) -> prediction, without parameters and memory."""
+    """A function (x, t, conditioning) -> prediction as a network without parameters and memory."""
 
     function: Callable[[Noisy, Timestep, Conditioning], Noisy]
 
@@ -50,10 +50,10 @@ class FunctionNetwork:
 
 @dataclasses.dataclass(frozen=True)
 class UNetNetwork:
-    """The UNet of that description with patches over its layers, computing in `dtype`.
+    """A UNet that computes in `dtype`, with patches over its layers.
 
-    Its parameters are the UNet's. With patches they are {"unet": the UNet's, "patches": one entry a patch}, where an
-    entry holds the arrays that all images share, or is None. Per-image arrays are in `Conditioning.patches`.
+    Its parameters are the UNet's. With patches they are {"unet": the UNet's, "patches": one entry per patch}. An entry
+    holds the arrays that all images share, or is None. Per-image arrays are in `Conditioning.patches`.
     """
 
     unet: UNetConfig

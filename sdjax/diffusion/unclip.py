@@ -1,4 +1,4 @@
-"""What unCLIP's network is told of a picture: its embedding, with noise on it, and how much noise that is.
+"""The label of unCLIP's network: an image embedding with noise, and the level of that noise.
 
 Source: Stability-AI/stablediffusion, ldm/modules/encoders/modules.py (CLIPEmbeddingNoiseAugmentation) and
 ldm/modules/diffusionmodules/upscaling.py (ImageConcatWithNoiseAugmentation).
@@ -30,10 +30,10 @@ def noise_embedding(
     *,
     levels: int = UNCLIP_LEVELS,
 ) -> Float[Array, "b _"]:
-    """Returns the label of an image embedding: with noise of `level` on it, and the level's sinusoid behind it.
+    """Returns the label of an image embedding: the embedding with noise of `level`, then the sinusoid of the level.
 
-    Noise is put on s = (embedding - mean) / std by the "squaredcos" schedule a of `levels` timesteps: sqrt(a) s +
-    sqrt(1 - a) noise, times std plus mean. Level 0 is a little noise too. All is float32.
+    Noise is added to s = (embedding - mean) / std: sqrt(a) s + sqrt(1 - a) noise, times std plus mean. a is that of the
+    "squaredcos" schedule of `levels` timesteps. Level 0 adds a little noise too. All is float32.
     """
     a = alphas_cumprod(ScheduleConfig(kind="squaredcos", num_timesteps=levels))
     of_embedding, of_noise = (jnp.asarray(w**0.5, jnp.float32)[level][:, None] for w in (a, 1 - a))
@@ -43,11 +43,11 @@ def noise_embedding(
 
 
 def embedding_mean_and_std(params: Params, size: int) -> Params:
-    """Returns {"mean", "std"} of a model's embeddings of `size` numbers: 0 and 1 where its parameters have none."""
+    """Returns {"mean", "std"} of a model's embeddings of `size` numbers, or 0 and 1 if `params` has none."""
     return params.get("noise_stats") or {"mean": np.zeros((1, size)), "std": np.ones((1, size))}
 
 
 def mix_labels(labels: Float[Array, "n b d"], weights: Float[Array, "n"] | Sequence[float]) -> Float[Array, "b d"]:
-    """Returns the weighted mean of several pictures' labels: sum w_i label_i / sum w_i, their levels too."""
+    """Returns the weighted mean of the labels of several pictures, with their levels: sum w_i label_i / sum w_i."""
     weights = jnp.asarray(weights, jnp.float32)
     return jnp.einsum("n,nbd->bd", weights / weights.sum(), labels, precision=jax.lax.Precision.HIGHEST)

@@ -25,7 +25,7 @@ from sdjax.convert.containers.places import (
     read_place,
 )
 from sdjax.convert.errors import CheckpointError, printable, shown
-from sdjax.errors import WORDS, number_of, tell
+from sdjax.errors import WORDS, as_sentence, number_of
 from sdjax.loading.hub_files import Choice, choose_files
 from sdjax.loading.run_layout import is_run
 from sdjax.storage import buckets
@@ -292,7 +292,7 @@ def _explain(
     named, kind = revision or "main", CheckpointError
     number = number_of(error)
     if number in WORDS and number != errno.ENOENT:
-        raise tell(OSError(number, ""), f"fetching {repository} into", constants.HF_HUB_CACHE, needs) from error
+        raise as_sentence(OSError(number, ""), f"fetching {repository} into", constants.HF_HUB_CACHE, needs) from error
     if isinstance(error, errors.GatedRepoError):
         reason = (
             f"the repository is gated: accept its terms at {constants.ENDPOINT}/{repository} and log in with "

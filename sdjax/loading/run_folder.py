@@ -68,7 +68,7 @@ def keep_start(start: Bundle, folder: pathlib.Path, what: str = WRITING, advice:
         write_bundle(start, folder, "native", overwrite=True)
     except OSError as error:
         needs = sum(leaf.nbytes for leaf in jax.tree.leaves(start.params))
-        raise errors.tell(error, what, folder, needs, advice) if error.errno else error from error
+        raise errors.as_sentence(error, what, folder, needs, advice) if error.errno else error from error
 
 
 def read_settings(folder: pathlib.Path) -> Mapping[str, Any]:

@@ -1,10 +1,10 @@
-"""Samplers: how noise becomes a latent in a number of calls of the network.
+"""Samplers: methods that turn noise into a latent by several calls of the network.
 
     sampler = SAMPLERS["ddim"]()
     rows = sampler.steps(schedule, 50)
     latent = sample(sampler, denoiser, sampler.initial(noise, rows), rows, keys)
 
-A new sampler is a frozen dataclass with a method `steps`, best one derived from `Sampler`, which brings all else:
+To write a sampler, derive a frozen dataclass from `Sampler` and define its method `steps`:
 
     @dataclasses.dataclass(frozen=True)
     class HalfNoise(samplers.Sampler):
@@ -19,7 +19,7 @@ A new sampler is a frozen dataclass with a method `steps`, best one derived from
 
     sdjax.text_to_image(pipe, "a cat", sampler=HalfNoise())
 
-`row` says what a row is. A line in SAMPLERS, `SAMPLERS["half_noise"] = HalfNoise`, gives it a name in Python.
+`row` documents the numbers of a row. `SAMPLERS["half_noise"] = HalfNoise` gives the sampler a name in Python.
 """
 
 from collections.abc import Callable

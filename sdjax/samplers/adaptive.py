@@ -1,8 +1,8 @@
-"""The adaptive DPM-Solver: it compares a lower order with a higher one and chooses its steps by the difference.
+"""The adaptive DPM-Solver. It chooses its step size by the difference between a lower and a higher order.
 
-How many calls of the network it makes is known only at the end, so its run is one row and no table of weights. The row
-says where the run starts and ends and how exact it shall be, and the rule contains a loop. Each image has its own
-settings and step size, unless `joint`; an image that is done waits for the others.
+Its number of network calls is known only at the end. So its run is a single row, not a table of weights. The row says
+where the run starts and ends and how exact it is; the rule contains a loop. Each image has its own settings and step
+size, unless `joint`. A finished image waits for the others.
 
 Source: Lu et al. 2022 (arXiv 2206.00927), appendix C and algorithm 3; dpm_solver_pytorch.py:dpm_solver_adaptive.
 """
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
 
 class Control(NamedTuple):
-    """What the adaptive rule reads from its row: leaves [n, ...] for one image, [b, ...] in the compiled rule."""
+    """The numbers in a row of the adaptive rule: leaves [n, ...] for one image, [b, ...] in the compiled rule."""
 
     sigma_end: Numbers  # where the loop ends
     atol: Numbers
     rtol: Numbers
     h_init: Numbers  # first step size, in lambda
-    theta: Numbers  # how far below the step size that the error allows to stay
-    t_err: Numbers  # distance from the end, in timesteps, that counts as arrived
-    attempts: Numbers  # steps tried at most; what is then left is one step of first order
+    theta: Numbers  # safety factor below 1 on the step size that the error allows
+    t_err: Numbers  # an image has arrived when it is this close to the end, in timesteps
+    attempts: Numbers  # maximal number of tried steps; then one step of first order goes to the end
     denoise_to_zero: Numbers
     log_alpha: Numbers  # [num_timesteps]: -log alpha, to find the timestep of a sigma
 
 
 def control_rows(sampler: "DPMSolver", schedule: NoiseSchedule, grid: Grid) -> Rows:
-    """Returns the one row of an adaptive run from the grid's first sigma to its last, by a DPMSolver's settings."""
+    """Returns the one row of an adaptive run, with the sampler's settings, from the grid's first sigma to its last."""
     h_init, attempts = sampler.h_init, len(grid.timestep) - 1
-    if from_noise_alone(schedule, grid.timestep[0]):  # else half of the attempts pass before anything can be seen
+    if from_noise_alone(schedule, grid.timestep[0]):  # else half of the attempts go to nearly pure noise
         h_init = max(h_init, np.log(grid.sigma[0] / schedule.sigma(after_noise_alone(schedule, attempts))))
 
     def one(value: np.ndarray | float) -> np.ndarray:
@@ -71,16 +71,16 @@ FIRST, SECOND, THIRD, REST, ZERO, DONE = range(6)  # what the next call of the n
 
 
 class Loop(NamedTuple):
-    """The loop's state between two calls of the network. Numbers are [b], but for attempts and stage."""
+    """The loop's state between two calls of the network. `attempts` and `stage` are scalars, other numbers [b]."""
 
     point: Noisy  # where the network is called next
-    point_lam: jax.Array  # and at which lambda
-    x: Noisy  # where the present step starts
+    point_lam: jax.Array  # lambda of that call
+    x: Noisy  # x at the start of the present step
     lower: Noisy  # the lower order's x at the last accepted step, variance-preserving
-    m: Noisy  # the first call's answer in the present step
-    d: Noisy  # the second one's difference from it
+    m: Noisy  # output of the first call in the present step
+    d: Noisy  # output of the second call minus that of the first
     lam: jax.Array  # lambda reached
-    h: jax.Array  # step size that is tried
+    h: jax.Array  # step size of the present attempt
     attempts: jax.Array  # so far
     stage: jax.Array
     memory: Memory  # the denoiser's
@@ -102,8 +102,8 @@ class Adaptive:
     def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
         """Returns the state after the whole run.
 
-        The loop's body is one call of the network and then what the stage makes of it, so that the program holds the
-        network once.
+        The loop's body calls the network once and then handles the output by stage. So the program contains the network
+        only once.
         """
         control = row.coef
         assert isinstance(control, Control)
@@ -159,7 +159,7 @@ class Adaptive:
         return self._judge(loop, control, end, lower, self._leg(loop.x, loop.lam, loop.h, differences))
 
     def _rest(self, loop: Loop, m: Noisy, control: Control, end: jax.Array) -> Loop:
-        """One step of first order over what is left after an image's last attempt."""
+        """Returns the loop after one step of first order to the end. It follows an image's last attempt."""
         x = self._leg(loop.x, loop.lam, end - loop.lam, [m])
         x = choose_images(_left(loop.lam, end, control), x, loop.x)
         return self._finish(loop._replace(x=x), control, end)
@@ -169,8 +169,8 @@ class Adaptive:
         return loop._replace(x=x, stage=jnp.int32(DONE))
 
     def _judge(self, loop: Loop, control: Control, end: jax.Array, lower: Noisy, higher: Noisy) -> Loop:
-        """Returns the loop after a step that was tried: taken where the two orders are close; the next size."""
-        # An image that has arrived, or used up its attempts, is computed with the others and stays as it is
+        """Returns the loop after an attempt: the step is accepted if both orders are close. Sets the next step size."""
+        # An image that has arrived, or used up its attempts, is computed with the others but does not change
         tries = _left(loop.lam, end, control) & (loop.attempts < control.attempts)
         alpha = per_image(_alpha(loop.lam + loop.h), lower)
         lower, distance = alpha * lower, alpha * (higher - lower)
@@ -200,13 +200,13 @@ class Adaptive:
         return loop._replace(point=loop.x, point_lam=jnp.broadcast_to(end, loop.lam.shape), stage=stage)
 
     def _ratios(self) -> tuple[float, float]:
-        """Returns where in the step the second and third calls are."""
+        """Returns the positions of the second and third calls in the step, as shares of h."""
         return (1 / 2, 1.0) if self.order == 2 else (1 / 3, 2 / 3)
 
     def _leg(
         self, x: Noisy, lam: jax.Array, h: jax.Array, differences: Sequence[Noisy], solver_type: str = "taylor"
     ) -> Noisy:
-        """Returns x a step h in lambda further."""
+        """Returns x after a step of h in lambda."""
         a, weights = leg_weights(self.algorithm, jnp.exp(-lam), h, solver_type, jnp)
         out = per_image(a, x) * x
         for weight, difference in zip(weights, differences):
@@ -224,7 +224,7 @@ def _alpha(lam: jax.Array) -> jax.Array:
 
 
 def _timestep(lam: jax.Array, control: Control) -> jax.Array:
-    """Returns the fractional timesteps [b], linear in log alpha between the schedule's."""
+    """Returns fractional timesteps [b], interpolated linearly in log alpha."""
     y = 0.5 * jnp.log1p(jnp.exp(-2 * lam))
     timesteps = jnp.arange(control.log_alpha.shape[-1], dtype=jnp.float32)
     return jax.vmap(jnp.interp, (0, 0, None))(y, control.log_alpha, timesteps)

@@ -1,7 +1,7 @@
 """Samplers of first order: DDIM with any eta, ancestral DDPM, Euler, Euler ancestral, LCM.
 
-In x = x0 + sigma noise they are one step: go down to a noise level below the next one, then add fresh noise up to it.
-They differ in their defaults, and in how far below they go.
+In x = x0 + sigma noise they all make the same step: go down to a noise level below the next one, then add fresh noise
+up to the next one. They differ in their defaults and in how far they go down.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class DDIM(Sampler):
         check_eta(self.eta)
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one row a step."""
+        """Returns one row per step."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []
         for i in range(len(t) - 1):
@@ -54,7 +54,7 @@ class DDIM(Sampler):
 
 @dataclasses.dataclass(frozen=True)
 class DDPM(DDIM):
-    """Ancestral sampling of DDPM with the posterior's variance; its last step leaves no noise.
+    """Ancestral sampling of DDPM with the posterior's variance. The last step ends without noise.
 
     It is DDIM with eta 1. Source: Ho et al. 2020 (arXiv 2006.11239), algorithm 2 and eq. 7; ldm's p_sample_loop.
     """
@@ -65,7 +65,7 @@ class DDPM(DDIM):
 
 @dataclasses.dataclass(frozen=True)
 class Euler(DDIM):
-    """Euler's method in sigma, or with eta 1 its ancestral form, as k-diffusion and diffusers start and space it.
+    """Euler's method in sigma, or its ancestral form with eta 1. Start and spacing are k-diffusion's and diffusers'.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1 without churn; k-diffusion's sample_euler_ancestral.
     """
@@ -79,8 +79,8 @@ class Euler(DDIM):
 class LCM(Sampler):
     """Few-step sampling of latent consistency models: jump to x0, add fresh noise, jump again.
 
-    The model's answer is mixed with its input by the consistency function's boundary condition, in which the data's
-    deviation is 0.5 and timesteps count tenfold. Needs weights distilled for it.
+    The boundary condition of the consistency function mixes the model's output with its input. In it the data's
+    standard deviation is 0.5 and timesteps are multiplied by ten. Needs weights distilled for it.
 
     Source: Luo et al. 2023 (arXiv 2310.04378), algorithm 3 and its appendix; diffusers' LCMScheduler.
     """
@@ -89,12 +89,12 @@ class LCM(Sampler):
     end: End = "zero"
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one row a step."""
+        """Returns one row per step."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []
         for i in range(len(t) - 1):
             c_skip = 0.25 / ((10 * t[i]) ** 2 + 0.25)
             c_out = 10 * t[i] / np.sqrt((10 * t[i]) ** 2 + 0.25)
-            c_skip /= np.sqrt(1 + sigma[i] ** 2)  # the condition is written for the variance-preserving x
+            c_skip /= np.sqrt(1 + sigma[i] ** 2)  # the paper's condition is for the variance-preserving x
             rows.append(row(t[i], sigma[i], sigma[i + 1], base=c_skip, calls=[c_out], noise=sigma[i + 1]))
         return stack(rows)

@@ -1,4 +1,4 @@
-"""Samplers that were written elsewhere: what they leave out is `Sampler`'s."""
+"""Samplers that users wrote as any object with `steps`. `Sampler` provides the methods that they lack."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,7 @@ from sdjax.schedule import NoiseSchedule
 
 
 class HasSteps(Protocol):
-    """A sampler from elsewhere. It may also have `rule`, `grid`, `initial` and `final`, as `Sampler` has."""
+    """A user's sampler. It may also have `rule`, `grid`, `initial` and `final`, like `Sampler`."""
 
     def steps(self, schedule: NoiseSchedule, num_steps: int) -> Rows:
         """Returns the rows of one image."""
@@ -26,17 +26,17 @@ class HasSteps(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Custom(Sampler):
-    """A sampler around an object with a method `steps(schedule, num_steps)`, and whatever else of `Sampler` it has.
+    """Makes a sampler of an object with a method `steps(schedule, num_steps)`. Other methods of `Sampler` are optional.
 
-    Its grid is where its rows start steps, unless it has a method `grid`; steps are left out in front by `skip`, if
-    `steps` takes that, or by cutting its rows.
+    Without a method `grid`, the grid is read from the rows that start steps. The first steps are left out by `skip` if
+    the object's `steps` accepts it, else by cutting its rows.
     """
 
     inner: HasSteps = dataclasses.field(default_factory=Sampler)
 
     @property
     def rule(self) -> Rule:
-        """What is compiled."""
+        """The compiled part of the sampler."""
         return self.inner.rule if hasattr(self.inner, "rule") else super().rule
 
     def grid(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Grid:
@@ -66,12 +66,12 @@ class Custom(Sampler):
 
 
 def complete(sampler: Sampler | HasSteps) -> Sampler:
-    """Returns a sampler as it is, and an object with a method `steps` as one. Raises ValueError for anything else."""
+    """Returns the sampler itself, or wraps an object that has a method `steps`. Raises ValueError for anything else."""
     if isinstance(sampler, Sampler):
         return sampler
     if isinstance(sampler, type) or not callable(getattr(sampler, "steps", None)):
         what = shown(sampler)
         if isinstance(sampler, type):
-            what = f"the class {sampler.__name__}: hand over {sampler.__name__}()"
+            what = f"the class {sampler.__name__}: pass {sampler.__name__}()"
         raise ValueError(f"sampler is a name or a sampler, an object with a method steps; got {what}")
     return Custom(inner=sampler)

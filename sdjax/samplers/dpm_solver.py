@@ -1,6 +1,6 @@
 """DPM-Solver and DPM-Solver++: orders 1 to 3, multistep, singlestep and adaptive, with their authors' options.
 
-The notation is that of exponential.py.
+See exponential.py for the notation.
 
 Source: Lu et al. 2022 (arXiv 2206.00927), algorithms 1 to 3; Lu et al. 2022 (arXiv 2211.01095), algorithms 1 and 2;
 LuChengTHU/dpm-solver, dpm_solver_pytorch.py, and the older copy of it in ldm/models/diffusion/dpm_solver.
@@ -40,9 +40,9 @@ class Leg(TypedDict):
 
 
 def leg(algorithm: str, sigma_s: float, sigma_t: float, differences: Sequence[np.ndarray], solver_type: str) -> Leg:
-    """Returns the base and calls of a row that leads from sigma_s to sigma_t.
+    """Returns the base and calls of a row from sigma_s to sigma_t.
 
-    `differences` holds m, D1 and D2, as far as the order goes, as weights of the remembered calls, newest first.
+    `differences` are m, then D1 (order 2), then D2 (order 3), as weights of the remembered calls, newest first.
     """
     h = float(np.log(sigma_s / sigma_t)) if sigma_t > 0 else np.inf
     a, weights = leg_weights(algorithm, sigma_s, h, solver_type, np)
@@ -53,7 +53,7 @@ def leg(algorithm: str, sigma_s: float, sigma_t: float, differences: Sequence[np
 def backward_differences(sigma: np.ndarray, order: int) -> list[np.ndarray]:
     """Returns m, D1, D2 of the last `order` calls for a step from sigma[-2] to sigma[-1], as weights of the calls.
 
-    sigma ends with the two ends of the step; before them come those of the earlier calls.
+    The last two entries of `sigma` are the ends of the step; before them are the sigmas of the earlier calls.
     """
     now = np.eye(order)  # now[i]: the weights that pick the i-th last call
     if order == 1:
@@ -70,7 +70,7 @@ def backward_differences(sigma: np.ndarray, order: int) -> list[np.ndarray]:
 
 
 def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_order_below: int) -> list[Rows]:
-    """Returns one row a step; the first steps, which lack earlier calls, have lower order."""
+    """Returns one row per step. The first steps have lower order, because there are no earlier calls."""
     t, sigma = grid
     n = len(t) - 1
     rows = []
@@ -85,13 +85,13 @@ def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_or
         if p == 3:
             kind = "taylor"  # phi_2 in either type
             if solver_type == "dpm_solver":
-                differences[2] = differences[2] / 2  # as in the authors' code: what it makes is of second order
+                differences[2] = differences[2] / 2  # as in the authors' code; the result is of second order
         rows.append(row(t[i], sigma[i], sigma[i + 1], **leg(algorithm, sigma[i], sigma[i + 1], differences, kind)))
     return rows
 
 
 def singlestep(t: np.ndarray, sigma: np.ndarray, algorithm: str, solver_type: str) -> list[Rows]:
-    """Returns the rows of one step of order n: n calls at entries 0 to n - 1, leading to entry n."""
+    """Returns the rows of one step of order n: n calls at entries 0 to n - 1 of `t` and `sigma`, leading to entry n."""
     n = len(t) - 1
     ends = {"timestep": t[0], "sigma": sigma[0], "sigma_next": sigma[1]}
     rows = [row(**ends, **leg(algorithm, sigma[0], sigma[1], [np.ones(1)], solver_type))]
@@ -115,7 +115,7 @@ def singlestep(t: np.ndarray, sigma: np.ndarray, algorithm: str, solver_type: st
 
 
 def singlestep_orders(num_calls: int, order: int) -> list[int]:
-    """Returns orders of singlestep steps, high ones first, that use exactly `num_calls` calls ("DPM-Solver-fast")."""
+    """Returns the orders of singlestep steps, highest first, for exactly `num_calls` calls ("DPM-Solver-fast")."""
     full, rest = divmod(num_calls, order)
     if order == 3 and rest == 0:
         return [3] * (full - 1) + [2, 1]
@@ -126,21 +126,23 @@ def singlestep_orders(num_calls: int, order: int) -> list[int]:
 class DPMSolver(Sampler):
     """DPM-Solver ("dpmsolver") and DPM-Solver++ ("dpmsolver++").
 
-    `method`: "multistep", one call a step; "singlestep", steps of `order` calls and then of lower order, `num_steps`
-    calls in all; "singlestep_fixed", num_steps // order steps of `order` calls; "adaptive", which chooses its steps
-    itself and tries `num_steps` at most (see adaptive.py). `spacing` is the authors' skip type; multistep takes any.
-    `solver_type` "taylor" weighs the differences by the exact integrals. In multistep order 3 the authors know no such
-    form, and halve the second difference: "dpm_solver", which does so too, is of second order there, "taylor" of third.
-    With fewer steps than `lower_order_below` the
-    last steps of multistep drop to lower order (15 in ldm, 10 in the authors' later code, 0 for never).
-    `denoise_to_zero` calls the network once more at the end and takes its x0. `thresholding` keeps x0 within bounds,
-    for models of pixels, by `quantile` and `max_value` (see thresholding.py).
+    `method` is one of:
+    - "multistep": one call per step.
+    - "singlestep": steps of `order` calls, then of lower order, `num_steps` calls in all.
+    - "singlestep_fixed": num_steps // order steps of `order` calls each.
+    - "adaptive": chooses its step sizes itself and tries at most `num_steps` steps (see adaptive.py).
 
-    `atol`, `rtol`, `h_init`, `theta` and `t_err` (1 is the length of the whole schedule) are the adaptive method's.
-    `joint` makes it use one step size for the whole batch, as the authors' code does: a picture then depends on the
-    others.
+    `spacing` is the authors' skip type; multistep takes any spacing. `solver_type` "taylor" weighs the differences by
+    the exact integrals. In multistep order 3 the authors have no such form and halve the second difference:
+    "dpm_solver" does so too and is of second order there; "taylor" is of third. With fewer steps than
+    `lower_order_below`, the last steps of multistep have lower order (15 in ldm, 10 in the authors' later code,
+    0: never). `denoise_to_zero` calls the network once more at the end and takes its x0. `thresholding` limits x0, for
+    models of pixels, by `quantile` and `max_value` (see thresholding.py).
 
-    A number of steps below the order lowers the order.
+    `atol`, `rtol`, `h_init`, `theta` and `t_err` (1 is the length of the whole schedule) are for the adaptive method.
+    `joint` uses one step size for the whole batch, as in the authors' code: a picture then depends on the others.
+
+    If there are fewer steps than the order, the order is lowered.
     """
 
     spacing: str = "time_uniform"
@@ -189,14 +191,14 @@ class DPMSolver(Sampler):
 
     @property
     def rule(self) -> Rule:
-        """What is compiled."""
+        """The compiled part of the sampler."""
         rule: Rule = Linear()
         if self.method == "adaptive":
             rule = Adaptive(self.algorithm, self.order, self.solver_type, self.joint)
         return Thresholded(rule, self.quantile, self.max_value) if self.thresholding else rule
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one row a call of the network; one row in all for the adaptive method."""
+        """Returns one row per call of the network; the adaptive method has one row in all."""
         grid = self.grid(schedule, num_steps, skip=skip)
         n = len(grid.timestep) - 1
         if self.method == "adaptive":
@@ -213,7 +215,7 @@ class DPMSolver(Sampler):
         return stack(rows)
 
     def _parts(self, schedule: NoiseSchedule, grid: Grid, order: int) -> list[Grid]:
-        """Returns each singlestep step's grid: where its calls are, and where it leads."""
+        """Returns the grid of each singlestep step: its calls, and the point where it ends."""
         spaced = RANGES[self.spacing]
         n = len(grid.timestep) - 1
         ends = grid.timestep[0], grid.timestep[-1]

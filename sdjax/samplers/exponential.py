@@ -1,8 +1,8 @@
 """The exponential integrator of both DPM-Solvers: the weights of one leg, for tables and for compiled programs.
 
-Notation of the papers: lambda = -log sigma (half the log SNR); a leg leads from s to t, h = lambda_t - lambda_s. With
-m the network's epsilon ("dpmsolver") or x0 ("dpmsolver++"), D1 and D2 its first and second differences for a step of
-length h, both families take one form in x = x0 + sigma noise:
+Notation of the papers: lambda = -log sigma (half the log SNR). A leg goes from s to t, with h = lambda_t - lambda_s.
+m is the network's epsilon ("dpmsolver") or x0 ("dpmsolver++"). D1 and D2 are its first and second differences for a
+step of length h. In x = x0 + sigma noise both families have the same form:
 
     x_t = A x_s - B (phi_1(k) m + phi_2(k) D1 + phi_3(k) D2),
     dpmsolver: A = 1, B = sigma_t, k = h;  dpmsolver++: A = sigma_t / sigma_s, B = 1, k = -h,
@@ -23,10 +23,10 @@ Number = TypeVar("Number", float, np.ndarray, Array)
 def leg_weights(
     algorithm: str, sigma_s: Number, h: Number, solver_type: str, math: ModuleType
 ) -> tuple[Number | float, tuple[Number, Number, Number]]:
-    """Returns A and the weights of m, D1 and D2 in x_t, for a leg from sigma_s over h.
+    """Returns A and the weights of m, D1 and D2 in x_t, for a leg of length h that starts at sigma_s.
 
-    solver_type "dpm_solver" replaces phi_2 by phi_1 / 2, which is the same to second order. h may be infinite, which
-    is a leg to no noise; then only A and the weight of m are of use. `math` is numpy or jax.numpy.
+    solver_type "dpm_solver" replaces phi_2 by phi_1 / 2, which is the same to second order. An infinite h means that
+    the leg ends without noise; then use only A and the weight of m. `math` is numpy or jax.numpy.
     """
     shrink = math.exp(-h)
     if algorithm == "dpmsolver++":

@@ -19,16 +19,16 @@ ADAMS_BASHFORTH = (
     np.array([55.0, -59.0, 37.0, -9.0]) / 24,
 )
 
-UNEVEN = 1.4  # times as long as the next one, from which a step is too long for Adams-Bashforth
+UNEVEN = 1.4  # a step that is so many times as long as the next one is too long for Adams-Bashforth
 
 
 def pseudo_multistep(schedule: NoiseSchedule, grid: Grid, remember: str) -> Rows:
-    """Returns the rows of PLMS: Adams-Bashforth over the remembered outputs, warmed up by one step of Heun's kind.
+    """Returns the rows of PLMS: Adams-Bashforth over the remembered outputs, after a first step like Heun's.
 
-    The combined output, of kind `remember`, is turned into epsilon where the step starts, and
+    The outputs are remembered as `remember`. Their combination is converted to epsilon at the start of the step, and
     x' = x + (sigma' - sigma) epsilon. The first step calls the network twice, at its start and its end, and takes the
-    mean; the second of these calls takes no part in later steps. N steps make N + 1 rows. On a schedule with zero
-    terminal SNR it begins after some steps of Euler's (`uneven`), and N steps make N rows where none is left for it.
+    mean; later steps do not use the second call. N steps make N + 1 rows. With zero terminal SNR the first steps are
+    Euler's (`uneven`); if all steps are, N steps make N rows.
 
     Source: Liu et al. 2022 (arXiv 2202.09778), eq. 9 and 12; ldm/models/diffusion/plms.py.
     """
@@ -48,21 +48,21 @@ def pseudo_multistep(schedule: NoiseSchedule, grid: Grid, remember: str) -> Rows
         return {"base": 1 + slope * (1 - of_x), "calls": -slope * of_out * weights, "remember": remember}
 
     rows.append(row(t[0], sigma[0], sigma[1], **leg(0, ADAMS_BASHFORTH[0])))
-    if sigma[1] > 0:  # a network cannot be asked about an image without noise
+    if sigma[1] > 0:  # a network cannot be called with an image without noise
         rows.append(row(t[1], sigma[1], sigma[1], **leg(0, np.array([0.5, 0.5])), starts_step=False))
     for i in range(1, n):
         weights = ADAMS_BASHFORTH[min(i, 3)]
-        if i <= 3:  # the window still reaches the first step, across its call that does not count
+        if i <= 3:  # the window still includes the first step, whose second call must be skipped
             weights = np.insert(weights, -1, 0.0)
         rows.append(row(t[i], sigma[i], sigma[i + 1], **leg(i, weights)))
     return stack(rows)
 
 
 def uneven(schedule: NoiseSchedule, grid: Grid) -> int:
-    """Returns how many of the first steps are too unlike for Adams-Bashforth; none without zero terminal SNR.
+    """Returns how many of the first steps are too uneven for Adams-Bashforth; 0 without zero terminal SNR.
 
-    Its weights are those of steps of one length. From noise alone on sigma falls as 1/1, 1/2, 1/3, ...: the first steps
-    are up to three times as long as the next ones, and a difference between outputs would be weighed far too much.
+    Its weights are for steps of equal length. After pure noise sigma falls as 1/1, 1/2, 1/3, ...: the first steps are
+    up to three times as long as the next ones, and differences between outputs would get far too large weights.
     """
     if not schedule.config.zero_terminal_snr:
         return 0
@@ -78,29 +78,29 @@ def uneven(schedule: NoiseSchedule, grid: Grid) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class PLMS(Sampler):
-    """PLMS. Whatever the network predicts is turned into epsilon before outputs of several steps are combined."""
+    """PLMS. All network outputs are converted to epsilon before those of several steps are combined."""
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one row a step and one more."""
+        """Returns one row per step, and one more."""
         return pseudo_multistep(schedule, self.grid(schedule, num_steps, skip=skip), "epsilon")
 
 
 @dataclasses.dataclass(frozen=True)
 class PNDM(Sampler):
-    """PLMS as diffusers' PNDMScheduler with skip_prk_steps has it: combines what the network puts out as it is.
+    """PLMS as in diffusers' PNDMScheduler with skip_prk_steps: it combines the raw outputs of the network.
 
-    The same as PLMS for models that predict epsilon; for v and x0 it is another method.
+    For models that predict epsilon it equals PLMS; for v and x0 it is another method.
     """
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one row a step and one more."""
+        """Returns one row per step, and one more."""
         return pseudo_multistep(schedule, self.grid(schedule, num_steps, skip=skip), schedule.config.prediction)
 
 
 def lms_weights(sigma: np.ndarray, i: int, order: int) -> np.ndarray:
     """Returns the integrals from sigma[i] to sigma[i + 1] of the Lagrange polynomials through the last `order` sigmas.
 
-    The polynomial of sigma[i] comes first. The integrals are exact; the references use quadrature.
+    The integral for sigma[i] comes first. The integrals are exact; the references use quadrature.
     """
     nodes = sigma[i - order + 1 : i + 1][::-1] - sigma[i]  # counted from sigma[i]: no cancellation in the integral
     weights = []
@@ -113,7 +113,7 @@ def lms_weights(sigma: np.ndarray, i: int, order: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class LMS(Sampler):
-    """Linear multistep of order 4 in sigma, on any spacing. Source: k-diffusion's sample_lms; LMSDiscreteScheduler."""
+    """Linear multistep in sigma, on any spacing. Source: k-diffusion's sample_lms; LMSDiscreteScheduler."""
 
     spacing: str = "linspace"
     end: End = "zero"
@@ -126,7 +126,7 @@ class LMS(Sampler):
             raise ValueError(f"order is 1, 2, 3 or 4; got {self.order}")
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one row a step."""
+        """Returns one row per step."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []
         for i in range(len(t) - 1):

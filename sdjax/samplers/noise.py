@@ -1,6 +1,6 @@
-"""Random numbers of images: one key an image, one stream a purpose.
+"""Random numbers of images: one key per image, one stream per purpose.
 
-What is drawn for one purpose never depends on how much another one drew.
+The numbers for one purpose never depend on how many were drawn for another.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.typing import Key, Keys
 
-# The streams. SECOND is folded in before all others for the second pass of a task
+# The streams. In the second pass of a task, SECOND is folded into the key before any other stream
 START, SAMPLER, POSTERIOR, MASK, LEVEL, SECOND, EMBEDDING, PRIOR = range(8)
 
 
@@ -22,10 +22,10 @@ def draw_noise(
     index: Int[Array | np.ndarray, ""] | Int[Array | np.ndarray, "b"] | int,
     shape: Sequence[int],
 ) -> Float[Array, "b ..."]:
-    """Returns unit normal noise, float32 [b, *shape]: entry i depends on keys[i], stream and index alone.
+    """Returns unit normal noise, float32 [b, *shape]. Entry i depends only on keys[i], `stream` and `index`.
 
-    `index` is a number for the whole batch or one for each image. Entry i is the same bit for bit whatever the other
-    keys, their number, and the devices that it is drawn on.
+    `index` is one number for the whole batch, or one for each image. Entry i does not depend on the other keys, on
+    their number or on the devices: it is the same bit for bit.
     """
 
     def one(key: Key, index: Int[Array | np.ndarray, ""] | int) -> Float[Array, "..."]:

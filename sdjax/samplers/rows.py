@@ -1,13 +1,12 @@
-"""Rows: a sampling run as a table of numbers, one row a call of the network.
+"""Rows: a sampling run as a table of numbers, one row per call of the network.
 
-Samplers live in x = x0 + sigma noise. There every sampler that does not choose its steps while it runs is linear: the
-next x is a weighted sum of where the step started, what the last calls of the network left behind, and fresh noise. A
-sampler is a function that writes these weights down on the host, in float64. (Numerical analysts call such methods
-general linear methods.)
+Samplers work with x = x0 + sigma noise. For this x, every sampler with known steps is linear: the next x is a weighted
+sum of the x where the step started, the remembered results of the last network calls, and fresh noise. A sampler
+computes these weights on the host, in float64. (In numerical analysis these are general linear methods.)
 
-`Sampler.steps` returns the rows of one image. `batch` puts those of several images side by side, so that each image of
-a batch has its own sampler, number of steps and coefficients. The compiled scan (rule.py) takes only the latter, and
-their numbers are its arguments: another mixture of the same size compiles nothing.
+`Sampler.steps` returns the rows of one image. `batch` puts the rows of several images side by side, so that each image
+of a batch has its own sampler, number of steps and coefficients. The compiled scan (rule.py) takes only the rows of a
+batch. Their numbers are its arguments, so another mixture of the same size needs no new compilation.
 """
 
 import functools
@@ -24,7 +23,7 @@ from sdjax.schedule import PREDICTIONS
 if TYPE_CHECKING:
     from sdjax.samplers.adaptive import Control
 
-MEMORY = 4  # calls of the network remembered besides the present one: Adams-Bashforth 4 after PLMS's extra call
+MEMORY = 4  # remembered earlier calls of the network: Adams-Bashforth 4 after PLMS's extra call needs 4
 
 Numbers: TypeAlias = np.ndarray | Array  # of a table on the host, or of a compiled program
 
@@ -32,23 +31,23 @@ Numbers: TypeAlias = np.ndarray | Array  # of a table on the host, or of a compi
 class Coef(NamedTuple):
     """The weights of one row; see `sdjax.samplers.rule.Linear.update`."""
 
-    remember: Numbers  # [3]: of x, x0 and the unconditional x0 in what is remembered of this call
-    correct: Numbers  # [1 + MEMORY]: of the remembered calls, this one first, in a correction of the step's start
-    base: Numbers  # []: of the step's start in the next x
-    calls: Numbers  # [1 + MEMORY]: of the remembered calls, this one first, in the next x
-    noise: Numbers  # []: of fresh unit noise in the next x
+    remember: Numbers  # [3]: weights of x, x0 and the unconditional x0 in the remembered result of this call
+    correct: Numbers  # [1 + MEMORY]: weights of the remembered calls, newest first, that correct the step's start
+    base: Numbers  # []: weight of the step's start in the next x
+    calls: Numbers  # [1 + MEMORY]: weights of the remembered calls, newest first, in the next x
+    noise: Numbers  # []: weight of fresh unit noise in the next x
 
 
 class Rows(NamedTuple):
-    """The rows of a sampling run: all float32 but the last three.
+    """The rows of a sampling run. All are float32 except the last three.
 
-    Leaves have the axes [n, ...] for one image and [n, b, ...] for a batch; n counts calls of the network.
+    Leaves have the axes [n, ...] for one image and [n, b, ...] for a batch; n is the number of network calls.
     """
 
     timestep: Numbers  # the network's timestep, fractional
     sigma: Numbers  # the noise in x when the network is called
     sigma_next: Numbers  # the noise in x after this row
-    coef: "Coef | Control"  # what the sampler's rule reads
+    coef: "Coef | Control"  # the weights for the sampler's rule
     starts_step: Numbers  # false for a step's second and later calls
     active: Numbers  # false for the padding at the end
     index: Numbers  # type: ignore[assignment] # number of the row in the image's whole run; hides tuple's method
@@ -68,8 +67,8 @@ def row(
 ) -> Rows:
     """Returns one row, float64: next x = base * start of the step + sum of calls[i] * i-th last call + noise * z.
 
-    `remember` says what the sum takes of a call: "x0", "epsilon" or "v", whatever the network predicts, or the weights
-    of x, x0 and the unconditional x0. `correct` adds such a sum to where the step starts.
+    `remember` chooses the result of a call for this sum: "x0", "epsilon" or "v" (for any network), or three weights of
+    x, x0 and the unconditional x0. `correct` are weights of another such sum, which is added to the step's start.
     """
     exact = functools.partial(np.asarray, dtype=np.float64)
     if isinstance(remember, str):
@@ -91,10 +90,10 @@ def stack(rows: Sequence[Rows]) -> Rows:
 
 
 def batch(rows: Sequence[Rows]) -> Rows:
-    """Returns the rows of several images side by side: leaves [n, b, ...], where n is the longest image's.
+    """Returns the rows of several images side by side: leaves [n, b, ...] with the largest n.
 
-    The shorter ones are filled up with rows that are not active. Raises ValueError where the rows are for different
-    rules: the adaptive solver's images share no batch with others.
+    Shorter tables are padded with inactive rows. Raises ValueError if the rows are for different rules: images of the
+    adaptive solver cannot share a batch with others.
     """
     kinds = {tuple((leaf.shape[1:], leaf.dtype) for leaf in jax.tree.leaves(one)) for one in rows}
     if len(kinds) != 1:
@@ -104,19 +103,19 @@ def batch(rows: Sequence[Rows]) -> Rows:
 
 
 def repeat(rows: Rows, images: int) -> Rows:
-    """Returns the rows of a batch in which every image takes the rows of this one."""
+    """Returns rows for a batch of so many images, which all use the given rows."""
     return jax.tree.map(lambda a: jnp.repeat(a[:, None], images, axis=1) if isinstance(a, jax.Array)
                         else np.repeat(a[:, None], images, axis=1), rows)  # fmt: skip
 
 
 def chunks(rows: Rows, size: int) -> Iterator[Rows]:
-    """Yields the rows, `size` at a time; the last chunk is filled up with rows that are not active."""
+    """Yields the rows, `size` at a time. The last chunk is padded with inactive rows."""
     for start in range(0, len(rows.index), size):
         yield _filled(jax.tree.map(lambda a, start=start: a[start : start + size], rows), size)
 
 
 def _filled(rows: Rows, size: int) -> Rows:
-    """Returns the rows and as many copies of the last one, not active, as make `size` in all."""
+    """Returns the rows padded to `size` with inactive copies of the last one."""
     missing = size - len(rows.index)
     if not missing:
         return rows
@@ -126,6 +125,6 @@ def _filled(rows: Rows, size: int) -> Rows:
 
 
 def per_image(values: Numbers | float, x: Array) -> Array:
-    """Returns numbers [b] as [b, 1, ...] to multiply x [b, ...], and a single number as it is."""
+    """Returns numbers [b] as [b, 1, ...], to be multiplied with x [b, ...]. A single number is returned unchanged."""
     values = jnp.asarray(values)
     return values.reshape(-1, *(1,) * (x.ndim - 1)) if values.ndim else values

@@ -1,6 +1,6 @@
-"""Carrying rows out: the one linear rule of all samplers with known steps, and the one `lax.scan`.
+"""Runs rows: the one linear rule of all samplers with known steps, and the one `lax.scan`.
 
-Samplers know no network. They call a denoiser, (x, row, memory) -> (x0, memory), and the scan carries its memory.
+Samplers do not know the network. They call a denoiser, (x, row, memory) -> (x0, memory). The scan carries the memory.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from sdjax.samplers.rows import MEMORY, Coef, Numbers, Rows, per_image
 from sdjax.typing import Keys
 
 Noisy: TypeAlias = Float[Array, "b ..."]  # a latent, or the prior's embedding
-Memory: TypeAlias = PyTree  # arrays with the batch as their first axis; () where nothing is remembered
+Memory: TypeAlias = PyTree  # arrays with the batch as their first axis; () if nothing is remembered
 Tree = TypeVar("Tree", bound=PyTree)
 
 
 class Denoised(NamedTuple):
-    """What a denoiser answers: the guided x0, and those of the conditional and the unconditional branch.
+    """The result of a denoiser: the guided x0, and the x0 of the conditional and of the unconditional branch.
 
     Without guidance all three are the same.
     """
@@ -40,7 +40,7 @@ class Denoiser(Protocol):
         ...
 
     def __call__(self, x: Noisy, row: Rows, memory: Memory) -> tuple[Denoised, Memory]:
-        """Returns what the noisy x of this row is without its noise, and the memory for the next call."""
+        """Returns x0 for the noisy x of this row, and the memory for the next call."""
         ...
 
 
@@ -65,7 +65,7 @@ class Stateless:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Changed:
-    """A denoiser with a function applied to what it answers."""
+    """A denoiser with a function applied to its result."""
 
     denoiser: Denoiser
     change: Callable[[Denoised], Denoised]
@@ -75,19 +75,19 @@ class Changed:
         return self.denoiser.init(x)
 
     def __call__(self, x: Noisy, row: Rows, memory: Memory) -> tuple[Denoised, Memory]:
-        """Returns the changed answer."""
+        """Returns the changed result."""
         denoised, memory = self.denoiser(x, row, memory)
         return self.change(denoised), memory
 
 
 @struct.dataclass
 class State:
-    """What the scan carries from row to row. All arrays have the batch as their first axis."""
+    """The state that the scan carries from row to row. All arrays have the batch as their first axis."""
 
     x: Noisy  # where the network is called next
-    base: Noisy  # where the present step started
-    past: tuple[Noisy, ...]  # what is remembered of the last MEMORY calls, newest first
-    x0: Noisy  # the denoiser's last answer: what is shown of an image under way
+    base: Noisy  # x at the start of the present step
+    past: tuple[Noisy, ...]  # remembered results of the last MEMORY calls, newest first
+    x0: Noisy  # the denoiser's last x0: previews show it
     memory: Memory = ()  # the denoiser's
 
 
@@ -101,20 +101,20 @@ class Rule(Protocol):
         ...
 
     def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
-        """Returns the state after a row, whose leaves are [b, ...]. Images that are not active may come out as any."""
+        """Returns the state after a row, whose leaves are [b, ...]. The result for inactive images is not used."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Carries out the rows of every sampler whose steps are known beforehand."""
+    """The rule of every sampler whose steps are known beforehand."""
 
     def init(self, x: Noisy) -> State:
         """Returns the state before the first row."""
         return State(x=x, base=x, past=(jnp.zeros_like(x),) * MEMORY, x0=x)
 
     def update(self, state: State, row: Rows, denoised: Denoised, noise: Noisy | float) -> State:
-        """Returns the state after a row, given what the denoiser answers at state.x and unit noise."""
+        """Returns the state after a row, given the denoiser's result for state.x, and unit noise."""
         coef = row.coef
         assert isinstance(coef, Coef)
         call = _weighted(coef.remember, (state.x, denoised.x0, denoised.unconditional))
@@ -125,7 +125,7 @@ class Linear:
         return dataclasses.replace(state, x=x, base=base, past=calls[:MEMORY])
 
     def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
-        """Returns the state after calling the denoiser once; noise is drawn only where an image uses some."""
+        """Returns the state after one call of the denoiser. Noise is drawn only if an image of the batch uses it."""
         assert isinstance(row.coef, Coef)
         drawn = jax.lax.cond(
             jnp.any((row.coef.noise != 0) & row.active), noise, lambda: jnp.zeros_like(state.x)
@@ -135,7 +135,7 @@ class Linear:
 
 
 def _weighted(weights: Numbers, values: Sequence[Noisy]) -> Noisy:
-    """Returns the sum of values by weights [b, len(values)]."""
+    """Returns the sum of the values, weighted by `weights` [b, len(values)]."""
     total = per_image(weights[:, 0], values[0]) * values[0]
     for i, value in enumerate(values[1:], 1):
         total = total + per_image(weights[:, i], value) * value
@@ -152,9 +152,9 @@ def scan_rows(
 ) -> State:
     """Returns the state after the rows of a batch, [n, b, ...], by the one lax.scan.
 
-    An image is left as it is by rows in which it is not active; a row in which none is costs nothing. `noise` is one
-    key an image, [b], or the noise itself, one unit normal x a row of the whole run. `constrain(x, row)` gives the x to
-    go on from, where an image's step starts.
+    A row does not change images that are inactive in it. If all are inactive, the row costs nothing. `noise` is one key
+    per image, [b], or the noise itself: one unit normal x for each row of the whole run. At the start of every step,
+    `constrain(x, row)` replaces x.
     """
 
     def draw(row: Rows) -> Callable[[], Noisy]:
@@ -179,5 +179,5 @@ def scan_rows(
 
 
 def choose_images(chosen: Numbers, these: Tree, others: Tree) -> Tree:
-    """Returns `these` arrays for the images that are chosen and `others` for the rest."""
+    """Returns the arrays of `these` for the chosen images and those of `others` for the rest."""
     return jax.tree.map(lambda a, b: jnp.where(per_image(chosen, a), a, b), these, others)

@@ -1,4 +1,4 @@
-"""What a user chooses: a method with its settings, which writes the rows of a run."""
+"""The base class of samplers. A sampler is a method with its settings; it computes the rows of a run."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -20,15 +20,15 @@ End: TypeAlias = Literal["zero", "sigma_min"]
 class Sampler:
     """A sampling method with its settings. Only `rule` enters compiled programs.
 
-    `spacing` is a name of `sdjax.samplers.spacing.SPACINGS`; `end` says where the last step leads: "sigma_min", the
-    first timestep's small noise, where ldm's samplers stop, or "zero", no noise at all.
+    `spacing` is a name of `sdjax.samplers.spacing.SPACINGS`. `end` is where the last step ends: "sigma_min" is the
+    small noise of the first timestep, where ldm's samplers stop; "zero" is no noise.
     """
 
     spacing: str = "even"
     end: End = "sigma_min"
 
-    # Whether pure noise enters with the variance of a noisy latent, 1 + sigma^2 (ldm's samplers, which take x_T as it
-    # is), or with sigma^2 alone (k-diffusion's)
+    # True: the first x has the variance of a noisy latent, 1 + sigma^2, as in ldm's samplers, which use x_T unchanged.
+    # False: its variance is sigma^2, as in k-diffusion's
     variance_preserving: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class Sampler:
 
     @property
     def rule(self) -> Rule:
-        """What is compiled."""
+        """The compiled part of the sampler."""
         return Linear()
 
     def grid(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Grid:
@@ -45,20 +45,20 @@ class Sampler:
         return make_grid(self.spacing, schedule, num_steps, end=self.end, skip=skip)
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one image's rows of `num_steps` steps, without the first `skip` (image to image starts later).
+        """Returns the rows of one image for `num_steps` steps, without the first `skip` (image to image starts later).
 
         Raises ValueError for numbers out of range.
         """
         raise NotImplementedError
 
     def initial(self, noise: Noisy, rows: Rows) -> Noisy:
-        """Returns the x to start from, given unit noise. The rows are one image's or a batch's."""
+        """Returns the first x, given unit noise. The rows are those of one image or of a batch."""
         sigma = rows.sigma[0]
         factor = (1 + sigma**2) ** 0.5 if self.variance_preserving else sigma
         return noise * per_image(factor, noise)
 
     def final(self, state: State, rows: Rows) -> Noisy:
-        """Returns the latent after the last row: x in the reference's scale, divided by sqrt(1 + sigma^2)."""
+        """Returns the latent after the last row: x divided by sqrt(1 + sigma^2), the scale of the references."""
         return state.x / per_image((1 + rows.sigma_next[-1] ** 2) ** 0.5, state.x)
 
 
@@ -69,7 +69,7 @@ def choose(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def check_eta(eta: float) -> None:
-    """Raises ValueError unless eta is a finite number that is not negative."""
+    """Raises ValueError unless eta is a finite number >= 0."""
     try:
         number("eta", eta, 0)
     except ValueError:
@@ -84,9 +84,9 @@ def sample(
     noise: Keys | Float[Array, "n b ..."],
     constrain: Constrain | None = None,
 ) -> Noisy:
-    """Returns the latents that a sampler makes of x, in the reference's scale: start, rows and end in one call.
+    """Returns the latents that a sampler makes of x, in the scale of the references: the whole run in one call.
 
-    The rows are one image's, and every image of the batch takes them.
+    The rows are those of one image. Every image of the batch uses them.
     """
     state = dataclasses.replace(sampler.rule.init(x), memory=denoise.init(x))
     state = scan_rows(sampler.rule, denoise, state, repeat(rows, x.shape[0]), noise, constrain)

@@ -31,7 +31,7 @@ class DPMSolverSDE(Sampler):
         check_eta(self.eta)
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one row a step."""
+        """Returns one row per step."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []
         for i in range(len(t) - 1):

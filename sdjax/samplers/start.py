@@ -1,11 +1,11 @@
-"""Where image to image starts: how many steps a strength leaves, and what the first x is made of.
+"""The start of image to image: the number of steps for a strength, and the first x.
 
-Strength s of n steps leaves floor(s n) of them: those at the end. 0 leaves none, and the picture is its autoencoder's
-round trip; 1 leaves all, and they start from pure noise as text to image does. In between the first step that is left
-starts at its own noise level, x = x0 + sigma noise.
+With strength s, the last floor(s n) of n steps are made. Strength 0 makes none: the picture only goes through the
+autoencoder. Strength 1 makes all, starting from pure noise like text to image. In between, the first step starts at
+its own noise level, x = x0 + sigma noise.
 
-Both releases' scripts are one step off: they add the noise of the last step that is left out, and then take the
-first step that is left. `compat` "compvis" does so too, and counts the steps as they do.
+The scripts of both releases are one step off: they add the noise of the last step that is left out, and then make the
+next step. `compat` "compvis" does the same, and counts the steps as they do.
 
 Source: Meng et al. 2022 (arXiv 2108.01073), algorithm 1; scripts/img2img.py, ldm/models/diffusion/ddim.py.
 """
@@ -25,7 +25,7 @@ COMPAT = ("compvis",)
 
 
 class Start(NamedTuple):
-    """The rows to run, None where there are none, and the weights of the latent and of unit noise in the first x."""
+    """The rows to run (None if there are none), and the weights of the latent and of unit noise in the first x."""
 
     rows: Rows | None
     of_x0: np.float32
@@ -33,23 +33,23 @@ class Start(NamedTuple):
 
     @property
     def needs_x0(self) -> bool:
-        """Whether anything of the latent goes in."""
+        """Whether the first x contains the latent."""
         return bool(self.of_x0 != 0)
 
 
 def make_start(
     sampler: Sampler, schedule: NoiseSchedule, num_steps: int, strength: float = 1.0, *, compat: str | None = None
 ) -> Start:
-    """Returns what a run of `num_steps` steps starts from at a strength from 0 to 1.
+    """Returns the start of a run of `num_steps` steps. `strength` is from 0 to 1.
 
-    Raises ValueError for a strength outside, an unknown `compat`, and what the sampler raises for its steps.
+    Raises ValueError for a strength out of range, an unknown `compat`, and whenever the sampler's `steps` does.
     """
     strength = number("strength", strength, 0, 1, " (0 keeps the picture, 1 starts from pure noise)")
     if compat not in (None, *COMPAT):
         raise ValueError(f"unknown compat {compat!r}; the known ones are {', '.join(COMPAT)}")
     sigma = sampler.grid(schedule, num_steps).sigma
     count = len(sigma) - 1
-    # Not exactly s n in floating point: 0.29 * 100 is 28.999...; the references cut it all the same
+    # In floating point 0.29 * 100 is 28.999..., which gives 28 steps; the references truncate it too
     left = int(strength * num_steps) if compat else math.floor(strength * count + 1e-9)
     left = min(left, count)
     if left == 0:
@@ -60,6 +60,7 @@ def make_start(
         return Start(rows, np.float32(0), np.float32(sampler.initial(jnp.ones(1), rows)[0]))
     if compat is None:
         return Start(rows, np.float32(1), np.float32(sigma[skip]))
-    # Their latent is variance-preserving: made with the noise before `skip`, it is taken for one with that at `skip`
+    # Their latent is variance-preserving. It has the noise of the step before `skip`, but is used as if it had that
+    # of `skip`
     of_x0 = ((1 + sigma[skip] ** 2) / (1 + sigma[skip - 1] ** 2)) ** 0.5
     return Start(rows, np.float32(of_x0), np.float32(of_x0 * sigma[skip - 1]))

@@ -1,4 +1,4 @@
-"""Dynamic thresholding: keeps what the denoiser answers within bounds, for models of pixels."""
+"""Dynamic thresholding: limits the denoiser's x0, for models of pixels."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from sdjax.samplers.rule import Changed, Denoised, Denoiser, Noisy, Rule, State
 def dynamic_threshold(x0: Noisy, quantile: float = 0.995, max_value: float = 1.0) -> Noisy:
     """Returns x0 clipped to [-s, s] and divided by s, each image by its own s.
 
-    s is the quantile of the image's absolute values, but at least `max_value`. It is meant for models of pixels in
-    [-1, 1]; latents have no bounds to keep.
+    s is the quantile of the image's absolute values, and at least `max_value`. Use it for models of pixels in [-1, 1];
+    latents have no fixed bounds.
 
     Source: Saharia et al. 2022 (arXiv 2205.11487), 2.3; DPM-Solver's dynamic_thresholding_fn.
     """
@@ -24,7 +24,7 @@ def dynamic_threshold(x0: Noisy, quantile: float = 0.995, max_value: float = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Thresholded:
-    """Another rule, with thresholding of the x0 that the denoiser answers."""
+    """A rule with thresholding: it wraps another rule and limits the denoiser's x0."""
 
     rule: Rule
     quantile: float

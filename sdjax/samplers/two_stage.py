@@ -1,7 +1,7 @@
-"""Samplers that call the network twice a step, as k-diffusion has them: Heun, DPM2, DPM-Solver++(2S).
+"""Samplers with two network calls per step, as in k-diffusion: Heun, DPM2, DPM-Solver++(2S).
 
-With eta above 0 a step goes further down, to the noise that `split_noise` says, and adds fresh noise up to the next
-level ("ancestral"). The last step, to no noise at all, is Euler's, and so is a first one from noise alone.
+With eta above 0 ("ancestral") a step goes further down, to the noise level of `split_noise`, and then adds fresh noise
+up to the next level. A last step that ends without noise is Euler's, and so is a first step from pure noise.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from sdjax.schedule import NoiseSchedule
 
 @dataclasses.dataclass(frozen=True)
 class TwoStage(Sampler):
-    """What Heun, DPM2 and DPMSolver2S share: N steps make 2 N - 1 rows."""
+    """The base of Heun, DPM2 and DPMSolver2S: N steps make 2 N - 1 rows."""
 
     spacing: str = "karras"
     end: End = "zero"
@@ -38,7 +38,7 @@ class TwoStage(Sampler):
         raise NotImplementedError
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns two rows a step, but one for the last where it ends without noise, and for one from noise alone."""
+        """Returns two rows per step, but one row for a step that ends without noise or starts from pure noise."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []
         for i in range(len(t) - 1):
@@ -56,7 +56,7 @@ class TwoStage(Sampler):
 
 
 class Heun(TwoStage):
-    """Heun's method in sigma: the slope is the mean of those at the step's start and end.
+    """Heun's method in sigma: the slope is the mean of the slopes at the start and at the end of the step.
 
     Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1.
     """
@@ -73,7 +73,7 @@ class Heun(TwoStage):
 
 
 class DPM2(TwoStage):
-    """The midpoint method in sigma, its middle halfway in log sigma. Source: k-diffusion's sample_dpm_2."""
+    """The midpoint method in sigma; the middle is halfway in log sigma. Source: k-diffusion's sample_dpm_2."""
 
     def stages(self, sigma: float, middle: float, down: float) -> tuple[dict, dict]:
         return (

@@ -1,4 +1,4 @@
-"""UniPC: each call of the network corrects the step that led to it, and then predicts the next one."""
+"""UniPC: each call of the network corrects the previous step, and then predicts the next one."""
 
 import dataclasses
 import math
@@ -13,12 +13,12 @@ from sdjax.schedule import NoiseSchedule
 def unified_weights(sigma: np.ndarray, i: int, order: int, *, corrected: bool) -> np.ndarray:
     """Returns the weights of x0 at entries i + 1, i, i - 1, ... in the step from sigma[i] to sigma[i + 1].
 
-    In the papers' letters, with h the step in lambda and B(h) = e^(-h) - 1, the step is
+    With the papers' letters, h the step in lambda and B(h) = e^(-h) - 1, the step is
 
         x' = e^(-h) x - B(h) (m_0 + sum_j rho_j (m_j - m_0) / r_j),    r_j = (lambda_j - lambda_0) / h,
 
-    over the `order` - 1 entries before entry i, and over entry i + 1 if `corrected`. The rho_j solve
-    sum_j rho_j r_j^(n - 1) = n! h phi_{n + 1}(-h) / B(h), n = 1, 2, ...; a single one is 1/2, as the paper proposes.
+    The sum is over the `order` - 1 entries before entry i, and over entry i + 1 if `corrected`. The rho_j solve
+    sum_j rho_j r_j^(n - 1) = n! h phi_{n + 1}(-h) / B(h), n = 1, 2, ...; a single rho is 1/2, as the paper proposes.
     """
     ratio = sigma[i + 1] / sigma[i]
     weights = np.zeros(order + 1)
@@ -43,7 +43,7 @@ def unified_weights(sigma: np.ndarray, i: int, order: int, *, corrected: bool) -
 
 @dataclasses.dataclass(frozen=True)
 class UniPC(Sampler):
-    """UniPC of order 2 or 3 for x0, with B(h) = e^(-h) - 1 ("bh2"); the last steps drop to lower order.
+    """UniPC of orders 1 to 3 for x0, with B(h) = e^(-h) - 1 ("bh2"). The last steps have lower order.
 
     Source: Zhao et al. 2023 (arXiv 2302.04867), algorithms 5 and 6; diffusers' UniPCMultistepScheduler.
     """
@@ -57,7 +57,7 @@ class UniPC(Sampler):
             raise ValueError(f"order is 1, 2 or 3; got {self.order}")
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one row a step."""
+        """Returns one row per step."""
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         n = len(t) - 1
         rows, correct = [], np.zeros(0)

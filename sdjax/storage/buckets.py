@@ -63,7 +63,7 @@ def reaching(what: str, path: Any) -> Iterator[None]:
     except (AddressError, ModuleNotFoundError):
         raise
     except Exception as error:  # of aiohttp, google.auth, botocore, gcsfs, ...: they share no type
-        if isinstance(error, OSError) and errors.is_told(error) and error.args and str(error).startswith(what):
+        if isinstance(error, OSError) and errors.is_sentence(error) and error.args and str(error).startswith(what):
             raise
         text = address(path)
         said = (str(error).strip() or type(error).__name__).splitlines()[0]

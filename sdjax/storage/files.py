@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
-from sdjax.errors import doing, nearest, printable, tell
+from sdjax.errors import as_sentence, doing, nearest, printable
 from sdjax.storage.addresses import local, remote
 
 FILE_ENDINGS = (  # of weights, of what lies beside them and of pictures: a folder of such a name is taken for a file
@@ -35,7 +35,7 @@ def check_room(path: str | os.PathLike[str], needs: int, what: str, advice: str 
     `what` is as in `doing`; `advice`, what helps besides.
     """
     if not has_room(path, needs):
-        raise tell(OSError(errno.ENOSPC, ""), what, path, needs, advice)
+        raise as_sentence(OSError(errno.ENOSPC, ""), what, path, needs, advice)
 
 
 def has_room(path: str | os.PathLike[str], needs: int) -> bool:

@@ -241,7 +241,7 @@ class Checkpoints:
         number = errors.number_of(error)
         if isinstance(error, TimeoutError) or "DEADLINE_EXCEEDED" in str(error):
             why = f"another process died, or was not done with it after {self.timeout} seconds"
-        elif number is None or (isinstance(error, OSError) and errors.is_told(error)):
+        elif number is None or (isinstance(error, OSError) and errors.is_sentence(error)):
             why = str(error)
         else:
             why = errors.why(OSError(number, str(error)), self.folder, self._needs)
