@@ -1,4 +1,4 @@
-"""A run taken apart by what it computes: loss, step, and the shapes of all that they work on. Nothing is allocated."""
+"""Builds the loss, the train step and all array shapes of a run from its description. Nothing is allocated."""
 
 import dataclasses
 import functools
@@ -27,12 +27,12 @@ Shape = jax.ShapeDtypeStruct
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A run's description, and that of the model it trains.
+    """The configuration of a run and of the model that it trains.
 
-    `text` is what batches hold of captions, "ids" or "context", which a cache of latents decides; `held_out`, what
-    those of the validation set do, None if there is none.
+    `text` says how training batches hold captions: "ids" (tokens) or "context" (the text encoder's output). A cache of
+    latents decides it. `held_out` says the same for the validation set; it is None without one.
 
-    Raises ConfigError where the two do not go together.
+    Raises ConfigError if the run and the model do not fit together.
     """
 
     config: TrainConfig
@@ -45,7 +45,7 @@ class Setup:
 
     @property
     def sets(self) -> tuple[DataConfig, ...]:
-        """The training set, and the one that is held out."""
+        """The training set, and the held-out set if there is one."""
         return tuple(data for data in (self.config.data, self.config.validation.data) if data is not None)
 
     @property
@@ -55,17 +55,17 @@ class Setup:
 
     @property
     def objective(self) -> Objective:
-        """What is minimised."""
+        """The objective that the run minimises."""
         return self.config.minimised
 
     @property
     def trainable(self) -> Trainable:
-        """Which parameters learn."""
+        """The selection of parameters that learn."""
         return self.config.trainable
 
     @functools.cached_property
     def facts(self) -> RunFacts:
-        """What the objective may ask about the run."""
+        """The facts about the run that the objective may use."""
         c = self.config
         return RunFacts(
             self.model, c.train, tuple(bool(data.cached) for data in self.sets),
@@ -76,12 +76,12 @@ class Setup:
 
     @functools.cached_property
     def dtype(self) -> str:
-        """What networks compute in."""
+        """The type that the networks compute in."""
         return self.config.dtype or default_dtype()
 
     @functools.cached_property
     def frozen_dtype(self) -> str:
-        """What fixed parameters are held in."""
+        """The type that fixed parameters are held in."""
         return self.config.frozen_dtype or self.dtype
 
     @functools.cached_property
@@ -90,9 +90,9 @@ class Setup:
         return make_optimizer(self.config.optim)
 
     def split(self, base: Params, key: Key) -> tuple[Params, Params]:
-        """Returns what learns, and the fixed parameters, of a model and of the objective's own networks.
+        """Returns the trained and the fixed parameters of the model and of the objective's own networks.
 
-        The base holds all parts that are trained or read. Raises ConfigError if nothing learns.
+        `base` holds all parts of the model that are trained or read. Raises ConfigError if nothing learns.
         """
         return self._split(base, key, self.objective.networks(key))
 
@@ -106,11 +106,11 @@ class Setup:
         )
 
     def loss(self, empty: np.ndarray, axis: str | None = None) -> Loss:
-        """Returns what is minimised; `empty` are the tokens or the context of the empty caption."""
+        """Returns the loss. `empty` holds the tokens or the context of the empty caption."""
         return self.objective.make_loss(self.facts, empty, axis)
 
     def loss_of_trained(self, empty: np.ndarray) -> Callable[..., tuple[jax.Array, Metrics]]:
-        """Returns the loss as a function of what learns: (trained, frozen, average, batch, keys, step)."""
+        """Returns the loss as a function of the trained parameters: (trained, frozen, average, batch, keys, step)."""
         loss, assemble = self.loss(empty), self.trainable.assemble
 
         def of(
@@ -122,18 +122,18 @@ class Setup:
         return of
 
     def losses(self, empty: np.ndarray) -> Losses:
-        """Returns what a held-out set is measured by."""
+        """Returns the losses that a held-out set is measured with."""
         return self.objective.make_losses(self.facts, empty)
 
     @property
     def numbers(self) -> StepNumbers:
-        """What the compiled step takes as arguments: 0 for what there is none of."""
+        """The numbers that the compiled step takes as arguments; 0 stands for an unused one."""
         c = self.config
         guard = np.float32(c.guard.spike or 0.0), np.int32(c.guard.after)
         return StepNumbers(OptimNumbers.of(c.optim), np.float32(c.ema.decay or 0.0), *guard)
 
     def step(self, empty: np.ndarray, place_ema: Any = None) -> TrainStep:
-        """Returns the step, not compiled."""
+        """Returns the train step, not compiled."""
         c = self.config
         axis = "data" if c.parallel.mode == "pmap" else None
         return make_train_step(
@@ -143,7 +143,7 @@ class Setup:
         )  # fmt: skip
 
     def create(self, params: Params, key: Key | None = None) -> TrainState:
-        """Returns the state before the first step, of the trained parameters; the key is the seed's by default."""
+        """Returns the state before the first step. `key` defaults to the key of the run's seed."""
         seed = self.config.seed if key is None else key
         return TrainState.create(params, self.optimizer, seed, ema=self.config.ema.decay is not None)
 
@@ -158,7 +158,7 @@ class Setup:
         return jax.eval_shape(self.create, trained), frozen
 
     def batch_shapes(self, examples: int | None = None) -> dict[str, Shape]:
-        """Returns shapes of a batch, or of so many examples of it, at the size of the training set's squares."""
+        """Returns the shapes of a batch of square pictures. `examples` replaces the batch size."""
         b, model = examples or self.config.batch_size, self.model
         side = model.image_size if self.config.data.side is None else self.config.data.side
         shapes = {"image": Shape((b, side, side, 3), jnp.uint8)}
@@ -175,7 +175,7 @@ class Setup:
         return shapes
 
     def empty_shape(self) -> np.ndarray:
-        """Returns something of the shape of what the empty caption is, where its values do not matter."""
+        """Returns zeros in the shape of the empty caption's tokens or context, for uses that need only the shape."""
         text = self.model.text
         return np.zeros(text.max_length if self.text == "ids" else (text.max_length, text.width), np.int32)
 

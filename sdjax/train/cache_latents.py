@@ -1,4 +1,4 @@
-"""What `sdjax cache-latents` does: computes the latents and texts of a training set once, before training on them."""
+"""Runs `sdjax cache-latents`: computes the latents and texts of a training set once, before training on them."""
 
 import argparse
 import functools
@@ -10,12 +10,12 @@ SOURCES = ("folder", "records", "tfds", "tars")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes the shards that are asked for, and prints what the cache holds then."""
+    """Makes the requested shards and prints the contents of the cache."""
     from sdjax.train.data import beam, cache
 
     share = parse_share(args.shard)
     if args.beam is not None and args.shard != "0/1":
-        raise ValueError("--shard splits the work by hand and --beam by itself: give one of them")
+        raise ValueError("--shard and --beam both split the work; give only one of them")
     if args.beam is not None:
         beam.check_installed()
     settings = {name: value for name, value in vars(args).items() if name not in ("beam", "shard", "debug", "given")}
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def make_writer(settings: dict[str, Any]) -> Any:
-    """Returns the LatentWriter that the command's arguments describe; a Beam worker makes its own."""
+    """Returns the LatentWriter that the command's arguments describe. Each Beam worker makes its own."""
     import sdjax
     from sdjax.loading.start_model import ModelSource, describe
     from sdjax.storage.files import check_folder
@@ -50,7 +50,9 @@ def make_writer(settings: dict[str, Any]) -> Any:
     names = (*SOURCES, "split", "data_dir", "image", "caption", "template", "default")
     kept = CacheSettings(text=s.text, variants=s.variants, seed=s.seed, shard_size=s.shard_size)
     if s.batch_size < 1 or not 0 <= s.bad_limit <= 1:
-        raise ValueError(f"--batch-size is 1 or more, --bad-limit from 0 to 1; got {s.batch_size} and {s.bad_limit}")
+        raise ValueError(
+            f"--batch-size must be 1 or more and --bad-limit from 0 to 1; got {s.batch_size} and {s.bad_limit}"
+        )
     source = open_source({name: getattr(s, name) for name in names})
     check_folder(s.out, "writing latents into")
 
@@ -69,7 +71,7 @@ def make_writer(settings: dict[str, Any]) -> Any:
             made.append(prepare(config.image_size))
         factor = config.vae.factor
         if any(value % factor for size in made[0].buckets.sizes for value in size):
-            raise ValueError(f"sides are multiples of {factor} for this model's autoencoder; got {s.side}")
+            raise ValueError(f"the side must be a multiple of {factor} for this model's autoencoder; got {s.side}")
 
     if s.model is not None:
         check(describe(ModelSource(s.model)))  # before the weights are read
@@ -95,5 +97,5 @@ def parse_share(text: str) -> tuple[int, int]:
     except ValueError:
         i, n = -1, 0
     if not 0 <= i < n:
-        raise ValueError(f"--shard is I/N with I from 0 to N - 1, such as 0/4; got {text!r}")
+        raise ValueError(f"--shard must be I/N with I from 0 to N - 1, such as 0/4; got {text!r}")
     return i, n

@@ -1,4 +1,4 @@
-"""Saying when a run compiles: a program for every size of its batches, when the first of that size comes."""
+"""Reports compilation: the first batch of each size compiles a program."""
 
 import contextlib
 import time
@@ -11,7 +11,7 @@ from sdjax.train.outputs import duration
 
 
 class Compiling:
-    """Tells a console of the programs of a step, `total` of them; None where their number is not known."""
+    """Reports the compiled programs of a step to `say`. `total` is their number, None if it is not known."""
 
     def __init__(self, total: int | None, say: Callable[[str], None]):
         self.total, self.say = total, say
@@ -23,7 +23,7 @@ class Compiling:
 
     @contextlib.contextmanager
     def __call__(self, batch: Any) -> Iterator[None]:
-        """Says that the step is compiled for a batch, and, at the end, how long that took."""
+        """Reports that the step is being compiled for a batch and, at the end, how long it took."""
         self.seen.add(_shapes(batch))
         number = len(self.seen)
         which = f"program {number} of {self.total}" if self.total is not None and self.total > 1 else "the program"

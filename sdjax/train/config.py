@@ -1,4 +1,4 @@
-"""What a training run is: descriptions, filled from a file of `configs/` and checked before anything is loaded."""
+"""The configuration of a training run, filled from a file of `configs/` and checked before anything is loaded."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from sdjax.train.state import GuardConfig
 
 PART = ("source", "where", "repeats", "weight", "loss_weight")  # of a training set
 
-# What makes settings matter: a question to the description that holds them, and the end of "... has no effect"
+# Conditions for `needs`: a test of the configuration, and the end of the message "... has no effect" if it is false
 OF_PICTURES = (lambda data: not data.cached, "on cached latents: it was settled when the cache was made")
 HELD_OUT = (lambda validation: validation.data is not None, "without a held-out set (validation.data)")
 SAMPLED = (lambda samples: bool(samples.prompts), "without samples.prompts")
@@ -39,9 +39,9 @@ def _at_least_one(where: str, config: Any, *names: str) -> None:
 class DataConfig:
     """A training set: `parts`, each {"source", "where", "repeats", "weight", "loss_weight"}, or `cached` folders.
 
-    A source is what `sdjax.train.data.sources.open_source` takes (docs/training-data.md). `side` None is the model's;
-    `buckets` keeps aspect ratios; these, `crop`, `flip`, `resample` and `masks` are of pictures, and were settled for a
-    cache when it was made. `bad_limit` is the share of unreadable pictures that ends a run.
+    A source is what `sdjax.train.data.sources.open_source` takes (docs/training-data.md). `side` None is the model's
+    side; `buckets` keeps aspect ratios. These, `crop`, `flip`, `resample` and `masks` apply to pictures only: a cache
+    was made with its own. `bad_limit` is the share of unreadable pictures above which a run ends.
     """
 
     parts: tuple[dict[str, Any], ...] = ()
@@ -78,7 +78,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EmaConfig:
-    """The moving average: `decay` in the long run, None for none; `host` keeps it in the host's memory."""
+    """The moving average: `decay` is its final decay, None for no average; `host` keeps it in the host's memory."""
 
     decay: float | None = 0.9999
     host: bool = needs(False, lambda c: c.decay is not None, "without a moving average (ema.decay)")
@@ -90,8 +90,9 @@ class EmaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When states are saved: every `steps`, or, where None, every so many `minutes`. The `keep` newest stay, and those
-    that `keep_every` divides.
+    """When states are saved: every `steps` steps or, if that is None, every `minutes` minutes.
+
+    The `keep` newest are kept, and those whose step is a multiple of `keep_every`.
     """
 
     steps: int | None = None
@@ -107,9 +108,10 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
-    """The loss of a held-out set at fixed timesteps and noise: of `examples` pictures of `data`, `every` so many steps.
+    """The loss of a held-out set at fixed timesteps and noise.
 
-    `timesteps` is how many, spread evenly over the schedule. `best` keeps the state with the average's lowest loss.
+    It is measured on `examples` pictures of `data`, every `every` steps, at `timesteps` timesteps spread evenly over
+    the schedule. `best` keeps the state whose moving average has the lowest loss.
     """
 
     data: DataConfig | None = None
@@ -126,9 +128,9 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplesConfig:
-    """Pictures made of `prompts` by the averaged parameters, `every` so many steps, always from the same noise.
+    """Sample pictures of `prompts`, made with the averaged parameters every `every` steps, from the same noise.
 
-    A model that needs a picture too is given `image`, and an inpainting model `mask`: paths.
+    `image` is the path of an input picture, for models that need one; `mask` that of a mask, for inpainting models.
     """
 
     prompts: tuple[str, ...] = ()
@@ -145,8 +147,10 @@ class SamplesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Numbers every `every` steps, to log.jsonl and, with `tensorboard`, for TensorBoard. `peak_flops` of one device,
-    for MFU where the device's own is not known. `progress` None shows a bar where there is a terminal.
+    """Logging: numbers are written every `every` steps to log.jsonl and, with `tensorboard`, for TensorBoard.
+
+    `peak_flops` is one device's peak rate in operations per second. MFU uses it if sdjax does not know the device.
+    `progress` None shows a progress bar on a terminal.
     """
 
     every: int = 20
@@ -162,16 +166,16 @@ class LogConfig:
 class TrainConfig:
     """A training run.
 
-    - `train`: the parts that learn, of "unet" and "text" as `objective` says, or "vae" alone as `autoencoder` says.
-    - `trainable`: what of them learns: everything (`Parts`), or the parameters that a regular expression matches
-      (`Leaves`), as {"kind": "leaves", "pattern": "attn2/"}. `sdjax.loading.trainable.TRAINABLES` lists the kinds.
-    - `objective`: what is minimised, of the kinds in `sdjax.train.objectives.table.OBJECTIVES`.
-    - `batch_size` is of all devices together; a step works on it in `accumulate` parts, one after the other.
-    - `dtype` is what networks compute in; parameters, optimiser and average are float32. None is bfloat16 on
-      accelerators and float32 on CPU. `frozen_dtype` is how fixed parts are held, None as `dtype`.
-    - `remat`: what the backward pass of the UNet computes again instead of keeping it (`sdjax.nn.unet.REMATS`):
-      "none", "products" (what is cheap: all but products and convolutions) or "blocks" (everything within a block).
-    - `patience`: seconds after which a step that does not end, ends the run; it must allow for compiling.
+    - `train`: the parts that learn: "unet", "text" or both, trained by `objective`; or "vae" alone, by `autoencoder`.
+    - `trainable`: which of their parameters learn: all (`Parts`), or those that a regular expression matches
+      (`Leaves`), such as {"kind": "leaves", "pattern": "attn2/"}. `sdjax.loading.trainable.TRAINABLES` lists the kinds.
+    - `objective`: the loss, of one of the kinds in `sdjax.train.objectives.table.OBJECTIVES`.
+    - `batch_size`: examples a step, over all devices. A step processes them in `accumulate` parts, one after the other.
+    - `dtype`: the type that networks compute in. None is bfloat16 on accelerators and float32 on CPU. Parameters,
+      optimiser and average are float32. `frozen_dtype`: the type of the fixed parts; None is `dtype`.
+    - `remat`: what the UNet's backward pass recomputes instead of storing (`sdjax.nn.unet.REMATS`): "none", "products"
+      (cheap operations: all except products and convolutions) or "blocks" (everything within a block).
+    - `patience`: seconds after which a step that does not end stops the run. It must allow for compiling.
     """
 
     data: DataConfig
@@ -211,12 +215,12 @@ class TrainConfig:
 
     @property
     def minimised(self) -> Objective:
-        """The objective that is used: `autoencoder` if it is given, else `objective`."""
+        """The objective that is used: `autoencoder` if it is set, else `objective`."""
         return self.objective if self.autoencoder is None else self.autoencoder
 
 
 def without_effect(config: TrainConfig) -> dict[str, str]:
-    """Returns the settings of a run that have no effect, as "optim.final", and why."""
+    """Returns the settings of a run that have no effect, such as "optim.final", each with the reason."""
     found = {field.name: why for field, why in ignored(config)}
     for field in dataclasses.fields(config):
         inner = getattr(config, field.name)

@@ -274,7 +274,7 @@ def test_the_command_makes_a_cache(tmp_path, monkeypatch, capsys):
     assert "the model's scale factor: 0.18215" in out
     assert {stream.size for stream in Cached(tmp_path / "out").streams} == {(64, 64), (80, 48)}
     for wrong, sentence in (
-        (["--shard", "2/2"], "--shard is I/N with I from 0"),
+        (["--shard", "2/2"], "--shard must be I/N with I from 0"),
         (["--bucket-step", "20"], "step is a multiple of 8"),
         (["--where", "scores > 1"], "did you mean 'score'"),
         (["--flip", "0.5"], "made with other settings"),

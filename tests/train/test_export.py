@@ -85,6 +85,6 @@ def test_a_stage_is_not_trained_further_under_what_was_made_from_it(tmp_path, lo
     if refused is None:
         Run(config, tmp_path).check_stages()
         return
-    sentence = rf"the stage {longer} would go on from step \d+ .*{refused}.* would fit no longer"
+    sentence = rf"the stage {longer} would continue from step \d+ .*{refused}.* would no longer fit"
     with pytest.raises(ValueError, match=sentence):
         Run(config, tmp_path).check_stages()

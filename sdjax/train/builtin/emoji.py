@@ -1,11 +1,11 @@
 """The built-in model's pictures and captions, made on the fly from a colour emoji font.
 
-A picture shows one or two subjects on a coloured background; a small grammar says what is to be seen ("a small fox at
-the top of a green background", "a cat and a rocket"). Batch n of a seed is a function of the two numbers alone, so a
-run that stops goes on exactly where it was, and no picture has to be stored.
+A picture shows one or two subjects on a coloured background. A small grammar makes the caption ("a small fox at the
+top of a green background", "a cat and a rocket"). Batch n depends only on the seed and n. So a resumed run sees the
+same pictures, and no picture has to be stored.
 
-The font is Noto Color Emoji (SIL Open Font License 1.1), Debian's package fonts-noto-color-emoji; it is read from where
-systems keep it and is no part of this repository.
+The font is Noto Color Emoji (SIL Open Font License 1.1), Debian's package fonts-noto-color-emoji. It is read from the
+system's font folders and is not part of this repository.
 """
 
 import dataclasses
@@ -63,8 +63,8 @@ def find_font(path: str | pathlib.Path | None = None) -> pathlib.Path:
             return candidate.expanduser()
     where = "none of the usual folders holds it" if path is None else f"{path} is no file"
     raise FileNotFoundError(
-        f"the pictures are drawn from NotoColorEmoji.ttf, and {where}; install it (Debian, Ubuntu: apt install "
-        "fonts-noto-color-emoji; Fedora: google-noto-color-emoji-fonts) or name the file"
+        f"the font NotoColorEmoji.ttf is needed to draw the pictures, but {where}; install it (Debian, Ubuntu: "
+        "apt install fonts-noto-color-emoji; Fedora: google-noto-color-emoji-fonts) or name the file"
     )
 
 
@@ -94,12 +94,12 @@ class Sprites:
         from PIL import Image, ImageDraw, ImageFont  # not needed to read captions
 
         if side % 64:
-            raise ValueError(f"pictures are a multiple of 64 pixels wide, so that sizes are whole; got {side}")
+            raise ValueError(f"the side of the pictures must be a multiple of 64 pixels; got {side}")
         path = find_font(font)
         try:
             letters = ImageFont.truetype(str(path), FONT_SIZE)
         except OSError as error:  # FreeType's, which says no more than that
-            raise ValueError(f"{path} is no font that the pictures can be drawn from ({error})") from error
+            raise ValueError(f"{path} cannot be used as the font of the pictures ({error})") from error
         stacks: list[list[np.ndarray]] = [[] for _ in SIZES]
         for character in subjects.CHARACTERS:
             canvas = Image.new("RGBA", (160, 160))
@@ -110,7 +110,7 @@ class Sprites:
             glyph = canvas.crop(box)
             square = Image.new("RGBA", (max(glyph.size),) * 2)
             square.paste(glyph, ((square.width - glyph.width) // 2, (square.height - glyph.height) // 2))
-            # Multiplied by the opacity before resizing: what is transparent has no colour to lend to its neighbours
+            # Multiply by the opacity before resizing, so that transparent pixels do not colour their neighbours
             square = square.convert("RGBa")
             for stack, size in zip(stacks, SIZES):
                 small = np.asarray(square.resize((size * side // 64,) * 2, Image.Resampling.LANCZOS))
@@ -131,15 +131,16 @@ class Sprites:
 
 
 def scenes(seed: int, n: int, count: int) -> list[Scene]:
-    """Returns batch `n` of a seed, without its pictures; pairs that are held out do not occur."""
+    """Returns the scenes of batch `n` of a seed. Held-out pairs do not occur."""
     rng = np.random.default_rng([seed, n])
     return [draw_scene(rng) for _ in range(count)]
 
 
 def collages(seed: int, n: int, count: int) -> list[Scene]:
-    """Returns batch `n` of a seed of pictures with four subjects, one in each quarter, and no caption.
+    """Returns batch `n` of a seed: scenes with four subjects, one in each quarter, and no caption.
 
-    They show an autoencoder three times as much as `scenes` for the same work. Held-out pairs do not occur.
+    They show an autoencoder about three times as many subjects as `scenes` for the same work. Held-out pairs do not
+    occur.
     """
     rng = np.random.default_rng([seed, n])
     out = []
@@ -156,7 +157,7 @@ def collages(seed: int, n: int, count: int) -> list[Scene]:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Returns a random scene of one or two subjects; their pairs with the background's colour are not held out."""
+    """Returns a random scene of one or two subjects. Held-out pairs of subject and colour do not occur."""
     u = rng.random(6)
     count = 2 if u[0] < SHARES["two"] else 1
     colour, rgb = _draw_background(rng)
@@ -167,7 +168,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     if u[1] < SHARES["sized"]:
         word, sides = ("small ", SMALL) if u[3] < 0.5 else ("big ", BIG)
     place = "on"
-    if u[4] < SHARES["placed"] and word != "big ":  # a big one has no room to lie anywhere but in the middle
+    if u[4] < SHARES["placed"] and word != "big ":  # a big one only fits in the middle
         place = list(PLACES)[1 + int(u[5] * (len(PLACES) - 1))]
     size = _size(sides, rng)
     x, y = PLACES[place]
@@ -215,7 +216,7 @@ def _size(sides: tuple[int, int], rng: np.random.Generator) -> int:
 
 
 def _corner(place: float | None, room: int, rng: np.random.Generator) -> int:
-    """Returns where a subject begins along an axis with `room` to spare: anywhere, or within 2 of the place."""
+    """Returns where a subject begins along an axis with `room` to spare: anywhere, or within 2 of `place`."""
     if place is None:
         return int(rng.integers(0, room + 1))
     return int(np.clip(round(place * room) + rng.integers(-2, 3), 0, room))

@@ -1,8 +1,7 @@
-"""How well a model of emoji draws what its captions say, measured from pixels; `sdjax evaluate-builtin`.
+"""Measures how well a model of emoji draws its captions, from pixels alone; `sdjax evaluate-builtin`.
 
-Pictures are read by `sdjax.train.builtin.reader`, which knows the sprites and nothing of the model. What the reader
-itself makes of real pictures, and of those that went through the autoencoder, is measured first: the model can do no
-better.
+`sdjax.train.builtin.reader` recognises the subjects. It knows the sprites and does not use the model. The reader is
+first measured on real pictures, and on real pictures after the autoencoder. The model cannot score better than these.
 """
 
 import dataclasses
@@ -47,7 +46,7 @@ class Prompt(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
-    """Pictures that were made on the way, for a figure; `right` says of each that all of it was read as it should."""
+    """Pictures made during the evaluation, for a figure. `right` says for each whether all of it was read correctly."""
 
     prompts: list[Prompt]
     pictures: Pixels
@@ -69,8 +68,9 @@ def share(right: int, count: int) -> dict[str, Any]:
 
 
 def draw_prompts(seed: int, count: int, *, held_out: bool) -> list[Prompt]:
-    """Returns `count` prompts, a quarter of them with two subjects, all of whose pairs of subject and colour are held
-    out (or none is); as different from each other as there are such pairs.
+    """Returns `count` prompts, a quarter of them with two subjects, as different from each other as possible.
+
+    With `held_out` all their pairs of subject and colour are held out; otherwise none is.
     """
     rng = np.random.default_rng([_FRESH, seed, held_out])
     table = emoji.held_out() == held_out
@@ -86,7 +86,7 @@ def draw_prompts(seed: int, count: int, *, held_out: bool) -> list[Prompt]:
 
 
 def in_curves(prompts: int) -> int:
-    """Returns how many of the prompts are made with other seeds, steps and scales too."""
+    """Returns how many of the prompts are also made with other seeds, steps and scales."""
     return max(4, prompts // 4)
 
 
@@ -98,12 +98,12 @@ def make_prompt(shown: tuple[int, ...], colour: int) -> Prompt:
 
 
 def read(reader: Reader, pictures: Pixels, shown: Sequence[Prompt | emoji.Scene]) -> list[Reading]:
-    """Returns what is read in each picture: as many subjects as it should show."""
+    """Returns the reading of each picture. The reader looks for as many subjects as the picture should show."""
     return [reader.read(picture, len(scene.subjects)) for picture, scene in zip(pictures, shown, strict=True)]
 
 
 def shares(readings: Sequence[Reading], shown: Sequence[Prompt | emoji.Scene]) -> dict[str, Any]:
-    """Returns how many backgrounds are right, and of pictures of one and of two subjects how many subjects are."""
+    """Returns the shares of correct backgrounds and of correct subjects, for pictures of one and of two subjects."""
     pairs = list(zip(readings, shown, strict=True))
     one, two = (
         [len(set(r.subjects) & set(s.subjects)) for r, s in pairs if len(s.subjects) == count] for count in (1, 2)
@@ -133,9 +133,9 @@ def mean_distance(pictures: Pixels | Sequence[Pixels]) -> float:
 
 
 def make_pictures(pipe: Pipeline, batch: int = BATCH, **options: Any) -> Make:
-    """Returns a Make that samples from the pipeline; `options` are `text_to_image`'s.
+    """Returns a Make that samples from the pipeline. `options` are passed to `text_to_image`.
 
-    It makes `batch` pictures at a time, and always as many, so that one program serves all.
+    It always makes `batch` pictures at a time, so that a single program is compiled.
     """
 
     def make(
@@ -185,11 +185,11 @@ def evaluate(
     scales: Sequence[float] = SCALES,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any], Samples]:
-    """Returns all figures, as JSON can hold them, and the pictures for a plate; a function of model and seed alone.
+    """Returns all figures, in terms of JSON, and the pictures for the plate. They depend only on model and seed.
 
-    `make` samples and `around` goes through the autoencoder. `prompts` is the number of prompts with held-out pairs of
-    subject and colour; as many with trained pairs are asked for, twice as many real pictures are read, and a quarter as
-    many prompts are made with other seeds, steps (STEPS) and guidance scales.
+    `make` samples pictures. `around` encodes and decodes pictures with the autoencoder. `prompts` is the number of
+    prompts with held-out pairs of subject and colour. The same number of prompts has trained pairs, twice as many real
+    pictures are read, and a quarter as many prompts are made with other seeds, steps (STEPS) and guidance scales.
 
     Raises ValueError for fewer than 4 prompts.
     """

@@ -1,7 +1,7 @@
 """Writes a training run's averaged parameters as a native model, which `sdjax.load` reads.
 
-What the model for inpainting has of its own, where it is trained, goes into a file beside the folder. The font's
-licence, which every model that learned from its glyphs is under, goes along.
+If the inpainting stage was trained, its own parameters go into a file beside the folder. The font's licence is copied
+too, because every model that learned from the font's glyphs is under it.
 
 python -m sdjax.train.builtin.export --folder runs/builtin --to sdjax/assets/builtin [--dtype float16] [--overwrite]
 """
@@ -32,11 +32,12 @@ from sdjax.typing import Params
 def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", overwrite: bool = False) -> dict[str, int]:
     """Writes the model of a run to a folder and returns the number of steps each part of it was trained for.
 
-    If the stage "inpainting" has a checkpoint, its parameters go into TARGET-inpainting.safetensors. A model card,
-    README.md, of the folder that is replaced stays.
+    If the stage "inpainting" has a checkpoint, its parameters go into TARGET-inpainting.safetensors. The model card
+    (README.md) of a replaced folder is kept.
 
-    Raises ValueError if a part has no checkpoint yet, a parameter does not fit into `dtype`, or the model that would
-    be replaced has an inpainting model and the run has none; FileExistsError if something is there to be overwritten.
+    Raises ValueError if a part has no checkpoint yet, if a parameter does not fit into `dtype`, or if the replaced
+    model has an inpainting model and the run has none. Raises FileExistsError if the target exists and `overwrite` is
+    False.
     """
     layout_of(target, "native")  # a folder's name
     target = pathlib.Path(local(target))
@@ -67,7 +68,7 @@ def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", over
 
 
 def _cast(params: Params, dtype: str) -> Params:
-    """Returns the tree in a type. Raises ValueError, naming the parameters, if it cannot hold their numbers."""
+    """Returns the tree cast to `dtype`. Raises ValueError, naming the parameters, if their values do not fit."""
     wide = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
     narrow = {path: cast(leaf, jnp.dtype(dtype)) for path, leaf in wide.items()}
     losses = {"/".join(path): lost for path in wide if (lost := loss(wide[path], narrow[path]))}
@@ -77,7 +78,7 @@ def _cast(params: Params, dtype: str) -> Params:
 
 
 def open_run(folder: pathlib.Path) -> Run:
-    """Returns the run in a folder, whose model is the one that it keeps."""
+    """Returns the run in a folder, with the model that the folder keeps."""
     from sdjax.configs import builtin
 
     settings = builtin.get_config()
@@ -92,12 +93,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", default="runs/builtin", help="the run (default: %(default)s)")
     parser.add_argument("--to", required=True, help="the model's folder, sdjax/assets/builtin for the package's own")
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"])
-    parser.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
     return parser
 
 
 def main() -> None:
-    """Exports, with the flags of the command line."""
+    """Exports a model as the command line's flags say."""
     flags = make_parser().parse_args()
     try:
         steps = export(open_run(pathlib.Path(flags.folder)), flags.to, dtype=flags.dtype, overwrite=flags.overwrite)

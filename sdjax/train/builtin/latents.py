@@ -1,4 +1,4 @@
-"""Latents computed once: the autoencoder's moments of a fixed set of pictures, with their captions' tokens."""
+"""Stores the autoencoder's moments of a fixed set of pictures, with their captions' tokens."""
 
 import pathlib
 from collections.abc import Callable
@@ -25,8 +25,8 @@ def encode_to_folder(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Returns `moments` (float16) and token `ids` (uint16) of `count` pictures, made in shards that are kept in files.
 
-    `pictures(k, n)` returns shard k's n pictures, uint8, and their captions' ids. A shard whose file is there is read
-    and not made again: the folder belongs to one autoencoder.
+    `pictures(k, n)` returns the n pictures of shard k, uint8, and their captions' ids. An existing shard is read and
+    not made again, so a folder must be used with one autoencoder only.
     """
     folder = pathlib.Path(local(folder))
     vae = AutoencoderKL(config)
@@ -49,7 +49,7 @@ def encode_to_folder(
 
 
 def scale_factor(moments: np.ndarray) -> float:
-    """Returns one over the standard deviation of the latents' means, all values taken together.
+    """Returns one over the standard deviation of the latents' means, over all values.
 
     Source: Rombach et al. 2022 (arXiv 2112.10752), appendix G; theirs is 0.18215.
     """
@@ -58,6 +58,6 @@ def scale_factor(moments: np.ndarray) -> float:
 
 
 def draw(latents: dict[str, np.ndarray], seed: int, n: int, count: int) -> dict[str, np.ndarray]:
-    """Returns batch `n` of a seed: `count` entries drawn anew each time, a function of its arguments alone."""
+    """Returns batch `n` of a seed: `count` random entries. The result depends only on the arguments."""
     rows = np.random.default_rng([seed, n]).integers(0, len(latents["ids"]), count)
     return {name: values[rows] for name, values in latents.items()}

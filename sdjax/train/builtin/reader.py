@@ -1,9 +1,9 @@
-"""Reading a picture back: which background, which subjects, from its pixels and the sprites alone.
+"""Recognises the background and the subjects of a picture from its pixels and the sprites.
 
-The background is the colour nearest to the median of the picture's rim. A subject is the sprite, at the size and place,
-that explains most of what differs from the background: drawn there it would change the background b by
-r = colour - opacity b, and it takes |d|^2 - |d - r|^2 = 2 <d, r> - |r|^2 off the squared difference d = picture - b.
-Nothing is learned, and no subject is preferred to another.
+The background is the colour nearest to the median of the picture's rim. Let d = picture - b be the difference from the
+background b. A sprite drawn at a place changes the background by r = colour - opacity b, and explains
+|d|^2 - |d - r|^2 = 2 <d, r> - |r|^2 of the squared difference. The subject is the sprite, size and place that explain
+most. Nothing is learned, and all subjects are treated alike.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from sdjax.train.builtin import subjects
 from sdjax.train.builtin.emoji import SIZES, Sprites
 
-STRIDE = 2  # pixels of the picture for one of the maps that are compared; the reading is as sure and 16 times quicker
+STRIDE = 2  # picture pixels per pixel of the compared maps; as accurate as 1 and 16 times faster
 RIM = 2  # pixels of the border whose median is the background
 
 
@@ -55,7 +55,7 @@ class Reader:
         self.opacity_opacity = inner("nhw,nhw->n", maps[:, 3], maps[:, 3])
 
     def read(self, picture: UInt8[np.ndarray, "h w 3"], count: int = 1) -> Reading:
-        """Returns the background and the `count` subjects that explain the picture best, the clearest first.
+        """Returns the background and the `count` subjects that explain the picture best, the best first.
 
         Raises ValueError for a picture of another size.
         """
@@ -102,7 +102,7 @@ def background(picture: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3"]:
 
 
 def _shrink(maps: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h2 w2 c"]:
-    """Returns the means of STRIDE x STRIDE squares; sides that STRIDE does not divide are cut."""
+    """Returns the means of STRIDE x STRIDE squares. Sides are first cut to a multiple of STRIDE."""
     n, h, w, c = maps.shape
     h, w = h // STRIDE * STRIDE, w // STRIDE * STRIDE
     return maps[:, :h, :w].reshape(n, h // STRIDE, STRIDE, w // STRIDE, STRIDE, c).mean((2, 4))

@@ -1,4 +1,4 @@
-"""What an evaluation says: tables in Markdown, and a plate of sample pictures and the curve over guidance scales."""
+"""Reports an evaluation: tables in Markdown, and one picture with samples and the curve over guidance scales."""
 
 import textwrap
 from typing import Any
@@ -76,8 +76,8 @@ INK, FAINT, WRONG = (40, 40, 40), (205, 205, 205), (214, 40, 46)
 def plate(figures: dict[str, Any], samples: Samples) -> Pixels:
     """Returns one picture, uint8 [h, WIDTH, 3], that shows samples and accuracy over guidance scales.
 
-    Samples of held-out pairs, a red frame around those that were read as something else; one prompt by seeds, steps and
-    scales; the curve.
+    It shows samples of held-out pairs, with a red frame around those that were read as something else. Below them is
+    one prompt with several seeds, steps and scales, and the curve.
     """
     prompts, few = samples.prompts, len(samples.seeds)
     texts = [prompt.text for prompt in prompts]

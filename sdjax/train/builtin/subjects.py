@@ -1,9 +1,9 @@
-"""What the built-in model's pictures show: emoji of one meaning each, their names, and the background colours.
+"""The subjects of the built-in model's pictures: emoji, their names, and the background colours.
 
-A subject is a character of Noto Color Emoji. Near-duplicates are left out: clocks, flags, skin tones, faces that differ
-in their expression, and of an animal's head and its whole body the one that is easier to recognise at 40 pixels. Names
-are the characters' Unicode names without what only tells two characters apart ("DOG FACE" is a dog), and where Unicode
-speaks of the sign instead of the thing, or says at length what has a word of its own, that word.
+A subject is a character of Noto Color Emoji. Near-duplicates are left out: clocks, flags, skin tones and faces that
+differ in their expression. Of an animal's head and its whole body we keep the one that is easier to recognise at 40
+pixels. A name is the character's Unicode name without words that only separate two characters ("DOG FACE" is a dog).
+If Unicode names the sign instead of the thing, or uses a long phrase, the name is the usual word.
 """
 
 import functools
@@ -21,7 +21,7 @@ _THINGS = "⌚📱💻📷📺📻💡🔦🕯🔨🔧⚙🧲💣🔪🛡🔑�
 
 CHARACTERS = tuple(_ANIMALS + _NATURE + _FOOD + _PLAY + _PLACES + _THINGS)
 
-_NAMES = {  # where the Unicode name, less " FACE", is not what one would call it
+_NAMES = {  # names that differ from the Unicode name without " FACE"
     "🐝": "bee", "🐛": "caterpillar", "🐞": "ladybug", "🦖": "tyrannosaurus", "🐳": "whale", "🐪": "camel",
     "🌞": "sun", "🌙": "moon", "⭐": "star", "⚡": "lightning bolt", "⛄": "snowman", "💧": "drop of water",
     "🌊": "wave", "🌍": "globe", "🍀": "clover", "🌲": "fir tree", "🎄": "christmas tree", "🥝": "kiwi",
@@ -55,6 +55,6 @@ def names() -> tuple[str, ...]:
 
 
 def with_article(noun: str) -> str:
-    """Returns "an apple" of "apple"."""
+    """Returns the noun with its article: "an apple" for "apple"."""
     silent = noun.startswith(("uni", "eu", "one"))  # spelled with a vowel, spoken without
     return f"{'an' if noun[0] in 'aeiou' and not silent else 'a'} {noun}"

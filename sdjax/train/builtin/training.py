@@ -1,10 +1,10 @@
-"""Trains the built-in model, from nothing or from where the last run stopped; `make train-builtin`.
+"""Trains the built-in model, from scratch or from where the last run stopped; `make train-builtin`.
 
     python -m sdjax.train.builtin.training --folder runs/builtin [--config.autoencoder.optim.steps=1000 ...]
 
-Five stages, each kept in the folder: the vocabulary, the autoencoder, the latents of a fixed set of pictures, text
-encoder and denoising network together, and of that network what differs in a model for inpainting. `export` writes what
-there is as a native model.
+There are five stages, each kept in the folder: the vocabulary; the autoencoder; the latents of a fixed set of pictures;
+the text encoder and the denoising network together; and the parameters of that network that differ for inpainting.
+`export` writes the finished stages as a native model.
 """
 
 import contextlib
@@ -53,13 +53,21 @@ from sdjax.typing import Params
 _WORDS, _PIXELS, _LATENTS, _DRAWS, _COLLAGES, _HOLES = USES = range(6)
 
 SCALE, KEPT = "scale_factor.json", "settings.json"
-MADE_FROM = {"autoencoder": ("latents", SCALE, "diffusion"), "diffusion": ("inpainting",)}  # what fits to a stage alone
-FIXED = ("seed", "model", "vocabulary", "latents")  # settings that a run keeps: what is stored depends on them
+MADE_FROM = {
+    "autoencoder": ("latents", SCALE, "diffusion"),
+    "diffusion": ("inpainting",),
+}  # what must be made again if the stage changes
+FIXED = (
+    "seed",
+    "model",
+    "vocabulary",
+    "latents",
+)  # settings that may not change in a run: the stored files depend on them
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training of the built-in model in a folder."""
+    """A training run of the built-in model, kept in a folder."""
 
     settings: ml_collections.ConfigDict
     folder: pathlib.Path
@@ -67,7 +75,7 @@ class Run:
 
     @functools.cached_property
     def model(self) -> ModelConfig:
-        """The model's description, with the scale factor once it was measured."""
+        """The model's configuration, with the scale factor once it was measured."""
         model = ModelConfig.from_dict(self.settings.model.to_dict())
         path = self.folder / SCALE
         if not path.exists():
@@ -110,7 +118,7 @@ class Run:
 
     @property
     def inpainting(self) -> Leaves:
-        """Which parameters the model for inpainting has of its own."""
+        """The parameters that the inpainting model does not share with the text-to-image model."""
         return Leaves(f"^unet/({'|'.join(map(re.escape, self.settings.inpainting.changed))})/")
 
     def initial(self, *parts: str) -> Params:
@@ -124,7 +132,7 @@ class Run:
         return None if found is None else (found[0], found[1]["ema_params"])
 
     def check_settings(self) -> None:
-        """Keeps what the run's stored parts depend on, or raises ValueError if it is no longer what it was."""
+        """Stores the settings that the run's files depend on. Raises ValueError if they differ from the stored ones."""
         now = {name: self.settings.to_dict()[name] for name in FIXED}
         now["subjects"], now["colours"] = list(subjects.names()), subjects.COLOURS
         now = json.loads(json.dumps(now))
@@ -135,19 +143,19 @@ class Run:
         changed = [name for name in now if now[name] != before.get(name)]
         if changed:
             raise ValueError(
-                f"{self.folder} was trained with another {', another '.join(changed)} ({path} says which); "
-                "go back to it, or train in another folder"
+                f"{self.folder} was trained with another {', another '.join(changed)} (see {path}); "
+                "use the old value, or train in another folder"
             )
 
     def check_stages(self) -> None:
-        """Raises ValueError if a stage would be trained further of which something else is made already."""
+        """Raises ValueError if a stage would be trained further although later stages were made from it."""
         for stage, names in MADE_FROM.items():
             wanted, done = self.settings[stage].optim.steps, max(manifest.steps(self.folder / stage), default=0)
             made = [str(self.folder / name) for name in names if (self.folder / name).exists()]
             if done < wanted and made:
                 raise ValueError(
-                    f"the stage {stage} would go on from step {done} to {wanted}, and {', '.join(made)} would fit no "
-                    f"longer; delete {'them' if len(made) > 1 else 'it'} first, or leave its steps at {done}"
+                    f"the stage {stage} would continue from step {done} to {wanted}, and {', '.join(made)} would no "
+                    f"longer fit; delete {'them' if len(made) > 1 else 'it'} first, or leave its steps at {done}"
                 )
 
     @pinned()
@@ -262,7 +270,7 @@ class Run:
 
 
 def main() -> None:
-    """Trains, with the flags of the command line."""
+    """Trains as the command line's flags say."""
     from absl import app, flags, logging
     from ml_collections import config_flags
 
@@ -273,7 +281,7 @@ def main() -> None:
     font = flags.DEFINE_string("font", None, "NotoColorEmoji.ttf, if it is not in one of the usual folders.")
 
     def run(_: list[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every save at length
+        logging.set_verbosity(logging.WARNING)  # Orbax logs every save at length
         try:
             Run(settings.value, pathlib.Path(local(folder.value)), font.value).train()
         except Stopped as stopped:

@@ -12,13 +12,13 @@ _WORDS = re.compile(r"[^\W\d_]+|\d|[^\s\w]+")  # letters, one digit, or a run of
 
 
 def learn(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Returns a tokenizer that knows every byte and up to `vocab_size` tokens in all, the likeliest pairs merged first.
+    """Returns a tokenizer with every byte and up to `vocab_size` tokens in all. The most frequent pairs merge first.
 
-    The vocabulary has CLIP's layout: 256 bytes, the same at the end of a word, the merges in order, start and end; it
-    is filled with unused names where the captions have fewer pairs. Ties go to the pair that sorts first, so the result
-    depends on the captions alone. Source: Sennrich et al. 2016 (arXiv 1508.07909).
+    The vocabulary has CLIP's layout: 256 bytes, the same bytes at the end of a word, the merges in order, start and
+    end. If the captions have too few pairs, unused names fill it. Of equally frequent pairs the one that sorts first
+    is merged first, so the result depends only on the captions. Source: Sennrich et al. 2016 (arXiv 1508.07909).
 
-    Raises ValueError for a vocabulary without room for the bytes.
+    Raises ValueError if `vocab_size` leaves no room for the bytes.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = [*alphabet, *(letter + "</w>" for letter in alphabet)]

@@ -1,13 +1,13 @@
-"""Saving and restoring a training state with Orbax; the one module that knows it.
+"""Saves and restores a training state with Orbax. Only this module uses Orbax.
 
-Orbax reads flipped bits without a word, and knows a step that ended in the middle only by a file of its own. So beside
-each step's folder lies a manifest with every file's size and SHA-256, written last, and only steps that agree with
-theirs are restored.
+Orbax does not detect flipped bits, and marks a finished step only by a file of its own. So each step's folder has a
+manifest beside it, with the size and SHA-256 of every file. It is written last. Only steps that agree with their
+manifest are restored.
 
     00012000/    what Orbax writes        12000.json    its manifest        best.json    the best step, if one is marked
 
-A state is a tree of arrays with a `step`; typed keys in it are stored as their data. In a run of several processes, all
-of which see the folder, each one makes the same calls; the first writes the manifests and removes what is old.
+A state is a tree of arrays with a `step`. Typed keys in it are stored as their data. If a run has several processes,
+all must see the folder and make the same calls. The first process writes the manifests and removes old steps.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from sdjax.loading.run_layout import absolute, make_folder
 from sdjax.storage import files, manifest
 from sdjax.train.checkpoints import state_tree
 
-# A traceback of each error in Orbax's threads is logged by it and by asyncio; `Checkpoints` raises them as one sentence
+# Orbax and asyncio log a traceback for each error in Orbax's threads; `Checkpoints` raises such errors as one sentence
 for _name in "absl", "asyncio":
     logging.getLogger(_name).addFilter(
         lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname + record.getMessage()
@@ -43,15 +43,16 @@ _saves = itertools.count()  # the same in every process, so that each waits for 
 class Checkpoints:
     """The checkpoints of a run in a folder, written while the run goes on.
 
-    The `keep` newest stay; so does every step that `keep_every` divides, and the best one if any were given a metric.
+    The `keep` newest steps are kept. So are all steps that are multiples of `keep_every`, and the step with the best
+    metric if any step has one.
 
     Args:
-        say: is told, a line each, which damaged steps `restore` passes over.
+        say: is called with one line for each damaged step that `restore` skips.
         timeout: seconds after which a save that waits for another process fails.
 
-    An error of a save under way is raised by the next call of `save`, `wait`, `restore` or `close`, as an OSError with
-    one sentence (`errno` says ENOSPC where the disk is full). What it had written is removed then, and the steps before
-    it are untouched. Close it, or use it as a context manager: a save under way when the program ends may be lost.
+    If a save fails, the next call of `save`, `wait`, `restore` or `close` raises an OSError with one sentence (`errno`
+    is ENOSPC if the disk is full). The files of the failed save are removed; earlier steps are untouched. Close the
+    object or use it as a context manager: otherwise a save that is running when the program ends may be lost.
     """
 
     def __init__(
@@ -86,11 +87,11 @@ class Checkpoints:
             self.say(str(error))
 
     def steps(self) -> list[int]:
-        """Returns the steps whose checkpoints are whole as far as their names tell, oldest first."""
+        """Returns the steps whose checkpoints are complete by their file names, oldest first."""
         return manifest.steps(self.folder)
 
     def best(self) -> tuple[int, float] | None:
-        """Returns the step with the lowest metric and its metric, None if no step that is there was given one."""
+        """Returns the stored step with the lowest metric, and that metric; None if no stored step has one."""
         try:
             entry = json.loads((self.folder / "best.json").read_bytes())
             step, metric = int(entry["step"]), float(entry["metric"])
@@ -99,13 +100,13 @@ class Checkpoints:
         return (step, metric) if step in self.steps() else None
 
     def save(self, state: Any, *, metric: float | None = None, wait: bool = False) -> None:
-        """Copies the state and returns; it is written meanwhile, unless its step was just saved or restored.
+        """Copies the state and writes the copy in the background. Skips a step that was just saved or restored.
 
-        The state's arrays may be donated or overwritten at once. A save before it is waited for.
+        The caller may donate or overwrite the state's arrays at once. It first waits for the save before it.
 
         Args:
-            metric: of this step, such as a validation loss; lower is better. A NaN is never the best.
-            wait: returns when everything is on the disk.
+            metric: of this step, such as a validation loss. Lower is better; NaN is never the best.
+            wait: if True, return only when everything is on the disk.
         """
         self.wait()
         step = int(state.step)
@@ -113,7 +114,9 @@ class Checkpoints:
             self._needs = sum(leaf.nbytes for leaf in jax.tree.leaves(state_tree.without_key_types(state)))
             try:
                 if jax.process_index() == 0:
-                    manifest.remove(self.folder, step)  # a damaged one, or of a run that ended while writing it
+                    manifest.remove(
+                        self.folder, step
+                    )  # left by a damaged step, or by a run that ended while writing it
                     if not files.has_room(self.folder, self._needs):
                         raise OSError(errno.ENOSPC, "")
                     make_folder(self.folder)
@@ -130,7 +133,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more, or raises what went wrong."""
+        """Waits until all saves are written. Raises the error of a failed save."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -139,24 +142,23 @@ class Checkpoints:
             raise error
 
     def close(self) -> None:
-        """Waits, and ends what Orbax keeps running."""
+        """Waits for all saves and stops Orbax's threads."""
         try:
             self.wait()
         finally:
             self._checkpointer.close()
 
     def restore(self, like: Any, *, step: int | None = None, optional: Collection[str] = ()) -> Any:
-        """Returns the newest state that is intact, bit for bit as it was saved; None if there is no checkpoint.
+        """Returns the newest intact state, bit for bit as it was saved; None if there is no checkpoint.
 
         Args:
-            like: a state of the same structure, shapes and types, of arrays or jax.ShapeDtypeStruct; their shardings
-                are the result's, over any number of devices. Nothing of its values is used but for `optional`.
-            step: which step instead of the newest.
-            optional: parts of the state (names of its fields) that are taken from `like` if the checkpoint is older
-                than they are.
+            like: a state of the same structure, shapes and types, of arrays or jax.ShapeDtypeStruct. The result has its
+                shardings, over any number of devices. Its values are used only for `optional`.
+            step: the step to restore instead of the newest.
+            optional: names of fields that are taken from `like` if an older checkpoint does not have them.
 
-        Raises ValueError if there are checkpoints and none is intact, if the one asked for is not, and if a state of
-        another structure is stored, saying where it differs.
+        Raises ValueError if there are checkpoints but none is intact, if `step` is not intact, or if the stored state
+        has another structure; the message says where it differs.
         """
         self.wait()
         chosen = self._choose(step)
@@ -176,7 +178,7 @@ class Checkpoints:
         return jax.tree.unflatten(structure, [found.get(name, part) for name, part in fields.items()])
 
     def _choose(self, step: int | None) -> int | None:
-        """Returns which step to restore; the first process looks, and all take its word."""
+        """Returns the step to restore. The first process decides, for all processes."""
         answer, problem = -1, None
         if jax.process_index() == 0:
             try:
@@ -191,7 +193,7 @@ class Checkpoints:
         return None if answer == -1 else answer
 
     def _finish(self, step: int, metric: float | None, number: int) -> None:
-        """Ends a save, in a thread of its own."""
+        """Finishes a save; runs in a separate thread."""
         try:
             self._checkpointer.wait_until_finished()
             try:
@@ -215,7 +217,7 @@ class Checkpoints:
             manifest.write_json(self.folder / "best.json", {"step": step, "metric": float(metric)})
 
     def _prune(self, current: int) -> None:
-        """Removes what is older than `current` and need not be kept; steps after it are left alone."""
+        """Removes steps older than `current` that need not be kept. Later steps are not touched."""
         whole = [step for step in self.steps() if step <= current and step not in self._damaged]
         kept = {current, *whole[-self.keep :], *(best[:1] if (best := self.best()) else ())}
         if self.keep_every is not None:
@@ -225,7 +227,7 @@ class Checkpoints:
                 manifest.remove(self.folder, step)
 
     def _remove_unfinished(self, step: int) -> None:
-        """Removes a step whose writing failed, again if Orbax, which goes on with its other files, put some there."""
+        """Removes a step whose writing failed. Repeats this if Orbax, which continues, writes more of its files."""
         for _ in range(30):
             manifest.remove(self.folder, step)
             time.sleep(0.1)
@@ -233,7 +235,7 @@ class Checkpoints:
                 break
 
     def _failed(self, step: int, error: Exception) -> OSError:
-        """Removes what was written of a step, unless it is whole, and returns the error to raise."""
+        """Returns the error to raise. Removes the files of the step unless it is complete."""
         written = step in self.steps()
         if not written and jax.process_index() == 0:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A folder of this computer whose files are copied into a bucket from time to time: object stores cannot append."""
+"""Copies a local folder into a bucket from time to time, because object stores cannot append."""
 
 import tempfile
 import time
@@ -12,9 +12,10 @@ WHAT = "copying the run's log to"
 
 
 class Mirror:
-    """`folder`, which starts with the file `name` of the remote one if that is there; `copy` copies what has changed.
+    """A local `folder` that is copied to a remote one: `copy` copies the files that have changed.
 
-    `due` is the time, of the monotonic clock, after which to copy again.
+    At the start the file `name` is fetched from the remote folder, if it exists there. `due` is the time, by the
+    monotonic clock, of the next copy.
     """
 
     def __init__(self, target: Any, name: str):
@@ -38,7 +39,7 @@ class Mirror:
                 self._copied[path] = now
 
     def close(self) -> None:
-        """Copies what is left, and removes the folder. Raises as `copy`."""
+        """Copies the remaining changes and removes the local folder. Raises as `copy`."""
         try:
             self.copy()
         finally:

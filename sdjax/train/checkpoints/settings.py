@@ -1,4 +1,4 @@
-"""How a run was started, as its folder keeps it, compared with what it is asked for when it goes on."""
+"""Compares the settings that a run was started with, stored in its folder, with those it is resumed with."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from sdjax.loading import reference
 from sdjax.loading.run_layout import REFERENCE, SETTINGS
 from sdjax.train.config import TrainConfig
 
-# A run keeps these: its state depends on them
+# These may not change within a run: its state depends on them
 KEPT = ("model", "train", "trainable", "seed", "autoencoder", "objective.kind", "optim.name")
 SHOWN = 100  # characters of a value in a message
 
@@ -31,17 +31,17 @@ class Change(NamedTuple):
 
 
 def stored(config: TrainConfig) -> dict[str, Any]:
-    """Returns a configuration in terms of JSON, with the number of its warm-up steps."""
+    """Returns a configuration in terms of JSON, with its number of warm-up steps filled in."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
     values["optim"]["warmup"] = config.optim.warmup_steps
-    del values["optim"]["warmup_most"]  # it has done its work
+    del values["optim"]["warmup_most"]  # only used to compute `warmup`
     return values
 
 
 def with_own_warmup(config: TrainConfig, before: Mapping[str, Any]) -> TrainConfig:
-    """Returns the configuration with the warm-up that the run began with, unless it names one.
+    """Returns the configuration with the warm-up that the run began with, unless the configuration sets one.
 
-    Else a run that is made longer would warm up again.
+    Otherwise a run that is made longer would warm up again.
     """
     own = before.get("optim", {}).get("warmup")
     if config.optim.warmup is not None or not isinstance(own, int) or own + config.optim.cooldown > config.optim.steps:
@@ -50,9 +50,9 @@ def with_own_warmup(config: TrainConfig, before: Mapping[str, Any]) -> TrainConf
 
 
 def changes(config: Any, now: Mapping[str, Any], before: Mapping[str, Any], within: str = "") -> list[Change]:
-    """Returns what differs between a configuration, in terms of JSON, and what a folder keeps of one.
+    """Returns the differences between a configuration, in terms of JSON, and the stored one.
 
-    A field that did not exist then had its default.
+    A field that the stored one does not have counts as its default.
     """
     found = []
     for field in dataclasses.fields(config):
@@ -68,9 +68,9 @@ def changes(config: Any, now: Mapping[str, Any], before: Mapping[str, Any], with
 
 
 def resumed(config: TrainConfig, folder: pathlib.Path, say: Callable[[str], None]) -> TrainConfig:
-    """Returns the configuration of a run that goes on, with the warm-up that it began with; `say` is told of changes.
+    """Returns the configuration of a resumed run, with the warm-up that it began with. `say` gets each change.
 
-    Raises ConfigError if the run was started with other settings that its state depends on, or from another model.
+    Raises ConfigError if settings that the state depends on have changed, or if the run started from another model.
     """
     path = folder / SETTINGS
     if not path.exists():
@@ -95,7 +95,7 @@ def resumed(config: TrainConfig, folder: pathlib.Path, say: Callable[[str], None
 
 
 def check(found: list[Change], folder: Any, optimiser: str) -> None:
-    """Raises ConfigError for changes that do not go with the state of a run."""
+    """Raises ConfigError for changes that do not fit the state of a run."""
     kept = [change for change in found if _is_kept(change, optimiser)]
     if kept:
         raise ConfigError(
@@ -111,7 +111,7 @@ def _is_kept(change: Change, optimiser: str) -> bool:
         return (old is None) != (new is None)
     if name == "optim.weight_decay":
         return optimiser == "adafactor" and bool(old) != bool(new)
-    if name == "optim.rates":  # what does not learn has no state
+    if name == "optim.rates":  # parameters that do not learn have no state
         fixed = [[pattern for pattern, factor in rates or () if not factor] for rates in (old, new)]
         return bool(old) != bool(new) or fixed[0] != fixed[1]
     return name in KEPT or name.partition(".")[0] in KEPT

@@ -1,4 +1,4 @@
-"""A training state as the tree that Orbax stores: typed keys as their data, shapes and names compared."""
+"""Converts a training state to the tree that Orbax stores and back, and compares shapes and names."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def stored_shape(leaf: Any) -> Any:
 
 
 def fields(state: Any) -> tuple[dict[str, Any], Any]:
-    """Returns the parts right under the root by name, and what puts them together again."""
+    """Returns the top-level parts by name, and a function that puts them together again."""
     parts, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: node is not state)
     return {jax.tree_util.keystr(path, simple=True): part for path, part in parts}, structure
 
