@@ -119,7 +119,7 @@ def test_a_shard_that_was_interrupted_leaves_no_name_behind(tmp_path, monkeypatc
 )
 def test_a_folder_of_other_settings_or_data_is_refused(tmp_path, change):
     writer(tmp_path)
-    with pytest.raises(SourceError, match="made with other settings .*; go back to them"):
+    with pytest.raises(SourceError, match="made with other settings .*; use the old settings"):
         writer(tmp_path, **change)
 
 

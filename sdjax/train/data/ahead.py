@@ -11,9 +11,9 @@ def ahead(
     make: Callable[[int], Item], first: int = 0, last: int | None = None, *, threads: int = 1, depth: int = 4,
     workers: Any = None,
 ) -> Generator[Item, None, None]:  # fmt: skip
-    """Yields make(first) ... make(last - 1), without end by default, made by threads up to `depth` ahead.
+    """Yields make(first), ..., make(last - 1); never ends by default. Threads make up to `depth` items ahead.
 
-    `workers(dataset)` may hand the work to processes. Errors of `make` are raised in their place.
+    `workers(dataset)` may move the work to processes. An error in `make` is raised in place of its item.
     """
     import grain
 

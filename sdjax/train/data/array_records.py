@@ -1,12 +1,12 @@
-"""ArrayRecord files of pictures: each record is a safetensors file in itself.
+"""ArrayRecord files of pictures. Each record is a complete safetensors file.
 
-A record's tensors are `image`, and `mask` where there is one: uint8, the bytes of a JPEG, PNG or WebP file. Its
-metadata are three texts: `key`, `captions` (a JSON list) and `columns` (a JSON object). So any language that has
-safetensors writes them. Write with the option `group_size:1`, without which a record is only read with its neighbours.
+A record has the tensor `image` and may have a `mask`: uint8, the bytes of a JPEG, PNG or WebP file. Its metadata are
+three texts: `key`, `captions` (a JSON list) and `columns` (a JSON object). Any language with a safetensors library can
+write such records. Write with the option `group_size:1`; otherwise reading one record also reads its neighbours.
 
     python -m sdjax.train.data.array_records OUT --folder PICTURES
 
-writes the pictures of a folder, of tar shards or of a TensorFlow Dataset so.
+writes the pictures of a folder, of tar shards or of a TensorFlow Dataset in this format.
 """
 
 import argparse
@@ -56,12 +56,12 @@ class ArrayRecords:
 
     @property
     def identities(self) -> list[tuple[str, int]]:
-        """What tells each record from others, by whatever name its file goes."""
+        """The identity of each record: the same under every name of its file."""
         sizes = np.diff(self.ends, prepend=0)
         return [(os.path.realpath(file), i) for file, size in zip(self.paths, sizes) for i in range(size)]
 
     def place(self, i: int) -> str:
-        """Returns which record of which file record i is, from 0."""
+        """Returns where record i is stored: its number in its file (from 0) and the file."""
         k = int(np.searchsorted(self.ends, i, side="right"))
         return f"record {i - (int(self.ends[k - 1]) if k else 0)} of {self.paths[k]}"
 
@@ -70,7 +70,7 @@ class ArrayRecords:
 
 
 def encode(record: Record) -> bytes:
-    """Returns the bytes of a record as the files hold it."""
+    """Returns the bytes of a record as stored in the files."""
     tensors = {"image": np.frombuffer(record.image, np.uint8)}
     if record.mask is not None:
         tensors["mask"] = np.frombuffer(record.mask, np.uint8)
@@ -79,14 +79,14 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes, name: str) -> Record:
-    """Returns the record of its bytes. Raises SourceError, which calls its place `name`, if it is none of ours."""
+    """Returns the record that the bytes encode. Raises SourceError for any other bytes; the message uses `name`."""
     tensors, texts = unpack(data, name)
     try:
         image, captions, columns = tensors["image"], texts["captions"], texts["columns"]
     except KeyError as error:
         raise SourceError(f"{name} has no {error}; see sdjax.train.data.array_records") from None
     if not isinstance(columns, dict):
-        raise SourceError(f"{name} has columns that are no JSON object with names but {columns!r:.60}")
+        raise SourceError(f"{name} has columns that are not a JSON object with names but {columns!r:.60}")
     mask = tensors["mask"].tobytes() if "mask" in tensors else None
     return Record(texts["key"], image.tobytes(), as_captions(captions, name), columns, mask)
 
@@ -98,7 +98,7 @@ def pack(tensors: Mapping[str, np.ndarray], texts: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns what `pack` was given. Raises SourceError, which calls the file `name`, for any other bytes."""
+    """Returns the tensors and texts given to `pack`. Raises SourceError for other bytes; the message uses `name`."""
     try:
         tensors = safetensors.numpy.load(data)
         head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -114,7 +114,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
 
 
 def record_files(path: str | os.PathLike | Sequence[str]) -> list[str]:
-    """Returns the ArrayRecord files that are meant. Raises SourceError if there is none."""
+    """Returns the ArrayRecord files at a path. Raises SourceError if there is none."""
     if not isinstance(path, str | os.PathLike):
         files = [str(buckets.here(one, FETCHING)) for one in path]
     elif Path(here := buckets.here(path, FETCHING)).is_dir():
@@ -129,7 +129,7 @@ def record_files(path: str | os.PathLike | Sequence[str]) -> list[str]:
 
 
 def open_reader(files: Sequence[str]) -> Any:
-    """Returns the records of files by number, as bytes. Raises SourceError if one is no ArrayRecord file."""
+    """Returns the records of the files, by number, as bytes. Raises SourceError if one is not an ArrayRecord file."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     try:
@@ -139,7 +139,7 @@ def open_reader(files: Sequence[str]) -> Any:
 
 
 def record_bytes(reader: Any, i: int, name: str) -> bytes:
-    """Returns record i. Raises OSError, which calls the file `name`, if its checksums do not agree."""
+    """Returns record i. Raises OSError if its checksum is wrong; `name` is the file's name in the message."""
     try:
         return reader[int(i)]
     except (ValueError, RuntimeError, IndexError) as error:
@@ -147,10 +147,10 @@ def record_bytes(reader: Any, i: int, name: str) -> bytes:
 
 
 def write(source: Any, folder: str | os.PathLike, *, shard_size: int = 10_000, name: str = "pictures") -> list[Path]:
-    """Returns the files `NAME-00000-of-00003.array_record`, ... that hold a source's records now, in its order.
+    """Writes a source's records, in order, and returns the files `NAME-00000-of-00003.array_record`, ...
 
-    A file whose name is there is taken for written: it gets its name when it is whole. Records that cannot be read are
-    left out. Raises SourceError if the folder holds files of another writing.
+    An existing file is kept: a file gets its name only when it is complete. Records that cannot be read are left out.
+    Raises SourceError if the folder's files were written with other settings.
     """
     from tqdm.auto import tqdm
 
@@ -176,9 +176,9 @@ def write(source: Any, folder: str | os.PathLike, *, shard_size: int = 10_000, n
 
 
 def agree(folder: Path, settings: Mapping[str, Any], name: str = "manifest.json") -> None:
-    """Keeps what a folder's files are made of in a file, or raises SourceError if it is no longer what it was.
+    """Stores the settings of a folder's files. Raises SourceError if the folder has other settings stored.
 
-    Several processes may begin at the same time; one of them writes the file.
+    Several processes may begin at the same time; one of them writes the settings.
     """
     now, path = json.loads(json.dumps(dict(settings))), folder / name
     if not path.exists():
@@ -189,14 +189,14 @@ def agree(folder: Path, settings: Mapping[str, Any], name: str = "manifest.json"
     changed = [f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in now if now[key] != before.get(key)]
     if changed:
         raise SourceError(
-            f"{folder} holds what was made with other settings ({'; '.join(changed)}); go back to them, or write into "
+            f"{folder} was made with other settings ({'; '.join(changed)}); use the old settings, or write into "
             "another folder"
         )
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Callable[[bytes], Any]]:
-    """Yields a function that adds a record to a new ArrayRecord file, which gets its name if the block ends well."""
+    """Yields a function that adds a record to a new ArrayRecord file. The file gets its name if the block succeeds."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with new_file(path, overwrite=True, what="writing the records") as partial, foreign():
@@ -217,7 +217,7 @@ def _index(file: str) -> Table:
         try:
             rows.append(_row(decode(record_bytes(reader, i, file), f"record {i} of {file}")))
         except OSError:
-            rows.append({"width": 0, "height": 0})  # damaged; left out, as what is no picture
+            rows.append({"width": 0, "height": 0})  # damaged: left out, like a file that is not a picture
     return Table.from_rows(rows)
 
 

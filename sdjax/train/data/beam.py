@@ -1,4 +1,4 @@
-"""Making a cache's shards with Apache Beam, on as many machines as its runner has; the only module that imports it."""
+"""Makes a cache's shards with Apache Beam, on all machines of its runner. Only this module imports Beam."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,20 +7,20 @@ from sdjax.train.data.records import SourceError
 
 
 def make_shards(make_writer: Callable[[], Any], shards: Sequence[int], options: Sequence[str] = ()) -> None:
-    """Makes these shards of a cache by `make_writer()`'s method `make`; returns when all are there.
+    """Makes these shards of a cache with `make_writer().make`. Returns when all are made.
 
-    `make_writer` is called once by each worker, and pickled for it: a module's function or functools.partial of one.
-    The cache's folder and the pictures must be where every worker reaches them. `options` are Beam's own, such as
-    "--runner=DataflowRunner"; without a runner it is Beam's DirectRunner, in this process.
+    Each worker calls `make_writer` once. It is pickled, so it must be a module-level function or a functools.partial of
+    one. Every worker must be able to reach the cache's folder and the pictures. `options` are Beam's own, such as
+    "--runner=DataflowRunner"; the default is Beam's DirectRunner, in this process.
 
-    Raises SourceError without Apache Beam, and what a worker raises.
+    Raises SourceError if Apache Beam is not installed, and any error of a worker.
     """
     check_installed()
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
     class MakeShard(beam.DoFn):
-        """Makes a shard; the model is loaded once a worker."""
+        """Makes a shard. Each worker loads the model once."""
 
         def setup(self) -> None:
             self.writer = make_writer()
@@ -30,15 +30,15 @@ def make_shards(make_writer: Callable[[], Any], shards: Sequence[int], options: 
             yield k
 
     if not any(option.startswith("--runner") for option in options):
-        # In this process: Beam's portable local runner would be fetched from the network first
+        # In this process: Beam would first download its portable local runner
         options = ["--runner=BundleBasedDirectRunner", *options]
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-        # Reshuffled, else one worker would get all numbers of a Create
+        # Reshuffled: otherwise one worker would get all numbers of a Create
         pipeline | beam.Create(list(shards)) | beam.Reshuffle() | beam.ParDo(MakeShard())
 
 
 def check_installed() -> None:
-    """Raises SourceError without Apache Beam. To be called before a model is read."""
+    """Raises SourceError if Apache Beam is not installed. Call it before a model is read."""
     try:
         import apache_beam  # noqa: F401
     except ImportError:

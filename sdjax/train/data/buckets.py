@@ -1,8 +1,8 @@
-"""Aspect-ratio buckets: a few sizes of about one area, and the one that suits each picture.
+"""Aspect-ratio buckets: a few sizes of about the same area. Each picture goes into the bucket that fits it best.
 
-The community's rule, NovelAI's of 2022 (github.com/NovelAI/novelai-aspect-ratio-bucketing) as kohya-ss/sd-scripts has
-it (library/model_util.py: make_bucket_resolutions): so a picture loses little of itself to cropping, and all pictures
-of a batch have one size.
+So cropping removes little of a picture, and all pictures of a batch have one size. This is the community's rule:
+NovelAI's of 2022 (github.com/NovelAI/novelai-aspect-ratio-bucketing), as in kohya-ss/sd-scripts
+(library/model_util.py: make_bucket_resolutions).
 """
 
 import dataclasses
@@ -16,27 +16,27 @@ Size = tuple[int, int]  # width, height
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """`sizes`, as (width, height); a picture goes into the one of nearest log aspect ratio."""
+    """Buckets with `sizes` (width, height). A picture goes into the bucket with the nearest log aspect ratio."""
 
     sizes: tuple[Size, ...]
 
     @classmethod
     def square(cls, side: int) -> "Buckets":
-        """Returns the one bucket of training without buckets."""
+        """Returns a single square bucket, for training without buckets."""
         return cls(((side, side),))
 
     @classmethod
     def around(cls, side: int, *, step: int = 64, sides: tuple[int, int] | None = None) -> "Buckets":
-        """Returns `of_area` with limits of about half and twice the side, or with `sides` as least and most."""
+        """Returns `of_area` with the limits `sides` (least, most), by default about half and twice the side."""
         least, most = sides or (max(step, side // 2 // step * step), 2 * side // step * step)
         return cls.of_area(side, step=step, least=least, most=most)
 
     @classmethod
     def of_area(cls, side: int, *, step: int = 64, least: int = 256, most: int = 1024) -> "Buckets":
-        """Returns the sizes of at most side * side pixels, sides multiples of `step` from `least` to `most`.
+        """Returns sizes of at most side * side pixels. Their sides are multiples of `step` from `least` to `most`.
 
-        For every width the largest height that fits, each also turned by 90 degrees; and the square. Raises ValueError
-        for limits that no size fits, or that are no multiples of `step`.
+        They are: for every width the largest height that fits, the same turned by 90 degrees, and the square. Raises
+        ValueError if no size fits the limits, or if a limit is not a multiple of `step`.
         """
         if step < 8 or step % 8 or any(value < step or value % step for value in (least, most)):
             raise ValueError(
@@ -57,13 +57,14 @@ class Buckets:
         return cls(tuple(sorted(sizes)))
 
     def assign(self, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-        """Returns the bucket's number for each picture, -1 for one whose size is not known (0).
+        """Returns each picture's bucket, as an index into `sizes`; -1 if the picture's size is not known (0).
 
-        The bucket of nearest log aspect ratio, the larger of two that are equally near, the first of two of one area.
+        It is the bucket with the nearest log aspect ratio. If two are equally near, it is the larger; if their areas
+        are equal too, the first.
         """
         aspect = np.array([math.log(w / h) for w, h in self.sizes])
         area = np.array([w * h for w, h in self.sizes])
-        order = np.lexsort((-area, aspect))  # of one ratio the largest first, which is the one that is found
+        order = np.lexsort((-area, aspect))  # of equal ratios the largest first: the search finds the first
         known = (widths > 0) & (heights > 0)
         with np.errstate(all="ignore"):
             wanted = np.log(np.where(known, widths, 1) / np.where(known, heights, 1))
@@ -76,10 +77,10 @@ class Buckets:
         return np.where(known, numbers, -1)
 
     def merged(self, counts: Sequence[int] | np.ndarray, least: int) -> np.ndarray:
-        """Returns where each bucket's pictures go, so that no bucket in use holds fewer than `least`.
+        """Returns the bucket that each bucket's pictures move to, so that no used bucket holds fewer than `least`.
 
-        The smallest bucket is emptied into the nearest in log aspect ratio that is in use, until all are large enough
-        or one is left.
+        The smallest bucket moves to the used bucket with the nearest log aspect ratio. This repeats until all are large
+        enough or one is left.
         """
         left = np.array(counts, np.int64)
         target = np.arange(len(self.sizes))

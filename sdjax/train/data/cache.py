@@ -1,12 +1,13 @@
-"""A cache of latents: what the autoencoder and the text encoder make of a training set, computed once and kept.
+"""A cache of latents: the outputs of the autoencoder and the text encoder for a training set, computed once and kept.
 
-A folder of ArrayRecord shards. A record is a safetensors file in itself: `moments` float16 [h, w, 2 c], mean and log
-variance as the autoencoder gives them, so that training draws from the posterior as it would from pictures; `ids` int32
-[captions, n] or `context` float16 [captions, n, d]; as metadata `key`, `captions` and `columns`. Of each picture
-`variants` records follow each other, crops and flips drawn anew. Beside each shard lie its table and its statistics.
+A cache is a folder of ArrayRecord shards. Each record is a complete safetensors file with `moments`, float16
+[h, w, 2 c]: the mean and log variance that the autoencoder gives, so that training can draw from the posterior as it
+does from pictures. It also has `ids`, int32 [captions, n], or `context`, float16 [captions, n, d]. Its metadata are
+`key`, `captions` and `columns`. Each picture has `variants` consecutive records, each with another random crop and
+flip. Each shard has a table and statistics beside it.
 
-Which shard holds what is settled before anything is computed, so shards can be made in any order, on many machines, and
-again after an interruption. manifest.json says of what model, data and settings; another one is refused.
+The contents of each shard are fixed before anything is computed. So shards can be made in any order, on many machines,
+and again after an interruption. manifest.json records the model, data and settings; others are refused.
 """
 
 import dataclasses
@@ -47,10 +48,11 @@ MANIFEST = "manifest.json"
 
 @dataclasses.dataclass(frozen=True)
 class CacheSettings:
-    """What is kept of each picture: `variants` crops and flips, drawn by `seed`, and of its captions the tokens ("ids")
-    or what the text encoder makes of them ("context", for training with the text encoder fixed).
+    """Settings of a cache.
 
-    `shard_size` is the number of pictures of a shard.
+    `variants` is the number of random crops and flips of each picture, drawn from `seed`. The captions are kept as
+    tokens ("ids") or as the text encoder's output ("context", for training with a fixed text encoder). `shard_size` is
+    the number of pictures in a shard.
     """
 
     text: str = "ids"
@@ -68,9 +70,9 @@ class CacheSettings:
 class LatentWriter:
     """Makes the shards of a cache in a folder.
 
-    More than `bad_limit` of a shard's pictures may not be bad; 10 are always let pass. `say` is told of each.
+    At most the share `bad_limit` of a shard's pictures may be bad; 10 are always allowed. `say` gets a line for each.
 
-    Raises SourceError where the folder holds shards of another model, other data or other settings.
+    Raises SourceError if the folder holds shards of another model, other data or other settings.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class LatentWriter:
         agree(self.folder, self.manifest(), MANIFEST)
 
     def manifest(self) -> dict[str, Any]:
-        """Returns what the cache depends on, in terms of JSON."""
+        """Returns everything that the cache depends on, in terms of JSON."""
         pictures, parts = self.pictures, self.pictures.parts
         model = {"vae": self.pipe.params["vae"]}
         signatures = {"autoencoder": signature(encoder_of(self.pipe.params))}
@@ -114,11 +116,11 @@ class LatentWriter:
         }
 
     def path(self, k: int) -> Path:
-        """Returns where shard k lies when it is done."""
+        """Returns the path of the finished shard k."""
         return shard_path(self.folder, k, self.shards)
 
     def done(self, k: int) -> bool:
-        """Returns whether shard k is there."""
+        """Returns whether shard k is finished."""
         return self.path(k).exists()
 
     def bytes_of(self, k: int) -> int:
@@ -129,7 +131,7 @@ class LatentWriter:
 
     @pinned()
     def make(self, k: int) -> None:
-        """Makes shard k, unless it is there."""
+        """Makes shard k, unless it exists."""
         if self.done(k):
             return
         size = self.settings.shard_size
@@ -152,14 +154,14 @@ class LatentWriter:
                     sums += [part.sum((0, 1)) for part in (mean, mean**2, variance)]
                     count += mean.shape[0] * mean.shape[1]
             check_bad(bad, len(plan), self.bad_limit, f"shard {k}'s {len(plan)} pictures")
-            # The shard gets its name last: where it is, so are these
+            # The shard gets its name last: if it exists, these files exist too
             stem = self.path(k)
             Table.from_rows(rows).save(stem.with_suffix(".npz"), len(rows))
             statistics = {"records": len(rows), "values": count, "sums": sums.tolist(), "bad": dict(bad)}
             _write_statistics(stem.with_suffix(".json"), statistics)
 
     def _batches(self, plan: Sequence[tuple], pool: ThreadPoolExecutor, bad: Counter[str]) -> Iterator[list[dict]]:
-        """Yields examples of one size, at most a batch of them, while the next are being decoded."""
+        """Yields lists of examples of one size, at most a batch each, while threads decode the next."""
         batches = []
         for _, same in itertools.groupby(plan, key=lambda entry: entry[2]):
             batches += list(_chunks(list(same), max(1, self.batch_size // self.settings.variants)))
@@ -187,7 +189,7 @@ class LatentWriter:
             return str(error), []
 
     def _moments(self, images: Pixels) -> np.ndarray:
-        """Returns the moments, float16; numbers that are not finite are an error."""
+        """Returns the moments as float16. Raises FloatingPointError if some are not finite."""
         run = placement.compiled(_encode, (self.pipe.config.vae, self.pipe.dtype), self.mesh, (False, True), "jit")
         padded = _pad(images, self.batch_size)
         moments = np.asarray(run(self.pipe.on(self.mesh)["vae"], placement.split(padded, self.mesh)))[: len(images)]
@@ -215,14 +217,16 @@ class LatentWriter:
 
 
 def shard_path(folder: Path, k: int, shards: int) -> Path:
-    """Returns where shard k of a cache lies."""
+    """Returns the path of shard k of a cache."""
     return folder / f"latents-{k:05d}-of-{shards:05d}{ENDINGS[0]}"
 
 
 def cache_statistics(folder: str | os.PathLike) -> dict[str, Any]:
-    """Returns what is known of a cache's shards so far: how many are done, records, bad pictures by reason, and over
-    all latents, not scaled: `mean` and `std` by channel, and `scale_factor`, one over the standard deviation of all
-    values drawn from the posteriors, which the autoencoder's own should be near.
+    """Returns the statistics of a cache's finished shards.
+
+    They are the number of finished shards, the number of records, the bad pictures by reason, and of all unscaled
+    latents the `mean` and `std` by channel and the `scale_factor`: one over the standard deviation of all values drawn
+    from the posteriors. The model's own scale factor should be near it.
     """
     folder = Path(folder)
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -243,9 +247,9 @@ def cache_statistics(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_shards(writer: LatentWriter, share: tuple[int, int] = (0, 1)) -> None:
-    """Makes every n-th shard from the i-th on, of `share` (i, n), with a progress bar.
+    """Makes every n-th shard, starting with shard i, for `share` (i, n). Shows a progress bar.
 
-    Raises SourceError if n machines are not numbered from 0.
+    Raises SourceError unless i is from 0 to n - 1.
     """
     from tqdm.auto import tqdm
 
@@ -271,7 +275,7 @@ def _texts_of(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pad(images: np.ndarray, count: int) -> np.ndarray:
-    """Returns images repeated up to a number, so that one program serves all batches of a size."""
+    """Returns images padded to `count` by repetition, so that one compiled program serves all batches of a size."""
     return images[np.arange(count) % len(images)]
 
 

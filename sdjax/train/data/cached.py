@@ -1,4 +1,4 @@
-"""Reading a cache of latents back, for the loader."""
+"""Reads a cache of latents, for the loader."""
 
 import json
 import os
@@ -23,11 +23,11 @@ class Cached:
     """The latents of one or several caches for the loader.
 
     Batches hold `moments` float16 [b, h, w, 2 c], `ids` int32 [b, n] or `context` float16 [b, n, d], `caption` and
-    `key`. A picture's n-th showing takes its variant n modulo their number, and one of its captions. Each of `folders`
-    is shown `repeats` times an epoch; `where` is a filter over the columns, among them `width` and `height` in pixels
-    as encoded. Pictures of a size that has fewer than `least` (the batch size) are left out.
+    `key`. The n-th time a picture is shown, it uses variant n modulo their number, and one of its captions. Each of
+    `folders` is shown `repeats` times an epoch. `where` is a filter over the columns, including `width` and `height` in
+    pixels as encoded. A size with fewer than `least` pictures (the batch size) is left out.
 
-    Raises SourceError for a cache that is not finished, or caches that do not go together.
+    Raises SourceError if a cache is not finished, or if the caches were made with different settings.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Cached:
         self.notices: list[str] = []
         for name in ("model", "text", "tokens"):
             if len({cache.manifest[name] for cache in self.caches}) > 1:
-                raise SourceError(f"{', '.join(map(str, several))} were made with another {name}: make them anew")
+                raise SourceError(f"{', '.join(map(str, several))} were made with another {name}: make them again")
         if len(rates) != len(several) or min(rates) <= 0:
             raise SourceError(f"repeats are above 0, one for all caches or one for each; got {repeats}")
         streams: list[Stream] = []
@@ -64,7 +64,7 @@ class Cached:
 
     @property
     def text(self) -> str:
-        """What the caches hold of captions: "ids" or "context"."""
+        """How the caches hold captions: "ids" or "context"."""
         return self.caches[0].manifest["text"]
 
     def _streams(self, part: int, cache: "_Cache", where: str | None, rate: float) -> list[Stream]:
@@ -86,7 +86,7 @@ class Cached:
         return streams
 
     def place(self, part: int, index: int) -> str:
-        """Returns where a record lies."""
+        """Returns the place of a record, for messages."""
         return f"record {index} of {self.caches[part].name}"
 
     def load(self, part: int, index: int, size: tuple[int, ...], visit: int, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Captions beside pictures: the files that hold them, and what kohya's folder names say."""
+"""Caption files beside pictures, and kohya's folder names."""
 
 import os
 import re
@@ -15,14 +15,14 @@ _NUMBERED = re.compile(r"([0-9]{1,4})_(.+)")  # more digits are a date
 def caption_names(picture: str) -> list[str]:
     """Returns the names, in lower case, of files that may hold a picture's captions, the preferred first.
 
-    Of photo.jpg: photo.txt, photo.jpg.txt, photo.caption, ...
+    For photo.jpg: photo.txt, photo.jpg.txt, photo.caption, ...
     """
     stem = os.path.splitext(picture)[0]
     return [f"{name}{ending}".casefold() for ending in ENDINGS for name in (stem, picture)]
 
 
 def by_lower_case(files: Iterable[str]) -> dict[str, str]:
-    """Returns names by what they are in lower case; the first of several."""
+    """Returns {name in lower case: name}, with the first of several equal names."""
     found: dict[str, str] = {}
     for name in sorted(files):
         found.setdefault(name.casefold(), name)
@@ -43,9 +43,9 @@ def captions_beside(picture: str, folder: Path, files: Mapping[str, str]) -> tup
 
 
 def numbered(file_name: str) -> tuple[int, str] | None:
-    """Returns how often an epoch shows a file's pictures, and their class, by kohya's "10_sks dog" on its path.
+    """Returns (repeats, class) of a picture, from a folder such as kohya's "10_sks dog" on its path; None without one.
 
-    The innermost such folder counts; None if there is none.
+    The innermost such folder counts.
     """
     for part in reversed(PurePosixPath(file_name).parts[:-1]):
         if match := _NUMBERED.fullmatch(part):
@@ -54,9 +54,9 @@ def numbered(file_name: str) -> tuple[int, str] | None:
 
 
 def read_text(path: Path) -> str:
-    """Returns a file's text. Raises SourceError for one that cannot be read or is no text."""
+    """Returns a file's text. Raises SourceError if it cannot be read or is not text."""
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # reading a pipe would block
             raise SourceError(f"{path} is no file but a pipe or a device")
         return decode(path.read_bytes(), str(path))
     except OSError as error:

@@ -1,13 +1,14 @@
-"""Filters: which records are taken, by an expression over their columns, such as `aesthetic > 5 and width >= 512`.
+"""Filters select records by an expression over their columns, such as `aesthetic > 5 and width >= 512`.
 
-The language is a small part of Python's expressions, read by Python's own parser and evaluated here on whole columns:
-names of columns, numbers, texts, tuples of them after `in`; `+ - * /`, comparisons (also chained), `in`, `and or not`,
-`is None`; the functions min, max, abs, len and lower. Nothing else is let through, and nothing is run by Python.
+The language is a small part of Python's expressions: names of columns, numbers, texts, tuples of them after `in`;
+`+ - * /`, comparisons (also chained), `in`, `and or not`, `is None`; the functions min, max, abs, len and lower.
+Everything else is refused. Python's parser reads the expression; it is evaluated here, on whole columns, and never run
+by Python.
 
-A value that is missing makes whatever hangs on it unknown, as in SQL: `x > 5`, `not x > 5` and `x == x` are all
-unknown where x is missing, `unknown or true` is true, `unknown and false` is false. Division by zero is unknown too.
-Records for which the whole expression is true are taken, so neither `aesthetic > 5` nor its negation takes one that has
-no such value; `aesthetic is None or aesthetic > 5` does.
+A missing value makes every expression that depends on it unknown, as in SQL. If x is missing, `x > 5`, `not x > 5` and
+`x == x` are all unknown; `unknown or true` is true, and `unknown and false` is false. Division by zero is unknown too.
+A record is selected if the whole expression is true. So neither `aesthetic > 5` nor its negation selects a record
+without that value, but `aesthetic is None or aesthetic > 5` does.
 """
 
 import ast
@@ -36,11 +37,11 @@ FUNCTIONS = ("min", "max", "abs", "len", "lower")
 
 
 class FilterError(ValueError):
-    """An expression that is no filter, or does not fit the columns, and why."""
+    """An expression is not a valid filter, or does not fit the columns; the message says why."""
 
 
 class _Value(NamedTuple):
-    """A column: float64, bool or object array with what is not `known` arbitrary; kind "number", "truth" or "text"."""
+    """A column: a float64, bool or object array, arbitrary where not `known`. Kind is "number", "truth" or "text"."""
 
     data: np.ndarray
     known: np.ndarray
@@ -48,10 +49,9 @@ class _Value(NamedTuple):
 
 
 def select(expression: str, table: Table) -> np.ndarray:
-    """Returns which rows of the table the expression is true for, bool.
+    """Returns a bool array: the rows of the table for which the expression is true.
 
-    Raises FilterError for what the language does not hold, for a column that the table does not have, and where texts
-    and numbers meet.
+    Raises FilterError for anything outside the language, for unknown columns, and for mixing texts and numbers.
     """
     value = _truth(_Evaluation(expression, table).run())
     return np.broadcast_to(value.data & value.known, len(table)).copy()
@@ -123,7 +123,7 @@ class _Evaluation:
         return _Value(data, a.known & b.known & np.isfinite(data), "number")
 
     def _boolop(self, node: ast.BoolOp, depth: int) -> _Value:
-        """Kleene's logic: unknown unless the known ones decide."""
+        """Kleene's logic: unknown unless the known values decide."""
         parts = [self.truth(self.value(part, depth), part) for part in node.values]
         decisive = isinstance(node.op, ast.Or)  # the value that decides alone
         decided = _any([part.known & (part.data == decisive) for part in parts])
@@ -153,7 +153,7 @@ class _Evaluation:
         return _Value(~known if isinstance(op, ast.Is) else known, np.ones_like(known), "truth")
 
     def member(self, left: ast.expr, op: ast.cmpop, right: ast.expr, depth: int) -> _Value:
-        """`x in (a, b)` is whether x is one of them; `a in b`, both texts, whether b holds a."""
+        """`x in (a, b)` tests whether x is one of them; `a in b`, for two texts, tests whether b contains a."""
         a = self.value(left, depth)
         if isinstance(right, ast.Tuple | ast.List | ast.Set):
             if not all(isinstance(one, ast.Constant) for one in right.elts):

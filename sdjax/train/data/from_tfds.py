@@ -1,4 +1,4 @@
-"""TensorFlow Datasets, read without TensorFlow: any dataset that was prepared as ArrayRecord."""
+"""Reads TensorFlow Datasets without TensorFlow, if they were prepared as ArrayRecord."""
 
 import io
 import os
@@ -13,17 +13,18 @@ from sdjax.train.data.table import Table, index_path, kept, picture_size
 
 
 class TfdsRecords:
-    """A split of a TensorFlow Dataset, its pictures as the files that they are stored as.
+    """A split of a TensorFlow Dataset. Pictures are the stored files, not decoded.
 
     Args:
         name: as `tfds.data_source` takes it, such as "oxford_flowers102" or "my_set:1.0.0".
         split: such as "train" or "train[10%:]".
         image: the column of pictures, by default the only one.
-        caption: the column of captions, texts or a ClassLabel, by default text, caption, captions or the only
+        caption: the column of captions, with texts or a ClassLabel; by default text, caption, captions or the only
             ClassLabel.
-        template: what a class's name is put into, for its `{}`: "a photo of a {}"; `_` and `-` in it become spaces.
+        template: the caption of a class, with its name in place of `{}`, such as "a photo of a {}"; `_` and `-` in the
+            name become spaces.
 
-    Raises SourceError where the dataset is not there, lies in another format, or columns are missing or ambiguous.
+    Raises SourceError if the dataset is not found or has another format, or if columns are missing or ambiguous.
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class TfdsRecords:
     def __getitem__(self, i: int) -> Record:
         try:
             example = self.data[int(i)]
-        except (ValueError, RuntimeError, IndexError) as error:  # of a checksum that does not agree
+        except (ValueError, RuntimeError, IndexError) as error:  # a wrong checksum
             raise OSError(f"record {i} of {self.name} is damaged ({_first_line(error)})") from None
         columns = {column: self._plain(column, value) for column, value in example.items() if column != self.image}
         captions = self._captions(columns, i)
-        if isinstance(columns.get(self.caption), bytes):  # checked to be text by now
+        if isinstance(columns.get(self.caption), bytes):  # already checked to be text
             columns[self.caption] = columns[self.caption].decode()
         return Record(f"{self.name}/{self.split}/{i}", bytes(example[self.image]), captions, columns)
 
@@ -69,7 +70,7 @@ class TfdsRecords:
         return {**self.__dict__, "table": None}
 
     def _plain(self, column: str, value: Any) -> Any:
-        """Returns a value as Python has it: class names for numbers, text for bytes; lists stay lists."""
+        """Returns a value as a plain Python value: class names for numbers, text for bytes; lists stay lists."""
         if column in self.classes and np.ndim(value) == 0:
             return self.classes[column][int(value)] if value >= 0 else None
         if isinstance(value, bytes):
@@ -94,7 +95,7 @@ class TfdsRecords:
             try:
                 record = self[i]
             except OSError:
-                rows.append({"width": 0, "height": 0})  # damaged; left out, as what is no picture
+                rows.append({"width": 0, "height": 0})  # damaged: left out, like a file that is not a picture
                 continue
             width, height = picture_size(io.BytesIO(record.image))
             caption = record.captions[0] if record.captions else None
@@ -109,7 +110,7 @@ def _builder(name: str, data_dir: str | os.PathLike | None) -> Any:
         raise SourceError(
             "TensorFlow Datasets are read with their own package: in the clone of sdjax, pip install '.[train]'"
         ) from None
-    if addresses.remote(data_dir):  # only this dataset's part of it
+    if addresses.remote(data_dir):  # fetch only this dataset's part
         own = name.partition(":")[0].partition("/")[0]
         data_dir = buckets.fetch(f"{addresses.address(data_dir)}/{own}", "fetching the dataset").parent
     try:
@@ -151,7 +152,7 @@ def _of_type(features: Mapping[str, Any], kind: str) -> list[str]:
 def _only(
     named: str | None, choices: Sequence[str], what: str, option: str, dataset: str, features: Mapping[str, Any]
 ) -> str:
-    """Returns the column that is named, or the only choice. Raises SourceError, listing the columns."""
+    """Returns the named column or, without a name, the only choice. Raises SourceError, listing the columns."""
     listed = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
     if named is not None:
         if named not in features:

@@ -21,7 +21,7 @@ from sdjax.train.data.walk import Visited, walk
 
 
 class _Stat(NamedTuple):
-    """What tells a file from others, and whether it changed; zeros if it is not there."""
+    """Identifies a file and shows whether it changed; zeros if it does not exist."""
 
     size: int = 0
     changed: int = 0
@@ -30,12 +30,12 @@ class _Stat(NamedTuple):
 
     @property
     def identity(self) -> tuple[int, int] | None:
-        """Which file it is, by whatever name; None where the file system does not say."""
+        """The file's identity, the same under all its names; None if the file system does not say."""
         return (self.device, self.number) if self.number else None
 
 
 class _Found(NamedTuple):
-    """A picture: its row, its captions, and where its row stands if it is from a table."""
+    """A picture: its row, its captions, and the place of its row if a table names it."""
 
     row: dict[str, Any]
     captions: tuple[str, ...]
@@ -46,18 +46,18 @@ class _Found(NamedTuple):
 class Folder:
     """The pictures of a folder and its subfolders, sorted by name.
 
-    Where a folder holds metadata.jsonl, .csv or .parquet, its rows name the pictures (`file_name`, relative to it),
-    their captions and other columns, and `mask_file_name`; pictures that no row names are left out. Elsewhere every
-    JPEG, PNG and WebP file is taken, with the lines of `NAME.txt` (see `captions.ENDINGS`) beside it as captions, and
-    `NAME_mask.png` or `NAME.mask.png` as mask. Hidden folders and those of other programs are passed over (`walk.py`),
-    and a file that is reached by several names counts once, by the first that has captions.
+    If a folder has metadata.jsonl, .csv or .parquet, its rows name the pictures (`file_name`, relative to the folder),
+    their captions and other columns, and `mask_file_name`. Pictures without a row are left out. In other folders every
+    JPEG, PNG and WebP file is used. Its captions are the lines of `NAME.txt` beside it (see `captions.ENDINGS`), its
+    mask is `NAME_mask.png` or `NAME.mask.png`. Hidden folders and those of other programs are skipped (`walk.py`). A
+    file with several names counts once, under the first name that has captions.
 
-    A subfolder called "10_sks dog" is kohya's: an epoch shows its pictures ten times, and those without captions have
-    the rest of the name as caption.
+    A subfolder such as "10_sks dog" follows kohya's rule: an epoch shows its pictures ten times, and "sks dog" is the
+    caption of those without one.
 
     Args:
-        caption: the column that holds the captions, by default the first of records.CAPTION_COLUMNS that there is.
-        default: the caption of pictures that have none; without it, they are an error.
+        caption: the column that holds the captions, by default the first of records.CAPTION_COLUMNS that exists.
+        default: the caption of pictures without one; if None, such pictures are an error.
         index_folder: where the table is kept, by default in the folder itself.
     """
 
@@ -108,7 +108,7 @@ class Folder:
             )
 
     def _once(self, found: list[_Found], stats: list[_Stat]) -> tuple[list[_Found], list[_Stat]]:
-        """Leaves out names of a file that another name stands for; rows of one table may repeat it."""
+        """Keeps one name of each file; rows of one table may repeat a file."""
         chosen: dict[tuple[int, int], int] = {}
         for i in sorted(range(len(found)), key=lambda i: not found[i].captions):  # those with captions first
             if (identity := stats[i].identity) is not None:
@@ -125,7 +125,7 @@ class Folder:
         return [found[i] for i in kept], [stats[i] for i in kept]
 
     def _numbered(self, found: list[_Found], stats: list[_Stat]) -> tuple[list[_Found], list[_Stat]]:
-        """Obeys folder names such as "10_sks dog"."""
+        """Applies folder names such as "10_sks dog"."""
         kept, counted = [], Counter[tuple[int, str]]()
         if beside.numbered(f"{self.path.name}/x"):
             self.notices.append("this folder's own name says no repeats: name the folder above it for that")
@@ -147,7 +147,7 @@ class Folder:
             self.notices.append(f"{count} {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
 
     def _filled(self, found: list[_Found], caption: str | None, default: str | None) -> list[tuple[str, ...]]:
-        """Returns captions, with the default where there is none."""
+        """Returns the captions, or the default for pictures without one."""
         without = [one for one in found if not one.captions]
         if without and default is None:
             where = "in a column text, caption or captions" if caption is None else f"in the column {caption!r}"
@@ -180,7 +180,7 @@ class Folder:
     def _index(self, stats: list[_Stat]) -> Table:
         paths = [self.path / row["file_name"] for row in self.rows]
         stamp = [[file.size, file.changed] for file in stats]
-        # The metadata may have changed and the pictures not: only their sizes, which take long, are kept
+        # Only the pictures' sizes are kept, as they take long: the metadata may change while the pictures do not
         names = [row["file_name"] for row in self.rows]
         sizes = kept(index_path(self.path, self.index_folder), [names, stamp], lambda: _sizes(paths))
         width, height = (sizes[name] for name in ("width", "height"))
@@ -229,11 +229,11 @@ def _opened(path: Path) -> BinaryIO:
 
 def _content(path: Path) -> bytes:
     with _opened(path) as file:
-        return file.read(MAX_BYTES + 1)  # what is longer is refused when it is decoded
+        return file.read(MAX_BYTES + 1)  # a longer file is refused when it is decoded
 
 
 def _beside(visited: Visited) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """Yields the pictures of a folder with the captions and masks beside them, and caption files that are not taken."""
+    """Yields each picture of a folder with the captions and mask beside it, and the caption files that are not used."""
     folder, relative, files = visited
     pictures = {name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES}
     texts = beside.by_lower_case(files)

@@ -1,4 +1,4 @@
-"""Batches of a training set: batch n is the same whatever the number of processes, workers, threads and devices."""
+"""Batches of a training set. Batch n does not depend on the number of processes, workers, threads or devices."""
 
 import collections
 import contextlib
@@ -16,8 +16,8 @@ from sdjax.train.data.ahead import ahead
 from sdjax.train.data.order import Order, Row, Stream
 from sdjax.train.data.pictures import BadPicture
 
-ATTEMPTS = 25  # at finding a record that stands in for a bad one
-NAMED = 20  # bad records that are said one by one
+ATTEMPTS = 25  # to find a replacement for a bad record
+NAMED = 20  # bad records that are reported one by one
 FORGIVEN = 10  # bad records before their share is looked at
 
 Batch = dict[str, Any]  # arrays [b, ...] and lists of b texts, by name
@@ -25,10 +25,10 @@ Tokens = Callable[[Sequence[str]], np.ndarray]
 
 
 class Examples(Protocol):
-    """What a loader takes its batches from: records by stream, and `load`, which makes arrays and texts of one.
+    """The source of a loader's batches: records by stream, and `load`, which returns the arrays and texts of one.
 
-    `load` is called from several threads, raises BadPicture for a record that cannot be used, and everything is pickled
-    into worker processes. `place` says where a record lies, for messages. See `Pictures` and `Cached`.
+    `load` is called from several threads and raises BadPicture for a record that cannot be used. The object is pickled
+    into worker processes. `place` returns the place of a record, for messages. See `Pictures` and `Cached`.
     """
 
     streams: list[Stream]
@@ -41,11 +41,11 @@ class Examples(Protocol):
 
 
 class TooManyBadPictures(ValueError):
-    """More records than the limit could not be used."""
+    """More records than the limit allows could not be used."""
 
 
 def check_bad(bad: Counter[str], drawn: int, limit: float, of: str, last: str = "") -> None:
-    """Raises TooManyBadPictures if more of what was `drawn` is `bad` than the limit's share; 10 are always let pass."""
+    """Raises TooManyBadPictures if the share of bad records among `drawn` exceeds `limit`; 10 are always allowed."""
     number = sum(bad.values())
     if number > max(FORGIVEN, limit * drawn):
         reasons = "; ".join(f"{count} x {reason}" for reason, count in bad.most_common(5))
@@ -56,7 +56,7 @@ def check_bad(bad: Counter[str], drawn: int, limit: float, of: str, last: str = 
 
 
 class Made(NamedTuple):
-    """A batch as it is made, and the (key, reason) of every record that another stands in for."""
+    """A new batch, and the (key, reason) of every record that was replaced by another."""
 
     batch: Batch
     bad: list[tuple[str, str]]
@@ -66,20 +66,20 @@ class Loader:
     """Batches of examples for one of several processes; see `batch`, `iterate` and `on_devices`.
 
     Args:
-        batch_size: records of a batch, of all processes together.
-        tokens: makes token ids int [b, n] of captions, for `ids` in a batch; worker processes want it pickled.
-        process: (p, P), this process's number and how many share the batches, P dividing the batch size; by default
-            JAX's. Process p holds rows p B / P to (p + 1) B / P, unless `sharding` says otherwise.
-        sharding: where batches will lie; this process holds the rows of its devices, which on a TPU slice may not
-            follow each other.
-        threads: how many batches are made at a time; Pillow and array_record work outside of Python's lock.
-        workers: processes, each with its threads, where those are not enough. They are spawned, so that a script's
-            work has to stand under `if __name__ == "__main__"`.
-        bad_limit: the share of bad records above which TooManyBadPictures is raised; 10 are always let pass.
+            batch_size: records in a batch, over all processes.
+            tokens: maps captions to token ids, int [b, n], for a batch's `ids`; it must be picklable for worker
+            processes. process: (p, P): this process's number and the number of processes, by default JAX's. P must
+                divide the batch size B. Process p holds rows p B / P to (p + 1) B / P, unless `sharding` is given.
+            sharding: the sharding of batches. This process then holds the rows of its devices, which on a TPU slice
+                need not be consecutive.
+            threads: how many batches are made at the same time. Pillow and array_record release Python's lock.
+            workers: processes, each with its threads, if threads alone are too slow. They are spawned, so a script must
+                do its work under `if __name__ == "__main__"`.
+            bad_limit: the share of bad records above which TooManyBadPictures is raised; 10 are always allowed.
 
-    `bad` counts by reason the records of this process that others stood in for, `drawn` all that were read. `say` is
-    told of each such record once, but of no more than the first NAMED.
-    Raises ValueError if the records do not fill one batch.
+        `bad` counts this process's replaced records by reason; `drawn` counts all records that were read. `say` gets
+        one line for each replaced record, at most NAMED.
+        Raises ValueError if the records do not fill one batch.
     """
 
     def __init__(
@@ -112,15 +112,15 @@ class Loader:
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches an epoch has; batch n is of epoch n // batches_per_epoch."""
+        """The number of batches in an epoch; batch n belongs to epoch n // batches_per_epoch."""
         return self.order.batches_per_epoch
 
     def batch(self, n: int) -> Batch:
-        """Returns this process's rows of batch n, made now. It does not count what is bad."""
+        """Makes and returns this process's rows of batch n. Bad records are not counted."""
         return self.make(n).batch
 
     def iterate(self, first: int = 0, last: int | None = None) -> Generator[Batch, None, None]:
-        """Yields this process's rows of batches `first` to `last` (without end by default), made ahead.
+        """Yields this process's rows of batches `first` to `last` (endless by default), made ahead.
 
         Raises TooManyBadPictures.
         """
@@ -144,10 +144,10 @@ class Loader:
     def on_devices(
         self, sharding: Any, first: int = 0, last: int | None = None, depth: int = 2
     ) -> Generator[Batch, None, None]:
-        """Yields whole batches with their arrays on the devices of a sharding, `depth` ahead of their use.
+        """Yields whole batches with their arrays on the devices of a sharding, `depth` batches ahead of their use.
 
-        The sharding cuts the first axis only, so that this process holds the rows of its devices. Texts stay lists of
-        this process's.
+        The sharding must split only the first axis, so that this process holds the rows of its devices. Texts stay
+        lists, with this process's rows only.
         """
         ready: collections.deque[Batch] = collections.deque()
         with contextlib.closing(self.iterate(first, last)) as batches:
@@ -158,7 +158,7 @@ class Loader:
         yield from ready
 
     def put(self, batch: Batch, sharding: Any) -> Batch:
-        """Returns the batch with this process's arrays as parts of arrays of the whole batch."""
+        """Returns the batch with global arrays, of which this process holds its rows."""
         import jax
 
         held = np.concatenate([np.arange(*rows) for rows in self.rows])
@@ -174,7 +174,7 @@ class Loader:
         return {name: whole(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()}
 
     def summary(self) -> list[str]:
-        """Returns lines that say what the batches are made of, and what is left out."""
+        """Returns lines that describe the batches and the records that are left out."""
         sizes = Counter[tuple[int, ...]]()
         for stream in self.examples.streams:
             sizes[stream.size] += len(stream.members)
@@ -198,7 +198,7 @@ class Loader:
 
 
 class _Make:
-    """Makes a process's rows of batch n; it is what worker processes are given."""
+    """Makes a process's rows of batch n. It is pickled into worker processes."""
 
     def __init__(
         self, examples: Examples, order: Order, rows: tuple[tuple[int, int], ...], tokens: Tokens | None
@@ -234,7 +234,7 @@ class _Make:
 
 
 def _leave_signals_to_the_main_process(worker: int, count: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole group; the main process still wants batches while it saves."""
+    """Ignores Ctrl-C and SIGTERM, which reach the whole group: the main process needs batches until it has saved."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -253,7 +253,7 @@ def rows_of(sharding: Any, batch_size: int) -> tuple[tuple[int, int], ...]:
 
 
 def _parse_absl_flags() -> None:
-    """grain's worker processes ask for absl's flags, which nobody has parsed where absl does not run the program."""
+    """Parses absl's flags, which grain's worker processes read, if absl did not start the program."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

@@ -12,26 +12,26 @@ from sdjax.train.data.captions import read_text
 from sdjax.train.data.records import CAPTION_COLUMNS, SourceError
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")  # the first there is
+FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")  # the first that exists is used
 FILES = ("file_name", "mask_file_name")
 
 
 def listed(files: Iterable[str]) -> list[str]:
-    """Returns which of a folder's files are tables, in whatever case they are spelled."""
+    """Returns those of a folder's files that are tables, in upper or lower case."""
     return [name for name in sorted(files) if name.casefold() in NAMES]
 
 
 def rows(path: Path, relative: PurePosixPath) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (place, row) of a table: `file_name` and `mask_file_name` relative to the root, with slashes.
 
-    `place` says where the row stands, for messages. Raises SourceError, naming it, for a row that makes no sense.
+    `place` is the row's place, for messages. Raises SourceError, naming the place, for an invalid row.
     """
     parse = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix.casefold()]
     for place, row in parse(path):
         row = _known_names(row)
         if not isinstance(row.get("file_name"), str) or not row["file_name"].strip():
             raise SourceError(
-                f"{place} has no file_name; each row names its picture there, as Hugging Face's imagefolder has it"
+                f"{place} has no file_name; each row must name its picture there, as in Hugging Face's imagefolder"
             )
         for name in FILES:
             if row.get(name):
@@ -92,7 +92,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _delimiter(text: str) -> str:
-    """Returns what stands between fields: a comma, or a semicolon or tab where only that makes sense of the head."""
+    """Returns the delimiter: a comma, or a semicolon or tab if only that splits the header into known columns."""
     head = lines(text)[0]
     known = {*FILES, *FILE_COLUMNS}
     return next(
@@ -101,7 +101,7 @@ def _delimiter(text: str) -> str:
 
 
 def _all_numbers(found: list[dict[str, Any]], name: str) -> bool:
-    """Whether every value of a column is a number: in CSV only its values say what a column is."""
+    """Returns whether every value of a column is a number. In CSV only the values show a column's type."""
     values = [row[name] for row in found if row[name] not in (None, "")]
     try:
         return bool([float(value) for value in values])

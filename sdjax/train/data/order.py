@@ -1,7 +1,7 @@
-"""The order of a training set's records: which of them batch n holds, by arithmetic on seed and n alone.
+"""The order of a training set's records. The records of batch n are computed from the seed and n alone.
 
-An epoch shows every stream's records, shuffled, as often as its rate says. Batches hold one size of pictures each; what
-is left of a size when its batches are full is dropped, something else in each epoch.
+An epoch shows the records of every stream, shuffled, as often as the stream's rate. All pictures of a batch have one
+size. Records of a size that do not fill a last batch are dropped; each epoch drops others.
 """
 
 import functools
@@ -17,7 +17,7 @@ TABLE = 2**14  # records
 
 
 class Stream(NamedTuple):
-    """Records of one part and one size; an epoch shows ceil(rate * len(members)) of them, going round."""
+    """Records of one part and one size. An epoch shows ceil(rate * len(members)) of them, in a cycle."""
 
     part: int
     size: tuple[int, ...]
@@ -35,13 +35,13 @@ class Row(NamedTuple):
 
 
 class Order:
-    """Batches of `batch_size` records of streams. Raises ValueError if there is not one batch of them."""
+    """Batches of `batch_size` records of the streams. Raises ValueError if the records do not fill one batch."""
 
     def __init__(self, streams: Sequence[Stream], batch_size: int, seed: int):
         self.streams, self.batch_size, self.seed = list(streams), batch_size, seed
         sizes = list(dict.fromkeys(stream.size for stream in self.streams))
         self.groups = [[i for i, s in enumerate(self.streams) if s.size == size] for size in sizes]
-        # a hair below, so that a rate made by dividing does not ask for one record more
+        # slightly less, so that rounding errors in a rate do not add a record
         self.shown = [math.ceil(stream.rate * len(stream.members) - 1e-9) for stream in self.streams]
         self.slots = [sum(self.shown[i] for i in group) for group in self.groups]
         self.ends = np.cumsum([slots // batch_size for slots in self.slots])
@@ -61,13 +61,13 @@ class Order:
         return self._rows(epoch, group, permuted(rows, self.slots[group], self.seed, "slots", epoch, group))
 
     def instead(self, n: int, row: int, attempt: int) -> Row:
-        """Returns what stands in for row `row` of batch n when it cannot be shown, nor what stood in before."""
+        """Returns the replacement number `attempt` for row `row` of batch n, which could not be used."""
         epoch, group, _ = self._place(n)
         slot = _hash(self.seed, "instead", int(n), row, attempt) % self.slots[group]
         return self._rows(epoch, group, np.array([slot]))[0]
 
     def _place(self, n: int) -> tuple[int, int, int]:
-        """Returns batch n's epoch, its group, and which of the epoch's slots in the group is its first."""
+        """Returns batch n's epoch, its group, and its first slot among the group's slots in the epoch."""
         epoch, place = divmod(int(n), self.batches_per_epoch)
         place = int(permuted([place], self.batches_per_epoch, self.seed, "batches", epoch)[0])
         group = int(np.searchsorted(self.ends, place, side="right"))
@@ -92,11 +92,12 @@ class Order:
 
 
 def permuted(places: Sequence[int] | np.ndarray, length: int, *key: Any) -> np.ndarray:
-    """Returns where a permutation of 0 ... length - 1 that is drawn from the key takes these places.
+    """Returns the images of `places` under a random permutation of 0 ... length - 1, drawn from the key.
 
-    Up to TABLE it is a table, sorted by hashes. Above, a Feistel network over the next power of four, walked until it
-    comes back below `length` (Black & Rogaway 2002, Ciphers with arbitrary finite domains), so that no table of a large
-    set is ever made. Both give the same numbers everywhere, which NumPy does not promise of its generators.
+    Up to TABLE the permutation is a table, sorted by hashes. Above, it is a Feistel network over the next power of
+    four, applied until the result is below `length` (Black & Rogaway 2002, Ciphers with arbitrary finite domains). So
+    a large set needs no table. Both give the same numbers on every platform; NumPy does not promise this for its
+    generators.
     """
     if length <= TABLE:
         return _table(length, *key)[np.asarray(places)]
