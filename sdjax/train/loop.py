@@ -1,4 +1,4 @@
-"""Running a training: batches made ahead, numbers logged, checkpoints written, stopped and resumed."""
+"""The training loop: takes steps, logs numbers, writes checkpoints, and stops on signals."""
 
 import contextlib
 import dataclasses
@@ -18,11 +18,11 @@ from sdjax.train.signals import Signals
 from sdjax.train.state import TrainState
 from sdjax.train.watch import Watch
 
-RATE = "learning_rate"  # of the last step: no mean
+RATE = "learning_rate"  # logged for the last step, not as a mean
 
 
 class Stopped(KeyboardInterrupt):
-    """A training that was told to stop, and saved; `number` is the signal."""
+    """A signal stopped the training, and its state was saved; `number` is the signal's number."""
 
     def __init__(self, text: str, number: int):
         super().__init__(text)
@@ -31,9 +31,10 @@ class Stopped(KeyboardInterrupt):
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """Something done after every `every`-th step, and after the last one: `run(state)` returns numbers to log.
+    """An action after every `every`-th step and after the last step. `run(state)` returns numbers to log.
 
-    A number named `best` ranks the state of that step, the lower the better: it is saved then. `name` is for messages.
+    A number named `best` ranks the state of that step, lower is better; a state with it is saved. `name` is for
+    messages.
     """
 
     every: int
@@ -47,22 +48,21 @@ def fit(
     log_every: int = 50, save_every: float = 300.0, save_steps: int | None = None, events: tuple[Event, ...] = (),
     refused_limit: int = 10, patience: float | None = None, programs: int | None = None,
 ) -> TrainState:  # fmt: skip
-    """Returns the state after `steps` steps in all, from `state` on, which counts those that were taken before.
+    """Returns the state after `steps` steps in all. `state.step` counts the steps taken before.
 
     Args:
-        batches: `batches(n)` yields the batches of step n (from 0) and on, so that a resumed run sees what it would
-            have seen.
-        log: gets the means of the numbers since it was told last, every `log_every` steps; with `seconds` a step, and
-            the shares of the time that went into waiting for data (`data_wait`) and into saving (`save_wait`).
-        save_every: seconds between checkpoints; or with `save_steps`, steps between them. One is also written at the
-            end, on SIGUSR1, and on SIGTERM and Ctrl-C, upon which Stopped is raised.
-        events: what else is done, such as validation.
-        refused_limit: FloatingPointError is raised after so many steps in a row that were refused.
-        patience: seconds that a batch, a save, or a step that is not compiled first, may take before the process
-            ends with status HUNG, saying on what it hung: a peer that died leaves the others waiting for ever. None
-            waits too.
-        programs: how many sizes of batches there are. The step is compiled for each, which is said, and counts neither
-            for the time of a step nor for `patience`.
+        batches: `batches(n)` yields the batches from step n (from 0) on, so that a resumed run sees the same batches.
+        log: gets numbers every `log_every` steps: means since the last call, `seconds` a step, and the shares of the
+            time spent waiting for data (`data_wait`) and saving (`save_wait`).
+        save_every: seconds between checkpoints; `save_steps` sets steps instead. A checkpoint is also written at the
+            end, on SIGUSR1, and on SIGTERM and Ctrl-C, which then raise Stopped.
+        events: further actions, such as validation.
+        refused_limit: FloatingPointError is raised after this many refused steps in a row.
+        patience: the most seconds that a batch, a save or a compiled step may take. After that the process ends with
+            status HUNG and says what it waited for, because a process that died leaves the others waiting for ever.
+            None waits for ever.
+        programs: the number of batch sizes. The step is compiled for each size. This is reported, and counts neither
+            in the time of a step nor for `patience`.
     """
     meter = _Meter()
     compiling = Compiling(programs, log.say)
@@ -79,7 +79,7 @@ def fit(
             with watch("a batch"), meter.waiting("data"):
                 batch = next(data)
             with watch(f"step {step + 1}"):
-                jax.block_until_ready(metrics)  # of the step before: no more than two are under way when a signal comes
+                jax.block_until_ready(metrics)  # of the step before: at most two steps run when a signal comes
                 refused = _count_refused(metrics, refused, refused_limit, step)
             with contextlib.ExitStack() as around:
                 if compiling.is_new(batch):
@@ -112,7 +112,7 @@ def fit(
                         log.scalars(step, values)
             if told.save or ranked or (save_steps and step % save_steps == 0):
                 with watch("saving"), meter.waiting("save"):
-                    log.flush()  # before the checkpoint: a run goes on from there, and knows what came before
+                    log.flush()  # before the checkpoint: a resumed run needs the log up to it
                     checkpoints.save(state, metric=ranked.get("best"))
                 told.save, saved = False, time.monotonic()
         with watch("saving"):
@@ -138,13 +138,13 @@ def _count_refused(metrics: Metrics, before: int, limit: int, step: int) -> int:
 
 
 class _Meter:
-    """Means of a step's numbers, and where the time goes."""
+    """The means of a step's numbers, and the shares of the time."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what was added, and starts the clock."""
+        """Clears all sums and starts the clock."""
         self.steps: list[Metrics] = []
         self.waits = {"data": 0.0, "save": 0.0}
         self.since = time.monotonic()
@@ -165,7 +165,7 @@ class _Meter:
         self.since += time.monotonic() - begin
 
     def read(self) -> dict[str, float]:
-        """Returns the means and starts anew. Numbers of refused steps count for nothing but `refused`."""
+        """Returns the means and restarts. Refused steps count only in `refused`."""
         taken = jax.device_get(self.steps)
         good = [one for one in taken if not one["refused"]]
         values = {name: float(np.mean([one[name] for one in good])) if good else math.nan for name in taken[-1]}

@@ -19,8 +19,10 @@ from sdjax.typing import Pixels
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What one step works on, all devices together: `images`, and where known `flops`, floating-point operations that
-    the model needs (`Flops.model`), and `peak`, the most of them that all devices together do in a second.
+    """The work of one step on all devices together.
+
+    `images` is the number of pictures and `flops` the floating-point operations that the model needs (`Flops.model`).
+    `peak` is the peak rate of all devices together, in operations per second. The last two are None if not known.
     """
 
     images: int
@@ -28,9 +30,9 @@ class Speed:
     peak: float | None = None
 
     def of(self, seconds: float) -> dict[str, float]:
-        """Returns `images_per_second` for steps of so many seconds and, where known, `flops_per_second` and `mfu`.
+        """Returns `images_per_second` and, if known, `flops_per_second` and `mfu`, for a step of this many seconds.
 
-        `mfu` is the share of the peak that went into the model, between 0 and 1 (Chowdhery et al. 2022, PaLM,
+        `mfu` is the share of the peak that the model used, between 0 and 1 (Chowdhery et al. 2022, PaLM,
         arXiv 2204.02311, appendix B).
         """
         values = {"images_per_second": self.images / seconds}
@@ -42,22 +44,23 @@ class Speed:
 
 
 class Writers:
-    """Takes the numbers and pictures of a run of `steps` steps and writes them into its folder and on the console.
+    """Writes the numbers and pictures of a run of `steps` steps to its folder and the console.
 
-    - `log.jsonl`: a line for every call of `scalars`, {"step": n, name: value, ...}. JSON knows finite numbers only:
+    - `log.jsonl`: a line for every call of `scalars`, {"step": n, name: value, ...}. JSON has only finite numbers, so
       null stands for NaN and infinities.
-    - `tensorboard/`: the same as events, less what is not finite, and the pictures (needs tensorboardX).
+    - `tensorboard/`: the finite numbers and the pictures as events (needs tensorboardX).
     - `pictures/NAME/STEP.png`: a sheet of pictures, with their captions as text in the file.
-    - the console (stderr): a progress bar if `progress`, or None and stderr is a terminal; otherwise a line a minute.
+    - The console (stderr): a progress bar if `progress` is True, or None and stderr is a terminal; otherwise a line a
+      minute.
 
-    In a bucket, which cannot append, the files are those of a folder of this computer, copied once a minute, before
-    every checkpoint, and at the end.
+    A bucket cannot append to files. For a bucket, the files are written to a local folder and copied once a minute,
+    before every checkpoint, and at the end.
 
-    A run that goes on from step `first` begins by taking back what was told of later steps, which are done again: lines
-    of the log are cut off, and TensorBoard is told to forget (its purge_step).
+    A run that resumes at step `first` repeats the later steps. So their lines are removed from the log, and TensorBoard
+    drops their events (its purge_step).
 
-    Only the first process of several writes; in the others all this does nothing. Raises ModuleNotFoundError if
-    `tensorboard` is asked for and tensorboardX is not there.
+    If there are several processes, only the first writes; in the others nothing happens. Raises ModuleNotFoundError if
+    `tensorboard` is True and tensorboardX is not installed.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Writers:
         self._outputs.append(self._console)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes numbers of a step. With `seconds`, the time a step takes, come those that `speed` gives."""
+        """Writes the numbers of a step. If they include `seconds`, the time of a step, `speed`'s numbers are added."""
         numbers = {name: float(value) for name, value in values.items()}
         if self.speed is not None and numbers.get("seconds", 0.0) > 0:
             numbers |= self.speed.of(numbers["seconds"])
@@ -94,7 +97,7 @@ class Writers:
             self.flush()
 
     def pictures(self, step: int, name: str, pixels: Pixels, captions: Sequence[str]) -> None:
-        """Writes pictures, uint8 [n, h, w, 3], made in a step; `name` tells them from others, as "samples".
+        """Writes pictures, uint8 [n, h, w, 3], made in a step, under a name such as "samples".
 
         Raises ValueError unless there is a caption for each.
         """
@@ -109,18 +112,18 @@ class Writers:
             self._console.say(text)
 
     def flush(self) -> None:
-        """Copies what is new into a bucket, where the run's folder is one; else everything is written already.
+        """Copies new data into the bucket if the run's folder is in one; otherwise everything is already written.
 
-        What cannot be written is tried again the next time.
+        A failed copy is tried again next time.
         """
         if self._mirror is not None:
             try:
                 self._mirror.copy()
             except OSError as error:
-                self.say(f"{error}; it is tried again later")
+                self.say(f"{error}; sdjax will try again later")
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Writes everything that is not written yet, and closes the outputs."""
         for output in self._outputs:
             output.close()
         if self._mirror is not None:

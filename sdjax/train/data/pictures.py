@@ -1,4 +1,4 @@
-"""Pictures of a training set: filtered, put into buckets, cropped, turned and resized; from records to arrays."""
+"""Turns a training set's records into arrays: filters, buckets, crops, flips and resizes the pictures."""
 
 import dataclasses
 import hashlib
@@ -26,16 +26,16 @@ NAMED = 5  # files of a notice
 
 
 class BadPicture(Exception):
-    """A picture that cannot be trained on, and why."""
+    """A picture cannot be trained on; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
     """A source's share of a training set.
 
-    `where` is a filter over its columns (see filters.py). `repeats` is how often an epoch shows each of its pictures;
-    or, with a `weight`, as often as makes its share of an epoch weight / (sum of weights). Either all parts have a
-    weight or none. `loss_weight` is how much one of its pictures counts in the loss.
+    `where` is a filter over its columns (see filters.py). `repeats` is how often an epoch shows each of its pictures.
+    `weight` replaces it: the part's share of an epoch is then weight / (sum of weights). Either all parts have a weight
+    or none. `loss_weight` is the weight of one of its pictures in the loss.
     """
 
     source: Source
@@ -56,7 +56,7 @@ class Part:
 
 
 class Draws(NamedTuple):
-    """What is drawn for one showing of a record: four numbers in [0, 1)."""
+    """The random numbers for one showing of a record: four numbers in [0, 1)."""
 
     across: float
     down: float
@@ -65,24 +65,23 @@ class Draws(NamedTuple):
 
 
 def draws(seed: int, key: str, visit: int) -> Draws:
-    """Returns what is drawn for the `visit`-th showing of the record of that key: a function of its arguments alone."""
+    """Returns the random numbers for the `visit`-th showing of a record. They depend only on the arguments."""
     digest = hashlib.blake2b(f"{seed}/{visit}/{key}".encode("utf-8", "replace"), digest_size=32).digest()
     return Draws(*((np.frombuffer(digest, "<u8") >> np.uint64(11)) * 2.0**-53).tolist())
 
 
 class Pictures:
-    """Pictures of one or several sources for the loader, with the size that each is brought to.
+    """Pictures of one or several sources for the loader. Each is resized to the size of its bucket.
 
     Args:
-        buckets: the sizes; `least` is how many pictures a bucket must hold to be used (the batch size), else its
-            pictures go into the nearest.
-        crop: "random", drawn anew for each showing from the record's key, or "centre".
-        flip: how often a picture is mirrored, 0 to 1.
-        resample: "lanczos", "area" (the mean of the pixels that one covers) or another of sdjax.pictures.METHODS.
-        background: what shows through transparent pictures, RGB.
-        masks: whether masks are read; a picture that has none gets one that is white.
+        buckets: the sizes. A bucket with fewer than `least` pictures (the batch size) is merged into the nearest.
+        crop: "random", drawn for each showing from the record's key, or "centre".
+        flip: the probability that a picture is mirrored, 0 to 1.
+        resample: "lanczos", "area" (the mean of the covered pixels) or another of sdjax.pictures.METHODS.
+        background: the colour behind transparent pictures, RGB.
+        masks: whether masks are read; a picture without one gets a white mask.
 
-    `left_out` counts by reason the records that are taken by no batch; `notices` says which buckets were merged.
+    `left_out` counts the records that no batch uses, by reason; `notices` says which buckets were merged.
     """
 
     def __init__(
@@ -107,9 +106,9 @@ class Pictures:
         self.streams = self._streams(taken, rates, least)
 
     def _taken(self, part: Part, again: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns which records of a part are taken, their buckets' numbers, and how often each is shown.
+        """Returns the selected records of a part, their buckets' numbers, and how often each is shown.
 
-        `again` are those that another part has.
+        `again` holds the records that belong to another part.
         """
         table = part.source.table
         chosen = np.ones(len(table), bool) if part.where is None else select(part.where, table)
@@ -133,7 +132,7 @@ class Pictures:
         return members, numbers[members], np.where(np.isnan(repeats), 1.0, repeats)
 
     def _why(self, source: Source, indices: np.ndarray) -> str:
-        """Returns the first of some bad records by their files, with the reason."""
+        """Returns the files of the first bad records, with the reasons."""
         named = []
         for i in indices[:NAMED].tolist():
             try:
@@ -164,13 +163,13 @@ class Pictures:
         return streams
 
     def place(self, part: int, index: int) -> str:
-        """Returns where a record lies."""
+        """Returns the place of a record, for messages."""
         return place_of(self.parts[part].source, index)
 
     def load(self, part: int, index: int, size: Size, visit: int, seed: int) -> dict[str, Any]:
         """Returns `image` uint8 [h, w, 3], `caption` and `key` of a record, and `mask` uint8 [h, w] if asked for.
 
-        Where parts do not count alike there is `weight` too, float32 []. Raises BadPicture, saying why.
+        If the parts have different loss weights, it also returns `weight`, float32 []. Raises BadPicture.
         """
         record = read(self.parts[part].source, index)
         example = {**self.prepare(record, size, draws(seed, record.key, visit)), "key": record.key}
@@ -179,7 +178,7 @@ class Pictures:
         return example
 
     def prepare(self, record: Record, size: Size, drawn: Draws) -> dict[str, Any]:
-        """Returns a record's picture at a size, and one of its captions, as `drawn` has it."""
+        """Returns a record's picture at a size, and one of its captions. `drawn` chooses crop, flip and caption."""
         pixels = decode(record.image, self.background)
         box = crop_box(pixels.shape[1::-1], size, drawn if self.crop == "random" else None)
         flip = drawn.flip < self.flip
@@ -192,7 +191,7 @@ class Pictures:
     def _mask(
         self, record: Record, shape: tuple[int, int], size: Size, box: tuple[float, float, float, float], flip: bool
     ) -> np.ndarray:
-        """Returns a record's mask, cut out as its picture is; white if it has none."""
+        """Returns a record's mask, cropped like its picture; white if the record has none."""
         if record.mask is None:
             return np.full(size[::-1], 255, np.uint8)
         try:
@@ -203,9 +202,9 @@ class Pictures:
 
 
 def crop_box(picture: Size, size: Size, drawn: Draws | None) -> tuple[float, float, float, float]:
-    """Returns the largest part of a picture that has the shape of `size`: left, top, right, bottom in pixels.
+    """Returns the largest box of a picture with the aspect ratio of `size`: left, top, right, bottom in pixels.
 
-    It lies in the middle, or where it was drawn.
+    It is placed by `drawn`, or in the middle if that is None.
     """
     (w, h), (width, height) = picture, size
     scale = min(w / width, h / height)
@@ -218,9 +217,9 @@ def crop_box(picture: Size, size: Size, drawn: Draws | None) -> tuple[float, flo
 def fit(
     pixels: np.ndarray, size: Size, box: tuple[float, float, float, float], resample: str, flip: bool
 ) -> np.ndarray:
-    """Returns a box of pixels [h, w] or [h, w, 3] at a size (width, height), mirrored on request.
+    """Returns a box of pixels [h, w] or [h, w, 3], resized to (width, height) and mirrored on request.
 
-    Pillow's filters, which take all pixels into account when they shrink.
+    It uses Pillow's filters, which use all pixels when they shrink.
     """
     picture = PillowImage.fromarray(pixels)
     if box != (0, 0, *size) or picture.size != size:
@@ -238,7 +237,7 @@ def decode(data: bytes, background: tuple[int, int, int]) -> np.ndarray:
 
 
 def read(source: Source, index: int, attempts: int = 3) -> Record:
-    """Returns a record, tried again where reading fails for another reason than that the file is not there.
+    """Returns a record. Tries again if reading fails, unless the file does not exist.
 
     Raises BadPicture.
     """
@@ -254,15 +253,15 @@ def read(source: Source, index: int, attempts: int = 3) -> Record:
 
 
 def repeated(parts: Sequence[Part], notices: list[str]) -> list[np.ndarray]:
-    """Returns which records of each part are left out because they are files of another part that is like it.
+    """Returns the records of each part that are left out, because another part with the same settings has the file.
 
-    A file that two parts name, as folders within each other do, counts once: in the part whose folder lies deeper, or
-    is named first. Parts that differ in filter, repeats, weight or captions are a mixture, and stay as they are. Either
-    is said in `notices`.
+    A file in two parts, such as a folder and its subfolder, counts once: in the part with the deeper folder, or else in
+    the first part. Parts with different filters, repeats, weights or captions are a mixture on purpose and stay as they
+    are. `notices` reports both cases.
     """
     again = [np.zeros(len(part.source), bool) for part in parts]
     known = [getattr(part.source, "identities", None) for part in parts]
-    # By identity the part that has it, the deepest first
+    # The part that owns each file, by identity; the deepest folder first
     order = sorted(range(len(parts)), key=lambda i: -len(os.path.realpath(parts[i].source.name).split(os.sep)))
     owners: dict[Any, int] = {}
     shared: Counter[tuple[int, int]] = Counter()
@@ -280,7 +279,7 @@ def repeated(parts: Sequence[Part], notices: list[str]) -> list[np.ndarray]:
 
 
 def _alike(one: Part, other: Part) -> bool:
-    """Whether two parts are no mixture on purpose: they ask for nothing that differs."""
+    """Returns whether two parts have the same settings, so that they are not a mixture on purpose."""
     plain = (None, 1.0, None)
     same = one.loss_weight == other.loss_weight and getattr(one.source, "options", None) == getattr(
         other.source, "options", None
@@ -289,7 +288,7 @@ def _alike(one: Part, other: Part) -> bool:
 
 
 def _rates(parts: Sequence[Part], counts: Sequence[float]) -> list[float]:
-    """Returns how often an epoch shows each picture of each part; with weights it is as long as one without."""
+    """Returns how often an epoch shows each picture of each part. Weights do not change the epoch's length."""
     weights = [part.weight for part in parts if part.weight is not None]
     if not weights:
         return [part.repeats for part in parts]

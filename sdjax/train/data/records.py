@@ -1,20 +1,22 @@
-"""Records of a training set: a picture's file, its captions and what else is known of it; and what gives them."""
+"""Records of a training set (a picture's file, its captions and other columns), and the protocol of their sources."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from sdjax.train.data.table import Table
 
-CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")  # where captions are looked for unless a column is named
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")  # where captions are looked for, in this order
 
 
 class SourceError(ValueError):
-    """A training set that cannot be used, and what to do about it, in one sentence."""
+    """A training set cannot be used; the message says in one sentence why and what to do."""
 
 
 class Record(NamedTuple):
-    """One record. `key` names it wherever its set lies, and random crops are drawn from it; `image` and `mask` (white
-    where the loss counts) are the bytes of files, not decoded; `captions` are variants of which one is taken each time.
+    """One record of a training set.
+
+    `key` names it and does not depend on where the set is stored; random crops are drawn from it. `image` and `mask`
+    (white where the loss counts) are the bytes of files, not decoded. One of the `captions` is used each time.
     """
 
     key: str
@@ -25,12 +27,12 @@ class Record(NamedTuple):
 
 
 class Source(Protocol):
-    """Records by number: read from several threads at a time, and pickled into worker processes.
+    """Records by number. A source is read from several threads and pickled into worker processes.
 
-    Getting a record raises OSError if its file cannot be read. `table` holds a row of columns for each record: its
-    metadata, `caption` (the first one), and `width` and `height` of the picture's own file in pixels, turned as it is
-    shown, 0 if its head cannot be read. `_repeats` in it, where there is one, is how often an epoch shows a record.
-    `notices` say what was passed over or taken in another way than it seems; `place(i)` says where record i lies.
+    Getting a record raises OSError if its file cannot be read. `table` has a row of columns for each record: its
+    metadata, `caption` (the first one), and `width` and `height` of the picture in pixels, as it is shown, or 0 if its
+    header cannot be read. The optional column `_repeats` is how often an epoch shows the record. `notices` reports what
+    was skipped or read in an unexpected way. `place(i)` returns the place of record i, for messages.
     """
 
     name: str
@@ -47,14 +49,16 @@ class Source(Protocol):
 
 
 def place_of(source: Any, i: int) -> str:
-    """Returns where a record lies, as its source says: a file, or a file and what of it."""
+    """Returns the place of a record, as its source names it: a file, or a file and the record's place in it."""
     place = getattr(source, "place", None)
     return f"record {i} of {source.name}" if place is None else place(i)
 
 
 def captions_in(columns: Mapping[str, Any], column: str | None, place: str = "the record") -> tuple[str, ...]:
-    """Returns the captions in a record's columns: one text, or a list of them in `column`, else in the first column
-    of CAPTION_COLUMNS that there is. Raises SourceError, naming the `place`, for what is no text.
+    """Returns the captions in a record's columns: the text or the list of texts in `column`.
+
+    Without `column` it is the first of CAPTION_COLUMNS that exists. Raises SourceError, naming the `place`, if a
+    caption is not text.
     """
     names = CAPTION_COLUMNS if column is None else (column,)
     value = next((columns[name] for name in names if _is_there(columns.get(name))), ())
@@ -62,9 +66,9 @@ def captions_in(columns: Mapping[str, Any], column: str | None, place: str = "th
 
 
 def as_captions(value: str | bytes | Sequence[str | bytes | None], place: str = "the record") -> tuple[str, ...]:
-    """Returns the texts that are not empty, without white space around them, of one or of several.
+    """Returns a text, or several, as a tuple, stripped of white space and without empty ones.
 
-    Raises SourceError, naming the `place`, for anything that is no text.
+    Raises SourceError, naming the `place`, for anything that is not text.
     """
     texts = tuple(value) if isinstance(value, list | tuple) else (value,)
     stripped = (_text(text, place).strip() for text in texts if text is not None)

@@ -1,4 +1,4 @@
-"""What tells one network or tokenizer from another: a cache of latents keeps it, and training compares."""
+"""Signatures of networks and tokenizers. A cache of latents stores them, and training compares them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from sdjax.config import TextConfig
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Params
 
-PROBES = ("", "a photo of a cat", "Caf\u00e9 \U0001f98a, 2 (large) foxes!")  # tell one tokenizer from another
+PROBES = ("", "a photo of a cat", "Caf\u00e9 \U0001f98a, 2 (large) foxes!")  # tell tokenizers apart
 
 
 def token_ids(tokenizer: Tokenizer, text: TextConfig, captions: Sequence[str]) -> np.ndarray:
@@ -19,17 +19,17 @@ def token_ids(tokenizer: Tokenizer, text: TextConfig, captions: Sequence[str]) -
 
 
 def probe(tokenizer: Tokenizer, text: TextConfig) -> str:
-    """Returns a SHA-256 of what a tokenizer makes of some texts for a text encoder."""
+    """Returns a SHA-256 of the tokens that a tokenizer makes of PROBES for a text encoder."""
     return hashlib.sha256(token_ids(tokenizer, text, PROBES).tobytes()).hexdigest()
 
 
 def encoder_of(params: Params) -> Params:
-    """Returns what of a model's autoencoder makes latents; its decoder may be another."""
+    """Returns the autoencoder's parameters that make latents, without the decoder's."""
     return {name: params["vae"][name] for name in ("encoder", "quant_conv") if name in params["vae"]}
 
 
 def signature(params: Params) -> list[float]:
-    """Returns the parameters' L1 and L2 norm, to four digits: the same network held in another type has the same."""
+    """Returns the parameters' L1 and L2 norm, to four digits. They do not depend on the type of the parameters."""
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
     norms = sum(np.abs(leaf).sum() for leaf in leaves), sum((leaf**2).sum() for leaf in leaves) ** 0.5
     return [float(f"{norm:.4g}") for norm in norms]

@@ -1,4 +1,4 @@
-"""Opening the sources of a training set by what a configuration says of them."""
+"""Opens the sources of a training set that a configuration describes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,8 +26,8 @@ _OPTIONS = {
 def open_source(spec: Mapping[str, Any]) -> Source:
     """Returns the source that a mapping describes: one of KINDS with its path or name, and options of that kind.
 
-    {"folder": "pictures", "caption": "text"}; {"tfds": "oxford_flowers102", "split": "train[:90%]"}. Options that are
-    None are left to their defaults. Raises SourceError for anything unknown, and what opening raises.
+    Examples: {"folder": "pictures", "caption": "text"}; {"tfds": "oxford_flowers102", "split": "train[:90%]"}. None
+    stands for an option's default. Raises SourceError for unknown kinds and options, and any error of opening.
     """
     spec = {name: value for name, value in spec.items() if value is not None}
     kinds = [name for name in spec if name in KINDS]
@@ -42,5 +42,5 @@ def open_source(spec: Mapping[str, Any]) -> Source:
         )
     path = spec[kind]
     if isinstance(path, Sequence) and not isinstance(path, str):
-        path = list(path)  # what a configuration holds may be a tuple
+        path = list(path)  # configurations may hold tuples
     return KINDS[kind][0](path, **options)

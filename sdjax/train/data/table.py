@@ -1,4 +1,4 @@
-"""Tables of what is known of records without reading their pictures: built once, kept in a file, read by column."""
+"""Tables of records' columns, without their pictures: built once, kept in a file, read by column."""
 
 import contextlib
 import functools
@@ -18,15 +18,15 @@ from sdjax.pictures.samples import orientation
 from sdjax.storage.addresses import local
 from sdjax.storage.files import new_file
 
-VERSION = 1  # of the files; another one is built anew
+VERSION = 1  # of the files; a file of another version is built again
 SUFFIX = ".sdjax-index.npz"
 
 
 class Table:
     """Columns by name, a row for each record.
 
-    A column of numbers is float64 with NaN where a value is missing, a column of texts is an object array with None
-    there. Names that start with "_" say where a record lies, and are not for filters.
+    A column of numbers is float64, with NaN for missing values; a column of texts is an object array, with None for
+    missing values. Columns whose names start with "_" say where a record is stored; filters cannot use them.
     """
 
     def __init__(self, length: int, kinds: Mapping[str, str], columns: Mapping[str, np.ndarray]):
@@ -58,7 +58,7 @@ class Table:
 
     @classmethod
     def join(cls, tables: Sequence["Table"]) -> "Table":
-        """Returns the rows of several tables, one after the other; a column is joined when it is asked for."""
+        """Returns the rows of several tables, one after the other. A column is joined when it is first used."""
         kinds: dict[str, str] = {}
         for table in tables:
             for name, kind in table.kinds.items():
@@ -66,7 +66,7 @@ class Table:
         return cls(sum(map(len, tables)), kinds, _Joined(tables, kinds))
 
     def save(self, path: Path, stamp: Any) -> None:
-        """Writes the table, whole or not at all. `stamp` is what it was made from, in terms of JSON."""
+        """Writes the table, complete or not at all. `stamp` identifies what it was made from, in terms of JSON."""
         arrays = {"_": _pack({"version": VERSION, "stamp": stamp, "length": self.length, "kinds": self.kinds})}
         for i, (name, kind) in enumerate(self.kinds.items()):
             column = self[name]
@@ -78,9 +78,12 @@ class Table:
 
     @classmethod
     def load(cls, path: Path, stamp: Any) -> "Table | None":
-        """Returns the table of a file that was made from the same, None if there is none or it is damaged."""
+        """Returns the table in a file; None if it is missing, damaged, or was made from another `stamp`."""
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load alone leaks it
+            with (
+                open(path, "rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):  # np.load alone leaks it
                 head = _unpack(arrays["_"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
@@ -90,7 +93,7 @@ class Table:
 
 
 class _Stored(Mapping):
-    """Columns of a file, each read when it is asked for."""
+    """Columns of a file, each read when it is used."""
 
     def __init__(self, path: Path, kinds: Mapping[str, str]):
         self.path, self.kinds = path, kinds
@@ -133,9 +136,9 @@ class _Joined(Mapping):
 
 
 def kept(path: Path | None, stamp: Any, build: Any) -> Table:
-    """Returns the table in the file if it was made from `stamp`, else what `build()` returns, which is written there.
+    """Returns the table in the file if it was made from `stamp`; otherwise writes and returns `build()`.
 
-    A folder that cannot be written into is no error: the table is then built anew each time.
+    If the folder cannot be written, this is not an error: the table is built again each time.
     """
     table = None if path is None else Table.load(path, stamp)
     if table is None:
@@ -147,8 +150,10 @@ def kept(path: Path | None, stamp: Any, build: Any) -> Table:
 
 
 def index_path(beside: str | os.PathLike, folder: str | os.PathLike | None = None) -> Path:
-    """Returns where the table of a file or folder is kept: in `folder` if given, beside it if that can be written to,
-    else in the user's cache folder. An address with `://` has no place beside it.
+    """Returns the path of the table of a file or folder.
+
+    It is in `folder` if given; otherwise beside the file if that place can be written, and else in the user's cache
+    folder. The table of an address with `://` is never beside it.
     """
     text = os.fspath(beside)
     local(folder)
@@ -172,7 +177,7 @@ def cache_folder() -> Path:
 
 
 def picture_size(file: BinaryIO) -> tuple[int, int]:
-    """Returns (width, height) as a picture is shown, read from its head alone; (0, 0) if that cannot be read."""
+    """Returns (width, height) of a picture as it is shown, from its header alone; (0, 0) if that cannot be read."""
     try:
         with PillowImage.open(file, formats=("JPEG", "PNG", "WEBP")) as picture:
             width, height = picture.size

@@ -1,7 +1,7 @@
 """Tar shards as img2dataset writes them for WebDataset: `000000012.jpg`, `.txt`, `.json` one after the other.
 
-A shard is read through once with the standard library's tarfile, which tells where each file lies in it; from then on
-every file is read from its place, in any order. What was found is kept in a table beside the shard.
+A shard is read once from start to end with the standard library's tarfile, which gives the offset of each file. After
+that, files are read at their offsets, in any order. The offsets are kept in a table beside the shard.
 """
 
 import glob
@@ -25,18 +25,18 @@ from sdjax.train.data.records import Record, SourceError, as_captions, captions_
 from sdjax.train.data.table import Table, index_path, kept, picture_size
 from sdjax.train.data.walk import is_foreign
 
-_PLACES = ("picture", "txt", "json")  # what is read again; where it lies is in the columns _picture, _picture_size, ...
-_TEXTS = [ending[1:] for ending in ENDINGS]  # what captions are called, the preferred first
+_PLACES = ("picture", "txt", "json")  # files read by offset, which is in the columns _picture, _picture_size, ...
+_TEXTS = [ending[1:] for ending in ENDINGS]  # endings of caption files, the preferred first
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class TarShards:
     """The records of tar shards: files by their names, wildcards, `{00000..00099}`, folders, or several of these.
 
-    A name with `://` is read through fsspec (`s3://bucket/{00000..00099}.tar`). What belongs together has one name up
-    to the first dot; files without a picture are passed over. Captions are the lines of the .txt (or what else
-    `captions.ENDINGS` names), else those of the .json, whose other values are the columns; with `caption` they are that
-    column of the .json.
+    A name with `://` is read through fsspec (`s3://bucket/{00000..00099}.tar`). The files of one record have the same
+    name up to the first dot; a record without a picture is skipped. Captions are the lines of the .txt file (or another
+    of `captions.ENDINGS`), else those in the .json file; with `caption` they are that column of the .json. The other
+    values of the .json are the record's columns.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class TarShards:
 
     @property
     def identities(self) -> list[tuple[str, float]]:
-        """What tells each record from others, by whatever name its shard goes."""
+        """The identity of each record: the same under every name of its shard."""
         shards = np.searchsorted(self.ends, np.arange(len(self.places["picture"])), side="right")
         names = [shard.name if shard.remote else os.path.realpath(shard.name) for shard in self.shards]
         return [(names[k], offset) for k, offset in zip(shards, self.places["picture"][:, 0].tolist())]
 
     def place(self, i: int) -> str:
-        """Returns which member of which shard record i is, by its name up to the ending."""
+        """Returns the place of record i: its name in the shard, without the ending, and the shard."""
         shard = self.shards[int(np.searchsorted(self.ends, i, side="right"))]
         return f"{self.stems[i]} in {shard.name}"
 
@@ -109,7 +109,7 @@ class TarShards:
 
 
 class _Shard:
-    """A file that is read piece by piece, here or through fsspec; nothing of it stays open."""
+    """A file that is read in pieces, locally or through fsspec. It does not stay open."""
 
     def __init__(self, name: str):
         self.name = name
@@ -117,7 +117,7 @@ class _Shard:
         self.stem = name.rsplit("/", 1)[-1].removesuffix(".tar")
 
     def stamp(self) -> list[Any]:
-        """Returns what changes when the file does."""
+        """Returns values that change when the file changes."""
         if not self.remote:
             stat = os.stat(self.name)
             return [stat.st_size, stat.st_mtime_ns]
@@ -151,7 +151,7 @@ class _Shard:
 
 
 def _is_remote(name: str) -> bool:
-    """Returns whether fsspec is to read a name: shards are streamed, from wherever it reaches."""
+    """Returns whether fsspec must read a name."""
     kind = addresses.scheme(name)
     if kind is None:
         return False
@@ -171,7 +171,7 @@ def _open_system(name: str) -> tuple[Any, str]:
 
 
 def shard_names(path: str | os.PathLike | Sequence[str]) -> list[str]:
-    """Returns the names of the shards that are meant, sorted. Raises SourceError for one that is not there."""
+    """Returns the shards' names, sorted, with wildcards and folders expanded. Raises SourceError for a missing one."""
     several = [str(path)] if isinstance(path, str | os.PathLike) else [str(one) for one in path]
     names: list[str] = []
     for pattern in several:
@@ -265,7 +265,7 @@ def _add(groups: dict[str, dict[str, Any]], tar: tarfile.TarFile, member: tarfil
 
 
 def _rank(ending: str) -> int | None:
-    """Returns the place of a caption file's ending among `_TEXTS`, with or without a picture's before it; or None."""
+    """Returns the index in `_TEXTS` of a caption file's ending, or None. A picture's ending may stand before it."""
     first, _, rest = ending.partition(".")
     text = rest if f".{first}" in SUFFIXES else ending
     return _TEXTS.index(text) if text in _TEXTS else None

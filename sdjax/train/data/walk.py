@@ -1,4 +1,4 @@
-"""The folders of a training set: each of them once, and none that other programs, or sdjax, keep for themselves."""
+"""Walks the folders of a training set, each once. Skips the internal folders of other programs and of sdjax."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ OTHERS = frozenset(  # folders of systems and archivers; those that begin with a
 
 
 class Visited(NamedTuple):
-    """A folder, its path from the root, and the names of the files in it, and of what is neither file nor folder."""
+    """A folder: its path from the root, the names of its files, and the names of entries of other types."""
 
     folder: Path
     relative: PurePosixPath
@@ -23,23 +23,21 @@ class Visited(NamedTuple):
 
 
 def is_foreign(name: str) -> bool:
-    """Returns whether a file or folder of this name is hidden, or of another program: it holds nothing to train on."""
+    """Returns whether a file or folder is hidden or belongs to another program, by its name."""
     return name.startswith(".") or name.casefold() in OTHERS
 
 
 def walk(root: Path, passed_over: list[str], is_whole: Callable[[list[str]], Any]) -> Iterator[Visited]:
-    """Yields the root and the folders below it, links followed, each once, by whatever names it is reached.
+    """Yields the root and all folders below it. Links are followed; a folder with several names is visited once.
 
-    What lies below a folder is not entered if `is_whole` is true of the names of its files.
-
-    Appended to `passed_over`: the names of folders that are left out, with the reason. Raises SourceError for a folder
-    that cannot be listed.
+    Folders below a folder are skipped if `is_whole(names of its files)` is true. The names of skipped folders, with the
+    reason, are appended to `passed_over`. Raises SourceError for a folder that cannot be listed.
     """
     seen: set[tuple[int, int]] = set()
     folders: list[tuple[Path, PurePosixPath]] = [(root, PurePosixPath())]
     links: list[tuple[Path, PurePosixPath]] = []
     while folders or links:
-        # Links last, so that a folder goes by its own name
+        # Links last, so that a folder is visited under its own name
         folder, relative = folders.pop() if folders else links.pop(0)
         try:
             stat = os.stat(folder)
