@@ -80,7 +80,7 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -
 
 def test_an_unknown_value_of_the_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDJAX_COMPILATION_CACHE", "/tmp/cache")
-    with pytest.raises(ValueError, match="SDJAX_COMPILATION_CACHE is 0 or 1; got '/tmp/cache'"):
+    with pytest.raises(ValueError, match="SDJAX_COMPILATION_CACHE must be 0 or 1; got '/tmp/cache'"):
         cache.enable.__wrapped__()
 
 

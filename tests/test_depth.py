@@ -169,9 +169,9 @@ def test_what_cannot_be_is_refused():
         sdjax.depth_to_image(models.pipeline(), given, "a cat", depth_map=map_, **FEW)
     with pytest.raises(ValueError, match="for depth to image"):
         text_to_image(pipeline(), "a cat", **FEW)
-    with pytest.raises(ValueError, match="no depth network, so depth_map has to be given"):
+    with pytest.raises(ValueError, match="no depth network; give depth_map"):
         sdjax.depth_to_image(without_network(), given, "a cat", **FEW)
-    with pytest.raises(ValueError, match="no depth network; sdjax.load takes one"):
+    with pytest.raises(ValueError, match="no depth network; load one from another file with sdjax.load"):
         sdjax.estimate_depth(without_network(), given)
     with pytest.raises(ValueError, match="a map of 96 x 64 for a picture of 128 x 128"):
         sdjax.depth_to_image(pipeline(), given, "a cat", depth_map=ramp(64, 96), **FEW)

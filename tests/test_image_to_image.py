@@ -55,7 +55,7 @@ def test_what_was_done_to_a_file_is_a_warning(tmp_path):
 
 
 def test_arguments_of_diffusers_are_answered_with_ours():
-    with pytest.raises(ValueError, match="no file is at 'a cat', which should be a picture .it comes"):
+    with pytest.raises(ValueError, match="there is no picture file 'a cat' .the picture comes"):
         sdjax.image_to_image(models.pipeline(), "a cat", picture(), **FEW)
     with pytest.raises(TypeError, match="no task has an argument num_inference_steps: here it is num_steps"):
         sdjax.image_to_image(models.pipeline(), picture(), "a cat", num_inference_steps=4)
@@ -174,7 +174,7 @@ def test_a_second_pass_without_strength_is_the_first_one_enlarged():
     pipe, mesh = models.pipeline(), placement.make_mesh(FEW["devices"])
     options = {"seed": 4, "height": 64, "width": 64, "strength": 0, **FEW}
     batch = make_batch(pipe, "a cat", {"seed": 4, **FEW})
-    latent = run_out(batch.sample(None, batch.noise(), batch.told()))
+    latent = run_out(batch.sample(None, batch.noise(), batch.conditionings()))
     enlarged = pictures.resize(batch.pixels(latent)[0], 96, 96)
     second = dataclasses.replace(batch, folds=(SECOND,))
     want = batch.pixels(second.encode([enlarged]))  # the round trip, of its own draw

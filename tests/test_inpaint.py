@@ -273,7 +273,7 @@ def test_bad_arguments_are_refused_with_a_sentence(config, change, message):
 
 @pytest.mark.parametrize("expand", [(0, 0, 0, 0), (1, 2, 3), (-1, 0, 0, 5), (0, 0, 0, 3000), (0.5, 0, 0, 0)])
 def test_a_picture_is_extended_by_four_numbers_of_pixels(expand):
-    with pytest.raises(ValueError, match="expand is left, top, right, bottom"):
+    with pytest.raises(ValueError, match="expand must be .left, top, right, bottom"):
         sdjax.outpaint(models.pipeline(), picture(), "a cat", expand=expand, **FEW)
 
 

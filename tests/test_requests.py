@@ -168,12 +168,21 @@ REFUSED = [
     ({"sampler": []}, "one sampler, or one for each of the 1 pictures; got 0"),
     ({"sampler": ["ddim", "dimm"]}, "unknown sampler 'dimm'"),
     ({"guidance_rescale": 1.5}, "guidance_rescale is a number from 0 to 1; got 1.5"),
-    ({"latents": np.zeros((8, 8, 3))}, r"latents of this model and size is \[8, 8, 4\] a picture; got \[8, 8, 3\]"),
-    ({"latents": np.full((8, 8, 4), np.nan)}, "latents is an array of finite numbers"),
-    ({"latents": "noise"}, "latents is an array of finite numbers"),
-    ({"prompt_embeds": np.zeros((77, 32))}, "prompt and prompt_embeds both say what it is"),
-    ({"prompt": "", "prompt_embeds": np.zeros((77, 31))}, r"prompt_embeds .* is \[77, 32\] a picture; got \[77, 31\]"),
-    ({"negative_prompt": "x", "negative_prompt_embeds": np.zeros((77, 32))}, "negative_prompt_embeds both say"),
+    (
+        {"latents": np.zeros((8, 8, 3))},
+        r"latents must have the shape \[8, 8, 4\] for this model and size; got \[8, 8, 3\]",
+    ),
+    ({"latents": np.full((8, 8, 4), np.nan)}, "latents must be finite numbers"),
+    ({"latents": "noise"}, "latents must be finite numbers"),
+    ({"prompt_embeds": np.zeros((77, 32))}, "give either prompt or prompt_embeds, not both"),
+    (
+        {"prompt": "", "prompt_embeds": np.zeros((77, 31))},
+        r"prompt_embeds must have the shape \[77, 32\] for .*; got \[77, 31\]",
+    ),
+    (
+        {"negative_prompt": "x", "negative_prompt_embeds": np.zeros((77, 32))},
+        "give either negative_prompt or negative_prompt_embeds",
+    ),
     ({"output": "pil"}, "unknown output 'pil'; the known ones are pixels, latent"),
     ({"on_step": 3}, "on_step is a function of a step; got 3"),
     ({"height": [64, 100]}, "nearest is 96 or 104"),
@@ -190,7 +199,7 @@ def test_bad_options_are_refused_with_a_sentence(arguments, message, monkeypatch
 
 def test_generate_takes_requests_alone():
     for wrong in ([], "a cat", ["a cat"], Request("a cat"), None):
-        with pytest.raises(ValueError, match=r"requests are a sequence of at least one sdjax.Request; got"):
+        with pytest.raises(ValueError, match=r"requests must be a sequence of at least one sdjax.Request; got"):
             sdjax.generate(models.pipeline(), wrong)
     with pytest.raises(TypeError, match="no task has an argument seeed"):
         sdjax.generate(models.pipeline(), MIXED, seeed=3)

@@ -197,7 +197,7 @@ def test_a_prior_gives_the_embedding_of_a_text():
         ({"image": picture(), "weights": [float("nan")]}, "finite numbers"),
         ({"image": picture(), "mix_noise_level": 5}, "it needs weights"),
         ({"image": picture(), "dialect": "openai"}, "one of ldm, huggingface; got 'openai'"),
-        ({"embeddings": np.zeros((1, 5))}, r"finite numbers \[n, 16\] of this model; got an array \(1, 5\)"),
+        ({"embeddings": np.zeros((1, 5))}, r"this model must be finite numbers \[n, 16\]; got an array \(1, 5\)"),
         ({"image": [picture(), picture()], "prompt": ["a", "b", "c"]}, "one for each of the 2 pictures; got 3"),
         ({"image": picture(), "height": 100}, "height is a multiple of 8"),
     ],
@@ -211,8 +211,8 @@ def test_other_models_and_priors_are_refused():
     with pytest.raises(ValueError, match="image_variations needs a model that takes image variations"):
         sdjax.image_variations(models.pipeline(), picture())
     blind = dataclasses.replace(pipeline(), config=dataclasses.replace(TINY, vision=None))
-    with pytest.raises(ValueError, match="has no image tower; sdjax.load takes one from another file by vision="):
+    with pytest.raises(ValueError, match="has no image tower; load one from another file with sdjax.load"):
         sdjax.image_variations(blind, picture())
     wide = dataclasses.replace(prior(), config=PriorConfig())
-    with pytest.raises(ValueError, match="embeddings of 16 numbers, the prior makes some of 768"):
+    with pytest.raises(ValueError, match="embeddings of 16 numbers, the prior makes embeddings of 768"):
         sdjax.prior_to_image(pipeline(), wide, "a cat")

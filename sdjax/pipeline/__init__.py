@@ -1,1 +1,1 @@
-"""A loaded model and its compiled primitives."""
+"""Loaded models and the compiled programs that run them."""

@@ -1,8 +1,8 @@
-"""Keeps compiled programs from run to run: JAX's own cache, in the user's cache folder unless the user chose another.
+"""Keeps compiled programs from run to run, in JAX's own cache. The default folder is in the user's cache folder.
 
-JAX limits the cache's size (`jax_compilation_cache_max_size`), and takes a lock for whatever it reads, writes and
-throws out, so processes may share the folder. One thing it leaves to us: a process that is killed while it writes
-leaves an entry without the time of its last use, and every later write then fails. Such entries are removed here.
+JAX limits the cache's size (`jax_compilation_cache_max_size`) and locks the cache for every access, so processes may
+share the folder. One case it does not handle: a process that is killed while writing leaves an entry without the time
+of its last use, and every later write fails. We remove such entries here.
 """
 
 import functools
@@ -15,8 +15,8 @@ from sdjax.storage import files
 
 ENVIRONMENT = "SDJAX_COMPILATION_CACHE"  # 0 switches it off, 1 is the default
 MAX_BYTES = 2 * 2**30  # JAX's limit; one program of a full-size model takes some 20 MB
-ROOM = 64 * 2**20  # bytes free on its disk, below which nothing is kept
-MIN_SECONDS = 0.1  # what took less to compile is not kept; JAX's 1 s would leave out half of a small model's programs
+ROOM = 64 * 2**20  # with fewer free bytes on the disk, nothing is kept
+MIN_SECONDS = 0.1  # faster compilations are not kept; JAX's default of 1 s would skip half of a small model's programs
 LOCK_SECONDS = 10.0
 
 _ENTRY, _TIME, _LOCK = "-cache", "-atime", ".lockfile"  # JAX's names
@@ -24,11 +24,11 @@ _ENTRY, _TIME, _LOCK = "-cache", "-atime", ".lockfile"  # JAX's names
 
 @functools.cache
 def enable() -> Path | None:
-    """Makes JAX keep compiled programs, at most MAX_BYTES of them, and returns the folder; the first call decides.
+    """Makes JAX keep up to MAX_BYTES of compiled programs, and returns the folder. Only the first call has an effect.
 
-    Returns None and changes nothing if the cache is switched off, by SDJAX_COMPILATION_CACHE=0 or by JAX's own switch;
-    if JAX has a folder already; and if the user's cache folder cannot be written to or its disk is full. Limits that
-    the user gave JAX stay. Each kind of processor has a folder of its own.
+    Returns None and changes nothing in three cases: the cache is switched off (by SDJAX_COMPILATION_CACHE=0 or by JAX's
+    own switch), JAX already has a folder, or the user's cache folder cannot be written (or its disk is full). The
+    user's settings of JAX's limits are kept. Each kind of processor has its own folder.
 
     Raises ValueError if SDJAX_COMPILATION_CACHE is neither 0 nor 1.
     """
@@ -39,7 +39,7 @@ def enable() -> Path | None:
 
     wanted = os.environ.get(ENVIRONMENT, "1")
     if wanted not in ("0", "1"):
-        raise ValueError(f"the environment variable {ENVIRONMENT} is 0 or 1; got {wanted!r}")
+        raise ValueError(f"the environment variable {ENVIRONMENT} must be 0 or 1; got {wanted!r}")
     off = wanted == "0" or not setting("jax_enable_compilation_cache")
     if off or setting("jax_compilation_cache_dir") is not None:
         return None
@@ -48,7 +48,7 @@ def enable() -> Path | None:
         files.check_folder(folder, "keeping compiled programs in", ROOM)
         folder.mkdir(parents=True, exist_ok=True)
         _remove_halves(folder)
-    except (OSError, NotImplementedError):  # no place, no right to write, or no locks there: compile every time
+    except (OSError, NotImplementedError):  # no space, no permission or no file locks: compile every time
         return None
     _set("jax_compilation_cache_max_size", MAX_BYTES, default=-1)
     _set("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS, default=1.0)
@@ -79,7 +79,7 @@ def _remove_halves(folder: Path) -> None:
 
 
 def _processor() -> str:
-    # A program compiled for one processor may stop on another one that shares the home folder, as in a cluster
+    # In a cluster, machines may share the home folder. A program compiled for one processor may crash on another
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,6 @@
 """A loaded model and its primitives: encode a prompt, encode an image, sample, decode.
 
-`programs.py` has the compiled programs behind them. The tasks of `sdjax.tasks` are short compositions of these
-primitives.
+`programs.py` has the compiled programs. The tasks in `sdjax.tasks` are short compositions of these primitives.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
 from sdjax.diffusion.guidance import Guidance, Unguided
 from sdjax.diffusion.network import UNetNetwork
-from sdjax.nn.jax_settings import make_keys as make_keys  # where everybody looks for it
+from sdjax.nn.jax_settings import make_keys as make_keys  # imported here too, because users expect it here
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import placement, programs
 from sdjax.pipeline.programs import CHUNK
@@ -37,13 +36,13 @@ from sdjax.typing import Context, Image, Keys, Latent, NewImage, NewMap, Params
 
 
 def cast(params: Params, dtype: Any) -> Params:
-    """Returns the parameters with every floating-point leaf in `dtype`; those in it already are not copied."""
+    """Returns the parameters with every floating-point leaf in `dtype`. Leaves of that dtype are not copied."""
     kind = jnp.dtype(dtype_name(dtype))
     return jax.tree.map(lambda a: a.astype(kind, copy=False) if jnp.issubdtype(a.dtype, jnp.floating) else a, params)
 
 
 def summary(loaded: Any, name: str) -> str:
-    """Returns one line about something loaded: the network's name, its size, dtype and source."""
+    """Returns one line about a loaded model: name, source, number of parameters and dtype."""
     count = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(loaded.params))
     source = f" from {loaded.source!r}" if loaded.source else ""
     return f"<{type(loaded).__name__} {name}{source}: {count:,} parameters, {loaded.dtype}>"
@@ -53,10 +52,12 @@ def summary(loaded: Any, name: str) -> str:
 class Pipeline(metaclass=Explained):
     """A model ready to use: its description, parameters {"unet", "vae", "text"}, tokenizer and compute dtype.
 
-    `source` says where it came from, `notices` what was decided while loading it. `bundle` is what the checkpoint held,
-    a `sdjax.convert.Bundle`: `save` also writes what it has besides parameters. Parameters are put on the devices once,
-    at first use, and again after one of them was replaced: by `dataclasses.replace(pipe, params=...)`, or in the tree
-    itself. Do not write into a NumPy array of the tree: that is not seen.
+    `source` is where it came from; `notices` are decisions made while loading it. `bundle` (a `sdjax.convert.Bundle`)
+    is the content of the checkpoint; `save` also writes its other parts besides parameters.
+
+    Parameters are put on the devices at first use. They are put there again after one was replaced, by
+    `dataclasses.replace(pipe, params=...)` or in the tree itself. Do not write into a NumPy array of the tree: such a
+    change is not noticed.
     """
 
     config: ModelConfig
@@ -78,8 +79,8 @@ class Pipeline(metaclass=Explained):
         raise AttributeError(unknown_attribute(name, dir(type(self))))
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Raises TypeError: the tasks are functions, as `sdjax.text_to_image(pipe, prompt)`."""
-        raise TypeError("a Pipeline is not called; sdjax.text_to_image(pipe, prompt) makes pictures with it")
+        """Raises TypeError. Tasks are functions: `sdjax.text_to_image(pipe, prompt)`."""
+        raise TypeError("a Pipeline cannot be called; sdjax.text_to_image(pipe, prompt) makes pictures with it")
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -94,15 +95,15 @@ class Pipeline(metaclass=Explained):
     def save(
         self, path: Any, *, to: str = "auto", dtype: str | None = None, lossy: bool = False, overwrite: bool = False
     ) -> None:
-        """Writes the model: an ldm file for a name that ends in .safetensors, else a native folder.
+        """Writes the model: an ldm file if the path ends in .safetensors, else a native folder.
 
-        `to` says otherwise: "ldm", "native" or "diffusers". Tokenizer, default guidance scale and size, licence, model
-        card, metadata and what else came with the model go along. Parameters are written in the types that they are
-        stored in, not in the one that is computed in; those that were changed since too, unless that would round them.
-        `dtype` casts all; numbers that it cannot hold are an error, unless `lossy`. What the layout has no place for, a
-        safety checker in a single file, is warned of.
+        `to` chooses the layout instead: "ldm", "native" or "diffusers". Tokenizer, default guidance scale and size,
+        licence, model card, metadata and other files of the model are written too. Parameters keep the types of the
+        loaded checkpoint, not the dtype for computing. Changed parameters keep them too, unless that would round
+        them. `dtype` casts all parameters; numbers that it cannot hold are an error, unless `lossy`. A warning names
+        parts that the layout cannot store, such as a safety checker in a single file.
 
-        Raises FileExistsError where something may not be replaced, ValueError for what cannot be written.
+        Raises FileExistsError if the path exists and may not be replaced, ValueError if the model cannot be written.
         """
         from sdjax import convert  # not needed to make pictures
 
@@ -115,9 +116,9 @@ class Pipeline(metaclass=Explained):
     def encode_prompt(
         self, prompts: Sequence[str], *, mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False
     ) -> Context:
-        """Returns the encoded prompts, float32 [b, 77, width]; b is a multiple of a given mesh's size.
+        """Returns the encoded prompts, float32 [b, 77, width]. b must be a multiple of the size of `mesh`, if given.
 
-        What is too long is cut, and a `sdjax.checks.notes.Note` says what is left out.
+        A prompt that is too long is cut; a `sdjax.checks.notes.Note` shows the part that is left out.
         """
         text, mesh = self.config.text, placement.fitting_mesh(mesh, len(prompts))
         check_lengths(self.tokenizer, prompts, text.max_length)
@@ -129,9 +130,10 @@ class Pipeline(metaclass=Explained):
     def encode_image(
         self, image: Image, *, mesh: Mesh | None = None, keys: Keys | None = None, draw: int = 0, parallel: str = "jit"
     ) -> NewMap:
-        """Returns the latent of an image in [-1, 1]: a draw from the posterior by `keys`, its mean without them.
+        """Returns the latent of an image in [-1, 1]: a draw from the posterior with `keys`, or its mean without keys.
 
-        `draw` numbers the draws of one picture, as of the whole and of its part outside a mask.
+        `draw` is the number of the draw, if a task needs several for one picture (the whole, and the part outside a
+        mask).
         """
         static, mesh = (self.config.vae, self.dtype, draw), placement.fitting_mesh(mesh, len(image))
         run = placement.compiled(programs.encode_image, static, mesh, (False, True, True), parallel)
@@ -139,7 +141,7 @@ class Pipeline(metaclass=Explained):
 
     @pinned()
     def noise(self, keys: Keys, height: int, width: int, *, mesh: Mesh | None = None, parallel: str = "jit") -> Latent:
-        """Returns unit normal starting noise for pictures of height x width pixels, float32, one draw a key."""
+        """Returns unit normal starting noise for pictures of height x width pixels, float32, one draw per key."""
         vae, mesh = self.config.vae, placement.fitting_mesh(mesh, len(keys))
         shape = (height // vae.factor, width // vae.factor, vae.latent_channels)
         return placement.compiled(programs.noise, shape, mesh, (True,), parallel)(placement.split(keys, mesh))
@@ -149,7 +151,7 @@ class Pipeline(metaclass=Explained):
         self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
         guidance: Guidance | None = None, *, progress: Callable[[int, int], None] | None = None, **how: Any,
     ) -> State:  # fmt: skip
-        """Returns the sampler's final state from `x`; `sampling` has the other arguments."""
+        """Returns the sampler's final state, starting from `x`. See `sampling` for the arguments."""
         for done, state in self.sampling(rule, rows, x, keys, branches, guidance, **how):
             if progress is not None:
                 jax.block_until_ready(state)
@@ -161,13 +163,13 @@ class Pipeline(metaclass=Explained):
         guidance: Guidance | None = None, *, patches: Sequence[Patch] = (), shared: Sequence[PyTree] | None = None,
         known: Known | None = None, mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False,
     ) -> Iterator[tuple[int, State]]:  # fmt: skip
-        """Yields the number of rows made and the sampler's state, from `x`, after every CHUNK rows.
+        """Samples from `x`. After every CHUNK rows it yields the number of rows made so far and the sampler's state.
 
-        One compiled scan of CHUNK rows is called as often as needed. `rows` are a batch's, [n, b, ...]
+        One compiled scan of CHUNK rows is called as often as needed. `rows` are those of a batch, [n, b, ...]
         (`samplers.batch`, `samplers.repeat`). `branches` are the conditionings of `guidance.branches`; without
-        `guidance` the network is called with a single one. `patches` are added to the UNet, with one entry of `shared`
-        arrays each; their per-image arrays are in the conditionings. What is `known` of the latent is held fixed at
-        every step's start; the last step's end is for `known.put`.
+        `guidance` there is one. `patches` are added to the UNet, with one entry of `shared` arrays each; their
+        per-image arrays are in the conditionings. The part of the latent that is `known` is set at the start of every
+        step; call `known.put` on the final latent.
         """
         guidance, mesh = Unguided() if guidance is None else guidance, placement.fitting_mesh(mesh, len(x))
         network = UNetNetwork(self.config.unet, self.dtype, tuple(patches))
@@ -195,7 +197,7 @@ class Pipeline(metaclass=Explained):
 
     @pinned()
     def decode(self, latent: Latent, *, mesh: Mesh | None = None, parallel: str = "jit") -> NewImage:
-        """Returns the images of latents, float32, about [-1, 1] and not clipped."""
+        """Returns the images of latents, float32, about in [-1, 1], not clipped."""
         mesh = placement.fitting_mesh(mesh, len(latent))
         run = placement.compiled(programs.decode, (self.config.vae, self.dtype), mesh, (False, True), parallel)
         return run(self.on(mesh)["vae"], placement.split(latent, mesh))

@@ -1,8 +1,8 @@
-"""Devices: meshes, and spreading a batch over them. The one place that knows of devices.
+"""Devices: meshes, and spreading a batch over them. Only this module handles devices.
 
-A function that works on a batch and shares nothing between its entries is spread in one of two ways: `jit` over a mesh
-(each device runs the function on its part of the batch, by `jax.shard_map`), or `pmap`. Both compile the same function
-for the same local shapes, so both give the same numbers, and neither program holds a collective.
+A function of a batch must not mix the batch's entries. There are two ways to spread it: `jit` over a mesh (each device
+runs the function on its part of the batch, by `jax.shard_map`), or `pmap`. Both compile the same function for the same
+local shapes. So both give the same numbers, and neither program has collectives.
 """
 
 import functools
@@ -17,11 +17,11 @@ from jax.sharding import PartitionSpec as P
 
 Parallel = Literal["jit", "pmap"]
 PARALLEL: tuple[str, ...] = ("jit", "pmap")
-BATCH = "data"  # the name of the mesh axis that a batch is spread over
+BATCH = "data"  # the mesh axis over which a batch is spread
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a one-axis mesh, "data", over `devices` (default: this process's own)."""
+    """Returns a mesh with one axis, "data", over `devices` (default: all devices of this process)."""
     devices = jax.local_devices() if devices is None else devices
     if isinstance(devices, str) or not isinstance(devices, Sequence) or not devices:
         raise ValueError(f"devices are a sequence of JAX's, as jax.devices('cpu'); got {devices!r}")
@@ -33,15 +33,15 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def default_dtype(platform: str | None = None) -> str:
-    """Returns the type to compute in where none is chosen: float32 on "cpu", bfloat16 on accelerators.
+    """Returns the default type to compute in: float32 on "cpu", bfloat16 on accelerators.
 
-    `platform` None is JAX's default.
+    `platform` None means JAX's default platform.
     """
     return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 
 def fitting_mesh(mesh: Mesh | None, count: int) -> Mesh:
-    """Returns the mesh; for None the default: as many of this process's devices as divide a batch of `count`."""
+    """Returns `mesh`, or for None the default mesh: as many devices of this process as divide a batch of `count`."""
     if mesh is not None:
         return mesh
     devices = jax.local_devices()
@@ -54,27 +54,27 @@ def padded(count: int, parts: int) -> int:
 
 
 def fill(items: list, parts: int) -> list:
-    """Returns the items with the last one repeated until `parts` divides their number."""
+    """Returns the items, padded with copies of the last one until `parts` divides their number."""
     return items + items[-1:] * (padded(len(items), parts) - len(items))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Returns the tree with every leaf whole on every device of the mesh; leaves that are there already stay."""
+    """Returns the tree with every leaf whole on every device of the mesh. Leaves already there are not copied."""
     sharding = NamedSharding(mesh, P())
     return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
 
 
 class Placed:
-    """A tree put on devices once: put there again when a leaf of it is another object, or the devices are others.
+    """Keeps a tree on devices. It is put there again only if a leaf is another object or the devices change.
 
-    A copy of it, made by `copy` or `pickle`, is empty, so that copies of its owner put their own parameters.
+    A copy, made by `copy` or `pickle`, is empty: copies of the owner put their own parameters on the devices.
     """
 
     def __init__(self) -> None:
         self._held: tuple[Any, list[Any], Any, Any] | None = None
 
     def get(self, tree: Any, where: Any, put: Callable[[Any], Any]) -> Any:
-        """Returns put(tree), from the last call if it was for the same leaves and the same `where`."""
+        """Returns put(tree). The result of the last call is used again for the same leaves and the same `where`."""
         leaves, structure = jax.tree.flatten(tree)
         held = self._held
         if held is not None and held[0] == where and held[2] == structure and all(map(operator.is_, leaves, held[1])):
@@ -95,25 +95,25 @@ class Placed:
 
 
 def split(tree: Any, mesh: Mesh) -> Any:
-    """Returns the tree with every leaf's first axis spread over the mesh; its length is a multiple of the devices'."""
+    """Returns the tree with every leaf's first axis spread over the mesh. The number of devices must divide it."""
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
 
 
 def over_batch(function: Callable, mesh: Mesh, batched: tuple[bool, ...]) -> Callable:
-    """Returns `function` run by every device of the mesh on its part of the batch, for use inside `jax.jit`.
+    """Returns `function` for use inside `jax.jit`: every device of the mesh runs it on its part of the batch.
 
-    `batched[i]` says whether argument i is spread along the first axis of its leaves or whole everywhere. All outputs
-    are batched.
+    If `batched[i]`, argument i is spread along the first axis of its leaves; else each device has the whole argument.
+    All outputs are batched.
     """
     specs = tuple(P(BATCH) if flag else P() for flag in batched)
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P(BATCH), check_vma=False)
 
 
 def pmapped(function: Callable, mesh: Mesh, batched: tuple[bool, ...], donate: tuple[int, ...] = ()) -> Callable:
-    """Returns `function` under `jax.pmap` with the calling convention of `over_batch`: batches in, batches out.
+    """Returns `function` under `jax.pmap`. It is called like that of `over_batch`: batches in, batches out.
 
-    The first axis of every batched argument is cut into one part a device, and outputs are joined again.
+    The first axis of every batched argument is cut into one part per device; the outputs are joined.
     """
     count = mesh.size
     axes = tuple(0 if flag else None for flag in batched)
@@ -131,10 +131,10 @@ def pmapped(function: Callable, mesh: Mesh, batched: tuple[bool, ...], donate: t
 
 @functools.lru_cache(maxsize=64)
 def compiled(function: Callable, static: Any, mesh: Mesh, batched: tuple[bool, ...], parallel: str) -> Callable:
-    """Returns `function(static, *args)` compiled for the mesh in the way that `parallel` names.
+    """Returns `function(static, *args)` compiled for the mesh. `parallel` is "jit" or "pmap".
 
-    One compiled function is kept for each (function, static, mesh, parallel), all hashable; it then compiles once for
-    each set of shapes. Raises ValueError for an unknown `parallel`.
+    One function is kept for each (function, static, mesh, parallel), which must be hashable. It compiles once for each
+    set of shapes. Raises ValueError for an unknown `parallel`.
     """
     if parallel not in PARALLEL:
         raise ValueError(f"parallel is one of {', '.join(PARALLEL)}; got {parallel!r}")

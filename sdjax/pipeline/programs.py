@@ -1,8 +1,8 @@
-"""What is compiled: every program is a module-level function of (what it is compiled for, parameters, arrays).
+"""The compiled programs. Each is a module-level function of (static description, parameters, arrays).
 
-Parameters are arguments, never closed over. Only shapes, sampler and model description are static. All arrays of a
-batch, and what the programs return, have the batch as their first axis, so that `pipeline.placement` can spread them
-over devices.
+Parameters are arguments, never closed over. Only shapes, the sampler's rule and the model description are static. All
+arrays of a batch and all results have the batch as their first axis, so that `pipeline.placement` can spread them over
+devices.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ Out = TypeVar("Out")
 
 @dataclasses.dataclass(frozen=True)
 class SampleProgram:
-    """What a compiled sampling program depends on besides shapes; nothing else recompiles it."""
+    """The static description of a sampling program. Only another one, or other shapes, need a new compilation."""
 
     network: Network
     prediction: str
@@ -42,7 +42,7 @@ class SampleProgram:
 
 
 def one_by_one(function: Callable[..., Out], *batched: PyTree) -> Out:
-    """Returns `function` of a batch, computed for one entry after the other: entry i never depends on the others."""
+    """Returns `function` of a batch, computed entry by entry. So entry i never depends on the others."""
     return jax.tree.map(
         lambda a: a[:, 0], jax.lax.map(lambda entry: function(*jax.tree.map(lambda a: a[None], entry)), batched)
     )
@@ -100,7 +100,7 @@ def begin(
     return dataclasses.replace(program.rule.init(x), memory=denoiser.init(x))
 
 
-# The arguments of `sample` after the program: whether each is spread over devices with the batch
+# For each argument of `sample` after the program: whether it is spread over devices with the batch
 SPREAD = (False, True, True, True, True, True, True)
 
 
@@ -113,9 +113,9 @@ def sample(
     program: SampleProgram, params: Params, rows: Rows, state: State, keys: Keys,
     branches: tuple[Conditioning, ...], guidance: Guidance, known: Known | None = None,
 ) -> State:  # fmt: skip
-    """Returns the sampler's state after `rows`: the one program in which the network runs.
+    """Returns the sampler's state after `rows`. Only this program runs the denoising network.
 
-    Rows have the batch first here, [b, n, ...], and so have the numbers of `guidance`.
+    Here the batch is the first axis of rows, [b, n, ...], and of the numbers of `guidance`.
     """
 
     def run(

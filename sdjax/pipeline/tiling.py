@@ -1,16 +1,16 @@
-"""The decoder band by band: large pictures in less memory, and the same pictures.
+"""The decoder band by band: it makes the same pictures in less memory.
 
-Tiles that are decoded each for itself show: every GroupNorm sees the statistics of its tile, so that neighbours differ
-in brightness and contrast, and blending their edges only hides it. Here it is the layers that are cut, not the
-picture. A layer's convolution runs over bands of rows, each with one row of its neighbours above and below; what goes
-into it, normalised by the statistics of the whole map, exists only for one band at a time. So every number is computed
-from the same numbers as without bands, and differs by the rounding of sums only. What stays in memory is, at worst, the
-input, the output and the shortcut of a residual block, where XLA's plan for the decoder also keeps float32 copies.
+Separately decoded tiles are visible: every GroupNorm sees only the statistics of its tile, so neighbouring tiles differ
+in brightness and contrast. Blending their edges only hides it. Here the layers are cut into bands, not the picture. A
+layer's convolution runs over bands of rows, each with one row of its neighbours above and below. Its input, normalised
+by the statistics of the whole map, exists only for one band at a time. So all numbers are the same as without bands,
+except for the rounding of sums. At worst the input, the output and the shortcut of a residual block are in memory;
+without bands XLA also keeps float32 copies.
 
-The middle block looks at the whole map at once; its attention never holds the score matrix
+The middle block processes the whole map at once. Its attention never stores the score matrix
 (`sdjax.nn.layers.attention`).
 
-The network is `sdjax.nn.vae`'s: a patch replaces its layers.
+The network is that of `sdjax.nn.vae`; a patch replaces its layers.
 """
 
 import dataclasses
@@ -30,29 +30,29 @@ from sdjax.nn.layers.resnet import Resnet, Upsample
 from sdjax.nn.vae import AutoencoderKL
 from sdjax.typing import Latent, NewImage, NewMap, Params
 
-BAND = 2**23  # numbers of a map in one band: 32 MiB in float32, enough to fill a device
+BAND = 2**23  # numbers of a map in one band: 32 MiB in float32, enough to keep a device busy
 PATCHED = ("decoder/up_blocks_", "decoder/conv_norm_out", "decoder/conv_out")
-LARGE = 2**20  # pixels above which a pipeline decodes a picture band by band: 1024 x 1024
+LARGE = 2**20  # pictures with more pixels (above 1024 x 1024) are decoded band by band
 
 Map = Float[Array, "b h w c"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """A GroupNorm whose statistics are known, one of each a channel, float32 [b, 1, 1, c]."""
+    """A GroupNorm with known statistics: one of each per channel, float32 [b, 1, 1, c]."""
 
     mean: jax.Array
     factor: jax.Array  # scale over standard deviation
     bias: jax.Array
 
     def __call__(self, x: Map) -> Map:
-        """Returns silu of x normalised, in x's dtype."""
+        """Returns silu of the normalised x, in x's dtype."""
         return jax.nn.silu(((x.astype(jnp.float32) - self.mean) * self.factor + self.bias).astype(x.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
 class Pending:
-    """A map that is normalised band by band where it is used."""
+    """A map that will be normalised later, band by band, where it is used."""
 
     x: Map
     norm: Norm
@@ -60,7 +60,7 @@ class Pending:
 
 @dataclasses.dataclass(frozen=True)
 class Banded:
-    """A patch of the autoencoder: the decoder's blocks after the middle one work in bands of about `band` numbers."""
+    """A patch of the autoencoder: the decoder's blocks after the middle block work in bands of about `band` numbers."""
 
     band: int
 
@@ -88,16 +88,16 @@ class Banded:
 
 
 def decode(config: VAEConfig, dtype: DTypeLike, params: Params, latent: Latent, *, band: int = BAND) -> NewImage:
-    """Returns the images of latents as `AutoencoderKL.decode` does, float32, in bands of about `band` numbers.
+    """Returns the same images of latents as `AutoencoderKL.decode`, float32, in bands of about `band` numbers.
 
-    `params` are the autoencoder's. Meant for one latent at a time: a batch is cut into the same bands.
+    `params` are the autoencoder's. Use it for one latent at a time: in a batch, a band has the rows of all its images.
     """
     with patched([Banded(band)]):
         return AutoencoderKL(config, dtype).bind({"params": params}).decode(latent)
 
 
 def _resnet(x: Map, layer: Resnet, params: Params, band: int) -> NewMap:
-    """Returns a residual block of x; at most x, its shortcut and one map between the convolutions are in memory."""
+    """Returns the output of a residual block. At most x, its shortcut and one map in between are in memory."""
     norm = norm_of(x, layer, params["norm1"], band)
     y = convolve(x, *_weights(params["conv1"], layer.dtype), band=band, prepare=norm)
     if "conv_shortcut" in params:
@@ -113,10 +113,10 @@ def _weights(params: Params, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
 def norm_of(x: Map, layer: GroupNorm | Resnet, params: Params, band: int = BAND) -> Norm:
     """Returns the GroupNorm of x with its statistics over the whole map, gathered band by band in float32.
 
-    `layer` has the number of groups and the epsilon, `params` are the norm's.
+    `layer` has the number of groups and the epsilon. `params` are those of the norm.
 
-    Each band gives its mean and its sum of squared differences from that, which are put together exactly (Chan, Golub
-    and LeVeque 1983, eq. 2.1): no small difference of large sums, and no long sum.
+    Each band has its mean and its sum of squared differences from this mean. They are combined exactly (Chan, Golub
+    and LeVeque 1983, eq. 2.1). This avoids long sums, and small differences of large sums.
     """
     b, h, w, c = x.shape
     groups = layer.groups
@@ -144,10 +144,10 @@ def convolve(
     x: Map, kernel: jax.Array, bias: jax.Array, *, band: int = BAND, prepare: Callable[[Map], Map] | Norm = lambda x: x,
     double: bool = False, onto: NewMap | None = None,
 ) -> NewMap:  # fmt: skip
-    """Returns the convolution of prepare(x), 3x3 with one pixel of zeros around it or 1x1, band by band.
+    """Returns the convolution of prepare(x), band by band: 3x3 with one pixel of zero padding, or 1x1.
 
-    `prepare` works on each pixel alone. `double` repeats every pixel twice along both axes first. `onto` is added to
-    the result, in its place.
+    `prepare` is a function of each pixel alone. `double` first doubles every pixel along both axes. The result is added
+    to `onto`, in its memory.
     """
     _, h, w, _ = x.shape
     times = 2 if double else 1
@@ -161,7 +161,7 @@ def convolve(
             inside = jnp.repeat(jnp.repeat(inside, 2, axis=1), 2, axis=2)
         if kernel.shape[0] == 1:
             return conv2d(inside, kernel, bias, padding=POINT)
-        # Of the neighbours one row each, and beyond the map's edges zeros, which are no input to `prepare`
+        # One row of each neighbour. Outside the map there are zeros, to which `prepare` is not applied
         above = prepare(jax.lax.dynamic_slice_in_dim(x, jnp.maximum(first - 1, 0), 1, axis=1))
         below = prepare(jax.lax.dynamic_slice_in_dim(x, jnp.minimum(first + rows, h - 1), 1, axis=1))
         above, below = jnp.where(i > 0, above, 0), jnp.where(i < count - 1, below, 0)
@@ -171,8 +171,8 @@ def convolve(
 
     out = onto
     if out is None:
-        # All of it is written over. That it starts from numbers of this layer keeps XLA from laying it out before x is
-        # there, and from sharing it between layers by copies
+        # All of it is overwritten. It starts from numbers of this layer, so that XLA does not allocate it before x
+        # exists, and does not share it between layers by copies
         out = jnp.full((x.shape[0], times * h, times * w, kernel.shape[-1]), x[0, 0, 0, 0] + bias[0])
 
     def put(i: jax.Array, out: Map) -> Map:
@@ -186,6 +186,6 @@ def convolve(
 
 
 def _bands(shape: tuple[int, ...], band: int) -> int:
-    """Returns into how many bands of equal height a map is cut: no larger than `band` numbers, if rows are not."""
+    """Returns the number of bands of equal height: each has at most `band` numbers, but at least one row."""
     _, h, w, c = shape
     return next(count for count in range(1, h + 1) if h % count == 0 and (h // count * w * c <= band or count == h))

@@ -1,4 +1,4 @@
-"""Animation by interpolation: the frames between prompts and seeds, made in batches of one compiled program."""
+"""Animation: frames interpolated between prompts and seeds, made in batches by one compiled program."""
 
 import dataclasses
 import functools
@@ -30,11 +30,11 @@ from sdjax.tasks.session import Making, Session, task
 from sdjax.typing import Latent
 
 INTERPOLATIONS = ("linear", "spherical")
-STRAIGHT = 1e-6  # sine of an angle below which a great circle is as good as a straight line
+STRAIGHT = 1e-6  # if the sine of the angle is smaller, a straight line replaces the great circle
 
 
 class AnimationOptions(SamplingOptions, SizeOptions, ComputingOptions, total=False):
-    """The fields of `Request` and `Computing` that `animate` takes, each one for the whole animation."""
+    """The fields of `Request` and `Computing` that `animate` takes. Each has one value for the whole animation."""
 
 
 @task()
@@ -53,17 +53,20 @@ def animate(
 ) -> Session:
     """Returns the frames of an animation, uint8 [frames, height, width, 3], from the first prompt to the last.
 
-    Prompts and seeds are keyframes at equal distances: as many of both, or one of either for all. `loop` goes on from
-    the last to the first, which is not repeated. Between two seeds the starting noise is turned on the sphere; between
-    two prompts the encoded text is mixed as `interpolation` says: "linear", or "spherical", which turns each token's
-    vector. `negative_prompt` is one for all or one a keyframe. A keyframe is `text_to_image`'s picture of that prompt
-    and seed, unless the sampler adds noise: then every frame gets the first seed's, so that nothing jumps.
+    Prompts and seeds define keyframes at equal distances: give equal numbers of both, or one prompt or one seed for
+    all. `loop` adds the frames from the last keyframe back to the first, which is not repeated. `negative_prompt` is
+    one for all or one per keyframe.
 
-    `prompt_strength` below 1 lets the first of the steps, that share of them which it lacks, look at the mean of all
-    prompts: the lower, the more alike the frames, and a single seed computes them once. `batch` frames are made at a
-    time; `progress(done, total)` counts calls of the network, and `options` are those of `text_to_image`, one for all.
+    Between two seeds, the starting noise is interpolated on the sphere. Between two prompts, the encoded text is
+    interpolated: "linear", or "spherical" for each token's vector (`interpolation`). A keyframe is the picture that
+    `text_to_image` makes of its prompt and seed. If the sampler adds noise, all frames get the noise of the first seed
+    instead, so that the pictures do not jump.
 
-    Raises ValueError for arguments out of range, else as `text_to_image`.
+    With `prompt_strength` s below 1, the first share 1 - s of the steps uses the mean of all prompts. Lower values make
+    the frames more alike; with a single seed these steps are computed only once. `batch` is the number of frames made
+    at a time. `options` are those of `text_to_image`, one value for all frames.
+
+    Raises ValueError for arguments out of range, and whatever `text_to_image` raises.
     """
     check_task(pipe.config, "animate")
     for name in (*SamplingOptions.__annotations__, *SizeOptions.__annotations__):
@@ -91,12 +94,12 @@ def animate(
     if batch < 1:
         raise ValueError(f"batch is at least 1; got {batch}")
     batch = placement.padded(min(batch, frames), mesh.size)
-    # The last frame is made again until the batch is full, so that one program makes every batch
+    # The last batch is padded with copies of the last frame, so that one program makes every batch
     groups = [list(range(start, min(start + batch, frames))) for start in range(0, frames, batch)]
     alike = len(set(seeds)) == 1
 
     def at_keyframes(function: Callable, items: list) -> np.ndarray:
-        """Returns the function of every keyframe's item, computed `batch` at a time; once where all are the same."""
+        """Returns the function of every keyframe's item, computed `batch` at a time, or once if all are the same."""
         if len(set(items)) == 1:
             items = items[:1]
         parts = [items[i : i + batch] for i in range(0, len(items), batch)]
@@ -111,7 +114,7 @@ def animate(
         of_branch = {"unconditional": negatives, "conditional": prompts}
         return noise, [at_keyframes(encode, of_branch[branch]) for branch in whole_batch.guidance.branches]
 
-    shared: list[Latent] = []  # where the common steps lead, if all frames start alike
+    shared: list[Latent] = []  # the latent after the common steps, if all frames start alike
 
     def make(part: Batch) -> Making:
         noise, contexts = keyframes()
@@ -119,18 +122,18 @@ def animate(
         at = positions[np.minimum(np.arange(first, first + batch), frames - 1)]
         full = dataclasses.replace(part, requests=[request] * batch, inputs=[0] * batch)
 
-        def told(mix: Callable[[np.ndarray], np.ndarray]) -> list[Conditioning]:
+        def conditionings(mix: Callable[[np.ndarray], np.ndarray]) -> list[Conditioning]:
             return [Conditioning(placement.split(mix(context), mesh)) for context in contexts]
 
         x = jnp.asarray(request.sampler.initial(placement.split(between(noise, at, turn), mesh), common or rest))
         if common:
             if not shared or not alike:
-                mean = told(lambda context: np.repeat(context.mean(0, keepdims=True), batch, axis=0))
+                mean = conditionings(lambda context: np.repeat(context.mean(0, keepdims=True), batch, axis=0))
                 state = yield from full.scan([common] * batch, x, mean, last=False)
                 shared[:] = [state.x]
             x = shared[0]
         mix = straight if interpolation == "linear" else turn_tokens
-        state = yield from full.scan([rest] * batch, x, told(lambda context: between(context, at, mix)))
+        state = yield from full.scan([rest] * batch, x, conditionings(lambda context: between(context, at, mix)))
         return part.finish(request.sampler.final(state, rest))
 
     before, after = np.size(common.index) if common else 0, np.size(rest.index)
@@ -143,27 +146,27 @@ def check_keyframes(
     negative_prompt: str | None | Sequence[str | None],
     seeds: int | None | Sequence[int | None],
 ) -> tuple[list[str], list[str], list[int]]:
-    """Returns one prompt, one negative prompt and one seed a keyframe, at least one of each.
+    """Returns lists of prompts, negative prompts and seeds: one of each per keyframe, at least one.
 
-    Raises ValueError where their numbers do not fit.
+    Raises ValueError if their numbers do not match.
     """
     prompts, negatives = texts("prompts", prompts), texts("negative_prompt", negative_prompt, default="")
     seeds = arguments.seeds(seeds, 1)
     count = max(len(prompts), len(seeds))
     for name, items in ("prompts", prompts), ("negative prompts", negatives), ("seeds", seeds):
         if len(items) not in (1, count):
-            raise ValueError(f"one or {count} {name}, for there are {count} keyframes; got {len(items)}")
+            raise ValueError(f"give 1 or {count} {name}, because there are {count} keyframes; got {len(items)}")
     prompts, negatives = (items * (count // len(items)) for items in (prompts, negatives))
     return prompts, negatives, seeds * (count // len(seeds))
 
 
 def frame_positions(count: int, frames: int, *, loop: bool = False) -> np.ndarray:
-    """Returns where the frames lie, float64 [frames]: 0 is the first keyframe, count - 1 the last, count the first.
+    """Returns the positions of the frames, float64 [frames]: i at keyframe i; `count` is the first one again (`loop`).
 
-    Raises ValueError for a single keyframe, which has nothing to move to, or fewer frames than keyframes.
+    Raises ValueError for a single keyframe, or for fewer frames than keyframes.
     """
     if count < 2:
-        raise ValueError("an animation goes between two prompts or two seeds at least; got one of each")
+        raise ValueError("an animation needs at least two prompts or two seeds; got one of each")
     if whole("frames", frames, 1) < count:
         raise ValueError(f"frames is at least the number of keyframes, {count}; got {frames}")
     return np.linspace(0, count, frames, endpoint=False) if loop else np.linspace(0, count - 1, frames)
@@ -172,10 +175,10 @@ def frame_positions(count: int, frames: int, *, loop: bool = False) -> np.ndarra
 def split_steps(
     sampler: Any, schedule: NoiseSchedule, num_steps: int, strength: float
 ) -> tuple[samplers.Rows | None, samplers.Rows]:
-    """Returns the rows that look at the mean of all prompts, None if there are none, and those that look at their own.
+    """Returns the rows for the mean of all prompts (None if there are none), and the rows for each frame's own prompt.
 
-    The second ones begin anew: a multistep method remembers nothing of the first. Raises ValueError for a strength
-    outside 0 ... 1, and one below 1 with a sampler that chooses its steps as it goes.
+    The second part is a new start: a multistep method does not remember the first part. Raises ValueError for a
+    strength outside 0 ... 1, or below 1 with an adaptive sampler.
     """
     strength = number("prompt_strength", strength, 0, 1)
     rows = sampler.steps(schedule, num_steps)
@@ -184,18 +187,18 @@ def split_steps(
     if not isinstance(sampler.rule, samplers.Linear):
         raise ValueError("prompt_strength needs a sampler whose steps are known beforehand; this one is adaptive")
     begin = np.flatnonzero(rows.starts_step)
-    # At least one step looks at the frame's own prompt
+    # At least one step uses the frame's own prompt
     cut = begin[min(len(begin) - math.floor(strength * len(begin) + 1e-9), len(begin) - 1)]
     if cut == 0:
         return None, rows
-    sigma = sampler.grid(schedule, num_steps).sigma  # a step of a singlestep method is several of these
+    sigma = sampler.grid(schedule, num_steps).sigma  # for a singlestep method, one step is several rows
     rest = sampler.steps(schedule, num_steps, skip=int(np.abs(sigma - rows.sigma[cut]).argmin()))
-    # Numbered on, for the number of a row says which noise it draws
+    # The numbers continue, because the number of a row chooses its noise
     return jax.tree.map(lambda a: a[:cut], rows), rest._replace(index=rest.index + np.int32(cut))
 
 
 def between(keyframes: np.ndarray, positions: np.ndarray, mix: Callable) -> np.ndarray:
-    """Returns what lies at `positions` of a ring of keyframes, float32 [len(positions), ...], by mix(a, b, share)."""
+    """Returns the values at `positions` in a ring of keyframes, float32 [len(positions), ...], by mix(a, b, share)."""
     count = len(keyframes)
     left = np.floor(positions).astype(int)
     shares = positions - left
@@ -212,10 +215,10 @@ def straight(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
 
 
 def turn(a: np.ndarray, b: np.ndarray, share: float, axis: int | None = None) -> np.ndarray:
-    """Returns a turned towards b by that share of the angle between them, its length mixed in proportion.
+    """Returns the spherical interpolation of a and b: `share` of the angle and of the difference in length.
 
-    Unit normal noise stays so, which a straight line would shrink by up to 30 %. `axis` None takes the arrays as one
-    vector each. Where they point the same way, or exactly apart, it is the straight line.
+    Unit normal noise stays unit normal; a straight line would shrink it by up to 30 %. With `axis` None each array is
+    one vector. If the vectors are parallel or opposite, the result is on the straight line.
 
     Source: Shoemake 1985, "Animating rotation with quaternion curves", eq. for slerp.
     """
@@ -231,5 +234,5 @@ def turn(a: np.ndarray, b: np.ndarray, share: float, axis: int | None = None) ->
 
 
 def turn_tokens(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
-    """Returns `turn` of each token's vector, the last axis."""
+    """Returns `turn` of each token's vector (the last axis)."""
     return turn(a, b, share, axis=-1)

@@ -1,4 +1,4 @@
-"""A batch of requests on its way through the pipeline: keys, noise, encoded prompts, sampling, decoding."""
+"""A batch of requests, and its way through the pipeline: keys, noise, encoded prompts, sampling, decoding."""
 
 import dataclasses
 import functools
@@ -27,16 +27,16 @@ from sdjax.tasks.session import Step
 from sdjax.typing import Context, Keys, Latent
 
 COMPUTING = frozenset(field.name for field in dataclasses.fields(Computing))
-Sampling = Generator[Step, bool | None, Latent]  # yields after every few calls of the network; sent True, it stops
+Sampling = Generator[Step, bool | None, Latent]  # yields after every few calls of the network; send True to stop it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """Requests that a model has made whole (`sdjax.tasks.resolve`), and how they are computed.
+    """Requests with all defaults filled in (`sdjax.tasks.resolve`), and how they are computed.
 
-    `inputs[i]` is the number of the given picture that picture i is made from, `starts[i]` where its sampling starts.
-    `folds` are numbers folded into the pictures' keys, for a second pass with noise of its own. Arrays of the batch are
-    padded by repeating the last entry where the devices do not divide it.
+    `inputs[i]` is the number of the input picture for picture i, and `starts[i]` the start of its sampling. `folds` are
+    folded into the pictures' keys, to give a second pass other noise. If the number of devices does not divide the
+    batch, its arrays are padded with copies of the last entry.
     """
 
     pipe: Pipeline
@@ -56,7 +56,7 @@ class Batch:
         )
 
     def starting(self, strength: float = 1.0, *, compat: str | None = None) -> "Batch":
-        """Returns the batch with its starts; a `sdjax.checks.notes.Note` says where that is already the end."""
+        """Returns the batch with its starts. A `sdjax.checks.notes.Note` warns if no steps are left."""
         made: dict[Any, Start] = {}
         starts = []
         for request in self.requests:
@@ -66,18 +66,18 @@ class Batch:
                 made[recipe] = start = make_start(sampler, schedule, request.num_steps, strength, compat=compat)
                 if start.rows is None:
                     note(
-                        f"strength {strength:g} leaves none of {request.num_steps} steps: nothing is made by the "
-                        "prompt, and the picture only goes through the autoencoder"
+                        f"strength {strength:g} leaves none of {request.num_steps} steps: the prompt has no effect, "
+                        "and the picture only goes through the autoencoder"
                     )
             starts.append(made[recipe])
         return dataclasses.replace(self, starts=starts)
 
     def groups(self) -> list[list[int]]:
-        """Returns the numbers of the pictures that are made together: of one size, sampled by one compiled rule."""
+        """Returns groups of picture numbers. The pictures of a group have one size and one compiled rule."""
         groups: dict[Any, list[int]] = {}
         for i, (request, start) in enumerate(zip(self.requests, self.starts, strict=True)):
             sampler = request.sampler
-            # A sampler that ends in its own way shares no batch with others
+            # A sampler with its own `final` shares no batch with others
             end = None if type(sampler).final is Sampler.final else id(sampler)
             groups.setdefault((self.size_of(i), start.rows is None, sampler.rule, end), []).append(i)
         return list(groups.values())
@@ -88,17 +88,17 @@ class Batch:
 
     @property
     def size(self) -> tuple[int, int]:
-        """The (height, width) at which the first picture, and so every one of a group, is made."""
+        """The (height, width) at which the first picture is made. All pictures of a group have this size."""
         return self.size_of(0)
 
     @property
     def calls(self) -> int:
-        """How often the network is called."""
+        """The number of network calls."""
         return max(0 if start.rows is None else np.size(start.rows.index) for start in self.starts)
 
     @property
     def needs_x0(self) -> bool:
-        """Whether anything of a given latent goes into where sampling starts."""
+        """Whether sampling starts from the latent of an input picture, at least for one picture."""
         return any(start.needs_x0 for start in self.starts)
 
     @functools.cached_property
@@ -109,39 +109,39 @@ class Batch:
 
     @functools.cached_property
     def keys(self) -> Keys:
-        """One key a picture."""
+        """One key per picture."""
         keys = make_keys(self._fill([request.seed for request in self.requests]))
         for number in self.folds:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         return placement.split(keys, self.how.mesh)
 
     def spread(self, arrays: Sequence[np.ndarray]) -> jax.Array:
-        """Returns one array a picture as one, spread over the devices."""
+        """Returns the arrays of the pictures as one array, spread over the devices."""
         return placement.split(np.stack(self._fill(list(arrays))), self.how.mesh)
 
     def noise(self, size: tuple[int, int] | None = None) -> Latent:
-        """Returns unit starting noise: each request's own, or what its seed draws.
+        """Returns unit starting noise: the request's `latents`, or noise drawn from its seed.
 
-        With a `size` that is another than the pictures', it is always drawn.
+        If `size` differs from the pictures' size, the noise is always drawn.
         """
         drawn = self.pipe.noise(self.keys, *(size or self.size), **self.where)
         return self._in_place(drawn, [request.latents if size is None else None for request in self.requests])
 
     def encode(self, pictures: Sequence[np.ndarray], *, draw: int = 0) -> Latent:
-        """Returns draws from the posterior of pictures of one size, uint8 [h, w, 3], or float in [-1, 1]."""
+        """Returns latents of pictures: draws from the posterior. Pictures are uint8 or float in [-1, 1], [h, w, 3]."""
         images = [to_float(p) if p.dtype == np.uint8 else p for p in pictures]
         return self.pipe.encode_image(self.spread(images), keys=self.keys, draw=draw, **self.where)
 
-    def told(
+    def conditionings(
         self,
         *,
         concat: jax.Array | None = None,
         label: jax.Array | None = None,
         unconditional_label: jax.Array | None = None,
     ) -> list[Conditioning]:
-        """Returns the conditionings of the guidance's branches.
+        """Returns the conditionings for the branches of guidance.
 
-        `concat` is the same in all, `label` too unless there is an `unconditional_label`.
+        All branches have the same `concat`, and the same `label` unless there is an `unconditional_label`.
         """
         other = label if unconditional_label is None else unconditional_label
         of_branch = {"unconditional": ("negative_prompt", other), "conditional": ("prompt", label)}
@@ -154,15 +154,15 @@ class Batch:
         self,
         x0: Latent | None,
         noise: Latent,
-        told: Sequence[Conditioning],
+        conditionings: Sequence[Conditioning],
         known: Known | None = None,
         *,
         last: bool = True,
     ) -> Sampling:
-        """Returns the latents that sampling makes of x0, which may be None for pure noise, and unit noise.
+        """Returns the latents that sampling makes of x0 and unit noise. x0 may be None if sampling starts from noise.
 
-        x0 itself comes back where `starts` leave no step; `known` parts of it are exact. `last` says whether pictures
-        are finished afterwards.
+        If `starts` leaves no step, the result is x0. `known` parts are exact. `last` says whether the pictures are
+        finished afterwards.
         """
         rows = [start.rows for start in self.starts if start.rows is not None]
         if not rows:
@@ -171,7 +171,7 @@ class Batch:
         starts = self._fill(self.starts)
         of_x0, of_noise = (per_image(np.array(a), noise) for a in zip(*((s.of_x0, s.of_noise) for s in starts)))
         x = of_noise * noise if x0 is None else of_x0 * x0 + of_noise * noise
-        state = yield from self.scan(rows, x, told, known, last=last)
+        state = yield from self.scan(rows, x, conditionings, known, last=last)
         latent = self.requests[0].sampler.final(state, batch(self._fill(rows)))
         return latent if known is None else known.put(latent)
 
@@ -179,15 +179,15 @@ class Batch:
         self,
         rows: Sequence[Rows],
         x: Latent,
-        told: Sequence[Conditioning],
+        conditionings: Sequence[Conditioning],
         known: Known | None = None,
         *,
         last: bool = True,
     ) -> Generator[Step, bool | None, State]:
-        """Returns the samplers' state after all rows, one table of them a picture, from x."""
+        """Returns the samplers' state after all rows, starting from x. There is one table of rows per picture."""
         rule, before = self.requests[0].sampler.rule, 0
         for done, state in self.pipe.sampling(
-            rule, batch(self._fill(list(rows))), x, self.keys, told, self.guidance, known=known,
+            rule, batch(self._fill(list(rows))), x, self.keys, conditionings, self.guidance, known=known,
             exact=self.how.exact, **self.where,
         ):  # fmt: skip
             over = tuple(i for i, one in enumerate(rows) if np.size(one.index) <= done) if last else ()
@@ -197,28 +197,28 @@ class Batch:
         return state
 
     def finish(self, latent: Latent) -> np.ndarray:
-        """Returns what is asked for: the pictures of latents (`pixels`), or the latents themselves."""
+        """Returns the output of the task: the pictures of the latents (`pixels`), or the latents themselves."""
         return self.pixels(latent) if self.how.output == "pixels" else np.asarray(latent)[: len(self.requests)]
 
     def pixels(self, latent: Latent) -> np.ndarray:
-        """Returns the pictures of latents, uint8 [b, h, w, 3]. Raises ImageError if one holds no picture."""
+        """Returns the pictures of latents, uint8 [b, h, w, 3]. Raises ImageError if one is not a picture."""
         image = np.asarray(self.pipe.decode(latent, **self.where))[: len(self.requests)]
         check_images(image, self.pipe.dtype)
         return to_uint8(image)
 
     @property
     def where(self) -> dict[str, Any]:
-        """The devices, as arguments of the pipeline's primitives."""
+        """The device arguments of the pipeline's primitives."""
         return {"mesh": self.how.mesh, "parallel": self.how.parallel}
 
     def _contexts(self, name: str) -> Context:
-        """Returns the encoded prompts or negative prompts: each request's own, or those of its texts."""
+        """Returns the encoded prompts or negative prompts: the request's embeddings, or its encoded texts."""
         prompts = self._fill([getattr(request, name) for request in self.requests])
         encoded = self.pipe.encode_prompt(prompts, exact=self.how.exact, **self.where)
         return self._in_place(encoded, [getattr(request, f"{name}_embeds") for request in self.requests])
 
     def _in_place(self, made: jax.Array, given: Sequence[Any]) -> jax.Array:
-        """Returns an array of the batch with what is given of it in its place."""
+        """Returns an array of the batch, with the entries that requests give themselves replaced by those."""
         if all(one is None for one in given):
             return made
         parts = [own if one is None else one for own, one in zip(np.asarray(made), self._fill(list(given)))]
@@ -240,8 +240,9 @@ def make_batch(
 ) -> Batch:
     """Returns the batch of a task's prompt and `options` (`sdjax.tasks.request.Options`).
 
-    `num_inputs` pictures are given, or as many as there are `sizes`, their (height, width): one for all prompts, one
-    prompt for all pictures, or one each. Raises ValueError for arguments out of range, and numbers that do not fit.
+    `num_inputs` is the number of input pictures; `sizes` are their (height, width) if they differ. There is one picture
+    for all prompts, one prompt for all pictures, or one picture per prompt. Raises ValueError for arguments out of
+    range, and if numbers do not match.
     """
     num_inputs = num_inputs if sizes is None else len(sizes)
     how = Computing(**{name: value for name, value in options.items() if name in COMPUTING})
@@ -252,7 +253,7 @@ def make_batch(
             raise ValueError("at least one picture is needed, got none")
         prompts = texts("prompt", prompt)
         if len(prompts) != num_inputs and 1 not in (len(prompts), num_inputs):
-            raise ValueError(f"one prompt, or one for each of the {num_inputs} pictures; got {len(prompts)}")
+            raise ValueError(f"give one prompt, or one for each of the {num_inputs} pictures; got {len(prompts)}")
         inputs = list(range(num_inputs)) if num_inputs > 1 else [0] * len(prompts)
         prompt = prompts * num_inputs if len(prompts) == 1 else prompts
     requests = expand(prompt, **rest)
@@ -271,7 +272,7 @@ def batch_of(
     strength: float = 1.0,
     compat: str | None = None,
 ) -> Batch:
-    """Returns the batch of requests, its starts too. Raises ValueError for what the model does not take."""
+    """Returns the batch of requests with its starts. Raises ValueError for values that the model does not support."""
     cache.enable()
     whole = resolve(pipe, requests, sizes)
     for scale in {request.guidance_scale for request in whole}:

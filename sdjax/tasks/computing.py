@@ -1,4 +1,4 @@
-"""How a batch is computed, whatever is in it: devices, exactness, who watches, what comes back."""
+"""How a batch is computed, independent of its content: devices, exactness, callbacks, output."""
 
 import dataclasses
 import functools
@@ -33,11 +33,11 @@ class ComputingOptions(TypedDict, total=False):
 class Computing:
     """How a batch is computed.
 
-    It is spread over `devices` (default: all of this process) by `parallel`: "jit" or "pmap". `exact` computes pictures
-    one by one, so that they are bit-identical alone and in a batch. `progress(done, total)` counts calls of the
-    network; `on_step(step)` gets a `sdjax.tasks.session.Step`, which has a preview. Both are called after every few
-    calls of the network. `output` "latent" returns the latents in place of the pictures they decode to: float32,
-    neither cropped nor put back into a picture.
+    The batch is spread over `devices` (default: all of this process) by `parallel`: "jit" or "pmap". `exact` computes
+    pictures one by one, so that they are bit-identical alone and in a batch. `progress(done, total)` counts calls of
+    the network. `on_step(step)` gets a `sdjax.tasks.session.Step`, which has a preview. Both are called after every few
+    calls of the network. `output` "latent" returns float32 latents instead of pictures; they are not cropped and not
+    put back into a picture.
 
     Raises ValueError for values of the wrong kind.
     """
@@ -56,7 +56,7 @@ class Computing:
                 raise ValueError(f"{name} is a function of {takes}; got {arguments.shown(value)}")
         object.__setattr__(self, "exact", flag("exact", self.exact))
         choose("output", self.output, OUTPUTS)
-        self.mesh  # noqa: B018  # raises for what are no devices
+        self.mesh  # noqa: B018  # raises if `devices` are not devices
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:

@@ -1,6 +1,6 @@
-"""Depth to image: pictures with the shapes of another one, seen by a network that is told how far everything is.
+"""Depth to image: pictures with the shapes of another picture. The network is conditioned on a depth map.
 
-Depth is MiDaS's: the nearer, the larger the number, without a unit. Source: Stability-AI/stablediffusion,
+Depth is MiDaS's: it has no unit, and nearer things have larger numbers. Source: Stability-AI/stablediffusion,
 scripts/gradio/depth2img.py, ldm/data/util.py (AddMiDaS), ldm/modules/midas/midas/transforms.py.
 """
 
@@ -30,7 +30,7 @@ from sdjax.tasks.resolve import SIDES
 from sdjax.tasks.session import Making, Session, task
 from sdjax.typing import Image, Params
 
-CONSTANT = 4e-6  # relative spread up to which a map has one depth: what float32 makes of a flat one when it is resized
+CONSTANT = 4e-6  # up to this relative spread a map is flat: resizing a flat map in float32 makes such a spread
 
 Depth = Float[np.ndarray, "h w"]
 
@@ -46,18 +46,19 @@ def depth_to_image(
     compat: str | None = None,
     **options: Unpack[Options],
 ) -> Session:
-    """Returns pictures made from the given ones that keep their depth, each in its picture's size.
+    """Returns pictures with the depth of the given ones: uint8 [b, h, w, 3], or a list of [h, w, 3] if sizes differ.
 
-    `image`, `strength`, `compat` and `options` as for `sdjax.image_to_image`; strength 1 keeps nothing of a picture but
-    its depth. Pictures are never resized but padded to multiples of 64 (128 at least), by repeating their right and
-    bottom edges, and cropped back; those of one padded size are one batch. The result is uint8 [b, h, w, 3], or a list
-    of [h, w, 3] where sizes differ.
+    `image`, `strength`, `compat` and `options` are as for `sdjax.image_to_image`. Strength 1 keeps only the depth of a
+    picture. Each result has its picture's size. Pictures are not resized: they are padded to multiples of 64 (at least
+    128) by repeating their right and bottom edges, and the result is cropped. Pictures of one padded size form one
+    batch.
 
-    `depth_map` None estimates the depth. Else it is a path, bytes, Pillow image or real array [h, w], or a sequence of
-    them, one for all or one for each picture: large is near, in whatever unit, and the aspect is the picture's.
+    `depth_map` None estimates the depth. Otherwise give a path, bytes, Pillow image or real array [h, w], or a sequence
+    of them, one for all pictures or one for each. Larger values are nearer, in any unit. A map must have its picture's
+    aspect ratio.
 
-    Raises ValueError for a model that takes no depth, a missing map where it has no depth network, a map of another
-    aspect, what is no picture or map, and whatever `sdjax.text_to_image` raises.
+    Raises ValueError if the model takes no depth, if a map is missing and the model has no depth network, for a map of
+    another aspect ratio, if an input is not a picture or map, and whatever `sdjax.text_to_image` raises.
     """
     check_task(pipe.config, "depth_to_image", "depth")
     given = inputs.open_pictures(image)
@@ -66,7 +67,7 @@ def depth_to_image(
         check_workable(size)
     maps = None if depth_map is None else open_maps(depth_map, sizes)
     if maps is None and pipe.config.depth is None:
-        raise ValueError(f"{WITHOUT}, so depth_map has to be given")
+        raise ValueError(f"{WITHOUT}; give depth_map")
     padded = [inputs.pad(picture) for picture in given]
     inner = [picture.shape[:2] for picture in padded]
     batch = make_batch(pipe, prompt, options, sizes=inner, strength=strength, compat=compat)
@@ -81,9 +82,9 @@ def depth_to_image(
         concat = part.spread(
             [prepare_depth(maps[i][None], (height // factor, width // factor))[0] for i in part.inputs]
         )
-        # Of pure noise nothing is left to encode
+        # If sampling starts from pure noise, the picture need not be encoded
         x0 = part.encode([padded[i] for i in part.inputs]) if part.needs_x0 else None
-        return part.finish((yield from part.sample(x0, part.noise(), part.told(concat=concat))))
+        return part.finish((yield from part.sample(x0, part.noise(), part.conditionings(concat=concat))))
 
     def finish(i: int, made: np.ndarray) -> np.ndarray:
         height, width = sizes[batch.inputs[i]]
@@ -104,12 +105,13 @@ def estimate_depth(
     parallel: placement.Parallel = "jit",
     devices: Sequence[jax.Device] | None = None,
 ) -> list[Depth]:
-    """Returns the depth of pictures, float32 [h, w] each, in the pictures' sizes; large is near, from 0 up.
+    """Returns the depth of pictures, float32 [h, w] each, in the pictures' sizes. Values are >= 0; larger is nearer.
 
-    `image` as for `sdjax.image_to_image`. Raises ValueError for a model without depth network and what is no picture.
+    `image` is as for `sdjax.image_to_image`. Raises ValueError if the model has no depth network, or if an input is not
+    a picture.
     """
     if pipe.config.depth is None:
-        raise ValueError(f"{WITHOUT}; sdjax.load takes one from another file by depth=")
+        raise ValueError(f"{WITHOUT}; load one from another file with sdjax.load(..., depth=PATH)")
     given = inputs.open_pictures(image)
     padded = [inputs.pad(picture) for picture in given]
     out = []
@@ -123,17 +125,17 @@ def estimate_depth(
 
 
 def prepare_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns depth [b, h, w, 1] as the UNet sees it: bicubic to `size`, then each picture's own from -1 to 1.
+    """Returns depth [b, h, w, 1] as the UNet's input: resized to `size` (bicubic), then scaled to -1 ... 1 per picture.
 
-    2 (d - min) / (max - min) - 1, after resizing. A map of one depth only is -1 everywhere: what training's
-    formula, with 0.001 more below the fraction, makes of it, where the reference's sampling divides 0 by 0.
+    The formula is 2 (d - min) / (max - min) - 1. A flat map gives -1 everywhere. This is the result of the training
+    formula, which adds 0.001 to the denominator; the reference's sampling divides 0 by 0.
     """
     depth = interpolate(np.asarray(depth, np.float32), size, method="bicubic")
     return 2 * _from_0_to_1(depth) - 1
 
 
 def to_grey(depth: Depth) -> np.ndarray:
-    """Returns a map as grey of 16 bits, uint16 [h, w], from black, the farthest, to white, the nearest."""
+    """Returns a map as 16-bit grey, uint16 [h, w]: black is the farthest point, white the nearest."""
     return np.rint(_from_0_to_1(depth[None, ..., None])[0, ..., 0] * 65535).astype(np.uint16)
 
 
@@ -145,9 +147,9 @@ def _from_0_to_1(depth: np.ndarray) -> np.ndarray:
 
 
 def open_maps(depth_map: Any, sizes: Sequence[tuple[int, int]]) -> list[Depth]:
-    """Returns one map for each picture of these (height, width), from one for all or one each.
+    """Returns one map per picture. `sizes` are the pictures' (height, width); `depth_map` is one for all or one each.
 
-    Raises ValueError where their numbers or aspects do not fit, and for what is no map (`sdjax.pictures.open_map`).
+    Raises ValueError if numbers or aspect ratios do not match, or if an input is not a map (`sdjax.pictures.open_map`).
     """
     opened = [pictures.open_map(one).values for one in inputs.several(depth_map, 2)]
     opened = inputs.one_each("depth map", opened, len(sizes))
@@ -157,11 +159,12 @@ def open_maps(depth_map: Any, sizes: Sequence[tuple[int, int]]) -> list[Depth]:
 
 
 def check_aspect(depth: tuple[int, int], picture: tuple[int, int]) -> None:
-    """Raises ValueError unless a map of one (height, width) has the aspect of a picture of the other, to a pixel."""
+    """Raises ValueError unless a map and a picture of these (height, width) have the same aspect ratio, to a pixel."""
     (h, w), (height, width) = depth, picture
-    if abs(h * width - w * height) > max(h + w, height + width):  # one of the two is the other, scaled to whole pixels
+    if abs(h * width - w * height) > max(h + w, height + width):  # more than rounding to whole pixels
         raise ValueError(
-            f"a depth map has its picture's aspect; got a map of {w} x {h} for a picture of {width} x {height}"
+            f"a depth map must have its picture's aspect ratio; got a map of {w} x {h} for a picture of {width} x "
+            f"{height}"
         )
 
 
@@ -177,7 +180,7 @@ def check_workable(size: tuple[int, int]) -> None:
 def _estimated(
     pipe: Pipeline, padded: Sequence[np.ndarray], mesh: jax.sharding.Mesh, parallel: placement.Parallel
 ) -> list[np.ndarray]:
-    """Returns the depth [h, w, 1] of pictures, in the sizes in which the network looks at them."""
+    """Returns the depth [h, w, 1] of pictures, in the sizes that the network works at."""
     config = pipe.config.depth
     assert config is not None
     groups: dict[tuple[int, int], list[int]] = {}

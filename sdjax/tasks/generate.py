@@ -1,4 +1,4 @@
-"""Pictures of requests: each with its own prompt, sampler, number of steps, scale and size."""
+"""Makes pictures from requests. Each request has its own prompt, sampler, number of steps, scale and size."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -16,9 +16,9 @@ from sdjax.tasks.session import Making, Session, task
 def generate(pipe: Pipeline, requests: Sequence[Request], **how: Unpack[ComputingOptions]) -> Session:
     """Returns the pictures of the requests, in their order: uint8 [b, h, w, 3], or a list of [h, w, 3] if sizes differ.
 
-    Pictures of one size share a batch, whatever else is different; another mixture of as many pictures of that size
-    compiles nothing. Samplers that choose their steps as they go (`dpm_solver_adaptive`) are batches of their own.
-    `how` are the fields of `sdjax.tasks.computing.Computing`.
+    Pictures of one size share a batch, even if all other settings differ. Another mixture of as many pictures of that
+    size needs no new compilation. Adaptive samplers (`dpm_solver_adaptive`) get separate batches. `how` are the fields
+    of `sdjax.tasks.computing.Computing`.
 
     Raises ValueError for arguments out of range, ImageError if a picture is not-a-number or one colour,
     OutOfMemoryError with advice if the device runs out of memory.
@@ -26,14 +26,14 @@ def generate(pipe: Pipeline, requests: Sequence[Request], **how: Unpack[Computin
     check_task(pipe.config, "generate")
     several = requests if is_sequence(requests) else []
     if not len(several) or not all(isinstance(request, Request) for request in several):
-        raise ValueError(f"requests are a sequence of at least one sdjax.Request; got {shown(requests)}")
+        raise ValueError(f"requests must be a sequence of at least one sdjax.Request; got {shown(requests)}")
     return from_noise(batch_of(pipe, several, Computing(**how)))
 
 
 def from_noise(batch: Batch) -> Session:
-    """Returns the session of pictures that are made from prompts and noise alone."""
+    """Returns the session that makes pictures from prompts and noise only."""
 
     def make(part: Batch) -> Making:
-        return part.finish((yield from part.sample(None, part.noise(), part.told())))
+        return part.finish((yield from part.sample(None, part.noise(), part.conditionings())))
 
     return Session(batch, make)

@@ -27,16 +27,17 @@ def image_to_image(
 ) -> Session:
     """Returns pictures made from the given ones by adding noise and taking it away again (SDEdit).
 
-    `image`: a path, a file's bytes, a Pillow image or uint8 [h, w, 3], or a sequence of them; one for all prompts, one
-    prompt for all, or one each. Its size is brought to multiples of 64 (`sdjax.tasks.inputs.working_size`) or to
-    `height` and `width`, one for all or one for each given picture, by LANCZOS. The result is uint8 [b, h, w, 3], or a
-    list of [h, w, 3] where sizes differ; pictures of one size are one batch.
+    `image`: a path, a file's bytes, a Pillow image or uint8 [h, w, 3], or a sequence of them. Give one for all prompts,
+    one prompt for all, or one each. Pictures are resized by LANCZOS to multiples of 64
+    (`sdjax.tasks.inputs.working_size`), or to `height` and `width`, which are one for all or one for each given
+    picture. The result is uint8 [b, h, w, 3], or a list of [h, w, 3] if sizes differ. Pictures of one size form one
+    batch.
 
-    `strength` from 0 to 1 is the share of the steps that are made: 0 gives the autoencoder's round trip, 1 starts from
-    pure noise and is `text_to_image`. The latent is a draw from the autoencoder's posterior. `compat` "compvis" counts
-    timesteps and steps as CompVis's and Stability's scripts do, one off.
+    `strength` from 0 to 1 is the share of the steps that are made. 0 only passes the picture through the autoencoder; 1
+    starts from pure noise, like `text_to_image`. The latent is a draw from the autoencoder's posterior. `compat`
+    "compvis" counts timesteps and steps as CompVis's and Stability's scripts do, one off.
 
-    `options` are `text_to_image`'s, with what it raises; also ValueError for a file that is no picture.
+    `options` are those of `text_to_image`. Raises whatever it raises, and ValueError if a file is not a picture.
     """
     check_task(pipe.config, "image_to_image")
     given = inputs.open_pictures(image)
@@ -52,6 +53,6 @@ def image_to_image(
 
     def make(part: Batch) -> Making:
         x0 = part.encode([given[i] for i in part.inputs]) if part.needs_x0 else None
-        return part.finish((yield from part.sample(x0, part.noise(), part.told())))
+        return part.finish((yield from part.sample(x0, part.noise(), part.conditionings())))
 
     return Session(batch, make)

@@ -1,4 +1,4 @@
-"""Inpainting and outpainting: a part of a picture is made again, or a picture is continued beyond its edges."""
+"""Inpainting and outpainting: repaints a part of a picture, or continues a picture beyond its edges."""
 
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -19,7 +19,7 @@ from sdjax.tasks.batch import Batch, Sampling, make_batch
 from sdjax.tasks.request import Options
 from sdjax.tasks.session import Making, Session, task
 
-METHODS = {"blend": "text", "concat": "inpainting"}  # ways to inpaint, and the kind of model that each takes
+METHODS = {"blend": "text", "concat": "inpainting"}  # methods, and the kind of model that each needs
 
 
 @task()
@@ -37,21 +37,24 @@ def inpaint(
     feather: int = 0,
     **options: Unpack[Options],
 ) -> Session:
-    """Returns the pictures with what is white in their masks made anew, each in its own size.
+    """Returns the pictures with the white parts of their masks repainted, each in its own size.
 
-    `image` as for `image_to_image`; `mask`: path, bytes, Pillow image, bool or uint8 [h, w] (white from 128 on), one
-    for all or one for each picture, and as large as it. Pictures are never resized but padded to multiples of 64, by
-    repeating their edges, and cropped back; those of one padded size are one batch. The result is uint8 [b, h, w, 3],
-    or a list of [h, w, 3] where sizes differ.
+    The result is uint8 [b, h, w, 3], or a list of [h, w, 3] if sizes differ. `image` is as for `image_to_image`.
+    `mask` is a path, bytes, Pillow image, bool or uint8 [h, w] (128 and above is white), of the picture's size; one for
+    all or one for each picture. Pictures are not resized: they are padded to multiples of 64 by repeating their edges,
+    and the result is cropped. Pictures of one padded size form one batch.
 
-    `method` None is the model's: "concat" tells a network of 9 channels the mask and the picture without its masked
-    part (grey there); "blend", for a network that knows no masks, puts the known part back, with noise, at every step.
-    `only_masked` works on the part around the mask, with `padding` pixels, enlarged to the model's size where it is
-    smaller. `composite` takes all pixels outside the mask from the picture itself, byte for byte; `feather` mixes both
-    over so many pixels. `strength` below 1 starts from what is there, as `image_to_image` does; 0 gives the round trip.
+    `method` None chooses the model's method. "concat" is for networks of 9 channels: their inputs include the mask and
+    the picture with its masked part grey. "blend" is for networks without a mask input: it puts the known part back,
+    with noise, at every step.
 
-    `options` are `text_to_image`'s, with what it raises; also ValueError for a file that is no picture and a mask of
-    another size.
+    `only_masked` works on the part around the mask, with `padding` pixels around it; a small part is enlarged to the
+    model's size. `composite` copies all pixels outside the mask from the picture, byte for byte; `feather` is the width
+    of the transition in pixels. `strength` below 1 starts from the present content, as in `image_to_image`; 0 only
+    passes it through the autoencoder.
+
+    `options` are those of `text_to_image`. Raises whatever it raises, and ValueError if a file is not a picture or a
+    mask has another size.
     """
     method = check_method(pipe.config, method)
     inputs.check_margins(padding=padding, feather=feather)
@@ -61,13 +64,13 @@ def inpaint(
     empty = sum(not one.any() for one in masks)
     if empty:
         note(
-            f"the mask of {empty} of {len(masks)} pictures selects nothing (white is made anew): they come back as "
-            "they are"
+            f"the mask of {empty} of {len(masks)} pictures selects nothing (white is repainted): they come back "
+            "unchanged"
         )
     if feather and not composite:
-        note("feather has no effect without composite, which joins the two: leave one of them out")
+        note("feather has no effect without composite: leave out feather, or keep composite")
     if padding != 32 and not only_masked:
-        note("padding has no effect without only_masked: ask for that, or leave it out")
+        note("padding has no effect without only_masked: set only_masked, or leave padding out")
     side = pipe.config.image_size if only_masked else None
     frames = [inputs.make_frame(*pair, side=side, padding=padding) for pair in zip(given, masks, strict=True)]
     sizes = [frame.repaint.shape for frame in frames]
@@ -84,29 +87,29 @@ def inpaint(
 
 
 def blended(batch: Batch, frames: Sequence[inputs.Frame]) -> Sampling:
-    """Returns latents whose known part is held fixed; an entry is known if all of its pixels are."""
+    """Returns latents with the known part held fixed. An entry is known if all of its pixels are known."""
     factor = batch.pipe.config.vae.factor
     x0 = batch.encode([frame.pixels for frame in frames])
     keep = batch.spread([~inputs.repainted_latents(frame.repaint, factor)[..., None] for frame in frames])
-    return (yield from batch.sample(x0, batch.noise(), batch.told(), Known(x0, keep)))
+    return (yield from batch.sample(x0, batch.noise(), batch.conditionings(), Known(x0, keep)))
 
 
 def concatenated(batch: Batch, frames: Sequence[inputs.Frame]) -> Sampling:
-    """Returns latents of a network that is given latent, mask, latent of the masked picture, in this order.
+    """Returns latents from a network with the inputs latent, mask and latent of the masked picture, in this order.
 
-    The mask's entry is the first pixel of eight along each side, as torch's "nearest" takes it; the hole is grey,
-    0; its latent is a draw from the posterior. Source: scripts/gradio/inpainting.py.
+    The mask is reduced to the first of every 8 x 8 pixels, as torch's "nearest" does. The masked part is grey, 0. The
+    masked picture's latent is a draw from the posterior. Source: scripts/gradio/inpainting.py.
     """
     factor = batch.pipe.config.vae.factor
     mask = batch.spread([frame.repaint[::factor, ::factor, None].astype(np.float32) for frame in frames])
     holes = [np.where(frame.repaint[..., None], np.float32(0), to_float(frame.pixels)) for frame in frames]
     concat = jnp.concatenate([mask, batch.encode(holes, draw=1)], axis=-1)
     x0 = batch.encode([frame.pixels for frame in frames]) if batch.needs_x0 else None
-    return (yield from batch.sample(x0, batch.noise(), batch.told(concat=concat)))
+    return (yield from batch.sample(x0, batch.noise(), batch.conditionings(concat=concat)))
 
 
 def check_method(config: ModelConfig, method: str | None) -> str:
-    """Returns the way in which the model inpaints. Raises ValueError if it cannot, or not by this method."""
+    """Returns the model's method of inpainting. Raises ValueError if it has none, or another than `method`."""
     if method not in (None, *METHODS):
         raise ValueError(f"method is one of {', '.join(METHODS)}; got {method!r}")
     kinds = METHODS.values() if method is None else [METHODS[method]]
@@ -125,11 +128,11 @@ def outpaint(
     overlap: int = 0,
     **options: Any,
 ) -> Session:
-    """Returns the pictures with `expand` = (left, top, right, bottom) pixels more, made to continue them.
+    """Returns the pictures continued by `expand` = (left, top, right, bottom) pixels.
 
-    It is `inpaint`, with its arguments, of the extended picture. Made anew are also what is white in `mask`, which is
-    as large as the picture itself, and `overlap` pixels of the picture along the sides that grow, over which `feather`
-    can mix the two.
+    It calls `inpaint`, with its arguments, on the extended picture. It also repaints the white part of `mask`, which
+    has the size of the original picture, and `overlap` pixels of the picture along the sides that grow. `feather` mixes
+    old and new over this overlap.
     """
     check_method(pipe.config, options.get("method"))
     inputs.check_margins(overlap=overlap)

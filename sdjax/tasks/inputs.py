@@ -1,4 +1,4 @@
-"""Pictures and masks that a task is given: opened, checked, brought to a size that the networks take, and put back."""
+"""Input pictures and masks of tasks: opens and checks them, fits them to the networks, and puts the result back."""
 
 import os
 import warnings
@@ -13,9 +13,9 @@ from sdjax.checks.arguments import whole
 from sdjax.config import ModelConfig
 from sdjax.tasks.resolve import SIDES, check_size
 
-MULTIPLE = 64  # of the sides of a picture given: both releases' UNets halve a latent, an eighth of it, three times
-SMALLEST = 128  # side of a picture padded for depth to image or upscaling, as in Stability's demos of both
-WHITE = 128  # from this level on a mask is white: half of 255, rounded up
+MULTIPLE = 64  # input pictures' sides are multiples of this: the latent has 1/8 of the side, and UNets halve it 3 times
+SMALLEST = 128  # smallest padded side for depth to image and upscaling, as in Stability's demos of both
+WHITE = 128  # this level of a mask and higher ones are white: half of 255, rounded up
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Mask = Bool[np.ndarray, "h w"]
@@ -23,35 +23,36 @@ Expand = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
 def open_pictures(image: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """Returns the pictures of one or a sequence of: path, bytes of a file, Pillow image, uint8 [h, w, 3].
+    """Returns a list of pictures. `image` is a path, a file's bytes, a Pillow image or uint8 [h, w, 3], or a sequence.
 
-    An array [b, h, w, c] is a sequence. Raises ValueError for what is no picture (`sdjax.pictures.open_picture`).
+    An array [b, h, w, c] is a sequence. Raises ValueError if one is not a picture (`sdjax.pictures.open_picture`).
     """
     return [_opened(pictures.open_picture, one, "picture") for one in several(image, 3)]
 
 
 def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
-    """Returns one mask for each of these (height, width), true where it is white, from one for all or one each.
+    """Returns one mask for each picture, true where it is white. `sizes` are the pictures' (height, width).
 
-    A mask is a path, bytes of a file, Pillow image, bool or uint8 [h, w] (white from 128 on); an array [b, h, w] is a
-    sequence. Raises ValueError where the numbers or sizes do not fit, and for what is no mask.
+    `mask` is a path, a file's bytes, a Pillow image, bool or uint8 [h, w] (128 and above is white): one for all, or a
+    sequence of one each. An array [b, h, w] is a sequence. Raises ValueError if numbers or sizes do not match, or if
+    one is not a mask.
     """
     opened = [_opened(pictures.open_mask, one, "mask") >= WHITE for one in several(mask, 2)]
     opened = one_each("mask", opened, len(sizes))
     for one, (height, width) in zip(opened, sizes):
         if one.shape != (height, width):
             raise ValueError(
-                f"a mask is as large as its picture; got a mask of {one.shape[1]} x {one.shape[0]} for a picture of "
+                f"a mask must have its picture's size; got a mask of {one.shape[1]} x {one.shape[0]} for a picture of "
                 f"{width} x {height}"
             )
     return opened
 
 
 def several(given: Any, axes: int) -> list[Any]:
-    """Returns what was given, one thing or a sequence of them, as a sequence.
+    """Returns one picture or a sequence of pictures as a list.
 
-    An array is one if it has so many `axes`, a sequence with one more; of maps, which have two, a last axis of length 1
-    is dropped. Arrays of other libraries, JAX's and PyTorch's, become NumPy's.
+    An array with `axes` axes is one picture; with one more it is a sequence. For maps (2 axes) a last axis of length 1
+    is dropped. Arrays of JAX and PyTorch become NumPy arrays.
     """
     if not hasattr(given, "ndim"):
         return list(given) if isinstance(given, (list, tuple)) else [given]
@@ -62,25 +63,25 @@ def several(given: Any, axes: int) -> list[Any]:
 
 
 def _opened(open_one: Callable[..., Any], one: Any, name: str) -> np.ndarray:
-    """Returns a file's pixels, with a warning of what was decided in opening it."""
+    """Returns the pixels, with a warning for every change that opening made."""
     try:
         opened = open_one(one)
     except FileNotFoundError:
-        raise ValueError(f"no file is at {str(one)!r}, which should be a {name} (it comes before the prompt)") from None
+        raise ValueError(f"there is no {name} file {str(one)!r} (the {name} comes before the prompt)") from None
     for notice in opened.notices:
         warnings.warn(f"{name} {one if isinstance(one, (str, os.PathLike)) else 'given'}: {notice}", stacklevel=4)
     return opened.pixels
 
 
 def one_each(name: str, items: list, count: int) -> list:
-    """Returns one item for each of `count` pictures. Raises ValueError unless there is one for all, or one each."""
+    """Returns one item for each of `count` pictures. Raises ValueError unless there are 1 or `count` items."""
     if len(items) not in (1, count):
-        raise ValueError(f"one {name}, or one for each of the {count} pictures; got {len(items)}")
+        raise ValueError(f"give one {name}, or one for each of the {count} pictures; got {len(items)}")
     return items if len(items) == count else items * count
 
 
 def pad(pixels: np.ndarray) -> np.ndarray:
-    """Returns an array [h, w, c] with its last row and column repeated, to multiples of 64 and at least 128 x 128."""
+    """Returns [h, w, c] padded to multiples of 64, at least 128 x 128, by repeating the last row and column."""
     return pictures.pad_to(pixels, MULTIPLE, least=SMALLEST)
 
 
@@ -89,8 +90,8 @@ def working_size(
 ) -> tuple[int, int]:
     """Returns the (height, width) at which image to image works on a picture of this size.
 
-    Both sides are rounded down to multiples of 64, as Stability's script does, but to 64 at least; a picture larger
-    than 2048 is shrunk to fit first. `height` and `width` say otherwise, each for itself; see `check_size`.
+    Both sides are rounded down to multiples of 64, as in Stability's script, but not below 64. A picture larger than
+    2048 is first shrunk to fit. `height` and `width` replace these sides; see `check_size`.
     """
     shrink = min(1, SIDES[1] / max(size))
     h, w = (max(1, round(side * shrink)) for side in size)
@@ -101,24 +102,25 @@ def working_size(
 
 
 class Frame(NamedTuple):
-    """A picture with its mask, and the part of it that is worked on: cut out, enlarged and padded."""
+    """A picture with its mask, and the part to repaint in: cut out, enlarged and padded."""
 
     picture: Picture
     mask: Mask
-    box: pictures.Box  # the part
-    size: tuple[int, int]  # height and width of the part as it is worked on, before padding
-    pixels: Picture  # the part
-    repaint: Mask  # the mask of the part
+    box: pictures.Box  # position of the part in the picture
+    size: tuple[int, int]  # height and width of the enlarged part, before padding
+    pixels: Picture  # the part, enlarged and padded
+    repaint: Mask  # the mask of the part, enlarged and padded
 
 
 def make_frame(picture: Picture, mask: Mask, *, side: int | None = None, padding: int = 32) -> Frame:
-    """Returns the whole picture to work on; with `side`, the part around the mask, its long side enlarged to `side`.
+    """Returns the frame of the whole picture, or with `side` of the part around the mask.
 
-    `padding` is how many pixels around the mask belong to the part. It is padded at its right and bottom edges, by
-    repeating them, to multiples of 64; nothing is shrunk. Raises ValueError where it is larger than 2048 then.
+    The long side of the part is enlarged to `side`; nothing is shrunk. The part includes `padding` pixels around the
+    mask. It is then padded to multiples of 64 by repeating its right and bottom edges. Raises ValueError if the result
+    is larger than 2048.
     """
     box = pictures.Box(0, 0, mask.shape[1], mask.shape[0])
-    if side is not None:  # of a mask that is black everywhere any part will do
+    if side is not None:  # an all-black mask may use any part
         box = pictures.Box(0, 0, *(min(side, s) for s in reversed(mask.shape)))
         box = pictures.crop_around(mask, padding, MULTIPLE) if mask.any() else box
     pixels, repaint = picture[box.slices], mask[box.slices]
@@ -138,22 +140,22 @@ def check_workable(size: tuple[int, int]) -> None:
     if max(size) > SIDES[1]:
         raise ValueError(
             f"at most {SIDES[1]} x {SIDES[1]} pixels can be inpainted; got {size[1]} x {size[0]}: shrink the picture, "
-            "or work on the part around the mask only (only_masked)"
+            "or repaint only the part around the mask (only_masked)"
         )
 
 
 def check_margins(**margins: float) -> None:
-    """Raises ValueError, naming the margin, for one that is no whole number of pixels from 0 up, or is too wide."""
+    """Raises ValueError, naming the margin, unless each is a whole number of pixels, not negative and not too wide."""
     for name, margin in margins.items():
         widest = pictures.MAX_FEATHER if name == "feather" else None
         whole(name, margin, 0, widest, unit=" of pixels")
 
 
 def put_back(frame: Frame, made: Picture, *, composite: bool = True, feather: int = 0) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Returns the picture with what was made of its part in its place.
+    """Returns the picture with the repainted part `made` put back.
 
-    `composite` takes what lies outside the mask from the picture itself, byte for byte; `feather` is the width in
-    pixels over which the two are mixed there.
+    `composite` copies the pixels outside the mask from the picture, byte for byte. `feather` is the width in pixels of
+    the transition between old and new.
     """
     made = pictures.resize(made[: frame.size[0], : frame.size[1]], frame.box.height, frame.box.width)
     new = pictures.paste(frame.picture, made, frame.box)
@@ -161,7 +163,7 @@ def put_back(frame: Frame, made: Picture, *, composite: bool = True, feather: in
 
 
 def check_expand(expand: Sequence[int]) -> Expand:
-    """Returns the four numbers. Raises ValueError unless they are whole, none negative and one of them positive."""
+    """Returns the four numbers. Raises ValueError unless they are whole and not negative, and one is positive."""
     several = [] if isinstance(expand, str) or not np.ndim(expand) else expand
     try:
         sides = tuple(whole("expand", side, 0, SIDES[1]) for side in several)
@@ -169,7 +171,8 @@ def check_expand(expand: Sequence[int]) -> Expand:
         sides = ()
     if len(sides) != 4 or not any(sides):
         raise ValueError(
-            f"expand is left, top, right, bottom: four numbers of pixels from 0 to {SIDES[1]}, not all 0; got {expand}"
+            f"expand must be (left, top, right, bottom): four numbers of pixels from 0 to {SIDES[1]}, not all 0; "
+            f"got {expand}"
         )
     return sides
 

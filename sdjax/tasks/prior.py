@@ -41,8 +41,8 @@ GUIDANCE_SCALE = 4.0
 class PriorNetwork:
     """The prior as a `diffusion.network.Network`, computing in `dtype`.
 
-    Of a `Conditioning` it takes `ProjectedTextEncoder`'s outputs, the text's embedding as `label` and its tokens as
-    `context`, and `context_length`, behind which is padding.
+    Its `Conditioning` has the outputs of `ProjectedTextEncoder`: `label` is the text's embedding, `context` are its
+    tokens. Tokens after `context_length` are padding.
     """
 
     config: PriorConfig
@@ -55,7 +55,7 @@ class PriorNetwork:
     def __call__(
         self, params: Params, x: Embedding, t: Timestep, conditioning: Conditioning, memory: Memory
     ) -> tuple[Embedding, Memory]:
-        """Returns the guessed embedding x0."""
+        """Returns the predicted embedding x0."""
         text, length = conditioning.context, conditioning.context_length
         assert text is not None
         assert length is not None
@@ -65,21 +65,21 @@ class PriorNetwork:
 
 
 def make_rows(config: PriorConfig, num_steps: int) -> Rows:
-    """Returns the steps of the "squaredcos" schedule a: x0 and x mixed to the mean of q(x_s | x_t, x0), and its noise.
+    """Returns the rows of ancestral sampling from q(x_s | x_t, x0), with the "squaredcos" schedule a.
 
-    With b = 1 - a_t / a_s: (sqrt(a_s) b x0 + sqrt(1 - b) (1 - a_s) x) / (1 - a_t), variance b (1 - a_s) / (1 - a_t),
-    for the variance-preserving x. s is the next timestep; a_s is 1 after the last.
+    For the variance-preserving x and b = 1 - a_t / a_s, the mean is (sqrt(a_s) b x0 + sqrt(1 - b) (1 - a_s) x) /
+    (1 - a_t) and the variance b (1 - a_s) / (1 - a_t). s is the next timestep; after the last one a_s is 1.
 
     Raises ValueError for fewer than 1 step or more than 1000.
 
     Source: Ho et al. 2020 (arXiv 2006.11239), eq. 6 and 7.
     """
     if not 1 <= whole("the prior's num_steps", num_steps) <= TIMESTEPS:
-        raise ValueError(f"the prior makes 1 to {TIMESTEPS} steps; got {num_steps}")
+        raise ValueError(f"the prior takes 1 to {TIMESTEPS} steps; got {num_steps}")
     a = alphas_cumprod(ScheduleConfig(kind="squaredcos", num_timesteps=TIMESTEPS))
     if config.scheduler == "unclip":
         t = np.rint(np.arange(num_steps) * ((TIMESTEPS - 1) / max(num_steps - 1, 1)))[::-1].astype(int)
-        if num_steps == 1:  # the one step that leads from pure noise
+        if num_steps == 1:  # a single step from pure noise
             t = np.array([TIMESTEPS - 1])
     else:
         t = (np.arange(num_steps) * (TIMESTEPS // num_steps))[::-1]
@@ -104,9 +104,9 @@ def sample(
     branches: Sequence[Conditioning],
     guidance: Guidance,
 ) -> Embedding:
-    """Returns the embedding that the steps make of unit noise x, in the prior's own scale; noises[i] is step i's.
+    """Returns the embedding sampled from unit noise x, in the prior's scale. noises[i] is the noise of step i.
 
-    The guess is clipped after guidance.
+    The predicted x0 is clipped after guidance.
     """
     denoiser: Denoiser = make_denoiser(network, params, "x0", branches, guidance)
     clip = network.config.clip
@@ -159,9 +159,9 @@ class Prior(metaclass=Explained):
     @explains_arguments(task=False)
     @pinned()
     def load(cls, path: Any, *, dtype: Any = None, variant: str | None = None) -> "Prior":
-        """Returns the prior of a diffusers folder or hub repository, "kakaobrain/karlo-v1-alpha".
+        """Returns the prior of a diffusers folder or hub repository, such as "kakaobrain/karlo-v1-alpha".
 
-        Raises sdjax.convert.CheckpointError where there is none, ValueError for an unknown dtype.
+        Raises sdjax.convert.CheckpointError if there is none, ValueError for an unknown dtype.
         """
         from sdjax import convert
         from sdjax.loading.hub import resolve
@@ -190,18 +190,19 @@ class Prior(metaclass=Explained):
         guidance_scale: float = GUIDANCE_SCALE,
         exact: bool = False,
     ) -> Embedding:
-        """Returns an image embedding for every prompt and seed, float32 [b, d], as CLIP's image tower would make them.
+        """Returns a predicted CLIP image embedding for every prompt and its seed, float32 [b, d].
 
-        An embedding depends on its own seed alone; another number of steps compiles again. `guidance_scale` 1 switches
-        guidance off; `negative_prompts` None are empty ones. `exact` computes them one by one, so that they are
-        bit-identical alone and among others. Raises ValueError where numbers do not fit or are out of range.
+        The noise of an embedding depends only on its seed. Another number of steps needs a new compilation.
+        `guidance_scale` 1 switches guidance off. `negative_prompts` None means empty ones. `exact` computes the
+        embeddings one by one, so that they are bit-identical alone and in a batch. Raises ValueError if numbers do not
+        match or are out of range.
         """
         prompts = texts("prompts", prompts)
         negatives = [""] * len(prompts) if negative_prompts is None else texts("negative_prompts", negative_prompts, "")
         if not len(prompts) == len(seeds) == len(negatives) or not len(prompts):
             raise ValueError(
-                f"one seed and one negative prompt for each prompt; got {len(prompts)} prompts, {len(seeds)} seeds, "
-                f"{len(negatives)} negative prompts"
+                f"give one seed and one negative prompt for each prompt; got {len(prompts)} prompts, {len(seeds)} "
+                f"seeds, {len(negatives)} negative prompts"
             )
         check_guidance_scale(guidance_scale)
         check_negatives(negatives, guidance_scale)

@@ -1,4 +1,4 @@
-"""Requests: everything that is chosen for one picture, and the tasks' arguments turned into one request a picture."""
+"""Requests: all settings of one picture. `expand` turns a task's arguments into one request per picture."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ T = TypeVar("T")
 Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
-ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # of one picture, by their axes
+ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # the axes of one picture's arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """One picture: what it shows and how it is sampled. None takes the model's default.
+    """The settings of one picture: what it shows and how it is sampled. None means the model's default.
 
-    `negative_prompt`: what to steer away from. `seed`: where the picture's noise comes from, whatever else is in its
-    batch. `sampler`: a name of `sdjax.samplers.SAMPLERS`, or a sampler; `eta` and `spacing` replace its fields of these
-    names. Without `spacing` the steps of a sampler given by name begin at the last timestep if the schedule has zero
-    terminal SNR (`sdjax.tasks.resolve.make_sampler`). `num_steps`: the number of steps. `guidance_scale`: 1 switches
-    guidance off. `guidance_rescale`: from 0 to 1, how much of the guided prediction's standard deviation is brought
-    back to that of the prediction without guidance (Lin et al. 2023, arXiv 2305.08891). `height` and `width`: in
-    pixels, multiples of 8 from 64 to 2048.
+    `negative_prompt`: what the picture should not show. `seed`: seed of the picture's noise; the rest of the batch does
+    not matter. `sampler`: a name of `sdjax.samplers.SAMPLERS`, or a sampler. `eta` and `spacing` replace the sampler's
+    fields of these names. If the schedule has zero terminal SNR and `spacing` is None, the steps of a sampler given by
+    name begin at the last timestep (`sdjax.tasks.resolve.make_sampler`). `num_steps`: the number of steps.
+    `guidance_scale`: 1 switches guidance off. `guidance_rescale`: from 0 to 1, how far the standard deviation of the
+    guided prediction is moved back to that without guidance (Lin et al. 2023, arXiv 2305.08891). `height` and `width`:
+    in pixels, multiples of 8 from 64 to 2048.
 
-    `latents`: the unit normal noise that sampling starts from, [height / 8, width / 8, 4], in place of the seed's.
-    `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder], in place of the
-    texts, as `Pipeline.encode_prompt` returns them.
+    `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
+    `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder], instead of texts, as
+    `Pipeline.encode_prompt` returns them.
 
     Raises ValueError for values of the wrong kind or out of range.
     """
@@ -69,11 +69,11 @@ class Request:
             object.__setattr__(self, name, value)
         for name in "prompt", "negative_prompt":
             if getattr(self, name) and getattr(self, f"{name}_embeds") is not None:
-                raise ValueError(f"{name} and {name}_embeds both say what it is; give one of them")
+                raise ValueError(f"give either {name} or {name}_embeds, not both")
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The fields of `Request` that say how a picture is sampled: one for all pictures, or one for each."""
+    """The fields of `Request` about sampling: one value for all pictures, or one for each."""
 
     sampler: Each[str | Sampler | HasSteps]
     num_steps: Each[int]
@@ -84,19 +84,19 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class SizeOptions(TypedDict, total=False):
-    """The fields of `Request` that say how large a picture is: one for all pictures, or one for each."""
+    """The fields of `Request` about the size: one value for all pictures, or one for each."""
 
     height: Each[int | None]
     width: Each[int | None]
 
 
 class Options(SamplingOptions, ComputingOptions, total=False):
-    """The arguments that every task takes: the fields of `Request`, one for all pictures or one for each; `num_images`,
-    how many pictures are made of each prompt; and the fields of `Computing`.
+    """The arguments of every task: the fields of `Request` and `Computing`, and `num_images` (pictures per prompt).
 
-    `seed`: picture i is drawn from seed + i, or from entry i of a sequence; None is 0, and i for entry i. Of a single
-    prompt as many pictures are made as the sequences have entries. `negative_prompt` and `negative_prompt_embeds` are
-    one for all, one for each prompt or one for each picture.
+    The fields of `Request` have one value for all pictures, or one for each. `seed`: picture i uses seed + i, or entry
+    i of a sequence. None means 0, and i for entry i. With a single prompt, the number of pictures is the length of the
+    sequences. `negative_prompt` and `negative_prompt_embeds` are one for all, one for each prompt or one for each
+    picture.
     """
 
     negative_prompt: str | None | Sequence[str | None]
@@ -108,14 +108,14 @@ class Options(SamplingOptions, ComputingOptions, total=False):
 
 
 class SizedOptions(Options, SizeOptions, total=False):
-    """The arguments of the tasks that make pictures of any size."""
+    """The arguments of tasks that let the user choose the size."""
 
 
 def expand(prompt: str | Sequence[str] | None, *, num_images: int = 1, **options: Any) -> list[Request]:
-    """Returns one request a picture, `num_images` of each prompt, prompt by prompt.
+    """Returns one request per picture, `num_images` of each prompt, prompt by prompt.
 
-    `options` are fields of `Request`, each one for all or one for each picture (`Options`). Raises ValueError where the
-    numbers of them do not fit, and what `Request` raises.
+    `options` are fields of `Request`, each one for all pictures or one for each (`Options`). Raises ValueError if their
+    numbers do not match, and whatever `Request` raises.
     """
     lists = {name: several for name, value in options.items() if (several := _several(name, value)) is not None}
     prompts = _prompts(prompt, lists.pop("prompt_embeds", None), options.pop("prompt_embeds", None))
@@ -132,13 +132,13 @@ def expand(prompt: str | Sequence[str] | None, *, num_images: int = 1, **options
             continue
         if len(several) not in (len(prompts), count):
             label = name.replace("_", " ")
-            raise ValueError(f"one {label}, or one for each of the {len(prompts)} prompts; got {len(several)}")
+            raise ValueError(f"give one {label}, or one for each of the {len(prompts)} prompts; got {len(several)}")
         lists[name] = several if len(several) == count else [n for n in several for _ in range(num_images)]
     seeds = arguments.seeds(options.pop("seed", 0), count)
     lists["seed"] = seeds
     for name, several in lists.items():
         if len(several) != count:
-            raise ValueError(f"one {name}, or one for each of the {count} pictures; got {len(several)}")
+            raise ValueError(f"give one {name}, or one for each of the {count} pictures; got {len(several)}")
         options.pop(name, None)
     for i, field in enumerate(fields):
         field.update(options, **{name: several[i] for name, several in lists.items()})
@@ -155,18 +155,18 @@ def _prompts(prompt: Any, several: list | None, embeds: Any) -> list[dict[str, A
     embeddings = [embeds] if several is None else several
     words = [] if prompt is None else texts("prompt", prompt)
     if any(words):
-        raise ValueError("prompt and prompt_embeds both say what it is; give one of them")
+        raise ValueError("give either prompt or prompt_embeds, not both")
     if len(embeddings) == 1:
         embeddings = embeddings * max(1, len(words))
     if not embeddings:
         raise ValueError("at least one prompt is needed, got none")
     if len(words) > 1 and len(words) != len(embeddings):
-        raise ValueError(f"one prompt_embeds, or one for each of the {len(words)} pictures; got {len(embeddings)}")
+        raise ValueError(f"give one prompt_embeds, or one for each of the {len(words)} pictures; got {len(embeddings)}")
     return [{"prompt_embeds": one} for one in embeddings]
 
 
 def _several(name: str, value: Any) -> list | None:
-    """Returns the entries of an argument that has one for each picture, None for one that is for all."""
+    """Returns the entries if the argument has one per picture, or None if it is one value for all."""
     if name == "negative_prompt":
         return None if value is None or isinstance(value, str) else texts(name, value, default="")
     axes = len(ARRAYS.get(name, ""))
@@ -187,5 +187,5 @@ def _array(name: str, value: Any, axes: str) -> np.ndarray | None:
     except (TypeError, ValueError):
         out = np.zeros(0, np.float32)
     if out.ndim != len(axes) or not np.isfinite(out).all():
-        raise ValueError(f"{name} is an array of finite numbers, [{', '.join(axes)}] a picture; got {shown(value)}")
+        raise ValueError(f"{name} must be finite numbers, [{', '.join(axes)}] for each picture; got {shown(value)}")
     return out

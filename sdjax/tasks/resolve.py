@@ -1,4 +1,4 @@
-"""Requests made whole by a model: sampler, scale and size filled in, and all checked that depends on the model."""
+"""Fills in the model's defaults in requests (sampler, scale, size), and checks them against the model."""
 
 import dataclasses
 import difflib
@@ -35,10 +35,10 @@ class Resolved(Request):
 def resolve(
     pipe: Pipeline, requests: Sequence[Request], sizes: Sequence[tuple[int, int]] | None = None
 ) -> list[Resolved]:
-    """Returns the requests with the model's defaults in the place of None, and samplers in the place of their names.
+    """Returns the requests with None replaced by the model's defaults, and sampler names replaced by samplers.
 
-    Equal choices of a sampler become one object. `sizes` are the pictures' (height, width) where a task decides them.
-    Raises ValueError for what the model or the sampler does not take.
+    Equal samplers become one object. `sizes` are the pictures' (height, width) if the task decides them. Raises
+    ValueError for values that the model or the sampler does not support.
     """
     if sizes is None:
         sizes = [check_size(pipe.config, request.height, request.width) for request in requests]
@@ -57,7 +57,7 @@ def resolve(
 
 
 def check_arrays(config: ModelConfig, request: Resolved) -> None:
-    """Raises ValueError for starting noise or an encoded prompt of another shape than the model's."""
+    """Raises ValueError if starting noise or an encoded prompt does not have the model's shape."""
     vae, text = config.vae, config.text
     latent = (request.height // vae.factor, request.width // vae.factor, vae.latent_channels)
     wanted = {
@@ -67,11 +67,13 @@ def check_arrays(config: ModelConfig, request: Resolved) -> None:
     for name, shape in wanted.items():
         value = getattr(request, name)
         if value is not None and value.shape != shape:
-            raise ValueError(f"{name} of this model and size is {list(shape)} a picture; got {list(value.shape)}")
+            raise ValueError(
+                f"{name} must have the shape {list(shape)} for this model and size; got {list(value.shape)}"
+            )
 
 
 def check_size(config: ModelConfig, height: int | None, width: int | None) -> tuple[int, int]:
-    """Returns height and width, the model's own side where None.
+    """Returns height and width. None means the model's own side.
 
     Raises ValueError, naming the nearest valid sizes, unless both are multiples of 8 from 64 to 2048.
     """
@@ -93,16 +95,16 @@ def check_size(config: ModelConfig, height: int | None, width: int | None) -> tu
 def make_sampler(
     sampler: str | samplers.Sampler | HasSteps, schedule: NoiseSchedule | None = None, **fields: Any
 ) -> samplers.Sampler:
-    """Returns the sampler of that name, or the sampler itself, with the fields that are not None replaced.
+    """Returns the sampler of that name, or the given sampler. Values of `fields` that are not None replace its fields.
 
-    A name's own spacing gives way to one that fits the `schedule` (`sdjax.samplers.spacing.fitting`) unless `fields`
-    has one; that of a sampler that was handed over stays.
+    For a sampler given by name, the default spacing is chosen for the `schedule` (`sdjax.samplers.spacing.fitting`).
+    A sampler that is given as an object keeps its spacing.
 
     Raises ValueError for an unknown name (listing the known ones) or a field that the sampler does not have.
     """
     if isinstance(sampler, str):
         if sampler not in samplers.SAMPLERS:
-            # As others spell them: "DPM++ 2M Karras", "k_euler_a"
+            # Spellings of other tools: "DPM++ 2M Karras", "k_euler_a"
             plain = re.sub(r"\W+", "_", sampler.lower().removeprefix("k_").replace("++", "pp"))
             plain = re.sub("_a$", "_ancestral", plain.removesuffix("_karras"))
             near = difflib.get_close_matches(plain, samplers.SAMPLERS, 1)

@@ -1,4 +1,4 @@
-"""What the tasks return: pictures checked for content, joined to one array; and advice if memory runs out."""
+"""Results of tasks: checks pictures and joins them to one array. Gives advice if the device runs out of memory."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,11 @@ Pictures = np.ndarray | list[np.ndarray]  # [b, h, w, 3], or [h, w, 3] each if s
 
 
 class ImageError(ValueError):
-    """The model made no picture: not-a-number or one flat colour."""
+    """The result is not a picture: it has not-a-number values, or is one flat colour."""
 
 
 class OutOfMemoryError(MemoryError):
-    """The device has too little memory for what was asked."""
+    """The device has too little memory for this task."""
 
 
 def check_images(image: np.ndarray, dtype: str) -> None:
@@ -25,13 +25,13 @@ def check_images(image: np.ndarray, dtype: str) -> None:
             raise ImageError(f"picture {i} holds values that are not numbers (computed in {dtype}); {advice}")
         if np.ptp(picture, axis=(0, 1)).max() == 0:
             raise ImageError(
-                f"picture {i} is one flat colour; is the prediction type the model's (epsilon or v), and is the "
-                "guidance scale a usual one (1 to 20)?"
+                f"picture {i} is one flat colour; check the prediction type (epsilon or v) and the guidance scale "
+                "(usually 1 to 20)"
             )
 
 
 def joined(pictures: Sequence[np.ndarray]) -> Pictures:
-    """Returns pictures of one size as one array [b, h, w, 3], others as a list."""
+    """Returns the pictures as one array [b, h, w, 3] if they have one size, else as a list."""
     return np.stack(pictures) if len({p.shape for p in pictures}) == 1 else list(pictures)
 
 

@@ -1,6 +1,6 @@
-"""The safety checker on pictures: which are flagged, their scores, and the notice that takes a flagged one's place.
+"""The safety checker: it flags pictures, gives their scores, and replaces flagged pictures by a notice.
 
-Source: CompVis/stable-diffusion, scripts/txt2img.py (check_safety). Off unless it is asked for.
+It is off by default. Source: CompVis/stable-diffusion, scripts/txt2img.py (check_safety).
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ from sdjax.pipeline import placement
 from sdjax.pipeline.model import cast, summary
 from sdjax.typing import Image, Params
 
-FOLDER = "safety_checker"  # of a diffusers folder
+FOLDER = "safety_checker"  # its folder inside a diffusers folder
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Verdict(NamedTuple):
-    """Which pictures are flagged, and the scores that say so: above 0 is above a concept's threshold."""
+    """The flags of pictures, and their scores. A score above 0 is above the threshold of its concept."""
 
     flags: Bool[np.ndarray, "b"]
     concepts: Float[np.ndarray, "b 17"]
@@ -68,7 +68,7 @@ class SafetyChecker(metaclass=Explained):
     def load(cls, path: Any, *, dtype: Any = None) -> "SafetyChecker":
         """Returns the safety checker of a pipeline's folder, a safety_checker folder, a file or a hub repository.
 
-        Raises sdjax.convert.CheckpointError where there is none, ValueError for an unknown dtype.
+        Raises sdjax.convert.CheckpointError if there is none, ValueError for an unknown dtype.
         """
         from sdjax import convert
         from sdjax.loading.hub import resolve
@@ -79,7 +79,7 @@ class SafetyChecker(metaclass=Explained):
 
     @pinned()
     def check(self, given: Sequence[Picture]) -> Verdict:
-        """Returns the verdict on pictures of any sizes. One program serves any number of them."""
+        """Returns the verdict on pictures of any sizes. One compiled program handles any number of them."""
         if not len(given):
             return Verdict(np.zeros(0, bool), np.zeros((0, safety.CONCEPTS)), np.zeros((0, safety.SPECIAL)))
         pixels = preprocess.clip_pixels(given, self.config.image_size, dialect="huggingface")
@@ -89,13 +89,13 @@ class SafetyChecker(metaclass=Explained):
         return Verdict(whole.flags, whole.concepts, whole.special)
 
     def censor(self, given: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> tuple[list[Picture], Verdict]:
-        """Returns as many pictures, a plain notice of its size in every flagged one's place, and the verdict."""
+        """Returns the pictures with every flagged one replaced by a notice of its size, and the verdict."""
         verdict = self.check(given)
         shown = [pictures.notice(*one.shape[:2]) if flag else one for one, flag in zip(given, verdict.flags)]
         return shown, verdict
 
 
 def beside(path: str | os.PathLike[str]) -> pathlib.Path | None:
-    """Returns the safety checker's folder inside of a diffusers folder, None where there is none."""
+    """Returns the safety checker's folder inside a diffusers folder, or None if there is none."""
     folder = pathlib.Path(path) / FOLDER
     return folder if folder.is_dir() else None

@@ -1,4 +1,4 @@
-"""Sessions: pictures under way. A session is iterated for progress, shows previews, and can be stopped."""
+"""Sessions: pictures that are being made. Iterate a session for progress; it has previews and can be cancelled."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while pictures were made. `pictures` are those that are finished, in the order asked, the others None."""
+    """Ctrl-C while pictures were being made. `pictures` has the finished ones in order, and None for the others."""
 
     def __init__(self, pictures: list[np.ndarray | None]) -> None:
         super().__init__("interrupted")
@@ -35,11 +35,11 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """Where a group of pictures is after a few more calls of the network.
+    """The progress of a group of pictures after a few more calls of the network.
 
-    `calls`: how many calls these were. `state`: the samplers'. `finished`: which of the group's pictures have no calls
-    left. `which`: the numbers of the group's pictures. `done` and `total`: calls of the whole session so far and in
-    the end.
+    `calls`: number of these calls. `state`: the samplers' state. `finished`: pictures of the group that have no calls
+    left. `which`: the numbers of the group's pictures. `done` and `total`: calls of the whole session, so far and in
+    all.
     """
 
     batch: "Batch"
@@ -52,11 +52,11 @@ class Step:
 
     @property
     def latent(self) -> Latent:
-        """The pictures' latents by the network's last answer, without the noise that is left, [b, h, w, c]."""
+        """The network's last prediction of the latents without noise, [b, h, w, c]."""
         return self.state.x0[: len(self.batch.requests)]
 
     def preview(self) -> Pixels:
-        """Returns small pictures of `latent`, uint8 [b, h, w, 3], a pixel for an entry (`sdjax.pipeline.preview`)."""
+        """Returns small pictures of `latent`, uint8 [b, h, w, 3], one pixel per entry (`sdjax.pipeline.preview`)."""
         return preview(self.batch.pipe, self.latent)
 
 
@@ -64,11 +64,11 @@ Making = Generator[Step, bool | None, np.ndarray]  # of a group's pictures [b, h
 
 
 class Session:
-    """Pictures under way: `for step in session` makes them, a few calls of the network at a time.
+    """Pictures that are being made: `for step in session` makes them, a few calls of the network at a time.
 
-    Each `Step` says how far they are. `preview()` shows what there is, `cancel()` stops, and `result()` makes what is
-    left to make and returns the pictures in the order asked. `sdjax.text_to_image.session(...)`, and so for every task,
-    takes the task's arguments and returns the session of it.
+    Each `Step` reports progress. `preview()` shows the present state, `cancel()` stops, and `result()` finishes the
+    rest and returns the pictures in order. Every task has a `session` with the same arguments, such as
+    `sdjax.text_to_image.session(...)`; it returns the session.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Session:
         groups: Sequence[Sequence[int]] | None = None,
         calls: Sequence[int] | None = None,
     ) -> None:
-        """`make` makes the pictures of each of the `groups`, `finish(i, picture)` what comes of picture i.
+        """`make` makes the pictures of one of the `groups`. `finish(i, picture)` returns the final picture i.
 
-        `calls` says how often each group calls the network.
+        `calls` are the numbers of network calls of each group.
         """
         self._batch, self._make = batch, make
         self._finish = finish if batch.how.output == "pixels" else lambda i, latent: latent
@@ -108,7 +108,7 @@ class Session:
         return self._step
 
     def preview(self) -> list[np.ndarray | None]:
-        """Returns each picture: itself if it is finished, a small preview if it is under way, else None."""
+        """Returns for each picture: the picture if it is finished, a small preview if it was started, else None."""
         shown: list[np.ndarray | None] = [None] * len(self.pictures)
         if self._batch.how.output == "pixels":
             shown = list(self.pictures)
@@ -122,10 +122,10 @@ class Session:
         self._stop = True
 
     def result(self) -> Pictures | list[np.ndarray | None]:
-        """Returns the pictures, uint8 [b, h, w, 3], or a list of [h, w, 3] where sizes differ.
+        """Returns the pictures, uint8 [b, h, w, 3], or a list of [h, w, 3] if sizes differ.
 
-        After `cancel` it is a list of what is finished, None in the place of the rest. Raises `Interrupted` on Ctrl-C,
-        and what making them raises.
+        After `cancel` it is a list with None for unfinished pictures. Raises `Interrupted` on Ctrl-C, and whatever the
+        task raises.
         """
         try:
             while True:
@@ -184,7 +184,7 @@ class Session:
 
 
 def with_defaults(signature: inspect.Signature) -> inspect.Signature:
-    """Returns a task's signature with the defaults of the options, which are those of `Request` and `Computing`."""
+    """Returns a task's signature with the options' defaults from `Request` and `Computing`."""
     fields = [*dataclasses.fields(Request), *dataclasses.fields(Computing)]
     defaults = {"num_images": 1, **{field.name: field.default for field in fields}}
     parameters = signature.parameters.values()
@@ -194,7 +194,7 @@ def with_defaults(signature: inspect.Signature) -> inspect.Signature:
 
 
 class Task(Protocol[P]):
-    """A function that makes pictures; its `session` has the same arguments and returns them under way."""
+    """A function that makes pictures. Its `session` has the same arguments and returns a Session."""
 
     __name__: str
 
@@ -204,9 +204,9 @@ class Task(Protocol[P]):
 
 
 def task(also: Callable | None = None) -> Callable[[Callable[Concatenate[Pipeline, P], Session]], Task[P]]:
-    """Returns a decorator: of a function that returns a session, the task that returns its result.
+    """Returns a decorator that turns a function returning a session into a task returning the session's result.
 
-    JAX's settings are held while it works, and wrong arguments are explained (`explains_arguments`, with `also`).
+    Our JAX settings are active while it works. Wrong arguments are explained (`explains_arguments`, with `also`).
     """
 
     def decorate(begin: Callable[Concatenate[Pipeline, P], Session]) -> Task[P]:

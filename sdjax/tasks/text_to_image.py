@@ -18,9 +18,9 @@ def text_to_image(
     """Returns pictures of the prompts, uint8 [b, height, width, 3], `num_images` of each prompt, prompt by prompt.
 
     `options` are the fields of `sdjax.Request`, each one for all pictures or a list with one for each, and those of
-    `sdjax.tasks.computing.Computing`. `seed`: picture i is drawn from seed + i, or from entry i of a list; of a single
-    prompt as many pictures are made as the lists have entries. A picture depends on its own seed and options alone,
-    whatever the batch. Sizes that differ give a list of [h, w, 3], in the order asked.
+    `sdjax.tasks.computing.Computing`. `seed`: picture i uses seed + i, or entry i of a list. With a single prompt, the
+    number of pictures is the length of the lists. A picture depends only on its own seed and options, not on the rest
+    of the batch. If sizes differ, the result is a list of [h, w, 3], in order.
 
     Raises ValueError for arguments out of range, ImageError if a picture is not-a-number or one colour,
     OutOfMemoryError with advice if the device runs out of memory.

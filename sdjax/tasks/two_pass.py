@@ -1,4 +1,4 @@
-"""Two passes: a picture is made small first, enlarged, and made again at the larger size."""
+"""Two passes: makes a small picture, enlarges it, and refines it at the larger size."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,12 +29,13 @@ def two_pass(
     strength: float = 0.6,
     **options: Unpack[SizedOptions],
 ) -> Session:
-    """Returns pictures made small first, enlarged, and made again from there by image to image at the larger size.
+    """Returns pictures made in two passes: small ones are enlarged, then image to image refines them.
 
-    The first pass is `text_to_image` at `height` x `width`. Its picture is enlarged by LANCZOS (`upscale` "lanczos"),
-    or its latent ("bilinear", "bicubic", "nearest"), which needs a strength above one half to become sharp; `enlarge`
-    is from 1 to what 2048 pixels allow. The second pass leaves out the first 1 - `strength` of as many steps, and
-    draws noise of its own. `options` are `text_to_image`'s, with what it raises; `latents` are the first pass's.
+    The first pass is `text_to_image` at `height` x `width`. `upscale` "lanczos" enlarges its picture; "bilinear",
+    "bicubic" and "nearest" enlarge its latent, which needs a `strength` above 0.5 to become sharp. `enlarge` is at
+    least 1; the result has at most 2048 pixels a side. The second pass makes the last share `strength` of as many
+    steps, with new noise. `options` are those of `text_to_image`; `latents` are for the first pass. Raises whatever
+    `text_to_image` raises.
     """
     check_task(pipe.config, "two_pass")
     if upscale not in UPSCALES:
@@ -48,15 +49,15 @@ def two_pass(
         return dataclasses.replace(part, starts=starts, folds=(SECOND,))
 
     def make(part: Batch) -> Making:
-        size, second, told = large[part.size], second_of(part), part.told()
+        size, second, conditionings = large[part.size], second_of(part), part.conditionings()
         with advice(*size, len(part.requests), pipe.dtype):
-            latent = yield from part.sample(None, part.noise(), told, last=False)
+            latent = yield from part.sample(None, part.noise(), conditionings, last=False)
             method = UPSCALES[upscale]
             if method is None:
                 latent = second.encode([pictures.resize(picture, *size) for picture in part.pixels(latent)])
             else:
                 latent = pipe.resize_latent(latent, *size, method, **part.where)
-            return part.finish((yield from second.sample(latent, second.noise(size), told)))
+            return part.finish((yield from second.sample(latent, second.noise(size), conditionings)))
 
     groups = batch.groups()
     calls = [part.calls + second_of(part).calls for part in map(batch.part, groups)]
@@ -64,7 +65,7 @@ def two_pass(
 
 
 def enlarged(config: ModelConfig, size: tuple[int, int], enlarge: float) -> tuple[int, int]:
-    """Returns (height, width) times `enlarge`, to the nearest size there is. Raises ValueError if it is too large."""
+    """Returns (height, width) times `enlarge`, rounded to a valid size. Raises ValueError if it is too large."""
     enlarge = number("enlarge", enlarge, 1)
     step = max(STEP, config.vae.factor)
     return check_size(config, *(round(side * enlarge / step) * step for side in size))

@@ -23,8 +23,8 @@ from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Making, Session, task
 from sdjax.typing import Image, Keys, Latent, NewImage, Params
 
-TIMES = 4  # the side of what is made to the side of what is given
-MAX_SIDE = 512  # of a picture given, in pixels
+TIMES = 4  # side of the result divided by the side of the input
+MAX_SIDE = 512  # largest side of an input picture, in pixels
 
 
 @task()
@@ -38,17 +38,17 @@ def upscale(
 ) -> Session:
     """Returns the pictures four times as high and wide, uint8 [b, 4 h, 4 w, 3], or a list of [4 h, 4 w, 3].
 
-    `image`: a path, a file's bytes, a Pillow image or uint8 [h, w, 3], or a sequence of them, of any size up to 512 x
-    512; one for all prompts, one prompt for all, or one each. A picture is padded at its right and bottom edges, by
-    repeating them, to multiples of 64 and at least 128, and what is made of the padding is cut off.
+    `image`: a path, a file's bytes, a Pillow image or uint8 [h, w, 3], of any size up to 512 x 512, or a sequence of
+    them. Give one for all prompts, one prompt for all, or one each. A picture is padded to multiples of 64, at least
+    128, by repeating its right and bottom edges; the result is cropped.
 
-    `noise_level` from 0 to 350: how much noise is added to the picture before the network sees it, as the timestep of
-    its schedule, which the network is told too. 20 suits photographs; pictures that a model made take 50 to 100. More
-    lets it invent more. The prompt should say what is in the picture.
+    `noise_level` from 0 to 350 is the noise added to the picture before the network sees it, as a timestep of the
+    schedule. The network is conditioned on this level too. Use 20 for photographs and 50 to 100 for generated pictures.
+    Higher levels let the network invent more. The prompt should describe the picture.
 
-    The network runs in the pipeline's dtype, the decoder always in float32 (in half precision this one breaks) and
-    band by band (`sdjax.pipeline.tiling`). `options` are `sdjax.text_to_image`'s, with what it raises; also ValueError
-    for a model of another kind, a picture that is too large, and a level out of range.
+    The network runs in the pipeline's dtype. The decoder always runs in float32, because it breaks in half precision,
+    and band by band (`sdjax.pipeline.tiling`). `options` are those of `sdjax.text_to_image`. Raises whatever it raises,
+    and ValueError for a model of another kind, a picture that is too large, and a level out of range.
 
     Source: scripts/gradio/superresolution.py; ldm/models/diffusion/ddpm.py:LatentUpscaleDiffusion.
     """
@@ -67,8 +67,8 @@ def upscale(
         label = placement.split(jnp.full(len(low), level, jnp.int32), how.mesh)
         batched = (True, True, True)
         low = placement.compiled(_add_noise, pipe.schedule, how.mesh, batched, how.parallel)(low, label, part.keys)
-        told = part.told(concat=low, label=label)  # the same with and without the prompt
-        latent = yield from part.sample(None, part.noise(), told)
+        conditionings = part.conditionings(concat=low, label=label)  # the same with and without the prompt
+        latent = yield from part.sample(None, part.noise(), conditionings)
         if how.output == "latent":
             return part.finish(latent)
         decode = placement.compiled(_decode, pipe.config.vae, how.mesh, (False, True), how.parallel)
@@ -84,23 +84,23 @@ def upscale(
 
 
 def check_noise_level(config: ModelConfig, noise_level: int) -> int:
-    """Returns the level. Raises ValueError unless it is a whole number from 0 to 350 that the model has a label for."""
+    """Returns the level. Raises ValueError unless it is a whole number from 0 to 350 and one of the model's labels."""
     assert config.unet.num_classes is not None
     most = min(UPSCALER_LEVELS, config.unet.num_classes - 1)
     return whole("noise_level", noise_level, 0, most)
 
 
 def check_side(height: int, width: int) -> None:
-    """Raises ValueError for a picture that is too large to be made four times as large."""
+    """Raises ValueError for a picture that is too large to upscale."""
     if max(height, width) > MAX_SIDE:
         raise ValueError(
-            f"a picture of at most {MAX_SIDE} x {MAX_SIDE} pixels can be made {TIMES} times as large; got {width} x "
-            f"{height}: shrink it first, or upscale parts of it"
+            f"a picture to upscale has at most {MAX_SIDE} x {MAX_SIDE} pixels; got {width} x {height}: shrink it "
+            "first, or upscale parts of it"
         )
 
 
 def _add_noise(schedule: NoiseSchedule, image: Image, level: jax.Array, keys: Keys) -> Image:
-    # By the model's own schedule, which in released models is the low-resolution one too; not encoded
+    # Uses the model's schedule; released models have the same one for the low-resolution picture. It is not encoded
     return schedule.add_noise(image, draw_noise(keys, LEVEL, 0, image.shape[1:]), level)
 
 

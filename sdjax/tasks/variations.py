@@ -1,4 +1,4 @@
-"""Image variations: pictures of what other pictures show, by unCLIP, which is told CLIP's embedding of them.
+"""Image variations by unCLIP: pictures with the content of other pictures. It is conditioned on CLIP's embeddings.
 
 Source: Stability-AI/stablediffusion, scripts/streamlit/stableunclip.py and doc/UNCLIP.MD.
 """
@@ -51,18 +51,20 @@ def image_variations(
     dialect: str = "ldm",
     **options: Unpack[SizedOptions],
 ) -> Session:
-    """Returns pictures of what the given ones show, and the prompts say, uint8 [b, height, width, 3].
+    """Returns variations of the given pictures, guided by the prompts: uint8 [b, height, width, 3].
 
-    `image` as for `sdjax.image_to_image`; `embeddings` are those of more pictures, or of texts (`Prior.embed`), behind
-    them. Without `weights` every one makes pictures of its own: one for all prompts, one prompt for all, or one each.
-    With them, a number each, of any sign, all are mixed into one: the mean of their labels with these weights.
+    `image` is as for `sdjax.image_to_image`. `embeddings` are further inputs after the pictures: image embeddings, or
+    those of texts (`Prior.embed`). Without `weights` every input makes its own pictures: one input for all prompts, one
+    prompt for all inputs, or one each. With `weights` (one number per input, of any sign) all inputs are mixed: the
+    label is the weighted mean of their labels.
 
-    `noise_level`, 0 to 999, is how much noise is put on an embedding, one for all or one each: the more, the less the
-    pictures keep to it. `mix_noise_level` puts noise on the mixed one once more. `dialect` is how pictures are prepared
-    for CLIP: "ldm", as in training, or "huggingface", as in diffusers (`sdjax.pictures.preprocess`).
+    `noise_level`, 0 to 999, is the noise added to an embedding, one for all or one each. With more noise the pictures
+    differ more. `mix_noise_level` adds noise to the mixture. `dialect` is the preprocessing for CLIP: "ldm" as in
+    training, or "huggingface" as in diffusers (`sdjax.pictures.preprocess`).
 
-    `options` are `sdjax.text_to_image`'s, with what it raises; also ValueError for a model that takes no embedding, one
-    without an image tower, what is no picture, and numbers out of range or that do not fit.
+    `options` are those of `sdjax.text_to_image`. Raises whatever it raises, and ValueError if the model takes no
+    embedding, if pictures are given and it has no image tower, if an input is not a picture, and if numbers are out of
+    range or do not match.
     """
     check_task(pipe.config, "image_variations", "unclip")
     known = np.zeros((0, length(pipe.config)), np.float32) if embeddings is None else check_embeddings(pipe, embeddings)
@@ -77,11 +79,11 @@ def image_variations(
     if mix_noise_level is not None:
         check_levels(mix_noise_level, 1)
         if shares is None:
-            raise ValueError("mix_noise_level puts noise on a mixed embedding; it needs weights")
+            raise ValueError("mix_noise_level adds noise to a mixed embedding; it needs weights")
     if dialect != "ldm" and not given:
         note("dialect has no effect without a picture: leave it out")
     if given and pipe.config.vision is None:
-        raise ValueError(f"{WITHOUT}; sdjax.load takes one from another file by vision=, or give embeddings")
+        raise ValueError(f"{WITHOUT}; load one from another file with sdjax.load(..., vision=PATH), or give embeddings")
     batch = make_batch(pipe, prompt, options, num_inputs=count if shares is None else 1)
     with advice(*batch.size, len(batch.requests), pipe.dtype):
         if given:
@@ -107,12 +109,12 @@ def prior_to_image(
     noise_level: int = 0,
     **options: Unpack[SizedOptions],
 ) -> Session:
-    """Returns pictures of the prompts, uint8 [b, height, width, 3], whose image embeddings a prior has guessed.
+    """Returns pictures of the prompts, uint8 [b, height, width, 3]. The prior predicts their image embeddings.
 
-    `prior_prompt` is what the prior is told instead of the prompts, one for all or one each; `prior_steps` and
-    `prior_scale` are its number of steps and its guidance. The other arguments are `image_variations`' and
-    `sdjax.text_to_image`'s. Raises ValueError where the prior's embeddings are none of the model's: Karlo's are those
-    of CLIP ViT-L/14, which unCLIP-L takes.
+    `prior_prompt` replaces the prompts for the prior, one for all or one each. `prior_steps` and `prior_scale` are its
+    number of steps and its guidance scale. The other arguments are those of `image_variations` and
+    `sdjax.text_to_image`. Raises ValueError if the prior's embeddings do not fit the model: Karlo's are those of CLIP
+    ViT-L/14, for unCLIP-L.
     """
     check_task(pipe.config, "prior_to_image", "unclip")
     check_prior(pipe.config, prior.config)
@@ -123,13 +125,13 @@ def prior_to_image(
         first = texts("prior_prompt", prior_prompt)
         each = len(prompts) // len(first) if first else 0
         if not first or each * len(first) != len(prompts):
-            raise ValueError(f"one prior_prompt, or one for each of the prompts; got {len(first)}")
+            raise ValueError(f"give one prior_prompt, or one for each of the prompts; got {len(first)}")
         prompts = [p for p in first for _ in range(each)]
     seeds = [request.seed for request in batch.requests]
     how = {"num_steps": prior_steps, "guidance_scale": prior_scale, "exact": batch.how.exact}
     with advice(*batch.size, len(seeds), pipe.dtype), jax.default_device(batch.how.mesh.devices.flat[0]):
         guessed = np.asarray(prior.embed(prompts, seeds, **how))
-    # Every picture has an embedding of its own
+    # Every picture has its own embedding
     batch = dataclasses.replace(batch, inputs=list(range(len(seeds))))
 
     def make(part: Batch) -> Making:
@@ -140,9 +142,11 @@ def prior_to_image(
 
 
 def labelled(part: Batch, label: Float[Array, "b _"]) -> Making:
-    """Returns the pictures of labels; without the prompt the network gets zeros."""
-    told = part.told(label=label, unconditional_label=placement.split(np.zeros_like(label), part.how.mesh))
-    return part.finish((yield from part.sample(None, part.noise(), told)))
+    """Makes the pictures of these labels. The unconditional label is zeros."""
+    conditionings = part.conditionings(
+        label=label, unconditional_label=placement.split(np.zeros_like(label), part.how.mesh)
+    )
+    return part.finish((yield from part.sample(None, part.noise(), conditionings)))
 
 
 @pinned()
@@ -155,10 +159,10 @@ def embed_images(
     parallel: placement.Parallel = "jit",
     exact: bool = False,
 ) -> np.ndarray:
-    """Returns CLIP's embeddings of pictures, float32 [n, d], not normalised: what unCLIP is told, without noise.
+    """Returns CLIP's embeddings of pictures, float32 [n, d], not normalised. They are unCLIP's input before noise.
 
-    `image` as for `sdjax.image_to_image`; `exact` as for `sdjax.text_to_image`. Raises ValueError for a model without
-    an image tower, what is no picture, and an unknown dialect.
+    `image` is as for `sdjax.image_to_image`, `exact` as for `sdjax.text_to_image`. Raises ValueError if the model has
+    no image tower, if an input is not a picture, and for an unknown dialect.
     """
     vision = pipe.config.vision
     if vision is None:
@@ -186,9 +190,9 @@ def make_labels(
     weights: Sequence[float] | None,
     mix_level: int | None,
 ) -> Float[Array, "b _"]:
-    """Returns the label of every picture of the batch, whose noise is drawn by its own key.
+    """Returns the label of every picture of the batch. Its noise is drawn with the picture's key.
 
-    Without weights it is that of the embedding which the picture is made from, with them the mixed one of all.
+    Without weights it is the label of the picture's input embedding. With weights it is the mixture of all.
     """
     which = placement.fill(batch.inputs, batch.how.mesh.size)
     if weights is None:
@@ -218,7 +222,7 @@ def _labels(
 
 
 def length(config: ModelConfig) -> int:
-    """Returns how many numbers an image embedding of the model has."""
+    """Returns the length of the model's image embeddings."""
     assert config.unet.label_dim is not None
     return config.unet.label_dim // 2
 
@@ -227,8 +231,8 @@ def check_prior(config: ModelConfig, prior: PriorConfig) -> None:
     """Raises ValueError unless the prior's embeddings are the model's."""
     if prior.embedding != length(config):
         raise ValueError(
-            f"this model is told embeddings of {length(config)} numbers, the prior makes some of {prior.embedding}: "
-            "Karlo's belongs to Stable unCLIP-L (sd2_unclip_l)"
+            f"this model takes embeddings of {length(config)} numbers, the prior makes embeddings of "
+            f"{prior.embedding}: Karlo's prior is for Stable unCLIP-L (sd2_unclip_l)"
         )
 
 
@@ -236,28 +240,28 @@ def check_embeddings(pipe: Pipeline, embeddings: Any) -> np.ndarray:
     """Returns the embeddings as float32 [n, d]. Raises ValueError unless they are finite and the model's."""
     out, size = np.asarray(embeddings, np.float32), length(pipe.config)
     if out.ndim != 2 or out.shape[1] != size or not np.isfinite(out).all():
-        raise ValueError(f"embeddings are finite numbers [n, {size}] of this model; got an array {out.shape}")
+        raise ValueError(f"embeddings for this model must be finite numbers [n, {size}]; got an array {out.shape}")
     return out
 
 
 def check_levels(noise_level: int | Sequence[int], count: int) -> list[int]:
-    """Returns one noise level for each of `count`. Raises ValueError unless they are whole and from 0 to 999."""
+    """Returns `count` noise levels. Raises ValueError unless they are whole numbers from 0 to 999."""
     given: Any = noise_level
     levels = list(given) if is_sequence(given) else [given] * count
     if len(levels) != count:
-        raise ValueError(f"one noise level, or one for each of the {count} pictures; got {len(levels)}")
+        raise ValueError(f"give one noise level, or one for each of the {count} pictures; got {len(levels)}")
     return [whole("a noise level", level, 0, UNCLIP_LEVELS - 1) for level in levels]
 
 
 def check_weights(weights: Sequence[float], count: int) -> list[float]:
-    """Returns the weights. Raises ValueError unless there are `count`, finite, whose sum is not 0."""
-    meaning = "weights are finite numbers whose sum is not 0, by which their mean is divided"
+    """Returns the weights. Raises ValueError unless they are `count` finite numbers whose sum is not 0."""
+    meaning = "weights must be finite numbers, and their sum must not be 0, because it divides their mean"
     try:
         out = [number("a weight", w) for w in (weights if np.ndim(weights) else [weights])]
     except ValueError:
         raise ValueError(f"{meaning}; got {shown(weights)}") from None
     if len(out) != count:
-        raise ValueError(f"one weight for each of the {count} pictures; got {len(out)}")
+        raise ValueError(f"give one weight for each of the {count} pictures; got {len(out)}")
     if abs(sum(out)) < 1e-6 * max(map(abs, out), default=0) or sum(out) == 0:
         raise ValueError(f"{meaning}; got {out}")
     return out

@@ -96,7 +96,10 @@ def test_another_files_network_is_asked_for(depth_model):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--depth", "wide.png"], "--depth wide.png: a depth map has its picture's aspect; got a map of 128 x 64"),
+        (
+            ["--depth", "wide.png"],
+            "--depth wide.png: a depth map must have its picture's aspect ratio; got a map of 128",
+        ),
         (["--depth", "none.png"], "--depth none.png cannot be read"),
         (["--depth", "text.png"], "PNG, JPEG and WebP files are read"),
         (["--depth", "d.png", "--depth-model", "x"], "leave one of them out"),

@@ -145,7 +145,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(unclip_model, capsys, f
 def test_models_that_cannot_are_refused_before_their_weights(unclip_model, capsys) -> None:
     write("a.png")
     assert variations("--prior", ".", "--prompt", "a") == 2
-    assert "embeddings of 1024 numbers, the prior makes some of 768" in capsys.readouterr().err
+    assert "embeddings of 1024 numbers, the prior makes embeddings of 768" in capsys.readouterr().err
     unclip_model.config = dataclasses.replace(unclip_model.config, vision=None)
     assert variations("--init-img", "a.png") == 2
     assert "this model has no image tower: give one with --vision" in capsys.readouterr().err
