@@ -35,7 +35,7 @@ def prior():
     network = ProjectedTextEncoder(PRIOR.text)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), np.zeros((1, 77), np.int32)))["params"]
     params = {"text": models.fill_tree(shapes)}
-    return Prior(PRIOR, params, Tokenizer()), lambda prior: np.asarray(prior.encode(["a cat"]).embedding)
+    return Prior(PRIOR, params, Tokenizer()), lambda prior: np.asarray(prior.encode(["a cat"]).label)
 
 
 def checker(tmp_path):

@@ -85,7 +85,7 @@ DIALECTS: dict[str, Callable[[Picture, int], Pixels]] = {"ldm": ldm, "huggingfac
 
 
 def clip_pixels(
-    given: Sequence[UInt8[np.ndarray, "_ _ 3"]], size: int = 224, *, dialect: str = "ldm"
+    given: UInt8[np.ndarray, "b h w 3"] | Sequence[UInt8[np.ndarray, "_ _ 3"]], size: int = 224, *, dialect: str = "ldm"
 ) -> Float[np.ndarray, "b size size 3"]:
     """Returns pictures as CLIP sees them, float32, its mean and standard deviation of each colour taken out.
 

@@ -24,7 +24,7 @@ from sdjax.nn.jax_settings import pinned
 from sdjax.pictures import preprocess
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import cast, summary
-from sdjax.typing import Image, Params
+from sdjax.typing import Image, Params, Pixels
 
 FOLDER = "safety_checker"  # its folder inside a diffusers folder
 
@@ -78,7 +78,7 @@ class SafetyChecker(metaclass=Explained):
         return cls(config, cast(params, dtype), dtype, str(path))
 
     @pinned()
-    def check(self, given: Sequence[Picture]) -> Verdict:
+    def check(self, given: Pixels | Sequence[Picture]) -> Verdict:
         """Returns the verdict on pictures of any sizes. One compiled program handles any number of them."""
         if not len(given):
             return Verdict(np.zeros(0, bool), np.zeros((0, safety.CONCEPTS)), np.zeros((0, safety.SPECIAL)))
@@ -88,7 +88,7 @@ class SafetyChecker(metaclass=Explained):
         whole = jax.tree.map(lambda *parts: np.concatenate(parts), *scores)
         return Verdict(whole.flags, whole.concepts, whole.special)
 
-    def censor(self, given: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> tuple[list[Picture], Verdict]:
+    def censor(self, given: Pixels | Sequence[Picture]) -> tuple[list[Picture], Verdict]:
         """Returns the pictures with every flagged one replaced by a notice of its size, and the verdict."""
         verdict = self.check(given)
         shown = [pictures.notice(*one.shape[:2]) if flag else one for one, flag in zip(given, verdict.flags)]

@@ -65,8 +65,9 @@ def test_moments_are_the_autoencoder_s_of_the_pictures_that_training_would_see(t
                     pipe.encode_image(example["image"][None] / np.float32(127.5) - 1, mesh=make_mesh(jax.devices()[:1]))
                 )[0]
                 loaded = found[example["key"], visit]
-                again = latent_from_moments(loaded["moments"].astype(np.float32), None, pipe.config.vae.scale_factor)
-                np.testing.assert_allclose(again, latent, rtol=2**-10, atol=1e-5)  # float16 keeps 11 bits
+                moments = loaded["moments"].astype(np.float32)[None]
+                again = latent_from_moments(moments, None, pipe.config.vae.scale_factor)
+                np.testing.assert_allclose(again[0], latent, rtol=2**-10, atol=1e-5)  # float16 keeps 11 bits
     key = "numbers/5"
     ids = pipe.tokenizer(["numbers 5"], length=77, pad_token_id=pipe.config.text.pad_token_id)[0]
     assert found[key, 0]["ids"].tolist() == list(ids)
