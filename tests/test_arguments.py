@@ -235,20 +235,6 @@ def test_other_types_are_refused():
 
 
 @dataclasses.dataclass(frozen=True)
-class HalfNoise(samplers.Sampler):
-    """The example of the package's docstring, word for word."""
-
-    def steps(self, schedule, num_steps, *, skip=0):
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
-        keep = 0.5 * sigma[1:] / sigma[:-1]  # half of the noise stays, the other half is drawn again
-        fresh = 0.75**0.5 * sigma[1:]
-        return samplers.stack([
-            samplers.row(t[i], sigma[i], sigma[i + 1], base=keep[i], calls=[1 - keep[i]], noise=fresh[i])
-            for i in range(len(keep))
-        ])  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
 class Bare:
     """A frozen dataclass with a method `steps` and nothing else."""
 
@@ -278,16 +264,6 @@ def test_a_sampler_of_ones_own_runs(monkeypatch):
         np.testing.assert_array_equal(*half)
     noisy = [sdjax.text_to_image(pipe, "a", sampler=which, eta=1.0, **few) for which in (Bare(), "ddim")]
     np.testing.assert_array_equal(*noisy)
-    monkeypatch.setitem(samplers.SAMPLERS, "half_noise", HalfNoise)
-    made = sdjax.text_to_image(pipe, "a", sampler=HalfNoise(), **few)
-    np.testing.assert_array_equal(made, sdjax.text_to_image(pipe, "a", sampler="half_noise", **few))
-    assert not np.array_equal(made, ddim)
-
-
-def test_the_example_is_the_docstrings():
-    code = inspect.getsource(HalfNoise.steps).strip().splitlines()
-    for line in code:
-        assert line.strip().removesuffix("# fmt: skip").strip() in samplers.__doc__
 
 
 def test_a_sampler_that_is_none_is_refused():

@@ -1,6 +1,7 @@
 """Flags that the commands share. Imports nothing heavy: every --help reads it."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,7 +156,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         help="number of steps, exact; default: %(default)s. (CompVis's DDIM and PLMS make more if N does not divide "
         "1000: 31 for 30. --sampler-option spacing=compvis counts like them)",
     )
-    add("--sampler", choices=SAMPLERS, metavar="NAME", help=f"one of {', '.join(SAMPLERS)}; default: ddim")
+    names = sampler_names()
+    add("--sampler", choices=names, metavar="NAME", help=f"one of {', '.join(names)}; default: ddim")
     add("--plms", action="store_true", help="short for --sampler plms")
     add(
         "--dpm",
@@ -192,6 +194,12 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         help="from 0 to 1: how much of the guided prediction's contrast is brought back to that without guidance, so "
         "that large scales do not burn out; default: %(default)s",
     )
+
+
+def sampler_names() -> tuple[str, ...]:
+    """Returns the names that --sampler takes: those of the table where a program has imported it and may have added."""
+    loaded = sys.modules.get("sdjax.samplers")
+    return SAMPLERS if loaded is None else tuple(loaded.SAMPLERS)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
