@@ -2,6 +2,9 @@
 
 import sys
 
-from sdjax.scripts.main import main
+try:
+    from sdjax.scripts.main import main
+except ImportError as error:
+    sys.exit(f"sdjax must be installed first, by `make run` or `pip install .` in its folder ({error})")
 
 sys.exit(main(["convert", *sys.argv[1:]]))

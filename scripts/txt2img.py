@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts.main import EXIT_STATUS, main
+try:
+    from sdjax.scripts.main import EXIT_STATUS, main
+except ImportError as error:
+    sys.exit(f"sdjax must be installed first, by `make run` or `pip install .` in its folder ({error})")
+
 from sdjax.scripts.shared import options, values
 from sdjax.scripts.shared.flags import Needs
 from sdjax.scripts.shared.job import Job

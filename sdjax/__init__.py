@@ -10,6 +10,7 @@ Names are imported when first used, so that `import sdjax` costs nothing and the
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from sdjax._version import __version__
 
 # In a clone, the folders convert, configs and scripts become parts of this package only when it is installed
 if (Path(__file__).parents[1] / "convert").is_dir() and importlib.util.find_spec("sdjax.convert") is None:
-    raise ImportError(
-        "this clone of sdjax is not installed: run `make run`, or `pip install --editable .`, in its folder"
-    )
+    missing = "this clone of sdjax is not installed: run `make run`, or `pip install --editable .`, in its folder"
+    if sys.argv[:1] == ["-m"]:  # `python -m sdjax`
+        sys.exit(missing)
+    raise ImportError(missing)
 
 _HOME = {
     "load": "sdjax.loading.load",

@@ -23,3 +23,12 @@ def test_importing_stays_light(statement, absent):
     code = f"{statement}\nimport sys\nprint([m for m in {absent!r} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["scripts/txt2img.py", "-m sdjax", "convert/__main__.py in out"])
+def test_a_clone_that_is_not_installed_says_so_in_a_sentence(command):
+    ran = subprocess.run([sys.executable, "-S", *command.split()], capture_output=True, text=True, cwd=ROOT)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    [sentence] = ran.stderr.splitlines()
+    assert "sdjax" in sentence
+    assert "install" in sentence
