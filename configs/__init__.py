@@ -1,7 +1,7 @@
-"""The released models, one file each, and the description of one by its name.
+"""The configurations of the released models, one file each, and a function to get one by name.
 
-Every file has `get_config()`, which returns an ml_collections.ConfigDict; a variant is its parent with a few lines
-changed. Source: the YAML files of CompVis/stable-diffusion and Stability-AI/stablediffusion that each file names.
+Every file has `get_config()`, which returns an ml_collections.ConfigDict. A variant changes a few lines of its parent.
+Source: the YAML files of CompVis/stable-diffusion and Stability-AI/stablediffusion that each file names.
 """
 
 import functools
@@ -17,7 +17,7 @@ NAMES = (
 
 @functools.cache
 def get(name: str) -> ModelConfig:
-    """Returns the description of a released model, "sd1" for example. Raises ConfigError for a name not in NAMES."""
+    """Returns the configuration of a released model, such as "sd1". Raises ConfigError for a name not in NAMES."""
     if name not in NAMES:
         raise ConfigError(f"a released model is one of {', '.join(NAMES)}; got {name!r}")
     return ModelConfig.from_dict(importlib.import_module(f".{name}", __name__).get_config().to_dict())

@@ -1,4 +1,4 @@
-"""Training the autoencoder, with LPIPS and a discriminator, as the released ones were; or its decoder alone.
+"""Trains the autoencoder, or only its decoder, with LPIPS and a discriminator, like the released ones.
 
 Source: CompVis/latent-diffusion, configs/autoencoder/autoencoder_kl_32x32x4.yaml.
 """
@@ -11,14 +11,14 @@ from . import finetune
 def get_config() -> ml_collections.ConfigDict:
     """Returns the configuration; `autoencoder.lpips` names VGG16's and LPIPS's files.
 
-    With optim.rates = (("^vae/(encoder|quant_conv)/", 0.0),) the encoder stays as it is, so that every model that knows
-    its latents takes the new decoder.
+    With optim.rates = (("^vae/(encoder|quant_conv)/", 0.0),) the encoder does not change, so the new decoder fits every
+    model that uses its latents.
     """
     config = finetune.get_config()
     config.train = ("vae",)
     config.data.update(side=256, buckets=False)
     config.batch_size = 12
-    config.objective.dropout = 0.0  # the objective is a denoiser's: it has no effect here
+    config.objective.dropout = 0.0  # belongs to the denoiser's objective and has no effect here
     config.autoencoder = {
         "kind": "autoencoder",
         "lpips": ("vgg16-397923af.pth", "vgg.pth"),

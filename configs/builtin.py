@@ -5,13 +5,13 @@ import ml_collections
 from sdjax.config import ScheduleConfig
 
 VOCAB_SIZE = 1536
-LATENT_CHANNELS = 16  # from the 4 of the full-size models a decoder this small paints soft outlines only
+LATENT_CHANNELS = 16  # with the 4 of the full-size models, such a small decoder paints only soft outlines
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns `model`, its description, and the settings of its training; 15 MB in float16.
+    """Returns the model's configuration (`model`) and the settings of its training. The model has 15 MB in float16.
 
-    The autoencoder's scale factor is measured when it is trained; 1 stands for it until then.
+    The autoencoder's scale factor is measured when it is trained; until then it is 1.
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
             "eos_token_id": VOCAB_SIZE - 1,
             "pad_token_id": VOCAB_SIZE - 1,
         },
-        # A background's colour lies in the latent's mean, which the usual schedule never quite hides
+        # A background's colour is in the latent's mean, which the usual schedule never hides completely
         "schedule": {**ScheduleConfig().to_dict(), "zero_terminal_snr": True, "prediction": "v"},
     }
     config.vocabulary = {"captions": 20_000}
@@ -85,7 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
         },
     }
     config.inpainting = {
-        # The UNet's first half; the other half is the base's, so that little more has to be stored
+        # The UNet's first half; the other half is shared with the base, so that little more must be stored
         "changed": ("conv_in", "time_embedding", "down_blocks_0", "down_blocks_1", "mid_block"),
         "batch_size": 32,
         "gamma": 5.0,

@@ -1,7 +1,7 @@
-"""Making a depth-to-image model from a text-to-image model: its first convolution is widened for the depth map.
+"""Turns a text-to-image model into a depth-to-image model: its first convolution is widened for the depth map.
 
-The depth is what MiDaS estimates of each picture. The UNet gets one more input channel, whose weights are 0 at the
-start. Source: the model card of stable-diffusion-2-depth.
+MiDaS estimates the depth of each picture. The UNet gets one more input channel, whose weights start at 0. Source: the
+model card of stable-diffusion-2-depth.
 """
 
 import ml_collections
@@ -10,7 +10,7 @@ from . import finetune
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns the configuration; for a model of another latent, `in_channels` is 1 more than the latent's channels."""
+    """Returns the configuration. For a model with another latent `in_channels` is 1 more than the latent's channels."""
     config = finetune.get_config()
     config.model.changes = {"unet": {"in_channels": 5}}
     config.model.depth = "Intel/dpt-hybrid-midas"

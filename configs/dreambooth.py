@@ -1,8 +1,8 @@
-"""DreamBooth: teaching a model a subject from a few pictures, without forgetting what its class looks like.
+"""DreamBooth: teaches a model a subject from a few pictures, while it keeps its knowledge of the class.
 
-Half of the pictures show the subject, under one caption with a rare word. The other half show the class. The model made
-them before, with `sdjax txt2img --prompt "a photo of a dog"`. Source: Ruiz et al. 2022
-(arXiv 2208.12242); step numbers and rates are those of its authors for Stable Diffusion.
+Half of the pictures show the subject, with one caption that has a rare word. The other half show the class; make them
+first with the model itself: `sdjax txt2img --prompt "a photo of a dog"`. Source: Ruiz et al. 2022 (arXiv 2208.12242);
+the numbers of steps and rates are its authors' for Stable Diffusion.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
-"""Fine-tuning a model on a folder of pictures with captions: the training configuration that the others start from.
+"""Fine-tunes a model on a folder of pictures with captions. The other training configurations start from this one.
 
-Every value may be changed on the command line: --set model.path=v1-5-pruned.safetensors. sdjax/train/config.py and
-docs/training.md explain them.
+Every value can be changed on the command line: --set model.path=v1-5-pruned.safetensors. sdjax/train/config.py and
+docs/training.md explain the values.
 """
 
 import ml_collections

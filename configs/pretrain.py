@@ -1,4 +1,4 @@
-"""Training the UNet of a released model from scratch, as Stable Diffusion v1 was: 2048 pictures a step at 1e-4.
+"""Trains the UNet of a released model from scratch, like Stable Diffusion v1: 2048 pictures a step at rate 1e-4.
 
 Source: CompVis/stable-diffusion, configs/stable-diffusion/v1-inference.yaml, and its model card's hyperparameters.
 """
@@ -9,7 +9,7 @@ from . import finetune
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns the configuration; autoencoder and text encoder are `model.path`'s, only the UNet starts from scratch."""
+    """Returns the configuration. `model.path` gives autoencoder and text encoder; only the UNet starts untrained."""
     config = finetune.get_config()
     config.model.fresh = ("unet",)
     config.data.parts = (

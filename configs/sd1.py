@@ -4,7 +4,7 @@ import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns v1's description, every field spelled out."""
+    """Returns v1's configuration, with every field written out."""
     config = ml_collections.ConfigDict()
     config.name = "sd1"
     config.image_size = 512

@@ -25,7 +25,7 @@ hold their settings, as txt2img's pictures do.
 
 {EXIT_STATUS}"""
 
-# Names of sdjax.tasks.animate and sdjax.pictures.movie: importing JAX to ask them takes a second. A test compares
+# The same as in sdjax.tasks.animate and sdjax.pictures.movie, whose import takes a second. A test compares
 INTERPOLATIONS = ("linear", "spherical")
 FORMATS = ("gif", "apng", "webp", "mp4")
 PROMPTS_DIFFER = Needs(
@@ -97,7 +97,7 @@ def seeds(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> None:
     """Makes and writes the animation. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
-    # Everything that can be refused is, before weights are loaded and hours of work begin
+    # Check everything before weights are loaded and hours of work begin
     job = Job(args, "animate")
     if args.prompt is not None and args.from_file is not None:
         raise ValueError("--prompt and --from-file both give prompts; use one of them")
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
                 batch=args.n_samples, parallel=args.parallel, devices=job.devices, exact=args.exact, progress=show,
             )  # fmt: skip
         except KeyboardInterrupt as error:
-            # The frames that are finished make an animation too
+            # Write an animation of the finished frames
             finished = [frame for frame in getattr(error, "pictures", []) if frame is not None]
             if len(finished) < 2:
                 raise
@@ -175,9 +175,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def save_frames(movie: Path, pixels: Any, description: dict[str, Any]) -> Path:
-    """Returns the new folder, named as the animation's file with -frames for its ending, that holds every frame.
+    """Writes every frame into a new folder and returns it. It has the animation's name, with -frames as ending.
 
-    Where a folder of that name is left from another animation, a number follows.
+    If a folder of that name exists, a number is added.
     """
     from sdjax.pictures import image
 

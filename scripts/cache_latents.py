@@ -1,4 +1,4 @@
-"""`sdjax cache-latents`: the latents and texts of a training set, computed once (sdjax.train.cache_latents)."""
+"""`sdjax cache-latents`: computes the latents and texts of a training set once (sdjax.train.cache_latents)."""
 
 import argparse
 import sys
@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--where",
         metavar="FILTER",
-        help='take only these pictures, such as "aesthetic > 5 and min(width, height) >= 512"',
+        help='use only these pictures, such as "aesthetic > 5 and min(width, height) >= 512"',
     )
     sizes = parser.add_argument_group("sizes and crops")
     sizes.add_argument("--side", type=int, metavar="PIXELS", help="side of a picture (default: the model's own)")

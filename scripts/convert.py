@@ -1,4 +1,4 @@
-"""`sdjax convert`: a checkpoint in another format, layout or dtype."""
+"""`sdjax convert`: converts a checkpoint to another format, layout or dtype."""
 
 import argparse
 import sys
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.loading import hub
     from sdjax.scripts.shared.job import note, resolve_local
 
-    check_not_input(args.target, args.source)  # by their names: what is in a bucket is read from a copy
+    check_not_input(args.target, args.source)  # compares names: a source in a bucket is read from a copy
     said: list[str] = []
     resolve_local(args.source, revision=args.revision)
     resolve_local(args.vae)
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Writes the model that a training has made."""
+    """Writes the model of a training run."""
     from sdjax.convert.write.outputs import WRITING, check_not_input, check_output, layout_of
     from sdjax.convert.write.writing import write_bundle, written_without
     from sdjax.loading.run_folder import trained

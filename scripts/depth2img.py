@@ -1,4 +1,4 @@
-"""`sdjax depth2img`: pictures with the shapes of another one, with the settings of Stability's depth2img demo."""
+"""`sdjax depth2img`: makes pictures with the shapes of another one, with the settings of Stability's demo."""
 
 import argparse
 import sys
@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
-    # Everything that can be refused is, before weights are loaded and hours of work begin
+    # Check everything before weights are loaded and hours of work begin
     job = Job(args, "depth2img")
     pictures = input_pictures.read_pictures(args.init_img, args.background)
     maps = None if args.depth is None else read_maps(args.depth, pictures)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
 def read_maps(path: str, pictures: Sequence[input_pictures.Given]) -> list[input_pictures.Given]:
     """Returns one depth map, float32 [h, w], for each picture: the file, or NAME.* or NAME_depth.* in the folder.
 
-    Raises ValueError for a missing map, a file that is no map, and a map with another aspect than its picture.
+    Raises ValueError for a missing map, a file that is not a map, and a map with another aspect ratio than its picture.
     """
     from sdjax.tasks import depth_to_image
 

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.storage.files import write_file
     from sdjax.train.builtin import emoji, evaluate, report
 
-    emoji.find_font(args.font)  # before anything is looked for in the hub
+    emoji.find_font(args.font)  # before the hub is asked for anything
     picture = args.out.with_suffix(".png")
     for path in args.out, picture:
         check_output(path, True, WRITING)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(pipe: Any, devices: Sequence[Any] | None) -> dict[str, Any]:
-    """Returns what was measured, and on what."""
+    """Returns the model, the packages and the devices of the evaluation."""
     import jax
 
     from sdjax._version import __version__
@@ -121,15 +121,15 @@ def at_least_four(text: str) -> int:
     """Returns a number of prompts, for argparse."""
     value = int(text)
     if value < 4:
-        raise argparse.ArgumentTypeError(f"a whole number from 4 up is wanted; got {text}")
+        raise argparse.ArgumentTypeError(f"expected a whole number from 4 up; got {text}")
     return value
 
 
 def small_seed(text: str) -> int:
-    """Returns a seed that leaves room to count on from, for argparse."""
+    """Returns a seed with room for the seeds counted from it, for argparse."""
     value = int(text)
     if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"a seed is from 0 to 2**31 - 1 here; got {text}")
+        raise argparse.ArgumentTypeError(f"expected a seed from 0 to 2**31 - 1; got {text}")
     return value
 
 
@@ -137,7 +137,7 @@ def json_file(text: str) -> Path:
     """Returns a file's path that ends in .json, for argparse."""
     path = Path(text)
     if path.suffix != ".json":
-        raise argparse.ArgumentTypeError(f"a file name that ends in .json is wanted; got {text}")
+        raise argparse.ArgumentTypeError(f"expected a file name that ends in .json; got {text}")
     return path
 
 

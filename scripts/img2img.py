@@ -1,4 +1,4 @@
-"""`sdjax img2img`: pictures from a picture and a prompt, with the flags of both releases' scripts/img2img.py."""
+"""`sdjax img2img`: makes pictures from a picture and a prompt, with the flags of both releases' scripts."""
 
 import argparse
 import sys
@@ -26,7 +26,7 @@ gives the size. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
-COMPAT = ("compvis",)  # sdjax.samplers.start's; a test compares them
+COMPAT = ("compvis",)  # the same as in sdjax.samplers.start; a test compares them
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
-    # Everything that can be refused is, before weights are loaded and hours of work begin
+    # Check everything before weights are loaded and hours of work begin
     if args.compat is not None:
         if any(option.startswith("spacing=") for option in args.sampler_option):
             raise ValueError(f"--compat {args.compat} chooses the spacing; leave out --sampler-option spacing")

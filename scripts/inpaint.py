@@ -27,7 +27,7 @@ CompVis's scripts/inpaint.py. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
-METHODS = ("blend", "concat")  # sdjax.tasks.inpaint's; a test compares them
+METHODS = ("blend", "concat")  # the same as in sdjax.tasks.inpaint; a test compares them
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,7 +83,7 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
         type=values.strength,
         default=1.0,
         metavar="X",
-        help="below 1, start from what is there, as img2img does; default: %(default)s",
+        help="below 1, start from the present picture, as img2img does; default: %(default)s",
     )
     add(
         "--method",
@@ -104,7 +104,7 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
-    # Everything that can be refused is, before weights are loaded and hours of work begin
+    # Check everything before weights are loaded and hours of work begin
     job = Job(args, "inpaint")
     from sdjax.tasks import inputs
 

@@ -1,5 +1,6 @@
-"""`sdjax inspect`: what a checkpoint holds, without loading its weights. (scripts/inspect.py would hide Python's own
-module from the scripts beside it.)
+"""`sdjax inspect`: shows what a checkpoint holds, without loading its weights.
+
+The file is not called inspect.py, because that would hide Python's module from the scripts beside it.
 """
 
 import argparse
@@ -36,9 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.scripts.shared.job import note
 
     place, path = read_place(args.path), args.path
-    if (
-        place.path is None or place.path.exists() or path in options.BUILTIN
-    ):  # of a path where nothing is, `inspect` says so
+    if place.path is None or place.path.exists() or path in options.BUILTIN:  # `inspect` reports a missing path
         path = hub.resolve(args.path, args.revision, args.variant, note)
     report = inspect(path, variant=args.variant)
     print(json.dumps(report.to_dict(), indent=2) if args.json else in_flags(report.text()))

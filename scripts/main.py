@@ -1,6 +1,6 @@
-"""The `sdjax` command: finds the subcommand, and turns what goes wrong into a sentence and an exit status.
+"""The `sdjax` command: runs a subcommand, and turns errors into a sentence and an exit status.
 
-Nothing heavy is imported before a subcommand has read its arguments, so that every --help answers at once.
+Nothing heavy is imported before a subcommand has read its arguments, so that --help is fast.
 """
 
 import argparse
@@ -52,9 +52,9 @@ exit status:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status of `sdjax` with these arguments, the process's own by default."""
+    """Runs `sdjax` with these arguments (by default the process's) and returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    for stream in sys.stdout, sys.stderr:  # a prompt or file name may hold what the console cannot show
+    for stream in sys.stdout, sys.stderr:  # a prompt or file name may hold characters that the console cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     argv = _read_help(argv)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _end_without_command(argv)
     name, rest = argv[0], argv[1:]
     if "jaxlib" not in sys.modules:
-        # Else the first that a user sees of a large model is XLA's "Very slow compile? If you want to file a bug ..."
+        # Without this, XLA greets the user of a large model with "Very slow compile? If you want to file a bug ..."
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal messages only; errors are raised too
     command = importlib.import_module(f"sdjax.scripts.{COMMANDS[name][0]}")
     parser = command.make_parser()
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone; Python would complain once more when it flushes
+    except BrokenPipeError:  # the reader of our output has closed it; Python would raise again when it flushes
         _drop_output()
         return FAILED
     except Exception as error:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read_help(argv: list[str]) -> list[str]:
-    """Returns the arguments with the ways to ask for help as --help: none, `help`, `help COMMAND`, `COMMAND help`."""
+    """Returns the arguments with every request for help as --help: none, `help`, `help COMMAND`, `COMMAND help`."""
     if not argv or argv in (["help"], ["help", "help"]):
         return ["--help"]
     if argv[0] == "help":
@@ -123,7 +123,7 @@ def _end_without_command(argv: list[str]) -> NoReturn:
 
 
 class _Output:
-    """Standard output whose errors say what was being done."""
+    """Standard output. Its errors say what was being done."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream

@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Trains, or prints the plan."""
     if args.workdir is not None:
-        workdir(args.workdir)  # an address that cannot be one is refused before anything else
+        workdir(args.workdir)  # refuses an invalid address first
     config = training_flags.apply(read_config(args.config, args.set), args)
     join_hosts(args)
     import jax
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_effects(described: Any, changes: Sequence[str]) -> None:
-    """Raises ValueError for a --set without effect, even one to the default."""
+    """Raises ValueError for a --set without effect, even if it sets the default."""
     from sdjax.train.config import without_effect
 
     for name, why in without_effect(described).items():
@@ -128,7 +128,7 @@ def check_effects(described: Any, changes: Sequence[str]) -> None:
 
 
 def train(described: Any, folder: Path, args: argparse.Namespace) -> None:
-    """Trains in a folder."""
+    """Trains, and keeps the run in `folder`."""
     import jax
 
     from sdjax.train.loop import Stopped
@@ -156,9 +156,9 @@ def train(described: Any, folder: Path, args: argparse.Namespace) -> None:
 
 
 def read_config(name: str, changes: Sequence[str]) -> dict[str, Any]:
-    """Returns what a configuration file's get_config() returns, with NAME=VALUE texts applied to it.
+    """Returns the configuration from a file's get_config(), with NAME=VALUE texts applied.
 
-    The file is a program and is run. Raises ValueError for a file without get_config, and a name it does not have.
+    The file is a program and is run. Raises ValueError for a file without get_config, and for unknown names.
     """
     import ml_collections
 
@@ -198,7 +198,7 @@ def _module(name: str) -> Any:
         assert spec is not None  # for a file's name ends in .py
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses in it look there for their annotations
+        sys.modules[spec.name] = module  # dataclasses in the file look up their annotations there
         spec.loader.exec_module(module)
     elif name in TRAININGS:
         module = importlib.import_module(f"sdjax.configs.{name}")
@@ -210,7 +210,7 @@ def _module(name: str) -> Any:
 
 
 def join_hosts(args: argparse.Namespace) -> None:
-    """Makes this process one of several. Raises ValueError for flags that do not go together."""
+    """Joins this process to the others. Raises ValueError for flags that do not fit together."""
     given = [args.coordinator, args.num_hosts, args.host]
     if given == [None] * 3 and args.hosts == "one":
         return

@@ -1,4 +1,4 @@
-"""`sdjax txt2img`: pictures from a prompt, with the flags of both releases' scripts/txt2img.py."""
+"""`sdjax txt2img`: makes pictures from a prompt, with the flags of both releases' scripts/txt2img.py."""
 
 import argparse
 import sys
@@ -35,7 +35,7 @@ same bytes.
 
 OUTDIR = "outputs/txt2img-samples"
 LAION_CHECKPOINT, LAION_OUTDIR = "models/ldm/text2img-large/model.ckpt", "outputs/txt2img-samples-laion400m"
-UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # sdjax.tasks.two_pass's; a test compares them
+UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # the same as in sdjax.tasks.two_pass; a test compares them
 UPSCALE, STRENGTH = "lanczos", 0.6
 SECOND_PASS = Needs(lambda args: args.hires is not None, "without a second pass; add --hires, such as --hires 2")
 
@@ -86,7 +86,7 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
-    # Everything that can be refused is, before weights are loaded and hours of work begin
+    # Check everything before weights are loaded and hours of work begin
     two_pass = read_hires(args)
     choose_laion400m(args)
     job = Job(args, "txt2img")
@@ -131,7 +131,7 @@ def choose_laion400m(args: argparse.Namespace) -> None:
 
 
 def read_hires(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of a second pass, none without --hires."""
+    """Returns the arguments of the second pass; empty without --hires."""
     strength = STRENGTH if args.hires_strength is None else args.hires_strength
     how = {"enlarge": args.hires, "upscale": args.hires_upscale or UPSCALE, "strength": strength}
     return {} if args.hires is None else how

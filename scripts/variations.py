@@ -31,8 +31,7 @@ counted from 0, uses seed + k. Files are written as by txt2img.
 
 PROMPT = "a professional photograph"
 
-# Names and numbers of sdjax.pictures.preprocess and sdjax.tasks.prior: importing JAX to ask them takes a second. A test
-# compares them
+# The same as in sdjax.pictures.preprocess and sdjax.tasks.prior, whose import takes a second. A test compares them
 DIALECTS = ("ldm", "huggingface")
 PRIOR_STEPS, PRIOR_SCALE = 25, 4.0
 
@@ -60,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_picture_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of the pictures, and of what becomes of their embeddings."""
+    """Adds the flags of the input pictures and of their embeddings."""
     group = parser.add_argument_group("what to make it from")
     add = group.add_argument
     add(
@@ -164,7 +163,7 @@ def noise_levels(text: str) -> list[int]:
 
 def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
-    # Everything that can be refused is, before weights are loaded and hours of work begin
+    # Check everything before weights are loaded and hours of work begin
     check_flags(args)
     job = Job(args, "variations")
     if job.checkpoint is None:
@@ -252,7 +251,7 @@ def imagine(args: argparse.Namespace, job: Job) -> None:
 
     def check(config: Any) -> None:
         check_task(config, "variations", "unclip")
-        loaded.append(sdjax.Prior.load(args.prior, dtype=job.dtype))  # after the model's kind, before its weights
+        loaded.append(sdjax.Prior.load(args.prior, dtype=job.dtype))  # after the check of the model
         variations.check_prior(config, loaded[0].config)
 
     pipe = job.load(check, noise_stats=args.noise_stats)
@@ -266,7 +265,7 @@ def imagine(args: argparse.Namespace, job: Job) -> None:
 
 
 def describe_parts(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns what tells those parts apart that are not the checkpoint's own."""
+    """Returns the identities of the parts that are not from the checkpoint."""
     from sdjax.loading import hub
 
     parts = {"prior": args.prior, "vision": args.vision, "noise_stats": args.noise_stats}

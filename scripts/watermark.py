@@ -28,7 +28,7 @@ RELEASES = (
     "StableDiffusionV1",
     "SDV2",
 )  # sdjax.pictures.watermark.TEXTS: importing it takes time. A test compares them
-CERTAIN = 8.0  # standard deviations: by chance once in 10^15 pictures; some letters are as good as half a text
+CERTAIN = 8.0  # standard deviations; reached by chance once in 10^15 pictures. Some letters alone match half a text
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def treat(args: argparse.Namespace, file: Path) -> Any:
-    """Returns the line to print for a file. Raises ValueError, naming it, for one that is no picture, or too small."""
+    """Returns the line to print for a file. Raises ValueError, naming it, if it is not a picture or too small."""
     from sdjax import pictures
 
     try:

@@ -1,4 +1,4 @@
-"""What a command raised, as an exit status and a sentence. Imports nothing heavy."""
+"""Turns a command's error into an exit status and a sentence. Imports nothing heavy."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from sdjax import errors
 from sdjax.scripts.shared.parser import nearest
 
 OK, FAILED, BAD_INPUT, BAD_CHECKPOINT, BAD_IMAGE, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
-EXTRAS = {  # the modules that come with them, as a user would miss them
+EXTRAS = {  # extras by the modules that they install
     "train": ("optax", "orbax", "grain", "array_record", "tensorflow_datasets", "tensorboardX"),
     "beam": ("apache_beam",),
     "gcs": ("gcsfs",),
@@ -18,7 +18,7 @@ EXTRAS = {  # the modules that come with them, as a user would miss them
 
 
 def describe(error: Exception) -> tuple[int, str]:
-    """Returns the exit status and the sentence for what a command raised."""
+    """Returns the exit status and the sentence for an error that a command raised."""
     text = str(error) or type(error).__name__
     if _is(error, "sdjax.convert.errors", "CheckpointError"):
         return BAD_CHECKPOINT, text
@@ -88,5 +88,5 @@ def _about_import(error: Exception, text: str) -> str:
 
 
 def _is(error: Exception, module: str, name: str) -> bool:
-    # What a module that was never imported defines cannot have been raised; importing it now would take a second
+    # A module that was never imported cannot have raised anything; importing it now would take a second
     return module in sys.modules and isinstance(error, getattr(sys.modules[module], name))

@@ -1,7 +1,7 @@
-"""Flags that know what makes them matter: given twice, or without effect, they are refused. Imports nothing heavy.
+"""Flags that are refused if they are given twice or have no effect. Imports nothing heavy.
 
-A flag that is not always obeyed declares `needs`: add("--padding", needs=together("--only-masked")). Its value
-does not count, only whether it was given: a flag at its default is refused too.
+A flag that only sometimes has an effect declares `needs`: add("--padding", needs=together("--only-masked")). Only
+whether the flag is given counts, not its value: a flag set to its default is refused too.
 """
 
 import argparse
@@ -11,8 +11,8 @@ from typing import Any
 
 from sdjax.storage import addresses
 
-PATHS = ("PATH", "FILE", "DIR", "FOLDER", "IN", "OUT", "FILE.py", "FILE.json")  # what help calls a path
-ADDRESSES = {  # flags and arguments whose path may be gs://... too; what reads them refuses every other address
+PATHS = ("PATH", "FILE", "DIR", "FOLDER", "IN", "OUT", "FILE.py", "FILE.json")  # metavars of paths
+ADDRESSES = {  # flags and arguments that also take gs://...; their readers refuse other addresses
     "ckpt", "data", "depth_model", "folder", "noise_stats", "path", "prior", "records", "safety_checker", "source",
     "target", "tars", "vae", "vision", "workdir",
 }  # fmt: skip
@@ -56,14 +56,14 @@ def check(args: argparse.Namespace) -> None:
 
 
 def prepare(parser: argparse.ArgumentParser) -> None:
-    """Makes a parser note which flags are given, and know `needs`. To be called before flags are added."""
+    """Makes a parser record which flags are given and accept `needs`. Call it before flags are added."""
     for name, action in (None, Store), ("store", Store), ("store_true", Switch), ("append", Append):
         parser.register("action", name, action)
     parser.set_defaults(given={})
 
 
 class Store(argparse.Action):
-    """Keeps one value. Refuses a second one, which would drop the first."""
+    """Stores one value. Refuses a second one, which would replace the first."""
 
     def __init__(self, *args: Any, needs: Needs | Sequence[Needs] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -95,7 +95,7 @@ class Store(argparse.Action):
 
 
 class Switch(Store):
-    """Is on if it is given, once or several times."""
+    """A switch: on if it is given, once or several times."""
 
     def __init__(self, option_strings: Any, dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, const=True, default=False, **kwargs)
@@ -107,7 +107,7 @@ class Switch(Store):
 
 
 class Append(Store):
-    """Keeps every value."""
+    """Stores every value in a list."""
 
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None

@@ -13,7 +13,7 @@ WHITE = (255, 255, 255)  # the flag's default
 
 
 class Given(NamedTuple):
-    """A picture or mask from a file: uint8 pixels, and what tells the file apart."""
+    """A picture or mask from a file: uint8 pixels, and the file's path and hash."""
 
     path: Path
     pixels: Any
@@ -27,9 +27,9 @@ class Given(NamedTuple):
 
 
 def read_pictures(path: str, background: Sequence[int]) -> list[Given]:
-    """Returns the picture, or those of a folder in the order of their names; says what was done to them.
+    """Returns the picture, or all pictures of a folder sorted by name. Notes report changes made while reading.
 
-    Raises ValueError for a missing file and a file that is no picture.
+    Raises ValueError for a missing file and a file that is not a picture.
     """
     from sdjax import pictures
 
@@ -42,10 +42,10 @@ def read_pictures(path: str, background: Sequence[int]) -> list[Given]:
 
 
 def read_masks(path: str | None, given: Sequence[Given]) -> list[Given]:
-    """Returns one mask for each picture: the file `path`, which is for all, else NAME_mask.* of picture NAME.
+    """Returns one mask for each picture: the file `path` for all, or NAME_mask.* for picture NAME.
 
-    Masks lie beside the pictures, or in the folder `path`, where they may also have the pictures' names. Raises
-    ValueError for a missing mask, a file that is no mask, and a mask of another size than its picture.
+    Masks are beside the pictures, or in the folder `path`, where they may also have the pictures' names. Raises
+    ValueError for a missing mask, a file that is not a mask, and a mask of another size than its picture.
     """
     from sdjax import pictures
 
@@ -75,13 +75,13 @@ def read_map(path: Path, flag: str) -> Given:
 
 
 def reason(error: OSError) -> str:
-    """Returns the system's words for an error of a file that is read."""
+    """Returns the system's words for an error of reading a file."""
     return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _read(path: Path, flag: str, opened: Callable[[Path], Any]) -> Given:
     try:
-        picture = opened(path)  # first: it reads no device, and no file without end
+        picture = opened(path)  # first: it refuses devices and endless files
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise ValueError(f"{flag} {path} cannot be read: {reason(error)}") from None

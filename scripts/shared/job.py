@@ -1,4 +1,4 @@
-"""A command that makes pictures, from its flags to the files it writes: the part that all of them share."""
+"""The shared part of all commands that make pictures, from their flags to the files."""
 
 import argparse
 import math
@@ -13,18 +13,18 @@ from sdjax.scripts.shared import options, picture_settings, runtime, saving
 from sdjax.scripts.shared.prompts import Batch, check_prompts, pictures_at_a_time
 from sdjax.scripts.shared.wording import in_flags
 
-MAX_GRID = 40_000_000  # pixels of the pictures in a grid, as many as a picture given may have
+MAX_GRID = 40_000_000  # most pixels in a grid; an input picture may have as many
 
 
 class Job:
-    """One run of a command. What the flags of every command say wrong is refused when it is made, before JAX works."""
+    """One run of a command. Its constructor checks the shared flags, before JAX is set up."""
 
     def __init__(self, args: argparse.Namespace, task: str) -> None:
         self.args, self.task = args, task
         self.name = choose_sampler(args)
         self.dtype, self.checkpoint = runtime.compute_dtype(args), find_checkpoint(args.ckpt)
         if args.n_rows < 0:
-            raise ValueError(f"--n_rows is at least 1, or 0 to take --n_samples; got {args.n_rows}")
+            raise ValueError(f"--n_rows must be at least 1, or 0 for --n_samples; got {args.n_rows}")
         saving.check_watermark(args.watermark)
         if args.dpm and args.plms:
             note("--plms is not used: --dpm overrides it, as in the references")
@@ -38,13 +38,13 @@ class Job:
 
     @property
     def default_prompt(self) -> str:
-        """The prompt where none is given."""
+        """The prompt that is used if none is given."""
         return options.PROMPT if self.own is None else options.BUILTIN_PROMPT
 
     def load(self, check: Callable[[Any], None], **more: Any) -> Any:
-        """Returns the model; `check` gets its description and may refuse it before the weights are read.
+        """Returns the model. `check` gets its configuration and may refuse it before the weights are read.
 
-        `more` are arguments of `sdjax.load` that no other command has.
+        `more` are further arguments of `sdjax.load`.
         """
         import sdjax
         from sdjax.loading import builtin, hub
@@ -117,10 +117,10 @@ class Job:
         function: Callable[..., Sequence[Any]],
         describe: Callable[[int], dict[str, Any]] = lambda number: {},
     ) -> None:
-        """Makes and writes the pictures: `function(batch, **options)` returns a batch's, as uint8 [h, w, 3].
+        """Makes and writes the pictures. `function(batch, **options)` returns a batch's pictures, uint8 [h, w, 3].
 
-        `options` are what the library's tasks have in common. `describe(k)` are the settings of a picture that is made
-        of the k-th one given. On Ctrl-C the pictures that are finished are written, and KeyboardInterrupt is raised.
+        `options` are the options that all of the library's tasks have. `describe(k)` returns the settings of a picture
+        made from the k-th input picture. On Ctrl-C the finished pictures are written and KeyboardInterrupt is raised.
         """
         from sdjax.pictures import image
         from sdjax.pipeline import placement
@@ -154,7 +154,7 @@ class Job:
                 interrupts.check()
 
             for batch in batches:
-                # A folder's last batch is no other program
+                # Pad a folder's last batch, so that it compiles no further program
                 whole = Batch(*(placement.fill(items, most) for items in batch)) if many else batch
                 options = {
                     "negative_prompt": args.negative_prompt, "seed": whole.seeds, "sampler": self.sampler,
@@ -175,7 +175,7 @@ class Job:
                 write(batch, len(whole.seeds), pixels[: len(batch.seeds)])
                 interrupts.check()
         with errors.doing("making the folder", self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)  # also where nothing is written into it
+            self.folder.mkdir(parents=True, exist_ok=True)  # even if nothing is written into it
         if len({picture.shape for picture in made}) > 1:
             note("no grid was made, because the pictures have several sizes")
         elif len(made) < len(described):
@@ -186,9 +186,9 @@ class Job:
             print(save_grid(self.folder, made, described, columns, args.watermark))
 
     def censor(self, pixels: Sequence[Any], names: Sequence[str]) -> tuple[Sequence[Any], list[dict[str, Any]]]:
-        """Returns the pictures, a notice in every flagged one's place, and the checker's verdicts, none without one.
+        """Returns the pictures, with a notice in place of each flagged one, and the checker's verdicts.
 
-        Says on standard error which of the `names` were flagged.
+        Without a checker there are no verdicts. Prints on standard error which of the `names` were flagged.
         """
         if self.checker is None:
             return pixels, []
@@ -198,7 +198,7 @@ class Job:
             return saving.censor(self.checker, pixels, names)
 
     def _describe(self) -> dict[str, Any]:
-        """Returns every setting that the pictures of a run have in common."""
+        """Returns the settings that all pictures of a run share."""
         import jax
 
         from sdjax.checks.effects import in_use
@@ -229,14 +229,14 @@ class Job:
 
 
 def find_checkpoint(path: str | None) -> str | None:
-    """Returns the checkpoint to load: `path`, else CompVis's default where it lies, else None, the built-in model."""
+    """Returns the checkpoint to load: `path`, else CompVis's default if it exists, else None for the built-in model."""
     if path is None and Path(options.CHECKPOINT).is_file():
         return options.CHECKPOINT
     return path
 
 
 def resolve_local(*paths: Any, revision: str | None = None) -> None:
-    """Raises for a path that should be on this computer and is not, before the hub is asked for others."""
+    """Raises if a path that must be on this computer is missing, before the hub is asked for others."""
     from sdjax.loading import hub
 
     for path in paths:
@@ -245,7 +245,7 @@ def resolve_local(*paths: Any, revision: str | None = None) -> None:
 
 
 def own_model(checkpoint: str | None, task: str, method: str | None) -> str | None:
-    """Returns the name of the model inside the package that is asked for, None if it is another one."""
+    """Returns the name of the requested model inside the package; None if another model is requested."""
     base, inpainting = options.BUILTIN
     if checkpoint is None:
         return inpainting if task == "inpaint" and method != "blend" else base
@@ -264,7 +264,7 @@ def choose_sampler(args: argparse.Namespace) -> str:
 
 
 def check_latent(args: argparse.Namespace, config: Any) -> None:
-    """Raises ValueError if --C or --f say something else than the model."""
+    """Raises ValueError if --C or --f contradict the model."""
     vae = config.vae
     for flag, given, own in ("--C", args.C, vae.latent_channels), ("--f", args.f, vae.factor):
         if given not in (None, own):
@@ -272,7 +272,7 @@ def check_latent(args: argparse.Namespace, config: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Says on standard error what was decided."""
+    """Prints a note on standard error."""
     print(f"note: {in_flags(text)}", file=sys.stderr)
 
 
@@ -289,7 +289,7 @@ def texts(picture: dict[str, Any]) -> dict[str, str]:
 def save_grid(
     folder: Path, made: list[Any], described: list[dict[str, Any]], columns: int, watermark: str | None = None
 ) -> Path:
-    """Returns the path of the grid, with the first picture's `parameters` and the settings that differ by picture."""
+    """Writes the grid and returns its path. It has the first `parameters` and each picture's own settings."""
     import numpy as np
 
     from sdjax.pictures import image

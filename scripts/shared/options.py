@@ -10,13 +10,13 @@ from sdjax.scripts.shared import flags, values
 from sdjax.scripts.shared.flags import Needs, alone
 from sdjax.scripts.shared.parser import Parser
 
-# The names of sdjax.samplers.SAMPLERS, which cannot be asked here: importing JAX takes a second. A test compares them.
+# The names of sdjax.samplers.SAMPLERS, repeated here because importing JAX takes a second. A test compares them.
 SAMPLERS = (
     "ddim", "ddpm", "plms", "pndm", "dpm_solver", "dpm_solver_singlestep", "dpm_solver_adaptive", "dpmpp_2m",
     "dpmpp_2m_sde", "dpmpp_2s_ancestral", "dpm2", "dpm2_ancestral", "euler", "euler_ancestral", "heun", "lms", "unipc",
     "lcm",
 )  # fmt: skip
-DPM = "dpm_solver"  # what the references' --dpm_solver and --dpm run: DPM-Solver++, multistep, of order 2
+DPM = "dpm_solver"  # the sampler of the references' --dpm_solver and --dpm: DPM-Solver++, multistep, order 2
 PROMPT = "a painting of a virus monster playing guitar"
 BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.loading.builtin's names; a test compares them
 BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
@@ -57,7 +57,7 @@ def add_prompt_flags(
     folder_samples: int = 4,
     given: bool = False,
 ) -> None:
-    """Adds the flags that say what to make: prompts, their number, seeds; `given` where it is made from pictures."""
+    """Adds the flags of prompts, their number and seeds. `given`: whether the command has input pictures."""
     add = parser.add_argument_group("what to make").add_argument
     add("--prompt", metavar="TEXT", help=f"what the picture shows; default: {prompt}")
     add_negative_flag(add)
@@ -111,14 +111,14 @@ def add_negative_flag(add: Callable) -> None:
 
 
 def add_size_flags(parser: argparse.ArgumentParser, size: str) -> None:
-    """Adds the flags of a picture's height and width; `size` says which are taken without them."""
+    """Adds the flags of a picture's height and width. `size` is the default in the help text."""
     add = parser.add_argument_group("size").add_argument
     add("--H", type=int, metavar="PIXELS", help=f"height in pixels, a multiple of 8 from 64 to 2048; default: {size}")
     add("--W", type=int, metavar="PIXELS", help="width, as --H")
 
 
 def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
-    """Adds the flags of the picture that something is made from; `aliases` are other names of --init-img."""
+    """Adds the flags of the input picture. `aliases` are other names of --init-img."""
     group = parser.add_argument_group("what to make it from")
     group.add_argument(
         "--init-img",
@@ -132,7 +132,7 @@ def add_picture_flags(parser: argparse.ArgumentParser, *aliases: str) -> None:
 
 
 def add_background_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
-    """Adds the flag of what transparent pictures are laid on, to a parser or a group."""
+    """Adds the flag of the colour behind transparent pictures, to a parser or a group."""
     parser.add_argument(
         "--background",
         type=values.colour,

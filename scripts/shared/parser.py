@@ -1,4 +1,4 @@
-"""A parser whose errors are two lines at most: what is wrong, with the nearest flag or choice, and where to read more.
+"""A parser with short errors of two lines: the problem, with the nearest flag or choice, and where to read more.
 
 Imports nothing heavy: every --help reads it.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-WANTED = {  # what a type takes, by its name
+WANTED = {  # the values that a type accepts, by its name
     **dict.fromkeys(("int", "seed", "small_seed", "noise_level", "at_least_four"), "a whole number"),
     **dict.fromkeys(("float", "finite"), "a number"),
     "positive": "a whole number from 1 up",
@@ -22,7 +22,7 @@ WANTED = {  # what a type takes, by its name
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads flags. A value may begin with a dash, as --negative-prompt -blurry, unless it is itself a flag."""
+    """Reads flags. A value may begin with a dash, such as --negative-prompt -blurry, unless it is itself a flag."""
 
     _given: Sequence[str] = ()
 
@@ -36,14 +36,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with status 2."""
-        if "arguments are required" in message:  # a flag that is spelled wrongly is why
+        if "arguments are required" in message:  # the cause may be a misspelled flag
             flags = (text.partition("=")[0] for text in self._given if re.match("--?[A-Za-z]", text))
             unknown = [flag for flag in flags if flag not in self._flags]
             message = self._about_unknown(unknown) if unknown else message
         self.exit(2, f"{self.prog}: {message}\n(`{self.prog} --help` shows what it takes)\n")
 
     def _joined(self, args: list[str]) -> list[str]:
-        """Returns the arguments, a value that begins with a dash joined to its flag: argparse takes it for a flag."""
+        """Returns the arguments. A value that begins with a dash is joined to its flag: argparse would misread it."""
         out: list[str] = []
         i = 0
         while i < len(args):
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
         return self._option_string_actions
 
     def _about_unknown(self, rest: list[str]) -> str:
-        """Returns the sentence about what no flag and no positional argument takes."""
+        """Returns the sentence about unknown arguments."""
         first = rest[0]
         flag = first.partition("=")[0]
         if not first.startswith("-"):
@@ -121,14 +121,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns which of the known names is most like this one, None if none is much like it."""
+    """Returns the known name that is most similar to this one; None if none is similar enough."""
     by_plain = {_plain(one): one for one in known}
     found = difflib.get_close_matches(_plain(name), by_plain, 1, 0.6)
     return by_plain[found[0]] if found else None
 
 
 def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
-    """Returns the flag that is most like this one, or what another tool's flag is called here."""
+    """Returns the flag that is most similar to this one, or our name for another tool's flag."""
     known = list(known)
     ours = next((ours for ours in ELSEWHERE.get(_plain(flag), ()) if ours in known), None)
     return ours or nearest(flag, [one for one in known if one.startswith("--")])
@@ -138,7 +138,7 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "-").strip("-")
 
 
-# Our flag, by what diffusers, AUTOMATIC1111 and this package's Python call it
+# Our flags, by their names in diffusers, AUTOMATIC1111 and this package's Python
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("num-inference-steps", "num-steps", "sampling-steps"), ("--steps",)),
     **dict.fromkeys(("cfg", "cfg-scale", "guidance-scale", "guidance"), ("--scale",)),

@@ -1,4 +1,4 @@
-"""What a picture's file says about how it was made: every setting exactly, and the form that other tools read."""
+"""The settings in a picture's file: every setting exactly as JSON, and in the form that other tools read."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from sdjax.storage import addresses
 
-# AUTOMATIC1111's names, where it has the same sampler or spacing; others go by ours
+# AUTOMATIC1111's names for the same samplers and spacings; others keep our names
 WEB_UI_SAMPLERS = {
     "ddim": "DDIM",
     "plms": "PLMS",
@@ -40,7 +40,7 @@ ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
 
 
 def describe_model(name: str | Path, local: Path) -> dict[str, Any]:
-    """Returns what tells a model apart: a hub repository's name and commit, or a local one's fingerprint.
+    """Returns the identity of a model: a hub repository's name and commit, or a local model's fingerprint.
 
     The hub's cache is not read: its contents depend on earlier downloads.
     """
@@ -54,9 +54,9 @@ def describe_model(name: str | Path, local: Path) -> dict[str, Any]:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns a model file's name, size and a SHA-256 of its size, first and last MiB; of a folder, over its files.
+    """Returns a model's name, size and a SHA-256 of the size and the first and last MiB of each file.
 
-    It is cheap for 4 GB, and tells released files apart.
+    This is cheap for 4 GB, and differs for all released files.
     """
     path = Path(path)
     name = path.name if path.name not in ("", "..") else path.resolve().name
@@ -109,4 +109,4 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _stem(name: str) -> str:
     from sdjax.loading import hub
 
-    return name.rpartition(".")[0] if hub.is_single_file(name) else name  # the dot of "sd-1.5" ends no name
+    return name.rpartition(".")[0] if hub.is_single_file(name) else name  # the dot in "sd-1.5" does not start an ending

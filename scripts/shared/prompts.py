@@ -1,4 +1,4 @@
-"""What a command makes, from its flags: prompts and seeds, cut into batches. Imports nothing heavy."""
+"""Builds batches of prompts and seeds from a command's flags. Imports nothing heavy."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from sdjax.storage import text_files
 
 
 class Batch(NamedTuple):
-    """What is made by one call: a prompt and a seed a picture, and which of the pictures given it is made of."""
+    """The pictures of one call: for each its prompt, its seed, and the number of its input picture."""
 
     prompts: list[str]
     seeds: list[int]
@@ -17,10 +17,10 @@ class Batch(NamedTuple):
 
 
 def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) -> list[Batch]:
-    """Returns what to make, in the references' order: iterations, then chunks of at most `n_samples` pictures.
+    """Returns the batches in the references' order: iterations, then chunks of at most `n_samples` pictures.
 
-    Without --from-file, --prompt or else `default` is made n_samples times from the one picture given, or once from
-    each of several. Raises ValueError for flags that contradict each other, and seeds that do not exist.
+    Without --from-file, the prompt is --prompt or else `default`. It is used n_samples times with one input picture,
+    or once with each of several. Raises ValueError for contradicting flags and seeds out of range.
     """
     if args.from_file is None:
         each = pictures_at_a_time(args) if num_inputs == 1 else 1
@@ -49,8 +49,10 @@ def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) ->
 
 
 def pictures_at_a_time(args: argparse.Namespace, num_inputs: int = 1) -> int:
-    """Returns --n_samples; if it is not given, the flag's default for one picture, and for a folder as few as make
-    its number of batches, of the folder's default at most.
+    """Returns --n_samples or its default.
+
+    For a folder the default is the smallest batch that does not increase the number of batches, at most the folder's
+    default.
     """
     if args.n_samples is not None:
         return args.n_samples
@@ -59,7 +61,7 @@ def pictures_at_a_time(args: argparse.Namespace, num_inputs: int = 1) -> int:
 
 
 def read_prompts(path: str) -> list[str]:
-    """Returns the lines of a file that are not empty. Raises ValueError if there are none, or it is not UTF-8 text."""
+    """Returns the non-empty lines of a file. Raises ValueError if there are none, or the file is not UTF-8 text."""
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
@@ -71,7 +73,7 @@ def read_prompts(path: str) -> list[str]:
 
 
 def check_prompts(pipe: Any, prompts: list[str]) -> None:
-    """Notes the parts of prompts that the text encoder will not see or not understand."""
+    """Notes the parts of prompts that the text encoder will not see or does not understand."""
     from sdjax.prompts import syntax
 
     syntax.check_prompts(prompts)

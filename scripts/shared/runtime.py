@@ -1,4 +1,4 @@
-"""What the shared flags mean to JAX: dtype, devices, the sampler, progress."""
+"""Applies the shared flags to JAX: dtype, devices, sampler, progress."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compute_dtype(args: argparse.Namespace) -> str | None:
-    """Returns the dtype that --dtype and --precision ask for, None where the device decides.
+    """Returns the dtype that --dtype and --precision ask for; None if the device decides.
 
     Raises ValueError if they contradict each other.
     """
@@ -28,9 +28,9 @@ def compute_dtype(args: argparse.Namespace) -> str | None:
 
 
 def set_up_jax(device: str | None) -> list[Any] | None:
-    """Returns the devices to use, None for all of the best kind.
+    """Returns the devices to use; None for all of the best kind.
 
-    Raises ValueError for a device that is not there.
+    Raises ValueError for a device that does not exist.
     """
     import jax
 
@@ -38,7 +38,7 @@ def set_up_jax(device: str | None) -> list[Any] | None:
     if named is None:
         raise ValueError(f"--device is a kind, such as cpu or gpu, or one of several, such as gpu:1; got {device!r}")
     name, index = named.groups()
-    if device is not None and name == "cpu":  # so that no accelerator is even looked at
+    if device is not None and name == "cpu":  # so that JAX does not look for accelerators
         jax.config.update("jax_platforms", "cpu")
     if device is None:
         return None
@@ -57,11 +57,11 @@ def set_up_jax(device: str | None) -> list[Any] | None:
 def make_sampler(
     name: str, settings: Sequence[str], *, eta: float | None = None, schedule: "NoiseSchedule | None" = None
 ) -> Any:
-    """Returns the sampler of that name, with options set from NAME=VALUE texts, and eta where it is given.
+    """Returns the sampler with options set from NAME=VALUE texts, and eta if given.
 
-    `schedule`, once the model is known, chooses the spacing where no text does.
+    If `schedule` is given and no text sets the spacing, the schedule chooses it.
 
-    Raises ValueError for an option that it does not have, or a value of another kind.
+    Raises ValueError for an unknown option or a value of the wrong type.
     """
     from sdjax.checks.effects import ignored
     from sdjax.samplers import SAMPLERS
@@ -69,7 +69,7 @@ def make_sampler(
 
     own: dict[str, Any] = dict(vars(SAMPLERS[name]()))
     given = [text.partition("=") for text in settings]
-    if eta is not None and ("eta" in own or eta != 0):  # 0 says nothing to a sampler that never adds noise
+    if eta is not None and ("eta" in own or eta != 0):  # 0 has no effect on a sampler that never adds noise
         given.append(("eta", "=", str(eta)))
     changed = {}
     twice = [option for number, (option, *_) in enumerate(given) if option in [other for other, *_ in given[:number]]]
@@ -101,9 +101,9 @@ _READERS: dict[type, Callable[[str], Any]] = {
 
 
 class Interrupts:
-    """Ctrl-C while the block runs: the first asks to stop, which `check` does, the second stops at once.
+    """Handles Ctrl-C in a block: after the first, the next `check` stops the work; the second stops at once.
 
-    So nothing is broken off while it is written. Only the main thread can catch signals.
+    So no file is left half written. Only the main thread can catch signals.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Interrupts:
         self._previous: Any = None
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if it was asked for."""
+        """Raises KeyboardInterrupt if Ctrl-C was pressed."""
         if self.asked:
             raise KeyboardInterrupt
 
@@ -132,7 +132,7 @@ class Interrupts:
 
 
 class Progress:
-    """A bar over the network's calls of all batches, on standard error where that is a terminal."""
+    """A progress bar over the network's calls of all batches, on standard error if that is a terminal."""
 
     def __init__(self, num_batches: int):
         from tqdm.auto import tqdm
@@ -141,7 +141,7 @@ class Progress:
         self.bar = tqdm(desc="sampling", unit="call", disable=None, dynamic_ncols=True)
 
     def show(self, done: int, total: int) -> None:
-        """Moves the bar: `done` of this batch's `total` calls, which all batches have alike."""
+        """Moves the bar: `done` of this batch's `total` calls. All batches must have the same total."""
         self.bar.total = total * self.num_batches
         self.bar.update(self.before + done - self.bar.n)
         if done == total:

@@ -1,4 +1,4 @@
-"""What is done to pictures just before they are written."""
+"""Steps before pictures are written: the watermark and the safety checker."""
 
 import sys
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ AUTO, OFF = "auto", "off"  # values of --safety-checker that are no paths
 
 
 def check_watermark(text: str | None) -> None:
-    """Raises ValueError for a watermark that cannot be written. To be called before work begins."""
+    """Raises ValueError for a watermark that cannot be written. Call it before work begins."""
     if text is not None and not text:
         raise ValueError("--watermark needs at least one character; got an empty text")
 
 
 def check_outdir(folder: str | Path, side: int = 0) -> None:
-    """Raises OSError if no picture of this side could be written into the folder, which is not made yet."""
+    """Raises OSError if a picture of this side could not be written into the folder. Does not make the folder."""
     from sdjax.storage import files
 
     files.check_folder(Path(folder), "writing pictures into", 3 * side**2)
 
 
 def mark(pixels: Any, text: str | None) -> Any:
-    """Returns the picture, uint8 [h, w, 3], with the watermark in it; unchanged without a watermark or room for it.
+    """Returns the picture, uint8 [h, w, 3], with the watermark; unchanged without a watermark or if it does not fit.
 
-    What has no room is said on standard error.
+    If it does not fit, a note on standard error says so.
     """
     if text is None:
         return pixels
@@ -38,7 +38,7 @@ def mark(pixels: Any, text: str | None) -> Any:
 
 
 def find_checker(choice: str, model: Path, *, on_hub: bool) -> str | None:
-    """Returns the path of the checker that --safety-checker names, for `auto` the model's own; None if there is none.
+    """Returns the path of the checker that --safety-checker names (`auto`: the model's own); None if there is none.
 
     The hub's cache is not searched: its contents depend on earlier downloads.
     """
@@ -53,9 +53,9 @@ def find_checker(choice: str, model: Path, *, on_hub: bool) -> str | None:
 
 
 def load_checker(path: Path, *, found: bool) -> Any:
-    """Returns the safety checker, which computes in float32, as the references' does; says so if it was `found`.
+    """Returns the safety checker, which computes in float32 like the references'. If it was `found`, a note says so.
 
-    Raises sdjax.convert.CheckpointError if it is no safety checker.
+    Raises sdjax.convert.CheckpointError if the path is not a safety checker.
     """
     import sdjax
     from sdjax.convert import CheckpointError
@@ -74,9 +74,9 @@ def load_checker(path: Path, *, found: bool) -> Any:
 
 
 def censor(checker: Any, pixels: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Returns the pictures, uint8 [h, w, 3], with a notice in every flagged one's place, and the verdict on each.
+    """Returns the pictures, uint8 [h, w, 3], with a notice in place of each flagged one, and all verdicts.
 
-    Which of the `names` were flagged is said on standard error.
+    Prints on standard error which of the `names` were flagged.
     """
     shown, verdict = checker.censor(pixels)
     for name, flag in zip(names, verdict.flags, strict=True):

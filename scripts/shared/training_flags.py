@@ -1,4 +1,4 @@
-"""The flags of `sdjax train` for the common case: what they set in a configuration, and where a run is kept."""
+"""The short flags of `sdjax train`: the settings that they change, and the folder of a run."""
 
 import argparse
 import contextlib
@@ -13,8 +13,8 @@ from sdjax.scripts.shared import values
 from sdjax.scripts.shared.flags import together
 from sdjax.storage import addresses, buckets
 
-RUNS = Path("runs")  # where runs are kept whose folder is not named
-SETS = {  # a flag, and the names in a configuration that it decides on
+RUNS = Path("runs")  # the folder of runs without --workdir
+SETS = {  # the settings that each flag changes
     "--data": ("data.parts", "data.cached"),
     "--default": ("data.parts",),
     "--ckpt": ("model.path", "model.scratch"),
@@ -39,15 +39,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def apply(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Returns a configuration with what the flags say in it.
+    """Returns the configuration with the flags applied.
 
-    Raises ValueError for a flag that --set contradicts, and one that does not fit the configuration.
+    Raises ValueError for a flag that contradicts --set or does not fit the configuration.
     """
     for flag, names in SETS.items():
         for text in args.set if _given(args, flag) is not None else ():
             name = text.partition("=")[0].strip()
             if any(other == name or other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in names):
-                raise ValueError(f"{flag} and --set {name} both say the same thing: give one of them")
+                raise ValueError(f"{flag} and --set {name} set the same value: give one of them")
     config = {**config, "model": dict(config["model"]), "optim": dict(config["optim"])}
     if args.ckpt is not None:
         if config["model"].get("scratch") is not None:
@@ -65,7 +65,7 @@ def apply(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_own(parts: Sequence[Any], name: str) -> None:
-    """Raises ValueError if a configuration's own folder of pictures, which is only an example's, is not there."""
+    """Raises ValueError if the example folder of pictures in a configuration does not exist."""
     folders = [part["source"]["folder"] for part in parts if isinstance(part["source"].get("folder"), str)]
     missing = [folder for folder in folders if "://" not in folder and not Path(folder).is_dir()]
     if missing:
@@ -105,7 +105,7 @@ def _data(parts: Sequence[Any], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def source(text: str) -> dict[str, Any]:
-    """Returns what a path of --data is: {"folder": path}, {"tars": ...}, {"records": ...} or {"cached": ...}."""
+    """Returns the source that --data names: {"folder": path}, {"tars": ...}, {"records": ...} or {"cached": ...}."""
     if text.endswith(".tar"):
         return {"tars": text}
     if addresses.remote(text):
@@ -124,10 +124,10 @@ def source(text: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def workdir(args: argparse.Namespace, several: bool) -> Iterator[Path]:
-    """Yields the folder that the run is kept in: --workdir, else a new one, runs/CONFIG-001 or the next number.
+    """Yields the folder of the run: --workdir, else a new one, runs/CONFIG-001 or the next number.
 
-    A new one is removed if the block fails before anything was trained. Raises ValueError on several hosts, which have
-    to agree.
+    A new folder is removed if the block fails before anything was trained. Raises ValueError on several hosts without
+    --workdir, because they must use the same folder.
     """
     if args.workdir is not None:
         yield folder_of(args.workdir)

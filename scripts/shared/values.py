@@ -1,4 +1,4 @@
-"""What the values of flags are read by, for argparse. Imports nothing heavy: every --help reads it."""
+"""Types of flags for argparse. Imports nothing heavy: every --help reads it."""
 
 import argparse
 import math
@@ -9,7 +9,7 @@ from sdjax.checks.arguments import DTYPE_ALIASES
 
 
 def dtype(text: str) -> str:
-    """Returns a type's name by one of its other names, as fp16, for argparse."""
+    """Returns a type's full name, also for short names such as fp16, for argparse."""
     return DTYPE_ALIASES.get(text.lower(), text)
 
 
@@ -49,7 +49,7 @@ def share(text: str) -> float:
     """Returns a number from 0 to 1, for argparse."""
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a number from 0 to 1 is wanted; got {text}")
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1; got {text}")
     return value
 
 
@@ -70,7 +70,7 @@ def natural(text: str) -> int:
 
 
 def noise_level(most: int) -> Callable[[str], int]:
-    """Returns what reads a noise level from 0 to `most`, for argparse."""
+    """Returns a function that reads a noise level from 0 to `most`, for argparse."""
 
     def noise_level(text: str) -> int:
         value = int(text)
@@ -82,7 +82,7 @@ def noise_level(most: int) -> Callable[[str], int]:
 
 
 def folder(text: str) -> str:
-    """Returns the name of a folder to write to, for argparse; one that ends as a file does is meant as a file."""
+    """Returns the name of a folder to write to, for argparse. Refuses a name with a file's ending."""
     from sdjax.storage.files import file_ending
 
     ending = file_ending(os.path.basename(text))

@@ -1,7 +1,7 @@
-"""The library's messages in a command's words: the names of Python's arguments become flags.
+"""Rewrites the library's messages for the command line: names of Python arguments become flags.
 
-`in_flags` knows how a model is read, for every command and its notes; `translate` a task's arguments, for the errors of
-one command. Imports nothing heavy.
+`in_flags` handles the arguments of reading a model, for all commands and their notes. `translate` handles a task's
+arguments, for the errors of one command. Imports nothing heavy.
 """
 
 import re
@@ -19,9 +19,9 @@ _ARGUMENT = re.compile(
 
 
 def in_flags(text: str, form: str = "{}") -> str:
-    """Returns the text with a flag in the place of each of the library's arguments.
+    """Returns the text with a flag in place of each of the library's arguments.
 
-    Of training, whose checkpoint is described by settings, `form` is "model.{}": model.vae for vae=.
+    For training, which has settings instead of flags, `form` is "model.{}": model.vae for vae=.
     """
 
     def flag(match: re.Match[str]) -> str:
@@ -33,7 +33,7 @@ def in_flags(text: str, form: str = "{}") -> str:
     return _ARGUMENT.sub(flag, text)
 
 
-# Of a task's arguments, where a flag is not called as the argument is; the first that a command has is taken
+# Flags whose names differ from the task's arguments; the first that a command has is used
 FLAGS_OF_TASKS: dict[str, tuple[str, ...]] = {
     "num_steps": ("--steps",),
     "guidance_scale": ("--scale",),
@@ -62,10 +62,10 @@ _BEFORE = r"(?<![\w./'\"-])"  # no part of a path, of a quotation, of a longer n
 
 
 def translate(text: str, flags: Collection[str]) -> str:
-    """Returns an error's text with the names of Python's arguments as flags, those that are among the command's flags.
+    """Returns an error's text with the names of Python arguments replaced by the command's flags, if it has them.
 
-    A name counts where it cannot be a plain word: with an underscore, before an equals sign, or as the text's subject,
-    where a word that is not the flag's stays behind the flag ("--H: height is ...").
+    A name is replaced only if it cannot be a plain word: if it has an underscore, stands before an equals sign, or is
+    the text's subject. A subject that differs from the flag's name stays behind the flag ("--H: height is ...").
     """
 
     def flag_of(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""XLA_FLAGS, tried before work begins: XLA ends the whole process at a flag that it does not know."""
+"""Checks XLA_FLAGS before work begins, because XLA ends the whole process at an unknown flag."""
 
 import os
 import re
@@ -10,7 +10,7 @@ PROBE = "import jax; jax.devices('cpu')"
 
 
 def check() -> None:
-    """Raises ValueError for a flag in XLA_FLAGS that this XLA does not know. Flags that are known cost nothing."""
+    """Raises ValueError for a flag in XLA_FLAGS that this XLA does not know. Known flags cost no time."""
     given = os.environ.get("XLA_FLAGS", "").split()
     if "jax" in sys.modules or all(flag.partition("=")[0] in KNOWN for flag in given):
         return

@@ -208,7 +208,7 @@ REFUSED_EARLY = [
     ("--dpm --sampler-option order=two", "order of the sampler dpm_solver is a whole number; got 'two'"),
     ("--dpm --sampler-option joint=1", "is true or false; got '1'"),
     ("--sampler-option spacing=wide", "unknown spacing 'wide'; the known ones are even"),
-    ("--n_rows -1", "--n_rows is at least 1"),
+    ("--n_rows -1", "--n_rows must be at least 1"),
     ("--seed 18446744073709551612", "this run would reach 18446744073709551617"),
     ("--device tpu", "JAX has no tpu here; it has cpu"),
     ("--device cpu:999", "the first is cpu:0"),

@@ -80,10 +80,7 @@ class Table:
     def load(cls, path: Path, stamp: Any) -> "Table | None":
         """Returns the table in a file; None if it is missing, damaged, or was made from another `stamp`."""
         try:
-            with (
-                open(path, "rb") as file,
-                np.load(file, allow_pickle=False) as arrays,
-            ):  # np.load alone leaks it
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load alone leaks it
                 head = _unpack(arrays["_"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
