@@ -38,25 +38,7 @@ class Description:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Returns the description that `to_dict` wrote. Raises ConfigError, listing all unknown fields."""
-        check(isinstance(values, Mapping), f"{cls.__name__} is read from a dictionary, got {type(values).__name__}")
-        fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        unknown = sorted(map(str, set(values) - set(fields)))
-        check(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; its fields are {', '.join(fields)}")
-        out = {}
-        for name, value in values.items():
-            kind = fields[name]
-            inner = next(
-                (k for k in (kind, *typing.get_args(kind)) if isinstance(k, type) and issubclass(k, Description)), None
-            )
-            if inner is not None and value is not None:
-                value = inner.from_dict(value)
-            elif isinstance(value, list):
-                value = tuple(value)
-            out[name] = value
-        try:
-            return cls(**out)
-        except TypeError as error:  # a field without default is missing
-            raise ConfigError(f"{cls.__name__}: {error}") from None
+        return build(cls, values, cls.__name__)
 
 
 def build(cls: type[Built], values: Mapping[str, Any], name: str = "config") -> Built:
@@ -70,7 +52,7 @@ def build(cls: type[Built], values: Mapping[str, Any], name: str = "config") -> 
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = [str(key) for key in values if key not in fields]
     if unknown:
-        raise ConfigError(f"{name} has no {' and no '.join(unknown)}; it has {', '.join(fields)}")
+        raise ConfigError(f"{name} has no field {', '.join(unknown)}; it has {', '.join(fields)}")
     out = {}
     for key, value in values.items():
         table = fields[key].metadata.get("kinds")

@@ -36,7 +36,7 @@ def test_a_description_survives_json(name):
         (lambda: ModelConfig("x", unet=UNetConfig(in_channels=3)), "fewer than a latent's 4"),
         (lambda: ModelConfig.from_dict({"name": "x", "colour": 1}), "has no field colour"),
         (lambda: ModelConfig.from_dict({"unet": {}}), "name"),
-        (lambda: ModelConfig.from_dict({"name": "x", "unet": 3}), "read from a dictionary, got int"),
+        (lambda: ModelConfig.from_dict({"name": "x", "unet": 3}), "ModelConfig.unet holds fields with names; got 3"),
     ],
 )
 def test_contradictions_are_refused_with_a_sentence(make, message):

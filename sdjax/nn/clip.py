@@ -64,7 +64,7 @@ class EncoderLayer(nn.Module):
         return x + MLP(self.activation, self.mlp_width, self.dtype, name="mlp")(y)
 
 
-class Encoder(nn.Module):
+class TransformerStack(nn.Module):
     """The stack of blocks."""
 
     layers: int
@@ -107,7 +107,7 @@ class TextTransformer(nn.Module):
     def __call__(self, ids: TokenIds) -> Context:
         c = self.config
         x = TextEmbeddings(c, self.dtype, name="embeddings")(ids)
-        x = Encoder(
+        x = TransformerStack(
             c.layers, c.heads, c.activation, causal=True, mlp_width=c.mlp_width, dtype=self.dtype, name="encoder"
         )(x)
         return LayerNorm(1e-5, self.dtype, name="final_layer_norm")(x)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdjax.config import VisionConfig
-from sdjax.nn.clip import Encoder, Tokens
+from sdjax.nn.clip import Tokens, TransformerStack
 from sdjax.nn.layers.conv import POINT, Conv
 from sdjax.nn.layers.dense import Dense
 from sdjax.nn.layers.norm import LayerNorm
@@ -48,7 +48,7 @@ class VisionTransformer(nn.Module):
         c = self.config
         x = VisionEmbeddings(c, self.dtype, name="embeddings")(pixels)
         x = LayerNorm(1e-5, self.dtype, name="pre_layrnorm")(x)
-        x = Encoder(
+        x = TransformerStack(
             c.layers, c.heads, c.activation, causal=False, mlp_width=c.mlp_width, dtype=self.dtype, name="encoder"
         )(x)
         return LayerNorm(1e-5, self.dtype, name="post_layernorm")(x[:, 0])

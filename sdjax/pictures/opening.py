@@ -14,7 +14,7 @@ from sdjax.pictures import colour, formats
 from sdjax.pictures.samples import MAX_BYTES, PictureError, Samples, check_side, orientation
 from sdjax.storage.addresses import local
 
-Source = str | os.PathLike | bytes | bytearray | memoryview | PillowImage.Image | np.ndarray
+PictureSource = str | os.PathLike | bytes | bytearray | memoryview | PillowImage.Image | np.ndarray
 
 
 class Picture(NamedTuple):
@@ -38,7 +38,7 @@ class Map(NamedTuple):
     notices: tuple[str, ...]
 
 
-def open_picture(source: Source, *, background: Sequence[int] = (255, 255, 255)) -> Picture:
+def open_picture(source: PictureSource, *, background: Sequence[int] = (255, 255, 255)) -> Picture:
     """Returns the picture of a PNG, JPEG or WebP file (a path or its bytes), a Pillow image or a uint8 array.
 
     Arrays are [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], the last channel alpha. Turned upright by EXIF; colours
@@ -65,7 +65,7 @@ def open_picture(source: Source, *, background: Sequence[int] = (255, 255, 255))
         return Picture(_turn(pixels, samples, notices), (*samples.notices, *notices))
 
 
-def open_mask(source: Source, *, size: tuple[int, int] | None = None) -> Mask:
+def open_mask(source: PictureSource, *, size: tuple[int, int] | None = None) -> Mask:
     """Returns a mask, 255 where the picture is replaced, from anything that open_picture takes, or booleans [h, w].
 
     Grey is kept, colours become grey (luma). If parts are transparent: the opacity of a layer of one
@@ -104,7 +104,7 @@ def open_mask(source: Source, *, size: tuple[int, int] | None = None) -> Mask:
         return Mask(pixels, (*samples.notices, *notices))
 
 
-def open_map(source: Source) -> Map:
+def open_map(source: PictureSource) -> Map:
     """Returns a map (of depth, say): grey of 8 bits as v / 255, of 16 bits as v / 65535, floating point as it is.
 
     Takes what open_picture takes, and float, uint16 and other real arrays [h, w]. Colours become grey (luma),
@@ -147,7 +147,7 @@ def _turn(array: np.ndarray, samples: Samples, notices: list[str]) -> np.ndarray
     return colour.upright(array, samples.orientation)
 
 
-def _samples(source: Source, *, real: bool = False) -> tuple[Samples, str]:
+def _samples(source: PictureSource, *, real: bool = False) -> tuple[Samples, str]:
     """Returns the samples, and a name for messages."""
     if isinstance(source, PillowImage.Image):
         with _named("the Pillow image"):

@@ -108,7 +108,8 @@ def fetch(path: Any, what: str = "fetching the model") -> Path:
         partial = files.passing_name(folder.parent)
         try:
             _download(store, found, PurePosixPath(name).parent, partial, total, f"{what} {text}")
-            with contextlib.suppress(OSError):  # another process was first
+            # Not files.new_folder, which replaces what is there: the copy of a process that was first may be open
+            with contextlib.suppress(OSError):
                 os.rename(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -76,7 +76,7 @@ class ParallelConfig:
         return dict(zip(AXES, sides))
 
 
-def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def training_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh over `devices`, by default all of all processes."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = config.sizes(len(devices))

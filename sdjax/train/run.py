@@ -45,7 +45,7 @@ from sdjax.train.planning.peaks import peak_flops
 from sdjax.train.planning.summary import summary
 from sdjax.train.profiling import profiled
 from sdjax.train.run_data import RunData, RunSet
-from sdjax.train.samples import Samples, check_samples
+from sdjax.train.samples import SampleMaker, check_samples
 from sdjax.train.state import TrainState
 from sdjax.train.validation import Validation
 from sdjax.typing import Params
@@ -179,7 +179,7 @@ class Run:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The devices, arranged."""
-        return parallel.make_mesh(self.config.parallel, self.devices)
+        return parallel.training_mesh(self.config.parallel, self.devices)
 
     @functools.cached_property
     def data(self) -> RunData:
@@ -269,7 +269,7 @@ class Run:
             events.append(Event(v.every, self._validation(mesh, frozen, held_out).run, "validation"))
         if s.prompts:
             events.append(
-                Event(s.every, Samples(s, self.start, log, self.setup.dtype, self.config.trainable).run, "samples")
+                Event(s.every, SampleMaker(s, self.start, log, self.setup.dtype, self.config.trainable).run, "samples")
             )
         return tuple(events)
 

@@ -20,7 +20,7 @@ from sdjax.typing import Pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class Samples:
+class SampleMaker:
     """Makes the pictures of a description and shows them. The first process makes them, on its own devices.
 
     Raises ValueError for a model of a kind that needs a picture where none is given.

@@ -250,7 +250,7 @@ def test_settings_in_a_folder_are_checked(tmp_path):
     convert.save(own, models.random_params(own), tmp_path / "d", to="diffusers")
     file = tmp_path / "d" / "sdjax_config.json"
     for model, reason in (
-        ({"guidance_scale": "x"}, "guidance_scale is float; got 'x'"),
+        ({"guidance_scale": "x"}, "guidance_scale is a float; got 'x'"),
         ({"path": "/etc"}, "has no field path"),
         ({"name": "a\x1b[2J"}, "name is up to 100 printable characters"),
         (3, "its model holds the fields of a description"),

@@ -27,7 +27,7 @@ from sdjax.train.objectives.autoencoder import (
     reconstruction_error,
     vanilla_loss,
 )
-from sdjax.train.parallel import ParallelConfig, batch_sharding, make_mesh
+from sdjax.train.parallel import ParallelConfig, batch_sharding, training_mesh
 
 import reference
 
@@ -240,7 +240,7 @@ def test_eight_devices_take_the_step_of_one(toy, mode):
         step = jax.pmap(averaged, "data", in_axes=(None, None, 0, 0, None), out_axes=None)
         got = step(params, {}, jax.tree.map(cut, batch), cut(keys), 0)
     else:
-        spread = jax.device_put((batch, keys), batch_sharding(make_mesh(parallel)))
+        spread = jax.device_put((batch, keys), batch_sharding(training_mesh(parallel)))
         got = step_of(loss)(params, {}, *spread, 0)
     for name, value in want[1].items():
         assert float(got[1][name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6)

@@ -15,7 +15,7 @@ from sdjax.loading import builtin
 from sdjax.nn import param_counts
 from sdjax.train.builtin import emoji, latents, subjects
 from sdjax.train.builtin.export import export
-from sdjax.train.builtin.training import Run
+from sdjax.train.builtin.training import BuiltinTraining
 from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import TrainState
@@ -32,7 +32,7 @@ def test_the_models_description_is_valid_and_small_enough():
 def test_every_caption_fits_into_the_text_encoder():
     names = sorted(subjects.names(), key=len)[-2:]
     config = settings.get_config()
-    tokenizer = Run(config, pathlib.Path("unused")).learn_vocabulary()
+    tokenizer = BuiltinTraining(config, pathlib.Path("unused")).learn_vocabulary()
     longest = f"a {names[0]} above a {names[1]} on a turquoise background"
     assert tokenizer.cut(longest, length=config.model.text.max_length) == ""
     captions = [scene.caption for scene in emoji.scenes(7, 0, 500)]
@@ -78,13 +78,13 @@ def test_scaled_latents_have_unit_standard_deviation():
 
 def test_a_run_keeps_the_settings_that_its_stored_parts_depend_on(tmp_path):
     config = settings.get_config()
-    Run(config, tmp_path).check_settings()
+    BuiltinTraining(config, tmp_path).check_settings()
     config.autoencoder.optim.steps += 1000
-    Run(config, tmp_path).check_settings()
+    BuiltinTraining(config, tmp_path).check_settings()
     config.model.text.width = 64
     config.seed = 1
     with pytest.raises(ValueError, match="another seed, another model .*settings.json"):
-        Run(config, tmp_path).check_settings()
+        BuiltinTraining(config, tmp_path).check_settings()
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_a_run_goes_through_all_stages_and_its_export_makes_pictures(tmp_path, m
         stage.optim.update(steps=2, warmup=0, cooldown=0)
     config.latents.update(count=6, shard=4)
     config.vocabulary.captions = 500
-    run = Run(config, tmp_path / "run")
+    run = BuiltinTraining(config, tmp_path / "run")
     with pytest.raises(ValueError, match="no checkpoint of autoencoder and diffusion yet"):
         export(run, tmp_path / "model")
     run.train()

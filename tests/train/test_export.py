@@ -10,8 +10,8 @@ from sdjax.configs import builtin as settings
 from sdjax.loading import builtin
 from sdjax.loading.trainable import Leaves
 from sdjax.train.builtin import emoji, vocabulary
-from sdjax.train.builtin.export import export, open_run
-from sdjax.train.builtin.training import Run
+from sdjax.train.builtin.export import export, open_training
+from sdjax.train.builtin.training import BuiltinTraining
 
 import models
 
@@ -57,11 +57,11 @@ def test_the_description_is_the_one_that_the_run_keeps(tmp_path):
     config = settings.get_config()
     config.model.schedule.prediction = "x0"
     config.model.guidance_scale = 3.0
-    Run(config, tmp_path).check_settings()
-    model = open_run(tmp_path).model
+    BuiltinTraining(config, tmp_path).check_settings()
+    model = open_training(tmp_path).model
     assert (model.schedule.prediction, model.guidance_scale) == ("x0", 3.0)
-    assert model == Run(config, tmp_path).model
-    assert open_run(tmp_path / "other").model == Run(settings.get_config(), tmp_path / "other").model
+    assert model == BuiltinTraining(config, tmp_path).model
+    assert open_training(tmp_path / "other").model == BuiltinTraining(settings.get_config(), tmp_path / "other").model
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_a_stage_is_not_trained_further_under_what_was_made_from_it(tmp_path, lo
     if longer:
         config[longer].optim.steps += 1
     if refused is None:
-        Run(config, tmp_path).check_stages()
+        BuiltinTraining(config, tmp_path).check_stages()
         return
     sentence = rf"the stage {longer} would continue from step \d+ .*{refused}.* would no longer fit"
     with pytest.raises(ValueError, match=sentence):
-        Run(config, tmp_path).check_stages()
+        BuiltinTraining(config, tmp_path).check_stages()

@@ -17,7 +17,7 @@ from sdjax.config import ModelConfig
 from sdjax.configs import sd2_base
 from sdjax.nn import UNet, param_shapes
 from sdjax.nn.layers.multihead import Attend
-from sdjax.train.parallel import ParallelConfig, layouts, make_mesh, place, shardings
+from sdjax.train.parallel import ParallelConfig, layouts, place, shardings, training_mesh
 from sdjax.train.planning.memory import held, laid_out, plan, size, working_bytes
 
 SIZES = {"data": 2, "fsdp": 4, "tensor": 1}
@@ -46,7 +46,7 @@ def test_devices_hold_what_was_predicted():
     state = {"params": params, "ema": params, "opt_state": optax.adamw(1e-3).init(params)}
     shapes = jax.eval_shape(lambda: state)
     predicted = plan(**{name: laid(tree, SIZES, config) for name, tree in shapes.items()})
-    mesh = make_mesh(config)
+    mesh = training_mesh(config)
     rows = {"params": "parameters", "ema": "moving average", "opt_state": "optimiser"}
     parts = {part.name: part.device for part in predicted.parts}
     for name, tree in state.items():

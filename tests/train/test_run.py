@@ -246,7 +246,7 @@ def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures):
         ({"train": ["vae"]}, "`autoencoder` says how an autoencoder is trained"),
         ({"train": ["clip"]}, 'train names "unet", "text" or both'),
         ({"batch_size": 6, "accumulate": 4}, "accumulate divides batch_size"),
-        ({"optim__lr": 1e-4}, "config.optim has no lr; it has steps"),
+        ({"optim__lr": 1e-4}, "config.optim has no field lr; it has steps"),
         ({"optim__steps": "many"}, "config.optim.steps is a int; got 'many'"),
         ({"objective__loss": "l3"}, "config.objective.loss is one of l2, l1, huber; got 'l3'"),
         ({"data__parts": []}, "data names parts"),

@@ -89,7 +89,7 @@ def test_bad_settings_are_refused_before_the_start_model_is_read(
     monkeypatch.chdir(place)
     monkeypatch.setattr(run, "open_start", read)
     if change == "batch_size=7":
-        monkeypatch.setattr(run.parallel, "make_mesh", lambda *_: collections.namedtuple("M", "shape")(
+        monkeypatch.setattr(run.parallel, "training_mesh", lambda *_: collections.namedtuple("M", "shape")(
             {"data": 2, "fsdp": 1, "tensor": 1}))  # fmt: skip
     usual = {"model.path": "model", "data.parts": [PART], "data.buckets": False, "log.tensorboard": False,
              "data.side": 64, "optim.steps": 5000, "batch_size": 8}  # fmt: skip

@@ -115,7 +115,7 @@ class Stem(nn.Module):
         return nn.max_pool(x, (3, 3), (2, 2), padding=same_padding(x.shape[1:3], 3, 2))
 
 
-class Encoder(nn.Module):
+class Stages(nn.Module):
     """The stages; returns the map after each."""
 
     config: DepthConfig
@@ -139,4 +139,4 @@ class Bit(nn.Module):
     @nn.compact
     def __call__(self, image: Image) -> Maps:
         x = Stem(self.config.stem_width, self.config.norm_groups, self.dtype, name="embedder")(image)
-        return Encoder(self.config, self.dtype, name="encoder")(x)
+        return Stages(self.config, self.dtype, name="encoder")(x)

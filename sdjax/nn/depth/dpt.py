@@ -114,7 +114,7 @@ class Embeddings(nn.Module):
         return maps, tokens + positions.astype(self.dtype)
 
 
-class Encoder(nn.Module):
+class HybridTransformer(nn.Module):
     """Picture to two maps of the ResNet and two sets of tokens of the vision transformer."""
 
     config: DepthConfig
@@ -240,7 +240,7 @@ class DepthEstimator(nn.Module):
         _, h, w, _ = image.shape
         if h % STEP or w % STEP or 0 in (h, w):
             raise ValueError(f"the depth network takes sides that are multiples of {STEP}; got {h} x {w}")
-        maps, tapped = Encoder(self.config, self.dtype, name="dpt")(image)
+        maps, tapped = HybridTransformer(self.config, self.dtype, name="dpt")(image)
         x = Neck(self.config, self.dtype, name="neck")(maps, tapped, (h // PATCH, w // PATCH))
         return Head(self.dtype, name="head")(x).astype(jnp.float32)
 

@@ -21,7 +21,7 @@ from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.tasks.text_to_image import text_to_image
 from sdjax.train.builtin import emoji, subjects
-from sdjax.train.builtin.reader import Reader, Reading
+from sdjax.train.builtin.reader import Reader, SceneReading
 from sdjax.typing import Image, Params, Pixels
 
 STEPS = (10, 20, 50)  # the last is the default, which the others are compared with
@@ -45,7 +45,7 @@ class Prompt(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Samples:
+class FigurePictures:
     """Pictures made during the evaluation, for a figure. `right` says for each whether all of it was read correctly."""
 
     prompts: list[Prompt]
@@ -97,12 +97,12 @@ def make_prompt(shown: tuple[int, ...], colour: int) -> Prompt:
     return Prompt(f"{nouns} on {background} background", shown, colour)
 
 
-def read(reader: Reader, pictures: Pixels, shown: Sequence[Prompt | emoji.Scene]) -> list[Reading]:
+def read(reader: Reader, pictures: Pixels, shown: Sequence[Prompt | emoji.Scene]) -> list[SceneReading]:
     """Returns the reading of each picture. The reader looks for as many subjects as the picture should show."""
     return [reader.read(picture, len(scene.subjects)) for picture, scene in zip(pictures, shown, strict=True)]
 
 
-def shares(readings: Sequence[Reading], shown: Sequence[Prompt | emoji.Scene]) -> dict[str, Any]:
+def shares(readings: Sequence[SceneReading], shown: Sequence[Prompt | emoji.Scene]) -> dict[str, Any]:
     """Returns the shares of correct backgrounds and of correct subjects, for pictures of one and of two subjects."""
     pairs = list(zip(readings, shown, strict=True))
     one, two = (
@@ -117,7 +117,7 @@ def shares(readings: Sequence[Reading], shown: Sequence[Prompt | emoji.Scene]) -
     }
 
 
-def is_right(reading: Reading, shown: Prompt | emoji.Scene) -> bool:
+def is_right(reading: SceneReading, shown: Prompt | emoji.Scene) -> bool:
     """Returns whether background and all subjects are read as they should be."""
     return reading.colour == shown.colour and set(reading.subjects) == set(shown.subjects)
 
@@ -184,7 +184,7 @@ def evaluate(
     seed: int = 0,
     scales: Sequence[float] = SCALES,
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[dict[str, Any], Samples]:
+) -> tuple[dict[str, Any], FigurePictures]:
     """Returns all figures, in terms of JSON, and the pictures for the plate. They depend only on model and seed.
 
     `make` samples pictures. `around` encodes and decodes pictures with the autoencoder. `prompts` is the number of
@@ -250,4 +250,4 @@ def evaluate(
         by_scale[scale] = make(texts, numbers, guidance_scale=scale)
     figures["scales"] = [{"scale": k, **shares(read(reader, made, few), few)} for k, made in by_scale.items()]
     right = [is_right(reading, prompt) for reading, prompt in zip(readings, asked)]
-    return figures, Samples(asked, pictures, right, by_steps, by_scale, seeds)
+    return figures, FigurePictures(asked, pictures, right, by_steps, by_scale, seeds)

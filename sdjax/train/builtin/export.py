@@ -25,11 +25,13 @@ from sdjax.errors import sentence
 from sdjax.loading.builtin import FOLDER, changes_of
 from sdjax.storage.addresses import local
 from sdjax.storage.files import write_file
-from sdjax.train.builtin.training import KEPT, Run
+from sdjax.train.builtin.training import KEPT, BuiltinTraining
 from sdjax.typing import Params
 
 
-def export(run: Run, target: str | pathlib.Path, *, dtype: str = "float16", overwrite: bool = False) -> dict[str, int]:
+def export(
+    run: BuiltinTraining, target: str | pathlib.Path, *, dtype: str = "float16", overwrite: bool = False
+) -> dict[str, int]:
     """Writes the model of a run to a folder and returns the number of steps each part of it was trained for.
 
     If the stage "inpainting" has a checkpoint, its parameters go into TARGET-inpainting.safetensors. The model card
@@ -77,14 +79,14 @@ def _cast(params: Params, dtype: str) -> Params:
     return unflatten_dict(narrow)
 
 
-def open_run(folder: pathlib.Path) -> Run:
+def open_training(folder: pathlib.Path) -> BuiltinTraining:
     """Returns the run in a folder, with the model that the folder keeps."""
     from sdjax.configs import builtin
 
     settings = builtin.get_config()
     if (folder / KEPT).exists():
         settings.model = json.loads((folder / KEPT).read_text())["model"]
-    return Run(settings, folder)
+    return BuiltinTraining(settings, folder)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -101,7 +103,9 @@ def main() -> None:
     """Exports a model as the command line's flags say."""
     flags = make_parser().parse_args()
     try:
-        steps = export(open_run(pathlib.Path(flags.folder)), flags.to, dtype=flags.dtype, overwrite=flags.overwrite)
+        steps = export(
+            open_training(pathlib.Path(flags.folder)), flags.to, dtype=flags.dtype, overwrite=flags.overwrite
+        )
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {sentence(error)}") from None
     files = [path for path in pathlib.Path(flags.to).rglob("*") if path.is_file()]

@@ -19,7 +19,7 @@ STRIDE = 2  # picture pixels per pixel of the compared maps; as accurate as 1 an
 RIM = 2  # pixels of the border whose median is the background
 
 
-class Reading(NamedTuple):
+class SceneReading(NamedTuple):
     """Indices into COLOURS and `subjects.names()`; `boxes` are (size, left, top), and `left_over` is the share of the
     difference from the background that the subjects do not explain.
     """
@@ -54,7 +54,7 @@ class Reader:
         self.colour_opacity = inner("nchw,nhw->nc", maps[:, :3], maps[:, 3])
         self.opacity_opacity = inner("nhw,nhw->n", maps[:, 3], maps[:, 3])
 
-    def read(self, picture: UInt8[np.ndarray, "h w 3"], count: int = 1) -> Reading:
+    def read(self, picture: UInt8[np.ndarray, "h w 3"], count: int = 1) -> SceneReading:
         """Returns the background and the `count` subjects that explain the picture best, the best first.
 
         Raises ValueError for a picture of another size.
@@ -79,7 +79,7 @@ class Reader:
             d = d - np.roll(drawn, (top, left), axis=(1, 2))
             found.append(int(k % self.count))
             boxes.append((self.sizes[k // self.count], int(left) * STRIDE, int(top) * STRIDE))
-        return Reading(colour, tuple(found), tuple(boxes), float((d**2).sum()) / max(start, 1e-9))
+        return SceneReading(colour, tuple(found), tuple(boxes), float((d**2).sum()) / max(start, 1e-9))
 
     def _products(self, d: Float[np.ndarray, "3 h w"], b: Float[np.ndarray, "3"]) -> Float[np.ndarray, "n h w"]:
         """Returns <d, r> for every sprite at every place where it lies inside the picture, -inf elsewhere."""

@@ -66,7 +66,7 @@ FIXED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class BuiltinTraining:
     """A training run of the built-in model, kept in a folder."""
 
     settings: ml_collections.ConfigDict
@@ -283,7 +283,7 @@ def main() -> None:
     def run(_: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax logs every save at length
         try:
-            Run(settings.value, pathlib.Path(local(folder.value)), font.value).train()
+            BuiltinTraining(settings.value, pathlib.Path(local(folder.value)), font.value).train()
         except Stopped as stopped:
             print(stopped)
         except (ValueError, OSError) as error:

@@ -27,7 +27,7 @@ A100 = 8.0  # compute capability that is planned for on a machine without an NVI
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MemoryUse:
     """Bytes of one part of a training, for each device: in its own memory (`device`) and in its host's (`host`)."""
 
     name: str
@@ -40,12 +40,12 @@ class Plan:
     """The memory of a training on so many `devices`, part by part; as a text, a table."""
 
     devices: int
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryUse, ...]
 
     @property
-    def total(self) -> Part:
+    def total(self) -> MemoryUse:
         """All parts together."""
-        return Part("total", sum(part.device for part in self.parts), sum(part.host for part in self.parts))
+        return MemoryUse("total", sum(part.device for part in self.parts), sum(part.host for part in self.parts))
 
     def __str__(self) -> str:
         rows = [*self.parts, self.total]
@@ -82,11 +82,11 @@ def plan(
     parameters = held("parameters", params)
     parts = [
         parameters,
-        Part("gradients", (2 if accumulate else 1) * parameters.device),
+        MemoryUse("gradients", (2 if accumulate else 1) * parameters.device),
         held("optimiser", opt_state),
         held("moving average", ema),
         held("fixed parameters", frozen),
-        Part("activations", activations),
+        MemoryUse("activations", activations),
     ]
     meshes = {leaf.sharding.num_devices for leaf in jax.tree.leaves((params, opt_state)) if leaf.sharding is not None}
     return Plan(max(meshes, default=1), tuple(parts))
@@ -109,7 +109,7 @@ def laid_out(tree: PyTree, layouts: PyTree, sizes: Mapping[str, int], memory_kin
     return jax.tree.map(place, tree, layouts)
 
 
-def held(name: str, tree: PyTree) -> Part:
+def held(name: str, tree: PyTree) -> MemoryUse:
     """Returns what each device holds of a tree of arrays or shapes; what has no sharding is whole on every device.
 
     Raises ValueError, naming the array, where devices do not divide an axis that is split over them.
@@ -123,7 +123,7 @@ def held(name: str, tree: PyTree) -> Part:
             raise ValueError(f"{name}{jax.tree_util.keystr(path)} cannot be split so: {error}") from None
         on_host = sharding is not None and sharding.memory_kind == HOST
         total[on_host] += math.prod(shape) * leaf.dtype.itemsize
-    return Part(name, total[False], total[True])
+    return MemoryUse(name, total[False], total[True])
 
 
 def working_bytes(
