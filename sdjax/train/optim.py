@@ -1,4 +1,4 @@
-"""The optimiser of a run, from its description."""
+"""Builds the optimiser of a run from its configuration."""
 
 import dataclasses
 import math
@@ -22,19 +22,22 @@ ADAM_RMS = 0.2  # root mean square of AdamW's updates in units of the learning r
 class OptimConfig:
     """An optimiser and its learning rate over the `steps` of a run.
 
-    - `name`: "adamw", "adafactor", "lion", "prodigy" or "muon", which orthogonalises the momentum of every kernel and
-      leaves the rest to AdamW with Nesterov's momentum; its updates have AdamW's usual size, so that learning rates
-      carry over. Prodigy finds its own rate, and `learning_rate`, 1 then, multiplies it.
-    - The rate rises from `warmup_from` times itself over `warmup` steps, linearly. `warmup` None is a tenth of
-      the run, but at most `warmup_most` steps and what the cooldown leaves. With `decay` "constant" it stays,
-      and falls to 0 over the last `cooldown`: only these depend on `steps`, so a run can be made longer until then.
-      With "cosine" it falls from there to `final` times itself at the end.
-    - `rates`: (regular expression, factor) pairs; the first that is found in a parameter's path, such as
-      "unet/up_blocks_0/resnets_1/conv1/kernel", multiplies its learning rate. 0 leaves it as it is.
-    - `clip` bounds the gradients' global norm, None leaves them. `weight_decay`, times the rate, acts on matrices and
-      kernels (Muon's on kernels alone); with `decay_all` on all, as the reference's does and Prodigy's always.
-    - `beta1` and `beta2` None are the optimiser's own; Adafactor has none, and its rate is relative to the size of what
-      it changes.
+    - `name`: "adamw", "adafactor", "lion", "prodigy" or "muon". Muon orthogonalises the momentum of every kernel; other
+      parameters use AdamW with Nesterov's momentum. Its updates have AdamW's usual size, so AdamW's learning rates also
+      fit Muon. Prodigy finds its own rate and multiplies it by `learning_rate`, which should be 1.
+    - `warmup`: steps over which the rate rises linearly, from `warmup_from` times its full value. None is a tenth of
+      the run, at most `warmup_most` steps and the steps before the cooldown.
+    - `decay`: "constant" or "cosine". A constant rate falls to 0 over the last `cooldown` steps. Before these it does
+      not depend on `steps`, so a run can still be made longer. With "cosine" the rate falls from the end of the warm-up
+      to `final` times its full value at the end.
+    - `rates`: (regular expression, factor) pairs. The first that matches in a parameter's path, such as
+      "unet/up_blocks_0/resnets_1/conv1/kernel", multiplies its learning rate. A parameter with factor 0 does not
+      change.
+    - `clip`: the bound of the gradients' global norm; None for no bound.
+    - `weight_decay`: multiplied by the rate; applies to matrices and kernels (with Muon to kernels only). With
+      `decay_all` it applies to all parameters, as in the reference, and always with Prodigy.
+    - `beta1`, `beta2`: None is the optimiser's own default. Adafactor has none, and its rate is relative to the size of
+      the parameter.
 
     Sources: AdamW: Loshchilov & Hutter 2017 (arXiv 1711.05101); Adafactor: Shazeer & Stern 2018 (arXiv 1804.04235);
     Lion: Chen et al. 2023 (arXiv 2302.06675); Prodigy: Mishchenko & Defazio 2023 (arXiv 2306.06101); Muon: Jordan et
@@ -90,14 +93,14 @@ class OptimConfig:
 
     @property
     def warmup_steps(self) -> int:
-        """How many steps the rate rises."""
+        """The number of steps over which the rate rises."""
         return (
             min(self.warmup_most, self.steps // 10, self.steps - self.cooldown) if self.warmup is None else self.warmup
         )
 
 
 class OptimNumbers(NamedTuple):
-    """An optimiser's numbers. They are arguments of a compiled step, so that other values compile nothing."""
+    """An optimiser's numbers. They are arguments of the compiled step, so that new values need no compilation."""
 
     steps: Any
     warmup: Any
@@ -113,7 +116,7 @@ class OptimNumbers(NamedTuple):
 
     @classmethod
     def of(cls, config: OptimConfig) -> "OptimNumbers":
-        """Returns a description's numbers, int32 and float32; `clip` is 0 where there is none."""
+        """Returns a configuration's numbers, int32 and float32; `clip` is 0 for no bound."""
         beta1, beta2 = _BETAS.get(config.name, (0.0, 0.0))
         beta1, beta2 = beta1 if config.beta1 is None else config.beta1, beta2 if config.beta2 is None else config.beta2
         steps, warmup, cooldown = (np.int32(n) for n in (config.steps, config.warmup_steps, config.cooldown))
@@ -176,7 +179,7 @@ def _transformation(config: OptimConfig, numbers: OptimNumbers) -> optax.Gradien
 
 
 def factors(rates: tuple[tuple[str, Any], ...], params: Params) -> Any:
-    """Returns what multiplies the learning rate of every parameter."""
+    """Returns the factor of every parameter's learning rate."""
 
     def of(path: tuple, _: Any) -> Any:
         name = "/".join(key.key for key in path)
@@ -214,12 +217,12 @@ def _muon(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformation:
 
 
 def _decayed(config: OptimConfig) -> Callable[[Params], Any]:
-    """Returns what says which parameters decay."""
+    """Returns a function that returns which parameters decay."""
     return lambda params: jax.tree.map(lambda leaf: config.decay_all or leaf.ndim > 1, params)
 
 
 def _kernels(params: Params) -> Any:
-    """Returns how every kernel is a matrix of inputs by outputs; None for embeddings and vectors, which are none."""
+    """Returns the input and output axes of every kernel; None for embeddings and vectors, which are not kernels."""
 
     def numbers(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
         if path[-1].key != "kernel" or leaf.ndim < 2:

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: JSON lines, TensorBoard, picture files, the console or a progress bar."""
+"""The outputs of a run's numbers and pictures: JSON lines, TensorBoard, picture files, console, progress bar."""
 
 import json
 import math
@@ -16,11 +16,11 @@ from sdjax.storage.files import write_file
 from sdjax.typing import Pixels
 
 TENSORBOARD = "writing TensorBoard's events into"
-LINES_EVERY = 60.0  # seconds between two lines where there is no progress bar
+LINES_EVERY = 60.0  # seconds between two lines without a progress bar
 
 
 class Output:
-    """One of the places that a run is told of; each takes what it can show."""
+    """An output of a run. Subclasses show the numbers, the pictures or both."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         pass
@@ -47,9 +47,9 @@ class JSONLines(Output):
 
 
 def cut_log(path: str | os.PathLike, last: int) -> None:
-    """Takes the lines of steps after `last` out of a log of JSON lines, and lines that were not written to their end.
+    """Removes from a log of JSON lines the steps after `last`, and incomplete lines.
 
-    The file is replaced in one step, so that nothing of it is lost if that is interrupted. No file, nothing to do.
+    The file is replaced in one operation, so that nothing is lost if this is interrupted. A missing file is ignored.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -70,7 +70,7 @@ def _is_up_to(line: bytes, last: int) -> bool:
 
 
 class TensorBoard(Output):
-    """TensorBoard's events, written at once: tensorboardX's own writer has a thread, and hangs if that fails."""
+    """TensorBoard's events, written directly: tensorboardX's own writer uses a thread, and hangs if it fails."""
 
     def __init__(self, folder: pathlib.Path, first: int):
         check_tensorboard()
@@ -127,11 +127,11 @@ class PictureSheets(Output):
     def pictures(self, step: int, name: str, pixels: Pixels, captions: Sequence[str]) -> None:
         path = self.folder / name / f"{step:08d}.png"
         data = encode_png(grid(pixels, math.ceil(len(pixels) ** 0.5)), {"captions": "\n".join(captions)})
-        write_file(path, data, overwrite=True, what=WRITING)  # there may be one of before the run was resumed
+        write_file(path, data, overwrite=True, what=WRITING)  # one may exist from before the run was resumed
 
 
 class Console(Output):
-    """A line every minute, and one for the last step and for whatever else is told."""
+    """A line every minute, for the last step, and for every message."""
 
     def __init__(self, steps: int):
         self.steps, self.due = steps, 0.0
@@ -144,7 +144,7 @@ class Console(Output):
             self.say(f"step {step} of {self.steps}: {_progress(values)}, {self.left(step, values)} left")
 
     def left(self, step: int, values: Mapping[str, float]) -> str:
-        """Returns how long the rest takes, by the time of a step, which counts no compiling."""
+        """Returns the remaining time, from the time of a step without compiling."""
         return duration((self.steps - step) * values["seconds"])
 
     def say(self, text: str) -> None:

@@ -1,8 +1,8 @@
-"""Training on many devices: the mesh, which part of every array each device holds, and a step compiled for that.
+"""Training on many devices: the mesh, the layout of every array, and the compiled step.
 
-Axes of the mesh: "data" (each device works on its part of the batch, all hold all parameters), "fsdp" (the same, but
-each holds its part of every parameter and gathers the others when it needs them) and "tensor" (a layer's products are
-split among devices). All numbers come out as on one device, up to the order of sums.
+The mesh has three axes. "data": each device works on its part of the batch and holds all parameters. "fsdp": the same,
+but each device holds only its part of every parameter and gathers the others when it needs them. "tensor": a layer's
+products are split among devices. The results are the same as on one device, up to the order of sums.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from sdjax.typing import Params
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # a batch's first axis
 HOST = "pinned_host"  # JAX's name for a host's memory that devices read
-LARGEST: Literal["largest"] = "largest"  # a rule's layout: the largest axis that can be is split over "fsdp"
+LARGEST: Literal["largest"] = "largest"  # a rule's layout: split the largest divisible axis over "fsdp"
 
 Axis = str | tuple[str, ...] | None
 Layout = tuple[Axis, ...] | Literal["largest"]
 Rules = Sequence[tuple[str, Layout]]
 
-# The first rule found in a parameter's path holds; "in" projections are split by outputs, those after them by inputs
+# The first rule that matches in a parameter's path applies; "in" projections split outputs, those after them inputs
 RULES: Rules = (
     (r"(to_[qkv]|[qkv]_proj|net_0/proj|fc1)/kernel$", ("fsdp", "tensor")),
     (r"(to_out_0|out_proj|net_2|fc2)/kernel$", ("tensor", "fsdp")),
@@ -43,9 +43,10 @@ SPLIT = (lambda c: (c.fsdp, c.tensor) != (1, 1), "where no parameter is split (f
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """How devices are used: the mesh's sides, -1 for what is left (one of them), and the `rules`, None for RULES.
+    """How devices are used.
 
-    `mode` "pmap" runs the step by `jax.pmap` instead of `jax.jit`, on the data axis alone. Arrays of fewer than
+    `data`, `fsdp` and `tensor` are the mesh's sides; one may be -1, for all remaining devices. `rules` None is RULES.
+    `mode` "pmap" runs the step by `jax.pmap` instead of `jax.jit`, on the data axis only. Arrays with fewer than
     `whole` numbers are not split.
     """
 
@@ -66,7 +67,7 @@ class ParallelConfig:
             raise ValueError('pmap keeps every parameter on every device: use mode "jit" for fsdp and tensor')
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """Returns the mesh's sides for so many devices. Raises ValueError if they do not fit."""
+        """Returns the mesh's sides for this number of devices. Raises ValueError if they do not fit."""
         sides = [self.data, self.fsdp, self.tensor]
         known = int(np.prod([side for side in sides if side != -1]))
         if -1 in sides and devices % known == 0:
@@ -77,7 +78,7 @@ class ParallelConfig:
 
 
 def training_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh over `devices`, by default all of all processes."""
+    """Returns the mesh over `devices`, by default all devices of all processes."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = config.sizes(len(devices))
     auto = (AxisType.Auto,) * len(AXES)  # with Explicit axes linen's convolutions fail
@@ -85,7 +86,7 @@ def training_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None =
 
 
 def examples_each(batch_size: int, accumulate: int, sizes: Mapping[str, int]) -> int:
-    """Returns how many examples a device works on at a time. Raises ConfigError if a batch does not divide so."""
+    """Returns how many examples a device processes at a time. Raises ConfigError if a batch cannot be split so."""
     shards = sizes["data"] * sizes["fsdp"]
     if batch_size % (shards * accumulate):
         raise ConfigError(f"batch_size = {batch_size} cannot be spread over {shards} devices in {accumulate} parts")
@@ -93,10 +94,10 @@ def examples_each(batch_size: int, accumulate: int, sizes: Mapping[str, int]) ->
 
 
 def layout(path: str, shape: Sequence[int], sizes: Mapping[str, int], config: ParallelConfig) -> P:
-    """Returns how an array is split over a mesh of these sides; an axis that does not divide is not split.
+    """Returns how an array is split over a mesh with these sides. An axis that is not divisible is not split.
 
-    `path` holds the parameter's; an optimiser's numbers for it lie like the parameter if they have its shape, and by
-    their largest axis if not.
+    `path` contains the parameter's path. An optimiser's array for a parameter is split like the parameter if it has its
+    shape, and otherwise along its largest axis.
     """
     if int(np.prod(shape)) < config.whole:
         return P()
@@ -147,18 +148,18 @@ def on_host(where: Any) -> Any:
 
 
 def move_ema(where: Any) -> Callable[[Params, bool], Params]:
-    """Returns what moves a tree, within a compiled step, from `where` on the host to the devices (True) and back."""
+    """Returns a function for compiled steps: it moves a tree from `where` on the host to the devices (True) or back."""
     near = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), where)
     return lambda tree, there: jax.device_put(tree, near if there else where)
 
 
 def on_devices(tree: Params) -> Params:
-    """Returns a tree of arrays that lie in the host's memory in that of the devices which they belong to."""
+    """Returns a tree of arrays moved from the host's memory to their devices."""
     return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("device"), tree))
 
 
 def place(tree: Any, where: Any) -> Any:
-    """Returns a tree of arrays put where the shardings say, each process giving its devices what is theirs."""
+    """Returns a tree of arrays placed by the shardings. Each process gives its devices their parts."""
 
     def put(leaf: Any, sharding: Any) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
@@ -175,9 +176,9 @@ def replicated(tree: Any, mesh: Mesh) -> Any:
 
 
 def compile_step(step: Callable, mesh: Mesh, state: Any, frozen: Any, config: ParallelConfig) -> Callable:
-    """Returns the step (state, frozen, batch, numbers) -> (state, metrics), compiled; it consumes the state.
+    """Returns the compiled step (state, frozen, batch, numbers) -> (state, metrics). It consumes the state.
 
-    `state` and `frozen` are the shardings of what it is given. For mode "pmap" the step averages over the axis "data".
+    `state` and `frozen` are the shardings of these arguments. For mode "pmap" the step averages over the axis "data".
     """
     if config.mode == "pmap":
         return _pmapped(step, mesh)

@@ -1,4 +1,4 @@
-"""A trace of some steps of a training, for XProf."""
+"""Writes a trace of some training steps, for XProf."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,9 +9,9 @@ import jax
 
 @contextlib.contextmanager
 def profiled(step: Callable, folder: str | None, first: int = 10, last: int = 20) -> Iterator[Callable]:
-    """Yields a step that writes a trace of its calls from the `first` to before the `last`, or to the end, for XProf.
+    """Yields a step that writes a trace of its calls from number `first` up to, but without, `last`, for XProf.
 
-    It is the step itself if no folder is named.
+    Without a folder it is the step itself. If the run ends earlier, the trace ends there.
     """
     calls, traces = 0, False
     if folder is None:

@@ -1,8 +1,8 @@
-"""A training from its description to its last checkpoint: what `sdjax train` runs.
+"""Runs a training from its configuration to its last checkpoint, for `sdjax train`.
 
-The folder of a run holds `settings.json`, what it was started with; `base/`, the model that it started from, so that
-its file is not needed later, or `base.json`, where that lies (`sdjax.loading.reference`); `checkpoints/`;
-`log.jsonl`, `tensorboard/` and `pictures/`.
+The folder of a run holds `settings.json`, the settings that it was started with; `base/`, a copy of the model that it
+started from, or `base.json`, the place of that model (`sdjax.loading.reference`); `checkpoints/`; `log.jsonl`,
+`tensorboard/` and `pictures/`.
 """
 
 import contextlib
@@ -55,9 +55,10 @@ COPYING, ADVICE = "copying the start model to", ", or train with model.copy = Fa
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training in a folder. `say` is told, a line each, what is worth knowing before the first step, and `notices`
-    first of all, once everything is checked; `profile` is a folder for a trace of steps 11 to 20 of those that are
-    taken now; `devices` None are all.
+    """A training run in a folder.
+
+    `say` gets the lines to print before the first step; `notices` come first, after everything is checked. `profile` is
+    a folder for a trace of steps 11 to 20 of this call. `devices` None means all devices.
     """
 
     config: TrainConfig
@@ -75,7 +76,7 @@ class Run:
     def train(self) -> TrainState:
         """Trains to the last step, from the newest checkpoint if there is one, and returns the state.
 
-        Raises what `fit` does; ConfigError, SourceError and CheckpointError for what cannot be used.
+        Raises ConfigError, SourceError and CheckpointError for bad settings, data and files, and the errors of `fit`.
         """
         cache.enable()
         note_settings(self.config)
@@ -115,7 +116,7 @@ class Run:
                     )  # fmt: skip
 
     def check(self) -> None:
-        """Raises for whatever can be seen to be wrong before weights are read or anything is written."""
+        """Checks everything that can be checked before weights are read or anything is written."""
         if self.profile is not None:
             files.check_folder(self.profile, "writing the trace into")
         if self.config.log.tensorboard:
@@ -133,14 +134,14 @@ class Run:
 
     @functools.cached_property
     def new(self) -> bool:
-        """Whether there is no checkpoint yet: settings may then be others, and the start model is taken again."""
+        """Whether there is no checkpoint yet. Settings may then change, and the start model is read again."""
         return not _first_says(manifest.steps(self.folder / CHECKPOINTS) != [])
 
     def check_settings(self) -> TrainConfig:
-        """Returns the configuration; a run that goes on keeps its warm-up.
+        """Returns the configuration. A resumed run keeps its warm-up.
 
-        Raises ConfigError if a run in this folder was started with other settings that matter. As long as there is no
-        checkpoint, none does, and the run is taken for a new one.
+        Raises ConfigError if settings that may not change differ from those that the run was started with. Without a
+        checkpoint all settings may change, and the run counts as new.
         """
         if self.new:
             return self.config
@@ -153,13 +154,13 @@ class Run:
 
     @functools.cached_property
     def start(self) -> Bundle:
-        """The model that the run starts from, kept in its folder from the first time on."""
+        """The model that the run starts from. Its folder keeps it from the first call on."""
         kept, source = self.folder / BASE, self.config.model
         if not self.new:
             return read_start(self.folder)
         made = open_start(source, self.config.seed)
         if jax.process_index() == 0:
-            if addresses.remote(self.folder):  # what a run left that ended before its first checkpoint
+            if addresses.remote(self.folder):  # left by a run that ended before its first checkpoint
                 buckets.remove(kept)
                 buckets.remove(self.folder / REFERENCE)
             else:
@@ -173,12 +174,12 @@ class Run:
 
     @functools.cached_property
     def model(self) -> ModelConfig:
-        """The description of the model that the run starts from."""
+        """The configuration of the model that the run starts from."""
         return describe(self.config.model) if self.new else self.start.config
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """The devices, arranged."""
+        """The mesh of devices."""
         return parallel.training_mesh(self.config.parallel, self.devices)
 
     @functools.cached_property
@@ -200,13 +201,13 @@ class Run:
 
     @functools.cached_property
     def setup(self) -> Setup:
-        """What the run computes."""
+        """The computations of the run."""
         held_out = None if self.data.held_out is None else self.data.held_out.text
         return Setup(self.config, self.model, self.data.training.text, held_out)
 
     @functools.cached_property
     def empty(self) -> np.ndarray:
-        """The empty caption's tokens, or its context where captions are stored as such."""
+        """The empty caption's tokens, or its context if captions are stored as context."""
         text = self.start.config.text
         ids = self.start.tokenizer()([""], length=text.max_length, pad_token_id=text.pad_token_id)
         if self.setup.text == "ids":
@@ -215,7 +216,7 @@ class Run:
         return np.asarray(encode(self.start.params["text"], jnp.asarray(ids)))[0]
 
     def prepare(self, mesh: Mesh) -> tuple[TrainState, Callable[[], TrainState], Params, Callable]:
-        """Returns the state as shapes and places, what makes the first, the fixed parameters, and the step on it."""
+        """Returns the state's shapes with shardings, a function for the first state, the fixed parameters, the step."""
         setup, how = self.setup, self.config.parallel
         shapes, _ = setup.shapes
         where = parallel.shardings(shapes, mesh, how)
@@ -232,7 +233,7 @@ class Run:
             def make(params: Params, key: jax.Array) -> TrainState:
                 return setup.create(params, jax.random.wrap_key_data(key, impl=IMPL))
 
-            # The seed is an argument too, as data, which several processes can give alike
+            # The seed is an argument too, as data that is the same in all processes
             key = np.asarray(jax.random.key_data(make_key(self.config.seed)))
             return jax.jit(make, out_shardings=where, donate_argnums=0)(parallel.place(params, where.params), key)
 
@@ -290,7 +291,7 @@ class Run:
 
 
 def finished(done: int, steps: int) -> str | None:
-    """Returns what to say of a run that has taken `done` steps and is asked for `steps`; None if some are left."""
+    """Returns the message for a run that has already taken all its `steps`; None if some are left."""
     if done < steps:
         return None
     return (
@@ -300,7 +301,7 @@ def finished(done: int, steps: int) -> str | None:
 
 
 def _first_says(answer: bool) -> bool:
-    """Returns the first process's answer, so that all go the same way."""
+    """Returns the first process's answer, so that all processes do the same."""
     if jax.process_count() == 1:
         return answer
     from jax.experimental import multihost_utils

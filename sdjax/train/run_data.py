@@ -1,4 +1,4 @@
-"""The training set and the held-out set of a run, opened once, step by step: first what needs no model."""
+"""Opens the training set and the held-out set of a run, once: first the parts that need no model."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from sdjax.train.data.pictures import Part
 
 @dataclasses.dataclass(frozen=True)
 class RunSet:
-    """One of the sets: its description, the batch size, whether captions are needed, and what describes the model."""
+    """One of the sets: its configuration, batch size, whether captions are needed, and a function for the model."""
 
     config: DataConfig
     batch_size: int
@@ -22,23 +22,23 @@ class RunSet:
 
     @functools.cached_property
     def opened(self) -> Cached | list[Part]:
-        """The set as it lies there. Raises as `training_set.open_parts`."""
+        """The opened sources or caches. Raises as `training_set.open_parts`."""
         return training_set.open_parts(self.config, self.batch_size, captions=self.captions)
 
     @functools.cached_property
     def examples(self) -> training_set.Examples:
-        """The set in the sizes that the model takes. Raises as `training_set.make_examples`."""
+        """The set's examples, in the sizes of the model. Raises as `training_set.make_examples`."""
         return training_set.make_examples(self.config, self.opened, self.describe(), self.batch_size)
 
     @property
     def text(self) -> str:
-        """What batches hold of captions, "ids" or "context"."""
+        """How batches hold captions: "ids" or "context"."""
         return training_set.text_of(self.examples)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """Both sets of a run for the model that `describe` returns. The held-out set has the same batches in every run."""
+    """Both sets of a run. `describe` returns the model. The held-out set has the same batches in every run."""
 
     config: TrainConfig
     describe: Callable[[], ModelConfig]

@@ -1,4 +1,4 @@
-"""Pictures of fixed prompts while a model is trained; the one place where training calls the tasks."""
+"""Makes pictures of fixed prompts during training. Only this module of training calls the tasks."""
 
 import dataclasses
 from typing import Any
@@ -21,9 +21,9 @@ from sdjax.typing import Pixels
 
 @dataclasses.dataclass(frozen=True)
 class SampleMaker:
-    """Makes the pictures of a description and shows them. The first process makes them, on its own devices.
+    """Makes and shows the pictures that a configuration describes. The first process makes them, on its own devices.
 
-    Raises ValueError for a model of a kind that needs a picture where none is given.
+    Raises ValueError if the model needs a picture and none is given.
     """
 
     config: SamplesConfig
@@ -45,7 +45,7 @@ class SampleMaker:
             )  # fmt: skip
             try:
                 self.log.pictures(int(state.step), "samples", self.make(pipe), list(self.config.prompts))
-            except ImageError as error:  # a model at its beginning may well make one flat colour
+            except ImageError as error:  # an untrained model may make one flat colour
                 self.log.say(f"no samples of step {int(state.step)}: {error}")
         return {}
 
@@ -71,7 +71,7 @@ class SampleMaker:
 
 
 def check_samples(config: SamplesConfig, model: ModelConfig) -> None:
-    """Raises ValueError if samples of such a model cannot be made: for a picture that is missing, or is none."""
+    """Raises ValueError if the model's samples need a picture or mask that is missing or cannot be read."""
     kind = kind_of(model)
     if kind != "text" and config.image is None:
         raise ValueError(f'samples.image names the picture that samples of a model for "{kind}" are made from')

@@ -1,4 +1,4 @@
-"""Signals that stop a training or make it save, agreed on by all its processes."""
+"""Handles signals that stop a training or make it save, and makes all its processes agree on them."""
 
 import signal
 import threading
@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-AGREE = 10  # seconds after which several processes ask each other whether one was told to stop
+AGREE = 10  # seconds after which several processes ask each other whether one got a signal
 
 
 class Signals:
-    """What signals ask for while the block runs: `stop`, the number of SIGTERM or SIGINT, and `save`, on SIGUSR1.
+    """The requests of signals while the block runs: `stop`, the number of SIGTERM or SIGINT, and `save`, for SIGUSR1.
 
     Only the main thread can catch signals. A second SIGINT interrupts at once.
     """
@@ -42,9 +42,9 @@ class Signals:
         self._asked[1] = 1
 
     def agree(self, step: int) -> None:
-        """Takes note of what was asked for; several processes do it in the same step, if any of them was asked.
+        """Applies the requests. With several processes, all apply the requests of any of them in the same step.
 
-        They ask each other about every AGREE seconds, but after ten steps at the latest.
+        They ask each other about every AGREE seconds, at least every ten steps.
         """
         if jax.process_count() == 1:
             asked = self._asked

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, the moving average in it, and what keeps bad steps out of it."""
+"""The training state, its moving average, and the guard that refuses bad steps."""
 
 import dataclasses
 from typing import Any
@@ -15,9 +15,9 @@ from sdjax.typing import Key, Params
 
 @flax.struct.dataclass
 class Refused:
-    """Steps that changed nothing but the count: `total` of them, the last `in_a_row`, int32.
+    """The refused steps, which changed only the counts: `total` in all, the last `in_a_row` in a row, int32.
 
-    `typical` is what the gradients' norm usually is, float32: a moving average over steps that were taken.
+    `typical` is the usual norm of the gradients, float32: a moving average over the steps that were taken.
     """
 
     total: jax.Array
@@ -27,10 +27,10 @@ class Refused:
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that one step changes, and no functions: saved and restored whole, so that a run resumes exactly.
+    """Everything that a step changes. It holds no functions, and is saved and restored whole, so a run resumes exactly.
 
-    `step` counts the batches seen, `ema_params` is the moving average of `params` (None without one), and `key` stays
-    what it was at the start: step n draws from fold_in(key, n).
+    `step` counts the batches seen. `ema_params` is the moving average of `params` (None without one). `key` never
+    changes: step n draws from fold_in(key, n).
     """
 
     step: jax.Array
@@ -44,8 +44,8 @@ class TrainState:
     def create(
         cls, params: Params, optimizer: optax.GradientTransformation, seed: int | Key, *, ema: bool = True
     ) -> "TrainState":
-        """Returns the state before the first step; `seed` may be the key itself, which can be traced."""
-        # Copies, because a step gives the state's buffers away, each of them once
+        """Returns the state before the first step. `seed` may also be a key, which can be traced."""
+        # Copies, because a step donates each of the state's buffers
         average = jax.tree.map(jnp.array, params) if ema else None
         opt_state = jax.tree.map(jnp.array, optimizer.init(params))
         none = Refused(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), jnp.zeros([]))
@@ -54,16 +54,17 @@ class TrainState:
 
     @property
     def updates(self) -> jax.Array:
-        """How many steps changed the parameters."""
+        """The number of steps that changed the parameters."""
         return self.step - self.refused.total
 
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """Which steps are refused: those with a loss or gradient that is not finite; and with `spike`, those whose gradient
-    is so many times as large as usual, once `after` steps have shown what is usual.
+    """Which steps are refused.
 
-    A run ends after `limit` refused steps in a row.
+    A step is refused if its loss or gradient is not finite. With `spike` it is also refused if its gradient is more
+    than `spike` times the usual one; the first `after` steps only measure the usual one. A run ends after `limit`
+    refused steps in a row.
     """
 
     spike: float | None = None
@@ -83,9 +84,9 @@ FORGET = 0.02  # weight of the newest step in the usual gradient
 def judge(
     state: TrainState, loss: jax.Array, norm: jax.Array, spike: tuple[Any, Any] | None
 ) -> tuple[jax.Array, Refused]:
-    """Returns whether a step with this loss and gradient norm is taken, and the count of those that were not.
+    """Returns whether a step with this loss and gradient norm is taken, and the new counts of refused steps.
 
-    `spike` are GuardConfig's `spike` and `after`, None where no finite gradient is too large.
+    `spike` is (GuardConfig.spike, GuardConfig.after), or None if no finite gradient is too large.
     """
     taken = jnp.isfinite(loss) & jnp.isfinite(norm)
     if spike is not None:
@@ -98,7 +99,7 @@ def judge(
 
 
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-    """Returns min(decay, (1 + n) / (10 + n)) at the n-th update, n from 1: a young average forgets its start.
+    """Returns min(decay, (1 + n) / (10 + n)) at the n-th update, n from 1, so that the average forgets its start.
 
     Source: ldm/modules/ema.py:LitEma, which counts n before it uses it.
     """

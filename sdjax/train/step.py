@@ -1,4 +1,4 @@
-"""One training step: draws, gradients, optimiser, moving average; refused whole if something in it is not finite."""
+"""One training step: draws, gradients, optimiser, moving average. A step that is not finite is refused as a whole."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 class StepNumbers(NamedTuple):
-    """Numbers of a step: arguments of its compiled program, so that other values compile nothing."""
+    """Numbers of a step. They are arguments of the compiled program, so that new values need no compilation."""
 
     optim: OptimNumbers
     decay: Any  # the moving average's
@@ -42,17 +42,18 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the step (state, frozen, batch, numbers=None) -> (state, metrics), to be compiled.
 
-    `frozen` are fixed parameters. `numbers`, StepNumbers, replace those given here; what is None here stays so.
+    `frozen` holds the fixed parameters. `numbers` (StepNumbers) replaces the numbers given here, except those that are
+    None here.
 
     Args:
-        assemble: makes the parameters that the loss is given of those that learn and the fixed ones
-            (`sdjax.loading.trainable.Trainable`).
-        decay: the moving average's in the long run; None for a state without one.
-        accumulate: the batch is worked on in so many parts, one after the other, and their gradients are averaged.
-        guard: which steps are refused. A refused one changes only the counts, and its metrics tell of it.
+            assemble: makes the loss's parameters from the trained and the fixed ones
+                (`sdjax.loading.trainable.Trainable`).
+            decay: the final decay of the moving average; None for a state without one.
+            accumulate: the number of parts of a batch. They are processed one after the other; gradients are averaged.
+            guard: which steps are refused. A refused step changes only the counts; its metrics report it.
         axis: under `pmap` or `shard_map`, the name of the axis over which gradients are averaged.
         place_ema: moves the average to where it is computed with (True) and back to where it is kept (False).
-        rate: the learning rate, of the optimiser's numbers and the number of updates before.
+            rate: a function from the optimiser's numbers and the number of updates before to the learning rate.
 
     Metrics are the loss's own means, `gradient` (the global norm before clipping), `refused` (1 or 0) and, with `rate`,
     `learning_rate`.
@@ -62,7 +63,7 @@ def make_train_step(
         return average if place_ema is None else place_ema(average, True)
 
     def gradients(state: TrainState, frozen: Params, batch: Batch) -> tuple[Params, Metrics]:
-        # What a loss does not read of the average is neither moved nor computed
+        # Parts of the average that the loss does not read are neither moved nor computed
         teacher = None if state.ema_params is None else assemble(near(state.ema_params), frozen)
         rows = jax.tree.leaves(batch)[0].shape[0]
         first = 0 if axis is None else jax.lax.axis_index(axis) * rows

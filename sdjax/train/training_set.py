@@ -1,4 +1,4 @@
-"""A run's training set, from its description to batches."""
+"""Builds a run's training set, from its configuration to batches."""
 
 import dataclasses
 import functools
@@ -16,14 +16,14 @@ from sdjax.train.data.signatures import encoder_of, is_signature, probe
 from sdjax.train.data.sources import open_source
 from sdjax.typing import Params
 
-TEXTS = ("caption", "key")  # of a batch; they stay on the host
+TEXTS = ("caption", "key")  # entries of a batch that stay on the host
 
 
 Examples = Cached | Pictures
 
 
 def open_parts(data: DataConfig, batch_size: int, *, captions: bool) -> Cached | list[Part]:
-    """Returns a training set as it lies there, of which nothing depends on a model: sources, or caches of latents.
+    """Returns the parts of a training set that do not depend on a model: opened sources, or caches of latents.
 
     Raises ConfigError or `sdjax.train.data.records.SourceError` for a set that cannot be used.
     """
@@ -37,7 +37,7 @@ def open_parts(data: DataConfig, batch_size: int, *, captions: bool) -> Cached |
 
 
 def make_examples(data: DataConfig, parts: Cached | list[Part], model: ModelConfig, batch_size: int) -> Examples:
-    """Returns the set with the sizes that a model takes. Raises as `open_parts`, and if no batch can be filled."""
+    """Returns the set's examples in the sizes of a model. Raises as `open_parts`, and if no batch can be filled."""
     examples = parts if isinstance(parts, Cached) else _pictures(data, parts, model, batch_size)
     Order(examples.streams, batch_size, seed=0)
     return examples
@@ -58,10 +58,10 @@ def make_loader(
     data: DataConfig, model: ModelConfig, tokenizer: Tokenizer | None, *, batch_size: int, seed: int,
     params: Params | None = None, sharding: Any = None, examples: Examples | None = None,
 ) -> Loader:  # fmt: skip
-    """Returns the loader of a training set for a model; without `tokenizer` captions are not needed.
+    """Returns the loader of a training set for a model. Without `tokenizer` captions are not needed.
 
-    `params` are the model's, by which a cache of latents is recognised as made by it; `sharding` is where batches will
-    lie; `examples`, the set where it is open already. Raises as `open_parts`.
+    `params` are the model's parameters, to check that a cache of latents was made by this model. `sharding` is that of
+    the batches. `examples` is the set if it is already open. Raises as `open_parts`.
     """
     if examples is None:
         parts = open_parts(data, batch_size, captions=tokenizer is not None)
@@ -80,7 +80,7 @@ def make_loader(
 
 
 def text_of(examples: Examples) -> str:
-    """Returns what batches hold of captions, "ids" or "context"."""
+    """Returns how batches hold captions: "ids" or "context"."""
     return examples.text if isinstance(examples, Cached) else "ids"
 
 
@@ -88,19 +88,19 @@ def _check_cache(cached: Cached, model: ModelConfig, tokenizer: Tokenizer | None
     """Raises ConfigError for latents or captions of another model than the one that is trained on them."""
     cache = cached.caches[0]  # the others are of the same model
     if not is_signature(cache.manifest["autoencoder"], encoder_of(params)):
-        raise ConfigError(f"{cache.name} holds latents of another autoencoder than the model's: make it anew")
+        raise ConfigError(f"{cache.name} holds latents of another autoencoder than the model's: make it again")
     if cached.text == "context":
         if not is_signature(cache.manifest["text_encoder"], params["text"]):
-            raise ConfigError(f"{cache.name} holds what another text encoder made of its captions: make it anew")
+            raise ConfigError(f"{cache.name} holds the output of another text encoder than the model's: make it again")
     elif tokenizer is not None and cache.manifest["tokens"] != probe(tokenizer, model.text):
-        raise ConfigError(f"{cache.name} holds tokens for another text encoder than the model's: make it anew")
+        raise ConfigError(f"{cache.name} holds tokens for another text encoder than the model's: make it again")
 
 
 def arrays(batch: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of a batch goes to the devices."""
+    """Returns the entries of a batch that go to the devices."""
     return {name: value for name, value in batch.items() if name not in TEXTS}
 
 
 def held_out(data: DataConfig) -> DataConfig:
-    """Returns a set's description for validation: nothing is drawn at random."""
+    """Returns a set's configuration for validation, without random crops and flips."""
     return data if data.cached else dataclasses.replace(data, crop="centre", flip=0.0)

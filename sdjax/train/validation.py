@@ -1,4 +1,4 @@
-"""The loss of a held-out set at fixed timesteps and with fixed noise, so that two runs, or two steps, compare."""
+"""The loss of a held-out set at fixed timesteps with fixed noise, so that runs and steps can be compared."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,12 +15,14 @@ from sdjax.typing import Params
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """`run(state)` returns the mean losses of batches, "validation/loss" and "validation/NAME" of the moving average
-    and "validation/raw_NAME" of the parameters themselves; with `best`, the average's loss once more as "best".
+    """Measures the mean losses of a held-out set.
 
-    `losses` is compiled, and its parameters are what `assemble` makes of the learning and the fixed ones; `batches(i)`
-    is batch i of `count`, on the devices, `size` examples each; `average(state)` puts the moving average there. The
-    "loss" is the mean over the timesteps.
+    `run(state)` returns "validation/loss" and "validation/NAME" of the moving average, and "validation/raw_NAME" of the
+    parameters themselves. The "loss" is the mean over the timesteps. With `best`, the average's loss is also returned
+    as "best".
+
+    `losses` is compiled; `assemble` makes its parameters from the trained and the fixed ones. `batches(i)` returns
+    batch i of `count`, on the devices, with `size` examples. `average(state)` puts the moving average on the devices.
     """
 
     losses: Losses

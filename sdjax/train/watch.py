@@ -1,4 +1,4 @@
-"""Ending a process that waits too long: a peer that died leaves the others waiting for ever."""
+"""Ends a process that waits too long, because a process that died leaves the others waiting for ever."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ GO_ON = "the same command goes on from the newest checkpoint"
 
 
 class Watch:
-    """Ends the process with a sentence when what it waits for takes longer than `patience` seconds."""
+    """Ends the process with a message if it waits longer than `patience` seconds."""
 
     def __init__(self, patience: float | None) -> None:
         self.patience, self.since = patience, 0.0
@@ -49,6 +49,6 @@ class Watch:
 
 
 def end(sentence: str) -> NoReturn:
-    """Ends the process with a sentence and the status HUNG, whatever its threads wait for."""
+    """Ends the process with a message and the status HUNG, even if its threads are waiting."""
     print(sentence, file=sys.stderr, flush=True)
     os._exit(HUNG)  # the main thread is in a call that does not return

@@ -169,7 +169,7 @@ def test_a_cache_of_another_model_is_not_trained_on(tmp_path):
     with pytest.raises(ConfigError, match="latents of another autoencoder"):
         open_cache(one.folder, {**half, "vae": other["vae"]})
     open_cache(one.folder, {**half, "text": other["text"]})
-    with pytest.raises(ConfigError, match="what another text encoder made"):
+    with pytest.raises(ConfigError, match="output of another text encoder"):
         open_cache(two.folder, {**half, "text": other["text"]})
     text = dataclasses.replace(pipe.config.text, pad_token_id=0)
     with pytest.raises(ConfigError, match="tokens for another text encoder"):

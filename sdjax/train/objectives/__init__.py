@@ -1,1 +1,1 @@
-"""What is minimised, and what it needs: conditioning, masks, draws."""
+"""Training objectives, and their conditioning, masks and random draws."""

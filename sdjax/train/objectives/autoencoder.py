@@ -1,7 +1,7 @@
-"""What the autoencoder is trained on: reconstruction and the divergence of its latents, and the adversarial training.
+"""The autoencoder's losses: reconstruction, KL divergence of the latents, and an adversarial loss.
 
-`adversarial_loss` is what CompVis trained the released autoencoders with, `autoencoder_loss` a plain one for small
-models. Both decode a sample of the posterior.
+CompVis trained the released autoencoders with `adversarial_loss`. `autoencoder_loss` is simpler, for small models. Both
+decode a sample of the posterior.
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ def kl_divergence(moments: Moments) -> jax.Array:
 def reconstruction_error(image: Image, other: Image, edge_weight: float) -> tuple[jax.Array, jax.Array]:
     """Returns the mean absolute difference of two pictures, and `edge_weight` times that of their gradients.
 
-    The gradients are differences of neighbouring pixels along both axes; they keep outlines sharp where a mean over
-    pixels, most of them background, would let them blur.
+    The gradients are differences of neighbouring pixels along both axes. They keep outlines sharp: a mean over all
+    pixels, most of them background, would let outlines blur.
     """
     error = image - other
     edges = jnp.abs(jnp.diff(error, axis=1)).mean() + jnp.abs(jnp.diff(error, axis=2)).mean()
@@ -79,20 +79,20 @@ JUDGED = (lambda o: o.disc_factor > 0, "without a discriminator (disc_factor)")
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderObjective(Objective):
-    """How an autoencoder is trained by `adversarial_loss`; the defaults are those of CompVis's kl-f8.
+    """Settings of `adversarial_loss`. The defaults are those of CompVis's kl-f8.
 
-    - `kl_weight`: of a picture's KL divergence, summed over its latent.
-    - `perceptual_weight`: of LPIPS, beside the difference of a pixel's value; `lpips`: the files with its weights, see
-      `convert.load_lpips`, needed unless it is 0.
-    - `pixel_loss`: "l1", a value's absolute difference, or "l2", its square, as Stability's ft-MSE decoders had it;
-      `edge_weight`: of the differences of neighbouring pixels, see `reconstruction_error`.
-    - `logvar`: a pixel's log variance. The reference calls it a parameter, but its optimisers are not given it.
-    - `disc_start`: the step, counted from 0, from which on the discriminator learns and is heard; `disc_weight`: of
-      what it says, in units of the reconstruction's gradient; `disc_factor`: of its loss, and of what it says once
-      more, 0 for none; `disc_loss`: "hinge" or "vanilla", the cross entropy; `discriminator`: a file to take a trained
-      one from, see `convert.load_discriminator`.
+    - `kl_weight`: the weight of a picture's KL divergence, summed over its latent.
+    - `perceptual_weight`: the weight of LPIPS relative to the pixels' error. Unless it is 0, `lpips` must name the
+      files with LPIPS's weights, see `convert.load_lpips`.
+    - `pixel_loss`: "l1", the absolute difference, or "l2", its square, as in Stability's ft-MSE decoders.
+      `edge_weight`: the weight of the differences of neighbouring pixels, see `reconstruction_error`.
+    - `logvar`: a pixel's log variance. The reference calls it a parameter, but its optimisers do not train it.
+    - `disc_start`: the step, counted from 0, at which the discriminator starts to learn and to count in the loss.
+      `disc_weight`: the weight of its term for the autoencoder, in units of the reconstruction's gradient.
+      `disc_factor` multiplies both that term and its own loss; 0 means no discriminator. `disc_loss`: "hinge" or
+      "vanilla" (cross entropy). `discriminator`: a file with a trained one, see `convert.load_discriminator`.
 
-    Raises ValueError for what is out of range.
+    Raises ValueError for values out of range.
     """
 
     kl_weight: float = 1e-6
@@ -184,20 +184,20 @@ def adaptive_weight(nll_gradient: Array, generator_gradient: Array) -> jax.Array
 def adversarial_loss(
     config: VAEConfig, objective: AutoencoderObjective, *, dtype: Any = jnp.float32, axis: str | None = None
 ) -> Loss:
-    """Returns the loss of autoencoder and discriminator together; its gradient is each one's own.
+    """Returns the loss of autoencoder and discriminator together. Each gets only the gradient of its own loss.
 
     A batch is {"image": uint8 [b, h, w, 3]}; parameters are {"vae", "discriminator", "lpips"}, the last two as
-    `AutoencoderObjective.networks` returns them. The networks run in `dtype`, what is summed and compared in float32.
+    `AutoencoderObjective.networks` returns them. The networks run in `dtype`; sums and losses are float32.
 
-    Of the autoencoder, per picture: sum(e / exp(logvar) + logvar), the negative log likelihood, where e is the
-    difference of a pixel's value plus LPIPS of the whole picture; the weighted KL divergence; and from `disc_start` on
-    minus the mean logit of the reconstruction, times `disc_weight`, `disc_factor` and `adaptive_weight`. Of the
-    discriminator: its loss of pictures and reconstructions, neither of which it changes. The reference updates the two
-    in turn, so that its discriminator sees reconstructions by the autoencoder just updated, of another sample of the
-    posterior; here both learn from the same.
+    The autoencoder's loss has three terms per picture. The first is the negative log likelihood,
+    sum(e / exp(logvar) + logvar), where e is a pixel's error plus LPIPS of the whole picture. The second is the
+    weighted KL divergence. The third, from `disc_start` on, is minus the mean logit of the reconstruction, times
+    `disc_weight`, `disc_factor` and `adaptive_weight`. The discriminator's loss compares pictures and reconstructions
+    and gives them no gradient. The reference updates the two in turn: its discriminator sees reconstructions by the
+    updated autoencoder, from another sample of the posterior. Here both learn from the same reconstructions.
 
-    Batch norms and adaptive weight are not sums over examples: a batch worked on in parts has those of each part, one
-    spread over devices those of the whole, for which `pmap` and `shard_map` need their `axis`.
+    Batch norms and the adaptive weight are not sums over examples. If a batch is processed in parts, each part has its
+    own. If a batch is spread over devices, they cover the whole batch; `pmap` and `shard_map` need `axis` for this.
 
     Source: CompVis/stable-diffusion, ldm/modules/losses/contperceptual.py.
     """
@@ -236,7 +236,7 @@ def adversarial_loss(
         if o.disc_factor:
             judge, picture = jax.lax.stop_gradient((whole["discriminator"], reconstruction))
             generator = lambda x: -discriminator.bind({"params": judge})(x).mean()  # noqa: E731
-            # XLA finds that these two repeat the gradients that are taken anyway
+            # XLA merges these two with the same gradients of the whole loss
             slopes = jax.grad(lambda x: likelihood(lpips, image, x)[0])(picture), jax.grad(generator)(picture)
             pulls = [at_kernel(slope)[0] for slope in slopes]
             weight = adaptive_weight(*(pulls if axis is None else jax.lax.pmean(pulls, axis)))

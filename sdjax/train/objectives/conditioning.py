@@ -1,8 +1,8 @@
-"""What the network of each kind of model is told of a picture in training, made on the fly from the picture itself.
+"""The conditioning of each kind of model in training, computed from the picture itself.
 
-A function here takes the model's description, the parameters that are at hand, a batch with `image` [b, h, w, 3] in
-[-1, 1], one key an example, and the objective; it returns what is put beside the noisy latent and the label, in the
-order and with the statistics that sampling uses.
+Each function takes the model's configuration, its parameters, a batch with `image` [b, h, w, 3] in [-1, 1], one key
+an example, and the objective. It returns the channels beside the noisy latent and the label, in the order and with the
+statistics that sampling uses.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,8 +26,8 @@ from sdjax.typing import Image, Keys, Latent, Params
 FLAT = 0.001  # added to a depth map's spread in training
 
 
-class Told(NamedTuple):
-    """Channels beside the latent, and a label; None where the model has none."""
+class PictureConditioning(NamedTuple):
+    """Channels beside the latent, and a label; None if the model does not use them."""
 
     concat: jax.Array | None = None
     label: jax.Array | None = None
@@ -46,17 +46,19 @@ def from_moments(config: ModelConfig, moments: jax.Array, keys: Keys, stream: in
     return latent_from_moments(moments, draws.normal(keys, stream, shape), config.vae.scale_factor)
 
 
-def text(config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
-    """Returns nothing: such a model is told the text only."""
-    return Told()
+def text(
+    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
+) -> PictureConditioning:
+    """Returns empty conditioning: such a model depends on the text only."""
+    return PictureConditioning()
 
 
 def inpainting(
     config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
-) -> Told:
+) -> PictureConditioning:
     """Returns mask and latent of the picture with its hole in mid-grey, [b, h / 8, w / 8, 1 + c].
 
-    The hole is the batch's `mask` where the objective's `holes` is "given", else drawn at random.
+    The hole is the batch's `mask` if the objective's `holes` is "given", otherwise random.
     """
     image, factor = batch["image"], config.vae.factor
     if objective.holes == "given":
@@ -65,11 +67,13 @@ def inpainting(
         hole = random_holes(keys, image.shape[1], image.shape[2], objective.whole_holes)
     hole = hole[..., None].astype(jnp.float32)
     masked = encode(config, parts["vae"], image * (1 - hole), keys, draws.HOLES_POSTERIOR, dtype)
-    return Told(concat=jnp.concatenate([hole[:, ::factor, ::factor], masked], axis=-1))
+    return PictureConditioning(concat=jnp.concatenate([hole[:, ::factor, ::factor], masked], axis=-1))
 
 
-def depth(config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any) -> Told:
-    """Returns the depth that the depth network sees, from -1 to 1 by each picture's own range, [b, h / 8, w / 8, 1]."""
+def depth(
+    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
+) -> PictureConditioning:
+    """Returns the depth network's estimate, [b, h / 8, w / 8, 1], scaled to -1 to 1 for each picture."""
     assert config.depth is not None  # of a model of this kind
     image, factor = batch["image"], config.vae.factor
     h, w = image.shape[1:3]
@@ -77,25 +81,25 @@ def depth(config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Ke
     out = DepthEstimator(config.depth, dtype).bind({"params": parts["depth"]})(seen)
     out = interpolate(out, (h // factor, w // factor), method="bicubic")
     low, high = out.min((1, 2, 3), keepdims=True), out.max((1, 2, 3), keepdims=True)
-    return Told(concat=2 * (out - low) / (high - low + FLAT) - 1)
+    return PictureConditioning(concat=2 * (out - low) / (high - low + FLAT) - 1)
 
 
 def upscaling(
     config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
-) -> Told:
-    """Returns the picture at a quarter of its size with noise on it, not encoded, and how much noise."""
+) -> PictureConditioning:
+    """Returns the noisy picture at a quarter of its size, not encoded, and the noise level as label."""
     image, factor = batch["image"], config.vae.factor
     b, h, w, _ = image.shape
     low = jnp.clip(jax.image.resize(image, (b, h // factor, w // factor, 3), "cubic"), -1, 1)
     level = draws.integers(keys, draws.LEVEL, 0, UPSCALER_LEVELS)
     noise = draws.normal(keys, draws.LEVEL_NOISE, low.shape[1:])
-    return Told(concat=NoiseSchedule(config.schedule).add_noise(low, noise, level), label=level)
+    return PictureConditioning(concat=NoiseSchedule(config.schedule).add_noise(low, noise, level), label=level)
 
 
 def unclip(
     config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
-) -> Told:
-    """Returns the label of the picture's CLIP embedding with noise of a random level on it, [b, 2 d]."""
+) -> PictureConditioning:
+    """Returns the label, [b, 2 d]: the picture's CLIP embedding with noise of a random level, and that level."""
     assert config.vision is not None  # of a model of this kind
     image, size = batch["image"], config.vision.image_size
     rows, columns = (jnp.asarray(m) for m in ldm_matrix(image.shape[1], image.shape[2], size))
@@ -106,10 +110,10 @@ def unclip(
     noise = draws.normal(keys, draws.LEVEL_NOISE, embedding.shape[1:])
     stats = embedding_mean_and_std(parts, embedding.shape[-1])
     label = noise_embedding(embedding, level, noise, stats["mean"], stats["std"])
-    return Told(label=draws.replaced(keys, draws.LABEL, objective.label_dropout, label, 0.0))
+    return PictureConditioning(label=draws.replaced(keys, draws.LABEL, objective.label_dropout, label, 0.0))
 
 
-Condition = Callable[[ModelConfig, Params, Mapping[str, Any], Keys, Any, Any], Told]
+Condition = Callable[[ModelConfig, Params, Mapping[str, Any], Keys, Any, Any], PictureConditioning]
 
 # By the kind of model (sdjax.purpose.KINDS); and which parameters each needs besides text encoder and autoencoder
 CONDITIONS: dict[str, Condition] = {

@@ -1,9 +1,9 @@
-"""What is minimised: losses of (params, frozen, batch, keys, step), each with the numbers worth logging.
+"""Losses of denoising networks: functions of (params, frozen, batch, keys, step) that also return numbers to log.
 
-An objective is made once from a description and is then a pure function, so that a training step knows nothing of it.
-`params` are trained and `frozen` are not; a batch is a dict of arrays whose first axis counts examples, `keys` [b] are
-the examples' own, and `step` is the number of steps before. A loss is a mean over examples: a batch may be worked on in
-parts.
+An objective is made once from a configuration. Its loss is a pure function, so that the training step does not depend
+on the objective. `params` are trained and `frozen` are not. A batch is a dict of arrays whose first axis is the
+example. `keys` [b] has one key an example, and `step` is the number of steps before. A loss is a mean over examples, so
+a batch can be processed in parts.
 """
 
 import dataclasses
@@ -29,18 +29,18 @@ from sdjax.typing import Keys, Latent, Params
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionObjective(Objective):
-    """How a denoising network is trained. What it predicts, and the betas, are the model's own (ScheduleConfig).
+    """Settings of a denoising network's loss. Its prediction type and betas are the model's own (ScheduleConfig).
 
-    - `loss`: "l2", "l1" or "huber", quadratic up to `huber_delta`.
-    - `gamma`: of min-SNR weighting, None for the plain loss; `floor`, the least weight in terms of x0 (`snr_weights`).
-    - `timesteps`: the first, and the one after the last, that are drawn, each as often; None for all.
-    - `offset_noise`: the share of a noise that is the same all over a channel; `perturbation`: the share of another
-      noise that the network's input gets and its target does not.
-    - `dropout`: the share of captions replaced by the empty one, which guidance needs; `label_dropout`: the share of
+    - `loss`: "l2", "l1" or "huber", which is quadratic up to `huber_delta`.
+    - `gamma`: of min-SNR weighting; None for no weighting. `floor`: the least weight in terms of x0 (`snr_weights`).
+    - `timesteps`: (first, last + 1) of the timesteps, which are drawn uniformly; None for all.
+    - `offset_noise`: the share of noise that is constant over a channel. `perturbation`: the share of additional noise
+      in the network's input that its target does not have.
+    - `dropout`: the share of captions replaced by the empty one, which guidance needs. `label_dropout`: the share of
       unCLIP's labels replaced by zeros.
-    - `masked`: errors count where the batch's mask is white; elsewhere they count `unmasked` times as much.
-    - `holes`: where an inpainting model's holes come from: "random" or the batch's mask, "given"; `whole_holes`: the
-      share of random ones that hide everything.
+    - `masked`: errors count fully where the batch's mask is white, and `unmasked` times as much elsewhere.
+    - `holes`: an inpainting model's holes: "random", or "given" for the batch's mask. `whole_holes`: the share of
+      random holes that hide everything.
 
     Sources: min-SNR: Hang et al. 2023 (arXiv 2303.09556); offset noise: Guttenberg 2023
     (crosslabs.org/blog/diffusion-with-offset-noise); perturbation: Ning et al. 2023 (arXiv 2301.11706).
@@ -77,7 +77,7 @@ class DiffusionObjective(Objective):
             raise ValueError("offset_noise and perturbation are not negative")
 
     def range_of(self, schedule: NoiseSchedule) -> tuple[int, int]:
-        """Returns the timesteps drawn. Raises ValueError unless they are the schedule's."""
+        """Returns the range of timesteps. Raises ValueError unless it is within the schedule."""
         first, last = self.timesteps or (0, schedule.num_timesteps)
         if not 0 <= first < last <= schedule.num_timesteps:
             raise ValueError(f"timesteps are a range within 0 ... {schedule.num_timesteps}; got {self.timesteps}")
@@ -147,10 +147,11 @@ ERRORS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
 def snr_weights(snr: np.ndarray, gamma: float | None, prediction: str, floor: float = 0.0) -> np.ndarray:
     """Returns the loss's weight at each signal-to-noise ratio, for a squared error in what the network predicts.
 
-    In terms of x0 the weight is min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556), and at least `floor`: 1 is the
-    truncated weighting of Salimans & Ho 2022 (arXiv 2202.00512) for v and x0. Where hardly anything but noise is left
-    the network sets what the noise never hides in training and the sampler starts without, such as a background's
-    colour; with zero terminal SNR the weight would vanish there altogether. Without `gamma` all weights are 1.
+    In terms of x0 the weight is min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556), and at least `floor`. A floor of
+    1 is the truncated weighting of Salimans & Ho 2022 (arXiv 2202.00512) for v and x0. The floor matters at the
+    noisiest timesteps. There the network sets properties such as a background's colour, which noise never hides
+    completely in training, but which the sampler's pure noise does not contain. With zero terminal SNR the weight would
+    be 0 there. Without `gamma` all weights are 1.
     """
     if gamma is None:
         return np.ones_like(snr)
@@ -173,16 +174,16 @@ def prediction_error(
 
 
 class Denoising(NamedTuple):
-    """What the networks are asked in training, at timesteps of the caller's choice.
+    """The denoising errors of a batch at given timesteps.
 
-    `errors(whole, batch, keys)` is a function of the timesteps t [b]: each example's error [b]. All that does not
-    depend on them is computed once. A batch holds
+    `errors(whole, batch, keys)` returns a function from timesteps t [b] to each example's error [b]. Values that do not
+    depend on the timesteps are computed once. A batch holds
 
-    - `image` uint8 [b, h, w, 3], or what the autoencoder made of it, `moments` [b, h', w', 2 c];
-    - `ids` [b, n], or what the text encoder made of them, `context` [b, n, d];
-    - where asked for `mask` uint8 [b, h, w], 255 where it is white.
+    - `image` uint8 [b, h, w, 3], or the autoencoder's `moments` [b, h', w', 2 c];
+    - `ids` [b, n], or the text encoder's `context` [b, n, d];
+    - `mask` uint8 [b, h, w], 255 where it is white, if the objective uses masks.
 
-    `whole` are parameters {"unet", "text", "vae", ...} as far as a batch needs them.
+    `whole` holds the parameters {"unet", "text", "vae", ...} that the batch needs.
     """
 
     config: ModelConfig
@@ -235,9 +236,9 @@ class Denoising(NamedTuple):
 
 
 def diffusion_loss(denoising: Denoising) -> Loss:
-    """Returns the loss of the UNet, and of the text encoder where it is trained too.
+    """Returns the loss of the UNet, and of the text encoder if it is trained too.
 
-    Timesteps are drawn, and errors weighted by them, as the objective says; and by `weight` [b], if a batch holds it.
+    The objective sets how timesteps are drawn and weighted. If a batch has `weight` [b], it weights the examples.
     Source: ldm/models/diffusion/ddpm.py:LatentDiffusion.p_losses, with the terms of DiffusionObjective.
     """
     objective, config = denoising.objective, denoising.config.schedule

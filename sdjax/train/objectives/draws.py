@@ -1,4 +1,4 @@
-"""What is drawn for each example of a batch: by a key of its own, so that no draw depends on how a batch is spread."""
+"""Random draws for each example of a batch, from the example's own key. So they do not depend on the devices."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sdjax.typing import Key, Keys
 
-# What is drawn, as the number that is folded into an example's key
+# The kinds of draws: the number that is folded into an example's key
 POSTERIOR, NOISE, OFFSET, PERTURBATION, TIMESTEP, CAPTION, LABEL, LEVEL, LEVEL_NOISE, HOLES, HOLES_POSTERIOR = range(11)
 
 
@@ -34,7 +34,7 @@ def integers(keys: Keys, stream: int, low: int, high: int) -> jax.Array:
 
 
 def replaced(keys: Keys, stream: int, share: float, values: jax.Array, by: Any) -> jax.Array:
-    """Returns values [b, ...] of which about this share are replaced by `by`; nothing is drawn for a share of 0."""
+    """Returns values [b, ...] with about this share of examples replaced by `by`. A share of 0 draws nothing."""
     if share == 0:
         return values
     chosen = uniform(keys, stream) < share

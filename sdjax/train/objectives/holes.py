@@ -16,8 +16,9 @@ WIDTHS = (0.04, 0.16)  # of a stroke, as shares of the picture's shorter side
 def random_holes(keys: Keys, height: int, width: int, whole: float) -> Bool[Array, "b h w"]:
     """Returns one hole an example, true where the picture is hidden.
 
-    With probability `whole` it is the whole picture, which is what text to image with an inpainting model needs (a
-    quarter in Stable Diffusion's). Otherwise 0 to 4 rectangles and 0 to 4 strokes, at least one in all, anywhere.
+    With probability `whole` the hole is the whole picture, so that the inpainting model also learns text to image
+    (Stable Diffusion used a quarter). Otherwise it is 0 to 4 rectangles and 0 to 4 strokes, at least one in all, at
+    random places.
     """
     y = (jnp.arange(height) + 0.5)[:, None]
     x = (jnp.arange(width) + 0.5)[None]
@@ -25,7 +26,7 @@ def random_holes(keys: Keys, height: int, width: int, whole: float) -> Bool[Arra
 
     def one(key: Key) -> Array:
         counts, all_of_it, corners, sides, paths, widths = jax.random.split(jax.random.fold_in(key, HOLES), 6)
-        total = jax.random.randint(counts, (), 1, (SHAPES + 1) ** 2)  # 0 would be none of either
+        total = jax.random.randint(counts, (), 1, (SHAPES + 1) ** 2)  # 0 would mean no shape at all
         boxes, strokes = total // (SHAPES + 1), total % (SHAPES + 1)
         extent = size * jax.random.uniform(sides, (SHAPES, 2), minval=SIDES[0], maxval=SIDES[1])
         start = jax.random.uniform(corners, (SHAPES, 2)) * size - extent / 2  # its middle lies in the picture

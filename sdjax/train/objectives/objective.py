@@ -1,4 +1,4 @@
-"""What a training minimises: the protocol of objectives. OBJECTIVES in `sdjax.train.objectives.table` lists them."""
+"""The protocol of training objectives. OBJECTIVES in `sdjax.train.objectives.table` lists them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from sdjax.nn.jax_settings import make_key
 from sdjax.train.objectives.draws import keys_of
 from sdjax.typing import Key, Keys, Params
 
-SEED = 20221124  # of the noise that held-out sets are measured with; every run has the same
+SEED = 20221124  # of the noise for held-out sets; the same in every run
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -28,11 +28,12 @@ Losses = Callable[[Params, Params | None, Batch, jax.Array], Metrics]
 
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
-    """What an objective may ask about the run that it is used in.
+    """The facts about a run that its objective may use.
 
-    `cached`, `masks` and `captions` have an entry for the training set and, if there is one, the held-out set: whether
-    it is a cache of latents, whether it has masks, and what its batches hold of captions, "ids" or "context".
-    `timesteps` is how many a held-out set is measured at, `average` whether there is a moving average.
+    `cached`, `masks` and `captions` have an entry for the training set and, if there is one, for the held-out set:
+    whether it is a cache of latents, whether it has masks, and how its batches hold captions ("ids" or "context").
+    `timesteps` is the number of timesteps that a held-out set is measured at. `average` says whether the run has a
+    moving average.
     """
 
     model: ModelConfig
@@ -47,10 +48,10 @@ class RunFacts:
 
 
 class Objective(Protocol):
-    """What a run minimises: a frozen dataclass whose fields are its settings, and which inherits from this class.
+    """An objective of a run: a frozen dataclass that inherits from this class. Its fields are its settings.
 
-    `kind` is its name in OBJECTIVES, `captions` whether it reads captions, and `without_effect` names the settings of
-    a run that it does not use, each with the reason.
+    `kind` is its name in OBJECTIVES. `captions` says whether it reads captions. `without_effect` names the run's
+    settings that it does not use, each with the reason.
     """
 
     captions: ClassVar[bool] = True
@@ -75,7 +76,7 @@ class Objective(Protocol):
         return facts.train
 
     def networks(self, key: Key) -> tuple[Params, Params]:
-        """Returns the parameters of networks that are no part of the model: those that learn too, and the fixed ones.
+        """Returns the parameters of networks outside the model: the trained ones and the fixed ones.
 
         Raises sdjax.convert.CheckpointError for a file that cannot be used.
         """
@@ -86,14 +87,14 @@ class Objective(Protocol):
         return {}, {}
 
     def make_loss(self, facts: RunFacts, empty: np.ndarray, axis: str | None = None) -> Loss:
-        """Returns what is minimised.
+        """Returns the loss.
 
-        `empty` are the tokens or the context of the empty caption; `axis` is the axis over which a `pmap` averages.
+        `empty` holds the tokens or the context of the empty caption; `axis` is the axis over which a `pmap` averages.
         """
         raise NotImplementedError
 
     def make_losses(self, facts: RunFacts, empty: np.ndarray) -> Losses:
-        """Returns what a held-out set is measured by: here the loss's own numbers."""
+        """Returns the losses that a held-out set is measured with: by default the loss's own numbers."""
         loss = self.make_loss(facts, empty)
 
         def losses(whole: Params, average: Params | None, batch: Batch, row: jax.Array) -> Metrics:
@@ -103,6 +104,6 @@ class Objective(Protocol):
 
 
 def held_out_keys(batch: Batch, row: jax.Array) -> Keys:
-    """Returns the keys [b] of a held-out batch's examples, the first of which is number `row` of the set."""
+    """Returns the keys [b] of a held-out batch's examples. The first example is number `row` of the set."""
     b = jax.tree.leaves(batch)[0].shape[0]
     return keys_of(make_key(SEED), jnp.int32(0), row + jnp.arange(b))

@@ -1,4 +1,4 @@
-"""The objectives of a training by name."""
+"""The training objectives by name."""
 
 from sdjax.train.objectives.autoencoder import AutoencoderObjective
 from sdjax.train.objectives.diffusion import DiffusionObjective

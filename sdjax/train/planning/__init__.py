@@ -1,1 +1,1 @@
-"""What a run needs before it starts: memory, operations, a summary."""
+"""Plans a run before it starts: memory, operations, a summary."""

@@ -1,9 +1,9 @@
 """Floating-point operations of a loss and its gradient, counted layer by layer from shapes.
 
 A linen interceptor sees every call of a layer while the loss is traced, and RULES gives the operations of the layer's
-products: two for each multiplication with its addition. Products are all but a few per cent of a network's work.
-Element-wise operations, reductions, norms and the optimiser are left out. XLA's own count
-(`compiled.cost_analysis()`) needs a compilation, takes the body of a scan once, and kernels from outside for nothing.
+products: two for each multiplication with its addition. Products are nearly all of a network's work. Element-wise
+operations, reductions, norms and the optimiser are not counted. XLA's own count (`compiled.cost_analysis()`) needs a
+compilation, counts the body of a scan once, and does not count external kernels.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ Shape = tuple[int, ...]
 class Flops:
     """Floating-point operations of a loss and its gradient.
 
-    `forward` and `backward` are what the model needs; `recomputed` is what the backward pass computes again, for
-    rematerialisation. `by_layer` gives each layer's share of forward and backward, by its path of module names:
-    "UNet/down_blocks_0/resnets_0/conv1".
+    `forward` and `backward` are the operations that the model needs; `recomputed` are those that rematerialisation
+    repeats in the backward pass. `by_layer` gives each layer's share of forward and backward, by its path of module
+    names: "UNet/down_blocks_0/resnets_0/conv1".
     """
 
     forward: int
@@ -46,7 +46,7 @@ class Flops:
 
     @property
     def model(self) -> int:
-        """What the model needs, without what is computed again: the count that defines MFU.
+        """The operations that the model needs, without recomputed ones: the count that defines MFU.
 
         Source: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), appendix B.
         """
@@ -73,8 +73,8 @@ class Flops:
 def count(loss: Callable[..., PyTree], params: PyTree, *args: PyTree, remat: str = "none") -> Flops:
     """Returns the floating-point operations of `loss(params, *args)` and of its gradient with respect to `params`.
 
-    A product costs as much again in the backward pass for each of its two factors that depends on `params`. A
-    convolution counts the multiplications of an element of the input by one of the kernel, none with padding.
+    In the backward pass a product costs its forward operations once for each of its two factors that depends on
+    `params`. A convolution's multiplications with padding are not counted.
 
     Args:
         loss: returns (value, anything). Its networks are sdjax's, called outside of `jax.vmap` and loops.
@@ -100,7 +100,7 @@ def count(loss: Callable[..., PyTree], params: PyTree, *args: PyTree, remat: str
 
 @dataclasses.dataclass
 class _Source:
-    """An array that a product depends on: whether the loss's gradient needs its gradient."""
+    """An array that a product depends on. `needed` says whether the loss's gradient needs the array's gradient."""
 
     needed: bool = False
 
@@ -189,7 +189,7 @@ def _dense(layer: Dense, x: Shape) -> int:
 
 
 def _attend(layer: Attend, q: Shape, k: Shape, v: Shape, key_length: Shape = ()) -> int:
-    return 2 * math.prod(q) * k[1]  # of q k, and of the weights by v as much
+    return 2 * math.prod(q) * k[1]  # q k and weights v have the same number
 
 
 def _conv(layer: Conv, x: Shape) -> int:

@@ -1,4 +1,4 @@
-"""Memory that a training needs on each device, reckoned from shapes: nothing is allocated, and no device is needed."""
+"""Computes the memory that a run needs on each device, from shapes. It allocates nothing and needs no device."""
 
 import dataclasses
 import functools
@@ -23,12 +23,12 @@ from sdjax.nn.layers.resnet import Resnet
 from sdjax.nn.layers.transformer import SpatialTransformer
 from sdjax.train.parallel import HOST
 
-A100 = 8.0  # compute capability that is planned for on a machine without an NVIDIA GPU
+A100 = 8.0  # the compute capability for plans on a machine without an NVIDIA GPU
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of one part of a training, for each device: in its own memory (`device`) and in its host's (`host`)."""
+    """Bytes of one part of a run for each device: in the device's memory (`device`) and in its host's (`host`)."""
 
     name: str
     device: int
@@ -37,7 +37,7 @@ class MemoryUse:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The memory of a training on so many `devices`, part by part; as a text, a table."""
+    """The memory of a run on `devices` devices, part by part. Its text is a table."""
 
     devices: int
     parts: tuple[MemoryUse, ...]
@@ -69,7 +69,7 @@ def plan(
     activations: int = 0,
     accumulate: bool = False,
 ) -> Plan:
-    """Returns what a training holds when a step's backward pass begins.
+    """Returns the memory that a run holds when a step's backward pass begins.
 
     Args:
         params, opt_state, ema, frozen: trees of arrays, or of jax.ShapeDtypeStruct as `laid_out` makes them, whose
@@ -77,7 +77,7 @@ def plan(
         activations: bytes on each device, from `working_bytes`.
         accumulate: whether gradients are summed over parts of a batch, which takes them twice.
 
-    XLA needs some memory of its own on top, and what is gathered of other devices' parameters.
+    XLA needs further memory for itself, and for parameters gathered from other devices.
     """
     parameters = held("parameters", params)
     parts = [
@@ -93,7 +93,7 @@ def plan(
 
 
 def laid_out(tree: PyTree, layouts: PyTree, sizes: Mapping[str, int], memory_kind: str | None = None) -> PyTree:
-    """Returns the tree's shapes as they would lie on a mesh with axes of these sizes, of devices that need not exist.
+    """Returns the tree's shapes with shardings over a mesh of these sizes. The devices need not exist.
 
     Args:
         tree: arrays or their shapes.
@@ -110,9 +110,9 @@ def laid_out(tree: PyTree, layouts: PyTree, sizes: Mapping[str, int], memory_kin
 
 
 def held(name: str, tree: PyTree) -> MemoryUse:
-    """Returns what each device holds of a tree of arrays or shapes; what has no sharding is whole on every device.
+    """Returns the bytes of a tree of arrays or shapes on each device. Arrays without sharding are on every device.
 
-    Raises ValueError, naming the array, where devices do not divide an axis that is split over them.
+    Raises ValueError, naming the array, if an axis cannot be divided by the devices that it is split over.
     """
     total = {True: 0, False: 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -132,8 +132,8 @@ def working_bytes(
 ) -> int:  # fmt: skip
     """Returns the bytes that the forward pass of `loss(params, *args)` keeps for the backward pass.
 
-    Arguments are not counted. A block of the UNet that is computed again keeps its input; what the largest of them
-    holds while it is computed again is added.
+    Arguments are not counted. A recomputed block of the UNet keeps its input. The memory of the largest such block
+    during recomputation is added.
 
     Args:
         args: shapes of what *one* device works on at a time: its part of a batch, or of one of a batch's parts.
@@ -141,8 +141,8 @@ def working_bytes(
         platform: "cpu", "cuda" or "tpu", which decides how attention is computed; None for any other.
         remat: what the loss's UNet computes again, of `sdjax.nn.unet.REMATS`.
 
-    XLA may order and fuse operations otherwise. On CPUs it undoes `jax.checkpoint`, so that what this saves there is
-    not saved in fact. Inner axes that are split over devices (tensor parallelism) are counted whole.
+    XLA may order and fuse operations differently. On CPUs it undoes `jax.checkpoint`, so rematerialisation saves
+    nothing there. Inner axes that are split over devices (tensor parallelism) are counted whole.
     """
     value = (lambda *args: loss(*args)[0]) if has_aux else loss
     blocks = _Blocks()
@@ -190,7 +190,7 @@ class _Blocks:
 
 
 def _kernels(platform: str | None) -> Interceptor:
-    """Returns an interceptor that computes layers by one method each, which keeps as much as a platform's kernel."""
+    """Returns an interceptor that replaces each layer by a method that keeps as much as the platform's kernel."""
     rules: dict[type[nn.Module], Callable[..., jax.Array]] = {
         Attend: functools.partial(_attend, platform), Conv: functools.partial(_conv, platform), Dense: _dense,
     }  # fmt: skip
@@ -238,7 +238,7 @@ def _attend(
 
 @jax.custom_vjp
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Returns something of the result's shape, and keeps what fused kernels keep."""
+    """Returns an array of the result's shape, and keeps what fused kernels keep."""
     return q
 
 

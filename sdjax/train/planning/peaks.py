@@ -1,4 +1,4 @@
-"""What accelerators can do at most: floating-point operations a second of matrix products, by device kind."""
+"""Peak rates of accelerators: floating-point operations a second of matrix products, by device kind."""
 
 DTYPES = ("bfloat16", "float16", "tensorfloat32", "float32")
 
@@ -31,13 +31,13 @@ PEAKS = {kind: dict(zip(DTYPES, rates)) for kinds, rates in _TABLE for kind in k
 
 
 def peak_flops(kind: str, dtype: str = "bfloat16") -> float | None:
-    """Returns how many operations a second one device of a kind (`jax.Device.device_kind`) does at most.
+    """Returns the peak rate, in operations a second, of one device of a kind (`jax.Device.device_kind`).
 
-    None for kinds that are not in the table, CPUs and parts of a card among them, and for a dtype that the device has
-    no fast products of. On NVIDIA's cards from the A100 on, XLA multiplies float32 as "tensorfloat32" unless
-    `jax_default_matmul_precision` asks for more.
+    It is None for kinds outside the table, such as CPUs and parts of a card, and for a dtype without fast products on
+    the device. From NVIDIA's A100 on, XLA multiplies float32 as "tensorfloat32" unless `jax_default_matmul_precision`
+    asks for more.
 
-    Raises ValueError for a dtype that no rate is known for anywhere.
+    Raises ValueError for a dtype without any known rate.
     """
     if dtype not in DTYPES:
         raise ValueError(f"peak rates are known for {', '.join(DTYPES)}; got {dtype!r}")

@@ -1,4 +1,4 @@
-"""What `sdjax train --plan` prints: what a run is and needs, from its description alone."""
+"""The text of `sdjax train --plan`: the memory and work of a run, from its configuration alone."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,13 +22,13 @@ def plan_of(
     config: TrainConfig, devices: int | None = None, platform: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> str:  # fmt: skip
-    """Returns the memory that each of so many devices needs, by default those that are here, and the work of a step.
+    """Returns a text with the memory that each device needs and the work of a step.
 
-    `platform` is theirs, "cpu", "cuda" or "tpu"; None is the one here. It decides which kernels run.
+    `devices` is the number of devices, by default those of this machine. `platform` is "cpu", "cuda" or "tpu", by
+    default this machine's; it decides which kernels run. Weights are not read and nothing is put on a device. `say`
+    gets progress messages, as this takes a while.
 
-    Weights are not read and nothing is put on a device. `say` is told what is being done, as it takes a while.
-
-    Raises ConfigError for what does not go together.
+    Raises ConfigError for settings that do not fit together.
     """
     platform = platform or {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     config = dataclasses.replace(config, dtype=config.dtype or default_dtype(platform))
@@ -75,5 +75,5 @@ def plan_of(
 
 
 def _text(data: DataConfig) -> str:
-    """Returns what the batches of a set hold of captions."""
+    """Returns how the batches of a set hold captions: "ids" or "context"."""
     return Cached(data.cached).text if data.cached else "ids"

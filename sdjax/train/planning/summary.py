@@ -1,4 +1,4 @@
-"""What is said before the first step: model, devices, batch, precision, data."""
+"""The summary before the first step: model, devices, batch, precision, data."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from sdjax.train.data.loader import Loader
 
 
 def summary(setup: Setup, mesh: Mesh, loader: Loader) -> list[str]:
-    """Returns a table, a line each."""
+    """Returns the lines of the summary's table."""
     c, model = setup.config, setup.model
     state, frozen = setup.shapes
     device = mesh.devices.flat[0]
