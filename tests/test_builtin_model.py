@@ -35,7 +35,7 @@ def test_load_without_a_path_takes_the_built_in_model_and_says_so(monkeypatch, t
 
 def test_load_without_a_path_and_a_model_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(builtin, "FOLDER", tmp_path / "builtin")
-    with pytest.raises(convert.CheckpointError, match="builtin: this copy of sdjax holds no model of its own"):
+    with pytest.raises(convert.CheckpointError, match="builtin: this copy of sdjax has no built-in model"):
         sdjax.load()
 
 
@@ -43,7 +43,7 @@ def test_the_inpainting_model_is_the_base_with_the_parameters_of_its_file(monkey
     pipe = models.pipeline()
     monkeypatch.setattr(builtin, "FOLDER", tmp_path / "builtin")
     convert.save(pipe.config, pipe.params, tmp_path / "builtin", to="native", tokenizer=pipe.tokenizer)
-    with pytest.raises(convert.CheckpointError, match="holds no inpainting model of its own; .* by blending"):
+    with pytest.raises(convert.CheckpointError, match="has no built-in inpainting model; .* by blending"):
         sdjax.load("builtin-inpainting")
     kernel = np.asarray(pipe.params["unet"]["conv_in"]["kernel"])
     wide = np.concatenate([kernel + 1, np.ones((3, 3, 5, kernel.shape[-1]), np.float32)], axis=2)

@@ -38,7 +38,7 @@ def test_addresses_of_a_browser_are_fetched_from_the_hub_that_is_set(server, tmp
 
 
 def test_a_revision_that_contradicts_the_address_is_refused() -> None:
-    with pytest.raises(ValueError, match="'v1' by the model's name and 'v2' beside it"):
+    with pytest.raises(ValueError, match="name has the revision 'v1', and revision is 'v2'"):
         hub.resolve(f"https://huggingface.co/{REPOSITORY}/tree/v1", revision="v2")
 
 

@@ -192,7 +192,7 @@ def test_a_prior_gives_the_embedding_of_a_text():
         ({"image": picture(), "noise_level": 1000}, "whole number from 0 to 999; got 1000"),
         ({"image": picture(), "noise_level": 1.5}, "whole number from 0 to 999; got 1.5"),
         ({"image": picture(), "noise_level": [1, 2]}, "one for each of the 1 pictures; got 2"),
-        ({"image": [picture(), picture()], "weights": [1, -1]}, "whose sum is not 0"),
+        ({"image": [picture(), picture()], "weights": [1, -1]}, "their sum must not be 0"),
         ({"image": [picture(), picture()], "weights": [1]}, "one weight for each of the 2 pictures; got 1"),
         ({"image": picture(), "weights": [float("nan")]}, "finite numbers"),
         ({"image": picture(), "mix_noise_level": 5}, "it needs weights"),

@@ -1,4 +1,4 @@
-"""How fast a model runs on this computer: steps a second, the parts around them, compiling and memory."""
+"""Measures a model's speed on this computer: steps per second, text encoding, decoding, compiling, memory."""
 
 import dataclasses
 import functools
@@ -23,17 +23,17 @@ from sdjax.pipeline.model import Pipeline, cast, make_keys
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.tasks.text_to_image import text_to_image
 
-FEW, MANY = 5, 15  # steps of the two runs whose difference is what steps take
+FEW, MANY = 5, 15  # steps of two runs; the difference of their times is the time of the steps
 PROMPT = "a rocket on a green background"
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One size and batch: seconds, medians of several runs.
+    """The result for one size and batch. Times are in seconds, medians of several runs.
 
-    `steps_per_second` counts steps of the whole batch with guidance (each the network on 2 x batch latents); `text` and
-    `decode` are encoding the prompts and decoding the batch, `compile` what the first run took beyond the later ones.
-    `peak` is the device's highest memory use in bytes so far; None if the device does not report it.
+    `steps_per_second` counts steps of the whole batch with guidance (one step: the network on 2 x batch latents).
+    `text` is the time to encode the prompts, `decode` the time to decode the batch. `compile` is the extra time of the
+    first run. `peak` is the device's highest memory use so far in bytes; None if the device does not report it.
     """
 
     size: int
@@ -46,7 +46,7 @@ class Result:
 
 
 def random_model(config: ModelConfig, dtype: str, seed: int = 0) -> Pipeline:
-    """Returns a pipeline with random weights, which is as fast as one with trained ones."""
+    """Returns a pipeline with random weights. It is as fast as one with trained weights."""
     rng = np.random.default_rng(seed)
 
     def fill(path: tuple, leaf: Any) -> np.ndarray:
@@ -62,7 +62,7 @@ def random_model(config: ModelConfig, dtype: str, seed: int = 0) -> Pipeline:
 
 @pinned()
 def measure(pipe: Pipeline, size: int, batch: int, *, repeats: int = 3, device: jax.Device | None = None) -> Result:
-    """Measures pictures of size x size pixels, `batch` at a time, with guidance, by DDIM."""
+    """Measures DDIM with guidance for pictures of size x size pixels, `batch` at a time."""
     device = jax.local_devices()[0] if device is None else device
     mesh = placement.make_mesh([device])
     latents = pipe.noise(make_keys(range(batch)), size, size, mesh=mesh)
@@ -90,7 +90,7 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def table(pipe: Pipeline, results: Sequence[Result], device: jax.Device) -> str:
-    """Returns the results as a Markdown table, under a line that says what they were measured on."""
+    """Returns the results as a Markdown table. The line above it names versions, device, dtype and model."""
     lines = [
         f"sdjax {__version__}, JAX {jax.__version__}, {device_name(device)}, {pipe.dtype}, {model_name(pipe)}",
         "",
@@ -108,12 +108,12 @@ def table(pipe: Pipeline, results: Sequence[Result], device: jax.Device) -> str:
 
 
 def model_name(pipe: Pipeline) -> str:
-    """Returns what a model is called: a hub repository's owner and name, a file's or folder's last name."""
+    """Returns the model's name: owner/name of a hub repository, or the last part of a file's or folder's path."""
     return pipe.source if is_hub_name(pipe.source) else Path(pipe.source).resolve().name
 
 
 def device_name(device: jax.Device) -> str:
-    """Returns what a device is called; of a CPU the processor's model and how many cores may be used."""
+    """Returns the device's name. For a CPU it is the processor's model and the number of usable cores."""
     if device.platform != "cpu":
         return device.device_kind
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

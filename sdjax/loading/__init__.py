@@ -1,1 +1,1 @@
-"""From a file, a folder, a run or a hub repository to a pipeline."""
+"""Loads pipelines from files, folders, training runs and hub repositories."""

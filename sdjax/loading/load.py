@@ -1,4 +1,4 @@
-"""`sdjax.load`: from a file, a folder or a hub repository to a pipeline."""
+"""`sdjax.load`: loads a pipeline from a file, a folder or a hub repository."""
 
 import functools
 import os
@@ -43,34 +43,37 @@ def load(
 ) -> Pipeline:
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
 
-    A model in a bucket, gs:// or s3://, is copied to this computer once (`sdjax.storage.buckets.fetch`).
-    The address of a model's page or file at the hub is understood too (`sdjax.convert.containers.places.read_place`).
-    Without a path it is the model inside the package, a small one, and the pipeline's `notices` say so; by name it is
-    "builtin", and "builtin-inpainting" the one made of it for inpainting (a folder of these names is "./builtin"). The
-    folder of a training (`sdjax train --workdir`, which may be gs://bucket/run) gives the model of its newest
-    checkpoint, the averaged one if there is one.
+    `path` may also be:
+    - a model in a bucket, gs:// or s3://; it is copied to this computer once (`sdjax.storage.buckets.fetch`).
+    - the address of a model's page or file at the hub (`sdjax.convert.containers.places.read_place`).
+    - None or "builtin": the small built-in model; for None, `Pipeline.notices` says so. "builtin-inpainting" is its
+      version for inpainting. Write "./builtin" for a folder of that name.
+    - the folder of a training (`sdjax train --workdir`, also gs://bucket/run). This loads the newest checkpoint, with
+      averaged parameters if there are any.
 
     `config` (a ModelConfig, its name, or an original ldm YAML), `prediction` ("epsilon", "v", "x0"), `ema` ("auto",
-    "yes", "no") and `variant` (of a diffusers folder, as "fp16") are `sdjax.convert.load`'s; `vae` is a file, folder or
-    hub repository to take the autoencoder from, `depth` likewise for the depth network, as "Intel/dpt-hybrid-midas",
-    and `vision` for unCLIP's image tower, as "openai/clip-vit-large-patch14"; `noise_stats` is a file or folder with
-    the mean and standard deviation of image embeddings, Stability's `ViT-L-14_stats.th` for unCLIP-L;
-    `revision` is the hub's. `dtype` is what the networks compute in and how parameters are held: "float32", "bfloat16"
-    or "float16", or NumPy's or JAX's type; None means float32 on CPU and bfloat16 on accelerators. `check` is called
-    with the model's description before the weights are read, and may refuse it by raising. `vocab` is the WordPiece
-    vocabulary (bert-base-uncased's vocab.txt) that the model of LAION-400M needs, unless its folder holds one.
+    "yes", "no") and `variant` (of a diffusers folder, such as "fp16") are those of `sdjax.convert.load`. `revision` is
+    that of the hub. Other parts may come from another file, folder or hub repository: `vae` (the autoencoder), `depth`
+    (the depth network, such as "Intel/dpt-hybrid-midas") and `vision` (unCLIP's image tower, such as
+    "openai/clip-vit-large-patch14"). `noise_stats` is a file or folder with the mean and standard deviation of image
+    embeddings, such as Stability's `ViT-L-14_stats.th` for unCLIP-L.
 
-    Compiled programs are kept from run to run from here on (`sdjax.pipeline.cache`).
+    `dtype` is the type of parameters and computation: "float32", "bfloat16", "float16", or a type of NumPy or JAX. None
+    means float32 on CPU and bfloat16 on accelerators. `check` is called with the model's description before the weights
+    are read; it may raise to refuse the model. `vocab` is the WordPiece vocabulary (vocab.txt of bert-base-uncased) for
+    the model of LAION-400M, unless its folder has one.
 
-    Raises sdjax.convert.CheckpointError for a file that is not a model or not a whole one, ValueError for an argument
-    out of range.
+    From then on, compiled programs are kept from run to run (`sdjax.pipeline.cache`).
+
+    Raises sdjax.convert.CheckpointError for a file that is not a model or is incomplete, ValueError for an argument out
+    of range.
     """
     cache.enable()
     dtype = default_dtype() if dtype is None else dtype_name(dtype)
     said: list[str] = []
     files = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats}
     parts = {part: file for part, file in files.items() if file is not None}
-    for file in parts.values():  # what lacks on this computer is said before anything is fetched
+    for file in parts.values():  # missing local files raise before anything is fetched
         if hub.is_local(file):
             hub.resolve(file)
     read: Callable[..., Bundle]
@@ -78,7 +81,7 @@ def load(
         own = str(path or builtin.NAME)
         for option, value in ("variant", variant), ("revision", revision):
             if value is not None:
-                raise ValueError(f"{option} has no effect on the built-in model: name another one, or leave it out")
+                raise ValueError(f"{option} has no effect on the built-in model: leave it out, or name another model")
         read, source = functools.partial(builtin.load_model, own), str(builtin.place(own))
         said += [builtin.NOTICE] if path is None else []
     else:
@@ -89,7 +92,7 @@ def load(
                      "vocab": vocab}  # fmt: skip
             return _load_run(place, ema, dtype, check, [name for name, value in given.items() if value is not None])
         read = functools.partial(load_model, place, variant=variant)
-    words = None if vocab is None else Tokenizer.from_vocabulary(vocab)  # before the model is read: that takes longer
+    words = None if vocab is None else Tokenizer.from_vocabulary(vocab)  # fails early, before the model is read
     places = {part: hub.resolve(file, say=said.append) for part, file in parts.items()}
     bundle = read(config=config, prediction=prediction, ema=ema, dtype=dtype, **places)
     if check is not None:
@@ -98,7 +101,7 @@ def load(
 
 
 def _pipeline(bundle: Bundle, tokenizer: Tokenizer, dtype: str, source: str, said: Iterable[str]) -> Pipeline:
-    """Returns the pipeline of what a checkpoint holds; says which tensors hold numbers that the type cannot."""
+    """Returns the pipeline of a checkpoint. Its notices name tensors whose numbers do not fit into `dtype`."""
     params, notices = cast(bundle.read_params(), dtype), tuple(dict.fromkeys(said))
     if bundle.losses:
         notices += (f"{told(bundle.losses, dtype)}, and pictures will suffer: {advice(dtype)}",)
@@ -108,11 +111,11 @@ def _pipeline(bundle: Bundle, tokenizer: Tokenizer, dtype: str, source: str, sai
 def _load_run(
     path: Path, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str]
 ) -> Pipeline:
-    """Returns the model that a training has made so far."""
+    """Returns the pipeline of a training's newest checkpoint."""
     from sdjax.loading.run_folder import trained  # Orbax takes long to import
 
     if given:
-        raise ValueError(f"{path} is a training's folder, which says all about its model: leave out {given[0]}")
+        raise ValueError(f"{given[0]} has no effect on a training's folder ({path}): leave it out")
     step, model = trained(path, ema=ema)
     if check is not None:
         check(model.config)

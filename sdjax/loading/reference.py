@@ -1,8 +1,8 @@
-"""The start model of a run by reference: where its files lie and their SHA-256, instead of a copy (`model.copy` False).
+"""A run's start model by reference (`model.copy` False): paths and SHA-256 of its files instead of a copy.
 
-`base.json` in the run's folder holds for the model, and for every part that was taken from elsewhere, its `path`, the
-same `from_here` (relative to the run's folder, so that both can be moved together), and of each file its size and hash.
-The files are read whole each time, to compare: some ten seconds for 4 GB.
+`base.json` in the run's folder has an entry for the model and for every part from another file. An entry has the
+`path`, the same path `from_here` (relative to the run's folder, so that both can be moved together), and the size and
+hash of each file. The files are read completely each time, to compare them: about ten seconds for 4 GB.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ ENDINGS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".th", ".json", ".txt
 
 
 def keep(folder: pathlib.Path, source: ModelSource) -> None:
-    """Writes what the start model is into a run's folder."""
+    """Writes the reference to the start model into a run's folder."""
     entries = {}
     for name, path in _places(source).items():
         own, given = str(path.absolute()), getattr(source, name)
-        if addresses.scheme(given) in addresses.PACKAGES:  # not its copy here: the run may go on elsewhere
+        if addresses.scheme(given) in addresses.PACKAGES:  # not its local copy: the run may continue on another machine
             own = addresses.address(given)
         apart = addresses.remote(own) or addresses.remote(folder)
         here = own if apart else os.path.relpath(own, folder.absolute())
@@ -38,9 +38,9 @@ def keep(folder: pathlib.Path, source: ModelSource) -> None:
 
 
 def find(folder: pathlib.Path, source: ModelSource) -> ModelSource:
-    """Returns a source with the places where the files of a run's start model lie now.
+    """Returns the source with the present paths of the start model's files.
 
-    Raises ConfigError if one is not there any more, or is not what it was.
+    Raises ConfigError if a file is missing or has changed.
     """
     entries = _read(folder)
     found: dict[str, Any] = {}
@@ -52,8 +52,8 @@ def find(folder: pathlib.Path, source: ModelSource) -> ModelSource:
         place = next((place for place in places if place.exists()), None)
         if place is None:
             raise ConfigError(
-                f"the start model of {folder} is gone: {places[0]} is not there; put it back, or write where it lies "
-                f"now as {name}.path into {folder / REFERENCE}"
+                f"the start model of {folder} is gone: {places[0]} is not there; put it back, or write its new path "
+                f"as {name}.path into {folder / REFERENCE}"
             )
         _compare(folder, place, entry)
         found[name] = str(place)
@@ -61,7 +61,7 @@ def find(folder: pathlib.Path, source: ModelSource) -> ModelSource:
 
 
 def move(folder: pathlib.Path, source: ModelSource) -> None:
-    """Takes note of other places of a run's start model. Raises ConfigError unless the same files are there."""
+    """Records new paths of a run's start model. Raises ConfigError unless the same files are there."""
     entries = _read(folder)
     places = _places(source)
     if places.keys() != entries.keys():
@@ -82,7 +82,7 @@ def _places(source: ModelSource) -> dict[str, pathlib.Path]:
 def _read(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / REFERENCE
     try:
-        with errors.doing("reading where the start model lies,", path):
+        with errors.doing("reading the path of the start model from", path):
             entries = json.loads(path.read_text())
         return {name: {key: entry[key] for key in ("path", "from_here", "files")} for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -90,7 +90,7 @@ def _read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _hash(path: pathlib.Path) -> dict[str, list[Any]]:
-    """Returns size and SHA-256 of a model's files, by their paths in its folder; a single file's is "."."""
+    """Returns size and SHA-256 of a model's files, by their paths in its folder. A single file has the path "."."""
     parts = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file())
     contents = {}
     for part in parts:
@@ -101,10 +101,10 @@ def _hash(path: pathlib.Path) -> dict[str, list[Any]]:
 
 
 def _compare(folder: pathlib.Path, place: pathlib.Path, entry: dict[str, Any]) -> None:
-    """Raises ConfigError if what lies in a place is not what a run was started from."""
+    """Raises ConfigError if the files at `place` are not those that the run was started from."""
     sizes = {name: size for name, (size, _) in entry["files"].items()}
     there = {name: (place / name).stat().st_size for name in sizes if (place / name).is_file()}
-    found = _hash(place) if there == sizes else None  # another size needs no hash
+    found = _hash(place) if there == sizes else None  # if sizes differ, no hash is needed
     if found != entry["files"]:
         raise ConfigError(
             f"{place} is not the model that {folder} was started from (its files have another size or SHA-256 than "

@@ -1,6 +1,6 @@
-"""Reading the folder of a training (`sdjax train --workdir`): its start model, its checkpoints, the model it has made.
+"""Reads the folder of a training (`sdjax train --workdir`): start model, checkpoints, trained model.
 
-A training writes the folder; nothing here needs the code that trains.
+Nothing here needs the training code.
 """
 
 import json
@@ -26,16 +26,16 @@ from sdjax.storage import manifest
 
 
 def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None = None) -> tuple[int, Bundle]:
-    """Returns the number of steps and the model: what it started from, with the parameters that were trained.
+    """Returns the number of steps and the trained model: the start model with the trained parameters.
 
     `ema`: "yes" takes the moving average, "no" the parameters themselves, "auto" the average if there is one. `step`
-    chooses a checkpoint instead of the newest that is intact. Raises ValueError if there is none.
+    chooses a checkpoint; the default is the newest intact one. Raises ValueError if there is none.
     """
     place = workdir(folder)
     settings = read_settings(place)
     has_average = settings["ema"]["decay"] is not None
     if ema == "yes" and not has_average:
-        raise ValueError(f"{folder} was trained without a moving average: ask for the parameters themselves, ema = no")
+        raise ValueError(f'{folder} was trained without a moving average: choose ema "no"')
     part = "ema_params" if has_average and ema != "no" else "params"
     found = read_parts(place / CHECKPOINTS, part, step=step)
     if found is None:
@@ -44,15 +44,15 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     start = read_start(place)
     learned = jax.tree.map(np.asarray, parts[part])
     whole = trainable_of(settings.get("trainable", {})).assemble(learned, start.params)
-    params = {name: whole[name] for name in start.params}  # a discriminator is no part of the model
+    params = {name: whole[name] for name in start.params}  # a discriminator is not part of the model
     return number, start.with_params(params)
 
 
 @pinned()
 def read_start(folder: pathlib.Path) -> Bundle:
-    """Returns the model that the run in a folder started from: its copy, or what `base.json` refers to.
+    """Returns the start model of a run: its copy, or the files that `base.json` names.
 
-    Raises ConfigError if that is gone, or is another one.
+    Raises ConfigError if these are gone or have changed.
     """
     if (folder / BASE / "config.json").exists():
         kept = convert.load_model(folder / BASE)
@@ -63,7 +63,7 @@ def read_start(folder: pathlib.Path) -> Bundle:
 
 
 def keep_start(start: Bundle, folder: pathlib.Path, what: str = WRITING, advice: str = "") -> None:
-    """Writes a start model as a native folder, replacing what is there; an error says so by `what` and `advice`."""
+    """Writes a start model as a native folder, replacing an old one. `what` and `advice` are for errors (`doing`)."""
     try:
         write_bundle(start, folder, "native", overwrite=True)
     except OSError as error:
@@ -72,7 +72,7 @@ def keep_start(start: Bundle, folder: pathlib.Path, what: str = WRITING, advice:
 
 
 def read_settings(folder: pathlib.Path) -> Mapping[str, Any]:
-    """Returns what a run was started with."""
+    """Returns the settings of a run."""
     with errors.doing("reading the settings", folder / SETTINGS):
         return json.loads((folder / SETTINGS).read_text())
 
@@ -80,12 +80,12 @@ def read_settings(folder: pathlib.Path) -> Mapping[str, Any]:
 def read_parts(
     folder: str | pathlib.Path, *names: str, step: int | None = None, say: Callable[[str], None] = print
 ) -> tuple[int, dict[str, Any]] | None:
-    """Returns the newest intact checkpoint's step and the named parts of its state, None if there is no checkpoint.
+    """Returns the step of the newest intact checkpoint and the named parts of its state. None if there is none.
 
-    A part, such as "ema_params", is a tree of dicts and lists of NumPy arrays; nothing else of the state is read or
-    need be known. `step` and `say` are as in `Checkpoints`.
+    A part, such as "ema_params", is a tree of dicts and lists of NumPy arrays. Other parts of the state are not read.
+    `step` and `say` are as in `Checkpoints`.
 
-    Raises ValueError if there are checkpoints and none is intact, or it has no such part.
+    Raises ValueError if all checkpoints are damaged, or a part is missing.
     """
     place = absolute(folder)
     chosen, _ = manifest.intact(place, step, say)

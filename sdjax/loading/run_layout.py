@@ -1,4 +1,4 @@
-"""What lies in the folder of a run, by name; knows nothing of training, so that reading one costs nothing."""
+"""The names of files in a run's folder. Independent of training code, so importing it is fast."""
 
 import pathlib
 from typing import Any
@@ -6,36 +6,36 @@ from typing import Any
 from sdjax.storage import addresses, buckets
 
 SETTINGS, BASE, CHECKPOINTS = "settings.json", "base", "checkpoints"
-REFERENCE = "base.json"  # in the place of BASE, where the start model was not copied
+REFERENCE = "base.json"  # replaces BASE if the start model was not copied
 
 
 def workdir(path: Any) -> Any:
-    """Returns the folder of a run to work with: a pathlib.Path, or an etils.epath.Path of gs://bucket/run.
+    """Returns the folder of a run as a pathlib.Path, or as an etils.epath.Path for gs://bucket/run.
 
-    Raises AddressError for an address of another kind, ModuleNotFoundError where gcsfs is missing.
+    Raises AddressError for an address of another kind, ModuleNotFoundError if gcsfs is missing.
     """
     if addresses.scheme(path) == "s3":
         raise addresses.AddressError(
-            f"{path} cannot hold a training: Orbax, which writes the checkpoints, reaches gs:// and no other address. "
+            f"{path} cannot hold a training: Orbax, which writes the checkpoints, supports only gs:// addresses. "
             "Give a folder; a bucket can be mounted as one (`mount-s3 BUCKET FOLDER`)"
         )
     return buckets.place(path, ("gs",))
 
 
 def absolute(path: Any) -> Any:
-    """Returns a folder as Orbax takes it: absolute, or an address. Raises as `workdir`."""
+    """Returns a folder in the form that Orbax needs: an absolute path, or an address. Raises as `workdir`."""
     folder = workdir(path)
     return folder.resolve() if isinstance(folder, pathlib.Path) else folder
 
 
 def make_folder(folder: Any) -> None:
-    """Makes a folder and those that it is in. A bucket has none: there a file's name is enough."""
+    """Makes a folder and its parents. A bucket needs no folders, so nothing is made there."""
     if isinstance(folder, pathlib.Path):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def is_run(path: Any) -> bool:
-    """Says whether a path is the folder of a training."""
+    """Returns whether a path is the folder of a training."""
     try:
         folder = workdir(path)
         return (folder / SETTINGS).is_file() and keeps_model(folder)
@@ -44,5 +44,5 @@ def is_run(path: Any) -> bool:
 
 
 def keeps_model(folder: pathlib.Path) -> bool:
-    """Says whether a run's folder holds the model that it started from, or where that lies."""
+    """Returns whether a run's folder has its start model, or a reference to it."""
     return (folder / BASE / "config.json").is_file() or (folder / REFERENCE).is_file()

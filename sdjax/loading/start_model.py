@@ -1,4 +1,4 @@
-"""The model that a training starts from: described, read and changed."""
+"""The start model of a training: describes, reads and changes it."""
 
 import contextlib
 import dataclasses
@@ -24,14 +24,16 @@ from sdjax.typing import Key, Params
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """Where a run starts: a model as `sdjax.load` reads it (`path`, None for the one inside the package), or from
-    nothing with `scratch`, the name of a description in `sdjax.configs` or a dictionary that is one.
+    """The start model of a run: either `path`, as for `sdjax.load` (None: the built-in model), or `scratch`.
 
-    `prediction`, `ema`, `vae`, `depth`, `vision`, `noise_stats` are `sdjax.load`'s, but that `ema` "auto" takes the
-    weights that were trained where a file holds them beside their average. `changes` replaces fields of the
-    description, such as {"schedule": {"zero_terminal_snr": True, "prediction": "v"}}. Where that gives the UNet more
-    input channels, its first convolution is widened by zeros: it first does what it did. Parts in `fresh` start from
-    random weights. `copy` keeps a copy in the run's folder; False keeps where the files lie, and their SHA-256.
+    `scratch` starts with random weights; it is the name of a description in `sdjax.configs`, or a description as a
+    dictionary. `prediction`, `ema`, `vae`, `depth`, `vision` and `noise_stats` are those of `sdjax.load`, with one
+    difference: if a file has both trained weights and their average, `ema` "auto" takes the trained weights.
+
+    `changes` replaces fields of the description, such as {"schedule": {"zero_terminal_snr": True, "prediction": "v"}}.
+    If the UNet gets more input channels, its first convolution is widened with zeros, so that its output does not
+    change at first. Parts in `fresh` start from random weights. `copy` keeps a copy in the run's folder; False keeps
+    only the paths of the files and their SHA-256.
     """
 
     path: str | None = None
@@ -49,27 +51,27 @@ class ModelSource:
 
     def __post_init__(self) -> None:
         if self.ema not in ("auto", "yes", "no"):
-            raise ValueError(f'model.ema is "auto", "yes" or "no"; got {self.ema!r}')
+            raise ValueError(f'model.ema must be "auto", "yes" or "no"; got {self.ema!r}')
         if self.prediction not in (None, *PREDICTIONS):
             raise ValueError(f"model.prediction is one of {', '.join(PREDICTIONS)}, or None; got {self.prediction!r}")
         if not self.copy and (self.scratch is not None or self.fresh):
             name = "fresh" if self.fresh else "scratch"
             raise ValueError(
-                f"model.copy = False refers to files, which hold no random weights: leave out model.{name}"
+                f"model.copy = False needs a model in files, without random weights: leave out model.{name}"
             )
         if self.scratch is None:
             if self.tokenizer is not None:
-                raise ValueError("model.tokenizer is for model.scratch: a model that is read has its own")
+                raise ValueError("model.tokenizer needs model.scratch: other models have their own tokenizer")
             return
         default = ModelSource()
         for name in ("path", "prediction", "ema", "vae", "depth", "vision", "noise_stats", "fresh"):
             if getattr(self, name) != getattr(default, name):
-                raise ValueError(f"model.{name} says nothing of a model from nothing (model.scratch): leave it out")
+                raise ValueError(f"model.{name} has no effect when training from scratch (model.scratch): leave it out")
 
 
 @pinned()
 def bytes_of(source: ModelSource) -> int:
-    """Returns how many bytes a copy of the model takes, without reading its weights."""
+    """Returns the number of bytes of a copy of the model, without reading its weights."""
     if source.scratch is not None:
         shapes = jax.tree.leaves(param_shapes(describe(source)))
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in shapes)
@@ -78,9 +80,9 @@ def bytes_of(source: ModelSource) -> int:
 
 @pinned()
 def describe(source: ModelSource) -> ModelConfig:
-    """Returns the description of the model that is trained, without reading its weights.
+    """Returns the description of the model to train, without reading its weights.
 
-    Raises ConfigError for changes that do not fit, CheckpointError for what is no model.
+    Raises ConfigError for changes that do not fit, CheckpointError if the source is not a model.
     """
     before = _scratch(source) if source.scratch is not None else _open(source).config
     config = change(before, source.changes)
@@ -90,14 +92,14 @@ def describe(source: ModelSource) -> ModelConfig:
 
 @pinned()
 def open_start(source: ModelSource, seed: int) -> Bundle:
-    """Returns the model that is trained, with its changes made. Raises as `describe`."""
+    """Returns the model to train, with its changes made. Raises as `describe`."""
     if source.scratch is not None:
         config = change(_scratch(source), source.changes)
         tokenizer = Tokenizer() if source.tokenizer is None else Tokenizer.load(local_path(source.tokenizer))
         if tokenizer.vocab_size != config.text.vocab_size:
             raise ConfigError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder {config.text.vocab_size}: name "
-                "the one that belongs to the model by model.tokenizer"
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the text encoder {config.text.vocab_size}: set "
+                "model.tokenizer to the model's tokenizer"
             )
         return bundle_of_params(config, _fresh(config, tuple(param_shapes(config)), seed), tokenizer)
     said: list[str] = []
@@ -112,15 +114,15 @@ def open_start(source: ModelSource, seed: int) -> Bundle:
 
 
 def check_fresh(source: ModelSource, config: ModelConfig) -> None:
-    """Raises ConfigError unless the parts that start from random weights are parts of the model."""
+    """Raises ConfigError unless all parts in `fresh` are parts of the model."""
     known = param_shapes(config)
     unknown = [part for part in source.fresh if part not in known]
     if unknown:
-        raise ConfigError(f"model.fresh names parts of the model, {', '.join(known)}; got {unknown[0]!r}")
+        raise ConfigError(f"model.fresh must name parts of the model ({', '.join(known)}); got {unknown[0]!r}")
 
 
 def change(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
-    """Returns a description with fields replaced, those of a description within it one by one."""
+    """Returns a description with fields replaced. In nested descriptions only the named fields are replaced."""
 
     def merged(old: dict[str, Any], new: Mapping[str, Any], name: str) -> dict[str, Any]:
         unknown = [key for key in new if key not in old]
@@ -136,10 +138,10 @@ def change(config: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
 
 
 def fit_params(before: ModelConfig, after: ModelConfig, params: Params) -> tuple[Params, tuple[str, ...]]:
-    """Returns the parameters for a changed description, and what was done to them.
+    """Returns the parameters for a changed description, and notices about the changes.
 
-    Further input channels of the UNet get weights of zero, so that it makes of a picture what it made before, whatever
-    the new ones hold. Raises ConfigError for changes that ask for other parameters.
+    New input channels of the UNet get zero weights, so that its output does not depend on them at first. Raises
+    ConfigError for changes that need other parameters.
     """
     notices: tuple[str, ...] = ()
     more = after.unet.in_channels - before.unet.in_channels
@@ -154,15 +156,15 @@ def fit_params(before: ModelConfig, after: ModelConfig, params: Params) -> tuple
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if wrong:
         raise ConfigError(
-            f"model.changes ask for {len(wrong)} other parameters, such as {wrong[0]} (there: {found.get(wrong[0])}, "
-            f"asked for: {wanted.get(wrong[0])}); what can be changed is the schedule, names, sizes in pixels, and "
-            "input channels to be added"
+            f"model.changes needs {len(wrong)} other parameters, such as {wrong[0]} (found: {found.get(wrong[0])}, "
+            f"needed: {wanted.get(wrong[0])}); only the schedule, names and sizes in pixels can be changed, and input "
+            "channels can be added"
         )
     return params, notices
 
 
 def _fresh(config: ModelConfig, parts: tuple[str, ...], seed: int) -> Params:
-    """Returns random parameters of parts of a model; the others are traced, and not compiled."""
+    """Returns random parameters for the named parts of a model."""
 
     def init(key: Key) -> Params:
         whole = init_params(config, key)
@@ -177,7 +179,7 @@ def _leaves(tree: Any) -> list[tuple[Any, Any]]:
 
 def _scratch(source: ModelSource) -> ModelConfig:
     if source.path is not None:
-        raise ConfigError("a model starts from a path or from scratch, not both")
+        raise ConfigError("a model starts from a path or from scratch: give one of them")
     if isinstance(source.scratch, str):
         return configs.get(source.scratch)
     assert source.scratch is not None
@@ -196,7 +198,7 @@ def _open(source: ModelSource, notices: list[str] | None = None) -> Bundle:
     if source.path is None or source.path in builtin.NAMES:
         return builtin.load_model(source.path or builtin.NAME, ema=source.ema, **others)
     path = resolve(source.path, say=say)
-    if source.ema == "auto":  # training goes on from what was trained, where a file holds its average beside it
+    if source.ema == "auto":  # if a file has both, training continues from the trained weights, not from their average
         with contextlib.suppress(CheckpointError):
             return convert.load_model(path, ema="no", **others)
     return convert.load_model(path, ema=source.ema, **others)

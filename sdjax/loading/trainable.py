@@ -1,7 +1,7 @@
-"""What of a model a training changes, and the whole model that follows from it.
+"""Trainables: which parameters of a model a training changes, and how the whole model is assembled from them.
 
-It lives in loading because both need it: a training writes what learned into its folder, and `sdjax.load` makes a model
-of that. TRAINABLES is the table of kinds.
+It is in `loading` because training and `sdjax.load` both need it: a training writes the learned parameters into its
+folder, and `sdjax.load` makes a model from them. TRAINABLES is the table of kinds.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ from sdjax.typing import Key, Params
 
 
 class Trainable(Protocol):
-    """Which parameters learn. A frozen dataclass whose fields are its settings.
+    """Chooses the parameters that learn. A frozen dataclass whose fields are its settings.
 
-    The base is a tree of the parts that a run trains (`train`), such as {"unet": ...}. What learns is a tree of its
-    own; optimiser, moving average and checkpoints hold that tree and nothing else.
+    The base is a tree of the parts that a run trains (`train`), such as {"unet": ...}. The learned parameters are a
+    separate tree. Optimiser, moving average and checkpoints contain only this tree.
     """
 
     @property
@@ -33,17 +33,17 @@ class Trainable(Protocol):
         """Returns the parameters that learn, before the first step. Raises ConfigError if there are none."""
 
     def fixed(self, base: Params) -> Params:
-        """Returns the parameters of the base that `assemble` needs and no step changes."""
+        """Returns the parameters of the base that `assemble` needs and training does not change."""
 
     def assemble(self, trained: Params, frozen: Params) -> Params:
-        """Returns the whole networks. It is differentiated with respect to `trained`.
+        """Returns the whole networks. Training differentiates it with respect to `trained`.
 
-        `frozen` holds at least what `fixed` returned. Entries of both trees that belong to other networks stay as they
-        are.
+        `frozen` has at least the parameters that `fixed` returned. Entries of other networks, in either tree, are
+        passed through.
         """
 
     def export(self, trained: Params) -> dict[str, Array]:
-        """Returns what a file holds that keeps the trained parameters alone: tensors by name."""
+        """Returns the tensors, by name, of a file with only the trained parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Parts:
 
 @dataclasses.dataclass(frozen=True)
 class Leaves:
-    """Only the parameters in whose path the regular expression `pattern` is found.
+    """Only the parameters whose path matches the regular expression `pattern` somewhere.
 
-    A path is "unet/up_blocks_0/attentions_0/transformer_blocks_0/attn2/to_k/kernel".
+    A path looks like "unet/up_blocks_0/attentions_0/transformer_blocks_0/attn2/to_k/kernel".
     """
 
     pattern: str
@@ -83,14 +83,14 @@ class Leaves:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"pattern is a regular expression; {self.pattern!r} is none ({error})") from None
+            raise ValueError(f"pattern must be a regular expression; got {self.pattern!r} ({error})") from None
 
     def init(self, base: Params, key: Key) -> Params:
         """Returns the parameters that match."""
         found = self._select(base, True)
         if not found:
             raise ConfigError(
-                f"trainable.pattern {self.pattern!r} is found in no parameter's path; one is {min(by_path(base))}"
+                f"trainable.pattern {self.pattern!r} matches no parameter's path, such as {min(by_path(base))}"
             )
         return found
 
@@ -115,7 +115,7 @@ TRAINABLES: dict[str, type[Trainable]] = {"parts": Parts, "leaves": Leaves}
 
 
 def trainable_of(settings: Mapping[str, Any]) -> Trainable:
-    """Returns what a run's settings describe; a run without them trains parts. Raises ConfigError for what is none."""
+    """Returns the trainable of a run's settings (default: `Parts`). Raises ConfigError if they describe none."""
     kind = settings.get("kind", "parts")
     if kind not in TRAINABLES:
         raise ConfigError(f"trainable.kind is one of {', '.join(TRAINABLES)}; got {kind!r}")
@@ -123,7 +123,7 @@ def trainable_of(settings: Mapping[str, Any]) -> Trainable:
 
 
 def lay_over(upper: Params, lower: Params) -> dict[str, Any]:
-    """Returns the leaves of two trees as one tree; where both have a leaf, the upper one's."""
+    """Returns the leaves of two trees as one tree. If both have a leaf, `upper` wins."""
     out = dict(lower)
     for name, node in upper.items():
         below = out.get(name)

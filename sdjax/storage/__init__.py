@@ -1,1 +1,1 @@
-"""Files: on this computer and in buckets; addresses; text that users write."""
+"""Files on this computer and in buckets, their addresses, and text files that users write."""

@@ -1,7 +1,7 @@
-"""Files in buckets, gs:// and s3://: reading, writing, and copies of them on this computer.
+"""Files in buckets, gs:// and s3://: reads and writes them, and keeps copies on this computer.
 
-They are reached through fsspec, which needs gcsfs for gs:// and s3fs for s3://. A store shows an object whole or not at
-all, and knows no folders and no renaming.
+This uses fsspec, which needs gcsfs for gs:// and s3fs for s3://. In a bucket an object appears whole or not at all.
+There are no folders, and objects cannot be renamed.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ from sdjax import errors
 from sdjax.storage import files
 from sdjax.storage.addresses import PACKAGES, AddressError, address, remote
 
-LAST = ("config.json", "model_index.json")  # the files that make a folder a model: written last, removed first
+LAST = ("config.json", "model_index.json")  # they make a folder a model, so they are written last and removed first
 CREDENTIALS = {"gs": "gcloud auth application-default login", "s3": "aws configure"}
 
 
 def place(path: Any, schemes: Sequence[str] = tuple(PACKAGES)) -> Any:
     """Returns a path to work with: a pathlib.Path, or an etils.epath.Path for an address.
 
-    Raises AddressError for an address of another kind, ModuleNotFoundError where a package that it needs is missing.
+    Raises AddressError for an address of another kind, ModuleNotFoundError if a package that it needs is missing.
     """
     if not remote(path, schemes):
         return Path(path)
@@ -40,7 +40,7 @@ def system(path: Any) -> tuple[Any, str]:
     try:
         import fsspec
 
-        # What Orbax and other processes write is not in the lists that fsspec would keep
+        # No cached listings: they would lack the files that Orbax and other processes write
         fsspec.config.conf.setdefault(kind, {}).setdefault("use_listings_cache", False)
         return fsspec.filesystem(kind), text.partition("://")[2]
     except ImportError as error:
@@ -53,16 +53,15 @@ def system(path: Any) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def reaching(what: str, path: Any) -> Iterator[None]:
-    """Raises whatever goes wrong with an address within the block as an OSError with one sentence.
+    """Turns every error of the block into an OSError with one sentence about the address `path`.
 
-    `what` is a verb and its object, as in `sdjax.errors.doing`. FileNotFoundError and PermissionError keep
-    their types.
+    `what` is a verb and its object, as in `sdjax.errors.doing`. FileNotFoundError and PermissionError keep their types.
     """
     try:
         yield
     except (AddressError, ModuleNotFoundError):
         raise
-    except Exception as error:  # of aiohttp, google.auth, botocore, gcsfs, ...: they share no type
+    except Exception as error:  # those of aiohttp, google.auth, botocore, gcsfs, ... have no common type
         if isinstance(error, OSError) and errors.is_sentence(error) and error.args and str(error).startswith(what):
             raise
         text = address(path)
@@ -77,16 +76,16 @@ def reaching(what: str, path: Any) -> Iterator[None]:
 
 
 def here(path: Any, what: str = "fetching the model") -> Any:
-    """Returns a path of this computer as it is, and of an address where it was fetched to."""
+    """Returns a path of this computer unchanged. For an address it fetches a copy and returns the path of that."""
     return fetch(path, what) if remote(path) else path
 
 
 def fetch(path: Any, what: str = "fetching the model") -> Path:
-    """Returns where on this computer a copy of a remote file or folder lies, fetched unless it is there already.
+    """Returns the path of a local copy of a remote file or folder. It is fetched unless the copy exists.
 
-    Copies lie in `sdjax/remote` of the user's cache folder, by address and by each file's size and checksum in the
-    store, so what was changed there is fetched again. With a single file comes the YAML of the same name beside it.
-    Raises OSError with one sentence, FileNotFoundError if nothing is there.
+    Copies are in `sdjax/remote` of the user's cache folder, by address and by the size and checksum of each file in the
+    bucket. So changed files are fetched again. With a single file, the YAML of the same name is fetched too. Raises
+    OSError with one sentence, FileNotFoundError if nothing is there.
     """
     import platformdirs
 
@@ -117,20 +116,20 @@ def fetch(path: Any, what: str = "fetching the model") -> Path:
 
 
 def stamp(info: dict[str, Any]) -> list[Any]:
-    """Returns what of a store's entry changes when the object does: its size, and its checksum or time."""
+    """Returns the size and the checksum (or time) of a bucket's entry. They change when the object changes."""
     marks = ("md5Hash", "crc32c", "ETag", "etag", "mtime", "updated", "LastModified", "created")
     return [info["size"], next((str(info[mark]) for mark in marks if info.get(mark) is not None), "")]
 
 
 def contents(path: Any) -> dict[str, list[Any]]:
-    """Returns `stamp` of every file below a remote folder, by its path there."""
+    """Returns the `stamp` of every file in a remote folder, by its path in that folder."""
     with reaching("looking into", path):
         store, name = system(path)
         return {key[len(name) + 1 :]: stamp(info) for key, info in _contents(store, name).items() if key != name}
 
 
 def get(path: Any, what: str = "reading the file") -> bytes | None:
-    """Returns the contents of a remote file, None if there is none of that name."""
+    """Returns the contents of a remote file, or None if there is no such file."""
     try:
         with reaching(what, path):
             store, name = system(path)
@@ -140,7 +139,7 @@ def get(path: Any, what: str = "reading the file") -> bytes | None:
 
 
 def get_size(path: Any) -> int | None:
-    """Returns the bytes of a remote file, None if there is none of that name."""
+    """Returns the number of bytes of a remote file, or None if there is no such file."""
     with reaching("looking for", path):
         store, name = system(path)
         try:
@@ -151,14 +150,14 @@ def get_size(path: Any) -> int | None:
 
 
 def put(path: Any, data: bytes, what: str = "writing the file") -> None:
-    """Writes a remote file: its store shows it whole or not at all."""
+    """Writes a remote file. It appears whole or not at all."""
     with reaching(what, path):
         store, name = system(path)
         store.pipe_file(name, data)
 
 
 def upload(source: Path, path: Any, what: str = "writing the model") -> None:
-    """Writes a file or folder to an address; of a folder what was there goes, and what makes it a model comes last."""
+    """Writes a file or folder to an address. A folder replaces what is there; its files in LAST are written last."""
     with reaching(what, path):
         store, name = system(path)
         if source.is_file():
@@ -174,7 +173,7 @@ def upload(source: Path, path: Any, what: str = "writing the model") -> None:
 
 
 def remove(path: Any) -> None:
-    """Removes everything below an address; nothing there, nothing to do."""
+    """Removes everything at an address. It is no error if nothing is there."""
     with reaching("removing", path):
         store, name = system(path)
         for key in _contents(store, name):
@@ -183,7 +182,7 @@ def remove(path: Any) -> None:
 
 
 def _contents(store: Any, name: str) -> dict[str, dict[str, Any]]:
-    """Returns the entries of a file (with its YAML), or of everything below a folder, by their names."""
+    """Returns the entries of a file (with its YAML), or of all files in a folder, by their names."""
     found = store.find(name, detail=True, withdirs=False)
     found = {key.lstrip("/"): info for key, info in found.items() if not key.endswith("/")}
     if list(found) == [name]:
@@ -203,7 +202,7 @@ def _download(
         for key, info in found.items():
             inside = PurePosixPath(key).relative_to(root)
             if ".." in inside.parts:
-                raise OSError(f"{key} is no name of a file")
+                raise OSError(f"{key} is not a file name")
             target = folder / inside
             target.parent.mkdir(parents=True, exist_ok=True)
             store.get_file(key, str(target))

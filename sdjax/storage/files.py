@@ -1,6 +1,6 @@
-"""Files: room on the disk, and files and folders that appear whole or not at all.
+"""Files: checks free space, and writes files and folders that appear whole or not at all.
 
-Whatever writes a file does it within `new_file`, under a passing name that is gone afterwards.
+All code that writes a file uses `new_file`. It writes under a temporary name first.
 """
 
 import contextlib
@@ -14,56 +14,56 @@ from pathlib import Path, PurePath
 from sdjax.errors import as_sentence, doing, nearest, printable
 from sdjax.storage.addresses import local, remote
 
-FILE_ENDINGS = (  # of weights, of what lies beside them and of pictures: a folder of such a name is taken for a file
+FILE_ENDINGS = (  # weights, files beside them, pictures: a path with such an ending is meant as a file, not a folder
     ".safetensors", ".safetensor", ".sft", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".bin", ".th", ".t7", ".npz",
     ".npy", ".h5", ".hdf5", ".keras", ".msgpack", ".onnx", ".gguf", ".ggml", ".tflite", ".pb", ".mar", ".zip", ".tar",
     ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar", ".json", ".yaml", ".yml", ".toml", ".txt", ".md", ".csv", ".png",
     ".jpg", ".jpeg", ".webp", ".gif", ".py",
 )  # fmt: skip
-LONGEST_NAME = 255  # bytes, where the file system does not say
+LONGEST_NAME = 255  # bytes, if the file system does not state its limit
 
 
 def file_ending(name: str) -> str | None:
-    """Returns the one of FILE_ENDINGS that a name has, whatever the case of its letters; None if it has none."""
+    """Returns the name's ending if it is one of FILE_ENDINGS (in lower or upper case), else None."""
     lowered = name.strip().rstrip(".").lower()
     return next((ending for ending in FILE_ENDINGS if lowered.endswith(ending)), None)
 
 
 def check_room(path: str | os.PathLike[str], needs: int, what: str, advice: str = "") -> None:
-    """Raises OSError (ENOSPC) if fewer than `needs` bytes are free where `path` is or will be.
+    """Raises OSError (ENOSPC) if fewer than `needs` bytes are free on the disk of `path`, which need not exist.
 
-    `what` is as in `doing`; `advice`, what helps besides.
+    `what` is as in `doing`. `advice` is added to the message.
     """
     if not has_room(path, needs):
         raise as_sentence(OSError(errno.ENOSPC, ""), what, path, needs, advice)
 
 
 def has_room(path: str | os.PathLike[str], needs: int) -> bool:
-    """Returns whether so many bytes are free where `path` is or will be, as far as the file system says."""
+    """Returns whether `needs` bytes are free on the disk of `path`, according to the file system."""
     if _in_bucket(path):
         return True
     try:
         disk = shutil.disk_usage(nearest(path))
     except OSError:
         return True
-    return not disk.total or disk.free >= needs  # some say 0 of 0
+    return not disk.total or disk.free >= needs  # some file systems report 0 of 0
 
 
 def _in_bucket(path: object) -> bool:
-    """Returns whether a path is an etils.epath.Path of a bucket, made by `sdjax.storage.buckets.place`: it has room."""
+    """Returns whether a path is in a bucket (an etils.epath.Path from `buckets.place`), which always has room."""
     return isinstance(path, PurePath) and not isinstance(path, Path) and remote(path)
 
 
 def check_folder(folder: str | os.PathLike[str], what: str, needs: int = 0) -> None:
-    """Raises OSError if files could not be written into the folder, which need not be there yet; leaves nothing behind.
+    """Raises OSError if files cannot be written into the folder. The folder need not exist; nothing is left behind.
 
-    To be called before work begins whose result will be written there.
+    Call it before long work whose result will be written there.
     """
     if _in_bucket(folder):
         return
     folder = Path(local(folder))
     with doing(what, folder):
-        lexists(folder / "x")  # a name that is too long, a file on the way
+        lexists(folder / "x")  # raises for a name that is too long, or a file in place of a folder
         if any(os.path.lexists(at) and not at.is_dir() for at in (folder, *folder.parents)):
             raise FileExistsError(errno.EEXIST, "")
         place = nearest(folder)
@@ -74,7 +74,7 @@ def check_folder(folder: str | os.PathLike[str], what: str, needs: int = 0) -> N
 
 @contextlib.contextmanager
 def folder_for(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Makes a folder for the block; if the block fails and wrote nothing there, what was made is removed again."""
+    """Makes a folder for the block. If the block fails and the folder is empty, the new folders are removed."""
     folder = Path(local(folder))
     new = [at for at in (folder, *folder.parents) if not os.path.lexists(at)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +91,10 @@ def folder_for(folder: str | os.PathLike[str]) -> Iterator[Path]:
 def new_file(
     path: str | os.PathLike[str], *, overwrite: bool = False, what: str = "writing the file", needs: int | None = None
 ) -> Iterator[Path]:
-    """Yields a path to write to, which becomes `path` at the end; after an error nothing is left of it.
+    """Yields a temporary path to write to. It is renamed to `path` at the end, or removed after an error.
 
-    The folder is made if it is not there. Raises FileExistsError if `path` is there and `overwrite` is not asked for,
-    or is no file; OSError as `doing` says it.
+    The folder of `path` is made if needed. Raises FileExistsError if `path` exists (with `overwrite`: if it is not a
+    file), and OSError with a sentence as in `doing`.
     """
     path = Path(local(path))
     with doing(what, path, needs):
@@ -110,10 +110,10 @@ def new_file(
 def new_folder(
     path: str | os.PathLike[str], check: Callable[[Path], None], *, what: str, needs: int | None = None
 ) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes `path` at the end, in place of a folder that is there; after an error
-    nothing is left of it.
+    """Yields a temporary folder to fill. It replaces the folder `path` at the end, or is removed after an error.
 
-    `check` raises FileExistsError if what is at `path` may not be replaced. Raises OSError as `doing` says it.
+    `check` must raise FileExistsError if `path` exists and may not be replaced. Raises OSError with a sentence as in
+    `doing`.
     """
     path = Path(local(path))
     with doing(what, path, needs):
@@ -143,7 +143,7 @@ def write_file(
 
 
 def append(path: Path, data: bytes) -> None:
-    """Writes to the end of a file, which is made if it is not there: all of it, or nothing."""
+    """Appends to a file: all of the data, or nothing. The file is made if it does not exist."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
     try:
         before = os.fstat(handle).st_size
@@ -159,7 +159,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises FileExistsError if a file cannot get this name."""
+    """Raises FileExistsError if this name is taken."""
     if not lexists(path):
         return
     if path.is_dir():
@@ -169,7 +169,7 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def publish(whole: Path, path: Path, *, overwrite: bool = False) -> None:
-    """Gives a file that is whole its name, in one step. Raises FileExistsError if the name is taken."""
+    """Renames a complete file to `path` in one step. Raises FileExistsError if the name is taken."""
     with open(whole, "rb") as file:
         os.fsync(file.fileno())
     if overwrite:
@@ -189,14 +189,14 @@ def publish(whole: Path, path: Path, *, overwrite: bool = False) -> None:
 
 
 def passing_name(folder: Path) -> Path:
-    """Returns a name in a folder that no other process has, of whichever machine."""
+    """Returns a temporary name in a folder. No other process on any machine has the same one."""
     return folder / f".sdjax-{secrets.token_hex(8)}.partial"
 
 
 @contextlib.contextmanager
 def _passing(folder: Path) -> Iterator[Path]:
-    """Yields a passing name in a folder; what has it is gone afterwards."""
-    # Not tempfile's: what it makes is for its owner alone, and would stay so under its last name
+    """Yields a temporary name in a folder. Whatever has this name is removed at the end."""
+    # Not tempfile: only the owner can read its files, and this stays so after renaming
     path = passing_name(folder)
     try:
         yield path
@@ -205,7 +205,7 @@ def _passing(folder: Path) -> Iterator[Path]:
 
 
 def lexists(path: Path) -> bool:
-    """Returns whether something has this name. Raises OSError if nothing could, which os.path.lexists keeps silent."""
+    """Returns whether something has this name. Unlike os.path.lexists, it raises OSError for an impossible name."""
     try:
         os.lstat(path)
     except FileNotFoundError:

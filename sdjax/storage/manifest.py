@@ -1,7 +1,7 @@
-"""The folders of a training's steps, and beside each what it holds, so that damage is noticed before anything is read.
+"""Checkpoint folders and their manifests. A manifest shows damage before the checkpoint is read.
 
-`{step:08d}/` holds the files of a step and `{step}.json`, its manifest, the size and SHA-256 of each. The manifest
-is written last. Of what lies in a bucket the manifest has the bucket's own checksums, which cost no reading.
+`{step:08d}/` holds the files of a step. Its manifest `{step}.json` has the size and SHA-256 of each file, and is
+written last. For files in a bucket, the manifest has the checksums of the bucket, which need no reading.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def traces(folder: pathlib.Path) -> list[int]:
-    """Returns the steps of which there is anything, finished or not, oldest first."""
+    """Returns the steps with any files, finished or not, oldest first."""
     numbers = [int(name.rstrip("/")) for name in _names(folder) if name.endswith("/") and name[:-1].isdecimal()]
     return sorted({*steps(folder), *numbers})
 
 
 def write(folder: pathlib.Path, step: int) -> None:
-    """Makes every file of a step safe on the disk, and then its manifest."""
+    """Syncs all files of a step to the disk, then writes its manifest."""
     files = path(folder, step)
     contents = _contents(files, sync=True)
     if not addresses.remote(files):
@@ -44,7 +44,7 @@ def write(folder: pathlib.Path, step: int) -> None:
 
 
 def write_json(file: pathlib.Path, content: Any) -> None:
-    """Writes a file that is, whatever happens meanwhile, as it was or whole."""
+    """Writes a JSON file. After an interruption the file is either unchanged or complete."""
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     if addresses.remote(file):
         return buckets.put(file, text.encode(), what="writing the record")
@@ -53,7 +53,7 @@ def write_json(file: pathlib.Path, content: Any) -> None:
 
 
 def remove(folder: pathlib.Path, step: int) -> None:
-    """Removes a step; its manifest first, for a folder without one is known to be unfinished."""
+    """Removes a step. Its manifest goes first, because a folder without a manifest counts as unfinished."""
     if addresses.remote(folder):
         buckets.remove(_manifest(folder, step))
         return buckets.remove(path(folder, step))
@@ -62,10 +62,10 @@ def remove(folder: pathlib.Path, step: int) -> None:
 
 
 def fault(folder: pathlib.Path, step: int) -> str | None:
-    """Returns what is wrong with a step by its manifest, in a few words; None if every bit is what was written."""
+    """Returns a few words about the damage of a step, or None if all files match its manifest."""
     file = _manifest(folder, step)
     if not file.exists():
-        return "it has no manifest: its writing was cut short, or goes on"
+        return "it has no manifest: writing it was interrupted, or is not finished"
     if not path(folder, step).is_dir():
         return "its folder is missing"
     try:
@@ -83,18 +83,18 @@ def fault(folder: pathlib.Path, step: int) -> str | None:
         if name not in expected:
             return f"its file {name} is not in its manifest"
         if found[name] != expected[name]:
-            return f"its file {name} is not what was written"
+            return f"its file {name} has changed since it was written"
     return None
 
 
 def intact(
     folder: pathlib.Path, step: int | None = None, say: Callable[[str], None] = print
 ) -> tuple[int | None, set[int]]:
-    """Returns the newest step without a fault, None if nothing is there, and the newer ones that have one.
+    """Returns the newest intact step (None if there are no steps), and the set of newer damaged steps.
 
-    `say` is told, a line each, which these are. With `step` that one is looked at instead of the newest.
+    `say` gets one line for each damaged step. `step` checks this step instead of the newest.
 
-    Raises ValueError if no step that was finished is without a fault, or `step` is not.
+    Raises ValueError if all finished steps are damaged, or if `step` is.
     """
     there = traces(folder)
     if step is not None and step not in there:
@@ -112,9 +112,9 @@ def intact(
     if candidate is None and steps(folder):
         which = "; ".join(f"{damaged}: {what}" for damaged, what in sorted(faults.items()))
         raise ValueError(f"every checkpoint in {folder} is damaged ({which})")
-    instead = "there is none before it" if candidate is None else f"step {candidate} is taken instead"
+    instead = "there is none before it" if candidate is None else f"step {candidate} is used instead"
     for damaged, what in faults.items():
-        say(f"checkpoint {damaged} in {folder} is passed over: {what}; {instead}")
+        say(f"checkpoint {damaged} in {folder} is skipped: {what}; {instead}")
     return candidate, set(faults)
 
 
@@ -123,7 +123,7 @@ def _manifest(folder: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def _names(folder: pathlib.Path) -> set[str]:
-    """Returns the names in a folder, those of folders with a slash behind."""
+    """Returns the names in a folder. Names of folders end with a slash."""
     if addresses.remote(folder):
         parts = [name.partition("/") for name in buckets.contents(folder)]
         return {name + slash for name, slash, _ in parts}
@@ -131,7 +131,7 @@ def _names(folder: pathlib.Path) -> set[str]:
 
 
 def _contents(folder: pathlib.Path, sync: bool = False) -> dict[str, list[Any]]:
-    """Returns size and SHA-256 of every file by its path; of a bucket's objects the checksum that the bucket keeps."""
+    """Returns size and SHA-256 of every file by its path. For objects in a bucket it is the bucket's checksum."""
     if addresses.remote(folder):
         return buckets.contents(folder)
     contents = {}

@@ -1,4 +1,4 @@
-"""Text that users write: prompts, captions, tables. Its bytes as text, and its lines."""
+"""Reads text files that users write: prompts, captions, tables."""
 
 import codecs
 import re
@@ -11,9 +11,9 @@ _LINE_END = re.compile("\r\n|\r|\n")
 
 
 def decode(data: bytes, name: str) -> str:
-    """Returns the text of a file's bytes: UTF-8, or what a byte order mark at its start says.
+    """Returns the text of a file's bytes: UTF-8, or the encoding of its byte order mark.
 
-    Raises ValueError, which calls the file `name`, for anything else.
+    Raises ValueError for anything else. `name` is the file's name in the message.
     """
     mark, encoding = next(((mark, code) for mark, code in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     try:
@@ -23,14 +23,14 @@ def decode(data: bytes, name: str) -> str:
         raise ValueError(f"line {number} of {name} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
     if "\0" in text:
         raise ValueError(
-            f"{name} is not UTF-8 text (it has bytes of zero, as UTF-16 and binary files); save it as UTF-8"
+            f"{name} is not UTF-8 text (it has zero bytes, like UTF-16 and binary files); save it as UTF-8"
         )
     return text
 
 
 def lines(text: str) -> list[str]:
-    r"""Returns the lines of a text, without what ends them: \n, \r\n or \r.
+    r"""Returns the lines of a text, without their line ends \n, \r\n or \r.
 
-    str.splitlines would also cut at \v, \f, \x1c to \x1e, \x85, and U+2028 and U+2029, which may stand within a prompt.
+    str.splitlines also splits at \v, \f, \x1c to \x1e, \x85, U+2028 and U+2029, which may be part of a prompt.
     """
     return _LINE_END.split(text)

@@ -83,10 +83,10 @@ def test_without_a_checkpoint_the_models_inside_the_package_are_taken(fake, caps
     Path("builtin").mkdir()
     Path("builtin/config.json").write_text("{}")
     assert main(["inpaint", "--init-img", "a.png"]) == 3
-    assert "holds no inpainting model of its own" in capsys.readouterr().err
+    assert "has no built-in inpainting model" in capsys.readouterr().err
     Path("builtin-inpainting.safetensors").touch()
     assert main(["inpaint", "--init-img", "a.png"]) == 0
-    assert "note: no checkpoint was named, so the inpainting model" in capsys.readouterr().err
+    assert "note: no checkpoint was named, so the built-in inpainting model" in capsys.readouterr().err
     assert main(["inpaint", "--init-img", "a.png", "--method", "blend"]) == 0
     assert main(["inpaint", "--init-img", "a.png", "--method", "blend", "--ckpt", "builtin-inpainting"]) == 0
     assert "no checkpoint was named" in capsys.readouterr().err

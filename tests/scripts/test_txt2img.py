@@ -296,7 +296,7 @@ def test_without_any_model_one_sentence_says_what_to_do(fake, capsys, monkeypatc
     assert main(["txt2img"]) == 3
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
-    assert "holds no model of its own; name a checkpoint (--ckpt" in err
+    assert "has no built-in model; name a checkpoint (--ckpt" in err
     assert not fake.loaded
     assert not OUT.exists()
 
@@ -355,7 +355,7 @@ def test_the_whole_way_gives_the_librarys_own_pictures(monkeypatch, capsys, tmp_
     capsys.readouterr()
     assert main(["txt2img", *flags.split(), "--outdir", "own"]) == 0
     assert (Path("own/samples/00000.png").read_bytes()) == (OUT / "samples/00000.png").read_bytes()
-    assert "note: no checkpoint was named, so the model inside the package was taken" in capsys.readouterr().err
+    assert "note: no checkpoint was named, so the built-in model is used" in capsys.readouterr().err
     first = (OUT / "samples/00000.png").read_bytes()
     assert txt2img(*flags.split(), ckpt="model") == 0
     assert (OUT / "samples/00002.png").read_bytes() == first

@@ -123,7 +123,7 @@ def test_a_prior_needs_no_picture(unclip_model, tmp_path) -> None:
         (["--init-img", "a.png", "--H", "100"], "height is a multiple of 8"),
         (["--init-img", "none.png"], "--init-img none.png cannot be read"),
         (["--prior", ".", "--prompt", "a", "--weights", "1"], "--weights has no effect with --prior"),
-        (["--prior", ".", "--prompt", "a", "--prior-steps", "1001"], "the prior makes 1 to 1000 steps"),
+        (["--prior", ".", "--prompt", "a", "--prior-steps", "1001"], "the prior takes 1 to 1000 steps"),
         (["--prior", "."], "--prior needs a text"),
         (["--init-img", "a.png", "--ckpt", "none.ckpt"], "none.ckpt: there is no such file"),
         (["--init-img", "a.png", "--vision", "none.ckpt"], "none.ckpt: there is no such file"),

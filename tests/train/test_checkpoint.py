@@ -110,12 +110,12 @@ def truncate(folder):
 
 
 DAMAGES = {
-    "truncated": (truncate, "its file .* is not what was written"),
-    "emptied": (lambda folder: os.truncate(files_of(folder, 3)[0], 0), "its file .* is not what was written"),
+    "truncated": (truncate, "its file .* has changed since it was written"),
+    "emptied": (lambda folder: os.truncate(files_of(folder, 3)[0], 0), "its file .* has changed since it was written"),
     "deleted": (lambda folder: files_of(folder, 3)[1].unlink(), "its file .* is missing"),
     "added": (lambda folder: (folder / "00000003/more").write_text(""), "its file more is not in its manifest"),
     "no folder": (lambda folder: shutil.rmtree(folder / "00000003"), "its folder is missing"),
-    "no manifest": (lambda folder: (folder / "3.json").unlink(), "it has no manifest: its writing was cut short"),
+    "no manifest": (lambda folder: (folder / "3.json").unlink(), "it has no manifest: writing it was interrupted"),
     "garbage": (lambda folder: (folder / "3.json").write_bytes(b"\xff\x00{"), "its manifest 3.json is garbled"),
     "a list": (lambda folder: (folder / "3.json").write_text("[]"), "its manifest 3.json is garbled"),
     "begun": (lambda folder: (folder / "00000004").mkdir(), "checkpoint 4 .* it has no manifest"),
@@ -131,8 +131,8 @@ def test_a_damaged_step_is_passed_over_and_said(tmp_path, damage):
     intact = 3 if "checkpoint 4" in said else 2
     assert_same(checkpoints.restore(state_at(0)), state_at(intact))
     (line,) = lines
-    assert re.search(f"is passed over: {said}|{said}", line)
-    assert line.endswith(f"step {intact} is taken instead")
+    assert re.search(f"is skipped: {said}|{said}", line)
+    assert line.endswith(f"step {intact} is used instead")
     with pytest.raises(ValueError, match=r"checkpoint . in .* is damaged: it"):
         checkpoints.restore(state_at(0), step=intact + 1)
 

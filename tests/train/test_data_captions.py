@@ -123,7 +123,7 @@ def test_bytes_that_are_no_text_name_the_file_and_the_line(tmp_path):
     (tmp_path / "photo.txt").write_bytes(b"one\nCaf\xe9\n")
     with pytest.raises(SourceError, match="line 2 of .*photo.txt is not UTF-8"):
         Folder(tmp_path)
-    with pytest.raises(ValueError, match="x is not UTF-8 text .it has bytes of zero"):
+    with pytest.raises(ValueError, match="x is not UTF-8 text .it has zero bytes"):
         decode("no mark".encode("utf-16-le"), "x")
 
 

@@ -157,7 +157,7 @@ def test_from_the_command_line(place, tmp_path, capsys, monkeypatch):
     assert "another trainable.pattern" in capsys.readouterr().err
     other = [*command[:-1], str(tmp_path / "other")]
     assert main([*other, "--set", 'trainable={"kind": "leaves", "pattern": "nowhere"}']) == 2
-    assert "'nowhere' is found in no parameter's path; one is unet/" in capsys.readouterr().err
+    assert "'nowhere' matches no parameter's path, such as unet/" in capsys.readouterr().err
     assert main([*other, "--set", 'trainable={"kind": "leaf"}']) == 2
     assert "config.trainable.kind is one of parts, leaves; got 'leaf'" in capsys.readouterr().err
 

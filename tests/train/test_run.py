@@ -107,7 +107,7 @@ def test_a_run_learns_resumes_exactly_and_gives_a_model(pictures, tmp_path):
     step, raw = trained(tmp_path / "whole", ema="no")
     assert step == 6
     np.testing.assert_array_equal(raw.params["unet"]["conv_out"]["kernel"], whole.params["unet"]["conv_out"]["kernel"])
-    with pytest.raises(ValueError, match="says all about its model: leave out prediction"):
+    with pytest.raises(ValueError, match="prediction has no effect on a training"):
         sdjax.load(tmp_path / "whole", prediction="v")
 
     # a run that has taken all its steps says so, and takes none
@@ -232,7 +232,7 @@ def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures):
     np.testing.assert_array_equal(after[:, :, :4], before)
     assert not after[:, :, 4:].any()
     assert "widened by 5 channels" in wide.report.notices[-1]
-    with pytest.raises(ConfigError, match="model.changes ask for .* other parameters"):
+    with pytest.raises(ConfigError, match="model.changes needs .* other parameters"):
         start_model.open_start(
             dataclasses.replace(source, changes={"unet": {"context_dim": 32}, "text": {"width": 32}}), 0
         )
@@ -256,8 +256,8 @@ def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures):
         ({"log__every": 0}, "log.every is at least 1; got 0"),
         ({"checkpoint__steps": 0}, "checkpoint.steps is at least 1"),
         ({"validation__best": True}, "validation.best keeps the state of the lowest loss of validation.data"),
-        ({"model__tokenizer": "words"}, "model.tokenizer is for model.scratch"),
-        ({"model__scratch": "sd1"}, "model.path says nothing of a model from nothing"),
+        ({"model__tokenizer": "words"}, "model.tokenizer needs model.scratch"),
+        ({"model__scratch": "sd1"}, "model.path has no effect when training from scratch"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_read(pictures, changes, sentence):
