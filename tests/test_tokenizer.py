@@ -172,7 +172,7 @@ def test_saved_files_say_how_long_a_sequence_is(tmp_path: Path) -> None:
 def test_folder_without_a_tokenizer_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "tokenizer_config.json").write_bytes(content)
-    with pytest.raises(ValueError, match="holds no tokenizer that can be read"):
+    with pytest.raises(ValueError, match="has no readable tokenizer"):
         Tokenizer.load(tmp_path)
     with pytest.raises(ValueError, match="is not one"):
         Tokenizer.load(tmp_path / "absent")

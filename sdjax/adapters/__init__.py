@@ -1,4 +1,4 @@
-"""What people add to a model: low-rank adapters, FreeU and others, each a patch over the layers of a network."""
+"""Additions to a model, such as low-rank adapters and FreeU. Each is a patch over the layers of a network."""
 
 from sdjax.adapters.delta import Adapter, AdapterError, Delta, LowRank, merge
 from sdjax.adapters.freeu import FreeU, FreeUNumbers

@@ -1,4 +1,4 @@
-"""Adapters: changes of a network's kernels by the paths of its layers, and merging them into the parameters."""
+"""Adapters: changes of a network's kernels, by the paths of its layers. `merge` adds them to the parameters."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias
@@ -21,8 +21,8 @@ class Delta(Protocol):
     def merge(self, kernel: Array, weight: Array | float) -> Array:
         """Returns the kernel with `weight` times the change, in the kernel's dtype, rounded once.
 
-        The kernel is Flax's: [c, d] of a linear layer, [h, w, c, d] of a convolution. Raises AdapterError where the
-        change has another shape.
+        The kernel is Flax's: [c, d] of a linear layer, [h, w, c, d] of a convolution. Raises AdapterError if the change
+        has another shape.
         """
         ...
 
@@ -34,8 +34,8 @@ Adapter: TypeAlias = Mapping[str, Delta]  # by the path of the layer, "down_bloc
 class LowRank:
     """The change scale * down @ up, whose rank r is small.
 
-    Of a linear layer `down` is [c, r] and `up` [r, d]. Of a convolution `down` is [h, w, c, r] and `up` still [r, d]:
-    the convolution to r channels comes first, then one over single pixels. `scale` is alpha / r of most files.
+    For a linear layer `down` is [c, r] and `up` is [r, d]. For a convolution `down` is [h, w, c, r] and `up` is [r, d]:
+    a convolution to r channels, then a 1x1 convolution. In most files `scale` is alpha / r.
 
     Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1.
     """
@@ -47,7 +47,7 @@ class LowRank:
     def merge(self, kernel: Array, weight: Array | float) -> Array:
         """Returns the kernel with `weight` times the change: computed in float32 and rounded once."""
         if (*self.down.shape[:-1], self.up.shape[-1]) != kernel.shape or self.down.shape[-1] != self.up.shape[0]:
-            raise AdapterError(f"{self.down.shape} times {self.up.shape} is no change of a kernel {kernel.shape}")
+            raise AdapterError(f"{self.down.shape} times {self.up.shape} does not fit a kernel {kernel.shape}")
         down, up = self.down.astype(jnp.float32), self.up.astype(jnp.float32)
         change = (down.reshape(-1, down.shape[-1]) @ up).reshape(kernel.shape)
         return (kernel.astype(jnp.float32) + weight * self.scale * change).astype(kernel.dtype)
@@ -56,8 +56,8 @@ class LowRank:
 def merge(params: Params, adapter: Adapter, weight: Array | float = 1.0) -> Params:
     """Returns the network's parameters with `weight` times the adapter merged into its kernels.
 
-    Leaves that the adapter does not change are those of `params`, not copies. Raises AdapterError naming every layer
-    that the network does not have or whose kernel has another shape.
+    Unchanged leaves are not copied. Raises AdapterError, naming every layer that the network does not have or whose
+    kernel has another shape.
     """
     leaves, problems = flatten_dict(params, sep="/"), []
     for path, delta in adapter.items():

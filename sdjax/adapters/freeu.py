@@ -1,4 +1,4 @@
-"""FreeU: stronger features and weaker low frequencies of the skips in the UNet's first up blocks, without training.
+"""FreeU: amplifies features and damps low frequencies of the skips in the UNet's first up blocks, without training.
 
 Source: Si et al. 2023 (arXiv 2309.11497), section 3.2; ChenyangSi/FreeU for the two versions.
 """
@@ -19,10 +19,10 @@ Map = Float[Array, "b h w c"]
 
 @struct.dataclass
 class FreeUNumbers:
-    """The four numbers of each image, each [b].
+    """FreeU's four numbers for each image, each [b].
 
-    `b1` and `b2` multiply features, `s1` and `s2` low frequencies of the skips; 1 changes nothing. The original's
-    for Stable Diffusion 1.5 are b1 1.5, b2 1.6, s1 0.9, s2 0.2; for 2.1 b1 is 1.4.
+    `b1` and `b2` multiply features, `s1` and `s2` multiply low frequencies of the skips; 1 changes nothing. The
+    original's values for Stable Diffusion 1.5 are b1 1.5, b2 1.6, s1 0.9, s2 0.2; for 2.1 b1 is 1.4.
     """
 
     b1: Array
@@ -33,14 +33,14 @@ class FreeUNumbers:
 
 @dataclass(frozen=True)
 class FreeU:
-    """Scales what comes together before each residual block of some up blocks: half of the features, and the skip.
+    """Scales the inputs of each residual block in some up blocks: half of the features, and the skip.
 
-    `first` counts the up blocks, coarsest first, that get b1 and s1, and `second` those that get b2 and s2. The
-    defaults are diffusers'; the original and ComfyUI choose by the number of channels, which for Stable Diffusion is
-    first (0, 1) and second (2,). In version 1 the features' factor is b. In version 2 it is 1 + (b - 1) m, where m is
-    the mean over channels, scaled so that its values over the image go from 0 to 1.
+    `first` are the up blocks (0 is the coarsest) that use b1 and s1; `second` are those that use b2 and s2. The
+    defaults are diffusers'. The original and ComfyUI choose by the number of channels, which for Stable Diffusion means
+    first (0, 1) and second (2,). In version 1 features are multiplied by b. In version 2 the factor is 1 + (b - 1) m,
+    where m is the mean over channels, scaled to 0 ... 1 over the image.
 
-    Its arrays for each image are FreeUNumbers; it has no shared ones.
+    Its per-image arrays are FreeUNumbers. It has no shared arrays.
     """
 
     version: Literal[1, 2] = 1
@@ -80,8 +80,8 @@ def strengthened(x: Map, b: Float[Array, "b"], version: int) -> Map:
 def damped(x: Map, s: Float[Array, "b"]) -> Map:
     """Returns the map with its lowest frequencies multiplied by s, in x's dtype.
 
-    These are the four of the 2 x 2 box in the middle of the shifted spectrum: 0 and -1 along each axis. The filter is
-    not symmetric, so the real part is taken, as in the original.
+    The lowest frequencies are the 2 x 2 box in the middle of the shifted spectrum: 0 and -1 along each axis. This
+    filter is not symmetric, so the result is its real part, as in the original.
     """
     waves = low_waves(*x.shape[1:3])  # [n, h, w]
     wide = x.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Low-rank adapters as a patch: another adapter and another weight for each image of a batch, nothing merged."""
+"""Low-rank adapters as a patch: each image of a batch may have a different adapter and weight. Nothing is merged."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ImageLoRA:
     """The adapters of a batch of b images: by the path of a layer, its low-rank change for each image.
 
     The arrays of each LowRank have the batch as their first axis: [b, c, r], [b, r, d] and [b]. `weight` multiplies
-    an image's whole adapter; with weight 0 an image is what it is without the patch, bit for bit.
+    the whole adapter of an image. With weight 0 the image is bit-identical to one without the patch.
     """
 
     layers: dict[str, LowRank]
@@ -31,16 +31,16 @@ class ImageLoRA:
 
 @dataclass(frozen=True)
 class LoRA:
-    """Adds to the outputs of linear layers and convolutions what low-rank changes of their kernels would add.
+    """Changes the outputs of linear layers and convolutions as low-rank changes of their kernels would.
 
-    Its arrays for each image are an ImageLoRA; it has no shared ones. It can be differentiated by the adapter alone.
+    Its per-image arrays are an ImageLoRA. It has no shared arrays. Gradients with respect to the adapter work.
     """
 
     def intercept(self, shared: None, own: ImageLoRA) -> Interceptor:
         """Returns the interceptor: x W becomes x W + weight * scale * (x down) up.
 
-        A network raises AdapterError when it is called, naming every layer that it does not have, that is no linear
-        layer or convolution, or whose kernel has another shape.
+        Calling the network raises AdapterError if it lacks a layer of the adapter, if the layer is not a linear layer
+        or a convolution, or if its kernel has another shape. The error names all such layers.
         """
 
         def intercept(
@@ -78,7 +78,7 @@ def _check(network: nn.Module, layers: Mapping[str, LowRank]) -> None:
 
 
 def _to_low_rank(layer: nn.Module, x: Array, down: Array) -> Array:
-    """Returns the input of a layer at its adapter's rank: each image by its own matrix or convolution."""
+    """Returns x reduced to the rank of the adapter, each image by its own matrix or convolution."""
     if isinstance(layer, Dense):
         return jnp.einsum("b...c,bcr->b...r", x, down)
     if not isinstance(layer, Conv):
@@ -91,10 +91,10 @@ def _to_low_rank(layer: nn.Module, x: Array, down: Array) -> Array:
 
 
 def for_images(adapters: Sequence[tuple[Mapping[str, LowRank], float]]) -> ImageLoRA:
-    """Returns the adapters of a batch, one and its weight for each image, as arrays of one shape.
+    """Returns the adapters of a batch as arrays of one shape. `adapters` has an adapter and its weight for each image.
 
-    A smaller rank is padded with zeros, and a layer that an image's adapter does not change gets zeros. An empty
-    adapter, {}, is for an image without one. Raises AdapterError where two adapters change a layer in other shapes.
+    Smaller ranks are padded with zeros. A layer that an image's adapter does not change gets zeros. Use {} for an image
+    without an adapter. Raises AdapterError if two adapters have different shapes for a layer.
     """
     paths = sorted({path for adapter, _ in adapters for path in adapter})
     layers = {path: _stack(path, [adapter.get(path) for adapter, _ in adapters]) for path in paths}
@@ -102,11 +102,11 @@ def for_images(adapters: Sequence[tuple[Mapping[str, LowRank], float]]) -> Image
 
 
 def _stack(path: str, changes: Sequence[LowRank | None]) -> LowRank:
-    """Returns the changes of one layer as one, the images first; zeros for an image without a change."""
+    """Returns the changes of one layer, stacked over images; an image without a change gets zeros."""
     known = [change for change in changes if change is not None]
     shapes = sorted({(*change.down.shape[:-1], change.up.shape[-1]) for change in known})
     if len(shapes) > 1:
-        raise AdapterError(f"two adapters change {path!r} in other shapes: {', '.join(map(str, shapes))}")
+        raise AdapterError(f"two adapters have different shapes for {path!r}: {', '.join(map(str, shapes))}")
     rank = max(change.down.shape[-1] for change in known)
     none = jax.tree.map(jnp.zeros_like, _padded(known[0], rank))
     padded = [none if change is None else _padded(change, rank) for change in changes]

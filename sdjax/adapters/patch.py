@@ -1,10 +1,10 @@
-"""The mechanism of patches: functions that run in place of the layers of a network, chosen by the layers' names.
+"""Patches: functions that replace the layers of a network, chosen by the layers' names.
 
     with patched([FreeU()], own=[numbers]):
         prediction = UNet(config).apply({"params": params}, x, t, context)
 
-A network does not know its patches, and its parameters stay as they are. `docs/design.md` says which layers can be
-patched and by which names.
+A network does not know its patches, and its parameters do not change. `docs/design.md` lists the layers that can be
+patched, and their names.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ Interceptor: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str
 class Patch(Protocol):
     """An addition to a network. It is hashable and static; its arrays are arguments of the compiled program.
 
-    Two patches that are equal share a compiled program, so a number that changes from picture to picture is an array.
+    Equal patches share a compiled program. So a number that differs from picture to picture must be an array.
     """
 
     def __hash__(self) -> int: ...
@@ -33,8 +33,8 @@ class Patch(Protocol):
         `shared` are the patch's arrays for the whole batch, such as an adapter's weights. `own` are its arrays for each
         image, with the batch as their first axis. Either is None for a patch that has no such arrays.
 
-        The function gets the method, its arguments, and a context whose `module` is the layer. It returns what the
-        layer shall return; `method(*args, **kwargs)` for a layer that it leaves alone.
+        The function gets the method, its arguments, and a context whose `module` is the layer. It returns the layer's
+        new output, or `method(*args, **kwargs)` for a layer that it does not change.
         """
         ...
 
@@ -45,17 +45,17 @@ def patched(
 ) -> Iterator[None]:
     """Returns a context in which networks run with these patches.
 
-    The first patch is nearest to the network, and each of the others changes what those before it have made: it is the
-    first to see a layer's inputs and the last to see its output. `shared` and `own` hold the arrays of each patch, as
-    `Patch.intercept` takes them; without them, no patch has any.
+    The first patch is nearest to the network. Later patches wrap the earlier ones: the last patch sees a layer's inputs
+    first and its output last. `shared` and `own` have one entry per patch, for `Patch.intercept`; without them, no
+    patch has arrays.
 
-    Raises ValueError where there is not one entry for each patch.
+    Raises ValueError unless there is one entry for each patch.
     """
     none = [None] * len(patches)
     shared, own = none if shared is None else shared, none if own is None else own
     if not len(patches) == len(shared) == len(own):
         raise ValueError(
-            f"{len(patches)} patches have as many entries of shared and of per-image arrays; "
+            f"{len(patches)} patches need as many entries of shared and of per-image arrays; "
             f"got {len(shared)} and {len(own)}"
         )
     interceptors = [_calls_alone(patch.intercept(*arrays)) for patch, *arrays in zip(patches, shared, own)]
@@ -66,7 +66,7 @@ def patched(
 
 
 def _calls_alone(interceptor: Interceptor) -> Interceptor:
-    """Returns the interceptor for layers' `__call__` only: Flax checks modules by methods of no name and path."""
+    """Returns the interceptor restricted to `__call__`: Flax also calls internal methods without name and path."""
 
     def intercept(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
         if context.method_name != "__call__":

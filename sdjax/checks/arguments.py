@@ -1,4 +1,4 @@
-"""Values of arguments, checked in one way for all public functions. Imports nothing heavy, for the command line."""
+"""Checks of argument values, the same for all public functions. Imports nothing slow, for the command line."""
 
 import math
 import operator
@@ -16,7 +16,7 @@ MAX_SEED = 2**64 - 1
 def whole(
     name: str, value: Any, low: int | None = None, high: int | None = None, *, unit: str = "", context: str = ""
 ) -> int:
-    """Returns a whole number, Python's, NumPy's or JAX's. Raises ValueError for anything else, and outside the range.
+    """Returns a whole number of Python, NumPy or JAX as Python's int. Raises ValueError otherwise, or if out of range.
 
     In the message `unit` comes before the range, `context` after it.
     """
@@ -34,7 +34,7 @@ def whole(
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, meaning: str = "") -> float:
-    """Returns a finite number as Python's float. Raises ValueError for anything else, and outside the range."""
+    """Returns a finite number as Python's float. Raises ValueError for anything else, or if out of range."""
     try:
         if _is_bool(value) or isinstance(value, str | bytes) or getattr(value, "ndim", False):
             raise TypeError
@@ -49,7 +49,7 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
 
 
 def flag(name: str, value: Any) -> bool:
-    """Returns a truth value. Raises ValueError for anything but True and False, NumPy's too, 0 and 1."""
+    """Returns a bool. Raises ValueError for anything except True, False (also NumPy's), 0 and 1."""
     if not (_is_bool(value) or (isinstance(value, int) and value in (0, 1))):
         raise ValueError(f"{name} is True or False; got {shown(value)}")
     return bool(value)
@@ -71,7 +71,7 @@ def texts(name: str, value: Any, default: str | None = None) -> list[str]:
 
 
 def seeds(value: Any, count: int) -> list[int]:
-    """Returns `count` seeds: from one on, or those of a sequence. None is the default: 0, and for entry i of many i.
+    """Returns `count` seeds: seed, seed + 1, ... from one seed, or those of a sequence. None means 0, or i for entry i.
 
     Raises ValueError for anything else.
     """
@@ -85,7 +85,7 @@ def seeds(value: Any, count: int) -> list[int]:
 
 
 def seed(value: Any) -> int:
-    """Returns a seed. Raises ValueError for anything but a whole number from 0 to 2**64 - 1."""
+    """Returns a seed. Raises ValueError unless it is a whole number from 0 to 2**64 - 1."""
     try:
         out = whole("a seed", value)
     except ValueError:
@@ -120,7 +120,7 @@ def dtype_name(dtype: Any, argument: str = "dtype") -> str:
 
 
 def shown(value: Any) -> str:
-    """Returns what a value looks like, in a line: long ones cut."""
+    """Returns a value as one line of text for messages. Long values are cut."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a foreign object's repr may fail in any way; what counts is the message around it
@@ -133,7 +133,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def is_sequence(value: Any) -> bool:
-    """Returns whether a value is several: a sequence that is no text, or an array with an axis."""
+    """Returns whether a value is a sequence (except text) or an array with at least one axis."""
     if getattr(value, "ndim", None) is not None:
         return value.ndim > 0
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)

@@ -1,6 +1,6 @@
-"""Fields of a description that matter only with certain values of others. Each field declares its condition.
+"""Fields that have an effect only with certain values of other fields. Each such field declares its condition.
 
-A field without a declaration is always obeyed.
+A field without a condition always has an effect.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from sdjax.checks.notes import note
 
 
 class Needs(NamedTuple):
-    """When a field has an effect, as a function of the description; `otherwise` continues "FIELD has no effect"."""
+    """The condition for a field to have an effect. `otherwise` continues the sentence "FIELD has no effect"."""
 
     met: Callable[[Any], bool]
     otherwise: str
@@ -31,7 +31,7 @@ def ignored(description: Any) -> Iterator[tuple[dataclasses.Field, str]]:
 
 
 def note_effects(description: Any, name: str = "") -> None:
-    """Notes every field without effect that is not at its default; `name` says what is described."""
+    """Gives a note for every field without effect that is not at its default. `name` is what is described."""
     for field, otherwise in ignored(description):
         value = getattr(description, field.name)
         if value != field.default:

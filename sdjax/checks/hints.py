@@ -1,4 +1,4 @@
-"""Our names for other tools' names, for the error about an unknown argument or attribute.
+"""Translates other tools' names into ours, for errors about unknown arguments and attributes.
 
 The other tools are diffusers, AUTOMATIC1111's web UI and its API, ComfyUI, k-diffusion and CompVis's scripts.
 """
@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Collection
 from typing import Any
 
-# Ours, by what others call it; the first that a function has is named
+# Our names, by the names of other tools. The error names the first one that the function has
 OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("num_inference_steps", "steps", "ddim_steps", "sampling_steps", "n_steps", "num_sampling_steps",
                      "inference_steps", "ddpm_num_timesteps", "timesteps"), ("num_steps",)),
@@ -67,7 +67,7 @@ OURS: dict[str, tuple[str, ...]] = {
 _LOADED = "it belongs to the model: sdjax.load(path, {}=...)"
 _ADAPTER = "sdjax knows no adapters"
 _FILES = "sdjax finds the files itself; leave it out (variant= selects one of a folder's sets)"
-# What has no counterpart, or one elsewhere
+# Arguments without a counterpart here, or with one in another place
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("return_dict", "save_images", "send_images"),
                     "pictures are returned as uint8 [b, h, w, 3]; PIL.Image.fromarray(pictures[0]) is Pillow's"),
@@ -138,9 +138,9 @@ _of_any: set[str] = set()  # arguments of all functions that explain theirs
 
 
 def explains_arguments(also: Callable | None = None, *, task: bool = True) -> Callable[[Callable], Callable]:
-    """Returns a decorator: the TypeError for an unknown argument then names our argument for it.
+    """Returns a decorator. It makes the TypeError for an unknown argument name our argument for it.
 
-    Arguments of a function's `**options` are those of their TypedDict, or of the function `also`.
+    The function's `**options` are the fields of their TypedDict, or the arguments of the function `also`.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -167,7 +167,7 @@ def explains_arguments(also: Callable | None = None, *, task: bool = True) -> Ca
 
 
 def unpacked(function: Callable, also: Callable | None = None) -> inspect.Signature:
-    """Returns a function's signature, with what its `**options` may be as arguments that may be left out.
+    """Returns a function's signature with its `**options` as optional arguments.
 
     These are the entries of their Unpack[TypedDict], or the keyword arguments of the function `also`.
     """
@@ -197,7 +197,7 @@ def unknown_argument(subject: str, name: str, known: Collection[str]) -> str:
 
 
 class Explained(type):
-    """The type of classes whose missing attributes, as Pipeline.from_pretrained, are explained."""
+    """A metaclass whose classes explain missing attributes, such as Pipeline.from_pretrained."""
 
     def __getattr__(cls, name: str) -> Any:
         raise AttributeError(unknown_attribute(name, dir(cls), cls.__name__))
@@ -230,6 +230,6 @@ def unknown_name(name: str, known: Collection[str]) -> str:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    """Returns the end of a sentence that names what a misspelt name may have meant, "" if nothing is near."""
+    """Returns the end of a sentence with the known name that is most similar, or "" if none is similar."""
     near = difflib.get_close_matches(name, known, 1, 0.75)
     return f": did you mean {near[0]}?" if near else ""

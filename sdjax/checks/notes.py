@@ -1,16 +1,16 @@
-"""Notes: what users should know but is no error. A warning in Python, a line on the command line."""
+"""Notes for users that are not errors. They are warnings in Python and lines on the command line."""
 
 import warnings
 
 
 class Note(UserWarning):
-    """A setting that does not do what one might expect."""
+    """A setting has no effect, or another effect than users may expect."""
 
 
 class PromptNote(Note):
-    """A prompt that another tool would read in another way. The command line shows it once."""
+    """A prompt has syntax of another tool. The command line shows this note once."""
 
 
 def note(text: str, kind: type[Note] = Note) -> None:
-    """Warns. All notes come from this line, so that Python's usual filter shows each text once in a process."""
+    """Gives a warning. All notes come from this line, so that Python's default filter shows each text once."""
     warnings.warn(text, kind, stacklevel=1)

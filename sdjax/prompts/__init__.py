@@ -1,1 +1,1 @@
-"""From text to tokens."""
+"""Prompts: tokenizers, and checks of their syntax and length."""

@@ -1,9 +1,9 @@
-"""Prompts written for other tools. Their weights, switches and file names are plain text here.
+"""Detects prompts written for other tools. Here their weights, switches and file names are plain text.
 
-Known are AUTOMATIC1111's web UI and what follows it (emphasis, scheduling, alternation, BREAK, AND, extra networks,
-embeddings), ComfyUI's embeddings, NovelAI's braces, dynamic prompts, compel's weights and Midjourney's parameters.
-Text that only looks similar does not count: smileys, (c) 2020, footnotes [1], times (at 10:30), a remark (like this)
-after what it explains. Other tools too read a bracket after a backslash literally.
+We know the syntax of AUTOMATIC1111's web UI and similar tools (emphasis, scheduling, alternation, BREAK, AND, extra
+networks, embeddings), ComfyUI's embeddings, NovelAI's braces, dynamic prompts, compel's weights and Midjourney's
+parameters. We ignore text that only looks similar: smileys, (c) 2020, footnotes [1], times (at 10:30), and a remark
+(like this) after a word. A bracket after a backslash is literal, as in other tools.
 """
 
 import re
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from sdjax.checks.notes import PromptNote, note
 from sdjax.prompts.tokenizer import Tokenizer
 
-SHOWN = 3  # pieces that are named
-LONGEST = 1000  # characters that are looked at: more than a text encoder sees, and few enough for any text
+SHOWN = 3  # pieces that the note names
+LONGEST = 1000  # characters that are checked: more than a text encoder sees, and still fast
 
 _ESCAPED = re.compile(r"\\[()\[\]{}]")
 _SMILEY = re.compile(r"[:;=]['^o-]?[()\[\]]+|[(\[]+['^o-]?[:;=](?![\w.])|\([\W_]+\)")
@@ -51,7 +51,7 @@ _WORDS = re.compile(r"(?<!\w)(?:BREAK|AND|AND_(?:PERP|SALT|TOPK)|ADD(?:COMM|BASE
 
 
 def foreign_syntax(prompt: str) -> list[str]:
-    """Returns the pieces of a prompt that another tool would not take for words."""
+    """Returns the pieces of a prompt that are special syntax in another tool."""
     text = _SMILEY.sub(" ", _ESCAPED.sub(" ", prompt[:LONGEST]))
     found: dict[int, str] = {}
     taken: list[tuple[int, int]] = []
@@ -76,21 +76,21 @@ def _is_shouted(text: str, match: re.Match) -> bool:
 
 
 def check_prompts(prompts: Iterable[str]) -> None:
-    """Notes once for all prompts that some use another tool's syntax, and names it."""
+    """Gives one note if some prompts use another tool's syntax. The note names the pieces."""
     found = list(dict.fromkeys(piece for prompt in prompts for piece in foreign_syntax(prompt)))
     if not found:
         return
     named = ", ".join(f'"{piece}"' for piece in found[:SHOWN])
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     note(
-        f"the prompt holds another tool's syntax, which is read as plain words here and may spoil the picture: {named}"
+        f"the prompt has another tool's syntax, which is read as plain words here and may spoil the picture: {named}"
         f"{more}; remove it",
         PromptNote,
     )
 
 
 def check_lengths(tokenizer: Tokenizer, prompts: Iterable[str], length: int) -> None:
-    """Notes for each prompt longer than `length` tokens what the network will not see."""
+    """Gives a note for each prompt longer than `length` tokens, with the part that the network will not see."""
     for prompt in sorted(set(prompts)):
         if rest := tokenizer.cut(prompt, length=length):
             note(f'a prompt has more than {length - 2} tokens; left out is "{rest}"')

@@ -1,14 +1,14 @@
-"""CLIP's tokenizer, and BERT's for the model of LAION-400M, whose vocabulary has to be given.
+"""CLIP's tokenizer, and BERT's for the model of LAION-400M, which needs a vocabulary file.
 
-CLIP's is byte pair encoding of a text, offline, exactly as OpenAI's and open_clip's.
+CLIP's tokenizer is a byte pair encoding that works offline. It equals OpenAI's and open_clip's.
 
-A text is repaired (ftfy), HTML entities are resolved twice, runs of white space become one space, and it is lowered;
-then a pattern splits it into words, and each word's UTF-8 bytes are merged by rank. Source: openai/CLIP,
-clip/simple_tokenizer.py.
+The text is repaired (ftfy), HTML entities are resolved twice, runs of white space become one space, and letters become
+lower case. Then a pattern splits it into words, and the UTF-8 bytes of each word are merged by rank. Source:
+openai/CLIP, clip/simple_tokenizer.py.
 
-Two places where Hugging Face's tokenizers of the same vocabulary differ are decided for OpenAI's, for v1 and v2 alike:
-they resolve HTML entities at most once, and they treat `<|endoftext|>` and v2's padding `!` as special anywhere in a
-text, so their "wow!" ends in padding. v1 and v2 differ only in the padding token: 49407 and 0.
+Hugging Face's tokenizers of the same vocabulary differ in two points, where we follow OpenAI for v1 and v2: they
+resolve HTML entities at most once, and they treat `<|endoftext|>` and v2's padding `!` as special anywhere in a text,
+so their "wow!" ends in padding. v1 and v2 differ only in the padding token: 49407 and 0.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")  # what a tokenizer_config.jso
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer, CLIP's own by default; `files` holds those of a model that brings its own (see `load`)."""
+    """A tokenizer, by default CLIP's. `files` are the tokenizer files of a model that has its own (see `load`)."""
 
     files: tuple[tuple[str, bytes], ...] = dataclasses.field(default=(), repr=False)
 
@@ -66,7 +66,7 @@ class Tokenizer:
         """
         folder = Path(local(folder))
         if not folder.is_dir():
-            raise ValueError(f"a tokenizer is read from a folder; {folder} is not one")
+            raise ValueError(f"a tokenizer must be a folder; {folder} is not one")
         paths = sorted(path for path in folder.iterdir() if path.is_file())
         size = sum(path.stat().st_size for path in paths)
         if size > MAX_FOLDER_BYTES:
@@ -76,9 +76,9 @@ class Tokenizer:
             if not paths:
                 raise ValueError("it is empty")
             tokenizer.encode("")
-        except Exception as error:  # whatever transformers raises for files that it cannot use
+        except Exception as error:  # transformers raises many kinds of errors for files that it cannot use
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{folder} holds no tokenizer that can be read ({reason})") from error
+            raise ValueError(f"{folder} has no readable tokenizer ({reason})") from error
         return tokenizer
 
     @classmethod
@@ -106,21 +106,21 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens: 49408 of CLIP's own."""
+        """The number of tokens (CLIP: 49408)."""
         return _engine(self.files).size
 
     @property
     def largest_id(self) -> int:
-        """The largest number that a token has: vocab_size - 1, unless numbers are left out."""
+        """The largest token number: vocab_size - 1, unless some numbers are unused."""
         return _engine(self.files).largest_id
 
     @property
     def is_clips(self) -> bool:
-        """Whether it is CLIP's own tokenizer, under any files."""
+        """Whether it is CLIP's tokenizer, from any files."""
         return _engine(self.files) is _engine(())
 
     def save(self, folder: str | Path, pad_token: str = EOS, length: int = 77) -> None:
-        """Writes the tokenizer's files: those that it was loaded from, else CLIP's with `pad_token`.
+        """Writes the tokenizer's files: the loaded ones, or CLIP's with `pad_token`.
 
         `length` is the length of a sequence. transformers needs it, so it is added if the files lack it.
         """
@@ -135,12 +135,12 @@ class Tokenizer:
 
     @property
     def bos_token_id(self) -> int:
-        """The token that starts every sequence: 49406 of CLIP's own."""
+        """The token that starts every sequence (CLIP: 49406)."""
         return _engine(self.files).bos
 
     @property
     def eos_token_id(self) -> int:
-        """The token that ends every sequence: 49407 of CLIP's own."""
+        """The token that ends every sequence (CLIP: 49407)."""
         return _engine(self.files).eos
 
     def encode(self, text: str) -> list[int]:
@@ -150,12 +150,12 @@ class Tokenizer:
     def __call__(
         self, texts: str | Sequence[str], *, length: int = 77, pad_token_id: int | None = None
     ) -> Int[np.ndarray, "b n"]:
-        """Returns int32 [b, length]: start, tokens, end, padding (the end token again, if None).
+        """Returns int32 [b, length]: start, tokens, end, padding. The default padding is the end token.
 
-        What does not fit is left out (`cut` says what), so that a row always holds its end token.
+        Tokens that do not fit are left out, so that a row always has its end token. `cut` returns the part left out.
         """
         if length < 2:
-            raise ValueError(f"a sequence has room for its start and end: length is at least 2, got {length}")
+            raise ValueError(f"length must be at least 2, for the start and end tokens; got {length}")
         texts = [texts] if isinstance(texts, str) else list(texts)
         pad = self.eos_token_id if pad_token_id is None else pad_token_id
         ids = np.full((len(texts), length), pad, np.int32)
@@ -165,7 +165,7 @@ class Tokenizer:
         return ids
 
     def cut(self, text: str, *, length: int = 77) -> str:
-        """Returns the end of the (cleaned) text that a sequence of `length` tokens leaves out; empty if it fits."""
+        """Returns the end of the (cleaned) text that does not fit into `length` tokens; empty if all fits."""
         return _engine(self.files).after(_checked(text), length - 2)
 
 
@@ -181,7 +181,7 @@ def write_clip_files(folder: str | Path, pad_token: str = EOS, length: int = 77)
 
 
 def _write(folder: str | Path, contents: Mapping[str, bytes]) -> None:
-    with contextlib.ExitStack() as stack:  # no file gets its name before all are written
+    with contextlib.ExitStack() as stack:  # all files are written before one gets its final name
         for name, data in contents.items():
             new = new_file(Path(folder) / name, overwrite=True, what="writing the tokenizer", needs=len(data))
             stack.enter_context(new).write_bytes(data)
@@ -190,7 +190,7 @@ def _write(folder: str | Path, contents: Mapping[str, bytes]) -> None:
 def clip_files(
     vocab: dict[str, int], merges: Sequence[tuple[str, str]], pad_token: str = EOS, **more: Any
 ) -> dict[str, bytes]:
-    """Returns the files of a tokenizer of CLIP's kind, by their names; `more` goes into tokenizer_config.json."""
+    """Returns the files of a CLIP-like tokenizer, by their names. `more` goes into tokenizer_config.json."""
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad_token}
     config = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", **special,
               "tokenizer_class": "CLIPTokenizer", **more}  # fmt: skip
@@ -216,7 +216,7 @@ def clean(text: str) -> str:
 
 
 class _BytePairs:
-    """CLIP's byte pair encoding with any vocabulary that holds its two special tokens."""
+    """CLIP's byte pair encoding with any vocabulary that has its two special tokens."""
 
     def __init__(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]):
         self.bos, self.eos, self.size, self.largest_id = vocab[BOS], vocab[EOS], len(vocab), max(vocab.values())
@@ -269,7 +269,7 @@ class _WordPieces:
         vocab = {token: i for i, token in enumerate(tokens)}
         missing = [token for token in (CLS, SEP, "[PAD]", "[UNK]", "[MASK]") if token not in vocab]
         if missing or len(vocab) != len(tokens):
-            fault = f"it lacks {', '.join(missing)}" if missing else "some of its tokens stand there twice"
+            fault = f"it lacks {', '.join(missing)}" if missing else "some of its tokens occur twice"
             raise ValueError(f"{fault}; it should have one token a line, as vocab.txt of bert-base-uncased")
         self.bos, self.eos, self.size, self.largest_id = vocab[CLS], vocab[SEP], len(vocab), len(vocab) - 1
         self.tokenizer = tokenizers.BertWordPieceTokenizer(vocab, lowercase=lowercase)
@@ -300,7 +300,7 @@ class _Transformers:
         self.bos: Any = first_known(self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         self.eos: Any = first_known(self.tokenizer.eos_token_id, self.tokenizer.sep_token_id)
         if self.bos is None or self.eos is None:
-            raise ValueError("it has no token that starts, or none that ends a text")
+            raise ValueError("it has no start token or no end token")
         self.size, self.largest_id = len(self.tokenizer), max(self.tokenizer.get_vocab().values())
 
     def encode(self, text: str) -> list[int]:

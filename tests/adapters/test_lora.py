@@ -110,7 +110,7 @@ def test_adapters_that_do_not_fit_name_every_layer():
         pytest.raises(AdapterError, match=r"'conv/deeper'.*'dense' is \(6, 5\), the change \(7, 5\)"),
     ):
         Layers().apply({"params": params}, x)
-    with pytest.raises(AdapterError, match="'dense' in other shapes"):
+    with pytest.raises(AdapterError, match="different shapes for 'dense'"):
         for_images([(adapter, 1.0), (wrong, 1.0)])
 
 
