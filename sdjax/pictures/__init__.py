@@ -1,6 +1,6 @@
-"""Pictures from outside: opened by one function that trusts nothing, listed, resized, padded, cropped and blended.
+"""Opens, lists, resizes, pads, crops and blends pictures. Files are not trusted.
 
-`sdjax.pictures.image` is the way out: floats of a model to pixels, and PNG files. No JAX in here.
+`sdjax.pictures.image` converts a model's floats to pixels and writes PNG files. Nothing here imports JAX.
 """
 
 from sdjax.pictures.geometry import (

@@ -1,4 +1,4 @@
-"""Samples as the uint8 pixels of sRGB, as grey, upright: worked through band by band, so that memory stays bounded."""
+"""Converts samples to uint8 sRGB pixels or grey, and turns pictures upright. Works in bands, to limit memory."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ def bands(height: int, width: int) -> Iterator[slice]:
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns a copy of an array [h, w, ...] turned as EXIF's orientation says. Source: EXIF 2.32, tag 0x0112."""
+    """Returns a copy of an array [h, w, ...], turned by its EXIF orientation. Source: EXIF 2.32, tag 0x0112."""
     if orientation >= 5:
         array = array.swapaxes(0, 1)  # 5: row 0 is the left side
     down, across = {2: (0, 1), 3: (1, 1), 4: (1, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}.get(orientation, (0, 0))
@@ -44,9 +44,9 @@ def to_eight_bits(array: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(samples: Samples) -> tuple[np.ndarray, list[str]]:
-    """Returns RGB [h, w, 3], or grey [h, w, 1], in sRGB of the samples' dtype, transparency aside, and notices.
+    """Returns sRGB colours [h, w, 3] or grey [h, w, 1] in the samples' dtype, and notices. Ignores transparency.
 
-    CMYK without a profile is (255 - C) (255 - K) / 255. What has a usable profile becomes uint8 RGB.
+    CMYK without a profile is (255 - C) (255 - K) / 255. Samples with a usable profile become uint8 RGB.
     """
     colour, notices = samples.colour, []
     if samples.profile is not None:
@@ -65,9 +65,9 @@ def to_rgb(samples: Samples) -> tuple[np.ndarray, list[str]]:
 
 
 def lay_on(rgb: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int]) -> np.ndarray:
-    """Returns uint8 [h, w, 3] of grey or RGB: alpha rgb + (1 - alpha) background, stored values, rounded once.
+    """Returns uint8 [h, w, 3]: alpha rgb + (1 - alpha) background, rounded once. `rgb` may be grey.
 
-    Stored (gamma-encoded) values are mixed, not light: so do browsers and editors, so the file's author saw it.
+    It mixes stored (gamma-encoded) values, as browsers and editors do. So the result is what the author saw.
     """
     if alpha.dtype != rgb.dtype:
         alpha = to_eight_bits(alpha)
@@ -85,7 +85,7 @@ def lay_on(rgb: np.ndarray, alpha: np.ndarray, background: tuple[int, int, int])
 
 
 def grey(colour: np.ndarray) -> np.ndarray:
-    """Returns float32 [h, w] of grey or RGB [h, w, 1 or 3], in its own units: the value of grey, the luma of RGB."""
+    """Returns float32 [h, w], in the input's units: grey unchanged, or the luma of RGB [h, w, 3]."""
     if colour.shape[-1] == 1:
         return colour[..., 0].astype(np.float32)
     out = np.empty(colour.shape[:2], np.float32)
@@ -99,7 +99,7 @@ def grey(colour: np.ndarray) -> np.ndarray:
 
 
 def is_grey(colour: np.ndarray, where: np.ndarray | None = None) -> bool:
-    """Returns whether the channels agree to 1 part in 16 (JPEG's chroma is not exact), where `where` is not 0."""
+    """Returns whether the channels agree to 1/16 where `where` is not 0 (JPEG's chroma is not exact)."""
     if colour.shape[-1] == 1:
         return True
     tolerance = int(np.iinfo(colour.dtype).max) // 16
@@ -112,7 +112,7 @@ def is_grey(colour: np.ndarray, where: np.ndarray | None = None) -> bool:
 
 
 def is_one_colour(colour: np.ndarray, where: np.ndarray) -> bool:
-    """Returns whether uint8 [h, w, c] has one colour, to 1 part in 16, where `where` is not 0."""
+    """Returns whether uint8 [h, w, c] has one colour, to 1/16, where `where` is not 0."""
     low, high = np.full(colour.shape[-1], 255), np.zeros(colour.shape[-1], int)
     for rows in bands(*colour.shape[:2]):
         seen = colour[rows][where[rows] > 0]
@@ -123,7 +123,7 @@ def is_one_colour(colour: np.ndarray, where: np.ndarray) -> bool:
 
 
 def _convert(colour: np.ndarray, profile: bytes) -> tuple[np.ndarray | None, str]:
-    """Returns uint8 sRGB [h, w, 3], None where the colours stay as they are, and a notice ("" for none)."""
+    """Returns uint8 sRGB [h, w, 3] (None if the colours do not change) and a notice ("" for none)."""
     mode, space = {1: ("L", b"GRAY"), 3: ("RGB", b"RGB "), 4: ("CMYK", b"CMYK")}[colour.shape[-1]]
     if len(profile) < 132 or profile[36:40] != b"acsp":
         return None, "damaged colour profile ignored"
@@ -158,7 +158,7 @@ def _convert(colour: np.ndarray, profile: bytes) -> tuple[np.ndarray | None, str
 
 
 def _is_identity(apply: Callable[[np.ndarray], np.ndarray], channels: int) -> bool:
-    """Returns whether a conversion leaves a lattice of colours as they are, to one level."""
+    """Returns whether a conversion changes a grid of test colours by at most one level."""
     steps = np.linspace(0, 255, 17).round().astype(np.uint8)
     lattice = np.stack(np.meshgrid(*[steps] * channels, indexing="ij"), -1).reshape(1, -1, channels)
     return int(np.abs(apply(lattice).astype(np.int16) - lattice).max()) <= 1

@@ -1,8 +1,8 @@
-"""Samples of PNG, JPEG and WebP files that nobody vouches for.
+"""Reads samples from PNG, JPEG and WebP files that are not trusted.
 
-A file is recognised by its first bytes. Its structure is read here, limits are checked before anything is decoded, and
-Pillow's decoders get a new stream of only the parts that hold pixels. Text, comments, thumbnails and further frames
-never reach them. Damage that they would silently ignore (missing rows, scans cut short) is refused.
+The first bytes decide the format. We parse the structure ourselves and check limits before decoding. Pillow's decoders
+get a new stream with only the parts that hold pixels; text, comments, thumbnails and further frames never reach them.
+Damage that the decoders would silently ignore (missing rows, truncated scans) is refused.
 """
 
 from sdjax.pictures import jpeg, png, webp
@@ -26,7 +26,7 @@ OTHERS = {
 
 
 def read(data: bytes) -> Samples:
-    """Returns the samples of a file's bytes. Raises PictureError, and nothing else, if there is anything wrong."""
+    """Returns the samples of a file's bytes. Raises PictureError, and no other error, if anything is wrong."""
     try:
         if len(data) > MAX_BYTES:
             raise PictureError(f"the file has {len(data)} bytes, and at most {MAX_BYTES} are read")

@@ -21,7 +21,7 @@ METHODS = {
 
 
 class Box(NamedTuple):
-    """Columns left to right and rows top to bottom of a picture, the ends excluded; Pillow's order."""
+    """Part of a picture: columns left to right and rows top to bottom, ends excluded, in Pillow's order."""
 
     left: int
     top: int
@@ -38,12 +38,12 @@ class Box(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """What to index an array with: `pixels[box.slices]` is the crop."""
+        """The index of the box in an array: `pixels[box.slices]` is the crop."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
 def round_size(height: int, width: int, multiple: int = 64) -> tuple[int, int]:
-    """Returns both sides rounded down to the multiple, at least one of it. Source: load_img, scripts/img2img.py."""
+    """Returns both sides rounded down to multiples, at least `multiple`. Source: load_img, scripts/img2img.py."""
     if height < 1 or width < 1 or multiple < 1:
         raise ValueError(f"sides and multiples are at least 1; got {height} x {width} and {multiple}")
     return max(height // multiple, 1) * multiple, max(width // multiple, 1) * multiple
@@ -52,9 +52,9 @@ def round_size(height: int, width: int, multiple: int = 64) -> tuple[int, int]:
 def resize(pixels: np.ndarray, height: int, width: int, method: str = "lanczos") -> np.ndarray:
     """Returns uint8 or float32 [height, width] or [height, width, c] by Pillow's filter of that name.
 
-    "lanczos" (a = 3), "bicubic" (a = -0.5) and "bilinear" widen when shrinking, so that nothing aliases; "area" is the
-    mean of what a pixel covers; "nearest" the pixel at its centre. Channels never mix: alpha is one like the others.
-    The same size returns a copy.
+    "lanczos" (a = 3), "bicubic" (a = -0.5) and "bilinear" use wider filters for shrinking, against aliasing. "area" is
+    the mean of the covered pixels, "nearest" the pixel at the centre. Channels never mix, alpha included. The same size
+    returns a copy.
     """
     if method not in METHODS:
         raise ValueError(f"a method is one of {', '.join(METHODS)}; got {method!r}")
@@ -77,7 +77,7 @@ def resize(pixels: np.ndarray, height: int, width: int, method: str = "lanczos")
 def pad_to(pixels: np.ndarray, multiple: int, *, least: int = 1) -> np.ndarray:
     """Returns the array with its last row and column repeated until both sides are multiples, and at least `least`.
 
-    `padded[:h, :w]` is the array again.
+    `padded[:h, :w]` is the original array.
     """
     if multiple < 1 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise ValueError(f"[h, w] or [h, w, c] is padded to a multiple of at least 1; got {pixels.shape}, {multiple}")
@@ -86,10 +86,11 @@ def pad_to(pixels: np.ndarray, multiple: int, *, least: int = 1) -> np.ndarray:
 
 
 def composite(new: np.ndarray, old: np.ndarray, mask: np.ndarray, feather: int = 0) -> np.ndarray:
-    """Returns uint8 [h, w, c]: round((m new + (255 - m) old) / 255), so that old is kept byte by byte where m is 0.
+    """Returns uint8 [h, w, c]: round((m new + (255 - m) old) / 255). Where the mask m is 0, `old` does not change.
 
-    With `feather` n the mask fades in over n pixels inside itself: a pixel at (Euclidean) distance d of the nearest
-    one outside has min(1, d / (n + 1)) of its m. The picture's border is no outside. Mask: uint8 [h, w] or booleans.
+    With `feather` n the mask fades in over n pixels inside its edge: m is multiplied by min(1, d / (n + 1)), where d is
+    the Euclidean distance to the nearest pixel outside the mask. The picture's border does not count as outside. The
+    mask is uint8 [h, w] or bool.
     """
     mask = _checked_mask(mask)
     if new.dtype != np.uint8 or old.dtype != np.uint8 or new.shape != old.shape or new.shape[:2] != mask.shape:
@@ -100,18 +101,18 @@ def composite(new: np.ndarray, old: np.ndarray, mask: np.ndarray, feather: int =
     weight = _fade(mask, feather).astype(np.uint16)
     weight = weight.reshape(weight.shape + (1,) * (new.ndim - 2))
     out = old.copy()
-    for row in np.flatnonzero(mask.any(1)):  # row by row: little memory, and nothing done where all stays
+    for row in np.flatnonzero(mask.any(1)):  # row by row: saves memory, and skips rows that do not change
         m = weight[row]
         out[row] = (m * new[row] + (255 - m) * old[row] + 127) // 255
     return out
 
 
 def crop_around(mask: np.ndarray, padding: int, multiple: int, bounds: tuple[int, int] | None = None) -> Box:
-    """Returns the smallest box around the nonzero part of a mask [h, w], enlarged by the padding, then to the multiple.
+    """Returns the smallest box around the nonzero part of a mask [h, w], plus `padding`, enlarged to `multiple`.
 
-    The padding ends at the picture's edge; growth to the multiple is shared by both sides and shifted inside of the
-    picture, whose (height, width) is the mask's, and `bounds` if given. Where the picture is smaller than that, the box
-    is its whole side, and no multiple (`pad_to` makes it one). Raises ValueError for an empty mask.
+    The padding stops at the picture's edge. The growth to the multiple is shared by both sides, and the box is shifted
+    inside the picture, whose (height, width) is that of the mask, or `bounds` if given. If the picture is smaller than
+    the multiple, the box is its whole side (use `pad_to` then). Raises ValueError for an empty mask.
     """
     mask = _checked_mask(mask)
     bounds = mask.shape if bounds is None else bounds
@@ -133,7 +134,7 @@ def crop_around(mask: np.ndarray, padding: int, multiple: int, bounds: tuple[int
 
 
 def paste(pixels: np.ndarray, patch: np.ndarray, box: Box) -> np.ndarray:
-    """Returns a copy of the picture with the patch, which has the box's size, in the box."""
+    """Returns a copy of the picture with `patch` pasted into the box. The patch must have the box's size."""
     h, w = pixels.shape[:2]
     if not (0 <= box.top < box.bottom <= h and 0 <= box.left < box.right <= w):
         raise ValueError(f"{box} is not inside of a picture of {h} x {w}")
@@ -147,10 +148,10 @@ def paste(pixels: np.ndarray, patch: np.ndarray, box: Box) -> np.ndarray:
 def expand(
     pixels: np.ndarray, left: int, top: int, right: int, bottom: int, *, overlap: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a canvas larger by these pixels on each side, with the edges continued, and the mask of the new part.
+    """Returns the picture extended by these numbers of pixels, its edges repeated, and the mask of the new part.
 
-    The mask, uint8 [h, w], is 255 on the new part, and on `overlap` pixels of the old along every side that grew.
-    Raises ValueError for negative numbers, and PictureError if the canvas exceeds 40 million pixels.
+    The mask, uint8 [h, w], is 255 on the new part, and on `overlap` pixels of the old part along every side that grew.
+    Raises ValueError for negative numbers, and PictureError if the result exceeds 40 million pixels.
     """
     if min(left, top, right, bottom, overlap) < 0:
         raise ValueError(f"a canvas grows by 0 or more pixels; got {left}, {top}, {right}, {bottom}, overlap {overlap}")
@@ -182,9 +183,9 @@ def _fade(mask: np.ndarray, feather: int) -> np.ndarray:
 
 
 def _squared_distance(outside: np.ndarray, reach: int) -> np.ndarray:
-    """Returns float32 [h, w]: each pixel's squared distance to the nearest that is `outside`, at most reach squared.
+    """Returns float32 [h, w]: each pixel's squared distance to the nearest `outside` pixel, at most reach squared.
 
-    Along rows first, then the least of (row distance)^2 + dy^2 over the rows within reach.
+    It first computes distances along rows, then the minimum of (row distance)^2 + dy^2 over the rows within reach.
     """
     h, w = outside.shape
     at = np.arange(w, dtype=np.int32)

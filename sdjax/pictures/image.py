@@ -1,7 +1,7 @@
-"""Pictures: uint8 pixels and floats in [-1, 1], grids, and PNG files that carry their settings and overwrite nothing.
+"""Pixels and floats in [-1, 1], grids, and PNG files with settings that never overwrite other files.
 
-Pictures are opened by `sdjax.pictures`, animations written by `sdjax.pictures.movie`; besides these three only
-training's data and drawings import Pillow.
+`sdjax.pictures` opens pictures and `sdjax.pictures.movie` writes animations. Besides these three, only training imports
+Pillow, for its data and drawings.
 """
 
 import io
@@ -28,11 +28,11 @@ ROUNDINGS = {"truncate": np.trunc, "nearest": np.rint}
 
 
 def to_uint8(image: Float[Array | np.ndarray, "..."], *, rounding: str = "truncate") -> UInt8[np.ndarray, "..."]:
-    """Returns pixels of an image in [-1, 1] of any shape; values outside are clipped.
+    """Returns the pixels of an image in [-1, 1], of any shape. Values outside are clipped.
 
-    255 clip((x + 1) / 2, 0, 1), in float32: truncated as the scripts of both releases do (scripts/txt2img.py of
-    CompVis/stable-diffusion), or to the nearest as diffusers does ("nearest"). Raises ValueError for a value that is
-    not a number, which has no pixel, and for an unknown rounding.
+    The formula is 255 clip((x + 1) / 2, 0, 1), in float32. `rounding` "truncate" truncates as the scripts of both
+    releases do (scripts/txt2img.py of CompVis/stable-diffusion); "nearest" rounds as diffusers does. Raises ValueError
+    for values that are not numbers, and for an unknown rounding.
     """
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding is one of {', '.join(ROUNDINGS)}; got {rounding!r}")
@@ -44,9 +44,9 @@ def to_uint8(image: Float[Array | np.ndarray, "..."], *, rounding: str = "trunca
 
 
 def to_float(pixels: ArrayT) -> ArrayT:
-    """Returns the image in [-1, 1], float32, of uint8 pixels: 2 (p / 255) - 1, so that 0 is -1 and 255 is 1.
+    """Returns uint8 pixels p as an image in [-1, 1], float32: 2 (p / 255) - 1.
 
-    NumPy's arrays stay NumPy's and JAX's stay JAX's, so that it can be compiled.
+    A NumPy array gives a NumPy array and a JAX array a JAX array, so it can be compiled.
     """
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels are uint8; got {pixels.dtype}")
@@ -54,9 +54,9 @@ def to_float(pixels: ArrayT) -> ArrayT:
 
 
 def grid(pixels: Pixels, columns: int, *, padding: int = 2) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Returns one picture [H, W, 3] of pictures [b, h, w, 3], row by row with black lines of `padding` pixels around.
+    """Returns pictures [b, h, w, 3] as one grid, row by row, with black lines of `padding` pixels around them.
 
-    One picture alone gets no lines. Source: torchvision's make_grid, which both releases' scripts call.
+    A single picture gets no lines. Source: torchvision's make_grid, which the scripts of both releases call.
     """
     b, h, w, c = pixels.shape
     if b < 1 or columns < 1:
@@ -75,8 +75,8 @@ def grid(pixels: Pixels, columns: int, *, padding: int = 2) -> UInt8[np.ndarray,
 def infotext(prompt: str, negative_prompt: str, fields: Mapping[str, Any]) -> str:
     """Returns the text that AUTOMATIC1111's web UI keeps in a PNG's `parameters` chunk, for other tools to read.
 
-    Prompt, then the negative prompt if there is one, then `Key: value, ...` on the last line, values that hold a comma,
-    a colon or a line break quoted as JSON. It is not exact (a prompt may hold such lines itself).
+    It has the prompt, then the negative prompt if there is one, then `Key: value, ...` on the last line. Values with a
+    comma, a colon or a line break are quoted as JSON. The text may be ambiguous, because a prompt may have such lines.
     """
     quoted = {key: str(value) for key, value in fields.items()}
     for key, value in quoted.items():
@@ -90,10 +90,10 @@ def infotext(prompt: str, negative_prompt: str, fields: Mapping[str, Any]) -> st
 
 
 def encode_png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
-    """Returns a PNG file of one picture [h, w, 3] with text chunks, keyword to text; the same bytes every time.
+    """Returns a PNG file of one picture [h, w, 3] with text chunks (keyword to text). The same input gives equal bytes.
 
-    A map, grey of 16 bits, is uint16 [h, w]. A text that Latin-1 can hold becomes a tEXt chunk, another one iTXt. What
-    UTF-8 cannot hold is replaced by `?`.
+    A map (16-bit grey) is uint16 [h, w]. Latin-1 text becomes a tEXt chunk, other text an iTXt chunk. Characters that
+    UTF-8 cannot encode are replaced by `?`.
     """
     pixels = np.asarray(pixels)
     is_picture = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[-1] == 3
@@ -108,12 +108,12 @@ def encode_png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> byt
 
 
 def save_png(path: str | os.PathLike, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
-    """Writes a PNG file, whole or not at all. Raises FileExistsError if there is a file of that name already."""
+    """Writes a PNG file, whole or not at all. Raises FileExistsError if a file of that name exists."""
     save_file(path, encode_png(pixels, text))
 
 
 def save_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file, whole or not at all. Raises FileExistsError if there is a file of that name already."""
+    """Writes a file, whole or not at all. Raises FileExistsError if a file of that name exists."""
     files.write_file(path, data, what=WRITING)
 
 
@@ -125,9 +125,9 @@ def save_numbered(
     prefix: str = "",
     digits: int = 5,
 ) -> Path:
-    """Returns the path of a new PNG file `prefix` + number in the folder, numbered one above the highest there.
+    """Writes a new PNG file named `prefix` + number, and returns its path. The number is one above the highest.
 
-    The first number is 0. Nothing is overwritten, also when several processes write into the folder.
+    The first number is 0. Nothing is overwritten, even if several processes write into the folder.
     """
     return save_numbered_file(folder, encode_png(pixels, text), ".png", prefix=prefix, digits=digits)
 
@@ -135,7 +135,7 @@ def save_numbered(
 def save_numbered_file(
     folder: str | os.PathLike, data: bytes, suffix: str, *, prefix: str = "", digits: int = 5
 ) -> Path:
-    """Returns the path of a new file of that content, named and numbered as `save_numbered` does, with a suffix."""
+    """Writes `data` to a new file, numbered as in `save_numbered`, with this suffix, and returns its path."""
     with errors.doing(WRITING, folder, len(data)), files.folder_for(folder) as folder:
         number = _next_number(folder, prefix, digits, suffix)
         while True:
@@ -148,7 +148,7 @@ def save_numbered_file(
 
 
 def new_folder(path: str | os.PathLike) -> Path:
-    """Returns the path of a new folder: `path`, or with -2, -3, ... appended if it exists."""
+    """Makes a new folder and returns its path: `path`, or `path` with -2, -3, ... appended if it exists."""
     new, number = Path(local(path)), 1
     while True:
         try:

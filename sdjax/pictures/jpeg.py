@@ -1,4 +1,4 @@
-"""JPEG (ITU-T T.81): segments and scans, none of them missing, no stretch of them cut short."""
+"""Reads JPEG files (ITU-T T.81). Checks that no segment or scan is missing or truncated."""
 
 import itertools
 import re
@@ -36,7 +36,7 @@ class _Frame(NamedTuple):
 
 
 class _Jpeg:
-    """A JPEG's structure, segment by segment: the parts to decode, where each entropy-coded stretch ends, its notes."""
+    """A JPEG's structure: the parts to decode, the ends of entropy-coded stretches, and notices."""
 
     def __init__(self, data: bytes):
         self.data, self.view = data, memoryview(data)
@@ -80,7 +80,7 @@ class _Jpeg:
         raise PictureError("the JPEG is truncated")
 
     def _segment(self, marker: int, content: bytes) -> bool:
-        """Returns whether a segment is needed to decode the pixels; notes what it says."""
+        """Returns whether a segment is needed to decode the pixels. Stores its information."""
         if marker in (0xC0, 0xC1, 0xC2):
             self._start(marker, content)
         elif marker == 0xDD:
@@ -113,7 +113,7 @@ class _Jpeg:
         self.bits_left = {number: np.full(64, -1) for number in sampling}
 
     def _scan(self, header: bytes, start: int) -> int:
-        """Returns where a scan ends; its stretches between restarts become parts, their number is checked."""
+        """Returns the end of a scan. Its stretches between restarts become parts; their number is checked."""
         frame = self.frame
         count = header[0] if header else 0
         if frame is None or not 1 <= count <= 4 or len(header) != 4 + 2 * count:
@@ -180,8 +180,8 @@ def read(data: bytes) -> Samples:
         return PillowImage.frombytes(mode, size, jpeg.stream(padding), "jpeg", raw, "")
 
     picture = decode(b"")
-    # libjpeg paints grey, without an error, what a stretch is too short for. A complete one does not read on, so that
-    # bytes put behind it change nothing.
+    # If a stretch is too short, libjpeg paints the rest grey without an error. A complete stretch ignores bytes after
+    # it, so different bytes there must not change the picture.
     if not _same(picture, decode(_PADDING)):
         raise PictureError("the JPEG is truncated or damaged: a part of its pixels is missing")
     colour = np.asarray(picture).reshape(jpeg.frame.height, jpeg.frame.width, -1)

@@ -1,4 +1,4 @@
-"""Folders of pictures, with masks beside them or in another folder."""
+"""Lists folders of pictures, and finds their masks and depth maps."""
 
 import os
 import re
@@ -13,11 +13,11 @@ MAPS = ("_depth",)
 
 
 def list_pictures(folder: str | os.PathLike) -> list[Path]:
-    """Returns the folder's picture files in natural order (2 before 10), without other pictures' masks and depth maps.
+    """Returns the folder's picture files in natural order (2 before 10), without masks and depth maps.
 
-    Files are picked by their ending, and hidden ones and links to nothing left out; subfolders are not entered.
-    NAME_mask.png is a mask, and NAME_depth.png a depth map, only beside a picture NAME. Raises PictureError if there is
-    none, or for a link that leads out of the folder; OSError.
+    Files are chosen by their ending. Hidden files, broken links and subfolders are ignored. NAME_mask.png is a mask and
+    NAME_depth.png is a depth map only if there is a picture NAME. Raises PictureError if there is no picture or a link
+    leads out of the folder, and OSError.
     """
     folder = Path(local(folder))
     names = _names(folder)
@@ -31,7 +31,8 @@ def list_pictures(folder: str | os.PathLike) -> list[Path]:
 def find_mask(picture: str | os.PathLike, masks: str | os.PathLike | None = None) -> Path | None:
     """Returns the mask of a picture NAME.*: NAME_mask.* or NAME.mask.* beside it, or one of these or NAME.* in `masks`.
 
-    None if there is none. Raises PictureError if there are several, or for a link out of the folder; OSError.
+    Returns None if there is none. Raises PictureError if there are several or a link leads out of the folder, and
+    OSError.
     """
     folder = Path(local(picture)).parent if masks is None else Path(local(masks))
     return _find(Path(picture), folder, MASKS, "mask", own=masks is not None)

@@ -1,4 +1,4 @@
-"""Moving pictures: frames as GIF, APNG or WebP by Pillow, or as MP4 by ffmpeg, if it is installed."""
+"""Writes animations: GIF, APNG and WebP by Pillow, MP4 by ffmpeg if it is installed."""
 
 import io
 import json
@@ -24,15 +24,15 @@ FFMPEG, CODEC = "ffmpeg", "libx264"
 
 
 def encode(pixels: np.ndarray, kind: str, *, fps: float = 12, text: Mapping[str, str] | None = None) -> bytes:
-    """Returns a file of frames, uint8 [n, h, w, 3], that plays for ever (an MP4 as its player chooses).
+    """Returns an animation file of frames, uint8 [n, h, w, 3]. It loops for ever (an MP4 as the player chooses).
 
-    `kind`: "gif" (256 colours a frame), "apng" (exact), "webp" (as good as a fine JPEG) or "mp4" (H.264, by the ffmpeg
-    on the PATH). `fps` frames a second, up to 50; where a format counts whole hundredths or thousandths of a second,
-    frames differ in length so that the whole has the right one. `text`, keyword to text, goes into the file's comment,
-    as JSON if there are several; an APNG has a chunk for each.
+    `kind` is "gif" (256 colours per frame), "apng" (exact), "webp" (as good as a fine JPEG) or "mp4" (H.264, by the
+    ffmpeg on the PATH). `fps` is the number of frames per second, at most 50. If a format only has whole hundredths or
+    thousandths of a second, frames differ in length so that the total is right. `text` (keyword to text) goes into the
+    file's comment, as JSON if there are several texts; an APNG has a chunk for each.
 
-    Raises ValueError for an unknown kind, frames that are none, and a rate out of range; FileNotFoundError where MP4 is
-    asked for without ffmpeg, OSError with ffmpeg's own words where it fails.
+    Raises ValueError for an unknown kind, wrong frames and a rate out of range, FileNotFoundError for MP4 without
+    ffmpeg, and OSError with ffmpeg's message if it fails.
     """
     pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
@@ -51,7 +51,7 @@ def check_fps(fps: float) -> None:
 
 
 def kind_of(path: str | Path) -> str:
-    """Returns the kind that a file's ending asks for. Raises ValueError for one that is none of them."""
+    """Returns the kind of animation for a file's ending. Raises ValueError for an unknown ending."""
     ending = Path(path).suffix.lower()
     if ending not in SUFFIXES.values() and ending != ".png":
         raise ValueError(
@@ -140,7 +140,7 @@ def _mp4(pixels: np.ndarray, fps: float, text: Mapping[str, str]) -> bytes:
 
 
 def _comment(text: Mapping[str, str]) -> str:
-    """Returns one text of several; without the character that ends a text in a C program."""
+    """Returns several texts as one, without zero characters."""
     whole = json.dumps(dict(text)) if len(text) > 1 else "".join(text.values())
     return whole.replace("\0", "?")
 

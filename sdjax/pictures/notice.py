@@ -1,4 +1,4 @@
-"""The notice that takes the place of a picture which may not be shown."""
+"""The notice that replaces a picture withheld by the safety checker."""
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -9,7 +9,7 @@ GREY, INK = (128, 128, 128), (255, 255, 255)
 
 
 def notice(height: int, width: int) -> np.ndarray:
-    """Returns a grey picture, uint8 [height, width, 3], that says so in white letters about a tenth of its width."""
+    """Returns a grey picture, uint8 [height, width, 3], with TEXT in white letters about a tenth of its width."""
     picture = PillowImage.new("RGB", (width, height), GREY)
     draw = ImageDraw.Draw(picture)
     size = max(min(width / 10, height / 4), 4)

@@ -1,4 +1,4 @@
-"""The one way in for pictures, masks and maps from outside: a file, bytes, a Pillow image or an array."""
+"""Opens pictures, masks and maps from a file, bytes, a Pillow image or an array. All inputs go through here."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ PictureSource = str | os.PathLike | bytes | bytearray | memoryview | PillowImage
 
 
 class Picture(NamedTuple):
-    """`pixels` uint8 [h, w, 3] in sRGB; `notices`: what was done to the file's picture, one phrase each."""
+    """`pixels`: uint8 [h, w, 3] in sRGB. `notices`: one phrase for each change made to the file's picture."""
 
     pixels: np.ndarray
     notices: tuple[str, ...]
@@ -41,12 +41,13 @@ class Map(NamedTuple):
 def open_picture(source: PictureSource, *, background: Sequence[int] = (255, 255, 255)) -> Picture:
     """Returns the picture of a PNG, JPEG or WebP file (a path or its bytes), a Pillow image or a uint8 array.
 
-    Arrays are [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], the last channel alpha. Turned upright by EXIF; colours
-    converted to sRGB by the profile in the file; transparency laid on `background`, mixing stored values as browsers
-    do; 16 bits rounded, v / 257; of animations and multi-picture files the first one. Each of these is a notice.
+    Arrays are [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] (the last channel is alpha). The picture is turned upright by
+    EXIF. Colours are converted to sRGB by the file's profile. Transparency is laid on `background`, mixing stored
+    values as browsers do. 16 bits are rounded: v / 257. Animations and multi-picture files give the first picture. Each
+    such change is a notice.
 
-    Raises PictureError, saying what is wrong, for any other format, more than 40 million pixels or 256 MiB, and files
-    that are damaged or cut short; OSError if a file cannot be read.
+    Raises PictureError, saying what is wrong, for any other format, more than 40 million pixels or 256 MiB, and damaged
+    or truncated files. Raises OSError if a file cannot be read.
     """
     background = tuple(int(level) for level in background)
     if len(background) != 3 or not all(0 <= level <= 255 for level in background):
@@ -68,11 +69,11 @@ def open_picture(source: PictureSource, *, background: Sequence[int] = (255, 255
 def open_mask(source: PictureSource, *, size: tuple[int, int] | None = None) -> Mask:
     """Returns a mask, 255 where the picture is replaced, from anything that open_picture takes, or booleans [h, w].
 
-    Grey is kept, colours become grey (luma). If parts are transparent: the opacity of a layer of one
-    colour is the mask (opaque is replaced); a grey layer is laid on black (transparent stays); a colour picture with
-    holes is replaced where it is transparent. Profiles are not applied: a mask is numbers. A notice says what was done.
+    Colours become grey (luma). There are three cases with transparency. If all is one colour, its opacity is the mask
+    (opaque is replaced). A grey picture is laid on black (transparent stays). A colour picture is replaced where it is
+    transparent. Profiles are not applied, because a mask is numbers. A notice names the case.
 
-    Raises PictureError as open_picture does, and unless the mask is of `size`, (height, width), if that is given.
+    Raises PictureError as open_picture does, and if the mask does not have the given `size`, (height, width).
     """
     samples, name = _samples(source)
     with _named(name):
@@ -105,10 +106,10 @@ def open_mask(source: PictureSource, *, size: tuple[int, int] | None = None) -> 
 
 
 def open_map(source: PictureSource) -> Map:
-    """Returns a map (of depth, say): grey of 8 bits as v / 255, of 16 bits as v / 65535, floating point as it is.
+    """Returns a map (of depth, for example): 8-bit grey as v / 255, 16-bit as v / 65535, floating point unchanged.
 
-    Takes what open_picture takes, and float, uint16 and other real arrays [h, w]. Colours become grey (luma),
-    transparency and profiles are ignored. Raises PictureError as open_picture does, and for values not finite.
+    It accepts the inputs of open_picture, and float, uint16 and other real arrays [h, w]. Colours become grey (luma).
+    Transparency and profiles are ignored. Raises PictureError as open_picture does, and for values that are not finite.
     """
     samples, name = _samples(source, real=True)
     with _named(name):
@@ -137,7 +138,7 @@ def _named(name: str) -> Iterator[None]:
         yield
     except PictureError as error:
         raise PictureError(f"{name}: {error}") from error
-    except Exception as error:  # Pillow raises all sorts, MemoryError among them
+    except Exception as error:  # Pillow raises many kinds of errors, even MemoryError
         raise PictureError(f"{name}: the picture is damaged ({error or type(error).__name__})") from error
 
 
@@ -172,7 +173,7 @@ def _samples(source: PictureSource, *, real: bool = False) -> tuple[Samples, str
 
 
 def _content(path: str | os.PathLike, name: str) -> bytes:
-    """Returns a file's bytes. Raises OSError, PictureError if it is too long or a device, pipe or folder."""
+    """Returns a file's bytes. Raises OSError; PictureError if it is too long, or a device, pipe or folder."""
     try:  # without waiting for a pipe's other end
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:  # a zero byte in the name
@@ -206,7 +207,7 @@ def _of_array(array: np.ndarray, real: bool) -> Samples:
 
 
 def _of_pillow(image: PillowImage.Image) -> Samples:
-    """Returns the samples of an image that is open in Pillow: its present frame, as Pillow decodes it."""
+    """Returns the samples of the current frame of a Pillow image."""
     check_side(*image.size)
     image.load()
     info = image.info

@@ -1,4 +1,4 @@
-"""PNG (W3C, Portable Network Graphics): chunks and their checksums, all rows there, 16 bits kept."""
+"""Reads PNG files (W3C, Portable Network Graphics). Checks checksums and missing rows, and keeps 16 bits."""
 
 import struct
 import zlib
@@ -113,7 +113,7 @@ def _png_size(width: int, height: int, bits: int, interlaced: int) -> int:
 
 
 def _check_rows(stream: bytes, expected: int) -> None:
-    """Raises PictureError unless a zlib stream holds that many bytes; Pillow leaves black what is missing."""
+    """Raises PictureError unless a zlib stream has `expected` bytes. Pillow would leave missing parts black."""
     inflate = zlib.decompressobj()
     view, got = memoryview(stream), 0
     for at in range(0, len(stream), 2**16):

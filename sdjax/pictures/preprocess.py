@@ -1,4 +1,4 @@
-"""Pictures as CLIP's image towers see them, in the two dialects in which unCLIP is run.
+"""Prepares pictures for CLIP's image towers, in the two dialects that unCLIP tools use.
 
 Source: Stability-AI/stablediffusion, ldm/modules/encoders/modules.py (FrozenOpenCLIPImageEmbedder.preprocess) with
 kornia 0.6.0's resize and gaussian_blur2d; transformers' CLIPImageProcessor, and openai/CLIP's `_transform`, on Pillow.
@@ -14,17 +14,17 @@ from sdjax.nn.layers.interpolation import taps
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-ELONGATED = 16  # from this proportion of its sides on, a picture's ends are cut off before it is resized and cropped
+ELONGATED = 16  # at this ratio of sides or more, a picture's ends are cut off before resizing and cropping
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Pixels = Float[np.ndarray, "size size 3"]
 
 
 def ldm(picture: Picture, size: int) -> Pixels:
-    """Returns the picture squeezed to a square: blurred if a side shrinks, then bicubic with its corners in place.
+    """Returns the picture squeezed to a square: blurred if a side shrinks, then resized (bicubic, corners aligned).
 
-    The blur is Gaussian, sigma = max(side / size, 1) along each side, on int(4 sigma) pixels, made odd upwards, the
-    picture reflected at its borders; bicubic is a = -0.75. Nothing is clipped or rounded.
+    The blur is Gaussian with sigma = max(side / size, 1) along each side, over int(4 sigma) pixels, rounded up to an
+    odd number. The picture is reflected at its borders. Bicubic has a = -0.75. Nothing is clipped or rounded.
     """
     x = picture.astype(np.float32) / np.float32(127.5) - 1  # resized in [-1, 1], as the reference does
     rows, columns = ldm_matrix(picture.shape[0], picture.shape[1], size)
@@ -36,13 +36,13 @@ def ldm(picture: Picture, size: int) -> Pixels:
 def ldm_matrix(
     height: int, width: int, size: int
 ) -> tuple[Float[np.ndarray, "size height"], Float[np.ndarray, "size width"]]:
-    """Returns what `ldm` does to a picture's columns and to its rows, as matrices."""
+    """Returns the effect of `ldm` on a picture's columns and on its rows, as matrices."""
     blurred = max(height, width) > size
     return _squeeze(height, size, blurred=blurred), _squeeze(width, size, blurred=blurred)
 
 
 def _squeeze(side: int, size: int, *, blurred: bool) -> Float[np.ndarray, "size side"]:
-    """Returns blur and resizing along a side of a picture as one matrix, which is exact: both are linear."""
+    """Returns blur and resizing along one side as one matrix. This is exact, because both are linear."""
     places, weights = taps(side, size, "bicubic", True)  # [size, 4] both
     if blurred:
         sigma = max(side / size, 1)
@@ -57,7 +57,7 @@ def _squeeze(side: int, size: int, *, blurred: bool) -> Float[np.ndarray, "size 
 
 
 def _reflected(places: np.ndarray, side: int) -> np.ndarray:
-    """Returns places outside 0 ... side - 1 mirrored at the first and last pixel, as often as it takes."""
+    """Returns places outside 0 ... side - 1 mirrored at the first and last pixel, several times if needed."""
     if side == 1:
         return np.zeros_like(places)
     places = np.abs(places) % (2 * side - 2)
@@ -65,7 +65,7 @@ def _reflected(places: np.ndarray, side: int) -> np.ndarray:
 
 
 def huggingface(picture: Picture, size: int) -> Pixels:
-    """Returns the middle of the picture: its shorter side brought to `size` by Pillow's bicubic, rounded to uint8."""
+    """Returns the middle of the picture, after its shorter side is resized to `size` (Pillow's bicubic, uint8)."""
     h, w = picture.shape[:2]
     short, longest = min(h, w), max(h, w)
     if longest > ELONGATED * short:
@@ -87,10 +87,10 @@ DIALECTS: dict[str, Callable[[Picture, int], Pixels]] = {"ldm": ldm, "huggingfac
 def clip_pixels(
     given: UInt8[np.ndarray, "b h w 3"] | Sequence[UInt8[np.ndarray, "_ _ 3"]], size: int = 224, *, dialect: str = "ldm"
 ) -> Float[np.ndarray, "b size size 3"]:
-    """Returns pictures as CLIP sees them, float32, its mean and standard deviation of each colour taken out.
+    """Returns pictures as CLIP's input, float32, normalised by CLIP's mean and standard deviation of each colour.
 
-    `dialect` "ldm" squeezes the whole picture into the square, as Stability's code with which unCLIP was trained;
-    "huggingface" crops its middle, as diffusers, transformers and OpenAI's own code do. Raises ValueError for another.
+    `dialect` "ldm" squeezes the whole picture into the square, as in Stability's code, with which unCLIP was trained.
+    "huggingface" crops the middle, as in diffusers, transformers and OpenAI's code. Raises ValueError for others.
     """
     if dialect not in DIALECTS:
         raise ValueError(f"a dialect of preparing pictures is one of {', '.join(DIALECTS)}; got {dialect!r}")

@@ -1,4 +1,4 @@
-"""What a picture's file holds, and the limits that are checked before it is decoded."""
+"""The content of a picture file, and the limits that are checked before decoding."""
 
 import struct
 from typing import NamedTuple
@@ -12,14 +12,14 @@ MAX_CHUNKS = 200_000  # of a file, in any format
 
 
 class PictureError(ValueError):
-    """A picture that is refused; the message says why in one sentence."""
+    """A picture is refused. The message says why in one sentence."""
 
 
 class Samples(NamedTuple):
-    """What a file holds: `colour` [h, w, c] of 1 (grey), 3 (RGB) or 4 (CMYK, 0 is no ink) channels, and its trimmings.
+    """The content of a picture file. `colour` [h, w, c] has 1 (grey), 3 (RGB) or 4 (CMYK, 0 is no ink) channels.
 
-    uint8 or uint16 over their whole range (from Pillow's own objects also float32); `alpha` [h, w] of the same dtype,
-    not multiplied into the colours. `orientation` is EXIF's, 1 to 8, not applied yet.
+    Values are uint8 or uint16 over their whole range; from Pillow images also float32. `alpha` [h, w] has the same
+    dtype; colours are not premultiplied. `orientation` is EXIF's, 1 to 8, not applied yet.
     """
 
     colour: np.ndarray
@@ -40,7 +40,7 @@ def check_side(width: int, height: int) -> None:
 
 
 def orientation(exif: bytes) -> int:
-    """Returns entry 0x0112 of an EXIF block's first directory, 1 (upright) if there is none or it makes no sense."""
+    """Returns entry 0x0112 of an EXIF block's first directory, or 1 (upright) if it is missing or invalid."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None or len(exif) < 8:

@@ -31,10 +31,10 @@ RED_OF_V, GREEN_OF_U, GREEN_OF_V, BLUE_OF_U = 18678, -6472, -9519, 33292
 
 
 class Reading(NamedTuple):
-    """What was read: the bytes, and the share of blocks (0.5 to 1) that vote for the bits read.
+    """The result of `decode`: the bytes, and the share of blocks (0.5 to 1) that agree with their bits.
 
-    Every picture gives some bytes. A low share says that nothing was written; a high one alone does not say that
-    something was: a flat colour votes in unison too. `evidence` compares with a text that is expected.
+    Every picture gives some bytes. A low share means that there is no watermark. A high share alone does not prove one:
+    the blocks of a flat colour agree too. `evidence` compares with an expected text.
     """
 
     data: bytes
@@ -44,9 +44,9 @@ class Reading(NamedTuple):
 def embed(pixels: np.ndarray, text: str | bytes) -> np.ndarray:
     """Returns the picture, uint8 RGB [h, w, 3], with a text (or bytes) hidden in its colours.
 
-    Brightness stays, to rounding; fine detail of colour changes, most where it is strong. Rows and columns past the
-    last multiple of 4 carry nothing. Raises ValueError for an empty text or one for which there are too few blocks,
-    and a picture of fewer than 256 * 256 pixels, which the reference does not mark either.
+    Brightness changes only by rounding. Fine colour detail changes, most where it is strong. Rows and columns after the
+    last multiple of 4 are not used. Raises ValueError for an empty text, a text that is too long for the picture, and
+    a picture of fewer than 256 * 256 pixels, which the reference does not mark either.
     """
     bits = np.unpackbits(np.frombuffer(_as_bytes(text), np.uint8))
     check_picture(pixels)
@@ -64,7 +64,7 @@ def embed(pixels: np.ndarray, text: str | bytes) -> np.ndarray:
     rows, columns = (side // BLOCK for side in average.shape)
     joined = blocks.reshape(rows, columns, BLOCK, BLOCK).swapaxes(1, 2).reshape(rows * BLOCK, columns * BLOCK)
     average[: rows * BLOCK, : columns * BLOCK] = joined
-    # The reference hands horizontal and vertical details back in each other's place; its pictures are made so
+    # The reference swaps horizontal and vertical details when it transforms back, so we do the same
     changed = pywt.idwt2((average, (vertical, horizontal, diagonal)), "haar")
     yuv[1, :h, :w] = np.clip(np.trunc(changed), 0, 255)
     return _yuv_to_rgb(yuv)
@@ -92,12 +92,12 @@ def decode(pixels: np.ndarray, num_bytes: int) -> Reading:
 
 
 def to_bits(shares: np.ndarray) -> np.ndarray:
-    """Returns the bits that the blocks' votes make, bool; the reference's threshold, just under one half."""
+    """Returns the bits for these shares of votes, bool. The reference's threshold is just below one half."""
     return shares * 255 > 127
 
 
 def evidence(pixels: np.ndarray, text: str | bytes) -> float:
-    """Returns how surely a picture holds this text: its matching blocks, in standard deviations above chance.
+    """Returns how certain it is that a picture has this text: its matching blocks, in deviations above chance.
 
     Chance is the expected match with the same number of votes for 1 in random order. So a flat colour, which votes 0
     everywhere, scores 0. 120 random pictures of natural spectrum scored -2 to 3.2 without the text, 15 to 53 with it.
@@ -149,7 +149,7 @@ def _votes(pixels: np.ndarray) -> np.ndarray:
 
 
 def _blocks(average: np.ndarray) -> np.ndarray:
-    """Returns a copy of the 4 x 4 blocks of a map, row by row, [n, 16]; the rest at the right and bottom is cut."""
+    """Returns a copy of the 4 x 4 blocks of a map, row by row, [n, 16]. Incomplete blocks are left out."""
     rows, columns = (side // BLOCK for side in average.shape)
     cut = average[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
     return cut.swapaxes(1, 2).reshape(rows * columns, BLOCK * BLOCK).copy()

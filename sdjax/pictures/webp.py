@@ -1,4 +1,4 @@
-"""WebP (RFC 9649): the RIFF container, of an animation the first frame."""
+"""Reads WebP files (RFC 9649): checks the RIFF container, and takes the first frame of an animation."""
 
 import io
 import struct
@@ -96,7 +96,7 @@ def _check_animation(chunks: dict[bytes, bytes], canvas: tuple[int, int]) -> Non
 
 
 def _check_webp(kind: bytes, stream: bytes, expected: tuple[int, int] | None) -> None:
-    """Raises PictureError unless a VP8 or VP8L stream is of the size that is expected."""
+    """Raises PictureError unless a VP8 or VP8L stream has the expected size."""
     if kind == b"VP8 " and len(stream) >= 10 and stream[3:6] == b"\x9d\x01\x2a":
         size = tuple(side & 0x3FFF for side in struct.unpack_from("<HH", stream, 6))
     elif kind == b"VP8L" and len(stream) >= 5 and stream[0] == 0x2F:
