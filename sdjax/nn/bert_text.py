@@ -1,4 +1,4 @@
-"""The text encoder of LAION-400M latent diffusion: a transformer over BERT's tokens that sees them all.
+"""The text encoder of LAION-400M latent diffusion: a transformer over BERT's tokens, without a mask.
 
 Source: CompVis/stable-diffusion, ldm/modules/x_transformer.py (TransformerWrapper, AttentionLayers) with the arguments
 of ldm/modules/encoders/modules.py:BERTEmbedder. Names are those of diffusers' LDMBertModel.

@@ -1,6 +1,6 @@
 """CLIP's text tower: OpenAI's ViT-L/14 (v1) and OpenCLIP's ViT-H/14 without its last block (v2).
 
-The text encoder of either kind, CLIP's or LAION-400M's (`sdjax.nn.bert_text`), is here too.
+`TextEncoder` is here too. It uses CLIP's text tower or LAION-400M's (`sdjax.nn.bert_text`).
 
 Source: transformers' CLIPTextModel, whose names these are; open_clip's CLIP.encode_text;
 ldm/modules/encoders/modules.py (FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder with layer="penultimate").
@@ -116,7 +116,7 @@ class TextTransformer(nn.Module):
 class TextEncoder(nn.Module):
     """Returns the encoded text [b, n, width], float32, of token ids [b, n] with start, end and padding in place.
 
-    No mask hides the padding: the models were trained to look at it.
+    Padding is not masked, as in the models' training.
     """
 
     config: TextConfig

@@ -38,7 +38,7 @@ class VisionEmbeddings(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Embeddings, norm, blocks, and the norm of the class token, which stands for the picture: [b, width]."""
+    """Embeddings, norm, blocks. Returns the normed class token, which represents the picture: [b, width]."""
 
     config: VisionConfig
     dtype: DTypeLike = jnp.float32

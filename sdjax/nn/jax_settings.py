@@ -1,9 +1,9 @@
-"""JAX's settings, so that results depend on none of them: held at fixed values, or recorded where they have to matter.
+"""JAX's settings. Results must not depend on them, so they are fixed, or recorded in pictures if they matter.
 
-A user, a notebook or an environment variable (JAX_ENABLE_X64, ...) may have set any of them. Whatever computes runs
-within `pinned()`, so that one seed gives one picture. What is left to the user is how exactly products are computed and
-how XLA compiles, which may change the last bits: `recorded()` says so in every picture. Keys are made here and not by
-jax.random.key, which adds JAX_RANDOM_SEED_OFFSET and takes the user's kind of generator.
+A user, a notebook or an environment variable (JAX_ENABLE_X64, ...) may have changed any of them. All computations run
+inside `pinned()`, so that a seed always gives the same picture. Users may still choose the precision of products and
+XLA's options, which can change the last bits; `recorded()` returns these for the metadata of pictures. Keys are made
+here, because jax.random.key adds JAX_RANDOM_SEED_OFFSET and uses the user's type of generator.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from sdjax.typing import Key, Keys
 
 IMPL = "threefry2x32"
 
-# Contexts of jax by name, and the values that hold within. The numbers that threefry draws depend on the first
+# JAX's context managers by name, and our values. The numbers that threefry draws depend on the first one
 PINNED = {
     "threefry_partitionable": True,
     "default_prng_impl": IMPL,
@@ -36,7 +36,7 @@ PINNED = {
     "transfer_guard": "allow",
 }
 
-# Settings that say how exactly the device computes or how XLA compiles, and their defaults
+# Settings for the device's precision and XLA's compilation, and their defaults
 OPTIONS = {
     "jax_default_matmul_precision": None,
     "jax_disable_most_optimizations": False,
@@ -56,7 +56,7 @@ NO_NUMBERS = ("--xla_force_host_platform_device_count", "--xla_dump_", "--xla_hl
 
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
-    """Returns the context, and decorator, within which JAX's settings are PINNED."""
+    """Sets JAX's settings to PINNED. Use it as a context manager or a decorator."""
     with contextlib.ExitStack() as stack:
         for name, value in PINNED.items():
             if hasattr(jax, name):  # settings come and go with JAX's versions
@@ -70,7 +70,7 @@ def setting(name: str) -> object:
 
 
 def recorded() -> dict[str, bool | int | float | str]:
-    """Returns the settings and environment variables that may change the last bits, where they are not the defaults."""
+    """Returns the settings and environment variables that may change the last bits, if they are not the defaults."""
     values: dict[str, Any] = {name: getattr(jax.config, name, default) for name, default in OPTIONS.items()}
     found = {name: value for name, value in values.items() if value != OPTIONS[name]}
     found = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in found.items()}
@@ -82,14 +82,14 @@ def recorded() -> dict[str, bool | int | float | str]:
 
 
 def make_key(seed: int) -> Key:
-    """Returns the key of a seed, jax.random.key(seed) for one of 32 bits; of a longer one the last 64 bits count."""
+    """Returns the key of a seed: jax.random.key(seed) for up to 32 bits. Of a longer seed the last 64 bits are used."""
     return make_keys([seed % 2**64])[0]
 
 
 def make_keys(seeds: Sequence[int]) -> Keys:
-    """Returns one key an image, [b], from seeds of up to 64 bits; for 32 bits they are jax.random.key(seed).
+    """Returns one key per image, [b], from seeds of up to 64 bits. For 32 bits they are jax.random.key(seed).
 
-    Raises ValueError for a seed outside 0 ... 2**64 - 1, and what is no whole number.
+    Raises ValueError unless each seed is a whole number from 0 to 2**64 - 1.
     """
     seeds = [arguments.seed(seed) for seed in seeds]
     words = np.array([(seed >> 32, seed & 0xFFFFFFFF) for seed in seeds], np.uint32).reshape(len(seeds), 2)

@@ -1,7 +1,7 @@
-"""The table of all networks: what describes each, its module, the inputs that it is initialised with, its names.
+"""The tables of all networks: description class, module, inputs for initialisation, names.
 
-`PARTS` are the networks of a model, by the name of the field of ModelConfig that describes each. `NETWORKS` has those
-that are loaded or trained apart from a model too. Whatever lists networks reads these two.
+`PARTS` are the networks of a model, by the field of ModelConfig that describes each. `NETWORKS` also has networks that
+are loaded or trained separately. All code that lists networks uses these two tables.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ from sdjax.typing import Key, Params
 
 @dataclasses.dataclass(frozen=True)
 class NetworkEntry:
-    """A network: `build` makes the module of a description, whose class is `described_by` (None: it needs none).
+    """A network. `build` makes its module from a description of the class `described_by` (None: it needs none).
 
-    `inputs` gives arguments for its `init`, as small as the description allows.
+    `inputs` returns arguments for the module's `init`, as small as the description allows.
     """
 
     title: str
@@ -47,8 +47,8 @@ class NetworkEntry:
         return self.build(config).init(key, *self.inputs(config))["params"]
 
     def shapes(self, config: object = None) -> Params:
-        """Returns the parameters as jax.ShapeDtypeStruct leaves, allocating nothing."""
-        return jax.tree.map(lambda leaf: leaf, _shapes(self, config))  # a tree of the caller's own
+        """Returns the parameters as jax.ShapeDtypeStruct leaves, without allocating memory."""
+        return jax.tree.map(lambda leaf: leaf, _shapes(self, config))  # a copy, because the cached tree is shared
 
 
 @functools.lru_cache(maxsize=32)  # tracing a UNet takes seconds, and models share networks
@@ -59,11 +59,11 @@ def _shapes(entry: NetworkEntry, config: object) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class ModelPart(NetworkEntry):
-    """A network of a model, and where it lies in files.
+    """A network of a model, and its place in files.
 
-    `folder` is its folder in diffusers' layout, `prefix` what its names begin with in a single file. `without` says
-    what follows if a model does not have it; None if every model has it. A part that is `separable` may be read from
-    another place than the rest of the model.
+    `folder` is its folder in diffusers' layout. `prefix` is the beginning of its names in a single file. `without` is
+    the consequence if a model does not have it; None if every model has it. A `separable` part may be read from another
+    file than the rest of the model.
     """
 
     folder: str
@@ -167,7 +167,7 @@ def init_params(config: ModelConfig, key: Key) -> dict[str, Params]:
 
 
 def param_shapes(config: ModelConfig) -> dict[str, Params]:
-    """Returns the parameters as jax.ShapeDtypeStruct leaves, allocating nothing."""
+    """Returns the parameters as jax.ShapeDtypeStruct leaves, without allocating memory."""
     return {name: PARTS[name].shapes(getattr(config, name)) for name in parts_of(config)}
 
 

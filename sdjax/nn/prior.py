@@ -1,4 +1,4 @@
-"""Karlo's prior: a transformer that guesses a picture's CLIP embedding from a text.
+"""Karlo's prior: a transformer that predicts a picture's CLIP embedding from a text.
 
 Source: huggingface/diffusers, models/transformers/prior_transformer.py, whose names these are; Ramesh et al. 2022
 (arXiv 2204.06125), section 2.2.
@@ -17,8 +17,10 @@ from sdjax.nn.layers.embeddings import EmbeddingMLP, timestep_embedding
 from sdjax.nn.layers.norm import LayerNorm
 from sdjax.typing import Context, Embedding, NewTokens, Timestep, TokenIds
 
-HIDDEN = -10_000.0  # added to a hidden key's logit, once for each reason to hide it: a row may have hidden keys only
-EXTRA = 4  # tokens behind the text's: its embedding, the timestep, the noisy embedding, and the one that answers
+HIDDEN = (
+    -10_000.0
+)  # added to the logit of a hidden key, once for each reason. Finite, as all keys of a row may be hidden
+EXTRA = 4  # tokens after the text's: text embedding, timestep, noisy embedding, and the token whose output is x0
 
 Mask = Bool[Array, "b n"]
 
@@ -41,7 +43,7 @@ class SelfAttention(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear layer that diffusers keeps one module deeper, as `proj`, and the exact GELU behind it."""
+    """A linear layer inside one more module, `proj`, as in diffusers; then the exact GELU."""
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -77,10 +79,11 @@ class Block(nn.Module):
 
 
 class PriorTransformer(nn.Module):
-    """Returns the guessed image embedding x0 [b, d], float32, of a noisy one x at timestep t, told a text.
+    """Returns the predicted image embedding x0 [b, d], float32, given a noisy embedding x, timestep t and a text.
 
-    `text_embedding` [b, d] and `text_hidden` [b, n, d] are `ProjectedTextEncoder`'s; `text_mask` [b, n] is false for
-    padding. Embeddings are in the prior's own scale: `clip_mean` and `clip_std` lead to CLIP's (`sdjax.tasks.prior`).
+    `text_embedding` [b, d] and `text_hidden` [b, n, d] are the outputs of `ProjectedTextEncoder`. `text_mask` [b, n] is
+    false for padding. Embeddings are in the prior's scale; `clip_mean` and `clip_std` convert them to CLIP's
+    (`sdjax.tasks.prior`).
     """
 
     config: PriorConfig
@@ -113,16 +116,16 @@ class PriorTransformer(nn.Module):
 
 
 def attention_bias(text_mask: Mask) -> Float[Array, "b n2 n2"]:
-    """Returns what is added to the logits of tokens and those behind them: padding is hidden, and what comes later."""
+    """Returns the bias on logits for the text's tokens and the EXTRA ones. It hides padding and later tokens."""
     keys = jnp.pad(jnp.where(text_mask, 0.0, HIDDEN), ((0, 0), (0, EXTRA)))  # [b, n]
     n = keys.shape[1]
     return keys[:, None] + jnp.triu(jnp.full((n, n), HIDDEN), 1)
 
 
 class ProjectedTextEncoder(nn.Module):
-    """Returns the text's embedding [b, d] and its tokens' [b, n, d], both float32, of token ids [b, n].
+    """Returns the text embedding [b, d] and the token embeddings [b, n, d], both float32, of token ids [b, n].
 
-    The embedding is the first end token's, projected. Source: transformers' CLIPTextModelWithProjection.
+    The text embedding is the projected one of the first end token. Source: transformers' CLIPTextModelWithProjection.
     """
 
     config: TextConfig

@@ -1,4 +1,4 @@
-"""The safety checker: CLIP's image tower, and how near a picture's embedding lies to those of unwanted concepts.
+"""The safety checker: compares a picture's CLIP embedding with embeddings of unwanted concepts.
 
 Source: huggingface/diffusers, pipelines/stable_diffusion/safety_checker.py, whose names these are.
 """
@@ -16,14 +16,14 @@ from sdjax.nn.clip_vision import Embedding, VisionTransformer
 from sdjax.nn.layers.dense import Dense
 from sdjax.typing import Image
 
-CONCEPTS, SPECIAL = 17, 3  # of which a picture is flagged for the first; the others make the check stricter
+CONCEPTS, SPECIAL = 17, 3  # concepts that flag a picture, and concepts of special care, which make the check stricter
 STRICTER = 0.01
 
 
 class Scores(NamedTuple):
-    """How far above its threshold the cosine of a picture and each concept lies, to three decimals.
+    """The cosine of a picture and each concept, minus the concept's threshold, to three decimals.
 
-    What a concept of special care adds to the others is in them.
+    Additions from concepts of special care are included.
     """
 
     concepts: Float[Array, "b 17"]
@@ -74,9 +74,10 @@ def cosines(a: Float[Array, "b d"], b: Float[Array, "n d"]) -> Float[Array, "b n
 
 
 def adjusted(concepts: Float[Array, "b n"], special: Float[Array, "b m"]) -> Scores:
-    """Returns the scores of cosines less their thresholds.
+    """Returns the scores. The arguments are cosines minus thresholds.
 
-    One of special care that is above 0, rounded, adds 0.01 to those of special care that follow it and to all concepts.
+    A concept of special care with a rounded value above 0 adds 0.01 to all later ones of special care and to all
+    concepts.
     """
     more, out = jnp.zeros(special.shape[:1]), []
     for i in range(special.shape[1]):

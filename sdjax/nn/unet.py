@@ -27,13 +27,13 @@ PADDING = ((1, 1), (1, 1))  # of the downsampling convolutions
 
 
 def _is_product(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Says which results are kept: convolutions' and layers', not attention's, which are larger by far."""
+    """Returns whether a result is kept: those of convolutions and linear layers. Attention's are much larger."""
     small = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     return primitive.name == "conv_general_dilated" or small(primitive, *args, **params)
 
 
-# What the backward pass computes again instead of keeping it: nothing; all within a residual block or transformer; what
-# is no product there, such as norms, activations and attention (Chen et al. 2016, arXiv 1604.06174)
+# What the backward pass computes again instead of keeping it: nothing; everything in residual blocks and transformers;
+# or everything there except products (norms, activations, attention). Chen et al. 2016 (arXiv 1604.06174)
 REMATS: dict[str, Callable[[type[nn.Module]], type[nn.Module]]] = {
     "none": lambda module: module,
     "blocks": nn.remat,
@@ -42,10 +42,10 @@ REMATS: dict[str, Callable[[type[nn.Module]], type[nn.Module]]] = {
 
 
 class Residuals(NamedTuple):
-    """What a ControlNet adds to the UNet: one map for each skip in the order that they are made, and the middle's.
+    """A ControlNet's additions to the UNet: one map per skip, in the order of the skips, and one for the middle block.
 
-    The first of `skips` is for the output of `conv_in`; a Stable Diffusion UNet has twelve. A map may have height and
-    width 1 instead of the skip's. Source: Zhang et al. 2023 (arXiv 2302.05543), figure 3.
+    The first of `skips` is for the output of `conv_in`. A Stable Diffusion UNet has twelve skips. A map may have height
+    and width 1. Source: Zhang et al. 2023 (arXiv 2302.05543), figure 3.
     """
 
     skips: Sequence[Latent]
@@ -54,7 +54,7 @@ class Residuals(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Level:
-    """What the blocks of one level are built from."""
+    """The settings of the blocks of one level."""
 
     channels: int
     heads: int
@@ -74,7 +74,7 @@ class _Level:
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, each followed by a transformer where the level has heads; then halves the size unless last."""
+    """Residual blocks, each followed by a transformer if the level has heads. Then halves the size, unless last."""
 
     level: _Level
     num_res_blocks: int
@@ -111,16 +111,16 @@ class MidBlock(nn.Module):
 
 
 class Join(nn.Module):
-    """Features and a skip side by side: a layer without parameters, where patches can change both."""
+    """Concatenates features and a skip. It is a layer without parameters, so that patches can change both."""
 
     def __call__(self, x: Map, skip: Float[Array, "b h w d"]) -> Float[Array, "b h w e"]:
         return jnp.concatenate([x, skip], axis=-1)
 
 
 class UpBlock(nn.Module):
-    """Takes one skip off the stack before each residual block; then doubles the size unless last.
+    """Takes one skip off the stack before each residual block. Then doubles the size, unless last.
 
-    Where a level's side was odd, the doubled map is cut to the size of the skip that comes next.
+    If a level's side is odd, the doubled map is cut to the size of the next skip.
     """
 
     level: _Level
@@ -144,17 +144,17 @@ class UpBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Returns the network's raw prediction (epsilon, v or x0, whichever it was trained for), float32.
+    """Returns the network's raw prediction, float32. It is epsilon, v or x0, depending on the model's training.
 
-    `x` [b, h, w, in_channels]: the noisy latent scaled to unit variance, then what the variant concatenates to it
-    (mask and masked latent; depth; low-resolution picture). `t` [b]: timesteps, fractional ones allowed. `context`
-    [b, n, context_dim]: the encoded text. `label`: int [b] with `num_classes`, float [b, label_dim] with `label_dim`.
-    `context_length` [b] hides what follows so many tokens of each context, so that contexts of different length share a
-    batch; without it all are seen. `residuals` are a ControlNet's. `dtype` is what the layers compute in; `remat` is of
-    REMATS.
+    `x` [b, h, w, in_channels]: the noisy latent scaled to unit variance, then the variant's extra channels (mask and
+    masked latent; depth; low-resolution picture). `t` [b]: timesteps, may be fractional. `context` [b, n, context_dim]:
+    the encoded text. `label`: int [b] with `num_classes`, float [b, label_dim] with `label_dim`. `context_length` [b]:
+    the number of valid tokens of each context; later ones are hidden, so contexts of different length can share a
+    batch. None means all. `residuals` are a ControlNet's. `dtype` is the type that layers compute in. `remat` is a name
+    of REMATS.
 
-    Raises ValueError if a label is missing or not expected, x has the wrong number of channels, or the residuals are
-    not one for each skip.
+    Raises ValueError if a label is missing or not expected, if x has the wrong number of channels, or if there is not
+    one residual for each skip.
     """
 
     config: UNetConfig
@@ -203,7 +203,7 @@ class UNet(nn.Module):
         return x.astype(jnp.float32)
 
     def _embed(self, t: Timestep, label: Array | None) -> Float[Array, "b d"]:
-        """Returns the time embedding with the label's added: before SiLU, which every residual block applies itself."""
+        """Returns the time embedding plus the label's. It is without SiLU, which every residual block applies."""
         c = self.config
         width = 4 * c.channels[0]
         time = EmbeddingMLP(width, self.dtype, name="time_embedding")(timestep_embedding(t, c.channels[0]))

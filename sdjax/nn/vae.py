@@ -121,7 +121,7 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = Conv(c.latent_channels, (1, 1), padding=POINT, dtype=self.dtype)
 
     def __call__(self, image: Image) -> Image:
-        """Returns the picture after a round trip through the mean of its latent; makes `init` build every part."""
+        """Returns the picture encoded to the mean of its latent and decoded. So `init` builds every part."""
         mean, _ = jnp.split(self.encode(image), 2, axis=-1)
         return self.decode(mean * self.config.scale_factor)
 
@@ -135,7 +135,7 @@ class AutoencoderKL(nn.Module):
 
 
 def latent_from_moments(moments: Moments, noise: Latent | None, scale_factor: float) -> Latent:
-    """Returns scale_factor * (mean + exp(logvar / 2) noise), or the scaled mean where `noise` is None.
+    """Returns scale_factor * (mean + exp(logvar / 2) noise), or the scaled mean if `noise` is None.
 
     The log variance is clipped to [-30, 20].
 

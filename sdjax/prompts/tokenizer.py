@@ -155,7 +155,7 @@ class Tokenizer:
         Tokens that do not fit are left out, so that a row always has its end token. `cut` returns the part left out.
         """
         if length < 2:
-            raise ValueError(f"length must be at least 2, for the start and end tokens; got {length}")
+            raise ValueError(f"length is for start and end tokens too: it must be at least 2, got {length}")
         texts = [texts] if isinstance(texts, str) else list(texts)
         pad = self.eos_token_id if pad_token_id is None else pad_token_id
         ids = np.full((len(texts), length), pad, np.int32)

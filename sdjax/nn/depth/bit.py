@@ -20,16 +20,16 @@ STANDARDISING_EPSILON = 1e-8
 
 
 def same_padding(size: Sequence[int], kernel: int, stride: int) -> Padding:
-    """Returns TensorFlow's 'SAME' padding: ceil(size / stride) places come out, an odd pixel goes to right and bottom.
+    """Returns TensorFlow's 'SAME' padding: the output has ceil(size / stride) places; an odd pixel is right or bottom.
 
-    On even sizes a 7x7 convolution of stride 2 gets (2, 3), a 3x3 one (0, 1), where PyTorch's pad both sides alike.
+    On even sizes a 7x7 convolution of stride 2 gets (2, 3), and a 3x3 one (0, 1). PyTorch pads both sides equally.
     """
     height, width = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size)
     return (height // 2, height - height // 2), (width // 2, width - width // 2)
 
 
 class StandardConv(nn.Module):
-    """Convolution whose kernel has mean 0 and variance 1 for each output channel; without bias, padded 'SAME'."""
+    """Convolution with a kernel of mean 0 and variance 1 for each output channel, without bias, padding 'SAME'."""
 
     features: int
     kernel_size: int
@@ -62,7 +62,7 @@ class Shortcut(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 convolution, each with its norm; ReLU after the sum. `fit` the shortcut."""
+    """1x1, 3x3 (with the stride) and 1x1 convolution, each with a norm; ReLU after the sum. `fit` adds a Shortcut."""
 
     width: int
     stride: int
@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-    """Bottlenecks at one size, the first of which changes width and size."""
+    """Bottlenecks at one size. The first one changes width and size."""
 
     width: int
     depth: int
@@ -102,7 +102,7 @@ class Stage(nn.Module):
 
 
 class Stem(nn.Module):
-    """7x7 convolution, norm, ReLU and 3x3 maximum, each of the outer two halving the size."""
+    """7x7 convolution, norm, ReLU and 3x3 maximum. The convolution and the maximum each halve the size."""
 
     width: int
     groups: int
@@ -131,7 +131,7 @@ class Stages(nn.Module):
 
 
 class Bit(nn.Module):
-    """Returns the maps after the three stages of an image, 4, 8 and 16 times smaller than it."""
+    """Returns the maps after the three stages, 4, 8 and 16 times smaller than the image."""
 
     config: DepthConfig
     dtype: DTypeLike = jnp.float32

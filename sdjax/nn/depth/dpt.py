@@ -20,13 +20,13 @@ from sdjax.nn.layers.multihead import VIT, Attention
 from sdjax.nn.layers.norm import LayerNorm
 from sdjax.typing import Image, Map, Maps, NewMap, NewTokens, Tokens
 
-PATCH = 16  # pixels of a side that one token stands for
+PATCH = 16  # one token covers 16 x 16 pixels
 STEP = 2 * PATCH  # the coarsest map has half as many places as there are tokens along a side
 HEAD_WIDTH = 32
 
 
 class Wrapped(nn.Module):
-    """A linear layer that transformers keeps one module deeper, as `dense`."""
+    """A linear layer inside one more module, `dense`, as in transformers."""
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -37,7 +37,7 @@ class Wrapped(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention, and its output projection, which transformers keeps beside it."""
+    """Self-attention, then its output projection as a separate module, as in transformers."""
 
     heads: int
     dtype: DTypeLike = jnp.float32
@@ -66,7 +66,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The blocks; returns the tokens after those that `taps` counts, without the norm that follows the last."""
+    """The blocks. Returns the tokens after each block in `taps`, without the norm after the last block."""
 
     config: DepthConfig
     dtype: DTypeLike = jnp.float32
@@ -93,7 +93,7 @@ class Backbone(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """The ResNet's first two maps, and its last one's pixels as tokens, behind a class token, with positions added."""
+    """Returns the ResNet's first two maps, and tokens: a class token and the last map's pixels, plus positions."""
 
     config: DepthConfig
     dtype: DTypeLike = jnp.float32
@@ -142,7 +142,7 @@ class ReassembleLayer(nn.Module):
 
 
 class Reassemble(nn.Module):
-    """Tokens to maps: the class token is projected into every other one, then pixels take their places again."""
+    """Tokens to maps: the class token is projected into every other token, then tokens become pixels of a map."""
 
     config: DepthConfig
     dtype: DTypeLike = jnp.float32
@@ -160,7 +160,7 @@ class Reassemble(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Two 3x3 convolutions, each behind a ReLU; residual, from before the first ReLU."""
+    """Two 3x3 convolutions, each after a ReLU. The input is added to the result."""
 
     dtype: DTypeLike = jnp.float32
 
@@ -198,7 +198,7 @@ class FusionStage(nn.Module):
 
 
 class Neck(nn.Module):
-    """Four maps, brought to one width, to one at half the picture's size."""
+    """Brings four maps to one width, and fuses them to one map at half the picture's size."""
 
     config: DepthConfig
     dtype: DTypeLike = jnp.float32
@@ -228,7 +228,7 @@ class Head(nn.Module):
 class DepthEstimator(nn.Module):
     """Returns the depth [b, h, w, 1], float32, of an image in [-1, 1] whose sides are multiples of 32.
 
-    What is nearer has the larger number; the numbers, from 0 up, have no unit, and compare within one picture only.
+    Nearer things have larger numbers. The numbers are >= 0, have no unit, and can be compared only within one picture.
     Raises ValueError for sides of another length.
     """
 
@@ -246,16 +246,16 @@ class DepthEstimator(nn.Module):
 
 
 def double(x: Map) -> NewMap:
-    """Returns the map at twice its size, bilinear, its corners in place."""
+    """Returns the map at twice its size (bilinear, corners aligned)."""
     _, h, w, _ = x.shape
     return interpolate(x, (2 * h, 2 * w), method="bilinear", align_corners=True)
 
 
 def network_size(config: DepthConfig, size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the (height, width) at which the depth network looks at a picture of that size.
+    """Returns the (height, width) at which the depth network works on a picture of this size.
 
-    The side that is nearer to the trained one becomes it, the other keeps the aspect; both are rounded to multiples of
-    32, and are 32 at least.
+    The side nearer to the trained side is set to it; the other side keeps the aspect ratio. Both are rounded to
+    multiples of 32, at least 32.
     """
     scales = [config.image_size / side for side in size]
     scale = scales[1] if abs(1 - scales[1]) < abs(1 - scales[0]) else scales[0]

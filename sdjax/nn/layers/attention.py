@@ -1,4 +1,4 @@
-"""Attention through one function, which picks the kernel for the platform, shape and dtype when it is lowered.
+"""Attention as one function. It chooses the kernel for platform, shape and dtype when it is lowered.
 
 | platform | half precision                                  | float32                             |
 |----------|-------------------------------------------------|-------------------------------------|
@@ -7,10 +7,11 @@
 | cpu      | chunks of queries of one head                   | the same                            |
 | others   | chunks of queries                               | the same                            |
 
-Few queries and keys (a prompt's 77 tokens, an 8 x 8 map) are one plain product everywhere. No way holds more than a
-bounded part of the score matrix, and all are differentiable in reverse mode. `benchmarks/attention.py` measures them.
+For few queries and keys (a prompt's 77 tokens, an 8 x 8 map) it is one plain product on every platform. Every method
+keeps only a limited part of the score matrix in memory, and all have gradients. `benchmarks/attention.py` measures
+them.
 
-A machine without an NVIDIA GPU cannot lower cuDNN's kernel: a program exported there for CUDA attends in chunks.
+A machine without an NVIDIA GPU cannot lower cuDNN's kernel. A program exported there for CUDA uses chunks of queries.
 """
 
 import functools
@@ -24,11 +25,11 @@ from sdjax.nn.jax_settings import setting
 from sdjax.nn.layers.products import cpu_dtype
 from sdjax.typing import Length
 
-SMALL = 2**14  # queries times keys up to which a fused kernel has nothing to save
+SMALL = 2**14  # up to this number of queries times keys a fused kernel saves nothing
 CPU_SCORES = 2**21  # scores held at a time on a CPU (8 MiB), once for each 128 of head size: a chunk near the cache
 SCORES = 2**26  # scores held at a time elsewhere (256 MiB): enough to fill a GPU
-FEWEST_ROWS = 64  # queries a chunk has at least, so that products stay products of matrices
-SPLASH_LENGTH = 512  # queries and keys from which padding to the TPU kernel's blocks pays
+FEWEST_ROWS = 64  # smallest number of queries in a chunk, so that products stay matrix products
+SPLASH_LENGTH = 512  # with at least so many queries and keys, padding to the TPU kernel's blocks is worthwhile
 SPLASH_BLOCK = 512
 HALVES = (jnp.dtype("float16"), jnp.dtype("bfloat16"))
 LANES = 128  # a TPU's vector registers: head sizes are padded to a multiple
@@ -42,9 +43,9 @@ Attended = Float[Array, "b n h e"]
 def attend(q: Queries, k: KeyVectors, v: Values, *, key_length: Length | None = None, causal: bool = False) -> Attended:
     """Returns softmax(q k / sqrt(d)) v for every head, in q's dtype; logits and softmax are float32.
 
-    `key_length` gives the number of keys of each entry of the batch, from 1 to m. The keys and values behind them are
-    padding: whatever they hold, results and gradients do not depend on it, and their own gradients are 0. `causal`
-    hides key j from query i < j.
+    `key_length` is the number of valid keys of each entry of the batch, from 1 to m. Keys and values after them are
+    padding. Results and gradients do not depend on the padding, and its gradients are 0. `causal` hides key j from
+    query i < j.
 
     float32 is computed in full precision on every platform (no TF32, no bfloat16 passes) unless
     `jax_default_matmul_precision` asks for less. Inside `jax.shard_map` with check_vma=True the fused kernels, which
@@ -65,7 +66,7 @@ def attend(q: Queries, k: KeyVectors, v: Values, *, key_length: Length | None = 
 def _attend(q: Queries, k: KeyVectors, v: Values, key_length: Length | None, causal: bool) -> Attended:
     n, m, d = q.shape[1], k.shape[1], q.shape[-1]
     args: tuple[Array, ...] = (q, k, v)
-    if key_length is not None:  # a weight of 0 does not hide a padded value that is not finite, nor its gradient
+    if key_length is not None:  # a weight of 0 is not enough: 0 times a padded value that is not finite is not 0
         seen = (jnp.arange(m) < key_length[:, None])[..., None, None]
         args = (q, jnp.where(seen, k, 0), jnp.where(seen, v, 0), key_length)
     if n * m <= SMALL:
@@ -83,9 +84,9 @@ def _attend(q: Queries, k: KeyVectors, v: Values, key_length: Length | None, cau
 def in_chunks(
     q: Queries, k: KeyVectors, v: Values, key_length: Length | None = None, *, causal: bool = False, limit: int = SCORES
 ) -> Float[Array, "b n h _"]:
-    """Returns attention with about `limit` scores in memory at a time: all heads, a chunk of queries after the other.
+    """Returns attention with about `limit` scores in memory at a time: all heads, one chunk of queries after the other.
 
-    One product where all scores fit. A gradient computes the scores again, chunk by chunk.
+    If all scores fit, it is one product. The gradient computes the scores again, chunk by chunk.
     """
     b, n, h, d = q.shape
     q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))  # [b, h, n, d]
@@ -108,14 +109,14 @@ def in_chunks(
 def head_by_head(
     q: Queries, k: KeyVectors, v: Values, key_length: Length | None = None, *, causal: bool = False
 ) -> Attended:
-    """Returns attention in chunks of one head after the other, which suits a CPU's cache.
+    """Returns attention in chunks, one head after the other, for a CPU's cache.
 
-    Halves that the processor does not multiply as they are go through float32.
+    If the processor cannot multiply a half-precision type directly, it is converted to float32.
 
-    Of one picture after the other too where there is one device; where there are more, the batch stays inside the loop,
-    so that one that is spread over them needs no communication.
+    With one device, pictures are computed one after the other too. With several devices the whole batch is inside the
+    loop, so that a batch that is spread over them needs no communication.
     """
-    # Wide heads need more queries to a chunk, for every chunk lays out all keys and values anew
+    # Wide heads need more queries per chunk, because every chunk lays out all keys and values again
     limit = CPU_SCORES * -(-q.shape[-1] // 128)
     dtype = cpu_dtype(q.dtype)
 
@@ -139,7 +140,7 @@ def head_by_head(
 def _products(q: Array, k: Array, v: Array, key_length: Length | None, first: Array | int, causal: bool) -> Array:
     """Returns attention of q [b, h, n, d], whose rows start at query `first`, by two products.
 
-    Where v has a last column of ones beyond q's width, the weights' sum comes with the product.
+    If v has a last column of ones beyond q's width, the product also gives the sum of the weights.
     """
     # None follows a precision the user set; without one, XLA would round float32 to TF32 or bfloat16 on accelerators
     unset = q.dtype == jnp.float32 and setting("jax_default_matmul_precision") is None
@@ -164,7 +165,7 @@ def cudnn(q: Queries, k: KeyVectors, v: Values, key_length: Length | None = None
     """Returns attention by cuDNN's fused kernel, which scales and sums in float32."""
     n, m = q.shape[1], k.shape[1]
     # JAX 0.10 cannot batch the kernel unless all its arguments are batched (under jax.vmap a context may be shared).
-    # Both choices are the same, which XLA sees; jax.vmap sees that each depends on q, k and v
+    # Both branches of `where` are equal, so XLA removes it; but for jax.vmap the result depends on q, k and v
     either = jnp.isnan(q[:, :1, :1, :1] + k[:, :1, :1, :1] + v[:, :1, :1, :1])  # [b, 1, 1, 1]
     queries = keys = None
     if (
@@ -181,7 +182,7 @@ def cudnn(q: Queries, k: KeyVectors, v: Values, key_length: Length | None = None
 
 
 def cuda_capability() -> float | None:
-    """Returns the lowest compute capability of this machine's NVIDIA GPUs, such as 8.0; None for a machine without."""
+    """Returns the lowest compute capability of this machine's NVIDIA GPUs, such as 8.0, or None without GPUs."""
     try:
         return min(float(device.compute_capability) for device in jax.local_devices(backend="cuda"))
     except RuntimeError:  # no such backend
@@ -189,16 +190,16 @@ def cuda_capability() -> float | None:
 
 
 def cudnn_takes(head_size: int, dtype: DTypeLike, capability: float) -> bool:
-    """Returns whether cuDNN's kernel takes heads of this size and dtype on a GPU of this compute capability.
+    """Returns whether cuDNN's kernel supports heads of this size and dtype on a GPU of this compute capability.
 
-    Halves; multiples of 8 up to 128, up to 256 from compute capability 9.0 on; nothing before 8.0.
+    It supports half precision and multiples of 8 up to 128 (up to 256 from compute capability 9.0). It needs 8.0.
     """
     largest = 256 if capability >= 9.0 else 128
     return jnp.dtype(dtype) in HALVES and head_size % 8 == 0 and head_size <= largest and capability >= 8.0
 
 
 def splash_takes(n: int, m: int, dtype: DTypeLike) -> bool:
-    """Returns whether JAX's splash kernel for TPUs pays for n queries and m keys of this dtype."""
+    """Returns whether JAX's splash kernel for TPUs is worthwhile for n queries and m keys of this dtype."""
     return jnp.dtype(dtype) in HALVES and min(n, m) >= SPLASH_LENGTH
 
 
@@ -234,7 +235,7 @@ def splash(
     run = kernel.make_splash_mha_single_device(masks.MultiHeadMask([mask] * h), block_sizes=blocks, interpret=interpret)
 
     def segments(length: Array | int) -> kernel.SegmentIds:
-        """Padded keys are another segment than every query, padded queries included."""
+        """Returns segment ids. Padded keys are in another segment than all queries, padded queries included."""
         seen = (jnp.arange(k.shape[2]) < length).astype(jnp.int32)
         return kernel.SegmentIds(jnp.ones(q.shape[2], jnp.int32), seen)
 

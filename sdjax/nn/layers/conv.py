@@ -1,4 +1,4 @@
-"""Two-dimensional convolution, channels last, with the method that is fastest where it runs."""
+"""Two-dimensional convolution, channels last, by the fastest method for the platform."""
 
 import functools
 import math
@@ -50,8 +50,8 @@ def conv2d(
 ) -> Float[Array, "b h2 w2 d"]:  # fmt: skip
     """Returns the convolution of x with kernel, plus bias, in x's dtype.
 
-    XLA's convolution, but on CPUs what was measured to be faster there (benchmarks/convolution.py): one matrix product
-    for 1x1 kernels, and for small maps of many channels, whose neighbourhoods are small beside the kernel; Winograd's
+    It is XLA's convolution, except on CPUs, where two other methods were measured to be faster
+    (benchmarks/convolution.py): one matrix product for 1x1 kernels and for small maps of many channels, and Winograd's
     products for other 3x3 kernels of stride 1.
     """
     xla = functools.partial(convolution, strides=strides, padding=padding)
@@ -67,7 +67,7 @@ def conv2d(
 def method_on_cpu(
     shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], padding: Padding, dtype: jnp.dtype
 ) -> Literal["xla", "columns", "winograd"]:
-    """Returns what to convolve a map of `shape` by."""
+    """Returns the method of convolution for a map of `shape`."""
     b, h, w, c = shape
     positions = -(-h // strides[0]) * -(-w // strides[1])
     usual = kernel[:2] == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1)) and min(kernel[2:]) >= NARROW

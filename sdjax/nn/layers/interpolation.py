@@ -19,9 +19,9 @@ AnyMap = TypeVar("AnyMap", np.ndarray, Array)  # [b, h, w, c]
 def interpolate(x: AnyMap, size: tuple[int, int], *, method: str, align_corners: bool = False) -> AnyMap:
     """Returns maps [b, h, w, c] at another (height, width), in their own dtype, computed in float32.
 
-    `method` is "bilinear" or "bicubic" (a = -0.75, values may overshoot). Pixel i lies at i + 1/2, or at i with the
-    first and last pixels of both sizes in one place where `align_corners`; beyond the border its values go on. There is
-    no blurring, so that shrinking passes over pixels. Raises ValueError for another method, and a size that is empty.
+    `method` is "bilinear" or "bicubic" (a = -0.75, values may overshoot). Pixel i is at i + 1/2. With `align_corners`
+    it is at i, and the first and last pixels of both sizes coincide. Border pixels are repeated outside. There is no
+    blurring, so shrinking skips pixels. Raises ValueError for another method or an empty size.
 
     Source: torch.nn.functional.interpolate with antialias=False; for bicubic maps cv2.resize with INTER_CUBIC too.
     """
@@ -45,7 +45,7 @@ def _along(x: AnyMap, axis: int, indices: np.ndarray, weights: np.ndarray) -> An
 
 @functools.lru_cache(maxsize=256)
 def taps(old: int, new: int, method: str, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, for each new place along an axis, which old places it is made of, and their weights: both [new, k]."""
+    """Returns the old places for each new place along an axis, and their weights, both [new, k]."""
     places = np.arange(new, dtype=np.float64)
     places = places * ((old - 1) / max(new - 1, 1)) if align_corners else (places + 0.5) * (old / new) - 0.5
     first = np.floor(places)

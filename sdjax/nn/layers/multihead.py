@@ -1,6 +1,6 @@
-"""Multi-head attention as layers: the projections under the names of a checkpoint, and the product between them.
+"""Multi-head attention as layers: projections with the names of a checkpoint, and the attention between them.
 
-The product is a layer without parameters, `attend`, so that patches can change its queries, keys and values.
+The attention itself is a layer without parameters, `attend`, so that patches can change its queries, keys and values.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from sdjax.typing import Context, Length, NewTokens, Tokens
 
 
 class Names(NamedTuple):
-    """What a checkpoint calls the four linear layers; `out` is None where the last one belongs to another module."""
+    """The names of the four linear layers in a checkpoint. `out` is None if the last one is in another module."""
 
     query: str
     key: str
@@ -30,7 +30,7 @@ VIT = Names("query", "key", "value", None)  # transformers' vision transformers
 
 
 class Attend(nn.Module):
-    """Returns softmax(q k / sqrt(d)) v of every head. `key_length` [b] hides the keys from that number on."""
+    """Returns softmax(q k / sqrt(d)) v of every head. `key_length` [b] is the number of keys that are not hidden."""
 
     causal: bool = False
 
@@ -46,10 +46,10 @@ def multihead(
     names: Names = DIFFUSERS, biased: bool = True, head_size: int | None = None, causal: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> NewTokens:  # fmt: skip
-    """Returns the attention of x to the context, or to x itself without one; builds its layers in the calling module.
+    """Returns the attention of x to the context, or to x itself if there is none. The caller's module gets its layers.
 
-    `biased` is about queries, keys and values; the output's projection has a bias. Heads share x's width if no
-    `head_size` is given. `causal` hides what comes later, `key_length` [b] the end of the context.
+    `biased` adds a bias to queries, keys and values; the output projection always has one. The default `head_size` is
+    x's width divided by `heads`. `causal` hides later keys. `key_length` [b] is the number of valid keys.
     """
     b, n, c = x.shape
     size = c // heads if head_size is None else head_size
@@ -64,7 +64,7 @@ def multihead(
 
 
 class Attention(nn.Module):
-    """Multi-head attention as a module, whose fields are the arguments of `multihead`."""
+    """Multi-head attention as a module. Its fields are the arguments of `multihead`."""
 
     heads: int
     names: Names = DIFFUSERS

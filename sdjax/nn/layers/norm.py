@@ -1,4 +1,4 @@
-"""Normalisations: statistics in float32 whatever the dtype, the variance in two passes, epsilon always given.
+"""Normalisations. Statistics are always float32, and the variance is computed in two passes.
 
 Source: torch.nn.GroupNorm and torch.nn.LayerNorm (biased variance, epsilon inside the square root).
 """

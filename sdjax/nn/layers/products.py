@@ -1,8 +1,8 @@
-"""Products of bfloat16 matrices on CPUs, by the processor's own instructions where it has them.
+"""Products of bfloat16 matrices on CPUs, by the processor's bfloat16 instructions if it has them.
 
-XLA's CPU backend widens a product of halves to float32 if it is asked for halves. Asked for float32, it multiplies the
-halves as they are and sums in float32, twice as fast as a float32 product where the processor has AVX-512 BF16 or AMX.
-Where it has neither, float32 is faster, and stays. `benchmarks/operations.py` measures both.
+If the result shall be bfloat16, XLA's CPU backend converts the inputs to float32 first. If the result shall be float32,
+it multiplies bfloat16 directly and sums in float32. This is twice as fast as a float32 product on processors with
+AVX-512 BF16 or AMX. On other processors float32 is faster, so we use float32. `benchmarks/operations.py` measures both.
 """
 
 import functools
@@ -15,15 +15,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 PROCESSOR = pathlib.Path("/proc/cpuinfo")
-INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # Linux's names of what multiplies pairs of bfloat16
+INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # Linux's names of the instructions
 
 
 @functools.cache
 def processor_multiplies_bfloat16() -> bool:
-    """Returns whether this machine's processor has instructions for it, as Linux lists them.
+    """Returns whether the processor has bfloat16 instructions, according to Linux. On other systems it is False.
 
-    `SDJAX_CPU_BFLOAT16=1` or `0` in the environment says it instead; on other systems than Linux the answer is no
-    without it. Raises ValueError for any other value.
+    `SDJAX_CPU_BFLOAT16=1` or `0` in the environment overrides this. Raises ValueError for any other value.
     """
     said = os.environ.get("SDJAX_CPU_BFLOAT16", "")
     if said:
@@ -38,7 +37,7 @@ def processor_multiplies_bfloat16() -> bool:
 
 
 def cpu_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """Returns what a CPU's products of arrays of this type take: the type, or float32 where that is faster."""
+    """Returns the type for products of such arrays on the CPU: the type itself, or float32 if that is faster."""
     own = jnp.dtype(dtype) == jnp.bfloat16 and processor_multiplies_bfloat16()
     return jnp.dtype(jnp.bfloat16 if own else jnp.float32)
 

@@ -13,7 +13,7 @@ from sdjax.typing import Map, NewMap
 
 
 class Resnet(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x))) + time))), with a 1x1 convolution on x where the channels change.
+    """x + conv(silu(norm(conv(silu(norm(x))) + time))), with a 1x1 convolution on x if the channels change.
 
     `epsilon` is 1e-5 in the UNet and 1e-6 in the autoencoder. `zero_init` starts the block as the identity.
 
@@ -55,7 +55,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeats every pixel twice along both axes, cuts the result to `size` where given, and convolves it."""
+    """Repeats every pixel twice along both axes, cuts the result to `size` if given, and convolves it."""
 
     dtype: DTypeLike = jnp.float32
 

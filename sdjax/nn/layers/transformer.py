@@ -41,7 +41,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward layer, each added to x.
 
-    Where `self_attention` is False, the first attention looks at the context too.
+    If `self_attention` is False, the first attention attends to the context too.
     """
 
     heads: int

@@ -1,9 +1,9 @@
-"""Convolution by kernels of 3 x 3 with 16 products where 36 are usual: Winograd's F(2x2, 3x3).
+"""3 x 3 convolution with 16 products instead of 36: Winograd's F(2x2, 3x3).
 
-Four positions of the output, a tile of 2 x 2, depend on 4 x 4 of the input. Input tiles and kernel are taken to where
-the convolution is 16 products element by element, each, over all tiles and channels, a product of matrices [tiles, c] x
-[c, d]; their sums go back to tiles of 2 x 2. All coefficients are 0, 1 and a half, and rounding is that of the usual
-convolution. Source: Lavin and Gray 2015 (arXiv 1509.09308), section 4.1.
+A tile of 2 x 2 output positions depends on 4 x 4 input positions. Input tiles and kernel are transformed, so that the
+convolution becomes 16 elementwise products. Over all tiles and channels, each of them is a matrix product [tiles, c] x
+[c, d]. The results are transformed back to tiles of 2 x 2. All coefficients are 0, 1 or 1/2, and the rounding error is
+that of the usual convolution. Source: Lavin and Gray 2015 (arXiv 1509.09308), section 4.1.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ Grid = Sequence[Sequence[Array]]
 def winograd(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
     """Returns the convolution of x, with one row and column of zeros around it, with the kernel, in x's dtype.
 
-    Transforms and sums are float32; what is multiplied is rounded to x's dtype where the processor multiplies that
-    faster. Gradients are those of the reverse mode, by float32 products, and keep nothing but x and the kernel.
+    Transforms and sums are float32. Factors are rounded to x's dtype if the processor multiplies that faster. Only
+    reverse-mode gradients work; they use float32 products and store only x and the kernel.
     """
     return _convolve(x, kernel, cpu_dtype(x.dtype))
 
@@ -88,18 +88,18 @@ def _convolve(x: Array, kernel: Array, dtype: DTypeLike) -> Array:
 
 
 def _after(x: Array, kernel: Array) -> Array:
-    """Returns the kernel, which is not ready before x is.
+    """Returns the kernel, but makes XLA compute x first.
 
-    XLA would transform all of a network's kernels first, and hold 16 / 9 of their size. Where there are several devices
-    x may be spread over them, and waiting for it would need communication.
+    Otherwise XLA transforms all kernels of a network first, and needs 16 / 9 of their size. With several devices this
+    is left out: x may be spread over them, and waiting for it would need communication.
     """
     if jax.device_count() > 1:
         return kernel
-    return jnp.where(x[0, 0, 0, 0] > jnp.inf, 0, kernel)  # never, which XLA does not see
+    return jnp.where(x[0, 0, 0, 0] > jnp.inf, 0, kernel)  # never true, but XLA does not know this
 
 
 def _bands(b: int, h: int, w: int, c: int, dtype: DTypeLike) -> tuple[int, int]:
-    """Returns the rows of tiles of a band, and the number of bands."""
+    """Returns the number of tile rows in a band, and the number of bands."""
     tiles = -(-h // 2)
     most = max(1, LARGEST // (16 * jnp.dtype(dtype).itemsize * b * -(-w // 2) * c))
     count = -(-tiles // most)
@@ -107,7 +107,7 @@ def _bands(b: int, h: int, w: int, c: int, dtype: DTypeLike) -> tuple[int, int]:
 
 
 def _whole(x: Array, rows: int) -> Array:
-    """Returns a map with zeros below and to the right, so that it is of whole tiles."""
+    """Returns a map padded with zeros below and to the right, to whole tiles."""
     _, h, w, _ = x.shape
     return jnp.pad(x, ((0, 0), (0, 2 * rows - h), (0, w % 2), (0, 0)))
 
@@ -125,7 +125,7 @@ def _band(x: Array, i: Array, rows: int, more: int) -> Array:
 def _inputs(x: Array, dtype: DTypeLike) -> list[Array]:
     """Returns the 16 matrices [tiles, c] of a padded band [b, 2 rows + 2, w + 2, c], rounded to `dtype`.
 
-    Rows first, and widened where they are read: XLA makes a loop of each step that a CPU's vector units can run.
+    Rows are transformed first, and converted to float32 when read. So XLA makes loops that vector units can run.
     """
     h, w = x.shape[1] - 2, x.shape[2] - 2
     rows = _taken([x[:, i : i + h : 2].astype(jnp.float32) for i in range(4)])
@@ -138,7 +138,7 @@ def _split(x: Array) -> Grid:
 
 
 def _both(transform: Callable, grid: Grid) -> Grid:
-    """Applies a transform to the columns of a grid, and to the rows of what comes out."""
+    """Applies a transform to the columns of a grid, then to the rows of the result."""
     columns = [transform(column) for column in zip(*grid, strict=True)]
     return [transform(row) for row in zip(*columns, strict=True)]
 

@@ -1,1 +1,1 @@
-"""Networks that judge pictures."""
+"""Networks that measure pictures: LPIPS and the discriminator."""

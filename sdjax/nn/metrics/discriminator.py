@@ -1,4 +1,4 @@
-"""The PatchGAN discriminator of the autoencoder's training: tells patches of pictures from those of reconstructions.
+"""The PatchGAN discriminator for training the autoencoder: it separates real from reconstructed patches.
 
 Source: Isola et al. 2017 (arXiv 1611.07004), section 3.2; CompVis/taming-transformers,
 taming/modules/discriminator/model.py:NLayerDiscriminator of three layers, whose names these are.
@@ -28,9 +28,9 @@ def near_one(key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -
 class BatchNorm(nn.Module):
     """Normalises every channel over all positions of the whole batch, then scales and shifts it; in float32.
 
-    The batch is the global one, on however many devices it lies: under `jit` over a mesh a mean over the first axis is
-    one over all of them; under `pmap` or `shard_map` means are taken over `axis`, whose name has to be given. There are
-    no running averages, as nothing is discriminated but in training.
+    The statistics are those of the global batch over all devices. Under `jit` over a mesh, a mean over the first axis
+    already includes all devices. Under `pmap` or `shard_map`, give the name of the device axis as `axis`. There are no
+    running averages, because the discriminator is used only in training.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -51,7 +51,7 @@ class BatchNorm(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Returns logits [b, h/8 - 2, w/8 - 2, 1], float32, of images about [-1, 1]: above 0 for what looks real.
+    """Returns logits [b, h/8 - 2, w/8 - 2, 1], float32, of images about in [-1, 1]. Above 0 means it looks real.
 
     Each sees 70 x 70 pixels. Kernels start as N(0, 0.02^2), norms' scales as N(1, 0.02^2), biases at 0.
 
@@ -66,7 +66,7 @@ class Discriminator(nn.Module):
         _, h, w, _ = image.shape
         if min(h, w) < SMALLEST:
             raise ValueError(f"the discriminator takes pictures of at least {SMALLEST} pixels a side; got {h} x {w}")
-        x, number = image, 0  # a layer's number counts its norm and activation too, as in the reference
+        x, number = image, 0  # norms and activations count in the layer numbers too, as in the reference
         for i, (width, stride) in enumerate(zip(WIDTHS, STRIDES)):
             x = self._conv(width, stride, f"main_{number}", use_bias=i == 0)(x)
             if i:
