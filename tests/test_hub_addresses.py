@@ -29,7 +29,7 @@ def test_addresses_of_a_browser_are_fetched_from_the_hub_that_is_set(server, tmp
     assert folder_of(lines[10]).name == "old.ckpt"
     assert folder_of(lines[11]) == folder / "vae"
     assert {f"vae/{name}" for name in held(folder / "vae")} == set(vae)
-    assert "'README.md' is no checkpoint; its files are sd.safetensors" in lines[12]
+    assert "'README.md' is not a checkpoint; its files are sd.safetensors" in lines[12]
     assert "no revision 'v9'" in lines[13]
     # Without network, and by a spelling that the hub takes too
     again = resolve(nowhere(), tmp_path, [hub_page], ["Someone/Stable-Thing"], [f"{hub_page}/tree/main/unet"])
