@@ -1,8 +1,8 @@
-"""What a checkpoint holds: a model's description and parameters, and all that came with them.
+"""The contents of a checkpoint: a model's configuration and parameters, and everything that came with them.
 
-`sdjax.convert.load_model` returns it, a pipeline and a training keep it beside the parameters that they change, and
-writing takes it, so that nothing is lost in between. It lives here because it is made of this package's tensors and
-errors; importing it imports no reader and no network.
+`sdjax.convert.load_model` returns a Bundle. Pipelines and training runs keep it beside the parameters that they
+change, and the writers take it, so nothing is lost in between. It is in this package because it uses the package's
+tensors and errors. Importing it imports no reader and no network.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from sdjax.typing import Params
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was decided while a model was read. `notices` are what its user should know."""
+    """The decisions made while a model was read. `notices` are messages for its user."""
 
     layout: str
     config_origin: str

@@ -1,4 +1,4 @@
-"""A checkpoint, opened: its tensors, and what lies in or beside it that says what they are."""
+"""An opened checkpoint: its tensors, and the files and metadata that describe them."""
 
 import dataclasses
 import functools

@@ -9,7 +9,7 @@ SHOWN = 80  # characters of a file's own text that a message repeats
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or is not what it was taken for; the message names the file and the reason."""
+    """A checkpoint cannot be read, or is of another kind than expected. The message names the file and the reason."""
 
     def __init__(self, reason: str, path: str | os.PathLike[str] | None = None) -> None:
         super().__init__(reason if path is None else f"{printable(str(path), limit=4096)}: {reason}")
@@ -25,7 +25,7 @@ class OtherKindError(CheckpointError):
 
 @dataclasses.dataclass(frozen=True)
 class FileKind:
-    """What a file is, and what its user may do, as two halves of one sentence."""
+    """The kind of a file and advice for its user, as two halves of one sentence."""
 
     what: str
     advice: str

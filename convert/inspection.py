@@ -1,4 +1,4 @@
-"""What a checkpoint holds, told without reading its weights."""
+"""Reports what a checkpoint holds, without reading its weights."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ SHOWN = 12  # names of a list that the text repeats
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """A checkpoint's family, parts, dtypes, metadata, and what is odd about it (nothing, in a released file)."""
+    """A checkpoint's family, parts, dtypes and metadata, and anything unusual (nothing in a released file)."""
 
     path: str
     format: str
@@ -37,7 +37,7 @@ class Inspection:
     metadata: dict[str, str]
     licences: list[str]
     odd: list[str]
-    kind: str | None = None  # of a file that is no whole model: what it is, and what to do
+    kind: str | None = None  # kind and advice, for a file that is not a whole model
     cards: tuple[str, ...] = ()
     tokenizer: str | None = None
 
@@ -69,7 +69,7 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspection:
-    """Returns what a checkpoint of any layout holds. Raises CheckpointError if it cannot be read at all."""
+    """Returns the report of a checkpoint of any layout. Raises CheckpointError if it cannot be read at all."""
     try:
         checkpoint = open_checkpoint(path, variant)
     except OtherKindError as error:
@@ -142,7 +142,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
 
 
 def _of_other_kind(path: str | os.PathLike[str], error: OtherKindError) -> Inspection:
-    """Returns what is known of a file or folder that is no checkpoint."""
+    """Returns the report of a file or folder that is not a checkpoint."""
     said = f"it is {error.what}; {error.advice}"
     form = "folder" if os.path.isdir(path) else "file"
     size = 0 if form == "folder" else os.path.getsize(path)
@@ -159,7 +159,7 @@ def _some(lines: Iterable[str]) -> list[str]:
 
 
 def _unusual(tensors: Mapping[str, LazyTensor], found: Match) -> list[str]:
-    """Returns what merging and converting tools have left in a model that is whole."""
+    """Returns notes on traces of merging and converting tools in a whole model."""
     lines, used = [], {entry: tensors[name] for entry, name in found.names.items()}
     kinds = Counter(tensor.dtype.name for tensor in used.values())
     if len(kinds) > 1:

@@ -183,7 +183,7 @@ def parameter_counts(
 
 
 def _check_tokenizer(checkpoint: Checkpoint, config: ModelConfig) -> Sequence[str]:
-    """Returns what to tell of the tokenizer. Raises CheckpointError if it is not the text encoder's."""
+    """Returns notes on the tokenizer. Raises CheckpointError if it does not fit the text encoder."""
     if checkpoint.tokenizer is not None:
         check_tokens(checkpoint.tokenizer, config.text, checkpoint.error)
     elif config.text.kind == "clip" and (more := config.text.vocab_size - CLIP_TOKENS) > 0:
@@ -213,7 +213,7 @@ def _left_aside(
     averaged: bool,
     keep_both: bool,
 ) -> list[str]:
-    """Returns what to tell of tensors that are not used."""
+    """Returns notes on unused tensors."""
     notices = []
     foreign = any(beside.is_depth_network(name, checkpoint.layout) for name in found.extras)
     if foreign and config.depth is None and "depth" not in elsewhere:
@@ -256,7 +256,7 @@ def _with_parts(
 def _extras(
     checkpoint: Checkpoint, config: ModelConfig, found: Match, dtype: np.dtype | None, keep_both: bool
 ) -> dict[str, LazyTensor]:
-    """Returns the tensors that are no parameters, by the names to keep them under."""
+    """Returns the tensors that are not parameters, by the names that they are kept under."""
     extras = {name: checkpoint.tensors[name] for name in (*found.extras, *(found.other_set if keep_both else ()))}
     unet = {entry.name for entry in tables.part_entries("unet", config.unet, "ldm")}
     for name, tensor in checkpoint.extra.items():

@@ -1,7 +1,7 @@
-"""What one reading may cost: several times what honest checkpoints need, all files of a folder together.
+"""Limits of the work of one reading, over all files of a folder: several times what honest checkpoints need.
 
-The limits that lie elsewhere bound one value each; these bound their sum, so that a folder of two hundred files costs
-no more than one file does. They keep a reading below 64 MB and a second.
+Other limits bound single values. These bound the sum, so that a folder of two hundred files costs no more than one
+file. They keep a reading below 64 MB and a second.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ LIMITS = {
 
 @dataclasses.dataclass(slots=True)
 class Budget:
-    """What is left to spend of each kind in LIMITS."""
+    """The remaining amount of each kind in LIMITS."""
 
     left: dict[str, int] = dataclasses.field(default_factory=LIMITS.copy)
 
     def spend(self, kind: str, amount: int, path: str | os.PathLike[str]) -> None:
-        """Raises CheckpointError, in the name of `path`, where more is needed than there is."""
+        """Subtracts `amount`. Raises CheckpointError, naming `path`, if less is left."""
         if amount > self.left[kind]:
             raise CheckpointError(f"it has more than {LIMITS[kind]} {kind}; no checkpoint of these models has", path)
         self.left[kind] -= amount

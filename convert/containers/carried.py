@@ -1,6 +1,6 @@
-"""What a single file carries in its metadata besides tensors: tokenizer, licence, model card. Other tools ignore it.
+"""Tokenizer, licence and model card in the metadata of a single file. Other tools ignore them.
 
-All of it is data that is bounded before it is read: a tokenizer's files have known names, and it is of a known class.
+They are read as data, with limits. A tokenizer's files must have known names, and its class must be known.
 """
 
 import base64
@@ -14,7 +14,7 @@ from sdjax.convert.containers.strict_json import read_json
 from sdjax.convert.errors import CheckpointError, shown
 from sdjax.prompts.tokenizer import CONFIG, Tokenizer
 
-CONFIG_KEY = "sdjax.config"  # the description of a model that is none of the releases
+CONFIG_KEY = "sdjax.config"  # the configuration of a model that is not one of the releases
 LICENCE_KEY = "sdjax.licence"  # {file name: text}
 CARD_KEY = "sdjax.card"  # {file name: text}
 TOKENIZER_KEY = "sdjax.tokenizer"  # {file name: text}, as JSON, zlib and base64 make it text

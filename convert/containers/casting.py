@@ -1,4 +1,4 @@
-"""Casting tensors, and naming those whose numbers a type cannot hold."""
+"""Casts tensors, and names those whose numbers a type cannot hold."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _WIDER = {"float16": "bfloat16", "bfloat16": "float32"}
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What became of a tensor's `count` numbers: how many became infinite, and how many 0."""
+    """The loss of casting a tensor with `count` numbers: how many became infinite, and how many 0."""
 
     count: int
     infinite: int
@@ -30,16 +30,16 @@ class Loss:
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Returns the array in another floating-point type; what it cannot hold becomes infinite or 0."""
+    """Returns the array in another floating-point type. Numbers outside its range become infinite or 0."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return array.astype(dtype)
 
 
 def loss(wide: np.ndarray, narrow: np.ndarray) -> Loss | None:
-    """Returns what was lost when `narrow` was cast from `wide`; None if no more than rounding.
+    """Returns the loss when `narrow` was cast from `wide`; None for mere rounding.
 
-    That is a finite number that became infinite, or numbers so small that the tensor changed by a hundredth of its
-    norm. A few that became 0 among larger ones are rounding: every released model has some in float16.
+    A loss means that a finite number became infinite, or that small numbers became 0 and changed the tensor by a
+    hundredth of its norm. A few zeros among larger numbers are rounding: every released model has some in float16.
     """
     limits, source = ml_dtypes.finfo(narrow.dtype), ml_dtypes.finfo(wide.dtype)
     smallest, greatest = float(limits.smallest_subnormal), float(limits.max)
@@ -79,5 +79,5 @@ def told(losses: Mapping[str, Loss], dtype: str) -> str:
 
 
 def advice(dtype: str) -> str:
-    """Returns what to take instead of a type."""
+    """Returns the advice which type to use instead."""
     return f"choose {_WIDER[dtype]}" if dtype in _WIDER else "leave the type as it is"

@@ -14,9 +14,9 @@ from sdjax.convert.containers.strict_json import read_json
 from sdjax.convert.errors import CheckpointError, OtherKindError, shown
 from sdjax.nn.parts import NEEDED_FOLDERS, PARTS
 
-OWN_SETTINGS = "sdjax_config.json"  # what diffusers' files cannot say of a model
+OWN_SETTINGS = "sdjax_config.json"  # settings that diffusers' files cannot hold
 MAX_COMPONENTS = 50
-COMPONENTS = (  # that a folder without model_index.json may be of: what else lies beside is no part of the model
+COMPONENTS = (  # possible components of a folder without model_index.json; other files there are not part of the model
     *(part.folder for part in PARTS.values()), "safety_checker", "prior", "prior_text_encoder", "prior_scheduler",
     "scheduler", "tokenizer", "prior_tokenizer", "feature_extractor", "image_noising_scheduler", "text_encoder_2",
     "transformer", "motion_adapter",
@@ -174,7 +174,7 @@ def choose_weights(
 
 
 def substitute(weights: Weights) -> str | None:
-    """Returns the variant that stands in for plain weights: none where there are some, or it cannot be told which."""
+    """Returns the variant to use if there are no plain weights; None if there are some, or if the choice is unclear."""
     names = sorted({name for name, _ in weights})
     if "" in names or not names:
         return None
@@ -182,7 +182,7 @@ def substitute(weights: Weights) -> str | None:
 
 
 def substitutes(components: dict[str, Weights]) -> list[str]:
-    """Returns what to tell of a folder's components whose weights are there as a variant alone, a line a variant."""
+    """Returns a line for each variant that is used because components have no plain weights."""
     found: dict[str, list[str]] = {}
     for component, weights in components.items():
         if name := substitute(weights):

@@ -1,4 +1,4 @@
-"""A manifest of tensors: shape, dtype and SHA-256 of each, by which two checkpoints are compared bit by bit."""
+"""Manifests of tensors: shape, dtype and SHA-256 of each, to compare two checkpoints bit by bit."""
 
 import hashlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Tensors that are read when they are needed, and cast then."""
+"""Tensors that are read and cast only when they are used."""
 
 import dataclasses
 import functools

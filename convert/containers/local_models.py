@@ -1,4 +1,4 @@
-"""A model on this computer: which file or folder a path means, and what to do where there is none."""
+"""Finds a model on this computer: the file or folder that a path means, or an error that says what to do."""
 
 import difflib
 import itertools
@@ -20,14 +20,14 @@ Say = Callable[[str], None]
 
 
 class _Looker:
-    """Lists folders, each once, and MOST_ENTRIES in all: their readers have limits of their own, and say so."""
+    """Lists folders, each once, with at most MOST_ENTRIES entries in all. The readers have further limits."""
 
     def __init__(self) -> None:
         self.left = MOST_ENTRIES
         self.seen: dict[Path, tuple[set[str], set[str]]] = {}
 
     def __call__(self, folder: Path) -> tuple[set[str], set[str]]:
-        """Returns the names of a folder's files and folders; none of one that cannot be read."""
+        """Returns the names of a folder's files and folders; empty sets if it cannot be read."""
         if folder in self.seen:
             return self.seen[folder]
         names: set[str] = set()
@@ -48,9 +48,9 @@ class _Looker:
 
 
 def local_path(given: Any, *, variant: str | None = None, say: Say | None = None) -> Path:
-    """Returns the file or folder of a model that lies on this computer, however its place is written.
+    """Returns the file or folder of a model on this computer, from any spelling of its place.
 
-    Raises CheckpointError where there is none, and for what only `sdjax.loading.hub` can fetch.
+    Raises CheckpointError if there is none, and for models that only `sdjax.loading.hub` can fetch.
     """
     place = read_place(given)
     if place.address is not None:
@@ -64,7 +64,7 @@ def local_path(given: Any, *, variant: str | None = None, say: Say | None = None
 
 
 def fetch_model(address: str, *, variant: str | None = None, say: Say | None = None) -> Path:
-    """Returns where the copy of a model in a bucket lies. Raises CheckpointError where nothing is there."""
+    """Returns the path of the local copy of a model in a bucket. Raises CheckpointError if the bucket has none."""
     if buckets.get_size(f"{address}/settings.json") is not None:
         raise CheckpointError("this is the folder of a training: sdjax.load and `sdjax convert` read it", address)
     try:

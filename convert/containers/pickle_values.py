@@ -1,4 +1,4 @@
-"""The plain values that a checkpoint's pickle describes, and the few calls of it that make them.
+"""The plain values in a checkpoint's pickle, and the few calls that make them.
 
 Ordered dictionaries, numpy's numbers, sizes and devices of torch, and the latin-1 text by which protocol 2 spells a
 number's bytes: a table from the names of those functions to functions of ours, which make no object of any other class

@@ -1,4 +1,4 @@
-"""Reading any checkpoint as names and arrays: what kind of file it is is told from its first bytes, not its name."""
+"""Reads any checkpoint as names and arrays. The kind of file is found from its first bytes, not from its name."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ __all__ = ["TensorFile", "read"]
 
 
 def read(path: str | os.PathLike[str], *, variant: str | None = None) -> TensorFile:
-    """Returns the tensors of a `.ckpt`, `.safetensors` or diffusers folder by name, none of them read yet.
+    """Returns the tensors of a `.ckpt`, `.safetensors` or diffusers folder, by name. They are read when used.
 
     Args:
         path: a checkpoint of torch.save (zip or legacy), a safetensors file, or a folder as diffusers writes it: a

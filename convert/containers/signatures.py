@@ -1,4 +1,4 @@
-"""What a file is that is no checkpoint at all, told from its first bytes and its name's ending."""
+"""Recognises files that are not checkpoints at all, by their first bytes and their names' endings."""
 
 import pathlib
 import re
@@ -32,7 +32,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 
 
 def kind_of_bytes(head: bytes, path: pathlib.Path) -> FileKind | None:
-    """Returns what a file with this beginning is, if it is known and no checkpoint."""
+    """Returns the kind of a file with this beginning, if it is known and not a checkpoint."""
     for pattern, what, advice in _SIGNATURES:
         if re.match(pattern, head, re.DOTALL):
             return FileKind(what, advice)

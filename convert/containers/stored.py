@@ -1,4 +1,4 @@
-"""Tensors where they lie in a file, and the mapping from names to arrays that every reader returns."""
+"""Tensors stored in a file, and the mapping from names to arrays that every reader returns."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ MAX_COUNT = 2**47  # elements of one tensor, empty axes counted as 1
 
 
 class Storage(Protocol):
-    """A run of bytes in a file that one or more tensors look at."""
+    """A run of bytes in a file that one or more tensors use."""
 
     def view(self) -> memoryview:
         """Returns the bytes, not copied, once they were checked. Raises CheckpointError where they are damaged."""

@@ -1,4 +1,4 @@
-"""What a torch pickle says about tensors: storages by key, the tensors that look at them, and their names."""
+"""The tensors in a torch pickle: storages by key, the tensors that use them, and their names."""
 
 import dataclasses
 import itertools
@@ -41,8 +41,8 @@ STORAGES: dict[tuple[str, str], np.dtype] = {
     }.items()
 }
 
-MAX_NESTED = 4  # dictionaries in one another that tensors are looked for in
-_AROUND = (  # what trainers call the dictionary of the weights beside the state of an optimizer
+MAX_NESTED = 4  # levels of dictionaries that are searched for tensors
+_AROUND = (  # trainers' names for the dictionary of weights beside an optimizer's state
     "model_state_dict", "params_ema", "ema_model", "model_ema", "params", "model", "module", "net", "network", "unet",
     "weights", "model_state", "ema",
 )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Descriptions of models from their files."""
+"""Finds the configurations of models from their files."""

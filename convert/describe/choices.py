@@ -1,4 +1,4 @@
-"""Which model a checkpoint holds: its description, its set of weights and what it predicts, and what says so."""
+"""Finds a checkpoint's configuration, set of weights and prediction type, and where each is stated."""
 
 import dataclasses
 import os
@@ -52,7 +52,7 @@ def given_description(config: ConfigLike | None) -> Description | None:
 
 
 def stated(checkpoint: Checkpoint, asked: Prediction | None = None) -> Decision | None:
-    """Returns what a single file itself says of the prediction; nothing if it contradicts itself and was overruled."""
+    """Returns the prediction type that a single file states; None if it contradicts itself and the user chose."""
     if checkpoint.layout != "ldm":
         return None
     try:
@@ -64,7 +64,7 @@ def stated(checkpoint: Checkpoint, asked: Prediction | None = None) -> Decision 
 
 
 def describe(checkpoint: Checkpoint, given: Description | None, said: Decision | None) -> Description:
-    """Returns the model's description: the one given, else the folder's, the metadata's, a YAML's or the tensors' own.
+    """Returns the model's configuration: the given one, else from the folder, the metadata, a YAML file or the tensors.
 
     `said` is what `stated` returns. Raises CheckpointError and ConfigError.
     """
@@ -96,7 +96,7 @@ def _of_schedule(config: ModelConfig, where: str) -> Decision:
 
 
 def prediction_of(word: str) -> Prediction:
-    """Returns what a user says that the network predicts. Raises ValueError for any other word."""
+    """Returns the prediction type that the user names. Raises ValueError for an unknown word."""
     for known in get_args(Prediction):
         if word == known:
             return known
@@ -110,7 +110,7 @@ def _yaml_beside(path: pathlib.Path | None) -> pathlib.Path | None:
 
 
 def choose_ema(checkpoint: Checkpoint, ema: str) -> bool:
-    """Returns whether to take the UNet's averaged weights. Raises CheckpointError for a wish that cannot be met."""
+    """Returns whether to use the UNet's averaged weights. Raises CheckpointError if the requested set is missing."""
     if checkpoint.layout != "ldm":
         if ema != "auto":
             raise checkpoint.error(
@@ -135,9 +135,10 @@ def decide(
     leaves: Mapping[str, LazyTensor],
     notices: list[str],
 ) -> Decision:
-    """Returns what the network predicts: what was asked for, what the files say, or what the network answers.
+    """Returns the prediction type: the user's, else the files', else from a test of the network.
 
-    `decision` is what the files say, `leaves` are the parameters by path. `notices` gets what the user should know.
+    `decision` is the files' statement, `leaves` are the parameters by path. Messages for the user are added to
+    `notices`.
     """
     if asked is not None:
         if decision is not None and decision.prediction != asked:

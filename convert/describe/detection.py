@@ -1,4 +1,4 @@
-"""Which released model a single file holds, told from a few of its tensors' shapes."""
+"""Finds the released model in a single file, from a few of its tensors' shapes."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ UNET = naming.LDM_PREFIXES["unet"]
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
-    """Returns the released model whose UNet these tensors are; of two that differ in prediction alone, epsilon's.
+    """Returns the released model with this UNet. If two differ only in their prediction, it is the epsilon model.
 
     Tensors may be missing or misshapen: what is looked at are width, inputs, context and labels, wherever they show.
     Raises CheckpointError, saying what it looks like, if it is none of them.

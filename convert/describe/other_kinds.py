@@ -1,4 +1,4 @@
-"""What a file is that is no whole model: a table that tells LoRAs, embeddings, ControlNets and the like by their names.
+"""Recognises files that are not whole models: a table of tensor names of LoRAs, embeddings, ControlNets and others.
 
 Source of the names: the tools' own files, as docs/checkpoints.md lists them. The first row that fits is the answer.
 """
@@ -126,7 +126,7 @@ _UNET = naming.LDM_PREFIXES["unet"]
 
 
 def kind_of_tensors(shapes: Shapes) -> FileKind | None:
-    """Returns what a file with tensors of these names and shapes is; None for a model, and for what is not known."""
+    """Returns the kind of a file with tensors of these names and shapes; None for a model, and for unknown files."""
     if not _holds_model(shapes) and all(
         any(name.startswith(naming.LDM_PREFIXES[part]) for name in shapes) for part in ("vae", "text")
     ):
@@ -152,7 +152,7 @@ UNET_ALONE = FileKind("a UNet alone, without autoencoder and text encoder", _COM
 
 
 def kind_of_folder(configs: Mapping[str, Mapping[str, Any]]) -> FileKind | None:
-    """Returns what a diffusers folder with these JSON files is, if it is no Stable Diffusion v1's or v2's pipeline."""
+    """Returns the kind of a diffusers folder with these JSON files, if it is not a Stable Diffusion v1 or v2 one."""
     index = configs.get("model_index.json")
     if index is None:
         return None
@@ -168,7 +168,7 @@ def kind_of_folder(configs: Mapping[str, Mapping[str, Any]]) -> FileKind | None:
 
 
 def kind_of_component(class_name: Any, wanted: Sequence[str], what: str) -> FileKind | None:
-    """Returns what a component is whose config.json names another class than those wanted."""
+    """Returns the kind of a component whose config.json names another class than those wanted."""
     if class_name is None or class_name in wanted or not isinstance(class_name, str):
         return None
     name = class_name if re.fullmatch(r"\w{1,80}", class_name) else "another class"

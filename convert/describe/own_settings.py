@@ -1,6 +1,6 @@
-"""What diffusers' files cannot say of a model, in a file of ours beside them, which diffusers does not read.
+"""Settings that diffusers' files cannot hold. They are in our own file beside them, which diffusers does not read.
 
-Such are the default guidance scale, the name, and a default size that is another than the release's.
+Examples are the default guidance scale, the name, and a default size that differs from the release's.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def differing(described: ModelConfig, config: ModelConfig) -> dict[str, Any]:
 
 
 def applied(described: ModelConfig, file: Mapping[str, Any] | None) -> ModelConfig:
-    """Returns what diffusers' files describe with the fields that our file says. Raises ConfigError."""
+    """Returns the configuration from diffusers' files, updated by the fields in our file. Raises ConfigError."""
     if file is None:
         return described
     fields = file.get("model")

@@ -1,4 +1,4 @@
-"""What a model's network predicts, told from what a file says about it; tensors alone cannot tell."""
+"""Finds a network's prediction type from statements in a file. It does not show in the tensors."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ MARKERS = ("v_pred", "ztsnr")  # empty tensors that ComfyUI reads
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What the network predicts and how that is known: "the metadata's modelspec.prediction_type", for example."""
+    """The prediction type and its source, such as "the metadata's modelspec.prediction_type"."""
 
     prediction: Prediction
     origin: str
@@ -29,7 +29,7 @@ class Decision:
 
 
 def stated(metadata: Mapping[str, str], names: Iterable[str]) -> Decision | None:
-    """Returns what a file's metadata and marker tensors say, None if nothing.
+    """Returns the prediction type that a file's metadata and marker tensors state; None if they state none.
 
     Raises CheckpointError if they contradict each other.
     """

@@ -1,4 +1,4 @@
-"""Whether a tokenizer and a text encoder belong together: no token may lie outside the encoder's embedding."""
+"""Checks that a tokenizer fits a text encoder: no token may be outside the encoder's embedding."""
 
 from collections.abc import Callable
 

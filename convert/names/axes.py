@@ -1,4 +1,4 @@
-"""How one array lies in PyTorch's files and in Flax's parameter trees.
+"""Converts arrays between the axis orders of PyTorch's files and Flax's parameter trees.
 
 The layout follows what a parameter is, never its shape alone: OpenCLIP's text projection is square, and embeddings are
 not transposed though matrices are. Flax keeps a convolution's kernel as [height, width, in, out] and a matrix as

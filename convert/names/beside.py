@@ -1,4 +1,4 @@
-"""What a file may hold beside a model's parameters, and other spellings of parameters' names."""
+"""Known tensors beside a model's parameters, and other spellings of parameters' names."""
 
 import re
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ _OTHERS: dict[str, re.Pattern[str]] = {
 
 
 def is_known(name: str, layout: Layout, parts: Mapping[str, Any]) -> bool:
-    """Returns whether a tensor that is no parameter of these parts (name: description) belongs there all the same."""
+    """Returns whether a tensor that is not a parameter of these parts (name: configuration) is known to occur."""
     text = parts.get("text")
     if layout == "ldm" and text is not None and naming.is_open_clip(text):
         last = f"cond_stage_model.model.transformer.resblocks.{text.layers}."  # unused by v2, and in its files

@@ -1,4 +1,4 @@
-"""Holding a file's tensors against the table of what it should hold: every difference is found at once."""
+"""Compares a file's tensors with the table of expected ones, and reports all differences together."""
 
 import dataclasses
 import difflib
@@ -17,7 +17,7 @@ MOST_COMPARED = 50  # names; more are not looked through for one that is like a 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Which of a file's tensors is which. `other_set` are the UNet's weights that were not chosen, averaged or not.
+    """A file's tensors, matched to entries. `other_set` holds the UNet's weights that were not chosen.
 
     `unknown` are those of the extras that are not known to lie beside models.
     """
@@ -40,7 +40,7 @@ class Match:
 def match(
     tensors: Mapping[str, LazyTensor], table: Table, *, ema: bool = False, parts: Collection[str] | None = None
 ) -> Match:
-    """Returns what fits and every difference, each a phrase that spells tensors as the file does.
+    """Returns the matched tensors and all differences. Each difference is a phrase that names tensors as the file does.
 
     `ema` takes the UNet's moving averages, an ldm file's `model_ema.` tensors. `parts` are those wanted; others
     may be missing, and are passed over if they are there. A tensor that no network here has is no difference,
@@ -110,7 +110,7 @@ def match(
 
 
 def _misfit(tensor: LazyTensor, entry: Entry) -> list[str]:
-    """Returns what is wrong with a tensor that has the name of an entry."""
+    """Returns the problem of a tensor that has an entry's name."""
     if not entry.accepts(tensor.shape):
         return [f"{printable(tensor.name)} has the shape {list(tensor.shape)} instead of {list(entry.shape)}"]
     if not is_floating(tensor.dtype):
@@ -139,7 +139,7 @@ def refuse(found: Match, what: str, error: Callable[[str], CheckpointError]) -> 
 
 
 class _Larger:
-    """What a larger network of the same make would hold besides: another block, another bias of a layer in use."""
+    """Names that a larger network of the same kind would have: another block, another bias of a used layer."""
 
     def __init__(self, entries: tuple[Entry, ...]) -> None:
         self.patterns = {_NUMBER.sub("#", entry.name) for entry in entries}

@@ -1,4 +1,4 @@
-"""Which tensors a file of each layout holds for a model: one entry a stored tensor, generated from the model's shapes.
+"""Tables of the tensors in a file of each layout: one entry a stored tensor, generated from the model's shapes.
 
 Reading runs a table forwards, writing the same one backwards.
 """
@@ -175,7 +175,7 @@ _ENTRIES: dict[str, Callable[[Sequence[Parameter], Any], Iterable[Entry]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a file should hold for some networks.
+    """The tensors that a file should hold for some networks.
 
     `parts` are the networks, in the order in which messages name them. `canonical` returns a tensor's name as the
     entries spell it, `beside` whether a tensor that is no parameter belongs there all the same.
@@ -188,12 +188,12 @@ class Table:
 
 
 def model_table(config: ModelConfig, layout: Layout) -> Table:
-    """Returns what a file of this layout holds for a whole model."""
+    """Returns the table of a whole model in this layout."""
     return _table(entries(config, layout), described(config), layout)
 
 
 def part_table(part: str, description: Any, layout: Layout) -> Table:
-    """Returns what a file of this layout holds for one part of a model."""
+    """Returns the table of one part of a model in this layout."""
     return _table(part_entries(part, description, layout), {part: description}, layout)
 
 
@@ -204,7 +204,7 @@ def _table(entries: tuple[Entry, ...], parts: Mapping[str, Any], layout: Layout)
 
 
 def network_table(part: str, shapes: Params, prefix: str, canonical: Callable[[str], str], unused: str) -> Table:
-    """Returns what a file holds for a network that is no part of a model, by the names that Flax's paths give.
+    """Returns the table of a network outside a model, with names from Flax's paths.
 
     `prefix` stands before the names in the file. `canonical` and the pattern `unused` are for names without it.
     """

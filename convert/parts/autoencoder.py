@@ -1,4 +1,4 @@
-"""An autoencoder from a file of its own, for a model."""
+"""Reads an autoencoder from a separate file, for a model."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from sdjax.convert.parts.lone import part_leaves, place_of
 
 
 def autoencoder(source: CheckpointLike, config: VAEConfig, dtype: np.dtype | None) -> dict[str, LazyTensor]:
-    """Returns the autoencoder of another file for a model: a whole model's of any layout, or one that lies there alone.
+    """Returns an autoencoder for a model from another file: from a whole model of any layout, or one stored alone.
 
     Raises CheckpointError, also for one of another model's latents.
     """

@@ -1,4 +1,4 @@
-"""A depth network from a file of its own."""
+"""Reads a depth network from a separate file."""
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -22,7 +22,7 @@ def load_depth(source: CheckpointLike, dtype: DTypeLike | None = None) -> tuple[
 
 
 def depth_network(source: CheckpointLike, dtype: np.dtype | None) -> tuple[DepthConfig, dict[str, LazyTensor]]:
-    """Returns the depth network of a file or folder: a whole model's of any layout, or one that lies there alone.
+    """Returns the depth network of a file or folder: from a whole model of any layout, or one stored alone.
 
     Alone are MiDaS's own dpt_hybrid file and a folder of transformers' DPTForDepthEstimation. Raises CheckpointError.
     """

@@ -1,4 +1,4 @@
-"""One part of a model out of any file: of a whole model in any layout, or one that lies there alone."""
+"""Reads one part of a model from any file: from a whole model in any layout, or a part stored alone."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ _LAYOUTS = {"vae": "ldm's or diffusers'", "depth": "MiDaS's or transformers'", "
 
 
 def place_of(checkpoint: Checkpoint, part: str) -> Place:
-    """Returns where a checkpoint has a part. Raises CheckpointError, saying what it is, if it has none."""
+    """Returns the place of a part in a checkpoint. Raises CheckpointError, naming the file's kind, if it has none."""
     for place in PLACES[part]:
         if any(name.startswith(place.shown_by or place.begins) for name in checkpoint.tensors):
             return place

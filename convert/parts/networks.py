@@ -1,4 +1,4 @@
-"""Networks that are no part of a model, read from diffusers' and transformers' files by Flax's names alone."""
+"""Reads networks outside a model from diffusers' and transformers' files, with names from Flax's paths."""
 
 from collections.abc import Callable
 

@@ -68,7 +68,7 @@ def load_lpips(*sources: CheckpointLike) -> Params:
 
 
 def load_discriminator(source: CheckpointLike) -> Params:
-    """Returns a discriminator's parameters, float32, from an autoencoder's training checkpoint or a file of its own.
+    """Returns a discriminator's parameters, float32, from an autoencoder's training checkpoint or a separate file.
 
     Its norms' running averages are not taken: they were of use to nobody. Raises CheckpointError.
     """
@@ -92,7 +92,7 @@ def _canonical(name: str) -> str:
 
 
 def _place(checkpoint: Checkpoint, own: str) -> str | None:
-    """Returns what stands before the names of a part of LPIPS in a checkpoint; None if it does not hold the part."""
+    """Returns the prefix of a part of LPIPS in a checkpoint's names; None if the part is missing."""
     tensors = checkpoint.tensors
     for place in _PLACES:
         if any(re.fullmatch(own, _canonical(name[len(place) :])) for name in tensors if name.startswith(place)):

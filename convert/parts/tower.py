@@ -1,4 +1,4 @@
-"""An image tower from a file of its own."""
+"""Reads an image tower from a separate file."""
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -27,7 +27,7 @@ def load_vision(
 def image_tower(
     source: CheckpointLike, dtype: np.dtype | None, config: VisionConfig | None = None
 ) -> tuple[VisionConfig, dict[str, LazyTensor]]:
-    """Returns the image tower of a file or folder: a whole model's of any layout, or one that lies there alone.
+    """Returns the image tower of a file or folder: from a whole model of any layout, or one stored alone.
 
     Alone are OpenAI's and OpenCLIP's own files and transformers' folders of a CLIPVisionModelWithProjection or
     CLIPModel. `config` describes it where no JSON file does. Raises CheckpointError.

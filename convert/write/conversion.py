@@ -66,7 +66,7 @@ def convert(
     overwrite: bool = False,
     lossy: bool = False,
 ) -> Report:
-    """Writes a checkpoint in another layout, a tensor at a time, and returns what was decided on the way.
+    """Writes a checkpoint in another layout, one tensor at a time, and returns a report of the decisions.
 
     `to` is "native" (a folder), "diffusers" (a folder) or "ldm" (a single `.safetensors` file); "auto" means ldm for a
     name that ends in .safetensors, else native. Tensors keep their bytes unless `dtype` asks otherwise; what is no

@@ -55,7 +55,7 @@ def write_diffusers(model: Bundle, folder: pathlib.Path, ema_names: bool, manife
 
 
 def _own_settings(files: Mapping[str, Any], folder: pathlib.Path, config: ModelConfig) -> dict[str, Any]:
-    """Returns what the written files of a diffusers folder, its tokenizer's among them, do not say of the model."""
+    """Returns the settings that the written files of a diffusers folder, with its tokenizer's, do not hold."""
     tokenizer = folder / "tokenizer" / TOKENIZER_CONFIG
     said = {f"tokenizer/{TOKENIZER_CONFIG}": json.loads(tokenizer.read_bytes())} if tokenizer.is_file() else {}
     described, _ = diffusers_config.config_from_diffusers({**files, **said})

@@ -1,4 +1,4 @@
-"""Native folders, and what lies beside the weights in a folder of any layout."""
+"""Writes native folders, and the files beside the weights in a folder of any layout."""
 
 import json
 import pathlib

@@ -101,7 +101,7 @@ def layout_of(path: str | os.PathLike[str], to: str = "auto") -> Layout:
 
 
 def check_not_input(target: str | os.PathLike[str], *sources: object) -> None:
-    """Raises CheckpointError if the target is one of the checkpoints that are being read, or lies inside one."""
+    """Raises CheckpointError if the target is a checkpoint that is being read, or inside one."""
     if addresses.remote(target):
         for source in sources:
             if addresses.scheme(source) and f"{addresses.address(target)}/".startswith(f"{addresses.address(source)}/"):

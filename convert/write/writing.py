@@ -67,7 +67,7 @@ def write_bundle(
 
 
 def written_without(model: Bundle, to: str, dtype: DTypeLike | None = None) -> tuple[str, ...]:
-    """Returns what a model that was written in a layout lacks, each a sentence for its user."""
+    """Returns a sentence for each thing that a model loses when it is written in a layout."""
     notices = []
     if to == "ldm":
         names = (in_file(name, model.config) for name in model.extras if not beside.BUFFERS.fullmatch(name))
