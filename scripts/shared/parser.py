@@ -15,7 +15,7 @@ WANTED = {  # the values that a type accepts, by its name
     **dict.fromkeys(("float", "finite"), "a number"),
     "positive": "a whole number from 1 up",
     "natural": "a whole number from 0 up",
-    "strength": "a number from 0 to 1",
+    **dict.fromkeys(("strength", "share"), "a number from 0 to 1"),
     "colour": "three levels from 0 to 255, such as 255,255,255",
     "sides": "left,top,right,bottom in pixels, such as 64,0,64,0",
 }

@@ -70,6 +70,7 @@ FLAGS = [
     ("--dtype floa32", "did you mean float32?"),
     ("--steps 7,5", "expected a whole number from 1 up; got '7,5'"),
     ("--scale 7,5", "expected a number; got '7,5' (with a"),
+    ("--guidance-rescale 0,7", "expected a number from 0 to 1; got '0,7' (with a"),
     ("--steps many", "argument --steps"),
     ("--seed 1.5", "expected a whole number; got '1.5'"),
     ("--H big", "whole number"),
