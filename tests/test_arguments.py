@@ -266,6 +266,18 @@ def test_a_sampler_of_ones_own_runs(monkeypatch):
     np.testing.assert_array_equal(*noisy)
 
 
+@pytest.mark.parametrize("rows", [None, [1, 2], samplers.row(1, 2, 0, calls=[1]), "batch", "none"])
+def test_a_sampler_that_returns_no_rows_is_refused(rows):
+    class Wrong:
+        def steps(self, schedule, num_steps):
+            good = samplers.DDIM().steps(schedule, num_steps)
+            made = {"batch": samplers.batch([good]), "none": jax.tree.map(lambda a: a[:0], good)}
+            return made[rows] if isinstance(rows, str) else rows
+
+    with pytest.raises(ValueError, match="the sampler Wrong: its steps return at least one row, joined by"):
+        sdjax.text_to_image(models.pipeline(), "a", sampler=Wrong(), num_steps=3)
+
+
 def test_a_sampler_that_is_none_is_refused():
     for wrong in (samplers.Heun, object(), {"steps": 3}):
         with pytest.raises(ValueError, match="sampler is a name or a sampler, an object with a method steps; got"):

@@ -1,6 +1,7 @@
 """What happens otherwise than one might expect is said, and a picture records what was used."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,17 @@ def test_a_mask_that_selects_nothing_is_said() -> None:
 def test_a_negative_prompt_without_guidance_is_said() -> None:
     with pytest.warns(Note, match="negative_prompt has no effect at guidance_scale 1"):
         sdjax.image_to_image(models.pipeline(), GREY, "a", negative_prompt="b", guidance_scale=1, strength=0, **few())
+
+
+def test_a_request_without_guidance_says_what_has_no_effect() -> None:
+    pipe, given = models.pipeline(), {"guidance_rescale": 0.7, "negative_prompt_embeds": np.zeros((77, 32))}
+    for name, value in given.items():
+        with pytest.warns(Note, match=f"{name} has no effect at guidance_scale 1"):
+            sdjax.text_to_image.session(pipe, "a", guidance_scale=[1, 5], **{name: value}, **few())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        requests = [sdjax.Request("a", guidance_scale=1), sdjax.Request("a", guidance_scale=5, **given)]
+        sdjax.generate.session(pipe, requests)
 
 
 def test_a_samplers_field_that_its_method_ignores_is_said(recwarn) -> None:

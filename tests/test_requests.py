@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ import sdjax
 from sdjax.pictures.image import to_uint8
 from sdjax.samplers import SAMPLERS
 from sdjax.tasks import request as module
+from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing, ComputingOptions
 from sdjax.tasks.request import Request, expand
 
@@ -94,6 +96,27 @@ def test_each_picture_of_a_folder_has_its_own_options():
     ends = sdjax.image_to_image(pipe, given, "a cat", seed=[3, 4], strength=0.2, num_steps=[3, 10], **ONE)
     trip = sdjax.image_to_image(pipe, given[0], seed=3, strength=0, **ONE)
     assert near(ends[0], trip[0])
+
+
+def test_samplers_from_outside_share_a_batch_unless_they_end_in_their_own_way():
+    class Outside:
+        def steps(self, schedule, num_steps):
+            return SAMPLERS["ddim"]().steps(schedule, num_steps)
+
+    class Ending(Outside):
+        def final(self, state, rows):
+            return state.x
+
+    which = [Outside(), "heun", Ending(), Outside(), "dpm_solver_adaptive"]
+    requests = [Request("a", sampler=one, num_steps=2) for one in which]
+    assert batch_of(models.pipeline(), requests, Computing()).groups() == [[0, 1, 3], [2], [4]]
+
+
+def test_a_second_pass_that_has_steps_for_one_of_two_pictures_only():
+    pipe, options = models.pipeline(), {"enlarge": 1, "strength": 0.2, **ONE}
+    made = sdjax.two_pass(pipe, "a cat", seed=[3, 4], num_steps=[3, 8], **options)
+    for picture, seed, steps in zip(made, (3, 4), (3, 8)):
+        assert near(picture, sdjax.two_pass(pipe, "a cat", seed=seed, num_steps=steps, **options)[0])
 
 
 def test_rescaled_guidance_has_the_deviation_without_guidance():
@@ -183,6 +206,10 @@ REFUSED = [
         {"negative_prompt": "x", "negative_prompt_embeds": np.zeros((77, 32))},
         "give either negative_prompt or negative_prompt_embeds",
     ),
+    ({"latents": np.zeros((8, 8, 4), complex)}, "latents must be finite numbers"),
+    ({"num_steps": "3"}, "num_steps is a whole number from 1 up; got '3'"),
+    ({"eta": [[0.5]]}, "eta is a finite number from 0 up"),
+    ({"spacing": {"even"}}, "spacing is a text; got {'even'}"),
     ({"output": "pil"}, "unknown output 'pil'; the known ones are pixels, latent"),
     ({"on_step": 3}, "on_step is a function of a step; got 3"),
     ({"height": [64, 100]}, "nearest is 96 or 104"),
@@ -195,6 +222,16 @@ def test_bad_options_are_refused_with_a_sentence(arguments, message, monkeypatch
     with pytest.raises(ValueError, match=message) as caught:
         sdjax.text_to_image(models.pipeline(), **{"prompt": "a cat", **ONE, **arguments})
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_a_request_may_be_arrays():
+    made = expand("a cat", num_steps=jnp.array([2, 3]), eta=jnp.array([0.5, 1.0]), guidance_scale=np.float32([3, 4]))
+    assert [(type(one.num_steps), one.num_steps, one.eta) for one in made] == [(int, 2, 0.5), (int, 3, 1.0)]
+
+
+def test_a_request_names_our_argument_for_anothers():
+    with pytest.raises(TypeError, match="Request has no argument num_inference_steps: here it is num_steps"):
+        Request("a cat", num_inference_steps=3)
 
 
 def test_generate_takes_requests_alone():

@@ -152,7 +152,9 @@ def explains_arguments(also: Callable | None = None, *, task: bool = True) -> Ca
         def checked(*args: Any, **given: Any) -> Any:
             for name in given:
                 if name not in known:
-                    subject = "no task" if task and name not in _of_any else function.__qualname__
+                    subject = (
+                        "no task" if task and name not in _of_any else function.__qualname__.removesuffix(".__init__")
+                    )
                     raise TypeError(unknown_argument(subject, name, known))
             if task and args and isinstance(args[0], str | bytes | os.PathLike):
                 raise TypeError(f"{function.__name__} takes a Pipeline first, as sdjax.load({args[0]!r}) returns it")

@@ -138,7 +138,7 @@ def check_guidance_scale(scale: float) -> float:
     return number("guidance_scale", scale)
 
 
-def check_negatives(negatives: Sequence[str], scale: float) -> None:
-    """Gives a note if there are negative prompts but no guidance."""
-    if scale == 1 and any(negatives):
-        note("negative_prompt has no effect at guidance_scale 1 (no guidance): leave it out")
+def note_unguided(**given: bool) -> None:
+    """Gives a note for each argument that is given for a picture without guidance."""
+    for name in (name for name, is_given in given.items() if is_given):
+        note(f"{name} has no effect at guidance_scale 1 (no guidance): leave it out")

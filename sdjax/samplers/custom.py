@@ -39,6 +39,11 @@ class Custom(Sampler):
         """The compiled part of the sampler."""
         return self.inner.rule if hasattr(self.inner, "rule") else super().rule
 
+    @property
+    def ends_alone(self) -> bool:
+        """Whether the object has its own `final`."""
+        return hasattr(self.inner, "final")
+
     def grid(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Grid:
         """Returns where the steps start and end, without the first `skip` of them."""
         if hasattr(self.inner, "grid"):
@@ -51,8 +56,8 @@ class Custom(Sampler):
         """Returns the object's rows, without those of the first `skip` steps."""
         steps: Callable[..., Rows] = self.inner.steps
         if "skip" in inspect.signature(steps).parameters:
-            return steps(schedule, num_steps, skip=skip)
-        rows = steps(schedule, num_steps)
+            return self._checked(steps(schedule, num_steps, skip=skip))
+        rows = self._checked(steps(schedule, num_steps))
         first = int(np.flatnonzero(rows.starts_step)[skip])
         return jax.tree.map(lambda a: a[first:], rows)
 
@@ -63,6 +68,16 @@ class Custom(Sampler):
     def final(self, state: State, rows: Rows) -> Noisy:
         """Returns the latent after the last row."""
         return (self.inner.final if hasattr(self.inner, "final") else super().final)(state, rows)
+
+    def _checked(self, rows: Rows) -> Rows:
+        """Returns the rows. Raises ValueError unless they are one image's, as `sdjax.samplers.stack` makes them."""
+        stacked = isinstance(rows, Rows) and np.ndim(rows.index) == 1 and rows.starts_step.dtype == bool
+        if not stacked or not np.any(rows.starts_step):
+            raise ValueError(
+                f"the sampler {type(self.inner).__name__}: its steps return at least one row, joined by "
+                f"sdjax.samplers.stack; got {shown(rows)}"
+            )
+        return rows
 
 
 def complete(sampler: Sampler | HasSteps) -> Sampler:

@@ -40,6 +40,11 @@ class Sampler:
         """The compiled part of the sampler."""
         return Linear()
 
+    @property
+    def ends_alone(self) -> bool:
+        """Whether it has its own `final`, and so shares no batch with other samplers."""
+        return type(self).final is not Sampler.final
+
     def grid(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Grid:
         """Returns where the steps start and end, without the first `skip` of them."""
         return make_grid(self.spacing, schedule, num_steps, end=self.end, skip=skip)
@@ -68,10 +73,10 @@ def choose(name: str, value: str, known: Iterable[str]) -> None:
         raise ValueError(f"unknown {name} {value!r}; the known ones are {', '.join(map(str, known))}")
 
 
-def check_eta(eta: float) -> None:
-    """Raises ValueError unless eta is a finite number >= 0."""
+def check_eta(eta: float) -> float:
+    """Returns eta as Python's float. Raises ValueError unless it is a finite number >= 0."""
     try:
-        number("eta", eta, 0)
+        return number("eta", eta, 0)
     except ValueError:
         raise ValueError(f"eta is a finite number from 0 up; got {shown(eta)}") from None
 

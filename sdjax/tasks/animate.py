@@ -15,7 +15,7 @@ from sdjax.checks import arguments
 from sdjax.checks.arguments import flag, is_sequence, number, shown, texts, whole
 from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
-from sdjax.diffusion.guidance import check_negatives
+from sdjax.diffusion.guidance import note_unguided
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.syntax import check_prompts
@@ -83,7 +83,7 @@ def animate(
     request, mesh = whole_batch.requests[0], how.mesh
     common, rest = split_steps(request.sampler, pipe.schedule, request.num_steps, prompt_strength)
     batch, loop = whole("batch", batch), flag("loop", loop)
-    check_negatives(negatives, request.guidance_scale)
+    note_unguided(negative_prompt=request.guidance_scale == 1 and any(negatives))
     check_prompts([*prompts, *negatives])
     if len(set(prompts)) == 1:
         for name, value, usual in ("interpolation", interpolation, "linear"), ("prompt_strength", prompt_strength, 1):

@@ -12,12 +12,12 @@ from sdjax.checks.arguments import texts
 from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
-from sdjax.diffusion.guidance import Guidance, check_negatives, make_guidance
+from sdjax.diffusion.guidance import Guidance, make_guidance, note_unguided
 from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import cache, placement
 from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.syntax import check_prompts
-from sdjax.samplers import Rows, Sampler, Start, State, batch, make_start
+from sdjax.samplers import Rows, Start, State, batch, make_start
 from sdjax.samplers.rows import per_image
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.request import Request, expand
@@ -78,7 +78,7 @@ class Batch:
         for i, (request, start) in enumerate(zip(self.requests, self.starts, strict=True)):
             sampler = request.sampler
             # A sampler with its own `final` shares no batch with others
-            end = None if type(sampler).final is Sampler.final else id(sampler)
+            end = id(sampler) if sampler.ends_alone else None
             groups.setdefault((self.size_of(i), start.rows is None, sampler.rule, end), []).append(i)
         return list(groups.values())
 
@@ -275,7 +275,11 @@ def batch_of(
     """Returns the batch of requests with its starts. Raises ValueError for values that the model does not support."""
     cache.enable()
     whole = resolve(pipe, requests, sizes)
-    for scale in {request.guidance_scale for request in whole}:
-        check_negatives([request.negative_prompt for request in whole if request.guidance_scale == scale], scale)
+    unguided = [request for request in whole if request.guidance_scale == 1]
+    note_unguided(
+        negative_prompt=any(request.negative_prompt for request in unguided),
+        negative_prompt_embeds=any(request.negative_prompt_embeds is not None for request in unguided),
+        guidance_rescale=any(request.guidance_rescale for request in unguided),
+    )
     check_prompts([*(request.prompt for request in whole), *(request.negative_prompt for request in whole)])
     return Batch(pipe, whole, inputs or [0] * len(whole), how).starting(strength, compat=compat)

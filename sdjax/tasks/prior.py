@@ -20,7 +20,7 @@ from sdjax.checks.hints import Explained, explains_arguments
 from sdjax.config import PriorConfig, ScheduleConfig
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.denoiser import make_denoiser
-from sdjax.diffusion.guidance import Guidance, check_guidance_scale, check_negatives, make_guidance
+from sdjax.diffusion.guidance import Guidance, check_guidance_scale, make_guidance, note_unguided
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.prior import Embedding, PriorTransformer, ProjectedTextEncoder
 from sdjax.pipeline import placement
@@ -205,7 +205,7 @@ class Prior(metaclass=Explained):
                 f"seeds, {len(negatives)} negative prompts"
             )
         check_guidance_scale(guidance_scale)
-        check_negatives(negatives, guidance_scale)
+        note_unguided(negative_prompt=guidance_scale == 1 and any(negatives))
         check_prompts([*prompts, *negatives])
         if exact and len(prompts) > 1:
             how = {"num_steps": num_steps, "guidance_scale": guidance_scale}

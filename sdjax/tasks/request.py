@@ -9,9 +9,11 @@ import numpy as np
 
 from sdjax.checks import arguments
 from sdjax.checks.arguments import number, shown, texts, whole
+from sdjax.checks.hints import explains_arguments
 from sdjax.diffusion.guidance import check_guidance_scale
 from sdjax.samplers import Sampler
 from sdjax.samplers.custom import HasSteps
+from sdjax.samplers.sampler import check_eta
 from sdjax.tasks.computing import ComputingOptions
 
 T = TypeVar("T")
@@ -37,7 +39,8 @@ class Request:
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder], instead of texts, as
     `Pipeline.encode_prompt` returns them.
 
-    Raises ValueError for values of the wrong kind or out of range.
+    Raises ValueError for values of the wrong kind or out of range. Sampler, height and width are checked when the
+    picture is made, because they depend on the model.
     """
 
     prompt: str = ""
@@ -61,8 +64,11 @@ class Request:
             "prompt": _text("prompt", self.prompt),
             "negative_prompt": _text("negative_prompt", "" if self.negative_prompt is None else self.negative_prompt),
             "seed": arguments.seed(0 if self.seed is None else self.seed),
+            "num_steps": whole("num_steps", self.num_steps, 1),
             "guidance_scale": None if scale is None else check_guidance_scale(scale),
             "guidance_rescale": number("guidance_rescale", self.guidance_rescale, 0, 1),
+            "eta": None if self.eta is None else check_eta(self.eta),
+            "spacing": None if self.spacing is None else _text("spacing", self.spacing),
             **{name: _array(name, getattr(self, name), axes) for name, axes in ARRAYS.items()},
         }
         for name, value in checked.items():
@@ -70,6 +76,9 @@ class Request:
         for name in "prompt", "negative_prompt":
             if getattr(self, name) and getattr(self, f"{name}_embeds") is not None:
                 raise ValueError(f"give either {name} or {name}_embeds, not both")
+
+
+Request.__init__ = explains_arguments(task=False)(Request.__init__)  # type: ignore[method-assign]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -183,6 +192,8 @@ def _array(name: str, value: Any, axes: str) -> np.ndarray | None:
     if value is None:
         return None
     try:
+        if np.iscomplexobj(value):
+            raise TypeError
         out = np.asarray(value, np.float32)
     except (TypeError, ValueError):
         out = np.zeros(0, np.float32)

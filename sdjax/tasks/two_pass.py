@@ -42,10 +42,11 @@ def two_pass(
         raise ValueError(f"upscale is one of {', '.join(UPSCALES)}; got {upscale!r}")
     batch = make_batch(pipe, prompt, options)
     large = {size: enlarged(pipe.config, size, enlarge) for size in map(batch.size_of, range(len(batch.requests)))}
-    again = {id(request): start for request, start in zip(batch.requests, batch.starting(strength).starts)}
+    again = batch.starting(strength)
+    start_of = {id(request): start for request, start in zip(again.requests, again.starts)}
 
     def second_of(part: Batch) -> Batch:
-        starts = [again[id(request)] for request in part.requests]
+        starts = [start_of[id(request)] for request in part.requests]
         return dataclasses.replace(part, starts=starts, folds=(SECOND,))
 
     def make(part: Batch) -> Making:
@@ -59,7 +60,7 @@ def two_pass(
                 latent = pipe.resize_latent(latent, *size, method, **part.where)
             return part.finish((yield from second.sample(latent, second.noise(size), conditionings)))
 
-    groups = batch.groups()
+    groups = again.groups()  # the first pass makes all steps, so only the second one divides them further
     calls = [part.calls + second_of(part).calls for part in map(batch.part, groups)]
     return Session(batch, make, groups=groups, calls=calls)
 
