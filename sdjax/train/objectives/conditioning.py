@@ -21,7 +21,7 @@ from sdjax.purpose import UNCLIP_LEVELS, UPSCALER_LEVELS
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives import draws
 from sdjax.train.objectives.holes import random_holes
-from sdjax.typing import Image, Keys, Latent, Params
+from sdjax.typing import Image, Keys, Latent, NewMap, Params
 
 FLAT = 0.001  # added to a depth map's spread in training
 
@@ -33,7 +33,7 @@ class PictureConditioning(NamedTuple):
     label: jax.Array | None = None
 
 
-def encode(config: ModelConfig, vae: Params, image: Image, keys: Keys, stream: int, dtype: Any) -> Latent:
+def encode(config: ModelConfig, vae: Params, image: Image, keys: Keys, stream: int, dtype: Any) -> NewMap:
     """Returns draws from the posterior of pictures in [-1, 1], times the scale factor, float32."""
     moments = AutoencoderKL(config.vae, dtype).bind({"params": vae}).encode(image)
     return from_moments(config, moments, keys, stream)
