@@ -47,7 +47,7 @@ def apply(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         for text in args.set if _given(args, flag) is not None else ():
             name = text.partition("=")[0].strip()
             if any(other == name or other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in names):
-                raise ValueError(f"{flag} and --set {name} set the same value: give one of them")
+                raise ValueError(f"{flag} and --set {name} both set the same value: give one of them")
     config = {**config, "model": dict(config["model"]), "optim": dict(config["optim"])}
     if args.ckpt is not None:
         if config["model"].get("scratch") is not None:

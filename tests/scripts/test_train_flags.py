@@ -77,7 +77,7 @@ def test_what_a_path_holds_says_what_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ("--data a --set data.parts=[]", "--data and --set data.parts both say the same"),
+        ("--data a --set data.parts=[]", "--data and --set data.parts both set the same"),
         ("--data a --set data={}", "--data and --set data both"),
         ("--ckpt a --set model.path=b", "--ckpt and --set model.path both"),
         ("--ckpt a --set model.scratch=sd1", "--ckpt and --set model.scratch both"),
