@@ -1,4 +1,4 @@
-"""A training step on the CPU with glibc's allocator as it is, and told to keep memory and to use huge pages.
+"""A training step on the CPU with glibc's allocator with its defaults, and set to keep memory and use huge pages.
 
     python benchmarks/allocator.py --out benchmarks/results/allocator_cpu.json
 

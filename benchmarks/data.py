@@ -1,4 +1,4 @@
-"""What the loader takes for a picture, beside what Pillow alone takes to decode and resize it.
+"""The time of the loader for a picture, beside the time of Pillow alone to decode and resize it.
 
     python benchmarks/data.py --json benchmarks/results/data_cpu.json
 

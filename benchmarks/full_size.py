@@ -1,4 +1,4 @@
-"""The whole way at full size: a v1 model with random weights, from a 4 GB file to a picture, with the peak memory.
+"""All of sdjax at full size: a v1 model with random weights, from a 4 GB file to a picture, with the peak memory.
 
     python benchmarks/full_size.py --folder /tmp/full --out benchmarks/results/full_size.json
 

@@ -1,4 +1,4 @@
-"""How much memory a picture needs, as XLA plans it: nothing is allocated, the programs are only compiled.
+"""The memory that a picture needs, from XLA's plan. Programs are only compiled; nothing is allocated.
 
     python benchmarks/memory.py --out benchmarks/results/memory.json
 

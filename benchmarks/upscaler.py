@@ -1,4 +1,4 @@
-"""How much memory the x4 upscaler needs: its decoder at once and band by band, and its sampler.
+"""The memory that the x4 upscaler needs: its decoder at once and band by band, and its sampler.
 
     python benchmarks/upscaler.py --plan 128 256 512 --measure 128 --out benchmarks/results/upscaler.json
 

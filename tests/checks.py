@@ -1,4 +1,4 @@
-"""What tests of several modules measure: how far apart arrays and pictures are, and how often JAX compiles."""
+"""Measurements for tests of several modules: how far apart arrays and pictures are, and how often JAX compiles."""
 
 from collections.abc import Callable, Generator
 

@@ -1,4 +1,4 @@
-"""What holds every call of sdjax's functions to the shapes in their signatures while the tests run (`conftest.py`)."""
+"""Checks the shapes in signatures at every call of sdjax's functions while the tests run (`conftest.py`)."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""What a path is: one of this computer, an address that can be reached, or one that is refused by a sentence."""
+"""Kinds of paths: local paths, addresses that can be reached, and addresses that are refused with a message."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""What the models inside the package draw, seen in their pixels: every task that they can do, on 64 x 64 pixels."""
+"""Pictures of the built-in models, checked by their pixels: every task that they can do, on 64 x 64 pixels."""
 
 import numpy as np
 import pytest

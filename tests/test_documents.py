@@ -1,4 +1,4 @@
-"""What the documents tell a reader to type works: commands are parsed by the real parsers, names and links resolve."""
+"""Commands and links in the documents work: commands are parsed by the real parsers, names and links resolve."""
 
 import argparse
 import ast

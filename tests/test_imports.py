@@ -1,4 +1,4 @@
-"""What an import brings along, seen in fresh processes; who may import whom is in pyproject.toml, for import-linter."""
+"""Modules that an import loads, seen in new processes. Who may import whom is in pyproject.toml, for import-linter."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Inpainting both ways and outpainting: what stays, what the networks are told, masks, sizes, refusals."""
+"""Inpainting both ways and outpainting: what stays, the networks' inputs, masks, sizes, refusals."""
 
 import dataclasses
 

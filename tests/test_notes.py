@@ -1,4 +1,4 @@
-"""What happens otherwise than one might expect is said, and a picture records what was used."""
+"""Notes report unexpected behaviour, and a picture records the settings that were used."""
 
 import json
 import warnings

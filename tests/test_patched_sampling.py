@@ -1,4 +1,4 @@
-"""What a network may add to sampling: patches with arrays of each image, and a memory from call to call."""
+"""Additions of a network to sampling: patches with arrays of each image, and a memory from call to call."""
 
 import dataclasses
 

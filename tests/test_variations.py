@@ -1,4 +1,4 @@
-"""Image variations: what the network is told, mixing, noise levels, priors, devices, refusals."""
+"""Image variations: the network's conditioning, mixing, noise levels, priors, devices, refusals."""
 
 import dataclasses
 import functools

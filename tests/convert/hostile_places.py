@@ -1,4 +1,4 @@
-"""What is no checkpoint because of where or what it is: folders and their indices, links, pipes, devices, other files.
+"""Paths that are not checkpoints: folders with bad indices, links, pipes, devices, other files.
 
 Each function makes something in an empty folder and returns the path to read; None where the system cannot make it.
 """

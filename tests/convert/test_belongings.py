@@ -1,4 +1,4 @@
-"""What belongs to a model besides tensors: tokenizer, own settings, licence, model card, metadata, stored types."""
+"""A model besides its tensors: tokenizer, own settings, licence, model card, metadata, stored types."""
 
 import base64
 import dataclasses

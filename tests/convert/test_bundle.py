@@ -1,4 +1,4 @@
-"""What a checkpoint held, with its parameters replaced in memory: what is written of it."""
+"""A bundle whose parameters were replaced in memory is written correctly."""
 
 import copy
 import pickle

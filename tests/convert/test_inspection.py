@@ -1,4 +1,4 @@
-"""What `inspect` says about checkpoints, whole and not."""
+"""The reports of `inspect` on whole and incomplete checkpoints."""
 
 import json
 

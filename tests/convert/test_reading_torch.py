@@ -1,4 +1,4 @@
-"""What torch itself saves and loads: our reader gives the same, and the tests' own writer writes what torch does."""
+"""Our reader agrees with torch.load, and the tests' own writer agrees with torch.save."""
 
 import collections
 import io

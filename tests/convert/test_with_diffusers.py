@@ -1,4 +1,4 @@
-"""What we write, read by diffusers and transformers: nothing missing, nothing unexpected, the same numbers."""
+"""Diffusers and transformers read the files that we write: nothing missing, nothing unexpected, the same numbers."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the UNet takes besides x, t and one context: a ControlNet's residuals, and the length of each context."""
+"""The UNet's inputs besides x, t and one context: a ControlNet's residuals, and the length of each context."""
 
 import flax.linen as nn
 import jax

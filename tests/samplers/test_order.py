@@ -1,4 +1,4 @@
-"""How fast each deterministic sampler's error falls with the number of steps, where the solution is known exactly.
+"""The order of each deterministic sampler: how fast its error falls with more steps, against exact solutions.
 
 Everything in float64: in float32 a third order would drown in rounding. Steps are at equal distances of log sigma, on
 which the methods' theory is written, unless a test says otherwise.

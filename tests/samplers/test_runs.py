@@ -1,4 +1,4 @@
-"""What holds for every sampler: prediction types, chunks, keys, one program; what options are refused."""
+"""Properties of every sampler: prediction types, chunks, keys, one program, refused options."""
 
 import dataclasses
 

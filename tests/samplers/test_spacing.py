@@ -1,4 +1,4 @@
-"""Where steps start and end: published timesteps, counts, ends, refusals."""
+"""Spacing of steps: published timesteps, counts, ends, refusals."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Where image to image starts: how many steps a strength leaves, from what, and as CompVis counts them."""
+"""The start of image to image: the number of steps for a strength, the start, and CompVis's way to count."""
 
 import gaussian
 import jax.numpy as jnp

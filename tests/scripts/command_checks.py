@@ -1,4 +1,4 @@
-"""What tests of several commands do: write pictures, read back what was written, and try every flag."""
+"""Code for tests of several commands: write pictures, read back what was written, and try every flag."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What is wrong with a command's arguments is said before the model is read, and leaves nothing behind."""
+"""Commands refuse bad arguments before the model is read, and leave no files behind."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What the command line says: help in every spelling, the nearest flag, flags' own names, devices that lack."""
+"""Messages of the command line: help in every spelling, the nearest flag, names of flags, missing devices."""
 
 import importlib
 from pathlib import Path

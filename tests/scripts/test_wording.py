@@ -1,4 +1,4 @@
-"""What the library says of its arguments, in the words of the command line."""
+"""The library's messages about arguments name the command line's flags."""
 
 import pytest
 

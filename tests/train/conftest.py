@@ -1,4 +1,4 @@
-"""What tests of the built-in model's training share."""
+"""Fixtures for tests of the built-in model's training."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What must hold of every source of training pictures."""
+"""Checks that every source of training pictures must pass."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""What networks are told in training, against what the tasks tell them in sampling, and against formulas."""
+"""The networks' conditioning in training equals that in sampling, and agrees with formulas."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Which folders and files of a training set are taken: each once, none of other programs; and kohya's folder names."""
+"""The folders and files of a training set: each once, none of other programs; and kohya's folder names."""
 
 import os
 

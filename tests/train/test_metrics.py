@@ -1,4 +1,4 @@
-"""What a run tells of itself: lines, events, pictures, the console; and the rates of devices."""
+"""Outputs of a run: lines, events, pictures, the console; and the rates of devices."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What is checked before a run's start model is read, and a start model by reference instead of a copy."""
+"""Checks before a run's start model is read, and a start model by reference instead of a copy."""
 
 import collections
 import errno

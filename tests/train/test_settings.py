@@ -1,4 +1,4 @@
-"""What differs between how a run was started and how it goes on, setting by setting."""
+"""Differences between the settings that a run was started and resumed with."""
 
 import dataclasses
 import json
