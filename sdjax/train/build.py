@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +131,7 @@ class Setup:
         guard = np.float32(c.guard.spike or 0.0), np.int32(c.guard.after)
         return StepNumbers(OptimNumbers.of(c.optim), np.float32(c.ema.decay or 0.0), *guard)
 
-    def step(self, empty: np.ndarray, place_ema: Any = None) -> TrainStep:
+    def step(self, empty: np.ndarray, place_ema: Callable[[Params, bool], Params] | None = None) -> TrainStep:
         """Returns the train step, not compiled."""
         c = self.config
         axis = "data" if c.parallel.mode == "pmap" else None

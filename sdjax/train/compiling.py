@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from sdjax.train.outputs import duration
 
@@ -17,12 +18,12 @@ class Compiling:
         self.total, self.say = total, say
         self.seen: set[Any] = set()
 
-    def is_new(self, batch: Any) -> bool:
+    def is_new(self, batch: PyTree) -> bool:
         """Returns whether a batch is the first of its size."""
         return _shapes(batch) not in self.seen
 
     @contextlib.contextmanager
-    def __call__(self, batch: Any) -> Iterator[None]:
+    def __call__(self, batch: PyTree) -> Iterator[None]:
         """Reports that the step is being compiled for a batch and, at the end, how long it took."""
         self.seen.add(_shapes(batch))
         number = len(self.seen)
@@ -38,12 +39,12 @@ class Compiling:
         self.say(f"compiled in {duration(time.monotonic() - begin)}{more}")
 
 
-def _shapes(batch: Any) -> Any:
+def _shapes(batch: PyTree) -> tuple[jax.tree_util.PyTreeDef, tuple]:
     leaves, structure = jax.tree.flatten(batch)
     return structure, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
 
 
-def _size(batch: Any) -> str:
+def _size(batch: PyTree) -> str:
     for name, what in (("image", "pictures"), ("moments", "latents")):
         if isinstance(batch, dict) and name in batch:
             _, h, w, _ = batch[name].shape

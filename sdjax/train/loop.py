@@ -5,7 +5,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.compiling import Compiling
 from sdjax.train.metrics import Writers
-from sdjax.train.objectives.objective import Metrics
+from sdjax.train.objectives.objective import Batch, Metrics
 from sdjax.train.signals import Signals
 from sdjax.train.state import TrainState
 from sdjax.train.watch import Watch
@@ -43,8 +42,8 @@ class Event:
 
 
 def fit(
-    state: TrainState, train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-    batches: Callable[[int], Iterator[Any]], *, steps: int, checkpoints: Checkpoints, log: Writers,
+    state: TrainState, train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    batches: Callable[[int], Iterator[Batch]], *, steps: int, checkpoints: Checkpoints, log: Writers,
     log_every: int = 50, save_every: float = 300.0, save_steps: int | None = None, events: tuple[Event, ...] = (),
     refused_limit: int = 10, patience: float | None = None, programs: int | None = None,
 ) -> TrainState:  # fmt: skip

@@ -4,12 +4,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers, muon, prodigy
 
 from sdjax.checks.effects import needs
@@ -99,20 +100,23 @@ class OptimConfig:
         )
 
 
+Number: TypeAlias = np.number | jax.Array  # on the host, or of a compiled step
+
+
 class OptimNumbers(NamedTuple):
     """An optimiser's numbers. They are arguments of the compiled step, so that new values need no compilation."""
 
-    steps: Any
-    warmup: Any
-    cooldown: Any
-    learning_rate: Any
-    warmup_from: Any
-    final: Any
-    weight_decay: Any
-    beta1: Any
-    beta2: Any
-    clip: Any
-    rates: tuple[Any, ...]
+    steps: Number
+    warmup: Number
+    cooldown: Number
+    learning_rate: Number
+    warmup_from: Number
+    final: Number
+    weight_decay: Number
+    beta1: Number
+    beta2: Number
+    clip: Number
+    rates: tuple[Number, ...]
 
     @classmethod
     def of(cls, config: OptimConfig) -> "OptimNumbers":
@@ -178,7 +182,7 @@ def _transformation(config: OptimConfig, numbers: OptimNumbers) -> optax.Gradien
     return optax.chain(optax.masked(optax.set_to_zero(), fixed), optax.masked(optax.chain(*chain), trained))
 
 
-def factors(rates: tuple[tuple[str, Any], ...], params: Params) -> Any:
+def factors(rates: tuple[tuple[str, Number | float], ...], params: Params) -> PyTree:
     """Returns the factor of every parameter's learning rate."""
 
     def of(path: tuple, _: Any) -> Any:

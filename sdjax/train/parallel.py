@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
 from sdjax.checks.effects import needs
 from sdjax.config import ConfigError
@@ -122,7 +123,7 @@ def _size(axis: Axis, sizes: Mapping[str, int]) -> int:
     return int(np.prod([sizes[name] for name in names]))
 
 
-def layouts(tree: Any, sizes: Mapping[str, int], config: ParallelConfig) -> Any:
+def layouts(tree: PyTree, sizes: Mapping[str, int], config: ParallelConfig) -> PyTree:
     """Returns the layout of every array of a tree of arrays or their shapes."""
 
     def of(path: tuple, leaf: Any) -> P:
@@ -131,7 +132,7 @@ def layouts(tree: Any, sizes: Mapping[str, int], config: ParallelConfig) -> Any:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def shardings(tree: Any, mesh: Mesh, config: ParallelConfig) -> Any:
+def shardings(tree: PyTree, mesh: Mesh, config: ParallelConfig) -> PyTree:
     """Returns the sharding of every array of a tree of arrays or their shapes."""
     specs = layouts(tree, mesh.shape, config)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
@@ -142,12 +143,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def on_host(where: Any) -> Any:
+def on_host(where: PyTree) -> PyTree:
     """Returns shardings that keep the same parts in the host's memory, beside each device."""
     return jax.tree.map(lambda sharding: sharding.with_memory_kind(HOST), where)
 
 
-def move_ema(where: Any) -> Callable[[Params, bool], Params]:
+def move_ema(where: PyTree) -> Callable[[Params, bool], Params]:
     """Returns a function for compiled steps: it moves a tree from `where` on the host to the devices (True) or back."""
     near = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), where)
     return lambda tree, there: jax.device_put(tree, near if there else where)
@@ -158,7 +159,7 @@ def on_devices(tree: Params) -> Params:
     return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind("device"), tree))
 
 
-def place(tree: Any, where: Any) -> Any:
+def place(tree: PyTree, where: PyTree) -> PyTree:
     """Returns a tree of arrays placed by the shardings. Each process gives its devices their parts."""
 
     def put(leaf: Any, sharding: Any) -> jax.Array:
@@ -170,12 +171,12 @@ def place(tree: Any, where: Any) -> Any:
     return jax.tree.map(put, tree, where)
 
 
-def replicated(tree: Any, mesh: Mesh) -> Any:
+def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
     """Returns a tree of numbers put on every device of the mesh."""
     return place(tree, jax.tree.map(lambda _: NamedSharding(mesh, P()), tree))
 
 
-def compile_step(step: Callable, mesh: Mesh, state: Any, frozen: Any, config: ParallelConfig) -> Callable:
+def compile_step(step: Callable, mesh: Mesh, state: PyTree, frozen: PyTree, config: ParallelConfig) -> Callable:
     """Returns the compiled step (state, frozen, batch, numbers) -> (state, metrics). It consumes the state.
 
     `state` and `frozen` are the shardings of these arguments. For mode "pmap" the step averages over the axis "data".
@@ -194,7 +195,7 @@ def _pmapped(step: Callable, mesh: Mesh) -> Callable:
         step, axis_name="data", in_axes=(None, None, 0, None), out_axes=None, devices=devices, donate_argnums=0
     )
 
-    def call(state: TrainState, frozen: Params, batch: Any, numbers: Any) -> Any:
+    def call(state: TrainState, frozen: Params, batch: Any, numbers: Any) -> PyTree:
         cut = jax.tree.map(lambda a: a.reshape(len(devices), -1, *a.shape[1:]), batch)
         return mapped(state, frozen, cut, numbers)
 

@@ -16,7 +16,7 @@ from sdjax.tasks.results import ImageError
 from sdjax.train.config import SamplesConfig
 from sdjax.train.metrics import Writers
 from sdjax.train.state import TrainState
-from sdjax.typing import Pixels
+from sdjax.typing import Params, Pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def check_samples(config: SamplesConfig, model: ModelConfig) -> None:
             pictures.open_mask(config.mask, size=(height, width))
 
 
-def whole(params: Any) -> Any:
+def whole(params: Params) -> Params:
     """Returns parameters as numpy arrays, collected from all processes."""
     if jax.process_count() == 1:
         return jax.device_get(params)

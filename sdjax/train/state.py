@@ -36,7 +36,7 @@ class TrainState:
     step: jax.Array
     params: Params
     ema_params: Params | None
-    opt_state: Any
+    opt_state: optax.OptState
     key: Key
     refused: Refused
 
@@ -98,7 +98,7 @@ def judge(
     return taken, Refused(old.total + bad, (old.in_a_row + bad) * bad, typical)
 
 
-def ema_decay(step: jax.Array, decay: float) -> jax.Array:
+def ema_decay(step: jax.Array, decay: jax.typing.ArrayLike) -> jax.Array:
     """Returns min(decay, (1 + n) / (10 + n)) at the n-th update, n from 1, so that the average forgets its start.
 
     Source: ldm/modules/ema.py:LitEma, which counts n before it uses it.

@@ -10,7 +10,7 @@ import optax
 from sdjax.loading.trainable import lay_over
 from sdjax.train.objectives.draws import keys_of
 from sdjax.train.objectives.objective import Batch, Loss, Metrics
-from sdjax.train.optim import OptimNumbers
+from sdjax.train.optim import Number, OptimNumbers
 from sdjax.train.state import GuardConfig, TrainState, ema_decay, judge, update_ema
 from sdjax.typing import Keys, Params
 
@@ -23,9 +23,9 @@ class StepNumbers(NamedTuple):
     """Numbers of a step. They are arguments of the compiled program, so that new values need no compilation."""
 
     optim: OptimNumbers
-    decay: Any  # the moving average's
-    spike: Any
-    after: Any
+    decay: Number  # the moving average's
+    spike: Number
+    after: Number
 
 
 def make_train_step(

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.train.objectives.objective import Losses
+from sdjax.train.objectives.objective import Batch, Losses
 from sdjax.train.state import TrainState
 from sdjax.typing import Params
 
@@ -27,7 +26,7 @@ class Validation:
 
     losses: Losses
     assemble: Callable[[Params, Params], Params]
-    batches: Callable[[int], Any]
+    batches: Callable[[int], Batch]
     count: int
     size: int
     frozen: Params

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from sdjax import errors
 from sdjax.loading.run_layout import absolute, make_folder
@@ -99,7 +100,7 @@ class Checkpoints:
             return None
         return (step, metric) if step in self.steps() else None
 
-    def save(self, state: Any, *, metric: float | None = None, wait: bool = False) -> None:
+    def save(self, state: PyTree, *, metric: float | None = None, wait: bool = False) -> None:
         """Copies the state and writes the copy in the background. Skips a step that was just saved or restored.
 
         The caller may donate or overwrite the state's arrays at once. It first waits for the save before it.
@@ -148,7 +149,7 @@ class Checkpoints:
         finally:
             self._checkpointer.close()
 
-    def restore(self, like: Any, *, step: int | None = None, optional: Collection[str] = ()) -> Any:
+    def restore(self, like: PyTree, *, step: int | None = None, optional: Collection[str] = ()) -> PyTree:
         """Returns the newest intact state, bit for bit as it was saved; None if there is no checkpoint.
 
         Args:

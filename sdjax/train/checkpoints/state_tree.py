@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def without_key_types(tree: Any) -> Any:
+def without_key_types(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
 
 
@@ -31,13 +32,13 @@ def stored_shape(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
 
 
-def fields(state: Any) -> tuple[dict[str, Any], Any]:
+def fields(state: PyTree) -> tuple[dict[str, PyTree], jax.tree_util.PyTreeDef]:
     """Returns the top-level parts by name, and a function that puts them together again."""
     parts, structure = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: node is not state)
     return {jax.tree_util.keystr(path, simple=True): part for path, part in parts}, structure
 
 
-def check_same(stored: Any, wanted: Any, name: str) -> None:
+def check_same(stored: PyTree, wanted: PyTree, name: str) -> None:
     """Raises ValueError, saying where they differ, unless two trees hold arrays of the same names, shapes and types."""
     there, here = (
         {

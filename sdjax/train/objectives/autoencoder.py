@@ -7,11 +7,12 @@ decode a sample of the posterior.
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from sdjax import convert
@@ -182,7 +183,7 @@ def adaptive_weight(nll_gradient: Array, generator_gradient: Array) -> jax.Array
 
 
 def adversarial_loss(
-    config: VAEConfig, objective: AutoencoderObjective, *, dtype: Any = jnp.float32, axis: str | None = None
+    config: VAEConfig, objective: AutoencoderObjective, *, dtype: DTypeLike = jnp.float32, axis: str | None = None
 ) -> Loss:
     """Returns the loss of autoencoder and discriminator together. Each gets only the gradient of its own loss.
 

@@ -8,12 +8,13 @@ a batch can be processed in parts.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from sdjax.checks.effects import needs
 from sdjax.checks.notes import note
@@ -190,7 +191,7 @@ class Denoising(NamedTuple):
     objective: DiffusionObjective
     empty: np.ndarray  # tokens [n] of the empty caption, or its context [n, d]
     condition: conditioning.Condition = conditioning.text
-    dtype: Any = jnp.float32  # what the networks compute in
+    dtype: DTypeLike = jnp.float32  # what the networks compute in
     remat: str = "none"  # the UNet's
 
     def errors(self, whole: Params, batch: Batch, keys: Keys) -> Callable[[jax.Array], jax.Array]:

@@ -1,7 +1,6 @@
 """Random draws for each example of a batch, from the example's own key. So they do not depend on the devices."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ def integers(keys: Keys, stream: int, low: int, high: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, stream), (), low, high))(keys)
 
 
-def replaced(keys: Keys, stream: int, share: float, values: jax.Array, by: Any) -> jax.Array:
+def replaced(keys: Keys, stream: int, share: float, values: jax.Array, by: jax.typing.ArrayLike) -> jax.Array:
     """Returns values [b, ...] with about this share of examples replaced by `by`. A share of 0 draws nothing."""
     if share == 0:
         return values
