@@ -135,9 +135,9 @@ def test_one_of_a_kind_serves_all_keyframes():
     ("arguments", "message"),
     [
         ({"prompts": ["a cat"]}, "two prompts or two seeds"),
-        ({"prompts": []}, "one or 1 prompts"),
-        ({"prompts": ["a", "b"], "seeds": [1, 2, 3]}, "one or 3 prompts"),
-        ({"negative_prompt": ["x", "y", "z"]}, "one or 2 negative prompts"),
+        ({"prompts": []}, "1 or 1 prompts"),
+        ({"prompts": ["a", "b"], "seeds": [1, 2, 3]}, "1 or 3 prompts"),
+        ({"negative_prompt": ["x", "y", "z"]}, "1 or 2 negative prompts"),
         ({"frames": 1}, "at least the number of keyframes, 2"),
         ({"interpolation": "cubic"}, "unknown interpolation"),
         ({"prompt_strength": 1.5}, "prompt_strength"),
