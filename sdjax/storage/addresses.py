@@ -62,7 +62,7 @@ def _refusal(text: str, kind: str, schemes: Sequence[str]) -> str:
     if kind == "file":
         return f"{shown} is an address: give the path itself, /{rest.removeprefix('localhost/')}"
     if kind in ("http", "https", "ftp"):
-        return f"{shown} is a web address: download it first, and give a path of this computer{others}"
+        return f"{shown} is an address of the web: download it first, and give a path of this computer{others}"
     return f"{shown} is an address of an unsupported kind: give a path of this computer{others}"
 
 
