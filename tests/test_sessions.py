@@ -76,6 +76,16 @@ def test_interrupting_keeps_what_is_finished():
     assert calls == [5, 10, 12, 17]
 
 
+def test_interrupting_keeps_a_picture_whose_steps_are_over_though_its_batch_goes_on():
+    def press(done, total):
+        raise KeyboardInterrupt
+
+    requests = [Request("a cat", seed=1, num_steps=12), Request("a dog", seed=2, num_steps=4)]
+    with pytest.raises(sdjax.Interrupted) as caught:
+        sdjax.generate(models.pipeline(), requests, progress=press, **ONE)
+    assert [picture is not None for picture in caught.value.pictures] == [False, True]
+
+
 def test_a_callback_gets_previews():
     seen = []
     sdjax.text_to_image(models.pipeline(), "a cat", seed=[1, 2], num_steps=7, **ONE,

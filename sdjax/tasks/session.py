@@ -134,6 +134,8 @@ class Session:
             pass
         except KeyboardInterrupt as error:
             self._stop = True
+            with pinned():
+                next(self._steps, None)  # pictures that have no calls left are still finished
             raise Interrupted(self.pictures) from error
         made = [picture for picture in self.pictures if picture is not None]
         return joined(made) if len(made) == len(self.pictures) else self.pictures
