@@ -5,11 +5,12 @@ an example, and the objective. It returns the channels beside the noisy latent a
 statistics that sampling uses.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sdjax.config import ModelConfig
 from sdjax.diffusion.unclip import embedding_mean_and_std, noise_embedding
@@ -21,7 +22,11 @@ from sdjax.purpose import UNCLIP_LEVELS, UPSCALER_LEVELS
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives import draws
 from sdjax.train.objectives.holes import random_holes
+from sdjax.train.objectives.objective import Batch
 from sdjax.typing import Image, Keys, Latent, NewMap, Params
+
+if TYPE_CHECKING:
+    from sdjax.train.objectives.diffusion import DiffusionObjective
 
 FLAT = 0.001  # added to a depth map's spread in training
 
@@ -33,7 +38,7 @@ class PictureConditioning(NamedTuple):
     label: jax.Array | None = None
 
 
-def encode(config: ModelConfig, vae: Params, image: Image, keys: Keys, stream: int, dtype: Any) -> NewMap:
+def encode(config: ModelConfig, vae: Params, image: Image, keys: Keys, stream: int, dtype: DTypeLike) -> NewMap:
     """Returns draws from the posterior of pictures in [-1, 1], times the scale factor, float32."""
     moments = AutoencoderKL(config.vae, dtype).bind({"params": vae}).encode(image)
     return from_moments(config, moments, keys, stream)
@@ -47,14 +52,14 @@ def from_moments(config: ModelConfig, moments: jax.Array, keys: Keys, stream: in
 
 
 def text(
-    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
+    config: ModelConfig, parts: Params, batch: Batch, keys: Keys, objective: "DiffusionObjective", dtype: DTypeLike
 ) -> PictureConditioning:
     """Returns empty conditioning: such a model depends on the text only."""
     return PictureConditioning()
 
 
 def inpainting(
-    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
+    config: ModelConfig, parts: Params, batch: Batch, keys: Keys, objective: "DiffusionObjective", dtype: DTypeLike
 ) -> PictureConditioning:
     """Returns mask and latent of the picture with its hole in mid-grey, [b, h / 8, w / 8, 1 + c].
 
@@ -71,7 +76,7 @@ def inpainting(
 
 
 def depth(
-    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
+    config: ModelConfig, parts: Params, batch: Batch, keys: Keys, objective: "DiffusionObjective", dtype: DTypeLike
 ) -> PictureConditioning:
     """Returns the depth network's estimate, [b, h / 8, w / 8, 1], scaled to -1 to 1 for each picture."""
     assert config.depth is not None  # of a model of this kind
@@ -85,7 +90,7 @@ def depth(
 
 
 def upscaling(
-    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
+    config: ModelConfig, parts: Params, batch: Batch, keys: Keys, objective: "DiffusionObjective", dtype: DTypeLike
 ) -> PictureConditioning:
     """Returns the noisy picture at a quarter of its size, not encoded, and the noise level as label."""
     image, factor = batch["image"], config.vae.factor
@@ -97,7 +102,7 @@ def upscaling(
 
 
 def unclip(
-    config: ModelConfig, parts: Params, batch: Mapping[str, Any], keys: Keys, objective: Any, dtype: Any
+    config: ModelConfig, parts: Params, batch: Batch, keys: Keys, objective: "DiffusionObjective", dtype: DTypeLike
 ) -> PictureConditioning:
     """Returns the label, [b, 2 d]: the picture's CLIP embedding with noise of a random level, and that level."""
     assert config.vision is not None  # of a model of this kind
@@ -113,7 +118,9 @@ def unclip(
     return PictureConditioning(label=draws.replaced(keys, draws.LABEL, objective.label_dropout, label, 0.0))
 
 
-Condition = Callable[[ModelConfig, Params, Mapping[str, Any], Keys, Any, Any], PictureConditioning]
+Condition: TypeAlias = Callable[
+    [ModelConfig, Params, Batch, Keys, "DiffusionObjective", DTypeLike], PictureConditioning
+]
 
 # By the kind of model (sdjax.purpose.KINDS); and which parameters each needs besides text encoder and autoencoder
 CONDITIONS: dict[str, Condition] = {
