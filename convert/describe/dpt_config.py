@@ -9,8 +9,6 @@ from typing import Any
 
 from sdjax.config import ConfigError, DepthConfig
 
-_DEFAULTS = DepthConfig()
-
 # Fields under whose values alone the network is DPT-Hybrid, and their defaults in transformers
 _ONLY: dict[str, tuple[Any, Any]] = {
     "model_type": ("dpt", "dpt"), "is_hybrid": (True, False), "patch_size": (16, 16), "num_channels": (3, 3),

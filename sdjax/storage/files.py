@@ -20,7 +20,6 @@ FILE_ENDINGS = (  # weights, files beside them, pictures: a path with such an en
     ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar", ".json", ".yaml", ".yml", ".toml", ".txt", ".md", ".csv", ".png",
     ".jpg", ".jpeg", ".webp", ".gif", ".py",
 )  # fmt: skip
-LONGEST_NAME = 255  # bytes, if the file system does not state its limit
 
 
 def file_ending(name: str) -> str | None:
