@@ -1,9 +1,9 @@
-"""Losses of denoising networks: functions of (params, frozen, batch, keys, step) that also return numbers to log.
+"""Losses of denoising networks: functions of (whole, average, batch, keys, step) that also return numbers to log.
 
 An objective is made once from a configuration. Its loss is a pure function, so that the training step does not depend
-on the objective. `params` are trained and `frozen` are not. A batch is a dict of arrays whose first axis is the
-example. `keys` [b] has one key an example, and `step` is the number of steps before. A loss is a mean over examples, so
-a batch can be processed in parts.
+on the objective. `whole` are all parameters, `average` those of the moving average. A batch is a dict of arrays whose
+first axis is the example. `keys` [b] has one key an example, and `step` is the number of steps before. A loss is a mean
+over examples, so a batch can be processed in parts.
 """
 
 import dataclasses
