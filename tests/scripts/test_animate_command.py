@@ -107,7 +107,7 @@ def test_names_are_the_librarys() -> None:
     [
         (["--prompt", "a"], "two prompts or two seeds"),
         ([], "two prompts or two seeds"),
-        (["--prompt", "a", "--prompt", "b", "--seed", "1,2,3"], "one or 3 prompts"),
+        (["--prompt", "a", "--prompt", "b", "--seed", "1,2,3"], "give 1 or 3 prompts"),
         (["--prompt", "a", "--from-file", "p.txt"], "use one of them"),
         (["--prompt", "a", "--prompt", "b", "--frames", "1"], "at least the number of keyframes"),
         (["--prompt", "a", "--prompt", "b", "--fps", "60"], "up to 50"),

@@ -73,7 +73,7 @@ def test_writing_goes_on_where_it_stopped_and_leaves_nothing_half(tmp_path):
     array_records.write(source, tmp_path, shard_size=3)
     assert sorted(tmp_path.glob("*.array_record"))[0].stat().st_mtime_ns == first
     assert [ArrayRecords(tmp_path)[i] for i in range(9)] == [source[i] for i in range(9)]
-    with pytest.raises(SourceError, match="other settings .shard_size 3, now 4.; go back"):
+    with pytest.raises(SourceError, match="other settings .shard_size 3, now 4.; use the old"):
         array_records.write(source, tmp_path, shard_size=4)
 
 
