@@ -22,7 +22,18 @@ import pytest
 
 # The shapes in signatures are checked at every call. The hook goes first, before a test imports a module of sdjax
 if os.environ.get("SDJAX_TEST_SHAPES", "1") == "1":
-    CHECKED = ["adapters", "diffusion", "nn", "pictures", "pipeline", "prompts", "samplers", "schedule", "tasks"]
+    CHECKED = [
+        "adapters",
+        "diffusion",
+        "nn",
+        "pictures",
+        "pipeline",
+        "prompts",
+        "samplers",
+        "schedule",
+        "tasks",
+        "train",
+    ]
     jaxtyping.install_import_hook([f"sdjax.{part}" for part in CHECKED], "shape_checks.checked")
 
 jax.config.update("jax_default_matmul_precision", "highest")  # XLA may take fewer bits by default
