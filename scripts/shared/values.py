@@ -39,17 +39,18 @@ def finite(text: str) -> float:
 
 def strength(text: str) -> float:
     """Returns a strength, for argparse."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a strength is from 0 to 1; got {text}")
-    return value
+    return _from_0_to_1(text, "a strength is from 0 to 1")
 
 
 def share(text: str) -> float:
     """Returns a number from 0 to 1, for argparse."""
+    return _from_0_to_1(text, "expected a number from 0 to 1")
+
+
+def _from_0_to_1(text: str, sentence: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1; got {text}")
+        raise argparse.ArgumentTypeError(f"{sentence}; got {text}")
     return value
 
 
