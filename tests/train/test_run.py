@@ -18,7 +18,6 @@ from sdjax.configs import finetune
 from sdjax.convert import CheckpointError, load_model
 from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
-from sdjax.loading import start_model
 from sdjax.loading.run_folder import trained
 from sdjax.scripts.main import main
 from sdjax.scripts.train import TRAININGS
@@ -220,24 +219,6 @@ def test_a_run_goes_on_on_other_devices(pictures, tmp_path, fifty_steps):
     run(tmp_path / "run", settings(pictures, optim__steps=20), devices=8)
     _, seen = run(tmp_path / "run", settings(pictures, optim__steps=50), devices=2)
     assert seen == pytest.approx(fifty_steps, rel=1e-5)
-
-
-def test_a_model_is_widened_so_that_it_first_does_what_it_did(pictures):
-    plain = settings(pictures).model
-    source = dataclasses.replace(plain, changes={"unet": {"in_channels": 9}})
-    start = start_model.open_start(plain, seed=0)
-    wide = start_model.open_start(source, seed=0)
-    assert wide.config.unet.in_channels == 9
-    before, after = (model.params["unet"]["conv_in"]["kernel"] for model in (start, wide))
-    np.testing.assert_array_equal(after[:, :, :4], before)
-    assert not after[:, :, 4:].any()
-    assert "widened by 5 channels" in wide.report.notices[-1]
-    with pytest.raises(ConfigError, match="model.changes needs .* other parameters"):
-        start_model.open_start(
-            dataclasses.replace(source, changes={"unet": {"context_dim": 32}, "text": {"width": 32}}), 0
-        )
-    with pytest.raises(ConfigError, match="model.changes.unet has no chanels; it has"):
-        start_model.describe(dataclasses.replace(source, changes={"unet": {"chanels": 9}}))
 
 
 @pytest.mark.parametrize(

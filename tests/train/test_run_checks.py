@@ -1,6 +1,7 @@
 """Checks before a run's start model is read, and a start model by reference instead of a copy."""
 
 import collections
+import dataclasses
 import errno
 import json
 import os
@@ -14,11 +15,14 @@ from models_to_train import TINY, write_model
 from picture_sets import write_folder
 
 import sdjax
+from sdjax.config import ConfigError
 from sdjax.configs import finetune
 from sdjax.convert import load_model
 from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
+from sdjax.loading import start_model
 from sdjax.loading.run_folder import trained
+from sdjax.loading.start_model import ModelSource
 from sdjax.scripts import main as cli
 from sdjax.train import run
 from sdjax.train.builtin import vocabulary
@@ -194,3 +198,21 @@ def test_a_run_refers_to_its_start_model(referring, tmp_path, monkeypatch, capsy
 def test_random_weights_cannot_be_referred_to(place):
     with pytest.raises(ValueError, match="leave out model.fresh"):
         settings(place, model__copy=False, model__fresh=["unet"])
+
+
+def test_a_model_is_widened_so_that_it_first_does_what_it_did(place):
+    plain = ModelSource(path=str(place / "model"))
+    source = dataclasses.replace(plain, changes={"unet": {"in_channels": 9}})
+    start = start_model.open_start(plain, seed=0)
+    wide = start_model.open_start(source, seed=0)
+    assert wide.config.unet.in_channels == 9
+    before, after = (model.params["unet"]["conv_in"]["kernel"] for model in (start, wide))
+    np.testing.assert_array_equal(after[:, :, :4], before)
+    assert not after[:, :, 4:].any()
+    assert "widened by 5 channels" in wide.report.notices[-1]
+    with pytest.raises(ConfigError, match="model.changes needs .* other parameters"):
+        start_model.open_start(
+            dataclasses.replace(source, changes={"unet": {"context_dim": 32}, "text": {"width": 32}}), 0
+        )
+    with pytest.raises(ConfigError, match="model.changes.unet has no chanels; it has"):
+        start_model.describe(dataclasses.replace(source, changes={"unet": {"chanels": 9}}))
