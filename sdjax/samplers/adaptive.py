@@ -63,7 +63,7 @@ def control_rows(sampler: "DPMSolver", schedule: NoiseSchedule, grid: Grid) -> R
     sigma_next = 0.0 if sampler.denoise_to_zero else grid.sigma[-1]
     return Rows(
         one(grid.timestep[0]), one(grid.sigma[0]), one(sigma_next), control,
-        starts_step=np.ones(1, bool), active=np.ones(1, bool), index=np.zeros(1, np.int32),
+        starts_step=np.ones(1, bool), active=np.ones(1, bool), index=np.zeros(1, np.int32), stage=np.zeros(1, np.int32),
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class Coef(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of a sampling run. All are float32 except the last three.
+    """The rows of a sampling run. All are float32 except the last four.
 
     Leaves have the axes [n, ...] for one image and [n, b, ...] for a batch; n is the number of network calls.
     """
@@ -51,6 +51,7 @@ class Rows(NamedTuple):
     starts_step: Numbers  # false for a step's second and later calls
     active: Numbers  # false for the padding at the end
     index: Numbers  # type: ignore[assignment] # number of the row in the image's whole run; hides tuple's method
+    stage: Numbers  # which of the image's contexts is used, if its prompt changes while sampling; else 0
 
 
 def row(
@@ -78,7 +79,7 @@ def row(
     coef = Coef(exact(remember), weights[0], exact(base), weights[1], exact(noise))
     return Rows(
         exact(timestep), exact(sigma), exact(sigma_next), coef,
-        starts_step=np.asarray(starts_step), active=np.asarray(True), index=np.asarray(0),
+        starts_step=np.asarray(starts_step), active=np.asarray(True), index=np.asarray(0), stage=np.asarray(0),
     )  # fmt: skip
 
 
@@ -86,7 +87,8 @@ def stack(rows: Sequence[Rows]) -> Rows:
     """Returns the rows of one image as one Rows, numbered, in float32."""
     whole = jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float32), *rows)
     index = np.arange(len(rows), dtype=np.int32)
-    return whole._replace(starts_step=whole.starts_step > 0, active=index >= 0, index=index)
+    stage = whole.stage.astype(np.int32)
+    return whole._replace(starts_step=whole.starts_step > 0, active=index >= 0, index=index, stage=stage)
 
 
 def batch(rows: Sequence[Rows]) -> Rows:
