@@ -23,6 +23,8 @@ from sdjax.config import ScheduleConfig
 from sdjax.typing import Latent
 
 ZERO_SNR_ALPHA = 2.0**-24  # alphas_cumprod where it should be 0: keeps sigma finite (4096), as diffusers does
+# The last alphas_cumprod of a rescaled schedule in other tools; AUTOMATIC1111's and ComfyUI's sigma is 4518
+LAST_ALPHAS = {"diffusers": ZERO_SNR_ALPHA, "a1111": 4.8973451890853435e-08, "comfyui": 4.8973451890853435e-08}
 
 Numbers: TypeAlias = np.ndarray | jax.Array | float
 
@@ -75,14 +77,18 @@ def betas(config: ScheduleConfig) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
-    """Returns a_t, the share of the image's variance left at each timestep, float64 [num_timesteps], decreasing."""
+def alphas_cumprod(config: ScheduleConfig, last_alpha: float | None = None) -> np.ndarray:
+    """Returns a_t, the share of the image's variance left at each timestep, float64 [num_timesteps], decreasing.
+
+    `last_alpha` rescales any schedule to zero terminal SNR, with this number in place of the last 0.
+    """
     a = np.cumprod(1 - betas(config))
-    if config.zero_terminal_snr:  # shift and stretch sqrt(a) so that it ends at 0; its first value stays
+    if config.zero_terminal_snr or last_alpha is not None:
+        # Shift and stretch sqrt(a) so that it ends at 0; its first value stays
         root = np.sqrt(a)
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         a = root**2
-        a[-1] = ZERO_SNR_ALPHA
+        a[-1] = ZERO_SNR_ALPHA if last_alpha is None else last_alpha
     a.setflags(write=False)
     return a
 
@@ -108,9 +114,11 @@ class NoiseSchedule:
     """Tables of one schedule, and conversions between timestep and sigma.
 
     Timesteps are 0 ... num_timesteps - 1. They may be fractional; values outside this range are extrapolated.
+    `last_alpha` rescales the schedule to zero terminal SNR (`alphas_cumprod`), whatever the model was trained with.
     """
 
     config: ScheduleConfig = ScheduleConfig()
+    last_alpha: float | None = None
 
     @property
     def num_timesteps(self) -> int:
@@ -120,7 +128,7 @@ class NoiseSchedule:
     @property
     def alphas_cumprod(self) -> np.ndarray:
         """a_t, float64 [num_timesteps]."""
-        return alphas_cumprod(self.config)
+        return alphas_cumprod(self.config, self.last_alpha)
 
     @property
     def sigmas(self) -> np.ndarray:
@@ -139,6 +147,15 @@ class NoiseSchedule:
         forward, _ = INTERPOLATIONS[interpolation]
         sigma = np.asarray(sigma, np.float64)
         return _interpolate(forward(sigma), forward(self.sigmas), np.arange(self.num_timesteps, dtype=np.float64))
+
+    def nearest_timestep(self, sigma: np.ndarray | float) -> np.ndarray:
+        """Returns the whole timesteps whose log sigma is nearest, float64. Source: ComfyUI's ModelSamplingDiscrete."""
+        exact = np.clip(self.timestep(sigma, "log_sigma"), 0, self.num_timesteps - 1)
+        below = np.floor(exact)
+        above = np.minimum(below + 1, self.num_timesteps - 1)
+        log_sigma, table = np.log(np.asarray(sigma, np.float64)), np.log(self.sigmas)
+        nearer = np.abs(table[above.astype(int)] - log_sigma) < np.abs(table[below.astype(int)] - log_sigma)
+        return np.where(nearer, above, below)
 
     def add_noise(self, x0: Latent, noise: Latent, timestep: jax.Array) -> Latent:
         """Returns sqrt(a_t) x0 + sqrt(1 - a_t) noise, the network's input in training. timestep: int [b] or scalar."""

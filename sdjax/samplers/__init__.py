@@ -26,11 +26,13 @@ from collections.abc import Callable
 
 from sdjax.samplers.ancestral import DDIM, DDPM, LCM, Euler
 from sdjax.samplers.dpm_solver import DPMSolver
+from sdjax.samplers.known_schedules import SCHEDULES, make_schedule
 from sdjax.samplers.multistep import LMS, PLMS, PNDM
 from sdjax.samplers.noise import draw_noise
 from sdjax.samplers.rows import Coef, Rows, batch, chunks, repeat, row, stack
 from sdjax.samplers.rule import Denoised, Denoiser, Linear, Rule, State, Stateless, scan_rows
 from sdjax.samplers.sampler import Sampler, sample
+from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.sde import DPMSolverSDE
 from sdjax.samplers.spacing import SPACINGS
 from sdjax.samplers.start import Start, make_start
@@ -38,10 +40,10 @@ from sdjax.samplers.two_stage import DPM2, DPMSolver2S, Heun
 from sdjax.samplers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DDPM", "DPM2", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SPACINGS", "Coef", "DPMSolver", "DPMSolver2S",
-    "DPMSolverSDE", "Denoised", "Denoiser", "Euler", "Heun", "Linear", "Rows", "Rule", "Sampler", "Start", "State",
-    "Stateless", "UniPC", "batch", "chunks", "draw_noise", "make_start", "repeat", "row", "sample", "scan_rows",
-    "stack",
+    "DDIM", "DDPM", "DPM2", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SCHEDULES", "SPACINGS", "Coef", "DPMSolver",
+    "DPMSolver2S", "DPMSolverSDE", "Denoised", "Denoiser", "Euler", "Heun", "Linear", "Rows", "Rule", "Sampler",
+    "Schedule", "Start", "State", "Stateless", "UniPC", "batch", "chunks", "draw_noise", "make_schedule",
+    "make_start", "repeat", "row", "sample", "scan_rows", "stack",
 ]  # fmt: skip
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {

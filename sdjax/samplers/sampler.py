@@ -7,8 +7,10 @@ from typing import ClassVar, Literal, TypeAlias
 from jaxtyping import Array, Float
 
 from sdjax.checks.arguments import number, shown
+from sdjax.samplers.known_schedules import SCHEDULES
 from sdjax.samplers.rows import Rows, per_image, repeat
 from sdjax.samplers.rule import Constrain, Denoiser, Linear, Noisy, Rule, State, scan_rows
+from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import SPACINGS, Grid, make_grid
 from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Keys
@@ -20,11 +22,11 @@ End: TypeAlias = Literal["zero", "sigma_min"]
 class Sampler:
     """A sampling method with its settings. Only `rule` enters compiled programs.
 
-    `spacing` is a name of `sdjax.samplers.spacing.SPACINGS`. `end` is where the last step ends: "sigma_min" is the
-    small noise of the first timestep, where ldm's samplers stop; "zero" is no noise.
+    `spacing` is a name of `sdjax.samplers.known_schedules.SCHEDULES`, or a Schedule with options. `end` is where the
+    last step ends: "sigma_min" is the small noise of the first timestep, where ldm's samplers stop; "zero" is no noise.
     """
 
-    spacing: str = "even"
+    spacing: str | Schedule = "even"
     end: End = "sigma_min"
 
     # True: the first x has the variance of a noisy latent, 1 + sigma^2, as in ldm's samplers, which use x_T unchanged.
@@ -32,7 +34,8 @@ class Sampler:
     variance_preserving: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        choose("spacing", self.spacing, SPACINGS)
+        if not isinstance(self.spacing, Schedule):
+            choose("spacing", self.spacing, SCHEDULES)
         choose("end", self.end, ("zero", "sigma_min"))
 
     @property
@@ -47,7 +50,11 @@ class Sampler:
 
     def grid(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Grid:
         """Returns where the steps start and end, without the first `skip` of them."""
-        return make_grid(self.spacing, schedule, num_steps, end=self.end, skip=skip)
+        if isinstance(self.spacing, Schedule):
+            return self.spacing.grid(schedule, num_steps, end=self.end, skip=skip)
+        if self.spacing in SPACINGS:
+            return make_grid(self.spacing, schedule, num_steps, end=self.end, skip=skip)
+        return SCHEDULES[self.spacing]().grid(schedule, num_steps, end=self.end, skip=skip)
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
         """Returns the rows of one image for `num_steps` steps, without the first `skip` (image to image starts later).
