@@ -22,14 +22,26 @@ from sdjax.schedule import NoiseSchedule
 from tests.parity_depth import bert, depth, prepare_depth
 from tests.parity_models import config_from_spec
 from tests.parity_sampling import img2img_with, sample_with
+from tests.parity_sched import (
+    a1111_guided_calls,
+    align_your_steps,
+    comfyui_percent_to_sigma,
+    sigma_schedule,
+    sigma_to_timestep,
+    timestep_to_sigma,
+    tool_sample,
+)
 from tests.parity_schedulers import scheduler, scheduler_timesteps
 from tests.parity_towers import clip_pixels, noise_embedding, prior, prior_sample, safety, vision
 from tests.parity_training import train3
 
 __all__ = [
     "CheckpointError",
+    "a1111_guided_calls",
+    "align_your_steps",
     "bert",
     "clip_pixels",
+    "comfyui_percent_to_sigma",
     "depth",
     "load",
     "noise_embedding",
@@ -41,7 +53,11 @@ __all__ = [
     "safety",
     "scheduler",
     "scheduler_timesteps",
+    "sigma_schedule",
+    "sigma_to_timestep",
+    "timestep_to_sigma",
     "tokens",
+    "tool_sample",
     "vision",
     "watermark",
 ]

@@ -25,11 +25,15 @@ COMPAT = ("compvis",)
 
 
 class Start(NamedTuple):
-    """The rows to run (None if there are none), and the weights of the latent and of unit noise in the first x."""
+    """The rows to run (None if there are none), and the weights of the latent and of unit noise in the first x.
+
+    `as_it_is`: a result that ends with noise is x itself, as k-diffusion has it, not x / sqrt(1 + sigma^2).
+    """
 
     rows: Rows | None
     of_x0: np.float32
     of_noise: np.float32
+    as_it_is: bool = False
 
     @property
     def needs_x0(self) -> bool:
