@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
     if args.compat is not None:
         if any(option.startswith("spacing=") for option in args.sampler_option):
             raise ValueError(f"--compat {args.compat} chooses the spacing; leave out --sampler-option spacing")
+        if args.schedule is not None:
+            raise ValueError(f"--compat {args.compat} chooses the spacing; leave out --schedule")
         args.sampler_option = [*args.sampler_option, f"spacing={args.compat}"]
     job = Job(args, "img2img")
     pictures = input_pictures.read_pictures(args.init_img, args.background)

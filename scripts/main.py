@@ -34,6 +34,7 @@ COMMANDS = {
     "cache-latents": ("cache_latents", "compute the latents of a training set once"),
     "convert": ("convert", "convert a checkpoint to another format"),
     "inspect": ("inspect_checkpoint", "show what a checkpoint holds"),
+    "samplers": ("samplers", "list samplers and schedules by their names in every tool"),
     "benchmark": ("benchmark", "measure how fast this computer is"),
     "evaluate-builtin": ("evaluate_builtin", "measure how well the built-in model draws"),
 }

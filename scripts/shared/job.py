@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax import errors
+from sdjax import errors, names
 from sdjax._version import __version__
 from sdjax.scripts.shared import options, picture_settings, runtime, saving
 from sdjax.scripts.shared.prompts import Batch, check_prompts, pictures_at_a_time
@@ -31,7 +31,8 @@ class Job:
         if args.skip_save and args.skip_grid and task != "animate":
             note("with --skip_save and --skip_grid, pictures are made but not written")
         self.devices = runtime.set_up_jax(args.device)
-        runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta)
+        self.spacing = make_spacing(args)
+        runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, spacing=self.spacing)
         self.own = own_model(self.checkpoint, task, getattr(args, "method", None))
         self.folder = Path(args.outdir)
         self.checker: Any = None
@@ -49,6 +50,7 @@ class Job:
         import sdjax
         from sdjax.loading import builtin, hub
         from sdjax.schedule import NoiseSchedule
+        from sdjax.tasks.resolve import rescaled
 
         args = self.args
         own = None if self.own is None else builtin.place(self.own)
@@ -74,8 +76,10 @@ class Job:
         checked_by = saving.find_checker(args.safety_checker, local, on_hub=not hub.is_local(place))
 
         def check_all(config: Any) -> None:
-            schedule = NoiseSchedule(config.schedule)
-            self.sampler = runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule)
+            schedule = rescaled(NoiseSchedule(config.schedule), args.zero_terminal_snr)
+            self.sampler = runtime.make_sampler(
+                self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule, spacing=self.spacing
+            )
             check_latent(args, config)
             scale = config.guidance_scale if args.scale is None else args.scale
             if scale == 1 and "negative_prompt" in args.given:
@@ -159,7 +163,8 @@ class Job:
                 options = {
                     "negative_prompt": args.negative_prompt, "seed": whole.seeds, "sampler": self.sampler,
                     "num_steps": args.steps, "guidance_scale": args.scale, "guidance_rescale": args.guidance_rescale,
-                    "parallel": args.parallel, "devices": self.devices, "exact": args.exact, "progress": show,
+                    "zero_terminal_snr": args.zero_terminal_snr, "parallel": args.parallel, "devices": self.devices,
+                    "exact": args.exact, "progress": show,
                 }  # fmt: skip
                 try:
                     pixels = function(whole, **options)
@@ -201,7 +206,6 @@ class Job:
         """Returns the settings that all pictures of a run share."""
         import jax
 
-        from sdjax.checks.effects import in_use
         from sdjax.nn.jax_settings import recorded
 
         args, pipe, jax_settings = self.args, self.pipe, recorded()
@@ -211,10 +215,11 @@ class Job:
             "task": self.task,
             **({} if scale == 1 else {"negative_prompt": args.negative_prompt}),
             "sampler": self.name,
-            "sampler_options": in_use(self.sampler),
+            "sampler_options": recorded_options(self.sampler),
             "steps": args.steps,
             "guidance_scale": scale,
             **({"guidance_rescale": args.guidance_rescale} if args.guidance_rescale else {}),
+            **({"zero_terminal_snr": args.zero_terminal_snr} if args.zero_terminal_snr else {}),
             "variant": args.variant,
             "ema": args.ema,
             "config": pipe.config.name,
@@ -255,12 +260,42 @@ def own_model(checkpoint: str | None, task: str, method: str | None) -> str | No
 def choose_sampler(args: argparse.Namespace) -> str:
     """Returns the sampler's name by the references' precedence, dpm before plms before ddim.
 
-    Raises ValueError if --sampler names another one.
+    A name of another tool may say the schedule too; that becomes --schedule, unless given.
+
+    Raises ValueError for an unknown name, or if --sampler names another one than --plms or --dpm.
     """
     by_flag = options.DPM if args.dpm else "plms" if args.plms else None
-    if args.sampler is not None and by_flag not in (None, args.sampler):
+    if args.sampler is None:
+        return by_flag or "ddim"
+    found = names.find_sampler(args.sampler, more=options.sampler_names())
+    if by_flag not in (None, found.sampler):
         raise ValueError(f"--sampler {args.sampler} contradicts --{'dpm' if args.dpm else 'plms'}; give one of them")
-    return args.sampler or by_flag or "ddim"
+    if args.schedule is None and not any(option.startswith("spacing=") for option in args.sampler_option):
+        args.schedule = found.schedule
+    return found.sampler
+
+
+def make_spacing(args: argparse.Namespace) -> Any:
+    """Returns the schedule of --schedule; None if the sampler's own is used. A list decides the number of steps."""
+    from sdjax.samplers.schedules import SigmaList, TimestepList
+
+    spacing = runtime.make_schedule(args.schedule, args.schedule_option)
+    if isinstance(spacing, SigmaList | TimestepList):
+        if "steps" in args.given:
+            raise ValueError(
+                f"--steps has no effect with --schedule {spacing.name}=...: the list decides; leave it out"
+            )
+        args.steps = spacing.count
+    return spacing
+
+
+def recorded_options(sampler: Any) -> dict[str, Any]:
+    """Returns the fields of a sampler that have an effect, as JSON can hold them."""
+    from sdjax.checks.effects import in_use
+    from sdjax.samplers.known_schedules import describe
+
+    options = in_use(sampler)
+    return options | ({"spacing": describe(options["spacing"])} if "spacing" in options else {})
 
 
 def check_latent(args: argparse.Namespace, config: Any) -> None:

@@ -5,17 +5,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from sdjax import names
 from sdjax.checks.arguments import DTYPES
 from sdjax.scripts.shared import flags, values
-from sdjax.scripts.shared.flags import Needs, alone
+from sdjax.scripts.shared.flags import Needs, alone, together
 from sdjax.scripts.shared.parser import Parser
 
-# The names of sdjax.samplers.SAMPLERS, repeated here because importing JAX takes a second. A test compares them.
-SAMPLERS = (
-    "ddim", "ddpm", "plms", "pndm", "dpm_solver", "dpm_solver_singlestep", "dpm_solver_adaptive", "dpmpp_2m",
-    "dpmpp_2m_sde", "dpmpp_2s_ancestral", "dpm2", "dpm2_ancestral", "euler", "euler_ancestral", "heun", "lms", "unipc",
-    "lcm",
-)  # fmt: skip
 DPM = "dpm_solver"  # the sampler of the references' --dpm_solver and --dpm: DPM-Solver++, multistep, order 2
 PROMPT = "a painting of a virus monster playing guitar"
 BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.loading.builtin's names; a test compares them
@@ -156,8 +151,13 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         help="number of steps, exact; default: %(default)s. (CompVis's DDIM and PLMS make more if N does not divide "
         "1000: 31 for 30. --sampler-option spacing=compvis counts like them)",
     )
-    names = sampler_names()
-    add("--sampler", choices=names, metavar="NAME", help=f"one of {', '.join(names)}; default: ddim")
+    add(
+        "--sampler",
+        type=known_sampler,
+        metavar="NAME",
+        help=f"one of {', '.join(sampler_names())}, or the name that another tool has for it, such as "
+        '"DPM++ 2M Karras", dpmpp_2m or DPMSolverMultistepScheduler (`sdjax samplers` lists them); default: ddim',
+    )
     add("--plms", action="store_true", help="short for --sampler plms")
     add(
         "--dpm",
@@ -171,7 +171,29 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="set an option of the sampler, such as spacing=trailing or order=3; may be repeated",
+        help="set an option of the sampler, such as end=zero or order=3; may be repeated",
+    )
+    add(
+        "--schedule",
+        type=known_schedule,
+        metavar="NAME",
+        help=f"how the noise falls: one of {', '.join(names.SCHEDULES)}, the name that another tool has for it, or a "
+        "list, such as sigmas=14.6,7.5,2.1,0 or timesteps=999,700,300; default: the sampler's own",
+    )
+    add(
+        "--schedule-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        needs=together("--schedule"),
+        help="set an option of the schedule, such as rho=5, sigma_min=0.1 or discard_penultimate=true; may be repeated",
+    )
+    add(
+        "--zero-terminal-snr",
+        choices=names.ZERO_SNR,
+        metavar="TOOL",
+        help="rescale the model's noise schedule to zero terminal SNR, with the number that this tool takes for 0: "
+        f"one of {', '.join(names.ZERO_SNR)}; default: as the model was trained",
     )
     add(
         "--ddim_eta",
@@ -197,9 +219,28 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
 
 
 def sampler_names() -> tuple[str, ...]:
-    """Returns the names that --sampler takes: those of the table where a program has imported it and may have added."""
+    """Returns our names of samplers: those of the table where a program has imported it and may have added."""
     loaded = sys.modules.get("sdjax.samplers")
-    return SAMPLERS if loaded is None else tuple(loaded.SAMPLERS)
+    return tuple(names.SAMPLERS) if loaded is None else tuple(loaded.SAMPLERS)
+
+
+def known_sampler(text: str) -> str:
+    """Returns a sampler's name in any tool, for argparse. Refuses an unknown one."""
+    try:
+        names.find_sampler(text, more=sampler_names())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def known_schedule(text: str) -> str:
+    """Returns a schedule's name in any tool, or a list such as sigmas=14,1,0, for argparse. Refuses an unknown name."""
+    if text.partition("=")[0] not in names.LISTS:
+        try:
+            names.find_schedule(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

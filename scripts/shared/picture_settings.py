@@ -7,34 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sdjax import names
 from sdjax.storage import addresses
 
-# AUTOMATIC1111's names for the same samplers and spacings; others keep our names
-WEB_UI_SAMPLERS = {
-    "ddim": "DDIM",
-    "plms": "PLMS",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "dpm2": "DPM2",
-    "dpm2_ancestral": "DPM2 a",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-}
-WEB_UI_SPACINGS = {
-    "even": "DDIM",
-    "leading": "DDIM",
-    "compvis": "DDIM",
-    "trailing": "SGM Uniform",
-    "linspace": "Uniform",
+# AUTOMATIC1111's nearest schedule types for spacings that it does not have; others keep our names
+WEB_UI_NEAREST = {
+    "even": "DDIM", "leading": "DDIM", "compvis": "DDIM", "trailing": "SGM Uniform", "linspace": "Uniform",
     "time_uniform": "Uniform",
-    "karras": "Karras",
-    "exponential": "Exponential",
-}
+}  # fmt: skip
+WEB_UI_OPTIONS = {  # of schedules
+    "rho": "Schedule rho", "sigma_min": "Schedule min sigma", "sigma_max": "Schedule max sigma",
+    "alpha": "Beta schedule alpha", "beta": "Beta schedule beta", "discard_penultimate": "Discard penultimate sigma",
+}  # fmt: skip
 MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
 ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
 
@@ -85,7 +69,9 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     Clip skip, Schedule type and Version are always there, because readers replace missing keys by their own defaults.
     There is no RNG: the noise is JAX's, which no other tool draws.
     """
-    name, spacing = settings["sampler"], settings["sampler_options"]["spacing"]
+    spacing = settings["sampler_options"]["spacing"]
+    described = spacing if isinstance(spacing, dict) else {"name": spacing}
+    options = {WEB_UI_OPTIONS[key]: value for key, value in described.items() if key in WEB_UI_OPTIONS}
     hires = settings.get("hires") or {}
     own = {
         "Denoising strength": settings.get("strength", hires.get("strength")),
@@ -94,16 +80,21 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "Steps": settings["steps"],
-        "Sampler": WEB_UI_SAMPLERS.get(name, name),
-        "Schedule type": WEB_UI_SPACINGS.get(spacing, spacing),
+        "Sampler": of_web_ui(settings["sampler"], {name: one.names for name, one in names.SAMPLERS.items()}),
+        "Schedule type": WEB_UI_NEAREST.get(described["name"]) or of_web_ui(described["name"], names.SCHEDULES),
         "CFG scale": settings["guidance_scale"],
         "Seed": settings["seed"],
         "Size": f"{settings['width']}x{settings['height']}",
         "Model": _stem(settings["model"]["name"].rpartition("/")[2]),
-        **{key: value for key, value in own.items() if value is not None},
+        **{key: value for key, value in (own | options).items() if value not in (None, False)},
         "Clip skip": 1,
         "Version": f"sdjax {settings['versions']['sdjax']}",
     }
+
+
+def of_web_ui(name: str, table: Mapping[str, names.Names]) -> str:
+    """Returns AUTOMATIC1111's name of a sampler or schedule; our own if it has none."""
+    return [*(table[name].of("a1111") if name in table else ()), name][0]
 
 
 def _stem(name: str) -> str:

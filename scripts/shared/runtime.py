@@ -54,20 +54,44 @@ def set_up_jax(device: str | None) -> list[Any] | None:
     return [devices[int(index)]]
 
 
+def make_schedule(name: str | None, settings: Sequence[str]) -> Any:
+    """Returns the schedule of --schedule with its options set from NAME=VALUE texts; None if there is no name.
+
+    Raises ValueError for an unknown name or option, or a value out of range.
+    """
+    from sdjax.samplers import make_schedule
+
+    if name is None:
+        return None
+    options: dict[str, str] = {}
+    for text in settings:
+        option, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--schedule-option is NAME=VALUE; got {text!r}")
+        if option in options:
+            raise ValueError(f"the schedule's option {option} is given twice: give it once")
+        options[option] = value
+    return make_schedule(name, options)
+
+
 def make_sampler(
-    name: str, settings: Sequence[str], *, eta: float | None = None, schedule: "NoiseSchedule | None" = None
+    name: str,
+    settings: Sequence[str],
+    *,
+    eta: float | None = None,
+    schedule: "NoiseSchedule | None" = None,
+    spacing: Any = None,
 ) -> Any:
-    """Returns the sampler with options set from NAME=VALUE texts, and eta if given.
+    """Returns the sampler with options set from NAME=VALUE texts, and eta and `spacing` if given.
 
-    If `schedule` is given and no text sets the spacing, the schedule chooses it.
+    If `schedule` is given and nothing sets the spacing, the schedule chooses it.
 
-    Raises ValueError for an unknown option or a value of the wrong type.
+    Raises ValueError for an unknown name or option, or a value of the wrong type.
     """
     from sdjax.checks.effects import ignored
-    from sdjax.samplers import SAMPLERS
     from sdjax.tasks.resolve import make_sampler as choose
 
-    own: dict[str, Any] = dict(vars(SAMPLERS[name]()))
+    own: dict[str, Any] = dict(vars(choose(name)))
     given = [text.partition("=") for text in settings]
     if eta is not None and ("eta" in own or eta != 0):  # 0 has no effect on a sampler that never adds noise
         given.append(("eta", "=", str(eta)))
@@ -86,6 +110,10 @@ def make_sampler(
         except (ValueError, KeyError):
             wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
             raise ValueError(f"{option} of the sampler {name} is {wanted}; got {value!r}") from None
+    if spacing is not None:
+        if "spacing" in changed:
+            raise ValueError("--sampler-option spacing and --schedule say the same thing: leave one of them out")
+        changed["spacing"] = spacing
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # on the command line it is an error
         sampler = choose(name, schedule, **changed)

@@ -24,8 +24,8 @@ from sdjax.samplers.sampler import choose
 from sdjax.schedule import NoiseSchedule
 from sdjax.tasks.batch import COMPUTING, Batch, batch_of
 from sdjax.tasks.computing import Computing, ComputingOptions
-from sdjax.tasks.request import Request, SamplingOptions, SizeOptions
-from sdjax.tasks.resolve import check_size
+from sdjax.tasks.request import Request, SamplingOptions, SizeOptions, is_numbers
+from sdjax.tasks.resolve import check_size, rescaled
 from sdjax.tasks.session import Making, Session, task
 from sdjax.typing import Latent
 
@@ -70,7 +70,7 @@ def animate(
     """
     check_task(pipe.config, "animate")
     for name in (*SamplingOptions.__annotations__, *SizeOptions.__annotations__):
-        if is_sequence(options.get(name)):
+        if is_sequence(options.get(name)) and not (name == "schedule" and is_numbers(options.get(name))):
             raise ValueError(f"an animation has one {name}; got {shown(options.get(name))}")
     given: dict[str, Any] = dict(options)
     how = Computing(**{name: value for name, value in given.items() if name in COMPUTING})
@@ -81,7 +81,8 @@ def animate(
     choose("interpolation", interpolation, INTERPOLATIONS)
     whole_batch = batch_of(pipe, [dataclasses.replace(one, seed=seeds[0])] * frames, how, list(range(frames)))
     request, mesh = whole_batch.requests[0], how.mesh
-    common, rest = split_steps(request.sampler, pipe.schedule, request.num_steps, prompt_strength)
+    schedule = rescaled(pipe.schedule, request.zero_terminal_snr)
+    common, rest = split_steps(request.sampler, schedule, request.num_steps, prompt_strength)
     batch, loop = whole("batch", batch), flag("loop", loop)
     note_unguided(negative_prompt=request.guidance_scale == 1 and any(negatives))
     check_prompts([*prompts, *negatives])

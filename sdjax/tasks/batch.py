@@ -21,7 +21,7 @@ from sdjax.samplers import Rows, Start, State, batch, make_start
 from sdjax.samplers.rows import per_image
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.request import Request, expand
-from sdjax.tasks.resolve import Resolved, resolve
+from sdjax.tasks.resolve import Resolved, check_begin, rescaled, resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
 from sdjax.typing import Context, Keys, Latent
@@ -60,15 +60,18 @@ class Batch:
         made: dict[Any, Start] = {}
         starts = []
         for request in self.requests:
-            recipe = (id(request.sampler), request.num_steps)
+            schedule = rescaled(self.pipe.schedule, request.zero_terminal_snr)
+            recipe = (id(request.sampler), request.num_steps, schedule)
             if recipe not in made:
-                sampler, schedule = request.sampler, self.pipe.schedule
+                sampler = request.sampler
                 made[recipe] = start = make_start(sampler, schedule, request.num_steps, strength, compat=compat)
                 if start.rows is None:
                     note(
                         f"strength {strength:g} leaves none of {request.num_steps} steps: the prompt has no effect, "
                         "and the picture only goes through the autoencoder"
                     )
+                else:
+                    check_begin(schedule, start.rows)
             starts.append(made[recipe])
         return dataclasses.replace(self, starts=starts)
 
@@ -172,7 +175,11 @@ class Batch:
         of_x0, of_noise = (per_image(np.array(a), noise) for a in zip(*((s.of_x0, s.of_noise) for s in starts)))
         x = of_noise * noise if x0 is None else of_x0 * x0 + of_noise * noise
         state = yield from self.scan(rows, x, conditionings, known, last=last)
-        latent = self.requests[0].sampler.final(state, batch(self._fill(rows)))
+        whole = batch(self._fill(rows))
+        latent = self.requests[0].sampler.final(state, whole)
+        if any(one.as_it_is for one in starts):
+            scale = np.where([one.as_it_is for one in starts], np.sqrt(1 + whole.sigma_next[-1] ** 2), 1.0)
+            latent = latent * per_image(scale.astype(np.float32), latent)
         return latent if known is None else known.put(latent)
 
     def scan(

@@ -47,7 +47,7 @@ def image_to_image(
     )
     sizes = [inputs.working_size(pipe.config, one.shape[:2], h, w) for one, h, w in zip(given, heights, widths)]
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
-    if compat is not None:
+    if compat is not None and options.get("schedule") is None:
         options = {**options, "spacing": options.get("spacing") or "compvis"}
     batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength, compat=compat)
 

@@ -1,7 +1,7 @@
 """Requests: all settings of one picture. `expand` turns a task's arguments into one request per picture."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, TypeVar
 
 import jax
@@ -11,9 +11,11 @@ from sdjax.checks import arguments
 from sdjax.checks.arguments import number, shown, texts, whole
 from sdjax.checks.hints import explains_arguments
 from sdjax.diffusion.guidance import check_guidance_scale
-from sdjax.samplers import Sampler
+from sdjax.samplers import Sampler, Schedule, make_schedule
 from sdjax.samplers.custom import HasSteps
+from sdjax.samplers.known_schedules import ScheduleLike
 from sdjax.samplers.sampler import check_eta
+from sdjax.schedule import LAST_ALPHAS
 from sdjax.tasks.computing import ComputingOptions
 
 T = TypeVar("T")
@@ -52,6 +54,9 @@ class Request:
     guidance_rescale: float = 0.0
     eta: float | None = None
     spacing: str | None = None
+    schedule: ScheduleLike | None = None
+    schedule_options: Mapping[str, Any] | None = None
+    zero_terminal_snr: bool | str | None = None
     height: int | None = None
     width: int | None = None
     latents: Array | None = None
@@ -69,6 +74,9 @@ class Request:
             "guidance_rescale": number("guidance_rescale", self.guidance_rescale, 0, 1),
             "eta": None if self.eta is None else check_eta(self.eta),
             "spacing": None if self.spacing is None else _text("spacing", self.spacing),
+            "schedule": _schedule(self.schedule, self.schedule_options, self.spacing),
+            "schedule_options": None,
+            "zero_terminal_snr": _zero_terminal_snr(self.zero_terminal_snr),
             **{name: _array(name, getattr(self, name), axes) for name, axes in ARRAYS.items()},
         }
         for name, value in checked.items():
@@ -90,6 +98,9 @@ class SamplingOptions(TypedDict, total=False):
     guidance_rescale: Each[float]
     eta: Each[float | None]
     spacing: Each[str | None]
+    schedule: ScheduleLike | Sequence[ScheduleLike | None] | None
+    schedule_options: Each[Mapping[str, Any] | None]
+    zero_terminal_snr: Each[bool | str | None]
 
 
 class SizeOptions(TypedDict, total=False):
@@ -178,8 +189,40 @@ def _several(name: str, value: Any) -> list | None:
     """Returns the entries if the argument has one per picture, or None if it is one value for all."""
     if name == "negative_prompt":
         return None if value is None or isinstance(value, str) else texts(name, value, default="")
+    if name == "schedule" and is_numbers(value):
+        return None  # one schedule
     axes = len(ARRAYS.get(name, ""))
     return list(value) if arguments.is_sequence(value) and getattr(value, "ndim", axes + 1) > axes else None
+
+
+def is_numbers(value: Any) -> bool:
+    """Returns whether a value is a sequence of numbers, such as a schedule's sigmas."""
+    several = arguments.is_sequence(value) and len(value) > 0
+    return several and all(np.isscalar(one) and not isinstance(one, str) for one in value)
+
+
+def _schedule(schedule: Any, options: Any, spacing: Any) -> str | Schedule | None:
+    """Returns the schedule with its options."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f'schedule_options is a dictionary, such as {{"rho": 5}}; got {shown(options)}')
+    if schedule is None:
+        if options:
+            raise ValueError("schedule_options has no effect without schedule: name one, such as karras")
+        return None
+    if spacing is not None:
+        raise ValueError("give either schedule or spacing, not both")
+    return make_schedule(schedule, options)
+
+
+def _zero_terminal_snr(value: Any) -> str | None:
+    """Returns the tool whose last alphas_cumprod is taken, or None."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return "diffusers"
+    if not isinstance(value, str) or value not in LAST_ALPHAS:
+        raise ValueError(f"zero_terminal_snr is True, False or one of {', '.join(LAST_ALPHAS)}; got {shown(value)}")
+    return value
 
 
 def _text(name: str, value: Any) -> str:

@@ -1,19 +1,20 @@
 """Fills in the model's defaults in requests (sampler, scale, size), and checks them against the model."""
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from sdjax import samplers
+import numpy as np
+
+from sdjax import names, samplers
 from sdjax.checks.arguments import whole
 from sdjax.config import ModelConfig
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.samplers.custom import HasSteps, complete
+from sdjax.samplers.schedules import SigmaList, TimestepList
 from sdjax.samplers.spacing import fitting
-from sdjax.schedule import NoiseSchedule
+from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
 from sdjax.tasks.request import Request
 
 SIDES = (64, 2048)  # smallest and largest height and width, in pixels
@@ -46,11 +47,16 @@ def resolve(
     out = []
     for request, (height, width) in zip(requests, sizes, strict=True):
         chosen = request.sampler
-        named = (chosen if isinstance(chosen, str) else id(chosen), request.eta, request.spacing)
+        spacing = request.spacing if request.schedule is None else request.schedule
+        noise_schedule = rescaled(pipe.schedule, request.zero_terminal_snr)
+        named = (chosen if isinstance(chosen, str) else id(chosen), request.eta, spacing, noise_schedule)
         if named not in made:
-            made[named] = make_sampler(chosen, pipe.schedule, eta=request.eta, spacing=request.spacing)
+            made[named] = make_sampler(chosen, noise_schedule, eta=request.eta, spacing=spacing)
         scale = pipe.config.guidance_scale if request.guidance_scale is None else request.guidance_scale
-        chosen_by_model = {"sampler": made[named], "guidance_scale": scale, "height": height, "width": width}
+        chosen_by_model = {
+            "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
+            "spacing": None, "num_steps": counted(made[named], request.num_steps),
+        }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model}))
         check_arrays(pipe.config, out[-1])
     return out
@@ -95,25 +101,23 @@ def check_size(config: ModelConfig, height: int | None, width: int | None) -> tu
 def make_sampler(
     sampler: str | samplers.Sampler | HasSteps, schedule: NoiseSchedule | None = None, **fields: Any
 ) -> samplers.Sampler:
-    """Returns the sampler of that name, or the given sampler. Values of `fields` that are not None replace its fields.
+    """Returns the sampler of that name in any tool, or the given sampler.
 
-    For a sampler given by name, the default spacing is chosen for the `schedule` (`sdjax.samplers.spacing.fitting`).
+    Values of `fields` that are not None replace its fields. A name may say the schedule too: "DPM++ 2M Karras". For a
+    sampler given by name, the default spacing is chosen for the `schedule` (`sdjax.samplers.spacing.fitting`).
     A sampler that is given as an object keeps its spacing.
 
-    Raises ValueError for an unknown name (listing the known ones) or a field that the sampler does not have.
+    Raises ValueError for an unknown name (listing the nearest known ones) or a field that the sampler does not have.
     """
     if isinstance(sampler, str):
-        if sampler not in samplers.SAMPLERS:
-            # Spellings of other tools: "DPM++ 2M Karras", "k_euler_a"
-            plain = re.sub(r"\W+", "_", sampler.lower().removeprefix("k_").replace("++", "pp"))
-            plain = re.sub("_a$", "_ancestral", plain.removesuffix("_karras"))
-            near = difflib.get_close_matches(plain, samplers.SAMPLERS, 1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            known = ", ".join(sorted(samplers.SAMPLERS))
-            raise ValueError(f"unknown sampler {sampler!r}{meant}; the known ones are {known}")
-        sampler = samplers.SAMPLERS[sampler]()
+        found = names.find_sampler(sampler, more=samplers.SAMPLERS)
+        if found.schedule is not None and fields.get("spacing") is None:
+            fields["spacing"] = found.schedule
+        sampler = samplers.SAMPLERS[found.sampler]()
         if schedule is not None and isinstance(sampler, samplers.Sampler):
-            sampler = dataclasses.replace(sampler, spacing=fitting(sampler.spacing, schedule))
+            spacing = sampler.spacing
+            if isinstance(spacing, str):
+                sampler = dataclasses.replace(sampler, spacing=fitting(spacing, schedule))
     changed: Any = sampler
     whole_sampler = complete(sampler)
     fields = {name: value for name, value in fields.items() if value is not None}
@@ -124,3 +128,33 @@ def make_sampler(
     if unknown:
         raise ValueError(f"the sampler {type(sampler).__name__} has no {' and no '.join(unknown)}")
     return complete(dataclasses.replace(changed, **fields)) if fields else whole_sampler
+
+
+def counted(sampler: samplers.Sampler, num_steps: int) -> int:
+    """Returns the number of steps: that of a list of sigmas or timesteps, or `num_steps`."""
+    spacing = sampler.spacing
+    return spacing.count if isinstance(spacing, SigmaList | TimestepList) else num_steps
+
+
+def rescaled(schedule: NoiseSchedule, tool: str | None) -> NoiseSchedule:
+    """Returns the noise schedule, rescaled to zero terminal SNR with the last alphas_cumprod of a tool if there is one.
+
+    A model that predicts epsilon cannot start from pure noise (`check_begin`).
+    """
+    if tool is None:
+        return schedule
+    config = schedule.config
+    if config.prediction != "epsilon":
+        config = dataclasses.replace(config, zero_terminal_snr=True)
+    return NoiseSchedule(config, LAST_ALPHAS[tool])
+
+
+def check_begin(schedule: NoiseSchedule, rows: samplers.Rows) -> None:
+    """Raises ValueError if the steps of a rescaled schedule start at pure noise and the network predicts epsilon."""
+    if schedule.last_alpha is None or schedule.config.prediction != "epsilon":
+        return
+    if np.max(rows.timestep) > schedule.num_timesteps - 2:
+        raise ValueError(
+            "with zero_terminal_snr the steps start at pure noise, where a network that predicts epsilon says nothing "
+            "about the picture: choose a schedule that starts lower, such as leading, or a model that predicts v"
+        )

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from test_main import run_python
 
+from sdjax import names
 from sdjax.scripts import main as cli
-from sdjax.scripts.shared import failures, options, wording
+from sdjax.scripts.shared import failures, wording
 from sdjax.scripts.shared.parser import nearest, nearest_flag
 
 POSITIONAL = {"watermark": ["a.png"], "convert": ["a", "b"], "inspect": ["a"]}
@@ -66,7 +67,7 @@ FLAGS = [
     ("--height 64", "--H"),
     ("--width=64", "--W"),
     ("--negative_prompt a", "negative-p"),
-    ("--sampler eulr", "invalid choice: 'eulr'; did you mean euler?"),
+    ("--sampler eulr", "unknown sampler 'eulr'; the nearest known ones are euler"),
     ("--dtype floa32", "did you mean float32?"),
     ("--steps 7,5", "expected a whole number from 1 up; got '7,5'"),
     ("--scale 7,5", "expected a number; got '7,5' (with a"),
@@ -177,8 +178,8 @@ def test_the_tables_name_flags_that_some_command_has() -> None:
 
 
 def test_the_nearest_is_a_close_one() -> None:
-    assert nearest("eulr", options.SAMPLERS) == "euler"
-    assert nearest("zzz", options.SAMPLERS) is None
+    assert nearest("eulr", names.SAMPLERS) == "euler"
+    assert nearest("zzz", names.SAMPLERS) is None
     assert nearest_flag("--cfg", ["--scale", "--steps"]) == "--scale"
 
 
