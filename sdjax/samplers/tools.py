@@ -160,6 +160,8 @@ class Recipe:
         if self.label in ("uni_pc", "uni_pc_bh2"):  # ComfyUI's ends at 0.001, with a lower order for few steps
             sigma = np.where(sigma == 0, 1e-3, sigma)
             sampler = dataclasses.replace(sampler, order=min(3, max(len(sigma) - 2, 1)))  # type: ignore[call-arg]
+        if isinstance(noise, Distilled):  # the boundary condition depends on the model's timesteps
+            t = noise.whole(t)
         fixed = FixedGrid(timestep=tuple(map(float, t)), sigma=tuple(map(float, sigma)))
         rows = dataclasses.replace(sampler, spacing=fixed).steps(noise, len(sigma) - 1)
         if self.told == "grid" or len(rows.index) == 1:
