@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     if args.name is None:
         print("samplers (network calls for N steps; order of convergence)\n")
         for name, method in names.SAMPLERS.items():
-            print(entry(name, method.names, f"{method.calls} calls, {order(method)}"))
+            print(entry(name, method.names, counted(method)))
         print("\nschedules\n")
         for name, known in names.SCHEDULES.items():
             print(entry(name, known))
@@ -43,9 +43,10 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(one(args.name)))
 
 
-def order(method: names.Method) -> str:
-    """Returns the words for a sampler's order."""
-    return "adds noise" if method.order == "noise" else f"order {method.order}"
+def counted(method: names.Method) -> str:
+    """Returns the words for a sampler's calls and order."""
+    calls = f"{method.calls} calls" if method.calls[0] in "N23" else f"calls: {method.calls}"
+    return f"{calls}, adds noise" if method.order == "noise" else f"{calls}, order {method.order}"
 
 
 def entry(name: str, known: names.Names, more: str = "") -> str:
@@ -65,7 +66,7 @@ def one(text: str) -> list[str]:
     try:
         found = names.find_sampler(text, more=SAMPLERS)
         known = names.SAMPLERS.get(found.sampler)
-        more = f"{known.calls} calls for N steps, {order(known)}" if known else ""
+        more = counted(known) if known else ""
         lines += [f"sampler {found.sampler}" + (f" with the schedule {found.schedule}" if found.schedule else "")]
         lines += [entry("", known.names if known else names.Names(), more).strip()]
         lines += described(SAMPLERS[found.sampler]())
@@ -82,7 +83,7 @@ def one(text: str) -> list[str]:
     except ValueError as error:
         errors.append(str(error))
     if not lines:
-        raise ValueError(errors[0])
+        raise ValueError(next((error for error in errors if "nearest" in error), errors[0]))
     return lines
 
 

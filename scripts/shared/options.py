@@ -8,7 +8,7 @@ from pathlib import Path
 from sdjax import names
 from sdjax.checks.arguments import DTYPES
 from sdjax.scripts.shared import flags, values
-from sdjax.scripts.shared.flags import Needs, alone, together
+from sdjax.scripts.shared.flags import Needs, alone
 from sdjax.scripts.shared.parser import Parser
 
 DPM = "dpm_solver"  # the sampler of the references' --dpm_solver and --dpm: DPM-Solver++, multistep, order 2
@@ -21,6 +21,10 @@ GUIDED = Needs(lambda args: args.scale != 1, WITHOUT_GUIDANCE)
 REPEATS = Needs(
     lambda args: args.from_file is not None,
     "without --from-file, whose lines it repeats; --n_iter repeats a single prompt",
+)
+SCHEDULED = Needs(
+    lambda args: args.schedule is not None or (args.sampler is not None and says_schedule(args.sampler)),
+    "without --schedule: add it, or leave this flag out",
 )
 ONE_OF_OUR_OWN = Needs(
     lambda args: args.ckpt not in BUILTIN and (args.ckpt is not None or Path(CHECKPOINT).is_file()),
@@ -185,7 +189,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        needs=together("--schedule"),
+        needs=SCHEDULED,
         help="set an option of the schedule, such as rho=5, sigma_min=0.1 or discard_penultimate=true; may be repeated",
     )
     add(
@@ -231,6 +235,11 @@ def known_sampler(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def says_schedule(text: str) -> bool:
+    """Returns whether a sampler's name says the schedule too, as "DPM++ 2M Karras" does."""
+    return names.find_sampler(text, more=sampler_names()).schedule is not None
 
 
 def known_schedule(text: str) -> str:
