@@ -167,9 +167,9 @@ def find_sampler(name: str, tool: str | None = None, more: Iterable[str] = ()) -
             found = _look_up(low.removesuffix(ending), ours, tool)
             if found is not None:
                 return Found(found, schedule)
-    found = _of_diffusers(name)
-    if found is not None:
-        return found
+    of_class = _of_diffusers(name)
+    if of_class is not None:
+        return of_class
     raise ValueError(_unknown("sampler", name, ours))
 
 

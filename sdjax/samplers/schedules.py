@@ -286,7 +286,7 @@ class LinearQuadratic(Ranged):
         high, low = self.range(noise)
         before, high = self.after_noise(noise, num_steps, high, low)
         num_steps -= len(before)
-        share = np.zeros(min(num_steps, 1))
+        share: np.ndarray = np.zeros(min(num_steps, 1))
         if num_steps > 1:
             k = num_steps // 2 if self.linear_steps is None else self.linear_steps
             if k >= num_steps:

@@ -47,7 +47,7 @@ class SGMUniform(Normal):
     """The timesteps of "normal" for one step more, without the last one."""
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         """Its name."""
         return "sgm_uniform"
 

@@ -290,18 +290,21 @@ def recipe(
         chosen = A1111_AUTOMATIC.get(label, "Uniform") if schedule in (None, "Automatic") else schedule
         return Recipe(tool, label, made, a1111_schedule(chosen, extra, discard=label in A1111_DISCARDS))
     if tool == "diffusers":
-        named = make_schedule("leading" if schedule is None else schedule, extra)
-        plan = SCHEDULES[named]() if isinstance(named, str) else named
+        plan = _object(make_schedule("leading" if schedule is None else schedule, extra))
         vp = made.variance_preserving or plan == Spaced(spacing="leading")
         return Recipe(tool, label, made, plan, "variance_preserving" if vp else "sigma", "grid", False)
     named = _in_tool(schedule, tool)
-    made_schedule = make_schedule(named, extra)
-    plan = SCHEDULES[made_schedule]() if isinstance(made_schedule, str) else made_schedule
+    plan = _object(make_schedule(named, extra))
     if tool == "comfyui":
         if label in COMFYUI_DISCARDS:
             plan = dataclasses.replace(plan, discard_penultimate=True)
         return Recipe(tool, label, made, plan, "comfyui", "nearest")
     return Recipe(tool, label, made, plan)
+
+
+def _object(schedule: str | Schedule) -> Schedule:
+    """Returns the schedule itself for a name of ours."""
+    return SCHEDULES[schedule]() if isinstance(schedule, str) else schedule
 
 
 def _in_tool(schedule: ScheduleLike | None, tool: str) -> ScheduleLike:

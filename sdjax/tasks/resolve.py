@@ -136,17 +136,17 @@ def counted(sampler: samplers.Sampler, num_steps: int) -> int:
     return spacing.count if isinstance(spacing, SigmaList | TimestepList) else num_steps
 
 
-def rescaled(schedule: NoiseSchedule, tool: str | None) -> NoiseSchedule:
+def rescaled(schedule: NoiseSchedule, tool: bool | str | None) -> NoiseSchedule:
     """Returns the noise schedule, rescaled to zero terminal SNR with the last alphas_cumprod of a tool if there is one.
 
     A model that predicts epsilon cannot start from pure noise (`check_begin`).
     """
-    if tool is None:
+    if tool is None or tool is False:
         return schedule
     config = schedule.config
     if config.prediction != "epsilon":
         config = dataclasses.replace(config, zero_terminal_snr=True)
-    return NoiseSchedule(config, LAST_ALPHAS[tool])
+    return NoiseSchedule(config, LAST_ALPHAS["diffusers" if tool is True else tool])
 
 
 def check_begin(schedule: NoiseSchedule, rows: samplers.Rows) -> None:
