@@ -245,8 +245,9 @@ def says_schedule(text: str) -> bool:
 def known_schedule(text: str) -> str:
     """Returns a schedule's name in any tool, or a list such as sigmas=14,1,0, for argparse. Refuses an unknown name."""
     if text.partition("=")[0] not in names.LISTS:
+        loaded = sys.modules.get("sdjax.samplers")
         try:
-            names.find_schedule(text)
+            names.find_schedule(text, more=() if loaded is None else loaded.SCHEDULES)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
     return text

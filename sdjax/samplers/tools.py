@@ -21,7 +21,7 @@ from sdjax import names
 from sdjax.checks.arguments import number, whole
 from sdjax.samplers.known_schedules import SCHEDULES, ScheduleLike, make_schedule
 from sdjax.samplers.optimised_schedules import GITS, AlignYourSteps
-from sdjax.samplers.rows import Rows
+from sdjax.samplers.rows import Coef, Rows
 from sdjax.samplers.sampler import Sampler, choose
 from sdjax.samplers.schedules import FixedGrid, Schedule, SigmaList, Spaced, clipped
 from sdjax.samplers.spacing import Grid
@@ -164,6 +164,8 @@ class Recipe:
             t = noise.whole(t)
         fixed = FixedGrid(timestep=tuple(map(float, t)), sigma=tuple(map(float, sigma)))
         rows = dataclasses.replace(sampler, spacing=fixed).steps(noise, len(sigma) - 1)
+        if self.on_timesteps and self.label == "UniPC" and noise.config.prediction == "v":
+            return _truncated(noise, rows)
         if self.told == "grid" or len(rows.index) == 1:
             return rows
         sigma = np.maximum(np.asarray(rows.sigma, np.float64), noise.sigmas[0] / 2)
@@ -227,6 +229,22 @@ class Recipe:
             return NOTHING
         of_x0 = math.sqrt((1 + grid.sigma[0] ** 2) / (1 + added**2))  # its latent is variance-preserving
         return Start(self.rows(noise, grid), np.float32(of_x0), np.float32(of_x0 * added))
+
+
+def _truncated(noise: NoiseSchedule, rows: Rows) -> Rows:
+    """Returns rows that remember x0 as A1111 computes it for UniPC and v: with epsilon of the whole timestep below.
+
+    With a, s the weights of x0 and noise at the fractional timestep and a', s' those at the whole one, and with the
+    network's v = (a x - x0) / s for the variance-preserving x: epsilon = a' v + s' x, and x0' = (x - s epsilon) / a.
+    """
+    assert isinstance(rows.coef, Coef)
+    below = np.floor(np.asarray(rows.timestep) + 1e-3).astype(int)
+    alpha = 1 / np.sqrt(1 + np.asarray(rows.sigma, np.float64) ** 2)
+    of_noise = np.sqrt(1 - alpha**2)
+    whole_alpha = np.sqrt(noise.alphas_cumprod[below])
+    of_x = 1 - whole_alpha * alpha - of_noise * np.sqrt(1 - whole_alpha**2)
+    remember = np.stack([of_x, whole_alpha / alpha, np.zeros(len(alpha))], axis=1).astype(np.float32)
+    return rows._replace(coef=rows.coef._replace(remember=remember))
 
 
 def _a1111_steps(num_steps: int, strength: float | None, exact_steps: bool) -> tuple[int, int | None]:
@@ -326,7 +344,7 @@ def _tool_settings(tool: str, label: str) -> dict[str, Any]:
 
 # (tool, name of the sampler there) -> fields
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    ("a1111", "UniPC"): {"variant": "bh1", "order": 3},
+    ("a1111", "UniPC"): {"variant": "bh1", "order": 3, "end": "sigma_min"},
     ("comfyui", "uni_pc"): {"variant": "bh1", "order": 3},
     ("comfyui", "uni_pc_bh2"): {"variant": "bh2", "order": 3},
     ("a1111", "DPM fast"): {"eta": 1.0},
