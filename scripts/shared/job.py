@@ -9,7 +9,7 @@ from typing import Any
 
 from sdjax import errors, names
 from sdjax._version import __version__
-from sdjax.scripts.shared import options, picture_settings, runtime, saving
+from sdjax.scripts.shared import options, picture_settings, runtime, sampler_flags, saving
 from sdjax.scripts.shared.prompts import Batch, check_prompts, pictures_at_a_time
 from sdjax.scripts.shared.wording import in_flags
 
@@ -267,7 +267,7 @@ def choose_sampler(args: argparse.Namespace) -> str:
     by_flag = options.DPM if args.dpm else "plms" if args.plms else None
     if args.sampler is None:
         return by_flag or "ddim"
-    found = names.find_sampler(args.sampler, more=options.sampler_names())
+    found = names.find_sampler(args.sampler, more=sampler_flags.sampler_names())
     if by_flag not in (None, found.sampler):
         raise ValueError(f"--sampler {args.sampler} contradicts --{'dpm' if args.dpm else 'plms'}; give one of them")
     if args.schedule is None and not any(option.startswith("spacing=") for option in args.sampler_option):

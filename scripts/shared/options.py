@@ -1,13 +1,11 @@
 """Flags that the commands share. Imports nothing heavy: every --help reads it."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sdjax import names
 from sdjax.checks.arguments import DTYPES
-from sdjax.scripts.shared import flags, values
+from sdjax.scripts.shared import flags, sampler_flags, values
 from sdjax.scripts.shared.flags import Needs, alone
 from sdjax.scripts.shared.parser import Parser
 
@@ -21,10 +19,6 @@ GUIDED = Needs(lambda args: args.scale != 1, WITHOUT_GUIDANCE)
 REPEATS = Needs(
     lambda args: args.from_file is not None,
     "without --from-file, whose lines it repeats; --n_iter repeats a single prompt",
-)
-SCHEDULED = Needs(
-    lambda args: args.schedule is not None or (args.sampler is not None and says_schedule(args.sampler)),
-    "without --schedule: add it, or leave this flag out",
 )
 ONE_OF_OUR_OWN = Needs(
     lambda args: args.ckpt not in BUILTIN and (args.ckpt is not None or Path(CHECKPOINT).is_file()),
@@ -157,9 +151,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
     )
     add(
         "--sampler",
-        type=known_sampler,
+        type=sampler_flags.known_sampler,
         metavar="NAME",
-        help=f"one of {', '.join(sampler_names())}, or the name that another tool has for it, such as "
+        help=f"one of {', '.join(sampler_flags.sampler_names())}, or the name that another tool has for it, such as "
         '"DPM++ 2M Karras", dpmpp_2m or DPMSolverMultistepScheduler (`sdjax samplers` lists them); default: ddim',
     )
     add("--plms", action="store_true", help="short for --sampler plms")
@@ -177,28 +171,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         metavar="NAME=VALUE",
         help="set an option of the sampler, such as end=zero or order=3; may be repeated",
     )
-    add(
-        "--schedule",
-        type=known_schedule,
-        metavar="NAME",
-        help=f"how the noise falls: one of {', '.join(names.SCHEDULES)}, the name that another tool has for it, or a "
-        "list, such as sigmas=14.6,7.5,2.1,0 or timesteps=999,700,300; default: the sampler's own",
-    )
-    add(
-        "--schedule-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        needs=SCHEDULED,
-        help="set an option of the schedule, such as rho=5, sigma_min=0.1 or discard_penultimate=true; may be repeated",
-    )
-    add(
-        "--zero-terminal-snr",
-        choices=names.ZERO_SNR,
-        metavar="TOOL",
-        help="rescale the model's noise schedule to zero terminal SNR, with the number that this tool takes for 0: "
-        f"one of {', '.join(names.ZERO_SNR)}; default: as the model was trained",
-    )
+    sampler_flags.add_schedule_flags(add)
     add(
         "--ddim_eta",
         type=values.finite,
@@ -220,37 +193,6 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         help="from 0 to 1: how much of the guided prediction's contrast is brought back to that without guidance, so "
         "that large scales do not burn out; default: %(default)s",
     )
-
-
-def sampler_names() -> tuple[str, ...]:
-    """Returns our names of samplers: those of the table where a program has imported it and may have added."""
-    loaded = sys.modules.get("sdjax.samplers")
-    return tuple(names.SAMPLERS) if loaded is None else tuple(loaded.SAMPLERS)
-
-
-def known_sampler(text: str) -> str:
-    """Returns a sampler's name in any tool, for argparse. Refuses an unknown one."""
-    try:
-        names.find_sampler(text, more=sampler_names())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def says_schedule(text: str) -> bool:
-    """Returns whether a sampler's name says the schedule too, as "DPM++ 2M Karras" does."""
-    return names.find_sampler(text, more=sampler_names()).schedule is not None
-
-
-def known_schedule(text: str) -> str:
-    """Returns a schedule's name in any tool, or a list such as sigmas=14,1,0, for argparse. Refuses an unknown name."""
-    if text.partition("=")[0] not in names.LISTS:
-        loaded = sys.modules.get("sdjax.samplers")
-        try:
-            names.find_schedule(text, more=() if loaded is None else loaded.SCHEDULES)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return text
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
