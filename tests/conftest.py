@@ -26,6 +26,7 @@ if os.environ.get("SDJAX_TEST_SHAPES", "1") == "1":
         "adapters",
         "diffusion",
         "nn",
+        "noise",
         "pictures",
         "pipeline",
         "prompts",

@@ -21,6 +21,7 @@ from sdjax.schedule import NoiseSchedule
 
 from tests.parity_depth import bert, depth, prepare_depth
 from tests.parity_models import config_from_spec
+from tests.parity_noise import a1111_noise, brownian, comfyui_noise, comfyui_step_noise, diffusers_noise, torch_randn
 from tests.parity_sampling import img2img_with, sample_with
 from tests.parity_sched import (
     a1111_guided_calls,
@@ -39,10 +40,15 @@ __all__ = [
     "CheckpointError",
     "a1111_guided_calls",
     "align_your_steps",
+    "a1111_noise",
     "bert",
+    "brownian",
     "clip_pixels",
     "comfyui_percent_to_sigma",
+    "comfyui_noise",
+    "comfyui_step_noise",
     "depth",
+    "diffusers_noise",
     "load",
     "noise_embedding",
     "parameter_counts",
@@ -58,6 +64,7 @@ __all__ = [
     "timestep_to_sigma",
     "tokens",
     "tool_sample",
+    "torch_randn",
     "vision",
     "watermark",
 ]
