@@ -20,6 +20,7 @@ from sdjax.samplers.spacing import compvis_timesteps
 from sdjax.schedule import NoiseSchedule
 
 from tests.parity_depth import bert, depth, prepare_depth
+from tests.parity_ksam import ksampler
 from tests.parity_models import config_from_spec
 from tests.parity_noise import a1111_noise, brownian, comfyui_noise, comfyui_step_noise, diffusers_noise, torch_randn
 from tests.parity_sampling import img2img_with, sample_with
@@ -49,6 +50,7 @@ __all__ = [
     "comfyui_step_noise",
     "depth",
     "diffusers_noise",
+    "ksampler",
     "load",
     "noise_embedding",
     "parameter_counts",

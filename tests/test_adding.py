@@ -31,8 +31,8 @@ SETTINGS = {"num_steps": 2, "guidance_scale": 1.0, "devices": jax.devices()[:1]}
 class HalfNoise(samplers.Sampler):
     """The example of the docstring of sdjax.samplers, word for word."""
 
-    def steps(self, schedule, num_steps, *, skip=0):
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
+    def rows(self, schedule, grid):
+        t, sigma = grid
         keep = 0.5 * sigma[1:] / sigma[:-1]  # half of the noise stays, the other half is drawn again
         fresh = 0.75**0.5 * sigma[1:]
         return samplers.stack([
@@ -42,7 +42,7 @@ class HalfNoise(samplers.Sampler):
 
 
 def test_the_sampler_is_the_docstrings():
-    for line in inspect.getsource(HalfNoise.steps).strip().splitlines():
+    for line in inspect.getsource(HalfNoise.rows).strip().splitlines():
         assert line.strip().removesuffix("# fmt: skip").strip() in samplers.__doc__
 
 

@@ -4,12 +4,12 @@
     rows = sampler.steps(schedule, 50)
     latent = sample(sampler, denoiser, sampler.initial(noise, rows), rows, keys)
 
-To write a sampler, derive a frozen dataclass from `Sampler` and define its method `steps`:
+To write a sampler, derive a frozen dataclass from `Sampler` and define its method `rows`:
 
     @dataclasses.dataclass(frozen=True)
     class HalfNoise(samplers.Sampler):
-        def steps(self, schedule, num_steps, *, skip=0):
-            t, sigma = self.grid(schedule, num_steps, skip=skip)
+        def rows(self, schedule, grid):
+            t, sigma = grid
             keep = 0.5 * sigma[1:] / sigma[:-1]  # half of the noise stays, the other half is drawn again
             fresh = 0.75**0.5 * sigma[1:]
             return samplers.stack([
@@ -25,25 +25,33 @@ To write a sampler, derive a frozen dataclass from `Sampler` and define its meth
 from collections.abc import Callable
 
 from sdjax.samplers.ancestral import DDIM, DDPM, LCM, Euler
+from sdjax.samplers.dpm_adaptive import DPMAdaptive
+from sdjax.samplers.dpm_fast import DPMFast
 from sdjax.samplers.dpm_solver import DPMSolver
+from sdjax.samplers.er_sde import ERSDE
+from sdjax.samplers.heun import HeunPP2, Restart
 from sdjax.samplers.known_schedules import SCHEDULES, make_schedule
 from sdjax.samplers.multistep import LMS, PLMS, PNDM
 from sdjax.samplers.noise import draw_noise
-from sdjax.samplers.rows import Coef, Rows, batch, chunks, repeat, row, stack
+from sdjax.samplers.rows import Coef, Rows, batch, chunks, draws, repeat, row, stack
 from sdjax.samplers.rule import Denoised, Denoiser, Linear, Rule, State, Stateless, scan_rows
 from sdjax.samplers.sampler import Sampler, sample
 from sdjax.samplers.schedules import Schedule
-from sdjax.samplers.sde import DPMSolverSDE
-from sdjax.samplers.spacing import SPACINGS
+from sdjax.samplers.sde import DPMSolverSDE, DPMSolverSDE2S, DPMSolverSDE3M
+from sdjax.samplers.second_order import DPMSolver2MCFGPP, GradientEstimation, ResMultistep
+from sdjax.samplers.seeds import Seeds2, Seeds3
+from sdjax.samplers.spacing import SPACINGS, Grid
 from sdjax.samplers.start import Start, make_start
 from sdjax.samplers.two_stage import DPM2, DPMSolver2S, Heun
 from sdjax.samplers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DDPM", "DPM2", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SCHEDULES", "SPACINGS", "Coef", "DPMSolver",
-    "DPMSolver2S", "DPMSolverSDE", "Denoised", "Denoiser", "Euler", "Heun", "Linear", "Rows", "Rule", "Sampler",
-    "Schedule", "Start", "State", "Stateless", "UniPC", "batch", "chunks", "draw_noise", "make_schedule",
-    "make_start", "repeat", "row", "sample", "scan_rows", "stack",
+    "DDIM", "DDPM", "DPM2", "ERSDE", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SCHEDULES", "SPACINGS", "Coef",
+    "DPMAdaptive", "DPMFast", "DPMSolver", "DPMSolver2MCFGPP", "DPMSolver2S", "DPMSolverSDE", "DPMSolverSDE2S",
+    "DPMSolverSDE3M", "Denoised", "Denoiser", "Euler", "GradientEstimation", "Grid", "Heun", "HeunPP2", "Linear",
+    "ResMultistep", "Restart", "Rows", "Rule", "Sampler", "Schedule", "Seeds2", "Seeds3", "Start", "State",
+    "Stateless", "UniPC", "batch", "chunks", "draw_noise", "draws", "make_schedule", "make_start", "repeat", "row",
+    "sample", "scan_rows", "stack",
 ]  # fmt: skip
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
@@ -65,4 +73,26 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "lms": LMS,
     "unipc": UniPC,
     "lcm": LCM,
+    "lcm_x0": lambda: LCM(boundary=False),
+    "ddim_cfg_pp": lambda: DDIM(cfg_pp=True),
+    "euler_cfg_pp": lambda: Euler(cfg_pp=True),
+    "euler_ancestral_cfg_pp": lambda: Euler(eta=1.0, cfg_pp=True),
+    "heunpp2": HeunPP2,
+    "restart": lambda: Restart(automatic=True),
+    "dpm_fast": DPMFast,
+    "dpm_adaptive": DPMAdaptive,
+    "dpmpp_2s_ancestral_cfg_pp": lambda: DPMSolver2S(eta=1.0, cfg_pp=True),
+    "dpmpp_2m_cfg_pp": DPMSolver2MCFGPP,
+    "dpmpp_sde": DPMSolverSDE2S,
+    "dpmpp_2m_sde_heun": lambda: DPMSolverSDE(solver_type="heun", brownian=True),
+    "dpmpp_3m_sde": DPMSolverSDE3M,
+    "res_multistep": ResMultistep,
+    "res_multistep_ancestral": lambda: ResMultistep(eta=1.0),
+    "res_multistep_cfg_pp": lambda: ResMultistep(cfg_pp=True),
+    "res_multistep_ancestral_cfg_pp": lambda: ResMultistep(eta=1.0, cfg_pp=True),
+    "gradient_estimation": GradientEstimation,
+    "gradient_estimation_cfg_pp": lambda: GradientEstimation(cfg_pp=True),
+    "er_sde": ERSDE,
+    "seeds_2": Seeds2,
+    "seeds_3": Seeds3,
 }

@@ -9,7 +9,7 @@ Source: Lu et al. 2022 (arXiv 2206.00927), appendix C and algorithm 3; dpm_solve
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.samplers.exponential import leg_weights
-from sdjax.samplers.rows import Numbers, Rows, per_image
-from sdjax.samplers.rule import Denoiser, Memory, Noisy, State, choose_images
+from sdjax.samplers.rows import Numbers, Rows, per_image, whole_run
+from sdjax.samplers.rule import Denoiser, Draw, Memory, Noisy, State, choose_images
 from sdjax.samplers.spacing import Grid, after_noise_alone, from_noise_alone
 from sdjax.schedule import NoiseSchedule
 
@@ -61,10 +61,7 @@ def control_rows(sampler: "DPMSolver", schedule: NoiseSchedule, grid: Grid) -> R
         log_alpha=one(-0.5 * np.log(schedule.alphas_cumprod)),
     )
     sigma_next = 0.0 if sampler.denoise_to_zero else grid.sigma[-1]
-    return Rows(
-        one(grid.timestep[0]), one(grid.sigma[0]), one(sigma_next), control,
-        starts_step=np.ones(1, bool), active=np.ones(1, bool), index=np.zeros(1, np.int32), stage=np.zeros(1, np.int32),
-    )  # fmt: skip
+    return whole_run(grid.timestep[0], grid.sigma[0], sigma_next, control)
 
 
 FIRST, SECOND, THIRD, REST, ZERO, DONE = range(6)  # what the next call of the network is for
@@ -99,7 +96,7 @@ class Adaptive:
         """Returns the state before the run."""
         return State(x=x, base=x, past=(), x0=x)
 
-    def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
+    def advance(self, denoise: Denoiser, state: State, row: Rows, draw: Draw) -> State:
         """Returns the state after the whole run.
 
         The loop's body calls the network once and then handles the output by stage. So the program contains the network

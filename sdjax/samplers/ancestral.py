@@ -1,16 +1,17 @@
-"""Samplers of first order: DDIM with any eta, ancestral DDPM, Euler, Euler ancestral, LCM.
+"""Samplers of first order: DDIM with any eta, ancestral DDPM, Euler with churn, Euler ancestral, LCM; CFG++ forms.
 
 In x = x0 + sigma noise they all make the same step: go down to a noise level below the next one, then add fresh noise
 up to the next one. They differ in their defaults and in how far they go down.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 
+from sdjax.samplers.churn import Churned
 from sdjax.samplers.rows import Rows, row, stack
 from sdjax.samplers.sampler import End, Sampler, check_eta
+from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
 
 
@@ -26,30 +27,56 @@ def split_noise(sigma: float, sigma_next: float, eta: float) -> tuple[float, flo
     return np.sqrt(sigma_next**2 - up**2), up
 
 
+def first_order(
+    timestep: float,
+    sigma: float,
+    sigma_next: float,
+    *,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    cfg_pp: bool = False,
+    brownian: bool = False,
+) -> Rows:
+    """Returns the row x' = x0 + down epsilon + s_noise up z. CFG++ takes the unconditional epsilon."""
+    down, up = split_noise(sigma, sigma_next, eta)
+    keep = down / sigma
+    calls, remember = ([1.0], (0.0, 1.0, -keep)) if cfg_pp else ([1 - keep], (0.0, 1.0, 0.0))
+    return row(
+        timestep, sigma, sigma_next, base=keep, calls=calls, remember=remember, noise=s_noise * up, brownian=brownian
+    )  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class DDIM(Sampler):
     """DDIM: deterministic with eta 0, as noisy as DDPM with eta 1.
 
     x' = x0 + down * epsilon + up * z.
 
-    Source: Song et al. 2021 (arXiv 2010.02502), eq. 12; ldm/models/diffusion/ddim.py.
+    With `cfg_pp` (CFG++) epsilon is that of the unconditional branch, (x - x0_unconditional) / sigma, so that guidance
+    moves x0 only. Its guidance scales are near 1.
+
+    Source: Song et al. 2021 (arXiv 2010.02502), eq. 12; ldm/models/diffusion/ddim.py; for CFG++ Chung et al. 2024
+    (arXiv 2406.08070), algorithm 2.
     """
 
     eta: float = 0.0
+    cfg_pp: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_eta(self.eta)
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    @property
+    def uses_unconditional(self) -> bool:
+        """Whether the steps use the unconditional x0."""
+        return self.cfg_pp
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
-        rows = []
-        for i in range(len(t) - 1):
-            down, up = split_noise(sigma[i], sigma[i + 1], self.eta)
-            keep = down / sigma[i]
-            rows.append(row(t[i], sigma[i], sigma[i + 1], base=keep, calls=[1 - keep], noise=up))
-        return stack(rows)
+        t, sigma = grid
+        return stack([
+            first_order(t[i], sigma[i], sigma[i + 1], eta=self.eta, cfg_pp=self.cfg_pp) for i in range(len(t) - 1)
+        ])  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,37 +91,58 @@ class DDPM(DDIM):
 
 
 @dataclasses.dataclass(frozen=True)
-class Euler(DDIM):
-    """Euler's method in sigma, or its ancestral form with eta 1. Start and spacing are k-diffusion's and diffusers'.
+class Euler(Churned, DDIM):
+    """Euler's method in sigma, with churn, or its ancestral form with eta 1. Start and spacing are k-diffusion's.
 
-    Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1 without churn; k-diffusion's sample_euler_ancestral.
+    x' = x_hat + (sigma_down - sigma_hat) epsilon + s_noise sigma_up z.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2 without its second-order correction; k-diffusion's
+    sample_euler and sample_euler_ancestral; ComfyUI's sample_euler_ancestral_cfg_pp.
     """
 
     spacing: str = "linspace"
-    end: End = "zero"
-    variance_preserving: ClassVar[bool] = False
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
+        """Returns one row per step."""
+        t, sigma = grid
+        n = len(t) - 1
+        rows = []
+        for i in range(n):
+            start = self.churn(schedule, t[i], sigma[i], n)
+            step = first_order(
+                start.timestep, start.sigma, sigma[i + 1], eta=self.eta, s_noise=self.s_noise, cfg_pp=self.cfg_pp
+            )
+            rows.append(start.begin(step))
+        return stack(rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class LCM(Sampler):
-    """Few-step sampling of latent consistency models: jump to x0, add fresh noise, jump again.
+    """Few-step sampling of latent consistency models: jump to f(x), add fresh noise, jump again.
 
-    The boundary condition of the consistency function mixes the model's output with its input. In it the data's
-    standard deviation is 0.5 and timesteps are multiplied by ten. Needs weights distilled for it.
+    x' = c_skip x / sqrt(1 + sigma^2) + c_out x0 + sigma' z
 
-    Source: Luo et al. 2023 (arXiv 2310.04378), algorithm 3 and its appendix; diffusers' LCMScheduler.
+    The boundary condition f(x) = c_skip x + c_out x0 of the consistency function mixes the model's output with its
+    input. In it the data's standard deviation is 0.5 and timesteps are multiplied by ten. Without `boundary`, f(x) is
+    x0, as in ComfyUI. Needs weights distilled for it.
+
+    Source: Luo et al. 2023 (arXiv 2310.04378), algorithm 3 and its appendix; diffusers' LCMScheduler; ComfyUI's
+    sample_lcm.
     """
 
     spacing: str = "lcm"
     end: End = "zero"
+    boundary: bool = True
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
+        t, sigma = grid
         rows = []
         for i in range(len(t) - 1):
-            c_skip = 0.25 / ((10 * t[i]) ** 2 + 0.25)
-            c_out = 10 * t[i] / np.sqrt((10 * t[i]) ** 2 + 0.25)
-            c_skip /= np.sqrt(1 + sigma[i] ** 2)  # the paper's condition is for the variance-preserving x
+            c_skip, c_out = 0.0, 1.0
+            if self.boundary:
+                c_skip = 0.25 / ((10 * t[i]) ** 2 + 0.25)
+                c_out = 10 * t[i] / np.sqrt((10 * t[i]) ** 2 + 0.25)
+                c_skip /= np.sqrt(1 + sigma[i] ** 2)  # the paper's condition is for the variance-preserving x
             rows.append(row(t[i], sigma[i], sigma[i + 1], base=c_skip, calls=[c_out], noise=sigma[i + 1]))
         return stack(rows)

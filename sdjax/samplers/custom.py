@@ -17,7 +17,7 @@ from sdjax.schedule import NoiseSchedule
 
 
 class HasSteps(Protocol):
-    """A user's sampler. It may also have `rule`, `grid`, `initial` and `final`, like `Sampler`."""
+    """A user's sampler. It may also have the other methods and properties of `Sampler`."""
 
     def steps(self, schedule: NoiseSchedule, num_steps: int) -> Rows:
         """Returns the rows of one image."""
@@ -38,6 +38,11 @@ class Custom(Sampler):
     def rule(self) -> Rule:
         """The compiled part of the sampler."""
         return self.inner.rule if hasattr(self.inner, "rule") else super().rule
+
+    @property
+    def uses_unconditional(self) -> bool:
+        """Whether the object says that its steps use the unconditional x0."""
+        return bool(getattr(self.inner, "uses_unconditional", False))
 
     @property
     def ends_alone(self) -> bool:

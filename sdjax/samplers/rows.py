@@ -11,7 +11,7 @@ batch. Their numbers are its arguments, so another mixture of the same size need
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,9 @@ Numbers: TypeAlias = np.ndarray | Array  # of a table on the host, or of a compi
 class Coef(NamedTuple):
     """The weights of one row; see `sdjax.samplers.rule.Linear.update`."""
 
+    churn: Numbers  # []: weight of fresh unit noise that is added to x before the call
     remember: Numbers  # [3]: weights of x, x0 and the unconditional x0 in the remembered result of this call
+    own: Numbers  # [3]: weights of x, x0 and the unconditional x0 of this call in the next x, beside `calls`
     correct: Numbers  # [1 + MEMORY]: weights of the remembered calls, newest first, that correct the step's start
     base: Numbers  # []: weight of the step's start in the next x
     calls: Numbers  # [1 + MEMORY]: weights of the remembered calls, newest first, in the next x
@@ -48,6 +50,8 @@ class Rows(NamedTuple):
     sigma: Numbers  # the noise in x when the network is called
     sigma_next: Numbers  # the noise in x after this row
     coef: "Coef | Control"  # the weights for the sampler's rule
+    interval: Numbers  # [2]: the sigmas between which the row's noise lies; both 0 if the row draws none
+    brownian: Numbers  # whether this noise is an increment of the image's Brownian path (noise.py)
     starts_step: Numbers  # false for a step's second and later calls
     active: Numbers  # false for the padding at the end
     index: Numbers  # type: ignore[assignment] # number of the row in the image's whole run; hides tuple's method
@@ -63,32 +67,74 @@ def row(
     base: float = 1.0,
     noise: float = 0.0,
     remember: str | Sequence[float] = "x0",
+    own: Sequence[float] = (0.0, 0.0, 0.0),
     correct: Sequence[float] | np.ndarray = (),
+    churn: float = 0.0,
+    interval: tuple[float, float] | None = None,
+    brownian: bool = False,
     starts_step: bool = True,
 ) -> Rows:
     """Returns one row, float64: next x = base * start of the step + sum of calls[i] * i-th last call + noise * z.
 
     `remember` chooses the result of a call for this sum: "x0", "epsilon" or "v" (for any network), or three weights of
-    x, x0 and the unconditional x0. `correct` are weights of another such sum, which is added to the step's start.
+    x, x0 and the unconditional x0. `own` are three such weights of this call's values, added to the next x and not
+    remembered. `correct` are weights of another sum of calls, which is added to the step's start.
+
+    `churn` z is added to x before the call; a row has one z, so it uses `churn` or `noise`. `interval` are the sigmas
+    between which z lies; None means sigma and sigma_next. `brownian` says that z is an increment of the image's
+    Brownian path.
     """
     exact = functools.partial(np.asarray, dtype=np.float64)
     if isinstance(remember, str):
         of_x, of_out = map(float, PREDICTIONS[remember].x0(sigma))  # x0 = of_x x + of_out out, solved for out
         remember = (-of_x / of_out, 1 / of_out, 0.0)
+    if noise == 0 and churn == 0:
+        interval, brownian = (0.0, 0.0), False
+    elif interval is None:
+        interval = (sigma, sigma_next)
     weights = [np.pad(exact(w), (0, 1 + MEMORY - len(w))) for w in (correct, calls)]
-    coef = Coef(exact(remember), weights[0], exact(base), weights[1], exact(noise))
+    coef = Coef(exact(churn), exact(remember), exact(own), weights[0], exact(base), weights[1], exact(noise))
     return Rows(
-        exact(timestep), exact(sigma), exact(sigma_next), coef,
+        exact(timestep), exact(sigma), exact(sigma_next), coef, exact(interval), np.asarray(brownian),
         starts_step=np.asarray(starts_step), active=np.asarray(True), index=np.asarray(0), stage=np.asarray(0),
     )  # fmt: skip
+
+
+def renoised(last: Rows, sigma_next: float, weight: float, interval: tuple[float, float]) -> Rows:
+    """Returns a row that also adds noise of the given weight, up to sigma_next."""
+    assert isinstance(last.coef, Coef)
+    if weight == 0:
+        return last._replace(sigma_next=np.asarray(sigma_next))
+    noise, ends = np.asarray(weight, np.float64), np.asarray(interval, np.float64)
+    return last._replace(coef=last.coef._replace(noise=noise), sigma_next=np.asarray(sigma_next), interval=ends)
 
 
 def stack(rows: Sequence[Rows]) -> Rows:
     """Returns the rows of one image as one Rows, numbered, in float32."""
     whole = jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float32), *rows)
     index = np.arange(len(rows), dtype=np.int32)
-    stage = whole.stage.astype(np.int32)
-    return whole._replace(starts_step=whole.starts_step > 0, active=index >= 0, index=index, stage=stage)
+    flags = {"brownian": whole.brownian > 0, "starts_step": whole.starts_step > 0, "active": index >= 0}
+    return whole._replace(index=index, stage=whole.stage.astype(np.int32), **flags)
+
+
+def whole_run(timestep: float, sigma: float, sigma_next: float, control: Any) -> Rows:
+    """Returns the one row of a run whose rule contains a loop. `control` are its numbers, leaves [1, ...]."""
+    numbers = (np.array([value], np.float32) for value in (timestep, sigma, sigma_next))
+    return Rows(
+        *numbers, control, interval=np.zeros((1, 2), np.float32), brownian=np.zeros(1, bool),
+        starts_step=np.ones(1, bool), active=np.ones(1, bool), index=np.zeros(1, np.int32),
+        stage=np.zeros(1, np.int32),
+    )  # fmt: skip
+
+
+def draws(rows: Rows, *, idle: bool) -> np.ndarray:
+    """Returns which rows of one image take a draw from another tool's stream of noise, bool [n], in the tool's order.
+
+    A tool also draws noise that it then multiplies by 0. With `idle`, every step of a sampler that may churn draws, as
+    in k-diffusion. Otherwise only the steps that do churn draw, as in ComfyUI.
+    """
+    start, end = np.asarray(rows.interval).T
+    return (start > 0) & ((start != end) | idle)
 
 
 def batch(rows: Sequence[Rows]) -> Rows:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, PyTree
 
-from sdjax.samplers.noise import SAMPLER, draw_noise
+from sdjax.samplers.noise import SAMPLER, brownian_noise, draw_noise
 from sdjax.samplers.rows import MEMORY, Coef, Numbers, Rows, per_image
 from sdjax.typing import Keys
 
@@ -45,6 +45,7 @@ class Denoiser(Protocol):
 
 
 Constrain: TypeAlias = Callable[[Noisy, Rows], Noisy]
+Draw: TypeAlias = Callable[[Rows], Noisy]  # unit noise for a row, whose leaves are [b, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ class Rule(Protocol):
         """Returns the state before the first row, without a denoiser's memory."""
         ...
 
-    def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
+    def advance(self, denoise: Denoiser, state: State, row: Rows, draw: Draw) -> State:
         """Returns the state after a row, whose leaves are [b, ...]. The result for inactive images is not used."""
         ...
 
@@ -117,20 +118,27 @@ class Linear:
         """Returns the state after a row, given the denoiser's result for state.x, and unit noise."""
         coef = row.coef
         assert isinstance(coef, Coef)
-        call = _weighted(coef.remember, (state.x, denoised.x0, denoised.unconditional))
+        values = (state.x, denoised.x0, denoised.unconditional)
+        call = _weighted(coef.remember, values)
         calls = (call, *state.past)
         start = state.x + _weighted(coef.correct, calls)
         base = jnp.where(per_image(row.starts_step, start), start, state.base)
         x = per_image(coef.base, base) * base + _weighted(coef.calls, calls) + per_image(coef.noise, base) * noise
+        beside = jnp.any(coef.own != 0, axis=-1)
+        x = choose_images(beside, x + _weighted(coef.own, values), x)
         return dataclasses.replace(state, x=x, base=base, past=calls[:MEMORY])
 
-    def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
+    def advance(self, denoise: Denoiser, state: State, row: Rows, draw: Draw) -> State:
         """Returns the state after one call of the denoiser. Noise is drawn only if an image of the batch uses it."""
-        assert isinstance(row.coef, Coef)
+        coef = row.coef
+        assert isinstance(coef, Coef)
+        uses = (coef.noise != 0) | (coef.churn != 0)
         drawn = jax.lax.cond(
-            jnp.any((row.coef.noise != 0) & row.active), noise, lambda: jnp.zeros_like(state.x)
+            jnp.any(uses & row.active), lambda: draw(row), lambda: jnp.zeros_like(state.x)
         )  # fmt: skip
-        denoised, memory = denoise(state.x, row, state.memory)
+        x = choose_images(coef.churn != 0, state.x + per_image(coef.churn, drawn) * drawn, state.x)
+        state = dataclasses.replace(state, x=x)
+        denoised, memory = denoise(x, row, state.memory)
         return dataclasses.replace(self.update(state, row, denoised, drawn), x0=denoised.x0, memory=memory)
 
 
@@ -154,28 +162,46 @@ def scan_rows(
 
     A row does not change images that are inactive in it. If all are inactive, the row costs nothing. `noise` is one key
     per image, [b], or the noise itself: one unit normal x for each row of the whole run. At the start of every step,
-    `constrain(x, row)` replaces x.
+    `constrain(x, row)` replaces x; the row's sigma is then that of x before any churn.
     """
+    shape = state.x.shape[1:]
 
-    def draw(row: Rows) -> Callable[[], Noisy]:
-        if jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
-            return lambda: draw_noise(noise, SAMPLER, jnp.asarray(row.index), state.x.shape[1:])
-        return lambda: noise[row.index, jnp.arange(state.x.shape[0])]
+    def draw(row: Rows) -> Noisy:
+        if not jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
+            return noise[row.index, jnp.arange(state.x.shape[0])]
+        independent = jax.lax.cond(
+            jnp.all(row.brownian), lambda: jnp.zeros_like(state.x),
+            lambda: draw_noise(noise, SAMPLER, jnp.asarray(row.index), shape),
+        )  # fmt: skip
+        path = jax.lax.cond(
+            jnp.any(row.brownian), lambda: brownian_noise(noise, row.interval, shape), lambda: independent
+        )  # fmt: skip
+        return choose_images(row.brownian, path, independent)
 
     def step(state: State, row: Rows) -> State:
         start = state
         if constrain is not None:
             begins = row.starts_step & row.active
             x = jax.lax.cond(
-                jnp.any(begins), lambda x: choose_images(begins, constrain(x, row), x), lambda x: x, state.x
+                jnp.any(begins), lambda x: choose_images(begins, constrain(x, _before_churn(row)), x), lambda x: x,
+                state.x,
             )  # fmt: skip
             start = dataclasses.replace(state, x=x)
-        return choose_images(row.active, rule.advance(denoise, start, row, draw(row)), state)
+        return choose_images(row.active, rule.advance(denoise, start, row, draw), state)
 
     def body(state: State, row: Rows) -> tuple[State, None]:
         return jax.lax.cond(jnp.any(row.active), step, lambda state, row: state, state, row), None
 
     return jax.lax.scan(body, state, rows)[0]
+
+
+def _before_churn(row: Rows) -> Rows:
+    """Returns the row with the sigma that x has before churn adds noise to it."""
+    if not isinstance(row.coef, Coef):
+        return row
+    churn = row.coef.churn
+    before = jnp.sqrt(jnp.maximum(jnp.asarray(row.sigma) ** 2 - churn**2, 0.0))
+    return row._replace(sigma=jnp.where(churn != 0, before, row.sigma))
 
 
 def choose_images(chosen: Numbers, these: Tree, others: Tree) -> Tree:

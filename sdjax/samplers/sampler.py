@@ -1,6 +1,7 @@
 """The base class of samplers. A sampler is a method with its settings; it computes the rows of a run."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import ClassVar, Literal, TypeAlias
 
@@ -29,6 +30,11 @@ class Sampler:
     spacing: str | Schedule = "even"
     end: End = "sigma_min"
 
+    # The order of convergence and the network calls of a step, with the default settings. An ancestral or SDE sampler
+    # has the order of its form without noise
+    convergence: ClassVar[int] = 1
+    calls_per_step: ClassVar[int] = 1
+
     # True: the first x has the variance of a noisy latent, 1 + sigma^2, as in ldm's samplers, which use x_T unchanged.
     # False: its variance is sigma^2, as in k-diffusion's
     variance_preserving: ClassVar[bool] = True
@@ -42,6 +48,11 @@ class Sampler:
     def rule(self) -> Rule:
         """The compiled part of the sampler."""
         return Linear()
+
+    @property
+    def uses_unconditional(self) -> bool:
+        """Whether the steps use the unconditional x0 (CFG++). Then it is computed at guidance scale 1 too."""
+        return False
 
     @property
     def ends_alone(self) -> bool:
@@ -61,6 +72,10 @@ class Sampler:
 
         Raises ValueError for numbers out of range.
         """
+        return self.rows(schedule, self.grid(schedule, num_steps, skip=skip))
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
+        """Returns the rows of one image for the steps of the grid, whatever sigmas they have."""
         raise NotImplementedError
 
     def initial(self, noise: Noisy, rows: Rows) -> Noisy:
@@ -78,6 +93,12 @@ def choose(name: str, value: str, known: Iterable[str]) -> None:
     """Raises ValueError, listing the known values, unless `value` is one of them."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"unknown {name} {value!r}; the known ones are {', '.join(map(str, known))}")
+
+
+def check_numbers(sampler: Sampler, *names: str, below: float = math.inf) -> None:
+    """Raises ValueError unless the sampler's fields of these names are finite numbers from 0 up to `below`."""
+    for name in names:
+        number(name, getattr(sampler, name), 0, below)
 
 
 def check_eta(eta: float) -> float:

@@ -1,12 +1,11 @@
 """Dynamic thresholding: limits the denoiser's x0, for models of pixels."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from sdjax.samplers.rows import Rows, per_image
-from sdjax.samplers.rule import Changed, Denoised, Denoiser, Noisy, Rule, State
+from sdjax.samplers.rule import Changed, Denoised, Denoiser, Draw, Noisy, Rule, State
 
 
 def dynamic_threshold(x0: Noisy, quantile: float = 0.995, max_value: float = 1.0) -> Noisy:
@@ -34,10 +33,10 @@ class Thresholded:
         """Returns the state before the first row."""
         return self.rule.init(x)
 
-    def advance(self, denoise: Denoiser, state: State, row: Rows, noise: Callable[[], Noisy]) -> State:
+    def advance(self, denoise: Denoiser, state: State, row: Rows, draw: Draw) -> State:
         """Returns the state after a row."""
 
         def bounded(denoised: Denoised) -> Denoised:
             return denoised._replace(x0=dynamic_threshold(denoised.x0, self.quantile, self.max_value))
 
-        return self.rule.advance(Changed(denoise, bounded), state, row, noise)
+        return self.rule.advance(Changed(denoise, bounded), state, row, draw)

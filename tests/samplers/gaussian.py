@@ -21,7 +21,8 @@ from sdjax.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule()
 MOST_ROWS = 400  # all runs are filled up to as many, so that one program serves them
-MODULES = ("ancestral", "dpm_solver", "multistep", "sde", "two_stage", "unipc")
+MODULES = ("ancestral", "dpm_fast", "dpm_solver", "er_sde", "heun", "multistep", "sde", "second_order", "seeds",
+           "two_stage", "unipc")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,8 @@ def float64_end(gaussian, rows, first=0):
 
         def remembered(row):
             x = at(row.sigma)
-            return row.coef.remember[0] * x + row.coef.remember[1] * gaussian.denoise(x, row)
+            of_x, *of_x0 = row.coef.remember
+            return of_x * x + sum(of_x0) * gaussian.denoise(x, row)
 
         past = [remembered(row) for row in rows[max(0, first - MEMORY) : first]][::-1]
         past += [np.zeros_like(at(top))] * (MEMORY - len(past))

@@ -16,7 +16,8 @@ from sdjax.schedule import NoiseSchedule
 SCHEDULE = NoiseSchedule(ScheduleConfig())
 OTHERS = {
     "spacing": ("time_quadratic", "logSNR", "trailing"), "end": ("zero", "sigma_min"), "algorithm": ("dpmsolver",),
-    "method": ("singlestep", "adaptive"), "solver_type": ("taylor",), "order": (1, 2, 3, 4),
+    "method": ("singlestep", "adaptive"), "order": (1, 2, 3, 4),
+    "solver_type": ("taylor", "heun"), "low": (0.4,), "high": (4.0,), "max_stage": (1,), "r_1": (0.2,), "r_2": (0.5,),
 }  # fmt: skip
 CLASSES = [one for one in vars(samplers).values() if inspect.isclass(one) and issubclass(one, samplers.Sampler)]
 

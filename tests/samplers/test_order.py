@@ -8,7 +8,28 @@ import gaussian
 import numpy as np
 import pytest
 
-from sdjax.samplers import DDIM, DPM2, LMS, PLMS, PNDM, DPMSolver, DPMSolver2S, DPMSolverSDE, Euler, Heun, UniPC
+from sdjax.samplers import (
+    DDIM,
+    DPM2,
+    LMS,
+    PLMS,
+    PNDM,
+    DPMFast,
+    DPMSolver,
+    DPMSolver2MCFGPP,
+    DPMSolver2S,
+    DPMSolverSDE,
+    DPMSolverSDE2S,
+    DPMSolverSDE3M,
+    Euler,
+    GradientEstimation,
+    Heun,
+    HeunPP2,
+    ResMultistep,
+    Seeds2,
+    Seeds3,
+    UniPC,
+)
 from sdjax.samplers.dpm_solver import backward_differences
 
 LOG = {"spacing": "exponential", "end": "sigma_min"}
@@ -36,6 +57,19 @@ def measured_order(monkeypatch, sampler, num_steps, *, first=0, last=0):
         (DPM2(**LOG), 2),
         (DPMSolver2S(**LOG), 2),
         (DPMSolverSDE(eta=0.0, **LOG), 2),
+        (DPMSolverSDE(eta=0.0, solver_type="heun", **LOG), 2),
+        (DPMSolverSDE2S(eta=0.0, **LOG), 2),
+        (DPMSolverSDE2S(eta=0.0, r=0.3, **LOG), 2),
+        (DPMSolverSDE3M(eta=0.0, **LOG), 2),  # it halves the second difference, as the reference does
+        (DPMSolver2MCFGPP(**LOG), 2),  # without guidance it is DPM-Solver++(2M)
+        (DPMFast(**LOG), 3),
+        (ResMultistep(**LOG), 2),
+        (GradientEstimation(**LOG), 1),
+        (GradientEstimation(gamma=1.5, **LOG), 1),  # Adams-Bashforth 2 where steps are equal, which they never are
+        (HeunPP2(**LOG), 1),
+        (Seeds2(eta=0.0, **LOG), 2),
+        (Seeds2(eta=0.0, r=0.3, **LOG), 2),
+        (Seeds3(eta=0.0, **LOG), 3),
         (PLMS(**LOG), 2),  # of fourth order where sigma's steps are equal, which they never are
         (PNDM(**LOG), 2),
     ],

@@ -87,11 +87,11 @@ def test_rows_that_are_not_active_do_not_call_the_network():
     assert sorted(seen) == [0, 1, 2, 3]
 
 
-def test_all_samplers_but_the_adaptive_one_share_one_program():
+def test_all_samplers_but_the_adaptive_ones_share_one_program():
     rules = {name: sampler().rule for name, sampler in SAMPLERS.items()}
-    assert {rule for name, rule in rules.items() if name != "dpm_solver_adaptive"} == {Linear()}
+    assert {rule for name, rule in rules.items() if "adaptive" not in name} == {Linear()}
     shapes = [jax.tree.map(lambda a: (a.shape[1:], a.dtype), SAMPLERS[name]().steps(gaussian.SCHEDULE, 6))
-              for name in rules if name != "dpm_solver_adaptive"]  # fmt: skip
+              for name in rules if "adaptive" not in name]  # fmt: skip
     assert all(shape == shapes[0] for shape in shapes)
 
 
@@ -110,7 +110,7 @@ def test_noise_depends_on_the_pictures_key_the_stream_and_the_row_alone():
         assert np.abs(np.corrcoef(np.ravel(batch), np.ravel(other))[0, 1]) < 0.4  # 120 numbers: 4 deviations
 
 
-@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde", "ddpm", "lcm"])
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde", "ddpm", "lcm", "dpmpp_sde", "er_sde"])
 def test_a_noisy_run_of_one_picture_is_the_same_in_a_batch(name):
     sampler = SAMPLERS[name]()
     rows, x = rows_and_start(sampler)
@@ -202,5 +202,5 @@ def test_every_sampler_can_start_later(name):
     whole, part = (sampler.steps(gaussian.SCHEDULE, 10, skip=skip) for skip in (0, 4))
     assert part.sigma[0] == pytest.approx(sampler.grid(gaussian.SCHEDULE, 10).sigma[4], rel=1e-6)
     assert part.sigma_next[-1] == whole.sigma_next[-1]
-    if name not in ("dpm_solver_adaptive",):
+    if "adaptive" not in name:
         assert np.count_nonzero(part.coef.calls[0]) == 1  # no earlier call is there yet

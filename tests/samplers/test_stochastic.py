@@ -12,17 +12,29 @@ from sdjax.samplers import (
     DDIM,
     DDPM,
     DPM2,
+    ERSDE,
     LCM,
+    DPMFast,
     DPMSolver2S,
     DPMSolverSDE,
+    DPMSolverSDE2S,
+    DPMSolverSDE3M,
     Euler,
+    Grid,
+    Heun,
+    HeunPP2,
     Linear,
+    ResMultistep,
+    Restart,
+    Seeds2,
+    Seeds3,
     Stateless,
     draw_noise,
     repeat,
     scan_rows,
 )
 from sdjax.samplers.ancestral import split_noise
+from sdjax.samplers.er_sde import noise_scale
 from sdjax.samplers.noise import START
 
 SIDE = 128  # 16,384 pixels: a variance is known to sqrt(2 / 16384) = 1.1 %
@@ -31,6 +43,11 @@ LOG = {"spacing": "exponential", "end": "sigma_min"}
 NOISY = [DDIM(eta=0.4, **LOG), DDIM(eta=1.0, **LOG), DDPM(**LOG), Euler(eta=1.0, **LOG),
          Euler(eta=0.5, **LOG), DPM2(eta=1.0, **LOG), DPMSolver2S(eta=1.0, **LOG), DPMSolverSDE(eta=1.0, **LOG),
          DPMSolverSDE(eta=0.5, **LOG)]  # fmt: skip
+OTHERS = [Euler(s_churn=6.0, s_tmax=8.0, **LOG), Heun(s_churn=4.0, s_tmin=0.1, **LOG), DPM2(s_churn=4.0, **LOG),
+          HeunPP2(s_churn=4.0, **LOG), Restart(**LOG), DPMFast(eta=1.0), DPMFast(eta=0.5), DPMSolverSDE2S(**LOG),
+          DPMSolverSDE2S(eta=0.5, r=0.3, **LOG), DPMSolverSDE(solver_type="heun", brownian=True, **LOG),
+          DPMSolverSDE3M(**LOG), ResMultistep(eta=1.0, **LOG), ERSDE(**LOG), Seeds2(**LOG),
+          Seeds3(eta=0.4, **LOG)]  # fmt: skip
 named = pytest.mark.parametrize("sampler", NOISY, ids=lambda s: f"{type(s).__name__}-{s.eta}")
 
 
@@ -50,7 +67,7 @@ def start(rows, deviation, mean):
     return mean + jnp.sqrt(deviation**2 + rows.sigma[0] ** 2) * noise
 
 
-@named
+@pytest.mark.parametrize("sampler", NOISY + OTHERS, ids=lambda s: type(s).__name__)
 def test_of_a_known_image_exactly_the_right_noise_is_left_after_every_number_of_steps(sampler):
     """With x0 known no method errs: after each step x - x0 is noise of deviation sigma, down to the last."""
     for n in (3, 20):
@@ -124,3 +141,91 @@ def test_a_latent_consistency_step_lands_on_the_image_and_noises_it_again():
 def test_impossible_eta_is_refused(kind, eta):
     with pytest.raises(ValueError, match="eta is a finite number from 0 up; got"):
         kind(eta=eta)
+
+
+# The denoiser of a Gaussian is linear, so what a run makes is linear in the start and in every draw. Image 0 of a batch
+# starts at the mean's deviation; each other one has one draw alone: the squares sum up to the variance, without chance
+
+
+def variances(sampler, num_steps, deviation):
+    """Returns the variance of a run's x for the Gaussian of mean 0, with independent draws, and the exact one."""
+    rows = sampler.steps(gaussian.SCHEDULE, num_steps)
+    n = len(rows.index)
+    x = np.zeros((n + 1, 1), np.float32)
+    x[0] = np.sqrt(deviation**2 + rows.sigma[0] ** 2)
+    noise = np.eye(n, n + 1, 1, dtype=np.float32)[..., None]
+
+    def denoise(x, row):
+        return deviation**2 * x / (deviation**2 + row.sigma[:, None] ** 2)
+
+    rule = Linear()
+    got = scan_rows(rule, Stateless(denoise), rule.init(jnp.asarray(x)), repeat(rows, n + 1), jnp.asarray(noise)).x
+    return float((np.asarray(got, np.float64) ** 2).sum()), deviation**2 + float(rows.sigma_next[-1]) ** 2
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [DPMSolverSDE(solver_type="heun", **LOG), DPMSolverSDE3M(**LOG), DPMSolverSDE3M(eta=0.5, **LOG), ERSDE(**LOG),
+     Seeds2(**LOG), Seeds2(r=0.4, eta=0.5, **LOG), Seeds3(**LOG), ResMultistep(eta=1.0, **LOG),
+     Heun(s_churn=10.0, **LOG), Restart(**LOG), DPMFast(eta=1.0)],
+    ids=lambda s: type(s).__name__,
+)  # fmt: skip
+def test_the_variance_of_the_data_is_reached_by_more_steps(sampler):
+    errors = []
+    for n in (20, 80):
+        got, want = variances(sampler, n, 0.6)
+        errors.append(abs(got / want - 1))
+    assert errors[1] < max(0.02, errors[0] / 3)
+    assert errors[1] < 0.06
+
+
+def test_er_sde_has_its_order_in_the_mean():
+    """Without draws x follows dx = (phi' / phi) (x - x0) dsigma, for the Gaussian a number to integrate."""
+    deviation = 0.6
+    u = np.linspace(np.log(0.05), np.log(10.0), 200_001)
+    sigma = np.exp(u)
+    slope = np.gradient(np.log(noise_scale(sigma)), u) * sigma**2 / (deviation**2 + sigma**2)
+    want = np.exp(-np.trapezoid(slope, u))
+    for order in (1, 2, 3):
+        errors = []
+        for n in (12, 24):
+            ends = np.exp(np.linspace(np.log(10.0), np.log(0.05), n + 1))
+            rows = ERSDE(max_stage=order).rows(gaussian.SCHEDULE, Grid(gaussian.SCHEDULE.timestep(ends), ends))
+            got = scan_rows(
+                Linear(), Stateless(lambda x, row: deviation**2 * x / (deviation**2 + row.sigma[:, None] ** 2)),
+                Linear().init(jnp.ones((1, 1))), repeat(rows, 1), jnp.zeros((n, 1, 1)),
+            ).x  # fmt: skip
+            errors.append(abs(float(got[0, 0]) - want))
+        assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.5)
+
+
+def test_churn_follows_its_formula_and_its_limits():
+    rows = Euler(s_churn=3.0, s_tmin=0.5, s_tmax=5.0, s_noise=1.01, **LOG).steps(gaussian.SCHEDULE, 10)
+    _, sigma = Euler(**LOG).grid(gaussian.SCHEDULE, 10)
+    gamma = np.where((sigma[:-1] >= 0.5) & (sigma[:-1] <= 5.0), 0.3, 0.0)
+    raised = sigma[:-1] * (1 + gamma)
+    np.testing.assert_allclose(rows.sigma, raised, rtol=1e-6)
+    np.testing.assert_allclose(rows.coef.churn, 1.01 * np.sqrt(raised**2 - sigma[:-1] ** 2), rtol=1e-5)
+    assert 0 < np.count_nonzero(gamma) < 10
+    most = Euler(s_churn=1e9, **LOG).steps(gaussian.SCHEDULE, 10)
+    np.testing.assert_allclose(most.sigma, sigma[:-1] * np.sqrt(2), rtol=1e-6)
+    with pytest.raises(ValueError, match="at its start .s_churn 2. or at its end .eta.: set one to 0"):
+        Euler(s_churn=2.0, eta=1.0)
+
+
+def test_a_kept_part_has_the_churned_level_too():
+    """`constrain` sets x before churn: then the known part has the noise that the network is called with."""
+    sampler = Euler(s_churn=5.0, **LOG)
+    rows = sampler.steps(gaussian.SCHEDULE, 8)
+    seen = []
+
+    def constrain(x, row):
+        seen.append(np.asarray(row.sigma))
+        return x
+
+    with jax.disable_jit():
+        scan_rows(
+            Linear(), Stateless(lambda x, row: x), Linear().init(jnp.ones((1, 1))), repeat(rows, 1), KEYS, constrain
+        )
+    _, sigma = sampler.grid(gaussian.SCHEDULE, 8)
+    np.testing.assert_allclose(np.ravel(seen), sigma[:-1], rtol=1e-5)
