@@ -41,7 +41,7 @@ class Coef(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of a sampling run. All are float32 except the last four.
+    """The rows of a sampling run. All are float32 except the last five.
 
     Leaves have the axes [n, ...] for one image and [n, b, ...] for a batch; n is the number of network calls.
     """
