@@ -127,6 +127,14 @@ def whole_run(timestep: float, sigma: float, sigma_next: float, control: Any) ->
     )  # fmt: skip
 
 
+def first_sigma(row: Rows) -> Numbers:
+    """Returns the noise in x before a row: its sigma, or a lower one if the row adds noise before the call (churn)."""
+    if not isinstance(row.coef, Coef):
+        return row.sigma
+    math = np if isinstance(row.sigma, np.ndarray) else jnp
+    return math.where(row.coef.churn != 0, row.interval[..., 0], row.sigma)
+
+
 def draws(rows: Rows, *, idle: bool) -> np.ndarray:
     """Returns which rows of one image take a draw from another tool's stream of noise, bool [n], in the tool's order.
 

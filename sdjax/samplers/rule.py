@@ -13,7 +13,7 @@ from flax import struct
 from jaxtyping import Array, Float, PyTree
 
 from sdjax.samplers.noise import SAMPLER, brownian_noise, draw_noise
-from sdjax.samplers.rows import MEMORY, Coef, Numbers, Rows, per_image
+from sdjax.samplers.rows import MEMORY, Coef, Numbers, Rows, first_sigma, per_image
 from sdjax.typing import Keys
 
 Noisy: TypeAlias = Float[Array, "b ..."]  # a latent, or the prior's embedding
@@ -181,10 +181,9 @@ def scan_rows(
     def step(state: State, row: Rows) -> State:
         start = state
         if constrain is not None:
-            begins = row.starts_step & row.active
+            begins, before = row.starts_step & row.active, row._replace(sigma=jnp.asarray(first_sigma(row)))
             x = jax.lax.cond(
-                jnp.any(begins), lambda x: choose_images(begins, constrain(x, _before_churn(row)), x), lambda x: x,
-                state.x,
+                jnp.any(begins), lambda x: choose_images(begins, constrain(x, before), x), lambda x: x, state.x
             )  # fmt: skip
             start = dataclasses.replace(state, x=x)
         return choose_images(row.active, rule.advance(denoise, start, row, draw), state)
@@ -193,15 +192,6 @@ def scan_rows(
         return jax.lax.cond(jnp.any(row.active), step, lambda state, row: state, state, row), None
 
     return jax.lax.scan(body, state, rows)[0]
-
-
-def _before_churn(row: Rows) -> Rows:
-    """Returns the row with the sigma that x has before churn adds noise to it."""
-    if not isinstance(row.coef, Coef):
-        return row
-    churn = row.coef.churn
-    before = jnp.sqrt(jnp.maximum(jnp.asarray(row.sigma) ** 2 - churn**2, 0.0))
-    return row._replace(sigma=jnp.where(churn != 0, before, row.sigma))
 
 
 def choose_images(chosen: Numbers, these: Tree, others: Tree) -> Tree:

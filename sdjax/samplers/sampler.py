@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from sdjax.checks.arguments import number, shown
 from sdjax.samplers.known_schedules import SCHEDULES
-from sdjax.samplers.rows import Rows, per_image, repeat
+from sdjax.samplers.rows import Rows, first_sigma, per_image, repeat
 from sdjax.samplers.rule import Constrain, Denoiser, Linear, Noisy, Rule, State, scan_rows
 from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import SPACINGS, Grid, make_grid
@@ -80,7 +80,7 @@ class Sampler:
 
     def initial(self, noise: Noisy, rows: Rows) -> Noisy:
         """Returns the first x, given unit noise. The rows are those of one image or of a batch."""
-        sigma = rows.sigma[0]
+        sigma = first_sigma(rows)[0]
         factor = (1 + sigma**2) ** 0.5 if self.variance_preserving else sigma
         return noise * per_image(factor, noise)
 

@@ -20,6 +20,7 @@ from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.syntax import check_prompts
 from sdjax.purpose import check_task
+from sdjax.samplers.rows import first_sigma
 from sdjax.samplers.sampler import choose
 from sdjax.schedule import NoiseSchedule
 from sdjax.tasks.batch import COMPUTING, Batch, batch_of
@@ -193,7 +194,11 @@ def split_steps(
     if cut == 0:
         return None, rows
     sigma = sampler.grid(schedule, num_steps).sigma  # for a singlestep method, one step is several rows
-    rest = sampler.steps(schedule, num_steps, skip=int(np.abs(sigma - rows.sigma[cut]).argmin()))
+    skip = int(np.abs(sigma - first_sigma(rows)[cut]).argmin())
+    if not np.isclose(sigma[skip], first_sigma(rows)[cut], rtol=1e-4):
+        # A method with its own sigmas between the grid's ends: its steps do not use earlier ones
+        return jax.tree.map(lambda a: a[:cut], rows), jax.tree.map(lambda a: a[cut:], rows)
+    rest = sampler.steps(schedule, num_steps, skip=skip)
     # The numbers continue, because the number of a row chooses its noise
     return jax.tree.map(lambda a: a[:cut], rows), rest._replace(index=rest.index + np.int32(cut))
 

@@ -25,7 +25,9 @@ def test_increments_over_parts_sum_up_to_that_over_the_whole():
     ends = [14.6, 9.1, 2.0, 1.999, 0.3, 0.0292]
     length = lambda high, low: np.sqrt(np.log(high / low))  # noqa: E731
     parts = sum(noise(KEYS, a, b) * length(a, b) for a, b in zip(ends, ends[1:]))
-    np.testing.assert_allclose(parts, noise(KEYS, ends[0], ends[-1]) * length(ends[0], ends[-1]), atol=1e-4)  # float32 times
+    np.testing.assert_allclose(
+        parts, noise(KEYS, ends[0], ends[-1]) * length(ends[0], ends[-1]), atol=1e-4
+    )  # float32 times
 
 
 def test_the_sign_is_the_directions_and_an_empty_interval_gives_zeros():
