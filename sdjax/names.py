@@ -107,8 +107,7 @@ SAMPLERS: dict[str, Method] = {
         "noise", "2N - 1",
     ),
     "dpmpp_2m_sde_heun": Method(
-        Names("DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun, dpmpp_2m_sde_heun_gpu", f"{SDE}, solver_type=heun)"),
-        "noise", "N",
+        Names("DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun, dpmpp_2m_sde_heun_gpu"), "noise", "N"
     ),
     "dpmpp_3m_sde": Method(
         Names("DPM++ 3M SDE", "dpmpp_3m_sde, dpmpp_3m_sde_gpu", "", "sample_dpmpp_3m_sde"), "noise", "N"

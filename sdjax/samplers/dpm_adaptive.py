@@ -246,7 +246,7 @@ class DPMAdaptive(Sampler):
 
         control = PIDControl(
             sigma_end=one(last), rtol=one(self.rtol), atol=one(self.atol), h_init=one(h_init), powers=one(powers),
-            accept_safety=one(self.accept_safety), eta=one(self.eta), s_noise=one(self.s_noise),
+            accept_safety=one(self.accept_safety), eta=one(self.eta), s_noise=one(self.s_noise if self.eta > 0 else 0),
             attempts=one(attempts), log_sigma=one(np.log(schedule.sigmas)),
         )  # fmt: skip
         return whole_run(grid.timestep[0], grid.sigma[0], last, control)

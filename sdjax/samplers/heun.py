@@ -151,4 +151,4 @@ def _karras(schedule: NoiseSchedule, high: float, low: float, points: int) -> Gr
     """Returns sigmas from high to low with equidistant 7th roots (k-diffusion's get_sigmas_karras), with timesteps."""
     share = np.linspace(0, 1, points)
     sigma = ((1 - share) * high ** (1 / 7) + share * low ** (1 / 7)) ** 7
-    return Grid(schedule.timestep(sigma, "log_sigma"), sigma)
+    return Grid(schedule.timestep(np.maximum(sigma, schedule.sigmas[0] / 2), "log_sigma"), sigma)

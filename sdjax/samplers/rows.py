@@ -142,7 +142,7 @@ def draws(rows: Rows, *, idle: bool) -> np.ndarray:
     in k-diffusion. Otherwise only the steps that do churn draw, as in ComfyUI.
     """
     start, end = np.asarray(rows.interval).T
-    return (start > 0) & ((start != end) | idle)
+    return (start + end > 0) & ((start != end) | idle)
 
 
 def batch(rows: Sequence[Rows]) -> Rows:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.samplers import SAMPLERS, Grid
+from sdjax.samplers import SAMPLERS, Grid, draws
 from sdjax.samplers.noise import brownian_noise
 
 KEYS = jax.random.split(jax.random.key(5), 3)
 SHAPE = (16, 16, 4)
+PATHS = jax.random.split(jax.random.key(6), 4)
 
 increment = jax.jit(brownian_noise, static_argnums=2)
 
@@ -57,10 +58,11 @@ def test_more_steps_refine_the_same_picture(name):
     sampler, ends = SAMPLERS[name](), []
     for n in (150, 300):
         rows = sampler.steps(gaussian.SCHEDULE, n)
-        ends.append(gaussian.run(sampler, rows, gaussian.Gaussian().start(rows.sigma[0]), np.resize(KEYS, 4)))
+        ends.append(gaussian.run(sampler, rows, gaussian.Gaussian().start(rows.sigma[0]), PATHS))
     assert np.abs(ends[1] - ends[0]).max() < 0.12
     independent = dataclasses.replace(sampler, brownian=False)
-    other = gaussian.run(independent, rows, gaussian.Gaussian().start(rows.sigma[0]), np.resize(KEYS, 4))
+    rows = independent.steps(gaussian.SCHEDULE, 300)
+    other = gaussian.run(independent, rows, gaussian.Gaussian().start(rows.sigma[0]), PATHS)
     assert np.abs(other - ends[1]).max() > 0.2
 
 
@@ -70,7 +72,7 @@ def test_every_draw_of_a_run_says_between_which_sigmas_it_lies():
         if not hasattr(rows.coef, "noise"):
             continue
         uses = (rows.coef.noise != 0) | (rows.coef.churn != 0)
-        np.testing.assert_array_equal(uses, rows.interval[:, 0] > 0, name)
+        np.testing.assert_array_equal(uses, draws(rows, idle=False), name)
         assert (rows.brownian <= uses).all()
 
 

@@ -4,6 +4,8 @@ Everything in float64: in float32 a third order would drown in rounding. Steps a
 which the methods' theory is written, unless a test says otherwise.
 """
 
+import dataclasses
+
 import gaussian
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from sdjax.samplers import (
     DDIM,
     DPM2,
+    ERSDE,
     LMS,
     PLMS,
     PNDM,
@@ -31,6 +34,7 @@ from sdjax.samplers import (
     UniPC,
 )
 from sdjax.samplers.dpm_solver import backward_differences
+from sdjax.samplers.er_sde import noise_scale
 
 LOG = {"spacing": "exponential", "end": "sigma_min"}
 DPM = {"spacing": "logSNR", "lower_order_below": 0}
@@ -117,6 +121,27 @@ def test_multistep_dpm_solvers_have_their_order_after_the_warm_up(monkeypatch, a
 @pytest.mark.parametrize("order", [3, 4])
 def test_lms_has_its_order_after_the_warm_up(monkeypatch, order):
     assert measured_order(monkeypatch, LMS(order=order, **LOG), 192, first=4) == pytest.approx(order, abs=0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtendedDrift(gaussian.Gaussian):
+    """The Gaussian under ER-SDE without draws: dx = (phi' / phi) (x - x0) dsigma, a number to integrate."""
+
+    def flow(self, x, sigma, sigma_next):
+        u = np.linspace(np.log(sigma_next), np.log(sigma), 100_001)
+        s2 = np.exp(2 * u)
+        slope = np.gradient(np.log(noise_scale(np.exp(u))), u) * s2 / (self.deviation**2 + s2)
+        return self.mean + (x - self.mean) * np.exp(-np.trapezoid(slope, u))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_er_sde_has_its_order_in_the_mean_after_the_warm_up(monkeypatch, order):
+    monkeypatch.setattr("sdjax.samplers.er_sde.POINTS", 20_000)  # the reference's 200 are of first order
+    errors = []
+    for n in (24, 48):
+        rows = gaussian.exact_rows(monkeypatch, ERSDE(max_stage=order, **LOG), gaussian.SCHEDULE, n)
+        errors.append(gaussian.float64_end(ExtendedDrift(), rows, first=3))
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.4)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
