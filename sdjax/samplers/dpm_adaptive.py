@@ -93,7 +93,8 @@ class PIDAdaptive:
         start = Loop(
             point=x, point_time=time, x=x, lower=x, m=zero, d=zero, time=time, h=jnp.asarray(control.h_init),
             inverse_errors=jnp.zeros((*time.shape, 3)), accepted=jnp.zeros(time.shape, jnp.int32),
-            attempts=jnp.float32(0), stage=jnp.int32(FIRST), memory=state.memory,
+            attempts=jnp.float32(0), stage=jnp.where(jnp.any(control.attempts > 0), FIRST, REST).astype(jnp.int32),
+            memory=state.memory,
         )  # fmt: skip
         loop = jax.lax.while_loop(lambda loop: loop.stage != DONE, body, start)
         return State(x=loop.x, base=state.x, past=(), x0=loop.x, memory=loop.memory)
@@ -233,23 +234,34 @@ class DPMAdaptive(Sampler):
         return PIDAdaptive(self.order, self.joint)
 
     def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
-        """Returns the one row of a run from the grid's first sigma to its last above 0."""
-        h_init, attempts = self.h_init, len(grid.timestep) - 1
-        if from_noise_alone(schedule, grid.timestep[0]):  # else half of the attempts go to nearly pure noise
-            h_init = max(h_init, np.log(grid.sigma[0] / schedule.sigma(after_noise_alone(schedule, attempts))))
+        """Returns the one row of a run from the grid's first sigma to its last above 0.
+
+        A run from pure noise has a row before it, a step of first order without attempts.
+        """
+        attempts, timestep = len(grid.timestep) - 1, grid.timestep[0]
+        last = grid.sigma[grid.sigma > 0][-1]
+        if attempts == 1 or not from_noise_alone(schedule, timestep):
+            return whole_run(timestep, grid.sigma[0], last, self._control(schedule, last, attempts))
+        then = after_noise_alone(schedule, attempts)
+        sigma = float(schedule.sigma(then, "log_sigma"))
+        first = whole_run(timestep, grid.sigma[0], sigma, self._control(schedule, sigma, 0))
+        rest = whole_run(then, sigma, last, self._control(schedule, last, attempts - 1))
+        rows = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, rest)
+        return rows._replace(index=np.arange(2, dtype=np.int32))
+
+    def _control(self, schedule: NoiseSchedule, sigma_end: float, attempts: int) -> PIDControl:
         p, i, d = self.pcoeff, self.icoeff, self.dcoeff
         powers = np.array([p + i + d, -(p + 2 * d), d]) / (1.5 if self.eta > 0 else self.order)
-        last = grid.sigma[grid.sigma > 0][-1]
 
         def one(value: np.ndarray | float) -> np.ndarray:
             return np.asarray(value, np.float32)[None]
 
-        control = PIDControl(
-            sigma_end=one(last), rtol=one(self.rtol), atol=one(self.atol), h_init=one(h_init), powers=one(powers),
-            accept_safety=one(self.accept_safety), eta=one(self.eta), s_noise=one(self.s_noise if self.eta > 0 else 0),
-            attempts=one(attempts), log_sigma=one(np.log(schedule.sigmas)),
+        return PIDControl(
+            sigma_end=one(sigma_end), rtol=one(self.rtol), atol=one(self.atol), h_init=one(self.h_init),
+            powers=one(powers), accept_safety=one(self.accept_safety), eta=one(self.eta),
+            s_noise=one(self.s_noise if self.eta > 0 else 0), attempts=one(attempts),
+            log_sigma=one(np.log(schedule.sigmas)),
         )  # fmt: skip
-        return whole_run(grid.timestep[0], grid.sigma[0], last, control)
 
 
 def _left(time: jax.Array, end: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ def noise_scale(sigma: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ERSDE(Sampler):
-    """ER-SDE-Solver of orders 1 to 3. With r = phi(sigma') / phi(sigma) and dt = sigma' - sigma:
+    """ER-SDE-Solver-1, -2 and -3. With r = phi(sigma') / phi(sigma) and dt = sigma' - sigma:
 
     x' = r x + (1 - r) x0 + (dt + phi(sigma') S) D1 + (dt^2 / 2 + phi(sigma') S_u) D2
          + s_noise sqrt(sigma'^2 - r^2 sigma^2) z,
@@ -29,7 +29,8 @@ class ERSDE(Sampler):
 
     D1 and D2 are divided differences of x0 over the last two and three sigmas: D1 = (x0 - x0_1) / (sigma - sigma_1),
     D2 = 2 (D1 - D1_previous) / (sigma - sigma_2). The integrals are sums over 200 points, as in the reference.
-    `max_stage` is the order; the first steps have a lower one.
+    `max_stage` is the number of terms: 1, with D1, with D1 and D2. The first steps have fewer. D1 is the slope half a step
+    back, so the order with three terms is 2 as well, with a smaller error.
 
     Source: Cui et al. 2023 (arXiv 2309.06169), algorithms 1 to 3; ComfyUI's sample_er_sde.
     """
@@ -40,7 +41,7 @@ class ERSDE(Sampler):
     s_noise: float = 1.0
     brownian: bool = True
     variance_preserving: ClassVar[bool] = False
-    convergence: ClassVar[int] = 3
+    convergence: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
