@@ -29,8 +29,8 @@ class ERSDE(Sampler):
 
     D1 and D2 are divided differences of x0 over the last two and three sigmas: D1 = (x0 - x0_1) / (sigma - sigma_1),
     D2 = 2 (D1 - D1_previous) / (sigma - sigma_2). The integrals are sums over 200 points, as in the reference.
-    `max_stage` is the number of terms: 1, with D1, with D1 and D2. The first steps have fewer. D1 is the slope half a step
-    back, so the order with three terms is 2 as well, with a smaller error.
+    `max_stage` 2 adds the term with D1, 3 that with D2; the first steps have fewer terms. D1 is the slope half a step
+    back, so the order with all terms is 2 as well, with a smaller error.
 
     Source: Cui et al. 2023 (arXiv 2309.06169), algorithms 1 to 3; ComfyUI's sample_er_sde.
     """
