@@ -77,28 +77,34 @@ def a1111_guided_calls(sampler, schedule, num_steps, options):
     )
 
 
-def tool_sample(tool, sampler, schedule, num_steps, model, *, prediction, noise, latent, noises, options):
-    """Returns the latent that a tool's sampler makes, with `model` as the network."""
-    from sdjax.samplers import draws
-
-    kind = prediction.removesuffix("_prediction")
+def begin(tool, sampler, schedule, num_steps, options, kind="epsilon", has_latent=False):
+    """Returns the recipe and the start of a tool's run; `options` are the kit's."""
     options = dict(options)
     settings = {key: options.pop(key) for key in SAMPLER_OPTIONS if key in options}
     if settings.get("s_tmax") == 0:
         settings["s_tmax"] = math.inf
-    scale = options.pop("scale", None)
     how = recipe(tool, sampler, schedule, settings=settings)
     start = how.begin(
         NoiseSchedule(ScheduleConfig(prediction=kind)),
         num_steps,
         strength=options.get("strength", options.get("denoise")),
         exact_steps=options.get("fix_steps", False),
-        has_latent=latent is not None,
+        has_latent=has_latent,
         zero_terminal_snr=options.get("zero_snr", False),
         first=options.get("start_step", 0),
         last=options.get("last_step"),
         remove_all_noise=options.get("force_full_denoise", False),
     )
+    return how, start
+
+
+def tool_sample(tool, sampler, schedule, num_steps, model, *, prediction, noise, latent, noises, options):
+    """Returns the latent that a tool's sampler makes, with `model` as the network."""
+    from sdjax.samplers import draws
+
+    kind = prediction.removesuffix("_prediction")
+    how, start = begin(tool, sampler, schedule, num_steps, options, kind, latent is not None)
+    scale = options.get("scale")
     x0 = jnp.zeros_like(noise) if latent is None else jnp.asarray(latent)
     x = start.of_x0 * x0 + start.of_noise * jnp.asarray(noise)
     if start.rows is None:
