@@ -92,13 +92,13 @@ SAMPLERS: dict[str, Method] = {
     "lcm": Method(Names("LCM", "", "LCMScheduler", "", "lcm", "lcm"), "noise", "N"),
     "lcm_x0": Method(Names("", "lcm"), "noise", "N"),
     "ddim_cfg_pp": Method(Names("DDIM CFG++"), "1", "N"),
-    "euler_cfg_pp": Method(Names("", "euler_cfg_pp"), "1", "N"),
-    "euler_ancestral_cfg_pp": Method(Names("", "euler_ancestral_cfg_pp"), "noise", "N"),
-    "heunpp2": Method(Names("", "heunpp2"), "1", "3N - 3"),
+    "euler_cfg_pp": Method(Names("", "euler_cfg_pp", "", "", "euler_cfg_pp"), "1", "N"),
+    "euler_ancestral_cfg_pp": Method(Names("", "euler_ancestral_cfg_pp", "", "", "euler_a_cfg_pp"), "noise", "N"),
+    "heunpp2": Method(Names("HeunPP2", "heunpp2"), "1", "3N - 3"),
     "restart": Method(Names("Restart"), "noise", "2N - 1"),
     "dpm_fast": Method(Names("DPM fast", "dpm_fast", "", "sample_dpm_fast"), "3", "N"),
     "dpm_adaptive": Method(
-        Names("DPM adaptive", "dpm_adaptive", "", "sample_dpm_adaptive"), "3", "chosen while it runs"
+        Names("DPM adaptive, k_dpm_ad", "dpm_adaptive", "", "sample_dpm_adaptive"), "3", "chosen while it runs"
     ),
     "dpmpp_2s_ancestral_cfg_pp": Method(Names("", "dpmpp_2s_ancestral_cfg_pp"), "noise", "2N - 1"),
     "dpmpp_2m_cfg_pp": Method(Names("", "dpmpp_2m_cfg_pp"), "2", "N"),
@@ -112,13 +112,13 @@ SAMPLERS: dict[str, Method] = {
     "dpmpp_3m_sde": Method(
         Names("DPM++ 3M SDE", "dpmpp_3m_sde, dpmpp_3m_sde_gpu", "", "sample_dpmpp_3m_sde"), "noise", "N"
     ),
-    "res_multistep": Method(Names("", "res_multistep"), "2", "N"),
+    "res_multistep": Method(Names("", "res_multistep", "", "", "res_multistep"), "2", "N"),
     "res_multistep_ancestral": Method(Names("", "res_multistep_ancestral"), "noise", "N"),
     "res_multistep_cfg_pp": Method(Names("", "res_multistep_cfg_pp"), "2", "N"),
     "res_multistep_ancestral_cfg_pp": Method(Names("", "res_multistep_ancestral_cfg_pp"), "noise", "N"),
     "gradient_estimation": Method(Names("", "gradient_estimation"), "1", "N"),
     "gradient_estimation_cfg_pp": Method(Names("", "gradient_estimation_cfg_pp"), "1", "N"),
-    "er_sde": Method(Names("", "er_sde"), "noise", "N"),
+    "er_sde": Method(Names("", "er_sde", "", "", "er_sde"), "noise", "N"),
     "seeds_2": Method(Names("", "seeds_2"), "noise", "2N - 1"),
     "seeds_3": Method(Names("", "seeds_3"), "noise", "3N - 2"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.config import ScheduleConfig
-from sdjax.samplers import Denoised, make_schedule, repeat, scan_rows
+from sdjax.samplers import Denoised, draws, make_schedule, repeat, scan_rows
 from sdjax.samplers.optimised_schedules import AYS, AYS_TIMESTEPS
 from sdjax.samplers.tools import comfyui_percent_to_sigma as percent_to_sigma
 from sdjax.samplers.tools import recipe
@@ -100,8 +100,6 @@ def begin(tool, sampler, schedule, num_steps, options, kind="epsilon", has_laten
 
 def tool_sample(tool, sampler, schedule, num_steps, model, *, prediction, noise, latent, noises, options):
     """Returns the latent that a tool's sampler makes, with `model` as the network."""
-    from sdjax.samplers import draws
-
     kind = prediction.removesuffix("_prediction")
     how, start = begin(tool, sampler, schedule, num_steps, options, kind, latent is not None)
     scale = options.get("scale")

@@ -92,7 +92,11 @@ def test_a_share_of_the_schedule_is_a_sigma():
         (("a1111", "Eular"), {}, "unknown sampler 'Eular'; the nearest known ones are euler"),
         (("a1111", "Euler", "Karas"), {}, "unknown schedule 'Karas'; the nearest known ones are karras"),
         (("a1111", "Euler", "Karras"), {"schedule_settings": {"roh": 5}}, "A1111 has no setting roh of schedules"),
-        (("comfyui", "euler", "karras"), {"settings": {"etta": 1}}, "the sampler euler has no etta; it has end, eta"),
+        (
+            ("comfyui", "euler", "karras"),
+            {"settings": {"etta": 1}},
+            "the sampler euler has no etta; it has cfg_pp, end, eta",
+        ),
         (("comfyui", "euler", "gits"), {"schedule_settings": {"coeff": 2}}, "coeff is 0.8"),
     ],
 )
