@@ -141,8 +141,9 @@ def run(args: argparse.Namespace) -> None:
                 pipe, prompts, seeds=args.seed, frames=args.frames, loop=args.loop,
                 negative_prompt=args.negative_prompt, interpolation=args.interpolation,
                 prompt_strength=args.prompt_strength, sampler=job.sampler, num_steps=args.steps,
-                guidance_scale=args.scale, guidance_rescale=args.guidance_rescale, height=args.H, width=args.W,
-                batch=args.n_samples, parallel=args.parallel, devices=job.devices, exact=args.exact, progress=show,
+                guidance_scale=args.scale, guidance_rescale=args.guidance_rescale, **job.guidance,
+                height=args.H, width=args.W, batch=args.n_samples, parallel=args.parallel, devices=job.devices,
+                exact=args.exact, progress=show,
             )  # fmt: skip
         except KeyboardInterrupt as error:
             # Write an animation of the finished frames

@@ -35,6 +35,7 @@ COMMANDS = {
     "convert": ("convert", "convert a checkpoint to another format"),
     "inspect": ("inspect_checkpoint", "show what a checkpoint holds"),
     "samplers": ("samplers", "list samplers and schedules by their names in every tool"),
+    "guidance": ("guidance", "list the rules of guidance and their options"),
     "benchmark": ("benchmark", "measure how fast this computer is"),
     "evaluate-builtin": ("evaluate_builtin", "measure how well the built-in model draws"),
 }

@@ -20,6 +20,7 @@ from sdjax.samplers.spacing import compvis_timesteps
 from sdjax.schedule import NoiseSchedule
 
 from tests.parity_depth import bert, depth, prepare_depth
+from tests.parity_guid import Guided, guidance
 from tests.parity_ksam import ksampler
 from tests.parity_models import config_from_spec
 from tests.parity_noise import a1111_noise, brownian, comfyui_noise, comfyui_step_noise, diffusers_noise, torch_randn
@@ -51,6 +52,7 @@ __all__ = [
     "depth",
     "diffusers_noise",
     "ksampler",
+    "guidance",
     "load",
     "noise_embedding",
     "parameter_counts",
@@ -94,7 +96,7 @@ def nchw(x):
     return np.asarray(jnp.moveaxis(x, -1, 1))
 
 
-class Model:
+class Model(Guided):
     """A model of the kit."""
 
     def __init__(self, config, params):

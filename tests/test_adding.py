@@ -5,6 +5,7 @@ Objectives and trainables are in train/test_extensions.py, in whole runs and fro
 
 import dataclasses
 import inspect
+import json
 import textwrap
 
 import jax
@@ -16,7 +17,7 @@ from PIL import Image
 import sdjax
 from sdjax import samplers
 from sdjax.adapters import path_of
-from sdjax.diffusion import guidance
+from sdjax.diffusion import guidance, rules
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import make_keys
@@ -81,19 +82,49 @@ def inputs(pipe, prompts):
     return rows, x, keys, [Conditioning(pipe.encode_prompt([prompt] * 2, mesh=mesh)) for prompt in prompts], mesh
 
 
-def test_guidance_as_the_docstring_has_it():
-    names = dict(vars(guidance), flax=__import__("flax.struct"))
+@pytest.fixture
+def halfway(monkeypatch):
+    """The rule of the docstring of sdjax.diffusion.guidance, run word for word, and in the table for one test."""
+    table = dict(rules.GUIDANCE)
+    monkeypatch.setattr(rules, "GUIDANCE", table)
+    names = dict(vars(guidance), flax=__import__("flax.struct"), GUIDANCE=table)
     code = guidance.__doc__[guidance.__doc__.index("    @flax") :]
     exec(textwrap.dedent(code), names)
+    return names["Halfway"]
+
+
+def test_a_rule_of_guidance_is_half_of_the_way(halfway):
     pipe = models.pipeline()
     rows, x, keys, branches, mesh = inputs(pipe, ["", "a cat"])
 
     def run(rule):
         return pipe.sample(samplers.Linear(), rows, x, keys, branches, rule, mesh=mesh).x
 
-    made = run(names["Halfway"](jnp.array([0.5, 3.0])))
-    np.testing.assert_allclose(made, run(guidance.ClassifierFree(jnp.array([0.5, 3.0]))), atol=1e-3)
-    assert np.abs(made[1] - run(names["Halfway"](0.5))[1]).max() > 1e-2
+    plain = guidance.ClassifierFree(jnp.array([2.5, 2.0]))
+    made = run(guidance.ClassifierFree(4.0, rules=(halfway(jnp.array([0.5, 1 / 3])),)))
+    np.testing.assert_allclose(made, run(plain), atol=1e-3)  # 1 + 0.5 (4 - 1) and 1 + (4 - 1) / 3
+    assert np.abs(made[1] - run(guidance.ClassifierFree(4.0))[1]).max() > 1e-2
+
+
+def test_a_rule_has_a_name_in_python_and_on_the_command_line(halfway, tmp_path, capsys):
+    pipe = models.pipeline()
+    settings = SETTINGS | {"guidance_scale": 4.0, "seed": 1}
+    made = sdjax.text_to_image(pipe, "a", guidance=halfway(0.25), **settings)
+    named = sdjax.text_to_image(pipe, "a", guidance="halfway", guidance_options={"share": 0.25}, **settings)
+    np.testing.assert_array_equal(named, made)
+    assert not np.array_equal(sdjax.text_to_image(pipe, "a", guidance="halfway", **settings), made)
+
+    pipe.save(tmp_path / "model")
+    flags = {"--ckpt": tmp_path / "model", "--outdir": tmp_path / "out", "--prompt": "a", "--guidance": "halfway",
+             "--guidance-option": "share=0.25", "--steps": 2, "--scale": 4, "--seed": 1, "--n_samples": 1,
+             "--n_iter": 1, "--H": 64, "--W": 64, "--device": "cpu:0", "--dtype": "float32"}  # fmt: skip
+    command = ["txt2img", "--skip_grid", *(str(part) for pair in flags.items() for part in pair)]
+    assert main(command) == 0
+    with Image.open(capsys.readouterr().out.strip()) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), made[0])
+        assert json.loads(picture.text["sdjax"])["guidance_options"] == {"share": 0.25}
+    assert main(["guidance", "halfway"]) == 0
+    assert "share" in capsys.readouterr().out
 
 
 @dataclasses.dataclass(frozen=True)

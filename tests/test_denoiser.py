@@ -8,7 +8,7 @@ import pytest
 from sdjax.config import UNetConfig
 from sdjax.diffusion.conditioning import Conditioning, stack
 from sdjax.diffusion.denoiser import make_denoiser
-from sdjax.diffusion.guidance import ClassifierFree, Unguided, guide, make_guidance
+from sdjax.diffusion.guidance import Call, ClassifierFree, Unguided, make_guidance
 from sdjax.diffusion.network import FunctionNetwork, UNetNetwork
 from sdjax.samplers import row
 
@@ -27,6 +27,13 @@ def denoised(apply, prediction, branches, x, row, guidance=None):
     denoiser = make_denoiser(FunctionNetwork(apply), {}, prediction, branches, guidance or Unguided())
     x = jnp.asarray(x)
     return denoiser(x, row, denoiser.init(x))[0].x0
+
+
+def guide(unconditional, conditional, scale, rescale=0.0):
+    """Returns the guided output of classifier-free guidance."""
+    outputs = {"unconditional": jnp.asarray(unconditional), "conditional": jnp.asarray(conditional)}
+    call = Call(outputs["conditional"], at(1.0), 0.0, 1.0, "x0")
+    return ClassifierFree(scale, rescale).combine(outputs, call, ())[0].x0
 
 
 @pytest.mark.parametrize("sigma", [0.03, 1.0, 14.6])

@@ -14,7 +14,7 @@ from sdjax.storage import addresses
 PATHS = ("PATH", "FILE", "DIR", "FOLDER", "IN", "OUT", "FILE.py", "FILE.json")  # metavars of paths
 ADDRESSES = {  # flags and arguments that also take gs://...; their readers refuse other addresses
     "ckpt", "data", "depth_model", "folder", "noise_stats", "path", "prior", "records", "safety_checker", "source",
-    "target", "tars", "vae", "vision", "workdir",
+    "target", "tars", "vae", "vision", "weak_ckpt", "workdir",
 }  # fmt: skip
 
 

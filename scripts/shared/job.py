@@ -33,6 +33,7 @@ class Job:
         self.devices = runtime.set_up_jax(args.device)
         self.spacing = make_spacing(args)
         runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, spacing=self.spacing)
+        self.guidance = runtime.read_guidance(args.guidance, args.guidance_option)
         self.own = own_model(self.checkpoint, task, getattr(args, "method", None))
         self.folder = Path(args.outdir)
         self.checker: Any = None
@@ -60,7 +61,7 @@ class Job:
         place = own or self.checkpoint
         assert place is not None  # without --ckpt it is one of the models inside the package
         resolve_local(place, revision=args.revision)
-        resolve_local(args.vae, named)
+        resolve_local(args.vae, args.weak_ckpt, named)
         saving.check_outdir(self.folder if args.skip_save else self.folder / "samples")
         said: list[str] = []
 
@@ -72,6 +73,7 @@ class Job:
         with hub.listening(say):
             local = own or hub.resolve(place, args.revision, args.variant)
             vae = None if args.vae is None else hub.resolve(args.vae)
+            weak = None if args.weak_ckpt is None else hub.resolve(args.weak_ckpt)
 
         checked_by = saving.find_checker(args.safety_checker, local, on_hub=not hub.is_local(place))
 
@@ -82,9 +84,9 @@ class Job:
             )
             check_latent(args, config)
             scale = config.guidance_scale if args.scale is None else args.scale
-            if scale == 1 and "negative_prompt" in args.given:
+            if scale == 1 and "negative_prompt" in args.given and not self.guidance:
                 raise ValueError(f"--negative-prompt has no effect {options.WITHOUT_GUIDANCE}")
-            if scale == 1 and "guidance_rescale" in args.given:
+            if scale == 1 and "guidance_rescale" in args.given and not self.guidance:
                 raise ValueError(f"--guidance-rescale has no effect {options.WITHOUT_GUIDANCE}")
             saving.check_outdir(self.folder, config.image_size)
             check(config)
@@ -107,10 +109,14 @@ class Job:
         )
         for notice in self.pipe.notices:
             say(notice)
+        if weak is not None:
+            self.pipe = self.pipe.guided_by(sdjax.load(weak, ema=args.ema, dtype=self.dtype))
         self.common = self._describe() | {
             "model": picture_settings.describe_model(place, local),
             "vae": None if vae is None else picture_settings.describe_model(args.vae, vae),
         }
+        if weak is not None:
+            self.common["weak"] = picture_settings.describe_model(args.weak_ckpt, weak)
         if self.checker is not None and checked_by is not None:
             self.common["safety_checker"] = picture_settings.describe_model(checked_by, Path(self.checker.source))
         return self.pipe
@@ -163,6 +169,7 @@ class Job:
                 options = {
                     "negative_prompt": args.negative_prompt, "seed": whole.seeds, "sampler": self.sampler,
                     "num_steps": args.steps, "guidance_scale": args.scale, "guidance_rescale": args.guidance_rescale,
+                    **self.guidance,
                     "zero_terminal_snr": args.zero_terminal_snr, "parallel": args.parallel, "devices": self.devices,
                     "exact": args.exact, "progress": show,
                 }  # fmt: skip
@@ -213,12 +220,13 @@ class Job:
         devices = jax.local_devices() if self.devices is None else self.devices
         return {
             "task": self.task,
-            **({} if scale == 1 else {"negative_prompt": args.negative_prompt}),
+            **({} if scale == 1 and not self.guidance else {"negative_prompt": args.negative_prompt}),
             "sampler": self.name,
             "sampler_options": recorded_options(self.sampler),
             "steps": args.steps,
             "guidance_scale": scale,
             **({"guidance_rescale": args.guidance_rescale} if args.guidance_rescale else {}),
+            **self.guidance,
             **({"zero_terminal_snr": args.zero_terminal_snr} if args.zero_terminal_snr else {}),
             "variant": args.variant,
             "ema": args.ema,

@@ -15,7 +15,7 @@ BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.loading.builtin's names; a 
 BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
 CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
 WITHOUT_GUIDANCE = "at guidance scale 1, which means no guidance: leave it out, or choose another --scale"
-GUIDED = Needs(lambda args: args.scale != 1, WITHOUT_GUIDANCE)
+GUIDED = Needs(lambda args: args.scale != 1 or bool(args.guidance), WITHOUT_GUIDANCE)
 REPEATS = Needs(
     lambda args: args.from_file is not None,
     "without --from-file, whose lines it repeats; --n_iter repeats a single prompt",
@@ -183,6 +183,31 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         type=values.finite,
         metavar="X",
         help=f"guidance scale; 1 means no guidance; default: the model's ({references})",
+    )
+    add(
+        "--guidance",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a rule that changes guidance, such as apg, interval or pag; may be repeated, or written apg+interval; "
+        "`sdjax guidance` lists them",
+    )
+    add(
+        "--guidance-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        needs=Needs(lambda args: bool(args.guidance), "without --guidance: add it, or leave this flag out"),
+        help="set an option of a rule, such as eta=0.5 or apg.eta=0.5; may be repeated",
+    )
+    add(
+        "--weak-ckpt",
+        metavar="PATH",
+        needs=Needs(
+            lambda args: any("autoguidance" in name for name in args.guidance),
+            "without --guidance autoguidance: add it, or leave this flag out",
+        ),
+        help="the weaker model of --guidance autoguidance, as for --ckpt",
     )
     add(
         "--guidance-rescale",

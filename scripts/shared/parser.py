@@ -141,7 +141,7 @@ def _plain(name: str) -> str:
 # Our flags, by their names in diffusers, AUTOMATIC1111 and this package's Python
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("num-inference-steps", "num-steps", "sampling-steps"), ("--steps",)),
-    **dict.fromkeys(("cfg", "cfg-scale", "guidance-scale", "guidance"), ("--scale",)),
+    **dict.fromkeys(("cfg", "cfg-scale", "guidance-scale"), ("--scale",)),
     **dict.fromkeys(("height",), ("--H",)),
     **dict.fromkeys(("width",), ("--W",)),
     **dict.fromkeys(("num-images", "num-images-per-prompt", "batch-size", "batch"), ("--n_samples", "--batch-size")),

@@ -123,6 +123,37 @@ def make_sampler(
     return sampler
 
 
+def read_guidance(names: Sequence[str], settings: Sequence[str]) -> dict[str, Any]:
+    """Returns the fields `guidance` and `guidance_options` of requests, empty without names.
+
+    Raises ValueError for unknown names and options, and for values that do not fit.
+    """
+    if not names:
+        return {}
+    from sdjax.diffusion.rules import make_rules
+
+    guidance, options = "+".join(names), {}
+    for text in settings:
+        option, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--guidance-option is NAME=VALUE; got {text!r}")
+        if option in options:
+            raise ValueError(f"the option {option} of --guidance is given twice: give it once")
+        options[option] = _plain(value)
+    make_rules(guidance, options)
+    return {"guidance": guidance, **({"guidance_options": options} if options else {})}
+
+
+def _plain(text: str) -> Any:
+    """Returns a text as true, false or a number if it is one."""
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 _READERS: dict[type, Callable[[str], Any]] = {
     bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str,
 }  # fmt: skip

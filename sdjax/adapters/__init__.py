@@ -3,7 +3,7 @@
 from sdjax.adapters.delta import Adapter, AdapterError, Delta, LowRank, merge
 from sdjax.adapters.freeu import FreeU, FreeUNumbers
 from sdjax.adapters.lora import ImageLoRA, LoRA, for_images
-from sdjax.adapters.patch import Interceptor, Patch, patched, path_of
+from sdjax.adapters.patch import Interceptor, Patch, patched, path_of, report, reporting
 
 __all__ = [
     "Adapter",
@@ -20,4 +20,6 @@ __all__ = [
     "merge",
     "patched",
     "path_of",
+    "report",
+    "reporting",
 ]

@@ -35,31 +35,40 @@ class FreeUNumbers:
 class FreeU:
     """Scales the inputs of each residual block in some up blocks: half of the features, and the skip.
 
-    `first` are the up blocks (0 is the coarsest) that use b1 and s1; `second` are those that use b2 and s2. The
-    defaults are diffusers'. The original and ComfyUI choose by the number of channels, which for Stable Diffusion means
-    first (0, 1) and second (2,). In version 1 features are multiplied by b. In version 2 the factor is 1 + (b - 1) m,
-    where m is the mean over channels, scaled to 0 ... 1 over the image.
+    `blocks` "diffusers": b1 and s1 for up block 0 (the coarsest), b2 and s2 for up block 1. "comfyui" (and the
+    original): b1 and s1 where the features have four times the channels of the first convolution, b2 and s2 where they
+    have twice as many. For Stable Diffusion this is up to the first join of up block 2, and the three after it. In
+    version 1 features are multiplied by b. In version 2 the factor is 1 + (b - 1) m, where m is the mean over channels,
+    scaled to 0 ... 1 over the image.
 
     Its per-image arrays are FreeUNumbers. It has no shared arrays.
     """
 
     version: Literal[1, 2] = 1
-    first: tuple[int, ...] = (0,)
-    second: tuple[int, ...] = (1,)
+    blocks: Literal["diffusers", "comfyui"] = "diffusers"
 
     def intercept(self, shared: None, own: FreeUNumbers) -> Interceptor:
         """Returns the interceptor of `up_blocks_N/joins_M`, where features and skips come together."""
-        numbers = dict.fromkeys((f"up_blocks_{i}" for i in self.first), (own.b1, own.s1))
-        numbers |= dict.fromkeys((f"up_blocks_{i}" for i in self.second), (own.b2, own.s2))
+        first, second = (own.b1, own.s1), (own.b2, own.s2)
+        width: list[int] = []  # channels of the first convolution
 
         def intercept(
             method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
         ) -> Any:
             block, _, layer = path_of(context).partition("/")
-            if block not in numbers or not layer.startswith("joins_"):
+            if block == "conv_in":
+                out = method(*args, **kwargs)
+                width.append(out.shape[-1])
+                return out
+            if not layer.startswith("joins_"):
                 return method(*args, **kwargs)
             x, skip = args
-            b, s = numbers[block]
+            chosen = {"up_blocks_0": first, "up_blocks_1": second}.get(block)
+            if self.blocks == "comfyui":
+                chosen = {4 * width[-1]: first, 2 * width[-1]: second}.get(x.shape[-1])
+            if chosen is None:
+                return method(*args, **kwargs)
+            b, s = chosen
             return method(strengthened(x, b, self.version), damped(skip, s), **kwargs)
 
         return intercept

@@ -8,12 +8,13 @@ patched, and their names.
 """
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import flax.linen as nn
 from flax.linen.module import InterceptorContext as Context
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 # (method, its positional arguments, its keyword arguments, which layer and method it is) -> the result
 Interceptor: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Context], Any]
@@ -74,6 +75,27 @@ def _calls_alone(interceptor: Interceptor) -> Interceptor:
         return interceptor(method, args, kwargs, context)
 
     return intercept
+
+
+_reports: contextvars.ContextVar[dict[str, Array] | None] = contextvars.ContextVar("reports", default=None)
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[dict[str, Array]]:
+    """Returns a context with a dictionary of what patches `report` in it. Network and reader must share one trace."""
+    reports: dict[str, Array] = {}
+    token = _reports.set(reports)
+    try:
+        yield reports
+    finally:
+        _reports.reset(token)
+
+
+def report(name: str, value: Array) -> None:
+    """Gives an array from inside a network to the surrounding `reporting`, if there is one."""
+    reports = _reports.get()
+    if reports is not None:
+        reports[name] = value
 
 
 def path_of(context: Context) -> str:

@@ -19,7 +19,7 @@ OURS: dict[str, tuple[str, ...]] = {
                      "num_images_per_caption", "images_per_prompt"), ("num_images", "batch")),
     **dict.fromkeys(("generator", "noise_seed", "random_seed", "manual_seed", "rng", "key", "prng_seed", "subseed",
                      "seeds", "seed"), ("seed", "seeds")),
-    **dict.fromkeys(("cfg_scale", "cfg", "scale", "guidance", "unconditional_guidance_scale", "cond_scale",
+    **dict.fromkeys(("cfg_scale", "cfg", "scale", "unconditional_guidance_scale", "cond_scale",
                      "true_cfg_scale"), ("guidance_scale",)),
     **dict.fromkeys(("negative", "neg_prompt", "n_prompt", "negative_prompts", "uc", "uncond"), ("negative_prompt",)),
     **dict.fromkeys(("prompts", "prompt", "text", "positive", "caption"), ("prompt", "prompts")),

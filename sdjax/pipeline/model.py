@@ -21,6 +21,7 @@ from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
+from sdjax.diffusion.denoiser import needs_weak
 from sdjax.diffusion.guidance import Guidance, Unguided
 from sdjax.diffusion.network import UNetNetwork
 from sdjax.nn.jax_settings import make_keys as make_keys  # imported here too, because users expect it here
@@ -53,7 +54,8 @@ class Pipeline(metaclass=Explained):
     """A model ready to use: its description, parameters {"unet", "vae", "text"}, tokenizer and compute dtype.
 
     `source` is where it came from; `notices` are decisions made while loading it. `bundle` (a `sdjax.convert.Bundle`)
-    is the content of the checkpoint; `save` also writes its other parts besides parameters.
+    is the content of the checkpoint; `save` also writes its other parts besides parameters. `weak` is a weaker model
+    that guides by its faults (`guided_by`); it is not saved.
 
     Parameters are put on the devices at first use. They are put there again after one was replaced, by
     `dataclasses.replace(pipe, params=...)` or in the tree itself. Do not write into a NumPy array of the tree: such a
@@ -67,6 +69,7 @@ class Pipeline(metaclass=Explained):
     source: str = ""
     notices: tuple[str, ...] = ()
     bundle: Bundle | None = dataclasses.field(default=None, repr=False)
+    weak: "Pipeline | None" = dataclasses.field(default=None, repr=False)
     _placed: placement.Placed = dataclasses.field(default_factory=placement.Placed, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +93,18 @@ class Pipeline(metaclass=Explained):
     def on(self, mesh: Mesh) -> Params:
         """Returns the parameters, whole on every device of the mesh."""
         return self._placed.get(self.params, mesh, lambda params: placement.replicate(params, mesh))
+
+    def guided_by(self, weak: "Pipeline") -> "Pipeline":
+        """Returns the pipeline with a weaker model for autoguidance: a smaller one, or one trained for less long.
+
+        Only its UNet is used. Raises ValueError unless it takes the same latents, contexts and labels.
+        """
+        takes = ("in_channels", "out_channels", "context_dim", "num_classes", "label_dim")
+        for name in takes:
+            ours, theirs = (getattr(pipe.config.unet, name) for pipe in (self, weak))
+            if ours != theirs:
+                raise ValueError(f"the weaker model must take the same inputs: its {name} is {theirs}, not {ours}")
+        return dataclasses.replace(self, weak=weak)
 
     @explains_arguments(task=False)
     def save(
@@ -166,17 +181,21 @@ class Pipeline(metaclass=Explained):
         """Samples from `x`. After every CHUNK rows it yields the number of rows made so far and the sampler's state.
 
         One compiled scan of CHUNK rows is called as often as needed. `rows` are those of a batch, [n, b, ...]
-        (`samplers.batch`, `samplers.repeat`). `branches` are the conditionings of `guidance.branches`; without
-        `guidance` there is one. `patches` are added to the UNet, with one entry of `shared` arrays each; their
-        per-image arrays are in the conditionings. The part of the latent that is `known` is set at the start of every
-        step; call `known.put` on the final latent.
+        (`samplers.batch`, `samplers.repeat`). `branches` are the conditionings of
+        `sdjax.diffusion.denoiser.conditionings_of(guidance)`; without `guidance` there is one. `patches` are added to
+        the UNet, with one entry of `shared` arrays each; their per-image arrays are in the conditionings. The part of
+        the latent that is `known` is set at the start of every step; call `known.put` on the final latent.
         """
         guidance, mesh = Unguided() if guidance is None else guidance, placement.fitting_mesh(mesh, len(x))
         network = UNetNetwork(self.config.unet, self.dtype, tuple(patches))
-        program = programs.SampleProgram(network, self.config.schedule.prediction, rule, exact)
         params = self.on(mesh)["unet"]
         if patches:
             params = {"unet": params, "patches": placement.replicate(tuple(shared or [None] * len(patches)), mesh)}
+        other = None
+        if self.weak is not None and needs_weak(guidance):
+            other = UNetNetwork(self.weak.config.unet, self.weak.dtype), self.weak.config.schedule.prediction
+            params = {"main": params, "weak": self.weak.on(mesh)["unet"]}
+        program = programs.SampleProgram(network, self.config.schedule.prediction, rule, exact, other)
         inputs = (tuple(branches), jax.tree.map(lambda a: np.broadcast_to(a, (len(x), *np.shape(a)[1:])), guidance))
         begin = placement.compiled(programs.begin, program, mesh, (False, True, True, True), parallel)
         state = begin(params, x, *inputs)

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from sdjax.config import TextConfig, VAEConfig
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
-from sdjax.diffusion.denoiser import make_denoiser
+from sdjax.diffusion.denoiser import NetworkDenoiser, Weak, make_denoiser
 from sdjax.diffusion.guidance import Guidance
 from sdjax.diffusion.network import Network
 from sdjax.nn import AutoencoderKL, TextEncoder, latent_from_moments
@@ -33,12 +33,24 @@ Out = TypeVar("Out")
 
 @dataclasses.dataclass(frozen=True)
 class SampleProgram:
-    """The static description of a sampling program. Only another one, or other shapes, need a new compilation."""
+    """The static description of a sampling program. Only another one, or other shapes, need a new compilation.
+
+    `weak` is the second network of autoguidance and its prediction type. The parameters are then those of both.
+    """
 
     network: Network
     prediction: str
     rule: Rule
     exact: bool = False
+    weak: tuple[Network, str] | None = None
+
+    def denoiser(self, params: Params, branches: tuple[Conditioning, ...], guidance: Guidance) -> NetworkDenoiser:
+        """Returns the denoiser of these parameters."""
+        weak = None
+        if self.weak is not None:
+            network, prediction = self.weak
+            weak, params = Weak(network, params["weak"], prediction), params["main"]
+        return make_denoiser(self.network, params, self.prediction, branches, guidance, weak)
 
 
 def one_by_one(function: Callable[..., Out], *batched: PyTree) -> Out:
@@ -96,7 +108,7 @@ def begin(
     program: SampleProgram, params: Params, x: Latent, branches: tuple[Conditioning, ...], guidance: Guidance
 ) -> State:
     """Returns the sampler's state before the first row."""
-    denoiser = make_denoiser(program.network, params, program.prediction, branches, guidance)
+    denoiser = program.denoiser(params, branches, guidance)
     return dataclasses.replace(program.rule.init(x), memory=denoiser.init(x))
 
 
@@ -123,7 +135,7 @@ def sample(
         known: Known | None,
     ) -> State:  # fmt: skip
         rows = jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
-        denoiser = make_denoiser(program.network, params, program.prediction, branches, guidance)
+        denoiser = program.denoiser(params, branches, guidance)
         if known is None:
             return scan_rows(program.rule, denoiser, state, rows, keys)
         return scan_rows(program.rule, known.answer(denoiser), state, rows, keys, known.constrain(keys))

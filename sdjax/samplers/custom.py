@@ -64,7 +64,8 @@ class Custom(Sampler):
             return self._checked(steps(schedule, num_steps, skip=skip))
         rows = self._checked(steps(schedule, num_steps))
         first = int(np.flatnonzero(rows.starts_step)[skip])
-        return jax.tree.map(lambda a: a[first:], rows)
+        rest = jax.tree.map(lambda a: a[first:], rows)
+        return rest._replace(step=rest.step - rest.step[0], num_steps=rest.num_steps - rest.step[0])
 
     def initial(self, noise: Noisy, rows: Rows) -> Noisy:
         """Returns the x to start from, given unit noise."""

@@ -41,7 +41,7 @@ class Coef(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of a sampling run. All are float32 except the last five.
+    """The rows of a sampling run. All are float32 except the last seven.
 
     Leaves have the axes [n, ...] for one image and [n, b, ...] for a batch; n is the number of network calls.
     """
@@ -54,6 +54,8 @@ class Rows(NamedTuple):
     brownian: Numbers  # whether this noise is an increment of the image's Brownian path (noise.py)
     starts_step: Numbers  # false for a step's second and later calls
     active: Numbers  # false for the padding at the end
+    step: Numbers  # number of the step that the row belongs to
+    num_steps: Numbers  # number of steps of the image's whole run
     index: Numbers  # type: ignore[assignment] # number of the row in the image's whole run; hides tuple's method
     stage: Numbers  # which of the image's contexts is used, if its prompt changes while sampling; else 0
 
@@ -96,7 +98,8 @@ def row(
     coef = Coef(exact(churn), exact(remember), exact(own), weights[0], exact(base), weights[1], exact(noise))
     return Rows(
         exact(timestep), exact(sigma), exact(sigma_next), coef, exact(interval), np.asarray(brownian),
-        starts_step=np.asarray(starts_step), active=np.asarray(True), index=np.asarray(0), stage=np.asarray(0),
+        starts_step=np.asarray(starts_step), active=np.asarray(True), step=np.asarray(0), num_steps=np.asarray(1),
+        index=np.asarray(0), stage=np.asarray(0),
     )  # fmt: skip
 
 
@@ -114,7 +117,10 @@ def stack(rows: Sequence[Rows]) -> Rows:
     whole = jax.tree.map(lambda *leaves: np.stack(leaves).astype(np.float32), *rows)
     index = np.arange(len(rows), dtype=np.int32)
     flags = {"brownian": whole.brownian > 0, "starts_step": whole.starts_step > 0, "active": index >= 0}
-    return whole._replace(index=index, stage=whole.stage.astype(np.int32), **flags)
+    step = np.maximum(np.cumsum(flags["starts_step"], dtype=np.int32) - 1, 0)
+    num_steps = np.full_like(step, step[-1] + 1)
+    stage = whole.stage.astype(np.int32)
+    return whole._replace(step=step, num_steps=num_steps, index=index, stage=stage, **flags)
 
 
 def whole_run(timestep: float, sigma: float, sigma_next: float, control: Any) -> Rows:
@@ -122,8 +128,8 @@ def whole_run(timestep: float, sigma: float, sigma_next: float, control: Any) ->
     numbers = (np.array([value], np.float32) for value in (timestep, sigma, sigma_next))
     return Rows(
         *numbers, control, interval=np.zeros((1, 2), np.float32), brownian=np.zeros(1, bool),
-        starts_step=np.ones(1, bool), active=np.ones(1, bool), index=np.zeros(1, np.int32),
-        stage=np.zeros(1, np.int32),
+        starts_step=np.ones(1, bool), active=np.ones(1, bool), step=np.zeros(1, np.int32),
+        num_steps=np.ones(1, np.int32), index=np.zeros(1, np.int32), stage=np.zeros(1, np.int32),
     )  # fmt: skip
 
 

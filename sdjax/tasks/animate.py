@@ -15,7 +15,8 @@ from sdjax.checks import arguments
 from sdjax.checks.arguments import flag, is_sequence, number, shown, texts, whole
 from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
-from sdjax.diffusion.guidance import note_unguided
+from sdjax.diffusion.denoiser import conditionings_of
+from sdjax.diffusion.guidance import ClassifierFree, note_unguided
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.syntax import check_prompts
@@ -23,7 +24,7 @@ from sdjax.purpose import check_task
 from sdjax.samplers.rows import first_sigma
 from sdjax.samplers.sampler import choose
 from sdjax.schedule import NoiseSchedule
-from sdjax.tasks.batch import COMPUTING, Batch, batch_of
+from sdjax.tasks.batch import COMPUTING, EMPTY, Batch, batch_of, source_of
 from sdjax.tasks.computing import Computing, ComputingOptions
 from sdjax.tasks.request import Request, SamplingOptions, SizeOptions, is_numbers
 from sdjax.tasks.resolve import check_size, rescaled
@@ -85,7 +86,9 @@ def animate(
     schedule = rescaled(pipe.schedule, request.zero_terminal_snr)
     common, rest = split_steps(request.sampler, schedule, request.num_steps, prompt_strength)
     batch, loop = whole("batch", batch), flag("loop", loop)
-    note_unguided(negative_prompt=request.guidance_scale == 1 and any(negatives))
+    guidance = request.guidance
+    ignored = isinstance(guidance, ClassifierFree) and guidance.ignores_negative
+    note_unguided(negative_prompt=ignored and any(negatives))
     check_prompts([*prompts, *negatives])
     if len(set(prompts)) == 1:
         for name, value, usual in ("interpolation", interpolation, "linear"), ("prompt_strength", prompt_strength, 1):
@@ -113,8 +116,9 @@ def animate(
         """Returns the keyframes' starting noise, and the contexts of each branch of guidance."""
         encode = functools.partial(pipe.encode_prompt, exact=how.exact, **whole_batch.where)
         noise = at_keyframes(lambda s: pipe.noise(make_keys(s), *whole_batch.size, **whole_batch.where), seeds)
-        of_branch = {"unconditional": negatives, "conditional": prompts}
-        return noise, [at_keyframes(encode, of_branch[branch]) for branch in whole_batch.guidance.branches]
+        of_source = {"negative_prompt": negatives, "prompt": prompts, EMPTY: [""]}
+        names = conditionings_of(whole_batch.guidance)
+        return noise, [at_keyframes(encode, of_source[source_of(name)]) for name in names]
 
     shared: list[Latent] = []  # the latent after the common steps, if all frames start alike
 

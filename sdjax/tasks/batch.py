@@ -6,13 +6,15 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.checks.arguments import texts
 from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
-from sdjax.diffusion.guidance import Guidance, make_guidance, note_unguided
+from sdjax.diffusion.denoiser import conditionings_of
+from sdjax.diffusion.guidance import ClassifierFree, Guidance, make_guidance, note_unguided
 from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import cache, placement
 from sdjax.pipeline.model import Pipeline, make_keys
@@ -27,6 +29,12 @@ from sdjax.tasks.session import Step
 from sdjax.typing import Context, Keys, Latent
 
 COMPUTING = frozenset(field.name for field in dataclasses.fields(Computing))
+EMPTY = "empty"
+SOURCES = {  # of each branch of guidance: a field of the request
+    **dict.fromkeys(("conditional", "perturbed", "smoothed"), "prompt"),
+    **dict.fromkeys(("unconditional", "nothing"), "negative_prompt"),
+    "empty": EMPTY,
+}
 Sampling = Generator[Step, bool | None, Latent]  # yields after every few calls of the network; send True to stop it
 
 
@@ -82,7 +90,8 @@ class Batch:
             sampler = request.sampler
             # A sampler with its own `final` shares no batch with others
             end = id(sampler) if sampler.ends_alone else None
-            groups.setdefault((self.size_of(i), start.rows is None, sampler.rule, end), []).append(i)
+            alike = (self.size_of(i), start.rows is None, sampler.rule, end, jax.tree.structure(request.guidance))
+            groups.setdefault(alike, []).append(i)
         return list(groups.values())
 
     def size_of(self, i: int) -> tuple[int, int]:
@@ -106,9 +115,13 @@ class Batch:
 
     @functools.cached_property
     def guidance(self) -> Guidance:
-        """The rule of guidance, with each picture's numbers."""
-        requests = self._fill(self.requests)
-        return make_guidance([one.guidance_scale for one in requests], [one.guidance_rescale for one in requests])
+        """Guidance with each picture's numbers, and without the passes that no picture needs."""
+        each = [request.guidance for request in self._fill(self.requests)]
+        whole = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf, np.float32) for leaf in leaves]), *each)
+        if not isinstance(whole, ClassifierFree):
+            return whole
+        used = any(request.sampler.uses_unconditional for request in self.requests)
+        return make_guidance(whole.scale, whole.rescale, whole.rules, needs_unconditional=used)
 
     @functools.cached_property
     def keys(self) -> Keys:
@@ -142,16 +155,21 @@ class Batch:
         label: jax.Array | None = None,
         unconditional_label: jax.Array | None = None,
     ) -> list[Conditioning]:
-        """Returns the conditionings for the branches of guidance.
+        """Returns the conditionings for the branches of guidance (`conditionings_of`).
 
-        All branches have the same `concat`, and the same `label` unless there is an `unconditional_label`.
+        All branches have the same `concat`, but "nothing" has zeros. All have the same `label` unless there is an
+        `unconditional_label`, which is then that of the branches without the prompt.
         """
         other = label if unconditional_label is None else unconditional_label
-        of_branch = {"unconditional": ("negative_prompt", other), "conditional": ("prompt", label)}
-        return [
-            Conditioning(self._contexts(name), concat=concat, label=label)
-            for name, label in (of_branch[branch] for branch in self.guidance.branches)
-        ]
+        contexts: dict[str, Context] = {}
+        made = []
+        for branch in conditionings_of(self.guidance):
+            source = source_of(branch)
+            if source not in contexts:
+                contexts[source] = self._contexts(source)
+            given = concat if branch != "nothing" or concat is None else jnp.zeros_like(concat)
+            made.append(Conditioning(contexts[source], concat=given, label=label if source == "prompt" else other))
+        return made
 
     def sample(
         self,
@@ -219,9 +237,14 @@ class Batch:
         return {"mesh": self.how.mesh, "parallel": self.how.parallel}
 
     def _contexts(self, name: str) -> Context:
-        """Returns the encoded prompts or negative prompts: the request's embeddings, or its encoded texts."""
-        prompts = self._fill([getattr(request, name) for request in self.requests])
+        """Returns the encoded prompts or negative prompts: the request's embeddings, or its encoded texts.
+
+        The name EMPTY means empty prompts.
+        """
+        prompts = self._fill(["" if name == EMPTY else getattr(request, name) for request in self.requests])
         encoded = self.pipe.encode_prompt(prompts, exact=self.how.exact, **self.where)
+        if name == EMPTY:
+            return encoded
         return self._in_place(encoded, [getattr(request, f"{name}_embeds") for request in self.requests])
 
     def _in_place(self, made: jax.Array, given: Sequence[Any]) -> jax.Array:
@@ -233,6 +256,13 @@ class Batch:
 
     def _fill(self, items: list) -> list:
         return placement.fill(items, self.how.mesh.size)
+
+
+def source_of(branch: str) -> str:
+    """Returns the field of a request whose text a branch of guidance gets, or EMPTY. Raises ValueError for others."""
+    if branch not in SOURCES:
+        raise ValueError(f"no task has an input for the branch {branch!r} of guidance; it has {', '.join(SOURCES)}")
+    return SOURCES[branch]
 
 
 def make_batch(
@@ -282,11 +312,13 @@ def batch_of(
     """Returns the batch of requests with its starts. Raises ValueError for values that the model does not support."""
     cache.enable()
     whole = resolve(pipe, requests, sizes)
-    unguided = [request for request in whole if request.guidance_scale == 1]
+    ruled = [(request, request.guidance) for request in whole if isinstance(request.guidance, ClassifierFree)]
+    unguided = [request for request, guidance in ruled if guidance.ignores_negative]
     note_unguided(
         negative_prompt=any(request.negative_prompt for request in unguided),
         negative_prompt_embeds=any(request.negative_prompt_embeds is not None for request in unguided),
-        guidance_rescale=any(request.guidance_rescale for request in unguided),
+        guidance_rescale=any(request.guidance_rescale for request in unguided if request.guidance_scale == 1),
+        guidance=any(g.scale == 1 and g.rules and not g.works_unguided for _, g in ruled),
     )
     check_prompts([*(request.prompt for request in whole), *(request.negative_prompt for request in whole)])
     return Batch(pipe, whole, inputs or [0] * len(whole), how).starting(strength, compat=compat)

@@ -10,7 +10,8 @@ import numpy as np
 from sdjax.checks import arguments
 from sdjax.checks.arguments import number, shown, texts, whole
 from sdjax.checks.hints import explains_arguments
-from sdjax.diffusion.guidance import check_guidance_scale
+from sdjax.diffusion.guidance import Guidance, Rule, Rules, check_guidance_scale
+from sdjax.diffusion.rules import PLAIN, checked, make_rules
 from sdjax.samplers import Sampler, Schedule, make_schedule
 from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.known_schedules import ScheduleLike
@@ -34,8 +35,10 @@ class Request:
     fields of these names. If the schedule has zero terminal SNR and `spacing` is None, the steps of a sampler given by
     name begin at the last timestep (`sdjax.tasks.resolve.make_sampler`). `num_steps`: the number of steps.
     `guidance_scale`: 1 switches guidance off. `guidance_rescale`: from 0 to 1, how far the standard deviation of the
-    guided prediction is moved back to that without guidance (Lin et al. 2023, arXiv 2305.08891). `height` and `width`:
-    in pixels, multiples of 8 from 64 to 2048.
+    guided prediction is moved back to that without guidance (Lin et al. 2023, arXiv 2305.08891). `guidance`: rules that
+    change guidance: names such as "apg" or "apg+interval" (`sdjax.diffusion.rules.GUIDANCE`), rules, or a whole
+    `Guidance`, which has its own scale. `guidance_options`: options of named rules, {"eta": 0.5} or {"apg.eta": 0.5}.
+    `height` and `width`: in pixels, multiples of 8 from 64 to 2048.
 
     `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder], instead of texts, as
@@ -52,6 +55,8 @@ class Request:
     num_steps: int = 50
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
+    guidance: str | Rule | Rules | Guidance | None = None
+    guidance_options: Mapping[str, Any] | None = None
     eta: float | None = None
     spacing: str | None = None
     schedule: ScheduleLike | None = None
@@ -81,9 +86,33 @@ class Request:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        rules_of(self.guidance, self.guidance_options)  # raises for wrong names and options
         for name in "prompt", "negative_prompt":
             if getattr(self, name) and getattr(self, f"{name}_embeds") is not None:
                 raise ValueError(f"give either {name} or {name}_embeds, not both")
+
+
+def rules_of(guidance: Any, options: Mapping[str, Any] | None) -> tuple[Rule, ...] | Guidance:
+    """Returns the rules that a request names or holds, or its whole guidance.
+
+    Raises ValueError for unknown names and options, and for options without names.
+    """
+    if options is not None and not (isinstance(options, Mapping) and all(isinstance(key, str) for key in options)):
+        raise ValueError(f"guidance_options are names and values, such as {{'eta': 0.5}}; got {shown(options)}")
+    if guidance is None or isinstance(guidance, str):
+        if options and not guidance:
+            raise ValueError("guidance_options have no effect without guidance: name a rule, or leave them out")
+        return make_rules(guidance or PLAIN, options)
+    if options:
+        raise ValueError("guidance_options are for rules given by name: set the fields of the rule instead")
+    if isinstance(guidance, Rule | Rules):
+        return tuple(checked(rule) for rule in (guidance.rules if isinstance(guidance, Rules) else (guidance,)))
+    if isinstance(guidance, type) or not all(hasattr(guidance, name) for name in ("branches", "init", "combine")):
+        what = f"the class {guidance.__name__}: pass {guidance.__name__}()" if isinstance(guidance, type) else None
+        raise ValueError(
+            f"guidance is a name, such as 'apg' or 'apg+interval', or a rule; got {what or shown(guidance)}"
+        )
+    return guidance
 
 
 Request.__init__ = explains_arguments(task=False)(Request.__init__)  # type: ignore[method-assign]
@@ -96,6 +125,8 @@ class SamplingOptions(TypedDict, total=False):
     num_steps: Each[int]
     guidance_scale: Each[float | None]
     guidance_rescale: Each[float]
+    guidance: Each[str | Rule | Rules | Guidance | None]
+    guidance_options: Each[Mapping[str, Any] | None]
     eta: Each[float | None]
     spacing: Each[str | None]
     schedule: ScheduleLike | Sequence[ScheduleLike | None] | None

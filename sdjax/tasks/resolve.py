@@ -9,13 +9,14 @@ import numpy as np
 from sdjax import names, samplers
 from sdjax.checks.arguments import whole
 from sdjax.config import ModelConfig
+from sdjax.diffusion.guidance import ClassifierFree, Guidance
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.samplers.custom import HasSteps, complete
 from sdjax.samplers.schedules import SigmaList, TimestepList
 from sdjax.samplers.spacing import fitting
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
-from sdjax.tasks.request import Request
+from sdjax.tasks.request import Request, rules_of
 
 SIDES = (64, 2048)  # smallest and largest height and width, in pixels
 STEP = 8  # heights and widths are multiples of this
@@ -29,6 +30,8 @@ class Resolved(Request):
     seed: int
     sampler: samplers.Sampler
     guidance_scale: float
+    guidance: Guidance  # of this picture alone: its leaves are single numbers
+    guidance_options: None
     height: int
     width: int
 
@@ -56,10 +59,28 @@ def resolve(
         chosen_by_model = {
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": counted(made[named], request.num_steps),
+            "guidance": make_guidance(pipe, request, scale), "guidance_options": None,
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model}))
         check_arrays(pipe.config, out[-1])
     return out
+
+
+def make_guidance(pipe: Pipeline, request: Request, scale: float) -> Guidance:
+    """Returns the guidance of one picture. Raises ValueError if the model does not support it."""
+    rules = rules_of(request.guidance, request.guidance_options)
+    if not isinstance(rules, tuple):
+        if request.guidance_scale is not None or request.guidance_rescale:
+            raise ValueError(
+                "guidance_scale and guidance_rescale have no effect with a whole guidance, which has its own scale: "
+                "leave them out"
+            )
+        return rules
+    for rule in rules:
+        rule.check(pipe.config.unet)
+    if pipe.weak is None and any(rule.needs_weak for rule in rules):
+        raise ValueError("autoguidance needs a second, weaker model: make the pipeline with pipe.guided_by(weaker)")
+    return ClassifierFree(scale, request.guidance_rescale, rules)
 
 
 def check_arrays(config: ModelConfig, request: Resolved) -> None:

@@ -75,11 +75,12 @@ class Inputs:
 
 
 def test_blocks_get_the_numbers_that_are_theirs():
-    config = dataclasses.replace(small_unet.CONFIG, channels=(32, 32, 32), heads=(0, 0, 0), transformer_depth=(1, 1, 1),
-                                 self_attention=(True, True, True))  # fmt: skip
+    config = dataclasses.replace(small_unet.CONFIG, channels=(32, 64, 128), heads=(0, 0, 0),
+                                 transformer_depth=(1, 1, 1), self_attention=(True, True, True))  # fmt: skip
     x, t, context = small_unet.inputs(1)
     shapes = jax.eval_shape(UNet(config).init, jax.random.key(0), x, t, context)["params"]
-    for patch, blocks in (FreeU(), (1, 2, None)), (FreeU(first=(0, 1), second=(2,)), (1, 1, 2)):
+    # Features have 128 channels at the joins of block 0 and the first of block 1, then 64 up to the first of block 2
+    for patch, joins in (FreeU(), (1, 1, 2, 2, 0, 0)), (FreeU(blocks="comfyui"), (1, 1, 1, 2, 2, 0)):
         before, after, traced = Inputs(), Inputs(), {}
 
         def run(params, before=before, after=after, patch=patch):
@@ -89,7 +90,7 @@ def test_blocks_get_the_numbers_that_are_theirs():
 
         traced = jax.jit(run)(models.fill_tree(shapes))
         assert len(traced) == 6
-        for path, (was, became) in traced.items():
-            factor = {1: 2.0, 2: 3.0, None: 1.0}[blocks[int(path.split("/")[0].removeprefix("up_blocks_"))]]
-            np.testing.assert_array_equal(became[..., :16], factor * was[..., :16])
-            np.testing.assert_array_equal(became[..., 16:], was[..., 16:])
+        for (_, (was, became)), numbered in zip(sorted(traced.items()), joins, strict=True):
+            factor, half = {1: 2.0, 2: 3.0, 0: 1.0}[numbered], was.shape[-1] // 2
+            np.testing.assert_array_equal(became[..., :half], factor * was[..., :half])
+            np.testing.assert_array_equal(became[..., half:], was[..., half:])

@@ -12,7 +12,7 @@ from sdjax.scripts.main import COMMANDS, main
 READING = "--config --prediction --ema --vae --vocab"
 SHARED = (
     "--debug --prompt --from-file --n_samples --seed --H --W --steps --sampler --plms --dpm --sampler-option "
-    f"--ddim_eta --scale --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
+    f"--ddim_eta --scale --guidance --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
     "--safety-checker"
 )
 PICTURES = f"{SHARED} --n_iter --fixed_code --skip_save --skip_grid"
@@ -31,6 +31,7 @@ ALWAYS = {
     "--resample --text --shard-size --batch-size --bad-limit --beam",
     "convert": "--debug --to --dtype --lossy --overwrite --ema",
     "inspect": "--debug --variant --revision --json",
+    "guidance": "--debug",
     "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --device --json",
     "evaluate-builtin": "--debug --ckpt --prompts --seed --out --font --device",
 }
