@@ -12,8 +12,8 @@ from sdjax.scripts.main import COMMANDS, main
 READING = "--config --prediction --ema --vae --vocab"
 SHARED = (
     "--debug --prompt --from-file --n_samples --seed --H --W --steps --sampler --plms --dpm --sampler-option "
-    f"--ddim_eta --scale --guidance --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
-    "--safety-checker"
+    f"--ddim_eta --scale --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
+    "--safety-checker --guidance"
 )
 PICTURES = f"{SHARED} --n_iter --fixed_code --skip_save --skip_grid"
 ALWAYS = {
