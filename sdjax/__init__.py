@@ -33,6 +33,7 @@ _HOME = {
     "generate": "sdjax.tasks.generate",
     "text_to_image": "sdjax.tasks.text_to_image",
     "image_to_image": "sdjax.tasks.image_to_image",
+    "invert": "sdjax.tasks.invert",
     "two_pass": "sdjax.tasks.two_pass",
     "inpaint": "sdjax.tasks.inpaint",
     "outpaint": "sdjax.tasks.inpaint",

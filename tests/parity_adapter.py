@@ -20,6 +20,7 @@ from sdjax.samplers.spacing import compvis_timesteps
 from sdjax.schedule import NoiseSchedule
 
 from tests.parity_depth import bert, depth, prepare_depth
+from tests.parity_dsam import diffusers_sample, diffusers_sigmas, diffusers_timesteps
 from tests.parity_guid import Guided, guidance
 from tests.parity_ksam import ksampler
 from tests.parity_models import config_from_spec
@@ -51,6 +52,9 @@ __all__ = [
     "comfyui_step_noise",
     "depth",
     "diffusers_noise",
+    "diffusers_sample",
+    "diffusers_sigmas",
+    "diffusers_timesteps",
     "ksampler",
     "guidance",
     "load",

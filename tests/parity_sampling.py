@@ -12,6 +12,12 @@ from sdjax.diffusion.denoiser import make_denoiser
 from sdjax.diffusion.guidance import make_guidance
 from sdjax.diffusion.network import FunctionNetwork
 
+SOLVERS = {
+    "multistep": samplers.DPMSolverMultistep,
+    "singlestep": samplers.DPMSolverSinglestep,
+    "singlestep_fixed": samplers.DPMSolverSinglestepFixed,
+    "adaptive": samplers.DPMSolverAdaptive,
+}
 CHUNK = 8  # rows of one compiled scan, so that all linear samplers of a model share one program
 
 
@@ -44,11 +50,12 @@ def make_sampler(name, algorithm, method, order, solver_type, skip_type, first_o
         return samplers.PLMS(spacing="compvis")
     if name != "dpm":
         raise ValueError(f"unknown sampler {name!r} of the parity kit")
-    options = {
-        "algorithm": algorithm, "method": method, "order": order, "solver_type": solver_type, "spacing": skip_type,
-        "lower_order_below": first_order_last_below, "atol": atol, "rtol": rtol, "joint": method == "adaptive",
-    }  # fmt: skip
-    return samplers.DPMSolver(**{key: value for key, value in options.items() if value is not None})
+    options = {"algorithm": algorithm, "order": order, "solver_type": solver_type, "spacing": skip_type}
+    if method == "multistep":
+        options["lower_order_below"] = first_order_last_below
+    elif method == "adaptive":
+        options |= {"atol": atol, "rtol": rtol, "joint": True}
+    return SOLVERS[method](**{key: value for key, value in options.items() if value is not None})
 
 
 def sample_with(

@@ -10,7 +10,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.checks.notes import Note
-from sdjax.samplers import DPMSolver
+from sdjax.samplers import DPMSolverMultistep
 from sdjax.scripts.main import main
 from sdjax.scripts.shared import input_pictures
 
@@ -54,13 +54,12 @@ def test_a_request_without_guidance_says_what_has_no_effect() -> None:
 
 
 def test_a_samplers_field_that_its_method_ignores_is_said(recwarn) -> None:
-    DPMSolver(order=3, lower_order_below=0)
-    DPMSolver(method="adaptive", atol=0.1)
+    DPMSolverMultistep(order=3, lower_order_below=0)
     assert not list(recwarn)
-    with pytest.warns(Note, match="atol = 0.1 has no effect but with method"):
-        DPMSolver(atol=0.1)
+    with pytest.warns(Note, match="lower_order_below = 0 has no effect in order 1"):
+        DPMSolverMultistep(order=1, lower_order_below=0)
     with pytest.warns(Note, match="quantile = 0.9 has no effect without thresholding"):
-        DPMSolver(quantile=0.9)
+        DPMSolverMultistep(quantile=0.9)
 
 
 def test_a_picture_records_what_was_used(tmp_path, monkeypatch, capsys) -> None:
@@ -80,9 +79,9 @@ def test_a_picture_records_what_was_used(tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_an_option_of_the_sampler_without_effect_is_refused(capsys) -> None:
-    assert main(["txt2img", "--dpm", "--sampler-option", "atol=0.0078"]) == 2
+    assert main(["txt2img", "--dpm", "--sampler-option", "quantile=0.995"]) == 2
     err = capsys.readouterr().err
-    assert "atol of the sampler dpm_solver has no effect" in err
+    assert "quantile of the sampler dpm_solver has no effect" in err
     assert len(err.splitlines()) == 1
 
 

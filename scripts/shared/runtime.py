@@ -108,7 +108,9 @@ def make_sampler(
         try:
             changed[option] = _READERS[kind](value)
         except (ValueError, KeyError):
-            wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            wanted = {
+                bool: "true or false", int: "a whole number", float: "a number", tuple: "whole numbers with commas",
+            }[kind]  # fmt: skip
             raise ValueError(f"{option} of the sampler {name} is {wanted}; got {value!r}") from None
     if spacing is not None:
         if "spacing" in changed:
@@ -154,8 +156,12 @@ def _plain(text: str) -> Any:
         return text
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+
+
 _READERS: dict[type, Callable[[str], Any]] = {
-    bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str,
+    bool: {"true": True, "false": False}.__getitem__, int: int, float: float, str: str, tuple: _numbers,
 }  # fmt: skip
 
 

@@ -24,17 +24,23 @@ To write a sampler, derive a frozen dataclass from `Sampler` and define its meth
 
 from collections.abc import Callable
 
+from sdjax.samplers.adams import DEIS, IPNDM
+from sdjax.samplers.adaptive import DPMSolverAdaptive
 from sdjax.samplers.ancestral import DDIM, DDPM, LCM, Euler
+from sdjax.samplers.diffusers.build import from_diffusers
 from sdjax.samplers.dpm_adaptive import DPMAdaptive
 from sdjax.samplers.dpm_fast import DPMFast
-from sdjax.samplers.dpm_solver import DPMSolver
+from sdjax.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglestep, DPMSolverSinglestepFixed
 from sdjax.samplers.er_sde import ERSDE
+from sdjax.samplers.few_step import TCD
 from sdjax.samplers.heun import HeunPP2, Restart
+from sdjax.samplers.inversion import DDIMInversion
 from sdjax.samplers.known_schedules import SCHEDULES, make_schedule
 from sdjax.samplers.multistep import LMS, PLMS, PNDM
 from sdjax.samplers.noise import draw_noise
 from sdjax.samplers.rows import Coef, Rows, batch, chunks, draws, repeat, row, stack
 from sdjax.samplers.rule import Denoised, Denoiser, Linear, Rule, State, Stateless, scan_rows
+from sdjax.samplers.sa_solver import SASolver
 from sdjax.samplers.sampler import Sampler, sample
 from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.sde import DPMSolverSDE, DPMSolverSDE2S, DPMSolverSDE3M
@@ -46,12 +52,13 @@ from sdjax.samplers.two_stage import DPM2, DPMSolver2S, Heun
 from sdjax.samplers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DDPM", "DPM2", "ERSDE", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SCHEDULES", "SPACINGS", "Coef",
-    "DPMAdaptive", "DPMFast", "DPMSolver", "DPMSolver2MCFGPP", "DPMSolver2S", "DPMSolverSDE", "DPMSolverSDE2S",
-    "DPMSolverSDE3M", "Denoised", "Denoiser", "Euler", "GradientEstimation", "Grid", "Heun", "HeunPP2", "Linear",
-    "ResMultistep", "Restart", "Rows", "Rule", "Sampler", "Schedule", "Seeds2", "Seeds3", "Start", "State",
-    "Stateless", "UniPC", "batch", "chunks", "draw_noise", "draws", "make_schedule", "make_start", "repeat", "row",
-    "sample", "scan_rows", "stack",
+    "DDIM", "DDPM", "DEIS", "DPM2", "ERSDE", "IPNDM", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SCHEDULES", "SPACINGS",
+    "TCD", "Coef", "DDIMInversion", "DPMAdaptive", "DPMFast", "DPMSolver2MCFGPP", "DPMSolver2S", "DPMSolverAdaptive",
+    "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSDE2S", "DPMSolverSDE3M", "DPMSolverSinglestep",
+    "DPMSolverSinglestepFixed", "Denoised", "Denoiser", "Euler", "GradientEstimation", "Grid", "Heun", "HeunPP2",
+    "Linear", "ResMultistep", "Restart", "Rows", "Rule", "SASolver", "Sampler", "Schedule", "Seeds2", "Seeds3", "Start",
+    "State", "Stateless", "UniPC", "batch", "chunks", "draw_noise", "draws", "from_diffusers", "make_schedule",
+    "make_start", "repeat", "row", "sample", "scan_rows", "stack",
 ]  # fmt: skip
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
@@ -59,10 +66,10 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "ddpm": DDPM,
     "plms": PLMS,
     "pndm": PNDM,
-    "dpm_solver": DPMSolver,
-    "dpm_solver_singlestep": lambda: DPMSolver(method="singlestep", order=3),
-    "dpm_solver_adaptive": lambda: DPMSolver(method="adaptive", algorithm="dpmsolver", order=3),
-    "dpmpp_2m": lambda: DPMSolver(spacing="karras", end="zero", lower_order_below=0),
+    "dpm_solver": DPMSolverMultistep,
+    "dpm_solver_singlestep": lambda: DPMSolverSinglestep(order=3),
+    "dpm_solver_adaptive": DPMSolverAdaptive,
+    "dpmpp_2m": lambda: DPMSolverMultistep(spacing="karras", end="zero", lower_order_below=0),
     "dpmpp_2m_sde": DPMSolverSDE,
     "dpmpp_2s_ancestral": lambda: DPMSolver2S(eta=1.0),
     "dpm2": DPM2,
@@ -71,6 +78,16 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "euler_ancestral": lambda: Euler(eta=1.0),
     "heun": Heun,
     "lms": LMS,
+    "lms_x0": lambda: LMS(ends_in_x0=True),
+    "unipc_bh1": lambda: UniPC(order=3, variant="bh1", spacing="karras", last_sigma=0.001),
+    "unipc_bh2": lambda: UniPC(order=3, spacing="karras", last_sigma=0.001),
+    "deis": lambda: DEIS(polynomial="time", spacing="karras", lower_order_below=0),
+    "deis_log_rho": lambda: DEIS(order=2),
+    "ipndm": IPNDM,
+    "ipndm_v": lambda: IPNDM(variable_steps=True),
+    "sa_solver": SASolver,
+    "sa_solver_pece": lambda: SASolver(evaluates_twice=True),
+    "tcd": TCD,
     "unipc": UniPC,
     "lcm": LCM,
     "lcm_x0": lambda: LCM(boundary=False),

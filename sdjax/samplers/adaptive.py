@@ -10,20 +10,18 @@ Source: Lu et al. 2022 (arXiv 2206.00927), appendix C and algorithm 3; dpm_solve
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax.samplers.dpm_solver import DPMSolver
 from sdjax.samplers.exponential import leg_weights
 from sdjax.samplers.rows import Numbers, Rows, per_image, whole_run
-from sdjax.samplers.rule import Denoiser, Draw, Memory, Noisy, State, choose_images
+from sdjax.samplers.rule import Denoiser, Draw, Memory, Noisy, Rule, State, choose_images
 from sdjax.samplers.spacing import Grid, after_noise_alone, from_noise_alone
 from sdjax.schedule import NoiseSchedule
-
-if TYPE_CHECKING:
-    from sdjax.samplers.dpm_solver import DPMSolver
 
 
 class Control(NamedTuple):
@@ -40,7 +38,7 @@ class Control(NamedTuple):
     log_alpha: Numbers  # [num_timesteps]: -log alpha, to find the timestep of a sigma
 
 
-def control_rows(sampler: "DPMSolver", schedule: NoiseSchedule, grid: Grid) -> Rows:
+def control_rows(sampler: "DPMSolverAdaptive", schedule: NoiseSchedule, grid: Grid) -> Rows:
     """Returns the one row of an adaptive run, with the sampler's settings, from the grid's first sigma to its last."""
     h_init, attempts = sampler.h_init, len(grid.timestep) - 1
     if from_noise_alone(schedule, grid.timestep[0]):  # else half of the attempts go to nearly pure noise
@@ -85,7 +83,7 @@ class Loop(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Adaptive:
-    """The rule of DPMSolver(method="adaptive"): orders 1 and 2, or 2 and 3."""
+    """The rule of `DPMSolverAdaptive`: orders 1 and 2, or 2 and 3."""
 
     algorithm: str
     order: int
@@ -225,3 +223,42 @@ def _timestep(lam: jax.Array, control: Control) -> jax.Array:
     y = 0.5 * jnp.log1p(jnp.exp(-2 * lam))
     timesteps = jnp.arange(control.log_alpha.shape[-1], dtype=jnp.float32)
     return jax.vmap(jnp.interp, (0, 0, None))(y, control.log_alpha, timesteps)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolverAdaptive(DPMSolver):
+    """The adaptive DPM-Solver: it chooses its step sizes itself and tries at most `num_steps` steps.
+
+    A step is made with the orders p - 1 and p (`order` is p), and accepted if both agree. With x_low and x_high their
+    results, and d the larger of `atol` and `rtol` max(|x_low|, |x_low of the last step|), the root mean square E of
+    (x_high - x_low) / d is at most 1. E also sets the next step: h' = `theta` h E^(-1 / p). The first step is `h_init`
+    in lambda. A picture is finished when it is `t_err` from the end (1 is the length of the whole schedule). `joint`
+    uses one step size for the whole batch, as in the authors' code: a picture then depends on the others.
+
+    See `DPMSolver` for the other fields. Source: Lu et al. 2022 (arXiv 2206.00927), appendix C.
+    """
+
+    algorithm: Literal["dpmsolver", "dpmsolver++"] = "dpmsolver"
+    order: int = 3
+    atol: float = 0.0078
+    rtol: float = 0.05
+    h_init: float = 0.05
+    theta: float = 0.9
+    t_err: float = 1e-5
+    joint: bool = False
+
+    algorithms: ClassVar[tuple[str, ...]] = ("dpmsolver", "dpmsolver++")
+    orders: ClassVar[tuple[int, ...]] = (2, 3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive("atol", "rtol", "h_init", "theta", "t_err")
+
+    @property
+    def unbounded(self) -> Rule:
+        """The compiled part of the sampler, without thresholding."""
+        return Adaptive(self.algorithm, self.order, self.solver_type, self.joint)
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns one row: the whole run."""
+        return control_rows(self, schedule, self.grid(schedule, num_steps, skip=skip))

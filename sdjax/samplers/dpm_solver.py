@@ -1,6 +1,6 @@
-"""DPM-Solver and DPM-Solver++: orders 1 to 3, multistep, singlestep and adaptive, with their authors' options.
+"""DPM-Solver and DPM-Solver++, and their SDE forms, with their authors' options: multistep and singlestep.
 
-See exponential.py for the notation.
+See exponential.py for the notation, and adaptive.py for the adaptive method.
 
 Source: Lu et al. 2022 (arXiv 2206.00927), algorithms 1 to 3; Lu et al. 2022 (arXiv 2211.01095), algorithms 1 and 2;
 LuChengTHU/dpm-solver, dpm_solver_pytorch.py, and the older copy of it in ldm/models/diffusion/dpm_solver.
@@ -8,27 +8,30 @@ LuChengTHU/dpm-solver, dpm_solver_pytorch.py, and the older copy of it in ldm/mo
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import ClassVar, Literal, TypeAlias, TypedDict
 
 import numpy as np
 
 from sdjax.checks.effects import needs, note_effects
-from sdjax.samplers.adaptive import Adaptive, control_rows
-from sdjax.samplers.exponential import leg_weights
+from sdjax.samplers.exponential import leg_noise, leg_weights
 from sdjax.samplers.rows import Rows, row, stack
 from sdjax.samplers.rule import Linear, Rule
 from sdjax.samplers.sampler import Sampler, choose
+from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import RANGES, Grid
-from sdjax.samplers.thresholding import Thresholded
+from sdjax.samplers.thresholding import Limited, Threshold
 from sdjax.schedule import NoiseSchedule
 
-ALGORITHMS = {"dpmsolver": "epsilon", "dpmsolver++": "x0"}  # what m is
-METHODS = ("multistep", "singlestep", "singlestep_fixed", "adaptive")
+Algorithm: TypeAlias = Literal["dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"]
+SolverType: TypeAlias = Literal["dpm_solver", "taylor"]
+
+# what m is
+ALGORITHMS = {"dpmsolver": "epsilon", "dpmsolver++": "x0", "sde-dpmsolver": "epsilon", "sde-dpmsolver++": "x0"}
 SOLVER_TYPES = ("dpm_solver", "taylor")
 SKIP_TYPES = ("time_uniform", "logSNR", "time_quadratic")
-ADAPTS = (lambda s: s.method == "adaptive", 'but with method "adaptive"')
 THRESHOLDS = (lambda s: s.thresholding, "without thresholding")
 HIGHER = (lambda s: s.order > 1, "in order 1")
+LEAVES_NOISE = (lambda s: s.end == "sigma_min", 'with end "zero", which leaves no noise')
 
 
 class Leg(TypedDict):
@@ -36,18 +39,20 @@ class Leg(TypedDict):
 
     base: float
     calls: np.ndarray
+    noise: float
     remember: str
 
 
 def leg(algorithm: str, sigma_s: float, sigma_t: float, differences: Sequence[np.ndarray], solver_type: str) -> Leg:
-    """Returns the base and calls of a row from sigma_s to sigma_t.
+    """Returns the base, calls and noise of a row from sigma_s to sigma_t.
 
     `differences` are m, then D1 (order 2), then D2 (order 3), as weights of the remembered calls, newest first.
     """
     h = float(np.log(sigma_s / sigma_t)) if sigma_t > 0 else np.inf
     a, weights = leg_weights(algorithm, sigma_s, h, solver_type, np)
     calls = sum((weight * d for weight, d in zip(weights, differences)), np.zeros(len(differences[0])))
-    return {"base": a, "calls": calls, "remember": ALGORITHMS[algorithm]}
+    noise = leg_noise(algorithm, sigma_s, sigma_t)
+    return {"base": a, "calls": calls, "noise": noise, "remember": ALGORITHMS[algorithm]}
 
 
 def backward_differences(sigma: np.ndarray, order: int) -> list[np.ndarray]:
@@ -69,16 +74,23 @@ def backward_differences(sigma: np.ndarray, order: int) -> list[np.ndarray]:
     return [now[0], d1_0 + r0 / (r0 + r1) * (d1_0 - d1_1), 2 * (d1_0 - d1_1) / (r0 + r1)]
 
 
-def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_order_below: int) -> list[Rows]:
-    """Returns one row per step. The first steps have lower order, because there are no earlier calls."""
+def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, *, lowered: bool, euler: bool) -> list[Rows]:
+    """Returns one row per step. The first steps have lower order, because there are no earlier calls.
+
+    If `lowered`, the last steps have lower order too. With `euler` the last one is of first order.
+    """
     t, sigma = grid
     n = len(t) - 1
+    order = min(order, n)
     rows = []
     for i in range(n):
+        if sigma[i + 1] == sigma[i]:  # a step of length 0
+            rows.append(row(t[i], sigma[i], sigma[i + 1], calls=[0.0], remember=ALGORITHMS[algorithm]))
+            continue
         p = min(order, i + 1)
-        if n < lower_order_below and i + 1 >= order:
+        if lowered and i + 1 >= order:
             p = min(p, n - i)
-        if sigma[i + 1] == 0:  # lambda is infinite: no difference can be formed
+        if sigma[i + 1] == 0 or (euler and i == n - 1):  # if lambda is infinite, no difference can be formed
             p = 1
         differences = backward_differences(sigma[: i + 2], p)
         kind = solver_type
@@ -90,11 +102,18 @@ def multistep(grid: Grid, algorithm: str, order: int, solver_type: str, lower_or
     return rows
 
 
-def singlestep(t: np.ndarray, sigma: np.ndarray, algorithm: str, solver_type: str) -> list[Rows]:
-    """Returns the rows of one step of order n: n calls at entries 0 to n - 1 of `t` and `sigma`, leading to entry n."""
+def singlestep(
+    t: np.ndarray, sigma: np.ndarray, algorithm: str, solver_type: str, middle: str = "taylor"
+) -> list[Rows]:
+    """Returns the rows of one step of order n: n calls at entries 0 to n - 1 of `t` and `sigma`, leading to entry n.
+
+    `middle` is the solver type of the way to the third call.
+    """
     n = len(t) - 1
     ends = {"timestep": t[0], "sigma": sigma[0], "sigma_next": sigma[1]}
     rows = [row(**ends, **leg(algorithm, sigma[0], sigma[1], [np.ones(1)], solver_type))]
+    if n == 1:
+        return rows
     lam = -np.log(sigma)
     r = (lam - lam[0]) / (lam[-1] - lam[0])  # 0 < r[1] < r[2] < 1
     for i in range(1, n):
@@ -104,7 +123,7 @@ def singlestep(t: np.ndarray, sigma: np.ndarray, algorithm: str, solver_type: st
         slope = (now[0] - first) * r[end] / r[i]  # D1 for a step from entry 0 to entry `end`, by the last call
         differences, kind = [first, slope], solver_type
         if n == 3:
-            kind = "taylor"  # phi_2 in either type
+            kind = "taylor" if i == 2 else middle  # phi_2 in either type
             if i == 2 and solver_type == "taylor":
                 d1_0, d1_1 = (now[1] - first) / r[1], (now[0] - first) / r[2]
                 d1 = (r[2] * d1_0 - r[1] * d1_1) / (r[2] - r[1])
@@ -124,105 +143,169 @@ def singlestep_orders(num_calls: int, order: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class DPMSolver(Sampler):
-    """DPM-Solver ("dpmsolver") and DPM-Solver++ ("dpmsolver++").
+    """The base of the DPM-Solvers ("dpmsolver": epsilon is integrated; "dpmsolver++": x0; "sde-...": with fresh noise).
 
-    `method` is one of:
-    - "multistep": one call per step.
-    - "singlestep": steps of `order` calls, then of lower order, `num_steps` calls in all.
-    - "singlestep_fixed": num_steps // order steps of `order` calls each.
-    - "adaptive": chooses its step sizes itself and tries at most `num_steps` steps (see adaptive.py).
-
-    `spacing` is the authors' skip type; multistep takes any spacing. `solver_type` "taylor" weighs the differences by
-    the exact integrals. In multistep order 3 the authors have no such form and halve the second difference:
-    "dpm_solver" does so too and is of second order there; "taylor" is of third. With fewer steps than
-    `lower_order_below`, the last steps of multistep have lower order (15 in ldm, 10 in the authors' later code,
-    0: never). `denoise_to_zero` calls the network once more at the end and takes its x0. `thresholding` limits x0, for
-    models of pixels, by `quantile` and `max_value` (see thresholding.py).
-
-    `atol`, `rtol`, `h_init`, `theta` and `t_err` (1 is the length of the whole schedule) are for the adaptive method.
-    `joint` uses one step size for the whole batch, as in the authors' code: a picture then depends on the others.
+    `spacing` is the authors' skip type. `solver_type` "taylor" weighs the differences by the exact integrals.
+    `denoise_to_zero` calls the network once more at the end and takes its x0. `thresholding` limits x0, for models of
+    pixels, by `quantile` and `max_value` (see thresholding.py).
 
     If there are fewer steps than the order, the order is lowered.
     """
 
-    spacing: str = "time_uniform"
-    algorithm: Literal["dpmsolver", "dpmsolver++"] = "dpmsolver++"
-    method: Literal["multistep", "singlestep", "singlestep_fixed", "adaptive"] = "multistep"
+    spacing: str | Schedule = "time_uniform"
+    algorithm: Algorithm = "dpmsolver++"
     order: int = 2
-    solver_type: Literal["dpm_solver", "taylor"] = needs("dpm_solver", *HIGHER)
-    lower_order_below: int = needs(
-        15, lambda s: s.method == "multistep" and s.order > 1, 'but with method "multistep" of order 2 or 3'
-    )
-    denoise_to_zero: bool = needs(False, lambda s: s.end == "sigma_min", 'with end "zero", which leaves no noise')
+    solver_type: SolverType = needs("dpm_solver", *HIGHER)
+    denoise_to_zero: bool = needs(False, *LEAVES_NOISE)
     thresholding: bool = False
     quantile: float = needs(0.995, *THRESHOLDS)
     max_value: float = needs(1.0, *THRESHOLDS)
-    atol: float = needs(0.0078, *ADAPTS)
-    rtol: float = needs(0.05, *ADAPTS)
-    h_init: float = needs(0.05, *ADAPTS)
-    theta: float = needs(0.9, *ADAPTS)
-    t_err: float = needs(1e-5, *ADAPTS)
-    joint: bool = needs(False, *ADAPTS)
+
+    skip_types: ClassVar[tuple[str, ...] | None] = SKIP_TYPES
+    algorithms: ClassVar[tuple[str, ...]] = tuple(ALGORITHMS)
+    orders: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choose("algorithm", self.algorithm, ALGORITHMS)
-        choose("method", self.method, METHODS)
+        name = type(self).__name__
+        choose("algorithm", self.algorithm, self.algorithms)
         choose("solver_type", self.solver_type, SOLVER_TYPES)
-        if self.method == "adaptive" and self.order not in (2, 3):
-            raise ValueError(f"the adaptive method has order 2 or 3; got {self.order}")
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"order is 1, 2 or 3; got {self.order}")
-        if self.method != "multistep" and (self.spacing not in SKIP_TYPES or self.end != "sigma_min"):
-            raise ValueError(
-                f"method {self.method!r} takes spacing {', '.join(SKIP_TYPES)} and end sigma_min; "
-                f"got {self.spacing!r} and {self.end!r}"
-            )
-        if self.lower_order_below < 0:
-            raise ValueError(f"lower_order_below is a number of steps from 0 up; got {self.lower_order_below}")
-        if self.thresholding and self.algorithm != "dpmsolver++":
-            raise ValueError(f"thresholding needs algorithm 'dpmsolver++', which remembers x0; got {self.algorithm!r}")
+        if self.order not in self.orders:
+            *most, last = map(str, self.orders)
+            raise ValueError(f"order of {name} is {', '.join(most)} or {last}; got {self.order}")
+        if isinstance(self.spacing, str) and self.skip_types is not None:
+            self._check_skip_type(self.skip_types)
+        if self.thresholding and not self.algorithm.endswith("++"):
+            raise ValueError(f"thresholding needs an algorithm that remembers x0, with ++; got {self.algorithm!r}")
         if not 0 <= self.quantile <= 1:
             raise ValueError(f"quantile is a number from 0 to 1; got {self.quantile}")
-        for name in ("max_value", "atol", "rtol", "h_init", "theta", "t_err"):
+        self._check_positive("max_value")
+        note_effects(self)
+
+    def _check_skip_type(self, known: Sequence[str]) -> None:
+        if self.spacing not in known or self.end != "sigma_min":
+            raise ValueError(
+                f"{type(self).__name__} takes spacing {', '.join(known)} and end sigma_min; "
+                f"got {self.spacing!r} and {self.end!r}"
+            )
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} is a positive number; got {getattr(self, name)}")
-        note_effects(self)
+
+    @property
+    def unbounded(self) -> Rule:
+        """The compiled part of the sampler, without thresholding."""
+        return Linear()
 
     @property
     def rule(self) -> Rule:
         """The compiled part of the sampler."""
-        rule: Rule = Linear()
-        if self.method == "adaptive":
-            rule = Adaptive(self.algorithm, self.order, self.solver_type, self.joint)
-        return Thresholded(rule, self.quantile, self.max_value) if self.thresholding else rule
+        limit = Threshold(self.quantile, self.max_value)
+        return Limited(self.unbounded, limit) if self.thresholding else self.unbounded
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
-        """Returns one row per call of the network; the adaptive method has one row in all."""
-        grid = self.grid(schedule, num_steps, skip=skip)
-        n = len(grid.timestep) - 1
-        if self.method == "adaptive":
-            return control_rows(self, schedule, grid)
-        order = min(self.order, n)
-        if self.method == "multistep":
-            rows = multistep(grid, self.algorithm, order, self.solver_type, self.lower_order_below)
-        else:
-            rows = []
-            for part in self._parts(schedule, grid, order):
-                rows += singlestep(*part, self.algorithm, self.solver_type)
+    def single(self, parts: Sequence[Grid]) -> list[Rows]:
+        """Returns the rows of singlestep steps, given the grid of each: its calls, and the point where it ends."""
+        return [one for part in parts for one in singlestep(*part, self.algorithm, self.solver_type)]
+
+    def finished(self, rows: list[Rows], grid: Grid) -> Rows:
+        """Returns the rows of a whole run. With `denoise_to_zero` one more row takes the network's x0 at the end."""
         if self.denoise_to_zero and grid.sigma[-1] > 0:
-            rows.append(row(grid.timestep[-1], grid.sigma[-1], 0.0, base=0.0, calls=[1.0]))
+            rows = [*rows, row(grid.timestep[-1], grid.sigma[-1], 0.0, base=0.0, calls=[1.0])]
         return stack(rows)
 
-    def _parts(self, schedule: NoiseSchedule, grid: Grid, order: int) -> list[Grid]:
-        """Returns the grid of each singlestep step: its calls, and the point where it ends."""
-        spaced = RANGES[self.spacing]
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolverMultistep(DPMSolver):
+    """The multistep DPM-Solvers: one call per step. See `DPMSolver` for the fields that are not explained here.
+
+    In order 2, with h the step in lambda and r = h_previous / h:
+    x' = A x - B (phi_1(k) m + phi_2(k) (m - m_previous) / r) + S z, with A, B, k, S of the algorithm (exponential.py).
+
+    Any spacing is possible. In order 3 the authors have no "taylor" form and halve the second difference: "dpm_solver"
+    does so too and is of second order there; "taylor" is of third. With fewer steps than `lower_order_below`, the last
+    steps have lower order (15 in ldm and diffusers, 10 in the authors' later code, 0: never). `euler_at_final`: the
+    last step is of first order, as it always is if it ends without noise.
+
+    Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2, and for the SDE section 5; DPMSolverMultistepScheduler.
+    """
+
+    lower_order_below: int = needs(15, lambda s: s.order > 1, "in order 1")
+    euler_at_final: bool = needs(False, lambda s: s.order > 1 and s.end == "sigma_min", "if the last step is Euler's")
+
+    skip_types: ClassVar[tuple[str, ...] | None] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lower_order_below < 0:
+            raise ValueError(f"lower_order_below is a number of steps from 0 up; got {self.lower_order_below}")
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns one row per step, and one more with `denoise_to_zero`."""
+        grid = self.grid(schedule, num_steps, skip=skip)
         n = len(grid.timestep) - 1
-        ends = grid.timestep[0], grid.timestep[-1]
-        fixed = self.method == "singlestep_fixed"
-        orders = [order] * (n // order) if fixed else singlestep_orders(n, order)
-        if fixed or self.spacing == "logSNR":
-            outer = spaced(schedule, *ends, len(orders) + 1).timestep
-        else:
-            outer = grid.timestep[np.cumsum([0, *orders])]
-        return [spaced(schedule, outer[i], outer[i + 1], p + 1) for i, p in enumerate(orders)]
+        if isinstance(self.spacing, Schedule) and self.spacing.counts_all:
+            n += skip
+        rows = multistep(
+            grid,
+            self.algorithm,
+            self.order,
+            self.solver_type,
+            lowered=n < self.lower_order_below,
+            euler=self.euler_at_final,
+        )
+        return self.finished(rows, grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolverSinglestep(DPMSolver):
+    """The singlestep DPM-Solvers ("DPM-Solver-fast"): steps of `order` calls, then of lower order.
+
+    In order 2, with h the step in lambda, r the place of the middle, and s, u, t its start, middle and end:
+    u = A x_s - B phi_1(k_u) m_s;  x_t = A x_s - B (phi_1(k) m_s + phi_2(k) (m_u - m_s) / r).
+
+    `num_steps` is the number of network calls in all.
+
+    Source: Lu et al. 2022 (arXiv 2206.00927), algorithms 4 and 5 and section 3.4; DPMSolverSinglestepScheduler.
+    """
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns one row per call of the network."""
+        grid = self.grid(schedule, num_steps, skip=skip)
+        n = len(grid.timestep) - 1
+        orders = singlestep_orders(n, min(self.order, n))
+        parts = divided(schedule, self.spacing, grid, orders, even=self.spacing == "logSNR")
+        return self.finished(self.single(parts), grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMSolverSinglestepFixed(DPMSolver):
+    """The singlestep DPM-Solvers with one order: num_steps // order steps of `order` calls each.
+
+    The steps are those of `DPMSolverSinglestep`. Source: dpm_solver_pytorch.py, method "singlestep_fixed".
+    """
+
+    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns one row per call of the network."""
+        grid = self.grid(schedule, num_steps, skip=skip)
+        n = len(grid.timestep) - 1
+        order = min(self.order, n)
+        parts = divided(schedule, self.spacing, grid, [order] * (n // order), even=True)
+        return self.finished(self.single(parts), grid)
+
+
+def divided(schedule: NoiseSchedule, spacing: str, grid: Grid, orders: Sequence[int], *, even: bool) -> list[Grid]:
+    """Returns the grid of each singlestep step: its calls, and the point where it ends.
+
+    The steps are of one length in the spacing if `even`, else of as many of the grid's intervals as their order says.
+    The calls are evenly spaced in a step. If the spacing is an object, they are at the grid's points.
+    """
+    bounds = np.cumsum([0, *orders])
+    if not isinstance(spacing, str):
+        return [Grid(*(values[a : b + 1] for values in grid)) for a, b in zip(bounds, bounds[1:])]
+    spaced = RANGES[spacing]
+    outer = grid.timestep[bounds]
+    if even:
+        outer = spaced(schedule, grid.timestep[0], grid.timestep[-1], len(orders) + 1).timestep
+    return [spaced(schedule, outer[i], outer[i + 1], p + 1) for i, p in enumerate(orders)]

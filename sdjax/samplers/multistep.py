@@ -8,6 +8,7 @@ from numpy.polynomial import Polynomial, polynomial
 
 from sdjax.samplers.rows import Rows, row, stack
 from sdjax.samplers.sampler import End, Sampler
+from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import Grid, from_noise_alone
 from sdjax.schedule import PREDICTIONS, NoiseSchedule
 
@@ -113,11 +114,17 @@ def lms_weights(sigma: np.ndarray, i: int, order: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class LMS(Sampler):
-    """Linear multistep in sigma, on any spacing. Source: k-diffusion's sample_lms; LMSDiscreteScheduler."""
+    """Linear multistep in sigma: x' = x + sum_j w_j epsilon_j, where w_j are the integrals of `lms_weights`.
 
-    spacing: str = "linspace"
+    With `ends_in_x0` a last step that ends without noise takes the network's x0, as in ComfyUI.
+
+    Source: k-diffusion's sample_lms; LMSDiscreteScheduler; ComfyUI's lms.
+    """
+
+    spacing: str | Schedule = "linspace"
     end: End = "zero"
     order: int = 4
+    ends_in_x0: bool = False
     variance_preserving: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -130,6 +137,7 @@ class LMS(Sampler):
         t, sigma = self.grid(schedule, num_steps, skip=skip)
         rows = []
         for i in range(len(t) - 1):
-            weights = lms_weights(sigma, i, min(i + 1, self.order))
+            order = 1 if self.ends_in_x0 and sigma[i + 1] == 0 else min(i + 1, self.order)
+            weights = lms_weights(sigma, i, order)
             rows.append(row(t[i], sigma[i], sigma[i + 1], calls=weights, remember="epsilon"))
         return stack(rows)

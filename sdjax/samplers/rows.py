@@ -23,7 +23,9 @@ from sdjax.schedule import PREDICTIONS
 if TYPE_CHECKING:
     from sdjax.samplers.adaptive import Control
 
-MEMORY = 4  # remembered earlier calls of the network: Adams-Bashforth 4 after PLMS's extra call needs 4
+# Remembered earlier calls of most rules: Adams-Bashforth 4 after PLMS's extra call needs 4, SA-Solver with two calls a
+# step needs 5
+MEMORY = 5
 
 Numbers: TypeAlias = np.ndarray | Array  # of a table on the host, or of a compiled program
 
@@ -34,9 +36,9 @@ class Coef(NamedTuple):
     churn: Numbers  # []: weight of fresh unit noise that is added to x before the call
     remember: Numbers  # [3]: weights of x, x0 and the unconditional x0 in the remembered result of this call
     own: Numbers  # [3]: weights of x, x0 and the unconditional x0 of this call in the next x, beside `calls`
-    correct: Numbers  # [1 + MEMORY]: weights of the remembered calls, newest first, that correct the step's start
+    correct: Numbers  # [1 + memory]: weights of the remembered calls, newest first, that correct the step's start
     base: Numbers  # []: weight of the step's start in the next x
-    calls: Numbers  # [1 + MEMORY]: weights of the remembered calls, newest first, in the next x
+    calls: Numbers  # [1 + memory]: weights of the remembered calls, newest first, in the next x
     noise: Numbers  # []: weight of fresh unit noise in the next x
 
 
@@ -75,6 +77,7 @@ def row(
     interval: tuple[float, float] | None = None,
     brownian: bool = False,
     starts_step: bool = True,
+    memory: int = MEMORY,
 ) -> Rows:
     """Returns one row, float64: next x = base * start of the step + sum of calls[i] * i-th last call + noise * z.
 
@@ -85,6 +88,8 @@ def row(
     `churn` z is added to x before the call; a row has one z, so it uses `churn` or `noise`. `interval` are the sigmas
     between which z lies; None means sigma and sigma_next. `brownian` says that z is an increment of the image's
     Brownian path.
+
+    `memory` is how many earlier calls the sampler's rule remembers (`sdjax.samplers.rule.Linear`).
     """
     exact = functools.partial(np.asarray, dtype=np.float64)
     if isinstance(remember, str):
@@ -94,7 +99,7 @@ def row(
         interval, brownian = (0.0, 0.0), False
     elif interval is None:
         interval = (sigma, sigma_next)
-    weights = [np.pad(exact(w), (0, 1 + MEMORY - len(w))) for w in (correct, calls)]
+    weights = [np.pad(exact(w), (0, 1 + memory - len(w))) for w in (correct, calls)]
     coef = Coef(exact(churn), exact(remember), exact(own), weights[0], exact(base), weights[1], exact(noise))
     return Rows(
         exact(timestep), exact(sigma), exact(sigma_next), coef, exact(interval), np.asarray(brownian),

@@ -87,7 +87,7 @@ class State:
 
     x: Noisy  # where the network is called next
     base: Noisy  # x at the start of the present step
-    past: tuple[Noisy, ...]  # remembered results of the last MEMORY calls, newest first
+    past: tuple[Noisy, ...]  # remembered results of the last calls, newest first
     x0: Noisy  # the denoiser's last x0: previews show it
     memory: Memory = ()  # the denoiser's
 
@@ -108,11 +108,13 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """The rule of every sampler whose steps are known beforehand."""
+    """The rule of every sampler whose steps are known beforehand. It remembers `memory` earlier calls."""
+
+    memory: int = MEMORY
 
     def init(self, x: Noisy) -> State:
         """Returns the state before the first row."""
-        return State(x=x, base=x, past=(jnp.zeros_like(x),) * MEMORY, x0=x)
+        return State(x=x, base=x, past=(jnp.zeros_like(x),) * self.memory, x0=x)
 
     def update(self, state: State, row: Rows, denoised: Denoised, noise: Noisy | float) -> State:
         """Returns the state after a row, given the denoiser's result for state.x, and unit noise."""
@@ -126,7 +128,7 @@ class Linear:
         x = per_image(coef.base, base) * base + _weighted(coef.calls, calls) + per_image(coef.noise, base) * noise
         beside = jnp.any(coef.own != 0, axis=-1)
         x = choose_images(beside, x + _weighted(coef.own, values), x)
-        return dataclasses.replace(state, x=x, base=base, past=calls[:MEMORY])
+        return dataclasses.replace(state, x=x, base=base, past=calls[: self.memory])
 
     def advance(self, denoise: Denoiser, state: State, row: Rows, draw: Draw) -> State:
         """Returns the state after one call of the denoiser. Noise is drawn only if an image of the batch uses it."""

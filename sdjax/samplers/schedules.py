@@ -31,6 +31,7 @@ class Schedule:
 
     name: ClassVar[str]
     fewest: ClassVar[int] = 1  # steps
+    counts_all: ClassVar[bool] = False  # whether samplers also count the steps that image to image leaves out
 
     discard_penultimate: bool = False
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.samplers import DPMSolver, Stateless, sample
+from sdjax.samplers import DPMSolverAdaptive, Stateless, sample
 
 MODEL = gaussian.Gaussian()
 VARIANTS = [
@@ -21,7 +21,7 @@ VARIANTS = [
 
 def adaptive(tolerance=1e-3, num_steps=1000, model=MODEL, start=None, **options):
     """Returns the latent that comes out, and the one that should."""
-    sampler = DPMSolver(method="adaptive", atol=tolerance, rtol=tolerance, **options)
+    sampler = DPMSolverAdaptive(atol=tolerance, rtol=tolerance, **options)
     rows = sampler.steps(gaussian.SCHEDULE, num_steps)
     x = model.start(rows.sigma[0]).astype(np.float32) if start is None else start
 
@@ -34,7 +34,7 @@ def adaptive(tolerance=1e-3, num_steps=1000, model=MODEL, start=None, **options)
 def calls(tolerance, **options):
     """Returns how often the network is called, counted one by one."""
     seen = []
-    sampler = DPMSolver(method="adaptive", atol=tolerance, rtol=tolerance, **options)
+    sampler = DPMSolverAdaptive(atol=tolerance, rtol=tolerance, **options)
     rows = sampler.steps(gaussian.SCHEDULE, 1000)
 
     def denoise(x, row):
@@ -104,7 +104,7 @@ def test_denoising_to_zero_ends_at_the_denoisers_answer():
 
 
 def test_the_program_holds_the_network_once():
-    sampler = DPMSolver(method="adaptive", order=3, denoise_to_zero=True)
+    sampler = DPMSolverAdaptive(order=3, denoise_to_zero=True)
     rows = sampler.steps(gaussian.SCHEDULE, 20)
     run = functools.partial(
         sample, sampler, Stateless(lambda x, row: jnp.arctan(x))
@@ -116,7 +116,7 @@ def test_the_program_holds_the_network_once():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": 1}, "the adaptive method has order 2 or 3; got 1"),
+        ({"order": 1}, "order of DPMSolverAdaptive is 2 or 3; got 1"),
         ({"spacing": "karras"}, "takes spacing time_uniform, logSNR, time_quadratic"),
         ({"end": "zero"}, "end sigma_min"),
         ({"atol": 0.0}, "atol is a positive number"),
@@ -128,4 +128,4 @@ def test_the_program_holds_the_network_once():
 )
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        DPMSolver(method="adaptive", **options)
+        DPMSolverAdaptive(**options)

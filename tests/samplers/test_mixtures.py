@@ -16,7 +16,7 @@ from sdjax.diffusion.network import FunctionNetwork
 from sdjax.samplers import (
     SAMPLERS,
     Denoised,
-    DPMSolver,
+    DPMSolverAdaptive,
     Linear,
     Sampler,
     Stateless,
@@ -100,10 +100,10 @@ def test_the_network_is_called_only_while_an_image_is_active_and_noise_drawn_onl
 
 def test_adaptive_images_have_their_own_tolerance_attempts_and_end():
     solvers = [
-        (DPMSolver(method="adaptive", atol=1e-2, rtol=1e-2), 100),
-        (DPMSolver(method="adaptive", atol=1e-4, rtol=1e-3, theta=0.8), 100),
-        (DPMSolver(method="adaptive", atol=1e-4, rtol=1e-4), 3),  # made up for by one last step
-        (DPMSolver(method="adaptive", denoise_to_zero=True), 100),
+        (DPMSolverAdaptive(atol=1e-2, rtol=1e-2), 100),
+        (DPMSolverAdaptive(atol=1e-4, rtol=1e-3, theta=0.8), 100),
+        (DPMSolverAdaptive(atol=1e-4, rtol=1e-4), 3),  # made up for by one last step
+        (DPMSolverAdaptive(denoise_to_zero=True), 100),
     ]
     got = together(solvers, KEYS)
     for i, one in enumerate(solvers):

@@ -18,12 +18,14 @@ from sdjax.samplers import (
     PLMS,
     PNDM,
     DPMFast,
-    DPMSolver,
     DPMSolver2MCFGPP,
     DPMSolver2S,
+    DPMSolverMultistep,
     DPMSolverSDE,
     DPMSolverSDE2S,
     DPMSolverSDE3M,
+    DPMSolverSinglestep,
+    DPMSolverSinglestepFixed,
     Euler,
     GradientEstimation,
     Heun,
@@ -90,7 +92,7 @@ def test_dpm_fast_has_its_order_until_the_last_steps_drop_it(monkeypatch):
 @pytest.mark.parametrize("solver_type", ["dpm_solver", "taylor"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_fixed_singlestep_dpm_solvers_have_their_order(monkeypatch, algorithm, solver_type, order):
-    sampler = DPMSolver(method="singlestep_fixed", order=order, algorithm=algorithm, solver_type=solver_type, **DPM)
+    sampler = DPMSolverSinglestepFixed(order=order, algorithm=algorithm, solver_type=solver_type, spacing="logSNR")
     assert measured_order(monkeypatch, sampler, 192) == pytest.approx(order, abs=0.2)
 
 
@@ -100,7 +102,7 @@ def test_fixed_singlestep_dpm_solvers_have_their_order(monkeypatch, algorithm, s
 def test_singlestep_dpm_solvers_have_their_order_until_the_last_steps_drop_it(
     monkeypatch, algorithm, solver_type, order, last
 ):
-    sampler = DPMSolver(method="singlestep", order=order, algorithm=algorithm, solver_type=solver_type, **DPM)
+    sampler = DPMSolverSinglestep(order=order, algorithm=algorithm, solver_type=solver_type, spacing="logSNR")
     # 97 and 194 calls leave a rest of 1 and 0 by 2: `last` drops it; by 3 rests of 1 and 2, both within three calls
     got = measured_order(monkeypatch, sampler, 96 if order == 3 else 97, last=last)
     assert got == pytest.approx(order, abs=0.35)
@@ -114,7 +116,7 @@ def test_singlestep_dpm_solvers_have_their_order_until_the_last_steps_drop_it(
 def test_multistep_dpm_solvers_have_their_order_after_the_warm_up(monkeypatch, algorithm, solver_type, order, measured):
     """The authors' order 3 halves the second difference: it is of second order, and kept for their outputs' sake."""
     settings = {"spacing": "karras", "end": "sigma_min", "lower_order_below": 0}  # steps of different lengths
-    sampler = DPMSolver(order=order, algorithm=algorithm, solver_type=solver_type, **settings)
+    sampler = DPMSolverMultistep(order=order, algorithm=algorithm, solver_type=solver_type, **settings)
     assert measured_order(monkeypatch, sampler, 96, first=3) == pytest.approx(measured, abs=0.15)
 
 
@@ -157,7 +159,7 @@ def test_unipc_gains_an_order_by_correcting(monkeypatch, order):
 
 @pytest.mark.parametrize("spacing", ["time_uniform", "time_quadratic", "logSNR", "karras", "exponential", "linspace"])
 def test_on_every_spacing_more_steps_come_closer(monkeypatch, spacing):
-    sampler = DPMSolver(spacing=spacing, lower_order_below=0)
+    sampler = DPMSolverMultistep(spacing=spacing, lower_order_below=0)
     errors = [
         gaussian.float64_end(gaussian.Gaussian(), gaussian.exact_rows(monkeypatch, sampler, gaussian.SCHEDULE, n))
         for n in (20, 80, 320)
@@ -169,8 +171,8 @@ def test_on_every_spacing_more_steps_come_closer(monkeypatch, spacing):
 
 def test_with_few_steps_and_no_others_the_last_ones_drop_to_lower_order():
     for n, same in ((14, False), (15, True), (30, True)):
-        lowered = DPMSolver(order=3, lower_order_below=15).steps(gaussian.SCHEDULE, n)
-        plain = DPMSolver(order=3, lower_order_below=0).steps(gaussian.SCHEDULE, n)
+        lowered = DPMSolverMultistep(order=3, lower_order_below=15).steps(gaussian.SCHEDULE, n)
+        plain = DPMSolverMultistep(order=3, lower_order_below=0).steps(gaussian.SCHEDULE, n)
         assert np.array_equal(lowered.coef.calls, plain.coef.calls) == same
         np.testing.assert_array_equal(lowered.coef.calls[:-2], plain.coef.calls[:-2])
         used = np.count_nonzero(lowered.coef.calls, axis=1)

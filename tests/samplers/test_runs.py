@@ -14,7 +14,10 @@ from sdjax.samplers import (
     PLMS,
     PNDM,
     SAMPLERS,
-    DPMSolver,
+    DPMSolverAdaptive,
+    DPMSolverMultistep,
+    DPMSolverSinglestep,
+    DPMSolverSinglestepFixed,
     Euler,
     Linear,
     Stateless,
@@ -158,10 +161,12 @@ def test_thresholding_clips_each_picture_at_its_own_quantile():
     np.testing.assert_allclose(got[1], x0[1], rtol=1e-6)  # within max_value: as it was
 
 
-@pytest.mark.parametrize("method", ["multistep", "singlestep", "singlestep_fixed", "adaptive"])
-def test_a_thresholding_solver_ends_within_bounds(method):
-    options = {"method": method, "denoise_to_zero": True}
-    plain, bounded = DPMSolver(**options), DPMSolver(thresholding=True, **options)
+@pytest.mark.parametrize(
+    "solver", [DPMSolverMultistep, DPMSolverSinglestep, DPMSolverSinglestepFixed, DPMSolverAdaptive]
+)
+def test_a_thresholding_solver_ends_within_bounds(solver):
+    options = {"algorithm": "dpmsolver++", "order": 2, "denoise_to_zero": True}
+    plain, bounded = solver(**options), solver(thresholding=True, **options)
     rows, _ = rows_and_start(plain, 12)
     x = jnp.full((1, 4, 4, 1), 60.0)
     ends = [np.abs(sample(s, Stateless(MODEL.denoise), x, rows, KEYS[:1])).max() for s in (plain, bounded)]
@@ -172,18 +177,23 @@ def test_a_thresholding_solver_ends_within_bounds(method):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DPMSolver(spacing="even", method="singlestep"), "takes spacing time_uniform, logSNR, time_quadratic"),
-        (lambda: DPMSolver(algorithm="dpm"), "unknown algorithm 'dpm'; the known ones are dpmsolver, dpmsolver"),
-        (lambda: DPMSolver(method="fast"), "unknown method 'fast'; the known ones are multistep, singlestep"),
-        (lambda: DPMSolver(solver_type="midpoint"), "unknown solver_type 'midpoint'"),
-        (lambda: DPMSolver(spacing="uniform"), "unknown spacing 'uniform'; the known ones are even, leading"),
-        (lambda: DPMSolver(end="one"), "unknown end 'one'; the known ones are zero, sigma_min"),
-        (lambda: DPMSolver(order=4), "order is 1, 2 or 3; got 4"),
-        (lambda: DPMSolver(order=0), "order is 1, 2 or 3; got 0"),
-        (lambda: DPMSolver(lower_order_below=-1), "lower_order_below is a number of steps from 0 up; got -1"),
-        (lambda: DPMSolver(thresholding=True, algorithm="dpmsolver"), "thresholding needs algorithm 'dpmsolver..'"),
-        (lambda: DPMSolver(quantile=1.5), "quantile is a number from 0 to 1; got 1.5"),
-        (lambda: DPMSolver(max_value=0.0), "max_value is a positive number; got 0.0"),
+        (lambda: DPMSolverSinglestep(spacing="even"), "takes spacing time_uniform, logSNR, time_quadratic"),
+        (
+            lambda: DPMSolverMultistep(algorithm="dpm"),
+            "unknown algorithm 'dpm'; the known ones are dpmsolver, dpmsolver",
+        ),
+        (lambda: DPMSolverMultistep(solver_type="midpoint"), "unknown solver_type 'midpoint'"),
+        (lambda: DPMSolverMultistep(spacing="uniform"), "unknown spacing 'uniform'; the known ones are even, leading"),
+        (lambda: DPMSolverMultistep(end="one"), "unknown end 'one'; the known ones are zero, sigma_min"),
+        (lambda: DPMSolverMultistep(order=4), "order of DPMSolverMultistep is 1, 2 or 3; got 4"),
+        (lambda: DPMSolverMultistep(order=0), "order of DPMSolverMultistep is 1, 2 or 3; got 0"),
+        (lambda: DPMSolverMultistep(lower_order_below=-1), "lower_order_below is a number of steps from 0 up; got -1"),
+        (
+            lambda: DPMSolverMultistep(thresholding=True, algorithm="dpmsolver"),
+            "thresholding needs an algorithm that remembers x0",
+        ),
+        (lambda: DPMSolverMultistep(quantile=1.5), "quantile is a number from 0 to 1; got 1.5"),
+        (lambda: DPMSolverMultistep(max_value=0.0), "max_value is a positive number; got 0.0"),
         (lambda: LMS(order=5), "order is 1, 2, 3 or 4; got 5"),
         (lambda: UniPC(order=4), "order is 1, 2 or 3; got 4"),
     ],

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from sdjax.config import ScheduleConfig
-from sdjax.samplers import SAMPLERS, SPACINGS, DPMSolver
+from sdjax.samplers import (
+    SAMPLERS,
+    SPACINGS,
+    DPMSolverMultistep,
+    DPMSolverSinglestep,
+    DPMSolverSinglestepFixed,
+)
 from sdjax.samplers.spacing import TIMESTEPS, make_grid
 from sdjax.schedule import NoiseSchedule
 
@@ -115,7 +121,7 @@ def steps_made(name, **fields):
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "dpm_solver_adaptive"])
 def test_samplers_make_exactly_the_steps_they_are_asked_for(name):
     spacings = SPACINGS if "singlestep" not in name else ("time_uniform", "logSNR", "time_quadratic")
-    two = ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral")
+    two = ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "sa_solver_pece")
     for spacing in spacings:
         if spacing == "compvis":
             assert steps_made(name, spacing=spacing)(30)[0] == 31
@@ -136,14 +142,14 @@ def test_samplers_make_exactly_the_steps_they_are_asked_for(name):
 
 def test_fixed_singlestep_steps_have_all_the_same_order():
     for order in (1, 2, 3):
-        rows = DPMSolver(method="singlestep_fixed", order=order).steps(SCHEDULE, 20)
+        rows = DPMSolverSinglestepFixed(order=order).steps(SCHEDULE, 20)
         assert rows.starts_step.sum() == 20 // order
         np.testing.assert_array_equal(np.flatnonzero(rows.starts_step), np.arange(0, 20 // order * order, order))
 
 
 def test_fewer_steps_than_the_order_lower_the_order():
-    for method in ("multistep", "singlestep", "singlestep_fixed"):
+    for solver in (DPMSolverMultistep, DPMSolverSinglestep, DPMSolverSinglestepFixed):
         for n in (1, 2):
-            rows = DPMSolver(method=method, order=3).steps(SCHEDULE, n)
+            rows = solver(order=3).steps(SCHEDULE, n)
             assert len(rows.timestep) == n
             assert rows.sigma_next[-1] == pytest.approx(SCHEDULE.sigmas[0], rel=1e-6)

@@ -145,7 +145,7 @@ MEANINGS = [
     ("--ddim_eta 0.5", {"sampler": sdjax.samplers.DDIM(eta=0.5)}),
     (
         "--dpm --sampler-option order=3 --sampler-option spacing=logSNR",
-        {"sampler": sdjax.samplers.DPMSolver(order=3, spacing="logSNR")},
+        {"sampler": sdjax.samplers.DPMSolverMultistep(order=3, spacing="logSNR")},
     ),
     ("--steps 7", {"num_steps": 7}),
     ("--ddim_steps 7", {"num_steps": 7}),

@@ -1,0 +1,66 @@
+"""Inversion: the starting noise from which DDIM makes a given picture."""
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import numpy as np
+
+from sdjax import pictures
+from sdjax.pictures.image import to_float
+from sdjax.pipeline.model import Pipeline
+from sdjax.purpose import check_task
+from sdjax.samplers.inversion import DDIMInversion
+from sdjax.tasks import inputs
+from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.request import SizedOptions
+from sdjax.tasks.session import Making, Session, task
+
+
+@task()
+def invert(
+    pipe: Pipeline,
+    image: Any,
+    prompt: str | Sequence[str] = "",
+    *,
+    num_steps: int = 50,
+    refinements: int = 0,
+    guidance_scale: float = 1.0,
+    **options: Unpack[SizedOptions],
+) -> Session:
+    """Returns the starting noise of pictures: float32 [b, height / 8, width / 8, 4], or a list if sizes differ.
+
+    It is what `text_to_image` takes as `latents`: with the same prompt, number of steps and guidance scale, sampler
+    "ddim" makes the picture again, and with another prompt a picture that has much of it.
+
+        noise = sdjax.invert(pipe, "cat.png", "a cat", num_steps=50)
+        sdjax.text_to_image(pipe, "a dog", latents=noise, num_steps=50, guidance_scale=1)
+
+    `image` is as in `image_to_image`. The latent is the mean of the autoencoder's posterior. `refinements`: how often
+    each step is made again with its last result (`sdjax.samplers.inversion.DDIMInversion`); 0 is the usual inversion.
+    With guidance it is less exact: the error of a step is multiplied by the scale.
+
+    `options` are those of `text_to_image`, without `sampler`. Raises whatever `image_to_image` raises.
+    """
+    check_task(pipe.config, "image_to_image")
+    for name in ("sampler", "eta", "latents"):
+        if options.pop(name, None) is not None:  # type: ignore[misc]
+            raise ValueError(f"inversion is DDIM's without fresh noise, and ends in noise: leave out {name}")
+    spacing = options.pop("spacing", None)
+    sampler = DDIMInversion(refinements=refinements, **({} if spacing is None else {"spacing": spacing}))
+    given = inputs.open_pictures(image)
+    height, width = options.pop("height", None), options.pop("width", None)
+    sizes = [inputs.working_size(pipe.config, one.shape[:2], height, width) for one in given]
+    given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
+    batch = make_batch(
+        pipe, prompt, {**options, "sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale},
+        sizes=sizes,
+    )  # fmt: skip
+
+    def make(part: Batch) -> Making:
+        images = part.spread([to_float(given[i]) for i in part.inputs])
+        latent = pipe.encode_image(images, **part.where)
+        # The sampler starts from the latent where others start from noise
+        noise = yield from part.sample(None, latent, part.conditionings())
+        return np.asarray(noise)[: len(part.requests)]
+
+    return Session(batch, make)
