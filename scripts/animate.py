@@ -8,7 +8,8 @@ from typing import Any
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import options, picture_settings, runtime, saving, values
 from sdjax.scripts.shared.flags import Needs
-from sdjax.scripts.shared.job import Job, note, texts
+from sdjax.scripts.shared.job import Job, note
+from sdjax.scripts.shared.picture_settings import texts
 from sdjax.scripts.shared.prompts import check_prompts, read_prompts
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
@@ -86,7 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="where the animation is written; default: %(default)s",
     )
     options.add_safety_flag(group)
-    parser.set_defaults(n_rows=0, skip_save=True, skip_grid=True, watermark=None)  # other commands have flags for these
+    # Other commands have flags for these
+    parser.set_defaults(n_rows=0, skip_save=True, skip_grid=True, watermark=None, own=())
     return parser
 
 
@@ -155,7 +157,8 @@ def run(args: argparse.Namespace) -> None:
     shown, safety = job.censor(pixels, [f"frame {number}" for number in range(len(pixels))])
     pixels = np.stack(shown)
     description = {
-        "prompt": prompts[0], "seed": args.seed[0], **job.common, "prompts": prompts, "seeds": args.seed,
+        "prompt": prompts[0], "seed": args.seed[0], **job.common,
+        **job.options.describe({}, pipe.config), "prompts": prompts, "seeds": args.seed,
         "frames": args.frames, "loop": args.loop, "interpolation": args.interpolation, "fps": args.fps,
         "prompt_strength": args.prompt_strength, "height": pixels.shape[1], "width": pixels.shape[2],
         "batch": min(args.n_samples, args.frames), **({"safety": safety} if safety else {}),

@@ -10,7 +10,7 @@ from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, values
 from sdjax.scripts.shared.flags import alone
 from sdjax.scripts.shared.job import Job, resolve_local
-from sdjax.scripts.shared.prompts import Batch, make_batches
+from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
 
@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_reading_flags(parser)
     options.add_device_flags(parser)
     options.add_output_flags(parser, "outputs/depth2img-samples")
+    parser.set_defaults(own=("strength",))
     return parser
 
 
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     job = Job(args, "depth2img")
     pictures = input_pictures.read_pictures(args.init_img, args.background)
     maps = None if args.depth is None else read_maps(args.depth, pictures)
-    batches = make_batches(args, job.default_prompt, len(pictures))
+    batches = job.make_batches(job.default_prompt, len(pictures))
     import sdjax
     from sdjax.purpose import check_task
     from sdjax.tasks import depth_to_image
@@ -92,10 +93,12 @@ def run(args: argparse.Namespace) -> None:
     if args.save_depth:
         save_maps(job, pipe, pictures, maps)
 
-    def make(batch: Batch, **shared: Any) -> Any:
+    def make(batch: PromptBatch, **shared: Any) -> Any:
         chosen = [pictures[number].pixels for number in batch.inputs]
         given_maps = None if maps is None else [maps[number].pixels for number in batch.inputs]
-        return sdjax.depth_to_image(pipe, chosen, batch.prompts, depth_map=given_maps, strength=args.strength, **shared)
+        return sdjax.depth_to_image(
+            pipe, chosen, batch.prompts, depth_map=given_maps, **{"strength": args.strength, **shared}
+        )
 
     def describe(number: int) -> dict[str, Any]:
         of_map = None if maps is None else maps[number].describe()

@@ -7,7 +7,8 @@ from typing import Any
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, values
 from sdjax.scripts.shared.job import Job, note
-from sdjax.scripts.shared.prompts import Batch, make_batches
+from sdjax.scripts.shared.picture_settings import Made
+from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -54,11 +55,12 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_reading_flags(parser)
     options.add_device_flags(parser)
     options.add_output_flags(parser, "outputs/img2img-samples")
+    parser.set_defaults(own=("strength",))
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
-    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+def run(args: argparse.Namespace) -> Made:
+    """Makes and writes the pictures, and returns the last one. Raises as the other commands do."""
     # Check everything before weights are loaded and hours of work begin
     if args.compat is not None:
         if any(option.startswith("spacing=") for option in args.sampler_option):
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         args.sampler_option = [*args.sampler_option, f"spacing={args.compat}"]
     job = Job(args, "img2img")
     pictures = input_pictures.read_pictures(args.init_img, args.background)
-    batches = make_batches(args, job.default_prompt, len(pictures))
+    batches = job.make_batches(job.default_prompt, len(pictures))
     import sdjax
     from sdjax.pictures import resize
     from sdjax.purpose import check_task
@@ -83,17 +85,17 @@ def run(args: argparse.Namespace) -> None:
         resized.append(resize(picture.pixels, *size))
     pipe = job.load(lambda config: check_task(config, "img2img"))
 
-    def make(batch: Batch, **shared: Any) -> Any:
+    def make(batch: PromptBatch, **shared: Any) -> Any:
         chosen = [resized[number] for number in batch.inputs]
         sizes = {"height": args.H, "width": args.W}
         return sdjax.image_to_image(
-            pipe, chosen, batch.prompts, strength=args.strength, compat=args.compat, **sizes, **shared
+            pipe, chosen, batch.prompts, compat=args.compat, **sizes, **{"strength": args.strength, **shared}
         )
 
     def describe(number: int) -> dict[str, Any]:
         return {"init_img": pictures[number].describe(), "strength": args.strength, "compat": args.compat}
 
-    job.make(batches, make, describe)
+    return job.make(batches, make, describe)
 
 
 if __name__ == "__main__":

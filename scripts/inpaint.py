@@ -8,7 +8,7 @@ from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, values
 from sdjax.scripts.shared.flags import alone, together
 from sdjax.scripts.shared.job import Job
-from sdjax.scripts.shared.prompts import Batch, make_batches
+from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture or --only-masked, --dtype bfloat16"
 
@@ -43,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_reading_flags(parser)
     options.add_device_flags(parser)
     options.add_output_flags(parser, "outputs/inpaint-samples")
+    parser.set_defaults(own=("strength",))
     return parser
 
 
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     inputs.check_margins(**{name: margin for name, margin in margins.items() if margin is not None})
     pictures = input_pictures.read_pictures(args.init_img, args.background)
     masks = None if args.expand is not None and args.mask is None else input_pictures.read_masks(args.mask, pictures)
-    batches = make_batches(args, "", len(pictures))
+    batches = job.make_batches("", len(pictures))
     import sdjax
     from sdjax.tasks.inpaint import check_method
 
@@ -137,12 +138,12 @@ def run(args: argparse.Namespace) -> None:
 
     pipe = job.load(check)
 
-    def make(batch: Batch, **shared: Any) -> Any:
+    def make(batch: PromptBatch, **shared: Any) -> Any:
         chosen = [pictures[number].pixels for number in batch.inputs]
         covers = None if masks is None else [masks[number].pixels for number in batch.inputs]
         if args.expand is not None:
-            return sdjax.outpaint(pipe, chosen, batch.prompts, mask=covers, **how, **shared)
-        return sdjax.inpaint(pipe, chosen, covers, batch.prompts, **how, **shared)
+            return sdjax.outpaint(pipe, chosen, batch.prompts, mask=covers, **{**how, **shared})
+        return sdjax.inpaint(pipe, chosen, covers, batch.prompts, **{**how, **shared})
 
     def describe(number: int) -> dict[str, Any]:
         mask = None if masks is None else masks[number].describe()

@@ -13,7 +13,8 @@ except ImportError as error:
 from sdjax.scripts.shared import options, values
 from sdjax.scripts.shared.flags import Needs
 from sdjax.scripts.shared.job import Job
-from sdjax.scripts.shared.prompts import Batch, make_batches
+from sdjax.scripts.shared.picture_settings import Made
+from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -57,6 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_reading_flags(parser)
     options.add_device_flags(parser)
     options.add_output_flags(parser, OUTDIR)
+    parser.set_defaults(own=("height", "width"))
     return parser
 
 
@@ -84,13 +86,13 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+def run(args: argparse.Namespace) -> Made:
+    """Makes and writes the pictures, and returns the last one. Raises as the other commands do."""
     # Check everything before weights are loaded and hours of work begin
     two_pass = read_hires(args)
     choose_laion400m(args)
     job = Job(args, "txt2img")
-    batches = make_batches(args, job.default_prompt)
+    batches = job.make_batches(job.default_prompt)
     import sdjax
     from sdjax.purpose import check_task
     from sdjax.tasks.resolve import check_size
@@ -108,11 +110,11 @@ def run(args: argparse.Namespace) -> None:
 
     pipe = job.load(check)
 
-    def make(batch: Batch, **shared: Any) -> Any:
+    def make(batch: PromptBatch, **shared: Any) -> Any:
         task = sdjax.two_pass if two_pass else sdjax.text_to_image
-        return task(pipe, batch.prompts, height=args.H, width=args.W, **two_pass, **shared)
+        return task(pipe, batch.prompts, **{"height": args.H, "width": args.W, **two_pass, **shared})
 
-    job.make(batches, make, lambda _: {"hires": two_pass} if two_pass else {})
+    return job.make(batches, make, lambda _: {"hires": two_pass} if two_pass else {})
 
 
 def choose_laion400m(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from sdjax.purpose import UPSCALER_LEVELS
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, values
 from sdjax.scripts.shared.job import Job
-from sdjax.scripts.shared.prompts import Batch, make_batches
+from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     if job.checkpoint is None:
         raise ValueError("no upscaler is named: give its checkpoint with --ckpt (the built-in model cannot upscale)")
     pictures = input_pictures.read_pictures(args.init_img, args.background)
-    batches = make_batches(args, "", len(pictures))
+    batches = job.make_batches("", len(pictures))
     import sdjax
     from sdjax.purpose import check_task
     from sdjax.tasks import upscale
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
 
     pipe = job.load(check)
 
-    def make(batch: Batch, **shared: Any) -> Any:
+    def make(batch: PromptBatch, **shared: Any) -> Any:
         chosen = [pictures[number].pixels for number in batch.inputs]
         return sdjax.upscale(pipe, chosen, batch.prompts, noise_level=args.noise_level, **shared)
 

@@ -10,7 +10,7 @@ from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, picture_settings, values
 from sdjax.scripts.shared.flags import alone, together
 from sdjax.scripts.shared.job import Job, resolve_local
-from sdjax.scripts.shared.prompts import Batch, make_batches
+from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -195,7 +195,7 @@ def vary(args: argparse.Namespace, job: Job) -> None:
         raise ValueError(
             f"--noise_level needs one for all or one for each of the {len(pictures)} pictures; got {len(levels)}"
         )
-    batches = make_batches(args, PROMPT, len(pictures) if args.weights is None else 1)
+    batches = job.make_batches(PROMPT, len(pictures) if args.weights is None else 1)
     import sdjax
     from sdjax.purpose import check_task
     from sdjax.tasks import variations
@@ -211,7 +211,7 @@ def vary(args: argparse.Namespace, job: Job) -> None:
     pipe = job.load(check, vision=args.vision, noise_stats=args.noise_stats)
     how, of_parts = {"dialect": args.dialect or DIALECTS[0]}, describe_parts(args)
 
-    def make(batch: Batch, **shared: Any) -> Any:
+    def make(batch: PromptBatch, **shared: Any) -> Any:
         which = batch.inputs if args.weights is None and len(pictures) > 1 else range(len(pictures))
         own = {"noise_level": [levels[number] for number in which], "height": args.H, "width": args.W, **how}
         if args.weights is not None:
@@ -233,7 +233,7 @@ def vary(args: argparse.Namespace, job: Job) -> None:
 
 def imagine(args: argparse.Namespace, job: Job) -> None:
     """Makes pictures of texts, by way of a prior."""
-    batches = make_batches(args, PROMPT)
+    batches = job.make_batches(PROMPT)
     import sdjax
     from sdjax.purpose import check_task
     from sdjax.tasks import prior, variations
@@ -257,7 +257,7 @@ def imagine(args: argparse.Namespace, job: Job) -> None:
     pipe = job.load(check, noise_stats=args.noise_stats)
     of_parts = describe_parts(args)
 
-    def make(batch: Batch, **shared: Any) -> Any:
+    def make(batch: PromptBatch, **shared: Any) -> Any:
         sizes = {"height": args.H, "width": args.W}
         return sdjax.prior_to_image(pipe, loaded[0], batch.prompts, **how, **sizes, **shared)
 

@@ -141,7 +141,7 @@ def test_one_of_a_kind_serves_all_keyframes():
         ({"frames": 1}, "at least the number of keyframes, 2"),
         ({"interpolation": "cubic"}, "unknown interpolation"),
         ({"prompt_strength": 1.5}, "prompt_strength"),
-        ({"batch": 0}, "batch is at least 1"),
+        ({"batch": 0}, "batch is a whole number from 1 up; got 0"),
         ({"seeds": -1}, "a seed lies between"),
         ({"guidance_scale": float("inf")}, "finite"),
         ({"height": 100}, "nearest"),

@@ -1,6 +1,7 @@
 """The shared part of all commands that make pictures, from their flags to the files."""
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -9,8 +10,10 @@ from typing import Any
 
 from sdjax import errors, names
 from sdjax._version import __version__
-from sdjax.scripts.shared import options, picture_settings, runtime, sampler_flags, saving
-from sdjax.scripts.shared.prompts import Batch, check_prompts, pictures_at_a_time
+from sdjax.scripts.shared import options, picture_settings, runtime, sampler_flags, saving, sweeps
+from sdjax.scripts.shared.picture_options import PictureOptions
+from sdjax.scripts.shared.picture_settings import Made, texts
+from sdjax.scripts.shared.prompts import PromptBatch, check_prompts, make_batches, pictures_at_a_time
 from sdjax.scripts.shared.wording import in_flags
 
 MAX_GRID = 40_000_000  # most pixels in a grid; an input picture may have as many
@@ -31,9 +34,11 @@ class Job:
         if args.skip_save and args.skip_grid and task != "animate":
             note("with --skip_save and --skip_grid, pictures are made but not written")
         self.devices = runtime.set_up_jax(args.device)
-        self.spacing = make_spacing(args)
-        runtime.make_sampler(self.name, args.sampler_option, eta=args.ddim_eta, spacing=self.spacing)
         self.guidance = runtime.read_guidance(args.guidance, args.guidance_option)
+        self.options = PictureOptions(args, self.name, make_spacing(args), self.guidance)
+        self.options.sampler({})
+        self.batches: list[PromptBatch] = []
+        self.axes: list[Any] = []
         self.own = own_model(self.checkpoint, task, getattr(args, "method", None))
         self.folder = Path(args.outdir)
         self.checker: Any = None
@@ -42,6 +47,12 @@ class Job:
     def default_prompt(self) -> str:
         """The prompt that is used if none is given."""
         return options.PROMPT if self.own is None else options.BUILTIN_PROMPT
+
+    def make_batches(self, default: str, num_inputs: int = 1) -> list[PromptBatch]:
+        """Returns the batches of the command's prompts (`prompts.make_batches`), whose own settings are checked."""
+        self.axes = [] if self.args.sweep is None else sweeps.read_axes(self.args)
+        self.batches = make_batches(self.args, default, num_inputs, self.axes, check=self.options.check)
+        return self.batches
 
     def load(self, check: Callable[[Any], None], **more: Any) -> Any:
         """Returns the model. `check` gets its configuration and may refuse it before the weights are read.
@@ -79,9 +90,8 @@ class Job:
 
         def check_all(config: Any) -> None:
             schedule = rescaled(NoiseSchedule(config.schedule), args.zero_terminal_snr)
-            self.sampler = runtime.make_sampler(
-                self.name, args.sampler_option, eta=args.ddim_eta, schedule=schedule, spacing=self.spacing
-            )
+            self.options.schedule = NoiseSchedule(config.schedule)
+            self.sampler = self.options.sampler({})[1]
             check_latent(args, config)
             scale = config.guidance_scale if args.scale is None else args.scale
             if scale == 1 and "negative_prompt" in args.given and not self.guidance:
@@ -91,6 +101,11 @@ class Job:
             saving.check_outdir(self.folder, config.image_size)
             check(config)
             self.sampler.grid(schedule, args.steps)
+            for own in (one for batch in self.batches for one in batch.settings if one):
+                try:
+                    self.options.check(own, config)
+                except ValueError as error:
+                    raise ValueError(f"the picture with {picture_settings.to_json(own)}: {error}") from None
             if checked_by is not None:
                 with hub.listening(say):
                     self.checker = saving.load_checker(hub.resolve(checked_by), found=named is None)
@@ -123,41 +138,46 @@ class Job:
 
     def make(
         self,
-        batches: Sequence[Batch],
+        batches: Sequence[PromptBatch],
         function: Callable[..., Sequence[Any]],
         describe: Callable[[int], dict[str, Any]] = lambda number: {},
-    ) -> None:
-        """Makes and writes the pictures. `function(batch, **options)` returns a batch's pictures, uint8 [h, w, 3].
+    ) -> Made:
+        """Makes and writes the pictures, and returns the last one.
 
-        `options` are the options that all of the library's tasks have. `describe(k)` returns the settings of a picture
-        made from the k-th input picture. On Ctrl-C the finished pictures are written and KeyboardInterrupt is raised.
+        `function(batch, **options)` returns a batch's pictures, uint8 [h, w, 3]. `options` are the options that all of
+        the library's tasks have. `describe(k)` returns the settings of a picture made from the k-th input picture. On
+        Ctrl-C the finished pictures are written and KeyboardInterrupt is raised.
         """
         from sdjax.pictures import image
         from sdjax.pipeline import placement
 
         args = self.args
-        check_prompts(self.pipe, [*(prompt for batch in batches for prompt in batch.prompts), args.negative_prompt])
-        made: list[Any] = []
-        described: list[dict[str, Any]] = []
+        negative = [own["negative_prompt"] for batch in batches for own in batch.settings if "negative_prompt" in own]
+        prompts = [prompt for batch in batches for prompt in batch.prompts]
+        check_prompts(self.pipe, [*prompts, args.negative_prompt, *(text or "" for text in negative)])
+        kept: list[Made] = []  # for the grid
+        count = 0
         many = max(number for batch in batches for number in batch.inputs) > 0
-        most = max(len(batch.seeds) for batch in batches)
+        most = max([args.batch_of, *(len(batch.seeds) for batch in batches)])
         with runtime.Progress(len(batches)) as progress, runtime.Interrupts() as interrupts:
 
-            def write(batch: Batch, size: int, pixels: Sequence[Any]) -> None:
+            def write(batch: PromptBatch, sizes: Sequence[int], pixels: Sequence[Any]) -> list[Made]:
                 pixels, safety = self.censor(pixels, [f"the picture of seed {seed}" for seed in batch.seeds])
-                for index, (picture, prompt, seed, number) in enumerate(zip(pixels, *batch, strict=True)):
-                    own = {"height": picture.shape[0], "width": picture.shape[1], "batch": size}
+                written = []
+                for index, (picture, prompt, seed, number, own) in enumerate(zip(pixels, *batch, strict=True)):
+                    own = self.options.describe(own, self.pipe.config)
+                    own |= {"height": picture.shape[0], "width": picture.shape[1], "batch": sizes[index]}
                     description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **own}
                     if safety:
                         description["safety"] = safety[index]
+                    path = None
                     if not args.skip_save:
                         marked = saving.mark(picture, args.watermark)
                         own = description | ({} if marked is picture else {"watermark": args.watermark})
-                        progress.print(image.save_numbered(self.folder / "samples", marked, texts(own)))
-                    if not args.skip_grid:
-                        described.append(description)
-                        if picture.size // 3 * len(described) <= MAX_GRID:
-                            made.append(picture)
+                        path = image.save_numbered(self.folder / "samples", marked, texts(own))
+                        progress.print(path)
+                    written.append(Made(picture, description, path))
+                return written
 
             def show(done: int, total: int) -> None:
                 progress.show(done, total)
@@ -165,37 +185,41 @@ class Job:
 
             for batch in batches:
                 # Pad a folder's last batch, so that it compiles no further program
-                whole = Batch(*(placement.fill(items, most) for items in batch)) if many else batch
+                padded = many or args.batch_of > 1
+                whole = PromptBatch(*(placement.fill(items, most) for items in batch)) if padded else batch
+                sizes = [len(whole.seeds)] * len(whole.seeds)
                 options = {
-                    "negative_prompt": args.negative_prompt, "seed": whole.seeds, "sampler": self.sampler,
-                    "num_steps": args.steps, "guidance_scale": args.scale, "guidance_rescale": args.guidance_rescale,
-                    **self.guidance,
-                    "zero_terminal_snr": args.zero_terminal_snr, "parallel": args.parallel, "devices": self.devices,
-                    "exact": args.exact, "progress": show,
+                    **self.options.for_task(whole.settings), "seed": whole.seeds, "parallel": args.parallel,
+                    "devices": self.devices, "exact": args.exact, "progress": show,
+                    "on_step": functools.partial(note_sizes, sizes),
+                    "at_once": pictures_at_a_time(args) if self.axes else None,
                 }  # fmt: skip
                 try:
                     pixels = function(whole, **options)
                 except KeyboardInterrupt as error:
                     finished = getattr(error, "pictures", [])[: len(batch.seeds)]
                     which = [k for k, picture in enumerate(finished) if picture is not None]
-                    kept = Batch(
-                        [batch.prompts[k] for k in which], [batch.seeds[k] for k in which],
-                        [batch.inputs[k] for k in which],
-                    )  # fmt: skip
-                    write(kept, len(whole.seeds), [finished[k] for k in which])
+                    write(batch.part(which), [sizes[k] for k in which], [finished[k] for k in which])
                     raise
-                write(batch, len(whole.seeds), pixels[: len(batch.seeds)])
+                written = write(batch, sizes, pixels[: len(batch.seeds)])
+                if self.axes and not args.skip_grid:
+                    for path in sweeps.save(self.folder, self.axes, written, args.watermark):
+                        progress.print(path)
+                elif not args.skip_grid:
+                    count += len(written)
+                    fits = written[0].picture.size // 3 * count <= MAX_GRID
+                    kept += written if fits else []
                 interrupts.check()
         with errors.doing("making the folder", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)  # even if nothing is written into it
-        if len({picture.shape for picture in made}) > 1:
+        if len({one.picture.shape for one in kept}) > 1:
             note("no grid was made, because the pictures have several sizes")
-        elif len(made) < len(described):
+        elif len(kept) < count:
             note(f"no grid was made, because it would have more than {MAX_GRID // 10**6} million pixels")
-        elif made:
-            columns = math.isqrt(len(made) - 1) + 1 if many and args.n_samples is None else pictures_at_a_time(args)
-            columns = args.n_rows or columns
-            print(save_grid(self.folder, made, described, columns, args.watermark))
+        elif kept:
+            columns = math.isqrt(len(kept) - 1) + 1 if many and args.n_samples is None else pictures_at_a_time(args)
+            print(save_grid(self.folder, kept, args.n_rows or columns, args.watermark))
+        return written[-1]
 
     def censor(self, pixels: Sequence[Any], names: Sequence[str]) -> tuple[Sequence[Any], list[dict[str, Any]]]:
         """Returns the pictures, with a notice in place of each flagged one, and the checker's verdicts.
@@ -216,18 +240,9 @@ class Job:
         from sdjax.nn.jax_settings import recorded
 
         args, pipe, jax_settings = self.args, self.pipe, recorded()
-        scale = pipe.config.guidance_scale if args.scale is None else args.scale
         devices = jax.local_devices() if self.devices is None else self.devices
         return {
             "task": self.task,
-            **({} if scale == 1 and not self.guidance else {"negative_prompt": args.negative_prompt}),
-            "sampler": self.name,
-            "sampler_options": recorded_options(self.sampler),
-            "steps": args.steps,
-            "guidance_scale": scale,
-            **({"guidance_rescale": args.guidance_rescale} if args.guidance_rescale else {}),
-            **self.guidance,
-            **({"zero_terminal_snr": args.zero_terminal_snr} if args.zero_terminal_snr else {}),
             "variant": args.variant,
             "ema": args.ema,
             "config": pipe.config.name,
@@ -239,6 +254,12 @@ class Job:
             "versions": {"sdjax": __version__, "jax": jax.__version__},
             **({"jax_settings": jax_settings} if jax_settings else {}),
         }
+
+
+def note_sizes(sizes: list[int], step: Any) -> None:
+    """Notes with how many others each picture of a step is computed (a `sdjax.Step`)."""
+    for number in step.which:
+        sizes[number] = len(step.which)
 
 
 def find_checkpoint(path: str | None) -> str | None:
@@ -297,15 +318,6 @@ def make_spacing(args: argparse.Namespace) -> Any:
     return spacing
 
 
-def recorded_options(sampler: Any) -> dict[str, Any]:
-    """Returns the fields of a sampler that have an effect, as JSON can hold them."""
-    from sdjax.checks.effects import in_use
-    from sdjax.samplers.known_schedules import describe
-
-    options = in_use(sampler)
-    return options | ({"spacing": describe(options["spacing"])} if "spacing" in options else {})
-
-
 def check_latent(args: argparse.Namespace, config: Any) -> None:
     """Raises ValueError if --C or --f contradict the model."""
     vae = config.vae
@@ -319,29 +331,17 @@ def note(text: str) -> None:
     print(f"note: {in_flags(text)}", file=sys.stderr)
 
 
-def texts(picture: dict[str, Any]) -> dict[str, str]:
-    """Returns the text chunks of the PNG file of a picture with these settings."""
-    from sdjax.pictures.image import infotext
-
-    parameters = infotext(
-        picture["prompt"], picture.get("negative_prompt", ""), picture_settings.web_ui_fields(picture)
-    )
-    return {"parameters": parameters, "sdjax": picture_settings.to_json(picture)}
-
-
-def save_grid(
-    folder: Path, made: list[Any], described: list[dict[str, Any]], columns: int, watermark: str | None = None
-) -> Path:
+def save_grid(folder: Path, made: Sequence[Made], columns: int, watermark: str | None = None) -> Path:
     """Writes the grid and returns its path. It has the first `parameters` and each picture's own settings."""
     import numpy as np
 
     from sdjax.pictures import image
 
-    first = described[0]
+    first = made[0].description
     own = [key for key in ("prompt", "seed", "init_img", "mask", "safety") if key in first]
-    pictures = [{key: picture[key] for key in own} for picture in described]
+    pictures = [{key: one.description[key] for key in own} for one in made]
     shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
-    plain = image.grid(np.stack(made), columns)
+    plain = image.grid(np.stack([one.picture for one in made]), columns)
     pixels = saving.mark(plain, watermark)  # the pictures in the grid are unmarked
     if pixels is not plain:
         shared["watermark"] = watermark

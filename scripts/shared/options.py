@@ -57,7 +57,8 @@ def add_prompt_flags(
     add(
         "--from-file",
         metavar="FILE",
-        help="read prompts from this file, one in each line; empty lines are ignored, - is standard input; a batch has "
+        help="read prompts from this file, one in each line, or JSON lines with each picture's settings, such as "
+        '{"prompt": "a cat", "steps": 30, "scale": 5}; empty lines are ignored, - is standard input; a batch has '
         "--n_samples of them" + ("; for a folder, line k is the prompt of picture k" if given else ""),
     )
     add(
@@ -68,11 +69,19 @@ def add_prompt_flags(
         help="use every line of --from-file N times; default: 1",
     )
     add(
+        "--sweep",
+        action="append",
+        metavar="NAME=V,V,...",
+        help="make a picture for each of these values, such as scale=1.5,3,7.5, sampler=ddim,dpmpp_2m, "
+        "steps=10-30(+10) or prompt_replace=cat,dog, all with one seed; given twice or three times, for all "
+        "combinations; writes a labelled grid and a CSV table, and computes --n_samples pictures at once",
+    )
+    add(
         "--n_iter",
         type=values.positive,
         default=n_iter,
         metavar="N",
-        help=f"make everything N times, with new seeds; default: %(default)s{stability_iter}",
+        help=f"make everything N times, with new seeds; default: %(default)s{stability_iter}, with --sweep 1",
     )
     add(
         "--n_samples",
@@ -81,6 +90,9 @@ def add_prompt_flags(
         metavar="N",
         help=f"pictures in a batch; default: {n_samples}" + (f", for a folder up to {folder_samples}" if given else ""),
     )
+    # `own`: arguments of the task that a line of --from-file may set for its picture. The others are for commands that
+    # run this one: lines instead of --from-file, and the number of pictures that are computed together at least
+    parser.set_defaults(own=(), lines=None, batch_of=1)
     if given:
         parser.set_defaults(default_samples=(n_samples, folder_samples))
     add("--seed", type=values.seed, default=42, metavar="N", help="seed of the first picture; default: %(default)s")
@@ -344,7 +356,7 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
         type=int,
         default=0,
         metavar="N",
-        needs=alone("--skip_grid"),
+        needs=alone("--skip_grid", "--sweep"),
         help="pictures in a row of the grid; default: --n_samples; for a folder, as many as the grid has rows",
     )
     add(

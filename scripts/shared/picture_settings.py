@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdjax import names
 from sdjax.storage import addresses
@@ -21,6 +21,14 @@ WEB_UI_OPTIONS = {  # of schedules
 }  # fmt: skip
 MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
 ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
+
+
+class Made(NamedTuple):
+    """A picture, uint8 [h, w, 3], its settings, and the file it was written to, if any."""
+
+    picture: Any
+    description: dict[str, Any]
+    path: Path | None
 
 
 def describe_model(name: str | Path, local: Path) -> dict[str, Any]:
@@ -95,6 +103,23 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
 def of_web_ui(name: str, table: Mapping[str, names.Names]) -> str:
     """Returns AUTOMATIC1111's name of a sampler or schedule; our own if it has none."""
     return [*(table[name].of("a1111") if name in table else ()), name][0]
+
+
+def texts(picture: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the text chunks of the PNG file of a picture with these settings."""
+    from sdjax.pictures.image import infotext
+
+    parameters = infotext(picture["prompt"], picture.get("negative_prompt", ""), web_ui_fields(picture))
+    return {"parameters": parameters, "sdjax": to_json(picture)}
+
+
+def recorded_options(sampler: Any) -> dict[str, Any]:
+    """Returns the fields of a sampler that have an effect, as JSON can hold them."""
+    from sdjax.checks.effects import in_use
+    from sdjax.samplers.known_schedules import describe
+
+    options = in_use(sampler)
+    return options | ({"spacing": describe(options["spacing"])} if "spacing" in options else {})
 
 
 def _stem(name: str) -> str:

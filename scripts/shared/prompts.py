@@ -1,51 +1,87 @@
-"""Builds batches of prompts and seeds from a command's flags. Imports nothing heavy."""
+"""Builds batches of prompts, seeds and settings from a command's flags. Imports nothing heavy."""
 
 import argparse
+import json
 import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdjax.storage import text_files
 
+JSON_LINES = (".jsonl", ".ndjson")
+Check = Callable[[dict[str, Any]], None]
 
-class Batch(NamedTuple):
-    """The pictures of one call: for each its prompt, its seed, and the number of its input picture."""
+
+class PromptBatch(NamedTuple):
+    """The pictures of one call: for each its prompt, its seed, the number of its input picture, and its own settings.
+
+    `settings[i]` has the fields of `sdjax.Request` that a line of --from-file or --sweep sets for picture i alone.
+    """
 
     prompts: list[str]
     seeds: list[int]
     inputs: list[int]
+    settings: list[dict[str, Any]]
+
+    def part(self, which: Sequence[int]) -> "PromptBatch":
+        """Returns some of the pictures."""
+        return PromptBatch(*([entries[i] for i in which] for entries in self))
 
 
-def make_batches(args: argparse.Namespace, default: str, num_inputs: int = 1) -> list[Batch]:
+def make_batches(
+    args: argparse.Namespace, default: str, num_inputs: int = 1, axes: Sequence[Any] = (), *, check: Check
+) -> list[PromptBatch]:
     """Returns the batches in the references' order: iterations, then chunks of at most `n_samples` pictures.
 
     Without --from-file, the prompt is --prompt or else `default`. It is used n_samples times with one input picture,
-    or once with each of several. Raises ValueError for contradicting flags and seeds out of range.
+    or once with each of several. Each picture without a seed of its own uses the next seed. With `axes` of a sweep
+    (`sdjax.tasks.sweep`), a batch has all combinations of their values for one prompt and one input picture. Raises
+    ValueError for contradicting flags, seeds out of range, and own settings for which `check` raises it.
     """
-    if args.from_file is None:
-        each = pictures_at_a_time(args) if num_inputs == 1 else 1
-        prompts = [default if args.prompt is None else args.prompt] * each
-    else:
-        if args.prompt is not None:
-            raise ValueError("--prompt and --from-file both give prompts; use one of them")
-        prompts = [prompt for prompt in read_prompts(args.from_file) for _ in range(args.repeat or 1)]
-    if len(prompts) != num_inputs and 1 not in (len(prompts), num_inputs):
+    from sdjax.tasks.sweep import cells
+
+    pictures = _pictures(args, default, 1 if axes or num_inputs > 1 else pictures_at_a_time(args), check)
+    n_iter = 1 if axes and "n_iter" not in args.given else args.n_iter
+    if len(pictures) != num_inputs and 1 not in (len(pictures), num_inputs):
         raise ValueError(
-            f"--from-file holds one prompt, or one for each of the {num_inputs} pictures; got {len(prompts)}"
+            f"--from-file holds one prompt, or one for each of the {num_inputs} pictures; got {len(pictures)}"
         )
-    count, size = max(len(prompts), num_inputs), pictures_at_a_time(args, num_inputs)
-    prompts = prompts * count if len(prompts) == 1 else prompts
+    count = max(len(pictures), num_inputs)
+    size = 1 if axes else pictures_at_a_time(args, num_inputs)
+    pictures = pictures * count if len(pictures) == 1 else pictures
     inputs = list(range(num_inputs)) if num_inputs > 1 else [0] * count
     batches, seed = [], args.seed
-    for start in [*range(0, count, size)] * args.n_iter:
-        chunk, given = prompts[start : start + size], inputs[start : start + size]
+    for start in [*range(0, count, size)] * n_iter:
+        chunk, given = pictures[start : start + size], inputs[start : start + size]
         first = args.seed if args.fixed_code else seed
-        batches.append(Batch(chunk, list(range(first, first + len(chunk))), given))
+        seeded = [{**one, "seed": one.get("seed", first + i)} for i, one in enumerate(chunk)]
         seed += len(chunk)
-    last = max(batch.seeds[-1] for batch in batches)
+        if axes:  # the pictures of one plot have one seed
+            seeded = cells(axes, seeded[0])
+            given = given * len(seeded)
+        settings = [{name: value for name, value in one.items() if name not in ("prompt", "seed")} for one in seeded]
+        for own in settings if axes else []:
+            check(own)
+        batches.append(PromptBatch([one["prompt"] for one in seeded], [one["seed"] for one in seeded], given, settings))
+    last = max(seed for batch in batches for seed in batch.seeds)
     if last >= 2**64:
         raise ValueError(f"a seed is from 0 to 2**64 - 1; with one more for each picture, this run would reach {last}")
     return batches
+
+
+def _pictures(args: argparse.Namespace, default: str, each: int, check: Check) -> list[dict[str, Any]]:
+    """Returns the settings of each picture of one iteration, with its prompt. --prompt is used `each` times."""
+    if args.lines is not None:
+        for line in args.lines:
+            check(line)
+        return args.lines
+    if args.from_file is None:
+        return [{"prompt": default if args.prompt is None else args.prompt}] * each
+    lines = [line for line in read_lines(args.from_file, args.own, check) for _ in range(args.repeat or 1)]
+    if args.prompt is not None and any("prompt" in line for line in lines):
+        raise ValueError("--prompt and --from-file both give prompts; use one of them")
+    return [{"prompt": default if args.prompt is None else args.prompt, **line} for line in lines]
 
 
 def pictures_at_a_time(args: argparse.Namespace, num_inputs: int = 1) -> int:
@@ -60,16 +96,50 @@ def pictures_at_a_time(args: argparse.Namespace, num_inputs: int = 1) -> int:
     return of_one if num_inputs == 1 else -(-num_inputs // -(-num_inputs // most))
 
 
+def read_lines(path: str, own: Collection[str], check: Check) -> list[dict[str, Any]]:
+    """Returns the settings of each line of a file: {"prompt": line}, or those of a JSON object.
+
+    The file holds JSON lines if its name ends in .jsonl, or its first line is a JSON object. `own` are the task's own
+    settings (OF_TASK) that a line may have. Raises ValueError if there are no lines, the file is not UTF-8 text, or a
+    line's settings are wrong, which `check` decides too.
+    """
+    numbered = list(_numbered(path))
+    if not (path.lower().endswith(JSON_LINES) or _is_object(numbered[0][1])):
+        return [{"prompt": text} for _, text in numbered]
+    from sdjax.tasks import settings
+
+    read = []
+    for number, text in numbered:
+        try:
+            read.append(settings.from_json(text, own))
+            check(read[-1])
+        except ValueError as error:
+            raise ValueError(f"--from-file {path}, line {number}: {error}") from None
+    return read
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def read_prompts(path: str) -> list[str]:
     """Returns the non-empty lines of a file. Raises ValueError if there are none, or the file is not UTF-8 text."""
+    return [text for _, text in _numbered(path)]
+
+
+def _numbered(path: str) -> Iterator[tuple[int, str]]:
+    """Yields the non-empty lines of a file with their numbers, counted from 1."""
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"--from-file {path} cannot be read: {error.strerror}") from None
-    lines = [line for line in text_files.lines(text_files.decode(data, f"--from-file {path}")) if line.strip()]
-    if not lines:
+    lines = text_files.lines(text_files.decode(data, f"--from-file {path}"))
+    if not any(line.strip() for line in lines):
         raise ValueError(f"--from-file {path} holds no prompt; write one in each line")
-    return lines
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def check_prompts(pipe: Any, prompts: list[str]) -> None:

@@ -202,15 +202,16 @@ class Progress:
     def __init__(self, num_batches: int):
         from tqdm.auto import tqdm
 
-        self.num_batches, self.before = num_batches, 0
+        self.left, self.before = num_batches, 0
         self.bar = tqdm(desc="sampling", unit="call", disable=None, dynamic_ncols=True)
 
     def show(self, done: int, total: int) -> None:
-        """Moves the bar: `done` of this batch's `total` calls. All batches must have the same total."""
-        self.bar.total = total * self.num_batches
+        """Moves the bar: `done` of this batch's `total` calls. The batches to come are taken to have as many."""
+        self.bar.total = self.before + total * self.left
         self.bar.update(self.before + done - self.bar.n)
         if done == total:
             self.before += total
+            self.left -= 1
 
     def print(self, line: Any) -> None:
         """Writes a line to standard output without breaking the bar."""

@@ -85,7 +85,7 @@ def animate(
     request, mesh = whole_batch.requests[0], how.mesh
     schedule = rescaled(pipe.schedule, request.zero_terminal_snr)
     common, rest = split_steps(request.sampler, schedule, request.num_steps, prompt_strength)
-    batch, loop = whole("batch", batch), flag("loop", loop)
+    batch, loop = whole("batch", batch, 1), flag("loop", loop)
     guidance = request.guidance
     ignored = isinstance(guidance, ClassifierFree) and guidance.ignores_negative
     note_unguided(negative_prompt=ignored and any(negatives))
@@ -96,9 +96,7 @@ def animate(
                 note(f"{name} has no effect on one prompt: give several different ones, or leave it out")
     if len(set(zip(prompts, negatives, seeds))) == 1:
         note("all keyframes have the same prompt and seed: every frame is the same picture")
-    if batch < 1:
-        raise ValueError(f"batch is at least 1; got {batch}")
-    batch = placement.padded(min(batch, frames), mesh.size)
+    batch = placement.padded(min(batch, frames, how.at_once or batch), mesh.size)
     # The last batch is padded with copies of the last frame, so that one program makes every batch
     groups = [list(range(start, min(start + batch, frames))) for start in range(0, frames, batch)]
     alike = len(set(seeds)) == 1

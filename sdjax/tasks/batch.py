@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.checks.arguments import texts
+from sdjax.checks.arguments import is_sequence, texts
 from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
@@ -22,7 +22,8 @@ from sdjax.prompts.syntax import check_prompts
 from sdjax.samplers import Rows, Start, State, batch, make_start
 from sdjax.samplers.rows import per_image
 from sdjax.tasks.computing import Computing
-from sdjax.tasks.request import Request, expand
+from sdjax.tasks.inputs import one_each
+from sdjax.tasks.request import Each, Request, expand
 from sdjax.tasks.resolve import Resolved, check_begin, rescaled, resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
@@ -63,19 +64,23 @@ class Batch:
             starts=[self.starts[i] for i in which],
         )
 
-    def starting(self, strength: float = 1.0, *, compat: str | None = None) -> "Batch":
-        """Returns the batch with its starts. A `sdjax.checks.notes.Note` warns if no steps are left."""
+    def starting(self, strength: Each[float] = 1.0, *, compat: str | None = None) -> "Batch":
+        """Returns the batch with its starts. `strength` is one for all pictures, or one for each.
+
+        A `sdjax.checks.notes.Note` warns if no steps are left. Raises ValueError if numbers do not match.
+        """
         made: dict[Any, Start] = {}
+        shares = list(strength) if is_sequence(strength) else [strength]  # type: ignore[arg-type]
         starts = []
-        for request in self.requests:
+        for request, share in zip(self.requests, one_each("strength", shares, len(self.requests))):
             schedule = rescaled(self.pipe.schedule, request.zero_terminal_snr)
-            recipe = (id(request.sampler), request.num_steps, schedule)
+            recipe = (id(request.sampler), request.num_steps, schedule, share)
             if recipe not in made:
                 sampler = request.sampler
-                made[recipe] = start = make_start(sampler, schedule, request.num_steps, strength, compat=compat)
+                made[recipe] = start = make_start(sampler, schedule, request.num_steps, share, compat=compat)
                 if start.rows is None:
                     note(
-                        f"strength {strength:g} leaves none of {request.num_steps} steps: the prompt has no effect, "
+                        f"strength {share:g} leaves none of {request.num_steps} steps: the prompt has no effect, "
                         "and the picture only goes through the autoencoder"
                     )
                 else:
@@ -84,7 +89,11 @@ class Batch:
         return dataclasses.replace(self, starts=starts)
 
     def groups(self) -> list[list[int]]:
-        """Returns groups of picture numbers. The pictures of a group have one size and one compiled rule."""
+        """Returns groups of picture numbers. The pictures of a group have one size and one compiled rule.
+
+        A group has at most `at_once` pictures (`Computing`). A larger one is divided into groups of equal size, so
+        that they share a program: the last picture is repeated as often as needed.
+        """
         groups: dict[Any, list[int]] = {}
         for i, (request, start) in enumerate(zip(self.requests, self.starts, strict=True)):
             sampler = request.sampler
@@ -92,7 +101,7 @@ class Batch:
             end = id(sampler) if sampler.ends_alone else None
             alike = (self.size_of(i), start.rows is None, sampler.rule, end, jax.tree.structure(request.guidance))
             groups.setdefault(alike, []).append(i)
-        return list(groups.values())
+        return [part for group in groups.values() for part in divided(group, self.how.at_once)]
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Returns the (height, width) at which picture i is made."""
@@ -265,6 +274,16 @@ def source_of(branch: str) -> str:
     return SOURCES[branch]
 
 
+def divided(group: list[int], most: int | None) -> list[list[int]]:
+    """Returns the group in as few parts of at most `most` entries as possible, of equal length."""
+    if most is None or len(group) <= most:
+        return [group]
+    parts = -(-len(group) // most)
+    size = -(-len(group) // parts)
+    filled = placement.fill(group, size)
+    return [filled[start : start + size] for start in range(0, len(group), size)]
+
+
 def make_batch(
     pipe: Pipeline,
     prompt: str | Sequence[str] | None,
@@ -272,7 +291,7 @@ def make_batch(
     *,
     num_inputs: int | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
-    strength: float = 1.0,
+    strength: Each[float] = 1.0,
     compat: str | None = None,
 ) -> Batch:
     """Returns the batch of a task's prompt and `options` (`sdjax.tasks.request.Options`).
@@ -306,7 +325,7 @@ def batch_of(
     how: Computing,
     inputs: list[int] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
-    strength: float = 1.0,
+    strength: Each[float] = 1.0,
     compat: str | None = None,
 ) -> Batch:
     """Returns the batch of requests with its starts. Raises ValueError for values that the model does not support."""

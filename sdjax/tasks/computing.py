@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import jax
 
 from sdjax.checks import arguments
-from sdjax.checks.arguments import flag
+from sdjax.checks.arguments import flag, whole
 from sdjax.pipeline import placement
 from sdjax.samplers.sampler import choose
 
@@ -24,6 +24,7 @@ class ComputingOptions(TypedDict, total=False):
     parallel: placement.Parallel
     devices: Sequence[jax.Device] | None
     exact: bool
+    at_once: int | None
     progress: Callable[[int, int], None] | None
     on_step: "Callable[[Step], None] | None"
     output: Literal["pixels", "latent"]
@@ -34,10 +35,11 @@ class Computing:
     """How a batch is computed.
 
     The batch is spread over `devices` (default: all of this process) by `parallel`: "jit" or "pmap". `exact` computes
-    pictures one by one, so that they are bit-identical alone and in a batch. `progress(done, total)` counts calls of
-    the network. `on_step(step)` gets a `sdjax.tasks.session.Step`, which has a preview. Both are called after every few
-    calls of the network. `output` "latent" returns float32 latents instead of pictures; they are not cropped and not
-    put back into a picture.
+    pictures one by one, so that they are bit-identical alone and in a batch. `at_once` is the largest number of
+    pictures that are computed at once; None means all that fit together (`Batch.groups`). `progress(done,
+    total)` counts calls of the network. `on_step(step)` gets a `sdjax.tasks.session.Step`, which has a preview. Both
+    are called after every few calls of the network. `output` "latent" returns float32 latents instead of pictures; they
+    are not cropped and not put back into a picture.
 
     Raises ValueError for values of the wrong kind.
     """
@@ -45,6 +47,7 @@ class Computing:
     parallel: placement.Parallel = "jit"
     devices: Sequence[jax.Device] | None = None
     exact: bool = False
+    at_once: int | None = None
     progress: Callable[[int, int], None] | None = None
     on_step: "Callable[[Step], None] | None" = None
     output: Literal["pixels", "latent"] = "pixels"
@@ -55,6 +58,8 @@ class Computing:
             if value is not None and not callable(value):
                 raise ValueError(f"{name} is a function of {takes}; got {arguments.shown(value)}")
         object.__setattr__(self, "exact", flag("exact", self.exact))
+        if self.at_once is not None:
+            object.__setattr__(self, "at_once", whole("at_once", self.at_once, 1))
         choose("output", self.output, OUTPUTS)
         self.mesh  # noqa: B018  # raises if `devices` are not devices
 

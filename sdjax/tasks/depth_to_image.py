@@ -25,7 +25,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
-from sdjax.tasks.request import Options
+from sdjax.tasks.request import Each, Options
 from sdjax.tasks.resolve import SIDES
 from sdjax.tasks.session import Making, Session, task
 from sdjax.typing import Image, Params
@@ -42,7 +42,7 @@ def depth_to_image(
     prompt: str | Sequence[str] = "",
     *,
     depth_map: Any = None,
-    strength: float = 0.9,
+    strength: Each[float] = 0.9,
     compat: str | None = None,
     **options: Unpack[Options],
 ) -> Session:

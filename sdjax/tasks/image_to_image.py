@@ -19,7 +19,7 @@ def image_to_image(
     image: Any,
     prompt: str | Sequence[str] = "",
     *,
-    strength: float = 0.75,
+    strength: Each[float] = 0.75,
     height: Each[int | None] = None,
     width: Each[int | None] = None,
     compat: str | None = None,
@@ -33,9 +33,10 @@ def image_to_image(
     picture. The result is uint8 [b, h, w, 3], or a list of [h, w, 3] if sizes differ. Pictures of one size form one
     batch.
 
-    `strength` from 0 to 1 is the share of the steps that are made. 0 only passes the picture through the autoencoder; 1
-    starts from pure noise, like `text_to_image`. The latent is a draw from the autoencoder's posterior. `compat`
-    "compvis" counts timesteps and steps as CompVis's and Stability's scripts do, one off.
+    `strength` from 0 to 1 is the share of the steps that are made, one for all pictures or one for each. 0 only passes
+    the picture through the autoencoder; 1 starts from pure noise, like `text_to_image`. The latent is a draw from the
+    autoencoder's posterior. `compat` "compvis" counts timesteps and steps as CompVis's and Stability's scripts do, one
+    off.
 
     `options` are those of `text_to_image`. Raises whatever it raises, and ValueError if a file is not a picture.
     """

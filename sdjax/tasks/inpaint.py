@@ -16,7 +16,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task, kind_of
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, Sampling, make_batch
-from sdjax.tasks.request import Options
+from sdjax.tasks.request import Each, Options
 from sdjax.tasks.session import Making, Session, task
 
 METHODS = {"blend": "text", "concat": "inpainting"}  # methods, and the kind of model that each needs
@@ -29,7 +29,7 @@ def inpaint(
     mask: Any,
     prompt: str | Sequence[str] = "",
     *,
-    strength: float = 1.0,
+    strength: Each[float] = 1.0,
     method: str | None = None,
     only_masked: bool = False,
     padding: int = 32,

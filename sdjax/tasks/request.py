@@ -170,9 +170,7 @@ def expand(prompt: str | Sequence[str] | None, *, num_images: int = 1, **options
     """
     lists = {name: several for name, value in options.items() if (several := _several(name, value)) is not None}
     prompts = _prompts(prompt, lists.pop("prompt_embeds", None), options.pop("prompt_embeds", None))
-    num_images = whole("num_images", num_images)
-    if num_images < 1:
-        raise ValueError(f"num_images is at least 1; got {num_images}")
+    num_images = whole("num_images", num_images, 1)
     negatives = [lists.pop("negative_prompt", None), lists.pop("negative_prompt_embeds", None)]
     if len(prompts) == 1 and num_images == 1:
         num_images = max([1, *map(len, lists.values())])

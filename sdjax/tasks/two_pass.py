@@ -11,7 +11,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.samplers.noise import SECOND
 from sdjax.tasks.batch import Batch, make_batch
-from sdjax.tasks.request import SizedOptions
+from sdjax.tasks.request import Each, SizedOptions
 from sdjax.tasks.resolve import STEP, check_size
 from sdjax.tasks.results import advice
 from sdjax.tasks.session import Making, Session, task
@@ -26,7 +26,7 @@ def two_pass(
     *,
     enlarge: float = 2.0,
     upscale: str = "lanczos",
-    strength: float = 0.6,
+    strength: Each[float] = 0.6,
     **options: Unpack[SizedOptions],
 ) -> Session:
     """Returns pictures made in two passes: small ones are enlarged, then image to image refines them.

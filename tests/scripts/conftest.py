@@ -9,6 +9,12 @@ import sdjax
 from sdjax.config import ModelConfig, ScheduleConfig
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.schedule import NoiseSchedule
+from sdjax.tasks.results import joined
+
+
+def of_picture(value: object, i: int) -> object:
+    """Returns picture i's value of an option with one value for all, or one for each."""
+    return value[i] if isinstance(value, list) else value
 
 
 class Fake:
@@ -35,9 +41,11 @@ class Fake:
         if self.error is not None and self.made:
             raise self.error
         self.note(prompts, **options)
-        side = self.config.image_size
-        shape = (options["height"] or side, options["width"] or side, 3)
-        return np.stack([np.random.default_rng(s).integers(0, 256, shape, np.uint8) for s in options["seed"]])
+        made = []
+        for i, seed in enumerate(options["seed"]):
+            sides = [of_picture(options[name], i) or self.config.image_size for name in ("height", "width")]
+            made.append(np.random.default_rng(seed).integers(0, 256, (*sides, 3), np.uint8))
+        return joined(made)
 
     def from_pictures(self, pipe: object, images: list[np.ndarray], *more: object, **options: object) -> np.ndarray:
         """Stands in for the tasks that are given pictures: inverts them."""
@@ -47,7 +55,8 @@ class Fake:
         return [255 - image for image in images]
 
     def note(self, prompts: list[str], **options: object) -> None:
-        options["progress"](options["num_steps"], options["num_steps"])
+        steps = max(of_picture(options["num_steps"], i) for i in range(len(prompts)))
+        options["progress"](steps, steps)
         self.made.append({"prompts": prompts, **options})
 
 

@@ -198,7 +198,7 @@ REFUSED_EARLY = [
     ("--from-file missing.txt", "missing.txt cannot be read: No such file"),
     ("--from-file empty.txt", "holds no prompt"),
     ("--from-file latin.txt", "is not UTF-8 text"),
-    ("--from-file empty.txt --prompt a", "both give prompts"),
+    ("--from-file full.txt --prompt a", "both give prompts"),
     ("--sampler ddim --plms", "contradicts --plms"),
     ("--sampler plms --dpm", "contradicts --dpm"),
     ("--precision full --dtype bfloat16", "--precision full means float32, --dtype says bfloat16"),
@@ -221,6 +221,7 @@ REFUSED_EARLY = [
 def test_bad_input_is_refused_before_anything_is_loaded(fake, capsys, flags: str, sentence: str) -> None:
     Path("empty.txt").write_text("\n \n")
     Path("latin.txt").write_bytes(b"caf\xe9\n")
+    Path("full.txt").write_text("a cat\n")
     assert txt2img(*flags.split()) == 2
     assert sentence in capsys.readouterr().err
     assert not fake.loaded

@@ -1,0 +1,147 @@
+"""The options of each picture: the fields of `sdjax.Request` that flags set, and those that a picture has of its own.
+
+A picture's own settings are from a JSON line of --from-file, or from --sweep (`sdjax.tasks.settings`).
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdjax import names
+from sdjax.scripts.shared import runtime
+from sdjax.scripts.shared.picture_settings import recorded_options
+
+OF_SAMPLER = (
+    "sampler",
+    "sampler_options",
+    "eta",
+    "spacing",
+    "schedule",
+    "schedule_options",
+)  # settings that together make the sampler
+OF_TASK = ("height", "width", "strength")  # settings that the commands give to their tasks, and record, themselves
+RECORDED_AS = {"num_steps": "steps"}  # names in a picture's file, where they differ from the fields'
+
+
+class PictureOptions:
+    """What the flags say about every picture, and what single pictures have instead.
+
+    `name` and `spacing` are the sampler's by the flags, `guidance` the fields of `Request` about guidance. `schedule`
+    is the model's noise schedule, once it is known: it chooses the sampler's default spacing.
+    """
+
+    def __init__(self, args: argparse.Namespace, name: str, spacing: Any, guidance: Mapping[str, Any]) -> None:
+        self.args, self.name, self.spacing = args, name, spacing
+        self.schedule: Any = None
+        self.flags: dict[str, Any] = {
+            "negative_prompt": args.negative_prompt,
+            "num_steps": args.steps,
+            "guidance_scale": args.scale,
+            "guidance_rescale": args.guidance_rescale,
+            "zero_terminal_snr": args.zero_terminal_snr,
+            **guidance,
+        }
+        of_task = {"height": "H", "width": "W", "strength": "strength"}
+        self.flags |= {name: getattr(args, flag) for name, flag in of_task.items() if name in args.own}
+
+    def sampler(self, own: Mapping[str, Any]) -> tuple[str, Any]:
+        """Returns the name and the sampler of a picture with these own settings.
+
+        --sampler-option belongs to the sampler of the flags: a picture with another one has its own options.
+        """
+        from sdjax.samplers import SAMPLERS
+        from sdjax.tasks.settings import schedule_of
+
+        name, spacing = self.name, self.spacing
+        if own.get("sampler") is not None:
+            name, said = names.find_sampler(own["sampler"], more=SAMPLERS)
+            spacing = self.spacing if said is None and "schedule" in self.args.given else said
+        options = dict(own.get("sampler_options", {}))
+        if own.get("spacing") is not None:
+            options["spacing"], spacing = own["spacing"], None
+        if own.get("schedule") is not None:
+            spacing = schedule_of(own)
+        eta = own.get("eta")
+        texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
+        if name == self.name:
+            texts += [text for text in self.args.sampler_option if text.partition("=")[0] not in options]
+        if eta is None and "eta" not in options:
+            eta = self.args.ddim_eta
+        return name, runtime.make_sampler(name, texts, eta=eta, schedule=self._schedule(own), spacing=spacing)
+
+    def _schedule(self, own: Mapping[str, Any]) -> Any:
+        """Returns the noise schedule of a picture; None while it is not known."""
+        from sdjax.tasks.request import Request
+        from sdjax.tasks.resolve import rescaled
+
+        tool = own.get("zero_terminal_snr", self.args.zero_terminal_snr)
+        return (
+            None
+            if self.schedule is None
+            else rescaled(self.schedule, Request(zero_terminal_snr=tool).zero_terminal_snr)
+        )
+
+    def check(self, own: Mapping[str, Any], config: Any = None) -> None:
+        """Raises ValueError for own settings that cannot be used, as far as that is known without the model.
+
+        With the model's `config`, it raises for those that do not fit the model.
+        """
+        import sdjax
+        from sdjax.checks.arguments import number
+        from sdjax.tasks.resolve import check_size, counted
+
+        _, sampler = self.sampler(own)
+        if "strength" in own:
+            number("strength", own["strength"], 0, 1)
+        check_size(config or sdjax.ModelConfig("any"), own.get("height"), own.get("width"))
+        if config is not None:
+            sampler.grid(self._schedule(own), counted(sampler, own.get("num_steps", self.args.steps)))
+
+    def for_task(self, settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Returns the arguments of a task for pictures with these own settings: one for all, or one for each."""
+        from sdjax.tasks.request import Request
+
+        defaults = {field.name: field.default for field in dataclasses.fields(Request)}
+        merged = []
+        for own in settings:
+            one = {**self._merged(own), "sampler": self.sampler(own)[1]}
+            merged.append({name: value for name, value in one.items() if name == "sampler" or name not in OF_SAMPLER})
+        own_names = {"sampler" if name in OF_SAMPLER else name for own in settings for name in own}
+        out = {}
+        for name in dict.fromkeys(name for one in merged for name in one):
+            values = [one.get(name, defaults.get(name)) for one in merged]
+            out[name] = values if name in own_names else values[0]
+        return out
+
+    def _merged(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the settings of a picture. Options of guidance belong to the guidance that they are given with."""
+        without = {"guidance_options"} if "guidance" in own else set()
+        return {**{name: value for name, value in self.flags.items() if name not in without}, **own}
+
+    def describe(self, own: Mapping[str, Any], config: Any) -> dict[str, Any]:
+        """Returns the recorded settings of a picture: those of every picture, and others unless at their defaults."""
+        from sdjax.tasks.request import Request
+        from sdjax.tasks.resolve import counted
+
+        defaults = {field.name: field.default for field in dataclasses.fields(Request)}
+        settings = self._merged(own)
+        scale = settings.pop("guidance_scale")
+        scale = config.guidance_scale if scale is None else scale
+        negative, steps = settings.pop("negative_prompt"), settings.pop("num_steps")
+        name, sampler = self.sampler(own)
+        others = {
+            RECORDED_AS.get(key, key): value
+            for key, value in settings.items()
+            if key not in (*OF_SAMPLER, *OF_TASK) and value != defaults.get(key)
+        }
+        return {
+            **({} if scale == 1 and settings.get("guidance") is None else {"negative_prompt": negative or ""}),
+            "sampler": name,
+            "sampler_options": recorded_options(sampler),
+            "steps": counted(sampler, steps),
+            "guidance_scale": scale,
+            **others,
+            **({"strength": own["strength"]} if "strength" in own else {}),
+        }
