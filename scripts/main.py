@@ -29,6 +29,7 @@ COMMANDS = {
     "variations": ("variations", "make pictures that show the same as your pictures, or a mixture"),
     "upscale": ("upscale", "make a picture four times as large"),
     "animate": ("animate", "make an animation between prompts"),
+    "reproduce": ("reproduce", "read how a picture was made, and make it again"),
     "watermark": ("watermark", "read or write the invisible watermark"),
     "train": ("train", "train or fine-tune a model"),
     "cache-latents": ("cache_latents", "compute the latents of a training set once"),

@@ -159,11 +159,8 @@ def _samples(source: PictureSource, *, real: bool = False) -> tuple[Samples, str
                 raise PictureError(f"the file has more than {MAX_BYTES} bytes")
             return formats.read(bytes(source)), "the picture"
     if isinstance(source, (str, os.PathLike)):
-        name = os.fsdecode(source)
-        name = name if name.isprintable() else ascii(name)
-        local(source)
-        with doing("reading the picture", source):
-            data = _content(source, name)
+        name = _shown(source)
+        data = read_file(source)
         with _named(name):
             return formats.read(data), name
     if hasattr(source, "__array__"):
@@ -172,8 +169,20 @@ def _samples(source: PictureSource, *, real: bool = False) -> tuple[Samples, str
     raise PictureError(f"a picture is a path, bytes, a Pillow image or an array; got {type(source).__name__}")
 
 
-def _content(path: str | os.PathLike, name: str) -> bytes:
+def read_file(path: str | os.PathLike) -> bytes:
     """Returns a file's bytes. Raises OSError; PictureError if it is too long, or a device, pipe or folder."""
+    local(path)
+    with doing("reading the picture", path):
+        return _content(path, _shown(path))
+
+
+def _shown(path: str | os.PathLike) -> str:
+    """Returns the path as a printable text."""
+    name = os.fsdecode(path)
+    return name if name.isprintable() else ascii(name)
+
+
+def _content(path: str | os.PathLike, name: str) -> bytes:
     try:  # without waiting for a pipe's other end
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except ValueError as error:  # a zero byte in the name

@@ -31,7 +31,7 @@ _PNG_MODES = {
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
+def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
     """Yields name, content and end of every chunk as far as IEND."""
     view, at = memoryview(data), len(MAGIC)
     for _ in range(MAX_CHUNKS):
@@ -59,7 +59,7 @@ def read(data: bytes) -> Samples:
     found: dict[bytes, bytes] = {}
     pixels: list[memoryview] = []
     last, stop = b"", 0
-    for name, content, end in _png_chunks(data):
+    for name, content, end in chunks(data):
         if (name == b"IHDR") != (not last) or (name == b"IHDR" and len(content) != 13):
             raise PictureError("the PNG is damaged: its header is not the first chunk, or not of 13 bytes")
         if name == b"IHDR":

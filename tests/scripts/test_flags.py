@@ -15,7 +15,7 @@ SHARED = (
     f"--ddim_eta --scale --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
     "--safety-checker --guidance"
 )
-PICTURES = f"{SHARED} --n_iter --fixed_code --skip_save --skip_grid"
+PICTURES = f"{SHARED} --sweep --n_iter --fixed_code --skip_save --skip_grid"
 ALWAYS = {
     "txt2img": f"{PICTURES} --hires --laion400m",
     "img2img": f"{PICTURES} --init-img --strength --compat --background",
@@ -24,6 +24,8 @@ ALWAYS = {
     "variations": f"{PICTURES} --init-img --noise_level --prior --noise-stats",
     "upscale": f"{PICTURES} --init-img --noise_level --background",
     "animate": f"{SHARED} --frames --loop --prompt-strength --format --fps --save_frames",
+    "reproduce": f"--debug --dry-run --ckpt --revision --C --f {READING} --device --parallel --precision --dtype "
+    "--exact --outdir --safety-checker --skip_save --skip_grid",
     "watermark": "--debug --embed",
     "train": "--debug --config --set --workdir --plan --data --ckpt --steps --lr --batch-size --coordinator "
     "--num-hosts --host",
@@ -35,10 +37,11 @@ ALWAYS = {
     "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --device --json",
     "evaluate-builtin": "--debug --ckpt --prompts --seed --out --font --device",
 }
-WITHOUT_SIZE = ("inpaint", "depth2img", "upscale")  # their pictures keep their sizes
+WITHOUT_SIZE = ("inpaint", "depth2img", "upscale", "reproduce")  # their pictures keep their sizes
 
 # Arguments beside which a flag has no effect, where it has one alone
 GIVEN = {
+    "--init-img": "--dry-run",
     "--negative-prompt": "--scale 1",
     "--guidance-rescale": "--scale 1",
     "--n_rows": "--skip_grid",
@@ -67,6 +70,7 @@ NEEDED = {  # what a command cannot be without
     "upscale": "--init-img a.png",
     "variations": "--init-img a.png",
     "watermark": "a.png",
+    "reproduce": "a.png",
     "train": "--config finetune",
     "cache-latents": "out --folder f",
     "convert": "in out",

@@ -1,0 +1,148 @@
+"""Turns what a tool wrote about a picture into settings that make it again, and says what is not understood."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from sdjax import names
+from sdjax.pictures.metadata import Found
+from sdjax.pictures.metadata.found import Item
+from sdjax.samplers import SAMPLERS
+from sdjax.tasks import settings
+from sdjax.tasks.request import Request
+
+TITLES = {
+    "sdjax": "sdjax", "a1111": "A1111 or Forge", "comfyui": "ComfyUI", "invokeai": "InvokeAI",
+    "stable-diffusion.cpp": "stable-diffusion.cpp",
+}  # fmt: skip
+COMPAT = {"a1111": "a1111", "comfyui": "comfyui", "invokeai": "diffusers"}  # the tools' profiles
+NAMES = {"a1111": "a1111", "comfyui": "comfyui", "invokeai": "invokeai", "stable-diffusion.cpp": "sd_cpp"}
+OF_TASK = ("height", "width", "strength")
+# A1111's schedule "Automatic" of a sampler; of others it is the model's own
+AUTOMATIC = {
+    **dict.fromkeys(("DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a"), "Karras"),
+    **dict.fromkeys(("DPM2", "DPM2 a", "Restart"), "Karras"),
+    "DPM++ 3M SDE": "Exponential",
+}
+SOURCES = {"CPU": "torch_cpu", "GPU": "torch_cuda", "NV": "torch_cuda", "cpu": "torch_cpu", "cuda": "torch_cuda"}
+LAYERS = 12  # most that clip skip may leave out
+
+
+class Understood(NamedTuple):
+    """Settings as in `sdjax.tasks.settings`, those of a second pass, and both kinds of items.
+
+    `settings` may also have strength, height and width, which belong to tasks. `hires` are the arguments of
+    `sdjax.two_pass` besides the request.
+    """
+
+    settings: dict[str, Any]
+    hires: dict[str, Any]
+    items: list[Item]
+    unknown: list[Item]
+
+
+class _NotHere(Exception):
+    """A setting that sdjax does not have, or a value that it does not know."""
+
+
+def understand(found: Found) -> Understood:
+    """Returns the settings of what a picture says. Items whose values sdjax does not know are put aside, never refused.
+
+    Settings of another tool get its profile (`compat`): noise, counting of steps and schedules as that tool has them.
+    """
+    out = Understood({}, {}, [], [])
+    known = settings.known_names(OF_TASK)
+    raw = {item.name: item.value for item in found.items if item.name}
+    for item in found.items:
+        try:
+            if item.name is None:
+                raise _NotHere
+            own, _, entry = item.name.partition(".")
+            values = _translated(found.tool, item.name, item.value, raw)
+            if own == "hires":
+                out.hires[entry] = item.value
+            elif own == settings.SAMPLER_OPTIONS:
+                out.settings.setdefault(own, {})[entry] = item.value
+            elif entry and own in known and isinstance(item.value, str | int | float):
+                out.settings[own] = {**out.settings.get(own, {}), entry: item.value}
+            elif not values.keys() <= set(known):
+                raise _NotHere
+            else:
+                settings.check(values)
+                out.settings.update(values)
+            out.items.append(item)
+        except _NotHere:
+            out.unknown.append(item)
+        except ValueError as error:
+            out.unknown.append(dataclasses.replace(item, text=f"{item.text} ({error})"))
+    _check_options(out)
+    fields = {field.name for field in dataclasses.fields(Request)}
+    if found.tool in COMPAT and "compat" in fields:
+        out.settings.setdefault("compat", COMPAT[found.tool])
+    return out
+
+
+def _translated(tool: str, name: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns our settings for one of a tool. Raises ValueError or `_NotHere` for a value that sdjax does not know."""
+    translate = TRANSLATIONS.get(name)
+    ours = tool == "sdjax" and name != "sampler"
+    return {name: value} if translate is None or ours else translate(tool, value, raw)
+
+
+def _sampler(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    found = names.find_sampler(str(value), NAMES.get(tool), SAMPLERS)
+    own = {"sampler": found.sampler}
+    return own if found.schedule is None or "schedule" in raw else {**own, "schedule": found.schedule}
+
+
+def _schedule(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    if tool == "a1111" and value == "Automatic":
+        value = AUTOMATIC.get(str(raw.get("sampler")))
+        if value is None:
+            return {}
+    return {"schedule": names.find_schedule(str(value), NAMES.get(tool))}
+
+
+def _noise_source(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    if value not in SOURCES:
+        raise _NotHere
+    return {"noise_source": SOURCES[value]}
+
+
+def _clip_skip(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A1111 counts 1 for the last layer, ComfyUI -1, InvokeAI 0; ours is A1111's."""
+    layer = {"comfyui": -value, "invokeai": value + 1}.get(tool, value)
+    if not 1 <= layer <= LAYERS:
+        raise _NotHere
+    return {"clip_skip": layer}
+
+
+def _seamless(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    if value is False:
+        return {}
+    return {"seamless": "xy" if value is True else value}
+
+
+Translation = Callable[[str, Any, Mapping[str, Any]], dict[str, Any]]
+TRANSLATIONS: dict[str, Translation] = {
+    "sampler": _sampler,
+    "schedule": _schedule,
+    "noise_source": _noise_source,
+    "clip_skip": _clip_skip,
+    "seamless": _seamless,
+}
+
+
+def _check_options(out: Understood) -> None:
+    """Puts options aside that the sampler does not have, or for which it has no sense."""
+    given = out.settings.pop(settings.SAMPLER_OPTIONS, {})
+    sampler = out.settings.get("sampler")
+    own = vars(SAMPLERS[sampler]()) if sampler in SAMPLERS else {}
+    kept = {name: value for name, value in given.items() if name in own}
+    if kept:
+        out.settings[settings.SAMPLER_OPTIONS] = kept
+    for item in list(out.items):
+        first, _, entry = (item.name or "").partition(".")
+        if first == settings.SAMPLER_OPTIONS and entry not in kept:
+            out.items.remove(item)
+            out.unknown.append(item)
