@@ -32,6 +32,8 @@ _HOME = {
     "Interrupted": "sdjax.tasks.session",
     "generate": "sdjax.tasks.generate",
     "text_to_image": "sdjax.tasks.text_to_image",
+    "sweep": "sdjax.tasks.sweep",
+    "differentiable": "sdjax.tasks.differentiable",
     "image_to_image": "sdjax.tasks.image_to_image",
     "invert": "sdjax.tasks.invert",
     "two_pass": "sdjax.tasks.two_pass",

@@ -142,3 +142,19 @@ def sample(
 
     arrays = (rows, state, keys, branches, guidance, known)
     return one_by_one(run, *arrays) if program.exact else run(*arrays)
+
+
+def sample_with_remat(
+    program: SampleProgram, params: Params, rows: Rows, state: State, keys: Keys,
+    branches: tuple[Conditioning, ...], guidance: Guidance,
+) -> State:  # fmt: skip
+    """Returns the sampler's state after `rows`, [n, b, ...], for gradients: like `sample`, but to be differentiated.
+
+    Only the states between rows are stored; a row is computed again when its gradient is needed.
+    """
+    denoiser = make_denoiser(program.network, params, program.prediction, branches, guidance)
+
+    def step(state: State, row: Rows) -> tuple[State, None]:
+        return scan_rows(program.rule, denoiser, state, jax.tree.map(lambda a: a[None], row), keys), None
+
+    return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, rows)[0]
