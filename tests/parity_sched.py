@@ -32,8 +32,7 @@ def sigma_schedule(tool, name, num_steps, options):
         how = recipe(tool, sampler, name, schedule_settings=options)
         noise = how.noise_schedule(NOISE, zero_terminal_snr=zero_snr)
         if how.on_timesteps:
-            left = len(how.sigmas(noise, num_steps, strength=strength).sigma)
-            return how.timesteps(num_steps)[: left if strength is not None else None]
+            return how.timesteps(num_steps, strength=strength, exact_steps=exact)
         return how.sigmas(noise, num_steps, strength=strength, exact_steps=exact).sigma
     if name == "laplace":  # the node's sigmas end at the smallest one
         grid = make_schedule(name, options).grid(NOISE, max(num_steps - 1, 1), end="sigma_min")

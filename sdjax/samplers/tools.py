@@ -79,9 +79,12 @@ class Recipe:
             return Distilled(noise.config, noise.last_alpha)
         return noise
 
-    def timesteps(self, num_steps: int) -> np.ndarray:
-        """Returns the timesteps that A1111's DDIM, PLMS and UniPC get, int, rising."""
-        return a1111_timesteps(num_steps)
+    def timesteps(
+        self, num_steps: int, *, strength: float | None = None, exact_steps: bool = False
+    ) -> np.ndarray:  # fmt: skip
+        """Returns the timesteps that A1111's DDIM, PLMS and UniPC get, int, rising; with `strength` only the first."""
+        total, left = _a1111_steps(num_steps, strength, exact_steps)
+        return a1111_timesteps(total)[:left]
 
     def sigmas(
         self, noise: NoiseSchedule, num_steps: int, *, strength: float | None = None, exact_steps: bool = False
@@ -157,8 +160,7 @@ class Recipe:
             sigma = np.geomspace(sigma[0], sigma[sigma > 0][-1], ATTEMPTS + 1)
             t = clipped(noise, sigma, "log_sigma")
         sampler = self.sampler
-        if self.label in ("uni_pc", "uni_pc_bh2"):  # ComfyUI's ends at 0.001, with a lower order for few steps
-            sigma = np.where(sigma == 0, 1e-3, sigma)
+        if self.label in ("uni_pc", "uni_pc_bh2"):  # ComfyUI's have a lower order for few steps
             sampler = dataclasses.replace(sampler, order=min(3, max(len(sigma) - 2, 1)))  # type: ignore[call-arg]
         if isinstance(noise, Distilled):  # the boundary condition depends on the model's timesteps
             t = noise.whole(t)
@@ -221,6 +223,8 @@ class Recipe:
         """Returns the start of A1111's samplers on timesteps: noise of the timestep above the first one that is run."""
         total, left = _a1111_steps(num_steps, strength, exact_steps)
         grid = self._timestep_grid(noise, total, left)
+        if left is None and len(grid.sigma) < 2:
+            raise ValueError(f"A1111's {self.label} makes no step at all for 1 step: give at least 2")
         if left is None:
             return Start(self.rows(noise, grid), np.float32(0), np.float32(math.sqrt(1 + grid.sigma[0] ** 2)))
         every = a1111_timesteps(total)
@@ -345,8 +349,6 @@ def _tool_settings(tool: str, label: str) -> dict[str, Any]:
 # (tool, name of the sampler there) -> fields
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("a1111", "UniPC"): {"variant": "bh1", "order": 3, "end": "sigma_min"},
-    ("comfyui", "uni_pc"): {"variant": "bh1", "order": 3},
-    ("comfyui", "uni_pc_bh2"): {"variant": "bh2", "order": 3},
     ("a1111", "DPM fast"): {"eta": 1.0},
     ("a1111", "DPM adaptive"): {"eta": 1.0, "joint": True},
     ("comfyui", "dpm_adaptive"): {"joint": True},
