@@ -14,9 +14,9 @@ from sdjax.schedule import NoiseSchedule
 POINTS = 200  # of the reference's quadrature
 
 
-def noise_scale(sigma: np.ndarray) -> np.ndarray:
+def noise_scale(sigma: np.ndarray | float) -> np.ndarray:
     """Returns phi(sigma) = sigma (e^(sigma^0.3) + 10): the paper's "ER SDE 5", which the reference uses."""
-    return sigma * (np.exp(sigma**0.3) + 10)
+    return np.asarray(sigma * (np.exp(sigma**0.3) + 10))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ERSDE(Sampler):
             rows.append(row(t[i], here, there, base=ratio, calls=calls, noise=noise, brownian=self.brownian))
         return stack(rows)
 
-    def _weights(self, here: float, there: float) -> tuple[float, float]:
+    def _weights(self, here: float, there: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns the weights of D1 and D2."""
         dt = there - here
         width = -dt / POINTS

@@ -11,7 +11,7 @@ batch. Their numbers are its arguments, so another mixture of the same size need
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from sdjax.schedule import PREDICTIONS
 
 if TYPE_CHECKING:
     from sdjax.samplers.adaptive import Control
+    from sdjax.samplers.dpm_adaptive import PIDControl
 
 # Remembered earlier calls of most rules: Adams-Bashforth 4 after PLMS's extra call needs 4, SA-Solver with two calls a
 # step needs 5
@@ -51,7 +52,7 @@ class Rows(NamedTuple):
     timestep: Numbers  # the network's timestep, fractional
     sigma: Numbers  # the noise in x when the network is called
     sigma_next: Numbers  # the noise in x after this row
-    coef: "Coef | Control"  # the weights for the sampler's rule
+    coef: "Coef | Control | PIDControl"  # the weights for the sampler's rule
     interval: Numbers  # [2]: the sigmas between which the row's noise lies; both 0 if the row draws none
     brownian: Numbers  # whether this noise is an increment of the image's Brownian path (noise.py)
     starts_step: Numbers  # false for a step's second and later calls
@@ -128,11 +129,11 @@ def stack(rows: Sequence[Rows]) -> Rows:
     return whole._replace(step=step, num_steps=num_steps, index=index, stage=stage, **flags)
 
 
-def whole_run(timestep: float, sigma: float, sigma_next: float, control: Any) -> Rows:
+def whole_run(timestep: float, sigma: float, sigma_next: float, control: "Control | PIDControl") -> Rows:
     """Returns the one row of a run whose rule contains a loop. `control` are its numbers, leaves [1, ...]."""
-    numbers = (np.array([value], np.float32) for value in (timestep, sigma, sigma_next))
+    timesteps, sigmas, ends = (np.array([value], np.float32) for value in (timestep, sigma, sigma_next))
     return Rows(
-        *numbers, control, interval=np.zeros((1, 2), np.float32), brownian=np.zeros(1, bool),
+        timesteps, sigmas, ends, control, interval=np.zeros((1, 2), np.float32), brownian=np.zeros(1, bool),
         starts_step=np.ones(1, bool), active=np.ones(1, bool), step=np.zeros(1, np.int32),
         num_steps=np.ones(1, np.int32), index=np.zeros(1, np.int32), stage=np.zeros(1, np.int32),
     )  # fmt: skip
