@@ -12,6 +12,8 @@ from sdjax.checks.notes import Note
 from sdjax.diffusion import rules
 from sdjax.diffusion.guidance import ClassifierFree
 from sdjax.scripts.main import main
+from sdjax.tasks.batch import batch_of
+from sdjax.tasks.computing import Computing
 
 import models
 from checks import count_compilations, near
@@ -27,55 +29,50 @@ def request(seed=1, **settings):
     return sdjax.Request("a cat", seed=seed, **{"num_steps": 3, "guidance_scale": 4.0, **settings})
 
 
+def batch(*requests, pipe=None):
+    return batch_of(pipe or models.pipeline(), list(requests), Computing(**ONE))
+
+
 def test_other_numbers_in_a_batch_compile_nothing_and_each_picture_is_its_own():
     first = request(1, guidance="apg", guidance_options={"eta": 0.2}), request(2, guidance=rules.APG(momentum=-0.5))
-    make(*first)
-    again = (
-        request(1, guidance="apg", guidance_options={"eta": 0.2}),
-        request(5, guidance="apg", guidance_options={"threshold": 3.0, "eta": 0.9}, guidance_scale=9.0, num_steps=4),
-    )
-    made = []
-    assert count_compilations(lambda: made.append(make(*again))) == 0
-    assert near(made[0][:1], make(*first)[:1])
+    made = [make(*first)]
+    other = request(5, guidance="apg", guidance_options={"threshold": 3.0}, guidance_scale=9.0, num_steps=4)
+    assert count_compilations(lambda: made.append(make(first[0], other))) == 0
+    assert near(made[1][:1], made[0][:1])
+    assert not near(made[1][1:], made[0][1:])
 
 
-def test_pictures_with_other_rules_share_no_program_but_a_session():
-    plain, apg = request(1), request(1, guidance="apg", guidance_options={"eta": 0.0})
-    got = make(plain, apg, request(2))
-    assert near(got[[0, 2]], make(plain, request(2)))
-    assert not near(got[1:2], got[:1])
+def test_pictures_with_other_rules_are_other_groups():
+    apg = request(1, guidance="apg", guidance_options={"eta": 0.0})
+    assert batch(request(1), apg, request(2), request(3, guidance="apg")).groups() == [[0, 2], [1, 3]]
+    spaces = [request(guidance=rules.APG(space=space)) for space in ("output", "x0", "output")]
+    assert batch(*spaces).groups() == [[0, 2], [1]]  # a name is static, a number is not
 
 
 def test_a_batch_has_the_guidance_of_its_requests():
-    from sdjax.tasks.batch import batch_of
-    from sdjax.tasks.computing import Computing
-
     numbers = (0.2, 0.9)
-    requests = [request(guidance="interval+apg", guidance_options={"apg.eta": eta}) for eta in numbers]
-    batch = batch_of(models.pipeline(), requests, Computing(**ONE))
-    assert isinstance(batch.guidance, ClassifierFree)
-    interval, apg = batch.guidance.rules
+    two = batch(*(request(guidance="interval+apg", guidance_options={"apg.eta": eta}) for eta in numbers))
+    assert isinstance(two.guidance, ClassifierFree)
+    interval, apg = two.guidance.rules
     np.testing.assert_allclose(apg.eta, numbers, rtol=1e-6)
-    assert len(batch.groups()) == 1
-    assert [given.context.shape[0] for given in batch.conditionings()] == [2, 2]
+    assert len(two.groups()) == 1
+    assert [given.context.shape[0] for given in two.conditionings()] == [2, 2]
 
 
-def test_a_cfg_plus_plus_sampler_gets_the_unconditional_answer_at_scale_one():
-    from sdjax import samplers
-    from sdjax.tasks.batch import batch_of
-    from sdjax.tasks.computing import Computing
+def test_each_branch_gets_its_text():
+    pipe = models.pipeline()
+    one = batch(request(guidance="perp_neg+pag", negative_prompt="a dog"), pipe=pipe)
+    assert one.guidance.branches == ("unconditional", "conditional", "empty", "perturbed")
+    texts = ["a dog", "a cat", "", "a cat"]
+    for text, given in zip(texts, one.conditionings(), strict=True):
+        np.testing.assert_allclose(given.context, pipe.encode_prompt([text], mesh=one.how.mesh), atol=1e-5)
 
-    @dataclasses.dataclass(frozen=True)
-    class Unconditional(samplers.Sampler):
-        def steps(self, schedule, num_steps, *, skip=0):
-            t, sigma = self.grid(schedule, num_steps, skip=skip)
-            return samplers.stack(
-                [samplers.row(t[0], sigma[0], sigma[1], base=0.0, calls=[1.0], remember=(0.0, 0.0, 1.0))]
-            )
 
-    settings = {"guidance_scale": 1.0, "sampler": Unconditional()}
-    batch = batch_of(models.pipeline(), [request(**settings)], Computing(**ONE))
-    assert batch.guidance.branches == ("unconditional", "conditional")
+def test_a_sampler_in_cfg_plus_plus_form_gets_the_unconditional_answer_at_scale_one():
+    assert batch(request(guidance_scale=1.0, sampler="euler_cfg_pp")).guidance.branches == (
+        "unconditional", "conditional",
+    )  # fmt: skip
+    assert batch(request(guidance_scale=1.0)).guidance.branches == ("conditional",)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +106,12 @@ def test_wrong_guidance_is_refused_when_a_request_is_made(settings, message):
 )
 def test_guidance_that_the_model_cannot_have_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        make(request(**settings))
+        batch(request(**settings))
 
 
 def test_rules_without_effect_at_scale_one_are_noted():
     with pytest.warns(Note, match="guidance has no effect at guidance_scale 1"):
-        make(request(guidance_scale=1.0, guidance="apg"))
+        batch(request(guidance_scale=1.0, guidance="apg"))
 
 
 @pytest.mark.slow  # each compiles the network again
@@ -171,11 +168,10 @@ def test_wrong_flags_are_explained(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_rule_from_outside_needs_no_options():
-    @flax.struct.dataclass
+def test_a_rule_must_be_a_dataclass_that_jax_knows():
     class Same(rules.Rule):
         pass
 
-    with pytest.warns(Note):
-        made = make(request(guidance=Same(), guidance_scale=1.0))
-    assert near(made, make(request(guidance_scale=1.0)))
+    with pytest.raises(ValueError, match="the rule Same must be a flax.struct.dataclass"):
+        request(guidance=Same())
+    assert flax.struct.dataclass(Same)() in batch(request(guidance=flax.struct.dataclass(Same)())).guidance.rules

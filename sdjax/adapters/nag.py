@@ -70,8 +70,10 @@ class NAG:
                 for name in ("to_k", "to_v")
             )
             away = method(one_branch(q, self.branches, self.branch), keys, values, own.context_length)
-            flat = [a.reshape(*a.shape[:2], -1) for a in (one_branch(z, self.branches, self.branch), away)]
-            guided = normalised(*flat, own).reshape(away.shape)
+            positive, negative = (
+                a.reshape(*a.shape[:2], -1) for a in (one_branch(z, self.branches, self.branch), away)
+            )
+            guided = normalised(positive, negative, own).reshape(away.shape)
             if self.branches == 1:
                 return guided
             return with_branch(without_branch(z, self.branches, self.branch), guided, self.branches, self.branch)

@@ -67,7 +67,7 @@ class Call(NamedTuple):
         if space in ("output", self.prediction):
             return value
         of_x, of_value = PREDICTIONS[space].x0(per_image(self.row.sigma, self.x))
-        return (of_x * self.x + of_value * value - self.of_x * self.x) / self.of_output
+        return jnp.asarray((of_x * self.x + of_value * value - self.of_x * self.x) / self.of_output)
 
 
 def from_x0(x0: Noisy, x: Noisy, sigma: Numbers, space: str) -> Noisy:
@@ -270,7 +270,8 @@ class ClassifierFree:
         """Returns the guided x0. Without rules it combines outputs of any prediction type: x0 is linear in them."""
         conditional = outputs["conditional"]
         b = conditional.shape[0]
-        scale, rescale, rules = _of_images((self.scale, self.rescale, self.rules), b)
+        scale, rescale = (jnp.asarray(a) for a in _of_images((self.scale, self.rescale), b))
+        rules = _of_images(self.rules, b)
         on = jnp.broadcast_to(jnp.asarray(call.on), (b,))
         unconditional = outputs.get("unconditional", conditional)
         if self.resting is not None:
@@ -333,8 +334,8 @@ def _chosen(which: Bool[Array, "b"], changed: Answers, answers: Answers) -> Answ
 
 
 def make_guidance(
-    scale: float | Sequence[float],
-    rescale: float | Sequence[float] = 0.0,
+    scale: Numbers | float | Sequence[float],
+    rescale: Numbers | float | Sequence[float] = 0.0,
     rules: Sequence[Rule] = (),
     *,
     needs_unconditional: bool = False,

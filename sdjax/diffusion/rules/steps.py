@@ -83,7 +83,7 @@ class SkipUnconditional(Rule):
         calls = jnp.asarray(row.step, jnp.float32) + jnp.where(jnp.asarray(row.starts_step), 0, 0.5)
         early = (self.early > 0) & (calls / jnp.asarray(row.num_steps, jnp.float32) <= self.early)
         second = (jnp.asarray(row.index) % 2 == 1) | (self.all_steps > 0)
-        return ~early & ~(second & (jnp.asarray(row.sigma) < self.sigma))
+        return jnp.asarray(~early & ~(second & (jnp.asarray(row.sigma) < self.sigma)))
 
 
 @struct.dataclass
