@@ -37,7 +37,7 @@ WEIGHTS, MEANS, DEVIATIONS = (0.3, 0.5, 0.2), (-1.2, 0.4, 1.5), (0.25, 0.3, 0.15
 PROMPTS = ("a rocket on a green background", "a cat on a blue background")
 REFERENCE, REFERENCE_STEPS = "dpmpp_2m", 300
 NOISE = NoiseSchedule()
-ALONE = ("lcm", "tcd", "ddim_inverse", "dpm_solver_adaptive", "dpm_adaptive")  # for other weights, or with other counts
+ALONE = ("lcm", "lcm_x0", "tcd", "dpm_solver_adaptive", "dpm_adaptive")  # for other weights, or with other counts
 
 
 def denoise(x, row):
@@ -110,7 +110,7 @@ def on_mixture(name, calls):
 def on_model(pipe, name, calls, reference):
     """Returns (calls, error) of a sampler without noise on the built-in model; None if it cannot be run so."""
     found = fitting(name, calls, pipe.schedule)
-    if found is None or is_noisy(found[2]):
+    if found is None or is_noisy(found[2]) or found[0].uses_unconditional:  # CFG++ makes another picture
         return None
     latents = np.asarray(latent(pipe, found[0], found[1]))
     return len(found[2].index), float(np.sqrt(np.mean((latents - reference) ** 2)) / np.std(reference))

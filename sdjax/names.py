@@ -257,8 +257,8 @@ def _of_diffusers(name: str) -> Found | None:
     left = sorted(option for option in options if option not in OF_DIFFUSERS and option not in SDE)
     if best is not None and left:
         raise ValueError(
-            f"the sampler {name!r} has options that its name cannot say: {', '.join(left)}; write {best.sampler}, and "
-            "set its options"
+            f"the sampler {shown(name)} has options that its name cannot say: {', '.join(left)}; write {best.sampler}, "
+            "and set its options (in Python, sdjax.samplers.from_diffusers takes a whole scheduler_config.json)"
         )
     return best
 

@@ -6,6 +6,8 @@ Objectives and trainables are in train/test_extensions.py, in whole runs and fro
 import dataclasses
 import inspect
 import json
+import pathlib
+import re
 import textwrap
 
 import jax
@@ -21,7 +23,9 @@ from sdjax.diffusion import guidance, rules
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import make_keys
+from sdjax.schedule import NoiseSchedule
 from sdjax.scripts.main import main
+from sdjax.scripts.shared import sampler_flags
 
 import models
 
@@ -66,6 +70,17 @@ def test_a_sampler_has_a_name_in_python_and_on_the_command_line(half_noise, tmp_
     assert main(command) == 0
     with Image.open(capsys.readouterr().out.strip()) as picture:
         np.testing.assert_array_equal(np.asarray(picture), made[0])
+
+
+def test_the_schedule_of_the_docs_has_a_name(monkeypatch):
+    page = pathlib.Path(__file__).parents[1] / "docs" / "samplers.md"
+    code = re.search(r"```python\n(import dataclasses\n.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+    monkeypatch.setitem(samplers.SCHEDULES, "halving", None)  # removed again after the test
+    exec(code, {})
+    made = samplers.make_schedule("halving", {"share": "0.25"})
+    sigma = made.grid(NoiseSchedule(), 3, end="zero").sigma
+    np.testing.assert_allclose(sigma[1:] / sigma[:-1], [0.25, 0.25, 0])
+    assert sampler_flags.known_schedule("halving") == "halving"
 
 
 def test_a_command_offers_the_samplers_of_the_table(half_noise, capsys):

@@ -83,7 +83,7 @@ def test_a_name_like_nothing_lists_all(spelled) -> None:
 
 
 def test_options_that_a_name_cannot_say_are_refused() -> None:
-    with pytest.raises(ValueError, match="has options that its name cannot say: solver_order=3; write dpm_solver"):
+    with pytest.raises(ValueError, match="has options that its name cannot say: solver_order=3; write dpm_solver, and"):
         names.find_sampler("DPMSolverMultistepScheduler(solver_order=3)")
 
 
