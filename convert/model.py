@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sdjax.config import ConfigError, ModelConfig
+from sdjax.config import ConfigError, ModelConfig, Prediction
 from sdjax.convert.bundle import Bundle, Report
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers import carried
-from sdjax.convert.containers.casting import advice, told
+from sdjax.convert.containers.casting import better_type, losses_in_words
 from sdjax.convert.containers.diffusers_folder import OWN_SETTINGS
 from sdjax.convert.containers.lazy import LazyTensor, float_type
 from sdjax.convert.describe.choices import (
@@ -27,6 +27,7 @@ from sdjax.convert.describe.choices import (
     with_prediction,
 )
 from sdjax.convert.describe.other_kinds import UNET_ALONE, kind_of_tensors
+from sdjax.convert.describe.prediction import Decision
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, printable
 from sdjax.convert.names import beside, naming, tables
@@ -83,7 +84,7 @@ def load(
                         noise_stats=noise_stats)  # fmt: skip
     params, kind = bundle.params, float_type(dtype)
     if kind is not None and bundle.losses:
-        raise CheckpointError(f"{told(bundle.losses, kind.name)}; {advice(kind.name)}")
+        raise CheckpointError(f"{losses_in_words(bundle.losses, kind.name)}; {better_type(kind.name)}")
     return bundle.config, params
 
 
@@ -116,35 +117,21 @@ def load_model(
     elsewhere = {part: file for part, file in files.items() if file is not None}
 
     checkpoint = open_checkpoint(source, variant)
-    try:
-        said = stated(checkpoint, asked)
-        description = describe(checkpoint, given, said)
-    except (ConfigError, CheckpointError) as error:
-        if checkpoint.path is None or str(checkpoint.path) in str(error):
-            raise
-        raise checkpoint.error(str(error)) from error
+    said, description = _described(checkpoint, given, asked)
     averaged = choose_ema(checkpoint, ema)
-    notices = [*checkpoint.notices, *_check_tokenizer(checkpoint, description.config), *description.notices]
-
     table = tables.model_table(description.config, checkpoint.layout)
     wanted = [part for part in table.parts if part not in elsewhere]
     found = match(checkpoint.tensors, table, ema=averaged, parts=wanted)
-    absent = [part for part in found.missing_parts if part in tables.OPTIONAL]
     _check(checkpoint, found, description)
-    left_out: dict[str, Any] = dict.fromkeys(absent)
-    read = dataclasses.replace(description.config, **left_out)
-    leaves = found.leaves(checkpoint.tensors, kind)
-    size = description.config.noise_stats
-    if size is not None and "noise_stats" in absent and checkpoint.layout == "ldm":  # single files hold none: 0 and 1
-        absent.remove("noise_stats")
-        read, leaves = dataclasses.replace(read, noise_stats=size), leaves | unit_statistics(size)
-        tower = description.config.vision
-        if tower is None or tower.activation != "gelu":  # OpenCLIP's has none
-            absent.append("noise_stats")
-    notices += [f"it has no {tables.PARTS[part]}: {tables.OPTIONAL[part]}" for part in absent]
-    notices += _left_aside(checkpoint, found, read, elsewhere, averaged, keep_both)
-
-    read, leaves = _with_parts(read, leaves, elsewhere, kind)
+    read, leaves, absent = _parts_here(checkpoint, found, description.config, kind)
+    notices = [
+        *checkpoint.notices,
+        *_check_tokenizer(checkpoint, description.config),
+        *description.notices,
+        *(f"it has no {tables.PARTS[part]}: {tables.OPTIONAL[part]}" for part in absent),
+        *_left_aside(checkpoint, found, read, elsewhere, averaged, keep_both),
+    ]
+    read, leaves = _parts_elsewhere(read, leaves, elsewhere, kind)
     extras = _extras(checkpoint, read, found, kind, keep_both)
     told = description.decision
     if said is not None and told is not None and asked is None and said.prediction != told.prediction:
@@ -180,6 +167,42 @@ def parameter_counts(
         counts[path.partition("/")[0]] += math.prod(leaf.shape)
     counts.pop("noise_stats", None)  # measured, not learned
     return counts
+
+
+def _described(
+    checkpoint: Checkpoint, given: Description | None, asked: Prediction | None
+) -> tuple[Decision | None, Description]:
+    """Returns what the checkpoint says of its prediction, and the description of its model.
+
+    Raises CheckpointError with the checkpoint's name.
+    """
+    try:
+        said = stated(checkpoint, asked)
+        return said, describe(checkpoint, given, said)
+    except (ConfigError, CheckpointError) as error:
+        if checkpoint.path is None or str(checkpoint.path) in str(error):
+            raise
+        raise checkpoint.error(str(error)) from error
+
+
+def _parts_here(
+    checkpoint: Checkpoint, found: Match, config: ModelConfig, dtype: np.dtype | None
+) -> tuple[ModelConfig, dict[str, LazyTensor], list[str]]:
+    """Returns the description without the optional parts that are missing, the parameters, and the missing parts.
+
+    Single files hold no statistics of image embeddings. Theirs are 0 and 1, and count as missing unless the image
+    tower is OpenCLIP's, which has none.
+    """
+    absent = [part for part in found.missing_parts if part in tables.OPTIONAL]
+    left_out: dict[str, Any] = dict.fromkeys(absent)
+    read, leaves = dataclasses.replace(config, **left_out), found.leaves(checkpoint.tensors, dtype)
+    if config.noise_stats is not None and "noise_stats" in absent and checkpoint.layout == "ldm":
+        read = dataclasses.replace(read, noise_stats=config.noise_stats)
+        leaves |= unit_statistics(config.noise_stats)
+        absent.remove("noise_stats")
+        if config.vision is None or config.vision.activation != "gelu":
+            absent.append("noise_stats")
+    return read, leaves, absent
 
 
 def _check_tokenizer(checkpoint: Checkpoint, config: ModelConfig) -> Sequence[str]:
@@ -231,7 +254,7 @@ def _left_aside(
     return notices
 
 
-def _with_parts(
+def _parts_elsewhere(
     config: ModelConfig,
     leaves: dict[str, LazyTensor],
     elsewhere: Mapping[str, CheckpointLike],

@@ -70,7 +70,7 @@ def loss(wide: np.ndarray, narrow: np.ndarray) -> Loss | None:
     return None
 
 
-def told(losses: Mapping[str, Loss], dtype: str) -> str:
+def losses_in_words(losses: Mapping[str, Loss], dtype: str) -> str:
     """Returns the sentence that names the tensors whose numbers a type cannot hold."""
     named = [f"{printable(name, limit=200)} ({one})" for name, one in list(losses.items())[:_NAMED]]
     more = [f"{len(losses) - _NAMED} more"] if len(losses) > _NAMED else []
@@ -78,6 +78,6 @@ def told(losses: Mapping[str, Loss], dtype: str) -> str:
     return f"{dtype} cannot hold the numbers of {len(losses)} tensor{many}: {', '.join([*named, *more])}"
 
 
-def advice(dtype: str) -> str:
+def better_type(dtype: str) -> str:
     """Returns the advice which type to use instead."""
     return f"choose {_WIDER[dtype]}" if dtype in _WIDER else "leave the type as it is"

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -48,65 +48,65 @@ def match(
     either, if both hold the same.
     """
     parts = table.parts if parts is None else parts
+    by_name, doubles = _canonical(tensors, table)
+    spelled = {entry: _spelled(entry, ema) for entry in table.entries}
+    used = {stored for stored, _ in spelled.values() if stored in by_name}
+    other_set = {other for _, other in spelled.values() if other in by_name}
+    matched = {
+        entry: by_name[stored] for entry, (stored, _) in spelled.items() if entry.part in parts and stored in used
+    }
+    found = {entry.part for entry in matched}
+    absent = [stored for entry, (stored, _) in spelled.items() if entry.part in found and stored not in used]
+    taken = used | other_set
+    rest = [canonical for canonical in by_name if canonical not in taken]
+    unnamed = [canonical for canonical in rest if not table.beside(canonical)]
+    larger = _Larger(table.entries)
+    foreign = dict.fromkeys(by_name[canonical] for canonical in unnamed if larger.has(canonical))
+    unknown = [by_name[canonical] for canonical in unnamed if by_name[canonical] not in foreign]
+    extras = [name for canonical, name in doubles if canonical not in used]
+    extras += [by_name[canonical] for canonical in rest if by_name[canonical] not in foreign]
+
+    problems = _missing(absent, {name: tensors[name].name for name in (*foreign, *unknown)})
+    problems += [problem for entry, name in matched.items() for problem in _misfit(tensors[name], entry)]
+    for canonical, name in doubles:
+        one, two = tensors[name], tensors[by_name[canonical]]
+        if canonical in used and not same(one, two):
+            problems.append(f"{printable(one.name)} and {printable(two.name)} name one tensor and differ")
+    problems += [_unknown(tensors[name]) for name in foreign]
+    if problems:  # among these may be the ones that are missing, under other names
+        problems += [_unknown(tensors[name]) for name in unknown]
+    missing_parts = tuple(part for part in table.parts if part in parts and part not in found)
+    not_chosen = tuple(by_name[name] for name in sorted(other_set))
+    return Match(matched, tuple(extras), not_chosen, tuple(problems), missing_parts, tuple(unknown))
+
+
+def _canonical(tensors: Mapping[str, LazyTensor], table: Table) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Returns the file's names by the names that the table has for them, and further copies of a tensor.
+
+    A copy is the name as the table spells it, and the copy's own.
+    """
     by_name: dict[str, str] = {}
-    doubles: list[tuple[str, str]] = []  # name as the table spells it, and another tensor of that name
+    doubles = []
     for name in tensors:
         canonical = table.canonical(name)
         if canonical in by_name:
             doubles.append((canonical, by_name[canonical] if name == canonical else name))
         if canonical not in by_name or name == canonical:
             by_name[canonical] = name
-    matched: dict[Entry, str] = {}
-    problems: list[str] = []
-    other_set: set[str] = set()
-    missing: list[tuple[str, str]] = []  # part and name
-    used: set[str] = set()
-    found: set[str] = set()
-    for entry in table.entries:
-        stored = entry.name
-        if stored.startswith(naming.LDM_PREFIXES["unet"]):
-            pair = (entry.name, naming.ema_name(entry.name))
-            stored, other = pair[::-1] if ema else pair
-            if other in by_name:
-                other_set.add(other)
-        if stored not in by_name:
-            if entry.part in parts:
-                missing.append((entry.part, stored))
-            continue
-        used.add(stored)
-        if entry.part not in parts:
-            continue
-        found.add(entry.part)
-        problems += _misfit(tensors[by_name[stored]], entry)
-        matched[entry] = by_name[stored]
-    for canonical, name in doubles:
-        one, two = tensors[name], tensors[by_name[canonical]]
-        if canonical in used and not same(one, two):
-            problems.append(f"{printable(one.name)} and {printable(two.name)} name one tensor and differ")
-    missing_parts = tuple(part for part in table.parts if part in parts and part not in found)
-    extras = [name for canonical, name in doubles if canonical not in used]
-    unknown, foreign = [], []
-    larger = _Larger(table.entries)
-    for canonical, name in by_name.items():
-        if canonical in used or canonical in other_set:
-            continue
-        known = table.beside(canonical)
-        if not known and larger.has(canonical):
-            foreign.append(name)
-        else:
-            extras.append(name)
-            if not known:
-                unknown.append(name)
-    absent = [name for part, name in missing if part in found]
-    others = {name: tensors[name].name for name in (*foreign, *unknown)}
-    problems = [
-        f"{name} is missing" + (_hint(name, others) if i < DIFFERENCES else "") for i, name in enumerate(absent)
-    ] + problems
-    problems += [_unknown(tensors[name]) for name in foreign]
-    if problems:  # among these may be the ones that are missing, under other names
-        problems += [_unknown(tensors[name]) for name in unknown]
-    not_chosen = tuple(by_name[name] for name in sorted(other_set))
-    return Match(matched, tuple(extras), not_chosen, tuple(problems), missing_parts, tuple(unknown))
+    return by_name, doubles
+
+
+def _spelled(entry: Entry, ema: bool) -> tuple[str, str | None]:
+    """Returns the name of an entry's tensor, and its name in the set of the UNet's weights that is not chosen."""
+    if not entry.name.startswith(naming.LDM_PREFIXES["unet"]):
+        return entry.name, None
+    averaged = naming.ema_name(entry.name)
+    return (averaged, entry.name) if ema else (entry.name, averaged)
+
+
+def _missing(absent: Sequence[str], others: Mapping[str, str]) -> list[str]:
+    """Returns a problem for each missing tensor; the first ones with the unknown tensor of the nearest name."""
+    return [f"{name} is missing" + (_hint(name, others) if i < DIFFERENCES else "") for i, name in enumerate(absent)]
 
 
 def _misfit(tensor: LazyTensor, entry: Entry) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.convert.checkpoint import Checkpoint
-from sdjax.convert.containers.casting import Loss, advice, told
+from sdjax.convert.containers.casting import Loss, better_type, losses_in_words
 from sdjax.convert.containers.lazy import LazyTensor, read_tree
 from sdjax.convert.describe.other_kinds import kind_of_folder, kind_of_tensors
 from sdjax.convert.errors import CheckpointError
@@ -100,5 +100,5 @@ def read_whole(leaves: Mapping[str, LazyTensor], dtype: np.dtype | None, part: s
     losses: dict[str, Loss] = {}
     tree = read_tree(leaves, losses)
     if losses and dtype is not None:
-        raise CheckpointError(f"{told(losses, dtype.name)}; {advice(dtype.name)}")
+        raise CheckpointError(f"{losses_in_words(losses, dtype.name)}; {better_type(dtype.name)}")
     return tree[part]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from numpy.typing import DTypeLike
 
 from sdjax.convert.bundle import Bundle
-from sdjax.convert.containers.casting import advice, told
+from sdjax.convert.containers.casting import better_type, losses_in_words
 from sdjax.convert.containers.lazy import float_type
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.names import beside
@@ -61,8 +61,8 @@ def write_bundle(
         if model.losses and not lossy:
             dtype = next(leaf.dtype.name for leaf in leaves if leaf.stored is not None)
             raise CheckpointError(
-                f"{told(model.losses, dtype)}; nothing was written: {advice(dtype)}, or ask for it all the same "
-                "(--lossy on the command line, lossy=True in Python)"
+                f"{losses_in_words(model.losses, dtype)}; nothing was written: {better_type(dtype)}, or ask for it all "
+                "the same (--lossy on the command line, lossy=True in Python)"
             )
 
 
@@ -81,7 +81,7 @@ def written_without(model: Bundle, to: str, dtype: DTypeLike | None = None) -> t
             "was written"
         )
     if model.losses and (kind := float_type(dtype)) is not None:
-        notices.append(f"{told(model.losses, kind.name)}; they were written as infinite numbers and zeros")
+        notices.append(f"{losses_in_words(model.losses, kind.name)}; they were written as infinite numbers and zeros")
     return tuple(notices)
 
 

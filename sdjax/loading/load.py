@@ -11,7 +11,8 @@ from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import explains_arguments
 from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
-from sdjax.convert.containers.casting import advice, told
+from sdjax.convert.containers.casting import better_type, losses_in_words
+from sdjax.convert.containers.reading import read_path
 from sdjax.convert.describe.choices import ConfigLike
 from sdjax.convert.model import load_model
 from sdjax.loading import builtin, hub
@@ -91,9 +92,9 @@ def load(
             given = {"config": config, "prediction": prediction, **parts, "variant": variant, "revision": revision,
                      "vocab": vocab}  # fmt: skip
             return _load_run(place, ema, dtype, check, [name for name, value in given.items() if value is not None])
-        read = functools.partial(load_model, place, variant=variant)
+        read = functools.partial(load_model, read_path(place, variant))
     words = None if vocab is None else Tokenizer.from_vocabulary(vocab)  # fails early, before the model is read
-    places = {part: hub.resolve(file, say=said.append) for part, file in parts.items()}
+    places = {part: read_path(hub.resolve(file, say=said.append)) for part, file in parts.items()}
     bundle = read(config=config, prediction=prediction, ema=ema, dtype=dtype, **places)
     if check is not None:
         check(bundle.config)
@@ -104,7 +105,7 @@ def _pipeline(bundle: Bundle, tokenizer: Tokenizer, dtype: str, source: str, sai
     """Returns the pipeline of a checkpoint. Its notices name tensors whose numbers do not fit into `dtype`."""
     params, notices = cast(bundle.read_params(), dtype), tuple(dict.fromkeys(said))
     if bundle.losses:
-        notices += (f"{told(bundle.losses, dtype)}, and pictures will suffer: {advice(dtype)}",)
+        notices += (f"{losses_in_words(bundle.losses, dtype)}, and pictures will suffer: {better_type(dtype)}",)
     return Pipeline(bundle.config, params, tokenizer, dtype, source, notices, bundle)
 
 

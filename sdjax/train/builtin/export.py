@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax.convert.bundle import bundle_of_params
 from sdjax.convert.checkpoint import licence_files
-from sdjax.convert.containers.casting import advice, cast, loss, told
+from sdjax.convert.containers.casting import better_type, cast, loss, losses_in_words
 from sdjax.convert.write.outputs import WRITING, layout_of
 from sdjax.convert.write.writing import write_bundle
 from sdjax.errors import sentence
@@ -75,7 +75,7 @@ def _cast(params: Params, dtype: str) -> Params:
     narrow = {path: cast(leaf, jnp.dtype(dtype)) for path, leaf in wide.items()}
     losses = {"/".join(path): lost for path in wide if (lost := loss(wide[path], narrow[path]))}
     if losses:
-        raise ValueError(f"{told(losses, dtype)}; {advice(dtype)}")
+        raise ValueError(f"{losses_in_words(losses, dtype)}; {better_type(dtype)}")
     return unflatten_dict(narrow)
 
 
