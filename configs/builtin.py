@@ -1,4 +1,4 @@
-"""The model inside the package: a small Stable Diffusion of emoji, and how it is trained (`make train-builtin`)."""
+"""The built-in model: a small Stable Diffusion of emoji, and how it is trained (`make train-builtin`)."""
 
 import ml_collections
 

@@ -13,7 +13,7 @@ WRITING = "writing the figures"
 IF_OUT_OF_MEMORY = "close other programs"
 
 DESCRIPTION = """\
-Measures the model inside the package, or another one from `make train-builtin`.
+Measures the built-in model, or another one from `make train-builtin`.
 It makes pictures of prompts whose pair of subject and colour was never trained,
 and of trained pairs, and reads from the pixels what they show. Prints tables, and
 writes all figures as JSON and a picture of samples.

@@ -1,4 +1,4 @@
-"""The model inside the package: that it is found, said, and packed."""
+"""The built-in model: that it is found, said, and packed."""
 
 import subprocess
 import sys

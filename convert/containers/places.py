@@ -18,7 +18,7 @@ from sdjax.storage import addresses
 SINGLE_FILES = (".safetensors", ".ckpt")  # a whole model; the first that a folder or repository has is taken
 WEIGHTS = (*SINGLE_FILES, ".pt", ".pth", ".bin", ".th")  # these too where a file is named
 
-BUILTIN = ("builtin", "builtin-inpainting")  # the models inside the package
+BUILTIN = ("builtin", "builtin-inpainting")  # the built-in models
 HUB = "https://huggingface.co"
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co", "www.hf.co")
 _HOSTS = ("civitai.com", "civitai.red", "civitai.green", "github.com", "gitlab.com", "modelscope.cn", "modelscope.ai")

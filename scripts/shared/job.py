@@ -70,7 +70,7 @@ class Job:
             note(builtin.NOTICES[self.own])
         named = None if args.safety_checker in (saving.AUTO, saving.OFF) else args.safety_checker
         place = own or self.checkpoint
-        assert place is not None  # without --ckpt it is one of the models inside the package
+        assert place is not None  # without --ckpt it is one of the built-in models
         resolve_local(place, revision=args.revision)
         resolve_local(args.vae, args.weak_ckpt, named)
         saving.check_outdir(self.folder if args.skip_save else self.folder / "samples")

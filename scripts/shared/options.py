@@ -241,7 +241,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or a repository of the Hugging Face hub, "
         f"owner/name or owner/name/FILE; default: {CHECKPOINT} if it exists, as in CompVis's script, else the small "
-        "model inside the package, builtin (for inpaint builtin-inpainting, unless --method is blend), which draws "
+        "built-in model, builtin (for inpaint builtin-inpainting, unless --method is blend), which draws "
         "emoji on plain backgrounds",
     )
     add_revision_flag(group)

@@ -32,7 +32,7 @@ def _at_least_one(where: str, config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise ValueError(f"{where}.{name} is at least 1; got {value}")
+            raise ValueError(f"{where}.{name} must be 1 or more; got {value}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -234,7 +234,7 @@ def test_a_run_goes_on_on_other_devices(pictures, tmp_path, fifty_steps):
         ({"parallel__mode": "pmap", "parallel__fsdp": 2}, 'use mode "jit"'),
         ({"ema__decay": 1.5}, "decay lies between 0 and 1"),
         ({"dtype": "float16"}, "use bfloat16"),
-        ({"log__every": 0}, "log.every is at least 1; got 0"),
+        ({"log__every": 0}, "log.every must be 1 or more; got 0"),
         ({"checkpoint__steps": 0}, "checkpoint.steps is at least 1"),
         ({"validation__best": True}, "validation.best keeps the state of the lowest loss of validation.data"),
         ({"model__tokenizer": "words"}, "model.tokenizer needs model.scratch"),

@@ -1,1 +1,1 @@
-"""Training and evaluation of the small model inside the package."""
+"""Training and evaluation of the small built-in model."""
