@@ -8,21 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import samplers
-from sdjax.samplers import SAMPLERS, Grid
+from sdjax.samplers.tools import recipe
 from sdjax.schedule import NoiseSchedule
 
-# Their names, where they are not ours without a suffix
-NAMES = {
-    ("comfyui", "ddpm"): "euler_ancestral",
-    ("comfyui", "lcm"): "lcm_x0",
-    ("a1111", "restart"): "restart",
-    ("k_diffusion", "dpm_2"): "dpm2",
-    ("k_diffusion", "dpm_2_ancestral"): "dpm2_ancestral",
-    ("comfyui", "dpm_2"): "dpm2",
-    ("comfyui", "dpm_2_ancestral"): "dpm2_ancestral",
-}
 CHUNK, MOST_ROWS = 16, 128  # of one compiled scan, and of a run: so one program serves all samplers
-OPTIONS = {"ge_gamma": "gamma"}  # their keywords, where they are not our fields
+OPTIONS = {"ge_gamma": "gamma", "max_order": "order", "simple_order_2": "simple"}  # keywords that are not our fields
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,15 +30,6 @@ class Formula:
         return samplers.Denoised(x0, x0, unconditional), memory
 
 
-def make(tool, name, options):
-    """Returns our sampler for a tool's function and keywords."""
-    fields = {OPTIONS.get(key, key): value for key, value in options.items()}
-    fields.pop("n", None)
-    if name == "dpm_adaptive":
-        fields["joint"] = True  # as the reference has it: one step size for the batch
-    return dataclasses.replace(SAMPLERS[NAMES.get((tool, name), name)](), **fields)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def scan(rule, denoiser, state, rows, noise):
     return samplers.scan_rows(rule, denoiser, state, rows, noise)
@@ -61,19 +42,20 @@ def ksampler(tool, name, sigmas, x, denoise, noises, options):
 
 def run(tool, name, sigmas, x, denoiser, noises, options):
     """Returns what the sampler makes of x."""
-    sampler, schedule = make(tool, name, options), NoiseSchedule()
+    fields = {OPTIONS.get(key, key): value for key, value in options.items() if key != "n"}
+    how, schedule = recipe(tool, name, settings=fields), NoiseSchedule()
     sigmas = np.asarray(sigmas, np.float64)
     if len(sigmas) == 2:
-        sigmas = np.geomspace(*sigmas, options.get("n", 1000) + 1)
+        sigmas = np.geomspace(*sigmas, options.get("n", 1) + 1)
     timesteps = np.append(schedule.timestep(sigmas[:-1], "log_sigma"), 0.0)
-    rows = sampler.rows(schedule, Grid(timesteps, sigmas))
+    rows = how.rows(schedule, samplers.Grid(timesteps, sigmas))
     noise = np.zeros((MOST_ROWS, *x.shape), np.float32)
     if noises is not None:
         # An adaptive run draws by itself, one after the other
         which = np.flatnonzero(samplers.draws(rows, idle=tool == "k_diffusion")) if len(rows.index) > 1 else slice(None)
         count = len(noises[: len(noise[which])])
         noise[np.arange(MOST_ROWS)[which][:count]] = noises[:count]
-    state = sampler.rule.init(jnp.asarray(x))
+    state = how.sampler.rule.init(jnp.asarray(x))
     for part in samplers.chunks(rows, CHUNK if len(rows.index) > 1 else 1):
-        state = scan(sampler.rule, denoiser, state, samplers.repeat(part, len(x)), noise)
+        state = scan(how.sampler.rule, denoiser, state, samplers.repeat(part, len(x)), noise)
     return np.asarray(state.x)

@@ -71,7 +71,10 @@ def test_more_strength_leads_further_away():
     assert 0 == far[0] < far[1]
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# The adaptive samplers compile programs of their own
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "dpm_adaptive" else n for n in SAMPLERS]
+)
 def test_every_sampler_goes_on_from_a_picture(name):
     options = {"strength": 0.5, "sampler": name, **FEW}
     made = sdjax.image_to_image(models.pipeline(), picture(), "a cat", **options)

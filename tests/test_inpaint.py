@@ -78,7 +78,10 @@ def test_without_composite_the_autoencoder_changes_what_stays(config):
     assert (made[0][~mask] != given[~mask]).mean() > 0.9
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# The adaptive samplers compile programs of their own
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "dpm_adaptive" else n for n in SAMPLERS]
+)
 def test_every_sampler_keeps_the_known_latent(name, monkeypatch):
     """Before it is put in exactly, at the end, it already has no more than the last noise: 6 deviations of it."""
     kept = []

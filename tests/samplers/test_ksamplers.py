@@ -31,4 +31,5 @@ def test_results_are_those_of_the_program(number):
     denoiser = PAIR if "cfg_pp" in case["name"] else PLAIN
     got = run(case["tool"], case["name"], sigmas, x, denoiser, noises, case["options"])[0]
     want = ARRAYS["out"][number]
-    assert np.linalg.norm(got - want) < 5e-5 * np.linalg.norm(want)  # float32 on both sides
+    # float32 on both sides; ComfyUI's UniPC computes 1 - alpha^2 at sigma 0.001 in it
+    assert np.linalg.norm(got - want) < (2e-4 if "uni_pc" in case["name"] else 5e-5) * np.linalg.norm(want)
