@@ -84,13 +84,18 @@ def alphas_cumprod(config: ScheduleConfig, last_alpha: float | None = None) -> n
     """
     a = np.cumprod(1 - betas(config))
     if config.zero_terminal_snr or last_alpha is not None:
-        # Shift and stretch sqrt(a) so that it ends at 0; its first value stays
-        root = np.sqrt(a)
-        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-        a = root**2
-        a[-1] = ZERO_SNR_ALPHA if last_alpha is None else last_alpha
+        a = rescaled(a, ZERO_SNR_ALPHA if last_alpha is None else last_alpha)
     a.setflags(write=False)
     return a
+
+
+def rescaled(a: np.ndarray, last_alpha: float) -> np.ndarray:
+    """Returns a_t for zero terminal SNR, with `last_alpha` in the place of the last 0."""
+    root = np.sqrt(a)  # shifted and stretched so that it ends at 0; its first value stays
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    out = root**2
+    out[-1] = last_alpha
+    return out
 
 
 def _interpolate(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
-"""The parity kit's diffusers schedulers, and ComfyUI's and k-diffusion's multistep samplers, by sdjax's samplers."""
+"""diffusers' schedulers by sdjax's samplers, in the form in which the parity kit calls them."""
 
-import dataclasses
 import functools
 
 import jax
@@ -12,40 +11,6 @@ from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.denoiser import make_denoiser
 from sdjax.diffusion.guidance import Unguided
 from sdjax.diffusion.network import FunctionNetwork
-from sdjax.samplers.diffusers.grid import DiffusersGrid
-from sdjax.schedule import NoiseSchedule
-
-# k-diffusion's and ComfyUI's functions, and what their keywords are here
-MULTISTEP = {
-    ("k_diffusion", "lms"): lambda order=4: samplers.LMS(order=order),
-    ("comfyui", "lms"): lambda order=4: samplers.LMS(order=order, ends_in_x0=True),
-    ("comfyui", "uni_pc"): lambda: dataclasses.replace(samplers.SAMPLERS["unipc_bh1"]()),
-    ("comfyui", "uni_pc_bh2"): lambda: dataclasses.replace(samplers.SAMPLERS["unipc_bh2"]()),
-    ("comfyui", "ipndm"): lambda max_order=4: samplers.IPNDM(order=max_order),
-    ("comfyui", "ipndm_v"): lambda max_order=4: samplers.IPNDM(order=max_order, variable_steps=True),
-    ("comfyui", "deis"): lambda max_order=3: dataclasses.replace(samplers.SAMPLERS["deis"](), order=max_order),
-    ("comfyui", "sa_solver"): lambda **options: sa_solver("sa_solver", **options),
-    ("comfyui", "sa_solver_pece"): lambda **options: sa_solver("sa_solver_pece", **options),
-}
-
-
-def sa_solver(name, simple_order_2=False, **options):
-    return dataclasses.replace(samplers.SAMPLERS[name](), simple=simple_order_2, **options)
-
-
-def multistep_ksampler(tool, name, sigmas, x, denoise, noises, options):
-    """Returns what the function makes of x, which is already times sigmas[0]."""
-    spacing = DiffusersGrid(given_sigmas=tuple(map(float, sigmas)))
-    sampler = dataclasses.replace(MULTISTEP[tool, name](**options), spacing=spacing)
-    rows = sampler.steps(NoiseSchedule(), len(sigmas) - 1)
-    x = jnp.asarray(x, jnp.float32)
-
-    @jax.jit
-    def run(x, rows, noise):
-        denoiser = samplers.Stateless(lambda x, row: denoise(x, row.sigma[0]))
-        return samplers.scan_rows(sampler.rule, denoiser, sampler.rule.init(x), rows, noise).x
-
-    return np.asarray(run(x, samplers.repeat(rows, len(x)), placed(rows, noises, x)))
 
 
 def made(config, num_steps, timesteps=None, sigmas=None, **step):

@@ -89,8 +89,11 @@ class DEIS(Sampler):
             raise ValueError(f"lower_order_below is a number of steps from 0 up; got {self.lower_order_below}")
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns the rows of `rows`, without the first `skip` steps."""
+        return self.rows(schedule, self.grid(schedule, num_steps, skip=skip), skip)
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid, skip: int = 0) -> Rows:
         """Returns one row per step."""
-        grid = self.grid(schedule, num_steps, skip=skip)
         sigma = grid.sigma
         n = len(sigma) - 1
         counts_all = isinstance(self.spacing, Schedule) and self.spacing.counts_all
@@ -168,9 +171,8 @@ class IPNDM(Sampler):
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"order is 1, 2, 3 or 4; got {self.order}")
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""
-        grid = self.grid(schedule, num_steps, skip=skip)
         sigma = grid.sigma
         rows = []
         for i in range(len(sigma) - 1):

@@ -259,6 +259,6 @@ class DPMSolverAdaptive(DPMSolver):
         """The compiled part of the sampler, without thresholding."""
         return Adaptive(self.algorithm, self.order, self.solver_type, self.joint)
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row: the whole run."""
-        return control_rows(self, schedule, self.grid(schedule, num_steps, skip=skip))
+        return control_rows(self, schedule, grid)

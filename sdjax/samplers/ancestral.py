@@ -11,6 +11,7 @@ import numpy as np
 from sdjax.samplers.churn import Churned
 from sdjax.samplers.rows import Rows, row, stack
 from sdjax.samplers.sampler import End, Sampler, check_eta
+from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
 
@@ -100,7 +101,7 @@ class Euler(Churned, DDIM):
     sample_euler and sample_euler_ancestral; ComfyUI's sample_euler_ancestral_cfg_pp.
     """
 
-    spacing: str = "linspace"
+    spacing: str | Schedule = "linspace"
 
     def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""

@@ -9,6 +9,7 @@ import numpy as np
 from sdjax.checks.effects import needs, note_effects
 from sdjax.samplers.rows import Coef, Rows
 from sdjax.samplers.sampler import End, Sampler, check_numbers
+from sdjax.samplers.schedules import Schedule
 from sdjax.schedule import NoiseSchedule
 
 CHURNS = (lambda s: s.s_churn > 0, "with s_churn 0")
@@ -43,7 +44,7 @@ class Churned(Sampler):
     Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 2.
     """
 
-    spacing: str = "karras"
+    spacing: str | Schedule = "karras"
     end: End = "zero"
     s_churn: float = 0.0
     s_tmin: float = needs(0.0, *CHURNS)

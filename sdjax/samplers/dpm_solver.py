@@ -242,8 +242,11 @@ class DPMSolverMultistep(DPMSolver):
             raise ValueError(f"lower_order_below is a number of steps from 0 up; got {self.lower_order_below}")
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns the rows of `rows`, without the first `skip` steps."""
+        return self.rows(schedule, self.grid(schedule, num_steps, skip=skip), skip)
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid, skip: int = 0) -> Rows:
         """Returns one row per step, and one more with `denoise_to_zero`."""
-        grid = self.grid(schedule, num_steps, skip=skip)
         n = len(grid.timestep) - 1
         if isinstance(self.spacing, Schedule) and self.spacing.counts_all:
             n += skip
@@ -270,9 +273,8 @@ class DPMSolverSinglestep(DPMSolver):
     Source: Lu et al. 2022 (arXiv 2206.00927), algorithms 4 and 5 and section 3.4; DPMSolverSinglestepScheduler.
     """
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per call of the network."""
-        grid = self.grid(schedule, num_steps, skip=skip)
         n = len(grid.timestep) - 1
         orders = singlestep_orders(n, min(self.order, n))
         parts = divided(schedule, self.spacing, grid, orders, even=self.spacing == "logSNR")
@@ -286,16 +288,17 @@ class DPMSolverSinglestepFixed(DPMSolver):
     The steps are those of `DPMSolverSinglestep`. Source: dpm_solver_pytorch.py, method "singlestep_fixed".
     """
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per call of the network."""
-        grid = self.grid(schedule, num_steps, skip=skip)
         n = len(grid.timestep) - 1
         order = min(self.order, n)
         parts = divided(schedule, self.spacing, grid, [order] * (n // order), even=True)
         return self.finished(self.single(parts), grid)
 
 
-def divided(schedule: NoiseSchedule, spacing: str, grid: Grid, orders: Sequence[int], *, even: bool) -> list[Grid]:
+def divided(
+    schedule: NoiseSchedule, spacing: str | Schedule, grid: Grid, orders: Sequence[int], *, even: bool
+) -> list[Grid]:
     """Returns the grid of each singlestep step: its calls, and the point where it ends.
 
     The steps are of one length in the spacing if `even`, else of as many of the grid's intervals as their order says.

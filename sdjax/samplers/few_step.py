@@ -8,6 +8,7 @@ from sdjax.checks.arguments import number
 from sdjax.samplers.rows import Rows, row, stack
 from sdjax.samplers.sampler import Sampler
 from sdjax.samplers.schedules import Schedule
+from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
 
 
@@ -30,9 +31,9 @@ class TCD(Sampler):
         super().__post_init__()
         number("eta", self.eta, 0, 1)
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
+        t, sigma = grid
         n = len(t) - 1
         rows = []
         for i in range(n):

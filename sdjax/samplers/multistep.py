@@ -81,9 +81,9 @@ def uneven(schedule: NoiseSchedule, grid: Grid) -> int:
 class PLMS(Sampler):
     """PLMS. All network outputs are converted to epsilon before those of several steps are combined."""
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step, and one more."""
-        return pseudo_multistep(schedule, self.grid(schedule, num_steps, skip=skip), "epsilon")
+        return pseudo_multistep(schedule, grid, "epsilon")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,9 @@ class PNDM(Sampler):
     For models that predict epsilon it equals PLMS; for v and x0 it is another method.
     """
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step, and one more."""
-        return pseudo_multistep(schedule, self.grid(schedule, num_steps, skip=skip), schedule.config.prediction)
+        return pseudo_multistep(schedule, grid, schedule.config.prediction)
 
 
 def lms_weights(sigma: np.ndarray, i: int, order: int) -> np.ndarray:
@@ -132,9 +132,9 @@ class LMS(Sampler):
         if self.order not in (1, 2, 3, 4):
             raise ValueError(f"order is 1, 2, 3 or 4; got {self.order}")
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
+        t, sigma = grid
         rows = []
         for i in range(len(t) - 1):
             order = 1 if self.ends_in_x0 and sigma[i + 1] == 0 else min(i + 1, self.order)

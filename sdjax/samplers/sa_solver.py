@@ -110,8 +110,11 @@ class SASolver(Sampler):
         return p, q
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns the rows of `rows`, without the first `skip` steps."""
+        return self.rows(schedule, self.grid(schedule, num_steps, skip=skip), skip)
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid, skip: int = 0) -> Rows:
         """Returns one row per call of the network: one for each step, or two after the first with `evaluates_twice`."""
-        grid = self.grid(schedule, num_steps, skip=skip)
         t, sigma = grid
         n = len(sigma) - 1
         lam = -np.log(np.maximum(sigma, np.finfo(np.float64).tiny))

@@ -10,6 +10,7 @@ from sdjax.checks.arguments import number
 from sdjax.samplers.rows import Rows, row, stack
 from sdjax.samplers.sampler import End, Sampler, choose
 from sdjax.samplers.schedules import Schedule
+from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
 
 VARIANTS = ("bh1", "bh2")
@@ -86,8 +87,12 @@ class UniPC(Sampler):
         number("last_sigma", self.last_sigma, 0)
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns the rows of `rows`, without the first `skip` steps."""
+        return self.rows(schedule, self.grid(schedule, num_steps, skip=skip), skip)
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid, skip: int = 0) -> Rows:
         """Returns one row per step."""
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
+        t, sigma = grid
         n = len(t) - 1
         if sigma[-1] == 0:
             sigma = np.append(sigma[:-1], self.last_sigma)

@@ -90,7 +90,7 @@ def _sampler(fields: Fields, method: Sampler, *, limits: bool = True, beside: bo
 
 
 def _of_intervals(
-    fields: Fields, last: str, *, lu: bool = False, clipped: bool = False, given: bool = False
+    fields: Fields, last: Last, *, lu: bool = False, clipped: bool = False, given: bool = False
 ) -> DiffusersGrid:
     """Returns the grid of DPM-Solver, UniPC, DEIS and SA-Solver."""
     fields.only("use_flow_sigmas", False, "flow matching is not for Stable Diffusion 1 and 2")
@@ -114,7 +114,7 @@ def _solver_type(fields: Fields, order: int) -> str:
     return "taylor" if kind == "heun" and order < 3 else "dpm_solver"
 
 
-def _algorithm(fields: Fields) -> str:
+def _algorithm(fields: Fields) -> Any:
     algorithm = fields.choice("algorithm_type", "dpmsolver++", ALGORITHMS)
     return "dpmsolver++" if algorithm == "deis" else algorithm
 
@@ -181,7 +181,7 @@ def _unipc(fields: Fields) -> Sampler:
     fields.only("shift_terminal", None, "flow matching is not for Stable Diffusion 1 and 2")
     if not predicts_x0 and fields.flag("thresholding", False):
         fields.refuse("with predict_x0 false thresholding has no effect: leave it out")
-    ends = {"sigma_min": "repeat"}.get(last, last)
+    ends: Last = "repeat" if last == "sigma_min" else "zero"
     grid = _of_intervals(fields, ends).between(fields.optional("sigma_min"), fields.optional("sigma_max"))
     uncorrected = fields.take("disable_corrector", [])
     if not is_sequence(uncorrected):

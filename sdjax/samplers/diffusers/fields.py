@@ -103,7 +103,7 @@ class Fields:
         """Returns an argument of `step` that is true or false."""
         return flag(name, self._step.pop(name, default))
 
-    def churn(self, unit: float = 1.0) -> dict[str, float]:
+    def churn(self, unit: float = 1.0) -> dict[str, Any]:
         """Returns the arguments of `step` for churn, with sigmas in the given unit."""
         limits = {name: self.step_number(name, value) / unit for name, value in (("s_tmin", 0.0), ("s_tmax", math.inf))}
         return limits | {name: self.step_number(name, value) for name, value in (("s_churn", 0.0), ("s_noise", 1.0))}
@@ -175,7 +175,8 @@ class Fields:
             prediction=PREDICTIONS[self.predicts()],
         )  # fmt: skip
         rescales = self.flag("rescale_betas_zero_snr", False)
-        return TableSchedule(config, self.betas(), rescaled_to(self.class_name) if rescales else None)
+        last = rescaled_to(self.class_name) if rescales else None
+        return TableSchedule(config, last, trained_betas=self.betas())
 
     def preconditioned(self, prediction: Any) -> TableSchedule:
         """Returns a schedule that only says what the network predicts: the grid has its own sigmas."""

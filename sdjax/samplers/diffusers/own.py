@@ -49,15 +49,19 @@ class EulerScheduler(Sampler):
             number(name, getattr(self, name), 0)
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns the rows of `rows`, without the first `skip` steps."""
+        return self.rows(schedule, self.grid(schedule, num_steps, skip=skip), skip)
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid, skip: int = 0) -> Rows:
         """Returns one row per step."""
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
+        t, sigma = grid
         n = len(t) - 1
         most = min(self.s_churn / (n + skip), math.sqrt(2) - 1)
         rows = []
         for i in range(n):
             gamma = most if self.s_tmin <= sigma[i] <= self.s_tmax else 0.0
             hat = sigma[i] * (1 + gamma)
-            of_x, of_out = PREDICTIONS[schedule.config.prediction].x0(hat)
+            of_x, of_out = map(float, PREDICTIONS[schedule.config.prediction].x0(hat))
             slope = (sigma[i + 1] - hat) / hat
             base = 1 + slope * (1 - of_x)
             rows.append(
@@ -84,8 +88,11 @@ class SinglestepScheduler(DPMSolverSinglestep):
     lower_order_final: bool = True
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns the rows of `rows`, without the first `skip` steps."""
+        return self.rows(schedule, self.grid(schedule, num_steps, skip=skip), skip)
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid, skip: int = 0) -> Rows:
         """Returns one row per call of the network."""
-        grid = self.grid(schedule, num_steps, skip=skip)
         n = len(grid.timestep) - 1 + skip
         lowers = self.lower_order_final or n % self.order != 0 or grid.sigma[-1] == 0
         orders = singlestep_orders(n, self.order) if lowers else [self.order] * (n // self.order)
@@ -128,9 +135,9 @@ class DPMSolverSDEScheduler(Sampler):
 
     s_noise: float = 1.0
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns two rows per step, and one for the last, which ends without noise."""
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
+        t, sigma = grid
         rows = []
         for i in range(len(t) - 1):
             if sigma[i + 1] == 0:
@@ -156,8 +163,11 @@ class SDEThirdOrderScheduler(DPMSolverMultistep):
     """
 
     def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+        """Returns the rows of `rows`, without the first `skip` steps."""
+        return self.rows(schedule, self.grid(schedule, num_steps, skip=skip), skip)
+
+    def rows(self, schedule: NoiseSchedule, grid: Grid, skip: int = 0) -> Rows:
         """Returns one row per step."""
-        grid = self.grid(schedule, num_steps, skip=skip)
         lowered = len(grid.timestep) - 1 + skip < self.lower_order_below
         rows = multistep(grid, self.algorithm, self.order, self.solver_type, lowered=lowered, euler=self.euler_at_final)
         for i, one in enumerate(rows):
@@ -219,9 +229,9 @@ class IPNDMScheduler(Sampler):
     A first step from pure noise takes x0 = 0. Source: diffusers' IPNDMScheduler, `step`.
     """
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
+        t, sigma = grid
         rows = []
         for i in range(len(t) - 1):
             weights = (sigma[i + 1] - sigma[i]) * ADAMS_BASHFORTH[min(i, 3)]

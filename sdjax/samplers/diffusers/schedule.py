@@ -5,11 +5,20 @@ import functools
 
 import numpy as np
 
-from sdjax.config import ScheduleConfig
-from sdjax.schedule import ZERO_SNR_ALPHA, NoiseSchedule, betas
+from sdjax.config import Prediction, ScheduleKind
+from sdjax.schedule import ZERO_SNR_ALPHA, NoiseSchedule, rescaled
 
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "original_sample": "x0"}
-KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squaredcos"}
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+    "sample": "x0",
+    "original_sample": "x0",
+}
+KINDS: dict[str, ScheduleKind] = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "squaredcos",
+}
 # alphas_cumprod at the last timestep of a rescaled schedule. Some schedulers put 2^-24 there, the others keep 0. A
 # sigma cannot be infinite here; this one is 1.7e7
 NO_ALPHA = 2.0**-48
@@ -17,11 +26,9 @@ NO_ALPHA = 2.0**-48
 
 @dataclasses.dataclass(frozen=True)
 class TableSchedule(NoiseSchedule):
-    """A schedule with a table of betas, or rescaled to zero terminal SNR so that it ends at `rescaled_to`."""
+    """A schedule that may have a table of betas."""
 
-    config: ScheduleConfig = ScheduleConfig()
     trained_betas: tuple[float, ...] | None = None
-    rescaled_to: float | None = None
 
     @property
     def num_timesteps(self) -> int:
@@ -31,18 +38,16 @@ class TableSchedule(NoiseSchedule):
     @property
     def alphas_cumprod(self) -> np.ndarray:
         """a_t, float64 [num_timesteps]."""
-        return _alphas_cumprod(self)
+        if self.trained_betas is None:
+            return super().alphas_cumprod
+        return _alphas_cumprod(self.trained_betas, self.last_alpha)
 
 
 @functools.lru_cache(maxsize=16)
-def _alphas_cumprod(schedule: TableSchedule) -> np.ndarray:
-    table = betas(schedule.config) if schedule.trained_betas is None else np.array(schedule.trained_betas)
-    a = np.cumprod(1 - table)
-    if schedule.rescaled_to is not None:  # shift and stretch sqrt(a) so that it ends at 0; its first value stays
-        root = np.sqrt(a)
-        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-        a = root**2
-        a[-1] = schedule.rescaled_to
+def _alphas_cumprod(betas: tuple[float, ...], last_alpha: float | None) -> np.ndarray:
+    a = np.cumprod(1 - np.array(betas))
+    if last_alpha is not None:
+        a = rescaled(a, last_alpha)
     a.setflags(write=False)
     return a
 

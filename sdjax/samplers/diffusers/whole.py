@@ -122,7 +122,8 @@ class DDIMScheduler(Walk):
         for t, sigma, end, taken_as in zip(grid.timestep, grid.sigma, reached, taken):
             down, up = split_noise(sigma, end, self.eta)
             keep = down / sigma
-            remember, calls = "x0", [1 - keep]
+            remember: str | tuple[float, ...] = "x0"
+            calls = [1 - keep]
             if self.clips and not self.clips_epsilon:
                 remember, calls = (0.0, -keep, 1.0), [1.0]
             one = row(t, sigma, end, base=keep, calls=calls, noise=up, remember=remember)
@@ -170,9 +171,9 @@ class LCMScheduler(Walk):
 
     scaling: float = 10.0
 
-    def steps(self, schedule: NoiseSchedule, num_steps: int, *, skip: int = 0) -> Rows:
+    def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""
-        t, sigma = self.grid(schedule, num_steps, skip=skip)
+        t, sigma = grid
         rows = []
         for i in range(len(t) - 1):
             scaled = t[i] * self.scaling
@@ -274,7 +275,7 @@ class PNDMScheduler(Sampler):
         """Returns one row per call."""
         grid = self.grid(schedule, num_steps, skip=skip)
         called = grid.timestep[:-1].astype(int)
-        warm_up = self.told(schedule, num_steps)[:12].astype(int) if self.runge_kutta else []
+        warm_up = list(self.told(schedule, num_steps)[:12].astype(int)) if self.runge_kutta else []
         step = schedule.num_timesteps // num_steps
         table, last = schedule.sigmas, grid.sigma[-1]
 
@@ -297,7 +298,7 @@ class PNDMScheduler(Sampler):
                 weights = self.adams(i)
             sigma, sigma_next = at(came_from), at(goes_to)
             next_sigma = grid.sigma[i + 1] if i + 1 < len(called) else sigma_next
-            of_x, of_out = PREDICTIONS[schedule.config.prediction].x0(sigma)
+            of_x, of_out = map(float, PREDICTIONS[schedule.config.prediction].x0(sigma))
             slope = (sigma_next - sigma) / sigma
             # The step's start was kept as of the noise at its call; here it is taken as of `sigma`
             base = (1 + slope * (1 - of_x)) * size(sigma) / size(grid.sigma[start if not begins else i])
