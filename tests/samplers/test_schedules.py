@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from parity_sched import sigma_schedule
@@ -72,6 +73,23 @@ def test_samplers_take_every_schedule_by_its_name(sampler, name):
     rows = dataclasses.replace(SAMPLERS[sampler](), spacing=name).steps(NOISE, 8)
     assert np.isfinite(rows.coef.calls).all()
     assert rows.starts_step.sum() == len(SCHEDULES[name]().grid(NOISE, 8, end=SAMPLERS[sampler]().end).sigma) - 1
+
+
+ONLY_RANGES = ("dpm_solver_singlestep", "dpm_solver_adaptive")  # they place calls between the ends of a range
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_takes_every_schedule_or_refuses_it(sampler):
+    for name in SCHEDULES:
+        made = dataclasses.replace
+        if sampler in ONLY_RANGES and name not in ("time_uniform", "logSNR", "time_quadratic"):
+            with pytest.raises(ValueError, match="takes spacing time_uniform, logSNR, time_quadratic"):
+                made(SAMPLERS[sampler](), spacing=name).steps(NOISE, 8)
+            continue
+        for noise in NOISE, PURE:
+            rows = made(SAMPLERS[sampler](), spacing=name).steps(noise, 8)
+            assert all(np.isfinite(np.asarray(leaf, float)).all() for leaf in jax.tree.leaves(rows)), name
 
 
 def test_the_penultimate_sigma_is_discarded():
