@@ -48,7 +48,7 @@ def lowered(config, dtype: str, side: int, params):
     state = jax.eval_shape(functools.partial(programs.begin, program), params["unet"], latent, *how)
     yield "sampler", "unet", run.lower(params["unet"], programs.images_first(rows), state, keys, *how, None)
 
-    run = placement.compiled(programs.decode, (vae, dtype), mesh, (False, True), "jit")
+    run = placement.compiled(programs.decode, programs.VAEProgram(vae, dtype), mesh, (False, True), "jit")
     yield "decoder", "vae", run.lower(params["vae"], latent)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, picture_settings, runtime, saving, values
+from sdjax.scripts.shared import large_flags, options, picture_settings, runtime, saving, values
 from sdjax.scripts.shared.flags import Needs
 from sdjax.scripts.shared.job import Job, note
 from sdjax.scripts.shared.picture_settings import texts
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.tasks import animate
     from sdjax.tasks.resolve import check_size
 
-    check_size(sdjax.ModelConfig("any"), args.H, args.W)
+    check_size(sdjax.ModelConfig("any"), args.H, args.W, windowed=args.window is not None)
     movie.check_fps(args.fps)
     if args.format == "mp4":
         movie.find_ffmpeg()
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
 
     def check(config: Any) -> None:
         check_task(config, "animate")
-        check_size(config, args.H, args.W)
+        check_size(config, args.H, args.W, windowed=args.window is not None)
         animate.split_steps(job.sampler, NoiseSchedule(config.schedule), args.steps, args.prompt_strength)
         if "prompt_strength" in args.given and not PROMPTS_DIFFER.met(args):
             raise ValueError(f"--prompt-strength has no effect {PROMPTS_DIFFER.otherwise}")
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
                 prompt_strength=args.prompt_strength, sampler=job.sampler, num_steps=args.steps,
                 guidance_scale=args.scale, guidance_rescale=args.guidance_rescale, **job.guidance,
                 height=args.H, width=args.W, batch=args.n_samples, parallel=args.parallel, devices=job.devices,
-                exact=args.exact, progress=show,
+                exact=args.exact, progress=show, **large_flags.large_options(args),
             )  # fmt: skip
         except KeyboardInterrupt as error:
             # Write an animation of the finished frames

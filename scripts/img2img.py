@@ -79,7 +79,9 @@ def run(args: argparse.Namespace) -> Made:
     resized = []
     for picture in pictures:
         height, width = picture.pixels.shape[:2]
-        size = inputs.working_size(sdjax.ModelConfig("any"), (height, width), args.H, args.W)
+        size = inputs.working_size(
+            sdjax.ModelConfig("any"), (height, width), args.H, args.W, windowed=args.window is not None
+        )
         if size != (height, width):
             note(f"{picture.path}: {width} x {height} resized to {size[1]} x {size[0]} (LANCZOS)")
         resized.append(resize(picture.pixels, *size))

@@ -37,6 +37,8 @@ COMMANDS = {
     "inspect": ("inspect_checkpoint", "show what a checkpoint holds"),
     "samplers": ("samplers", "list samplers and schedules by their names in every tool"),
     "guidance": ("guidance", "list the rules of guidance and their options"),
+    "export": ("export", "write a model as programs that run without its code"),
+    "run-exported": ("run_exported", "make pictures with an exported model"),
     "benchmark": ("benchmark", "measure how fast this computer is"),
     "evaluate-builtin": ("evaluate_builtin", "measure how well the built-in model draws"),
 }

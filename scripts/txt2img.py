@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     sys.exit(f"sdjax must be installed first, by `make run` or `pip install .` in its folder ({error})")
 
-from sdjax.scripts.shared import options, values
+from sdjax.scripts.shared import options, sampler_flags, values
 from sdjax.scripts.shared.flags import Needs
 from sdjax.scripts.shared.job import Job
 from sdjax.scripts.shared.picture_settings import Made
@@ -36,7 +36,12 @@ same bytes.
 
 OUTDIR = "outputs/txt2img-samples"
 LAION_CHECKPOINT, LAION_OUTDIR = "models/ldm/text2img-large/model.ckpt", "outputs/txt2img-samples-laion400m"
-UPSCALES = ("lanczos", "bilinear", "bicubic", "nearest")  # the same as in sdjax.tasks.two_pass; a test compares them
+# The same as in sdjax.tasks.two_pass: our names, then the web UI's; a test compares them
+UPSCALES = (
+    "lanczos", "nearest pixels", "bilinear", "bicubic", "sharp bicubic", "nearest", "floor nearest", "Latent",
+    "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)", "Latent (nearest)",
+    "Latent (nearest-exact)", "Lanczos", "Nearest",
+)  # fmt: skip
 UPSCALE, STRENGTH = "lanczos", 0.6
 SECOND_PASS = Needs(lambda args: args.hires is not None, "without a second pass; add --hires, such as --hires 2")
 
@@ -75,7 +80,9 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
         "--hires-upscale",
         choices=UPSCALES,
         needs=SECOND_PASS,
-        help=f"how to enlarge: lanczos for the picture, the others for the latent; default: {UPSCALE}",
+        metavar="NAME",
+        help="how to enlarge: lanczos or nearest pixels for the picture; for the latent bilinear, bicubic, sharp "
+        f"bicubic, nearest or floor nearest; or the web UI's name, such as Latent; default: {UPSCALE}",
     )
     add(
         "--hires-strength",
@@ -84,6 +91,18 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
         needs=SECOND_PASS,
         help=f"how much the second pass changes, from 0 to 1; default: {STRENGTH}",
     )
+    same = "for the second pass; default: the first one's"
+    add("--hires-steps", type=values.positive, metavar="N", needs=SECOND_PASS, help=f"number of steps {same}")
+    add(
+        "--hires-sampler",
+        type=sampler_flags.known_sampler,
+        metavar="NAME",
+        needs=SECOND_PASS,
+        help=f"sampler, by its name in any tool, {same}",
+    )
+    add("--hires-prompt", metavar="TEXT", needs=SECOND_PASS, help=f"prompt {same}")
+    add("--hires-negative-prompt", metavar="TEXT", needs=SECOND_PASS, help=f"negative prompt {same}")
+    add("--hires-scale", type=values.finite, metavar="X", needs=SECOND_PASS, help=f"guidance scale {same}")
 
 
 def run(args: argparse.Namespace) -> Made:
@@ -98,15 +117,16 @@ def run(args: argparse.Namespace) -> Made:
     from sdjax.tasks.resolve import check_size
     from sdjax.tasks.two_pass import enlarged
 
-    size = check_size(sdjax.ModelConfig("any"), args.H, args.W)
+    size = check_size(sdjax.ModelConfig("any"), args.H, args.W, windowed=args.window is not None)
+    windowed = args.window is not None
     if two_pass and None not in (args.H, args.W):
-        enlarged(sdjax.ModelConfig("any"), size, args.hires)
+        enlarged(sdjax.ModelConfig("any"), size, args.hires, windowed=windowed)
 
     def check(config: Any) -> None:
         check_task(config, "txt2img")
-        size = check_size(config, args.H, args.W)
+        size = check_size(config, args.H, args.W, windowed=args.window is not None)
         if two_pass:
-            enlarged(config, size, args.hires)
+            enlarged(config, size, args.hires, windowed=windowed)
 
     pipe = job.load(check)
 
@@ -136,7 +156,9 @@ def read_hires(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of the second pass; empty without --hires."""
     strength = STRENGTH if args.hires_strength is None else args.hires_strength
     how = {"enlarge": args.hires, "upscale": args.hires_upscale or UPSCALE, "strength": strength}
-    return {} if args.hires is None else how
+    names = ("hires_steps", "hires_sampler", "hires_prompt", "hires_negative_prompt", "hires_scale")
+    own = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return {} if args.hires is None else how | own
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
     import sdjax
     from sdjax.tasks.resolve import check_size
 
-    check_size(sdjax.ModelConfig("any"), args.H, args.W)
+    check_size(sdjax.ModelConfig("any"), args.H, args.W, windowed=args.window is not None)
     resolve_local(args.prior, args.vision, args.noise_stats)
     (vary if args.prior is None else imagine)(args, job)
 

@@ -22,6 +22,7 @@ from sdjax.schedule import NoiseSchedule
 from tests.parity_depth import bert, depth, prepare_depth
 from tests.parity_dsam import diffusers_sample, diffusers_sigmas, diffusers_timesteps
 from tests.parity_guid import Guided, guidance
+from tests.parity_hires import tiled
 from tests.parity_ksam import ksampler
 from tests.parity_models import config_from_spec
 from tests.parity_noise import a1111_noise, brownian, comfyui_noise, comfyui_step_noise, diffusers_noise, torch_randn
@@ -138,6 +139,9 @@ class Model(Guided):
 
     def sample(self, sampler, num_steps, **options):
         return sample_with(self._network, self.schedule, sampler, num_steps, **options)
+
+    def tiled(self, part, axes, *inputs):
+        return tiled(self.config, self.params, part, axes, *inputs)
 
     def img2img_compvis(self, num_steps, **options):
         return img2img_with(self._network, self.schedule, num_steps, **options)

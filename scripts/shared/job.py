@@ -10,7 +10,7 @@ from typing import Any
 
 from sdjax import errors, names
 from sdjax._version import __version__
-from sdjax.scripts.shared import options, picture_settings, runtime, sampler_flags, saving, sweeps
+from sdjax.scripts.shared import large_flags, options, picture_settings, runtime, sampler_flags, saving, sweeps
 from sdjax.scripts.shared.picture_options import PictureOptions
 from sdjax.scripts.shared.picture_settings import Made, texts
 from sdjax.scripts.shared.prompts import PromptBatch, check_prompts, make_batches, pictures_at_a_time
@@ -34,6 +34,7 @@ class Job:
         if args.skip_save and args.skip_grid and task != "animate":
             note("with --skip_save and --skip_grid, pictures are made but not written")
         self.devices = runtime.set_up_jax(args.device)
+        large_flags.check_large(args)
         self.guidance = runtime.read_guidance(args.guidance, args.guidance_option)
         self.options = PictureOptions(args, self.name, make_spacing(args), self.guidance)
         self.options.sampler({})

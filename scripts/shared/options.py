@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdjax.checks.arguments import DTYPES
-from sdjax.scripts.shared import flags, sampler_flags, values
+from sdjax.scripts.shared import flags, large_flags, sampler_flags, values
 from sdjax.scripts.shared.flags import Needs, alone
 from sdjax.scripts.shared.parser import Parser
 
@@ -230,6 +230,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         help="from 0 to 1: how much of the guided prediction's contrast is brought back to that without guidance, so "
         "that large scales do not burn out; default: %(default)s",
     )
+    large_flags.add_large_flags(parser)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax import names
-from sdjax.scripts.shared import runtime
+from sdjax.scripts.shared import large_flags, runtime
 from sdjax.scripts.shared.picture_settings import recorded_options
 
 OF_SAMPLER = (
@@ -42,6 +42,7 @@ class PictureOptions:
             "guidance_rescale": args.guidance_rescale,
             "zero_terminal_snr": args.zero_terminal_snr,
             **guidance,
+            **large_flags.large_options(args),
         }
         of_task = {"height": "H", "width": "W", "strength": "strength"}
         self.flags |= {name: getattr(args, flag) for name, flag in of_task.items() if name in args.own}
@@ -95,7 +96,8 @@ class PictureOptions:
         _, sampler = self.sampler(own)
         if "strength" in own:
             number("strength", own["strength"], 0, 1)
-        check_size(config or sdjax.ModelConfig("any"), own.get("height"), own.get("width"))
+        windowed = self._merged(own).get("window") is not None
+        check_size(config or sdjax.ModelConfig("any"), own.get("height"), own.get("width"), windowed=windowed)
         if config is not None:
             sampler.grid(self._schedule(own), counted(sampler, own.get("num_steps", self.args.steps)))
 

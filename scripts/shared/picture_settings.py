@@ -19,6 +19,15 @@ WEB_UI_OPTIONS = {  # of schedules
     "rho": "Schedule rho", "sigma_min": "Schedule min sigma", "sigma_max": "Schedule max sigma",
     "alpha": "Beta schedule alpha", "beta": "Beta schedule beta", "discard_penultimate": "Discard penultimate sigma",
 }  # fmt: skip
+WEB_UI_UPSCALERS = {
+    "lanczos": "Lanczos",
+    "nearest pixels": "Nearest",
+    "bilinear": "Latent",
+    "bicubic": "Latent (bicubic antialiased)",
+    "sharp bicubic": "Latent (bicubic)",
+    "nearest": "Latent (nearest-exact)",
+    "floor nearest": "Latent (nearest)",
+}
 MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
 ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
 
@@ -84,11 +93,18 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     own = {
         "Denoising strength": settings.get("strength", hires.get("strength")),
         "Hires upscale": hires.get("enlarge"),
-        "Hires upscaler": hires.get("upscale"),
+        "Hires steps": hires.get("hires_steps"),
+        "Hires upscaler": WEB_UI_UPSCALERS.get(hires.get("upscale"), hires.get("upscale")),
+        "Hires sampler": None if hires.get("hires_sampler") is None else _sampler_of_web_ui(hires["hires_sampler"]),
+        "Hires prompt": hires.get("hires_prompt"),
+        "Hires negative prompt": hires.get("hires_negative_prompt"),
+        "Hires CFG Scale": hires.get("hires_scale"),
+        "Tiling": True if settings.get("seamless") == "xy" else None,
+        "Token merging ratio": _merging(settings),
     }
     return {
         "Steps": settings["steps"],
-        "Sampler": of_web_ui(settings["sampler"], {name: one.names for name, one in names.SAMPLERS.items()}),
+        "Sampler": _sampler_of_web_ui(settings["sampler"]),
         "Schedule type": WEB_UI_NEAREST.get(described["name"]) or of_web_ui(described["name"], names.SCHEDULES),
         "CFG scale": settings["guidance_scale"],
         "Seed": settings["seed"],
@@ -98,6 +114,10 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Clip skip": 1,
         "Version": f"sdjax {settings['versions']['sdjax']}",
     }
+
+
+def _sampler_of_web_ui(name: str) -> str:
+    return of_web_ui(name, {name: one.names for name, one in names.SAMPLERS.items()})
 
 
 def of_web_ui(name: str, table: Mapping[str, names.Names]) -> str:
@@ -120,6 +140,15 @@ def recorded_options(sampler: Any) -> dict[str, Any]:
 
     options = in_use(sampler)
     return options | ({"spacing": describe(options["spacing"])} if "spacing" in options else {})
+
+
+def _merging(settings: Mapping[str, Any]) -> float | None:
+    if not settings.get("patches"):
+        return None
+    from sdjax.adapters.table import TokenMerging, make_settings
+
+    made = make_settings(settings["patches"])
+    return next((one.ratio for one in made if isinstance(one, TokenMerging)), None)
 
 
 def _stem(name: str) -> str:

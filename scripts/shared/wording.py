@@ -57,7 +57,7 @@ FLAGS_OF_TASKS: dict[str, tuple[str, ...]] = {
     "prior_scale": ("--prior-scale",),
     "batch": ("--batch", "--n_samples"),
 }
-SAME = ("negative_prompt", "noise_level", "only_masked", "prompt_strength")
+SAME = ("negative_prompt", "noise_level", "only_masked", "prompt_strength", "window_overlap", "hires_prompt")
 _BEFORE = r"(?<![\w./'\"-])"  # no part of a path, of a quotation, of a longer name
 
 

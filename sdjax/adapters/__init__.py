@@ -1,13 +1,20 @@
 """Additions to a model, such as low-rank adapters and FreeU. Each is a patch over the layers of a network."""
 
+from sdjax.adapters.deep_shrink import DeepShrink
 from sdjax.adapters.delta import Adapter, AdapterError, Delta, LowRank, merge
 from sdjax.adapters.freeu import FreeU, FreeUNumbers
+from sdjax.adapters.hidiffusion import RAUNet, WindowAttention
 from sdjax.adapters.lora import ImageLoRA, LoRA, for_images
-from sdjax.adapters.patch import Interceptor, Patch, patched, path_of, report, reporting
+from sdjax.adapters.patch import Interceptor, Patch, Timed, patched, path_of, report, reporting
+from sdjax.adapters.seamless import Seamless
+from sdjax.adapters.table import PATCHES, Setting, make_settings
+from sdjax.adapters.token_merging import TokenMerging
 
 __all__ = [
+    "PATCHES",
     "Adapter",
     "AdapterError",
+    "DeepShrink",
     "Delta",
     "FreeU",
     "FreeUNumbers",
@@ -16,7 +23,14 @@ __all__ = [
     "LoRA",
     "LowRank",
     "Patch",
+    "RAUNet",
+    "Seamless",
+    "Setting",
+    "Timed",
+    "TokenMerging",
+    "WindowAttention",
     "for_images",
+    "make_settings",
     "merge",
     "patched",
     "path_of",

@@ -10,11 +10,13 @@ patched, and their names.
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import flax.linen as nn
 from flax.linen.module import InterceptorContext as Context
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
+
+from sdjax.typing import Timestep
 
 # (method, its positional arguments, its keyword arguments, which layer and method it is) -> the result
 Interceptor: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Context], Any]
@@ -37,6 +39,18 @@ class Patch(Protocol):
         The function gets the method, its arguments, and a context whose `module` is the layer. It returns the layer's
         new output, or `method(*args, **kwargs)` for a layer that it does not change.
         """
+        ...
+
+
+@runtime_checkable
+class Timed(Patch, Protocol):
+    """A patch that changes the network only at some timesteps. Images of one batch may differ in this.
+
+    The program then holds the network twice, with and without the patch, and runs what the batch needs.
+    """
+
+    def active(self, t: Timestep, own: PyTree) -> Bool[Array, "b"]:
+        """Returns in which images the patch is active at the timesteps t [b]. `own` are its per-image arrays."""
         ...
 
 

@@ -1,17 +1,19 @@
 """Networks as the denoiser calls them: static descriptions that take parameters and conditioning as arguments."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool, PyTree
 
-from sdjax.adapters.patch import Patch, patched
+from sdjax.adapters.patch import Patch, Timed, patched
+from sdjax.adapters.seamless import Seamless
 from sdjax.config import UNetConfig
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.nn import UNet
-from sdjax.samplers.rule import Memory, Noisy
+from sdjax.samplers.rule import Memory, Noisy, choose_images
 from sdjax.typing import Params, Timestep
 
 
@@ -53,12 +55,16 @@ class UNetNetwork:
     """A UNet that computes in `dtype`, with patches over its layers.
 
     Its parameters are the UNet's. With patches they are {"unet": the UNet's, "patches": one entry per patch}. An entry
-    holds the arrays that all images share, or is None. Per-image arrays are in `Conditioning.patches`.
+    holds the arrays that all images share, or is None. Per-image arrays are in `Conditioning.patches`. Convolutions
+    wrap around along the axes of `seamless`.
+
+    A patch with a method `active` (`adapters.patch.Timed`) changes only the images in which it is active.
     """
 
     unet: UNetConfig
     dtype: str
     patches: tuple[Patch, ...] = ()
+    seamless: str = ""
 
     def init(self, params: Params, x: Noisy) -> Memory:
         """Returns no memory."""
@@ -68,15 +74,39 @@ class UNetNetwork:
         self, params: Params, x: Noisy, t: Timestep, conditioning: Conditioning, memory: Memory
     ) -> tuple[Noisy, Memory]:
         """Returns the UNet's prediction, float32."""
-        shared = None
+        shared: Sequence[PyTree] = [None] * len(self.patches)
         if self.patches:
             params, shared = params["unet"], params["patches"]
+        own = conditioning.patches or [None] * len(self.patches)
         if conditioning.concat is not None:
             x = jnp.concatenate([x, conditioning.concat.astype(x.dtype)], axis=-1)
         network = UNet(self.unet, jnp.dtype(self.dtype))
-        with patched(self.patches, shared, conditioning.patches or None):
-            out = network.apply(
-                {"params": params}, x, t, conditioning.context, conditioning.label,
-                context_length=conditioning.context_length,
-            )  # fmt: skip
-        return cast(Array, out), memory
+
+        def call(which: Sequence[int], undecided: Sequence[int]) -> Array:
+            """Returns the prediction with the patches `which`, and those `undecided` ones that are active."""
+            if undecided:
+                first, *rest = undecided
+                active = cast(Timed, self.patches[first]).active(t, own[first])
+                return _of_each(active, lambda: call([*which, first], rest), lambda: call(which, rest))
+            chosen = sorted(which)
+            own_seamless = [Seamless(self.seamless)] if self.seamless else []
+            with (
+                patched(own_seamless),  # outside of the others
+                patched(*([everything[i] for i in chosen] for everything in (self.patches, shared, own))),
+            ):
+                out = network.apply(
+                    {"params": params}, x, t, conditioning.context, conditioning.label,
+                    context_length=conditioning.context_length,
+                )  # fmt: skip
+            return cast(Array, out)
+
+        timed = [i for i, patch in enumerate(self.patches) if isinstance(patch, Timed)]
+        return call([i for i in range(len(self.patches)) if i not in timed], timed), memory
+
+
+def _of_each(active: Bool[Array, "b"], on: Callable[[], Array], off: Callable[[], Array]) -> Array:
+    """Returns the results of `on` for active images and of `off` for the others. Each is computed only if needed."""
+    nothing = jnp.zeros(jax.eval_shape(off).shape, jnp.float32)
+    these = jax.lax.cond(jnp.any(active), on, lambda: nothing)
+    others = jax.lax.cond(jnp.all(active), lambda: nothing, off)
+    return choose_images(active, these, others)

@@ -6,11 +6,10 @@ of its last use, and every later write fails. We remove such entries here.
 """
 
 import functools
-import hashlib
 import os
-import platform
 from pathlib import Path
 
+from sdjax.checks.computer import processor
 from sdjax.storage import files
 
 ENVIRONMENT = "SDJAX_COMPILATION_CACHE"  # 0 switches it off, 1 is the default
@@ -43,7 +42,7 @@ def enable() -> Path | None:
     off = wanted == "0" or not setting("jax_enable_compilation_cache")
     if off or setting("jax_compilation_cache_dir") is not None:
         return None
-    folder = platformdirs.user_cache_path("sdjax") / "compiled" / _processor()
+    folder = platformdirs.user_cache_path("sdjax") / "compiled" / processor()
     try:
         files.check_folder(folder, "keeping compiled programs in", ROOM)
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,13 +75,3 @@ def _remove_halves(folder: Path) -> None:
         for key in entries ^ times:
             for suffix in (_ENTRY, _TIME):
                 (folder / f"{key}{suffix}").unlink(missing_ok=True)
-
-
-def _processor() -> str:
-    # In a cluster, machines may share the home folder. A program compiled for one processor may crash on another
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:12]}"

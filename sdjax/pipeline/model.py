@@ -23,7 +23,7 @@ from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
 from sdjax.diffusion.denoiser import needs_weak
 from sdjax.diffusion.guidance import Guidance, Unguided
-from sdjax.diffusion.network import UNetNetwork
+from sdjax.diffusion.windows import Windows, make_network
 from sdjax.nn.jax_settings import make_keys as make_keys  # imported here too, because users expect it here
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import placement, programs
@@ -143,14 +143,16 @@ class Pipeline(metaclass=Explained):
 
     @pinned()
     def encode_image(
-        self, image: Image, *, mesh: Mesh | None = None, keys: Keys | None = None, draw: int = 0, parallel: str = "jit"
-    ) -> NewMap:
+        self, image: Image, *, mesh: Mesh | None = None, keys: Keys | None = None, draw: int = 0,
+        seamless: str | None = None, parallel: str = "jit",
+    ) -> NewMap:  # fmt: skip
         """Returns the latent of an image in [-1, 1]: a draw from the posterior with `keys`, or its mean without keys.
 
         `draw` is the number of the draw, if a task needs several for one picture (the whole, and the part outside a
-        mask).
+        mask). With `seamless` "x", "y" or "xy" the picture continues over its edges.
         """
-        static, mesh = (self.config.vae, self.dtype, draw), placement.fitting_mesh(mesh, len(image))
+        static = (programs.VAEProgram(self.config.vae, self.dtype, seamless or ""), draw)
+        mesh = placement.fitting_mesh(mesh, len(image))
         run = placement.compiled(programs.encode_image, static, mesh, (False, True, True), parallel)
         return run(self.on(mesh)["vae"], placement.split(image, mesh), keys)
 
@@ -176,7 +178,8 @@ class Pipeline(metaclass=Explained):
     def sampling(
         self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
         guidance: Guidance | None = None, *, patches: Sequence[Patch] = (), shared: Sequence[PyTree] | None = None,
-        known: Known | None = None, mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False,
+        known: Known | None = None, windows: Windows | None = None, seamless: str | None = None,
+        mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False,
     ) -> Iterator[tuple[int, State]]:  # fmt: skip
         """Samples from `x`. After every CHUNK rows it yields the number of rows made so far and the sampler's state.
 
@@ -184,16 +187,19 @@ class Pipeline(metaclass=Explained):
         (`samplers.batch`, `samplers.repeat`). `branches` are the conditionings of
         `sdjax.diffusion.denoiser.conditionings_of(guidance)`; without `guidance` there is one. `patches` are added to
         the UNet, with one entry of `shared` arrays each; their per-image arrays are in the conditionings. The part of
-        the latent that is `known` is set at the start of every step; call `known.put` on the final latent.
+        the latent that is `known` is set at the start of every step; call `known.put` on the final latent. With
+        `windows` the network is called for overlapping parts of the latent. With `seamless` "x", "y" or "xy" the latent
+        continues over its edges.
         """
         guidance, mesh = Unguided() if guidance is None else guidance, placement.fitting_mesh(mesh, len(x))
-        network = UNetNetwork(self.config.unet, self.dtype, tuple(patches))
+        network = make_network(self.config.unet, self.dtype, patches, x.shape[1:3], windows, seamless)
         params = self.on(mesh)["unet"]
         if patches:
             params = {"unet": params, "patches": placement.replicate(tuple(shared or [None] * len(patches)), mesh)}
         other = None
         if self.weak is not None and needs_weak(guidance):
-            other = UNetNetwork(self.weak.config.unet, self.weak.dtype), self.weak.config.schedule.prediction
+            weak = make_network(self.weak.config.unet, self.weak.dtype, (), x.shape[1:3], windows, seamless)
+            other = weak, self.weak.config.schedule.prediction
             params = {"main": params, "weak": self.weak.on(mesh)["unet"]}
         program = programs.SampleProgram(network, self.config.schedule.prediction, rule, exact, other)
         inputs = (tuple(branches), jax.tree.map(lambda a: np.broadcast_to(a, (len(x), *np.shape(a)[1:])), guidance))
@@ -207,16 +213,23 @@ class Pipeline(metaclass=Explained):
 
     @pinned()
     def resize_latent(
-        self, latent: Latent, height: int, width: int, method: str, *, mesh: Mesh | None = None, parallel: str = "jit"
-    ) -> NewMap:
-        """Returns the latent enlarged for pictures of height x width pixels, by a method of `jax.image.resize`."""
-        static = (height // self.config.vae.factor, width // self.config.vae.factor, method)
+        self, latent: Latent, height: int, width: int, method: str, *, seamless: str | None = None,
+        mesh: Mesh | None = None, parallel: str = "jit",
+    ) -> NewMap:  # fmt: skip
+        """Returns the latent enlarged for pictures of height x width pixels, by a method of `programs.RESIZES`."""
+        static = (height // self.config.vae.factor, width // self.config.vae.factor, method, seamless or "")
         mesh = placement.fitting_mesh(mesh, len(latent))
         return placement.compiled(programs.resize, static, mesh, (True,), parallel)(latent)
 
     @pinned()
-    def decode(self, latent: Latent, *, mesh: Mesh | None = None, parallel: str = "jit") -> NewImage:
-        """Returns the images of latents, float32, about in [-1, 1], not clipped."""
+    def decode(
+        self, latent: Latent, *, seamless: str | None = None, mesh: Mesh | None = None, parallel: str = "jit"
+    ) -> NewImage:
+        """Returns the images of latents, float32, about in [-1, 1], not clipped.
+
+        With `seamless` "x", "y" or "xy" the pictures continue over their edges.
+        """
         mesh = placement.fitting_mesh(mesh, len(latent))
-        run = placement.compiled(programs.decode, (self.config.vae, self.dtype), mesh, (False, True), parallel)
+        program = programs.VAEProgram(self.config.vae, self.dtype, seamless or "")
+        run = placement.compiled(programs.decode, program, mesh, (False, True), parallel)
         return run(self.on(mesh)["vae"], placement.split(latent, mesh))

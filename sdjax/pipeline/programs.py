@@ -7,12 +7,15 @@ devices.
 
 import dataclasses
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
+from sdjax.adapters.patch import patched
+from sdjax.adapters.seamless import Seamless
 from sdjax.config import TextConfig, VAEConfig
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
@@ -20,6 +23,7 @@ from sdjax.diffusion.denoiser import NetworkDenoiser, Weak, make_denoiser
 from sdjax.diffusion.guidance import Guidance
 from sdjax.diffusion.network import Network
 from sdjax.nn import AutoencoderKL, TextEncoder, latent_from_moments
+from sdjax.nn.layers.interpolation import interpolate
 from sdjax.pipeline import tiling
 from sdjax.samplers.noise import POSTERIOR, START, draw_noise
 from sdjax.samplers.rows import Rows
@@ -69,27 +73,40 @@ def encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: Token
     return one_by_one(encode, ids) if exact else encode(ids)
 
 
-def encode_image(static: tuple[VAEConfig, str, int], params: Params, image: Image, keys: Keys | None) -> NewMap:
-    config, dtype, draw = static
-    vae = AutoencoderKL(config, jnp.dtype(dtype))
+@dataclasses.dataclass(frozen=True)
+class VAEProgram:
+    """The static description of a program of the autoencoder. Convolutions wrap around along the axes of `seamless`."""
+
+    vae: VAEConfig
+    dtype: str
+    seamless: str = ""
+
+    def run(self, params: Params, x: Array, method: Literal["encode", "decode"]) -> Array:
+        """Returns moments of images or images of latents: of large pictures band by band (`sdjax.pipeline.tiling`)."""
+        factor = 1 if method == "encode" else self.vae.factor
+        if x.shape[1] * x.shape[2] * factor**2 > tiling.LARGE:
+            banded = tiling.encode if method == "encode" else tiling.decode
+            return banded(self.vae, jnp.dtype(self.dtype), params, x, seamless=self.seamless)
+        network = AutoencoderKL(self.vae, jnp.dtype(self.dtype))
+        with patched([Seamless(self.seamless)] if self.seamless else []):
+            return cast(Array, network.apply({"params": params}, x, method=method))
+
+
+def encode_image(static: tuple[VAEProgram, int], params: Params, image: Image, keys: Keys | None) -> NewMap:
+    program, draw = static
 
     def encode(image: Image) -> Moments:
-        return cast(Array, vae.apply({"params": params}, image, method="encode"))
+        return program.run(params, image, "encode")
 
     moments = one_by_one(encode, image)
     b, h, w, c = moments.shape
     noise = None if keys is None else draw_noise(keys, POSTERIOR, draw, (h, w, c // 2))
-    return latent_from_moments(moments, noise, config.scale_factor)
+    return latent_from_moments(moments, noise, program.vae.scale_factor)
 
 
-def decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> NewImage:
-    config, dtype = static
-    vae = AutoencoderKL(config, jnp.dtype(dtype))
-
+def decode(program: VAEProgram, params: Params, latent: Latent) -> NewImage:
     def decode(latent: Latent) -> NewImage:
-        if latent.shape[1] * latent.shape[2] * config.factor**2 > tiling.LARGE:
-            return tiling.decode(config, jnp.dtype(dtype), params, latent)
-        return cast(Array, vae.apply({"params": params}, latent, method="decode"))
+        return program.run(params, latent, "decode")
 
     # One at a time: a decoder's feature maps are gigabytes, and one picture keeps a device busy
     return one_by_one(decode, latent)
@@ -99,9 +116,34 @@ def noise(shape: tuple[int, ...], keys: Keys) -> Latent:
     return draw_noise(keys, START, 0, shape)
 
 
-def resize(static: tuple[int, int, str], latent: Latent) -> NewMap:
-    height, width, method = static
-    return jax.image.resize(latent, (latent.shape[0], height, width, latent.shape[-1]), method)
+def resize(static: tuple[int, int, str, str], latent: Latent) -> NewMap:
+    height, width, method, seamless = static
+    # A latent that wraps around is repeated along these axes, and the middle is cut out of the result
+    times = [3 if axis in seamless else 1 for axis in "yx"]
+    several = jnp.tile(latent, (1, *times, 1))
+    size = (times[0] * height, times[1] * width)
+    top, left = (side if count == 3 else 0 for side, count in zip((height, width), times))
+    return RESIZES[method](several, size)[:, top : top + height, left : left + width]
+
+
+def _by_jax(method: str) -> Callable[[Array, tuple[int, int]], Array]:
+    return lambda x, size: jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), method)
+
+
+# Ways to enlarge a latent. torch's interpolate without a filter is "bilinear" and "sharp bicubic" (a = -0.75);
+# with its filter (antialias=True) it is "bilinear" and "bicubic" (a = -0.5). Its "nearest" is "floor nearest", its
+# "nearest-exact" is "nearest"
+RESIZES: dict[str, Callable[[Array, tuple[int, int]], Array]] = {
+    "bilinear": _by_jax("bilinear"),
+    "bicubic": _by_jax("bicubic"),
+    "sharp bicubic": lambda x, size: interpolate(x, size, method="bicubic"),
+    "nearest": _by_jax("nearest"),
+    "floor nearest": lambda x, size: x[:, _floors(x.shape[1], size[0])][:, :, _floors(x.shape[2], size[1])],
+}
+
+
+def _floors(old: int, new: int) -> np.ndarray:
+    return np.arange(new) * old // new
 
 
 def begin(

@@ -72,12 +72,13 @@ def animate(
     """
     check_task(pipe.config, "animate")
     for name in (*SamplingOptions.__annotations__, *SizeOptions.__annotations__):
-        if is_sequence(options.get(name)) and not (name == "schedule" and is_numbers(options.get(name))):
+        of_one = name == "patches" or (name == "schedule" and is_numbers(options.get(name)))
+        if is_sequence(options.get(name)) and not of_one:
             raise ValueError(f"an animation has one {name}; got {shown(options.get(name))}")
     given: dict[str, Any] = dict(options)
     how = Computing(**{name: value for name, value in given.items() if name in COMPUTING})
     one = Request(**{name: value for name, value in given.items() if name not in COMPUTING})
-    check_size(pipe.config, one.height, one.width)
+    check_size(pipe.config, one.height, one.width, windowed=one.window is not None)
     prompts, negatives, seeds = check_keyframes(prompts, negative_prompt, seeds)
     positions = frame_positions(len(prompts), frames, loop=loop)
     choose("interpolation", interpolation, INTERPOLATIONS)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from sdjax.checks.arguments import is_sequence, texts
 from sdjax.checks.notes import note
@@ -24,7 +25,7 @@ from sdjax.samplers.rows import per_image
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.inputs import one_each
 from sdjax.tasks.request import Each, Request, expand
-from sdjax.tasks.resolve import Resolved, check_begin, rescaled, resolve
+from sdjax.tasks.resolve import Resolved, check_begin, find_windows, rescaled, resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
 from sdjax.typing import Context, Keys, Latent
@@ -89,7 +90,7 @@ class Batch:
         return dataclasses.replace(self, starts=starts)
 
     def groups(self) -> list[list[int]]:
-        """Returns groups of picture numbers. The pictures of a group have one size and one compiled rule.
+        """Returns groups of picture numbers. The pictures of a group have one size and one compiled program.
 
         A group has at most `at_once` pictures (`Computing`). A larger one is divided into groups of equal size, so
         that they share a program: the last picture is repeated as often as needed.
@@ -99,7 +100,9 @@ class Batch:
             sampler = request.sampler
             # A sampler with its own `final` shares no batch with others
             end = id(sampler) if sampler.ends_alone else None
-            alike = (self.size_of(i), start.rows is None, sampler.rule, end, jax.tree.structure(request.guidance))
+            structure = (jax.tree.structure(request.guidance), tuple(setting.patch for setting in request.patches))
+            windows = find_windows(self.pipe.config, request)
+            alike = (self.size_of(i), start.rows is None, sampler.rule, end, *structure, request.seamless, windows)
             groups.setdefault(alike, []).append(i)
         return [part for group in groups.values() for part in divided(group, self.how.at_once)]
 
@@ -155,7 +158,9 @@ class Batch:
     def encode(self, pictures: Sequence[np.ndarray], *, draw: int = 0) -> Latent:
         """Returns latents of pictures: draws from the posterior. Pictures are uint8 or float in [-1, 1], [h, w, 3]."""
         images = [to_float(p) if p.dtype == np.uint8 else p for p in pictures]
-        return self.pipe.encode_image(self.spread(images), keys=self.keys, draw=draw, **self.where)
+        return self.pipe.encode_image(
+            self.spread(images), keys=self.keys, draw=draw, seamless=self.seamless, **self.where
+        )
 
     def conditionings(
         self,
@@ -219,10 +224,13 @@ class Batch:
         last: bool = True,
     ) -> Generator[Step, bool | None, State]:
         """Returns the samplers' state after all rows, starting from x. There is one table of rows per picture."""
-        rule, before = self.requests[0].sampler.rule, 0
+        first, before = self.requests[0], 0
+        numbers = self._patch_numbers()
+        conditionings = [dataclasses.replace(one, patches=numbers) for one in conditionings]
         for done, state in self.pipe.sampling(
-            rule, batch(self._fill(list(rows))), x, self.keys, conditionings, self.guidance, known=known,
-            exact=self.how.exact, **self.where,
+            first.sampler.rule, batch(self._fill(list(rows))), x, self.keys, conditionings, self.guidance,
+            patches=[setting.patch for setting in first.patches], windows=find_windows(self.pipe.config, first),
+            seamless=self.seamless, known=known, exact=self.how.exact, **self.where,
         ):  # fmt: skip
             over = tuple(i for i, one in enumerate(rows) if np.size(one.index) <= done) if last else ()
             if (yield Step(self, done - before, state, over)):
@@ -236,9 +244,19 @@ class Batch:
 
     def pixels(self, latent: Latent) -> np.ndarray:
         """Returns the pictures of latents, uint8 [b, h, w, 3]. Raises ImageError if one is not a picture."""
-        image = np.asarray(self.pipe.decode(latent, **self.where))[: len(self.requests)]
+        image = np.asarray(self.pipe.decode(latent, seamless=self.seamless, **self.where))[: len(self.requests)]
         check_images(image, self.pipe.dtype)
         return to_uint8(image)
+
+    @property
+    def seamless(self) -> str | None:
+        """The axes along which all pictures of this group continue over their edges."""
+        return self.requests[0].seamless
+
+    def _patch_numbers(self) -> tuple[PyTree, ...]:
+        """Returns the arrays of each patch, with the batch as their first axis."""
+        of_pictures = ([setting.numbers for setting in one.patches] for one in self._fill(self.requests))
+        return tuple(jax.tree.map(lambda *leaves: np.stack(leaves), *each) for each in zip(*of_pictures, strict=True))
 
     @property
     def where(self) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def depth_to_image(
     padded = [inputs.pad(picture) for picture in given]
     inner = [picture.shape[:2] for picture in padded]
     batch = make_batch(pipe, prompt, options, sizes=inner, strength=strength, compat=compat)
+    inputs.check_seamless(batch.requests, [sizes[i] for i in batch.inputs], [inner[i] for i in batch.inputs])
     if maps is None:
         maps = _estimated(pipe, padded, batch.how.mesh, batch.how.parallel)
     else:

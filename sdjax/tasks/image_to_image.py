@@ -46,7 +46,11 @@ def image_to_image(
     heights, widths = (
         inputs.one_each(name, list(side) if is_sequence(side) else [side], len(given)) for name, side in sides.items()
     )
-    sizes = [inputs.working_size(pipe.config, one.shape[:2], h, w) for one, h, w in zip(given, heights, widths)]
+    windowed = options.get("window") is not None
+    sizes = [
+        inputs.working_size(pipe.config, one.shape[:2], h, w, windowed=windowed)
+        for one, h, w in zip(given, heights, widths)
+    ]
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
     if compat is not None and options.get("schedule") is None:
         options = {**options, "spacing": options.get("spacing") or "compvis"}

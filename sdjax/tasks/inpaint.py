@@ -75,6 +75,7 @@ def inpaint(
     frames = [inputs.make_frame(*pair, side=side, padding=padding) for pair in zip(given, masks, strict=True)]
     sizes = [frame.repaint.shape for frame in frames]
     batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength)
+    inputs.check_seamless(batch.requests, [given[i].shape[:2] for i in batch.inputs], [sizes[i] for i in batch.inputs])
     make_latent = {"blend": blended, "concat": concatenated}[method]
 
     def make(part: Batch) -> Making:

@@ -11,7 +11,8 @@ from jaxtyping import Bool, UInt8
 from sdjax import pictures
 from sdjax.checks.arguments import whole
 from sdjax.config import ModelConfig
-from sdjax.tasks.resolve import SIDES, check_size
+from sdjax.tasks.request import Request
+from sdjax.tasks.resolve import SIDES, WIDEST, check_size
 
 MULTIPLE = 64  # input pictures' sides are multiples of this: the latent has 1/8 of the side, and UNets halve it 3 times
 SMALLEST = 128  # smallest padded side for depth to image and upscaling, as in Stability's demos of both
@@ -85,20 +86,36 @@ def pad(pixels: np.ndarray) -> np.ndarray:
     return pictures.pad_to(pixels, MULTIPLE, least=SMALLEST)
 
 
+def check_seamless(
+    requests: Sequence[Request], sizes: Sequence[tuple[int, ...]], inner: Sequence[tuple[int, ...]]
+) -> None:
+    """Raises ValueError if a seamless picture of `sizes` (height, width) is padded or cut to its size in `inner`."""
+    for request, size, own in zip(requests, sizes, inner, strict=True):
+        for axis, side, worked in zip("yx", size, own):
+            if axis in (request.seamless or "") and side != worked:
+                raise ValueError(
+                    f"seamless along {axis} needs a whole picture whose side is a multiple of {MULTIPLE}; this one is "
+                    f"{size[1]} x {size[0]}, and {own[1]} x {own[0]} is drawn: resize it first, or leave seamless out"
+                )
+
+
 def working_size(
-    config: ModelConfig, size: tuple[int, int], height: int | None = None, width: int | None = None
-) -> tuple[int, int]:
+    config: ModelConfig, size: tuple[int, int], height: int | None = None, width: int | None = None, *,
+    windowed: bool = False,
+) -> tuple[int, int]:  # fmt: skip
     """Returns the (height, width) at which image to image works on a picture of this size.
 
     Both sides are rounded down to multiples of 64, as in Stability's script, but not below 64. A picture larger than
-    2048 is first shrunk to fit. `height` and `width` replace these sides; see `check_size`.
+    2048, or 8192 if it is made in windows, is first shrunk to fit. `height` and `width` replace these sides; see
+    `check_size`.
     """
-    shrink = min(1, SIDES[1] / max(size))
+    shrink = min(1, (WIDEST if windowed else SIDES[1]) / max(size))
     h, w = (max(1, round(side * shrink)) for side in size)
     fitting = pictures.round_size(h, w, MULTIPLE)
     if height is None and width is None:
         return fitting
-    return check_size(config, *(own if side is None else side for own, side in zip(fitting, (height, width))))
+    sides = (own if side is None else side for own, side in zip(fitting, (height, width)))
+    return check_size(config, *sides, windowed=windowed)
 
 
 class Frame(NamedTuple):

@@ -7,15 +7,18 @@ from typing import Any, TypeAlias, TypedDict, TypeVar
 import jax
 import numpy as np
 
+from sdjax.adapters.seamless import check_axes
+from sdjax.adapters.table import Chosen, make_settings
 from sdjax.checks import arguments
 from sdjax.checks.arguments import number, shown, texts, whole
 from sdjax.checks.hints import explains_arguments
 from sdjax.diffusion.guidance import Guidance, Rule, Rules, check_guidance_scale
 from sdjax.diffusion.rules import PLAIN, checked, make_rules
+from sdjax.diffusion.windows import BLENDS
 from sdjax.samplers import Sampler, Schedule, make_schedule
 from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.known_schedules import ScheduleLike
-from sdjax.samplers.sampler import check_eta
+from sdjax.samplers.sampler import check_eta, choose
 from sdjax.schedule import LAST_ALPHAS
 from sdjax.tasks.computing import ComputingOptions
 
@@ -23,6 +26,7 @@ T = TypeVar("T")
 Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
+SMALLEST_WINDOW = 64  # pixels
 ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # the axes of one picture's arrays
 
 
@@ -38,7 +42,14 @@ class Request:
     guided prediction is moved back to that without guidance (Lin et al. 2023, arXiv 2305.08891). `guidance`: rules that
     change guidance: names such as "apg" or "apg+interval" (`sdjax.diffusion.rules.GUIDANCE`), rules, or a whole
     `Guidance`, which has its own scale. `guidance_options`: options of named rules, {"eta": 0.5} or {"apg.eta": 0.5}.
-    `height` and `width`: in pixels, multiples of 8 from 64 to 2048.
+    `height` and `width`: in pixels, multiples of 8 from 64 to 2048, or to 8192 with `window`.
+
+    `seamless`: "x", "y" or "xy", the axes along which the picture continues over its edges, so that copies of it fit
+    together. `patches`: changes of the UNet, a sequence of names of `sdjax.adapters.PATCHES` with their options, such
+    as "deep_shrink:factor=2", or of their settings, such as `sdjax.adapters.DeepShrink()`. `window`: side in pixels of
+    overlapping windows, in which the network draws a large picture; neighbours share at least `window_overlap` pixels
+    (default: half of `window`). `window_blend`: "mean" averages their predictions, "gaussian" gives less weight to a
+    window's border (`sdjax.diffusion.windows`).
 
     `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder], instead of texts, as
@@ -64,6 +75,11 @@ class Request:
     zero_terminal_snr: bool | str | None = None
     height: int | None = None
     width: int | None = None
+    seamless: str | None = None
+    patches: Sequence[Chosen] | Chosen | None = ()
+    window: int | None = None
+    window_overlap: int | None = None
+    window_blend: str = "mean"
     latents: Array | None = None
     prompt_embeds: Array | None = None
     negative_prompt_embeds: Array | None = None
@@ -82,6 +98,9 @@ class Request:
             "schedule": _schedule(self.schedule, self.schedule_options, self.spacing),
             "schedule_options": None,
             "zero_terminal_snr": _zero_terminal_snr(self.zero_terminal_snr),
+            "seamless": None if self.seamless is None else check_axes(self.seamless),
+            "patches": make_settings(self.patches),
+            **check_windows(self.window, self.window_overlap, self.window_blend),
             **{name: _array(name, getattr(self, name), axes) for name, axes in ARRAYS.items()},
         }
         for name, value in checked.items():
@@ -132,6 +151,11 @@ class SamplingOptions(TypedDict, total=False):
     schedule: ScheduleLike | Sequence[ScheduleLike | None] | None
     schedule_options: Each[Mapping[str, Any] | None]
     zero_terminal_snr: Each[bool | str | None]
+    seamless: Each[str | None]
+    patches: Sequence[Chosen] | Chosen | None | Sequence[Sequence[Chosen]]
+    window: Each[int | None]
+    window_overlap: Each[int | None]
+    window_blend: Each[str]
 
 
 class SizeOptions(TypedDict, total=False):
@@ -220,6 +244,9 @@ def _several(name: str, value: Any) -> list | None:
         return None if value is None or isinstance(value, str) else texts(name, value, default="")
     if name == "schedule" and is_numbers(value):
         return None  # one schedule
+    if name == "patches":  # a sequence of patches is for all pictures; one of sequences has one for each
+        several = arguments.is_sequence(value) and len(value) > 0 and all(map(arguments.is_sequence, value))
+        return list(value) if several else None
     axes = len(ARRAYS.get(name, ""))
     return list(value) if arguments.is_sequence(value) and getattr(value, "ndim", axes + 1) > axes else None
 
@@ -252,6 +279,19 @@ def _zero_terminal_snr(value: Any) -> str | None:
     if not isinstance(value, str) or value not in LAST_ALPHAS:
         raise ValueError(f"zero_terminal_snr is True, False or one of {', '.join(LAST_ALPHAS)}; got {shown(value)}")
     return value
+
+
+def check_windows(window: int | None, overlap: int | None, blend: str) -> dict[str, Any]:
+    """Returns the three fields. Raises ValueError for values out of range, and for an overlap without a window."""
+    choose("window_blend", blend, BLENDS)
+    if window is None:
+        if overlap is not None:
+            raise ValueError("window_overlap has no effect without window: give window too, or leave it out")
+        return {}
+    window = whole("window", window, SMALLEST_WINDOW, context=" (pixels)")
+    if overlap is not None:
+        overlap = whole("window_overlap", overlap, 0, window - 1, context=" (pixels, less than window)")
+    return {"window": window, "window_overlap": overlap}
 
 
 def _text(name: str, value: Any) -> str:

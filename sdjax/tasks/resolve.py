@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from sdjax import names, samplers
+from sdjax.adapters.patch import Timed
 from sdjax.checks.arguments import whole
 from sdjax.config import ModelConfig
 from sdjax.diffusion.guidance import ClassifierFree, Guidance
+from sdjax.diffusion.rules.attention import SAG
+from sdjax.diffusion.windows import Windows
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.samplers.custom import HasSteps, complete
@@ -18,7 +21,8 @@ from sdjax.samplers.spacing import fitting
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
 from sdjax.tasks.request import Request, rules_of
 
-SIDES = (64, 2048)  # smallest and largest height and width, in pixels
+SIDES = (64, 2048)  # smallest and largest height and width, in pixels ...
+WIDEST = 8192  # ... and the largest of a picture that is made in windows
 STEP = 8  # heights and widths are multiples of this
 
 
@@ -45,7 +49,7 @@ def resolve(
     ValueError for values that the model or the sampler does not support.
     """
     if sizes is None:
-        sizes = [check_size(pipe.config, request.height, request.width) for request in requests]
+        sizes = [check_size(pipe.config, one.height, one.width, windowed=one.window is not None) for one in requests]
     made: dict[Any, samplers.Sampler] = {}
     out = []
     for request, (height, width) in zip(requests, sizes, strict=True):
@@ -62,6 +66,8 @@ def resolve(
             "guidance": make_guidance(pipe, request, scale), "guidance_options": None,
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model}))
+        find_windows(pipe.config, out[-1])
+        check_attention(out[-1])
         check_arrays(pipe.config, out[-1])
     return out
 
@@ -99,16 +105,48 @@ def check_arrays(config: ModelConfig, request: Resolved) -> None:
             )
 
 
-def check_size(config: ModelConfig, height: int | None, width: int | None) -> tuple[int, int]:
+def check_attention(request: Resolved) -> None:
+    """Raises ValueError for guidance that looks at the whole attention, with changes that leave no such attention."""
+    rules = request.guidance.rules if isinstance(request.guidance, ClassifierFree) else ()
+    if any(isinstance(rule, SAG) for rule in rules) and (
+        request.window is not None or any(isinstance(one.patch, Timed) for one in request.patches)
+    ):
+        raise ValueError(
+            "self-attention guidance (sag) needs the attention of the whole network: use it without windows, and "
+            "without patches that are active only for a part of the steps (deep_shrink, rau_net)"
+        )
+
+
+def find_windows(config: ModelConfig, request: Request) -> Windows | None:
+    """Returns the windows of a picture's latent, if it is made in windows.
+
+    Raises ValueError unless their side and overlap are multiples of the latent's factor.
+    """
+    if request.window is None:
+        return None
+    factor = max(STEP, config.vae.factor)
+    overlap = request.window_overlap
+    if overlap is None:
+        overlap = request.window // 2 // factor * factor
+    for name, side in ("window", request.window), ("window_overlap", overlap):
+        if side % factor:
+            raise ValueError(f"{name} is a multiple of {factor} pixels; got {side}")
+    return Windows(request.window // config.vae.factor, overlap // config.vae.factor, request.window_blend)
+
+
+def check_size(
+    config: ModelConfig, height: int | None, width: int | None, *, windowed: bool = False
+) -> tuple[int, int]:
     """Returns height and width. None means the model's own side.
 
-    Raises ValueError, naming the nearest valid sizes, unless both are multiples of 8 from 64 to 2048.
+    Raises ValueError, naming the nearest valid sizes, unless both are multiples of 8 from 64 to 2048, or to 8192 for a
+    picture that is made in windows (`windowed`).
     """
     sides = []
     step = max(STEP, config.vae.factor)
     for name, side in ("height", height), ("width", width):
         side = config.image_size if side is None else side
-        low, high = SIDES
+        low, high = (SIDES[0], WIDEST) if windowed else SIDES
         side = whole(name, side)
         if not low <= side <= high or side % step:
             below = min(max(side // step * step, low), high)

@@ -1,22 +1,39 @@
-"""Two passes: makes a small picture, enlarges it, and refines it at the larger size."""
+"""Two passes ("hires fix"): makes a small picture, enlarges it, and refines it at the larger size."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
+
+import numpy as np
 
 from sdjax import pictures
-from sdjax.checks.arguments import number
+from sdjax.checks.arguments import number, texts, whole
 from sdjax.config import ModelConfig
+from sdjax.diffusion.guidance import ClassifierFree, Rules
 from sdjax.pipeline.model import Pipeline
+from sdjax.pipeline.programs import RESIZES
 from sdjax.purpose import check_task
+from sdjax.samplers import Sampler
+from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.noise import SECOND
 from sdjax.tasks.batch import Batch, make_batch
-from sdjax.tasks.request import Each, SizedOptions
-from sdjax.tasks.resolve import STEP, check_size
+from sdjax.tasks.request import Each, Request, SizedOptions
+from sdjax.tasks.resolve import STEP, Resolved, check_size, resolve
 from sdjax.tasks.results import advice
 from sdjax.tasks.session import Making, Session, task
 
-UPSCALES = {"lanczos": None, "bilinear": "bilinear", "bicubic": "bicubic", "nearest": "nearest"}  # jax.image's names
+PIXELS = {"lanczos": "lanczos", "nearest pixels": "nearest"}  # ways to enlarge the picture, and their names in pictures
+UPSCALES = (*PIXELS, *RESIZES)  # the others enlarge the latent
+A1111_UPSCALES = {  # the web UI's names
+    "Latent": "bilinear",
+    "Latent (antialiased)": "bilinear",
+    "Latent (bicubic)": "sharp bicubic",
+    "Latent (bicubic antialiased)": "bicubic",
+    "Latent (nearest)": "floor nearest",
+    "Latent (nearest-exact)": "nearest",
+    "Lanczos": "lanczos",
+    "Nearest": "nearest pixels",
+}
 
 
 @task()
@@ -27,46 +44,120 @@ def two_pass(
     enlarge: float = 2.0,
     upscale: str = "lanczos",
     strength: Each[float] = 0.6,
+    hires_prompt: str | None | Sequence[str | None] = None,
+    hires_negative_prompt: str | None | Sequence[str | None] = None,
+    hires_sampler: str | Sampler | HasSteps | None = None,
+    hires_steps: int | None = None,
+    hires_scale: float | None = None,
     **options: Unpack[SizedOptions],
 ) -> Session:
     """Returns pictures made in two passes: small ones are enlarged, then image to image refines them.
 
-    The first pass is `text_to_image` at `height` x `width`. `upscale` "lanczos" enlarges its picture; "bilinear",
-    "bicubic" and "nearest" enlarge its latent, which needs a `strength` above 0.5 to become sharp. `enlarge` is at
-    least 1; the result has at most 2048 pixels a side. The second pass makes the last share `strength` of as many
-    steps, with new noise. `options` are those of `text_to_image`; `latents` are for the first pass. Raises whatever
-    `text_to_image` raises.
+    The first pass is `text_to_image` at `height` x `width`. `upscale` is a name of UPSCALES, or the web UI's name for
+    it (A1111_UPSCALES): "lanczos" and "nearest pixels" enlarge the picture, the others enlarge its latent, which needs
+    a `strength` above 0.5 to become sharp. `enlarge` is at least 1; the result has at most 2048 pixels a side, or 8192
+    with `window`. The second pass makes the last share `strength` of its steps, with new noise.
+
+    The second pass uses the first one's prompt, negative prompt, sampler, number of steps and guidance scale, unless
+    `hires_prompt`, `hires_negative_prompt` (one for all pictures, or one for each), `hires_sampler`, `hires_steps` or
+    `hires_scale` is given. A sampler of its own has its own eta and spacing. `options` are those of `text_to_image`;
+    `latents` are for the first pass. Raises whatever `text_to_image` raises.
     """
     check_task(pipe.config, "two_pass")
-    if upscale not in UPSCALES:
-        raise ValueError(f"upscale is one of {', '.join(UPSCALES)}; got {upscale!r}")
-    batch = make_batch(pipe, prompt, options)
-    large = {size: enlarged(pipe.config, size, enlarge) for size in map(batch.size_of, range(len(batch.requests)))}
-    again = batch.starting(strength)
-    start_of = {id(request): start for request, start in zip(again.requests, again.starts)}
+    method = check_upscale(upscale)
+    first = make_batch(pipe, prompt, options)
+    changed: dict[str, Any] = {
+        "sampler": hires_sampler,
+        "num_steps": None if hires_steps is None else whole("hires_steps", hires_steps, 1),
+        "guidance_scale": None if hires_scale is None else number("hires_scale", hires_scale),
+    }
+    prompts, negatives = (
+        _for_each(name, given, len(first.requests))
+        for name, given in (("hires_prompt", hires_prompt), ("hires_negative_prompt", hires_negative_prompt))
+    )
+    requests = [
+        _second(pipe.config, request, enlarge, {**changed, "prompt": own, "negative_prompt": own_negative})
+        for request, own, own_negative in zip(first.requests, prompts, negatives)
+    ]
+    whole_second = resolve(pipe, requests, [(one.height, one.width) for one in requests])  # type: ignore[misc]
+    second = dataclasses.replace(first, requests=whole_second, folds=(SECOND,)).starting(strength)
+    number_of = {id(request): i for i, request in enumerate(first.requests)}
 
     def second_of(part: Batch) -> Batch:
-        starts = [start_of[id(request)] for request in part.requests]
-        return dataclasses.replace(part, starts=starts, folds=(SECOND,))
+        return second.part([number_of[id(request)] for request in part.requests])
 
     def make(part: Batch) -> Making:
-        size, second, conditionings = large[part.size], second_of(part), part.conditionings()
-        with advice(*size, len(part.requests), pipe.dtype):
-            latent = yield from part.sample(None, part.noise(), conditionings, last=False)
-            method = UPSCALES[upscale]
-            if method is None:
-                latent = second.encode([pictures.resize(picture, *size) for picture in part.pixels(latent)])
+        again = second_of(part)
+        with advice(*again.size, len(part.requests), pipe.dtype):
+            latent = yield from part.sample(None, part.noise(), part.conditionings(), last=False)
+            if method in PIXELS:
+                small = part.pixels(latent)
+                latent = again.encode([enlarge_pixels(one, again.size, method, part.seamless) for one in small])
             else:
-                latent = pipe.resize_latent(latent, *size, method, **part.where)
-            return part.finish((yield from second.sample(latent, second.noise(size), conditionings)))
+                latent = pipe.resize_latent(latent, *again.size, method, seamless=part.seamless, **part.where)
+            return part.finish((yield from again.sample(latent, again.noise(), again.conditionings())))
 
-    groups = again.groups()  # the first pass makes all steps, so only the second one divides them further
-    calls = [part.calls + second_of(part).calls for part in map(batch.part, groups)]
-    return Session(batch, make, groups=groups, calls=calls)
+    groups = _shared(first.groups(), second.groups())
+    calls = [part.calls + second_of(part).calls for part in map(first.part, groups)]
+    return Session(first, make, groups=groups, calls=calls)
 
 
-def enlarged(config: ModelConfig, size: tuple[int, int], enlarge: float) -> tuple[int, int]:
+def check_upscale(upscale: str) -> str:
+    """Returns the name in UPSCALES of a way to enlarge. Raises ValueError, listing the names, for an unknown one."""
+    method = A1111_UPSCALES.get(upscale, upscale) if isinstance(upscale, str) else upscale
+    if method not in UPSCALES:
+        raise ValueError(f"upscale is one of {', '.join((*UPSCALES, *A1111_UPSCALES))}; got {upscale!r}")
+    return method
+
+
+def enlarge_pixels(picture: np.ndarray, size: tuple[int, int], method: str, seamless: str | None) -> np.ndarray:
+    """Returns the picture, uint8 [h, w, 3], at another (height, width), by a method of PIXELS.
+
+    A seamless picture stays seamless: it is repeated, and the middle is cut out of the result.
+    """
+    times = [3 if axis in (seamless or "") else 1 for axis in "yx"]
+    several = np.tile(picture, (*times, 1))
+    made = pictures.resize(several, times[0] * size[0], times[1] * size[1], PIXELS[method])
+    top, left = (side if count == 3 else 0 for side, count in zip(size, times))
+    return made[top : top + size[0], left : left + size[1]]
+
+
+def enlarged(config: ModelConfig, size: tuple[int, int], enlarge: float, *, windowed: bool = False) -> tuple[int, int]:
     """Returns (height, width) times `enlarge`, rounded to a valid size. Raises ValueError if it is too large."""
     enlarge = number("enlarge", enlarge, 1)
     step = max(STEP, config.vae.factor)
-    return check_size(config, *(round(side * enlarge / step) * step for side in size))
+    return check_size(config, *(round(side * enlarge / step) * step for side in size), windowed=windowed)
+
+
+def _second(config: ModelConfig, first: Resolved, enlarge: float, changed: dict[str, Any]) -> Request:
+    """Returns the request of the second pass. Values of `changed` that are not None replace the first one's."""
+    size = enlarged(config, (first.height, first.width), enlarge, windowed=first.window is not None)
+    fields = {**vars(first), "latents": None, "height": size[0], "width": size[1]}
+    if isinstance(first.guidance, ClassifierFree):  # the rules again, with a scale of its own
+        fields["guidance"] = Rules(first.guidance.rules)
+    elif changed["guidance_scale"] is None:
+        fields |= {"guidance_scale": None, "guidance_rescale": 0.0}
+    if changed["sampler"] is not None:
+        fields |= {"eta": None, "spacing": None}
+    for name in "prompt", "negative_prompt":
+        if changed[name] is not None:
+            fields[f"{name}_embeds"] = None
+    return Request(**{**fields, **{name: value for name, value in changed.items() if value is not None}})
+
+
+def _for_each(name: str, given: str | None | Sequence[str | None], count: int) -> list[str | None]:
+    if given is None:
+        return [None] * count
+    several: list[str | None] = list(texts(name, given)) if isinstance(given, str) else list(given)
+    for one in several:
+        if one is not None:
+            texts(name, one)
+    if len(several) not in (1, count):
+        raise ValueError(f"give one {name}, or one for each of the {count} pictures; got {len(several)}")
+    return several if len(several) == count else several * count
+
+
+def _shared(first: list[list[int]], second: list[list[int]]) -> list[list[int]]:
+    """Returns groups of the pictures that are together in both groupings."""
+    both = ([i for i in one if i in other] for one in first for other in second)
+    return [group for group in both if group]

@@ -60,6 +60,9 @@ def upscale(
     padded = [inputs.pad(picture) for picture in given]
     sizes = [(TIMES * h, TIMES * w) for h, w, _ in (picture.shape for picture in padded)]
     batch = make_batch(pipe, prompt, options, sizes=sizes)
+    inputs.check_seamless(
+        batch.requests, [given[i].shape[:2] for i in batch.inputs], [padded[i].shape[:2] for i in batch.inputs]
+    )
 
     def make(part: Batch) -> Making:
         how = part.how
@@ -71,7 +74,9 @@ def upscale(
         latent = yield from part.sample(None, part.noise(), conditionings)
         if how.output == "latent":
             return part.finish(latent)
-        decode = placement.compiled(_decode, pipe.config.vae, how.mesh, (False, True), how.parallel)
+        decode = placement.compiled(
+            _decode, (pipe.config.vae, part.seamless or ""), how.mesh, (False, True), how.parallel
+        )
         made = np.asarray(decode(pipe.on(how.mesh)["vae"], latent))[: len(part.requests)]
         check_images(made, pipe.dtype)
         return to_uint8(made)
@@ -104,5 +109,6 @@ def _add_noise(schedule: NoiseSchedule, image: Image, level: jax.Array, keys: Ke
     return schedule.add_noise(image, draw_noise(keys, LEVEL, 0, image.shape[1:]), level)
 
 
-def _decode(config: VAEConfig, params: Params, latent: Latent) -> NewImage:
-    return one_by_one(lambda latent: tiling.decode(config, jnp.float32, params, latent), latent)
+def _decode(static: tuple[VAEConfig, str], params: Params, latent: Latent) -> NewImage:
+    config, seamless = static
+    return one_by_one(lambda latent: tiling.decode(config, jnp.float32, params, latent, seamless=seamless), latent)

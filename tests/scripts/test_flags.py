@@ -13,7 +13,7 @@ READING = "--config --prediction --ema --vae --vocab"
 SHARED = (
     "--debug --prompt --from-file --n_samples --seed --H --W --steps --sampler --plms --dpm --sampler-option "
     f"--ddim_eta --scale --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
-    "--safety-checker --guidance"
+    "--safety-checker --guidance --seamless --patch --window"
 )
 PICTURES = f"{SHARED} --sweep --n_iter --fixed_code --skip_save --skip_grid"
 ALWAYS = {
@@ -34,6 +34,9 @@ ALWAYS = {
     "convert": "--debug --to --dtype --lossy --overwrite --ema",
     "inspect": "--debug --variant --revision --json",
     "guidance": "--debug",
+    "export": "--debug --H --W --batch --platform --dtype",
+    "run-exported": "--debug --prompt --from-file --n_samples --seed --steps --sampler --scale --device "
+    "--keep-compiled --outdir",
     "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --device --json",
     "evaluate-builtin": "--debug --ckpt --prompts --seed --out --font --device",
 }
@@ -44,6 +47,7 @@ GIVEN = {
     "--init-img": "--dry-run",
     "--negative-prompt": "--scale 1",
     "--guidance-rescale": "--scale 1",
+    "--tiling": "--seamless x",
     "--n_rows": "--skip_grid",
     "--watermark": "--skip_grid --skip_save",
     "--feather": "--no-composite",
@@ -62,7 +66,7 @@ GIVEN = {
     "--default": "--records r",
     "--shard": "--beam",
 }
-VALUES = {"--background": "255,255,255", "--expand": "1,0,0,0"}  # where 1 is none
+VALUES = {"--platform": "cpu", "--background": "255,255,255", "--expand": "1,0,0,0"}  # where 1 is none
 NEEDED = {  # what a command cannot be without
     "img2img": "--init-img a.png",
     "inpaint": "--init-img a.png",
@@ -75,6 +79,8 @@ NEEDED = {  # what a command cannot be without
     "cache-latents": "out --folder f",
     "convert": "in out",
     "inspect": "in",
+    "export": "in out",
+    "run-exported": "in",
 }
 
 

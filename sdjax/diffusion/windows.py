@@ -1,0 +1,131 @@
+"""Sampling in windows: the network sees overlapping parts of a large latent, and their predictions are averaged.
+
+So a network draws pictures of any size, such as wide panoramas, in the size it was trained on. Plain averages are
+MultiDiffusion. Averages with weights that fall off towards a window's border are mixture of diffusers. (MultiDiffusion
+averages the latents after a step. For a step that is linear in the prediction this is the same.)
+
+Source: Bar-Tal et al. 2023, "MultiDiffusion" (arXiv 2302.08113), eq. 5; Barbero Jimenez 2023, "Mixture of Diffusers"
+(arXiv 2302.02412), section 3.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sdjax.adapters.patch import Patch
+from sdjax.config import UNetConfig
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.network import Network, UNetNetwork
+from sdjax.samplers.rule import Memory, Noisy
+from sdjax.typing import Params, Timestep
+
+BLENDS = ("mean", "gaussian")
+VARIANCE = 0.01  # of the bell curve, where a window's side is 1: the weight is e^-12.5 at the border
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows of `side` x `side` entries of a latent, neighbours sharing at least `overlap`; `blend`: one of BLENDS."""
+
+    side: int
+    overlap: int
+    blend: str = "mean"
+
+    def split(self, height: int, width: int) -> tuple[bool, bool]:
+        """Returns whether a latent is larger than a window, along y and along x."""
+        return height > self.side, width > self.side
+
+
+def make_network(
+    unet: UNetConfig, dtype: str, patches: Sequence[Patch], size: tuple[int, int], windows: Windows | None,
+    seamless: str | None,
+) -> Network:  # fmt: skip
+    """Returns the network for latents of `size` (height, width), in windows if they are given.
+
+    A latent that is `seamless` along an axis continues over its edges: in the windows if that axis is divided, else in
+    the network's convolutions.
+    """
+    divided = (False, False) if windows is None else windows.split(*size)
+    wrap = "".join(axis for axis, several in zip("yx", divided) if several and axis in (seamless or ""))
+    rest = "".join(axis for axis in "xy" if axis in (seamless or "") and axis not in wrap)
+    network = UNetNetwork(unet, dtype, tuple(patches), rest)
+    return network if windows is None else WindowedNetwork(network, windows, wrap)
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowedNetwork:
+    """A network that is called once for each window, one window after the other.
+
+    `wrap` are the axes ("", "x", "y", "xy") along which windows continue over the edge of the latent. The network
+    keeps no memory. Raises ValueError for a network with memory.
+    """
+
+    network: Network
+    windows: Windows
+    wrap: str = ""
+
+    def init(self, params: Params, x: Noisy) -> Memory:
+        """Returns no memory."""
+        if jax.tree.leaves(self.network.init(params, x)):
+            raise ValueError("a network that remembers its features cannot be called in windows")
+        return ()
+
+    def __call__(
+        self, params: Params, x: Noisy, t: Timestep, conditioning: Conditioning, memory: Memory
+    ) -> tuple[Noisy, Memory]:
+        """Returns the average of the windows' predictions."""
+        _, h, w, _ = x.shape
+        sides = [min(side, self.windows.side) for side in (h, w)]
+        tops, lefts = (
+            starts(length, side, self.windows.overlap, axis in self.wrap)
+            for length, side, axis in zip((h, w), sides, "yx")
+        )
+        rows = (tops[:, None] + np.arange(sides[0])) % h  # [m, side]
+        columns = (lefts[:, None] + np.arange(sides[1])) % w
+        pairs = np.stack(np.meshgrid(np.arange(len(rows)), np.arange(len(columns)), indexing="ij"), -1).reshape(-1, 2)
+        places = rows[pairs[:, 0]], columns[pairs[:, 1]]  # [k, side] each
+
+        def one(place: tuple[jax.Array, jax.Array]) -> jax.Array:
+            cut = functools.partial(_cut, *place)
+            part = conditioning
+            if part.concat is not None:
+                part = dataclasses.replace(part, concat=cut(part.concat))
+            return self.network(params, cut(x), t, part, memory)[0]
+
+        made = jax.lax.map(one, places)  # [k, b, side, side, c]
+        weight = weights(sides[0], sides[1], self.windows.blend)
+        at = (places[0][:, :, None], places[1][:, None, :])
+        total = np.zeros((h, w), np.float32)
+        np.add.at(total, at, weight)
+        shape = (h, w, made.shape[1], made.shape[-1])
+        summed = jnp.zeros(shape).at[at].add(jnp.moveaxis(made, 1, 3) * weight[:, :, None, None])
+        return jnp.moveaxis(summed / total[:, :, None, None], 2, 0), memory
+
+
+def starts(length: int, side: int, overlap: int, wrap: bool) -> np.ndarray:
+    """Returns where windows of `side` begin along an axis, int [m], evenly spread; neighbours share `overlap`."""
+    if side >= length:
+        return np.zeros(1, int)
+    step = side - overlap
+    if wrap:
+        count = math.ceil(length / step)
+        return np.arange(count) * length // count
+    count = math.ceil((length - side) / step) + 1
+    return np.round(np.linspace(0, length - side, count)).astype(int)
+
+
+def weights(height: int, width: int, blend: str) -> np.ndarray:
+    """Returns a window's weights, float32 [height, width], at most 1."""
+    if blend == "mean":
+        return np.ones((height, width), np.float32)
+    across = [np.exp(-np.square((np.arange(n) + 0.5) / n - 0.5) / (2 * VARIANCE)) for n in (height, width)]
+    return np.asarray(np.outer(*across), np.float32)
+
+
+def _cut(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.take(jnp.take(x, rows, axis=1), columns, axis=2)
