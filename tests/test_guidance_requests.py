@@ -102,6 +102,8 @@ def test_wrong_guidance_is_refused_when_a_request_is_made(settings, message):
         ({"guidance": "autoguidance"}, "second, weaker model"),
         ({"guidance": "edit"}, "given a picture"),
         ({"guidance": ClassifierFree(3.0)}, "has its own scale"),
+        ({"guidance": rules.Interval(stop=0.5), "sampler": "dpm_solver_adaptive"}, "Interval of guidance counts steps"),
+        ({"guidance": "cfg_zero_star", "sampler": "dpm_solver_adaptive"}, "counts steps"),
     ],
 )
 def test_guidance_that_the_model_cannot_have_is_refused(settings, message):

@@ -120,6 +120,11 @@ class Rule:
         """No conditionings beside the branches."""
         return ()
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the rule needs the number of the step. Samplers whose steps are not known beforehand have none."""
+        return False
+
     def check(self, config: UNetConfig) -> None:
         """Raises ValueError if the rule does not work with this UNet."""
 

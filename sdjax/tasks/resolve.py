@@ -63,7 +63,7 @@ def resolve(
         chosen_by_model = {
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": counted(made[named], request.num_steps),
-            "guidance": make_guidance(pipe, request, scale), "guidance_options": None,
+            "guidance": make_guidance(pipe, request, scale, made[named]), "guidance_options": None,
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model}))
         find_windows(pipe.config, out[-1])
@@ -72,8 +72,8 @@ def resolve(
     return out
 
 
-def make_guidance(pipe: Pipeline, request: Request, scale: float) -> Guidance:
-    """Returns the guidance of one picture. Raises ValueError if the model does not support it."""
+def make_guidance(pipe: Pipeline, request: Request, scale: float, sampler: samplers.Sampler) -> Guidance:
+    """Returns the guidance of one picture. Raises ValueError if the model or the sampler does not support it."""
     rules = rules_of(request.guidance, request.guidance_options)
     if not isinstance(rules, tuple):
         if request.guidance_scale is not None or request.guidance_rescale:
@@ -84,6 +84,11 @@ def make_guidance(pipe: Pipeline, request: Request, scale: float) -> Guidance:
         return rules
     for rule in rules:
         rule.check(pipe.config.unet)
+        if rule.counts_steps and not isinstance(sampler.rule, samplers.Linear):
+            raise ValueError(
+                f"the rule {type(rule).__name__} of guidance counts steps, and the steps of the sampler "
+                f"{type(sampler).__name__} are not known beforehand: choose another sampler, or other options"
+            )
     if pipe.weak is None and any(rule.needs_weak for rule in rules):
         raise ValueError("autoguidance needs a second, weaker model: make the pipeline with pipe.guided_by(weaker)")
     return ClassifierFree(scale, request.guidance_rescale, rules)

@@ -63,6 +63,11 @@ class DynamicThresholding(Rule):
     mix: Numbers | float = option(1.0, "share of the result; the rest is plain guidance", 0, 1)
     clock: str = choice("steps", "how the progress of the run is measured", ("steps", "timesteps"))
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether a scale follows a curve over the steps."""
+        return self.clock == "steps" and (self.curve, self.mimic_curve) != ("Constant", "Constant")
+
     def after(self, answers: Answers, call: Call, memory: Memory) -> tuple[Answers, Memory]:
         """Returns the answers with the squeezed one in place of the guided one."""
         ends = answers._replace(target=call.x0(answers.target), origin=call.x0(answers.origin))

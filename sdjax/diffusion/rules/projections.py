@@ -87,6 +87,11 @@ class CFGZeroStar(Rule):
     space: str = choice("output", SPACE, SPACES)
     fitted: str = choice("output", "where the factor is computed", SPACES)
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the first steps answer 0."""
+        return bool(self.zero_steps != 0)
+
     def before(self, answers: Answers, call: Call, memory: Memory) -> tuple[Answers, Memory]:
         """Returns the answers with the scaled origin."""
         conditional, unconditional = (call.seen(output, self.fitted) for output in (answers.target, answers.origin))

@@ -56,6 +56,11 @@ class Interval(Rule):
     sigma_high: Numbers | float = option(1e9, "no guidance above this noise level", 0)
     rests: ClassVar[bool] = True
 
+    @property
+    def counts_steps(self) -> bool:
+        """Whether shares of the steps are set."""
+        return bool(self.start != 0 or self.stop != 1)
+
     def on(self, call: Call) -> Bool[Array, "b"]:
         """Returns which pictures are guided in this step."""
         step, total, sigma = (jnp.asarray(a, jnp.float32) for a in (call.row.step, call.row.num_steps, call.row.sigma))
@@ -75,6 +80,11 @@ class SkipUnconditional(Rule):
     all_steps: Numbers | float = switch(False, "below it every call skips")
     early: Numbers | float = option(0.0, "share of the steps at the beginning that skip; 0: none", 0, 1)
     rests: ClassVar[bool] = True
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether it skips early steps or every second call."""
+        return bool(self.early != 0 or self.sigma != 0)
 
     def on(self, call: Call) -> Bool[Array, "b"]:
         """Returns which pictures are guided in this call."""
@@ -98,6 +108,11 @@ class ScaleCurve(Rule):
     power: Numbers | float = option(2.0, "exponent or number of repetitions of a curve", 0)
     needs_unconditional: ClassVar[bool] = True
 
+    @property
+    def counts_steps(self) -> bool:
+        """It always does."""
+        return True
+
     def scale_of(self, scale: Float[Array, "b"], call: Call) -> Float[Array, "b"]:
         """Returns this step's scale."""
         lowest, power = jnp.asarray(self.lowest), jnp.asarray(self.power)
@@ -113,6 +128,11 @@ class ScaleList(Rule):
 
     scales: Numbers = numbers("the scales, step by step")
     needs_unconditional: ClassVar[bool] = True
+
+    @property
+    def counts_steps(self) -> bool:
+        """It always does."""
+        return True
 
     def scale_of(self, scale: Float[Array, "b"], call: Call) -> Float[Array, "b"]:
         """Returns this step's scale."""
