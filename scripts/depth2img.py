@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import input_pictures, options, values
+from sdjax.scripts.shared import input_pictures, noise_flags, options, values
 from sdjax.scripts.shared.flags import alone
 from sdjax.scripts.shared.job import Job, resolve_local
 from sdjax.scripts.shared.prompts import PromptBatch
@@ -58,6 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     options.add_prompt_flags(parser, n_iter=1, stability_iter="", n_samples=1, given=True)
     options.add_sampling_flags(parser, "Stability: 9")
+    noise_flags.add_noise_flags(parser)
+    noise_flags.add_compat_flags(parser, strength=True)
     options.add_model_flags(parser)
     options.add_reading_flags(parser)
     options.add_device_flags(parser)

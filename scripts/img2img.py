@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import input_pictures, options, values
+from sdjax.scripts.shared import input_pictures, noise_flags, options, values
 from sdjax.scripts.shared.job import Job, note
 from sdjax.scripts.shared.picture_settings import Made
 from sdjax.scripts.shared.prompts import PromptBatch
@@ -27,8 +27,6 @@ gives the size. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
-COMPAT = ("compvis",)  # the same as in sdjax.samplers.start; a test compares them
-
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax img2img`."""
@@ -44,13 +42,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="how much to change, from 0 (only encode and decode) to 1 (keep nothing); default: %(default)s "
         "(Stability: 0.8)",
     )
-    add(
-        "--compat",
-        choices=COMPAT,
-        help="compvis: count timesteps and steps as the references' scripts do; they start one step off",
-    )
     options.add_size_flags(parser, "the picture's own side, rounded down to a multiple of 64")
     options.add_sampling_flags(parser, "CompVis: 5, Stability: 9")
+    noise_flags.add_noise_flags(parser)
+    noise_flags.add_compat_flags(parser, strength=True)
     options.add_model_flags(parser)
     options.add_reading_flags(parser)
     options.add_device_flags(parser)
@@ -62,12 +57,6 @@ def make_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> Made:
     """Makes and writes the pictures, and returns the last one. Raises as the other commands do."""
     # Check everything before weights are loaded and hours of work begin
-    if args.compat is not None:
-        if any(option.startswith("spacing=") for option in args.sampler_option):
-            raise ValueError(f"--compat {args.compat} chooses the spacing; leave out --sampler-option spacing")
-        if args.schedule is not None:
-            raise ValueError(f"--compat {args.compat} chooses the spacing; leave out --schedule")
-        args.sampler_option = [*args.sampler_option, f"spacing={args.compat}"]
     job = Job(args, "img2img")
     pictures = input_pictures.read_pictures(args.init_img, args.background)
     batches = job.make_batches(job.default_prompt, len(pictures))
@@ -90,12 +79,10 @@ def run(args: argparse.Namespace) -> Made:
     def make(batch: PromptBatch, **shared: Any) -> Any:
         chosen = [resized[number] for number in batch.inputs]
         sizes = {"height": args.H, "width": args.W}
-        return sdjax.image_to_image(
-            pipe, chosen, batch.prompts, compat=args.compat, **sizes, **{"strength": args.strength, **shared}
-        )
+        return sdjax.image_to_image(pipe, chosen, batch.prompts, **sizes, **{"strength": args.strength, **shared})
 
     def describe(number: int) -> dict[str, Any]:
-        return {"init_img": pictures[number].describe(), "strength": args.strength, "compat": args.compat}
+        return {"init_img": pictures[number].describe(), "strength": args.strength}
 
     return job.make(batches, make, describe)
 

@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     sys.exit(f"sdjax must be installed first, by `make run` or `pip install .` in its folder ({error})")
 
-from sdjax.scripts.shared import options, sampler_flags, values
+from sdjax.scripts.shared import noise_flags, options, sampler_flags, values
 from sdjax.scripts.shared.flags import Needs
 from sdjax.scripts.shared.job import Job
 from sdjax.scripts.shared.picture_settings import Made
@@ -53,6 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_size_flags(parser, "the model's own, 512 or 768 (both references: 512), 64 for the built-in model")
     add_hires_flags(parser)
     options.add_sampling_flags(parser)
+    noise_flags.add_noise_flags(parser)
+    noise_flags.add_compat_flags(parser, strength=False)
     options.add_model_flags(parser)
     parser.add_argument(
         "--laion400m",

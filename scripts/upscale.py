@@ -6,7 +6,7 @@ from typing import Any
 
 from sdjax.purpose import UPSCALER_LEVELS
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import input_pictures, options, values
+from sdjax.scripts.shared import input_pictures, noise_flags, options, values
 from sdjax.scripts.shared.job import Job
 from sdjax.scripts.shared.prompts import PromptBatch
 
@@ -48,6 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
         "suits generated pictures; default: %(default)s",
     )
     options.add_sampling_flags(parser, "Stability's gradio demo: 10, and 75 steps")
+    noise_flags.add_noise_flags(parser)
+    noise_flags.add_compat_flags(parser, strength=False)
     options.add_model_flags(parser)
     options.add_reading_flags(parser)
     options.add_device_flags(parser)

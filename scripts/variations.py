@@ -7,7 +7,7 @@ from typing import Any
 
 from sdjax.purpose import UNCLIP_LEVELS
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import input_pictures, options, picture_settings, values
+from sdjax.scripts.shared import input_pictures, noise_flags, options, picture_settings, values
 from sdjax.scripts.shared.flags import alone, together
 from sdjax.scripts.shared.job import Job, resolve_local
 from sdjax.scripts.shared.prompts import PromptBatch
@@ -49,6 +49,8 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     options.add_size_flags(parser, "the model's own, 768")
     options.add_sampling_flags(parser, "Stability: 10")
+    noise_flags.add_noise_flags(parser)
+    noise_flags.add_compat_flags(parser, strength=False)
     options.add_model_flags(parser)
     add_part_flags(parser)
     options.add_reading_flags(parser)

@@ -79,7 +79,7 @@ def img2img_with(model_fn, schedule, num_steps, *, x0, start_noise, t_enc, cond,
     """Returns what CompVis's stochastic_encode and decode make of x0, NCHW, in t_enc of its steps."""
     sampler = samplers.DDIM(spacing="compvis")
     strength = min((t_enc + 0.5) / num_steps, 1)  # of which int(strength * num_steps) is t_enc
-    start = samplers.make_start(sampler, schedule, num_steps, strength, compat="compvis")
+    start = samplers.make_start(sampler, schedule, num_steps, strength, counting="compvis")
     x = start.of_x0 * nhwc(x0) + start.of_noise * nhwc(start_noise)
     return run_rows(model_fn, schedule, sampler, start.rows, x, cond, uncond, scale, **more)
 

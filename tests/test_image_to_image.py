@@ -201,7 +201,7 @@ REFUSED = [
     ({"image": np.zeros((4, 4, 3))}, "uint8"),
     ({"prompt": ["a", "b"], "image": [picture()] * 3}, "one prompt, or one for each of the 3 pictures; got 2"),
     ({"height": 100}, "nearest is 96 or 104"),
-    ({"compat": "a1111"}, "unknown compat"),
+    ({"compat": "photoshop"}, "compat is one of compvis, diffusers"),
     ({"seed": [1, 2, 3], "num_images": 2}, "one seed"),
 ]
 

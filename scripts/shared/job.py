@@ -10,7 +10,16 @@ from typing import Any
 
 from sdjax import errors, names
 from sdjax._version import __version__
-from sdjax.scripts.shared import large_flags, options, picture_settings, runtime, sampler_flags, saving, sweeps
+from sdjax.scripts.shared import (
+    large_flags,
+    noise_flags,
+    options,
+    picture_settings,
+    runtime,
+    sampler_flags,
+    saving,
+    sweeps,
+)
 from sdjax.scripts.shared.picture_options import PictureOptions
 from sdjax.scripts.shared.picture_settings import Made, texts
 from sdjax.scripts.shared.prompts import PromptBatch, check_prompts, make_batches, pictures_at_a_time
@@ -169,6 +178,7 @@ class Job:
                     own = self.options.describe(own, self.pipe.config)
                     own |= {"height": picture.shape[0], "width": picture.shape[1], "batch": sizes[index]}
                     description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **own}
+                    description |= noise_flags.seeds_of(args, seed)
                     if safety:
                         description["safety"] = safety[index]
                     path = None
@@ -193,7 +203,7 @@ class Job:
                     **self.options.for_task(whole.settings), "seed": whole.seeds, "parallel": args.parallel,
                     "devices": self.devices, "exact": args.exact, "progress": show,
                     "on_step": functools.partial(note_sizes, sizes),
-                    "at_once": pictures_at_a_time(args) if self.axes else None,
+                    "at_once": pictures_at_a_time(args) if self.axes else None, **noise_flags.varied(args, whole.seeds),
                 }  # fmt: skip
                 try:
                     pixels = function(whole, **options)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax import names
-from sdjax.scripts.shared import large_flags, runtime
+from sdjax.scripts.shared import large_flags, noise_flags, runtime
 from sdjax.scripts.shared.picture_settings import recorded_options
 
 OF_SAMPLER = (
@@ -43,6 +43,7 @@ class PictureOptions:
             "zero_terminal_snr": args.zero_terminal_snr,
             **guidance,
             **large_flags.large_options(args),
+            **noise_flags.recorded(args),
         }
         of_task = {"height": "H", "width": "W", "strength": "strength"}
         self.flags |= {name: getattr(args, flag) for name, flag in of_task.items() if name in args.own}
@@ -70,7 +71,10 @@ class PictureOptions:
             texts += [text for text in self.args.sampler_option if text.partition("=")[0] not in options]
         if eta is None and "eta" not in options:
             eta = self.args.ddim_eta
-        return name, runtime.make_sampler(name, texts, eta=eta, schedule=self._schedule(own), spacing=spacing)
+        tool = own.get("compat", getattr(self.args, "compat", None))
+        return name, runtime.make_sampler(
+            name, texts, eta=eta, schedule=self._schedule(own), spacing=spacing, tool=tool
+        )
 
     def _schedule(self, own: Mapping[str, Any]) -> Any:
         """Returns the noise schedule of a picture; None while it is not known."""

@@ -28,6 +28,7 @@ WEB_UI_UPSCALERS = {
     "nearest": "Latent (nearest-exact)",
     "floor nearest": "Latent (nearest)",
 }
+WEB_UI_NOISE = {"torch_cpu": "CPU", "torch_cuda": "NV"}  # its random number generator source
 MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
 ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
 
@@ -84,7 +85,7 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `Key: value` pairs of AUTOMATIC1111's `parameters` text.
 
     Clip skip, Schedule type and Version are always there, because readers replace missing keys by their own defaults.
-    There is no RNG: the noise is JAX's, which no other tool draws.
+    RNG is there only if the noise is one that the web UI draws.
     """
     spacing = settings["sampler_options"]["spacing"]
     described = spacing if isinstance(spacing, dict) else {"name": spacing}
@@ -111,6 +112,7 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Size": f"{settings['width']}x{settings['height']}",
         "Model": _stem(settings["model"]["name"].rpartition("/")[2]),
         **{key: value for key, value in (own | options).items() if value not in (None, False)},
+        **_noise_fields(settings),
         "Clip skip": 1,
         "Version": f"sdjax {settings['versions']['sdjax']}",
     }
@@ -137,7 +139,10 @@ def recorded_options(sampler: Any) -> dict[str, Any]:
     """Returns the fields of a sampler that have an effect, as JSON can hold them."""
     from sdjax.checks.effects import in_use
     from sdjax.samplers.known_schedules import describe
+    from sdjax.samplers.tool_sampler import ToolSampler
 
+    if isinstance(sampler, ToolSampler):
+        return in_use(sampler.recipe.sampler) | {"spacing": describe(sampler.recipe.schedule)}
     options = in_use(sampler)
     return options | ({"spacing": describe(options["spacing"])} if "spacing" in options else {})
 
@@ -149,6 +154,22 @@ def _merging(settings: Mapping[str, Any]) -> float | None:
 
     made = make_settings(settings["patches"])
     return next((one.ratio for one in made if isinstance(one, TokenMerging)), None)
+
+
+def _noise_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the web UI's fields about the noise."""
+    fields: dict[str, Any] = {}
+    if settings.get("variation_strength"):
+        fields["Variation seed"] = settings.get("variation_seed") or 0
+        fields["Variation seed strength"] = settings["variation_strength"]
+    if settings.get("seed_resize"):
+        height, width = settings["seed_resize"]
+        fields["Seed resize from"] = f"{width}x{height}"
+    if settings.get("ensd"):
+        fields["ENSD"] = settings["ensd"]
+    if settings.get("noise_source") in WEB_UI_NOISE:
+        fields["RNG"] = WEB_UI_NOISE[settings["noise_source"]]
+    return fields
 
 
 def _stem(name: str) -> str:

@@ -81,17 +81,21 @@ def make_sampler(
     eta: float | None = None,
     schedule: "NoiseSchedule | None" = None,
     spacing: Any = None,
+    tool: str | None = None,
 ) -> Any:
     """Returns the sampler with options set from NAME=VALUE texts, and eta and `spacing` if given.
 
-    If `schedule` is given and nothing sets the spacing, the schedule chooses it.
+    If `schedule` is given and nothing sets the spacing, the schedule chooses it. With `tool`, which is --compat, the
+    sampler is as this tool runs it.
 
     Raises ValueError for an unknown name or option, or a value of the wrong type.
     """
     from sdjax.checks.effects import ignored
+    from sdjax.samplers.tool_sampler import ToolSampler
     from sdjax.tasks.resolve import make_sampler as choose
 
-    own: dict[str, Any] = dict(vars(choose(name)))
+    default = choose(name, tool=tool)
+    own: dict[str, Any] = dict(vars(default.recipe.sampler if isinstance(default, ToolSampler) else default))
     given = [text.partition("=") for text in settings]
     if eta is not None and ("eta" in own or eta != 0):  # 0 has no effect on a sampler that never adds noise
         given.append(("eta", "=", str(eta)))
@@ -118,8 +122,8 @@ def make_sampler(
         changed["spacing"] = spacing
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # on the command line it is an error
-        sampler = choose(name, schedule, **changed)
-    for field, otherwise in ignored(sampler):
+        sampler = choose(name, schedule, tool, **changed)
+    for field, otherwise in ignored(sampler.recipe.sampler if isinstance(sampler, ToolSampler) else sampler):
         if field.name in changed:  # at its default too
             raise ValueError(f"{field.name} of the sampler {name} has no effect {otherwise}: leave it out")
     return sampler

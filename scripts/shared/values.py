@@ -92,6 +92,22 @@ def folder(text: str) -> str:
     return text
 
 
+def size(text: str) -> tuple[int, int]:
+    """Returns (height, width) of a size such as 512x768, width first, for argparse."""
+    width, separator, height = text.lower().partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 512x768; got {text}")
+    return int(height), int(width)
+
+
+def place(text: str) -> tuple[int, int]:
+    """Returns (k, n) of a place such as 2/4, for argparse."""
+    number, separator, count = text.partition("/")
+    if not (separator and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"expected K/N, number K of N counted from 0, such as 2/4; got {text}")
+    return int(number), int(count)
+
+
 def sides(text: str) -> tuple[int, ...]:
     """Returns four numbers of pixels, for argparse."""
     values = tuple(int(value) for value in text.split(","))

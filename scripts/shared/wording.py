@@ -57,7 +57,10 @@ FLAGS_OF_TASKS: dict[str, tuple[str, ...]] = {
     "prior_scale": ("--prior-scale",),
     "batch": ("--batch", "--n_samples"),
 }
-SAME = ("negative_prompt", "noise_level", "only_masked", "prompt_strength", "window_overlap", "hires_prompt")
+SAME = (
+    "negative_prompt", "noise_batch", "noise_level", "noise_source", "only_masked", "prompt_strength", "seed_resize",
+    "strength_counting", "variation_seed", "variation_strength", "window_overlap", "hires_prompt",
+)  # fmt: skip
 _BEFORE = r"(?<![\w./'\"-])"  # no part of a path, of a quotation, of a longer name
 
 

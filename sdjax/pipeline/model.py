@@ -30,6 +30,7 @@ from sdjax.pipeline import placement, programs
 from sdjax.pipeline.programs import CHUNK
 from sdjax.prompts.syntax import check_lengths
 from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import Rows, chunks
 from sdjax.samplers.rule import Rule, State
 from sdjax.schedule import NoiseSchedule
@@ -144,17 +145,18 @@ class Pipeline(metaclass=Explained):
     @pinned()
     def encode_image(
         self, image: Image, *, mesh: Mesh | None = None, keys: Keys | None = None, draw: int = 0,
-        seamless: str | None = None, parallel: str = "jit",
+        seamless: str | None = None, made: MadeNoise | None = None, parallel: str = "jit",
     ) -> NewMap:  # fmt: skip
         """Returns the latent of an image in [-1, 1]: a draw from the posterior with `keys`, or its mean without keys.
 
         `draw` is the number of the draw, if a task needs several for one picture (the whole, and the part outside a
-        mask). With `seamless` "x", "y" or "xy" the picture continues over its edges.
+        mask). With `seamless` "x", "y" or "xy" the picture continues over its edges. `made` is the noise, for one row,
+        of images that do not draw it with their keys.
         """
         static = (programs.VAEProgram(self.config.vae, self.dtype, seamless or ""), draw)
         mesh = placement.fitting_mesh(mesh, len(image))
-        run = placement.compiled(programs.encode_image, static, mesh, (False, True, True), parallel)
-        return run(self.on(mesh)["vae"], placement.split(image, mesh), keys)
+        run = placement.compiled(programs.encode_image, static, mesh, (False, True, True, True), parallel)
+        return run(self.on(mesh)["vae"], placement.split(image, mesh), keys, made)
 
     @pinned()
     def noise(self, keys: Keys, height: int, width: int, *, mesh: Mesh | None = None, parallel: str = "jit") -> Latent:
@@ -179,7 +181,7 @@ class Pipeline(metaclass=Explained):
         self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
         guidance: Guidance | None = None, *, patches: Sequence[Patch] = (), shared: Sequence[PyTree] | None = None,
         known: Known | None = None, windows: Windows | None = None, seamless: str | None = None,
-        mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False,
+        made: MadeNoise | None = None, mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False,
     ) -> Iterator[tuple[int, State]]:  # fmt: skip
         """Samples from `x`. After every CHUNK rows it yields the number of rows made so far and the sampler's state.
 
@@ -189,7 +191,7 @@ class Pipeline(metaclass=Explained):
         the UNet, with one entry of `shared` arrays each; their per-image arrays are in the conditionings. The part of
         the latent that is `known` is set at the start of every step; call `known.put` on the final latent. With
         `windows` the network is called for overlapping parts of the latent. With `seamless` "x", "y" or "xy" the latent
-        continues over its edges.
+        continues over its edges. `made` is the noise of rows that is not drawn with `keys`.
         """
         guidance, mesh = Unguided() if guidance is None else guidance, placement.fitting_mesh(mesh, len(x))
         network = make_network(self.config.unet, self.dtype, patches, x.shape[1:3], windows, seamless)
@@ -208,7 +210,8 @@ class Pipeline(metaclass=Explained):
         run = placement.compiled(programs.sample, program, mesh, programs.SPREAD, parallel)
         total = np.size(rows.index, 0)
         for done, chunk in zip(range(CHUNK, total + CHUNK, CHUNK), chunks(rows, CHUNK), strict=True):
-            state = run(params, programs.images_first(chunk), state, keys, *inputs, known)
+            noise = None if made is None else made.chunk(done - CHUNK, CHUNK)
+            state = run(params, programs.images_first(chunk), state, keys, *inputs, known, noise)
             yield min(done, total), state
 
     @pinned()

@@ -25,7 +25,7 @@ from sdjax.diffusion.network import Network
 from sdjax.nn import AutoencoderKL, TextEncoder, latent_from_moments
 from sdjax.nn.layers.interpolation import interpolate
 from sdjax.pipeline import tiling
-from sdjax.samplers.noise import POSTERIOR, START, draw_noise
+from sdjax.samplers.noise import POSTERIOR, START, MadeNoise, draw_noise
 from sdjax.samplers.rows import Rows
 from sdjax.samplers.rule import Rule, State, scan_rows
 from sdjax.typing import Context, Image, Keys, Latent, Moments, NewImage, NewMap, Params, TokenIds
@@ -92,7 +92,9 @@ class VAEProgram:
             return cast(Array, network.apply({"params": params}, x, method=method))
 
 
-def encode_image(static: tuple[VAEProgram, int], params: Params, image: Image, keys: Keys | None) -> NewMap:
+def encode_image(
+    static: tuple[VAEProgram, int], params: Params, image: Image, keys: Keys | None, made: MadeNoise | None = None
+) -> NewMap:
     program, draw = static
 
     def encode(image: Image) -> Moments:
@@ -101,6 +103,8 @@ def encode_image(static: tuple[VAEProgram, int], params: Params, image: Image, k
     moments = one_by_one(encode, image)
     b, h, w, c = moments.shape
     noise = None if keys is None else draw_noise(keys, POSTERIOR, draw, (h, w, c // 2))
+    if noise is not None and made is not None:
+        noise = made.instead_of(noise, jnp.zeros(b, jnp.int32))
     return latent_from_moments(moments, noise, program.vae.scale_factor)
 
 
@@ -155,7 +159,7 @@ def begin(
 
 
 # For each argument of `sample` after the program: whether it is spread over devices with the batch
-SPREAD = (False, True, True, True, True, True, True)
+SPREAD = (False, True, True, True, True, True, True, True)
 
 
 def images_first(rows: Rows) -> Rows:
@@ -165,7 +169,7 @@ def images_first(rows: Rows) -> Rows:
 
 def sample(
     program: SampleProgram, params: Params, rows: Rows, state: State, keys: Keys,
-    branches: tuple[Conditioning, ...], guidance: Guidance, known: Known | None = None,
+    branches: tuple[Conditioning, ...], guidance: Guidance, known: Known | None = None, made: MadeNoise | None = None,
 ) -> State:  # fmt: skip
     """Returns the sampler's state after `rows`. Only this program runs the denoising network.
 
@@ -174,15 +178,15 @@ def sample(
 
     def run(
         rows: Rows, state: State, keys: Keys, branches: tuple[Conditioning, ...], guidance: Guidance,
-        known: Known | None,
+        known: Known | None, made: MadeNoise | None,
     ) -> State:  # fmt: skip
         rows = jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
         denoiser = program.denoiser(params, branches, guidance)
         if known is None:
-            return scan_rows(program.rule, denoiser, state, rows, keys)
-        return scan_rows(program.rule, known.answer(denoiser), state, rows, keys, known.constrain(keys))
+            return scan_rows(program.rule, denoiser, state, rows, keys, made=made)
+        return scan_rows(program.rule, known.answer(denoiser), state, rows, keys, known.constrain(keys), made)
 
-    arrays = (rows, state, keys, branches, guidance, known)
+    arrays = (rows, state, keys, branches, guidance, known, made)
     return one_by_one(run, *arrays) if program.exact else run(*arrays)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.typing import Key, Keys
 
@@ -18,6 +19,27 @@ START, SAMPLER, POSTERIOR, MASK, LEVEL, SECOND, EMBEDDING, PRIOR, PATH = range(9
 # The time of a Brownian path is -log sigma, from -SPAN / 2 to SPAN / 2: sigmas from 4.5e-5 to 2.2e4. It is halved so
 # often: to 7.6e-5, a hundredth of the shortest step of 1000. In between the path is straight
 SPAN, HALVINGS = 20.0, 18
+
+
+@struct.dataclass
+class MadeNoise:
+    """Noise that the host made for rows: for image i, entry r modulo n of `noise` is for row r. `made` says for whom.
+
+    Other images draw their noise with their keys.
+    """
+
+    noise: Float[Array | np.ndarray, "b n ..."]
+    made: Bool[Array | np.ndarray, "b"]
+
+    def instead_of(self, drawn: Float[Array, "b ..."], index: Int[Array | np.ndarray, "b"]) -> Float[Array, "b ..."]:
+        """Returns unit noise of the rows with these numbers: the made one, or what was drawn with keys."""
+        own = jnp.asarray(self.noise)[jnp.arange(len(drawn)), jnp.asarray(index) % self.noise.shape[1]]
+        return jnp.where(jnp.reshape(self.made, (-1, *(1,) * (drawn.ndim - 1))), own, drawn)
+
+    def chunk(self, start: int, size: int) -> "MadeNoise":
+        """Returns the noise of `size` rows from row `start`, a multiple of `size`, on. What is missing is zeros."""
+        part = np.asarray(self.noise)[:, start : start + size]
+        return self.replace(noise=np.pad(part, ((0, 0), (0, size - part.shape[1]), *((0, 0),) * (part.ndim - 2))))
 
 
 def draw_noise(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, PyTree
 
-from sdjax.samplers.noise import SAMPLER, brownian_noise, draw_noise
+from sdjax.samplers.noise import SAMPLER, MadeNoise, brownian_noise, draw_noise
 from sdjax.samplers.rows import MEMORY, Coef, Numbers, Rows, first_sigma, per_image
 from sdjax.typing import Keys
 
@@ -159,16 +159,22 @@ def scan_rows(
     rows: Rows,
     noise: Keys | Float[Array, "n b ..."],
     constrain: Constrain | None = None,
+    made: MadeNoise | None = None,
 ) -> State:
     """Returns the state after the rows of a batch, [n, b, ...], by the one lax.scan.
 
     A row does not change images that are inactive in it. If all are inactive, the row costs nothing. `noise` is one key
     per image, [b], or the noise itself: one unit normal x for each row of the whole run. At the start of every step,
-    `constrain(x, row)` replaces x; the row's sigma is then that of x before any churn.
+    `constrain(x, row)` replaces x; the row's sigma is then that of x before any churn. `made` replaces the noise of
+    some images.
     """
     shape = state.x.shape[1:]
 
     def draw(row: Rows) -> Noisy:
+        drawn = draw_with_keys(row)
+        return drawn if made is None else made.instead_of(drawn, row.index)
+
+    def draw_with_keys(row: Rows) -> Noisy:
         if not jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
             return noise[row.index, jnp.arange(state.x.shape[0])]
         independent = jax.lax.cond(

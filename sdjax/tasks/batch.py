@@ -10,22 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from sdjax.checks.arguments import is_sequence, texts
+from sdjax.checks.arguments import MAX_SEED, is_sequence, texts
 from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
 from sdjax.diffusion.denoiser import conditionings_of
 from sdjax.diffusion.guidance import ClassifierFree, Guidance, make_guidance, note_unguided
+from sdjax.noise import PictureNoise
 from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import cache, placement
 from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.syntax import check_prompts
-from sdjax.samplers import Rows, Start, State, batch, make_start
+from sdjax.samplers import Rows, Start, State, batch
+from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import per_image
+from sdjax.tasks import noise
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.inputs import one_each
 from sdjax.tasks.request import Each, Request, expand
-from sdjax.tasks.resolve import Resolved, check_begin, find_windows, rescaled, resolve
+from sdjax.tasks.resolve import Resolved, begin, check_begin, find_windows, rescaled, resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
 from sdjax.typing import Context, Keys, Latent
@@ -55,6 +58,9 @@ class Batch:
     how: Computing
     starts: list[Start] = dataclasses.field(default_factory=list)
     folds: tuple[int, ...] = ()
+    _streams: dict[tuple[int, int], list[PictureNoise | None]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def part(self, which: Sequence[int]) -> "Batch":
         """Returns the batch of some of the pictures."""
@@ -65,20 +71,20 @@ class Batch:
             starts=[self.starts[i] for i in which],
         )
 
-    def starting(self, strength: Each[float] = 1.0, *, compat: str | None = None) -> "Batch":
+    def starting(self, strength: Each[float] | None = None) -> "Batch":
         """Returns the batch with its starts. `strength` is one for all pictures, or one for each.
 
-        A `sdjax.checks.notes.Note` warns if no steps are left. Raises ValueError if numbers do not match.
+        None means that nothing is there to start from. A `sdjax.checks.notes.Note` warns if no steps are left. Raises
+        ValueError if numbers do not match.
         """
         made: dict[Any, Start] = {}
         shares = list(strength) if is_sequence(strength) else [strength]  # type: ignore[arg-type]
         starts = []
         for request, share in zip(self.requests, one_each("strength", shares, len(self.requests))):
             schedule = rescaled(self.pipe.schedule, request.zero_terminal_snr)
-            recipe = (id(request.sampler), request.num_steps, schedule, share)
+            recipe = (id(request.sampler), request.num_steps, schedule, request.strength_counting, share)
             if recipe not in made:
-                sampler = request.sampler
-                made[recipe] = start = make_start(sampler, schedule, request.num_steps, share, compat=compat)
+                made[recipe] = start = begin(request, schedule, share)
                 if start.rows is None:
                     note(
                         f"strength {share:g} leaves none of {request.num_steps} steps: the prompt has no effect, "
@@ -138,7 +144,10 @@ class Batch:
     @functools.cached_property
     def keys(self) -> Keys:
         """One key per picture."""
-        keys = make_keys(self._fill([request.seed for request in self.requests]))
+        return self._keys([request.seed for request in self.requests])
+
+    def _keys(self, seeds: list[int]) -> Keys:
+        keys = make_keys(self._fill(seeds))
         for number in self.folds:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         return placement.split(keys, self.how.mesh)
@@ -152,14 +161,30 @@ class Batch:
 
         If `size` differs from the pictures' size, the noise is always drawn.
         """
-        drawn = self.pipe.noise(self.keys, *(size or self.size), **self.where)
-        return self._in_place(drawn, [request.latents if size is None else None for request in self.requests])
+        at = self.size if size is None else size
+        drawn = self.pipe.noise(self.keys, *at, **self.where)
+        others: dict[tuple[int, tuple[int, int]], np.ndarray] = {}
+
+        def with_seed(seed: int, size: tuple[int, int]) -> np.ndarray:
+            if (seed, size) not in others:
+                keys = self._keys([seed] * len(self.requests))
+                others[seed, size] = np.asarray(self.pipe.noise(keys, *size, **self.where))[0]
+            return others[seed, size]
+
+        given = [
+            request.latents
+            if size is None and request.latents is not None
+            else noise.starting_noise(self.pipe.config, request, stream, at, with_seed)
+            for request, stream in zip(self.requests, self._streams_at(at))
+        ]
+        return self._in_place(drawn, given)
 
     def encode(self, pictures: Sequence[np.ndarray], *, draw: int = 0) -> Latent:
         """Returns latents of pictures: draws from the posterior. Pictures are uint8 or float in [-1, 1], [h, w, 3]."""
         images = [to_float(p) if p.dtype == np.uint8 else p for p in pictures]
+        made = None if draw else self._spread_noise(noise.posterior_noise(self._streams_at(images[0].shape[:2])))
         return self.pipe.encode_image(
-            self.spread(images), keys=self.keys, draw=draw, seamless=self.seamless, **self.where
+            self.spread(images), keys=self.keys, draw=draw, seamless=self.seamless, made=made, **self.where
         )
 
     def conditionings(
@@ -227,10 +252,13 @@ class Batch:
         first, before = self.requests[0], 0
         numbers = self._patch_numbers()
         conditionings = [dataclasses.replace(one, patches=numbers) for one in conditionings]
+        keys = self._keys([request.seed + request.ensd & MAX_SEED for request in self.requests])
+        size = tuple(side * self.pipe.config.vae.factor for side in x.shape[1:3])
+        made = self._spread_noise(noise.step_noise(rows, self._streams_at(size)))
         for done, state in self.pipe.sampling(
-            first.sampler.rule, batch(self._fill(list(rows))), x, self.keys, conditionings, self.guidance,
+            first.sampler.rule, batch(self._fill(list(rows))), x, keys, conditionings, self.guidance,
             patches=[setting.patch for setting in first.patches], windows=find_windows(self.pipe.config, first),
-            seamless=self.seamless, known=known, exact=self.how.exact, **self.where,
+            seamless=self.seamless, known=known, made=made, exact=self.how.exact, **self.where,
         ):  # fmt: skip
             over = tuple(i for i, one in enumerate(rows) if np.size(one.index) <= done) if last else ()
             if (yield Step(self, done - before, state, over)):
@@ -246,7 +274,7 @@ class Batch:
         """Returns the pictures of latents, uint8 [b, h, w, 3]. Raises ImageError if one is not a picture."""
         image = np.asarray(self.pipe.decode(latent, seamless=self.seamless, **self.where))[: len(self.requests)]
         check_images(image, self.pipe.dtype)
-        return to_uint8(image)
+        return np.stack([to_uint8(one, rounding=request.rounding) for one, request in zip(image, self.requests)])
 
     @property
     def seamless(self) -> str | None:
@@ -273,6 +301,15 @@ class Batch:
         if name == EMPTY:
             return encoded
         return self._in_place(encoded, [getattr(request, f"{name}_embeds") for request in self.requests])
+
+    def _streams_at(self, size: tuple[int, int]) -> list[PictureNoise | None]:
+        """Returns the noise of each picture at this (height, width), None if it is JAX's. What was drawn is drawn."""
+        if size not in self._streams:
+            self._streams[size] = noise.streams(self.pipe.config, self.requests, size)
+        return self._streams[size]
+
+    def _spread_noise(self, made: MadeNoise | None) -> MadeNoise | None:
+        return jax.tree.map(lambda part: np.stack(self._fill(list(part))), made)
 
     def _in_place(self, made: jax.Array, given: Sequence[Any]) -> jax.Array:
         """Returns an array of the batch, with the entries that requests give themselves replaced by those."""
@@ -309,8 +346,7 @@ def make_batch(
     *,
     num_inputs: int | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
-    strength: Each[float] = 1.0,
-    compat: str | None = None,
+    strength: Each[float] | None = None,
 ) -> Batch:
     """Returns the batch of a task's prompt and `options` (`sdjax.tasks.request.Options`).
 
@@ -332,9 +368,7 @@ def make_batch(
         prompt = prompts * num_inputs if len(prompts) == 1 else prompts
     requests = expand(prompt, **rest)
     inputs = [i for i in inputs for _ in range(len(requests) // len(inputs))]
-    return batch_of(
-        pipe, requests, how, inputs, None if sizes is None else [sizes[i] for i in inputs], strength, compat
-    )
+    return batch_of(pipe, requests, how, inputs, None if sizes is None else [sizes[i] for i in inputs], strength)
 
 
 def batch_of(
@@ -343,8 +377,7 @@ def batch_of(
     how: Computing,
     inputs: list[int] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
-    strength: Each[float] = 1.0,
-    compat: str | None = None,
+    strength: Each[float] | None = None,
 ) -> Batch:
     """Returns the batch of requests with its starts. Raises ValueError for values that the model does not support."""
     cache.enable()
@@ -358,4 +391,4 @@ def batch_of(
         guidance=any(g.scale == 1 and g.rules and not g.works_unguided for _, g in ruled),
     )
     check_prompts([*(request.prompt for request in whole), *(request.negative_prompt for request in whole)])
-    return Batch(pipe, whole, inputs or [0] * len(whole), how).starting(strength, compat=compat)
+    return Batch(pipe, whole, inputs or [0] * len(whole), how).starting(strength)

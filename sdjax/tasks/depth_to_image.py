@@ -43,12 +43,11 @@ def depth_to_image(
     *,
     depth_map: Any = None,
     strength: Each[float] = 0.9,
-    compat: str | None = None,
     **options: Unpack[Options],
 ) -> Session:
     """Returns pictures with the depth of the given ones: uint8 [b, h, w, 3], or a list of [h, w, 3] if sizes differ.
 
-    `image`, `strength`, `compat` and `options` are as for `sdjax.image_to_image`. Strength 1 keeps only the depth of a
+    `image`, `strength` and `options` are as for `sdjax.image_to_image`. Strength 1 keeps only the depth of a
     picture. Each result has its picture's size. Pictures are not resized: they are padded to multiples of 64 (at least
     128) by repeating their right and bottom edges, and the result is cropped. Pictures of one padded size form one
     batch.
@@ -70,7 +69,7 @@ def depth_to_image(
         raise ValueError(f"{WITHOUT}; give depth_map")
     padded = [inputs.pad(picture) for picture in given]
     inner = [picture.shape[:2] for picture in padded]
-    batch = make_batch(pipe, prompt, options, sizes=inner, strength=strength, compat=compat)
+    batch = make_batch(pipe, prompt, options, sizes=inner, strength=strength)
     inputs.check_seamless(batch.requests, [sizes[i] for i in batch.inputs], [inner[i] for i in batch.inputs])
     if maps is None:
         maps = _estimated(pipe, padded, batch.how.mesh, batch.how.parallel)

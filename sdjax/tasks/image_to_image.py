@@ -22,7 +22,6 @@ def image_to_image(
     strength: Each[float] = 0.75,
     height: Each[int | None] = None,
     width: Each[int | None] = None,
-    compat: str | None = None,
     **options: Unpack[Options],
 ) -> Session:
     """Returns pictures made from the given ones by adding noise and taking it away again (SDEdit).
@@ -35,8 +34,7 @@ def image_to_image(
 
     `strength` from 0 to 1 is the share of the steps that are made, one for all pictures or one for each. 0 only passes
     the picture through the autoencoder; 1 starts from pure noise, like `text_to_image`. The latent is a draw from the
-    autoencoder's posterior. `compat` "compvis" counts timesteps and steps as CompVis's and Stability's scripts do, one
-    off.
+    autoencoder's posterior. `strength_counting` counts the steps as another tool does.
 
     `options` are those of `text_to_image`. Raises whatever it raises, and ValueError if a file is not a picture.
     """
@@ -52,9 +50,7 @@ def image_to_image(
         for one, h, w in zip(given, heights, widths)
     ]
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
-    if compat is not None and options.get("schedule") is None:
-        options = {**options, "spacing": options.get("spacing") or "compvis"}
-    batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength, compat=compat)
+    batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength)
 
     def make(part: Batch) -> Making:
         x0 = part.encode([given[i] for i in part.inputs]) if part.needs_x0 else None

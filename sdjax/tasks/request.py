@@ -20,6 +20,7 @@ from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.known_schedules import ScheduleLike
 from sdjax.samplers.sampler import check_eta, choose
 from sdjax.schedule import LAST_ALPHAS
+from sdjax.tasks.compat import PAIRS, NoiseOptions, check_noise
 from sdjax.tasks.computing import ComputingOptions
 
 T = TypeVar("T")
@@ -55,6 +56,17 @@ class Request:
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder], instead of texts, as
     `Pipeline.encode_prompt` returns them.
 
+    `noise_source` says which tool's noise the seed gives, a name of `sdjax.noise.NOISE_SOURCES`; None means "jax", our
+    own. `variation_strength` from 0 to 1 mixes the starting noise with that of `variation_seed` (None means 0).
+    `seed_resize` (height, width) in pixels: the middle of the starting noise is that of a picture of this size. `ensd`:
+    if it is not 0, the noise that a sampler adds in its steps is that of seed + `ensd` (eta noise seed delta).
+    `noise_batch` (k, n): the tool draws the noise of n pictures at once from one seed, and this is number k from 0.
+
+    `compat` names a tool whose seed, sampler, strength, prompt and pixels are meant, one of `sdjax.tasks.compat.TOOLS`:
+    it chooses fields that are None. `strength_counting` says how a tool counts the steps of a strength and scales the
+    first noise, a name of `sdjax.samplers.start.COUNTINGS`; None means "share". `rounding` of pixels is "truncate",
+    also for None, or "nearest".
+
     Raises ValueError for values of the wrong kind or out of range. Sampler, height and width are checked when the
     picture is made, because they depend on the model.
     """
@@ -83,6 +95,15 @@ class Request:
     latents: Array | None = None
     prompt_embeds: Array | None = None
     negative_prompt_embeds: Array | None = None
+    noise_source: str | None = None
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
+    seed_resize: tuple[int, int] | None = None
+    ensd: int = 0
+    noise_batch: tuple[int, int] | None = None
+    compat: str | None = None
+    strength_counting: str | None = None
+    rounding: str | None = None
 
     def __post_init__(self) -> None:
         scale = self.guidance_scale
@@ -102,6 +123,7 @@ class Request:
             "patches": make_settings(self.patches),
             **check_windows(self.window, self.window_overlap, self.window_blend),
             **{name: _array(name, getattr(self, name), axes) for name, axes in ARRAYS.items()},
+            **check_noise(vars(self)),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -165,11 +187,12 @@ class SizeOptions(TypedDict, total=False):
     width: Each[int | None]
 
 
-class Options(SamplingOptions, ComputingOptions, total=False):
+class Options(SamplingOptions, NoiseOptions, ComputingOptions, total=False):
     """The arguments of every task: the fields of `Request` and `Computing`, and `num_images` (pictures per prompt).
 
     The fields of `Request` have one value for all pictures, or one for each. `seed`: picture i uses seed + i, or entry
-    i of a sequence. None means 0, and i for entry i. With a single prompt, the number of pictures is the length of the
+    i of a sequence. None means 0, and i for entry i. With one `variation_strength` above 0, all pictures have one seed,
+    and picture i uses `variation_seed` + i. With a single prompt, the number of pictures is the length of the
     sequences. `negative_prompt` and `negative_prompt_embeds` are one for all, one for each prompt or one for each
     picture.
     """
@@ -207,8 +230,9 @@ def expand(prompt: str | Sequence[str] | None, *, num_images: int = 1, **options
             label = name.replace("_", " ")
             raise ValueError(f"give one {label}, or one for each of the {len(prompts)} prompts; got {len(several)}")
         lists[name] = several if len(several) == count else [n for n in several for _ in range(num_images)]
-    seeds = arguments.seeds(options.pop("seed", 0), count)
-    lists["seed"] = seeds
+    lists["seed"], varied = _seeds(options.pop("seed", 0), options, lists, count)
+    if varied is not None:
+        lists["variation_seed"] = varied
     for name, several in lists.items():
         if len(several) != count:
             raise ValueError(f"give one {name}, or one for each of the {count} pictures; got {len(several)}")
@@ -216,6 +240,23 @@ def expand(prompt: str | Sequence[str] | None, *, num_images: int = 1, **options
     for i, field in enumerate(fields):
         field.update(options, **{name: several[i] for name, several in lists.items()})
     return [Request(**field) for field in fields]
+
+
+def _seeds(
+    seed: Any, options: Mapping[str, Any], lists: Mapping[str, list], count: int
+) -> tuple[list[int], list[int] | None]:
+    """Returns the pictures' seeds and variation seeds, None for those of the arguments.
+
+    One seed s gives s, s + 1, ... But if all pictures are variations, they are variations of one picture: all have the
+    seed s, and one variation seed v gives v, v + 1, ...
+    """
+    strength = options.get("variation_strength", 0.0)
+    if "variation_strength" in lists or not (isinstance(strength, float | int) and strength > 0):
+        return arguments.seeds(seed, count), None
+    of_all = arguments.seeds(seed, count) if arguments.is_sequence(seed) else arguments.seeds(seed, 1) * count
+    if "variation_seed" in lists:
+        return of_all, None
+    return of_all, arguments.seeds(options.get("variation_seed"), count)
 
 
 def _prompts(prompt: Any, several: list | None, embeds: Any) -> list[dict[str, Any]]:
@@ -248,6 +289,8 @@ def _several(name: str, value: Any) -> list | None:
         several = arguments.is_sequence(value) and len(value) > 0 and all(map(arguments.is_sequence, value))
         return list(value) if several else None
     axes = len(ARRAYS.get(name, ""))
+    if name in PAIRS and arguments.is_sequence(value) and not any(map(arguments.is_sequence, value)):
+        return list(value) if None in value else None
     return list(value) if arguments.is_sequence(value) and getattr(value, "ndim", axes + 1) > axes else None
 
 

@@ -1,24 +1,28 @@
 """Fills in the model's defaults in requests (sampler, scale, size), and checks them against the model."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sdjax import names, samplers
 from sdjax.adapters.patch import Timed
-from sdjax.checks.arguments import whole
+from sdjax.checks.arguments import number, whole
 from sdjax.config import ModelConfig
 from sdjax.diffusion.guidance import ClassifierFree, Guidance
 from sdjax.diffusion.rules.attention import SAG
 from sdjax.diffusion.windows import Windows
+from sdjax.noise import JAX
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
+from sdjax.samplers import tools
 from sdjax.samplers.custom import HasSteps, complete
 from sdjax.samplers.schedules import SigmaList, TimestepList
 from sdjax.samplers.spacing import fitting
+from sdjax.samplers.tool_sampler import ToolSampler
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
+from sdjax.tasks import compat
 from sdjax.tasks.request import Request, rules_of
 
 SIDES = (64, 2048)  # smallest and largest height and width, in pixels ...
@@ -38,6 +42,9 @@ class Resolved(Request):
     guidance_options: None
     height: int
     width: int
+    noise_source: str
+    strength_counting: str
+    rounding: str
 
 
 def resolve(
@@ -56,18 +63,26 @@ def resolve(
         chosen = request.sampler
         spacing = request.spacing if request.schedule is None else request.schedule
         noise_schedule = rescaled(pipe.schedule, request.zero_terminal_snr)
-        named = (chosen if isinstance(chosen, str) else id(chosen), request.eta, spacing, noise_schedule)
+        name = chosen if isinstance(chosen, str) else id(chosen)
+        named = (name, request.eta, spacing, noise_schedule, request.compat)
         if named not in made:
-            made[named] = make_sampler(chosen, noise_schedule, eta=request.eta, spacing=spacing)
+            made[named] = make_sampler(chosen, noise_schedule, request.compat, eta=request.eta, spacing=spacing)
         scale = pipe.config.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        chosen_sampler = made[named]
+        factor = chosen_sampler.recipe.scale_factor if isinstance(chosen_sampler, ToolSampler) and scale != 1 else 1
         chosen_by_model = {
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": counted(made[named], request.num_steps),
-            "guidance": make_guidance(pipe, request, scale, made[named]), "guidance_options": None,
+            "guidance": make_guidance(pipe, request, scale * factor, made[named]), "guidance_options": None,
         }  # fmt: skip
-        out.append(Resolved(**{**vars(request), **chosen_by_model}))
+        out.append(Resolved(**{**vars(request), **chosen_by_model, **compat.chosen(request.compat, vars(request))}))
         find_windows(pipe.config, out[-1])
         check_attention(out[-1])
+        if out[-1].noise_batch is not None and out[-1].noise_source == JAX:
+            raise ValueError(
+                "noise_batch has no effect on jax's noise, which is drawn for each picture alone: choose another "
+                "noise_source"
+            )
         check_arrays(pipe.config, out[-1])
     return out
 
@@ -163,16 +178,23 @@ def check_size(
 
 
 def make_sampler(
-    sampler: str | samplers.Sampler | HasSteps, schedule: NoiseSchedule | None = None, **fields: Any
+    sampler: str | samplers.Sampler | HasSteps,
+    schedule: NoiseSchedule | None = None,
+    tool: str | None = None,
+    **fields: Any,
 ) -> samplers.Sampler:
     """Returns the sampler of that name in any tool, or the given sampler.
 
     Values of `fields` that are not None replace its fields. A name may say the schedule too: "DPM++ 2M Karras". For a
     sampler given by name, the default spacing is chosen for the `schedule` (`sdjax.samplers.spacing.fitting`).
-    A sampler that is given as an object keeps its spacing.
+    A sampler that is given as an object keeps its spacing. `tool` is a `Request.compat`: the sampler of a name is then
+    the one that the tool runs.
 
     Raises ValueError for an unknown name (listing the nearest known ones) or a field that the sampler does not have.
     """
+    profile = compat.profile_of(tool)
+    if isinstance(sampler, str) and profile.recipes is not None:
+        return tool_sampler(profile, sampler, {name: value for name, value in fields.items() if value is not None})
     if isinstance(sampler, str):
         found = names.find_sampler(sampler, more=samplers.SAMPLERS)
         if found.schedule is not None and fields.get("spacing") is None:
@@ -180,7 +202,9 @@ def make_sampler(
         sampler = samplers.SAMPLERS[found.sampler]()
         if schedule is not None and isinstance(sampler, samplers.Sampler):
             spacing = sampler.spacing
-            if isinstance(spacing, str):
+            if spacing == "even" and profile.spacing is not None:
+                sampler = dataclasses.replace(sampler, spacing=profile.spacing)
+            elif isinstance(spacing, str):
                 sampler = dataclasses.replace(sampler, spacing=fitting(spacing, schedule))
     changed: Any = sampler
     whole_sampler = complete(sampler)
@@ -192,6 +216,30 @@ def make_sampler(
     if unknown:
         raise ValueError(f"the sampler {type(sampler).__name__} has no {' and no '.join(unknown)}")
     return complete(dataclasses.replace(changed, **fields)) if fields else whole_sampler
+
+
+def tool_sampler(profile: compat.Profile, name: str, fields: Mapping[str, Any]) -> ToolSampler:
+    """Returns the sampler of that name as a tool runs it. `fields` are the sampler's, and its schedule is `spacing`."""
+    assert profile.recipes is not None
+    settings = {field: value for field, value in fields.items() if field != "spacing"}
+    made = tools.recipe(profile.recipes, name, fields.get("spacing"), settings=settings)
+    own = {field.name for field in dataclasses.fields(made.sampler)}
+    if "brownian" in own and "brownian" not in settings and isinstance(made.sampler, samplers.DPMSolverSDE):
+        made = dataclasses.replace(made, sampler=dataclasses.replace(made.sampler, brownian=profile.brownian))
+    return ToolSampler(recipe=made)
+
+
+def begin(request: Resolved, schedule: NoiseSchedule, strength: float | None) -> samplers.Start:
+    """Returns the start of a picture's run. `strength` None means that there is no latent to start from."""
+    sampler, counting = request.sampler, request.strength_counting
+    if isinstance(sampler, ToolSampler) and (
+        strength is None or counting.removesuffix("_exact") == sampler.recipe.tool
+    ):
+        if strength is not None:
+            strength = number("strength", strength, 0, 1)
+        return sampler.begin(schedule, request.num_steps, strength, exact=counting.endswith("_exact"))
+    start = samplers.make_start(sampler, schedule, request.num_steps, strength, counting=counting)
+    return start._replace(as_it_is=isinstance(sampler, ToolSampler) and sampler.recipe.as_it_is)
 
 
 def counted(sampler: samplers.Sampler, num_steps: int) -> int:

@@ -33,7 +33,7 @@ def test_a_part_of_the_steps_starts_at_its_own_noise(name, strength):
 @every_sampler
 def test_no_strength_is_the_picture_and_full_strength_is_pure_noise(name):
     sampler = SAMPLERS[name]()
-    assert make_start(sampler, SCHEDULE, 10, 0.0) == (None, 1, 0)
+    assert make_start(sampler, SCHEDULE, 10, 0.0)[:3] == (None, 1, 0)
     start, rows = make_start(sampler, SCHEDULE, 10), sampler.steps(SCHEDULE, 10)
     assert start.of_x0 == 0
     assert start.of_noise == sampler.initial(jnp.ones(1), rows)[0]
@@ -65,7 +65,7 @@ def test_compat_is_the_references_counting(num_steps, strength):
     x0, noise = rng.standard_normal((2, 3, 4, 4, 1))
     want = compvis_img2img(num_steps, strength, x0, noise)
     sampler = DDIM(spacing="compvis")
-    start = make_start(sampler, SCHEDULE, num_steps, strength, compat="compvis")
+    start = make_start(sampler, SCHEDULE, num_steps, strength, counting="compvis")
     got = gaussian.run(sampler, start.rows, jnp.asarray(start.of_x0 * x0 + start.of_noise * noise), gaussian_keys(3))
     np.testing.assert_allclose(got, want, atol=2e-5)  # float32 against float64
     ours = make_start(sampler, SCHEDULE, num_steps, strength)
@@ -79,7 +79,7 @@ def gaussian_keys(count):
 
 
 def test_compat_at_full_strength_is_pure_noise_where_the_reference_fails():
-    start = make_start(DDIM(spacing="compvis"), SCHEDULE, 50, 1.0, compat="compvis")  # IndexError there
+    start = make_start(DDIM(spacing="compvis"), SCHEDULE, 50, 1.0, counting="compvis")  # IndexError there
     assert (start.of_x0, len(start.rows.timestep)) == (0, 50)
 
 
@@ -89,9 +89,9 @@ def test_compat_at_full_strength_is_pure_noise_where_the_reference_fails():
         ({"strength": 1.01}, r"strength is a number from 0 to 1 \(.*\); got 1.01"),
         ({"strength": -0.1}, "strength is a number from 0"),
         ({"strength": float("nan")}, "strength is a number from 0"),
-        ({"compat": "diffusers"}, "unknown compat 'diffusers'; the known ones are compvis"),
+        ({"counting": "photoshop"}, "unknown strength_counting 'photoshop'; the known ones are share, compvis"),
     ],
 )
 def test_what_is_out_of_range_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        make_start(DDIM(), SCHEDULE, 10, **arguments)
+        make_start(DDIM(), SCHEDULE, 10, **{"strength": 0.5, **arguments})

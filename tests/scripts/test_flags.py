@@ -15,12 +15,14 @@ SHARED = (
     f"--ddim_eta --scale --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
     "--safety-checker --guidance --seamless --patch --window"
 )
-PICTURES = f"{SHARED} --sweep --n_iter --fixed_code --skip_save --skip_grid"
+NOISE = "--noise-source --seed-resize --ensd --compat --rounding"
+PICTURES = f"{SHARED} {NOISE} --sweep --n_iter --fixed_code --skip_save --skip_grid"
 ALWAYS = {
     "txt2img": f"{PICTURES} --hires --laion400m",
-    "img2img": f"{PICTURES} --init-img --strength --compat --background",
-    "inpaint": f"{PICTURES} --init-img --mask --expand --only-masked --strength --method --no-composite --background",
-    "depth2img": f"{PICTURES} --init-img --depth --save-depth --strength --background",
+    "img2img": f"{PICTURES} --init-img --strength --strength-counting --background",
+    "inpaint": f"{PICTURES} --init-img --mask --expand --only-masked --strength --strength-counting --method "
+    "--no-composite --background",
+    "depth2img": f"{PICTURES} --init-img --depth --save-depth --strength --strength-counting --background",
     "variations": f"{PICTURES} --init-img --noise_level --prior --noise-stats",
     "upscale": f"{PICTURES} --init-img --noise_level --background",
     "animate": f"{SHARED} --frames --loop --prompt-strength --format --fps --save_frames",

@@ -12,7 +12,6 @@ from PIL import Image
 import sdjax
 from sdjax import convert, samplers
 from sdjax.samplers import SAMPLERS
-from sdjax.samplers.start import COMPAT
 from sdjax.scripts import img2img as command
 from sdjax.scripts import txt2img
 from sdjax.scripts.main import main
@@ -35,13 +34,13 @@ def img2img(*flags: str, given: str = "a.png") -> int:
 def test_every_flag_of_the_references_is_there_with_compvis_defaults(fake, capsys) -> None:
     known = {flag for action in command.make_parser()._actions for flag in action.option_strings}
     assert set(COMPVIS.split()) <= known
-    assert command.COMPAT == COMPAT
     write("a.png")
     assert img2img() == 0
     (call,) = fake.made  # --n_iter 1
     assert call["prompts"] == ["a painting of a virus monster playing guitar"] * 2  # --n_samples 2
     assert (call["seed"], call["strength"], call["num_steps"]) == ([42, 43], 0.75, 50)
-    assert (call["sampler"], call["guidance_scale"], call["compat"]) == (SAMPLERS["ddim"](), None, None)
+    assert (call["sampler"], call["guidance_scale"]) == (SAMPLERS["ddim"](), None)
+    assert "compat" not in call
     names = [OUT / "samples/00000.png", OUT / "samples/00001.png", OUT / "grid-0000.png"]
     out, err = capsys.readouterr()
     assert out.split() == [str(name) for name in names]
@@ -66,7 +65,7 @@ def test_png_says_what_it_was_made_from(fake) -> None:
     _, found = read(OUT / "samples/00000.png")
     digest = hashlib.sha256(Path("in/a.png").read_bytes()).hexdigest()
     assert found["init_img"] == {"name": "a.png", "sha256": digest, "width": 64, "height": 64}
-    assert (found["task"], found["strength"], found["compat"]) == ("img2img", 0.5, None)
+    assert (found["task"], found["strength"]) == ("img2img", 0.5)
 
 
 def test_a_folder_is_one_batch_and_its_masks_are_left_out(fake, capsys) -> None:
@@ -129,8 +128,8 @@ def test_compat_counts_by_compvis_timesteps(fake) -> None:
 
 
 REFUSED = [
-    ("--compat compvis --sampler-option spacing=karras", "--compat compvis chooses the spacing"),
-    ("--compat compvis --sampler dpm_solver_singlestep", "takes spacing time_uniform"),
+    ("--variation-seed 3", "--variation-seed has no effect without --variation-strength"),
+    ("--noise-batch 1/2", "--noise-batch has no effect without --noise-source or --compat"),
     ("--H 100", "the nearest is 96 or 104"),
     ("--init-img missing.png", "--init-img missing.png cannot be read: No such file"),
     ("--init-img text.png", "text.png: "),
@@ -159,7 +158,8 @@ def test_bad_input_is_refused_before_anything_is_loaded(fake, capsys, flags: str
 
 
 @pytest.mark.parametrize("flags", ["--strength 1.01", "--strength -0.1", "--strength nan", "--strength x",
-                                   "--background 1,2", "--background 1,2,256", "--compat diffusers"])  # fmt: skip
+                                   "--background 1,2", "--background 1,2,256",
+                                   "--compat photoshop", "--seed-resize 512", "--noise-batch 2/2"])  # fmt: skip
 def test_values_out_of_range_are_bad_usage(fake, capsys, flags: str) -> None:
     write("a.png")
     check_bad_usage(img2img, flags, capsys)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sdjax import names, samplers
+from sdjax import names, noise, samplers
 from sdjax.checks.effects import in_use
+from sdjax.pictures.image import ROUNDINGS
+from sdjax.samplers.start import COUNTINGS
 from sdjax.scripts import txt2img
-from sdjax.scripts.shared import options, picture_settings, runtime
+from sdjax.scripts.shared import noise_flags, options, picture_settings, runtime
+from sdjax.tasks import compat
 
 COMPVIS = (
     "--prompt --outdir --skip_grid --skip_save --ddim_steps --plms --dpm_solver --fixed_code --ddim_eta --n_iter --H "
@@ -37,6 +40,19 @@ def test_defaults_are_those_of_the_reference() -> None:
 def test_names_of_samplers_are_those_there_are() -> None:
     assert set(names.SAMPLERS) == set(samplers.SAMPLERS)
     assert set(picture_settings.WEB_UI_NEAREST) <= set(samplers.SPACINGS)
+
+
+def test_names_of_tools_and_noise_sources_are_those_there_are() -> None:
+    assert noise_flags.NOISE_SOURCES == noise.NOISE_SOURCES
+    assert noise_flags.TOOLS == compat.TOOLS
+    assert tuple(COUNTINGS) == noise_flags.COUNTINGS
+    assert tuple(ROUNDINGS) == noise_flags.ROUNDINGS
+
+
+def test_variations_keep_the_seed_and_count_the_variation_seed_up() -> None:
+    args = txt2img.make_parser().parse_args(["--seed", "5", "--variation-seed", "9", "--variation-strength", "0.2"])
+    assert noise_flags.varied(args, [5, 6, 7]) == {"seed": [5, 5, 5], "variation_seed": [9, 10, 11]}
+    assert noise_flags.seeds_of(args, 6) == {"seed": 5, "variation_seed": 10}
 
 
 def test_dpm_is_the_references_solver() -> None:
