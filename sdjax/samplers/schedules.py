@@ -18,6 +18,9 @@ from sdjax.checks.arguments import flag, number, shown, whole
 from sdjax.samplers.spacing import MAX_STEPS, Grid, after_noise_alone, from_noise_alone, make_grid
 from sdjax.schedule import INTERPOLATIONS, NoiseSchedule
 
+LOWEST, HIGHEST = 1e-5, 1e6  # sigmas that users may choose; float32 holds their squares
+RHO = (0.01, 1000.0)
+SAME = 1e-6  # two sigmas whose ratio is so near 1 are equal: a step between them would be rounding alone
 Interpolation: TypeAlias = Literal["sigma", "log_sigma", "log_alpha"]
 
 
@@ -55,7 +58,7 @@ class Schedule:
         where = f" with the schedule {self.name!r}"
         num_steps = whole("num_steps", num_steps, self.fewest, self.most(noise) - extra, context=where)
         timestep, sigma = self.path(noise, num_steps + extra, end)
-        kept = np.append(np.diff(sigma) < 0, True)  # the last of equal sigmas stays
+        kept = np.append(sigma[1:] < sigma[:-1] * (1 - SAME), True)  # the last of equal sigmas stays
         timestep, sigma = timestep[kept], sigma[kept]
         if extra and len(sigma) > 2:
             timestep, sigma = np.delete(timestep, -2), np.delete(sigma, -2)
@@ -113,8 +116,8 @@ class Ranged(Schedule):
             known = ", ".join(INTERPOLATIONS)
             raise ValueError(f"interpolation is one of {known}; got {shown(self.interpolation)}")
         for name in ("sigma_min", "sigma_max"):
-            if getattr(self, name) is not None and number(name, getattr(self, name)) <= 0:
-                raise ValueError(f"{name} is a number above 0; got {shown(getattr(self, name))}")
+            if getattr(self, name) is not None:
+                number(name, getattr(self, name), LOWEST, HIGHEST)
 
     def range(self, noise: NoiseSchedule) -> tuple[float, float]:
         """Returns the largest and the smallest sigma. Raises ValueError if they are in the wrong order."""
@@ -166,8 +169,7 @@ class Karras(Curve):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if number("rho", self.rho) <= 0:
-            raise ValueError(f"rho is a number above 0; got {shown(self.rho)}")
+        number("rho", self.rho, *RHO)
 
     def curve(self, share: np.ndarray, high: float, low: float) -> np.ndarray:
         return ((1 - share) * high ** (1 / self.rho) + share * low ** (1 / self.rho)) ** self.rho
@@ -192,8 +194,7 @@ class Polyexponential(Curve):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if number("rho", self.rho) <= 0:
-            raise ValueError(f"rho is a number above 0; got {shown(self.rho)}")
+        number("rho", self.rho, *RHO)
 
     def curve(self, share: np.ndarray, high: float, low: float) -> np.ndarray:
         return np.exp((1 - share) ** self.rho * np.log(high / low) + np.log(low))
@@ -235,7 +236,7 @@ class Laplace(Curve):
     def curve(self, share: np.ndarray, high: float, low: float) -> np.ndarray:
         away = np.abs(0.5 - share)
         log_sigma = self.mu - self.beta * np.sign(0.5 - share) * np.log(np.maximum(1 - 2 * away, 0) + 1e-5)
-        return np.clip(np.exp(log_sigma), low, high)
+        return np.clip(np.exp(np.clip(log_sigma, np.log(low), np.log(high))), low, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,9 +257,13 @@ class VP(Schedule):
         super().__post_init__()
         for name in ("beta_d", "beta_min"):
             number(name, getattr(self, name), 0, 1000)
-        if not 0 < number("eps_s", self.eps_s) < 1 or self.beta_d + self.beta_min == 0:
+        exponent = self.beta_d / 2 + self.beta_min
+        if not 0 < number("eps_s", self.eps_s) < 1 or not 0 < exponent <= 2 * np.log(HIGHEST):
             got = f"{self.eps_s}, {self.beta_d}, {self.beta_min}"
-            raise ValueError(f"eps_s is between 0 and 1, and beta_d or beta_min above 0; got {got}")
+            raise ValueError(
+                f"eps_s is between 0 and 1, and beta_d / 2 + beta_min above 0 and at most 27.6; got eps_s, beta_d and "
+                f"beta_min {got}"
+            )
 
     def path(self, noise: NoiseSchedule, num_steps: int, end: str) -> Grid:
         t = np.linspace(1, self.eps_s, num_steps)
@@ -295,6 +300,10 @@ class LinearQuadratic(Ranged):
             # A parabola through (k, threshold) with the line's slope there, and through (num_steps, 1)
             i, rest = np.arange(num_steps), num_steps - k
             slope = self.threshold_noise / k
+            if slope * rest > 2 * (1 - self.threshold_noise):
+                raise ValueError(
+                    f"threshold_noise is too large for {k} linear of {num_steps} steps; got {self.threshold_noise:g}"
+                )
             bend = (1 - self.threshold_noise - slope * rest) / rest**2
             share = slope * i + np.where(i > k, bend * (i - k) ** 2, 0.0)
         sigma = np.append(before, high * (1 - share))
@@ -310,7 +319,7 @@ class SigmaList(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        values = tuple(number("a sigma", value, 0, 1e6) for value in self.values)
+        values = tuple(number("a sigma", value, 0 if value == 0 else LOWEST, HIGHEST) for value in self.values)
         if not 2 <= len(values) <= MAX_STEPS + 1 or any(a <= b for a, b in zip(values, values[1:])):
             raise ValueError(
                 f"sigmas are 2 to {MAX_STEPS + 1} falling numbers, the last one is the end; got {shown(values)}"
