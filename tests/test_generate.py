@@ -161,6 +161,16 @@ def test_guidance_off_runs_the_network_once_a_step():
     assert flops[2] / flops[1] == pytest.approx(2, rel=0.05)  # the time embedding is computed twice too
 
 
+def test_a_cfg_plus_plus_sampler_uses_the_negative_prompt_at_scale_one_too():
+    pipe, made = models.pipeline(), {}
+    for name, negative in (("euler", ""), ("euler_cfg_pp", ""), ("euler_cfg_pp", "a dog")):
+        made[name, negative] = sdjax.text_to_image(
+            pipe, "a cat", negative_prompt=negative, sampler=name, guidance_scale=1, **FEW
+        )
+    assert not np.array_equal(made["euler_cfg_pp", ""], made["euler", ""])
+    assert not np.array_equal(made["euler_cfg_pp", ""], made["euler_cfg_pp", "a dog"])
+
+
 def lowered_sampler(pipe, *, guided=True, devices=None, parallel="jit", platforms=None):
     """Returns the compiled sampling program's jax.stages.Lowered for pictures of 64 x 64, one a device."""
     from sdjax.diffusion.conditioning import Conditioning

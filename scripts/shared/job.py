@@ -104,7 +104,8 @@ class Job:
             self.sampler = self.options.sampler({})[1]
             check_latent(args, config)
             scale = config.guidance_scale if args.scale is None else args.scale
-            if scale == 1 and "negative_prompt" in args.given and not self.guidance:
+            branches = self.guidance or self.sampler.uses_unconditional
+            if scale == 1 and "negative_prompt" in args.given and not branches:
                 raise ValueError(f"--negative-prompt has no effect {options.WITHOUT_GUIDANCE}")
             if scale == 1 and "guidance_rescale" in args.given and not self.guidance:
                 raise ValueError(f"--guidance-rescale has no effect {options.WITHOUT_GUIDANCE}")

@@ -142,8 +142,9 @@ class PictureOptions:
             for key, value in settings.items()
             if key not in (*OF_SAMPLER, *OF_TASK) and value != defaults.get(key)
         }
+        unused = scale == 1 and settings.get("guidance") is None and not sampler.uses_unconditional
         return {
-            **({} if scale == 1 and settings.get("guidance") is None else {"negative_prompt": negative or ""}),
+            **({} if unused else {"negative_prompt": negative or ""}),
             "sampler": name,
             "sampler_options": recorded_options(sampler),
             "steps": counted(sampler, steps),

@@ -212,8 +212,6 @@ class DPMAdaptive(Sampler):
     s_noise: float = needs(1.0, lambda s: s.eta > 0, "with eta 0")
     joint: bool = False
     variance_preserving: ClassVar[bool] = False
-    convergence: ClassVar[int] = 3
-    calls_per_step: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()

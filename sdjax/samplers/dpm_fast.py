@@ -29,7 +29,6 @@ class DPMFast(Sampler):
     eta: float = 0.0
     s_noise: float = needs(1.0, lambda s: s.eta > 0, "with eta 0")
     variance_preserving: ClassVar[bool] = False
-    convergence: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()

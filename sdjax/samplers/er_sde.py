@@ -41,7 +41,6 @@ class ERSDE(Sampler):
     s_noise: float = 1.0
     brownian: bool = True
     variance_preserving: ClassVar[bool] = False
-    convergence: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,8 +31,6 @@ class HeunPP2(Churned):
     Source: ComfyUI's sample_heunpp2, from Carzit's sd-webui-samplers-scheduler.
     """
 
-    calls_per_step: ClassVar[int] = 3
-
     def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns three rows per step, two for the last but one, one for the last and for a step from pure noise."""
         t, sigma = grid
@@ -89,8 +87,6 @@ class Restart(Sampler):
     times: int = needs(1, *EXPLICIT)
     s_noise: float = 1.0
     variance_preserving: ClassVar[bool] = False
-    convergence: ClassVar[int] = 2
-    calls_per_step: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,11 +30,6 @@ class Sampler:
     spacing: str | Schedule = "even"
     end: End = "sigma_min"
 
-    # The order of convergence and the network calls of a step, with the default settings. An ancestral or SDE sampler
-    # has the order of its form without noise
-    convergence: ClassVar[int] = 1
-    calls_per_step: ClassVar[int] = 1
-
     # True: the first x has the variance of a noisy latent, 1 + sigma^2, as in ldm's samplers, which use x_T unchanged.
     # False: its variance is sigma^2, as in k-diffusion's
     variance_preserving: ClassVar[bool] = True

@@ -99,7 +99,6 @@ class DPMSolverSDE(MultistepSDE):
 
     brownian: bool = needs(False, *NOISY)
     solver_type: Literal["midpoint", "heun"] = "midpoint"
-    convergence: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,8 +118,6 @@ class DPMSolverSDE3M(MultistepSDE):
 
     D2 is half of h^2 times the second derivative, as in the reference: so the order is 2, with a small error.
     """
-
-    convergence: ClassVar[int] = 2
 
     def differences(self, h: np.ndarray, eta_h: float) -> np.ndarray:
         now = np.eye(3)
@@ -144,8 +141,6 @@ class DPMSolverSDE2S(Stochastic):
     """
 
     r: float = 0.5
-    convergence: ClassVar[int] = 2
-    calls_per_step: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

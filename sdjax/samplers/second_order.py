@@ -38,7 +38,6 @@ class ResMultistep(Sampler):
     s_noise: float = needs(1.0, lambda s: s.eta > 0, "with eta 0")
     cfg_pp: bool = False
     variance_preserving: ClassVar[bool] = False
-    convergence: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +129,6 @@ class DPMSolver2MCFGPP(Sampler):
     spacing: str = "karras"
     end: End = "zero"
     variance_preserving: ClassVar[bool] = False
-    convergence: ClassVar[int] = 2
 
     @property
     def uses_unconditional(self) -> bool:

@@ -14,7 +14,6 @@ Source: Gonzalez et al. 2023 (arXiv 2305.14267), algorithms 3 and 4; ComfyUI's s
 """
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 
@@ -70,8 +69,6 @@ class Seeds2(Seeds):
     """SEEDS-2: the second call is at the share `r`. m_3 = (1 - e^(-H)) ((1 - 1 / (2 r)) x0 + x0_2 / (2 r))."""
 
     r: float = 0.5
-    convergence: ClassVar[int] = 2
-    calls_per_step: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,8 +96,6 @@ class Seeds3(Seeds):
 
     r_1: float = 1 / 3
     r_2: float = 2 / 3
-    convergence: ClassVar[int] = 3
-    calls_per_step: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,6 @@ step from pure noise.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 
@@ -23,8 +22,6 @@ class TwoStage(Churned):
     """The base of Heun, DPM2 and DPMSolver2S: N steps make 2 N - 1 rows."""
 
     eta: float = 0.0
-    convergence: ClassVar[int] = 2
-    calls_per_step: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -383,7 +383,10 @@ def batch_of(
     cache.enable()
     whole = resolve(pipe, requests, sizes)
     ruled = [(request, request.guidance) for request in whole if isinstance(request.guidance, ClassifierFree)]
-    unguided = [request for request, guidance in ruled if guidance.ignores_negative]
+    unguided = [
+        request for request, guidance in ruled
+        if guidance.ignores_negative and not request.sampler.uses_unconditional
+    ]  # fmt: skip
     note_unguided(
         negative_prompt=any(request.negative_prompt for request in unguided),
         negative_prompt_embeds=any(request.negative_prompt_embeds is not None for request in unguided),
