@@ -2,8 +2,8 @@
 
     python benchmarks/samplers.py [--calls 6 10 16 24 40] [--only NAME ...]
 
-Writes benchmarks/results/samplers.json and samplers.svg. Every sampler has its own settings and schedule, with as many
-steps as fit into the number of calls.
+Writes benchmarks/results/samplers.json and docs/sheets/sampler_errors.svg. Every sampler has its own settings and
+schedule, with as many steps as fit into the number of calls.
 
 On the mixture (three Gaussians of one pixel), the denoiser and the exact result are known: the probability flow keeps
 quantiles. A sampler without noise has the root mean square of result - exact result. A sampler with noise makes other
@@ -31,6 +31,7 @@ from sdjax.schedule import NoiseSchedule
 from sdjax.tasks.resolve import make_sampler
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+PLOT = pathlib.Path(__file__).parents[1] / "docs" / "sheets" / "sampler_errors.svg"
 CALLS = (6, 10, 16, 24, 40)
 POINTS = 4096
 WEIGHTS, MEANS, DEVIATIONS = (0.3, 0.5, 0.2), (-1.2, 0.4, 1.5), (0.25, 0.3, 0.15)
@@ -186,6 +187,7 @@ def main():
     parser.add_argument("--calls", type=int, nargs="+", default=CALLS, metavar="N")
     parser.add_argument("--only", nargs="+", default=list(SAMPLERS), metavar="NAME")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS / "samplers.json", metavar="FILE")
+    parser.add_argument("--plot", type=pathlib.Path, default=PLOT, metavar="FILE.svg")
     args = parser.parse_args()
     pipe = sdjax.load(dtype="float32")
     reference = np.asarray(latent(pipe, make_sampler(REFERENCE, pipe.schedule), REFERENCE_STEPS))
@@ -207,7 +209,7 @@ def main():
         "sdjax": sdjax.__version__,
     }
     args.out.write_text(json.dumps({"settings": machine, **results}, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".svg").write_text(plot(results), encoding="utf-8")
+    args.plot.write_text(plot(results), encoding="utf-8")
 
 
 if __name__ == "__main__":
