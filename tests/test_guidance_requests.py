@@ -162,6 +162,7 @@ def test_all_rules_are_listed_with_their_options(capsys):
         (["--guidance-option", "eta=1"], "--guidance-option has no effect without --guidance"),
         (["--guidance", "apg", "--guidance-option", "eta"], "--guidance-option is NAME=VALUE"),
         (["--guidance", "apg", "--guidance-option", "eta=x"], "eta of the guidance apg is a finite number"),
+        (["--guidance", "autoguidance"], "name it with --weak-ckpt"),
         (["--guidance", "apg", "--weak-ckpt", "builtin"], "--weak-ckpt has no effect without --guidance autoguidance"),
     ],
 )

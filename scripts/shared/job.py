@@ -45,6 +45,8 @@ class Job:
         self.devices = runtime.set_up_jax(args.device)
         large_flags.check_large(args)
         self.guidance = runtime.read_guidance(args.guidance, args.guidance_option)
+        if "autoguidance" in self.guidance.get("guidance", "") and args.weak_ckpt is None:
+            raise ValueError("--guidance autoguidance needs a second, weaker model: name it with --weak-ckpt")
         self.options = PictureOptions(args, self.name, make_spacing(args), self.guidance)
         self.options.sampler({})
         self.batches: list[PromptBatch] = []
