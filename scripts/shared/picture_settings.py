@@ -87,7 +87,7 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     Clip skip, Schedule type and Version are always there, because readers replace missing keys by their own defaults.
     RNG is there only if the noise is one that the web UI draws.
     """
-    spacing = settings["sampler_options"]["spacing"]
+    spacing = settings["sampler_options"].get("spacing", "compvis")  # A1111's DDIM, PLMS and UniPC have only their own
     described = spacing if isinstance(spacing, dict) else {"name": spacing}
     options = {WEB_UI_OPTIONS[key]: value for key, value in described.items() if key in WEB_UI_OPTIONS}
     hires = settings.get("hires") or {}
@@ -138,11 +138,19 @@ def texts(picture: Mapping[str, Any]) -> dict[str, str]:
 def recorded_options(sampler: Any) -> dict[str, Any]:
     """Returns the fields of a sampler that have an effect, as JSON can hold them."""
     from sdjax.checks.effects import in_use
+    from sdjax.samplers.diffusers.by_name import SCHEDULES
+    from sdjax.samplers.diffusers.scheduler import DiffusersSampler
     from sdjax.samplers.known_schedules import describe
     from sdjax.samplers.tool_sampler import ToolSampler
 
     if isinstance(sampler, ToolSampler):
-        return in_use(sampler.recipe.sampler) | {"spacing": describe(sampler.recipe.schedule)}
+        options = {key: value for key, value in in_use(sampler.recipe.sampler).items() if key != "spacing"}
+        return options | ({} if sampler.recipe.on_timesteps else {"spacing": describe(sampler.recipe.schedule)})
+    if isinstance(sampler, DiffusersSampler):
+        grid, method = sampler.method.spacing, sampler.method
+        found = [getattr(grid, "sigmas", ""), getattr(grid, "spacing", ""), getattr(method, "timestep_spacing", "")]
+        own = {"eta": method.eta} if getattr(method, "eta", 0) else {}
+        return {"spacing": next((name for name in found if name in SCHEDULES), "leading"), **own}
     options = in_use(sampler)
     return options | ({"spacing": describe(options["spacing"])} if "spacing" in options else {})
 

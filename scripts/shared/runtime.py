@@ -91,11 +91,14 @@ def make_sampler(
     Raises ValueError for an unknown name or option, or a value of the wrong type.
     """
     from sdjax.checks.effects import ignored
+    from sdjax.samplers.diffusers.scheduler import DiffusersSampler
     from sdjax.samplers.tool_sampler import ToolSampler
     from sdjax.tasks.resolve import make_sampler as choose
 
     default = choose(name, tool=tool)
     own: dict[str, Any] = dict(vars(default.recipe.sampler if isinstance(default, ToolSampler) else default))
+    if isinstance(default, DiffusersSampler):
+        own = {"eta": 0.0, "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": 0.0, "s_noise": 1.0, "spacing": ""}
     given = [text.partition("=") for text in settings]
     if eta is not None and ("eta" in own or eta != 0):  # 0 has no effect on a sampler that never adds noise
         given.append(("eta", "=", str(eta)))

@@ -88,6 +88,10 @@ def _truncated(num_steps: int, strength: float, count: int, sampler: Sampler) ->
     return int(strength * num_steps)
 
 
+def _after_cut(num_steps: int, strength: float, count: int, sampler: Sampler) -> int:
+    return count - (num_steps - int(strength * num_steps))  # PNDM makes one step more than asked for
+
+
 def _a1111(num_steps: int, strength: float, count: int, sampler: Sampler) -> int:
     return int(min(strength, 0.999) * num_steps) + (-1 if on_timesteps(sampler) else 1)
 
@@ -120,7 +124,7 @@ def _exact_total(num_steps: int, strength: float) -> int:
 COUNTINGS: dict[str, Counting] = {
     "share": Counting(_asked, _share, pure=True),
     "compvis": Counting(_asked, _truncated, early=lambda sampler: True, pure=True),
-    "diffusers": Counting(_asked, _truncated),
+    "diffusers": Counting(_asked, _after_cut),
     "a1111": Counting(_asked, _a1111, early=on_timesteps, scale=_a1111_scale),
     "a1111_exact": Counting(_exact_total, _a1111_exact, early=on_timesteps, scale=_a1111_scale),
     "comfyui": Counting(_more, _last, scale=_comfyui_scale, on_latent=True),

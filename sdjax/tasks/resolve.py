@@ -18,6 +18,7 @@ from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.samplers import tools
 from sdjax.samplers.custom import HasSteps, complete
+from sdjax.samplers.diffusers.by_name import by_name
 from sdjax.samplers.schedules import SigmaList, TimestepList
 from sdjax.samplers.spacing import fitting
 from sdjax.samplers.tool_sampler import ToolSampler
@@ -193,6 +194,9 @@ def make_sampler(
     Raises ValueError for an unknown name (listing the nearest known ones) or a field that the sampler does not have.
     """
     profile = compat.profile_of(tool)
+    if isinstance(sampler, str) and profile.recipes == "diffusers":
+        step = {name: value for name, value in fields.items() if value is not None and name != "spacing"}
+        return by_name(sampler, schedule or NoiseSchedule(), fields.get("spacing"), step)
     if isinstance(sampler, str) and profile.recipes is not None:
         return tool_sampler(profile, sampler, {name: value for name, value in fields.items() if value is not None})
     if isinstance(sampler, str):
