@@ -97,13 +97,6 @@ def two_pass(pipe: sdjax.Pipeline) -> bytes:
     return place([[small, sdjax.two_pass(pipe, STRAWBERRY, seed=0, num_steps=STEPS)[0]]])
 
 
-def variation_strength(pipe: sdjax.Pipeline) -> bytes:
-    """Returns a picture with rising shares of another seed's noise."""
-    strengths = [0, 0.1, 0.2, 0.4, 1]
-    seeds = {"seed": [0] * 5, "variation_seed": [3] * 5, "variation_strength": strengths}
-    return place([sdjax.text_to_image(pipe, CAT, num_steps=STEPS, **seeds)])
-
-
 def animation(pipe: sdjax.Pipeline) -> bytes:
     """Returns a GIF that goes from one prompt and seed to another, and back."""
     prompts = ["a red apple on a yellow background", "a fox on a blue background"]
@@ -117,7 +110,6 @@ PICTURES: dict[str, Callable[[sdjax.Pipeline], bytes]] = {
     "inpaint.png": inpaint,
     "outpaint.png": outpaint,
     "two_pass.png": two_pass,
-    "variation_strength.png": variation_strength,
     "animation.gif": animation,
 }
 

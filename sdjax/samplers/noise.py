@@ -3,6 +3,7 @@
 The numbers for one purpose never depend on how many were drawn for another.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -39,7 +40,8 @@ class MadeNoise:
     def chunk(self, start: int, size: int) -> "MadeNoise":
         """Returns the noise of `size` rows from row `start`, a multiple of `size`, on. What is missing is zeros."""
         part = np.asarray(self.noise)[:, start : start + size]
-        return self.replace(noise=np.pad(part, ((0, 0), (0, size - part.shape[1]), *((0, 0),) * (part.ndim - 2))))
+        missing = ((0, 0), (0, size - part.shape[1]), *((0, 0),) * (part.ndim - 2))
+        return dataclasses.replace(self, noise=np.pad(part, missing))
 
 
 def draw_noise(

@@ -159,7 +159,7 @@ def make_start(
     skip = count - left
     rows = sampler.steps(schedule, total, skip=skip)
     if skip == 0 and (strength is None or way.pure):
-        of_noise = sampler.initial(jnp.ones(1), rows)[0]
+        of_noise = float(sampler.initial(jnp.ones(1), rows)[0])
         if way.scale is not None:
             of_noise = way.scale(sampler, float(sigma[0]), float(schedule.sigmas[-1]))
         return Start(rows, np.float32(0), np.float32(of_noise))

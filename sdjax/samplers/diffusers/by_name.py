@@ -21,7 +21,7 @@ OF_RELEASES: dict[str, dict[str, Any]] = {
     "LCMScheduler": OFFSET | {"set_alpha_to_one": False},
     "TCDScheduler": OFFSET | {"set_alpha_to_one": False},
 }
-SCHEDULES = {
+SCHEDULES: dict[str, dict[str, Any]] = {
     "karras": {"use_karras_sigmas": True}, "exponential": {"use_exponential_sigmas": True},
     "beta": {"use_beta_sigmas": True}, "logSNR": {"use_lu_lambdas": True},
     **{name: {"timestep_spacing": name} for name in ("leading", "linspace", "trailing")},
