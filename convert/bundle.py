@@ -78,6 +78,21 @@ class Bundle:
             return self.in_memory
         return read_tree(self.leaves, self.losses, views=self.report.layout == "native")
 
+    def text_with(self, layers: int) -> Params | None:
+        """Returns the parameters of the text encoder's blocks up to `layers` that the model does not use.
+
+        They are among the extras of Stable Diffusion 2's single files. None if they are not there.
+        """
+        own = self.config.text
+        known = {entry.name for entry in tables.part_entries("text", own, "ldm")}
+        more = tables.part_entries("text", dataclasses.replace(own, layers=layers), "ldm")
+        wanted = [entry for entry in more if entry.name not in known]
+        if not all(entry.name in self.extras for entry in wanted):
+            return None
+        leaves = {path: leaf for entry in wanted for path, leaf in entry.split(self.extras[entry.name]).items()}
+        tree: Params = read_tree(leaves, self.losses)["text"]
+        return tree
+
     def with_params(
         self, params: Params, config: ModelConfig | None = None, notices: Sequence[str] | None = None
     ) -> "Bundle":

@@ -10,6 +10,7 @@ from sdjax.scripts.shared import large_flags, options, picture_settings, runtime
 from sdjax.scripts.shared.flags import Needs
 from sdjax.scripts.shared.job import Job, note
 from sdjax.scripts.shared.picture_settings import texts
+from sdjax.scripts.shared.prompt_flags import prompting
 from sdjax.scripts.shared.prompts import check_prompts, read_prompts
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
@@ -130,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
 
     saving.check_outdir(args.outdir)
     pipe = job.load(check)
-    check_prompts(pipe, [*prompts, args.negative_prompt])
+    check_prompts(pipe, [*prompts, args.negative_prompt], args)
     with runtime.Progress(1) as progress, runtime.Interrupts() as interrupts:
 
         def show(done: int, total: int) -> None:
@@ -145,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
                 prompt_strength=args.prompt_strength, sampler=job.sampler, num_steps=args.steps,
                 guidance_scale=args.scale, guidance_rescale=args.guidance_rescale, **job.guidance,
                 height=args.H, width=args.W, batch=args.n_samples, parallel=args.parallel, devices=job.devices,
-                exact=args.exact, progress=show, **large_flags.large_options(args),
+                exact=args.exact, progress=show, **large_flags.large_options(args), **prompting(args),
             )  # fmt: skip
         except KeyboardInterrupt as error:
             # Write an animation of the finished frames

@@ -26,6 +26,17 @@ from tests.parity_hires import tiled
 from tests.parity_ksam import ksampler
 from tests.parity_models import config_from_spec
 from tests.parity_noise import a1111_noise, brownian, comfyui_noise, comfyui_step_noise, diffusers_noise, torch_randn
+from tests.parity_prompt import (
+    a1111_and,
+    a1111_attention,
+    a1111_chunks,
+    a1111_prompt_at,
+    a1111_schedule,
+    comfyui_chunks,
+    comfyui_weights,
+    context_of,
+    pad_contexts,
+)
 from tests.parity_sampling import img2img_with, sample_with
 from tests.parity_sched import (
     a1111_guided_calls,
@@ -42,24 +53,32 @@ from tests.parity_training import train3
 
 __all__ = [
     "CheckpointError",
+    "a1111_and",
+    "a1111_attention",
+    "a1111_chunks",
     "a1111_guided_calls",
-    "align_your_steps",
     "a1111_noise",
+    "a1111_prompt_at",
+    "a1111_schedule",
+    "align_your_steps",
     "bert",
     "brownian",
     "clip_pixels",
-    "comfyui_percent_to_sigma",
+    "comfyui_chunks",
     "comfyui_noise",
+    "comfyui_percent_to_sigma",
     "comfyui_step_noise",
+    "comfyui_weights",
     "depth",
     "diffusers_noise",
     "diffusers_sample",
     "diffusers_sigmas",
     "diffusers_timesteps",
-    "ksampler",
     "guidance",
+    "ksampler",
     "load",
     "noise_embedding",
+    "pad_contexts",
     "parameter_counts",
     "prepare_depth",
     "prior",
@@ -104,8 +123,8 @@ def nchw(x):
 class Model(Guided):
     """A model of the kit."""
 
-    def __init__(self, config, params):
-        self.config = config
+    def __init__(self, config, params, bundle=None):
+        self.config, self.bundle = config, bundle
         self.params = jax.tree.map(jnp.asarray, params)
         self.schedule = NoiseSchedule(config.schedule)
 
@@ -115,6 +134,9 @@ class Model(Guided):
 
     def text(self, ids):
         return np.asarray(TextEncoder(self.config.text).apply({"params": self.params["text"]}, jnp.asarray(ids)))
+
+    def context(self, tool, text, options):
+        return context_of(self, tool, text, options)
 
     def encode(self, image):
         return nchw(AutoencoderKL(self.config.vae).apply({"params": self.params["vae"]}, nhwc(image), method="encode"))
@@ -156,5 +178,5 @@ class Model(Guided):
 
 def load(spec, state_dict):
     """Returns the model of a kit specification and tensors named as in a released file."""
-    config, params = convert.load(state_dict, config=config_from_spec(spec))
-    return Model(config, params)
+    bundle = convert.load_model(state_dict, config=config_from_spec(spec))
+    return Model(bundle.config, bundle.params, bundle)

@@ -95,6 +95,12 @@ def test_text_that_only_looks_alike_is_left_alone(prompt) -> None:
     assert foreign_syntax(prompt) == []
 
 
+def test_what_a_syntax_understands_is_not_foreign_to_it() -> None:
+    text = "((a)), (b:1.2) [cat:dog:0.5] BREAK {x|y} __animal__, word++ <lora:z:1>"
+    assert foreign_syntax(text, "weights") == ["word++", "<lora:z:1>"]
+    assert foreign_syntax(text, "comfyui") == ["[cat:dog:0.5]", "BREAK", "word++", "<lora:z:1>"]
+
+
 def test_it_is_said_once_of_all_prompts() -> None:
     with pytest.warns(Note) as caught:
         check_prompts(["(a cat:1.3)", "(a cat:1.3)", "[b]", "BREAK it", "{c|d}"])
@@ -116,7 +122,8 @@ def test_what_is_cut_is_named() -> None:
 
 def test_every_task_says_both_of_both_prompts() -> None:
     with pytest.warns(Note) as caught:
-        sdjax.text_to_image(models.pipeline(), ["cat " * 80, "a [dog]"], negative_prompt="(blurry:1.4)", num_steps=1)
+        sdjax.text_to_image(models.pipeline(), ["cat " * 80, "a [dog]"], negative_prompt="(blurry:1.4)", num_steps=1,
+                            prompt_syntax="plain")  # fmt: skip
     texts = [str(one.message) for one in caught]
     assert len(texts) == 2
     assert sum('"[dog]", "(blurry:1.4)"' in text for text in texts) == 1
@@ -133,5 +140,6 @@ def test_no_prompt_takes_long(part) -> None:
 def test_the_command_line_says_it_once_of_all_batches(tmp_path, capsys) -> None:
     (tmp_path / "prompts.txt").write_text("a ((cat))\na [dog]\n")
     flags = f"--from-file {tmp_path}/prompts.txt --n_samples 1 --n_iter 1 --steps 1 --outdir {tmp_path}"
+    flags += " --prompt-syntax plain"
     assert main(["txt2img", *flags.split(), "--ckpt", "builtin"]) == 0
     assert capsys.readouterr().err.count("another tool's syntax") == 1

@@ -15,6 +15,7 @@ from sdjax.scripts.shared import (
     noise_flags,
     options,
     picture_settings,
+    prompt_flags,
     runtime,
     sampler_flags,
     saving,
@@ -38,6 +39,7 @@ class Job:
         if args.n_rows < 0:
             raise ValueError(f"--n_rows must be at least 1, or 0 for --n_samples; got {args.n_rows}")
         saving.check_watermark(args.watermark)
+        prompt_flags.check_prompting(args)
         if args.dpm and args.plms:
             note("--plms is not used: --dpm overrides it, as in the references")
         if args.skip_save and args.skip_grid and task != "animate":
@@ -167,7 +169,8 @@ class Job:
         args = self.args
         negative = [own["negative_prompt"] for batch in batches for own in batch.settings if "negative_prompt" in own]
         prompts = [prompt for batch in batches for prompt in batch.prompts]
-        check_prompts(self.pipe, [*prompts, args.negative_prompt, *(text or "" for text in negative)])
+        texts_of_all = [*prompts, args.negative_prompt, *(text or "" for text in negative)]
+        check_prompts(self.pipe, texts_of_all, args)
         kept: list[Made] = []  # for the grid
         count = 0
         many = max(number for batch in batches for number in batch.inputs) > 0
@@ -177,11 +180,12 @@ class Job:
             def write(batch: PromptBatch, sizes: Sequence[int], pixels: Sequence[Any]) -> list[Made]:
                 pixels, safety = self.censor(pixels, [f"the picture of seed {seed}" for seed in batch.seeds])
                 written = []
+                final = self.options.final_texts(batch)
                 for index, (picture, prompt, seed, number, own) in enumerate(zip(pixels, *batch, strict=True)):
                     own = self.options.describe(own, self.pipe.config)
                     own |= {"height": picture.shape[0], "width": picture.shape[1], "batch": sizes[index]}
                     description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **own}
-                    description |= noise_flags.seeds_of(args, seed)
+                    description |= noise_flags.seeds_of(args, seed) | final[index]
                     if safety:
                         description["safety"] = safety[index]
                     path = None
@@ -353,7 +357,8 @@ def save_grid(folder: Path, made: Sequence[Made], columns: int, watermark: str |
 
     first = made[0].description
     own = [key for key in ("prompt", "seed", "init_img", "mask", "safety") if key in first]
-    pictures = [{key: one.description[key] for key in own} for one in made]
+    own += ["expanded_prompt", "expanded_negative_prompt"]
+    pictures = [{key: one.description[key] for key in own if key in one.description} for one in made]
     shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
     plain = image.grid(np.stack([one.picture for one in made]), columns)
     pixels = saving.mark(plain, watermark)  # the pictures in the grid are unmarked

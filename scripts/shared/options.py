@@ -8,6 +8,7 @@ from sdjax.checks.arguments import DTYPES
 from sdjax.scripts.shared import flags, large_flags, sampler_flags, values
 from sdjax.scripts.shared.flags import Needs, alone
 from sdjax.scripts.shared.parser import Parser
+from sdjax.scripts.shared.prompt_flags import add_reading_of_prompts
 
 DPM = "dpm_solver"  # the sampler of the references' --dpm_solver and --dpm: DPM-Solver++, multistep, order 2
 PROMPT = "a painting of a virus monster playing guitar"
@@ -149,7 +150,11 @@ def add_background_flag(parser: argparse._ActionsContainer, needs: Needs | tuple
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompVis: 7.5, Stability: 9") -> None:
-    """Adds the flags that say how to sample; `references` are the references' guidance scales."""
+    """Adds the flags that say how prompts are read and how to sample.
+
+    `references` are the references' guidance scales.
+    """
+    add_reading_of_prompts(parser)
     add = parser.add_argument_group("how to sample").add_argument
     add(
         "--steps",

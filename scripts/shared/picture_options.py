@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax import names
-from sdjax.scripts.shared import large_flags, noise_flags, runtime
+from sdjax.scripts.shared import large_flags, noise_flags, prompt_flags, runtime
 from sdjax.scripts.shared.picture_settings import recorded_options
+from sdjax.scripts.shared.prompts import PromptBatch
 
 OF_SAMPLER = (
     "sampler",
@@ -44,6 +45,7 @@ class PictureOptions:
             **guidance,
             **large_flags.large_options(args),
             **noise_flags.recorded(args),
+            **prompt_flags.prompting(args),
         }
         of_task = {"height": "H", "width": "W", "strength": "strength"}
         self.flags |= {name: getattr(args, flag) for name, flag in of_task.items() if name in args.own}
@@ -125,6 +127,21 @@ class PictureOptions:
         """Returns the settings of a picture. Options of guidance belong to the guidance that they are given with."""
         without = {"guidance_options"} if "guidance" in own else set()
         return {**{name: value for name, value in self.flags.items() if name not in without}, **own}
+
+    def final_texts(self, batch: PromptBatch) -> list[dict[str, str]]:
+        """Returns for each picture its prompts with styles and random choices, where they differ from the typed ones.
+
+        The names are those of settings: expanded_prompt and expanded_negative_prompt.
+        """
+        from sdjax.tasks.compat import profile_of
+
+        out = []
+        for prompt, seed, own in zip(batch.prompts, batch.seeds, batch.settings, strict=True):
+            settings = self._merged(own)
+            if settings.get("prompt_syntax") is None:
+                settings["prompt_syntax"] = profile_of(settings.get("compat")).prompt_syntax
+            out.append(prompt_flags.expanded(prompt, seed, settings))
+        return out
 
     def describe(self, own: Mapping[str, Any], config: Any) -> dict[str, Any]:
         """Returns the recorded settings of a picture: those of every picture, and others unless at their defaults."""

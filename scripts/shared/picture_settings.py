@@ -92,6 +92,7 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     options = {WEB_UI_OPTIONS[key]: value for key, value in described.items() if key in WEB_UI_OPTIONS}
     hires = settings.get("hires") or {}
     own = {
+        "Emphasis": {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}.get(settings.get("emphasis", "")),
         "Denoising strength": settings.get("strength", hires.get("strength")),
         "Hires upscale": hires.get("enlarge"),
         "Hires steps": hires.get("hires_steps"),
@@ -113,7 +114,7 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Model": _stem(settings["model"]["name"].rpartition("/")[2]),
         **{key: value for key, value in (own | options).items() if value not in (None, False)},
         **_noise_fields(settings),
-        "Clip skip": 1,
+        "Clip skip": skip if isinstance(skip := settings.get("clip_skip"), int) and skip > 0 else 1,
         "Version": f"sdjax {settings['versions']['sdjax']}",
     }
 
@@ -131,7 +132,8 @@ def texts(picture: Mapping[str, Any]) -> dict[str, str]:
     """Returns the text chunks of the PNG file of a picture with these settings."""
     from sdjax.pictures.image import infotext
 
-    parameters = infotext(picture["prompt"], picture.get("negative_prompt", ""), web_ui_fields(picture))
+    final = [picture.get(f"expanded_{name}", picture.get(name, "")) for name in ("prompt", "negative_prompt")]
+    parameters = infotext(*final, web_ui_fields(picture))
     return {"parameters": parameters, "sdjax": to_json(picture)}
 
 

@@ -142,9 +142,9 @@ def _numbered(path: str) -> Iterator[tuple[int, str]]:
     yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def check_prompts(pipe: Any, prompts: list[str]) -> None:
+def check_prompts(pipe: Any, prompts: list[str], args: argparse.Namespace) -> None:
     """Notes the parts of prompts that the text encoder will not see or does not understand."""
-    from sdjax.prompts import syntax
+    from sdjax.tasks.compat import profile_of
+    from sdjax.tasks.contexts import note_texts
 
-    syntax.check_prompts(prompts)
-    syntax.check_lengths(pipe.tokenizer, prompts, pipe.config.text.max_length)
+    note_texts(pipe, prompts, args.prompt_syntax or profile_of(getattr(args, "compat", None)).prompt_syntax)

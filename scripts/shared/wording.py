@@ -42,6 +42,7 @@ FLAGS_OF_TASKS: dict[str, tuple[str, ...]] = {
     "width": ("--W",),
     "eta": ("--ddim_eta",),
     "spacing": ("--sampler-option spacing",),
+    "styles": ("--style",),
     "image": ("--init-img",),
     "prompts": ("--prompt",),
     "seeds": ("--seed", "--seeds"),

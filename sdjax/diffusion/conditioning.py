@@ -10,21 +10,36 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from sdjax.typing import Context, Latent, Length
 
+Stages = Float[Array, "b s m d"]  # the contexts of prompts that change while sampling
+
 
 @struct.dataclass
 class Conditioning:
     """The inputs of one branch of guidance. All arrays have the batch as their first axis.
 
-    `context`: encoded text. `context_length`: number of valid tokens of each context; None means all. `concat`: extra
+    `context`: encoded text; [b, stages, m, d] if the prompts change while sampling (`Rows.stage`). `context_length`:
+    number of valid tokens of each context, [b] or [b, stages]; None means all. `concat`: extra
     channels beside the latent's (mask, depth, low-resolution image). `label`: int [b] (the upscaler's noise level) or
     float [b, d] (unCLIP's image embedding). `patches`: the per-image arrays of each patch of the network.
     """
 
-    context: Context | None = None
-    context_length: Length | None = None
+    context: Context | Stages | None = None
+    context_length: Length | Int[Array, "b s"] | None = None
     concat: Latent | None = None
     label: Int[Array, "b"] | Float[Array, "b d"] | None = None
     patches: tuple[PyTree, ...] = ()
+
+    def at(self, stage: Int[Array, "b"]) -> "Conditioning":
+        """Returns the conditioning with each image's context of this stage, where contexts have stages."""
+        if self.context is None or self.context.ndim == 3:
+            return self
+        pick = jax.vmap(lambda stages, number: stages[number])
+        length = self.context_length
+        return dataclasses.replace(
+            self,
+            context=pick(self.context, stage),
+            context_length=length if length is None or length.ndim == 1 else pick(length, stage),
+        )
 
 
 def stack(branches: Sequence[Conditioning]) -> Conditioning:
@@ -61,7 +76,7 @@ def _interleaved(*leaves: Array) -> Array:
 def _of_one_length(branches: Sequence[Conditioning]) -> Sequence[Conditioning]:
     """Returns the branches with contexts padded to the longest. If one branch needs lengths, all get them."""
     contexts = [branch.context for branch in branches if branch.context is not None]
-    lengths = {context.shape[1] for context in contexts}
+    lengths = {context.shape[-2] for context in contexts}
     padded = len(lengths) > 1 or any(branch.context_length is not None for branch in branches)
     if not padded or len(contexts) < len(branches):
         return branches
@@ -70,7 +85,7 @@ def _of_one_length(branches: Sequence[Conditioning]) -> Sequence[Conditioning]:
 
 def _padded(branch: Conditioning, length: int) -> Conditioning:
     assert branch.context is not None
-    b, n, _ = branch.context.shape
-    counts = jnp.full(b, n, jnp.int32) if branch.context_length is None else branch.context_length
-    context = jnp.pad(branch.context, ((0, 0), (0, length - n), (0, 0)))
+    *images, n, _ = branch.context.shape
+    counts = jnp.full(images, n, jnp.int32) if branch.context_length is None else branch.context_length
+    context = jnp.pad(branch.context, [(0, 0)] * len(images) + [(0, length - n), (0, 0)])
     return dataclasses.replace(branch, context=context, context_length=counts)

@@ -95,12 +95,14 @@ class NetworkDenoiser:
         b, k = x.shape[0], len(branches)
         t = _repeated(jnp.broadcast_to(jnp.asarray(row.timestep, jnp.float32), (b,)), k)
         x_in = _repeated(x / jnp.sqrt(1 + per_image(row.sigma, x) ** 2), k)
+        stage = jnp.broadcast_to(jnp.asarray(row.stage, jnp.int32), (b,))
         extra = []
         if isinstance(self.guidance, ClassifierFree):
             on = self.guidance.on(Call(x, row, 0.0, 0.0))
-            extra = self.guidance.patches(branches, self.conditionings, on)
+            now = {name: conditioning.at(stage) for name, conditioning in self.conditionings.items()}
+            extra = self.guidance.patches(branches, now, on)
         with reporting() as reports, patched([patch for patch, _ in extra], None, [own for _, own in extra]):
-            out, memory = network(params, x_in, t, self.stacked[branches], memory)
+            out, memory = network(params, x_in, t, self.stacked[branches].at(_repeated(stage, k)), memory)
         return out, memory, reports
 
     def _rest(self, x: Noisy, row: Rows, kept: Memory) -> Result:

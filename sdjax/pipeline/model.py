@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,13 +34,21 @@ from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import Rows, chunks
 from sdjax.samplers.rule import Rule, State
 from sdjax.schedule import NoiseSchedule
-from sdjax.typing import Context, Image, Keys, Latent, NewImage, NewMap, Params
+from sdjax.typing import Context, Image, Keys, Latent, NewImage, NewMap, Params, TokenIds
 
 
 def cast(params: Params, dtype: Any) -> Params:
     """Returns the parameters with every floating-point leaf in `dtype`. Leaves of that dtype are not copied."""
     kind = jnp.dtype(dtype_name(dtype))
     return jax.tree.map(lambda a: a.astype(kind, copy=False) if jnp.issubdtype(a.dtype, jnp.floating) else a, params)
+
+
+def _over(tree: Params, other: Params) -> Params:
+    """Returns the tree with the leaves of another one in place of its own where both have them."""
+    out = dict(tree)
+    for name, value in other.items():
+        out[name] = _over(out[name], value) if isinstance(value, Mapping) and name in out else value
+    return out
 
 
 def summary(loaded: Any, name: str) -> str:
@@ -134,13 +142,46 @@ class Pipeline(metaclass=Explained):
     ) -> Context:
         """Returns the encoded prompts, float32 [b, 77, width]. b must be a multiple of the size of `mesh`, if given.
 
-        A prompt that is too long is cut; a `sdjax.checks.notes.Note` shows the part that is left out.
+        Texts are taken as they stand; `sdjax.pipeline.contexts` encodes weights and long prompts. A prompt that is too
+        long is cut; a `sdjax.checks.notes.Note` shows the part that is left out.
         """
-        text, mesh = self.config.text, placement.fitting_mesh(mesh, len(prompts))
+        text = self.config.text
         check_lengths(self.tokenizer, prompts, text.max_length)
         ids = self.tokenizer(prompts, length=text.max_length, pad_token_id=text.pad_token_id)
+        return self.encode_tokens(ids, mesh=mesh, parallel=parallel, exact=exact)
+
+    @pinned()
+    def encode_tokens(
+        self,
+        ids: TokenIds,
+        *,
+        layers: int | None = None,
+        mesh: Mesh | None = None,
+        parallel: str = "jit",
+        exact: bool = False,
+    ) -> Context:
+        """Returns encoded token ids, float32 [b, n, width]. b must be a multiple of the size of `mesh`, if given.
+
+        `layers` is the number of the text encoder's blocks that are used; None means the model's own number. Raises
+        ValueError if the model has fewer.
+        """
+        text, mesh = self.config.text, placement.fitting_mesh(mesh, len(ids))
+        params = self.on(mesh)["text"]
+        if layers is not None and layers != text.layers:
+            if layers > text.layers:
+                params = placement.replicate(cast(self._more_blocks(layers), self.dtype), mesh)
+            text = dataclasses.replace(text, layers=layers)
         run = placement.compiled(programs.encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
-        return run(self.on(mesh)["text"], placement.split(ids, mesh))
+        return run(params, placement.split(ids, mesh))
+
+    def _more_blocks(self, layers: int) -> Params:
+        """Returns the text encoder's parameters with blocks of the checkpoint that the model does not use."""
+        found = None if self.bundle is None else self.bundle.text_with(layers)
+        if found is None:
+            raise ValueError(
+                f"clip_skip asks for block {layers} of the text encoder; the checkpoint holds {self.config.text.layers}"
+            )
+        return _over(found, self.params["text"])
 
     @pinned()
     def encode_image(

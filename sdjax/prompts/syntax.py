@@ -1,4 +1,4 @@
-"""Detects prompts written for other tools. Here their weights, switches and file names are plain text.
+"""Detects parts of prompts that are written for other tools, and that are plain text in the chosen syntax.
 
 We know the syntax of AUTOMATIC1111's web UI and similar tools (emphasis, scheduling, alternation, BREAK, AND, extra
 networks, embeddings), ComfyUI's embeddings, NovelAI's braces, dynamic prompts, compel's weights and Midjourney's
@@ -25,45 +25,54 @@ _NAMES = (  # embeddings that prompts name most often
     r"bad-image-v2-\d+|verybadimagenegative_v1(?:\.\d)?|baddream|unrealisticdream|fastnegativev2|negative_hand|"
     "bad_pictures|badpic|juggernautnegative|cyberrealistic_negative|realisticvision-negative-embedding"
 )
-PATTERNS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"<[A-Za-z_]\w*:[^<>]+>",  # <lora:name:0.8>
-        r"\((?:[^()]|\([^()]*\))*?[^\d\s()]\s*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)",  # (word:1.3)
-        r"\([^()]*" + _LETTER + r"[^()]*\)(?:\d?\.\d+|\++(?![\w+])|-+(?![\w-]))",  # (word)1.2, (word)++
-        r"\(\s*\([^()+*/=^]*" + _LETTER + r"[^()+*/=^]*\)[^()]*\)",  # ((word))
-        r"(?:(?<=^)|(?<=[,(\[|]))\s*\([^()]*(?:\d[kK]|" + _LETTER + r"{3})[^()]*\)",  # (word), at the start of a phrase
-        r"(?<!\w)\([^()]*" + _LETTER + r"{3}[^()]*\)(?=\s+(?!" + _JOINS + ")" + _LETTER + ")",  # a (red) cat
-        r"\[(?!sic\]|\.\.\.)[^\[\]]*" + _LETTER + r"[^\[\]]*\]",  # [word], [a|b], [from:to:0.5]
-        r"\{[^{}]*" + _LETTER + r"[^{}]*\}",  # {word}, {a|b}
-        r"(?<!\w)__[\w*/.-]+?__(?!\w)",  # __wildcard__
-        r"(?i)(?<!\w)embedding:[\w./-]+",
-        r"(?i)(?<![\w.-])(?!\d+\.)[\w-]{1,80}\.(?:pt|pth|safetensors|ckpt|bin)(?!\w)",  # an embedding's file
-        r"(?i)(?<![\w-])(?:" + _NAMES + r")(?![\w-])",
-        r"(?<!\w)(?!notepad)" + _LETTER + r"{2,}\+{2,}(?![\w+])",  # word++
-        r"(?<!\w)" + _LETTER + r"{2,}-{2,}(?=\s*(?:,|$))",  # word--
-        r"[\w)]\s?::\s*(?:-?\d*\.?\d+)?(?=\s|,|$)",  # word::2
-        r"(?<!\S)--(?:ar|aspect|v|version|q|quality|s|stylize|chaos|no|seed|stop|style|niji|tile|iw|weird|hd)\b",
-        r"[\w)]\s*\.(?:and|blend|swap)\(",
+_BOTH, _WEB_UI, _NONE = ("weights", "comfyui"), ("weights",), ()
+PATTERNS = tuple(  # and the syntaxes that understand them
+    (re.compile(pattern), understood)
+    for pattern, understood in (
+        (r"<[A-Za-z_]\w*:[^<>]+>", _NONE),  # <lora:name:0.8>
+        (r"\((?:[^()]|\([^()]*\))*?[^\d\s()]\s*:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)", _BOTH),  # (word:1.3)
+        (r"\([^()]*" + _LETTER + r"[^()]*\)(?:\d?\.\d+|\++(?![\w+])|-+(?![\w-]))", _NONE),  # (word)1.2, (word)++
+        (r"\(\s*\([^()+*/=^]*" + _LETTER + r"[^()+*/=^]*\)[^()]*\)", _BOTH),  # ((word))
+        # (word), at the start of a phrase
+        (r"(?:(?<=^)|(?<=[,(\[|]))\s*\([^()]*(?:\d[kK]|" + _LETTER + r"{3})[^()]*\)", _BOTH),
+        (r"(?<!\w)\([^()]*" + _LETTER + r"{3}[^()]*\)(?=\s+(?!" + _JOINS + ")" + _LETTER + ")", _BOTH),  # a (red) cat
+        (r"\[(?!sic\]|\.\.\.)[^\[\]]*" + _LETTER + r"[^\[\]]*\]", _WEB_UI),  # [word], [a|b], [from:to:0.5]
+        (r"\{[^{}|]*" + _LETTER + r"[^{}|]*\}", _NONE),  # {word}
+        (r"\{[^{}]*" + _LETTER + r"[^{}]*\}", _BOTH),  # {a|b}
+        (r"(?<!\w)__[\w*/.-]+?__(?!\w)", _BOTH),  # __wildcard__
+        (r"(?i)(?<!\w)embedding:[\w./-]+", _NONE),
+        # an embedding's file
+        (r"(?i)(?<![\w.-])(?!\d+\.)[\w-]{1,80}\.(?:pt|pth|safetensors|ckpt|bin)(?!\w)", _NONE),
+        (r"(?i)(?<![\w-])(?:" + _NAMES + r")(?![\w-])", _NONE),
+        (r"(?<!\w)(?!notepad)" + _LETTER + r"{2,}\+{2,}(?![\w+])", _NONE),  # word++
+        (r"(?<!\w)" + _LETTER + r"{2,}-{2,}(?=\s*(?:,|$))", _NONE),  # word--
+        (r"[\w)]\s?::\s*(?:-?\d*\.?\d+)?(?=\s|,|$)", _NONE),  # word::2
+        (
+            r"(?<!\S)--(?:ar|aspect|v|version|q|quality|s|stylize|chaos|no|seed|stop|style|niji|tile|iw|weird|hd)\b",
+            _NONE,
+        ),
+        (r"[\w)]\s*\.(?:and|blend|swap)\(", _NONE),
     )
 )
 _WORDS = re.compile(r"(?<!\w)(?:BREAK|AND|AND_(?:PERP|SALT|TOPK)|ADD(?:COMM|BASE|COL|ROW))(?!\w)")
+_WEB_UI_WORDS = ("BREAK", "AND")
 
 
-def foreign_syntax(prompt: str) -> list[str]:
-    """Returns the pieces of a prompt that are special syntax in another tool."""
+def foreign_syntax(prompt: str, syntax: str = "plain") -> list[str]:
+    """Returns the pieces of a prompt that are special in another tool and are not understood in this syntax."""
     text = _SMILEY.sub(" ", _ESCAPED.sub(" ", prompt[:LONGEST]))
     found: dict[int, str] = {}
     taken: list[tuple[int, int]] = []
-    for pattern in PATTERNS:
+    for pattern, understood in PATTERNS:
         for match in pattern.finditer(text):
             start, end = match.span()
             if not any(start < b and a < end for a, b in taken):
                 taken.append((start, end))
-                found[start] = match[0].strip()
+                if syntax not in understood:
+                    found[start] = match[0].strip()
     plain = _QUOTED.sub(lambda match: " " * len(match[0]), text)
     for match in _WORDS.finditer(plain):
-        if not _is_shouted(plain, match):
+        if not _is_shouted(plain, match) and not (syntax == "weights" and match[0] in _WEB_UI_WORDS):
             found[match.start()] = match[0]
     return [found[start] for start in sorted(found)]
 
@@ -75,9 +84,12 @@ def _is_shouted(text: str, match: re.Match) -> bool:
     return bool(near) and all(word.isupper() for word in near)
 
 
-def check_prompts(prompts: Iterable[str]) -> None:
-    """Gives one note if some prompts use another tool's syntax. The note names the pieces."""
-    found = list(dict.fromkeys(piece for prompt in prompts for piece in foreign_syntax(prompt)))
+def check_prompts(prompts: Iterable[str], syntax: str = "plain") -> None:
+    """Gives one note if some prompts use another tool's syntax. The note names the pieces.
+
+    `syntax` is that of the prompts, a name of `sdjax.prompts.language.SYNTAXES`.
+    """
+    found = list(dict.fromkeys(piece for prompt in prompts for piece in foreign_syntax(prompt, syntax)))
     if not found:
         return
     named = ", ".join(f'"{piece}"' for piece in found[:SHOWN])

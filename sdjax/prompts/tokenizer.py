@@ -28,7 +28,7 @@ import ftfy
 import numpy as np
 import tokenizers
 from jaxtyping import Int
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from sdjax.errors import doing
 from sdjax.storage.addresses import local
@@ -147,6 +147,10 @@ class Tokenizer:
         """Returns all tokens of the text, without start, end and padding."""
         return _engine(self.files).encode(_checked(text))
 
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """Returns the text of each token. A token that ends a word ends with a space."""
+        return [_engine(self.files).word(one) for one in ids]
+
     def __call__(
         self, texts: str | Sequence[str], *, length: int = 77, pad_token_id: int | None = None
     ) -> Int[np.ndarray, "b n"]:
@@ -215,6 +219,9 @@ def clean(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
+_BYTES = decoders.ByteLevel()
+
+
 class _BytePairs:
     """CLIP's byte pair encoding with any vocabulary that has its two special tokens."""
 
@@ -234,6 +241,10 @@ class _BytePairs:
         text = clean(text)
         rest = self._tokens(text)[count:]
         return text[rest[0][1] :] if rest else ""
+
+    def word(self, token: int) -> str:
+        name = self.model.id_to_token(token) or ""
+        return str(_BYTES.decode([name.removesuffix("</w>")])) + (" " if name.endswith("</w>") else "")
 
     def _tokens(self, text: str) -> list[tuple[int, int]]:
         """Returns each token with the place in the text where it starts."""
@@ -277,6 +288,9 @@ class _WordPieces:
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
+    def word(self, token: int) -> str:
+        return str(self.tokenizer.id_to_token(token) or "") + " "
+
     def after(self, text: str, count: int) -> str:
         offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
         return text[offsets[count][0] :] if len(offsets) > count else ""
@@ -305,6 +319,9 @@ class _Transformers:
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
+    def word(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
 
     def after(self, text: str, count: int) -> str:
         return str(self.tokenizer.decode(self.encode(text)[count:]))

@@ -17,17 +17,18 @@ from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.denoiser import conditionings_of
 from sdjax.diffusion.guidance import ClassifierFree, note_unguided
+from sdjax.diffusion.rules import And
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline, make_keys
-from sdjax.prompts.syntax import check_prompts
 from sdjax.purpose import check_task
 from sdjax.samplers.rows import first_sigma
 from sdjax.samplers.sampler import choose
 from sdjax.schedule import NoiseSchedule
-from sdjax.tasks.batch import COMPUTING, EMPTY, Batch, batch_of, source_of
+from sdjax.tasks.batch import COMPUTING, Batch, batch_of
 from sdjax.tasks.computing import Computing, ComputingOptions
-from sdjax.tasks.request import Request, SamplingOptions, SizeOptions, is_numbers
-from sdjax.tasks.resolve import check_size, rescaled
+from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
+from sdjax.tasks.request import PromptOptions, Request, SamplingOptions, SizeOptions, is_numbers
+from sdjax.tasks.resolve import check_size, rescaled, resolve
 from sdjax.tasks.session import Making, Session, task
 from sdjax.typing import Latent
 
@@ -35,7 +36,7 @@ INTERPOLATIONS = ("linear", "spherical")
 STRAIGHT = 1e-6  # if the sine of the angle is smaller, a straight line replaces the great circle
 
 
-class AnimationOptions(SamplingOptions, SizeOptions, ComputingOptions, total=False):
+class AnimationOptions(SamplingOptions, PromptOptions, SizeOptions, ComputingOptions, total=False):
     """The fields of `Request` and `Computing` that `animate` takes. Each has one value for the whole animation."""
 
 
@@ -90,7 +91,13 @@ def animate(
     guidance = request.guidance
     ignored = isinstance(guidance, ClassifierFree) and guidance.ignores_negative
     note_unguided(negative_prompt=ignored and any(negatives))
-    check_prompts([*prompts, *negatives])
+    own = [
+        dataclasses.replace(one, prompt=prompt, negative_prompt=negative, seed=seed, latents=None)
+        for prompt, negative, seed in zip(prompts, negatives, seeds)
+    ]
+    keyed = Prompts(pipe, resolve(pipe, own), whole_batch.starts[:1] * len(own), how)
+    note_prompts(pipe, keyed.requests)
+    joined = joined_weights(keyed)
     if len(set(prompts)) == 1:
         for name, value, usual in ("interpolation", interpolation, "linear"), ("prompt_strength", prompt_strength, 1):
             if value != usual:
@@ -111,18 +118,16 @@ def animate(
         return np.resize(np.concatenate(out), (len(prompts), *out[0].shape[1:]))
 
     @functools.cache
-    def keyframes() -> tuple[np.ndarray, list[np.ndarray]]:
-        """Returns the keyframes' starting noise, and the contexts of each branch of guidance."""
-        encode = functools.partial(pipe.encode_prompt, exact=how.exact, **whole_batch.where)
+    def keyframes() -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        """Returns the keyframes' starting noise, the contexts of each branch, and the stage of each call."""
         noise = at_keyframes(lambda s: pipe.noise(make_keys(s), *whole_batch.size, **whole_batch.where), seeds)
-        of_source = {"negative_prompt": negatives, "prompt": prompts, EMPTY: [""]}
-        names = conditionings_of(whole_batch.guidance)
-        return noise, [at_keyframes(encode, of_source[source_of(name)]) for name in names]
+        names = conditionings_of(with_weights(whole_batch.part([0]), joined[:1]).guidance)
+        return noise, *keyed.keyframes([branch_of(name) for name in names], batch)
 
     shared: list[Latent] = []  # the latent after the common steps, if all frames start alike
 
     def make(part: Batch) -> Making:
-        noise, contexts = keyframes()
+        noise, contexts, stage = keyframes()
         first = part.inputs[0]  # the frame's number
         at = positions[np.minimum(np.arange(first, first + batch), frames - 1)]
         full = dataclasses.replace(part, requests=[request] * batch, inputs=[0] * batch)
@@ -134,16 +139,47 @@ def animate(
         if common:
             if not shared or not alike:
                 mean = conditionings(lambda context: np.repeat(context.mean(0, keepdims=True), batch, axis=0))
-                state = yield from full.scan([common] * batch, x, mean, last=False)
+                weighted = with_weights(full, np.repeat(joined.mean(0, keepdims=True), batch, axis=0))
+                state = yield from weighted.scan([staged(common, stage)] * batch, x, mean, last=False)
                 shared[:] = [state.x]
             x = shared[0]
         mix = straight if interpolation == "linear" else turn_tokens
-        state = yield from full.scan([rest] * batch, x, conditionings(lambda context: between(context, at, mix)))
+        weighted = with_weights(full, between(joined, at, straight))
+        mixed = conditionings(lambda context: between(context, at, mix))
+        state = yield from weighted.scan([staged(rest, stage)] * batch, x, mixed)
         return part.finish(request.sampler.final(state, rest))
 
     before, after = np.size(common.index) if common else 0, np.size(rest.index)
     calls = [before + after, *[after + (0 if alike else before)] * (len(groups) - 1)]
     return Session(whole_batch, make, groups=groups, calls=calls)
+
+
+def joined_weights(keyed: Prompts) -> np.ndarray:
+    """Returns the weights of the prompts that AND joins at each keyframe, [keyframes, prompts]; 0 where one has fewer.
+
+    They are [keyframes, 0] if no keyframe has AND or a weight of the whole prompt.
+    """
+    weights = [plan.weights for plan in keyed.plans]
+    most = 0 if set(weights) == {(1.0,)} else max(map(len, weights))
+    return np.array([np.resize([*one, *[0.0] * most], most) for one in weights], np.float32)
+
+
+def with_weights(batch: Batch, weights: np.ndarray) -> Batch:
+    """Returns the batch with each picture's weights of joined prompts, [b, prompts]."""
+    count = weights.shape[1]
+    if not count or not isinstance(batch.requests[0].guidance, ClassifierFree):
+        return batch
+    requests = []
+    for request, own in zip(batch.requests, weights, strict=True):
+        assert isinstance(request.guidance, ClassifierFree)
+        rules = (And(own, count), *request.guidance.rules)
+        requests.append(dataclasses.replace(request, guidance=dataclasses.replace(request.guidance, rules=rules)))
+    return dataclasses.replace(batch, requests=requests)
+
+
+def staged(rows: samplers.Rows, stage: np.ndarray) -> samplers.Rows:
+    """Returns the rows with the stage of each call of the whole run."""
+    return rows._replace(stage=stage[np.minimum(rows.index, len(stage) - 1)])
 
 
 def check_keyframes(

@@ -20,26 +20,20 @@ from sdjax.noise import PictureNoise
 from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import cache, placement
 from sdjax.pipeline.model import Pipeline, make_keys
-from sdjax.prompts.syntax import check_prompts
 from sdjax.samplers import Rows, Start, State, batch
 from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import per_image
 from sdjax.tasks import noise
 from sdjax.tasks.computing import Computing
+from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
 from sdjax.tasks.inputs import one_each
 from sdjax.tasks.request import Each, Request, expand
 from sdjax.tasks.resolve import Resolved, begin, check_begin, find_windows, rescaled, resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
-from sdjax.typing import Context, Keys, Latent
+from sdjax.typing import Keys, Latent
 
 COMPUTING = frozenset(field.name for field in dataclasses.fields(Computing))
-EMPTY = "empty"
-SOURCES = {  # of each branch of guidance: a field of the request
-    **dict.fromkeys(("conditional", "perturbed", "smoothed"), "prompt"),
-    **dict.fromkeys(("unconditional", "nothing"), "negative_prompt"),
-    "empty": EMPTY,
-}
 Sampling = Generator[Step, bool | None, Latent]  # yields after every few calls of the network; send True to stop it
 
 
@@ -48,8 +42,9 @@ class Batch:
     """Requests with all defaults filled in (`sdjax.tasks.resolve`), and how they are computed.
 
     `inputs[i]` is the number of the input picture for picture i, and `starts[i]` the start of its sampling. `folds` are
-    folded into the pictures' keys, to give a second pass other noise. If the number of devices does not divide the
-    batch, its arrays are padded with copies of the last entry.
+    folded into the pictures' keys, to give a second pass other noise. `after[i]` is the number of steps of an earlier
+    pass, from which prompts that change count on. If the number of devices does not divide the batch, its arrays are
+    padded with copies of the last entry.
     """
 
     pipe: Pipeline
@@ -58,6 +53,7 @@ class Batch:
     how: Computing
     starts: list[Start] = dataclasses.field(default_factory=list)
     folds: tuple[int, ...] = ()
+    after: list[int] = dataclasses.field(default_factory=list)
     _streams: dict[tuple[int, int], list[PictureNoise | None]] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
@@ -69,6 +65,7 @@ class Batch:
             requests=[self.requests[i] for i in which],
             inputs=[self.inputs[i] for i in which],
             starts=[self.starts[i] for i in which],
+            after=[self.after[i] for i in which] if self.after else [],
         )
 
     def starting(self, strength: Each[float] | None = None) -> "Batch":
@@ -108,7 +105,9 @@ class Batch:
             end = id(sampler) if sampler.ends_alone else None
             structure = (jax.tree.structure(request.guidance), tuple(setting.patch for setting in request.patches))
             windows = find_windows(self.pipe.config, request)
-            alike = (self.size_of(i), start.rows is None, sampler.rule, end, *structure, request.seamless, windows)
+            shape = self.prompts.shape(i) if self.how.exact else None  # a longer context changes the order of sums
+            made_as = (request.seamless, windows, shape)
+            alike = (self.size_of(i), start.rows is None, sampler.rule, end, *structure, *made_as)
             groups.setdefault(alike, []).append(i)
         return [part for group in groups.values() for part in divided(group, self.how.at_once)]
 
@@ -140,6 +139,11 @@ class Batch:
             return whole
         used = any(request.sampler.uses_unconditional for request in self.requests)
         return make_guidance(whole.scale, whole.rescale, whole.rules, needs_unconditional=used)
+
+    @functools.cached_property
+    def prompts(self) -> Prompts:
+        """The pictures' prompts."""
+        return Prompts(self.pipe, self.requests, self.starts, self.how, self.after)
 
     @functools.cached_property
     def keys(self) -> Keys:
@@ -200,14 +204,14 @@ class Batch:
         `unconditional_label`, which is then that of the branches without the prompt.
         """
         other = label if unconditional_label is None else unconditional_label
-        contexts: dict[str, Context] = {}
+        names = conditionings_of(self.guidance)
+        branches = list(dict.fromkeys(map(branch_of, names)))
+        contexts = dict(zip(branches, self.prompts.contexts(branches), strict=True))
         made = []
-        for branch in conditionings_of(self.guidance):
-            source = source_of(branch)
-            if source not in contexts:
-                contexts[source] = self._contexts(source)
-            given = concat if branch != "nothing" or concat is None else jnp.zeros_like(concat)
-            made.append(Conditioning(contexts[source], concat=given, label=label if source == "prompt" else other))
+        for name in names:
+            context, length = contexts[branch_of(name)]
+            given = concat if name != "nothing" or concat is None else jnp.zeros_like(concat)
+            made.append(Conditioning(context, length, concat=given, label=label if branch_of(name) >= 0 else other))
         return made
 
     def sample(
@@ -224,7 +228,7 @@ class Batch:
         If `starts` leaves no step, the result is x0. `known` parts are exact. `last` says whether the pictures are
         finished afterwards.
         """
-        rows = [start.rows for start in self.starts if start.rows is not None]
+        rows = self.prompts.rows()
         if not rows:
             assert x0 is not None
             return x0
@@ -291,17 +295,6 @@ class Batch:
         """The device arguments of the pipeline's primitives."""
         return {"mesh": self.how.mesh, "parallel": self.how.parallel}
 
-    def _contexts(self, name: str) -> Context:
-        """Returns the encoded prompts or negative prompts: the request's embeddings, or its encoded texts.
-
-        The name EMPTY means empty prompts.
-        """
-        prompts = self._fill(["" if name == EMPTY else getattr(request, name) for request in self.requests])
-        encoded = self.pipe.encode_prompt(prompts, exact=self.how.exact, **self.where)
-        if name == EMPTY:
-            return encoded
-        return self._in_place(encoded, [getattr(request, f"{name}_embeds") for request in self.requests])
-
     def _streams_at(self, size: tuple[int, int]) -> list[PictureNoise | None]:
         """Returns the noise of each picture at this (height, width), None if it is JAX's. What was drawn is drawn."""
         if size not in self._streams:
@@ -320,13 +313,6 @@ class Batch:
 
     def _fill(self, items: list) -> list:
         return placement.fill(items, self.how.mesh.size)
-
-
-def source_of(branch: str) -> str:
-    """Returns the field of a request whose text a branch of guidance gets, or EMPTY. Raises ValueError for others."""
-    if branch not in SOURCES:
-        raise ValueError(f"no task has an input for the branch {branch!r} of guidance; it has {', '.join(SOURCES)}")
-    return SOURCES[branch]
 
 
 def divided(group: list[int], most: int | None) -> list[list[int]]:
@@ -393,5 +379,5 @@ def batch_of(
         guidance_rescale=any(request.guidance_rescale for request in unguided if request.guidance_scale == 1),
         guidance=any(g.scale == 1 and g.rules and not g.works_unguided for _, g in ruled),
     )
-    check_prompts([*(request.prompt for request in whole), *(request.negative_prompt for request in whole)])
+    note_prompts(pipe, whole)
     return Batch(pipe, whole, inputs or [0] * len(whole), how).starting(strength)

@@ -6,7 +6,7 @@ wins.
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict, TypeVar
+from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
 
 from sdjax.checks import arguments
 from sdjax.checks.arguments import number, shown, whole
@@ -22,13 +22,16 @@ Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 class Profile:
     """Values for fields of a request that are None, and how the tool runs its samplers.
 
-    `recipes` names the tool in `sdjax.samplers.tools`, None if its samplers are ours. `brownian`: whether the noise of
-    SDE samplers is a Brownian path's. `spacing` replaces our default, "even".
+    `prompt_syntax` and `pad_contexts` say how prompts are read, and made equal in length. `recipes` names the tool in
+    `sdjax.samplers.tools`, None if its samplers are ours. `brownian`: whether the noise of SDE samplers is a Brownian
+    path's. `spacing` replaces our default, "even".
     """
 
     noise_source: str = JAX
     strength_counting: str = "share"
     rounding: str = "truncate"
+    prompt_syntax: str = "weights"
+    pad_contexts: str = "lengths"
     recipes: str | None = None
     brownian: bool = True
     spacing: str | None = None
@@ -36,14 +39,16 @@ class Profile:
 
 OURS = Profile()
 PROFILES: Mapping[str, Profile] = {
-    "compvis": Profile("torch_cuda", "compvis", spacing="compvis"),
-    "diffusers": Profile("diffusers", "diffusers", "nearest", recipes="diffusers", brownian=False),
-    "a1111": Profile("torch_cuda", "a1111", recipes="a1111"),
-    "comfyui": Profile("comfyui_cuda", "comfyui", recipes="comfyui"),
+    "compvis": Profile("torch_cuda", "compvis", prompt_syntax="plain", spacing="compvis"),
+    "diffusers": Profile(
+        "diffusers", "diffusers", "nearest", prompt_syntax="plain", recipes="diffusers", brownian=False
+    ),
+    "a1111": Profile("torch_cuda", "a1111", pad_contexts="a1111", recipes="a1111"),
+    "comfyui": Profile("comfyui_cuda", "comfyui", prompt_syntax="comfyui", pad_contexts="comfyui", recipes="comfyui"),
     "k-diffusion": Profile("torch_cpu", recipes="k_diffusion"),
 }
 TOOLS = tuple(PROFILES)
-FIELDS = ("noise_source", "strength_counting", "rounding")
+FIELDS = ("noise_source", "strength_counting", "rounding", "prompt_syntax", "pad_contexts")
 
 
 def profile_of(compat: str | None) -> Profile:
@@ -55,6 +60,34 @@ def chosen(compat: str | None, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of a profile's fields: those of `fields`, and where they are None those of the tool."""
     profile = profile_of(compat)
     return {name: getattr(profile, name) if fields[name] is None else fields[name] for name in FIELDS}
+
+
+class Compatible(Protocol):
+    """A request."""
+
+    @property
+    def compat(self) -> str | None: ...
+    @property
+    def prompt_syntax(self) -> str | None: ...
+    @property
+    def clip_skip(self) -> int | str | None: ...
+
+
+Asked = TypeVar("Asked", bound=Compatible)
+
+
+def as_tool_reads(request: Asked) -> Asked:
+    """Returns a request with its tool's syntax of prompts and counting of clip skip, where it does not set its own."""
+    if request.compat is None:
+        return request
+    changed: dict[str, Any] = {}
+    if request.prompt_syntax is None:
+        changed["prompt_syntax"] = profile_of(request.compat).prompt_syntax
+    if request.compat == "diffusers" and isinstance(request.clip_skip, int) and request.clip_skip > 0:
+        changed["clip_skip"] = f"diffusers:{request.clip_skip}"
+    whole: Any = request
+    out: Asked = dataclasses.replace(whole, **changed)
+    return out
 
 
 CHOICES: dict[str, Collection[str]] = {  # fields with few values; None is the tool's, or our own

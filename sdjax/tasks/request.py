@@ -1,6 +1,7 @@
 """Requests: all settings of one picture. `expand` turns a task's arguments into one request per picture."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict, TypeVar
 
@@ -15,6 +16,9 @@ from sdjax.checks.hints import explains_arguments
 from sdjax.diffusion.guidance import Guidance, Rule, Rules, check_guidance_scale
 from sdjax.diffusion.rules import PLAIN, checked, make_rules
 from sdjax.diffusion.windows import BLENDS
+from sdjax.prompts.clip_skip import read_clip_skip
+from sdjax.prompts.language import LONGEST, Language
+from sdjax.prompts.padding import PADDINGS
 from sdjax.samplers import Sampler, Schedule, make_schedule
 from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.known_schedules import ScheduleLike
@@ -52,9 +56,17 @@ class Request:
     (default: half of `window`). `window_blend`: "mean" averages their predictions, "gaussian" gives less weight to a
     window's border (`sdjax.diffusion.windows`).
 
+    `prompt_syntax`: None or "weights" (AUTOMATIC1111's: `(word:1.3)`, `[from:to:when]`, AND, BREAK, and any length),
+    "comfyui", or "plain", the text as it stands, cut at 75 tokens. `emphasis`: what weights do, a name of
+    `sdjax.prompts.emphasis.RULES`; None is the syntax's own. `clip_skip`: which block of the text encoder is used, as
+    A1111 counts (1, 2, ...), as ComfyUI counts (-1, -2, ...), or with a tool's name ("diffusers:1"). `pad_contexts`:
+    how texts of unequal length are made equal, a name of `sdjax.prompts.padding.PADDINGS`; None makes nothing equal.
+    `styles`: names of styles in `styles_file`, A1111's table (None: styles.csv). `wildcards`: a folder of files for
+    `__name__`. `wildcard_seed`: seed of the choices in `{a|b}` and `__name__`; None is the picture's seed.
+
     `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
-    `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder], instead of texts, as
-    `Pipeline.encode_prompt` returns them.
+    `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder] or a multiple of 77,
+    instead of texts, as `Pipeline.encode_prompt` returns them.
 
     `noise_source` says which tool's noise the seed gives, a name of `sdjax.noise.NOISE_SOURCES`; None means "jax", our
     own. `variation_strength` from 0 to 1 mixes the starting noise with that of `variation_seed` (None means 0).
@@ -85,6 +97,14 @@ class Request:
     schedule: ScheduleLike | None = None
     schedule_options: Mapping[str, Any] | None = None
     zero_terminal_snr: bool | str | None = None
+    prompt_syntax: str | None = None
+    emphasis: str | None = None
+    clip_skip: int | str | None = None
+    pad_contexts: str | None = None
+    styles: tuple[str, ...] = ()
+    styles_file: str | None = None
+    wildcards: str | None = None
+    wildcard_seed: int | None = None
     height: int | None = None
     width: int | None = None
     seamless: str | None = None
@@ -122,6 +142,7 @@ class Request:
             "seamless": None if self.seamless is None else check_axes(self.seamless),
             "patches": make_settings(self.patches),
             **check_windows(self.window, self.window_overlap, self.window_blend),
+            **self._checked_prompting(),
             **{name: _array(name, getattr(self, name), axes) for name, axes in ARRAYS.items()},
             **check_noise(vars(self)),
         }
@@ -131,6 +152,21 @@ class Request:
         for name in "prompt", "negative_prompt":
             if getattr(self, name) and getattr(self, f"{name}_embeds") is not None:
                 raise ValueError(f"give either {name} or {name}_embeds, not both")
+
+    def _checked_prompting(self) -> dict[str, Any]:
+        """Returns the fields about prompts, checked."""
+        if self.clip_skip is not None:
+            read_clip_skip(self.clip_skip)
+        Language("weights" if self.prompt_syntax is None else self.prompt_syntax, self.emphasis)
+        if self.pad_contexts is not None and self.pad_contexts not in PADDINGS:
+            raise ValueError(f"pad_contexts is one of {', '.join(PADDINGS)}; got {shown(self.pad_contexts)}")
+        names = (self.styles,) if isinstance(self.styles, str) else tuple(self.styles or ())
+        files = {name: getattr(self, name) for name in ("styles_file", "wildcards")}
+        return {
+            "styles": tuple(_text("a style", name) for name in names),
+            **{name: None if value is None else _text(name, os.fspath(value)) for name, value in files.items()},
+            "wildcard_seed": None if self.wildcard_seed is None else arguments.seed(self.wildcard_seed),
+        }
 
 
 def rules_of(guidance: Any, options: Mapping[str, Any] | None) -> tuple[Rule, ...] | Guidance:
@@ -180,6 +216,19 @@ class SamplingOptions(TypedDict, total=False):
     window_blend: Each[str]
 
 
+class PromptOptions(TypedDict, total=False):
+    """The fields of `Request` about how prompts are read. `styles` is a list of names, or one list for each picture."""
+
+    prompt_syntax: Each[str | None]
+    emphasis: Each[str | None]
+    clip_skip: Each[int | str | None]
+    pad_contexts: Each[str | None]
+    styles: str | Sequence[str] | Sequence[Sequence[str]]
+    styles_file: str | None
+    wildcards: str | None
+    wildcard_seed: Each[int | None]
+
+
 class SizeOptions(TypedDict, total=False):
     """The fields of `Request` about the size: one value for all pictures, or one for each."""
 
@@ -187,7 +236,7 @@ class SizeOptions(TypedDict, total=False):
     width: Each[int | None]
 
 
-class Options(SamplingOptions, NoiseOptions, ComputingOptions, total=False):
+class Options(SamplingOptions, PromptOptions, NoiseOptions, ComputingOptions, total=False):
     """The arguments of every task: the fields of `Request` and `Computing`, and `num_images` (pictures per prompt).
 
     The fields of `Request` have one value for all pictures, or one for each. `seed`: picture i uses seed + i, or entry
@@ -281,6 +330,8 @@ def _prompts(prompt: Any, several: list | None, embeds: Any) -> list[dict[str, A
 
 def _several(name: str, value: Any) -> list | None:
     """Returns the entries if the argument has one per picture, or None if it is one value for all."""
+    if name == "styles" and (isinstance(value, str) or all(isinstance(one, str) for one in value or ())):
+        return None  # one list of names for all pictures
     if name == "negative_prompt":
         return None if value is None or isinstance(value, str) else texts(name, value, default="")
     if name == "schedule" and is_numbers(value):
@@ -340,6 +391,8 @@ def check_windows(window: int | None, overlap: int | None, blend: str) -> dict[s
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name} is a text; got {shown(value)}")
+    if len(value) > LONGEST:
+        raise ValueError(f"{name} has at most {LONGEST} characters; got {len(value)}")
     return str(value)
 
 

@@ -9,13 +9,16 @@ import numpy as np
 from sdjax import names, samplers
 from sdjax.adapters.patch import Timed
 from sdjax.checks.arguments import number, whole
+from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
 from sdjax.diffusion.guidance import ClassifierFree, Guidance
+from sdjax.diffusion.rules import And
 from sdjax.diffusion.rules.attention import SAG
 from sdjax.diffusion.windows import Windows
 from sdjax.noise import JAX
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
+from sdjax.prompts.clip_skip import layers_used
 from sdjax.samplers import tools
 from sdjax.samplers.custom import HasSteps, complete
 from sdjax.samplers.diffusers.by_name import by_name
@@ -24,6 +27,7 @@ from sdjax.samplers.spacing import fitting
 from sdjax.samplers.tool_sampler import ToolSampler
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
 from sdjax.tasks import compat
+from sdjax.tasks.prompting import final_texts, language_of
 from sdjax.tasks.request import Request, rules_of
 
 SIDES = (64, 2048)  # smallest and largest height and width, in pixels ...
@@ -53,14 +57,17 @@ def resolve(
 ) -> list[Resolved]:
     """Returns the requests with None replaced by the model's defaults, and sampler names replaced by samplers.
 
-    Equal samplers become one object. `sizes` are the pictures' (height, width) if the task decides them. Raises
-    ValueError for values that the model or the sampler does not support.
+    Prompts have their styles added and their random choices made. Equal samplers become one object. `sizes` are the
+    pictures' (height, width) if the task decides them. Raises ValueError for values that the model or the sampler does
+    not support.
     """
     if sizes is None:
         sizes = [check_size(pipe.config, one.height, one.width, windowed=one.window is not None) for one in requests]
     made: dict[Any, samplers.Sampler] = {}
     out = []
-    for request, (height, width) in zip(requests, sizes, strict=True):
+    requests = [compat.as_tool_reads(request) for request in requests]
+    texts = final_texts(requests)
+    for request, (height, width), (prompt, negative) in zip(requests, sizes, texts, strict=True):
         chosen = request.sampler
         spacing = request.spacing if request.schedule is None else request.schedule
         noise_schedule = rescaled(pipe.schedule, request.zero_terminal_snr)
@@ -71,10 +78,12 @@ def resolve(
         scale = pipe.config.guidance_scale if request.guidance_scale is None else request.guidance_scale
         chosen_sampler = made[named]
         factor = chosen_sampler.recipe.scale_factor if isinstance(chosen_sampler, ToolSampler) and scale != 1 else 1
+        joined = tuple(weight for _, weight in language_of(request).joined(prompt))
         chosen_by_model = {
+            "prompt": prompt, "negative_prompt": negative, "styles": (),
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": counted(made[named], request.num_steps),
-            "guidance": make_guidance(pipe, request, scale * factor, made[named]), "guidance_options": None,
+            "guidance": make_guidance(pipe, request, scale * factor, made[named], joined), "guidance_options": None,
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model, **compat.chosen(request.compat, vars(request))}))
         find_windows(pipe.config, out[-1])
@@ -88,8 +97,13 @@ def resolve(
     return out
 
 
-def make_guidance(pipe: Pipeline, request: Request, scale: float, sampler: samplers.Sampler) -> Guidance:
-    """Returns the guidance of one picture. Raises ValueError if the model or the sampler does not support it."""
+def make_guidance(
+    pipe: Pipeline, request: Request, scale: float, sampler: samplers.Sampler, joined: Sequence[float] = (1.0,)
+) -> Guidance:
+    """Returns the guidance of one picture. Raises ValueError if the model or the sampler does not support it.
+
+    `joined` are the weights of the prompts that AND joins.
+    """
     rules = rules_of(request.guidance, request.guidance_options)
     if not isinstance(rules, tuple):
         if request.guidance_scale is not None or request.guidance_rescale:
@@ -97,7 +111,11 @@ def make_guidance(pipe: Pipeline, request: Request, scale: float, sampler: sampl
                 "guidance_scale and guidance_rescale have no effect with a whole guidance, which has its own scale: "
                 "leave them out"
             )
+        if joined != (1.0,):
+            note("AND and the weight of a whole prompt have no effect with a whole guidance, only with rules")
         return rules
+    if joined != (1.0,):
+        rules = (And(np.asarray(joined, np.float32), len(joined)), *rules)
     for rule in rules:
         rule.check(pipe.config.unet)
         if rule.counts_steps and not isinstance(sampler.rule, samplers.Linear):
@@ -118,9 +136,13 @@ def check_arrays(config: ModelConfig, request: Resolved) -> None:
         "latents": latent,
         **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), (text.max_length, text.width)),
     }
+    layers_used(text, request.clip_skip)
     for name, shape in wanted.items():
         value = getattr(request, name)
-        if value is not None and value.shape != shape:
+        if value is None:
+            continue
+        chunks = max(1, len(value) // shape[0]) if name != "latents" else 1
+        if value.shape != (shape[0] * chunks, *shape[1:]):
             raise ValueError(
                 f"{name} must have the shape {list(shape)} for this model and size; got {list(value.shape)}"
             )

@@ -10,6 +10,7 @@ from sdjax import pictures
 from sdjax.checks.arguments import number, texts, whole
 from sdjax.config import ModelConfig
 from sdjax.diffusion.guidance import ClassifierFree, Rules
+from sdjax.diffusion.rules import And
 from sdjax.pipeline.model import Pipeline
 from sdjax.pipeline.programs import RESIZES
 from sdjax.purpose import check_task
@@ -17,6 +18,7 @@ from sdjax.samplers import Sampler
 from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.noise import SECOND
 from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.contexts import steps_counted
 from sdjax.tasks.request import Each, Request, SizedOptions
 from sdjax.tasks.resolve import STEP, Resolved, check_size, resolve
 from sdjax.tasks.results import advice
@@ -80,7 +82,8 @@ def two_pass(
         for request, own, own_negative in zip(first.requests, prompts, negatives)
     ]
     whole_second = resolve(pipe, requests, [(one.height, one.width) for one in requests])  # type: ignore[misc]
-    second = dataclasses.replace(first, requests=whole_second, folds=(SECOND,)).starting(strength)
+    counted = [steps_counted(pipe, request) for request in first.requests]
+    second = dataclasses.replace(first, requests=whole_second, folds=(SECOND,), after=counted).starting(strength)
     number_of = {id(request): i for i, request in enumerate(first.requests)}
 
     def second_of(part: Batch) -> Batch:
@@ -134,7 +137,8 @@ def _second(config: ModelConfig, first: Resolved, enlarge: float, changed: dict[
     size = enlarged(config, (first.height, first.width), enlarge, windowed=first.window is not None)
     fields = {**vars(first), "latents": None, "height": size[0], "width": size[1]}
     if isinstance(first.guidance, ClassifierFree):  # the rules again, with a scale of its own
-        fields["guidance"] = Rules(first.guidance.rules)
+        # The prompt brings its own AND again
+        fields["guidance"] = Rules(tuple(rule for rule in first.guidance.rules if not isinstance(rule, And)))
     elif changed["guidance_scale"] is None:
         fields |= {"guidance_scale": None, "guidance_rescale": 0.0}
     if changed["sampler"] is not None:

@@ -1,0 +1,124 @@
+"""The flags that say how prompts are read. Imports nothing heavy: every --help reads it."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from sdjax.scripts.shared import values
+from sdjax.scripts.shared.flags import Needs
+
+# The names of sdjax.prompts.language, emphasis and padding, repeated because importing them is slow. A test compares.
+SYNTAXES = ("weights", "comfyui", "plain")
+EMPHASES = ("original", "no_norm", "ignore", "none", "comfyui", "compel")
+PADDINGS = ("lengths", "a1111", "a1111_empty", "a1111_v0", "comfyui")
+STYLED = Needs(lambda args: bool(args.styles), "without --style: add it, or leave this flag out")
+FIELDS = ("prompt_syntax", "emphasis", "clip_skip", "pad_contexts", "styles", "styles_file", "wildcards",
+          "wildcard_seed")  # fmt: skip
+
+
+def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say how prompts are read."""
+    add = parser.add_argument_group("how prompts are read").add_argument
+    add_syntax_flags(add)
+    add(
+        "--clip-skip",
+        type=clip_skip,
+        metavar="N",
+        help="which block of the text encoder is used: 1 (the last), 2, ... as AUTOMATIC1111 counts, -1, -2, ... as "
+        "ComfyUI counts, or diffusers:1; default: the model's own",
+    )
+    add(
+        "--pad-contexts",
+        choices=PADDINGS,
+        metavar="NAME",
+        help=f"make prompts of unequal length equal as another tool does: {', '.join(PADDINGS)}; default: lengths, "
+        "which pads nothing",
+    )
+    add_choice_flags(add)
+
+
+def add_choice_flags(add: Any) -> None:
+    """Adds the flags of styles and random choices."""
+    add(
+        "--style",
+        dest="styles",
+        action="append",
+        metavar="NAME",
+        help="add this style to the prompt and the negative prompt; may be repeated",
+    )
+    add(
+        "--styles-file",
+        metavar="FILE",
+        needs=STYLED,
+        help="the table of styles, as AUTOMATIC1111's; default: styles.csv",
+    )
+    add("--wildcards", metavar="DIR", help="a folder of text files: __name__ in a prompt is a line of DIR/name.txt")
+    add(
+        "--wildcard-seed",
+        type=values.seed,
+        metavar="N",
+        help="seed of the choices in {a|b} and __name__; default: each picture's own seed",
+    )
+
+
+def add_syntax_flags(add: Any) -> None:
+    """Adds the flags of syntax and emphasis."""
+    add(
+        "--prompt-syntax",
+        choices=SYNTAXES,
+        metavar="NAME",
+        help="weights: AUTOMATIC1111's (word:1.3), [from:to:when], AND, BREAK, in chunks of 75 tokens; comfyui: "
+        "ComfyUI's; plain: the text as it stands, cut at 75 tokens; default: weights",
+    )
+    add(
+        "--emphasis",
+        choices=EMPHASES,
+        metavar="NAME",
+        help=f"what weights do: {', '.join(EMPHASES)}; default: original, with --prompt-syntax comfyui comfyui",
+    )
+
+
+def clip_skip(text: str) -> int | str:
+    """Returns a clip skip, for argparse."""
+    from sdjax.prompts.clip_skip import read_clip_skip
+
+    try:
+        value: int | str = int(text)
+    except ValueError:
+        value = text
+    try:
+        read_clip_skip(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return value
+
+
+def prompting(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the fields of `Request` that the flags set."""
+    return {name: getattr(args, name) for name in FIELDS} | {"styles": tuple(args.styles or ())}
+
+
+def check_prompting(args: argparse.Namespace) -> None:
+    """Raises ValueError for flags that contradict each other, and for styles and wildcards that cannot be read."""
+    from sdjax.prompts.language import Language
+    from sdjax.prompts.styles import NAME, choose_styles
+    from sdjax.prompts.wildcards import Wildcards
+
+    Language(args.prompt_syntax or "weights", args.emphasis)
+    choose_styles(args.styles or [], args.styles_file or NAME)
+    if args.wildcards is not None:
+        Wildcards(args.wildcards)
+
+
+def expanded(prompt: str, seed: int, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Returns a picture's prompts with styles and random choices, where they differ from the typed ones.
+
+    `settings` are fields of `Request`.
+    """
+    from sdjax.tasks.prompting import Typed, final_texts
+
+    fields = {name: value for name, value in settings.items() if name in Typed._fields}
+    one = Typed(**{**fields, "prompt": prompt, "seed": seed})
+    names = "expanded_prompt", "expanded_negative_prompt"
+    pairs = zip(names, final_texts([one])[0], (one.prompt, one.negative_prompt or ""), strict=True)
+    return {name: text for name, text, own in pairs if text != own}
