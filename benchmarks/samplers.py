@@ -162,6 +162,8 @@ def panel(x, title, curves):
         out += [f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>',
                 f'<text x="{a - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>']  # fmt: skip
     for count in sorted(set(calls)):
+        if any(1 < other / count < 1.12 for other in calls):
+            continue  # its label would touch the next one
         a, y = place(count, low)
         out.append(f'<text x="{a:.1f}" y="{y + 15:.1f}" text-anchor="middle">{count}</text>')
     out.append(
