@@ -83,23 +83,25 @@ def test_the_middle_of_resized_noise_is_that_of_the_other_size(source):
 
 
 def test_steps_draw_what_follows_the_starting_noise():
-    rows = SAMPLERS["euler_ancestral"]().steps(NoiseSchedule(), 4)
+    sampler = SAMPLERS["euler_ancestral"]()
+    rows, grid = sampler.steps(NoiseSchedule(), 4), lambda: sampler.grid(NoiseSchedule(), 4)
     generator = noise.TorchCPU(6)
     generator.randn(SHAPE)
     wanted = [generator.randn(SHAPE) for _ in range(3)]  # none into sigma 0
     stream = noise.PictureNoise(noise.SOURCES["torch_cpu"], 6, SHAPE)
     stream.start()
-    made = step_noise([rows, rows], [None, stream])
+    made = step_noise([rows, rows], [None, stream], [grid] * 2)
     np.testing.assert_array_equal(np.moveaxis(made.noise[1, :3], -1, 1), wanted)
     assert not made.noise[0].any()
     assert list(made.made) == [False, True]
-    assert step_noise([SAMPLERS["ddim"]().steps(NoiseSchedule(), 4)] * 2, [None, stream]) is None
+    assert step_noise([SAMPLERS["ddim"]().steps(NoiseSchedule(), 4)] * 2, [None, stream], [grid] * 2) is None
 
 
 def test_sde_samplers_take_their_noise_from_the_brownian_path():
-    rows = dataclasses.replace(SAMPLERS["dpmpp_2m_sde"](), brownian=True).steps(NoiseSchedule(), 4)
+    sampler = dataclasses.replace(SAMPLERS["dpmpp_2m_sde"](), brownian=True)
+    rows = sampler.steps(NoiseSchedule(), 4)
     stream = noise.PictureNoise(noise.SOURCES["torch_cpu"], 6, SHAPE)
-    made = step_noise([rows], [stream])
+    made = step_noise([rows], [stream], [lambda: sampler.grid(NoiseSchedule(), 4)])
     sigma = [float(one) for one in rows.sigma]
     tree = noise.BrownianTree(6, SHAPE, min(sigma), max(sigma), lambda seed, shape: noise.TorchCPU(seed).randn(shape))
     wanted = tree(list(zip(sigma, sigma[1:])))

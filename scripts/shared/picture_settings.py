@@ -151,7 +151,8 @@ def recorded_options(sampler: Any) -> dict[str, Any]:
     if isinstance(sampler, DiffusersSampler):
         grid, method = sampler.method.spacing, sampler.method
         found = [getattr(grid, "sigmas", ""), getattr(grid, "spacing", ""), getattr(method, "timestep_spacing", "")]
-        own = {"eta": method.eta} if getattr(method, "eta", 0) else {}
+        eta = getattr(method, "eta", 0)
+        own = {"eta": eta} if eta else {}
         return {"spacing": next((name for name in found if name in SCHEDULES), "leading"), **own}
     options = in_use(sampler)
     return options | ({"spacing": describe(options["spacing"])} if "spacing" in options else {})

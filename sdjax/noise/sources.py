@@ -27,7 +27,8 @@ class NoiseSource:
     means that the starting noise's generator goes on, otherwise it is a new one with the picture's seed + `later`.
     `tree`: whether SDE samplers of k-diffusion take their noise from a Brownian tree with the picture's seed. `idle`:
     whether every step of a sampler that may churn draws noise, or only the steps that do. `encodes`: whether the
-    generator first draws the autoencoder's posterior, if the picture starts from another one.
+    generator first draws the autoencoder's posterior, if the picture starts from another one. `whole`: whether the
+    Brownian path spans all steps of the schedule, even if image to image leaves out the first ones.
     """
 
     start: type[Generator]
@@ -36,11 +37,12 @@ class NoiseSource:
     tree: bool = True
     idle: bool = False
     encodes: bool = False
+    whole: bool = False
 
 
 SOURCES = {
-    "torch_cpu": NoiseSource(TorchCPU, idle=True),
-    "torch_cuda": NoiseSource(TorchCUDA, idle=True),
+    "torch_cpu": NoiseSource(TorchCPU, idle=True, whole=True),
+    "torch_cuda": NoiseSource(TorchCUDA, idle=True, whole=True),
     "diffusers": NoiseSource(TorchCPU, tree=False, encodes=True),
     "comfyui": NoiseSource(TorchCPU, TorchCPU, later=1),
     "comfyui_2025": NoiseSource(TorchCPU, TorchCPU),

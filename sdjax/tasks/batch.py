@@ -257,8 +257,10 @@ class Batch:
         numbers = self._patch_numbers()
         conditionings = [dataclasses.replace(one, patches=numbers) for one in conditionings]
         keys = self._keys([request.seed + request.ensd & MAX_SEED for request in self.requests])
-        size = tuple(side * self.pipe.config.vae.factor for side in x.shape[1:3])
-        made = self._spread_noise(noise.step_noise(rows, self._streams_at(size)))
+        factor = self.pipe.config.vae.factor
+        size = x.shape[1] * factor, x.shape[2] * factor
+        grids = [functools.partial(one.sampler.grid, self.pipe.schedule, one.num_steps) for one in self.requests]
+        made = self._spread_noise(noise.step_noise(rows, self._streams_at(size), grids))
         for done, state in self.pipe.sampling(
             first.sampler.rule, batch(self._fill(list(rows))), x, keys, conditionings, self.guidance,
             patches=[setting.patch for setting in first.patches], windows=find_windows(self.pipe.config, first),

@@ -10,6 +10,7 @@ from sdjax.config import ModelConfig
 from sdjax.noise import JAX, SOURCES, PictureNoise, mix, put_in_middle
 from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import Coef, Rows, draws
+from sdjax.samplers.spacing import Grid
 from sdjax.tasks.request import Request
 
 Size: TypeAlias = tuple[int, int]
@@ -64,25 +65,27 @@ def starting_noise(
     return (noise if small is None else put_in_middle(noise, whole)).transpose(1, 2, 0)
 
 
-def step_noise(rows: Sequence[Rows], streams: Sequence[PictureNoise | None]) -> MadeNoise | None:
+def step_noise(
+    rows: Sequence[Rows], streams: Sequence[PictureNoise | None], grids: Sequence[Callable[[], Grid]]
+) -> MadeNoise | None:
     """Returns the noise that the pictures' rows add, made on the host. None if no picture needs any.
 
-    There is one table of rows for each picture. A row takes a draw if the tool draws there, even if it multiplies it
-    by 0.
+    There is one table of rows for each picture, and a function that returns the grid of all steps of its schedule. A
+    row takes a draw if the tool draws there, even if it multiplies it by 0.
     """
     made = np.array([stream is not None and _uses(one) for one, stream in zip(rows, streams, strict=True)])
     if not made.any():
         return None
     shape = next(stream.shape for stream in streams if stream is not None)
     out = np.zeros((len(rows), max(np.size(one.index) for one in rows), *shape), np.float32)
-    for i in np.flatnonzero(made):
-        one, stream = rows[i], streams[i]
-        assert stream is not None
+    for i, (one, stream, grid) in enumerate(zip(rows, streams, grids, strict=True)):
+        if stream is None or not made[i]:
+            continue
         takes = draws(one, idle=stream.source.idle)
         brownian = takes & np.asarray(one.brownian)
         if brownian.any():
             pairs = [(float(a), float(b)) for a, b in np.asarray(one.interval)[brownian]]
-            levels = np.append(one.sigma, one.sigma_next)
+            levels = grid().sigma if stream.source.whole else np.append(one.sigma, one.sigma_next)
             out[i, np.flatnonzero(brownian)] = stream.between(pairs, levels[levels > 0].min(), levels.max())
         rest = np.flatnonzero(takes & ~brownian)
         out[i, rest] = stream.steps(len(rest))
