@@ -24,7 +24,7 @@ import models
 
 UNET = UNetConfig(channels=(32, 32), heads=(2, 2), mid_heads=2, transformer_depth=(1, 1), context_dim=16,
                   self_attention=(True, True), num_res_blocks=1)  # fmt: skip
-FULL = UNetConfig(channels=(32, 32, 32, 32), heads=(2, 2, 2, 0), mid_heads=2, transformer_depth=(1, 1, 1, 0),
+FULL = UNetConfig(channels=(32, 32, 32, 32), heads=(2, 2, 2, 0), mid_heads=2, transformer_depth=(1, 1, 1, 1),
                   self_attention=(True,) * 4)  # fmt: skip
 
 

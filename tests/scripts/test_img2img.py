@@ -190,7 +190,7 @@ def test_no_flag_is_ignored(fake) -> None:
 
 
 def test_txt2img_makes_two_passes(fake) -> None:
-    assert tuple(two_pass.UPSCALES) == txt2img.UPSCALES
+    assert (*two_pass.UPSCALES, *two_pass.A1111_UPSCALES) == txt2img.UPSCALES
     assert main(["txt2img", "--ckpt", "model.ckpt", "--n_iter", "1", "--hires", "2", "--H", "64", "--W", "64"]) == 0
     call = fake.made[0]
     assert (call["enlarge"], call["upscale"], call["strength"], call["height"]) == (2.0, "lanczos", 0.6, 64)
