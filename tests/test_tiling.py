@@ -51,6 +51,25 @@ def test_bands_give_the_picture_of_the_whole(config, size):
         np.testing.assert_allclose(found, whole, atol=2e-5 * np.abs(whole).max())
 
 
+def test_encoding_in_bands_gives_the_moments_of_the_whole():
+    """The encoder too, whose halved maps have one row of zeros at the bottom only."""
+    params, image = parameters(F4), np.tanh(normal(0, 1, 48, 40, 3))
+    whole = jax.jit(lambda x: AutoencoderKL(F4).apply({"params": params}, x, method="encode"))(image)
+    assert whole.std() > 0.1
+    for band in (2**14, 1):
+        found = jax.jit(functools.partial(tiling.encode, F4, jnp.float32, band=band))(params, image)
+        np.testing.assert_allclose(found, whole, atol=2e-5 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("band", [1, 100, 2**20])
+def test_banded_halving_is_the_encoders(band):
+    x, kernel, bias = normal(0, 2, 12, 6, 3), normal(1, 3, 3, 3, 4), normal(2, 4)
+    want = conv2d(x, kernel, bias, strides=(2, 2), padding=((0, 1), (0, 1)))
+    np.testing.assert_allclose(tiling.halve(x, kernel, bias, band=band), want, atol=1e-5)
+    with pytest.raises(ValueError, match="a map to halve has even sides; got 12 x 5"):
+        tiling.halve(x[:, :, :5], kernel, bias)
+
+
 def test_no_seam_shows_where_bands_meet():
     """The largest error in rows beside a seam is no larger than elsewhere; tiles decoded alone are far off."""
     params, latent = parameters(F4), 0.1 * normal(1, 1, 24, 16, 4)
@@ -103,7 +122,7 @@ def test_banded_statistics_are_the_maps(offset):
 
 def test_a_pipeline_decodes_large_pictures_in_bands_and_others_at_once(monkeypatch):
     seen, decode = [], tiling.decode
-    monkeypatch.setattr(tiling, "decode", lambda *args: seen.append(args[-1].shape) or decode(*args))
+    monkeypatch.setattr(tiling, "decode", lambda *args, **more: seen.append(args[-1].shape) or decode(*args, **more))
     monkeypatch.setattr(tiling, "LARGE", 64 * 64)
     pipe, mesh = models.pipeline(), placement.make_mesh(jax.devices()[:1])
     for width in (8, 9):  # latents of 64 x 64 and 64 x 72 pixels

@@ -41,7 +41,7 @@ def load(path: Path, program: str, device: jax.Device, in_tree: Any, out_tree: A
         return None
     from jax.experimental import serialize_executable
 
-    return serialize_executable.deserialize_and_load(payload, in_tree, out_tree, backend=device.client)
+    return serialize_executable.deserialize_and_load(payload, in_tree, out_tree, execution_devices=[device])
 
 
 def save(path: Path, compiled: Any, program: str, device: jax.Device) -> None:

@@ -78,9 +78,9 @@ class ExportedModel:
         and for the adaptive sampler.
         """
         prompts = texts("prompt", prompt)
-        seeds = arguments.seeds(seed, len(prompts))
         if not prompts:
             raise ValueError("at least one prompt is needed, got none")
+        seeds = arguments.seeds(seed, len(prompts))
         chosen, steps = self.make_sampler(sampler), whole("num_steps", num_steps, 1)
         default = self.description.guidance_scale if guidance_scale is None else guidance_scale
         scale, rescale = number("guidance_scale", default), number("guidance_rescale", guidance_rescale, 0, 1)

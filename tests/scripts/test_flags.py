@@ -68,7 +68,12 @@ GIVEN = {
     "--default": "--records r",
     "--shard": "--beam",
 }
-VALUES = {"--platform": "cpu", "--background": "255,255,255", "--expand": "1,0,0,0"}  # where 1 is none
+VALUES = {
+    "--platform": "cpu",
+    "--hires-sampler": "heun",
+    "--background": "255,255,255",
+    "--expand": "1,0,0,0",
+}  # where 1 is none
 NEEDED = {  # what a command cannot be without
     "img2img": "--init-img a.png",
     "inpaint": "--init-img a.png",
