@@ -37,7 +37,7 @@ def make_span(start: float, stop: float) -> Span:
     """Returns the range from share `start` to share `stop` of the way from noise to picture. 0 and 1 have no limit."""
     first = np.inf if start <= 0 else LAST * (1 - start)
     last = -np.inf if stop >= 1 else LAST * (1 - stop)
-    return Span(np.float32(first), np.float32(last))
+    return Span(np.asarray(first, np.float32), np.asarray(last, np.float32))
 
 
 def check_span(start: float, stop: float) -> dict[str, float]:
