@@ -16,9 +16,9 @@ import sdjax
 
 FILE = Path(__file__).parent / "sheets" / "prompts.png"
 PROMPT = "a (red:{weight:g}) apple on a white background"
-WEIGHTS = (0, 0.5, 1, 1.2, 1.5, 2)
-RULES = ("original", "no_norm", "comfyui", "compel", "ignore")
-SEED, STEPS = 3, 20
+WEIGHTS = (0, 0.5, 1, 1.5, 2)
+RULES = ("original", "comfyui", "compel")
+SEED, STEPS = 3, 10
 GAP, LABEL, NAME = 2, 14, 64  # pixels: between pictures, height of a line of text, width of a rule's name
 
 

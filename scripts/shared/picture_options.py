@@ -145,6 +145,7 @@ class PictureOptions:
 
     def describe(self, own: Mapping[str, Any], config: Any) -> dict[str, Any]:
         """Returns the recorded settings of a picture: those of every picture, and others unless at their defaults."""
+        from sdjax.tasks.compat import profile_of
         from sdjax.tasks.request import Request
         from sdjax.tasks.resolve import counted
 
@@ -166,6 +167,7 @@ class PictureOptions:
             "sampler_options": recorded_options(sampler),
             "steps": counted(sampler, steps),
             "guidance_scale": scale,
+            "prompt_syntax": profile_of(settings.get("compat")).prompt_syntax,
             **others,
             **({"strength": own["strength"]} if "strength" in own else {}),
         }

@@ -19,16 +19,17 @@ from sdjax.tasks.request import ARRAYS, Request
 
 SAMPLER_OPTIONS = "sampler_options"
 SIZE = ("height", "width")
+PLACES = ("styles_file", "wildcards")  # paths, which a file of settings or a picture may not choose
 MAX_TEXT = 100_000  # characters of a line of settings
 
 
 def known_names(own: Collection[str] = SIZE) -> tuple[str, ...]:
-    """Returns the names that settings may have: the fields of `Request` but for arrays, and `sampler_options`.
+    """Returns the names that settings may have: fields of `Request` but for arrays and paths, and `sampler_options`.
 
     `own` are the arguments of a task that may differ from picture to picture: height and width if it has them, and
     strength.
     """
-    names = [field.name for field in dataclasses.fields(Request) if field.name not in (*ARRAYS, *SIZE)]
+    names = [field.name for field in dataclasses.fields(Request) if field.name not in (*ARRAYS, *SIZE, *PLACES)]
     return (*names, SAMPLER_OPTIONS, *own)
 
 

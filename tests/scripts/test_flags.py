@@ -13,7 +13,8 @@ READING = "--config --prediction --ema --vae --vocab"
 SHARED = (
     "--debug --prompt --from-file --n_samples --seed --H --W --steps --sampler --plms --dpm --sampler-option "
     f"--ddim_eta --scale --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
-    "--safety-checker --guidance --seamless --patch --window"
+    "--safety-checker --guidance --seamless --patch --window "
+    "--prompt-syntax --emphasis --clip-skip --pad-contexts --style --wildcards --wildcard-seed"
 )
 NOISE = "--noise-source --seed-resize --ensd --compat --rounding"
 PICTURES = f"{SHARED} {NOISE} --sweep --n_iter --fixed_code --skip_save --skip_grid"
@@ -28,6 +29,8 @@ ALWAYS = {
     "animate": f"{SHARED} --frames --loop --prompt-strength --format --fps --save_frames",
     "reproduce": f"--debug --dry-run --ckpt --revision --C --f {READING} --device --parallel --precision --dtype "
     "--exact --outdir --safety-checker --skip_save --skip_grid",
+    "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --style --wildcards "
+    "--wildcard-seed",
     "watermark": "--debug --embed",
     "train": "--debug --config --set --workdir --plan --data --ckpt --steps --lr --batch-size --coordinator "
     "--num-hosts --host",
@@ -82,6 +85,7 @@ NEEDED = {  # what a command cannot be without
     "variations": "--init-img a.png",
     "watermark": "a.png",
     "reproduce": "a.png",
+    "tokens": "a",
     "train": "--config finetune",
     "cache-latents": "out --folder f",
     "convert": "in out",

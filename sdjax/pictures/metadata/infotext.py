@@ -28,6 +28,13 @@ def _flag(value: str) -> bool:
     return value.lower() == "true"
 
 
+def _emphasis(value: str) -> str:
+    name = value.strip().lower().replace(" ", "_")
+    if name not in ("original", "no_norm", "ignore", "none"):
+        raise ValueError(f"expected Original, No norm, Ignore or None; got {value[:40]}")
+    return name
+
+
 def _size(value: str) -> tuple[int, int]:
     width, cross, height = value.lower().partition("x")
     if not cross:
@@ -55,7 +62,7 @@ KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "Seed resize from": ("seed_resize", _height_and_width),
     "ENSD": ("ensd", whole),
     "RNG": ("noise_source", _text),
-    "Emphasis": ("emphasis", _text),
+    "Emphasis": ("emphasis", _emphasis),
     "Eta": ("eta", number),
     "Eta DDIM": ("eta", number),
     "Tiling": ("seamless", _flag),

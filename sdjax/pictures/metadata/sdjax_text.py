@@ -21,6 +21,8 @@ ABOUT = (
     "task", "model", "vae", "safety_checker", "variant", "ema", "config", "prediction", "dtype", "exact", "parallel",
     "devices", "versions", "jax_settings", "batch", "watermark", "safety", "init_img", "mask",
 )  # fmt: skip
+# The final texts have them, so that no file is read again that a picture names
+CHOICES = ("styles", "styles_file", "wildcards", "wildcard_seed")
 FROM = {"init_img": "a picture", "mask": "a mask"}
 
 
@@ -33,9 +35,11 @@ def read(text: str) -> Found:
         raise ValueError("this is an animation; only single pictures can be made again")
     if not isinstance(given.get("task"), str) or "prompt" not in given:
         raise ValueError("it names no task and no prompt")
+    for key in "prompt", "negative_prompt":
+        given[key] = given.pop(f"expanded_{key}", given.get(key))
     items = []
     for key, value in given.items():
-        if key in ABOUT or value is None:
+        if key in (*ABOUT, *CHOICES) or value is None:
             continue
         try:
             read_value = READERS[key](value) if key in READERS else value
