@@ -45,7 +45,7 @@ PROFILES: Mapping[str, Profile] = {
     ),
     "a1111": Profile("torch_cuda", "a1111", pad_contexts="a1111", recipes="a1111"),
     "comfyui": Profile("comfyui_cuda", "comfyui", prompt_syntax="comfyui", pad_contexts="comfyui", recipes="comfyui"),
-    "k-diffusion": Profile("torch_cpu", recipes="k_diffusion"),
+    "k-diffusion": Profile("torch_cpu", prompt_syntax="plain", recipes="k_diffusion"),
 }
 TOOLS = tuple(PROFILES)
 FIELDS = ("noise_source", "strength_counting", "rounding", "prompt_syntax", "pad_contexts")
