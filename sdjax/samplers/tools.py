@@ -352,6 +352,9 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("a1111", "DPM fast"): {"eta": 1.0},
     ("a1111", "DPM adaptive"): {"eta": 1.0, "joint": True},
     ("comfyui", "dpm_adaptive"): {"joint": True},
+    **dict.fromkeys(
+        [("comfyui", "er_sde"), ("comfyui", "seeds_2"), ("comfyui", "seeds_3")], {"brownian": False}
+    ),  # it draws independent noise for them
     ("k_diffusion", "sample_dpm_adaptive"): {"joint": True},
 }
 

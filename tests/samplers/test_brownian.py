@@ -10,6 +10,7 @@ import pytest
 
 from sdjax.samplers import SAMPLERS, Grid, draws
 from sdjax.samplers.noise import brownian_noise
+from sdjax.samplers.tools import recipe
 
 KEYS = jax.random.split(jax.random.key(5), 3)
 SHAPE = (16, 16, 4)
@@ -74,6 +75,12 @@ def test_every_draw_of_a_run_says_between_which_sigmas_it_lies():
         uses = (rows.coef.noise != 0) | (rows.coef.churn != 0)
         np.testing.assert_array_equal(uses, draws(rows, idle=False), name)
         assert (rows.brownian <= uses).all()
+
+
+@pytest.mark.parametrize("name", ["er_sde", "seeds_2", "seeds_3", "dpmpp_sde", "dpmpp_3m_sde"])
+def test_comfyui_draws_a_path_for_its_dpm_solvers_only(name):
+    assert recipe("comfyui", name).sampler.brownian == name.startswith("dpmpp")
+    assert SAMPLERS[name]().brownian
 
 
 def test_a_table_of_sigmas_takes_the_place_of_a_spacing():
