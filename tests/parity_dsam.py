@@ -26,6 +26,8 @@ def left_out(num_steps, strength):
 
 def diffusers_timesteps(config, num_steps, *, timesteps=None, sigmas=None, strength=1.0):
     """Returns the timesteps that the network is told, in order."""
+    if config["_class_name"] == "DDIMInverseScheduler":  # ours refuses to limit x0, which does not move a timestep
+        config = {**config, "clip_sample": False}
     sampler, count = made(config, num_steps, timesteps, sigmas)
     return sampler.steps(sampler.noise, count, skip=left_out(count, strength)).timestep
 
