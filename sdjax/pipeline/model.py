@@ -235,16 +235,10 @@ class Pipeline(metaclass=Explained):
         continues over its edges. `made` is the noise of rows that is not drawn with `keys`.
         """
         guidance, mesh = Unguided() if guidance is None else guidance, placement.fitting_mesh(mesh, len(x))
-        network = make_network(self.config.unet, self.dtype, patches, x.shape[1:3], windows, seamless)
-        params = self.on(mesh)["unet"]
-        if patches:
-            params = {"unet": params, "patches": placement.replicate(tuple(shared or [None] * len(patches)), mesh)}
-        other = None
-        if self.weak is not None and needs_weak(guidance):
-            weak = make_network(self.weak.config.unet, self.weak.dtype, (), x.shape[1:3], windows, seamless)
-            other = weak, self.weak.config.schedule.prediction
-            params = {"main": params, "weak": self.weak.on(mesh)["unet"]}
-        program = programs.SampleProgram(network, self.config.schedule.prediction, rule, exact, other)
+        program, params = self.sample_program(
+            rule, x, guidance, patches=patches, shared=shared, windows=windows, seamless=seamless, mesh=mesh,
+            exact=exact,
+        )  # fmt: skip
         inputs = (tuple(branches), jax.tree.map(lambda a: np.broadcast_to(a, (len(x), *np.shape(a)[1:])), guidance))
         begin = placement.compiled(programs.begin, program, mesh, (False, True, True, True), parallel)
         state = begin(params, x, *inputs)
@@ -254,6 +248,23 @@ class Pipeline(metaclass=Explained):
             noise = None if made is None else made.chunk(done - CHUNK, CHUNK)
             state = run(params, programs.images_first(chunk), state, keys, *inputs, known, noise)
             yield min(done, total), state
+
+    def sample_program(
+        self, rule: Rule, x: Latent, guidance: Guidance, *, patches: Sequence[Patch] = (),
+        shared: Sequence[PyTree] | None = None, windows: Windows | None = None, seamless: str | None = None,
+        mesh: Mesh, exact: bool = False,
+    ) -> tuple[programs.SampleProgram, Params]:  # fmt: skip
+        """Returns the static description of a sampling program and its parameters. See `sampling` for the arguments."""
+        network = make_network(self.config.unet, self.dtype, patches, x.shape[1:3], windows, seamless)
+        params = self.on(mesh)["unet"]
+        if patches:
+            params = {"unet": params, "patches": placement.replicate(tuple(shared or [None] * len(patches)), mesh)}
+        other = None
+        if self.weak is not None and needs_weak(guidance):
+            weak = make_network(self.weak.config.unet, self.weak.dtype, (), x.shape[1:3], windows, seamless)
+            other = weak, self.weak.config.schedule.prediction
+            params = {"main": params, "weak": self.weak.on(mesh)["unet"]}
+        return programs.SampleProgram(network, self.config.schedule.prediction, rule, exact, other), params
 
     @pinned()
     def resize_latent(

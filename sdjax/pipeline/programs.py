@@ -192,15 +192,17 @@ def sample(
 
 def sample_with_remat(
     program: SampleProgram, params: Params, rows: Rows, state: State, keys: Keys,
-    branches: tuple[Conditioning, ...], guidance: Guidance,
+    branches: tuple[Conditioning, ...], guidance: Guidance, made: MadeNoise | None = None,
 ) -> State:  # fmt: skip
     """Returns the sampler's state after `rows`, [n, b, ...], for gradients: like `sample`, but to be differentiated.
 
-    Only the states between rows are stored; a row is computed again when its gradient is needed.
+    Only the states between rows are stored; a row is computed again when its gradient is needed. `made` is the noise of
+    the whole run.
     """
-    denoiser = make_denoiser(program.network, params, program.prediction, branches, guidance)
+    denoiser = program.denoiser(params, branches, guidance)
 
     def step(state: State, row: Rows) -> tuple[State, None]:
-        return scan_rows(program.rule, denoiser, state, jax.tree.map(lambda a: a[None], row), keys), None
+        one = jax.tree.map(lambda a: a[None], row)
+        return scan_rows(program.rule, denoiser, state, one, keys, made=made), None
 
     return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, rows)[0]

@@ -254,23 +254,39 @@ class Batch:
     ) -> Generator[Step, bool | None, State]:
         """Returns the samplers' state after all rows, starting from x. There is one table of rows per picture."""
         first, before = self.requests[0], 0
-        numbers = self._patch_numbers()
-        conditionings = [dataclasses.replace(one, patches=numbers) for one in conditionings]
-        keys = self._keys([request.seed + request.ensd & MAX_SEED for request in self.requests])
-        factor = self.pipe.config.vae.factor
-        size = x.shape[1] * factor, x.shape[2] * factor
-        grids = [functools.partial(one.sampler.grid, self.pipe.schedule, one.num_steps) for one in self.requests]
-        made = self._spread_noise(noise.step_noise(rows, self._streams_at(size), grids))
+        keys, made = self.step_noise(rows, x)
         for done, state in self.pipe.sampling(
-            first.sampler.rule, batch(self._fill(list(rows))), x, keys, conditionings, self.guidance,
-            patches=[setting.patch for setting in first.patches], windows=find_windows(self.pipe.config, first),
-            seamless=self.seamless, known=known, made=made, exact=self.how.exact, **self.where,
+            first.sampler.rule, batch(self._fill(list(rows))), x, keys, self.with_patches(conditionings), self.guidance,
+            **self.network_options, known=known, made=made, exact=self.how.exact, **self.where,
         ):  # fmt: skip
             over = tuple(i for i, one in enumerate(rows) if np.size(one.index) <= done) if last else ()
             if (yield Step(self, done - before, state, over)):
                 break
             before = done
         return state
+
+    def step_noise(self, rows: Sequence[Rows], x: Latent) -> tuple[Keys, MadeNoise | None]:
+        """Returns the keys that draw the noise of rows, and the noise that the host made for some pictures."""
+        keys = self._keys([request.seed + request.ensd & MAX_SEED for request in self.requests])
+        factor = self.pipe.config.vae.factor
+        size = x.shape[1] * factor, x.shape[2] * factor
+        grids = [functools.partial(one.sampler.grid, self.pipe.schedule, one.num_steps) for one in self.requests]
+        return keys, self._spread_noise(noise.step_noise(rows, self._streams_at(size), grids))
+
+    def with_patches(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
+        """Returns the conditionings with each picture's numbers of the patches."""
+        numbers = self._patch_numbers()
+        return [dataclasses.replace(one, patches=numbers) for one in conditionings]
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """What changes the network for all pictures of this group: arguments of `Pipeline.sampling`."""
+        first = self.requests[0]
+        return {
+            "patches": [setting.patch for setting in first.patches],
+            "windows": find_windows(self.pipe.config, first),
+            "seamless": self.seamless,
+        }
 
     def finish(self, latent: Latent) -> np.ndarray:
         """Returns the output of the task: the pictures of the latents (`pixels`), or the latents themselves."""

@@ -1,7 +1,7 @@
 """Gradients through the sampler: pictures as a differentiable function of noise, contexts and conditionings."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,15 @@ from flax import struct
 
 from sdjax.checks.hints import explains_arguments
 from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.denoiser import conditionings_of
 from sdjax.diffusion.guidance import Guidance
-from sdjax.diffusion.network import UNetNetwork
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import programs
 from sdjax.pipeline.model import Pipeline
-from sdjax.pipeline.programs import SampleProgram
+from sdjax.pipeline.programs import SampleProgram, VAEProgram
 from sdjax.purpose import check_task
 from sdjax.samplers import Rows, Sampler, batch
+from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import per_image
 from sdjax.tasks.batch import make_batch
 from sdjax.tasks.request import SizedOptions
@@ -35,8 +36,9 @@ class Differentiable:
 
         gradient = jax.jit(jax.grad(loss))(run.noise, run)
 
-    `noise` is unit starting noise, `branches` the conditionings of `guidance.branches`, `rows` those of the batch,
-    `of_noise` the weight of the noise in the first x, one for each picture.
+    `noise` is unit starting noise, `branches` the conditionings of `sdjax.diffusion.denoiser.conditionings_of`, `rows`
+    those of the batch. `of_noise` and `of_result` are weights, one for each picture: of the noise in the first x, and of
+    the sampler's result in the latent.
 
     Only the state between rows is stored on the way forward, some latents for each row; each call of the network is
     computed again on the way back. So memory hardly depends on the number of steps, and a gradient costs about three
@@ -48,33 +50,37 @@ class Differentiable:
     guidance: Guidance
     rows: Rows
     of_noise: jax.Array
+    of_result: jax.Array
     keys: Keys
-    params: Params  # {"unet", "vae"}
+    made: MadeNoise | None  # the noise of the rows that is not drawn with the keys
+    params: Params  # {"network", "vae"}
     program: SampleProgram = struct.field(pytree_node=False)
     sampler: Sampler = struct.field(pytree_node=False)
-    decoder: tuple[Any, str] = struct.field(pytree_node=False)  # the autoencoder's description and dtype
+    decoder: VAEProgram = struct.field(pytree_node=False)
 
     def with_context(self, context: Context, branch: str = "conditional") -> "Differentiable":
         """Returns the same with another context, [b, n, d], in one branch of guidance."""
         changed = [
             one.replace(context=context) if name == branch else one
-            for name, one in zip(self.guidance.branches, self.branches, strict=True)
+            for name, one in zip(conditionings_of(self.guidance), self.branches, strict=True)
         ]
         return self.replace(branches=tuple(changed))
 
     @property
     def context(self) -> Context:
         """The context of the conditional branch, [b, n, d]."""
-        return self.branches[self.guidance.branches.index("conditional")].context
+        return self.branches[conditionings_of(self.guidance).index("conditional")].context
 
     def latent(self) -> Latent:
         """Returns the latents that sampling makes."""
         x = per_image(self.of_noise, self.noise) * self.noise
-        state = programs.begin(self.program, self.params["unet"], x, self.branches, self.guidance)
+        network = self.params["network"]
+        state = programs.begin(self.program, network, x, self.branches, self.guidance)
         state = programs.sample_with_remat(
-            self.program, self.params["unet"], self.rows, state, self.keys, self.branches, self.guidance
+            self.program, network, self.rows, state, self.keys, self.branches, self.guidance, self.made
         )
-        return self.sampler.final(state, self.rows)
+        result = self.sampler.final(state, self.rows)
+        return per_image(self.of_result, result) * result
 
     def image(self) -> NewImage:
         """Returns the pictures, float32 [b, h, w, 3], about in [-1, 1], not clipped."""
@@ -98,20 +104,24 @@ def differentiable(
     made = make_batch(pipe, prompt, {**options, "devices": first})
     if len(made.groups()) > 1:
         raise ValueError("pictures that are differentiated together must have one size and one kind of sampler")
-    rows, starts = [start.rows for start in made.starts], made.starts
-    table = batch([one for one in rows if one is not None])
-    params = pipe.on(made.how.mesh)
+    sampler, noise, mesh = made.requests[0].sampler, made.noise(), made.how.mesh
+    rows = made.prompts.rows()
+    table = batch(rows)
+    back = np.where([start.as_it_is for start in made.starts], np.sqrt(1 + table.sigma_next[-1] ** 2), 1.0)
+    keys, of_rows = made.step_noise(rows, noise)
+    guidance = jax.tree.map(jnp.asarray, made.guidance)
+    program, params = pipe.sample_program(sampler.rule, noise, guidance, mesh=mesh, **made.network_options)
     return Differentiable(
-        noise=made.noise(),
-        branches=tuple(made.conditionings()),
-        guidance=made.guidance,
+        noise=noise,
+        branches=tuple(made.with_patches(made.conditionings())),
+        guidance=guidance,
         rows=jax.tree.map(jnp.asarray, table),
-        of_noise=jnp.asarray(np.array([start.of_noise for start in starts])),
-        keys=made.keys,
-        params={"unet": params["unet"], "vae": params["vae"]},
-        program=SampleProgram(
-            UNetNetwork(pipe.config.unet, pipe.dtype), pipe.config.schedule.prediction, made.requests[0].sampler.rule
-        ),
-        sampler=made.requests[0].sampler,
-        decoder=(pipe.config.vae, pipe.dtype),
+        of_noise=jnp.asarray(np.array([start.of_noise for start in made.starts])),
+        of_result=jnp.asarray(back, jnp.float32),
+        keys=keys,
+        made=of_rows,
+        params={"network": params, "vae": pipe.on(mesh)["vae"]},
+        program=program,
+        sampler=sampler,
+        decoder=VAEProgram(pipe.config.vae, pipe.dtype, made.seamless or ""),
     )
