@@ -37,8 +37,8 @@ class Differentiable:
         gradient = jax.jit(jax.grad(loss))(run.noise, run)
 
     `noise` is unit starting noise, `branches` the conditionings of `sdjax.diffusion.denoiser.conditionings_of`, `rows`
-    those of the batch. `of_noise` and `of_result` are weights, one for each picture: of the noise in the first x, and of
-    the sampler's result in the latent.
+    those of the batch. `of_noise` and `of_result` are weights, one for each picture: of the noise in the first x, and
+    of the sampler's result in the latent.
 
     Only the state between rows is stored on the way forward, some latents for each row; each call of the network is
     computed again on the way back. So memory hardly depends on the number of steps, and a gradient costs about three
