@@ -22,9 +22,7 @@ def invert(
     image: Any,
     prompt: str | Sequence[str] = "",
     *,
-    num_steps: int = 50,
     refinements: int = 0,
-    guidance_scale: float = 1.0,
     **options: Unpack[SizedOptions],
 ) -> Session:
     """Returns the starting noise of pictures: float32 [b, height / 8, width / 8, 4], or a list if sizes differ.
@@ -37,24 +35,25 @@ def invert(
 
     `image` is as in `image_to_image`. The latent is the mean of the autoencoder's posterior. `refinements`: how often
     each step is made again with its last result (`sdjax.samplers.inversion.DDIMInversion`); 0 is the usual inversion.
-    With guidance it is less exact: the error of a step is multiplied by the scale.
 
-    `options` are those of `text_to_image`, without `sampler`. Raises whatever `image_to_image` raises.
+    `options` are those of `text_to_image`, without `sampler`. `guidance_scale` is 1 if not given: with guidance
+    inversion is less exact, because the error of a step is multiplied by the scale. Raises whatever `image_to_image`
+    raises.
     """
     check_task(pipe.config, "image_to_image")
     for name in ("sampler", "eta", "latents"):
-        if options.pop(name, None) is not None:  # type: ignore[misc]
+        if options.get(name) is not None:
             raise ValueError(f"inversion is DDIM's without fresh noise, and ends in noise: leave out {name}")
-    spacing = options.pop("spacing", None)
-    sampler = DDIMInversion(refinements=refinements, **({} if spacing is None else {"spacing": spacing}))
+    spacing = options.get("spacing")
+    sampler = DDIMInversion(refinements=refinements) if spacing is None else DDIMInversion(
+        refinements=refinements, spacing=spacing
+    )  # fmt: skip
     given = inputs.open_pictures(image)
-    height, width = options.pop("height", None), options.pop("width", None)
+    height, width = options.get("height"), options.get("width")
     sizes = [inputs.working_size(pipe.config, one.shape[:2], height, width) for one in given]
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
-    batch = make_batch(
-        pipe, prompt, {**options, "sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale},
-        sizes=sizes,
-    )  # fmt: skip
+    rest = {name: value for name, value in options.items() if name not in ("height", "width", "spacing")}
+    batch = make_batch(pipe, prompt, {"guidance_scale": 1.0, **rest, "sampler": sampler}, sizes=sizes)
 
     def make(part: Batch) -> Making:
         images = part.spread([to_float(given[i]) for i in part.inputs])

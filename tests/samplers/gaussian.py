@@ -21,8 +21,8 @@ from sdjax.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule()
 MOST_ROWS = 400  # all runs are filled up to as many, so that one program serves them
-MODULES = ("ancestral", "dpm_fast", "dpm_solver", "er_sde", "heun", "multistep", "sde", "second_order", "seeds",
-           "two_stage", "unipc")  # fmt: skip
+MODULES = ("adams", "ancestral", "dpm_fast", "dpm_solver", "er_sde", "heun", "multistep", "sa_solver", "sde",
+           "second_order", "seeds", "two_stage", "unipc")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
