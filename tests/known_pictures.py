@@ -46,6 +46,7 @@ def references(folder: str) -> dict[str, np.ndarray]:
     out = {}
     # As in the released repositories, whose files do not say the spacing: every class then has its own
     config = {key: value for key, value in pipe.scheduler.config.items() if key != "timestep_spacing"}
+    config["skip_prk_steps"] = True  # PNDM's file
     for name in ("DDIM", "PNDM", "Euler a", "DPM++ 2M"):
         scheduler = {"DDIM": diffusers.DDIMScheduler, "PNDM": diffusers.PNDMScheduler,
                      "Euler a": diffusers.EulerAncestralDiscreteScheduler,
