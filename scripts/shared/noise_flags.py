@@ -15,7 +15,6 @@ ROUNDINGS = ("truncate", "nearest")  # sdjax.pictures.image.ROUNDINGS
 VARIED = Needs(
     lambda args: args.variation_strength > 0, "without --variation-strength, which says how much of it to use"
 )
-STRONG = Needs(lambda args: args.variation_strength > 0, "at 0: leave it out, or give a number up to 1")
 
 
 def add_noise_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,6 @@ def add_noise_flags(parser: argparse.ArgumentParser) -> None:
         type=values.share,
         default=0.0,
         metavar="X",
-        needs=STRONG,
         help="from 0 to 1: how much of the variation seed's noise to mix in; default: %(default)s",
     )
     add(

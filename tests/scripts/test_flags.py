@@ -16,7 +16,7 @@ SHARED = (
     "--safety-checker --guidance --seamless --patch --window "
     "--prompt-syntax --emphasis --clip-skip --pad-contexts --style --wildcards --wildcard-seed"
 )
-NOISE = "--noise-source --seed-resize --ensd --compat --rounding"
+NOISE = "--noise-source --variation-strength --seed-resize --ensd --compat --rounding"
 PICTURES = f"{SHARED} {NOISE} --sweep --n_iter --fixed_code --skip_save --skip_grid"
 ALWAYS = {
     "txt2img": f"{PICTURES} --hires --laion400m",
@@ -76,6 +76,7 @@ VALUES = {
     "--hires-sampler": "heun",
     "--background": "255,255,255",
     "--expand": "1,0,0,0",
+    "--noise-batch": "0/2",
 }  # where 1 is none
 NEEDED = {  # what a command cannot be without
     "img2img": "--init-img a.png",
