@@ -29,6 +29,14 @@ it has the same bits; at the end a note says how far it is from the original.
 {EXIT_STATUS}"""
 
 OUTDIR = "outputs/reproduced"
+# Flags of the second pass, by the names of its settings in our files and in those of other tools
+SECOND_PASS = {
+    "hires_steps": ("hires_steps", "num_steps"),
+    "hires_sampler": ("hires_sampler", "sampler"),
+    "hires_prompt": ("hires_prompt", "prompt"),
+    "hires_negative_prompt": ("hires_negative_prompt", "negative_prompt"),
+    "hires_scale": ("hires_scale", "guidance_scale"),
+}
 STEP = 8  # sides are multiples of this
 TASKS = {"txt2img": "txt2img", "img2img": "img2img"}
 COPIED = ("dtype", "exact", "parallel", "ema", "variant", "watermark")  # from a picture of ours, unless a flag is given
@@ -139,6 +147,8 @@ def _arguments(args: argparse.Namespace, command: Any, found: Any, understood: A
         made.hires = understood.hires["enlarge"]
         made.hires_upscale = understood.hires.get("upscale")
         made.hires_strength = understood.hires.get("strength")
+        for flag, names in SECOND_PASS.items():
+            setattr(made, flag, next((understood.hires[name] for name in names if name in understood.hires), None))
     return made
 
 

@@ -95,7 +95,7 @@ def test_every_key_of_a1111_has_its_meaning_or_is_named(where):
         "sampler": "DPM++ 2M", "schedule": "Karras", "guidance_scale": 6.5, "seed": 123456789012, "width": 512,
         "height": 768, "variation_seed": 7, "variation_strength": 0.2, "seed_resize": (640, 512), "strength": 0.55,
         "clip_skip": 2, "ensd": 31337, "noise_source": "CPU", "seamless": True, "hires.enlarge": 1.5,
-        "hires.num_steps": 12, "hires.upscale": "Latent", "emphasis": "No norm", "ngms": 0.5,
+        "hires.num_steps": 12, "hires.upscale": "Latent", "emphasis": "no_norm", "ngms": 0.5,
     }  # fmt: skip
     unknown = {item.key: item.text for item in found.items if item.name is None}
     assert unknown == {

@@ -10,6 +10,7 @@ from sdjax.pictures.metadata.found import Item
 from sdjax.samplers import SAMPLERS
 from sdjax.tasks import settings
 from sdjax.tasks.request import Request
+from sdjax.tasks.two_pass import check_upscale
 
 TITLES = {
     "sdjax": "sdjax", "a1111": "A1111 or Forge", "comfyui": "ComfyUI", "invokeai": "InvokeAI",
@@ -25,7 +26,6 @@ AUTOMATIC = {
     "DPM++ 3M SDE": "Exponential",
 }
 SOURCES = {"CPU": "torch_cpu", "GPU": "torch_cuda", "NV": "torch_cuda", "cpu": "torch_cpu", "cuda": "torch_cuda"}
-LAYERS = 12  # most that clip skip may leave out
 
 
 class Understood(NamedTuple):
@@ -60,6 +60,8 @@ def understand(found: Found) -> Understood:
             own, _, entry = item.name.partition(".")
             values = _translated(found.tool, item.name, item.value, raw)
             if own == "hires":
+                if entry == "upscale":
+                    check_upscale(item.value)
                 out.hires[entry] = item.value
             elif own == settings.SAMPLER_OPTIONS:
                 out.settings.setdefault(own, {})[entry] = item.value
@@ -68,7 +70,7 @@ def understand(found: Found) -> Understood:
             elif not values.keys() <= set(known):
                 raise _NotHere
             else:
-                settings.check(values)
+                settings.check({**out.settings, **values})
                 out.settings.update(values)
             out.items.append(item)
         except _NotHere:
@@ -110,11 +112,8 @@ def _noise_source(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, An
 
 
 def _clip_skip(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A1111 counts 1 for the last layer, ComfyUI -1, InvokeAI 0; ours is A1111's."""
-    layer = {"comfyui": -value, "invokeai": value + 1}.get(tool, value)
-    if not 1 <= layer <= LAYERS:
-        raise _NotHere
-    return {"clip_skip": layer}
+    """Says in whose counting: InvokeAI's is diffusers'; A1111's and ComfyUI's are told apart by the sign."""
+    return {"clip_skip": f"diffusers:{value}" if tool == "invokeai" else value}
 
 
 def _seamless(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,7 +133,13 @@ TRANSLATIONS: dict[str, Translation] = {
 
 
 def _check_options(out: Understood) -> None:
-    """Puts options aside that the sampler does not have, or for which it has no sense."""
+    """Puts options aside that the sampler or the schedule does not have."""
+    try:
+        settings.schedule_of(out.settings)
+        dropped = ""
+    except ValueError:  # the schedule has no such option, or a value is out of range
+        dropped = "schedule_options"
+        out.settings.pop(dropped, None)
     given = out.settings.pop(settings.SAMPLER_OPTIONS, {})
     sampler = out.settings.get("sampler")
     own = vars(SAMPLERS[sampler]()) if sampler in SAMPLERS else {}
@@ -143,6 +148,6 @@ def _check_options(out: Understood) -> None:
         out.settings[settings.SAMPLER_OPTIONS] = kept
     for item in list(out.items):
         first, _, entry = (item.name or "").partition(".")
-        if first == settings.SAMPLER_OPTIONS and entry not in kept:
+        if first == dropped or (first == settings.SAMPLER_OPTIONS and entry not in kept):
             out.items.remove(item)
             out.unknown.append(item)

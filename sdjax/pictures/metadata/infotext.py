@@ -83,7 +83,7 @@ KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "Schedule max sigma": ("schedule_options.sigma_max", number),
     "Beta schedule alpha": ("schedule_options.alpha", number),
     "Beta schedule beta": ("schedule_options.beta", number),
-    "Discard penultimate sigma": ("discard_penultimate", _flag),
+    "Discard penultimate sigma": ("schedule_options.discard_penultimate", _flag),
     "NGMS": ("ngms", number),
     "Skip Early CFG": ("skip_early_cfg", number),
     "UniPC variant": ("sampler_options.variant", _text),
