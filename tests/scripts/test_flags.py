@@ -12,7 +12,8 @@ from sdjax.scripts.main import COMMANDS, main
 READING = "--config --prediction --ema --vae --vocab"
 SHARED = (
     "--debug --prompt --from-file --n_samples --seed --H --W --steps --sampler --plms --dpm --sampler-option "
-    f"--ddim_eta --scale --ckpt --revision --C --f {READING} --device --parallel --precision --dtype --exact --outdir "
+    f"--ddim_eta --scale --schedule --zero-terminal-snr --ckpt --revision --C --f {READING} --device --parallel "
+    "--precision --dtype --exact --outdir "
     "--safety-checker --guidance --seamless --patch --window "
     "--prompt-syntax --emphasis --clip-skip --pad-contexts --style --wildcards --wildcard-seed"
 )
@@ -74,6 +75,8 @@ GIVEN = {
 VALUES = {
     "--platform": "cpu",
     "--hires-sampler": "heun",
+    "--sampler": "heun",
+    "--schedule": "karras",
     "--background": "255,255,255",
     "--expand": "1,0,0,0",
     "--noise-batch": "0/2",
