@@ -39,6 +39,7 @@ ALWAYS = {
     "--resample --text --shard-size --batch-size --bad-limit --beam",
     "convert": "--debug --to --dtype --lossy --overwrite --ema",
     "inspect": "--debug --variant --revision --json",
+    "samplers": "--debug",
     "guidance": "--debug",
     "export": "--debug --H --W --batch --platform --dtype",
     "run-exported": "--debug --prompt --from-file --n_samples --seed --steps --sampler --scale --device "
