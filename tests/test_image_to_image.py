@@ -216,7 +216,7 @@ def test_bad_arguments_are_refused_with_a_sentence(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"enlarge": 0.5}, "enlarge is a number from 1 up"), ({"enlarge": 40}, "from 64 to 2048; got 2560"),
-     ({"upscale": "esrgan"}, "upscale is one of lanczos, bilinear"), ({"strength": -1}, "strength is a number")],
+     ({"upscale": "esrgan"}, "upscale is one of lanczos, nearest pixels"), ({"strength": -1}, "strength is a number")],
 )  # fmt: skip
 def test_a_second_pass_refuses_what_it_cannot_do(change, message):
     with pytest.raises(ValueError, match=message):
