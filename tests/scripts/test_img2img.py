@@ -198,7 +198,10 @@ def test_txt2img_makes_two_passes(fake) -> None:
     assert main(["txt2img", "--ckpt", "model.ckpt", "--n_iter", "1", *flags]) == 0
     assert (fake.made[1]["upscale"], fake.made[1]["strength"]) == ("bicubic", 0.8)
     with Image.open("outputs/txt2img-samples/samples/00003.png") as png:
-        assert "Denoising strength: 0.8, Hires upscale: 1.5, Hires upscaler: Latent (bicubic antialiased)" in png.text["parameters"]
+        assert (
+            "Denoising strength: 0.8, Hires upscale: 1.5, Hires upscaler: Latent (bicubic antialiased)"
+            in png.text["parameters"]
+        )
         assert json.loads(png.text["sdjax"])["hires"] == {"enlarge": 1.5, "upscale": "bicubic", "strength": 0.8}
 
 

@@ -97,6 +97,8 @@ OURS = [
     "--n_samples 1 --sampler dpm_solver --sampler-option order=3 --guidance-rescale 0.5 --exact",
     "--from-file lines.jsonl",
     "--n_samples 1 --hires 1.5 --hires-upscale bilinear --watermark abc",
+    "--n_samples 1 --hires 1.5 --hires-steps 2 --hires-prompt dog --hires-sampler heun --hires-scale 3 --seamless x "
+    "--patch token_merging:ratio=0.3 --window 64 --window-blend gaussian",
 ]
 
 
