@@ -92,7 +92,7 @@ class UNetNetwork:
             own_seamless = [Seamless(self.seamless)] if self.seamless else []
             with (
                 patched(own_seamless),  # outside of the others
-                patched(*([everything[i] for i in chosen] for everything in (self.patches, shared, own))),
+                patched([self.patches[i] for i in chosen], [shared[i] for i in chosen], [own[i] for i in chosen]),
             ):
                 out = network.apply(
                     {"params": params}, x, t, conditioning.context, conditioning.label,

@@ -255,13 +255,13 @@ class Pipeline(metaclass=Explained):
         mesh: Mesh, exact: bool = False,
     ) -> tuple[programs.SampleProgram, Params]:  # fmt: skip
         """Returns the static description of a sampling program and its parameters. See `sampling` for the arguments."""
-        network = make_network(self.config.unet, self.dtype, patches, x.shape[1:3], windows, seamless)
+        network = make_network(self.config.unet, self.dtype, patches, (x.shape[1], x.shape[2]), windows, seamless)
         params = self.on(mesh)["unet"]
         if patches:
             params = {"unet": params, "patches": placement.replicate(tuple(shared or [None] * len(patches)), mesh)}
         other = None
         if self.weak is not None and needs_weak(guidance):
-            weak = make_network(self.weak.config.unet, self.weak.dtype, (), x.shape[1:3], windows, seamless)
+            weak = make_network(self.weak.config.unet, self.weak.dtype, (), (x.shape[1], x.shape[2]), windows, seamless)
             other = weak, self.weak.config.schedule.prediction
             params = {"main": params, "weak": self.weak.on(mesh)["unet"]}
         return programs.SampleProgram(network, self.config.schedule.prediction, rule, exact, other), params
