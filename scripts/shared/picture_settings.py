@@ -96,7 +96,7 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Denoising strength": settings.get("strength", hires.get("strength")),
         "Hires upscale": hires.get("enlarge"),
         "Hires steps": hires.get("hires_steps"),
-        "Hires upscaler": WEB_UI_UPSCALERS.get(hires.get("upscale"), hires.get("upscale")),
+        "Hires upscaler": WEB_UI_UPSCALERS.get(hires.get("upscale", ""), hires.get("upscale")),
         "Hires sampler": None if hires.get("hires_sampler") is None else _sampler_of_web_ui(hires["hires_sampler"]),
         "Hires prompt": hires.get("hires_prompt"),
         "Hires negative prompt": hires.get("hires_negative_prompt"),

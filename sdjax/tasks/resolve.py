@@ -8,6 +8,7 @@ import numpy as np
 
 from sdjax import names, samplers
 from sdjax.adapters.patch import Timed
+from sdjax.adapters.table import Setting
 from sdjax.checks.arguments import number, whole
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
@@ -50,6 +51,7 @@ class Resolved(Request):
     noise_source: str
     strength_counting: str
     rounding: str
+    patches: tuple[Setting, ...]
 
 
 def resolve(
