@@ -356,7 +356,7 @@ def save_grid(folder: Path, made: Sequence[Made], columns: int, watermark: str |
     from sdjax.pictures import image
 
     first = made[0].description
-    own = [key for key in ("prompt", "seed", "init_img", "mask", "safety") if key in first]
+    own: list[str] = [key for key in ("prompt", "seed", "init_img", "mask", "safety") if key in first]
     own += ["expanded_prompt", "expanded_negative_prompt"]
     pictures = [{key: one.description[key] for key in own if key in one.description} for one in made]
     shared = {key: value for key, value in first.items() if key not in (*own, "batch")}

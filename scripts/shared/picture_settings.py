@@ -132,8 +132,10 @@ def texts(picture: Mapping[str, Any]) -> dict[str, str]:
     """Returns the text chunks of the PNG file of a picture with these settings."""
     from sdjax.pictures.image import infotext
 
-    final = [picture.get(f"expanded_{name}", picture.get(name, "")) for name in ("prompt", "negative_prompt")]
-    parameters = infotext(*final, web_ui_fields(picture))
+    prompt, negative = (
+        picture.get(f"expanded_{name}", picture.get(name, "")) for name in ("prompt", "negative_prompt")
+    )
+    parameters = infotext(prompt, negative, web_ui_fields(picture))
     return {"parameters": parameters, "sdjax": to_json(picture)}
 
 

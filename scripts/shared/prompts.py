@@ -26,7 +26,8 @@ class PromptBatch(NamedTuple):
 
     def part(self, which: Sequence[int]) -> "PromptBatch":
         """Returns some of the pictures."""
-        return PromptBatch(*([entries[i] for i in which] for entries in self))
+        prompts, seeds, inputs, settings = ([entries[i] for i in which] for entries in self)
+        return PromptBatch(prompts, seeds, inputs, settings)  # type: ignore[arg-type]
 
 
 def make_batches(

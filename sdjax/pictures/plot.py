@@ -28,7 +28,8 @@ def plot(
     """
     if not 1 <= len(labels) <= 3:
         raise ValueError(f"a plot has one to three axes; got {len(labels)}")
-    columns, rows, sheets = (*labels, *([[""]] * (3 - len(labels))))
+    all_labels: list[Sequence[str]] = [*labels, [""], [""]]
+    columns, rows, sheets = all_labels[:3]
     if len(pictures) != len(columns) * len(rows) * len(sheets):
         raise ValueError(
             f"a plot of {len(columns)} columns, {len(rows)} rows and {len(sheets)} sheets needs as many pictures; got "

@@ -1,5 +1,6 @@
 """Gradients through the sampler: pictures as a differentiable function of noise, contexts and conditionings."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Unpack
 
@@ -61,15 +62,17 @@ class Differentiable:
     def with_context(self, context: Context, branch: str = "conditional") -> "Differentiable":
         """Returns the same with another context, [b, n, d], in one branch of guidance."""
         changed = [
-            one.replace(context=context) if name == branch else one
+            dataclasses.replace(one, context=context) if name == branch else one
             for name, one in zip(conditionings_of(self.guidance), self.branches, strict=True)
         ]
-        return self.replace(branches=tuple(changed))
+        return dataclasses.replace(self, branches=tuple(changed))
 
     @property
     def context(self) -> Context:
         """The context of the conditional branch, [b, n, d]."""
-        return self.branches[conditionings_of(self.guidance).index("conditional")].context
+        context = self.branches[conditionings_of(self.guidance).index("conditional")].context
+        assert context is not None
+        return context
 
     def latent(self) -> Latent:
         """Returns the latents that sampling makes."""

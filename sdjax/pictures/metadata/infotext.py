@@ -109,7 +109,7 @@ def read(text: str) -> Found:
             continue
         if key == "Size":
             width, height = _size(value)
-            items += [item("Size", width, "width"), item("Size", height, "height")]
+            items += [item("Size, width", width, "width"), item("Size, height", height, "height")]
         elif key in KEYS:
             name, reader = KEYS[key]
             try:
@@ -119,7 +119,8 @@ def read(text: str) -> Found:
         else:
             items.append(unknown(key, value))
     model = {ours: pairs[key] for key, ours in MODEL.items() if key in pairs}
-    task, needs = "txt2img", ()
+    task = "txt2img"
+    needs: tuple[str, ...] = ()
     if any(key in pairs for key in FROM_MASK):
         task, needs = "inpaint", ("a picture", "a mask")
     elif "Denoising strength" in pairs and not any(key.startswith("Hires ") for key in pairs):

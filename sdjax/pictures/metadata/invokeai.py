@@ -70,8 +70,8 @@ def read_old(text: str) -> Found:
     known = {"prompt", "seed", "steps", "cfg_scale", "width", "height", "sampler", "type"}
     items += [unknown(key, image[key]) for key in sorted(set(image) - known) if image[key] not in EMPTY]
     kind = str(image.get("type", "txt2img"))
-    name = given.get("model_weights")
-    model = {"name": str(name)[:200]} if isinstance(name, str) else {}
+    weights = given.get("model_weights")
+    model = {"name": weights[:200]} if isinstance(weights, str) else {}
     return Found("invokeai", tuple(items), model, () if kind == "txt2img" else ("a picture",), kind)
 
 
@@ -92,7 +92,8 @@ def _model(given: Any) -> dict[str, str]:
 
 def _apart(prompt: str) -> tuple[str, str]:
     """Returns prompt and negative prompt: the old form has the latter in brackets."""
-    negative, positive = [], []
+    negative: list[str] = []
+    positive: list[str] = []
     for part in prompt.replace("]", "[").split("["):
         (positive if len(positive) == len(negative) else negative).append(part)
     return " ".join(part.strip() for part in positive if part.strip()), " ".join(part.strip() for part in negative)
