@@ -26,8 +26,12 @@ class PromptBatch(NamedTuple):
 
     def part(self, which: Sequence[int]) -> "PromptBatch":
         """Returns some of the pictures."""
-        prompts, seeds, inputs, settings = ([entries[i] for i in which] for entries in self)
-        return PromptBatch(prompts, seeds, inputs, settings)  # type: ignore[arg-type]
+        return PromptBatch(
+            [self.prompts[i] for i in which],
+            [self.seeds[i] for i in which],
+            [self.inputs[i] for i in which],
+            [self.settings[i] for i in which],
+        )
 
 
 def make_batches(
