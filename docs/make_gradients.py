@@ -2,7 +2,7 @@
 
     python docs/make_gradients.py
 
-Writes docs/images/gradients.png and prints the losses, and the memory for 10 and 40 steps (docs/gradients.md).
+Writes docs/sheets/gradients.png and prints the losses, and the memory for 10 and 40 steps (docs/gradients.md).
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ import sdjax
 from sdjax.pictures.image import to_uint8
 from sdjax.tasks.differentiable import Differentiable
 
-FILE = Path(__file__).parent / "images" / "gradients.png"
+FILE = Path(__file__).parent / "sheets" / "gradients.png"
 PROMPT, SEED, STEPS = "a rocket on a green background", 1, 20
 COLOURS = {"red": (1.0, -0.8, -0.8), "blue": (-0.8, -0.6, 1.0), "yellow": (1.0, 0.8, -0.8)}
 ITERATIONS, SHOWN, LENGTH = 24, 6, 0.15  # LENGTH: of a move, as a share of the noise's own length

@@ -2,7 +2,7 @@
 
     python docs/make_sweep.py
 
-Writes docs/images/sweep.png. Run it again when the built-in model or a sampler changes.
+Writes docs/sheets/sweep.png. Run it again when the built-in model or a sampler changes.
 """
 
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 import sdjax
 
-FILE = Path(__file__).parent / "images" / "sweep.png"
+FILE = Path(__file__).parent / "sheets" / "sweep.png"
 REQUEST = sdjax.Request("a cat on a blue background", seed=42, num_steps=10)
 AXES = {"guidance_scale": [1.5, 3.0, 7.5], "sampler": ["ddim", "dpmpp_2m", "euler_ancestral"]}
 
