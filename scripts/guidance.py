@@ -5,7 +5,7 @@ import inspect
 import sys
 import textwrap
 
-from sdjax.scripts.main import main
+from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared.options import make_command_parser
 from sdjax.scripts.shared.parser import nearest
 
@@ -19,7 +19,8 @@ def make_parser() -> argparse.ArgumentParser:
         "guidance",
         "Lists the rules that --guidance takes, or shows the options of one of them.",
         "examples:\n  sdjax guidance\n  sdjax guidance apg\n"
-        "  sdjax txt2img --guidance apg --guidance interval --guidance-option eta=0.5 --guidance-option stop=0.8",
+        "  sdjax txt2img --guidance apg --guidance interval --guidance-option eta=0.5 --guidance-option stop=0.8\n\n"
+        f"{EXIT_STATUS}",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="show this rule alone, with its options")
     return parser

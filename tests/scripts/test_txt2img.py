@@ -75,7 +75,8 @@ def test_png_says_how_it_was_made(fake) -> None:
     assert found.pop("model").items() >= {"name": "model.ckpt", "bytes": 7}.items()
     assert found == {
         "task": "txt2img", "prompt": "a cat,\nsitting", "negative_prompt": "dog: no", "seed": 43, "steps": 50,
-        "sampler": "euler_ancestral", "sampler_options": {"spacing": "linspace", "end": "zero", "eta": 1.0},
+        "sampler": "euler_ancestral", "prompt_syntax": "weights",
+        "sampler_options": dataclasses.asdict(SAMPLERS["euler_ancestral"]()),
         "guidance_scale": 9.0, "height": 64, "width": 96, "batch": 2, "variant": None, "vae": None,
         "ema": "auto", "config": "sd2_v", "prediction": "v", "dtype": "bfloat16", "exact": False, "parallel": "jit",
         "devices": {"kind": "cpu", "count": 1},
@@ -206,7 +207,7 @@ REFUSED_EARLY = [
     ("--ddim_eta -1", "eta is a finite number from 0 up; got -1.0"),
     ("--sampler-option order", "is NAME=VALUE; got 'order'"),
     ("--dpm --sampler-option order=two", "order of the sampler dpm_solver is a whole number; got 'two'"),
-    ("--dpm --sampler-option joint=1", "is true or false; got '1'"),
+    ("--sampler dpm_solver_adaptive --sampler-option joint=1", "is true or false; got '1'"),
     ("--sampler-option spacing=wide", "unknown spacing 'wide'; the known ones are even"),
     ("--n_rows -1", "--n_rows must be at least 1"),
     ("--seed 18446744073709551612", "this run would reach 18446744073709551617"),

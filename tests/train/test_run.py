@@ -235,7 +235,7 @@ def test_a_run_goes_on_on_other_devices(pictures, tmp_path, fifty_steps):
         ({"ema__decay": 1.5}, "decay lies between 0 and 1"),
         ({"dtype": "float16"}, "use bfloat16"),
         ({"log__every": 0}, "log.every must be 1 or more; got 0"),
-        ({"checkpoint__steps": 0}, "checkpoint.steps is at least 1"),
+        ({"checkpoint__steps": 0}, "checkpoint.steps must be 1 or more"),
         ({"validation__best": True}, "validation.best keeps the state of the lowest loss of validation.data"),
         ({"model__tokenizer": "words"}, "model.tokenizer needs model.scratch"),
         ({"model__scratch": "sd1"}, "model.path has no effect when training from scratch"),
