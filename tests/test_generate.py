@@ -190,7 +190,7 @@ def lowered_sampler(pipe, *, guided=True, devices=None, parallel="jit", platform
     numbers = np.ones(mesh.size, np.float32)
     guidance = ClassifierFree(5 * numbers, 0 * numbers) if guided else Unguided()
     state = jax.eval_shape(functools.partial(programs.begin, program), pipe.params["unet"], x, branches, guidance)
-    args = (pipe.params["unet"], programs.images_first(rows), state, keys, branches, guidance, None)
+    args = (pipe.params["unet"], programs.images_first(rows), state, keys, branches, guidance, None, None)
     run = placement.compiled(programs.sample, program, mesh, programs.SPREAD, parallel)
     return run, args
 
