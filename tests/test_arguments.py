@@ -172,7 +172,7 @@ BAD = (
     + [("text_to_image", (), name, value) for name in ("height", "width") for value in WHOLE if value is not None]
     + [("text_to_image", (), "guidance_scale", value) for value in NUMBERS if value is not None]
     + [("text_to_image", (), "eta", value) for value in (*NUMBERS, -1) if value is not None]
-    + [("image_to_image", (PICTURE,), "strength", value) for value in (*NUMBERS, -0.1, 1.1)]
+    + [("image_to_image", (PICTURE,), "strength", value) for value in (*NUMBERS, -0.1, 1.1) if value not in (None, [1])]
     + [("two_pass", (), "enlarge", value) for value in (*NUMBERS, 0.5)]
     + [("inpaint", (PICTURE, PICTURE[..., 0]), name, value) for name in ("padding", "feather") for value in WHOLE]
     + [("outpaint", (PICTURE,), "expand", value) for value in (64, "64", [64], [1.5] * 4, [True] * 4, ["8"] * 4)]

@@ -16,7 +16,7 @@ BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.loading.builtin's names; a 
 BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
 CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
 WITHOUT_GUIDANCE = "at guidance scale 1, which means no guidance: leave it out, or choose another --scale"
-GUIDED = Needs(lambda args: args.scale != 1 or bool(args.guidance), WITHOUT_GUIDANCE)
+GUIDED = Needs(lambda args: args.scale != 1 or bool(getattr(args, "guidance", ())), WITHOUT_GUIDANCE)
 REPEATS = Needs(
     lambda args: args.from_file is not None,
     "without --from-file, whose lines it repeats; --n_iter repeats a single prompt",

@@ -124,7 +124,8 @@ def test_samplers_make_exactly_the_steps_they_are_asked_for(name):
     spacings = SPACINGS if "singlestep" not in name else ("time_uniform", "logSNR", "time_quadratic")
     for spacing in spacings:
         if spacing == "compvis":
-            assert steps_made(name, spacing=spacing)(30)[0] == 31
+            made, calls = steps_made(name, spacing=spacing)(30)
+            assert calls == 31 if name == "dpm_fast" else made == 31
             continue
         for n in (1, 2, 3, 7, 30, 50):
             made, calls = steps_made(name, spacing=spacing)(n)

@@ -39,8 +39,8 @@ ALWAYS = {
     "--resample --text --shard-size --batch-size --bad-limit --beam",
     "convert": "--debug --to --dtype --lossy --overwrite --ema",
     "inspect": "--debug --variant --revision --json",
-    "samplers": "--debug",
     "guidance": "--debug",
+    "samplers": "--debug",
     "export": "--debug --H --W --batch --platform --dtype",
     "run-exported": "--debug --prompt --from-file --n_samples --seed --steps --sampler --scale --device "
     "--keep-compiled --outdir",

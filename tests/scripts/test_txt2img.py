@@ -13,6 +13,7 @@ from PIL import Image
 
 import sdjax
 from sdjax import convert
+from sdjax.checks.effects import in_use
 from sdjax.config import ScheduleConfig
 from sdjax.loading import builtin, hub
 from sdjax.pictures import image
@@ -76,7 +77,7 @@ def test_png_says_how_it_was_made(fake) -> None:
     assert found == {
         "task": "txt2img", "prompt": "a cat,\nsitting", "negative_prompt": "dog: no", "seed": 43, "steps": 50,
         "sampler": "euler_ancestral", "prompt_syntax": "weights",
-        "sampler_options": dataclasses.asdict(SAMPLERS["euler_ancestral"]()),
+        "sampler_options": in_use(SAMPLERS["euler_ancestral"]()),
         "guidance_scale": 9.0, "height": 64, "width": 96, "batch": 2, "variant": None, "vae": None,
         "ema": "auto", "config": "sd2_v", "prediction": "v", "dtype": "bfloat16", "exact": False, "parallel": "jit",
         "devices": {"kind": "cpu", "count": 1},
@@ -313,7 +314,19 @@ def test_compvis_place_for_the_checkpoint_is_the_default(fake) -> None:
 
 def test_what_the_text_encoder_will_not_see_is_said(fake, capsys) -> None:
     fake.notices = ("prediction type v, by the file's metadata",)
-    assert txt2img("--prompt", "cat " * 75 + "dog", "--negative-prompt", "bird " * 76, "--n_iter", "1") == 0
+    assert (
+        txt2img(
+            "--prompt",
+            "cat " * 75 + "dog",
+            "--negative-prompt",
+            "bird " * 76,
+            "--n_iter",
+            "1",
+            "--prompt-syntax",
+            "plain",
+        )
+        == 0
+    )
     err = capsys.readouterr().err
     assert 'a prompt has more than 75 tokens; left out is "dog"' in err
     assert 'left out is "bird"' in err
