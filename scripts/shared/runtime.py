@@ -60,13 +60,14 @@ def make_schedule(name: str | None, settings: Sequence[str]) -> Any:
     Raises ValueError for an unknown name or option, or a value out of range.
     """
     from sdjax.samplers import make_schedule
+    from sdjax.samplers.known_schedules import is_automatic
 
-    if name is None:
+    if name is None or (is_automatic(name) and not settings):
         return None
     options: dict[str, str] = {}
     for text in settings:
-        option, equals, value = text.partition("=")
-        if not equals:
+        option, _, value = text.partition("=")
+        if not option or option == text:
             raise ValueError(f"--schedule-option is NAME=VALUE; got {text!r}")
         if option in options:
             raise ValueError(f"the schedule's option {option} is given twice: give it once")
@@ -105,10 +106,11 @@ def make_sampler(
     changed = {}
     twice = [option for number, (option, *_) in enumerate(given) if option in [other for other, *_ in given[:number]]]
     if twice:
-        raise ValueError(f"the sampler's option {twice[0]} is given twice (--ddim_eta is eta): give it once")
+        same = " (--ddim_eta is eta)" if twice[0] == "eta" else ""
+        raise ValueError(f"the sampler's option {twice[0]} is given twice{same}: give it once")
     for option, equals, value in given:
-        if not equals:
-            raise ValueError(f"--sampler-option is NAME=VALUE; got {option!r}")
+        if not equals or not option:
+            raise ValueError(f"--sampler-option is NAME=VALUE; got {option + equals + value!r}")
         if option not in own:
             raise ValueError(f"the sampler {name} has no {option}; it has {', '.join(own)}")
         kind = type(own[option])
@@ -143,8 +145,8 @@ def read_guidance(names: Sequence[str], settings: Sequence[str]) -> dict[str, An
 
     guidance, options = "+".join(names), {}
     for text in settings:
-        option, equals, value = text.partition("=")
-        if not equals:
+        option, _, value = text.partition("=")
+        if not option or option == text:
             raise ValueError(f"--guidance-option is NAME=VALUE; got {text!r}")
         if option in options:
             raise ValueError(f"the option {option} of --guidance is given twice: give it once")

@@ -276,7 +276,7 @@ class DPMSolverSinglestep(DPMSolver):
     def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per call of the network."""
         n = len(grid.timestep) - 1
-        orders = singlestep_orders(n, min(self.order, n))
+        orders = ending(singlestep_orders(n, min(self.order, n)), grid)
         parts = divided(schedule, self.spacing, grid, orders, even=self.spacing == "logSNR")
         return self.finished(self.single(parts), grid)
 
@@ -285,6 +285,9 @@ class DPMSolverSinglestep(DPMSolver):
 class DPMSolverSinglestepFixed(DPMSolver):
     """The singlestep DPM-Solvers with one order: num_steps // order steps of `order` calls each.
 
+    A schedule that is an object decides the calls; where their number is no multiple of the order, the last step is
+    shorter.
+
     The steps are those of `DPMSolverSinglestep`. Source: dpm_solver_pytorch.py, method "singlestep_fixed".
     """
 
@@ -292,8 +295,22 @@ class DPMSolverSinglestepFixed(DPMSolver):
         """Returns one row per call of the network."""
         n = len(grid.timestep) - 1
         order = min(self.order, n)
-        parts = divided(schedule, self.spacing, grid, [order] * (n // order), even=True)
+        orders = [order] * (n // order)
+        if not isinstance(self.spacing, str) and n % order:  # the grid's points are the calls: reach its end
+            orders.append(n % order)
+        parts = divided(schedule, self.spacing, grid, ending(orders, grid), even=True)
         return self.finished(self.single(parts), grid)
+
+
+def ending(orders: Sequence[int], grid: Grid) -> list[int]:
+    """Returns the orders of the steps, with the last one of order 1 if the grid ends without noise.
+
+    There lambda has no end, so a step of higher order would have no middle; its other calls are a step of their own.
+    """
+    *first, last = orders
+    if last == 1 or grid.sigma[sum(orders)] > 0:
+        return list(orders)
+    return [*first, last - 1, 1]
 
 
 def divided(

@@ -14,6 +14,7 @@ from sdjax.samplers.spacing import Grid, from_noise_alone
 from sdjax.schedule import NoiseSchedule
 
 AUTOMATIC_FROM, TWICE_FROM = 20, 36  # steps from which the automatic Restart returns once, and twice
+MOST_RETURNED = 1000  # steps that all returns of an explicit Restart add
 EXPLICIT = (lambda s: not s.automatic, "with automatic true")
 
 
@@ -94,6 +95,11 @@ class Restart(Sampler):
         number("high", self.high, self.low)
         whole("points", self.points, 2)
         whole("times", self.times, 1)
+        if self.times * (self.points - 1) > MOST_RETURNED:
+            raise ValueError(
+                f"times {self.times} and points {self.points} add {self.times * (self.points - 1)} steps; at most "
+                f"{MOST_RETURNED} are possible"
+            )
 
     def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns two rows per step, but one row for a step that ends without noise or starts from pure noise."""

@@ -89,6 +89,11 @@ def make_schedule(schedule: ScheduleLike, options: Mapping[str, Any] | None = No
     return made(**{key: _read(name, key, value, fields[key]) for key, value in options.items()})
 
 
+def is_automatic(schedule: Any) -> bool:
+    """Returns whether this is A1111's schedule type "Automatic", the sampler's own schedule."""
+    return isinstance(schedule, str) and names.plain(schedule) == "automatic"
+
+
 def describe(schedule: str | Schedule) -> str | dict[str, Any]:
     """Returns a schedule as JSON can hold it: its name, or its name and all its options."""
     if isinstance(schedule, str):

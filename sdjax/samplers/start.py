@@ -151,7 +151,15 @@ def make_start(
     if strength == 0:
         return Start(None, np.float32(1), np.float32(0))
     total = num_steps if strength is None else way.total(num_steps, strength)
-    sigma = sampler.grid(schedule, total).sigma
+    try:
+        sigma = sampler.grid(schedule, total).sigma
+    except ValueError as error:
+        if total == num_steps:
+            raise
+        raise ValueError(
+            f"strength {strength:g} of {num_steps} steps is the end of {total} steps, with strength_counting "
+            f"{counting}: {error}"
+        ) from None
     count = len(sigma) - 1
     left = count if strength is None else min(way.left(num_steps, strength, count, sampler), count)
     if left <= 0:

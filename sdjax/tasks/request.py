@@ -21,7 +21,7 @@ from sdjax.prompts.language import LONGEST, Language
 from sdjax.prompts.padding import PADDINGS
 from sdjax.samplers import Sampler, Schedule, make_schedule
 from sdjax.samplers.custom import HasSteps
-from sdjax.samplers.known_schedules import ScheduleLike
+from sdjax.samplers.known_schedules import ScheduleLike, is_automatic
 from sdjax.samplers.sampler import check_eta, choose
 from sdjax.schedule import LAST_ALPHAS
 from sdjax.tasks.compat import PAIRS, NoiseOptions, check_noise
@@ -355,7 +355,7 @@ def _schedule(schedule: Any, options: Any, spacing: Any) -> str | Schedule | Non
     """Returns the schedule with its options."""
     if options is not None and not isinstance(options, Mapping):
         raise ValueError(f'schedule_options is a dictionary, such as {{"rho": 5}}; got {shown(options)}')
-    if schedule is None:
+    if schedule is None or (is_automatic(schedule) and not options):
         if options:
             raise ValueError("schedule_options has no effect without schedule: name one, such as karras")
         return None

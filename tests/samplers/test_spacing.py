@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from sdjax.samplers import (
     DPMSolverMultistep,
     DPMSolverSinglestep,
     DPMSolverSinglestepFixed,
+    make_schedule,
 )
 from sdjax.samplers.spacing import TIMESTEPS, make_grid
 from sdjax.schedule import NoiseSchedule
@@ -142,6 +144,15 @@ def test_samplers_make_exactly_the_steps_they_are_asked_for(name):
                 assert calls == n + 1 or (n == 1 and spacing in ("linspace", "karras"))
             else:
                 assert n <= calls <= 3 * n
+
+
+@pytest.mark.parametrize("sampler", [DPMSolverSinglestep, DPMSolverSinglestepFixed])
+@pytest.mark.parametrize("values", [(14.0, 5.0, 0.0), (14.0, 9.0, 5.0, 2.0, 1.0, 0.0)])
+def test_singlestep_solvers_may_end_without_noise(sampler, values):
+    schedule = make_schedule(list(values))
+    rows = sampler(order=2, spacing=schedule).steps(SCHEDULE, len(values) - 1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rows))
+    np.testing.assert_allclose(rows.sigma, values[:-1], rtol=1e-6)
 
 
 def test_fixed_singlestep_steps_have_all_the_same_order():

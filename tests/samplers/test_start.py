@@ -95,3 +95,10 @@ def test_compat_at_full_strength_is_pure_noise_where_the_reference_fails():
 def test_what_is_out_of_range_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_start(DDIM(), SCHEDULE, 10, **{"strength": 0.5, **arguments})
+
+
+def test_a_strength_with_too_many_steps_in_all_is_refused_with_their_number():
+    with pytest.raises(
+        ValueError, match="strength 0.001 of 10 steps is the end of 10000 steps, with strength_counting"
+    ):
+        make_start(DDIM(), NoiseSchedule(), 10, 0.001, counting="comfyui")

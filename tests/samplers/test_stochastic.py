@@ -227,3 +227,8 @@ def test_a_kept_part_has_the_churned_level_too():
     jax.effects_barrier()
     _, sigma = sampler.grid(gaussian.SCHEDULE, 8)
     np.testing.assert_allclose(sorted(seen, reverse=True), sigma[:-1], rtol=1e-5)
+
+
+def test_restart_refuses_returns_without_end():
+    with pytest.raises(ValueError, match="times 1000000 and points 3 add 2000000 steps; at most 1000 are possible"):
+        Restart(times=1000000, points=3)

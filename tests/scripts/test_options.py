@@ -16,6 +16,7 @@ from sdjax.samplers.start import COUNTINGS
 from sdjax.scripts import txt2img
 from sdjax.scripts.shared import noise_flags, options, picture_settings, runtime
 from sdjax.tasks import compat
+from sdjax.tasks.request import Request
 
 COMPVIS = (
     "--prompt --outdir --skip_grid --skip_save --ddim_steps --plms --dpm_solver --fixed_code --ddim_eta --n_iter --H "
@@ -88,7 +89,20 @@ def test_an_option_given_twice_is_refused() -> None:
         runtime.make_sampler("ddim", ["spacing=even", "spacing=karras"])
     with pytest.raises(ValueError, match="eta is given twice"):
         runtime.make_sampler("ddim", ["eta=1"], eta=0.5)
+    with pytest.raises(ValueError, match="order is given twice: give it once"):
+        runtime.make_sampler("unipc", ["order=1", "order=2"])
     assert runtime.make_sampler("plms", [], eta=0.0) == samplers.PLMS()  # as the references' scripts are called
+
+
+def test_an_option_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="--sampler-option is NAME=VALUE; got '=1'"):
+        runtime.make_sampler("ddim", ["=1"])
+
+
+@pytest.mark.parametrize("name", ["Automatic", "automatic"])
+def test_the_automatic_schedule_is_the_samplers_own(name) -> None:
+    assert runtime.make_schedule(name, []) is None
+    assert Request(schedule=name).schedule is None
 
 
 def test_help_says_where_the_references_differ() -> None:

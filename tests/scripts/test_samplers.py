@@ -64,6 +64,7 @@ def test_flags_take_names_of_other_tools(fake, flags, spacing, sampler) -> None:
         ("--schedule karas", "unknown schedule 'karas'; the nearest known ones are karras"),
         ("--schedule-option rho=5", "--schedule-option has no effect without --schedule"),
         ("--schedule karras --schedule-option rho", "--schedule-option is NAME=VALUE"),
+        ("--schedule karras --schedule-option =5", "--schedule-option is NAME=VALUE; got '=5'"),
         ("--schedule karras --schedule-option rho=5 --schedule-option rho=6", "rho is given twice"),
         ("--schedule karras --sampler-option spacing=even", "say the same thing"),
         ("--schedule sigmas=14,1,0 --steps 3", "--steps has no effect with --schedule sigmas=...: the list decides"),
