@@ -62,10 +62,14 @@ _HOME = {
 }
 
 _MODULES = {  # modules for users, by their short names
+    "adapters": "sdjax.adapters",
+    "convert": "sdjax.convert",
     "hub": "sdjax.loading.hub",
     "image": "sdjax.pictures.image",
     "movie": "sdjax.pictures.movie",
+    "noise": "sdjax.noise",
     "notes": "sdjax.checks.notes",
+    "samplers": "sdjax.samplers",
     "watermark": "sdjax.pictures.watermark",
 }
 

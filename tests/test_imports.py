@@ -32,3 +32,10 @@ def test_a_clone_that_is_not_installed_says_so_in_a_sentence(command):
     [sentence] = ran.stderr.splitlines()
     assert "sdjax" in sentence
     assert "install" in sentence
+
+
+def test_import_sdjax_alone_gives_the_modules_that_the_manual_names():
+    names = ["adapters.LoRA", "convert.load", "noise.comfyui_noise", "samplers.from_diffusers"]
+    code = "\n".join(["import sdjax", *(f"sdjax.{name}" for name in names)])
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (ran.returncode, ran.stderr) == (0, "")
