@@ -93,6 +93,7 @@ def make_sampler(
     """
     from sdjax.checks.effects import ignored
     from sdjax.samplers.diffusers.scheduler import DiffusersSampler
+    from sdjax.samplers.schedules import SigmaList
     from sdjax.samplers.tool_sampler import ToolSampler
     from sdjax.tasks.resolve import make_sampler as choose
 
@@ -125,6 +126,8 @@ def make_sampler(
         if "spacing" in changed:
             raise ValueError("--sampler-option spacing and --schedule say the same thing: leave one of them out")
         changed["spacing"] = spacing
+        if "end" in changed and isinstance(spacing, SigmaList):
+            raise ValueError("--sampler-option end has no effect with --schedule sigmas=...: the last sigma is the end")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Note)  # on the command line it is an error
         sampler = choose(name, schedule, tool, **changed)

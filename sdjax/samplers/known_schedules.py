@@ -123,9 +123,8 @@ def _numbers(name: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(
-            f"{name} are numbers, separated by commas, as {name}=14.6,7.5,2,0; got {shown(text)}"
-        ) from None
+        such = "14.6,7.5,2,0" if name == "sigmas" else "999,700,300"
+        raise ValueError(f"{name} are numbers, separated by commas, as {name}={such}; got {shown(text)}") from None
 
 
 def _read(schedule: str, name: str, value: Any, present: Any) -> Any:

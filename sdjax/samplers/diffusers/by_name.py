@@ -50,7 +50,8 @@ def by_name(name: str, noise: NoiseSchedule, schedule: Any = None, step: Mapping
     if schedule is not None:
         schedule = describe(schedule)
         if not isinstance(schedule, str) or schedule not in SCHEDULES:
-            raise ValueError(f"a schedule of diffusers is one of {', '.join(SCHEDULES)}; got {shown(schedule)}")
+            given = shown(schedule) if isinstance(schedule, str) else f"{schedule['name']} with its own numbers"
+            raise ValueError(f"with compat diffusers a schedule is one of {', '.join(SCHEDULES)}; got {given}")
         config |= SCHEDULES[schedule]
     own = noise.config
     kind, prediction = (
