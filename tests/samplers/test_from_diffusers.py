@@ -70,6 +70,14 @@ def test_a_recorded_run_is_made_again(name):
     assert np.linalg.norm(got - want) / np.linalg.norm(want) < (1e-3 if truncated else 2e-4)
 
 
+def test_a_field_of_another_class_that_is_off_has_no_effect():
+    """The file of Stable Diffusion 1.5's repository says clip_sample=false, which PNDMScheduler does not have."""
+    config = LATENT | {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "steps_offset": 1}
+    assert from_diffusers(config | {"clip_sample": False, "thresholding": None}) == from_diffusers(config)
+    with pytest.raises(ValueError, match="unknown field 'clip_sample'"):
+        from_diffusers(config | {"clip_sample": True})
+
+
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [

@@ -45,9 +45,13 @@ class Fields:
         return self._config.get(name, default)
 
     def check_rest(self) -> None:
-        """Raises ValueError if something was not read."""
-        if self._left:
-            self.refuse(f"unknown field {shown(sorted(self._left)[0])} in its file")
+        """Raises ValueError if something was not read. Fields of other classes may be there if they are off."""
+        # clip_sample=false stands in the PNDMScheduler files of Stable Diffusion 1
+        unknown = sorted(
+            name for name in self._left if self._config[name] is not None and self._config[name] is not False
+        )
+        if unknown:
+            self.refuse(f"unknown field {shown(unknown[0])} in its file")
         if self._step:
             self.refuse(f"its step has no argument {shown(sorted(self._step)[0])}")
         for name, values in ("timesteps", self._timesteps), ("sigmas", self._sigmas):
