@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from jaxtyping import Array, Float
 
-from sdjax.checks.arguments import number, shown
+from sdjax.checks.arguments import flag, number, shown
 from sdjax.samplers.known_schedules import SCHEDULES
 from sdjax.samplers.rows import Rows, first_sigma, per_image, repeat
 from sdjax.samplers.rule import Constrain, Denoiser, Linear, Noisy, Rule, State, scan_rows
@@ -38,6 +38,12 @@ class Sampler:
         if not isinstance(self.spacing, Schedule):
             choose("spacing", self.spacing, SCHEDULES)
         choose("end", self.end, ("zero", "sigma_min"))
+        for field in dataclasses.fields(self):
+            value, usual = getattr(self, field.name), field.default
+            if isinstance(usual, bool):
+                flag(field.name, value)
+            elif isinstance(usual, int | float) and (value is None or isinstance(value, str | bytes | list | tuple)):
+                number(field.name, value)
 
     @property
     def rule(self) -> Rule:

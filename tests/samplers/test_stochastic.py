@@ -16,6 +16,7 @@ from sdjax.samplers import (
     LCM,
     DPMFast,
     DPMSolver2S,
+    DPMSolverMultistep,
     DPMSolverSDE,
     DPMSolverSDE2S,
     DPMSolverSDE3M,
@@ -227,6 +228,20 @@ def test_a_kept_part_has_the_churned_level_too():
     jax.effects_barrier()
     _, sigma = sampler.grid(gaussian.SCHEDULE, 8)
     np.testing.assert_allclose(sorted(seen, reverse=True), sigma[:-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fields", "message"),
+    [
+        (DPMSolverMultistep, {"quantile": "a"}, "quantile is a finite number; got 'a'"),
+        (DPMSolverMultistep, {"lower_order_below": None}, "lower_order_below is a finite number; got None"),
+        (Restart, {"automatic": "no"}, "automatic is True or False; got 'no'"),
+        (DPM2, {"eta": [1]}, "eta is a finite number; got"),
+    ],
+)
+def test_fields_of_the_wrong_type_are_refused(sampler, fields, message):
+    with pytest.raises(ValueError, match=message):
+        sampler(**fields)
 
 
 def test_restart_refuses_returns_without_end():
