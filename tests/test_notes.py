@@ -65,7 +65,7 @@ def test_a_samplers_field_that_its_method_ignores_is_said(recwarn) -> None:
 def test_a_picture_records_what_was_used(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     flags = "--scale 1 --steps 1 --n_iter 1 --n_samples 1 --sampler dpm_solver --watermark x --skip_grid --device cpu:0"
-    assert main(["txt2img", "--prompt", "a rocket (red:1.3)", *flags.split()]) == 0
+    assert main(["txt2img", "--prompt", "a rocket (red:1.3)", "--prompt-syntax", "plain", *flags.split()]) == 0
     err = capsys.readouterr().err
     assert err.count("another tool's syntax, which is read as plain words here and may spoil the picture: \"(red") == 1
     (path,) = Path("outputs").rglob("*.png")

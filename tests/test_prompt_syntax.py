@@ -126,7 +126,7 @@ def test_every_task_says_both_of_both_prompts() -> None:
                             prompt_syntax="plain")  # fmt: skip
     texts = [str(one.message) for one in caught]
     assert len(texts) == 2
-    assert sum('"[dog]", "(blurry:1.4)"' in text for text in texts) == 1
+    assert sum('"(blurry:1.4)", "[dog]"' in text for text in texts) == 1
     assert sum("left out is" in text for text in texts) == 1
 
 

@@ -85,7 +85,7 @@ def _lines(font: Font, label: str, width: int) -> list[str]:
             lines[-1] += f" {word}"
             continue
         while word and len(lines) <= MAX_LINES:
-            fits = next((n for n in range(len(word), 1, -1) if _width(font, word[:n]) <= width), 1)
+            fits = next((n for n in range(min(len(word), width), 1, -1) if _width(font, word[:n]) <= width), 1)
             lines.append(word[:fits])
             word = word[fits:]
     return lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], "..."]

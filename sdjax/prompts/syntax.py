@@ -96,7 +96,7 @@ def check_prompts(prompts: Iterable[str], syntax: str = "plain") -> None:
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     note(
         f"the prompt has another tool's syntax, which is read as plain words here and may spoil the picture: {named}"
-        f"{more}; remove it",
+        f"{more}; remove it" + (", or take the prompt syntax weights" if syntax == "plain" else ""),
         PromptNote,
     )
 

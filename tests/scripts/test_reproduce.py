@@ -46,7 +46,7 @@ def test_the_picture_of_another_tool_is_made_with_its_settings(fake, capsys) -> 
     assert call["prompts"] == ["a cat"]
     assert (call["seed"], call["num_steps"], call["guidance_scale"]) == ([5], [7], [6.5])
     assert (call["negative_prompt"], call["height"], call["width"]) == (["dog"], [96], [64])
-    assert type(call["sampler"][0]).__name__ == "Euler"
+    assert type(call["sampler"][0].recipe.sampler).__name__ == "Euler"
     err = capsys.readouterr().err
     assert "--ckpt model.ckpt is not the model of the picture, v1-5, whose hash is 0123456789" in err
     assert "the levels differ from those of a.png by" in err
