@@ -48,7 +48,7 @@ class Prompts:
     @functools.cached_property
     def plans(self) -> list[Plan]:
         """What each picture's prompts say at each network call."""
-        after = self.after or [None] * len(self.requests)
+        after: Sequence[int | None] = self.after or [None] * len(self.requests)
         return list(map(self._plan, self.requests, self.starts, after))
 
     @functools.cached_property
@@ -154,8 +154,10 @@ class Prompts:
             for branch in branches for i, own in enumerate(self.texts) for numbers in different
         ]  # fmt: skip
         empty = self._empty(self.requests[0])
-        how = {"mesh": self.how.mesh, "parallel": self.how.parallel, "exact": self.how.exact}
-        *encoded, nothing = encode_texts(self.pipe, [*texts, empty], at_a_time=at_a_time, **how)
+        *encoded, nothing = encode_texts(
+            self.pipe, [*texts, empty], at_a_time=at_a_time,
+            mesh=self.how.mesh, parallel=self.how.parallel, exact=self.how.exact,
+        )  # fmt: skip
         longest = max(map(len, encoded))
         filled = np.stack([np.concatenate([a, *[nothing] * ((longest - len(a)) // len(nothing))]) for a in encoded])
         shape = (len(branches), len(self.plans), len(different), *filled.shape[1:])

@@ -1,7 +1,7 @@
 """Inversion: the starting noise from which DDIM makes a given picture."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 
@@ -44,12 +44,13 @@ def invert(
     for name in ("sampler", "eta", "latents"):
         if options.get(name) is not None:
             raise ValueError(f"inversion is DDIM's without fresh noise, and ends in noise: leave out {name}")
-    spacing = options.get("spacing")
+    # All pictures have one spacing and one size: the sampler and `working_size` refuse lists
+    spacing = cast(str | None, options.get("spacing"))
     sampler = DDIMInversion(refinements=refinements) if spacing is None else DDIMInversion(
         refinements=refinements, spacing=spacing
     )  # fmt: skip
     given = inputs.open_pictures(image)
-    height, width = options.get("height"), options.get("width")
+    height, width = cast(int | None, options.get("height")), cast(int | None, options.get("width"))
     sizes = [inputs.working_size(pipe.config, one.shape[:2], height, width) for one in given]
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
     rest = {name: value for name, value in options.items() if name not in ("height", "width", "spacing")}
