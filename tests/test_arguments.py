@@ -145,7 +145,7 @@ def test_whole_numbers_of_any_library_are_seeds():
 
 def test_none_is_the_default_seed_and_the_empty_negative_prompt():
     from sdjax.tasks.animate import check_keyframes
-    from sdjax.tasks.request import expand as requests
+    from sdjax.tasks.expand import expand as requests
 
     def expand(prompt, negative_prompt, seed, num_images):
         made = requests(prompt, negative_prompt=negative_prompt, seed=seed, num_images=num_images)

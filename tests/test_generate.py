@@ -11,7 +11,7 @@ from sdjax.config import ScheduleConfig
 from sdjax.pipeline import placement
 from sdjax.samplers import SAMPLERS
 from sdjax.schedule import NoiseSchedule
-from sdjax.tasks.request import expand
+from sdjax.tasks.expand import expand
 from sdjax.tasks.resolve import make_sampler
 from sdjax.tasks.results import advice, check_images
 

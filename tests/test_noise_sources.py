@@ -12,8 +12,9 @@ from sdjax.samplers import SAMPLERS
 from sdjax.schedule import NoiseSchedule
 from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing
+from sdjax.tasks.expand import expand
 from sdjax.tasks.noise import step_noise
-from sdjax.tasks.request import Request, expand
+from sdjax.tasks.request import Request
 
 import models
 from checks import count_compilations, near

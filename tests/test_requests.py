@@ -14,7 +14,8 @@ from sdjax.samplers import SAMPLERS
 from sdjax.tasks import request as module
 from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing, ComputingOptions
-from sdjax.tasks.request import Request, expand
+from sdjax.tasks.expand import expand
+from sdjax.tasks.request import Request
 
 import models
 from checks import count_compilations, near

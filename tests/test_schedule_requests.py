@@ -9,7 +9,8 @@ from sdjax.samplers import make_schedule
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
 from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing
-from sdjax.tasks.request import Request, expand
+from sdjax.tasks.expand import expand
+from sdjax.tasks.request import Request
 
 import models
 from checks import count_compilations, near

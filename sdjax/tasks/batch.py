@@ -26,8 +26,9 @@ from sdjax.samplers.rows import per_image
 from sdjax.tasks import noise
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
+from sdjax.tasks.expand import expand
 from sdjax.tasks.inputs import one_each
-from sdjax.tasks.request import Each, Request, expand
+from sdjax.tasks.request import Each, Request
 from sdjax.tasks.resolve import Resolved, begin, check_begin, find_windows, rescaled, resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
