@@ -4,6 +4,7 @@ import io
 import json
 import random
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -278,6 +279,13 @@ JSON_BOMBS = [
 @pytest.mark.parametrize("keyword", ["prompt", "invokeai_metadata", "sd-metadata", "sdjax"])
 def test_hostile_json_is_refused_or_harmless(keyword, text):
     assert len(said(png(**{keyword: text}))) < 1000
+
+
+@pytest.mark.parametrize("last", ["a" * 100_000, " " * 100_000 + "x", 'ab: "' * 20_000, "a" * 4_000_000])
+def test_reading_a_long_last_line_takes_no_square_of_its_length(last):
+    start = time.process_time()
+    assert len(said(png(parameters=f"a cat\n{last}"))) < 1000
+    assert time.process_time() - start < 10  # a square would take minutes
 
 
 def test_damaged_files_are_picture_errors_and_nothing_else():

@@ -11,10 +11,11 @@ from typing import Any
 
 from sdjax.pictures.metadata.found import Found, item, number, unknown, whole, words
 
-# A pair of the last line: a key, and a value that is quoted as JSON or has no comma
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# A pair of the last line: a key, and a value that is quoted as JSON or has no comma. Lengths keep the search linear
+_PAIR = re.compile(r'(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 MIN_PAIRS = 3  # a last line with fewer is part of the prompt
 MAX_PAIRS = 500
+MAX_LINE = 2**17  # characters of a last line with pairs
 NEGATIVE = "Negative prompt:"
 
 
@@ -131,7 +132,8 @@ def read(text: str) -> Found:
 def split(text: str) -> tuple[str, str, dict[str, str]]:
     """Returns prompt, negative prompt and pairs of a text, as A1111 divides it. Quoted values are unquoted."""
     *lines, last = text.strip().split("\n")
-    found = [match for match, _ in zip(_PAIR.finditer(last), range(MAX_PAIRS))]
+    matches = _PAIR.finditer(last) if len(last) <= MAX_LINE else ()
+    found = [match for match, _ in zip(matches, range(MAX_PAIRS))]
     if len(found) < MIN_PAIRS:
         lines, found = [*lines, last], []
     prompt: list[str] = []
