@@ -9,6 +9,7 @@ from sdjax.pictures.image import to_float
 import models
 
 
+@pytest.mark.slow
 def test_refined_inversion_comes_closer_to_the_picture() -> None:
     """Random weights are far from a model's, so that the way back is long; the built-in model's is below."""
     pipe = models.pipeline()

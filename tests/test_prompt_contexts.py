@@ -69,6 +69,7 @@ def test_a_second_pass_counts_on() -> None:
     assert plan.stage.tolist() == [0] * 6 + [1] * 4
 
 
+@pytest.mark.slow
 def test_pictures_of_changing_prompts_are_between_those_of_their_texts() -> None:
     prompts = ["a cat", "a dog", "a [cat:dog:0]", "a [cat:dog:9]", "a [cat:dog:1]", LONG]
     pipe, options = models.pipeline(), {"num_steps": 4, "devices": jax.devices()[:1]}
@@ -116,6 +117,7 @@ def test_every_sampler_s_steps_are_counted_once_or_twice() -> None:
         assert 0.4 < np.mean(rows.stage == 0) < 0.75
 
 
+@pytest.mark.slow
 def test_prompts_joined_by_and_are_weighted() -> None:
     pipe, options = models.pipeline(), {"num_steps": 2, "seed": 3, "devices": jax.devices()[:1]}
     prompts = ["a cat", "a cat AND a dog :0", "a dog :0 AND a cat", "a dog", "a dog AND a dog :-1 AND a dog"]

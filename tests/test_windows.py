@@ -93,6 +93,7 @@ def test_pictures_of_different_structure_are_different_groups_and_numbers_are_no
     assert groups == [[0, 7], [1], [2, 3], [4], [5], [6]]
 
 
+@pytest.mark.slow
 def test_a_seamless_picture_continues_over_its_edges():
     """Rolled noise makes the rolled picture. Only the side of a map of one level is odd, so any roll works."""
     pipe, noise = models.pipeline(), normal(0, 8, 8, 4)
@@ -103,6 +104,7 @@ def test_a_seamless_picture_continues_over_its_edges():
     assert not near(sdjax.text_to_image(pipe, "a cat", latents=noise, **{**options, "seamless": None}), plain)
 
 
+@pytest.mark.slow
 def test_patches_of_requests_reach_the_network():
     pipe = models.pipeline()
     plain, merged = (

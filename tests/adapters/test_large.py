@@ -52,7 +52,9 @@ def predict(settings, x, t):
     return np.asarray(run(tuple(one.patch for one in settings), x, np.float32(t), numbers))
 
 
-@pytest.mark.parametrize("setting", [DeepShrink(block=1, stop=0.5), RAUNet(stop=0.5)])
+@pytest.mark.parametrize(
+    "setting", [DeepShrink(block=1, stop=0.5), pytest.param(RAUNet(stop=0.5), marks=pytest.mark.slow)]
+)
 def test_a_patch_changes_only_the_images_whose_timestep_is_in_its_range(setting):
     x = normal(2, 2, 8, 8, 4)
     mixed, plain = predict([setting], x, [900, 100]), predict([], x, [900, 100])

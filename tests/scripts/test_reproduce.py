@@ -94,11 +94,16 @@ def test_files_without_settings_and_files_that_are_none(fake, capsys) -> None:
 OURS = [
     "--n_samples 3",
     "--n_samples 2 --sampler euler_ancestral --scale 1",
-    "--n_samples 1 --sampler dpm_solver --sampler-option order=3 --guidance-rescale 0.5 --exact",
-    "--from-file lines.jsonl",
-    "--n_samples 1 --hires 1.5 --hires-upscale bilinear --watermark abc",
-    "--n_samples 1 --hires 1.5 --hires-steps 2 --hires-prompt dog --hires-sampler heun --hires-scale 3 --seamless x "
-    "--patch token_merging:ratio=0.3 --window 64 --window-blend gaussian",
+    *(
+        pytest.param(flags, marks=pytest.mark.slow)
+        for flags in (
+            "--n_samples 1 --sampler dpm_solver --sampler-option order=3 --guidance-rescale 0.5 --exact",
+            "--from-file lines.jsonl",
+            "--n_samples 1 --hires 1.5 --hires-upscale bilinear --watermark abc",
+            "--n_samples 1 --hires 1.5 --hires-steps 2 --hires-prompt dog --hires-sampler heun --hires-scale 3 "
+            "--seamless x --patch token_merging:ratio=0.3 --window 64 --window-blend gaussian",
+        )
+    ),
 ]
 
 
