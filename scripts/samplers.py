@@ -54,7 +54,9 @@ def entry(name: str, known: names.Names, more: str = "") -> str:
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     tools = [f"{names.TITLES[tool]}: {', '.join(known.of(tool))}" for tool in names.TOOLS if known.of(tool)]
     text = "; ".join([*([more] if more else []), *tools]) or "only here"
-    return textwrap.fill(f"{name:28}{text}", width, subsequent_indent=" " * 28, break_on_hyphens=False)
+    return textwrap.fill(
+        f"{name:28}{text}", width, subsequent_indent=" " * 28, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def one(text: str) -> list[str]:

@@ -52,7 +52,7 @@ def test_another_mixture_of_the_same_size_compiles_nothing():
 def test_another_mixture_of_prompts_compiles_nothing():
     pipe = models.pipeline()
     prompts = ["a cat", "a (red:1.3) cat BREAK a dog", "a cat AND a dog :0.6", "a [cat:dog:0.5]"]
-    others = ["a [hen:owl:0.3]", "an owl AND a fox :0.2", "a fox BREAK [a hen]", "((a hen))"]
+    others = ["a hen", "a fox BREAK [a hen]", "an owl AND a fox :0.2", "an [owl:hen:0.5]"]
     first, second = ([Request(text, seed=1, num_steps=3) for text in texts] for texts in (prompts, others))
     sdjax.generate(pipe, first, **ONE)
     assert count_compilations(lambda: sdjax.generate(pipe, second, **ONE)) == 0
