@@ -13,6 +13,7 @@ import numpy as np
 import platformdirs
 import pytest
 from jax import export
+from safetensors.flax import load_file, save_file
 
 import sdjax
 from sdjax.export import executables, layout, run
@@ -119,6 +120,20 @@ def broken(folder: Path, **changes) -> None:
     (folder / layout.MANIFEST).write_text(json.dumps({**found, **changes}))
 
 
+def without_program(folder: Path, name: str) -> None:
+    programs = json.loads((folder / layout.MANIFEST).read_text())["programs"]
+    del programs[name]
+    broken(folder, programs=programs)
+
+
+def without_a_weight(folder: Path) -> None:
+    path = folder / layout.WEIGHTS
+    weights = load_file(path)
+    del weights[next(name for name in sorted(weights) if name.startswith("text/"))]
+    save_file(weights, path)
+    broken(folder, weight_bytes=path.stat().st_size)
+
+
 DAMAGES = [
     (lambda at: (at / layout.MANIFEST).unlink(), "is no exported model: it has no exported.json"),
     (lambda at: (at / layout.MANIFEST).write_text("{"), "exported.json cannot be used"),
@@ -131,6 +146,17 @@ DAMAGES = [
     (lambda at: broken(at, programs={"../x": [1, "0" * 64]}), "there is no program"),
     (lambda at: broken(at, programs={"cpu/text": [2**40, "0" * 64]}), "size or SHA-256 of the program cpu/text is"),
     (lambda at: broken(at, schedule={"kind": "odd"}), "exported.json cannot be used"),
+    (lambda at: broken(at, programs=[]), "programs is wrong"),
+    (lambda at: broken(at, programs={"cpu/text": [float("inf"), "0" * 64]}), "exported.json cannot be used"),
+    (lambda at: broken(at, versions=[]), "versions is wrong"),
+    (lambda at: broken(at, pad=10**30), "pad is out of range"),
+    (lambda at: broken(at, guidance_scale=float("nan")), "guidance_scale is not a finite number"),
+    (lambda at: broken(at, schedule={"num_timesteps": 10**9}), "num_timesteps is out of range"),
+    (lambda at: broken(at, height=128), "do not fit each other or their description"),
+    (lambda at: broken(at, batch=3), "the program text does not fit"),
+    (lambda at: without_program(at, "cpu/text"), "has no program cpu/text"),
+    (lambda at: without_a_weight(at), "the program text does not fit the weights"),
+    (lambda at: (at / layout.TOKENIZER).mkdir(), "has no readable tokenizer"),
     (lambda at: (at / layout.WEIGHTS).write_bytes(b"short"), "weights .* are missing or damaged"),
     (lambda at: (at / layout.program_file("cpu/noise")).unlink(), "program .* is missing or damaged"),
 ]

@@ -96,3 +96,15 @@ def test_the_container_is_built_from_all_that_is_packed() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert re.search(r"^USER (?!root)\w+$", dockerfile, re.MULTILINE)
     assert re.search(r"^VOLUME /cache$", dockerfile, re.MULTILINE)
+
+
+def test_every_folder_with_code_is_packed() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {
+        (path.parent, package) for package, top in tool["package-dir"].items() for path in (ROOT / top).rglob("*.py")
+    }
+    names = {
+        ".".join([package, *folder.relative_to(ROOT / tool["package-dir"][package]).parts])
+        for folder, package in folders
+    }
+    assert names <= set(tool["packages"])

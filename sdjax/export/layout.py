@@ -12,6 +12,7 @@ The programs take and return mappings from names to arrays, so they need none of
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,8 +64,8 @@ def read(folder: Path) -> Description:
     path = folder / MANIFEST
     if not path.is_file():
         raise ExportError(f"{folder} is no exported model: it has no {MANIFEST}; `sdjax export` makes one")
-    with doing("reading", path):
-        text = path.read_bytes()[: MAX_MANIFEST + 1]
+    with doing("reading", path), path.open("rb") as file:
+        text = file.read(MAX_MANIFEST + 1)
     try:
         if len(text) > MAX_MANIFEST:
             raise ValueError("it is too long")
@@ -74,7 +75,7 @@ def read(folder: Path) -> Description:
         if found.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT}; export the model again with this version of sdjax")
         return _checked(found)
-    except (ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, ConfigError) as error:
         raise ExportError(f"{path} cannot be used: {error}") from None
 
 
@@ -90,6 +91,18 @@ def _checked(found: dict[str, Any]) -> Description:
     for name in "height", "width", "batch", "chunk", "length":
         if not 1 <= found[name] <= 2**16:
             raise ValueError(f"{name} is out of range: {found[name]}")
+    if not 0 <= found["pad"] < 2**31:
+        raise ValueError(f"pad is out of range: {str(found['pad'])[:40]}")
+    if not math.isfinite(found["guidance_scale"]):
+        raise ValueError(f"guidance_scale is not a finite number: {found['guidance_scale']}")
+    for name in "programs", "versions", "schedule":
+        if not isinstance(found[name], dict):
+            raise ValueError(f"{name} is wrong: {str(found[name])[:40]!r}")
+    if not all(isinstance(version, str) for version in found["versions"].values()):
+        raise ValueError("versions are texts")
+    schedule = ScheduleConfig.from_dict(found["schedule"])
+    if schedule.num_timesteps > 2**16:
+        raise ValueError(f"schedule.num_timesteps is out of range: {str(schedule.num_timesteps)[:40]}")
     programs = {}
     for name, (size, digest) in found["programs"].items():
         if not re.fullmatch(rf"({'|'.join(PLATFORMS)})/({'|'.join(PROGRAMS)})", name):
@@ -98,11 +111,13 @@ def _checked(found: dict[str, Any]) -> Description:
             raise ValueError(f"size or SHA-256 of the program {name} is wrong")
         programs[name] = (int(size), str(digest))
     rows = tuple(map(str, found["rows"]))
-    return Description(**{**found, "schedule": ScheduleConfig(**found["schedule"]), "programs": programs, "rows": rows})
+    return Description(**{**found, "schedule": schedule, "programs": programs, "rows": rows})
 
 
 def program_bytes(folder: Path, name: str, description: Description) -> bytes:
     """Returns the program `name`, such as "cpu/text". Raises ExportError if it is missing or has other bytes."""
+    if name not in description.programs:
+        raise ExportError(f"{folder} has no program {name}: export the model again")
     size, digest = description.programs[name]
     path = folder / program_file(name)
     with doing("reading", path):

@@ -10,7 +10,7 @@ another matter: see `sdjax.export.executables`.
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,20 @@ class ExportedModel:
         self.device = jax.local_devices()[0] if device is None else device
         self.schedule = NoiseSchedule(self.description.schedule)
         own = self.folder / layout.TOKENIZER
-        self.tokenizer = Tokenizer.load(own) if own.is_dir() else Tokenizer()
+        try:
+            self.tokenizer = Tokenizer.load(own) if own.is_dir() else Tokenizer()
+        except ValueError as error:
+            raise ExportError(str(error)) from None
         self.compiled_here = 0
         platform = {"gpu": "cuda"}.get(self.device.platform, self.device.platform)
         if f"{platform}/sample" not in self.description.programs:
             known = sorted({name.partition("/")[0] for name in self.description.programs})
             raise ExportError(f"{folder} was exported for {', '.join(known)}, not for {platform}")
         self._weights = self._read_weights()
+        exported = {name: self._exported(f"{platform}/{name}") for name in layout.PROGRAMS}
+        self._check_fit(exported)
         with jax.default_device(self.device):
-            self._run = {name: self._program(f"{platform}/{name}", keep) for name in layout.PROGRAMS}
+            self._run = {name: self._program(f"{platform}/{name}", exported[name], keep) for name in layout.PROGRAMS}
 
     def text_to_image(
         self, prompt: str | Sequence[str], *, negative_prompt: str = "", seed: int = 0, sampler: str | Sampler = "ddim",
@@ -130,8 +135,6 @@ class ExportedModel:
         total, each = len(start.rows.index), self.description.chunk
         for done, chunk in zip(range(each, total + each, each), chunks(batch([start.rows] * size), each), strict=True):
             rows = named(jax.tree.map(lambda a: np.ascontiguousarray(a.swapaxes(0, 1)), chunk))
-            if tuple(rows) != self.description.rows:
-                raise ExportError("the model was exported by a version of sdjax with other rows: export it again")
             state = self._run["sample"](self._weights["unet"], rows, state, run.words, *told)
             jax.block_until_ready(state)
             report(min(done, total))
@@ -177,20 +180,56 @@ class ExportedModel:
                 parts[part][rest] = jax.device_put(leaf, self.device)
         return parts
 
-    def _program(self, name: str, keep: bool) -> Callable[..., Any]:
-        """Returns a program ready to run: its kept executable, or compiled now."""
+    def _exported(self, name: str) -> export.Exported:
         data = layout.program_bytes(self.folder, name, self.description)
-        digest = self.description.programs[name][1]
         try:
             exported = export.deserialize(bytearray(data))
         except Exception as error:  # flatbuffers and MLIR raise many kinds
-            raise ExportError(f"the program {name} cannot be read: {str(error).splitlines()[0]}") from None
+            raise ExportError(f"the program {name} cannot be read: {(str(error).splitlines() or [''])[0]}") from None
+        platform = name.partition("/")[0]
+        if tuple(exported.platforms) != (platform,):
+            raise ExportError(f"the program {name} is not one for {platform}: export the model again")
         check_calls(exported.mlir_module(), name)
+        return exported
+
+    def _check_fit(self, exported: Mapping[str, export.Exported]) -> None:
+        """Raises ExportError unless programs, weights and description fit together, so that every call can be made."""
+        about, size = self.description, self.description.batch
+        out = {name: _avals(one.out_tree, one.out_avals) for name, one in exported.items()}
+        weights = jax.tree.map(_shape, self._weights)
+        first = make_start(self.make_sampler("ddim"), self.schedule, 1).rows
+        assert first is not None
+        chunk = next(iter(chunks(batch([first] * size), about.chunk)))
+        rows = {name: _shape(leaf.swapaxes(0, 1)) for name, leaf in named(chunk).items()}
+        if tuple(rows) != about.rows:
+            raise ExportError("the model was exported by a version of sdjax with other rows: export it again")
+        numbers = jax.ShapeDtypeStruct((size,), np.float32)
+        words = jax.ShapeDtypeStruct((size, 2), np.uint32)
+        told = ([out["text"]] * 2, numbers, numbers)
+        state = out["begin"]
+        taken = {
+            "text": (weights["text"], jax.ShapeDtypeStruct((size, about.length), np.int32)),
+            "noise": (words,),
+            "begin": (weights["unet"], out["noise"], *told),
+            "sample": (weights["unet"], rows, state, words, *told),
+            "decode": (weights["vae"], out["noise"]),
+        }
+        for name, one in exported.items():
+            if _avals(one.in_tree, one.in_avals) != (taken[name], {}):
+                raise ExportError(f"the program {name} does not fit the weights or the other files: export again")
+        picture = jax.ShapeDtypeStruct((size, about.height, about.width, 3), np.float32)
+        kept = isinstance(state, dict) and state.get("x") == out["noise"] and out["sample"] == state
+        if not kept or out["decode"] != picture:
+            raise ExportError("the programs do not fit each other or their description: export the model again")
+
+    def _program(self, name: str, exported: export.Exported, keep: bool) -> Callable[..., Any]:
+        """Returns a program ready to run: its kept executable, or compiled now."""
+        digest = self.description.programs[name][1]
         path = self.folder / layout.COMPILED / executables.file_name(digest, self.device)
         found = executables.load(path, digest, self.device, exported.in_tree, exported.out_tree)
         if found is not None:
             return found
-        args, _ = jax.tree.unflatten(exported.in_tree, [_shape(aval) for aval in exported.in_avals])
+        args, _ = _avals(exported.in_tree, exported.in_avals)
         compiled = jax.jit(exported.call).lower(*args).compile()
         self.compiled_here += 1
         if keep:
@@ -219,6 +258,10 @@ def check_calls(module: str, name: str) -> None:
     called = {next(filter(None, groups)) for groups in _CALL.findall(module)}
     if called - CALLS:
         raise ExportError(f"the program {name} calls {', '.join(sorted(called - CALLS))}, which programs may not call")
+
+
+def _avals(tree: Any, avals: Sequence[Any]) -> Any:
+    return jax.tree.unflatten(tree, [_shape(aval) for aval in avals])
 
 
 def _shape(aval: Any) -> jax.ShapeDtypeStruct:
