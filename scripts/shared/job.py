@@ -76,7 +76,6 @@ class Job:
         import sdjax
         from sdjax.loading import builtin, hub
         from sdjax.schedule import NoiseSchedule
-        from sdjax.tasks.resolve import rescaled
 
         args = self.args
         own = None if self.own is None else builtin.place(self.own)
@@ -103,7 +102,6 @@ class Job:
         checked_by = saving.find_checker(args.safety_checker, local, on_hub=not hub.is_local(place))
 
         def check_all(config: Any) -> None:
-            schedule = rescaled(NoiseSchedule(config.schedule), args.zero_terminal_snr)
             self.options.schedule = NoiseSchedule(config.schedule)
             self.sampler = self.options.sampler({})[1]
             check_latent(args, config)
@@ -115,7 +113,7 @@ class Job:
                 raise ValueError(f"--guidance-rescale has no effect {options.WITHOUT_GUIDANCE}")
             saving.check_outdir(self.folder, config.image_size)
             check(config)
-            self.sampler.grid(schedule, args.steps)
+            self.sampler.grid(self.options.noise_schedule({}), args.steps)
             for own in (one for batch in self.batches for one in batch.settings if one):
                 try:
                     self.options.check(own, config)

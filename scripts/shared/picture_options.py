@@ -75,20 +75,18 @@ class PictureOptions:
             eta = self.args.ddim_eta
         tool = own.get("compat", getattr(self.args, "compat", None))
         return name, runtime.make_sampler(
-            name, texts, eta=eta, schedule=self._schedule(own), spacing=spacing, tool=tool
+            name, texts, eta=eta, schedule=self.noise_schedule(own), spacing=spacing, tool=tool
         )
 
-    def _schedule(self, own: Mapping[str, Any]) -> Any:
+    def noise_schedule(self, own: Mapping[str, Any]) -> Any:
         """Returns the noise schedule of a picture; None while it is not known."""
         from sdjax.tasks.request import Request
         from sdjax.tasks.resolve import rescaled
 
+        if self.schedule is None:
+            return None
         tool = own.get("zero_terminal_snr", self.args.zero_terminal_snr)
-        return (
-            None
-            if self.schedule is None
-            else rescaled(self.schedule, Request(zero_terminal_snr=tool).zero_terminal_snr)
-        )
+        return rescaled(self.schedule, Request(zero_terminal_snr=tool).zero_terminal_snr)
 
     def check(self, own: Mapping[str, Any], config: Any = None) -> None:
         """Raises ValueError for own settings that cannot be used, as far as that is known without the model.
@@ -105,7 +103,7 @@ class PictureOptions:
         windowed = self._merged(own).get("window") is not None
         check_size(config or sdjax.ModelConfig("any"), own.get("height"), own.get("width"), windowed=windowed)
         if config is not None:
-            sampler.grid(self._schedule(own), counted(sampler, own.get("num_steps", self.args.steps)))
+            sampler.grid(self.noise_schedule(own), counted(sampler, own.get("num_steps", self.args.steps)))
 
     def for_task(self, settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Returns the arguments of a task for pictures with these own settings: one for all, or one for each."""

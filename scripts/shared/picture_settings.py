@@ -19,15 +19,6 @@ WEB_UI_OPTIONS = {  # of schedules
     "rho": "Schedule rho", "sigma_min": "Schedule min sigma", "sigma_max": "Schedule max sigma",
     "alpha": "Beta schedule alpha", "beta": "Beta schedule beta", "discard_penultimate": "Discard penultimate sigma",
 }  # fmt: skip
-WEB_UI_UPSCALERS = {
-    "lanczos": "Lanczos",
-    "nearest pixels": "Nearest",
-    "bilinear": "Latent",
-    "bicubic": "Latent (bicubic antialiased)",
-    "sharp bicubic": "Latent (bicubic)",
-    "nearest": "Latent (nearest-exact)",
-    "floor nearest": "Latent (nearest)",
-}
 WEB_UI_NOISE = {"torch_cpu": "CPU", "torch_cuda": "NV"}  # its random number generator source
 MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
 ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
@@ -87,16 +78,19 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     Clip skip, Schedule type and Version are always there, because readers replace missing keys by their own defaults.
     RNG is there only if the noise is one that the web UI draws.
     """
+    from sdjax.tasks.two_pass import A1111_UPSCALES
+
     spacing = settings["sampler_options"].get("spacing", "compvis")  # A1111's DDIM, PLMS and UniPC have only their own
     described = spacing if isinstance(spacing, dict) else {"name": spacing}
     options = {WEB_UI_OPTIONS[key]: value for key, value in described.items() if key in WEB_UI_OPTIONS}
     hires = settings.get("hires") or {}
+    upscalers = {ours: theirs for theirs, ours in reversed(A1111_UPSCALES.items())}  # the first name of each
     own = {
         "Emphasis": {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}.get(settings.get("emphasis", "")),
         "Denoising strength": settings.get("strength", hires.get("strength")),
         "Hires upscale": hires.get("enlarge"),
         "Hires steps": hires.get("hires_steps"),
-        "Hires upscaler": WEB_UI_UPSCALERS.get(hires.get("upscale", ""), hires.get("upscale")),
+        "Hires upscaler": upscalers.get(hires.get("upscale", ""), hires.get("upscale")),
         "Hires sampler": None if hires.get("hires_sampler") is None else _sampler_of_web_ui(hires["hires_sampler"]),
         "Hires prompt": hires.get("hires_prompt"),
         "Hires negative prompt": hires.get("hires_negative_prompt"),

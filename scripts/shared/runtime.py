@@ -64,15 +64,23 @@ def make_schedule(name: str | None, settings: Sequence[str]) -> Any:
 
     if name is None or (is_automatic(name) and not settings):
         return None
+    return make_schedule(name, read_options(settings, "--schedule-option", "the schedule's option {}"))
+
+
+def read_options(texts: Sequence[str], flag: str, called: str) -> dict[str, str]:
+    """Returns the values of NAME=VALUE texts by name. `called` is what a message calls an option.
+
+    Raises ValueError for a text of another form, and for a name that is given twice.
+    """
     options: dict[str, str] = {}
-    for text in settings:
-        option, _, value = text.partition("=")
-        if not option or option == text:
-            raise ValueError(f"--schedule-option is NAME=VALUE; got {text!r}")
+    for text in texts:
+        option, equals, value = text.partition("=")
+        if not equals or not option:
+            raise ValueError(f"{flag} is NAME=VALUE; got {text!r}")
         if option in options:
-            raise ValueError(f"the schedule's option {option} is given twice: give it once")
+            raise ValueError(f"{called.format(option)} is given twice: give it once")
         options[option] = value
-    return make_schedule(name, options)
+    return options
 
 
 def make_sampler(
@@ -146,14 +154,8 @@ def read_guidance(names: Sequence[str], settings: Sequence[str]) -> dict[str, An
         return {}
     from sdjax.diffusion.rules import make_rules
 
-    guidance, options = "+".join(names), {}
-    for text in settings:
-        option, _, value = text.partition("=")
-        if not option or option == text:
-            raise ValueError(f"--guidance-option is NAME=VALUE; got {text!r}")
-        if option in options:
-            raise ValueError(f"the option {option} of --guidance is given twice: give it once")
-        options[option] = _plain(value)
+    guidance, texts = "+".join(names), read_options(settings, "--guidance-option", "the option {} of --guidance")
+    options = {option: _plain(value) for option, value in texts.items()}
     make_rules(guidance, options)
     return {"guidance": guidance, **({"guidance_options": options} if options else {})}
 

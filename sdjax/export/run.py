@@ -146,9 +146,7 @@ class ExportedModel:
         x = state["x"]
         end = State(x=x, base=x, past=(), x0=x)
         table = batch([run.start.rows] * self.description.batch)
-        latent = run.sampler.final(end, table)
-        if run.start.as_it_is:
-            latent = latent * per_image(np.sqrt(1 + table.sigma_next[-1] ** 2).astype(np.float32), latent)
+        latent = run.sampler.final(end, table) * run.start.of_result
         image = np.asarray(self._run["decode"](self._weights["vae"], latent))
         if not np.isfinite(image).all():
             raise ExportError(f"a picture holds values that are not numbers (computed in {self.description.dtype})")

@@ -52,6 +52,13 @@ class Start(NamedTuple):
         """Whether the first x contains the latent."""
         return bool(self.of_x0 != 0)
 
+    @property
+    def of_result(self) -> np.float32:
+        """The weight of the sampler's result in the latent."""
+        if self.rows is None or not self.as_it_is:
+            return np.float32(1)
+        return np.sqrt(1 + np.asarray(self.rows.sigma_next, np.float32)[-1] ** 2)
+
 
 @dataclasses.dataclass(frozen=True)
 class Counting:

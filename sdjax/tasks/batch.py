@@ -237,11 +237,9 @@ class Batch:
         of_x0, of_noise = (per_image(np.array(a), noise) for a in zip(*((s.of_x0, s.of_noise) for s in starts)))
         x = of_noise * noise if x0 is None else of_x0 * x0 + of_noise * noise
         state = yield from self.scan(rows, x, conditionings, known, last=last)
-        whole = batch(self._fill(rows))
-        latent = self.requests[0].sampler.final(state, whole)
+        latent = self.requests[0].sampler.final(state, batch(self._fill(rows)))
         if any(one.as_it_is for one in starts):
-            scale = np.where([one.as_it_is for one in starts], np.sqrt(1 + whole.sigma_next[-1] ** 2), 1.0)
-            latent = latent * per_image(scale.astype(np.float32), latent)
+            latent = latent * per_image(np.array([one.of_result for one in starts]), latent)
         return latent if known is None else known.put(latent)
 
     def scan(

@@ -109,8 +109,6 @@ def differentiable(
         raise ValueError("pictures that are differentiated together must have one size and one kind of sampler")
     sampler, noise, mesh = made.requests[0].sampler, made.noise(), made.how.mesh
     rows = made.prompts.rows()
-    table = batch(rows)
-    back = np.where([start.as_it_is for start in made.starts], np.sqrt(1 + table.sigma_next[-1] ** 2), 1.0)
     keys, of_rows = made.step_noise(rows, noise)
     guidance = jax.tree.map(jnp.asarray, made.guidance)
     program, params = pipe.sample_program(sampler.rule, noise, guidance, mesh=mesh, **made.network_options)
@@ -118,9 +116,9 @@ def differentiable(
         noise=noise,
         branches=tuple(made.with_patches(made.conditionings())),
         guidance=guidance,
-        rows=jax.tree.map(jnp.asarray, table),
+        rows=jax.tree.map(jnp.asarray, batch(rows)),
         of_noise=jnp.asarray(np.array([start.of_noise for start in made.starts])),
-        of_result=jnp.asarray(back, jnp.float32),
+        of_result=jnp.asarray(np.array([start.of_result for start in made.starts])),
         keys=keys,
         made=of_rows,
         params={"network": params, "vae": pipe.on(mesh)["vae"]},

@@ -19,6 +19,7 @@ from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.noise import SECOND
 from sdjax.tasks.batch import Batch, make_batch
 from sdjax.tasks.contexts import steps_counted
+from sdjax.tasks.inputs import one_each
 from sdjax.tasks.request import Each, Request, SizedOptions
 from sdjax.tasks.resolve import STEP, Resolved, check_size, resolve
 from sdjax.tasks.results import advice
@@ -150,15 +151,11 @@ def _second(config: ModelConfig, first: Resolved, enlarge: float, changed: dict[
 
 
 def _for_each(name: str, given: str | None | Sequence[str | None], count: int) -> list[str | None]:
-    if given is None:
-        return [None] * count
-    several: list[str | None] = list(texts(name, given)) if isinstance(given, str) else list(given)
+    several = [given] if given is None or isinstance(given, str) else list(given)
     for one in several:
         if one is not None:
             texts(name, one)
-    if len(several) not in (1, count):
-        raise ValueError(f"give one {name}, or one for each of the {count} pictures; got {len(several)}")
-    return several if len(several) == count else several * count
+    return one_each(name, several, count)
 
 
 def _shared(first: list[list[int]], second: list[list[int]]) -> list[list[int]]:
