@@ -28,7 +28,7 @@ from sdjax.tasks.batch import COMPUTING, Batch, batch_of
 from sdjax.tasks.computing import Computing, ComputingOptions
 from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
 from sdjax.tasks.request import PromptOptions, Request, SamplingOptions, SizeOptions, is_numbers
-from sdjax.tasks.resolve import check_size, rescaled, resolve
+from sdjax.tasks.resolve import check_size, resolve
 from sdjax.tasks.session import Making, Session, task
 from sdjax.typing import Latent
 
@@ -85,8 +85,7 @@ def animate(
     choose("interpolation", interpolation, INTERPOLATIONS)
     whole_batch = batch_of(pipe, [dataclasses.replace(one, seed=seeds[0])] * frames, how, list(range(frames)))
     request, mesh = whole_batch.requests[0], how.mesh
-    schedule = rescaled(pipe.schedule, request.zero_terminal_snr)
-    common, rest = split_steps(request.sampler, schedule, request.num_steps, prompt_strength)
+    common, rest = split_steps(request.sampler, request.noise_schedule, request.num_steps, prompt_strength)
     batch, loop = whole("batch", batch, 1), flag("loop", loop)
     guidance = request.guidance
     ignored = isinstance(guidance, ClassifierFree) and guidance.ignores_negative

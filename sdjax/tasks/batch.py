@@ -29,7 +29,7 @@ from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
 from sdjax.tasks.expand import expand
 from sdjax.tasks.inputs import one_each
 from sdjax.tasks.request import Each, Request
-from sdjax.tasks.resolve import Resolved, begin, check_begin, find_windows, rescaled, resolve
+from sdjax.tasks.resolve import Resolved, begin, check_begin, resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
 from sdjax.typing import Keys, Latent
@@ -79,10 +79,10 @@ class Batch:
         shares = list(strength) if is_sequence(strength) else [strength]  # type: ignore[arg-type]
         starts = []
         for request, share in zip(self.requests, one_each("strength", shares, len(self.requests))):
-            schedule = rescaled(self.pipe.schedule, request.zero_terminal_snr)
+            schedule = request.noise_schedule
             recipe = (id(request.sampler), request.num_steps, schedule, request.strength_counting, share)
             if recipe not in made:
-                made[recipe] = start = begin(request, schedule, share)
+                made[recipe] = start = begin(request, share)
                 if start.rows is None:
                     note(
                         f"strength {share:g} leaves none of {request.num_steps} steps: the prompt has no effect, "
@@ -105,9 +105,8 @@ class Batch:
             # A sampler with its own `final` shares no batch with others
             end = id(sampler) if sampler.ends_alone else None
             structure = (jax.tree.structure(request.guidance), tuple(setting.patch for setting in request.patches))
-            windows = find_windows(self.pipe.config, request)
             shape = self.prompts.shape(i) if self.how.exact else None  # a longer context changes the order of sums
-            made_as = (request.seamless, windows, shape)
+            made_as = (request.seamless, request.windows, shape)
             alike = (self.size_of(i), start.rows is None, sampler.rule, end, *structure, *made_as)
             groups.setdefault(alike, []).append(i)
         return [part for group in groups.values() for part in divided(group, self.how.at_once)]
@@ -283,7 +282,7 @@ class Batch:
         first = self.requests[0]
         return {
             "patches": [setting.patch for setting in first.patches],
-            "windows": find_windows(self.pipe.config, first),
+            "windows": first.windows,
             "seamless": self.seamless,
         }
 

@@ -17,7 +17,7 @@ from sdjax.prompts.syntax import check_lengths, check_prompts
 from sdjax.samplers import Rows, Start
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.prompting import Plan, language_of, make_plan, padded_stages
-from sdjax.tasks.resolve import Resolved, rescaled
+from sdjax.tasks.resolve import Resolved
 from sdjax.typing import Context, Length
 
 NEGATIVE, EMPTY = -1, -2  # branches of the negative and the empty prompt; 0, 1, ... are the prompts that AND joins
@@ -198,7 +198,7 @@ class Prompts:
         calls = 1 if start.rows is None else np.size(start.rows.index)
         steps = request.num_steps
         if language.syntax == "weights" and any("[" in text for text in texts):
-            steps = steps_counted(self.pipe, request)
+            steps = steps_counted(request)
         return make_plan(language, *texts, steps=steps, calls=calls, after=after)
 
 
@@ -212,13 +212,12 @@ def branch_of(name: str) -> int:
     return BRANCHES[name]
 
 
-def steps_counted(pipe: Pipeline, request: Resolved) -> int:
+def steps_counted(request: Resolved) -> int:
     """Returns the number of steps that a prompt's changes count: twice as many for samplers of second order.
 
     A1111 counts the calls of the denoiser, so `[a:b:0.5]` changes in the middle of a run of Heun's method too.
     """
-    schedule = rescaled(pipe.schedule, request.zero_terminal_snr)
-    calls = np.size(request.sampler.steps(schedule, request.num_steps).index)
+    calls = np.size(request.sampler.steps(request.noise_schedule, request.num_steps).index)
     return request.num_steps * max(1, round(calls / request.num_steps))
 
 

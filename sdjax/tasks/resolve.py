@@ -38,7 +38,11 @@ STEP = 8  # heights and widths are multiples of this
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Resolved(Request):
-    """A request with nothing left to choose."""
+    """A request with nothing left to choose.
+
+    `noise_schedule` is the model's, rescaled if the request asks for it. `windows` are those of the latent, None if the
+    picture is made as a whole.
+    """
 
     negative_prompt: str
     seed: int
@@ -52,6 +56,8 @@ class Resolved(Request):
     strength_counting: str
     rounding: str
     patches: tuple[Setting, ...]
+    noise_schedule: NoiseSchedule
+    windows: Windows | None
 
 
 def resolve(
@@ -86,9 +92,9 @@ def resolve(
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": counted(made[named], request.num_steps),
             "guidance": make_guidance(pipe, request, scale * factor, made[named], joined), "guidance_options": None,
+            "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model, **compat.chosen(request.compat, vars(request))}))
-        find_windows(pipe.config, out[-1])
         check_attention(out[-1])
         if out[-1].noise_batch is not None and out[-1].noise_source == JAX:
             raise ValueError(
@@ -257,9 +263,9 @@ def tool_sampler(profile: compat.Profile, name: str, fields: Mapping[str, Any]) 
     return ToolSampler(recipe=made)
 
 
-def begin(request: Resolved, schedule: NoiseSchedule, strength: float | None) -> samplers.Start:
+def begin(request: Resolved, strength: float | None) -> samplers.Start:
     """Returns the start of a picture's run. `strength` None means that there is no latent to start from."""
-    sampler, counting = request.sampler, request.strength_counting
+    sampler, counting, schedule = request.sampler, request.strength_counting, request.noise_schedule
     if isinstance(sampler, ToolSampler) and (
         strength is None or counting.removesuffix("_exact") == sampler.recipe.tool
     ):

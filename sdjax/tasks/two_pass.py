@@ -83,7 +83,7 @@ def two_pass(
         for request, own, own_negative in zip(first.requests, prompts, negatives)
     ]
     whole_second = resolve(pipe, requests, [(one.height, one.width) for one in requests])  # type: ignore[misc]
-    counted = [steps_counted(pipe, request) for request in first.requests]
+    counted = [steps_counted(request) for request in first.requests]
     second = dataclasses.replace(first, requests=whole_second, folds=(SECOND,), after=counted).starting(strength)
     number_of = {id(request): i for i, request in enumerate(first.requests)}
 
@@ -136,7 +136,8 @@ def enlarged(config: ModelConfig, size: tuple[int, int], enlarge: float, *, wind
 def _second(config: ModelConfig, first: Resolved, enlarge: float, changed: dict[str, Any]) -> Request:
     """Returns the request of the second pass. Values of `changed` that are not None replace the first one's."""
     size = enlarged(config, (first.height, first.width), enlarge, windowed=first.window is not None)
-    fields = {**vars(first), "latents": None, "height": size[0], "width": size[1]}
+    asked = {field.name: getattr(first, field.name) for field in dataclasses.fields(Request)}
+    fields: dict[str, Any] = {**asked, "latents": None, "height": size[0], "width": size[1]}
     if isinstance(first.guidance, ClassifierFree):  # the rules again, with a scale of its own
         # The prompt brings its own AND again
         fields["guidance"] = Rules(tuple(rule for rule in first.guidance.rules if not isinstance(rule, And)))
