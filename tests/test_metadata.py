@@ -123,7 +123,7 @@ def test_what_we_write_for_other_tools_is_read_back(prompt, negative, fields):
 
     prompt, negative = clean(prompt), clean(negative)
     own = {"Steps": 1, "Sampler": "Euler", "Seed": 2}
-    fields = {f"Key {key}": clean(text).strip('"') for key, text in fields.items() if clean(text).strip('"')}
+    fields = {f"Key {key}": clean(text).strip('" ') for key, text in fields.items() if clean(text).strip('" ')}
     text = infotext(prompt, negative, {**own, **fields})
     if prompt.startswith("Negative prompt:"):
         return
