@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.adapters.patch import Context, Interceptor
-from sdjax.adapters.spans import Inside, Span, check_span, make_span, set_fields
+from sdjax.adapters.spans import AsItIs, Inside, Span, check_span, make_span, set_fields
 from sdjax.checks.arguments import whole
 from sdjax.nn.layers.resnet import Downsample, Upsample
 from sdjax.typing import Timestep
@@ -92,7 +92,7 @@ def check_level(levels: int, level: int) -> None:
 
 
 @dataclass(frozen=True)
-class WindowAttention:
+class WindowAttention(AsItIs):
     """The settings of attention in windows: in the first `levels` levels, four windows of half the height and width.
 
     Each place attends to its own window only, which costs a quarter. The windows are shifted from call to call, by an
@@ -105,16 +105,6 @@ class WindowAttention:
 
     def __post_init__(self) -> None:
         set_fields(self, {"levels": whole("levels", self.levels, 1)})
-
-    @property
-    def patch(self) -> "WindowAttention":
-        """The static part: all of it."""
-        return self
-
-    @property
-    def numbers(self) -> None:
-        """No numbers."""
-        return None
 
     def intercept(self, shared: None = None, own: None = None) -> Interceptor:
         """Returns the interceptor of `.../attn1/attend`."""
@@ -129,7 +119,7 @@ class WindowAttention:
             if not chosen:
                 return method(*args, **kwargs)
             assert inside.t is not None
-            return in_windows(method, args[:3], inside.size(path), shift_of(inside.t))
+            return in_windows(method, args[:3], inside.sizes.around(path), shift_of(inside.t))
 
         return intercept
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.adapters.patch import Context, Interceptor, path_of, report
+from sdjax.adapters.spans import Sizes
 from sdjax.config import UNetConfig
 
 INFINITE = 9999.0  # from this standard deviation on, a blur is the mean over the whole map
@@ -38,13 +39,13 @@ class PerturbedAttention:
 
     def intercept(self, shared: None, own: Float[Array, "b"] | None) -> Interceptor:
         """Returns the interceptor of `.../attn1/attend`."""
-        sizes: dict[str, tuple[int, int]] = {}
+        sizes = Sizes()
 
         def intercept(
             method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
         ) -> Any:
             path = path_of(context)
-            _note_size(sizes, path, args)
+            sizes.see(path, args)
             if not path.endswith("/attn1/attend") or not chosen(self.layers, path) or not _is_self(args):
                 return method(*args, **kwargs)
             q, k, v = (one_branch(a, self.branches, self.branch) for a in args[:3])
@@ -52,7 +53,7 @@ class PerturbedAttention:
                 out = v
             else:
                 b, n, heads, d = q.shape
-                h, w = sizes[_block(path)]
+                h, w = sizes.around(path)
                 q = blurred(q.reshape(b, h, w, heads * d), own).reshape(b, n, heads, d)
                 out = method(q, k, v)
             if self.branches == 1:
@@ -75,18 +76,18 @@ class AttentionMap:
 
     def intercept(self, shared: None, own: None) -> Interceptor:
         """Returns the interceptor of the middle block's first self-attention."""
-        sizes: dict[str, tuple[int, int]] = {}
+        sizes = Sizes()
 
         def intercept(
             method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
         ) -> Any:
             path = path_of(context)
-            _note_size(sizes, path, args)
+            sizes.see(path, args)
             if path == MIDDLE:
                 q, k = (one_branch(a, self.branches, self.branch).astype(jnp.float32) for a in args[:2])
                 logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, precision=jax.lax.Precision.HIGHEST)
                 attention = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).mean(1).sum(1)  # [b, m]
-                report("attention", attention.reshape(-1, *sizes[_block(path)]))
+                report("attention", attention.reshape(-1, *sizes.around(path)))
             return method(*args, **kwargs)
 
         return intercept
@@ -178,16 +179,6 @@ def mask_of(attention: Float[Array, "b h w"], height: int, width: int) -> Float[
         jnp.asarray([i * small // large for i in range(large)]) for small, large in ((h, height), (w, width))
     )
     return (attention > 1.0).astype(jnp.float32)[:, rows][:, :, columns, None]
-
-
-def _block(path: str) -> str:
-    return "/".join(path.split("/")[:2])
-
-
-def _note_size(sizes: dict[str, tuple[int, int]], path: str, args: tuple[Any, ...]) -> None:
-    """Notes height and width of the map that a transformer gets."""
-    if path == _block(path) and path.rpartition("/")[2].startswith("attentions_"):
-        sizes[path] = args[0].shape[1:3]
 
 
 def _is_self(args: tuple[Any, ...]) -> bool:

@@ -6,7 +6,7 @@ in ComfyUI: share p is timestep 999 (1 - p). So the number of steps does not mat
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flax import struct
@@ -54,22 +54,54 @@ def set_fields(settings: Any, values: Mapping[str, Any]) -> None:
         object.__setattr__(settings, name, value)
 
 
+class Sizes(dict[str, tuple[int, int]]):
+    """The (height, width) of the maps that transformers get, by the paths of the transformers."""
+
+    def see(self, path: str, args: tuple[Any, ...]) -> None:
+        """Remembers the size if the layer at this path is a transformer."""
+        if path == transformer_of(path) and path.rpartition("/")[2].startswith("attentions_"):
+            self[path] = args[0].shape[1:3]
+
+    def around(self, path: str) -> tuple[int, int]:
+        """Returns the size of the map that a layer of a transformer works on."""
+        return self[transformer_of(path)]
+
+
+def transformer_of(path: str) -> str:
+    """Returns the path of the transformer that a layer belongs to, such as mid_block/attentions_0."""
+    return "/".join(path.split("/")[:2])
+
+
+@dataclasses.dataclass(frozen=True)
+class AsItIs:
+    """The base of settings that are a patch themselves, without numbers of single pictures."""
+
+    @property
+    def patch(self) -> Self:
+        """The static part: all of it."""
+        return self
+
+    @property
+    def numbers(self) -> None:
+        """No numbers."""
+        return None
+
+
 @dataclasses.dataclass(eq=False)
 class Inside:
     """What an interceptor has seen of a call of the UNet. Call `see` for every layer."""
 
     config: UNetConfig | None = None
     t: Timestep | None = None
-    sizes: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    sizes: Sizes = dataclasses.field(default_factory=Sizes)
     alone: set[str] = dataclasses.field(default_factory=set)  # the attentions that were called without a context
 
     def see(self, args: tuple[Any, ...], context: Context) -> str:
         """Returns the path of the layer. Remembers timesteps, sizes, and attentions without a context."""
         path = path_of(context)
+        self.sizes.see(path, args)
         if not path:
             self.config, self.t = context.module.config, args[1]
-        elif path.rpartition("/")[2].startswith("attentions_"):
-            self.sizes[path] = args[0].shape[1:3]
         elif path.endswith("/attn1") and len(args) == 1:
             self.alone.add(path)
         return path
@@ -77,10 +109,6 @@ class Inside:
     def attends_to_itself(self, path: str) -> bool:
         """Returns whether a layer is the attention of a map to itself."""
         return path in self.alone
-
-    def size(self, path: str) -> tuple[int, int]:
-        """Returns the (height, width) of the map that a layer of a transformer works on."""
-        return next(size for transformer, size in self.sizes.items() if path.startswith(transformer + "/"))
 
     def at_level(self, path: str, levels: int) -> bool:
         """Returns whether a layer is in one of the first `levels` levels, which have the largest maps."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.adapters.patch import Context, Interceptor
-from sdjax.adapters.spans import Inside, set_fields
+from sdjax.adapters.spans import AsItIs, Inside, set_fields
 from sdjax.checks.arguments import number, whole
 from sdjax.typing import Timestep, Tokens
 
@@ -21,7 +21,7 @@ SIDE = 2  # of each 2 x 2 places, one is a target that others may be joined to
 
 
 @dataclass(frozen=True)
-class TokenMerging:
+class TokenMerging(AsItIs):
     """The settings of token merging: the share `ratio` (above 0, up to 0.75) of places is joined to others.
 
     It changes self-attention in the first `levels` levels, which have the largest maps and cost the most. In each 2 x 2
@@ -40,16 +40,6 @@ class TokenMerging:
             raise ValueError("ratio is above 0; to merge nothing, leave the patch out")
         set_fields(self, {"ratio": ratio, "levels": whole("levels", self.levels, 1)})
 
-    @property
-    def patch(self) -> "TokenMerging":
-        """The static part: all of it."""
-        return self
-
-    @property
-    def numbers(self) -> None:
-        """No numbers."""
-        return None
-
     def intercept(self, shared: None = None, own: None = None) -> Interceptor:
         """Returns the interceptor of `.../attn1`."""
         inside = Inside()
@@ -61,7 +51,7 @@ class TokenMerging:
             if not (path.endswith("/attn1") and inside.attends_to_itself(path) and inside.at_level(path, self.levels)):
                 return method(*args, **kwargs)
             assert inside.t is not None
-            size, x = inside.size(path), args[0]
+            size, x = inside.sizes.around(path), args[0]
             if min(size) < SIDE:
                 return method(x, **kwargs)
             joins = match(

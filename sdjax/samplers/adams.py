@@ -12,7 +12,7 @@ import numpy as np
 from sdjax.samplers.exponential import adams_weights
 from sdjax.samplers.multistep import ADAMS_BASHFORTH
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import End, Sampler, choose
+from sdjax.samplers.sampler import End, Sampler, check_order, choose
 from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
@@ -168,8 +168,7 @@ class IPNDM(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"order is 1, 2, 3 or 4; got {self.order}")
+        check_order(self.order, 4)
 
     def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""

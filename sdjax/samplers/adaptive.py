@@ -20,6 +20,7 @@ from sdjax.samplers.dpm_solver import DPMSolver
 from sdjax.samplers.exponential import leg_weights
 from sdjax.samplers.rows import Numbers, Rows, per_image, whole_run
 from sdjax.samplers.rule import Denoiser, Draw, Memory, Noisy, Rule, State, choose_images
+from sdjax.samplers.sampler import check_positive
 from sdjax.samplers.spacing import Grid, after_noise_alone, from_noise_alone
 from sdjax.schedule import NoiseSchedule
 
@@ -252,7 +253,7 @@ class DPMSolverAdaptive(DPMSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_positive("atol", "rtol", "h_init", "theta", "t_err")
+        check_positive(self, "atol", "rtol", "h_init", "theta", "t_err")
 
     @property
     def unbounded(self) -> Rule:

@@ -5,12 +5,14 @@ up to the next one. They differ in their defaults and in how far they go down.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
+from sdjax.checks.effects import needs, note_effects
 from sdjax.samplers.churn import Churned
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import End, Sampler, check_eta
+from sdjax.samplers.sampler import End, Sampler, check_eta, check_numbers
 from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
@@ -45,6 +47,21 @@ def first_order(
     return row(
         timestep, sigma, sigma_next, base=keep, calls=calls, remember=remember, noise=s_noise * up, brownian=brownian
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class AddsNoise(Sampler):
+    """The base of samplers whose steps may add noise: `eta` says how much, and `s_noise` multiplies it."""
+
+    eta: float = 0.0
+    s_noise: float = needs(1.0, lambda s: s.eta > 0, "with eta 0")
+    variance_preserving: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_eta(self.eta)
+        check_numbers(self, "s_noise")
+        note_effects(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sdjax.checks.effects import needs, note_effects
 from sdjax.samplers.exponential import leg_weights
 from sdjax.samplers.rows import Numbers, Rows, per_image, whole_run
 from sdjax.samplers.rule import Denoiser, Draw, Memory, Noisy, State, choose_images
-from sdjax.samplers.sampler import End, Sampler, check_eta, check_numbers
+from sdjax.samplers.sampler import End, Sampler, check_eta, check_numbers, check_positive
 from sdjax.samplers.spacing import Grid, after_noise_alone, from_noise_alone
 from sdjax.schedule import NoiseSchedule
 
@@ -219,9 +219,7 @@ class DPMAdaptive(Sampler):
         check_numbers(self, "s_noise")
         if self.order not in (2, 3):
             raise ValueError(f"the adaptive method has order 2 or 3; got {self.order}")
-        for name in ("rtol", "atol", "h_init", "accept_safety"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name} is a positive number; got {getattr(self, name)}")
+        check_positive(self, "rtol", "atol", "h_init", "accept_safety")
         for name in ("pcoeff", "icoeff", "dcoeff"):
             number(name, getattr(self, name))
         note_effects(self)

@@ -1,21 +1,19 @@
 """DPM-Solver-fast of k-diffusion: steps of order 3 at equal distances of log sigma, and an ancestral form."""
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 
-from sdjax.checks.effects import needs, note_effects
-from sdjax.samplers.ancestral import first_order, split_noise
+from sdjax.samplers.ancestral import AddsNoise, first_order, split_noise
 from sdjax.samplers.dpm_solver import singlestep, singlestep_orders
 from sdjax.samplers.rows import Rows, renoised, stack
-from sdjax.samplers.sampler import End, Sampler, check_eta, check_numbers
+from sdjax.samplers.sampler import End
 from sdjax.samplers.spacing import Grid, from_noise_alone
 from sdjax.schedule import NoiseSchedule
 
 
 @dataclasses.dataclass(frozen=True)
-class DPMFast(Sampler):
+class DPMFast(AddsNoise):
     """DPM-Solver-fast: N network calls in steps of order 3, then of order 2 or 1 or both.
 
     Only the first and the last sigma above 0 of the spacing count; the steps between them have equal lengths in log
@@ -26,15 +24,6 @@ class DPMFast(Sampler):
 
     spacing: str = "exponential"
     end: End = "sigma_min"
-    eta: float = 0.0
-    s_noise: float = needs(1.0, lambda s: s.eta > 0, "with eta 0")
-    variance_preserving: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_eta(self.eta)
-        check_numbers(self, "s_noise")
-        note_effects(self)
 
     def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per call."""

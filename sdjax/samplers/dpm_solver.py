@@ -16,7 +16,7 @@ from sdjax.checks.effects import needs, note_effects
 from sdjax.samplers.exponential import leg_noise, leg_weights
 from sdjax.samplers.rows import Rows, row, stack
 from sdjax.samplers.rule import Linear, Rule
-from sdjax.samplers.sampler import Sampler, choose
+from sdjax.samplers.sampler import Sampler, check_positive, choose
 from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import RANGES, Grid
 from sdjax.samplers.thresholding import Limited, Threshold
@@ -179,7 +179,7 @@ class DPMSolver(Sampler):
             raise ValueError(f"thresholding needs an algorithm that remembers x0, with ++; got {self.algorithm!r}")
         if not 0 <= self.quantile <= 1:
             raise ValueError(f"quantile is a number from 0 to 1; got {self.quantile}")
-        self._check_positive("max_value")
+        check_positive(self, "max_value")
         note_effects(self)
 
     def _check_skip_type(self, known: Sequence[str]) -> None:
@@ -188,11 +188,6 @@ class DPMSolver(Sampler):
                 f"{type(self).__name__} takes spacing {', '.join(known)} and end sigma_min; "
                 f"got {self.spacing!r} and {self.end!r}"
             )
-
-    def _check_positive(self, *names: str) -> None:
-        for name in names:
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name} is a positive number; got {getattr(self, name)}")
 
     @property
     def unbounded(self) -> Rule:

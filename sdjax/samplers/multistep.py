@@ -7,7 +7,7 @@ import numpy as np
 from numpy.polynomial import Polynomial, polynomial
 
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import End, Sampler
+from sdjax.samplers.sampler import End, Sampler, check_order
 from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import Grid, from_noise_alone
 from sdjax.schedule import PREDICTIONS, NoiseSchedule
@@ -129,8 +129,7 @@ class LMS(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2, 3, 4):
-            raise ValueError(f"order is 1, 2, 3 or 4; got {self.order}")
+        check_order(self.order, 4)
 
     def rows(self, schedule: NoiseSchedule, grid: Grid) -> Rows:
         """Returns one row per step."""

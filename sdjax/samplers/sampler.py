@@ -102,6 +102,19 @@ def check_numbers(sampler: Sampler, *names: str, below: float = math.inf) -> Non
         number(name, getattr(sampler, name), 0, below)
 
 
+def check_positive(sampler: Sampler, *names: str) -> None:
+    """Raises ValueError unless the sampler's fields of these names are finite and above 0."""
+    for name in names:
+        if not 0 < getattr(sampler, name) < math.inf:
+            raise ValueError(f"{name} is a positive number; got {getattr(sampler, name)}")
+
+
+def check_order(order: int, most: int) -> None:
+    """Raises ValueError unless an order is a whole number from 1 to `most`."""
+    if order not in range(1, most + 1):
+        raise ValueError(f"order is {', '.join(map(str, range(1, most)))} or {most}; got {order}")
+
+
 def check_eta(eta: float) -> float:
     """Returns eta as Python's float. Raises ValueError unless it is a finite number >= 0."""
     try:

@@ -12,14 +12,14 @@ sample_dpmpp_3m_sde.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from sdjax.checks.effects import needs, note_effects
-from sdjax.samplers.ancestral import first_order, split_noise
+from sdjax.checks.effects import needs
+from sdjax.samplers.ancestral import AddsNoise, first_order, split_noise
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import End, Sampler, check_eta, check_numbers, choose
+from sdjax.samplers.sampler import End, choose
 from sdjax.samplers.spacing import Grid, from_noise_alone
 from sdjax.schedule import NoiseSchedule
 
@@ -27,21 +27,13 @@ NOISY = (lambda s: s.eta > 0, "with eta 0")
 
 
 @dataclasses.dataclass(frozen=True)
-class Stochastic(Sampler):
+class Stochastic(AddsNoise):
     """The base of the SDE's solvers. `brownian` chooses the noise: increments of one path, or independent draws."""
 
     spacing: str = "karras"
     end: End = "zero"
     eta: float = 1.0
-    s_noise: float = needs(1.0, *NOISY)
     brownian: bool = needs(True, *NOISY)
-    variance_preserving: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_eta(self.eta)
-        check_numbers(self, "s_noise")
-        note_effects(self)
 
     def noise(self, sigma: float, sigma_next: float, weight: float) -> dict:
         """Returns the arguments of a row for noise of the given weight that lies between two sigmas."""

@@ -9,10 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from sdjax.checks.arguments import number
-from sdjax.checks.effects import needs, note_effects
-from sdjax.samplers.ancestral import split_noise
+from sdjax.samplers.ancestral import AddsNoise, split_noise
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import End, Sampler, check_eta, check_numbers
+from sdjax.samplers.sampler import End, Sampler
 from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
 
@@ -20,7 +19,7 @@ UNCONDITIONAL = (0.0, 0.0, 1.0)  # weights of x, x0 and the unconditional x0
 
 
 @dataclasses.dataclass(frozen=True)
-class ResMultistep(Sampler):
+class ResMultistep(AddsNoise):
     """RES of second order: an exponential multistep method, and its ancestral form. With h = log(sigma / sigma_down):
 
     x' = e^(-h) x + h (b_1 x0 + b_2 x0_previous) + s_noise sigma_up z,
@@ -34,16 +33,7 @@ class ResMultistep(Sampler):
 
     spacing: str = "karras"
     end: End = "zero"
-    eta: float = 0.0
-    s_noise: float = needs(1.0, lambda s: s.eta > 0, "with eta 0")
     cfg_pp: bool = False
-    variance_preserving: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_eta(self.eta)
-        check_numbers(self, "s_noise")
-        note_effects(self)
 
     @property
     def uses_unconditional(self) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sdjax.checks.arguments import number
 from sdjax.samplers.rows import Rows, row, stack
-from sdjax.samplers.sampler import End, Sampler, choose
+from sdjax.samplers.sampler import End, Sampler, check_order, choose
 from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import Grid
 from sdjax.schedule import NoiseSchedule
@@ -80,8 +80,7 @@ class UniPC(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"order is 1, 2 or 3; got {self.order}")
+        check_order(self.order, 3)
         choose("variant", self.variant, VARIANTS)
         choose("predict", self.predict, PREDICTS)
         number("last_sigma", self.last_sigma, 0)

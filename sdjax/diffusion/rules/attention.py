@@ -41,8 +41,37 @@ def check_layers(chosen_layers: str, config: UNetConfig) -> None:
             raise ValueError(f"this model has no self-attention {one}; it has {', '.join(names) or 'none'}")
 
 
+class Perturbing(Rule):
+    """The base of rules with a pass in which some self-attentions are perturbed. `branch` is the name of this pass."""
+
+    applies: ClassVar = "on"
+    branch: ClassVar[str]
+    layers: str
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The perturbed branch."""
+        return (self.branch,)
+
+    def of_patch(self) -> Numbers | None:
+        """Returns the patch's numbers."""
+        return None
+
+    def check(self, config: UNetConfig) -> None:
+        """Raises ValueError if the UNet does not have the layers."""
+        check_layers(self.layers, config)
+
+    def patches(
+        self, branches: Sequence[str], aside: Mapping[str, Conditioning], on: Bool[Array, "b"]
+    ) -> Sequence[tuple[Patch, PyTree]]:
+        """Returns the patch of the perturbed branch."""
+        if self.branch not in branches:
+            return ()
+        return [(PerturbedAttention(self.layers, len(branches), branches.index(self.branch)), self.of_patch())]
+
+
 @struct.dataclass
-class PAG(Rule):
+class PAG(Perturbing):
     """Perturbed-attention guidance: away from a pass in which some self-attentions are switched off. Works at scale 1.
 
     Adds s (conditional - perturbed); s is `strength` less `adaptive` for each timestep below 1000, at least 0. In the
@@ -54,24 +83,7 @@ class PAG(Rule):
     strength: Numbers | float = option(3.0, "weight of the difference")
     adaptive: Numbers | float = option(0.0, "how much the weight falls with each timestep", 0)
     layers: str = layers("mid", LAYERS)
-    applies: ClassVar = "on"
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """The perturbed branch."""
-        return ("perturbed",)
-
-    def check(self, config: UNetConfig) -> None:
-        """Raises ValueError if the UNet does not have the layers."""
-        check_layers(self.layers, config)
-
-    def patches(
-        self, branches: Sequence[str], aside: Mapping[str, Conditioning], on: Bool[Array, "b"]
-    ) -> Sequence[tuple[Patch, PyTree]]:
-        """Returns the patch of the perturbed branch."""
-        if "perturbed" not in branches:
-            return ()
-        return [(PerturbedAttention(self.layers, len(branches), branches.index("perturbed")), None)]
+    branch: ClassVar = "perturbed"
 
     def after(self, answers: Answers, call: Call, memory: Memory) -> tuple[Answers, Memory]:
         """Returns the answers with the difference added."""
@@ -82,7 +94,7 @@ class PAG(Rule):
 
 
 @struct.dataclass
-class SEG(Rule):
+class SEG(Perturbing):
     """Smoothed energy guidance: away from a pass in which some self-attentions have blurred queries. Works at scale 1.
 
     Adds strength (conditional - perturbed). Queries are blurred over the map by a Gaussian.
@@ -93,24 +105,11 @@ class SEG(Rule):
     strength: Numbers | float = option(3.0, "weight of the difference")
     blur: Numbers | float = option(9999.0, "standard deviation in places of the layer's map; from 9999: the mean", 0)
     layers: str = layers("mid", LAYERS)
-    applies: ClassVar = "on"
+    branch: ClassVar = "smoothed"
 
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """The perturbed branch."""
-        return ("smoothed",)
-
-    def check(self, config: UNetConfig) -> None:
-        """Raises ValueError if the UNet does not have the layers."""
-        check_layers(self.layers, config)
-
-    def patches(
-        self, branches: Sequence[str], aside: Mapping[str, Conditioning], on: Bool[Array, "b"]
-    ) -> Sequence[tuple[Patch, PyTree]]:
-        """Returns the patch of the perturbed branch."""
-        if "smoothed" not in branches:
-            return ()
-        return [(PerturbedAttention(self.layers, len(branches), branches.index("smoothed")), jnp.asarray(self.blur))]
+    def of_patch(self) -> Numbers:
+        """Returns the standard deviation of the blur."""
+        return jnp.asarray(self.blur)
 
     def after(self, answers: Answers, call: Call, memory: Memory) -> tuple[Answers, Memory]:
         """Returns the answers with the difference added."""
