@@ -6,10 +6,10 @@ Writes docs/sheets/guidance.png. Run it again when the built-in model or a rule 
 """
 
 import argparse
-import io
 from pathlib import Path
 
 import numpy as np
+from make_pictures import of_64_colours
 from PIL import Image, ImageDraw
 
 import sdjax
@@ -61,9 +61,7 @@ def draw(cells: list[tuple[str, np.ndarray]]) -> bytes:
         pen.text((x, y + 1), name, "black")
         for i, picture in enumerate(pictures):
             sheet.paste(Image.fromarray(picture), (x + i * (side + GAP), y + LABEL))
-    data = io.BytesIO()
-    sheet.quantize(64, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
-    return data.getvalue()
+    return of_64_colours(sheet)
 
 
 def main() -> None:

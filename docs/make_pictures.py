@@ -46,10 +46,19 @@ def place(rows: Sequence[Sequence[np.ndarray]], scale: int = 1) -> bytes:
             h, w, _ = picture.shape
             top, left = i * height + (height - GAP - h) // 2, j * width + (width - GAP - w) // 2
             sheet[top : top + h, left : left + w] = picture
-    image = Image.fromarray(sheet)
+    return png(Image.fromarray(sheet))
+
+
+def png(image: Image.Image) -> bytes:
+    """Returns the picture as a small PNG file."""
     data = io.BytesIO()
     image.save(data, "PNG", optimize=True)
     return data.getvalue()
+
+
+def of_64_colours(image: Image.Image) -> bytes:
+    """Returns the picture as a PNG file of 64 colours."""
+    return png(image.quantize(64, dither=Image.Dither.NONE))
 
 
 def grid(pipe: sdjax.Pipeline) -> bytes:

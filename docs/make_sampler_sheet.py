@@ -6,11 +6,11 @@ Writes docs/sheets/samplers.png. Run it again when the built-in model or a sampl
 """
 
 import argparse
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from make_pictures import of_64_colours
 from PIL import Image, ImageDraw
 
 import sdjax
@@ -51,9 +51,7 @@ def draw(columns: dict[str, Sequence[np.ndarray]]) -> bytes:
         for steps, picture, top in zip(STEPS, column, range(y + LABEL, y + high, side + GAP)):
             sheet.paste(Image.fromarray(picture), (x, top))
             pen.text((2, top + side // 2 - 5), str(steps), "black")
-    data = io.BytesIO()
-    sheet.quantize(64, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
-    return data.getvalue()
+    return of_64_colours(sheet)
 
 
 def main() -> None:

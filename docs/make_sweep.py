@@ -5,9 +5,9 @@
 Writes docs/sheets/sweep.png. Run it again when the built-in model or a sampler changes.
 """
 
-import io
 from pathlib import Path
 
+from make_pictures import of_64_colours
 from PIL import Image
 
 import sdjax
@@ -19,10 +19,8 @@ AXES = {"guidance_scale": [1.5, 3.0, 7.5], "sampler": ["ddim", "dpmpp_2m", "eule
 
 def main() -> None:
     """Makes and writes the grid, in 64 colours."""
-    grid = Image.fromarray(sdjax.sweep(sdjax.load(), REQUEST, AXES).grid())
-    data = io.BytesIO()
-    grid.quantize(64, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
-    FILE.write_bytes(data.getvalue())
+    grid = sdjax.sweep(sdjax.load(), REQUEST, AXES).grid()
+    FILE.write_bytes(of_64_colours(Image.fromarray(grid)))
 
 
 if __name__ == "__main__":
