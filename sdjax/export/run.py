@@ -93,11 +93,11 @@ class ExportedModel:
         rows = make_start(chosen, self.schedule, steps)
         assert rows.rows is not None
         total = len(rows.rows.index) * -(-len(prompts) // size)
-        made = []
+        made, negative = [], self._encoded([negative_prompt] * size)
         for first in range(0, len(prompts), size):
             part, own = prompts[first : first + size], seeds[first : first + size]
             missing = size - len(part)
-            contexts = [self._encoded([negative_prompt] * size), self._encoded(part + part[-1:] * missing)]
+            contexts = [negative, self._encoded(part + part[-1:] * missing)]
             run = Run(chosen, rows, contexts, _words(own + own[-1:] * missing), scale, rescale)
 
             def report(calls: int, before: int = done) -> None:
