@@ -63,7 +63,7 @@ def encode_texts(
     for text in texts:
         needed = rows.setdefault(text.layers, {})
         for chunk in text.chunks:
-            needed.update(dict.fromkeys(ids for ids in _needed(chunk, text.emphasis, encoder, empty)))
+            needed.update(dict.fromkeys(_needed(chunk, text.emphasis, encoder, empty)))
     for layers, needed in rows.items():
         encoded = _encode(pipe, list(needed), layers, at_a_time, mesh=mesh, parallel=parallel, exact=exact)
         needed.update(zip(needed, encoded, strict=True))

@@ -169,19 +169,19 @@ class Pipeline(metaclass=Explained):
         params = self.on(mesh)["text"]
         if layers is not None and layers != text.layers:
             if layers > text.layers:
-                params = placement.replicate(cast(self._more_blocks(layers), self.dtype), mesh)
+                params = placement.replicate(cast(_over(self._more_blocks(layers), params), self.dtype), mesh)
             text = dataclasses.replace(text, layers=layers)
         run = placement.compiled(programs.encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
         return run(params, placement.split(ids, mesh))
 
     def _more_blocks(self, layers: int) -> Params:
-        """Returns the text encoder's parameters with blocks of the checkpoint that the model does not use."""
+        """Returns the parameters of blocks of the checkpoint's text encoder that the model does not use."""
         found = None if self.bundle is None else self.bundle.text_with(layers)
         if found is None:
             raise ValueError(
                 f"clip_skip asks for block {layers} of the text encoder; the checkpoint holds {self.config.text.layers}"
             )
-        return _over(found, self.params["text"])
+        return found
 
     @pinned()
     def encode_image(
