@@ -14,14 +14,12 @@ import jax.numpy as jnp
 
 from sdjax.adapters.patch import patched, reporting
 from sdjax.diffusion.conditioning import Conditioning, stack
-from sdjax.diffusion.guidance import Call, ClassifierFree, Guidance
+from sdjax.diffusion.guidance import WEAK, Call, ClassifierFree, Guidance
 from sdjax.diffusion.network import Network
 from sdjax.samplers.rows import Rows, per_image
 from sdjax.samplers.rule import Denoised, Memory, Noisy
 from sdjax.schedule import PREDICTIONS
 from sdjax.typing import Params
-
-WEAK = "weak"  # the name by which a rule calls the second network
 
 
 class Weak(NamedTuple):

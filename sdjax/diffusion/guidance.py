@@ -38,6 +38,7 @@ from sdjax.samplers.rule import Denoised, Memory, Noisy, choose_images
 from sdjax.schedule import PREDICTIONS
 
 Tree = TypeVar("Tree", bound=PyTree)
+WEAK = "weak"  # the name by which a rule calls the second network (`Call.again`)
 
 
 class Call(NamedTuple):

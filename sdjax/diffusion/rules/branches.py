@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from sdjax.config import UNetConfig
-from sdjax.diffusion.guidance import Answers, Call, Rule
+from sdjax.diffusion.guidance import WEAK, Answers, Call, Rule
 from sdjax.diffusion.rules.options import option
 from sdjax.samplers.rows import Numbers, per_image
 from sdjax.samplers.rule import Memory
@@ -91,6 +91,6 @@ class Autoguidance(Rule):
     def after(self, answers: Answers, call: Call, memory: Memory) -> tuple[Answers, Memory]:
         """Returns the answers with the difference added."""
         assert call.again is not None
-        update = call.x0(answers.conditional) - call.again("weak", call.x)
+        update = call.x0(answers.conditional) - call.again(WEAK, call.x)
         guided = call.x0(answers.guided) + per_image(jnp.asarray(self.strength) - 1, update) * update
         return answers._replace(guided=call.output(guided, "x0")), memory
