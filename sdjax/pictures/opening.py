@@ -14,7 +14,7 @@ from sdjax.pictures import colour, formats
 from sdjax.pictures.samples import MAX_BYTES, PictureError, Samples, check_side, orientation
 from sdjax.storage.addresses import local
 
-PictureSource = str | os.PathLike | bytes | bytearray | memoryview | PillowImage.Image | np.ndarray
+PictureSource = str | os.PathLike[str] | bytes | bytearray | memoryview | PillowImage.Image | np.ndarray
 
 
 class Picture(NamedTuple):

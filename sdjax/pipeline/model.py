@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
+from numpy.typing import DTypeLike
 
 from sdjax.adapters.patch import Patch
 from sdjax.checks.arguments import dtype_name
@@ -37,7 +39,7 @@ from sdjax.schedule import NoiseSchedule
 from sdjax.typing import Context, Image, Keys, Latent, NewImage, NewMap, Params, TokenIds
 
 
-def cast(params: Params, dtype: Any) -> Params:
+def cast(params: Params, dtype: DTypeLike) -> Params:
     """Returns the parameters with every floating-point leaf in `dtype`. Leaves of that dtype are not copied."""
     kind = jnp.dtype(dtype_name(dtype))
     return jax.tree.map(lambda a: a.astype(kind, copy=False) if jnp.issubdtype(a.dtype, jnp.floating) else a, params)
@@ -117,7 +119,13 @@ class Pipeline(metaclass=Explained):
 
     @explains_arguments(task=False)
     def save(
-        self, path: Any, *, to: str = "auto", dtype: str | None = None, lossy: bool = False, overwrite: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        to: str = "auto",
+        dtype: str | None = None,
+        lossy: bool = False,
+        overwrite: bool = False,
     ) -> None:
         """Writes the model: an ldm file if the path ends in .safetensors, else a native folder.
 

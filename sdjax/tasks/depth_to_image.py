@@ -25,6 +25,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.resolve import SIDES
 from sdjax.tasks.session import Making, Session, task
@@ -38,10 +39,10 @@ Depth = Float[np.ndarray, "h w"]
 @task()
 def depth_to_image(
     pipe: Pipeline,
-    image: Any,
+    image: Pictures,
     prompt: str | Sequence[str] = "",
     *,
-    depth_map: Any = None,
+    depth_map: Pictures | None = None,
     strength: Each[float] = 0.9,
     **options: Unpack[Options],
 ) -> Session:
@@ -100,7 +101,7 @@ WITHOUT = "this model has no depth network"
 @pinned()
 def estimate_depth(
     pipe: Pipeline,
-    image: Any,
+    image: Pictures,
     *,
     parallel: placement.Parallel = "jit",
     devices: Sequence[jax.Device] | None = None,
@@ -146,7 +147,7 @@ def _from_0_to_1(depth: np.ndarray) -> np.ndarray:
     return np.where(flat, np.float32(0), (depth - low) / np.where(flat, 1, spread)).astype(np.float32)
 
 
-def open_maps(depth_map: Any, sizes: Sequence[tuple[int, int]]) -> list[Depth]:
+def open_maps(depth_map: Pictures, sizes: Sequence[tuple[int, int]]) -> list[Depth]:
     """Returns one map per picture. `sizes` are the pictures' (height, width); `depth_map` is one for all or one each.
 
     Raises ValueError if numbers or aspect ratios do not match, or if an input is not a map (`sdjax.pictures.open_map`).

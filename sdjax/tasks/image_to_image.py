@@ -9,6 +9,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.session import Making, Session, task
 
@@ -16,7 +17,7 @@ from sdjax.tasks.session import Making, Session, task
 @task()
 def image_to_image(
     pipe: Pipeline,
-    image: Any,
+    image: Pictures,
     prompt: str | Sequence[str] = "",
     *,
     strength: Each[float] = 0.75,

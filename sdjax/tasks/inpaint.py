@@ -16,6 +16,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task, kind_of
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, Sampling, make_batch
+from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.session import Making, Session, task
 
@@ -25,8 +26,8 @@ METHODS = {"blend": "text", "concat": "inpainting"}  # methods, and the kind of 
 @task()
 def inpaint(
     pipe: Pipeline,
-    image: Any,
-    mask: Any,
+    image: Pictures,
+    mask: Pictures,
     prompt: str | Sequence[str] = "",
     *,
     strength: Each[float] = 1.0,
@@ -121,11 +122,11 @@ def check_method(config: ModelConfig, method: str | None) -> str:
 @task(also=inpaint)
 def outpaint(
     pipe: Pipeline,
-    image: Any,
+    image: Pictures,
     prompt: str | Sequence[str] = "",
     *,
     expand: Sequence[int],
-    mask: Any = None,
+    mask: Pictures | None = None,
     overlap: int = 0,
     **options: Any,
 ) -> Session:

@@ -3,14 +3,15 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Array, Bool, UInt8
 
 from sdjax import pictures
 from sdjax.checks.arguments import whole
 from sdjax.config import ModelConfig
+from sdjax.pictures.opening import PictureSource
 from sdjax.tasks.request import Request
 from sdjax.tasks.resolve import SIDES, WIDEST, check_size
 
@@ -20,10 +21,11 @@ WHITE = 128  # this level of a mask and higher ones are white: half of 255, roun
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Mask = Bool[np.ndarray, "h w"]
+Pictures = PictureSource | Array | Sequence[PictureSource | Array]  # one, or several; an array may be several too
 Expand = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
-def open_pictures(image: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+def open_pictures(image: Pictures) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     """Returns a list of pictures. `image` is a path, a file's bytes, a Pillow image or uint8 [h, w, 3], or a sequence.
 
     An array [b, h, w, c] is a sequence. Raises ValueError if one is not a picture (`sdjax.pictures.open_picture`).
@@ -31,7 +33,7 @@ def open_pictures(image: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     return [_opened(pictures.open_picture, one, "picture") for one in several(image, 3)]
 
 
-def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
+def open_masks(mask: Pictures, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
     """Returns one mask for each picture, true where it is white. `sizes` are the pictures' (height, width).
 
     `mask` is a path, a file's bytes, a Pillow image, bool or uint8 [h, w] (128 and above is white): one for all, or a
@@ -49,14 +51,14 @@ def open_masks(mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Mask]:
     return opened
 
 
-def several(given: Any, axes: int) -> list[Any]:
+def several(given: Pictures, axes: int) -> list[PictureSource]:
     """Returns one picture or a sequence of pictures as a list.
 
     An array with `axes` axes is one picture; with one more it is a sequence. For maps (2 axes) a last axis of length 1
     is dropped. Arrays of JAX and PyTorch become NumPy arrays.
     """
     if not hasattr(given, "ndim"):
-        return list(given) if isinstance(given, (list, tuple)) else [given]
+        return list(given) if isinstance(given, (list, tuple)) else [cast(PictureSource, given)]
     array = np.asarray(given)
     if axes == 2 and array.ndim > 2 and array.shape[-1] == 1:
         array = array[..., 0]

@@ -1,7 +1,7 @@
 """Inversion: the starting noise from which DDIM makes a given picture."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack, cast
+from typing import Unpack, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from sdjax.purpose import check_task
 from sdjax.samplers.inversion import DDIMInversion
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.request import SizedOptions
 from sdjax.tasks.session import Making, Session, task
 
@@ -19,7 +20,7 @@ from sdjax.tasks.session import Making, Session, task
 @task()
 def invert(
     pipe: Pipeline,
-    image: Any,
+    image: Pictures,
     prompt: str | Sequence[str] = "",
     *,
     refinements: int = 0,

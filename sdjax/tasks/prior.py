@@ -6,14 +6,15 @@ pipelines/stable_diffusion/pipeline_stable_unclip.py with scheduling_ddpm.py.
 
 import dataclasses
 import functools
+import os
 import typing
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import DTypeLike
 
 from sdjax.checks.arguments import dtype_name, texts, whole
 from sdjax.checks.hints import Explained, explains_arguments
@@ -158,7 +159,9 @@ class Prior(metaclass=Explained):
     @classmethod
     @explains_arguments(task=False)
     @pinned()
-    def load(cls, path: Any, *, dtype: Any = None, variant: str | None = None) -> "Prior":
+    def load(
+        cls, path: str | os.PathLike[str], *, dtype: DTypeLike | None = None, variant: str | None = None
+    ) -> "Prior":
         """Returns the prior of a diffusers folder or hub repository, such as "kakaobrain/karlo-v1-alpha".
 
         Raises sdjax.convert.CheckpointError if there is none, ValueError for an unknown dtype.

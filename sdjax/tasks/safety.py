@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from numpy.typing import DTypeLike
 
 from sdjax import pictures
 from sdjax.checks.arguments import dtype_name
@@ -65,7 +66,7 @@ class SafetyChecker(metaclass=Explained):
     @classmethod
     @explains_arguments(task=False)
     @pinned()
-    def load(cls, path: Any, *, dtype: Any = None) -> "SafetyChecker":
+    def load(cls, path: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -> "SafetyChecker":
         """Returns the safety checker of a pipeline's folder, a safety_checker folder, a file or a hub repository.
 
         Raises sdjax.convert.CheckpointError if there is none, ValueError for an unknown dtype.

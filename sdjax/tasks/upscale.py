@@ -1,7 +1,7 @@
 """The x4 upscaler: pictures four times as high and wide, made from the small picture with noise added, and a prompt."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from sdjax.samplers.noise import LEVEL, draw_noise
 from sdjax.schedule import NoiseSchedule
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.request import Options
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Making, Session, task
@@ -30,7 +31,7 @@ MAX_SIDE = 512  # largest side of an input picture, in pixels
 @task()
 def upscale(
     pipe: Pipeline,
-    image: Any,
+    image: Pictures,
     prompt: str | Sequence[str] = "",
     *,
     noise_level: int = 20,

@@ -27,6 +27,7 @@ from sdjax.purpose import UNCLIP_LEVELS, check_task
 from sdjax.samplers.noise import EMBEDDING, draw_noise
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.prior import GUIDANCE_SCALE, Prior
 from sdjax.tasks.request import SizedOptions
 from sdjax.tasks.results import advice
@@ -41,7 +42,7 @@ WITHOUT = "this model has no image tower"
 @task()
 def image_variations(
     pipe: Pipeline,
-    image: Any = None,
+    image: Pictures | None = None,
     prompt: str | Sequence[str] = "",
     *,
     embeddings: Embeddings | None = None,
@@ -152,7 +153,7 @@ def labelled(part: Batch, label: Float[Array, "b _"]) -> Making:
 @pinned()
 def embed_images(
     pipe: Pipeline,
-    image: Any,
+    image: Pictures,
     *,
     dialect: str = "ldm",
     mesh: jax.sharding.Mesh | None = None,

@@ -58,13 +58,13 @@ class SampleMaker:
             "num_steps": c.num_steps, "guidance_scale": c.guidance_scale, "seed": c.seed,
             "devices": jax.local_devices()[:1],
         }  # fmt: skip
-        prompts = list(c.prompts)
+        prompts, image, mask = list(c.prompts), c.image or "", c.mask or ""  # a model that needs them has them
         tasks = {
             "text": lambda: text_to_image.text_to_image(pipe, prompts, **options),
-            "inpainting": lambda: inpaint.inpaint(pipe, c.image, c.mask, prompts, **options),
-            "depth": lambda: depth_to_image.depth_to_image(pipe, c.image, prompts, **options),
-            "upscaling": lambda: upscale.upscale(pipe, c.image, prompts, **options),
-            "unclip": lambda: variations.image_variations(pipe, c.image, prompts, **options),
+            "inpainting": lambda: inpaint.inpaint(pipe, image, mask, prompts, **options),
+            "depth": lambda: depth_to_image.depth_to_image(pipe, image, prompts, **options),
+            "upscaling": lambda: upscale.upscale(pipe, image, prompts, **options),
+            "unclip": lambda: variations.image_variations(pipe, image, prompts, **options),
         }
         made = tasks[kind_of(pipe.config)]()
         return np.stack([np.asarray(picture) for picture in made])
