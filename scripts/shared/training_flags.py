@@ -18,7 +18,7 @@ SETS = {  # the settings that each flag changes
     "--data": ("data.parts", "data.cached"),
     "--default": ("data.parts",),
     "--ckpt": ("model.path", "model.scratch"),
-    "--steps": ("optim.steps",),
+    "--steps": ("optim.steps", "optim.epochs"),
     "--lr": ("optim.learning_rate",),
     "--batch-size": ("batch_size",),
 }

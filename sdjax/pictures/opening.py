@@ -105,6 +105,18 @@ def open_mask(source: PictureSource, *, size: tuple[int, int] | None = None) -> 
         return Mask(pixels, (*samples.notices, *notices))
 
 
+def open_opacity(source: PictureSource) -> np.ndarray:
+    """Returns how opaque a picture is, uint8 [h, w]: 255 where it hides what is behind it, everywhere without alpha.
+
+    It is turned upright as the picture is. Raises PictureError as `open_picture` does.
+    """
+    samples, name = _samples(source)
+    with _named(name):
+        if samples.alpha is None:
+            return _turn(np.full(samples.colour.shape[:2], 255, np.uint8), samples, [])
+        return _turn(colour.to_eight_bits(samples.alpha), samples, [])
+
+
 def open_map(source: PictureSource) -> Map:
     """Returns a map (of depth, for example): 8-bit grey as v / 255, 16-bit as v / 65535, floating point unchanged.
 

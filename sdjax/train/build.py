@@ -68,7 +68,7 @@ class Setup:
         c = self.config
         return RunFacts(
             self.model, c.train, tuple(bool(data.cached) for data in self.sets),
-            tuple(data.masks for data in self.sets),
+            tuple(bool(data.masks) for data in self.sets),
             (self.text,) if self.held_out is None else (self.text, self.held_out), self.dtype, c.remat,
             c.validation.timesteps, c.ema.decay is not None,
         )  # fmt: skip

@@ -1,16 +1,18 @@
 """The configuration of a training run, filled from a file of `configs/` and checked before anything is loaded."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.effects import Needs, ignored, needs
 from sdjax.checks.notes import note
-from sdjax.description import kinds
+from sdjax.description import build, kinds
 from sdjax.loading.start_model import ModelSource
 from sdjax.loading.trainable import TRAINABLES, Parts, Trainable
 from sdjax.pictures import METHODS
+from sdjax.train.data.tags import UNCHANGED, CaptionConfig
 from sdjax.train.objectives.autoencoder import ALONE, AutoencoderObjective
 from sdjax.train.objectives.diffusion import DiffusionObjective
 from sdjax.train.objectives.objective import Objective
@@ -19,10 +21,11 @@ from sdjax.train.optim import OptimConfig
 from sdjax.train.parallel import ParallelConfig
 from sdjax.train.state import GuardConfig
 
-PART = ("source", "where", "repeats", "weight", "loss_weight")  # of a training set
+PART = ("source", "where", "repeats", "weight", "loss_weight", "captions")  # of a training set
 
 # Conditions for `needs`: a test of the configuration, and the end of the message "... has no effect" if it is false
 OF_PICTURES = (lambda data: not data.cached, "on cached latents: it was settled when the cache was made")
+BUCKETED = (lambda data: data.buckets and not data.cached, "without data.buckets")
 HELD_OUT = (lambda validation: validation.data is not None, "without a held-out set (validation.data)")
 SAMPLED = (lambda samples: bool(samples.prompts), "without samples.prompts")
 OF_A_DENOISER = (lambda config: config.autoencoder is None, ALONE)
@@ -37,21 +40,32 @@ def _at_least_one(where: str, config: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """A training set: `parts`, each {"source", "where", "repeats", "weight", "loss_weight"}, or `cached` folders.
+    """A training set: `parts`, each {"source", "where", "repeats", "weight", "loss_weight", "captions"}, or `cached`.
 
-    A source is what `sdjax.train.data.sources.open_source` takes (docs/training-data.md). `side` None is the model's
-    side; `buckets` keeps aspect ratios. These, `crop`, `flip`, `resample` and `masks` apply to pictures only: a cache
-    was made with its own. `bad_limit` is the share of unreadable pictures above which a run ends.
+    A source is what `sdjax.train.data.sources.open_source` takes (docs/training-data.md). `cached` are folders of
+    latents. `captions` says how captions change each time; a part's own `captions` replace some of its values.
+
+    `side` None is the model's side; `buckets` keeps aspect ratios, in sizes whose sides are multiples of `bucket_step`
+    (None: 64, or the autoencoder's factor below 256) within `bucket_sides`, (least, most) (None: half and twice the
+    side). Without `enlarge` no picture is made larger, and sizes follow from the pictures. With `masks` masks are read;
+    "alpha" also takes the opacity of pictures without one. These, `crop`, `flip` and `resample` apply to pictures only:
+    a cache was made with its own. `bad_limit` is the share of unreadable pictures above which a run ends.
     """
 
     parts: tuple[dict[str, Any], ...] = ()
     cached: tuple[str, ...] = ()
+    captions: CaptionConfig = UNCHANGED
     side: int | None = None
     buckets: bool = needs(False, *OF_PICTURES)
+    bucket_step: int | None = needs(None, *BUCKETED)
+    bucket_sides: tuple[int, int] | None = needs(
+        None, lambda data: BUCKETED[0](data) and data.enlarge, "without data.buckets, or where nothing is enlarged"
+    )
+    enlarge: bool = needs(True, *BUCKETED)
     crop: Literal["random", "centre"] = needs("random", *OF_PICTURES)
     flip: float = needs(0.0, *OF_PICTURES)
     resample: str = needs("lanczos", *OF_PICTURES)
-    masks: bool = needs(False, *OF_PICTURES)
+    masks: bool | Literal["alpha"] = needs(False, *OF_PICTURES)
     threads: int | None = None
     workers: int = 0
     bad_limit: float = 0.01
@@ -59,7 +73,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if bool(self.parts) == bool(self.cached):
             raise ValueError("data names parts, which are sources of pictures, or cached folders, and not both")
-        _at_least_one("data", self, "side", "threads")
+        _at_least_one("data", self, "side", "threads", "bucket_step")
         if self.side is not None and self.side >= 256 and self.side % 64:
             raise ValueError(f"data.side is a multiple of 64; got {self.side}")
         if not 0 <= self.flip <= 1 or not 0 <= self.bad_limit <= 1:
@@ -74,6 +88,14 @@ class DataConfig:
                 raise ValueError(
                     f"data.parts[{i}] has a source, and may have {', '.join(PART[1:])}; got {', '.join(part)}"
                 )
+            self.captions_of(part, f"data.parts[{i}].captions")
+
+    def captions_of(self, part: Mapping[str, Any], name: str = "captions") -> CaptionConfig:
+        """Returns how a part's captions change. Raises ConfigError for values that cannot be."""
+        own = part.get("captions", {})
+        return build(
+            CaptionConfig, {**dataclasses.asdict(self.captions), **own} if isinstance(own, Mapping) else own, name
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,21 +243,23 @@ class TrainConfig:
 
 def without_effect(config: TrainConfig) -> dict[str, str]:
     """Returns the settings of a run that have no effect, such as "optim.final", each with the reason."""
-    found = {field.name: why for field, why in ignored(config)}
+    return {**config.minimised.without_effect, **_ignored(config)}
+
+
+def _ignored(config: Any, within: str = "") -> dict[str, str]:
+    found = {f"{within}{field.name}": why for field, why in ignored(config)}
     for field in dataclasses.fields(config):
-        inner = getattr(config, field.name)
-        if dataclasses.is_dataclass(inner) and field.name not in found:
-            found |= {f"{field.name}.{setting.name}": why for setting, why in ignored(inner)}
-    for name, why in config.minimised.without_effect.items():
-        found.setdefault(name, why)
+        inner, name = getattr(config, field.name), f"{within}{field.name}"
+        if dataclasses.is_dataclass(inner) and name not in found:
+            found |= _ignored(inner, f"{name}.")
     return found
 
 
 def note_settings(config: TrainConfig) -> None:
     """Notes every setting of a run that is not at its default and has no effect."""
     for name, why in without_effect(config).items():
-        owner, field = config, name
-        if "." in name:
-            owner, field = getattr(config, name.partition(".")[0]), name.partition(".")[2]
-        if getattr(owner, field) != next(f.default for f in dataclasses.fields(owner) if f.name == field):
+        *outer, field = name.split(".")
+        owner = functools.reduce(getattr, outer, config)
+        default = next(f.default for f in dataclasses.fields(owner) if f.name == field)
+        if default is not dataclasses.MISSING and getattr(owner, field) != default:
             note(f"{name} has no effect {why}: leave it out")

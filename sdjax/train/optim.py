@@ -11,72 +11,89 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
-from optax.contrib import MuonDimensionNumbers, muon, prodigy
+from optax.contrib import MuonDimensionNumbers, dadapt_adamw, muon, prodigy
 
-from sdjax.checks.effects import needs
+from sdjax.checks.effects import Needs, needs
 from sdjax.typing import Params
 
 ADAM_RMS = 0.2  # root mean square of AdamW's updates in units of the learning rate, as measured in Muon's second source
+OWN_DECAY = ("prodigy", "dadapt_adamw")  # they apply weight decay to all parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """An optimiser and its learning rate over the `steps` of a run.
 
-    - `name`: "adamw", "adafactor", "lion", "prodigy" or "muon". Muon orthogonalises the momentum of every kernel; other
-      parameters use AdamW with Nesterov's momentum. Its updates have AdamW's usual size, so AdamW's learning rates also
-      fit Muon. Prodigy finds its own rate and multiplies it by `learning_rate`, which should be 1.
+    - `name`: "adamw", "adafactor", "lion", "sgd", "prodigy", "dadapt_adamw" or "muon". Muon orthogonalises the momentum
+      of every kernel; other parameters use AdamW with Nesterov's momentum. Its updates have AdamW's usual size, so
+      AdamW's learning rates also fit Muon. Prodigy and D-Adaptation find their own rate and multiply it by
+      `learning_rate`, which should be 1. SGD has Nesterov's momentum, `beta1`.
+    - `epochs`: passes over the training set, which a run turns into `steps`; None for `steps` as given.
     - `warmup`: steps over which the rate rises linearly, from `warmup_from` times its full value. None is a tenth of
       the run, at most `warmup_most` steps and the steps before the cooldown.
-    - `decay`: "constant" or "cosine". A constant rate falls to 0 over the last `cooldown` steps. Before these it does
-      not depend on `steps`, so a run can still be made longer. With "cosine" the rate falls from the end of the warm-up
-      to `final` times its full value at the end.
+    - `decay`: "constant", "linear", "cosine", "cosine_with_restarts" or "polynomial". A constant rate falls to 0 over
+      the last `cooldown` steps. Before these it does not depend on `steps`, so a run can still be made longer. With the
+      others the rate falls from the end of the warm-up to `final` times its full value at the end: once, or `cycles`
+      times from the full value ("cosine_with_restarts"); with the power `power` of the time that is left
+      ("polynomial").
     - `rates`: (regular expression, factor) pairs. The first that matches in a parameter's path, such as
       "unet/up_blocks_0/resnets_1/conv1/kernel", multiplies its learning rate. A parameter with factor 0 does not
       change.
     - `clip`: the bound of the gradients' global norm; None for no bound.
     - `weight_decay`: multiplied by the rate; applies to matrices and kernels (with Muon to kernels only). With
-      `decay_all` it applies to all parameters, as in the reference, and always with Prodigy.
+      `decay_all` it applies to all parameters, as in the reference, and always with Prodigy and D-Adaptation.
     - `beta1`, `beta2`: None is the optimiser's own default. Adafactor has none, and its rate is relative to the size of
-      the parameter.
+      the parameter; SGD has no `beta2`.
 
     Sources: AdamW: Loshchilov & Hutter 2017 (arXiv 1711.05101); Adafactor: Shazeer & Stern 2018 (arXiv 1804.04235);
-    Lion: Chen et al. 2023 (arXiv 2302.06675); Prodigy: Mishchenko & Defazio 2023 (arXiv 2306.06101); Muon: Jordan et
+    Lion: Chen et al. 2023 (arXiv 2302.06675); Prodigy: Mishchenko & Defazio 2023 (arXiv 2306.06101);
+    D-Adaptation: Defazio & Mishchenko 2023 (arXiv 2301.07733); Muon: Jordan et
     al. 2024 (kellerjordan.github.io/posts/muon), its scale: Liu et al. 2025 (arXiv 2502.16982), section 2.2; the rates:
-    ldm/lr_scheduler.py (LambdaLinearScheduler, LambdaWarmUpCosineScheduler).
+    ldm/lr_scheduler.py (LambdaLinearScheduler, LambdaWarmUpCosineScheduler); restarts: Loshchilov & Hutter 2016 (arXiv
+    1608.03983).
     """
 
-    steps: int
+    steps: int = dataclasses.field(
+        metadata={"needs": Needs(lambda c: c.epochs is None, "beside optim.epochs, which says how long a run is")}
+    )
     name: str = "adamw"
     learning_rate: float = 1e-4
     warmup: int | None = 0
     warmup_most: int = 500
     warmup_from: float = needs(1e-6, lambda c: c.warmup != 0, "without a warm-up")
-    decay: Literal["constant", "cosine"] = "constant"
+    decay: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
     cooldown: int = 0
-    final: float = needs(0.0, lambda c: c.decay == "cosine", 'but with decay "cosine"')
+    final: float = needs(0.0, lambda c: c.decay != "constant", 'with decay "constant"')
+    cycles: int = needs(1, lambda c: c.decay == "cosine_with_restarts", 'but with decay "cosine_with_restarts"')
+    power: float = needs(1.0, lambda c: c.decay == "polynomial", 'but with decay "polynomial"')
     beta1: float | None = None
     beta2: float | None = None
     weight_decay: float = 0.01
     decay_all: bool = needs(
-        False, lambda c: c.weight_decay > 0 and c.name != "prodigy", "without weight_decay, and with Prodigy's own"
+        False, lambda c: c.weight_decay > 0 and c.name not in OWN_DECAY, "without weight_decay, and with Prodigy's own"
     )
     clip: float | None = 1.0
     rates: tuple[tuple[str, float], ...] = ()
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            raise ValueError(f"the optimiser is one of {', '.join(OPTIMIZERS)}; got {self.name!r}")
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(f'the learning rate\'s decay is "constant" or "cosine"; got {self.decay!r}')
+            raise ValueError(f"the optimiser is one of {', '.join(OPTIMIZERS)}; got {self.name!r}{_nearest(self.name)}")
+        if self.decay != "constant" and self.decay not in DECAYS:
+            raise ValueError(f"the learning rate's decay is one of constant, {', '.join(DECAYS)}; got {self.decay!r}")
+        if self.cycles < 1 or not 0 < self.power < math.inf or (self.epochs is not None and self.epochs < 1):
+            raise ValueError(
+                f"cycles and epochs are at least 1, and power is above 0; got {self.cycles}, {self.epochs} and "
+                f"{self.power}"
+            )
         warmup = self.warmup or 0
         if min(self.steps, warmup, self.warmup_most, self.cooldown) < 0 or warmup + self.cooldown > self.steps:
             raise ValueError(
                 f"warm-up and cooldown fit into the run's steps; got {warmup} and {self.cooldown} of {self.steps}: "
                 "lower them, or set warmup to None, which fits"
             )
-        if self.decay == "cosine" and self.cooldown:
-            raise ValueError(f"a cosine needs no cooldown; got {self.cooldown} steps of it")
+        if self.decay != "constant" and self.cooldown:
+            raise ValueError(f"a rate that falls ({self.decay}) needs no cooldown; got {self.cooldown} steps of it")
         if not 0 < self.learning_rate < math.inf or (self.clip is not None and not self.clip > 0):
             raise ValueError(f"learning rate and clip are positive; got {self.learning_rate} and {self.clip}")
         if min(self.warmup_from, self.final, self.weight_decay, *(factor for _, factor in self.rates), 0) < 0:
@@ -91,6 +108,10 @@ class OptimConfig:
                 raise ValueError(f"rates begin with a regular expression; {pattern!r} is none ({error})") from None
         if self.name == "adafactor" and (self.beta1, self.beta2) != (None, None):
             raise ValueError("adafactor has no beta1 and beta2: leave them out")
+        if self.name == "sgd" and self.beta2 is not None:
+            raise ValueError("sgd has no beta2: leave it out")
+        if self.name == "dadapt_adamw" and warmup and not self.warmup_from:
+            raise ValueError("dadapt_adamw divides by its first step: warmup_from is above 0")
 
     @property
     def warmup_steps(self) -> int:
@@ -98,6 +119,14 @@ class OptimConfig:
         return (
             min(self.warmup_most, self.steps // 10, self.steps - self.cooldown) if self.warmup is None else self.warmup
         )
+
+
+def _nearest(name: str) -> str:
+    """Returns the end of a message about an optimiser that other tools have, such as "AdamW8bit"."""
+    low = name.casefold()
+    near = next((known for known in reversed(OPTIMIZERS) if known.partition("_")[0] in low), None)
+    bits = ", with its state in float32 instead of 8 bits" * ("8bit" in low)
+    return "" if near is None else f": the nearest is {near}{bits}"
 
 
 Number: TypeAlias = np.number | jax.Array  # on the host, or of a compiled step
@@ -112,6 +141,8 @@ class OptimNumbers(NamedTuple):
     learning_rate: Number
     warmup_from: Number
     final: Number
+    cycles: Number
+    power: Number
     weight_decay: Number
     beta1: Number
     beta2: Number
@@ -126,7 +157,8 @@ class OptimNumbers(NamedTuple):
         steps, warmup, cooldown = (np.int32(n) for n in (config.steps, config.warmup_steps, config.cooldown))
         return cls(
             steps, warmup, cooldown, np.float32(config.learning_rate), np.float32(config.warmup_from),
-            np.float32(config.final), np.float32(config.weight_decay), np.float32(beta1), np.float32(beta2),
+            np.float32(config.final), np.int32(config.cycles), np.float32(config.power),
+            np.float32(config.weight_decay), np.float32(beta1), np.float32(beta2),
             np.float32(config.clip or 0.0), tuple(np.float32(factor) for _, factor in config.rates),
         )  # fmt: skip
 
@@ -140,9 +172,9 @@ def learning_rate(config: OptimConfig, numbers: OptimNumbers | None = None) -> o
 
     def rate(n: jax.typing.ArrayLike) -> jax.Array:
         rise = c.warmup_from + (1 - c.warmup_from) * n / jnp.maximum(c.warmup, 1)
-        if config.decay == "cosine":
+        if config.decay != "constant":
             along = jnp.clip((n - c.warmup) / jnp.maximum(c.steps - c.warmup, 1), 0, 1)
-            later = c.final + (1 - c.final) * 0.5 * (1 + jnp.cos(jnp.pi * along))
+            later = c.final + (1 - c.final) * DECAYS[config.decay](along, c)
         else:
             fall = jnp.clip((c.steps - n) / jnp.maximum(c.cooldown, 1), 0, 1)
             later = jnp.where((c.cooldown > 0) & (n > c.steps - c.cooldown), fall, 1.0)
@@ -212,6 +244,16 @@ def _prodigy(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformati
     return prodigy(learning_rate(config, c), (c.beta1, c.beta2), weight_decay=c.weight_decay)
 
 
+def _dadapt_adamw(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformation:
+    return dadapt_adamw(learning_rate(config, c), (c.beta1, c.beta2), weight_decay=c.weight_decay)
+
+
+def _sgd(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformation:
+    rate = learning_rate(config, c)
+    decayed = optax.add_decayed_weights(c.weight_decay, _decayed(config))
+    return optax.chain(optax.trace(c.beta1, nesterov=True), decayed, optax.scale_by_learning_rate(rate))
+
+
 def _muon(config: OptimConfig, c: OptimNumbers) -> optax.GradientTransformation:
     return muon(
         learning_rate(config, c), weight_decay=c.weight_decay, weight_decay_mask=_decayed(config), adam_b1=c.beta1,
@@ -236,8 +278,24 @@ def _kernels(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(numbers, params)
 
 
-_BETAS = {"lion": (0.9, 0.99), "adamw": (0.9, 0.999), "prodigy": (0.9, 0.999), "muon": (0.9, 0.999)}
+def _cosine(along: jax.Array) -> jax.Array:
+    return 0.5 * (1 + jnp.cos(jnp.pi * along))
+
+
+# How far the rate still is from its final value, 1 to 0, of (the share of the time since the warm-up, numbers)
+DECAYS: dict[str, Callable[[jax.Array, OptimNumbers], jax.Array]] = {
+    "linear": lambda along, c: 1 - along,
+    "cosine": lambda along, c: _cosine(along),
+    "cosine_with_restarts": lambda along, c: jnp.where(along < 1, _cosine(along * c.cycles % 1), 0.0),
+    "polynomial": lambda along, c: (1 - along) ** c.power,
+}
+
+_BETAS = {
+    "lion": (0.9, 0.99), "adamw": (0.9, 0.999), "prodigy": (0.9, 0.999), "dadapt_adamw": (0.9, 0.999),
+    "muon": (0.9, 0.999), "sgd": (0.9, 0.0),
+}  # fmt: skip
 
 OPTIMIZERS: dict[str, Callable[[OptimConfig, OptimNumbers], optax.GradientTransformation]] = {
-    "adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "prodigy": _prodigy, "muon": _muon,
+    "adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "sgd": _sgd, "prodigy": _prodigy,
+    "dadapt_adamw": _dadapt_adamw, "muon": _muon,
 }  # fmt: skip

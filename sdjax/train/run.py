@@ -37,6 +37,7 @@ from sdjax.train.checkpoints import settings
 from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.config import TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
+from sdjax.train.data.order import Order
 from sdjax.train.loop import Event, fit
 from sdjax.train.metrics import Speed, Writers
 from sdjax.train.objectives.objective import SEED
@@ -83,8 +84,8 @@ class Run:
         if self.config.parallel.mode == "pmap" and jax.process_count() > 1:
             raise ConfigError('pmap is for the devices of one process: use parallel.mode = "jit"')
         files.check_folder(self.folder, "writing the run into")
-        config = self.check_settings()
-        return (self if config == self.config else dataclasses.replace(self, config=config))._train()
+        counted = dataclasses.replace(self, config=self.count_steps())
+        return dataclasses.replace(counted, config=counted.check_settings())._train()
 
     def _train(self) -> TrainState:
         self.check()
@@ -146,6 +147,17 @@ class Run:
         if self.new:
             return self.config
         return settings.resumed(self.config, self.folder, self.say)
+
+    def count_steps(self) -> TrainConfig:
+        """Returns the configuration with the steps of its epochs (`optim.epochs`)."""
+        optim = self.config.optim
+        if optim.epochs is None:
+            return self.config
+        examples = self.data.training.examples
+        order = Order(examples.streams, self.config.batch_size, self.config.seed)
+        steps = optim.epochs * order.batches_per_epoch
+        self.say(f"{optim.epochs} epochs of {order.batches_per_epoch} batches are {steps} steps")
+        return dataclasses.replace(self.config, optim=dataclasses.replace(optim, steps=steps, epochs=None))
 
     def keep_settings(self) -> None:
         """Writes the settings of a new run into its folder."""

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from typing import Any
 
+import numpy as np
+
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.train.config import DataConfig
@@ -28,11 +30,12 @@ def open_parts(data: DataConfig, batch_size: int, *, captions: bool) -> Cached |
     Raises ConfigError or `sdjax.train.data.records.SourceError` for a set that cannot be used.
     """
     if data.cached:
-        return Cached(data.cached, least=batch_size)
+        return Cached(data.cached, least=batch_size, captions=data.captions)
     parts = []
     for part in data.parts:
         source = part["source"] if captions else {"default": "", **part["source"]}
-        parts.append(Part(open_source(source), **{name: value for name, value in part.items() if name != "source"}))
+        own = {name: value for name, value in part.items() if name != "source"}
+        parts.append(Part(open_source(source), **{**own, "captions": data.captions_of(part)}))
     return parts
 
 
@@ -48,10 +51,26 @@ def _pictures(data: DataConfig, parts: list[Part], model: ModelConfig, batch_siz
     step = max(64, model.vae.factor) if side >= 256 else model.vae.factor
     if side % step:
         raise ConfigError(f"data.side is a multiple of {step}; got {side}")
-    buckets = Buckets.around(side, step=step) if data.buckets else Buckets.square(side)
+    step = step if data.bucket_step is None else data.bucket_step
+    if step % model.vae.factor:
+        raise ConfigError(f"data.bucket_step is a multiple of {model.vae.factor}; got {step}")
+    try:
+        buckets = _buckets(data, parts, side, step)
+    except ValueError as error:
+        raise ConfigError(f"data.side, data.bucket_step and data.bucket_sides: {error}") from None
     return Pictures(
         parts, buckets, least=batch_size, crop=data.crop, flip=data.flip, resample=data.resample, masks=data.masks
     )  # fmt: skip
+
+
+def _buckets(data: DataConfig, parts: list[Part], side: int, step: int) -> Buckets:
+    if not data.buckets:
+        return Buckets.square(side)
+    if data.enlarge:
+        return Buckets.around(side, step=step, sides=data.bucket_sides)
+    tables = [part.source.table for part in parts]
+    widths, heights = (np.concatenate([table[name] for table in tables]) for name in ("width", "height"))
+    return Buckets.of_pictures(widths, heights, side, step=step)
 
 
 def make_loader(
@@ -67,10 +86,9 @@ def make_loader(
         parts = open_parts(data, batch_size, captions=tokenizer is not None)
         examples = make_examples(data, parts, model, batch_size)
     tokens = None
-    if isinstance(examples, Cached):
-        if params is not None:
-            _check_cache(examples, model, tokenizer, params)
-    elif tokenizer is not None:
+    if isinstance(examples, Cached) and params is not None:
+        _check_cache(examples, model, tokenizer, params)
+    if tokenizer is not None and (isinstance(examples, Pictures) or examples.captions.changes):
         text = model.text
         tokens = functools.partial(tokenizer, length=text.max_length, pad_token_id=text.pad_token_id)
     return Loader(
@@ -102,5 +120,7 @@ def arrays(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def held_out(data: DataConfig) -> DataConfig:
-    """Returns a set's configuration for validation, without random crops and flips."""
+    """Returns a set's configuration for validation, without random crops, flips and orders of tags."""
+    parts = tuple({**part, "captions": dataclasses.asdict(data.captions_of(part).fixed())} for part in data.parts)
+    data = dataclasses.replace(data, parts=parts, captions=data.captions.fixed())
     return data if data.cached else dataclasses.replace(data, crop="centre", flip=0.0)

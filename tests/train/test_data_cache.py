@@ -26,6 +26,7 @@ from sdjax.train.data.cached import Cached
 from sdjax.train.data.loader import Loader, TooManyBadPictures
 from sdjax.train.data.pictures import Part, Pictures
 from sdjax.train.data.records import SourceError
+from sdjax.train.data.tags import CaptionConfig
 
 import models
 
@@ -211,6 +212,23 @@ def test_the_loader_takes_latents_as_it_takes_pictures(tmp_path):
     assert {float(key.split("/")[1]) < 20 for n in range(9) for key in few.batch(n)["key"]} == {True}
     again = pickle.loads(pickle.dumps(one.make))
     np.testing.assert_array_equal(again(3).batch["moments"], one.batch(3)["moments"])
+
+
+def test_captions_of_a_cache_change_too(tmp_path):
+    write_shards(writer(tmp_path / "ids", count=8))
+    pipe, captions = models.pipeline(), CaptionConfig(prefix="a photo of")
+
+    def loader(name, captions):
+        data = DataConfig(cached=(str(tmp_path / name),), captions=captions)
+        return training_set.make_loader(data, pipe.config, pipe.tokenizer, batch_size=4, seed=1)
+
+    plain, changed = (loader("ids", how).batch(0) for how in (CaptionConfig(), captions))
+    assert changed["caption"] == [f"a photo of {caption}" for caption in plain["caption"]]
+    ids = pipe.tokenizer(changed["caption"], length=77, pad_token_id=pipe.config.text.pad_token_id)
+    np.testing.assert_array_equal(changed["ids"], ids)
+    write_shards(writer(tmp_path / "context", count=8, text="context"))
+    with pytest.raises(SourceError, match="holds captions as context, which cannot change"):
+        loader("context", captions)
 
 
 def test_sizes_with_too_few_latents_are_left_out(tmp_path):

@@ -3,7 +3,8 @@ import picture_sets
 import pytest
 from PIL import Image
 
-from sdjax.train.data.buckets import Buckets
+from sdjax.train.data.buckets import Buckets, shrunk
+from sdjax.train.data.image_folder import Folder
 from sdjax.train.data.pictures import BadPicture, Draws, Part, Pictures, crop_box, draws, fit, read
 from sdjax.train.data.records import Record, SourceError
 
@@ -49,6 +50,45 @@ def test_a_picture_goes_to_the_nearest_log_aspect_ratio():
 
 def test_of_one_aspect_ratio_the_largest_bucket_is_taken():
     assert Buckets(((256, 256), (512, 512), (128, 128))).assign(np.array([10]), np.array([10])).tolist() == [1]
+
+
+def test_without_enlarging_each_picture_has_the_size_that_is_in_it():
+    # Small ones are cut to multiples of 64; 1000 x 600 has 1.666: 661 x 397 pixels are 512^2, so it is shrunk to 640 x
+    # 384 (1.667) and not to a width of 640 and a height of 384; 900 x 900 to 512 x 512
+    w, h = np.array([300, 200, 1000, 900, 40, 0]), np.array([200, 300, 600, 900, 70, 0])
+    buckets = Buckets.of_pictures(w, h, 512)
+    sizes = [buckets.sizes[i] if i >= 0 else None for i in buckets.assign(w, h)]
+    assert sizes == [(256, 192), (192, 256), (640, 384), (512, 512), (64, 64), None]
+    assert set(buckets.sizes) == set(sizes[:-1])
+
+
+def test_without_enlarging_no_side_grows_and_little_is_cut():
+    rng = np.random.default_rng(0)
+    w, h = rng.integers(64, 3000, (2, 2000))
+    sizes = shrunk(w, h, 512, 64)
+    assert (sizes % 64 == 0).all()
+    assert (sizes[:, 0] <= w).all()
+    assert (sizes[:, 1] <= h).all()
+    assert (sizes.prod(1) < 1.15 * 512**2).all()
+    scale = np.maximum(sizes[:, 0] / w, sizes[:, 1] / h)  # what is left of the picture loses less than a step a side
+    assert ((scale * w - sizes[:, 0] < 64) & (scale * h - sizes[:, 1] < 64)).all()
+
+
+def test_opacity_is_the_mask_of_a_picture_without_one(tmp_path):
+    rgba = np.full((32, 32, 4), 200, np.uint8)
+    rgba[:, :16, 3], rgba[:, 16:, 3] = 0, 255
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    Image.fromarray(rgba).save(tmp_path / "b.png")
+    Image.fromarray(np.full((32, 32), 90, np.uint8)).save(tmp_path / "b_mask.png")
+    Image.fromarray(rgba[..., :3]).save(tmp_path / "c.jpg")
+    source = Folder(tmp_path, default="x")
+    masks = {}
+    for how in (True, "alpha"):
+        pictures = Pictures([Part(source)], Buckets.square(32), masks=how)
+        masks[how] = [pictures.load(0, i, (32, 32), 0, 0)["mask"] for i in range(3)]
+    assert [mask.mean() for mask in masks[True]] == [255, 90, 255]
+    assert (masks["alpha"][0] == rgba[..., 3]).all()
+    assert [mask.mean() for mask in masks["alpha"][1:]] == [90, 255]
 
 
 def test_small_buckets_are_emptied_into_their_neighbours():

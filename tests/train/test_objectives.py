@@ -7,7 +7,7 @@ import pytest
 from models_to_train import MODEL
 
 from sdjax.schedule import NoiseSchedule
-from sdjax.train.objectives import diffusion
+from sdjax.train.objectives import diffusion, weighting
 from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.objectives.draws import keys_of
 
@@ -16,9 +16,9 @@ def test_weights_in_terms_of_x0_are_clipped_signal_to_noise_ratios():
     snr = np.array([1e-7, 0.3, 1.0, 3.0, 5.0, 400.0])
     clipped = np.array([1.0, 1.0, 1.0, 3.0, 5.0, 5.0])
     # An error e in x0 is one of sqrt(SNR) e in epsilon and of sqrt(SNR + 1) e in v: Hang et al. 2023, section 3.4
-    np.testing.assert_allclose(diffusion.snr_weights(snr, 5.0, "x0", floor=1.0), clipped)
-    np.testing.assert_allclose(diffusion.snr_weights(snr, 5.0, "v", floor=1.0) * (snr + 1), clipped)
-    np.testing.assert_allclose(diffusion.snr_weights(snr, 5.0, "epsilon") * snr, np.minimum(snr, 5.0))
+    np.testing.assert_allclose(weighting.snr_weights(snr, 5.0, "x0", floor=1.0), clipped)
+    np.testing.assert_allclose(weighting.snr_weights(snr, 5.0, "v", floor=1.0) * (snr + 1), clipped)
+    np.testing.assert_allclose(weighting.snr_weights(snr, 5.0, "epsilon") * snr, np.minimum(snr, 5.0))
 
 
 def batch(count, seed=0):

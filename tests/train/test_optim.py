@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.train.optim import OPTIMIZERS, OptimConfig, OptimNumbers, factors, learning_rate, make_optimizer
+from sdjax.train.optim import OPTIMIZERS, OWN_DECAY, OptimConfig, OptimNumbers, factors, learning_rate, make_optimizer
 
 PARAMS = {
     "unet": {
@@ -31,6 +31,32 @@ def test_the_cosine_falls_from_the_end_of_the_warm_up_to_its_final_share():
     n = np.arange(101)
     np.testing.assert_allclose(seen[10:], 0.2 + 1.8 * 0.5 * (1 + np.cos(np.pi * n / 100)), rtol=1e-5)
     np.testing.assert_allclose(seen[:10], 2.0 * (1e-6 + (1 - 1e-6) * np.arange(10) / 10), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"decay": "linear"}, lambda s: 1 - s),
+        ({"decay": "linear", "final": 0.25}, lambda s: 1 - 0.75 * s),
+        ({"decay": "polynomial", "power": 2.5}, lambda s: (1 - s) ** 2.5),
+        # Three times from 1 towards 0, and 0 at the very end
+        ({"decay": "cosine_with_restarts", "cycles": 3}, lambda s: (s < 1) * (1 + np.cos(np.pi * (3 * s % 1))) / 2),
+    ],
+)
+def test_a_falling_rate_is_its_formula(settings, expected):
+    rate = learning_rate(OptimConfig(steps=70, learning_rate=0.5, warmup=6, warmup_from=0.0, **settings))
+    seen = np.asarray(jax.vmap(rate)(jnp.arange(71)))
+    # float32; 3 s is a whole number at some steps, where its rest may be 1 - 1e-7: the cosine then is 1 below
+    share = np.arange(65) / 64
+    np.testing.assert_allclose(seen[6:], 0.5 * expected(share), atol=1e-6)
+    np.testing.assert_allclose(seen[:6], 0.5 * np.arange(6) / 6, atol=1e-7)
+
+
+def test_sgd_has_nesterovs_momentum():
+    # With a constant gradient g, the momentum is g, 1.9 g; Nesterov's steps are 1.9 g, 2.71 g
+    first, second = (updates(steps, name="sgd", weight_decay=0.0)["unet"]["up"]["kernel"] for steps in (1, 2))
+    np.testing.assert_allclose(first, -0.1 * 1.9 * GRADS["unet"]["up"]["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(second, -0.1 * 2.71 * GRADS["unet"]["up"]["kernel"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -70,7 +96,7 @@ def test_muons_step_has_singular_values_of_one_size():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimiser_descends(name):
     optimizer = make_optimizer(
-        OptimConfig(steps=300, name=name, learning_rate=1.0 if name == "prodigy" else 0.03, weight_decay=0.0)
+        OptimConfig(steps=300, name=name, learning_rate=1.0 if name in OWN_DECAY else 0.03, weight_decay=0.0)
     )
     target = jax.tree.map(lambda a: a + 0.5, PARAMS)
 
@@ -88,7 +114,7 @@ def test_every_optimiser_descends(name):
     assert float(distance(params)) < 0.1 * float(distance(PARAMS))
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "prodigy"])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in OWN_DECAY])
 def test_weight_decay_is_the_rate_times_the_weight_and_spares_vectors(name):
     with_decay, without = updates(name=name, weight_decay=0.5), updates(name=name, weight_decay=0.0)
     change = jax.tree.map(jnp.subtract, with_decay, without)["unet"]["down"]
@@ -130,9 +156,16 @@ def test_the_clip_bounds_what_the_optimiser_sees():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"name": "sgd"}, "one of adamw, adafactor, lion, prodigy, muon; got 'sgd'"),
+        ({"name": "soap"}, "one of adamw, adafactor, lion, sgd, prodigy, dadapt_adamw, muon; got 'soap'$"),
+        ({"name": "AdamW8bit"}, "got 'AdamW8bit': the nearest is adamw, with its state in float32 instead of 8 bits"),
+        ({"name": "DAdaptLion"}, "the nearest is dadapt_adamw$"),
+        ({"name": "AdaFactor"}, "the nearest is adafactor$"),
+        ({"name": "sgd", "beta2": 0.9}, "sgd has no beta2"),
+        ({"name": "dadapt_adamw", "warmup": 3, "warmup_from": 0.0}, "warmup_from is above 0"),
+        ({"decay": "polynomial", "power": 0.0}, "power is above 0"),
+        ({"epochs": 0}, "at least 1"),
         ({"name": "adafactor", "beta1": 0.9}, "adafactor has no beta1"),
-        ({"decay": "cosine", "cooldown": 3}, "a cosine needs no cooldown"),
+        ({"decay": "cosine", "cooldown": 3}, "needs no cooldown"),
         ({"rates": (("unet", -1.0),)}, "not negative"),
         ({"clip": 0.0}, "positive"),
     ],

@@ -121,6 +121,14 @@ def test_a_run_learns_resumes_exactly_and_gives_a_model(pictures, tmp_path):
         run(tmp_path / "whole", settings(pictures, train=["unet", "text"], seed=3))
 
 
+def test_epochs_are_turned_into_steps(pictures, tmp_path):
+    said = []
+    config = settings(pictures, optim__epochs=3, data__flip=0.0)
+    counted = Run(config, tmp_path, said.append).count_steps()
+    assert (counted.optim.steps, counted.optim.epochs) == (6, None)  # sixteen pictures, eight at a time
+    assert said == ["3 epochs of 2 batches are 6 steps"]
+
+
 def test_another_learning_rate_or_number_of_steps_compiles_nothing(pictures, tmp_path, capsys):
     missed = []
     listen = lambda event, **_: missed.append(event) if event.endswith("cache_misses") else None  # noqa: E731

@@ -67,6 +67,7 @@ BAD = [
     ("data.flip=2.0", "data.flip"),
     ("data.resample=nearby", "data.resample"),
     ("data.crop=left", "data.crop"),
+    ("data.captions={'keep': -1}", "data.captions: keep is a number of tags"),
     ("validation.data={'parts': [{'source': {'folder': 'none'}}]}", "none"),
     ("optim.name=adamm", "the optimiser is one of"),
     ("optim.beta1=2.0", "beta1 is from 0"),
@@ -104,6 +105,18 @@ def test_bad_settings_are_refused_before_the_start_model_is_read(
     assert said in (err := capsys.readouterr().err)
     assert "the model was read" not in err
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data__bucket_step": 12}, "a bucket.s step is a multiple of 8"),
+        ({"data__bucket_sides": (100, 200)}, "data.bucket_sides: a bucket's step .* limits multiples of the step"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(place, tmp_path, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        Run(settings(place, data__buckets=True, **changes), tmp_path / "run").check()
 
 
 @pytest.mark.parametrize(("flags", "said"), [

@@ -16,10 +16,11 @@ from sdjax.train.objectives.autoencoder import AutoencoderObjective
 ALWAYS = {
     "": "data optim model train trainable autoencoder batch_size accumulate dtype frozen_dtype remat ema guard "
     "parallel checkpoint validation samples log seed patience",
-    "data": "parts cached side threads workers bad_limit",
-    "optim": "steps name learning_rate warmup warmup_most decay cooldown beta1 beta2 weight_decay clip rates",
+    "data": "parts cached captions side threads workers bad_limit",
+    "optim": "name learning_rate warmup warmup_most decay cooldown beta1 beta2 weight_decay clip rates epochs",
     "model": "path scratch prediction ema vae depth vision noise_stats changes fresh tokenizer copy",
-    "objective": "loss gamma timesteps offset_noise perturbation dropout label_dropout masked holes kind",
+    "objective": "loss gamma debiased like_epsilon v_like timesteps offset_noise multires_noise perturbation dropout "
+    "label_dropout masked holes kind",
     "autoencoder": "kl_weight perceptual_weight pixel_loss edge_weight logvar disc_factor kind",
     "trainable": "kind",
     "ema": "decay",
@@ -50,6 +51,10 @@ def test_a_setting_is_always_obeyed_or_says_what_it_needs() -> None:
 
 WITHOUT = {
     "data.buckets=False": ["data.parts=()", "data.cached=('a',)"],
+    "data.bucket_step=64": ["data.buckets=False"],
+    "data.bucket_sides=(256, 512)": ["data.enlarge=False"],
+    "data.enlarge=True": ["data.buckets=False"],
+    "data.captions.keep=0": [],
     "data.flip=0.5": ["data.parts=()", "data.cached=('a',)"],
     "data.crop='random'": ["data.parts=()", "data.cached=('a',)"],
     "data.resample='area'": ["data.parts=()", "data.cached=('a',)"],
@@ -64,9 +69,17 @@ WITHOUT = {
     "samples.mask='m.png'": [],
     "optim.warmup_from=0.1": ["optim.warmup=0"],
     "optim.final=0.5": [],
+    "optim.steps=7": ["optim.epochs=2"],
+    "optim.cycles=2": ["optim.decay='cosine'"],
+    "optim.power=2.0": ["optim.decay='linear'"],
     "optim.decay_all=True": ["optim.weight_decay=0.0"],
     "objective.huber_delta=0.1": [],
+    "objective.huber_schedule='snr'": ["objective.loss='l1'"],
     "objective.floor=0.0": [],
+    "objective.offset_random=True": [],
+    "objective.offset_adaptive=0.1": [],
+    "objective.multires_discount=0.1": [],
+    "objective.perturbation_random=False": [],
     "objective.unmasked=0.5": [],
     "objective.whole_holes=0.5": ["objective.holes='given'"],
     "parallel.rules=None": [],

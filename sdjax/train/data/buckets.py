@@ -16,9 +16,13 @@ Size = tuple[int, int]  # width, height
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """Buckets with `sizes` (width, height). A picture goes into the bucket with the nearest log aspect ratio."""
+    """Buckets with `sizes` (width, height). A picture goes into the bucket with the nearest log aspect ratio.
+
+    With `shrink`, (side, step), it goes into the bucket of its own size instead (`shrunk`).
+    """
 
     sizes: tuple[Size, ...]
+    shrink: tuple[int, int] | None = None
 
     @classmethod
     def square(cls, side: int) -> "Buckets":
@@ -56,12 +60,23 @@ class Buckets:
             raise ValueError(f"no size of {side} x {side} pixels in steps of {step} lies between {least} and {most}")
         return cls(tuple(sorted(sizes)))
 
+    @classmethod
+    def of_pictures(cls, widths: np.ndarray, heights: np.ndarray, side: int, *, step: int = 64) -> "Buckets":
+        """Returns the sizes that pictures have without being enlarged (`shrunk`). A picture of size 0 is unknown."""
+        sizes = shrunk(widths, heights, side, step)[(widths > 0) & (heights > 0)]
+        return cls(tuple(sorted({(w, h) for w, h in sizes.tolist()})) or ((side, side),), (side, step))
+
     def assign(self, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
         """Returns each picture's bucket, as an index into `sizes`; -1 if the picture's size is not known (0).
 
         It is the bucket with the nearest log aspect ratio. If two are equally near, it is the larger; if their areas
         are equal too, the first.
         """
+        if self.shrink is not None:
+            places = {size: i for i, size in enumerate(self.sizes)}
+            own = shrunk(widths, heights, *self.shrink).tolist()
+            known = (widths > 0) & (heights > 0)
+            return np.array([places.get((w, h), -1) if k else -1 for (w, h), k in zip(own, known)], np.int32)
         aspect = np.array([math.log(w / h) for w, h in self.sizes])
         area = np.array([w * h for w, h in self.sizes])
         order = np.lexsort((-area, aspect))  # of equal ratios the largest first: the search finds the first
@@ -95,3 +110,24 @@ class Buckets:
             left[nearest] += left[smallest]
             left[smallest] = 0
             target[target == smallest] = nearest
+
+
+def shrunk(widths: np.ndarray, heights: np.ndarray, side: int, step: int) -> np.ndarray:
+    """Returns each picture's size, int [n, 2], that needs no enlarging: multiples of `step`, and at least `step`.
+
+    A picture of more than side * side pixels is shrunk to about that many, so that one of its sides is a multiple of
+    `step` and the other loses least. Then both are cut to multiples. Source: kohya-ss/sd-scripts
+    (library/train_util.py: BucketManager.select_bucket, --bucket_no_upscale).
+    """
+    w, h = np.maximum(widths, 1).astype(np.float64), np.maximum(heights, 1).astype(np.float64)
+    aspect = w / h
+
+    def cut(x: np.ndarray) -> np.ndarray:
+        return np.maximum(np.floor(x + 0.5) // step * step, step)
+
+    wide, high = cut(side * np.sqrt(aspect)), cut(side / np.sqrt(aspect))
+    by_width, by_height = wide / cut(wide / aspect), cut(high * aspect) / high  # aspect ratios
+    first = np.abs(by_width - aspect) < np.abs(by_height - aspect)
+    small = np.stack([np.where(first, wide, high * aspect), np.where(first, wide / aspect, high)], axis=-1)
+    large = (w * h > side * side)[:, None]
+    return cut(np.where(large, small, np.stack([w, h], axis=-1))).astype(np.int64)

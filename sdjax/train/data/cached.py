@@ -17,6 +17,7 @@ from sdjax.train.data.order import Stream
 from sdjax.train.data.pictures import REPEATS, BadPicture, draws
 from sdjax.train.data.records import SourceError
 from sdjax.train.data.table import Table
+from sdjax.train.data.tags import UNCHANGED, CaptionConfig
 
 
 class Cached:
@@ -27,12 +28,15 @@ class Cached:
     `folders` is shown `repeats` times an epoch. `where` is a filter over the columns, including `width` and `height` in
     pixels as encoded. A size with fewer than `least` pictures (the batch size) is left out.
 
-    Raises SourceError if a cache is not finished, or if the caches were made with different settings.
+    If `captions` changes captions, batches have no `ids`: the loader makes them of the changed texts.
+
+    Raises SourceError if a cache is not finished, if the caches were made with different settings, or if captions are
+    to change that are held as the text encoder's output.
     """
 
     def __init__(
         self, folders: str | os.PathLike | Sequence[str], *, where: str | None = None,
-        repeats: float | Sequence[float] = 1.0, least: int = 1,
+        repeats: float | Sequence[float] = 1.0, least: int = 1, captions: CaptionConfig = UNCHANGED,
     ):  # fmt: skip
         several = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
         if isinstance(repeats, int | float):  # a folder that is named twice counts once
@@ -41,6 +45,9 @@ class Cached:
             [float(repeats)] * len(several) if isinstance(repeats, int | float) else [float(rate) for rate in repeats]
         )
         self.caches = [_Cache(Path(buckets.here(folder, "fetching the latents of"))) for folder in several]
+        self.captions = captions
+        if captions.changes and self.text != "ids":
+            raise SourceError(f"{several[0]} holds captions as context, which cannot change: make it with text ids")
         self.left_out: Counter[str] = Counter()
         self.notices: list[str] = []
         for name in ("model", "text", "tokens"):
@@ -99,12 +106,12 @@ class Cached:
             raise BadPicture(str(error)) from None
         name = cache.manifest["text"]
         caption = int(draws(seed, texts["key"], visit).caption * len(texts["captions"]))
-        return {
+        example = {
             "moments": tensors["moments"],
-            name: tensors[name][caption],
-            "caption": texts["captions"][caption],
+            "caption": self.captions(texts["captions"][caption], seed, texts["key"], visit),
             "key": texts["key"],
         }
+        return example if self.captions.changes else {**example, name: tensors[name][caption]}
 
 
 class _Cache:

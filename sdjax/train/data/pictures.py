@@ -6,16 +6,17 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image as PillowImage
 
-from sdjax.pictures import METHODS, PictureError, open_mask, open_picture
+from sdjax.pictures import METHODS, PictureError, open_mask, open_opacity, open_picture
 from sdjax.train.data.buckets import Buckets, Size
 from sdjax.train.data.filters import select
 from sdjax.train.data.order import Stream
 from sdjax.train.data.records import Record, Source, SourceError, place_of
+from sdjax.train.data.tags import UNCHANGED, CaptionConfig
 
 CROPS = ("random", "centre")
 WHITE = (255, 255, 255)
@@ -35,7 +36,7 @@ class Part:
 
     `where` is a filter over its columns (see filters.py). `repeats` is how often an epoch shows each of its pictures.
     `weight` replaces it: the part's share of an epoch is then weight / (sum of weights). Either all parts have a weight
-    or none. `loss_weight` is the weight of one of its pictures in the loss.
+    or none. `loss_weight` is the weight of one of its pictures in the loss. `captions` changes its captions.
     """
 
     source: Source
@@ -43,6 +44,7 @@ class Part:
     repeats: float = 1.0
     weight: float | None = None
     loss_weight: float = 1.0
+    captions: CaptionConfig = UNCHANGED
 
     def __post_init__(self) -> None:
         if not self.repeats > 0 or not (self.weight is None or self.weight > 0):
@@ -79,14 +81,15 @@ class Pictures:
         flip: the probability that a picture is mirrored, 0 to 1.
         resample: "lanczos", "area" (the mean of the covered pixels) or another of sdjax.pictures.METHODS.
         background: the colour behind transparent pictures, RGB.
-        masks: whether masks are read; a picture without one gets a white mask.
+        masks: whether masks are read; a picture without one gets a white mask. With "alpha" it gets its opacity: opaque
+            is white.
 
     `left_out` counts the records that no batch uses, by reason; `notices` says which buckets were merged.
     """
 
     def __init__(
         self, parts: Sequence[Part], buckets: Buckets, *, least: int = 1, crop: str = "random", flip: float = 0.0,
-        resample: str = "lanczos", background: tuple[int, int, int] = WHITE, masks: bool = False,
+        resample: str = "lanczos", background: tuple[int, int, int] = WHITE, masks: bool | Literal["alpha"] = False,
     ):  # fmt: skip
         if crop not in CROPS or resample not in METHODS or not 0 <= flip <= 1:
             raise SourceError(
@@ -173,6 +176,7 @@ class Pictures:
         """
         record = read(self.parts[part].source, index)
         example = {**self.prepare(record, size, draws(seed, record.key, visit)), "key": record.key}
+        example["caption"] = self.parts[part].captions(example["caption"], seed, record.key, visit)
         if any(one.loss_weight != 1 for one in self.parts):
             example["weight"] = np.asarray(self.parts[part].loss_weight, np.float32)
         return example
@@ -191,11 +195,11 @@ class Pictures:
     def _mask(
         self, record: Record, shape: tuple[int, int], size: Size, box: tuple[float, float, float, float], flip: bool
     ) -> np.ndarray:
-        """Returns a record's mask, cropped like its picture; white if the record has none."""
-        if record.mask is None:
+        """Returns a record's mask or opacity, cropped like its picture; white if the record has none."""
+        if record.mask is None and self.masks != "alpha":
             return np.full(size[::-1], 255, np.uint8)
         try:
-            pixels = open_mask(record.mask, size=shape).pixels
+            pixels = open_opacity(record.image) if record.mask is None else open_mask(record.mask, size=shape).pixels
         except PictureError as error:
             raise BadPicture(f"its mask: {error}") from None
         return fit(pixels, size, box, self.resample, flip)
@@ -281,10 +285,8 @@ def repeated(parts: Sequence[Part], notices: list[str]) -> list[np.ndarray]:
 def _alike(one: Part, other: Part) -> bool:
     """Returns whether two parts have the same settings, so that they are not a mixture on purpose."""
     plain = (None, 1.0, None)
-    same = one.loss_weight == other.loss_weight and getattr(one.source, "options", None) == getattr(
-        other.source, "options", None
-    )
-    return same and all((part.where, part.repeats, part.weight) == plain for part in (one, other))
+    own = [(part.loss_weight, part.captions, getattr(part.source, "options", None)) for part in (one, other)]
+    return own[0] == own[1] and all((part.where, part.repeats, part.weight) == plain for part in (one, other))
 
 
 def _rates(parts: Sequence[Part], counts: Sequence[float]) -> list[float]:

@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import DTypeLike
 
 from sdjax.checks.effects import needs
@@ -24,19 +23,32 @@ from sdjax.pictures.image import to_float
 from sdjax.purpose import KINDS, kind_of
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives import conditioning, draws
+from sdjax.train.objectives.noising import step_noise, step_perturbation
 from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts, held_out_keys
+from sdjax.train.objectives.weighting import ERRORS, HUBERS, huber_deltas, timestep_weights
 from sdjax.typing import Keys, Latent, Params
+
+MOST_LEVELS = 16  # of multires_noise: 2^16 is more than a latent's side
+
+
+# Conditions for `needs`
+BENT = (lambda o: o.loss in HUBERS, f"but with a loss that is one of {', '.join(HUBERS)}")
+OFFSET = (lambda o: o.offset_noise > 0, "without offset_noise")
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionObjective(Objective):
     """Settings of a denoising network's loss. Its prediction type and betas are the model's own (ScheduleConfig).
 
-    - `loss`: "l2", "l1" or "huber", which is quadratic up to `huber_delta`.
+    - `loss`: "l2", "l1", or "huber", "pseudo_huber" or "smooth_l1", which are quadratic for errors below
+      `huber_delta` (`weighting.ERRORS`). `huber_schedule`: how that depends on the timestep (`huber_deltas`).
     - `gamma`: of min-SNR weighting; None for no weighting. `floor`: the least weight in terms of x0 (`snr_weights`).
+      `debiased`, `like_epsilon` (for models of v) and `v_like` (of epsilon): further weights (`timestep_weights`).
     - `timesteps`: (first, last + 1) of the timesteps, which are drawn uniformly; None for all.
-    - `offset_noise`: the share of noise that is constant over a channel. `perturbation`: the share of additional noise
-      in the network's input that its target does not have.
+    - `offset_noise`: the share of noise that is constant over a channel, fixed, `offset_random` or `offset_adaptive`.
+      `multires_noise`: levels of coarser noise, each counting `multires_discount` times as much as the one before
+      (`noising`). `perturbation`: the share of additional noise in the network's input that its target does not have;
+      with `perturbation_random` a random share up to that.
     - `dropout`: the share of captions replaced by the empty one, which guidance needs. `label_dropout`: the share of
       unCLIP's labels replaced by zeros.
     - `masked`: errors count fully where the batch's mask is white, and `unmasked` times as much elsewhere.
@@ -47,13 +59,22 @@ class DiffusionObjective(Objective):
     (crosslabs.org/blog/diffusion-with-offset-noise); perturbation: Ning et al. 2023 (arXiv 2301.11706).
     """
 
-    loss: Literal["l2", "l1", "huber"] = "l2"
-    huber_delta: float = needs(0.1, lambda o: o.loss == "huber", 'but with loss "huber"')
+    loss: Literal["l2", "l1", "huber", "pseudo_huber", "smooth_l1"] = "l2"
+    huber_delta: float = needs(0.1, *BENT)
+    huber_schedule: Literal["constant", "exponential", "snr"] = needs("constant", *BENT)
     gamma: float | None = None
     floor: float = needs(0.0, lambda o: o.gamma is not None, "without gamma")
+    debiased: bool = False
+    like_epsilon: bool = False
+    v_like: float = 0.0
     timesteps: tuple[int, int] | None = None
     offset_noise: float = 0.0
+    offset_random: bool = needs(False, *OFFSET)
+    offset_adaptive: float = needs(0.0, *OFFSET)
+    multires_noise: int = 0
+    multires_discount: float = needs(0.3, lambda o: o.multires_noise > 0, "without multires_noise")
     perturbation: float = 0.0
+    perturbation_random: bool = needs(False, lambda o: o.perturbation > 0, "without perturbation")
     dropout: float = 0.0
     label_dropout: float = 0.0
     masked: bool = False
@@ -74,8 +95,20 @@ class DiffusionObjective(Objective):
             raise ValueError(f"gamma and huber_delta are positive; got {self.gamma} and {self.huber_delta}")
         if not 0 <= self.floor <= (np.inf if self.gamma is None else self.gamma):
             raise ValueError(f"floor lies between 0 and gamma; got {self.floor}")
-        if min(self.offset_noise, self.perturbation) < 0:
-            raise ValueError("offset_noise and perturbation are not negative")
+        for name in ("offset_noise", "perturbation", "v_like", "multires_noise"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is a number from 0 on; got {getattr(self, name)}")
+        if not np.isfinite(self.offset_adaptive):
+            raise ValueError(f"offset_adaptive is a number; got {self.offset_adaptive}")
+        if self.multires_noise > MOST_LEVELS or not 0 <= self.multires_discount <= 1:
+            raise ValueError(
+                f"multires_noise has at most {MOST_LEVELS} levels, and multires_discount lies between 0 and 1; got "
+                f"{self.multires_noise} and {self.multires_discount}"
+            )
+        if self.huber_schedule not in ("constant", "exponential", "snr"):
+            raise ValueError(f"huber_schedule is constant, exponential or snr; got {self.huber_schedule!r}")
+        if self.huber_schedule != "constant" and self.huber_delta > 1:
+            raise ValueError(f"huber_delta falls from 1, and is at most 1; got {self.huber_delta}")
 
     def range_of(self, schedule: NoiseSchedule) -> tuple[int, int]:
         """Returns the range of timesteps. Raises ValueError unless it is within the schedule."""
@@ -107,6 +140,11 @@ class DiffusionObjective(Objective):
         if masks and not all(there and not cached for there, cached in zip(facts.masks, facts.cached)):
             raise ConfigError("masks are asked for, of training and validation: set data.masks of pictures to True")
         self.range_of(NoiseSchedule(model.schedule))
+        predicted = model.schedule.prediction
+        if self.like_epsilon and predicted != "v":
+            raise ConfigError(f"like_epsilon scales the error of v; {model.name} predicts {predicted}")
+        if self.v_like and predicted != "epsilon":
+            raise ConfigError(f"v_like adds the error of epsilon; {model.name} predicts {predicted}")
         for name, of, usual in ("label_dropout", "unclip", 0.0), ("holes", "inpainting", "random"):
             if kind != of and getattr(self, name) != usual:
                 note(f"objective.{name} has no effect but for a model of {KINDS[of]}: leave it out")
@@ -137,28 +175,6 @@ class DiffusionObjective(Objective):
         return Denoising(facts.model, self, empty, condition, jnp.dtype(facts.dtype), facts.remat)
 
 
-# Of (error, huber_delta), entry by entry
-ERRORS: dict[str, Callable[[jax.Array, float], jax.Array]] = {
-    "l2": lambda error, delta: jnp.square(error),
-    "l1": lambda error, delta: jnp.abs(error),
-    "huber": lambda error, delta: optax.losses.huber_loss(error, delta=delta),
-}
-
-
-def snr_weights(snr: np.ndarray, gamma: float | None, prediction: str, floor: float = 0.0) -> np.ndarray:
-    """Returns the loss's weight at each signal-to-noise ratio, for a squared error in what the network predicts.
-
-    In terms of x0 the weight is min(SNR, gamma) (Hang et al. 2023, arXiv 2303.09556), and at least `floor`. A floor of
-    1 is the truncated weighting of Salimans & Ho 2022 (arXiv 2202.00512) for v and x0. The floor matters at the
-    noisiest timesteps. There the network sets properties such as a background's colour, which noise never hides
-    completely in training, but which the sampler's pure noise does not contain. With zero terminal SNR the weight would
-    be 0 there. Without `gamma` all weights are 1.
-    """
-    if gamma is None:
-        return np.ones_like(snr)
-    return np.clip(snr, floor, gamma) / {"x0": 1.0, "v": snr + 1.0, "epsilon": snr}[prediction]
-
-
 def prediction_error(
     schedule: NoiseSchedule, objective: DiffusionObjective, network: Callable[[Latent, jax.Array], Latent],
     x0: Latent, noise: Latent, t: jax.Array, *, perturbation: Latent | None = None, weight: jax.Array | None = None,
@@ -168,7 +184,8 @@ def prediction_error(
     `weight` [b, h, w, 1] says how much each place counts. Source: ldm/models/diffusion/ddpm.py:p_losses.
     """
     x = schedule.add_noise(x0, noise if perturbation is None else noise + perturbation, t)
-    error = ERRORS[objective.loss](network(x, t) - schedule.target(x0, noise, t), objective.huber_delta)
+    delta = jnp.asarray(huber_deltas(schedule, objective.huber_delta, objective.huber_schedule))[t, None, None, None]
+    error = ERRORS[objective.loss](network(x, t) - schedule.target(x0, noise, t), delta)
     if weight is None:
         return error.mean((1, 2, 3))
     return (error.mean(-1, keepdims=True) * weight).sum((1, 2, 3)) / jnp.maximum(weight.sum((1, 2, 3)), 1e-6)
@@ -210,11 +227,7 @@ class Denoising(NamedTuple):
             x = x if told.concat is None else jnp.concatenate([x, told.concat], axis=-1)
             return unet.bind({"params": whole["unet"]})(x, t.astype(jnp.float32), context, told.label)
 
-        noise, perturbation = draws.normal(keys, draws.NOISE, x0.shape[1:]), None
-        if objective.offset_noise:
-            noise += objective.offset_noise * draws.normal(keys, draws.OFFSET, (1, 1, x0.shape[-1]))
-        if objective.perturbation:
-            perturbation = objective.perturbation * draws.normal(keys, draws.PERTURBATION, x0.shape[1:])
+        noise, perturbation = step_noise(objective, keys, x0), step_perturbation(objective, keys, x0)
         weight = self._places(batch["mask"], x0) if objective.masked else None
         return lambda t: prediction_error(
             schedule, objective, network, x0, noise, t, perturbation=perturbation, weight=weight
@@ -245,8 +258,7 @@ def diffusion_loss(denoising: Denoising) -> Loss:
     objective, config = denoising.objective, denoising.config.schedule
     schedule = NoiseSchedule(config)
     timesteps = objective.range_of(schedule)
-    a = schedule.alphas_cumprod
-    weights = snr_weights(a / (1 - a), objective.gamma, config.prediction, objective.floor).astype(np.float32)
+    weights = timestep_weights(schedule, objective, config.prediction)
 
     def loss(
         whole: Params, average: Params | None, batch: Batch, keys: Keys, step: jax.Array
@@ -268,7 +280,7 @@ def denoising_losses(denoising: Denoising, count: int) -> Losses:
     Timestep i of n is the middle of the i-th of n equal parts of the schedule. Nothing is dropped, offset or perturbed.
     """
     objective = dataclasses.replace(
-        denoising.objective, dropout=0.0, label_dropout=0.0, offset_noise=0.0, perturbation=0.0
+        denoising.objective, dropout=0.0, label_dropout=0.0, offset_noise=0.0, multires_noise=0, perturbation=0.0
     )
     fixed = denoising._replace(objective=objective)
     total = denoising.config.schedule.num_timesteps
