@@ -22,12 +22,17 @@ _IMPLEMENTATIONS = {
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
+def architecture(config: ModelConfig) -> str:
+    """Returns the model specification's name of an architecture."""
+    return _ARCHITECTURES.get(config.name, "stable-diffusion-custom")
+
+
 def file_metadata(model: Bundle) -> dict[str, str]:
     """Returns the metadata with the model specification's keys added, and what it says of prediction true."""
     config, metadata = model.config, dict(model.metadata)
     kept = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": _ARCHITECTURES.get(config.name, "stable-diffusion-custom"),
+        "modelspec.architecture": architecture(config),
         "modelspec.implementation": _IMPLEMENTATIONS[diffusers_config.is_v2(config)],
         "modelspec.title": config.name,
         "modelspec.resolution": f"{config.image_size}x{config.image_size}",

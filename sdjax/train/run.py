@@ -1,8 +1,8 @@
 """Runs a training from its configuration to its last checkpoint, for `sdjax train`.
 
-The folder of a run holds `settings.json`, the settings that it was started with; `base/`, a copy of the model that it
-started from, or `base.json`, the place of that model (`sdjax.loading.reference`); `checkpoints/`; `log.jsonl`,
-`tensorboard/` and `pictures/`.
+The folder of a run holds `settings.json`, the settings that it was started with; `dataset.json`, the statistics of its
+training set; `base/`, a copy of the model that it started from, or `base.json`, the place of that model
+(`sdjax.loading.reference`); `checkpoints/`; `log.jsonl`, `tensorboard/` and `pictures/`.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import functools
 import math
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert.bundle import Bundle
 from sdjax.loading import reference
 from sdjax.loading.run_folder import keep_start, read_start
-from sdjax.loading.run_layout import BASE, CHECKPOINTS, REFERENCE, SETTINGS, workdir
+from sdjax.loading.run_layout import BASE, CHECKPOINTS, DATASET, REFERENCE, SETTINGS, workdir
 from sdjax.loading.start_model import bytes_of, describe, open_start
 from sdjax.nn import TextEncoder
 from sdjax.nn.jax_settings import IMPL, make_key, pinned, setting
@@ -38,6 +39,7 @@ from sdjax.train.checkpoints.checkpoint import Checkpoints
 from sdjax.train.config import TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
 from sdjax.train.data.order import Order
+from sdjax.train.data.statistics import set_statistics
 from sdjax.train.loop import Event, fit
 from sdjax.train.metrics import Speed, Writers
 from sdjax.train.objectives.objective import SEED
@@ -160,9 +162,11 @@ class Run:
         return dataclasses.replace(self.config, optim=dataclasses.replace(optim, steps=steps, epochs=None))
 
     def keep_settings(self) -> None:
-        """Writes the settings of a new run into its folder."""
+        """Writes the settings of a new run, and the statistics of its training set, into its folder."""
         if self.new and jax.process_index() == 0:
             manifest.write_json(self.folder / SETTINGS, {"sdjax": __version__, **settings.stored(self.config)})
+            statistics = set_statistics(self.data.training.examples, self.config.batch_size)
+            manifest.write_json(self.folder / DATASET, {"started": time.time(), **statistics})
 
     @functools.cached_property
     def start(self) -> Bundle:
