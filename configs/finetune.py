@@ -112,11 +112,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.samples = {
         "prompts": (),
         "every": 1000,
+        "first": False,
         "num_steps": 25,
         "guidance_scale": None,
         "seed": 0,
         "image": None,
         "mask": None,
+        "options": {},
     }
     config.log = {"every": 20, "tensorboard": True, "peak_flops": None, "progress": None}
     config.patience = 1800.0

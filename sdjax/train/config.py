@@ -152,16 +152,20 @@ class ValidationConfig:
 class SamplesConfig:
     """Sample pictures of `prompts`, made with the averaged parameters every `every` steps, from the same noise.
 
-    `image` is the path of an input picture, for models that need one; `mask` that of a mask, for inpainting models.
+    `first` also makes them before the first step. `image` is the path of an input picture, for models that need one;
+    `mask` that of a mask, for inpainting models. `options` are further fields of `sdjax.Request`, such as
+    {"negative_prompt": "blurry", "sampler": "euler"}; a list has a value for each prompt.
     """
 
     prompts: tuple[str, ...] = ()
     every: int = needs(1000, *SAMPLED)
+    first: bool = needs(False, *SAMPLED)
     num_steps: int = needs(25, *SAMPLED)
     guidance_scale: float | None = needs(None, *SAMPLED)
     seed: int = needs(0, *SAMPLED)
     image: str | None = needs(None, *SAMPLED)
     mask: str | None = needs(None, *SAMPLED)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"needs": Needs(*SAMPLED)})
 
     def __post_init__(self) -> None:
         _at_least_one("samples", self, "every", "num_steps")

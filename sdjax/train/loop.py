@@ -33,12 +33,13 @@ class Event:
     """An action after every `every`-th step and after the last step. `run(state)` returns numbers to log.
 
     A number named `best` ranks the state of that step, lower is better; a state with it is saved. `name` is for
-    messages.
+    messages. With `first` the action is also taken before the first step of a run.
     """
 
     every: int
     run: Callable[[TrainState], dict[str, float]]
     name: str = "validation or samples"
+    first: bool = False
 
 
 def fit(
@@ -74,6 +75,10 @@ def fit(
         data = batches(step)
         stack.callback(getattr(data, "close", lambda: None))
         saved, seen = time.monotonic(), set[int]()
+        for event in events if step == 0 else ():
+            if event.first:
+                with meter.pausing():
+                    event.run(state)
         while step < steps and not told.stop:
             with watch("a batch"), meter.waiting("data"):
                 batch = next(data)

@@ -285,9 +285,8 @@ class Run:
             held_out = self._loader(self.data.held_out, SEED)
             events.append(Event(v.every, self._validation(mesh, frozen, held_out).run, "validation"))
         if s.prompts:
-            events.append(
-                Event(s.every, SampleMaker(s, self.start, log, self.setup.dtype, self.config.trainable).run, "samples")
-            )
+            maker = SampleMaker(s, self.start, log, self.setup.dtype, self.config.trainable)
+            events.append(Event(s.every, maker.run, "samples", s.first))
         return tuple(events)
 
     def _validation(self, mesh: Mesh, frozen: Params, loader: Loader) -> Validation:

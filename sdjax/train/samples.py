@@ -12,6 +12,7 @@ from sdjax.convert.bundle import Bundle
 from sdjax.loading.trainable import Parts, Trainable
 from sdjax.pipeline.model import Pipeline, cast
 from sdjax.purpose import kind_of
+from sdjax.tasks.request import Request
 from sdjax.tasks.results import ImageError
 from sdjax.train.config import SamplesConfig
 from sdjax.train.metrics import Writers
@@ -56,7 +57,7 @@ class SampleMaker:
         c = self.config
         options: dict[str, Any] = {
             "num_steps": c.num_steps, "guidance_scale": c.guidance_scale, "seed": c.seed,
-            "devices": jax.local_devices()[:1],
+            "devices": jax.local_devices()[:1], **c.options,
         }  # fmt: skip
         prompts, image, mask = list(c.prompts), c.image or "", c.mask or ""  # a model that needs them has them
         tasks = {
@@ -71,7 +72,8 @@ class SampleMaker:
 
 
 def check_samples(config: SamplesConfig, model: ModelConfig) -> None:
-    """Raises ValueError if the model's samples need a picture or mask that is missing or cannot be read."""
+    """Raises ValueError if samples need a picture or mask that is missing, and for options that cannot be."""
+    check_options(config)
     kind = kind_of(model)
     if kind != "text" and config.image is None:
         raise ValueError(f'samples.image names the picture that samples of a model for "{kind}" are made from')
@@ -81,6 +83,23 @@ def check_samples(config: SamplesConfig, model: ModelConfig) -> None:
         height, width = pictures.open_picture(config.image).pixels.shape[:2]
         if kind == "inpainting" and config.mask is not None:
             pictures.open_mask(config.mask, size=(height, width))
+
+
+def check_options(config: SamplesConfig) -> None:
+    """Raises ValueError for options that no `sdjax.Request` has, that samples have themselves, or of a wrong value."""
+    own = {"prompt", *(field.name for field in dataclasses.fields(config))}
+    known = {field.name for field in dataclasses.fields(Request)} - own
+    unknown = [name for name in config.options if name not in known]
+    if unknown:
+        raise ValueError(f"samples.options are fields of sdjax.Request besides those of samples; got {unknown[0]!r}")
+    each = {name: value for name, value in config.options.items() if isinstance(value, list)}
+    for name, values in each.items():
+        if len(values) != len(config.prompts) or name in ("height", "width"):
+            raise ValueError(
+                f"samples.options[{name!r}] is one value, or a list with one for each prompt; sizes are equal"
+            )
+    for i in range(len(config.prompts)):
+        Request(**{**config.options, **{name: values[i] for name, values in each.items()}})
 
 
 def whole(params: Params) -> Params:

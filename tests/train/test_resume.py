@@ -174,6 +174,11 @@ def test_events_come_when_they_are_due_and_the_best_state_is_saved(tmp_path, tra
     run(tmp_path, train_step, 7, events=(Event(2, validate),), keep=1)
     assert called == [2, 4, 6, 7]
     assert Checkpoints(tmp_path, keep=1).steps() == [4, 7]
+    # what comes first comes before the first step, and not again when the run goes on
+    called.clear()
+    run(tmp_path / "first", train_step, 3, events=(Event(5, validate, first=True),))
+    run(tmp_path / "first", train_step, 4, events=(Event(5, validate, first=True),))
+    assert called == [0, 3, 4]
 
 
 def test_compiling_is_said_and_counts_for_no_time(tmp_path, train_step, capsys):

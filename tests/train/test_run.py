@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import types
 
 import jax
 import numpy as np
@@ -21,9 +22,11 @@ from sdjax.evaluate.benchmark import random_model
 from sdjax.loading.run_folder import trained
 from sdjax.scripts.main import main
 from sdjax.scripts.train import TRAININGS
+from sdjax.tasks import text_to_image
 from sdjax.train.builtin import vocabulary
-from sdjax.train.config import TrainConfig
+from sdjax.train.config import SamplesConfig, TrainConfig
 from sdjax.train.run import Run
+from sdjax.train.samples import SampleMaker
 
 ESTIMATOR = DepthConfig(
     image_size=64, stem_width=8, stage_widths=(32, 64, 96), stage_depths=(1, 1, 1), norm_groups=4, width=32, layers=2,
@@ -119,6 +122,21 @@ def test_a_run_learns_resumes_exactly_and_gives_a_model(pictures, tmp_path):
     named = "another train and another seed: train was .*unet.* when .* and is .*text.* now; seed was 0 .* is 3 now"
     with pytest.raises(ConfigError, match=named):
         run(tmp_path / "whole", settings(pictures, train=["unet", "text"], seed=3))
+
+
+def test_samples_are_made_with_their_options(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        text_to_image,
+        "text_to_image",
+        lambda pipe, prompts, **options: seen.append((prompts, options)) or [np.zeros(3)],
+    )
+    config = SamplesConfig(("a", "b"), num_steps=3, seed=5, options={"sampler": "euler", "negative_prompt": ["c", "d"]})
+    SampleMaker(config, types.SimpleNamespace(config=TINY), None, "float32").make(types.SimpleNamespace(config=TINY))
+    ((prompts, options),) = seen
+    assert prompts == ["a", "b"]
+    expected = {"num_steps": 3, "seed": 5, "sampler": "euler", "negative_prompt": ["c", "d"]}
+    assert {name: options[name] for name in expected} == expected
 
 
 def test_epochs_are_turned_into_steps(pictures, tmp_path):

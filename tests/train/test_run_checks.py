@@ -81,6 +81,10 @@ BAD = [
     ("model.path=none.ckpt", "none.ckpt"),
     ("model.fresh=['nothing']", "model.fresh"),
     ("samples.every=0", "samples.every"),
+    ("samples={'prompts': ['a'], 'options': {'samplr': 'ddim'}}", "got 'samplr'"),
+    ("samples={'prompts': ['a'], 'options': {'seed': 1}}", "besides those of samples; got 'seed'"),
+    ("samples={'prompts': ['a'], 'options': {'negative_prompt': ['a', 'b']}}", "one for each prompt"),
+    ("samples={'prompts': ['a'], 'options': {'guidance_rescale': 2.0}}", "guidance_rescale"),
 ]
 
 

@@ -66,6 +66,8 @@ WITHOUT = {
     "validation.timesteps=4": [],
     "samples.every=1000": [],
     "samples.seed=0": [],
+    "samples.first=True": [],
+    "samples.options={}": [],
     "samples.mask='m.png'": [],
     "optim.warmup_from=0.1": ["optim.warmup=0"],
     "optim.final=0.5": [],
