@@ -4,6 +4,7 @@ XLA compiles without its costly optimisations, which halves the time of a run; S
 `make test-all` sets, leaves them on.
 """
 
+import collections
 import os
 
 os.environ["XLA_FLAGS"] = " ".join(
@@ -44,3 +45,17 @@ jax.config.update("jax_default_matmul_precision", "highest")  # XLA may take few
 def unchecked_shapes(monkeypatch):
     """Lets a test see how sdjax itself refuses shapes that the hook would refuse before it."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what -m does not choose
+def pytest_collection_modifyitems(items):
+    """Marks as slow what `@pytest.mark.few(n)` leaves to the slow tests: all cases of a test but the first n."""
+    seen = collections.Counter()
+    for item in items:
+        few = item.get_closest_marker("few")
+        if few is None:
+            continue
+        name = item.nodeid.partition("[")[0]
+        seen[name] += 1
+        if seen[name] > few.args[0]:
+            item.add_marker(pytest.mark.slow)

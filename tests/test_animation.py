@@ -15,6 +15,7 @@ from checks import count_compilations, near
 ONE = {"devices": jax.devices()[:1], "num_steps": 3, "batch": 3}  # batches of three everywhere: few compilations
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])
 def test_keyframes_are_the_pictures_of_text_to_image(sampler):
     pipe, prompts, seeds = models.pipeline(), ["a cat", "a dog", "a horse"], [3, 1, 4]
@@ -37,6 +38,7 @@ def test_a_loop_goes_back_to_the_first_keyframe_without_repeating_it():
     assert near(round_trip[3], there[1])  # half way back, with one seed
 
 
+@pytest.mark.slow
 def test_batches_and_devices_do_not_change_frames():
     pipe, options = models.pipeline(), {"num_steps": 2, "frames": 5, "seeds": [1, 2]}
     whole = animate(pipe, "a cat", devices=ONE["devices"], batch=3, **options)
@@ -62,6 +64,7 @@ def test_prompt_strength_zero_still_lets_one_step_look_at_its_prompt_and_frames_
     assert 0 < spread[0.0] < spread[0.5] < spread[1.0]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 6), ("heun", 6), ("euler_ancestral", 6), ("lcm", 6)])
 @pytest.mark.parametrize("seeds", [7, [7, 8]])
 def test_shared_steps_of_equal_prompts_change_nothing(sampler, steps, seeds):
@@ -152,6 +155,7 @@ def test_bad_arguments_are_refused_with_a_sentence(arguments, message):
         animate(models.pipeline(), **{"prompts": ["a cat", "a dog"], **ONE, **arguments})
 
 
+@pytest.mark.slow
 def test_keyframes_that_are_all_alike_are_said():
     with pytest.warns(Note, match="all keyframes have the same prompt and seed"):
         sdjax.animate(models.pipeline(), "a", seeds=[1, 1], frames=2, num_steps=1)

@@ -35,6 +35,7 @@ def differs(a, b) -> float:
     return float(np.abs(a.astype(float) - b).mean())
 
 
+@pytest.mark.slow
 def test_backgrounds_are_those_that_the_prompts_name(pipe):
     names = ["red", "green", "black", "white", "pink", "turquoise"]
     pictures = sdjax.text_to_image(pipe, [f"a rocket on a {name} background" for name in names], seed=0, **STEPS)
@@ -52,6 +53,7 @@ def test_image_to_image_goes_from_the_picture_to_the_prompt(pipe, cat):
     assert [colour(picture) for picture in (kept, little, whole)] == ["blue", "blue", "yellow"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", builtin.NAMES)
 def test_a_part_is_made_anew_and_fits_to_the_rest(pipe, cat, name):
     model = pipe if name == builtin.NAME else sdjax.load(name)

@@ -84,6 +84,7 @@ def test_an_unknown_value_of_the_variable_is_refused(monkeypatch: pytest.MonkeyP
         cache.enable.__wrapped__()
 
 
+@pytest.mark.slow
 def test_processes_share_it_and_survive_one_that_was_killed_while_writing(tmp_path: Path) -> None:
     """Warnings are errors there, so that a damaged entry or a lock that is not given back would end a process."""
     home = {"XDG_CACHE_HOME": str(tmp_path)}

@@ -80,6 +80,7 @@ def test_the_network_looks_at_midas_sizes(size, seen):
     assert depth_to_image.network_size(DepthConfig(), size) == seen
 
 
+@pytest.mark.slow
 def test_strength_one_keeps_nothing_but_depth():
     pipe, options = pipeline(), {"strength": 1, "seed": 4, **FEW}
     a = sdjax.depth_to_image(pipe, picture(128, 128, 0), "a cat", depth_map=ramp(), **options)
@@ -113,6 +114,7 @@ def test_an_estimated_map_is_the_one_that_is_used(monkeypatch):
     assert near(made, again)
 
 
+@pytest.mark.slow
 def test_pictures_keep_their_sizes_and_do_not_touch_each_other():
     pipe, given = pipeline(), [picture(100, 120, 0), picture(65, 40, 2)]
     maps = [ramp(100, 120), ramp(65, 40)]

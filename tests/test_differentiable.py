@@ -70,6 +70,7 @@ def check_gradient(loss, gradient, x: jax.Array, run: Differentiable, step: floa
     assert slope == pytest.approx(float(jnp.linalg.norm(gradient)), rel=within)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("loss", "name"), [(of_noise, "noise"), (of_context, "context")], ids=["noise", "context"])
 def test_gradients_are_those_of_finite_differences(loss, name):
     run = small()
@@ -87,6 +88,7 @@ def test_one_program_serves_other_samplers_seeds_prompts_and_scales():
     assert gradient._cache_size() == before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps():
     """Between 10 and 40 steps only the states of 30 more rows are stored, not the network's activations."""
 

@@ -85,6 +85,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch():
     assert near(four(1)[1:2], alone())
 
 
+@pytest.mark.slow
 def test_exact_pictures_are_bit_identical_alone_in_a_batch_and_on_several_devices():
     batch = four(1, exact=True)
     np.testing.assert_array_equal(batch, four(2, exact=True))

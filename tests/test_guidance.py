@@ -55,6 +55,7 @@ CHANGES = [
 HARSH = {"apg": {"threshold": 2.5, "eta": 0.2, "momentum": -0.5}, "dynamic_thresholding": {"percentile": 0.9}}
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_rule_is_of_each_picture_alone(name):
     guidance = ClassifierFree(np.float32([5.0, 2.0]), 0.0, make_rules(name, HARSH.get(name)))

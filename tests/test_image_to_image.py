@@ -72,6 +72,7 @@ def test_more_strength_leads_further_away():
 
 
 # The adaptive samplers compile programs of their own
+@pytest.mark.few(18)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n == "dpm_adaptive" else n for n in SAMPLERS]
 )
@@ -82,6 +83,7 @@ def test_every_sampler_goes_on_from_a_picture(name):
     assert not np.array_equal(made, sdjax.image_to_image(models.pipeline(), picture(seed=1), "a cat", **options))
 
 
+@pytest.mark.slow
 def test_changing_a_setting_compiles_nothing():
     pipe = models.pipeline()
     base = {"prompt": "a cat", "strength": 0.5, "num_steps": 9, "guidance_scale": 5.0, "seed": 1, "eta": 0.0}
@@ -95,6 +97,7 @@ def test_changing_a_setting_compiles_nothing():
         assert count_compilations(lambda c=again: sdjax.image_to_image(pipe, picture(), **c)) == 0, change
 
 
+@pytest.mark.slow
 def test_a_picture_depends_on_its_seed_alone():
     pipe, one = models.pipeline(), jax.devices()[:1]
     options = {"num_steps": 3, "strength": 0.7, "eta": 1.0}
@@ -118,6 +121,7 @@ def test_pictures_of_any_kind_and_size_are_taken(tmp_path):
     assert sdjax.image_to_image(models.pipeline(), palette, "a cat", strength=0, **FEW).shape == (1, 64, 64, 3)
 
 
+@pytest.mark.slow
 def test_pictures_of_several_sizes_keep_their_order_and_seeds():
     given = [picture(64, 64), picture(64, 130), picture(65, 70, seed=1)]
     seen = []
@@ -164,6 +168,7 @@ def test_one_picture_with_many_prompts_and_one_prompt_with_many_pictures():
     assert len({m.tobytes() for m in (*by_prompt, *by_picture[1:], *both[1:])}) == 4
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("upscale", two_pass.UPSCALES)
 def test_two_passes_make_a_larger_picture(upscale):
     seen = []

@@ -38,6 +38,7 @@ def spot(height=64, width=64, rows=slice(10, 30), columns=slice(25, 45)):
     return mask
 
 
+@pytest.mark.few(2)
 @each_way
 @pytest.mark.parametrize("size", [(64, 64), (50, 61)])
 def test_what_lies_outside_the_mask_comes_back_byte_for_byte(config, size):
@@ -79,6 +80,7 @@ def test_without_composite_the_autoencoder_changes_what_stays(config):
 
 
 # The adaptive samplers compile programs of their own
+@pytest.mark.few(18)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n == "dpm_adaptive" else n for n in SAMPLERS]
 )
@@ -168,6 +170,7 @@ def test_settings_that_change_compile_nothing():
             assert count_compilations(again) == 0, change
 
 
+@pytest.mark.slow
 def test_pictures_of_several_sizes_are_one_batch_where_their_padded_sizes_agree():
     given = [picture(40, 100), picture(64, 50), picture(64, 70)]  # the second alone, as in other tests
     masks = [spot(*p.shape[:2]) for p in given]

@@ -62,6 +62,7 @@ def test_a_samplers_field_that_its_method_ignores_is_said(recwarn) -> None:
         DPMSolverMultistep(quantile=0.9)
 
 
+@pytest.mark.slow
 def test_a_picture_records_what_was_used(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     flags = "--scale 1 --steps 1 --n_iter 1 --n_samples 1 --sampler dpm_solver --watermark x --skip_grid --device cpu:0"

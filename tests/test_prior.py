@@ -164,6 +164,7 @@ def test_other_priors_are_refused(file, scheduler, message):
         prior_from_diffusers({**PRIOR_FILE, **file}, {**SCHEDULER, **scheduler}, SMALL.text)
 
 
+@pytest.mark.slow
 def test_an_embedding_depends_on_its_own_seed_and_prompt(tmp_path):
     prior = Prior.load(karlo(tmp_path / "karlo"))
     both = prior.embed(["a cat", "a dog"], [1, 2], num_steps=3)

@@ -137,6 +137,7 @@ def test_no_prompt_takes_long(part) -> None:
     assert time.process_time() - start < 1  # a hundredth of it was measured
 
 
+@pytest.mark.slow
 def test_the_command_line_says_it_once_of_all_batches(tmp_path, capsys) -> None:
     (tmp_path / "prompts.txt").write_text("a ((cat))\na [dog]\n")
     flags = f"--from-file {tmp_path}/prompts.txt --n_samples 1 --n_iter 1 --steps 1 --outdir {tmp_path}"

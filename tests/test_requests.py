@@ -162,6 +162,7 @@ def test_latents_are_the_noise_that_sampling_starts_from():
     np.testing.assert_array_equal(by_seed, by_noise)
 
 
+@pytest.mark.slow
 def test_latents_that_come_out_decode_to_the_pictures():
     pipe, options = models.pipeline(), {"seed": [1, 2], "num_steps": 3, **ONE}
     latents = sdjax.text_to_image(pipe, "a cat", output="latent", **options)

@@ -104,6 +104,7 @@ def test_a_session_shows_pictures_and_previews_and_nothing_of_the_rest():
     assert shapes[-1] == [(64, 64, 3), (10, 8, 3)]
 
 
+@pytest.mark.slow
 def test_a_preview_is_like_the_picture():
     """The built-in model's last preview beside its picture, made as small."""
     pipe, previews = sdjax.load(), []

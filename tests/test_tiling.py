@@ -140,6 +140,7 @@ def decoder_bytes(config: VAEConfig, side: int, decode) -> int:
     return plan.temp_size_in_bytes + plan.output_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x4_upscaler", pytest.param("sd1", marks=pytest.mark.slow)])
 def test_a_picture_of_2048_pixels_is_decoded_within_nine_gibibytes(name):
     """At full size, in float32. The largest map is 4 GiB; its shortcut and what lies between take 2 each."""

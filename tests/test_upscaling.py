@@ -45,6 +45,7 @@ def pipeline():
     return models.pipeline(TINY)
 
 
+@pytest.mark.slow
 def test_pictures_of_any_size_come_back_four_times_as_large(small):
     sizes = [(32, 32), (17, 25), (1, 1), (32, 19)]  # all padded to 32 x 32: one batch
     made = upscale(pipeline(), [picture(i, *size) for i, size in enumerate(sizes)], **FEW)

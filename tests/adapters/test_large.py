@@ -52,6 +52,7 @@ def predict(settings, x, t):
     return np.asarray(run(tuple(one.patch for one in settings), x, np.float32(t), numbers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting", [DeepShrink(block=1, stop=0.5), pytest.param(RAUNet(stop=0.5), marks=pytest.mark.slow)]
 )
@@ -71,6 +72,7 @@ def test_a_span_of_shares_is_one_of_timesteps():
     np.testing.assert_array_equal(make_span(0, 1).holds(t), [True] * 5)
 
 
+@pytest.mark.slow
 def test_deep_shrink_shrinks_the_maps_behind_its_block_and_no_others():
     sizes = {}
 
@@ -166,6 +168,7 @@ def test_targets_are_one_in_each_square_and_change_with_the_timestep():
     np.testing.assert_array_equal(found[1], found[2])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("setting", [WindowAttention(), TokenMerging(0.3), WindowAttention(levels=2)])
 def test_patches_of_attention_change_the_prediction_a_little(setting):
     x = normal(2, 1, 8, 8, 4)

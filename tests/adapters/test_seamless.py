@@ -35,6 +35,7 @@ def vae_params() -> dict:
     return models.fill_tree(shapes)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("method", ["winograd", "columns", "xla"])
 @pytest.mark.parametrize(("axes", "modes"), [("x", ("constant", "wrap")), ("y", ("wrap", "constant")),
                                              ("xy", ("wrap", "wrap"))])  # fmt: skip
@@ -68,6 +69,7 @@ def test_a_convolution_with_a_stride_wraps_only_if_both_sides_are_padded(side):
     np.testing.assert_array_equal(run(one_sided), want)
 
 
+@pytest.mark.slow
 def test_rolling_a_latent_rolls_what_the_unet_predicts():
     inputs = normal(0, 1, 8, 8, 4), np.float32([500]), normal(1, 1, 3, 16)
     shapes = jax.eval_shape(UNet(TWO_LEVELS).init, jax.random.key(0), *inputs)["params"]
@@ -83,6 +85,7 @@ def test_rolling_a_latent_rolls_what_the_unet_predicts():
     assert np.abs(run("", rolled) - np.roll(run("", x), (2, 4), (1, 2))).max() > 0.01 * np.abs(want).max()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("axes", ["x", "xy"])
 def test_rolling_a_latent_rolls_the_picture_also_in_bands(axes):
     latent, shift = 0.1 * normal(0, 1, 6, 8, 4), (2 if axes == "xy" else 0, 3)

@@ -50,6 +50,7 @@ def belongings(path):
     return loaded.tokenizer.encode("a red cat"), loaded.config, dict(model.licences), dict(model.cards), kinds
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("first", WAYS)
 def test_every_layout_keeps_what_belongs_to_a_model(first, pipe, tmp_path):
     want = belongings(builtin.FOLDER)

@@ -37,6 +37,7 @@ def depth_network():
     return {tensor: tuple(shape) for tensor, (shape, _) in table.items()}
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", FILES)
 def test_released_files_are_recognised_and_counted(name):
     assert tuple(convert.parameter_counts(manifest(name)).values()) == reference.RELEASED[FILES[name]]

@@ -66,6 +66,7 @@ def write_legacy(path):
         out.truncate()
 
 
+@pytest.mark.few(1)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("write", [write_safetensors, write_legacy])
 def test_a_file_of_a_gibibyte_is_never_in_memory(tmp_path, write):

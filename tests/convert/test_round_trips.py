@@ -16,6 +16,7 @@ from sdjax.convert.names import naming
 from sdjax.prompts.tokenizer import Tokenizer
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ldm_to_native_and_diffusers_and_back_is_byte_exact(family, tmp_path):
     config, tensors = model(family)
@@ -40,6 +41,7 @@ def test_mixed_types_keep_their_bytes(tmp_path):
     assert equal(start, tmp_path / "b.safetensors")
 
 
+@pytest.mark.slow
 def test_both_sets_of_weights_survive_when_asked_for(tmp_path):
     config, tensors = model("v1")
     tensors = dict(tensors)

@@ -324,6 +324,7 @@ def kernels_of_lengths(monkeypatch):
     }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kernel", ["attend", "one product", "chunks", "heads", "cudnn"])
 def test_a_context_gives_what_it_gives_alone_beside_longer_ones(kernel, dtype, monkeypatch):
@@ -340,6 +341,7 @@ def test_a_context_gives_what_it_gives_alone_beside_longer_ones(kernel, dtype, m
             assert not np.asarray(slope[i, length:], np.float32).any()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("devices", [1, 8])
 def test_padding_may_hold_anything(devices, causal, monkeypatch):

@@ -49,6 +49,7 @@ def check(got, want, tolerance):
     np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=0, atol=tolerance * np.abs(want).max())
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_equals_float64(case, dtype):
@@ -68,6 +69,7 @@ def test_both_methods_equal_float64(case):
         check(method(x, kernel, strides=strides, padding=padding), exact(x, kernel, strides, padding), 1e-5)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", CASES[:4], ids=str)
 def test_gradients_of_the_product_are_those_of_the_convolution(case):
     shape, window, features, strides, padding = case
@@ -99,6 +101,7 @@ def test_method_is_chosen_when_lowered(case):
 SHAPES = [(2, 8, 8, 5), (1, 7, 9, 3), (3, 1, 2, 4), (2, 1, 1, 3), (1, 31, 6, 2)]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("largest", [2**29, 2**12], ids=["whole", "bands"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_winograd_and_its_gradients_equal_float64(shape, largest, monkeypatch):
@@ -116,6 +119,7 @@ def test_winograd_and_its_gradients_equal_float64(shape, largest, monkeypatch):
     check(dk, np.einsum("bhwcij,bhwd->ijcd", windows, np.asarray(slope, np.float64)), 2e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_winograd_in_halves_is_float32s_rounded_once(dtype, monkeypatch):
     monkeypatch.setattr(products, "processor_multiplies_bfloat16", lambda: False)

@@ -132,6 +132,7 @@ def test_the_released_network_equals_the_reference():
     assert relative_error(estimate(config, params, image), arrays["depth"][:, 0]) < 2e-5  # float32 rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_stays_near_float32(tmp_path, dtype):
     config, params = convert.load_depth(small_folder(tmp_path / "dpt"))

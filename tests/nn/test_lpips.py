@@ -73,6 +73,7 @@ def test_the_order_of_two_pictures_does_not_matter():
     np.testing.assert_allclose(compiled()(params(), a, b)[0], compiled()(params(), b, a)[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near_float32():
     distances, _ = compiled("bfloat16")(params(), peer.pictures(0), peer.pictures(1))
     assert distances.dtype == jnp.float32

@@ -46,6 +46,7 @@ def test_parameter_counts_are_the_releases(name):
     assert (counts["unet"], counts["vae"], counts["text"]) == reference.RELEASED[name]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unet_and_text_encoder_equal_the_reference(family):
     config, params, arrays = reference_model(family)
@@ -68,6 +69,7 @@ def test_autoencoders_equal_the_reference(family):
     assert relative_error(image, np.moveaxis(arrays["decoded"], 1, -1)) < 2e-5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
@@ -87,6 +89,7 @@ def test_half_precision_stays_near_float32(family, dtype):
     assert cosine > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_half_precision_survives_attention_logits_a_hundredfold(dtype):
     config, params, arrays = reference_model("v2_v")  # Stable Diffusion 2.1's logits overflow float16

@@ -71,6 +71,7 @@ def test_residuals_for_another_network_are_refused():
         run(CONTEXT, residuals=Residuals([jnp.zeros(shape) for shape in SHAPES[:3]], jnp.zeros((2, 2, 2, 64))))
 
 
+@pytest.mark.slow
 def test_contexts_of_different_length_share_a_batch():
     """Each gives what it gives alone; nothing behind the end of a context is seen, by neither attention."""
     length = jnp.array([3, 5], jnp.int32)

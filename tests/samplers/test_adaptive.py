@@ -49,6 +49,7 @@ def calls(tolerance, **options):
     return seen
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("algorithm", "order", "solver_type"), VARIANTS)
 def test_the_error_follows_the_tolerance(algorithm, order, solver_type):
     """The tolerance bounds each step's difference of two orders; over some tens of steps errors add up."""

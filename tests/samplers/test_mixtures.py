@@ -64,6 +64,7 @@ def test_each_image_of_a_mixed_batch_is_what_it_is_alone():
         np.testing.assert_array_equal(got[i], alone)
 
 
+@pytest.mark.slow
 def test_every_sampler_of_known_steps_shares_a_batch():
     names = [name for name in SAMPLERS if SAMPLERS[name]().rule == Linear()]
     keys = jax.random.split(jax.random.key(0), len(names))

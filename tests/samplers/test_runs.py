@@ -42,6 +42,7 @@ def rows_and_start(sampler, num_steps=8):
     return rows, jnp.asarray(MODEL.start(rows.sigma[0]), jnp.float32)
 
 
+@pytest.mark.few(18)
 @every_sampler
 def test_epsilon_v_and_x0_prediction_make_the_same_picture(name):
     """The same knowledge, put in three ways; PNDM mixes raw outputs and is the documented exception."""
@@ -161,6 +162,7 @@ def test_thresholding_clips_each_picture_at_its_own_quantile():
     np.testing.assert_allclose(got[1], x0[1], rtol=1e-6)  # within max_value: as it was
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "solver", [DPMSolverMultistep, DPMSolverSinglestep, DPMSolverSinglestepFixed, DPMSolverAdaptive]
 )

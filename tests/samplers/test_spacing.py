@@ -121,6 +121,7 @@ def steps_made(name, **fields):
     return count
 
 
+@pytest.mark.few(18)
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if "N" in names.SAMPLERS[name].calls])
 def test_samplers_make_exactly_the_steps_they_are_asked_for(name):
     spacings = SPACINGS if "singlestep" not in name else ("time_uniform", "logSNR", "time_quadratic")

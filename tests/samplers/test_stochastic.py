@@ -68,6 +68,7 @@ def start(rows, deviation, mean):
     return mean + jnp.sqrt(deviation**2 + first_sigma(rows)[0] ** 2) * noise
 
 
+@pytest.mark.few(4)
 @named
 def test_of_a_known_image_exactly_the_right_noise_is_left_after_every_number_of_steps(sampler):
     """With x0 known no method errs: after each step x - x0 is noise of deviation sigma, down to the last."""
@@ -79,6 +80,7 @@ def test_of_a_known_image_exactly_the_right_noise_is_left_after_every_number_of_
         assert x.mean() == pytest.approx(0.7, abs=4 * want / SIDE)
 
 
+@pytest.mark.few(3)
 @named
 def test_many_steps_reach_the_datas_mean_and_variance(sampler):
     mean, deviation = -0.4, 0.6
@@ -144,6 +146,7 @@ def test_impossible_eta_is_refused(kind, eta):
         kind(eta=eta)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("sampler", OTHERS, ids=lambda s: type(s).__name__)
 def test_of_a_known_image_the_right_noise_is_left_by_samplers_with_churn_or_several_calls(sampler):
     known = gaussian.Gaussian(mean=0.7, deviation=0.0)

@@ -10,6 +10,7 @@ from sdjax.evaluate import benchmark
 from sdjax.scripts.main import main
 
 
+@pytest.mark.slow
 def test_the_table_and_the_file_agree_and_name_no_folder(tmp_path, capsys):
     out = tmp_path / "numbers.json"
     assert main(["benchmark", "--size", "64", "--batch", "2", "--repeats", "1", "--json", str(out)]) == 0

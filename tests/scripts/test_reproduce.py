@@ -107,6 +107,7 @@ OURS = [
 ]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("flags", OURS)
 def test_a_picture_of_ours_is_made_again_bit_for_bit(monkeypatch, tmp_path, capsys, flags) -> None:
     pipe = models.pipeline()

@@ -157,6 +157,7 @@ def test_models_that_cannot_are_refused_before_their_weights(unclip_model, capsy
     assert not unclip_model.loaded
 
 
+@pytest.mark.slow
 def test_a_small_model_goes_the_whole_way(monkeypatch, tmp_path) -> None:
     tiny = dataclasses.replace(
         models.TINY,

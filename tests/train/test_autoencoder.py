@@ -178,6 +178,7 @@ def test_every_gradient_equals_the_references_of_two_losses(real_step):
             assert norm(got[name] - one.numpy()) < 1e-5 * norm(one.numpy()) + 1e-7 * whole
 
 
+@pytest.mark.slow
 def test_one_gradient_is_that_of_two_passes(toy):
     """Each network's gradient, from losses of its own, with the other network a constant."""
     loss, params, batch, keys = toy(kl_weight=0.02, disc_start=0, disc_weight=0.6, disc_factor=0.7, logvar=-0.4)
@@ -226,6 +227,7 @@ def test_the_discriminator_is_not_heard_before_its_start(toy):
     assert norm(after["discriminator"]) > 0.1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_eight_devices_take_the_step_of_one(toy, mode):
     parallel = ParallelConfig(mode)

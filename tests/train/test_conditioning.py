@@ -91,6 +91,7 @@ def test_an_upscaler_sees_the_small_picture_with_noise_of_its_level():
     assert abs(noise.mean()) < 0.02
 
 
+@pytest.mark.slow
 def test_unclip_sees_the_noised_embedding_of_the_picture():
     d = 16
     vision = VisionConfig(image_size=28, patch_size=14, width=32, layers=1, heads=2, projection=d)

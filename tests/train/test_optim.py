@@ -59,6 +59,7 @@ def test_sgd_has_nesterovs_momentum():
     np.testing.assert_allclose(second, -0.1 * 2.71 * GRADS["unet"]["up"]["kernel"], rtol=1e-5)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_numbers_may_be_arguments_of_a_compiled_update(name):
     rates = (("unet/down", 0.5), ("unet/up", 0.0))

@@ -40,6 +40,7 @@ def bytes_on_devices(tree):
     return total
 
 
+@pytest.mark.slow
 def test_devices_hold_what_was_predicted():
     config = ParallelConfig(data=2, fsdp=4, whole=64)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), param_shapes(MODEL)["unet"])

@@ -147,6 +147,7 @@ def test_epochs_are_turned_into_steps(pictures, tmp_path):
     assert said == ["3 epochs of 2 batches are 6 steps"]
 
 
+@pytest.mark.slow
 def test_another_learning_rate_or_number_of_steps_compiles_nothing(pictures, tmp_path, capsys):
     missed = []
     listen = lambda event, **_: missed.append(event) if event.endswith("cache_misses") else None  # noqa: E731
@@ -170,6 +171,7 @@ def test_another_learning_rate_or_number_of_steps_compiles_nothing(pictures, tmp
     assert "compiling the program of the training step, for pictures of 16 x 16" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_checkpoint_can_be_given_other_settings(pictures, tmp_path):
     with pytest.raises(CheckpointError):
         run(tmp_path, settings(pictures, "nowhere"))
