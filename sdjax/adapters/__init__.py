@@ -1,7 +1,7 @@
 """Additions to a model, such as low-rank adapters and FreeU. Each is a patch over the layers of a network."""
 
 from sdjax.adapters.deep_shrink import DeepShrink
-from sdjax.adapters.delta import Adapter, AdapterError, Delta, LowRank, merge
+from sdjax.adapters.delta import Adapter, AdapterError, Delta, Difference, LowRank, Strength, merge
 from sdjax.adapters.freeu import FreeU, FreeUNumbers
 from sdjax.adapters.hidiffusion import RAUNet, WindowAttention
 from sdjax.adapters.lora import ImageLoRA, LoRA, for_images
@@ -16,6 +16,7 @@ __all__ = [
     "AdapterError",
     "DeepShrink",
     "Delta",
+    "Difference",
     "FreeU",
     "FreeUNumbers",
     "ImageLoRA",
@@ -26,6 +27,7 @@ __all__ = [
     "RAUNet",
     "Seamless",
     "Setting",
+    "Strength",
     "Timed",
     "TokenMerging",
     "WindowAttention",

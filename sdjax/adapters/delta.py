@@ -1,6 +1,12 @@
-"""Adapters: changes of a network's kernels, by the paths of its layers. `merge` adds them to the parameters."""
+"""Adapters: changes of a model's parameters, by the paths of the leaves. `merge` adds them to the parameters.
 
-from collections.abc import Mapping
+Every change is linear in its weight s: W becomes W + s D(W), where D(W) = W' - W is what the adapter does at weight 1.
+Several adapters add up, W + s1 D1(W) + s2 D2(W). Each D sees the base's W, so their order does not matter.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import jax.numpy as jnp
@@ -16,23 +22,23 @@ class AdapterError(ValueError):
 
 
 class Delta(Protocol):
-    """The change of one layer's kernel."""
+    """The change of one leaf, in Flax's layout: a kernel is [c, d] of a linear layer, [h, w, c, d] of a convolution."""
 
-    def merge(self, kernel: Array, weight: Array | float) -> Array:
-        """Returns the kernel with `weight` times the change, in the kernel's dtype, rounded once.
+    def difference(self, base: Array) -> Array:
+        """Returns W' - W at weight 1, float32 and of the leaf's shape. `base` is the leaf W in float32.
 
-        The kernel is Flax's: [c, d] of a linear layer, [h, w, c, d] of a convolution. Raises AdapterError if the change
-        has another shape.
+        Raises AdapterError if the change does not fit the leaf.
         """
         ...
 
 
-Adapter: TypeAlias = Mapping[str, Delta]  # by the path of the layer, "down_blocks_0/attentions_0/proj_in"
+# By the path of the leaf with its network, "unet/down_blocks_0/attentions_0/proj_in/kernel" or "text/.../bias"
+Adapter: TypeAlias = Mapping[str, Delta]
 
 
 @struct.dataclass
 class LowRank:
-    """The change scale * down @ up, whose rank r is small.
+    """The change scale * down @ up of a kernel, whose rank r is small.
 
     For a linear layer `down` is [c, r] and `up` is [r, d]. For a convolution `down` is [h, w, c, r] and `up` is [r, d]:
     a convolution to r channels, then a 1x1 convolution. In most files `scale` is alpha / r.
@@ -44,31 +50,109 @@ class LowRank:
     up: Array
     scale: Array | float = 1.0
 
-    def merge(self, kernel: Array, weight: Array | float) -> Array:
-        """Returns the kernel with `weight` times the change: computed in float32 and rounded once."""
-        if (*self.down.shape[:-1], self.up.shape[-1]) != kernel.shape or self.down.shape[-1] != self.up.shape[0]:
-            raise AdapterError(f"{self.down.shape} times {self.up.shape} does not fit a kernel {kernel.shape}")
+    def difference(self, base: Array) -> Array:
+        """Returns scale * down @ up, computed in float32."""
+        if (*self.down.shape[:-1], self.up.shape[-1]) != base.shape or self.down.shape[-1] != self.up.shape[0]:
+            raise AdapterError(f"{self.down.shape} times {self.up.shape} does not fit {base.shape}")
         down, up = self.down.astype(jnp.float32), self.up.astype(jnp.float32)
-        change = (down.reshape(-1, down.shape[-1]) @ up).reshape(kernel.shape)
-        return (kernel.astype(jnp.float32) + weight * self.scale * change).astype(kernel.dtype)
+        return self.scale * (down.reshape(-1, down.shape[-1]) @ up).reshape(base.shape)
 
 
-def merge(params: Params, adapter: Adapter, weight: Array | float = 1.0) -> Params:
-    """Returns the network's parameters with `weight` times the adapter merged into its kernels.
+@struct.dataclass
+class Difference:
+    """The change itself, an array of the leaf's shape."""
 
-    Unchanged leaves are not copied. Raises AdapterError, naming every layer that the network does not have or whose
-    kernel has another shape.
+    value: Array
+
+    def difference(self, base: Array) -> Array:
+        """Returns the value in float32."""
+        if self.value.shape != base.shape:
+            raise AdapterError(f"a change of {self.value.shape} does not fit {base.shape}")
+        return self.value.astype(jnp.float32)
+
+
+# Blocks of the UNet with a weight of their own: all 26 of the tools, and the 17 that hold attention
+BLOCKS = ("BASE", *(f"IN{i:02}" for i in range(12)), "M00", *(f"OUT{i:02}" for i in range(12)))
+ATTENTION_BLOCKS = tuple(
+    name for name in BLOCKS if name not in {"IN00", "IN03", "IN06", "IN09", "IN10", "IN11", "OUT00", "OUT01", "OUT02"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Strength:
+    """The weights of an adapter: of the UNet, of the text encoder, and of the UNet's blocks.
+
+    `text` None means as the UNet. `blocks` are 17 numbers (`ATTENTION_BLOCKS`) or 26 (`BLOCKS`), which multiply; BASE
+    is that of the text encoder. Blocks that the 17 leave out count 1, and so do layers outside the blocks.
+    """
+
+    unet: float = 1.0
+    text: float | None = None
+    blocks: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.blocks is not None and len(self.blocks) not in (len(BLOCKS), len(ATTENTION_BLOCKS)):
+            raise ValueError(
+                f"block weights are {len(ATTENTION_BLOCKS)} or {len(BLOCKS)} numbers; got {len(self.blocks)}"
+            )
+
+    def of(self, path: str) -> float:
+        """Returns the weight of a leaf by its path (`Adapter`)."""
+        part = path.partition("/")[0]
+        weight = self.text if part == "text" and self.text is not None else self.unet
+        if self.blocks is None:
+            return weight
+        names = BLOCKS if len(self.blocks) == len(BLOCKS) else ATTENTION_BLOCKS
+        return weight * dict(zip(names, self.blocks)).get(block_of(path) or "", 1.0)
+
+
+def block_of(path: str) -> str | None:
+    """Returns the block in which a leaf counts, a name of `BLOCKS`; None for layers outside the blocks.
+
+    Resnets count with the block's attention. A downsampler is IN03, IN06 or IN09; an upsampler counts with the last
+    block of its level, OUT02, OUT05 or OUT08. The names are those of Stable Diffusion's UNet, of four levels.
+    """
+    part, _, rest = path.partition("/")
+    if part == "text":
+        return "BASE"
+    if rest.startswith("mid_block"):
+        return "M00"
+    found = re.match(r"(down|up)_blocks_(\d)/(resnets|attentions|downsamplers?|upsamplers?)_(\d)", rest)
+    if found is None:
+        return None
+    way, level, kind, index = found[1], int(found[2]), found[3], int(found[4])
+    if way == "down":
+        return f"IN{3 * level + (3 if kind.startswith('down') else index + 1):02}"
+    return f"OUT{3 * level + (2 if kind.startswith('up') else index):02}"
+
+
+def merge(params: Params, adapters: Sequence[tuple[Adapter, float | Strength]]) -> Params:
+    """Returns parameters with adapters and their weights merged into the leaves.
+
+    A leaf is computed in float32 and rounded once, to its own dtype. Unchanged leaves are not copied. Raises
+    AdapterError, naming every leaf that the model does not have or that has another shape.
     """
     leaves, problems = flatten_dict(params, sep="/"), []
-    for path, delta in adapter.items():
-        name = f"{path}/kernel"
-        if name not in leaves:
-            problems.append(f"it has no layer {path!r} with a kernel")
+    for path in dict.fromkeys(path for adapter, _ in adapters for path in adapter):
+        if path not in leaves:
+            problems.append(f"it has no {path!r}")
             continue
+        changes = [(adapter[path], weight) for adapter, weight in adapters if path in adapter]
         try:
-            leaves[name] = delta.merge(leaves[name], weight)
+            leaves[path] = changed(leaves[path], [(delta, weight_of(weight, path)) for delta, weight in changes])
         except AdapterError as error:
             problems.append(f"{path!r}: {error}")
     if problems:
         raise AdapterError(f"the adapter does not fit the network: {'; '.join(problems)}")
     return unflatten_dict(leaves, sep="/")
+
+
+def changed(leaf: Array, changes: Iterable[tuple[Delta, float]]) -> Array:
+    """Returns a leaf with changes at their weights, computed in float32 and rounded once."""
+    base = jnp.asarray(leaf, jnp.float32)
+    return sum((weight * delta.difference(base) for delta, weight in changes if weight != 0), base).astype(leaf.dtype)
+
+
+def weight_of(weight: float | Strength, path: str) -> float:
+    """Returns the weight of a leaf by its path."""
+    return weight.of(path) if isinstance(weight, Strength) else weight

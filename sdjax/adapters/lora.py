@@ -91,13 +91,16 @@ def _to_low_rank(layer: nn.Module, x: Array, down: Array) -> Array:
 
 
 def for_images(adapters: Sequence[tuple[Mapping[str, LowRank], float]]) -> ImageLoRA:
-    """Returns the adapters of a batch as arrays of one shape. `adapters` has an adapter and its weight for each image.
+    """Returns the adapters of a batch as arrays of one shape. `adapters` has an adapter of
+    kernels (by their paths in the network) and its weight for each image.
 
     Smaller ranks are padded with zeros. A layer that an image's adapter does not change gets zeros. Use {} for an image
     without an adapter. Raises AdapterError if two adapters have different shapes for a layer.
     """
     paths = sorted({path for adapter, _ in adapters for path in adapter})
-    layers = {path: _stack(path, [adapter.get(path) for adapter, _ in adapters]) for path in paths}
+    layers = {
+        path.removesuffix("/kernel"): _stack(path, [adapter.get(path) for adapter, _ in adapters]) for path in paths
+    }
     return ImageLoRA(layers, jnp.asarray([weight for _, weight in adapters], jnp.float32))
 
 

@@ -48,7 +48,7 @@ def attention_paths() -> list[str]:
 
 
 def adapter(seed: int, rank: int) -> dict[str, LowRank]:
-    """Returns low-rank changes of all projections, about as large as the kernels."""
+    """Returns low-rank changes of all projections' kernels, about as large as the kernels."""
     out = {}
     for i, path in enumerate(attention_paths()):
         tree = params()
@@ -56,5 +56,5 @@ def adapter(seed: int, rank: int) -> dict[str, LowRank]:
             tree = tree[name]
         c, d = tree["kernel"].shape
         down, up = normal(100 * seed + i, c, rank) / c**0.5, normal(100 * seed + i + 50, rank, d) / rank**0.5
-        out[path] = LowRank(down, up, 0.5 + 0.1 * seed)
+        out[f"{path}/kernel"] = LowRank(down, up, 0.5 + 0.1 * seed)
     return out

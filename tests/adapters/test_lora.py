@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small_unet
 
-from sdjax.adapters import AdapterError, ImageLoRA, LoRA, LowRank, for_images, merge, patched
+from sdjax.adapters import AdapterError, ImageLoRA, LoRA, LowRank, Strength, for_images, merge, patched
 from sdjax.nn.layers.conv import Conv
 from sdjax.nn.layers.dense import Dense
 
@@ -19,14 +19,14 @@ CLOSE = 3e-6  # float32 sums in another order: x (W + D U) against x W + (x D) U
 def test_each_image_of_a_batch_has_its_own_adapter():
     """Weight 0 is the plain network bit for bit; the others are what merged parameters give."""
     first, second = small_unet.adapter(1, 2), small_unet.adapter(2, 4)
-    del second[small_unet.attention_paths()[0]]  # adapters need not change the same layers
+    del second[f"{small_unet.attention_paths()[0]}/kernel"]  # adapters need not change the same layers
     params, inputs = small_unet.params(), small_unet.inputs()
     own = for_images([(first, 0.0), (first, 0.7), (second, -1.3)])
     got = small_unet.run(params, inputs, (LoRA(),), (own,))
     plain = small_unet.run(params, inputs)
     np.testing.assert_array_equal(got[0], plain[0])
     for i, (adapter, weight) in enumerate([(first, 0.7), (second, -1.3)], start=1):
-        want = small_unet.run(merge(params, adapter, weight), inputs)[i]
+        want = small_unet.run(merge(params, [(adapter, weight)]), inputs)[i]
         assert relative_error(got[i], want) < CLOSE
         assert relative_error(plain[i], want) > 0.1
 
@@ -50,15 +50,17 @@ def test_gradient_by_the_adapter_is_that_by_the_merged_kernels(remat):
         return jnp.sum(small_unet.run(params, inputs, (LoRA(),), (own,), remat=remat) ** 2)
 
     got = jax.grad(loss)(for_images([(adapter, weight)]))
-    by_kernel = jax.grad(lambda params: jnp.sum(small_unet.run(params, inputs) ** 2))(merge(params, adapter, weight))
+    by_kernel = jax.grad(lambda params: jnp.sum(small_unet.run(params, inputs) ** 2))(
+        merge(params, [(adapter, weight)])
+    )
     for path, change in adapter.items():
-        tree = by_kernel
+        kernel = by_kernel
         for name in path.split("/"):
-            tree = tree[name]
-        factor, kernel = weight * change.scale, tree["kernel"]
+            kernel = kernel[name]
+        factor, layer = weight * change.scale, path.removesuffix("/kernel")
         # Gradients that cancel are small beside the terms of their sums
-        np.testing.assert_allclose(got.layers[path].down[0], factor * kernel @ change.up.T, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(got.layers[path].up[0], factor * change.down.T @ kernel, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(got.layers[layer].down[0], factor * kernel @ change.up.T, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(got.layers[layer].up[0], factor * change.down.T @ kernel, rtol=1e-3, atol=1e-3)
 
 
 class Layers(nn.Module):
@@ -73,8 +75,8 @@ class Layers(nn.Module):
 def layers() -> tuple[np.ndarray, dict, dict[str, LowRank]]:
     params = {"conv": {"kernel": small_unet.normal(0, 3, 3, 4, 6), "bias": small_unet.normal(1, 6)},
               "dense": {"kernel": small_unet.normal(2, 6, 5), "bias": small_unet.normal(3, 5)}}  # fmt: skip
-    adapter = {"conv": LowRank(small_unet.normal(4, 3, 3, 4, 2), small_unet.normal(5, 2, 6), 0.5),
-               "dense": LowRank(small_unet.normal(6, 6, 3), small_unet.normal(7, 3, 5))}  # fmt: skip
+    adapter = {"conv/kernel": LowRank(small_unet.normal(4, 3, 3, 4, 2), small_unet.normal(5, 2, 6), 0.5),
+               "dense/kernel": LowRank(small_unet.normal(6, 6, 3), small_unet.normal(7, 3, 5))}  # fmt: skip
     return small_unet.normal(8, 2, 6, 6, 4), params, adapter
 
 
@@ -83,10 +85,10 @@ def test_convolutions_are_changed_as_merged_ones():
     with patched([LoRA()], own=[for_images([({}, 1.0), (adapter, 0.8)])]):
         got = Layers().apply({"params": params}, x)
     np.testing.assert_allclose(got[0], Layers().apply({"params": params}, x)[0], rtol=1e-6, atol=1e-6)
-    merged = merge(params, adapter, 0.8)
+    merged = merge(params, [(adapter, 0.8)])
     np.testing.assert_allclose(got[1], Layers().apply({"params": merged}, x)[1], rtol=1e-5, atol=1e-4)
     # The change of a convolution by its definition: every position's matrix is a product
-    change = np.einsum("hwcr,rd->hwcd", adapter["conv"].down, adapter["conv"].up)
+    change = np.einsum("hwcr,rd->hwcd", adapter["conv/kernel"].down, adapter["conv/kernel"].up)
     np.testing.assert_allclose(merged["conv"]["kernel"] - params["conv"]["kernel"], 0.8 * 0.5 * change, atol=1e-6)
     assert merged["conv"]["bias"] is params["conv"]["bias"]
 
@@ -95,22 +97,30 @@ def test_merging_rounds_once():
     kernel = jnp.ones([1, 1], jnp.bfloat16)
     # bfloat16's step at 1 is 2**-7: each of the two terms alone would be lost, their sum is not
     change = LowRank(jnp.full([1, 2], 1.2 * 2**-9), jnp.ones([2, 1]))
-    assert change.merge(kernel, 1.0) == 1 + 2**-7
-    assert change.merge(kernel, 0.5) == 1
-    assert change.merge(kernel, 1.0).dtype == jnp.bfloat16
+    for weight, want in (1.0, 1 + 2**-7), (0.5, 1):
+        got = merge({"kernel": kernel}, [({"kernel": change}, weight)])["kernel"]
+        assert got == want
+        assert got.dtype == jnp.bfloat16
+    # Two adapters are added before rounding, too
+    halves = merge({"kernel": kernel}, [({"kernel": change}, 0.5), ({"kernel": change}, 0.5)])["kernel"]
+    assert halves == 1 + 2**-7
 
 
 def test_adapters_that_do_not_fit_name_every_layer():
     x, params, adapter = layers()
-    wrong = {**adapter, "dense": LowRank(np.ones([7, 2]), np.ones([2, 5])), "conv/deeper": adapter["conv"]}
-    with pytest.raises(AdapterError, match=r"'dense'.*no layer 'conv/deeper'"):
-        merge(params, wrong)
+    wrong = {
+        **adapter,
+        "dense/kernel": LowRank(np.ones([7, 2]), np.ones([2, 5])),
+        "conv/deeper/kernel": adapter["conv/kernel"],
+    }
+    with pytest.raises(AdapterError, match=r"'dense/kernel'.*no 'conv/deeper/kernel'"):
+        merge(params, [(wrong, 1.0)])
     with (
         patched([LoRA()], own=[for_images([(wrong, 1.0)] * 2)]),
         pytest.raises(AdapterError, match=r"'conv/deeper'.*'dense' is \(6, 5\), the change \(7, 5\)"),
     ):
         Layers().apply({"params": params}, x)
-    with pytest.raises(AdapterError, match="different shapes for 'dense'"):
+    with pytest.raises(AdapterError, match="different shapes for 'dense/kernel'"):
         for_images([(adapter, 1.0), (wrong, 1.0)])
 
 
@@ -122,3 +132,23 @@ def test_images_without_any_adapter_need_no_arrays():
     with patched([LoRA()], own=[own]):
         got = Layers().apply({"params": params}, x)
     np.testing.assert_array_equal(got, Layers().apply({"params": params}, x))
+
+
+def test_every_block_has_its_weight():
+    numbers = tuple(range(1, 27))
+    paths = {
+        "text/layers_0/fc1/kernel": 1, "unet/down_blocks_0/resnets_0/conv1/kernel": 3,
+        "unet/down_blocks_0/downsamplers_0/conv/kernel": 5, "unet/down_blocks_3/resnets_1/conv1/kernel": 13,
+        "unet/mid_block/attentions_0/proj_in/kernel": 14, "unet/up_blocks_0/upsamplers_0/conv/kernel": 17,
+        "unet/up_blocks_3/attentions_2/proj_in/kernel": 26,
+    }  # fmt: skip
+    strength = Strength(0.5, blocks=numbers)
+    assert {path: 2 * strength.of(path) for path in paths} == paths
+    assert strength.of("unet/conv_in/kernel") == 0.5
+    few = Strength(text=2.0, blocks=tuple(range(10, 27)))  # BASE, IN01 ...
+    assert few.of("text/layers_0/fc1/kernel") == 20
+    assert few.of("unet/down_blocks_0/attentions_0/proj_in/kernel") == 11
+    assert few.of("unet/down_blocks_0/downsamplers_0/conv/kernel") == 1
+    assert few.of("unet/up_blocks_3/attentions_2/proj_in/kernel") == 26
+    with pytest.raises(ValueError, match="17 or 26 numbers; got 3"):
+        Strength(blocks=(1, 2, 3))
