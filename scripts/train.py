@@ -111,7 +111,11 @@ def run(args: argparse.Namespace) -> None:
         progress = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
         print(plan_of(described, args.devices, args.platform, progress))
         return
-    if args.data is None and not any(text.lstrip().startswith("data") for text in args.set):
+    if (
+        args.data is None
+        and args.dataset_config is None
+        and not any(text.lstrip().startswith("data") for text in args.set)
+    ):
         training_flags.check_own(config["data"]["parts"], args.config)
     with training_flags.workdir(args, jax.process_count() > 1) as folder:
         train(described, folder, args)

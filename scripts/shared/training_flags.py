@@ -10,13 +10,14 @@ from typing import Any
 
 from sdjax.loading.run_layout import workdir as folder_of
 from sdjax.scripts.shared import values
-from sdjax.scripts.shared.flags import together
+from sdjax.scripts.shared.flags import alone, together
 from sdjax.storage import addresses, buckets
 
 RUNS = Path("runs")  # the folder of runs without --workdir
 SETS = {  # the settings that each flag changes
     "--data": ("data.parts", "data.cached"),
     "--default": ("data.parts",),
+    "--dataset-config": ("data", "batch_size", "objective.dropout", "objective.masked"),
     "--ckpt": ("model.path", "model.scratch"),
     "--steps": ("optim.steps", "optim.epochs"),
     "--lr": ("optim.learning_rate",),
@@ -30,6 +31,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--data", action="append", metavar="DIR",
         help="a folder of pictures with captions, tar shards (*.tar), ArrayRecord files, or a cache of latents; may be "
         "repeated, in the order of the configuration's parts if it has several")  # fmt: skip
+    add("--dataset-config", metavar="FILE.toml", needs=alone("--data", "--batch-size"),
+        help="a dataset configuration of kohya's scripts: folders, captions, sizes and batch size")  # fmt: skip
     add("--default", needs=together("--data"), metavar="TEXT", help="the caption of pictures without one")
     add("--ckpt", metavar="PATH", help="the model to start from, as for txt2img; default: the configuration's, or "
         "else the built-in model")  # fmt: skip
@@ -59,6 +62,16 @@ def apply(config: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         config["optim"]["learning_rate"] = args.lr
     if args.batch_size is not None:
         config["batch_size"] = args.batch_size
+    if args.dataset_config is not None:
+        from sdjax.train.data.kohya_dataset import read_dataset_config
+
+        for name, value in read_dataset_config(args.dataset_config).items():
+            *outer, last = name.split(".")
+            place = config
+            for key in outer:
+                place[key] = dict(place[key])
+                place = place[key]
+            place[last] = value
     if args.data is not None:
         config["data"] = {**config["data"], **_data(config["data"]["parts"], args)}
     return config

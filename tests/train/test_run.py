@@ -129,7 +129,7 @@ def test_samples_are_made_with_their_options(monkeypatch):
     monkeypatch.setattr(
         text_to_image,
         "text_to_image",
-        lambda pipe, prompts, **options: seen.append((prompts, options)) or [np.zeros(3)],
+        lambda pipe, prompts, **options: seen.append((prompts, options)) or [np.zeros((4, 4, 3), np.uint8)],
     )
     config = SamplesConfig(("a", "b"), num_steps=3, seed=5, options={"sampler": "euler", "negative_prompt": ["c", "d"]})
     SampleMaker(config, types.SimpleNamespace(config=TINY), None, "float32").make(types.SimpleNamespace(config=TINY))
