@@ -99,9 +99,10 @@ class Setup:
         learning, fixed = networks
         trained = {part: base[part] for part in self.config.train}
         others = {part: base[part] for part in self.objective.reads(self.facts) if part not in trained}
+        copies = {name: base[part] for name, part in self.objective.copies().items()}
         return (
             {**self.trainable.init(trained, key), **learning},
-            {**others, **self.trainable.fixed(trained), **fixed},
+            {**others, **copies, **self.trainable.fixed(trained), **fixed},
         )
 
     def loss(self, empty: np.ndarray, axis: str | None = None) -> Loss:

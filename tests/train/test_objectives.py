@@ -7,7 +7,7 @@ import pytest
 from models_to_train import MODEL
 
 from sdjax.schedule import NoiseSchedule
-from sdjax.train.objectives import diffusion, weighting
+from sdjax.train.objectives import diffusion, inputs, weighting
 from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.objectives.draws import keys_of
 
@@ -33,14 +33,14 @@ class Network:
     def __init__(self, monkeypatch, output):
         self.output, self.calls = output, []
         monkeypatch.setattr(diffusion, "UNet", lambda config, dtype, remat: self)
-        monkeypatch.setattr(diffusion, "TextEncoder", lambda config, dtype: self)
+        monkeypatch.setattr(inputs, "TextEncoder", lambda config, dtype: self)
 
     def bind(self, variables):
         return self
 
     def __call__(self, *inputs):
         if len(inputs) == 1:
-            return inputs[0]  # a text's context is its tokens
+            return inputs[0][..., None].astype(jnp.float32)  # a text's context is its tokens
         *seen, label = inputs
         assert label is None
         self.calls.append([np.asarray(value) for value in seen])
@@ -85,7 +85,8 @@ def test_dropout_replaces_captions_by_the_empty_one(monkeypatch):
     empty = np.full(MODEL.text.max_length, 599)
     data = batch(5000)
     loss_of(data, empty=empty, dropout=0.1)
-    ((_, _, ids),) = network.calls
+    ((_, _, context),) = network.calls
+    ids = context[..., 0]
     dropped = (ids == empty).all(1)
     assert dropped.mean() == pytest.approx(0.1, abs=4 * (0.09 / 5000) ** 0.5)
     np.testing.assert_array_equal(ids[~dropped], data["ids"][~dropped])

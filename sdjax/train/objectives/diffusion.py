@@ -18,11 +18,11 @@ from jax.typing import DTypeLike
 from sdjax.checks.effects import needs
 from sdjax.checks.notes import note
 from sdjax.config import ConfigError, ModelConfig
-from sdjax.nn import TextEncoder, UNet
+from sdjax.nn import UNet
 from sdjax.pictures.image import to_float
 from sdjax.purpose import KINDS, kind_of
 from sdjax.schedule import NoiseSchedule
-from sdjax.train.objectives import conditioning, draws
+from sdjax.train.objectives import conditioning, draws, inputs
 from sdjax.train.objectives.noising import step_noise, step_perturbation
 from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts, held_out_keys
 from sdjax.train.objectives.weighting import ERRORS, HUBERS, huber_deltas, timestep_weights
@@ -216,11 +216,11 @@ class Denoising(NamedTuple):
         config, objective, schedule = self.config, self.objective, NoiseSchedule(self.config.schedule)
         if "image" in batch:
             batch = {**batch, "image": to_float(batch["image"])}
-            x0 = conditioning.encode(config, whole["vae"], batch["image"], keys, draws.POSTERIOR, self.dtype)
-        else:
-            x0 = conditioning.from_moments(config, batch["moments"], keys, draws.POSTERIOR)
+        x0 = inputs.latents(config, whole, batch, keys, self.dtype)
         told = self.condition(config, whole, batch, keys, objective, self.dtype)
-        context = self._context(whole, batch, keys)
+        context = inputs.contexts(
+            config, whole, batch, self.dtype, keys=keys, dropout=objective.dropout, empty=self.empty
+        )
         unet = UNet(config.unet, self.dtype, self.remat)
 
         def network(x: Latent, t: jax.Array) -> Latent:
@@ -232,15 +232,6 @@ class Denoising(NamedTuple):
         return lambda t: prediction_error(
             schedule, objective, network, x0, noise, t, perturbation=perturbation, weight=weight
         )
-
-    def _context(self, whole: Params, batch: Batch, keys: Keys) -> jax.Array:
-        dropout = self.objective.dropout
-        if "context" in batch:
-            context = batch["context"].astype(jnp.float32)
-            return draws.replaced(keys, draws.CAPTION, dropout, context, jnp.asarray(self.empty, jnp.float32))
-        ids = batch["ids"].astype(jnp.int32)
-        ids = draws.replaced(keys, draws.CAPTION, dropout, ids, jnp.asarray(self.empty, jnp.int32))
-        return TextEncoder(self.config.text, self.dtype).bind({"params": whole["text"]})(ids)
 
     def _places(self, mask: jax.Array, x0: Latent) -> jax.Array:
         b, h, w, _ = x0.shape

@@ -75,6 +75,10 @@ class Objective(Protocol):
         """Returns which parts of the model its loss needs."""
         return facts.train
 
+    def copies(self) -> Mapping[str, str]:
+        """Returns the names under which the loss finds trained parts of the model as they were at the start."""
+        return {}
+
     def networks(self, key: Key) -> tuple[Params, Params]:
         """Returns the parameters of networks outside the model: the trained ones and the fixed ones.
 

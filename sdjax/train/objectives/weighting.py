@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 MOST_SNR = 1000.0  # of the weights other than min-SNR's: at the first timesteps the ratio grows without bound
 
 
-def _bend(error: jax.Array, delta: jax.Array) -> jax.Array:
-    """Returns sqrt(error^2 + delta^2) - delta, without cancellation."""
+def bend(error: jax.Array, delta: jax.Array) -> jax.Array:
+    """Returns the pseudo-Huber error, sqrt(error^2 + delta^2) - delta, without cancellation."""
     return jnp.square(error) / (jnp.sqrt(jnp.square(error) + jnp.square(delta)) + delta)
 
 
@@ -27,8 +27,8 @@ ERRORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "l2": lambda error, delta: jnp.square(error),
     "l1": lambda error, delta: jnp.abs(error),
     "huber": lambda error, delta: optax.losses.huber_loss(error, delta=delta),
-    "pseudo_huber": lambda error, delta: 2 * delta * _bend(error, delta),
-    "smooth_l1": lambda error, delta: 2 * _bend(error, delta),
+    "pseudo_huber": lambda error, delta: 2 * delta * bend(error, delta),
+    "smooth_l1": lambda error, delta: 2 * bend(error, delta),
 }
 HUBERS = ("huber", "pseudo_huber", "smooth_l1")  # those that use delta
 
