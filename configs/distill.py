@@ -23,5 +23,4 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.optim.update(steps=4000, learning_rate=1e-5, warmup=0)
     config.ema.decay = 0.95
-    config.samples.update(num_steps=4, guidance_scale=1.0, options={"sampler": "lcm"})
     return config

@@ -20,7 +20,8 @@ IF_OUT_OF_MEMORY = (
     "ema.host = True; parallel.fsdp. `sdjax train --plan` shows what is needed"
 )
 
-TRAININGS = ("finetune", "dreambooth", "inpainting", "depth", "autoencoder", "pretrain", "distill")  # files of sdjax.configs
+# Files of sdjax.configs
+TRAININGS = ("finetune", "dreambooth", "inpainting", "depth", "autoencoder", "pretrain", "distill")
 
 DESCRIPTION = """\
 Trains or fine-tunes a model on one device, on several, or on many hosts. A

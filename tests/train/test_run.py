@@ -257,7 +257,7 @@ def test_a_run_goes_on_on_other_devices(pictures, tmp_path, fifty_steps):
         ({"batch_size": 6, "accumulate": 4}, "accumulate divides batch_size"),
         ({"optim__lr": 1e-4}, "config.optim has no field lr; it has steps"),
         ({"optim__steps": "many"}, "config.optim.steps is a int; got 'many'"),
-        ({"objective__loss": "l3"}, "config.objective.loss is one of l2, l1, huber; got 'l3'"),
+        ({"objective__loss": "l3"}, "config.objective.loss is one of l2, l1, huber, pseudo_huber, smooth_l1; got 'l3'"),
         ({"data__parts": []}, "data names parts"),
         ({"parallel__mode": "pmap", "parallel__fsdp": 2}, 'use mode "jit"'),
         ({"ema__decay": 1.5}, "decay lies between 0 and 1"),
