@@ -24,6 +24,7 @@ from tests.parity_dsam import diffusers_sample, diffusers_sigmas, diffusers_time
 from tests.parity_guid import Guided, guidance
 from tests.parity_hires import tiled
 from tests.parity_ksam import ksampler
+from tests.parity_lorat import lora_merged
 from tests.parity_models import config_from_spec
 from tests.parity_noise import a1111_noise, brownian, comfyui_noise, comfyui_step_noise, diffusers_noise, torch_randn
 from tests.parity_prompt import (
@@ -77,6 +78,7 @@ __all__ = [
     "guidance",
     "ksampler",
     "load",
+    "merge",
     "noise_embedding",
     "pad_contexts",
     "parameter_counts",
@@ -100,6 +102,11 @@ __all__ = [
 jax.config.update("jax_default_matmul_precision", "highest")
 
 parameter_counts = convert.parameter_counts
+
+
+def merge(method, models, options):
+    """Returns the tensors that a method makes of the models."""
+    return lora_merged(method, models, options)
 
 
 def tokens(text: str) -> list[int]:

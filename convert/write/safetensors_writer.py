@@ -54,16 +54,20 @@ def write_safetensors(
     manifest: Manifest | None = None,
     prefix: str = "",
     losses: dict[str, Loss] | None = None,
+    aligned: bool = True,
 ) -> None:
     """Writes a safetensors file, a tensor at a time, and fills the manifest, if any, with `prefix` before each name.
 
     `losses` is filled with the tensors whose numbers their type cannot hold.
 
     By hand, because the library takes all tensors in memory at once. Larger types come first as in its files, and among
-    them those of whole 64 bytes, so that JAX can use most tensors where they lie in the memory map.
+    them those of whole 64 bytes, so that JAX can use most tensors where they lie in the memory map. If not `aligned`,
+    the tensors are in the library's order, in which other tools hash them.
     """
     sizes = {name: leaf.dtype.itemsize * math.prod(leaf.shape) for name, leaf in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, sizes[name] % ALIGNMENT > 0, name))
+    order = sorted(
+        tensors, key=lambda name: (-tensors[name].dtype.itemsize, aligned and sizes[name] % ALIGNMENT > 0, name)
+    )
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for name in order:
