@@ -6,6 +6,7 @@
 A `.ckpt` file's pickle is never executed; what a file says is checked before anything is taken from it.
 """
 
+from sdjax.convert.adapters.load import LoadedAdapter, load_adapter
 from sdjax.convert.bundle import Bundle, Report
 from sdjax.convert.containers.hashing import manifest
 from sdjax.convert.containers.reading import TensorFile, read
@@ -24,12 +25,14 @@ __all__ = [
     "Bundle",
     "CheckpointError",
     "Inspection",
+    "LoadedAdapter",
     "Model",
     "Report",
     "TensorFile",
     "convert",
     "inspect",
     "load",
+    "load_adapter",
     "load_depth",
     "load_discriminator",
     "load_lpips",

@@ -35,6 +35,7 @@ COMMANDS = {
     "train": ("train", "train or fine-tune a model"),
     "cache-latents": ("cache_latents", "compute the latents of a training set once"),
     "convert": ("convert", "convert a checkpoint to another format"),
+    "lora": ("lora", "extract, merge, resize and convert adapters"),
     "inspect": ("inspect_checkpoint", "show what a checkpoint holds"),
     "samplers": ("samplers", "list samplers and schedules by their names in every tool"),
     "guidance": ("guidance", "list the rules of guidance and their options"),
