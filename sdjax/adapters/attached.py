@@ -1,0 +1,82 @@
+"""Low-rank changes beside the kernels that they change, in a network's own parameters: how LoRA and DoRA are trained.
+
+    params = {..., "to_q": {"kernel": kernel, "change": LowRank(down, up, scale)}}
+    with patched([Attached()]):
+        prediction = UNet(config).apply({"params": params}, x, t, context)
+
+The kernel gets no gradient of its own size, and a small change is not rounded to the kernel's type.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sdjax.adapters.delta import LowRank
+from sdjax.adapters.patch import Context, Interceptor
+from sdjax.nn.layers.conv import Conv, convolution
+from sdjax.nn.layers.dense import Dense
+
+CHANGE = "change"  # beside "kernel": a LowRank
+MAGNITUDE = "magnitude"  # beside it, with DoRA: the length of each output's weights, [d]
+ROWS = "rows"  # beside "embedding": the vectors [n, d] of the tokens after the last one of the table
+
+
+@dataclass(frozen=True)
+class Attached:
+    """Adds the changes that lie beside kernels, and the rows that lie beside tables of embeddings. It has no arrays."""
+
+    def intercept(self, shared: None, own: None) -> Interceptor:
+        """Returns the interceptor. Layers without such parameters are not changed.
+
+        A linear layer or convolution x W + b becomes x W + scale (x down) up + b, with DoRA's magnitudes m
+        (x W + scale (x down) up) m / |W + scale down up| + b.
+        """
+
+        def intercept(
+            method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
+        ) -> Any:
+            layer = context.module
+            if not isinstance(layer, Dense | Conv | nn.Embed):
+                return method(*args, **kwargs)
+            params = layer.variables.get("params", {})
+            if ROWS in params:
+                return _extended(method, args[0], params["embedding"].shape[0], params[ROWS])
+            if CHANGE not in params:
+                return method(*args, **kwargs)
+            out, change = method(*args, **kwargs), params[CHANGE]
+            low = _to_low_rank(layer, args[0].astype(out.dtype), change.down.astype(out.dtype))
+            high = low @ (change.scale * change.up).astype(out.dtype)
+            if MAGNITUDE not in params:
+                return out + high
+            factor = (params[MAGNITUDE] / length(params["kernel"], change)).astype(out.dtype)
+            bias = params["bias"].astype(out.dtype) if "bias" in params else 0
+            return (out - bias + high) * factor + bias
+
+        return intercept
+
+
+def length(kernel: Array, change: LowRank) -> Array:
+    """Returns the length of each output's weights [d] in the changed kernel, as a constant of the gradient.
+
+    Source: Liu et al. 2024 (arXiv 2402.09353), section 4.3.
+    """
+    changed = change.merge(kernel.astype(jnp.float32), 1.0)
+    return jax.lax.stop_gradient(jnp.linalg.norm(changed.reshape(-1, changed.shape[-1]), axis=0))
+
+
+def _to_low_rank(layer: nn.Module, x: Array, down: Array) -> Array:
+    if isinstance(layer, Conv):
+        return convolution(x, down, strides=layer.strides, padding=layer.padding)
+    return x @ down
+
+
+def _extended(method: Callable[..., Any], ids: Array, count: int, rows: Array) -> Array:
+    """Returns the embeddings of tokens, those from number `count` on from `rows`."""
+    out = method(jnp.minimum(ids, count - 1))
+    added = ids >= count
+    return jnp.where(added[..., None], rows[jnp.where(added, ids - count, 0)].astype(out.dtype), out)
