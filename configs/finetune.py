@@ -100,6 +100,8 @@ def get_config() -> ml_collections.ConfigDict:
         "decay_all": True,
         "clip": 1.0,
         "rates": (),
+        "part_rates": {},
+        "up_rate": 1.0,
     }
     config.dtype = None
     config.frozen_dtype = None

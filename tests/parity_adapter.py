@@ -51,6 +51,7 @@ from tests.parity_sched import (
 from tests.parity_schedulers import scheduler, scheduler_timesteps
 from tests.parity_towers import clip_pixels, noise_embedding, prior, prior_sample, safety, vision
 from tests.parity_training import train3
+from tests.parity_tune import train_embedding, train_lora
 
 __all__ = [
     "CheckpointError",
@@ -95,6 +96,8 @@ __all__ = [
     "tokens",
     "tool_sample",
     "torch_randn",
+    "train_embedding",
+    "train_lora",
     "vision",
     "watermark",
 ]

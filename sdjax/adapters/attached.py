@@ -65,7 +65,8 @@ def length(kernel: Array, change: LowRank) -> Array:
 
     Source: Liu et al. 2024 (arXiv 2402.09353), section 4.3.
     """
-    changed = change.merge(kernel.astype(jnp.float32), 1.0)
+    base = kernel.astype(jnp.float32)
+    changed = base + change.difference(base)
     return jax.lax.stop_gradient(jnp.linalg.norm(changed.reshape(-1, changed.shape[-1]), axis=0))
 
 

@@ -3,19 +3,22 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sdjax.adapters.attached import Attached
+from sdjax.adapters.patch import patched
 from sdjax.config import ModelConfig
-from sdjax.loading.trainable import Trainable
+from sdjax.loading.trainable import Addition, Trainable, attach
 from sdjax.nn import param_shapes
 from sdjax.pipeline.placement import default_dtype
 from sdjax.train.config import DataConfig, TrainConfig
 from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts
-from sdjax.train.optim import OptimNumbers, learning_rate, make_optimizer
+from sdjax.train.optim import OptimConfig, OptimNumbers, learning_rate, make_optimizer
 from sdjax.train.planning import flops
 from sdjax.train.state import TrainState
 from sdjax.train.step import StepNumbers, TrainStep, make_train_step
@@ -84,9 +87,16 @@ class Setup:
         return self.config.frozen_dtype or self.dtype
 
     @functools.cached_property
+    def optim(self) -> OptimConfig:
+        """The configuration of the run's optimiser, with what its trainable holds fixed."""
+        held = self.trainable.held if isinstance(self.trainable, Addition) else None
+        own = self.config.optim
+        return own if held is None else dataclasses.replace(own, rates=((held, 0.0), *own.rates))
+
+    @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The run's optimiser."""
-        return make_optimizer(self.config.optim)
+        return make_optimizer(self.optim)
 
     def split(self, base: Params, key: Key) -> tuple[Params, Params]:
         """Returns the trained and the fixed parameters of the model and of the objective's own networks.
@@ -107,17 +117,23 @@ class Setup:
 
     def loss(self, empty: np.ndarray, axis: str | None = None) -> Loss:
         """Returns the loss. `empty` holds the tokens or the context of the empty caption."""
-        return self.objective.make_loss(self.facts, empty, axis)
+        loss = self.objective.make_loss(self.facts, empty, axis)
+
+        def with_attached(*args: Any) -> tuple[jax.Array, Metrics]:
+            with patched([Attached()]):
+                return loss(*args)
+
+        return with_attached
 
     def loss_of_trained(self, empty: np.ndarray) -> Callable[..., tuple[jax.Array, Metrics]]:
         """Returns the loss as a function of the trained parameters: (trained, frozen, average, batch, keys, step)."""
-        loss, assemble = self.loss(empty), self.trainable.assemble
+        loss, what = self.loss(empty), self.trainable
 
         def of(
             trained: Params, frozen: Params, average: Params | None, batch: Batch, keys: Keys, step: jax.Array
         ) -> tuple[jax.Array, Metrics]:
-            teacher = None if average is None else assemble(average, frozen)
-            return loss(assemble(trained, frozen), teacher, batch, keys, step)
+            teacher = None if average is None else what.assemble(average, frozen)
+            return loss(attach(what, trained, frozen), teacher, batch, keys, step)
 
         return of
 
@@ -130,7 +146,7 @@ class Setup:
         """The numbers that the compiled step takes as arguments; 0 stands for an unused one."""
         c = self.config
         guard = np.float32(c.guard.spike or 0.0), np.int32(c.guard.after)
-        return StepNumbers(OptimNumbers.of(c.optim), np.float32(c.ema.decay or 0.0), *guard)
+        return StepNumbers(OptimNumbers.of(self.optim), np.float32(c.ema.decay or 0.0), *guard)
 
     def step(self, empty: np.ndarray, place_ema: Callable[[Params, bool], Params] | None = None) -> TrainStep:
         """Returns the train step, not compiled."""
@@ -138,8 +154,9 @@ class Setup:
         axis = "data" if c.parallel.mode == "pmap" else None
         return make_train_step(
             self.loss(empty, axis), self.optimizer, c.ema.decay, assemble=self.trainable.assemble,
+            attach=functools.partial(attach, self.trainable),
             accumulate=c.accumulate, guard=c.guard, axis=axis, place_ema=place_ema,
-            rate=lambda numbers, updates: learning_rate(c.optim, numbers)(updates),
+            rate=lambda numbers, updates: learning_rate(self.optim, numbers)(updates),
         )  # fmt: skip
 
     def create(self, params: Params, key: Key | None = None) -> TrainState:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -17,6 +17,7 @@ from sdjax.checks.effects import Needs, needs
 from sdjax.typing import Params
 
 ADAM_RMS = 0.2  # root mean square of AdamW's updates in units of the learning rate, as measured in Muon's second source
+UP = r"/(up|w1_a|w2_a)$"  # the factors of low-rank changes that LoRA+ is about
 OWN_DECAY = ("prodigy", "dadapt_adamw")  # they apply weight decay to all parameters
 
 
@@ -39,6 +40,8 @@ class OptimConfig:
     - `rates`: (regular expression, factor) pairs. The first that matches in a parameter's path, such as
       "unet/up_blocks_0/resnets_1/conv1/kernel", multiplies its learning rate. A parameter with factor 0 does not
       change.
+    - `part_rates`: learning rates of parts of the model instead of `learning_rate`, such as {"text": 5e-5}. `up_rate`
+      multiplies the rate of LoRA's `up` factors, as in LoRA+. Both multiply with `rates`.
     - `clip`: the bound of the gradients' global norm; None for no bound.
     - `weight_decay`: multiplied by the rate; applies to matrices and kernels (with Muon to kernels only). With
       `decay_all` it applies to all parameters, as in the reference, and always with Prodigy and D-Adaptation.
@@ -50,7 +53,7 @@ class OptimConfig:
     D-Adaptation: Defazio & Mishchenko 2023 (arXiv 2301.07733); Muon: Jordan et
     al. 2024 (kellerjordan.github.io/posts/muon), its scale: Liu et al. 2025 (arXiv 2502.16982), section 2.2; the rates:
     ldm/lr_scheduler.py (LambdaLinearScheduler, LambdaWarmUpCosineScheduler); restarts: Loshchilov & Hutter 2016 (arXiv
-    1608.03983).
+    1608.03983); LoRA+: Hayou et al. 2024 (arXiv 2402.12354).
     """
 
     steps: int = dataclasses.field(
@@ -74,6 +77,8 @@ class OptimConfig:
     )
     clip: float | None = 1.0
     rates: tuple[tuple[str, float], ...] = ()
+    part_rates: dict[str, float] = dataclasses.field(default_factory=dict)
+    up_rate: float = 1.0
     epochs: int | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +103,11 @@ class OptimConfig:
             raise ValueError(f"learning rate and clip are positive; got {self.learning_rate} and {self.clip}")
         if min(self.warmup_from, self.final, self.weight_decay, *(factor for _, factor in self.rates), 0) < 0:
             raise ValueError("warmup_from, final, weight_decay and the factors of rates are not negative")
+        for name, rate in self.part_rates.items():
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+                raise ValueError(f"part_rates holds learning rates from 0 up; got {rate!r} for {name!r}")
+        if not 0 < self.up_rate < math.inf:
+            raise ValueError(f"up_rate is above 0; got {self.up_rate}")
         for name, beta in ("beta1", self.beta1), ("beta2", self.beta2):
             if beta is not None and not 0 <= beta < 1:
                 raise ValueError(f"{name} is from 0 to below 1, or None; got {beta}")
@@ -112,6 +122,13 @@ class OptimConfig:
             raise ValueError("sgd has no beta2: leave it out")
         if self.name == "dadapt_adamw" and warmup and not self.warmup_from:
             raise ValueError("dadapt_adamw divides by its first step: warmup_from is above 0")
+
+    @property
+    def tables(self) -> tuple[tuple[tuple[str, float], ...], ...]:
+        """Tables like `rates`; a parameter's factor is the product of its factors in all of them. Empty without any."""
+        parts = tuple((f"^{re.escape(part)}/", rate / self.learning_rate) for part, rate in self.part_rates.items())
+        up = () if self.up_rate == 1 else ((UP, self.up_rate),)
+        return tuple(table for table in (self.rates, parts, up) if table)
 
     @property
     def warmup_steps(self) -> int:
@@ -147,7 +164,7 @@ class OptimNumbers(NamedTuple):
     beta1: Number
     beta2: Number
     clip: Number
-    rates: tuple[Number, ...]
+    tables: tuple[tuple[Number, ...], ...]
 
     @classmethod
     def of(cls, config: OptimConfig) -> "OptimNumbers":
@@ -159,7 +176,8 @@ class OptimNumbers(NamedTuple):
             steps, warmup, cooldown, np.float32(config.learning_rate), np.float32(config.warmup_from),
             np.float32(config.final), np.int32(config.cycles), np.float32(config.power),
             np.float32(config.weight_decay), np.float32(beta1), np.float32(beta2),
-            np.float32(config.clip or 0.0), tuple(np.float32(factor) for _, factor in config.rates),
+            np.float32(config.clip or 0.0),
+            tuple(tuple(np.float32(factor) for _, factor in table) for table in config.tables),
         )  # fmt: skip
 
 
@@ -200,26 +218,30 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformationExtraArgs
 
 def _transformation(config: OptimConfig, numbers: OptimNumbers) -> optax.GradientTransformation:
     def trained(params: Params) -> Any:
-        return jax.tree.map(bool, factors(config.rates, params))
+        return jax.tree.map(bool, factors(config.tables, params))
 
     def fixed(params: Params) -> Any:
-        return jax.tree.map(lambda factor: not factor, factors(config.rates, params))
+        return jax.tree.map(lambda factor: not factor, factors(config.tables, params))
 
     chain = [] if config.clip is None else [optax.clip_by_global_norm(numbers.clip)]
     chain.append(OPTIMIZERS[config.name](config, numbers))
-    if not config.rates:
+    if not config.tables:
         return optax.chain(*chain)
-    rates = tuple(zip((pattern for pattern, _ in config.rates), numbers.rates))
-    chain.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(rates, updates))))
+    tables = tuple(
+        tuple((pattern, factor) for (pattern, _), factor in zip(table, own))
+        for table, own in zip(config.tables, numbers.tables)
+    )
+    chain.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(tables, updates))))
     return optax.chain(optax.masked(optax.set_to_zero(), fixed), optax.masked(optax.chain(*chain), trained))
 
 
-def factors(rates: tuple[tuple[str, Number | float], ...], params: Params) -> PyTree:
-    """Returns the factor of every parameter's learning rate."""
+def factors(tables: Sequence[Sequence[tuple[str, Number | float]]], params: Params) -> PyTree:
+    """Returns the factor of every parameter's learning rate, the product of its factors in the tables."""
 
     def of(path: tuple, _: Any) -> Any:
         name = "/".join(key.key for key in path)
-        return next((factor for pattern, factor in rates if re.search(pattern, name)), 1.0)
+        found = [next((f for pattern, f in table if re.search(pattern, name)), 1.0) for table in tables]
+        return math.prod(found)
 
     return jax.tree_util.tree_map_with_path(of, params)
 

@@ -34,6 +34,7 @@ def make_train_step(
     decay: float | None,
     *,
     assemble: Callable[[Params, Params], Params] = lay_over,
+    attach: Callable[[Params, Params], Params] | None = None,
     accumulate: int = 1,
     guard: GuardConfig = GUARD,
     axis: str | None = None,
@@ -48,6 +49,7 @@ def make_train_step(
     Args:
             assemble: makes the loss's parameters from the trained and the fixed ones
                 (`sdjax.loading.trainable.Trainable`).
+            attach: makes those that the loss is differentiated by (`sdjax.loading.trainable.attach`).
             decay: the final decay of the moving average; None for a state without one.
             accumulate: the number of parts of a batch. They are processed one after the other; gradients are averaged.
             guard: which steps are refused. A refused step changes only the counts; its metrics report it.
@@ -71,7 +73,7 @@ def make_train_step(
 
         def part(batch: Batch, keys: Keys) -> tuple[Params, Metrics]:
             def of(trained: Params) -> tuple[jax.Array, Metrics]:
-                return loss(assemble(trained, frozen), teacher, batch, keys, state.step)
+                return loss((attach or assemble)(trained, frozen), teacher, batch, keys, state.step)
 
             return jax.grad(of, has_aux=True)(state.params)
 

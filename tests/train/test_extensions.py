@@ -159,7 +159,7 @@ def test_from_the_command_line(place, tmp_path, capsys, monkeypatch):
     assert main([*other, "--set", 'trainable={"kind": "leaves", "pattern": "nowhere"}']) == 2
     assert "'nowhere' matches no parameter's path, such as unet/" in capsys.readouterr().err
     assert main([*other, "--set", 'trainable={"kind": "leaf"}']) == 2
-    assert "config.trainable.kind is one of parts, leaves; got 'leaf'" in capsys.readouterr().err
+    assert "config.trainable.kind is one of parts, leaves, lora, .*; got 'leaf'" in capsys.readouterr().err
 
 
 def test_only_the_leaves_that_match_change_and_have_optimiser_states(place, tmp_path, tables):

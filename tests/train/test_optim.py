@@ -135,7 +135,7 @@ def test_parts_have_rates_of_their_own_and_none_at_all():
     np.testing.assert_allclose(own["unet"]["down"]["kernel"], 0.25 * plain["unet"]["down"]["kernel"], rtol=1e-5)
     np.testing.assert_allclose(own["unet"]["down"]["bias"], plain["unet"]["down"]["bias"], rtol=1e-5)
     assert not np.any(own["unet"]["up"]["kernel"])
-    assert factors(rates, PARAMS)["unet"]["down"] == {"kernel": 0.25, "bias": 1.0}
+    assert factors((rates,), PARAMS)["unet"]["down"] == {"kernel": 0.25, "bias": 1.0}
     # what does not learn has no moments
     state = make_optimizer(OptimConfig(steps=9, rates=rates)).init(PARAMS)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 2 * (4 + 2) + 2

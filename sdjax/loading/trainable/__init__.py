@@ -9,17 +9,11 @@ from typing import Any
 
 from sdjax.config import ConfigError
 from sdjax.description import build
-from sdjax.loading.trainable.low_rank import DoRATraining, LoRATraining
 from sdjax.loading.trainable.parts import Leaves, Parts
 from sdjax.loading.trainable.protocol import Addition, Trainable, attach, by_path, lay_over
+from sdjax.loading.trainable.table import TRAINABLES
 
 __all__ = ["TRAINABLES", "Addition", "Leaves", "Parts", "Trainable", "attach", "by_path", "lay_over", "trainable_of"]
-
-TRAINABLES: dict[str, type[Trainable]] = {
-    "parts": Parts,
-    "leaves": Leaves,
-    "lora": LoRATraining,
-}
 
 
 def trainable_of(settings: Mapping[str, Any]) -> Trainable:

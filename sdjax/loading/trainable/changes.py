@@ -11,7 +11,7 @@ import jax
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
-from sdjax.adapters.delta import Delta
+from sdjax.adapters.delta import Delta, changed
 from sdjax.config import ConfigError
 from sdjax.loading.trainable.protocol import Addition, by_path
 from sdjax.typing import Key, Params
@@ -72,7 +72,7 @@ class Changes(Addition):
 
     def assemble(self, trained: Params, frozen: Params) -> Params:
         """Returns `frozen` with the changes merged into its kernels."""
-        return at_leaves(trained, frozen, lambda path, leaf, factors: self.delta(path, factors).merge(leaf, 1.0))
+        return at_leaves(trained, frozen, lambda path, leaf, factors: changed(leaf, [(self.delta(path, factors), 1.0)]))
 
     def adapter(self, trained: Params) -> dict[str, Delta]:
         """Returns the changes by the paths of the kernels."""
@@ -104,7 +104,11 @@ class RankedChanges(Changes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, ranks in ("rank", (self.rank,)), ("conv_rank", (self.conv_rank,)), ("ranks", dict(self.ranks).values()):
+        for name, ranks in (
+            ("rank", (self.rank,)),
+            ("conv_rank", (self.conv_rank,)),
+            ("ranks", dict(self.ranks).values()),
+        ):
             if any(rank is not None and rank < 1 for rank in ranks):
                 raise ValueError(f"{name} is a whole number from 1 up; got {', '.join(map(str, ranks))}")
         for alpha in (self.alpha, self.conv_alpha, *dict(self.alphas).values()):

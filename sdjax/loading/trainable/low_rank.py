@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,10 @@ class LoRATraining(RankedChanges):
     pissa: bool = False
     kind: Literal["lora"] = "lora"
 
-    held: ClassVar[str | None] = f"/{START}(down|up)$"
+    @property
+    def held(self) -> str | None:
+        """See Addition."""
+        return f"/{START}(down|up)$" if self.pissa else None
 
     def scale_of(self, path: str, shape: tuple[int, ...]) -> float:
         """Returns what multiplies the product of the factors."""

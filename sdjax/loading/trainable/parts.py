@@ -8,7 +8,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
 from sdjax.config import ConfigError
-from sdjax.loading.trainable.protocol import Trainable, by_path, lay_over
+from sdjax.loading.trainable.protocol import by_path, lay_over
 from sdjax.typing import Key, Params
 
 

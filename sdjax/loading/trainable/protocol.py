@@ -1,12 +1,14 @@
 """The protocol of what learns, and what all kinds share."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
+from sdjax.adapters.delta import Adapter
+from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Key, Params
 
 
@@ -39,12 +41,21 @@ class Trainable(Protocol):
 
 
 class Addition(Trainable):
-    """What learns beside a base that stays as it is: adapters and embeddings.
+    """What learns beside a base that stays as it is: adapters and embeddings."""
 
-    `held` matches the paths of trained parameters that the optimiser does not change; None if there are none.
-    """
+    @property
+    def held(self) -> str | None:
+        """A regular expression for the paths of trained parameters that the optimiser does not change, if any."""
+        return None
 
-    held: ClassVar[str | None] = None
+    @property
+    def added(self) -> Mapping[str, int]:
+        """The words that it adds, each with its number of tokens (`sdjax.prompts.added_words.AddedWords`)."""
+        return {}
+
+    def prepared(self, tokenizer: Tokenizer) -> "Addition":
+        """Returns it with what `init` needs to know of the model's tokenizer."""
+        return self
 
     def fixed(self, base: Params) -> Params:
         """Returns the base."""
@@ -56,6 +67,14 @@ class Addition(Trainable):
         They compute what `assemble`'s networks do. Changes may lie beside the parameters that they change.
         """
         return self.assemble(trained, frozen)
+
+    def adapter(self, trained: Params) -> Adapter:
+        """Returns the changes of kernels, by their paths."""
+        return {}
+
+    def embeddings(self, trained: Params) -> dict[str, Array]:
+        """Returns the vectors [n, d] of each word that it adds."""
+        return {}
 
     def export(self, trained: Params) -> dict[str, Array]:
         """Returns every trained parameter by its path."""

@@ -13,6 +13,8 @@ from flax.linen.module import Interceptor, InterceptorContext
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from sdjax.adapters.attached import Attached
+from sdjax.adapters.patch import patched
 from sdjax.errors import size
 from sdjax.nn import UNet
 from sdjax.nn.layers.attention import SMALL, cuda_capability, cudnn_takes, head_by_head, in_chunks, splash_takes
@@ -146,7 +148,7 @@ def working_bytes(
     """
     value = (lambda *args: loss(*args)[0]) if has_aux else loss
     blocks = _Blocks()
-    with nn.intercept_methods(blocks), nn.intercept_methods(_kernels(platform)):
+    with nn.intercept_methods(blocks), patched([Attached()]), nn.intercept_methods(_kernels(platform)):
         kept = _kept(value, params, *args)
         again = [_kept(block, shapes) for block, shapes in blocks.found.values()] if remat != "none" else []
     return kept + max(again, default=0)
