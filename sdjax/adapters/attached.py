@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sdjax.adapters.delta import LowRank
+from sdjax.adapters.dora import lengths
 from sdjax.adapters.patch import Context, Interceptor
 from sdjax.nn.layers.conv import Conv, convolution
 from sdjax.nn.layers.dense import Dense
@@ -66,8 +67,7 @@ def length(kernel: Array, change: LowRank) -> Array:
     Source: Liu et al. 2024 (arXiv 2402.09353), section 4.3.
     """
     base = kernel.astype(jnp.float32)
-    changed = base + change.difference(base)
-    return jax.lax.stop_gradient(jnp.linalg.norm(changed.reshape(-1, changed.shape[-1]), axis=0))
+    return jax.lax.stop_gradient(lengths(base + change.difference(base)))
 
 
 def _to_low_rank(layer: nn.Module, x: Array, down: Array) -> Array:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,10 +12,11 @@ import optax
 
 from sdjax.adapters.attached import Attached
 from sdjax.adapters.patch import patched
-from sdjax.config import ModelConfig
+from sdjax.config import ConfigError, ModelConfig
 from sdjax.loading.trainable import Addition, Trainable, attach
 from sdjax.nn import param_shapes
 from sdjax.pipeline.placement import default_dtype
+from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.train.config import DataConfig, TrainConfig
 from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts
 from sdjax.train.optim import OptimConfig, OptimNumbers, learning_rate, make_optimizer
@@ -44,6 +45,8 @@ class Setup:
 
     def __post_init__(self) -> None:
         self.objective.check(self.facts)
+        if self.added and any(self.facts.cached):
+            raise ConfigError(f"a cache of latents holds no {next(iter(self.added))!r}: give data.parts, not cached")
 
     @property
     def sets(self) -> tuple[DataConfig, ...]:
@@ -64,6 +67,11 @@ class Setup:
     def trainable(self) -> Trainable:
         """The selection of parameters that learn."""
         return self.config.trainable
+
+    @property
+    def added(self) -> Mapping[str, int]:
+        """The words that the run adds to the model, each with its number of tokens."""
+        return self.trainable.added if isinstance(self.trainable, Addition) else {}
 
     @functools.cached_property
     def facts(self) -> RunFacts:
@@ -98,22 +106,25 @@ class Setup:
         """The run's optimiser."""
         return make_optimizer(self.optim)
 
-    def split(self, base: Params, key: Key) -> tuple[Params, Params]:
+    def split(self, base: Params, key: Key, tokenizer: Tokenizer | None = None) -> tuple[Params, Params]:
         """Returns the trained and the fixed parameters of the model and of the objective's own networks.
 
-        `base` holds all parts of the model that are trained or read. Raises ConfigError if nothing learns.
+        `base` holds all parts of the model that are trained or read; `tokenizer` is the model's, which new words start
+        from. Raises ConfigError if nothing learns.
         """
-        return self._split(base, key, self.objective.networks(key))
+        return self._split(base, key, self.objective.networks(key), tokenizer)
 
-    def _split(self, base: Params, key: Key, networks: tuple[Params, Params]) -> tuple[Params, Params]:
+    def _split(
+        self, base: Params, key: Key, networks: tuple[Params, Params], tokenizer: Tokenizer | None = None
+    ) -> tuple[Params, Params]:
         learning, fixed = networks
         trained = {part: base[part] for part in self.config.train}
         others = {part: base[part] for part in self.objective.reads(self.facts) if part not in trained}
         copies = {name: base[part] for name, part in self.objective.copies().items()}
-        return (
-            {**self.trainable.init(trained, key), **learning},
-            {**others, **copies, **self.trainable.fixed(trained), **fixed},
-        )
+        what = self.trainable
+        if isinstance(what, Addition) and tokenizer is not None:
+            what = what.prepared(tokenizer)
+        return {**what.init(trained, key), **learning}, {**others, **copies, **what.fixed(trained), **fixed}
 
     def loss(self, empty: np.ndarray, axis: str | None = None) -> Loss:
         """Returns the loss. `empty` holds the tokens or the context of the empty caption."""
@@ -139,7 +150,13 @@ class Setup:
 
     def losses(self, empty: np.ndarray) -> Losses:
         """Returns the losses that a held-out set is measured with."""
-        return self.objective.make_losses(self.facts, empty)
+        losses = self.objective.make_losses(self.facts, empty)
+
+        def with_attached(*args: Any) -> Metrics:
+            with patched([Attached()]):
+                return losses(*args)
+
+        return with_attached
 
     @property
     def numbers(self) -> StepNumbers:

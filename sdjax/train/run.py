@@ -31,6 +31,8 @@ from sdjax.nn import TextEncoder
 from sdjax.nn.jax_settings import IMPL, make_key, pinned, setting
 from sdjax.pipeline import cache
 from sdjax.pipeline.model import cast
+from sdjax.prompts.added_words import AddedWords
+from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.storage import addresses, buckets, files, manifest
 from sdjax.train import parallel, training_set
 from sdjax.train.build import Setup
@@ -209,7 +211,9 @@ class Run:
         return self._loader(self.data.training, self.config.seed)
 
     def _loader(self, data: RunSet, seed: int) -> Loader:
-        tokenizer = self.start.tokenizer() if self.config.minimised.captions else None
+        tokenizer: Tokenizer | AddedWords | None = self.start.tokenizer() if self.config.minimised.captions else None
+        if isinstance(tokenizer, Tokenizer) and self.setup.added:
+            tokenizer = AddedWords(tokenizer, self.setup.added)
         return training_set.make_loader(
             data.config, self.start.config, tokenizer, batch_size=self.config.batch_size, seed=seed,
             params=self.start.params, sharding=parallel.batch_sharding(self.mesh), examples=data.examples,
@@ -257,7 +261,7 @@ class Run:
 
     def _params(self) -> tuple[Params, Params]:
         """Returns the trained parameters, float32, and the fixed ones, on the host."""
-        params, frozen = self.setup.split(self.start.params, make_key(self.config.seed))
+        params, frozen = self.setup.split(self.start.params, make_key(self.config.seed), self.start.tokenizer())
         return cast(params, "float32"), cast(frozen, self.setup.frozen_dtype)
 
     def batches(self, mesh: Mesh, first: int) -> Iterator[dict[str, Any]]:

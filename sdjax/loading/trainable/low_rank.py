@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from sdjax.adapters.attached import CHANGE, MAGNITUDE
 from sdjax.adapters.delta import Delta, LowRank
+from sdjax.adapters.dora import WeightDecomposed, lengths
 from sdjax.loading.trainable.changes import Factors, RankedChanges
 from sdjax.typing import Key, Params
 
@@ -60,7 +61,7 @@ class LoRATraining(RankedChanges):
             bound = 1 / math.sqrt(rows)  # torch's kaiming_uniform_ with a = sqrt(5)
             down = jax.random.uniform(key, (*shape[:-1], rank), minval=-bound, maxval=bound)
             made = {"down": down, "up": jnp.zeros((rank, d))}
-        return made | ({"magnitude": jnp.linalg.norm(kernel.reshape(rows, d), axis=0)} if self.dora else {})
+        return made | ({"magnitude": lengths(kernel)} if self.dora else {})
 
     def low_rank(self, path: str, factors: Factors) -> LowRank:
         """Returns the product of the factors as a change, without DoRA's lengths."""
@@ -74,7 +75,7 @@ class LoRATraining(RankedChanges):
     def delta(self, path: str, factors: Factors) -> Delta:
         """Returns the change."""
         low = self.low_rank(path, factors)
-        return low  # TODO DoRA
+        return WeightDecomposed(low, factors["magnitude"]) if self.dora else low
 
     def attach(self, trained: Params, frozen: Params) -> Params:
         """Returns the networks with the factors beside the kernels."""
