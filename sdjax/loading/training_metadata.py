@@ -15,6 +15,7 @@ from sdjax import errors
 from sdjax.config import ModelConfig
 from sdjax.convert.describe.diffusers_config import is_v2
 from sdjax.convert.write.file_metadata import architecture
+from sdjax.loading.run_folder import read_settings
 from sdjax.loading.run_layout import DATASET
 
 # kohya's name, and the setting that it is. Values are written as Python shows them
@@ -48,6 +49,13 @@ _SAME = {
 }
 
 
+def run_metadata(
+    folder: pathlib.Path, model: ModelConfig, *, name: str, step: int, kind: str = "lora"
+) -> dict[str, str]:  # fmt: skip
+    """Returns `training_metadata` of the run in a folder."""
+    return training_metadata(read_settings(folder), read_statistics(folder), model, name=name, step=step, kind=kind)
+
+
 def read_statistics(folder: pathlib.Path) -> dict[str, Any]:
     """Returns what a run noted about its training set; empty for a folder that an older sdjax made."""
     path = folder / DATASET
@@ -57,28 +65,28 @@ def read_statistics(folder: pathlib.Path) -> dict[str, Any]:
 
 def training_metadata(
     settings: Mapping[str, Any], statistics: Mapping[str, Any], model: ModelConfig, *, name: str, step: int,
-    kind: str = "lora", network: Mapping[str, Any] | None = None, finished: float | None = None,
+    kind: str = "lora", finished: float | None = None,
 ) -> dict[str, str]:  # fmt: skip
-    """Returns the `ss_` and `modelspec` metadata of an adapter.
+    """Returns the `ss_` and `modelspec` metadata of an adapter, besides what its tensors show: rank, alpha and hashes.
+
+    `sdjax.convert.adapters.write.write_adapter` adds those.
 
     Args:
         settings: the run's (`settings.json`). statistics: see `read_statistics`.
         name: the file's, without its ending.
         step: the steps that were taken.
         kind: what the file is, as modelspec calls it: "lora" or "textual-inversion".
-        network: kohya's description of the adapter, such as {"ss_network_dim": 16, "ss_network_alpha": 8.0,
-            "ss_network_module": "networks.lora"}.
         finished: the time in seconds since 1970; None for now.
     """
     finished = time.time() if finished is None else finished
     found = {other: _setting(settings, own) for other, own in _SAME.items()}
     batches = statistics.get("batches")
     steps, side = settings["optim"]["steps"], settings["data"].get("side") or model.image_size
-    factor = {part: _factor(settings["optim"].get("rates", ()), part) for part in settings["train"]}
+    rates = {part: _rate(settings["optim"], part) for part in settings["train"]}
     found |= {
         "ss_output_name": name,
         "ss_sd_model_name": pathlib.PurePath(settings["model"].get("path") or model.name).name,
-        "ss_base_model_version": "sd_v2" if is_v2(model) else "sd_v1",
+        "ss_base_model_version": f"sd_v{2 if is_v2(model) else 1}{'_v' * (model.schedule.prediction == 'v')}",
         "ss_v2": is_v2(model),
         "ss_v_parameterization": model.schedule.prediction == "v",
         "ss_zero_terminal_snr": model.schedule.zero_terminal_snr,
@@ -94,10 +102,9 @@ def training_metadata(
         "ss_num_batches_per_epoch": batches,
         "ss_epoch": None if batches is None else step // batches,
         "ss_num_epochs": None if batches is None else math.ceil(steps / batches),
-        "ss_unet_lr": factor.get("unet", 0.0) * settings["optim"]["learning_rate"] or None,
-        "ss_text_encoder_lr": factor.get("text", 0.0) * settings["optim"]["learning_rate"] or None,
+        "ss_unet_lr": rates.get("unet"),
+        "ss_text_encoder_lr": rates.get("text"),
         **_of_set(statistics),
-        **(network or {}),
     }
     date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(finished))
     specification = {
@@ -138,6 +145,7 @@ def _setting(settings: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _factor(rates: Any, part: str) -> float:
-    """Returns the factor of the learning rate of a whole part, such as "unet"."""
-    return next((factor for pattern, factor in rates if re.search(pattern, f"{part}/")), 1.0)
+def _rate(optim: Mapping[str, Any], part: str) -> float:
+    """Returns the learning rate of a whole part, such as "unet"."""
+    rate = (optim.get("part_rates") or {}).get(part, optim["learning_rate"])
+    return rate * next((factor for pattern, factor in optim.get("rates", ()) if re.search(pattern, f"{part}/")), 1.0)

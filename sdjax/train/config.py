@@ -65,7 +65,7 @@ class DataConfig:
     crop: Literal["random", "centre"] = needs("random", *OF_PICTURES)
     flip: float = needs(0.0, *OF_PICTURES)
     resample: str = needs("lanczos", *OF_PICTURES)
-    masks: bool | Literal["alpha"] = needs(False, *OF_PICTURES)
+    masks: Literal[False, True, "alpha"] = needs(False, *OF_PICTURES)
     threads: int | None = None
     workers: int = 0
     bad_limit: float = 0.01

@@ -17,7 +17,8 @@ ALWAYS = {
     "": "data optim model train trainable autoencoder batch_size accumulate dtype frozen_dtype remat ema guard "
     "parallel checkpoint validation samples log seed patience",
     "data": "parts cached captions side threads workers bad_limit",
-    "optim": "name learning_rate warmup warmup_most decay cooldown beta1 beta2 weight_decay clip rates epochs",
+    "optim": "name learning_rate warmup warmup_most decay cooldown beta1 beta2 weight_decay clip rates part_rates "
+    "up_rate epochs",
     "model": "path scratch prediction ema vae depth vision noise_stats changes fresh tokenizer copy",
     "objective": "loss gamma debiased like_epsilon v_like timesteps offset_noise multires_noise perturbation dropout "
     "label_dropout masked holes kind",

@@ -89,7 +89,8 @@ class Pictures:
 
     def __init__(
         self, parts: Sequence[Part], buckets: Buckets, *, least: int = 1, crop: str = "random", flip: float = 0.0,
-        resample: str = "lanczos", background: tuple[int, int, int] = WHITE, masks: bool | Literal["alpha"] = False,
+        resample: str = "lanczos", background: tuple[int, int, int] = WHITE,
+        masks: Literal[False, True, "alpha"] = False,
     ):  # fmt: skip
         if crop not in CROPS or resample not in METHODS or not 0 <= flip <= 1:
             raise SourceError(
