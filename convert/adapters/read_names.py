@@ -47,7 +47,7 @@ def module_paths(config: ModelConfig) -> Mapping[str, str]:
             spelled = [f"base_model.model.{name}"]
             if part == "text":
                 spelled += [f"{head}{flat}" for head in ("lora_te_", "lora_te1_")]
-                spelled += [f"text_encoder.{name}"]
+                spelled += [f"text_encoder.{name}", f"base_model.model.{name.removeprefix('text_model.')}"]
                 spelled += [f"text_encoders.{clip}.transformer.{name}" for clip in ("clip_l", "clip_h")]
             else:
                 ldm = naming.ldm_name(parameter.path, description).removeprefix(naming.LDM_PREFIXES["unet"])

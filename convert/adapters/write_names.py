@@ -18,6 +18,7 @@ from sdjax.convert.errors import CheckpointError, listed
 
 LAYOUTS = ("kohya", "diffusers", "diffusers-old", "peft")
 FOLDERS = {"unet": "unet", "text": "text_encoder"}  # diffusers' names of the networks
+_OLDER = "text_model."  # what transformers before version 5 puts before the names of a text encoder's layers
 HEADER = "lora_adapter_metadata"  # the key of a header under which diffusers keeps PEFT's description
 
 _KOHYA = {"unet": "lora_unet_", "text": "lora_te_"}
@@ -54,8 +55,11 @@ def diffusers_tensors(modules: Sequence[Module]) -> dict[str, np.ndarray]:
 
 
 def peft_tensors(modules: Sequence[Module]) -> dict[str, np.ndarray]:
-    """Returns the tensors of PEFT's adapter_model.safetensors of one network. Raises CheckpointError."""
-    return _peft_tensors(modules, "peft", lambda module: f"base_model.model.{module.name}")
+    """Returns the tensors of PEFT's adapter_model.safetensors of one network. Raises CheckpointError.
+
+    The names of a text encoder's layers are those of transformers from version 5 on.
+    """
+    return _peft_tensors(modules, "peft", lambda module: f"base_model.model.{module.name.removeprefix(_OLDER)}")
 
 
 def _peft_tensors(modules: Sequence[Module], layout: str, name: Any) -> dict[str, np.ndarray]:
@@ -113,10 +117,11 @@ def _check_low_rank(modules: Sequence[Module], layout: str, *, dora: bool) -> No
 def peft_config(modules: Sequence[Module]) -> dict[str, Any]:
     """Returns PEFT's description (adapter_config.json) of one network's LoRA or DoRA.
 
-    The most frequent rank and alpha are the defaults. Layers with others are listed by their whole names.
+    The most frequent rank and alpha are the defaults. Layers with others are listed by their names. PEFT also finds
+    names by their ends, so those without the older prefix are right for every version of transformers.
     """
-    ranks = {module.name: module.rank for module in modules}
-    alphas = {module.name: scale_of(module) * (module.rank or 1) for module in modules}
+    ranks = {module.name.removeprefix(_OLDER): module.rank for module in modules}
+    alphas = {module.name.removeprefix(_OLDER): scale_of(module) * (module.rank or 1) for module in modules}
     rank, alpha = _most_frequent(ranks), _most_frequent(alphas)
     return {
         "peft_type": "LORA",
