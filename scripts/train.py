@@ -21,7 +21,18 @@ IF_OUT_OF_MEMORY = (
 )
 
 # Files of sdjax.configs
-TRAININGS = ("finetune", "dreambooth", "inpainting", "depth", "autoencoder", "pretrain", "distill")
+TRAININGS = (
+    "finetune",
+    "dreambooth",
+    "lora",
+    "textual_inversion",
+    "pivotal",
+    "inpainting",
+    "depth",
+    "autoencoder",
+    "pretrain",
+    "distill",
+)
 
 DESCRIPTION = """\
 Trains or fine-tunes a model on one device, on several, or on many hosts. A

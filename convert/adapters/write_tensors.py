@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 
 from sdjax.adapters.delta import Adapter, Difference, LowRank
+from sdjax.adapters.dora import WeightDecomposed
+from sdjax.adapters.orthogonal import Orthogonal
+from sdjax.adapters.products import Hadamard, Kronecker
 from sdjax.config import ModelConfig
 from sdjax.convert.containers.lazy import is_floating
 from sdjax.convert.errors import listed
@@ -127,7 +130,42 @@ def _difference(delta: Difference, entry: tables.Entry) -> _Kernel:
     return _Kernel({"diff": axes.to_torch(parameter.kind, value, pointwise=entry.pointwise)})
 
 
-_STORED: dict[type, Callable[[Any, tables.Entry], _Kernel]] = {LowRank: _low_rank, Difference: _difference}
+def _weight_decomposed(delta: WeightDecomposed, entry: tables.Entry) -> _Kernel:
+    kernel = _low_rank(delta.change, entry)
+    scale = np.asarray(delta.magnitude).reshape(-1, *(1,) * (len(entry.shape) - 1))
+    return dataclasses.replace(kernel, tensors={**kernel.tensors, "dora_scale": scale})
+
+
+def _hadamard(delta: Hadamard, entry: tables.Entry) -> _Kernel:
+    tensors: dict[str, np.ndarray] = {}
+    for i, change in (1, delta.first), (2, delta.second):
+        stored = _low_rank(change, entry).tensors
+        rank = stored["lora_down.weight"].shape[0]
+        tensors[f"hada_w{i}_a"] = stored["lora_up.weight"].reshape(-1, rank)
+        tensors[f"hada_w{i}_b"] = stored["lora_down.weight"].reshape(rank, -1)
+    return _Kernel(tensors, rank, alpha_of(delta.scale, rank))
+
+
+def _kronecker(delta: Kronecker, entry: tables.Entry) -> _Kernel:
+    kind = entry.parameters[0].kind
+    tensors = {"lokr_w1": np.asarray(delta.first).T}
+    if not isinstance(delta.second, LowRank):
+        second = axes.to_torch(kind, np.asarray(delta.second), pointwise=entry.pointwise)
+        return _Kernel({**tensors, "lokr_w2": second}, 1, alpha_of(delta.scale, 1))
+    down = axes.to_torch(kind, np.asarray(delta.second.down), pointwise=entry.pointwise)
+    tensors |= {"lokr_w2_a": np.asarray(delta.second.up).T, "lokr_w2_b": down.reshape(len(down), -1)}
+    return _Kernel(tensors, len(down), alpha_of(delta.scale, len(down)))
+
+
+def _orthogonal(delta: Orthogonal, entry: tables.Entry) -> _Kernel:
+    blocks = np.asarray(delta.blocks)
+    return _Kernel({"oft_blocks": blocks}, blocks.shape[1], delta.constraint / entry.shape[0])
+
+
+_STORED: dict[type, Callable[[Any, tables.Entry], _Kernel]] = {
+    LowRank: _low_rank, Difference: _difference, WeightDecomposed: _weight_decomposed, Hadamard: _hadamard,
+    Kronecker: _kronecker, Orthogonal: _orthogonal,
+}  # fmt: skip
 
 
 def alpha_of(scale: Any, rank: int) -> float:

@@ -44,8 +44,15 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     start = read_start(place)
     learned = jax.tree.map(np.asarray, parts[part])
     whole = trainable_of(settings.get("trainable", {})).assemble(learned, start.params)
-    params = {name: whole[name] for name in start.params}  # a discriminator is not part of the model
+    params = {name: _like(whole[name], start.params[name]) for name in start.params}
     return number, start.with_params(params)
+
+
+def _like(tree: Any, model: Any) -> Any:
+    """Returns the entries of a tree that a model's tree has: a discriminator is no part of it, nor are new words."""
+    if not isinstance(model, Mapping):
+        return tree
+    return {name: _like(tree[name], below) for name, below in model.items()}
 
 
 @pinned()

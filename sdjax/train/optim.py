@@ -17,7 +17,7 @@ from sdjax.checks.effects import Needs, needs
 from sdjax.typing import Params
 
 ADAM_RMS = 0.2  # root mean square of AdamW's updates in units of the learning rate, as measured in Muon's second source
-UP = r"/(up|w1_a|w2_a)$"  # the factors of low-rank changes that LoRA+ is about
+UP = r"/up(_[12])?$"  # the factors of low-rank changes that LoRA+ is about
 OWN_DECAY = ("prodigy", "dadapt_adamw")  # they apply weight decay to all parameters
 
 

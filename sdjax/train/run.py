@@ -24,9 +24,11 @@ from sdjax._version import __version__
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert.bundle import Bundle
 from sdjax.loading import reference
+from sdjax.loading.adapter_files import write_files
 from sdjax.loading.run_folder import keep_start, read_start
 from sdjax.loading.run_layout import BASE, CHECKPOINTS, DATASET, REFERENCE, SETTINGS, workdir
 from sdjax.loading.start_model import bytes_of, describe, open_start
+from sdjax.loading.trainable import Addition
 from sdjax.nn import TextEncoder
 from sdjax.nn.jax_settings import IMPL, make_key, pinned, setting
 from sdjax.pipeline import cache
@@ -50,7 +52,7 @@ from sdjax.train.planning.peaks import peak_flops
 from sdjax.train.planning.summary import summary
 from sdjax.train.profiling import profiled
 from sdjax.train.run_data import RunData, RunSet
-from sdjax.train.samples import SampleMaker, check_samples
+from sdjax.train.samples import SampleMaker, check_samples, whole
 from sdjax.train.state import TrainState
 from sdjax.train.validation import Validation
 from sdjax.typing import Params
@@ -112,13 +114,25 @@ class Run:
                 for line in summary(self.setup, mesh, self.loader):
                     log.say(line)
                 with profiled(step, self.profile) as take:
-                    return fit(
+                    state = fit(
                         state, take, functools.partial(self.batches, mesh), steps=self.config.optim.steps,
                         checkpoints=checkpoints, log=log, log_every=self.config.log.every, save_every=60 * c.minutes,
                         save_steps=c.steps, events=self._events(mesh, frozen, log),
                         refused_limit=self.config.guard.limit, patience=self.config.patience,
                         programs=len(self.loader.order.sizes),
                     )  # fmt: skip
+                self.write_files(state, log.say)
+                return state
+
+    def write_files(self, state: TrainState, say: Callable[[str], None]) -> None:
+        """Writes what was learned beside the model as files that other tools read (`sdjax.loading.adapter_files`)."""
+        what = self.config.trainable
+        if not isinstance(what, Addition):
+            return
+        learned = whole(state.params if state.ema_params is None else state.ema_params)
+        if jax.process_index() == 0 and not addresses.remote(self.folder):
+            for path in write_files(self.folder, what, learned, self.start.config, int(state.step)):
+                say(f"wrote {path}")
 
     def check(self) -> None:
         """Checks everything that can be checked before weights are read or anything is written."""

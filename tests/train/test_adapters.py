@@ -1,5 +1,7 @@
 """What learns beside a fixed model: low-rank changes and vectors of new words."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,15 @@ import pytest
 from sdjax.adapters import patched
 from sdjax.adapters.attached import ROWS, Attached
 from sdjax.config import ConfigError
+from sdjax.convert.adapters.load import load_adapter
 from sdjax.loading.trainable import attach, by_path, trainable_of
 from sdjax.loading.trainable.low_rank import LoRATraining
+from sdjax.loading.trainable.products import LoHaTraining, LoKrTraining, OFTTraining
 from sdjax.nn.layers.conv import Conv
 from sdjax.nn.layers.dense import Dense
 from sdjax.train.optim import OptimConfig, make_optimizer
+
+from tests.train.models_to_train import TINY
 
 KEY = jax.random.key(0)
 
@@ -44,9 +50,16 @@ def nested(leaves):
     return unflatten_dict(leaves, sep="/")
 
 
-@pytest.mark.parametrize("options", [{}, {"dora": True}, {"pissa": True}, {"rslora": True, "alpha": 3.0}])
+KINDS = [
+    {"kind": "lora"}, {"kind": "lora", "dora": True}, {"kind": "lora", "pissa": True},
+    {"kind": "lora", "rslora": True, "alpha": 3.0}, {"kind": "loha"}, {"kind": "lokr"}, {"kind": "lokr", "full": True},
+    {"kind": "oft", "size": 4, "constraint": 0.1}, {"kind": "oft"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", KINDS)
 def test_an_adapter_changes_nothing_at_first(options):
-    what = LoRATraining("all", rank=3, **options)
+    what = trainable_of({"targets": "all", **({} if options["kind"] == "oft" else {"rank": 1}), **options})
     whole = what.assemble(what.init(BASE, KEY), BASE)
     for path, leaf in by_path(BASE).items():
         np.testing.assert_allclose(by_path(whole)[path], leaf, atol=2e-6)
@@ -71,6 +84,37 @@ def test_beside_the_kernel_is_as_inside_it(layer, options):
     inside, beside = run(what.assemble(trained, BASE)), run(what.attach(trained, BASE))
     assert float(jnp.abs(inside - run(BASE)).max()) > 0.1
     np.testing.assert_allclose(beside, inside, rtol=1e-4, atol=1e-4)
+
+
+def test_loha_is_the_product_of_two_low_rank_changes_and_lokr_the_kronecker_product():
+    kernel = BASE["unet"]["attentions_0"]["to_q"]["kernel"]
+    for what, product in (
+        (
+            LoHaTraining("to_q", rank=2, alpha=1.0),
+            lambda f: 0.5 * (f["down_1"] @ f["up_1"]) * (f["down_2"] @ f["up_2"]),
+        ),
+        (LoKrTraining("to_q", rank=1, alpha=3.0), lambda f: 3.0 * np.kron(f["first"], f["down"] @ f["up"])),
+        (LoKrTraining("to_q", rank=9, alpha=3.0), lambda f: np.kron(f["first"], f["second"])),
+    ):
+        trained = nested(moved(what.init(BASE, KEY)))
+        factors = trained["unet"]["attentions_0"]["to_q"]["kernel"]
+        got = what.assemble(trained, BASE)["unet"]["attentions_0"]["to_q"]["kernel"]
+        np.testing.assert_allclose(got - kernel, product(factors), rtol=1e-4, atol=1e-5)
+
+
+def test_oft_rotates_and_its_constraint_limits_the_rotation():
+    kernel = BASE["unet"]["attentions_0"]["to_q"]["kernel"]
+    what = OFTTraining("to_q", size=4)
+    trained = nested(moved(what.init(BASE, KEY)))
+    got = what.assemble(trained, BASE)["unet"]["attentions_0"]["to_q"]["kernel"]
+    q = np.asarray(trained["unet"]["attentions_0"]["to_q"]["kernel"]["blocks"])
+    q = q - q.swapaxes(1, 2)
+    rotations = (np.eye(4) + q) @ np.linalg.inv(np.eye(4) - q)
+    wanted = np.concatenate([kernel[:, :4] @ rotations[0], kernel[:, 4:] @ rotations[1]], axis=1)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got @ got.T, kernel @ kernel.T, rtol=1e-4, atol=1e-5)  # lengths and angles stay
+    near = OFTTraining("to_q", size=4, constraint=1e-4).assemble(trained, BASE)
+    assert float(jnp.abs(near["unet"]["attentions_0"]["to_q"]["kernel"] - kernel).max()) < 0.01
 
 
 def test_targets_ranks_and_scales():
@@ -149,3 +193,48 @@ def test_words_start_from_the_tokens_of_a_text_and_are_read_beside_the_table():
 def test_bad_settings_are_refused_in_a_sentence(settings, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         trainable_of(settings)
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_the_file_of_a_run_holds_what_it_learned(options, tmp_path):
+    from sdjax.convert.containers.reading import read
+    from sdjax.loading.adapter_files import write_files
+    from sdjax.nn import init_params
+
+    base = jax.eval_shape(lambda key: init_params(TINY, key), KEY)
+    base = {
+        part: jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), base[part]) for part in ("unet", "text")
+    }
+    what = trainable_of({"targets": "(attn2/to_k|q_proj|conv_in)/kernel", **options})
+    trained = jax.tree.map(np.asarray, nested(moved(what.init(base, KEY))))
+    settings = {"train": ["unet", "text"], "optim": {"steps": 3, "learning_rate": 1e-3, "part_rates": {"text": 5e-4}},
+                "data": {}, "model": {"path": None}}  # fmt: skip
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    (path,) = write_files(tmp_path, what, trained, TINY, 3)
+    file = read(path)
+    names = {name.partition(".")[0] for name in file.tensors}
+    assert {"lora_unet_conv_in", "lora_te_text_model_encoder_layers_0_self_attn_q_proj"} <= names
+    assert len(names) == len(what.changes(trained))
+    assert file.metadata["ss_text_encoder_lr"] == "0.0005"
+    if options in ({"kind": "lora"}, {"kind": "lora", "rslora": True, "alpha": 3.0}, {"kind": "lora", "pissa": True}):
+        loaded = load_adapter(path, TINY).adapter
+        for leaf, delta in what.changes(trained).items():
+            kernel = by_path(base)[leaf]
+            np.testing.assert_allclose(loaded[leaf].difference(kernel), delta.difference(kernel), rtol=1e-4, atol=1e-5)
+
+
+def test_the_file_of_a_word_holds_its_vectors(tmp_path):
+    from sdjax.convert.containers.reading import read
+    from sdjax.loading.adapter_files import write_files
+
+    table = {"text": {"embeddings": {"token_embedding": {"embedding": normal(0, 10, 16)}}}}
+    what = trainable_of({"kind": "textual_inversion", "words": {"<cat>": 3, "a/b": 1}})
+    trained = what.init(table, KEY)
+    settings = {"train": ["text"], "optim": {"steps": 3, "learning_rate": 1e-3}, "data": {}, "model": {"path": None}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    paths = write_files(tmp_path, what, trained, TINY, 3)
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        "embeddings/cat.safetensors", "embeddings/ab.safetensors"
+    ]  # fmt: skip
+    tensors = read(paths[0])
+    np.testing.assert_array_equal(tensors["<cat>"], what.embeddings(trained)["<cat>"])

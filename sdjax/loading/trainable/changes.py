@@ -74,7 +74,7 @@ class Changes(Addition):
         """Returns `frozen` with the changes merged into its kernels."""
         return at_leaves(trained, frozen, lambda path, leaf, factors: changed(leaf, [(self.delta(path, factors), 1.0)]))
 
-    def adapter(self, trained: Params) -> dict[str, Delta]:
+    def changes(self, trained: Params) -> dict[str, Delta]:
         """Returns the changes by the paths of the kernels."""
         found: dict[str, dict[str, Array]] = {}
         for path, leaf in by_path(trained).items():

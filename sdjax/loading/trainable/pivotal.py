@@ -9,12 +9,15 @@ from sdjax.adapters.delta import Adapter
 from sdjax.description import kinds
 from sdjax.loading.trainable.changes import Changes
 from sdjax.loading.trainable.low_rank import LoRATraining
+from sdjax.loading.trainable.products import LoHaTraining, LoKrTraining, OFTTraining
 from sdjax.loading.trainable.protocol import Addition, lay_over
 from sdjax.loading.trainable.words import WordsTraining
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Key, Params
 
-ADAPTERS: dict[str, type[Changes]] = {"lora": LoRATraining}
+ADAPTERS: dict[str, type[Changes]] = {
+    "lora": LoRATraining, "loha": LoHaTraining, "lokr": LoKrTraining, "oft": OFTTraining,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +25,13 @@ class PivotalTraining(Addition):
     """Both `words` (textual inversion) and an `adapter` learn, each at its own rate if `optim` says so."""
 
     words: WordsTraining = WordsTraining()
-    adapter_of: Changes = kinds(LoRATraining(), ADAPTERS)
+    adapter: Changes = kinds(LoRATraining(), ADAPTERS)
     kind: Literal["pivotal"] = "pivotal"
 
     @property
     def held(self) -> str | None:
         """See Addition."""
-        return self.adapter_of.held
+        return self.adapter.held
 
     @property
     def added(self) -> dict[str, int]:
@@ -41,19 +44,19 @@ class PivotalTraining(Addition):
 
     def init(self, base: Params, key: Key) -> Params:
         """Returns the vectors and the factors."""
-        return lay_over(self.words.init(base, key), self.adapter_of.init(base, key))
+        return lay_over(self.words.init(base, key), self.adapter.init(base, key))
 
     def assemble(self, trained: Params, frozen: Params) -> Params:
         """Returns the networks with the changes merged, and with the vectors beside the table."""
-        return self.adapter_of.assemble(trained, frozen)
+        return self.adapter.assemble(trained, frozen)
 
     def attach(self, trained: Params, frozen: Params) -> Params:
         """See Addition."""
-        return self.adapter_of.attach(trained, frozen)
+        return self.adapter.attach(trained, frozen)
 
-    def adapter(self, trained: Params) -> Adapter:
+    def changes(self, trained: Params) -> Adapter:
         """Returns the changes."""
-        return self.adapter_of.adapter(trained)
+        return self.adapter.changes(trained)
 
     def embeddings(self, trained: Params) -> dict[str, Array]:
         """Returns the vectors of each word."""

@@ -68,7 +68,7 @@ class Addition(Trainable):
         """
         return self.assemble(trained, frozen)
 
-    def adapter(self, trained: Params) -> Adapter:
+    def changes(self, trained: Params) -> Adapter:
         """Returns the changes of kernels, by their paths."""
         return {}
 

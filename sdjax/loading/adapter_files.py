@@ -1,0 +1,49 @@
+"""Writes what a run learned beside its model: an adapter's file in kohya's names, and one file for each new word."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+
+from sdjax.config import ModelConfig
+from sdjax.convert.adapters.write import write_adapter
+from sdjax.convert.containers.lazy import LazyTensor
+from sdjax.convert.write.safetensors_writer import write_safetensors
+from sdjax.loading.run_layout import ADAPTER, EMBEDDINGS
+from sdjax.loading.trainable import Addition
+from sdjax.loading.training_metadata import run_metadata
+from sdjax.storage.files import new_file
+from sdjax.typing import Params
+
+
+def write_files(
+    folder: pathlib.Path, trainable: Addition, learned: Params, model: ModelConfig, step: int
+) -> list[pathlib.Path]:
+    """Writes the files of what was learned into a folder, replacing older ones, and returns their paths.
+
+    ADAPTER holds the changes, in kohya's names. EMBEDDINGS is a folder with a file for each word, as diffusers writes
+    them. Their metadata are those of the run in the folder.
+    """
+    written = []
+    changes = jax.tree.map(np.asarray, dict(trainable.changes(learned)))
+    if changes:
+        path = folder / ADAPTER
+        told = run_metadata(folder, model, name=path.stem, step=step)
+        write_adapter(path, changes, model, metadata=told, overwrite=True)
+        written.append(path)
+    for word, rows in trainable.embeddings(learned).items():
+        path = folder / EMBEDDINGS / f"{file_name(word)}.safetensors"
+        told = run_metadata(folder, model, name=path.stem, step=step, kind="textual-inversion")
+        path.parent.mkdir(exist_ok=True)
+        vectors = np.asarray(rows, np.float32)
+        tensor = LazyTensor(vectors.shape, vectors.dtype, lambda vectors=vectors: vectors, name=word)
+        with new_file(path, overwrite=True, what="writing the embedding") as partial:
+            write_safetensors(partial, {word: tensor}, {**told, "format": "pt"}, aligned=False)
+        written.append(path)
+    return written
+
+
+def file_name(word: str) -> str:
+    """Returns a word without characters that file names cannot have, "cat" of "<cat>"."""
+    return re.sub(r"[^\w.-]+", "", word).strip(".") or "word"
