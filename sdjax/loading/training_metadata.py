@@ -15,7 +15,6 @@ from sdjax import errors
 from sdjax.config import ModelConfig
 from sdjax.convert.describe.diffusers_config import is_v2
 from sdjax.convert.write.file_metadata import architecture
-from sdjax.loading.run_folder import read_settings
 from sdjax.loading.run_layout import DATASET
 
 # kohya's name, and the setting that it is. Values are written as Python shows them
@@ -35,9 +34,7 @@ _SAME = {
     "ss_lr_scheduler": "optim.decay",
     "ss_lr_warmup_steps": "optim.warmup",
     "ss_max_grad_norm": "optim.clip",
-    "ss_max_train_steps": "optim.steps",
     "ss_min_snr_gamma": "objective.gamma",
-    "ss_mixed_precision": "dtype",
     "ss_multires_noise_discount": "objective.multires_discount",
     "ss_multires_noise_iterations": "objective.multires_noise",
     "ss_noise_offset": "objective.offset_noise",
@@ -49,11 +46,7 @@ _SAME = {
 }
 
 
-def run_metadata(
-    folder: pathlib.Path, model: ModelConfig, *, name: str, step: int, kind: str = "lora"
-) -> dict[str, str]:  # fmt: skip
-    """Returns `training_metadata` of the run in a folder."""
-    return training_metadata(read_settings(folder), read_statistics(folder), model, name=name, step=step, kind=kind)
+_PRECISIONS = {"bfloat16": "bf16", "float32": "no"}
 
 
 def read_statistics(folder: pathlib.Path) -> dict[str, Any]:
@@ -65,7 +58,7 @@ def read_statistics(folder: pathlib.Path) -> dict[str, Any]:
 
 def training_metadata(
     settings: Mapping[str, Any], statistics: Mapping[str, Any], model: ModelConfig, *, name: str, step: int,
-    kind: str = "lora", finished: float | None = None,
+    kind: str = "lora", network: Mapping[str, Any] | None = None, finished: float | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """Returns the `ss_` and `modelspec` metadata of an adapter, besides what its tensors show: rank, alpha and hashes.
 
@@ -76,12 +69,15 @@ def training_metadata(
         name: the file's, without its ending.
         step: the steps that were taken.
         kind: what the file is, as modelspec calls it: "lora" or "textual-inversion".
+        network: kohya's description of the adapter where it says more than its tensors, such as
+            {"ss_network_dim": 16, "ss_network_alpha": 8.0}.
         finished: the time in seconds since 1970; None for now.
     """
     finished = time.time() if finished is None else finished
     found = {other: _setting(settings, own) for other, own in _SAME.items()}
     batches = statistics.get("batches")
-    steps, side = settings["optim"]["steps"], settings["data"].get("side") or model.image_size
+    steps = max(step, settings["optim"]["steps"])  # a run that was made longer keeps its first settings
+    side = settings["data"].get("side") or model.image_size
     rates = {part: _rate(settings["optim"], part) for part in settings["train"]}
     found |= {
         "ss_output_name": name,
@@ -96,6 +92,8 @@ def training_metadata(
         "ss_bucket_no_upscale": not settings["data"].get("enlarge", True),
         "ss_cache_latents": bool(settings["data"].get("cached")),
         "ss_gradient_checkpointing": settings.get("remat", "none") != "none",
+        "ss_mixed_precision": _PRECISIONS.get(settings.get("dtype"), settings.get("dtype")),
+        "ss_max_train_steps": steps,
         "ss_steps": step,
         "ss_training_started_at": statistics.get("started"),
         "ss_training_finished_at": finished,
@@ -105,6 +103,7 @@ def training_metadata(
         "ss_unet_lr": rates.get("unet"),
         "ss_text_encoder_lr": rates.get("text"),
         **_of_set(statistics),
+        **(network or {}),
     }
     date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(finished))
     specification = {

@@ -12,7 +12,7 @@ from models_to_train import MODEL
 from sdjax.configs import finetune
 from sdjax.convert.containers.webui_hashes import webui_hashes
 from sdjax.description import build
-from sdjax.loading.training_metadata import read_statistics, run_metadata, training_metadata
+from sdjax.loading.training_metadata import read_statistics, training_metadata
 from sdjax.train.checkpoints import settings as stored_settings
 from sdjax.train.config import TrainConfig
 from sdjax.train.data import statistics
@@ -63,13 +63,17 @@ def described(**changes):
 
 def test_metadata_say_what_was_trained_on_and_how(examples):
     statistics = {"started": 1.5, **set_statistics(examples, 4)}
-    made = training_metadata(described(), statistics, MODEL, name="dog", step=34, finished=86400.0)
+    network = {"ss_network_dim": 4}
+    made = training_metadata(
+        described(dtype="bfloat16"), statistics, MODEL, name="dog", step=34, network=network, finished=86400.0
+    )
     assert all(isinstance(value, str) for value in made.values())
     assert json.loads(made["ss_dataset_dirs"])["10_sks dog"] == {"n_repeats": 20, "img_count": 3}
     assert json.loads(made["ss_tag_frequency"])["2_sofa"] == {"red": 2, "number 0": 1, "number 1": 1}
     assert json.loads(made["ss_bucket_info"])["buckets"]["1"] == {"resolution": [128, 64], "count": 8}
     expected = {
         "ss_output_name": "dog", "ss_steps": "34", "ss_epoch": "2", "ss_num_epochs": "3",
+        "ss_network_dim": "4", "ss_mixed_precision": "bf16",
         "ss_num_train_images": "68", "ss_unet_lr": "0.0001", "ss_text_encoder_lr": "5e-05", "ss_v2": "False",
         "ss_base_model_version": "sd_v1_v", "ss_resolution": f"({MODEL.image_size}, {MODEL.image_size})",
         "ss_min_snr_gamma": "None", "ss_lr_scheduler": "constant", "modelspec.title": "dog",
@@ -86,16 +90,12 @@ def test_a_parts_own_rate_is_its_rate(examples):
     assert (made["ss_unet_lr"], made["ss_text_encoder_lr"]) == ("5e-05", "2e-05")
 
 
-def test_metadata_of_a_run_are_those_of_its_files(examples, tmp_path):
-    (tmp_path / "settings.json").write_text(json.dumps(described()))
-    (tmp_path / "dataset.json").write_text(json.dumps(set_statistics(examples, 4)))
-    made = run_metadata(tmp_path, MODEL, name="dog", step=34, kind="textual-inversion")
-    assert made["ss_epoch"] == "2"
-    assert made["modelspec.architecture"].endswith("/textual-inversion")
-
-
 def test_metadata_do_not_need_statistics(tmp_path):
-    made = training_metadata(described(train=["unet"]), read_statistics(tmp_path), MODEL, name="a", step=3)
+    made = training_metadata(
+        described(train=["unet"]), read_statistics(tmp_path), MODEL, name="a", step=99, kind="textual-inversion"
+    )
+    assert made["ss_max_train_steps"] == "99"  # though the run was begun with 40
+    assert made["modelspec.architecture"].endswith("/textual-inversion")
     assert made["ss_epoch"] == made["ss_text_encoder_lr"] == "None"
     assert "ss_tag_frequency" not in made
 
