@@ -15,6 +15,7 @@ from sdjax import errors
 from sdjax.config import ModelConfig
 from sdjax.convert.describe.diffusers_config import is_v2
 from sdjax.convert.write.file_metadata import architecture
+from sdjax.loading.run_folder import read_settings
 from sdjax.loading.run_layout import DATASET
 
 # kohya's name, and the setting that it is. Values are written as Python shows them
@@ -49,6 +50,13 @@ _SAME = {
 _PRECISIONS = {"bfloat16": "bf16", "float32": "no"}
 
 
+def run_metadata(
+    folder: pathlib.Path, model: ModelConfig, *, name: str, step: int, kind: str = "lora"
+) -> dict[str, str]:  # fmt: skip
+    """Returns `training_metadata` of the run in a folder."""
+    return training_metadata(read_settings(folder), read_statistics(folder), model, name=name, step=step, kind=kind)
+
+
 def read_statistics(folder: pathlib.Path) -> dict[str, Any]:
     """Returns what a run noted about its training set; empty for a folder that an older sdjax made."""
     path = folder / DATASET
@@ -58,7 +66,7 @@ def read_statistics(folder: pathlib.Path) -> dict[str, Any]:
 
 def training_metadata(
     settings: Mapping[str, Any], statistics: Mapping[str, Any], model: ModelConfig, *, name: str, step: int,
-    kind: str = "lora", network: Mapping[str, Any] | None = None, finished: float | None = None,
+    kind: str = "lora", finished: float | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """Returns the `ss_` and `modelspec` metadata of an adapter, besides what its tensors show: rank, alpha and hashes.
 
@@ -69,8 +77,6 @@ def training_metadata(
         name: the file's, without its ending.
         step: the steps that were taken.
         kind: what the file is, as modelspec calls it: "lora" or "textual-inversion".
-        network: kohya's description of the adapter where it says more than its tensors, such as
-            {"ss_network_dim": 16, "ss_network_alpha": 8.0}.
         finished: the time in seconds since 1970; None for now.
     """
     finished = time.time() if finished is None else finished
@@ -103,7 +109,6 @@ def training_metadata(
         "ss_unet_lr": rates.get("unet"),
         "ss_text_encoder_lr": rates.get("text"),
         **_of_set(statistics),
-        **(network or {}),
     }
     date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(finished))
     specification = {

@@ -12,7 +12,7 @@ from models_to_train import MODEL
 from sdjax.configs import finetune
 from sdjax.convert.containers.webui_hashes import webui_hashes
 from sdjax.description import build
-from sdjax.loading.training_metadata import read_statistics, training_metadata
+from sdjax.loading.training_metadata import run_metadata, training_metadata
 from sdjax.train.checkpoints import settings as stored_settings
 from sdjax.train.config import TrainConfig
 from sdjax.train.data import statistics
@@ -63,17 +63,14 @@ def described(**changes):
 
 def test_metadata_say_what_was_trained_on_and_how(examples):
     statistics = {"started": 1.5, **set_statistics(examples, 4)}
-    network = {"ss_network_dim": 4}
-    made = training_metadata(
-        described(dtype="bfloat16"), statistics, MODEL, name="dog", step=34, network=network, finished=86400.0
-    )
+    made = training_metadata(described(dtype="bfloat16"), statistics, MODEL, name="dog", step=34, finished=86400.0)
     assert all(isinstance(value, str) for value in made.values())
     assert json.loads(made["ss_dataset_dirs"])["10_sks dog"] == {"n_repeats": 20, "img_count": 3}
     assert json.loads(made["ss_tag_frequency"])["2_sofa"] == {"red": 2, "number 0": 1, "number 1": 1}
     assert json.loads(made["ss_bucket_info"])["buckets"]["1"] == {"resolution": [128, 64], "count": 8}
     expected = {
         "ss_output_name": "dog", "ss_steps": "34", "ss_epoch": "2", "ss_num_epochs": "3",
-        "ss_network_dim": "4", "ss_mixed_precision": "bf16",
+        "ss_mixed_precision": "bf16",
         "ss_num_train_images": "68", "ss_unet_lr": "0.0001", "ss_text_encoder_lr": "5e-05", "ss_v2": "False",
         "ss_base_model_version": "sd_v1_v", "ss_resolution": f"({MODEL.image_size}, {MODEL.image_size})",
         "ss_min_snr_gamma": "None", "ss_lr_scheduler": "constant", "modelspec.title": "dog",
@@ -91,9 +88,8 @@ def test_a_parts_own_rate_is_its_rate(examples):
 
 
 def test_metadata_do_not_need_statistics(tmp_path):
-    made = training_metadata(
-        described(train=["unet"]), read_statistics(tmp_path), MODEL, name="a", step=99, kind="textual-inversion"
-    )
+    (tmp_path / "settings.json").write_text(json.dumps(described(train=["unet"])))
+    made = run_metadata(tmp_path, MODEL, name="a", step=99, kind="textual-inversion")
     assert made["ss_max_train_steps"] == "99"  # though the run was begun with 40
     assert made["modelspec.architecture"].endswith("/textual-inversion")
     assert made["ss_epoch"] == made["ss_text_encoder_lr"] == "None"
