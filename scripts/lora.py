@@ -203,6 +203,7 @@ def combine(args: argparse.Namespace, keep: Any, conv_keep: Any) -> None:
     from sdjax.scripts.shared.job import note
 
     weighted = [_weighted(text) if args.action == "merge" else (text, 1.0) for text in args.files]
+    _check_distinct([path for path, _ in weighted])
     config, loaded = _load([path for path, _ in weighted], args.ckpt)
     for one in loaded:
         for notice in one.notices:
@@ -226,6 +227,16 @@ def combine(args: argparse.Namespace, keep: Any, conv_keep: Any) -> None:
 
 def _names(paths: list[str]) -> list[str]:
     return [Path(path).name for path in paths]
+
+
+def _check_distinct(paths: list[str]) -> None:
+    """Raises ValueError if a file is given twice."""
+    seen: dict[Path, str] = {}
+    for path in paths:
+        place = Path(path).resolve()
+        if place in seen:
+            raise ValueError(f"{path} is given twice; give it once, with the sum of its weights")
+        seen[place] = path
 
 
 def _weighted(text: str) -> tuple[str, float]:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.adapters.delta import AdapterError, Delta, Difference
@@ -85,7 +86,7 @@ def extract(
         limit = conv_keep if window else keep
         try:
             if whole and path.endswith(("/bias", "/scale")):
-                adapter[path] = Difference(change)
+                adapter[path] = Difference(jnp.asarray(change))
             elif not path.endswith("/kernel"):
                 _count(left, "biases, norms and embeddings")
             elif limit is None:

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.adapters.delta import Adapter, Delta, Difference, LowRank
@@ -120,7 +121,7 @@ class _Reader:
                     wanted = "no such parameter" if entry is None else list(entry.shape)
                     self.problems.append(f"{names[suffix]} is {list(arrays[suffix].shape)} instead of {wanted}")
                 else:
-                    out[path] = Difference(axes.to_flax(entry.parameters[0].kind, arrays[suffix]))
+                    out[path] = Difference(jnp.asarray(axes.to_flax(entry.parameters[0].kind, arrays[suffix])))
         if {"down", "up", "mid"} & set(arrays):
             for half, other in (("down", "up"), ("up", "down")):
                 if half not in arrays:
@@ -146,7 +147,12 @@ class _Reader:
             down = np.einsum("mnhw,ni->mihw", arrays["mid"].astype(np.float32), down[:, :, 0, 0].astype(np.float32))
         flat = axes.to_flax(kind, down) if down.ndim == 4 or kind == "matrix" else down
         up = up.reshape(up.shape[:2]).T if up.ndim in (2, 4) else up
-        if (*flat.shape[:-1], up.shape[-1]) != shape or flat.shape[-1] != up.shape[0] or not is_floating(down.dtype):
+        if (
+            rank == 0
+            or (*flat.shape[:-1], up.shape[-1]) != shape
+            or flat.shape[-1] != up.shape[0]
+            or not is_floating(down.dtype)
+        ):
             both = " and ".join(f"{names[half]} {list(arrays[half].shape)}" for half in ("down", "up"))
             self.problems.append(f"{both} do not fit a kernel {list(entry.shape)}")
             return None
@@ -156,7 +162,7 @@ class _Reader:
                 self.notices.append(f"{names['alpha']} is 0: that layer is not changed")
         else:
             scale = peft_scale(config, entry.name.partition("/")[2].rpartition(".")[0], rank)
-        return LowRank(np.ascontiguousarray(flat), np.ascontiguousarray(up), scale)
+        return LowRank(jnp.asarray(flat), jnp.asarray(up), scale)
 
 
 _WHOLE = {"diff": "kernel", "diff_b": "bias", "w_norm": "scale", "b_norm": "bias"}

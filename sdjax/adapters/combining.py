@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import numpy as np
 
 from sdjax.adapters.delta import Adapter, AdapterError, Delta, Difference, LowRank, Strength, weight_of
 from sdjax.adapters.factoring import Factored, Truncation, concatenate, factor, refactor
@@ -64,8 +63,8 @@ def _sum(low: Sequence[tuple[LowRank, float]], whole: Sequence[tuple[Difference,
     if len(shapes) > 1:
         raise AdapterError(f"its changes have different shapes: {', '.join(map(str, sorted(shapes)))}")
     zero = jnp.zeros(shapes.pop(), jnp.float32)
-    total = sum((weight * delta.difference(zero) for delta, weight in (*low, *whole)), zero)
-    return Difference(np.asarray(total))
+    changes: list[tuple[Delta, float]] = [*low, *whole]
+    return Difference(sum((weight * delta.difference(zero) for delta, weight in changes), zero))
 
 
 def _truncated(

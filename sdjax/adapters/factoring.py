@@ -121,13 +121,13 @@ def concatenate(changes: Sequence[tuple[LowRank, float]]) -> LowRank:
     scales = [float(weight) * float(change.scale) for change, weight in changes]
     if len(set(scales)) == 1:
         return LowRank(
-            np.concatenate([np.asarray(change.down) for change, _ in changes], -1),
-            np.concatenate([np.asarray(change.up) for change, _ in changes]),
+            jnp.concatenate([change.down for change, _ in changes], -1),
+            jnp.concatenate([change.up for change, _ in changes]),
             scales[0],
         )
-    downs = [np.asarray(change.down, np.float32) for change, _ in changes]
-    ups = [np.asarray(change.up, np.float32) * np.float32(scale) for (change, _), scale in zip(changes, scales)]
-    return LowRank(np.concatenate(downs, -1), np.concatenate(ups), 1.0)
+    downs = [jnp.asarray(change.down, jnp.float32) for change, _ in changes]
+    ups = [jnp.asarray(change.up, jnp.float32) * scale for (change, _), scale in zip(changes, scales)]
+    return LowRank(jnp.concatenate(downs, -1), jnp.concatenate(ups), 1.0)
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -171,9 +171,9 @@ def _truncated(
     if clamp_quantile is not None:
         up, down = _clamped(up, down, clamp_quantile)
     *window, inputs, _ = shape
-    factor = np.asarray(down).reshape(rank, inputs, *window)
+    factor = down.reshape(rank, inputs, *window)
     factor = factor.T if not window else factor.transpose(2, 3, 1, 0)
-    return Factored(LowRank(factor, np.asarray(up).T, 1.0), kept)
+    return Factored(LowRank(factor, up.T, 1.0), kept)
 
 
 def _clamped(up: Array, down: Array, quantile: float) -> tuple[Array, Array]:

@@ -1,5 +1,7 @@
 """`sdjax lora`: adapters out of checkpoints and other adapters."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -64,7 +66,8 @@ def test_names_go_round_without_a_changed_bit(folder, tmp_path):
 
 def test_merged_and_resized_adapters_are_the_sum_and_its_best_approximation(folder, tmp_path, capsys):
     source, ckpt = folder / "lora.safetensors", ("--ckpt", folder / "base.safetensors")
-    assert run("merge", f"{source}:0.75", f"{source}:-0.25", *ckpt, "--out", tmp_path / "sum.safetensors") == 0
+    again = shutil.copy(source, tmp_path / "again.safetensors")
+    assert run("merge", f"{source}:0.75", f"{again}:-0.25", *ckpt, "--out", tmp_path / "sum.safetensors") == 0
     assert (
         run("resize", tmp_path / "sum.safetensors", *ckpt, "--energy", 0.9999, "--out", tmp_path / "s.safetensors") == 0
     )
@@ -89,6 +92,7 @@ def test_merged_and_resized_adapters_are_the_sum_and_its_best_approximation(fold
         ("resize LORA --energy 0 --ckpt BASE", 2, "a share of energy is above 0"),
         ("merge LORA:much --ckpt BASE", 2, "expected FILE or FILE:WEIGHT with a finite number"),
         ("merge LORA:nan --ckpt BASE", 2, "expected FILE or FILE:WEIGHT with a finite number"),
+        ("merge LORA:0.5 LORA --ckpt BASE", 2, "is given twice; give it once, with the sum of its weights"),
         ("convert BASE --ckpt BASE", 3, "does not fit the model"),
     ],
 )
