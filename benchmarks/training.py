@@ -28,7 +28,8 @@ from PIL import Image
 from sdjax.config import ModelConfig, ScheduleConfig, TextConfig, UNetConfig, VAEConfig
 from sdjax.configs import finetune
 from sdjax.convert.bundle import bundle_of_params
-from sdjax.convert.write.safetensors_writer import tensors_of, write_bundle
+from sdjax.convert.write.safetensors_writer import tensors_of
+from sdjax.convert.write.writing import write_bundle
 from sdjax.description import build
 from sdjax.evaluate.benchmark import device_name, random_model
 from sdjax.train.config import TrainConfig
@@ -66,8 +67,8 @@ def ours(params, batch):
     return run
 
 
-def theirs(pipe, batch, channels_last):
-    """Returns a function that takes one step as diffusers' train_text_to_image.py does."""
+def torch_unet(pipe):
+    """Returns diffusers' UNet with the weights of a pipeline of MODEL."""
     unet = diffusers.UNet2DConditionModel(
         sample_size=SIDE, block_out_channels=(96, 128), layers_per_block=1, cross_attention_dim=128,
         attention_head_dim=4, norm_num_groups=16, down_block_types=("CrossAttnDownBlock2D",) * 2,
@@ -80,6 +81,12 @@ def theirs(pipe, batch, channels_last):
         if name.startswith("unet/")
     }
     unet.load_state_dict(weights)
+    return unet
+
+
+def theirs(pipe, batch, channels_last):
+    """Returns a function that takes one step as diffusers' train_text_to_image.py does."""
+    unet = torch_unet(pipe)
     unet.train()
     if channels_last:
         unet.to(memory_format=torch.channels_last)

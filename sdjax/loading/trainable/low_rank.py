@@ -70,7 +70,7 @@ class LoRATraining(RankedChanges):
         if self.pissa:
             down = jnp.concatenate([down, factors[START + "down"]], axis=-1)
             up = jnp.concatenate([up, -factors[START + "up"]], axis=0)
-        return LowRank(down, up, scale)
+        return LowRank(down, up, jnp.asarray(scale, jnp.float32))
 
     def delta(self, path: str, factors: Factors) -> Delta:
         """Returns the change."""
