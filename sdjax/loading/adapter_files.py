@@ -29,7 +29,7 @@ def write_files(
     changes = jax.tree.map(np.asarray, dict(trainable.changes(learned)))
     if changes:
         path = folder / ADAPTER
-        told = run_metadata(folder, model, name=path.stem, step=step)
+        told = run_metadata(folder, model, name=folder.resolve().name, step=step)
         write_adapter(path, changes, model, metadata=told, overwrite=True)
         written.append(path)
     for word, rows in trainable.embeddings(learned).items():

@@ -83,6 +83,7 @@ def training_metadata(
     found = {other: _setting(settings, own) for other, own in _SAME.items()}
     batches = statistics.get("batches")
     steps = max(step, settings["optim"]["steps"])  # a run that was made longer keeps its first settings
+    dtype = settings.get("dtype")
     side = settings["data"].get("side") or model.image_size
     rates = {part: _rate(settings["optim"], part) for part in settings["train"]}
     found |= {
@@ -98,7 +99,7 @@ def training_metadata(
         "ss_bucket_no_upscale": not settings["data"].get("enlarge", True),
         "ss_cache_latents": bool(settings["data"].get("cached")),
         "ss_gradient_checkpointing": settings.get("remat", "none") != "none",
-        "ss_mixed_precision": _PRECISIONS.get(settings.get("dtype"), settings.get("dtype")),
+        "ss_mixed_precision": _PRECISIONS.get(str(dtype), dtype),
         "ss_max_train_steps": steps,
         "ss_steps": step,
         "ss_training_started_at": statistics.get("started"),

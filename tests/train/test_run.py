@@ -1,6 +1,7 @@
 """Whole trainings of a small model on pictures, as `sdjax train` runs them."""
 
 import dataclasses
+import functools
 import importlib
 import itertools
 import json
@@ -20,6 +21,10 @@ from sdjax.convert import CheckpointError, load_model
 from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
 from sdjax.loading.run_folder import trained
+from sdjax.loading.trainable import by_path, lay_over
+from sdjax.loading.trainable.words import WordsTraining
+from sdjax.nn import TextEncoder
+from sdjax.prompts.added_words import AddedWords
 from sdjax.scripts.main import main
 from sdjax.scripts.train import TRAININGS
 from sdjax.tasks import text_to_image
@@ -137,6 +142,30 @@ def test_samples_are_made_with_their_options(monkeypatch):
     assert prompts == ["a", "b"]
     expected = {"num_steps": 3, "seed": 5, "sampler": "euler", "negative_prompt": ["c", "d"]}
     assert {name: options[name] for name in expected} == expected
+
+
+def nested(path, leaf):
+    return functools.reduce(lambda inner, name: {name: inner}, reversed(path.split("/")), leaf)
+
+
+def test_samples_know_the_words_that_are_learned(pictures):
+    start, words = load_model(pictures / "tiny"), {"<sq>": 2}
+    pipe = sdjax.load(pictures / "tiny", dtype="float32")
+    prompts = ("a <sq> on a wall", "a red square")
+    rows = 3.0 * np.eye(2, TINY.text.width, dtype=np.float32)
+    tables = {path: leaf for path, leaf in by_path(start.params["text"]).items() if path.endswith("/embedding")}
+    (path, table), *_ = (one for one in tables.items() if "token" in one[0])
+    params = lay_over(nested(path.removesuffix("embedding") + "rows", rows), start.params["text"])
+    told = dataclasses.replace(pipe, params={**pipe.params, "text": params})
+    maker = SampleMaker(SamplesConfig(prompts), start, None, "float32", WordsTraining(words))
+    with_word, plain = maker.encode(told, words)
+    np.testing.assert_allclose(plain, np.asarray(pipe.encode_prompt(["a red square"]))[0], atol=1e-5)
+    # Where the word is said in the place of its rows, a table with them gives the same
+    longer = np.concatenate([table, rows])
+    ids = AddedWords(pipe.tokenizer, words)([prompts[0]], length=TINY.text.max_length)
+    text = dataclasses.replace(TINY.text, vocab_size=len(longer))
+    whole = lay_over(nested(path, longer), start.params["text"])
+    np.testing.assert_allclose(with_word, TextEncoder(text).apply({"params": whole}, ids)[0], atol=1e-5)
 
 
 def test_epochs_are_turned_into_steps(pictures, tmp_path):
