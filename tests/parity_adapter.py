@@ -38,6 +38,7 @@ from tests.parity_prompt import (
     context_of,
     pad_contexts,
 )
+from tests.parity_read import lora_apply, lora_merge
 from tests.parity_sampling import img2img_with, sample_with
 from tests.parity_sched import (
     a1111_guided_calls,
@@ -79,6 +80,8 @@ __all__ = [
     "guidance",
     "ksampler",
     "load",
+    "lora_apply",
+    "lora_merge",
     "merge",
     "noise_embedding",
     "pad_contexts",
@@ -130,6 +133,11 @@ def nchw(x):
     return np.asarray(jnp.moveaxis(x, -1, 1))
 
 
+@functools.lru_cache
+def _compiled(config):
+    return jax.jit(lambda p, *args: UNet(config).apply({"params": p}, *args))
+
+
 class Model(Guided):
     """A model of the kit."""
 
@@ -138,9 +146,9 @@ class Model(Guided):
         self.params = jax.tree.map(jnp.asarray, params)
         self.schedule = NoiseSchedule(config.schedule)
 
-    @functools.cached_property
+    @property
     def _unet(self):
-        return jax.jit(lambda p, *args: UNet(self.config.unet).apply({"params": p}, *args))
+        return _compiled(self.config.unet)
 
     def text(self, ids):
         return np.asarray(TextEncoder(self.config.text).apply({"params": self.params["text"]}, jnp.asarray(ids)))

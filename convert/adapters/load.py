@@ -1,192 +1,234 @@
-"""Reading adapters: a file of the LoRA family, or a folder as PEFT writes it, as changes by the paths of parameters."""
+"""Reads an adapter of the LoRA family from a file or folder: every tensor is used, or the adapter is refused."""
 
 import dataclasses
+import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
-from sdjax.adapters.delta import Adapter, Delta, Difference, LowRank
+from sdjax.adapters.delta import Adapter
 from sdjax.config import ModelConfig
-from sdjax.convert.adapters.read_names import canonical, module_paths, peft_scale
+from sdjax.convert.adapters.info import AdapterInfo, info_of
+from sdjax.convert.adapters.kinds import Change, Misfit, Scaling, changes_of
+from sdjax.convert.adapters.peft_settings import FILE, PeftSettings
+from sdjax.convert.adapters.spelling import Layer, find_layer, layers_by_name, split_name
 from sdjax.convert.adapters.write_names import FOLDERS, HEADER
 from sdjax.convert.containers.lazy import is_floating
+from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.reading import read
 from sdjax.convert.containers.strict_json import read_json
 from sdjax.convert.errors import CheckpointError, listed, printable
-from sdjax.convert.names import axes, tables
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+Alpha0 = Literal["none", "rank"]
+
+_LARGEST_CONFIG = 2**20  # bytes
+_PEFT = "base_model.model."
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
+            "pytorch_lora_weights.bin")  # fmt: skip
+_EMBEDDING = re.compile(r"bundle_emb\.(?P<word>.+)\.(?P<kind>string_to_param\.\*|emb_params|clip_l|clip_g|clip_h)$")
+# Names that only adapters of other models have
+_OTHERS = (
+    ("Stable Diffusion XL", r"^lora_te2_|text_encoder_2\.|clip_g\b|transformer_blocks[._]9[._]|add_embedding"
+                            r"|input_blocks[._][78][._]1[._]transformer_blocks[._][4-9]"),
+    ("Flux", r"(double|single)_blocks[._]\d|single_transformer_blocks"),
+    ("Stable Diffusion 3", r"joint_blocks[._]\d|add_[qkv]_proj|context_block"),
+    ("a video or another transformer model",
+     r"^(diffusion_model\.|transformer\.)?(blocks|layers|transformer_blocks)[._]\d|lora_te3_|t5xxl"),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedAdapter:
-    """An adapter as a file holds it.
+    """An adapter as it was read: its changes by the model's parameters, and what came with it.
 
     Attributes:
-        adapter: the changes by path. Factors have the file's type.
-        embeddings: bundled embeddings, rows [n, d] by word.
-        metadata: the header's text by key.
-        notices: messages for the user.
+        adapter: the change of each parameter by its path, "unet/down_blocks_0/.../to_q/kernel".
+        info: what is told of it.
+        embeddings: vectors [n, d] of words that are bundled with it.
+        metadata: text by key, from the file's header.
+        notices: decisions made while reading.
+        name: the file's name without its ending.
     """
 
     adapter: Adapter
+    info: AdapterInfo
     embeddings: Mapping[str, np.ndarray]
     metadata: Mapping[str, str]
     notices: tuple[str, ...] = ()
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return f"<LoadedAdapter {self.name}: {'; '.join(self.info.lines())}>"
 
 
-def load_adapter(path: str | os.PathLike[str], config: ModelConfig) -> LoadedAdapter:
-    """Returns the adapter in a file or in PEFT's folder, for a model of this description.
+def load_adapter(
+    source: str | os.PathLike[str] | Mapping[str, np.ndarray],
+    config: ModelConfig,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    peft_config: Mapping[str, Any] | None = None,
+    alpha_0: Alpha0 = "none",
+) -> LoadedAdapter:
+    """Returns the adapter in a file or folder, for models of this description.
 
-    Nothing in it is executed. Raises CheckpointError, naming everything as the file spells it, for tensors that no
-    layer of the model has, factors that do not fit, halves of pairs, and numbers that are not finite.
+    LoRA (LoCon), DoRA, LoHa, LoKr, (IA)^3, GLoRA, OFT, BOFT and differences are read, in the names of kohya, LyCORIS,
+    diffusers, PEFT, OneTrainer and ComfyUI, from safetensors, torch.save and PEFT's folders. Nothing is executed.
+
+    Args:
+        source: a path; or the tensors by name, with `metadata` (the header's texts) and `peft_config` (what
+            adapter_config.json holds) beside them.
+        alpha_0: what an alpha of 0 means: "none" is no change, as in A1111 and ComfyUI; "rank" is a scale of 1, as
+            where it was trained with LyCORIS or sd-scripts.
+
+    Raises:
+        CheckpointError: for a file that cannot be read or is no adapter; and, naming all tensors concerned, for
+            layers that the model does not have, unknown pieces, pieces that are missing or do not fit, and numbers
+            that are not finite. An adapter of another model is named as such.
     """
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        return _Reader(config).load([path], path)
-    files = [folder / name / TENSORS for name in ("", *FOLDERS.values()) if (folder / name / TENSORS).is_file()]
-    if not files:
-        raise CheckpointError(f"it holds no {TENSORS}, as PEFT's adapters do", folder)
-    return _Reader(config).load(files, path)
+    if isinstance(source, Mapping):
+        return _placed(source, metadata or {}, peft_config, config, alpha_0, None)
+    path = local_path(source)
+    tensors: dict[str, np.ndarray] = {}
+    told: dict[str, str] = {}
+    description: Mapping[str, Any] | None = None
+    for part, weights in _files(path):
+        with read(weights) as file:
+            own = {name: np.array(stored.array()) for name, stored in file.tensors.items()}
+            told |= file.metadata
+        own_description = _description(weights.parent) if path.is_dir() else None
+        if part is not None and own_description is not None:
+            own_description = {f"{part}.{name}": value for name, value in own_description.items()}
+            own = {f"base_model.model.{part}.{name.removeprefix(_PEFT)}": array for name, array in own.items()}
+        tensors |= own
+        description = own_description if description is None else {**description, **(own_description or {})}
+    if any("." in key for key in description or {}):
+        return _placed(tensors, {**told, HEADER: json.dumps(description)}, None, config, alpha_0, path)
+    return _placed(tensors, told, description, config, alpha_0, path)
 
 
-class _Reader:
-    """Collects a file's tensors by module and suffix, and the problems with them."""
+def _files(path: pathlib.Path) -> list[tuple[str | None, pathlib.Path]]:
+    """Returns the files with tensors; those of a folder with one for each network with the network's name."""
+    if not path.is_dir():
+        return [(None, path)]
+    alone = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    if alone is not None:
+        return [(None, alone)]
+    found = [(part, path / part / name) for part in FOLDERS.values() for name in _WEIGHTS]
+    found = [(part, file) for part, file in found if file.is_file()]
+    if not found:
+        raise CheckpointError(f"it is a folder without an adapter: expected one of {', '.join(_WEIGHTS)}", path)
+    return found
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
-        self.paths = module_paths(config)
-        self.entries = {
-            entry.parameters[0].path: entry
-            for part in ("unet", "text")
-            for entry in tables.part_entries(part, getattr(config, part), "diffusers")
-        }
-        self.problems: list[str] = []
-        self.notices: list[str] = []
 
-    def load(self, files: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> LoadedAdapter:
-        """Returns the adapter in these files, which messages call `path`."""
-        modules: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
-        embeddings: dict[str, np.ndarray] = {}
-        metadata: dict[str, str] = {}
-        described: dict[str, Mapping[str, Any]] = {}
-        for place in files:
-            with read(place) as file:
-                metadata |= file.metadata
-                own = _peft_config(pathlib.Path(place).parent) if pathlib.Path(place).name == TENSORS else {}
-                for name, stored in file.tensors.items():
-                    array = np.array(stored.array())
-                    if name.startswith("bundle_emb."):
-                        embeddings[name.split(".")[1]] = np.atleast_2d(array)
-                        continue
-                    module, suffix = canonical(name)
-                    known = self.paths.get(module)
-                    if known is None or suffix is None:
-                        self.problems.append(f"{printable(name)} {list(array.shape)} is unknown")
-                    elif not np.isfinite(array.astype(np.float32)).all():
-                        self.problems.append(f"{printable(name)} holds numbers that are not finite")
-                    elif suffix in modules.setdefault(known, {}):
-                        self.problems.append(f"{printable(name)} is there twice, also as {modules[known][suffix][0]}")
-                    else:
-                        modules[known][suffix] = (name, array)
-                        if own:
-                            described[known] = own
-        header = _header(metadata, path)
-        adapter: dict[str, Delta] = {}
-        for known, tensors in modules.items():
-            part = FOLDERS[known.partition("/")[0]]
-            config = described.get(known, header.get(part, {}))
-            adapter |= self._changes(known, tensors, config)
-        if self.problems:
-            raise CheckpointError(f"it does not fit the model: {listed(self.problems)}", path)
-        if not adapter and not embeddings:
-            raise CheckpointError("it holds no adapter that is known here", path)
-        told = {key: text for key, text in metadata.items() if key not in (HEADER, "format")}
-        return LoadedAdapter(adapter, embeddings, told, tuple(self.notices))
+def _description(folder: pathlib.Path) -> Mapping[str, Any] | None:
+    """Returns what adapter_config.json says, None if there is none."""
+    config = folder / FILE
+    if not config.is_file():
+        return None
+    if config.stat().st_size > _LARGEST_CONFIG:
+        raise CheckpointError(f"it has more than {_LARGEST_CONFIG} bytes", config)
+    return read_json(config.read_bytes(), lambda reason: CheckpointError(reason, config))
 
-    def _changes(self, module: str, tensors: dict[str, tuple[str, np.ndarray]], config: Mapping[str, Any]) -> Adapter:
-        """Returns the changes of a module's leaves."""
-        out: dict[str, Delta] = {}
-        arrays = {suffix: array for suffix, (_, array) in tensors.items()}
-        names = {suffix: printable(name) for suffix, (name, _) in tensors.items()}
-        for suffix, leaf in _WHOLE.items():
-            if suffix in arrays:
-                path = f"{module}/{leaf}"
-                entry = self.entries.get(path)
-                if entry is None or not entry.accepts(arrays[suffix].shape):
-                    wanted = "no such parameter" if entry is None else list(entry.shape)
-                    self.problems.append(f"{names[suffix]} is {list(arrays[suffix].shape)} instead of {wanted}")
-                else:
-                    out[path] = Difference(jnp.asarray(axes.to_flax(entry.parameters[0].kind, arrays[suffix])))
-        if {"down", "up", "mid"} & set(arrays):
-            for half, other in (("down", "up"), ("up", "down")):
-                if half not in arrays:
-                    self.problems.append(f"{names[other] if other in names else names['mid']} has no other half")
-                    return out
-            change = self._low_rank(module, arrays, names, config)
-            if change is not None:
-                out[f"{module}/kernel"] = change
-        elif "alpha" in arrays and not out:
-            self.problems.append(f"{names['alpha']} has no factors")
-        return out
 
-    def _low_rank(
-        self, module: str, arrays: Mapping[str, np.ndarray], names: Mapping[str, str], config: Mapping[str, Any]
-    ) -> LowRank | None:
-        entry = self.entries.get(f"{module}/kernel")
-        if entry is None:
-            self.problems.append(f"{names['down']}: the model has no kernel there")
-            return None
-        kind, shape = entry.parameters[0].kind, entry.parameters[0].shape
-        down, up, rank = arrays["down"], arrays["up"], arrays["down"].shape[0]
-        if "mid" in arrays and arrays["mid"].ndim == 4 and down.ndim == 4:
-            down = np.einsum("mnhw,ni->mihw", arrays["mid"].astype(np.float32), down[:, :, 0, 0].astype(np.float32))
-        flat = axes.to_flax(kind, down) if down.ndim == 4 or kind == "matrix" else down
-        up = up.reshape(up.shape[:2]).T if up.ndim in (2, 4) else up
-        if (
-            rank == 0
-            or (*flat.shape[:-1], up.shape[-1]) != shape
-            or flat.shape[-1] != up.shape[0]
-            or not is_floating(down.dtype)
-        ):
-            both = " and ".join(f"{names[half]} {list(arrays[half].shape)}" for half in ("down", "up"))
-            self.problems.append(f"{both} do not fit a kernel {list(entry.shape)}")
-            return None
-        if "alpha" in arrays:
-            scale = float(arrays["alpha"].astype(np.float32).reshape(-1)[0]) / rank
-            if scale == 0:
-                self.notices.append(f"{names['alpha']} is 0: that layer is not changed")
+def _placed(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], peft_config: Mapping[str, Any] | None,
+    config: ModelConfig, alpha_0: Alpha0, path: pathlib.Path | None,
+) -> LoadedAdapter:  # fmt: skip
+    settings = PeftSettings(peft_config, metadata)
+    embeddings = {found["word"]: np.atleast_2d(tensor) for key, tensor in tensors.items()
+                  if (found := _EMBEDDING.match(key)) and found["kind"] != "clip_g"}  # fmt: skip
+    grouped, problems = _grouped({k: v for k, v in tensors.items() if not k.startswith("bundle_emb.")}, config)
+    changes: list[Change] = []
+    alphas, empty = [], 0
+    for layer, pieces in grouped.items():
+        names = ", ".join(printable(one) for one, _ in pieces.values())
+        arrays = {piece: array for piece, (_, array) in pieces.items()}
+        try:
+            _check_numbers(arrays)
+            scaling = _scaling(arrays.pop("alpha", None), layer, settings, names)
+            if scaling.alpha is not None:
+                alphas.append(scaling.alpha)
+            orthogonal = "oft_blocks" in arrays
+            if scaling.alpha == 0 and not orthogonal:
+                empty += 1
+                scaling = dataclasses.replace(scaling, alpha=None if alpha_0 == "rank" else 0.0)
+            changes += changes_of(arrays, layer, scaling)
+        except Misfit as error:
+            problems.append(f"{names}: {error}")
+    if problems:
+        raise CheckpointError(_refusal(problems, tensors, grouped, config), path)
+    if not changes and not embeddings:
+        raise CheckpointError("it holds no tensors of an adapter", path)
+    what = "change nothing" if alpha_0 == "none" else "count as alpha = rank"
+    notices = (f"{empty} layers have alpha 0 and {what}",) if empty else ()
+    return LoadedAdapter(
+        {change.parameter.path: change.delta for change in changes},
+        info_of(changes, alphas, metadata), embeddings,
+        {key: text for key, text in metadata.items() if key not in (HEADER, "format")}, notices,
+        "" if path is None else path.stem,
+    )  # fmt: skip
+
+
+def _grouped(
+    tensors: Mapping[str, np.ndarray], config: ModelConfig
+) -> tuple[dict[Layer, dict[str, tuple[str, np.ndarray]]], list[str]]:
+    """Returns for each layer its pieces, with the names that they have in the file; and what is wrong with the rest."""
+    layers = layers_by_name(config)
+    grouped: dict[Layer, dict[str, tuple[str, np.ndarray]]] = {}
+    problems = []
+    for name, array in tensors.items():
+        split = split_name(name)
+        layer = None if split is None else find_layer(layers, split[0])
+        if split is None:
+            problems.append(f"{printable(name)} is no known piece of an adapter")
+        elif layer is None:
+            problems.append(f"{printable(name)}: the model has no such layer")
+        elif split[1] in grouped.setdefault(layer, {}):
+            problems.append(f"{printable(name)} and {printable(grouped[layer][split[1]][0])} are the same piece")
         else:
-            scale = peft_scale(config, entry.name.partition("/")[2].rpartition(".")[0], rank)
-        return LowRank(jnp.asarray(flat), jnp.asarray(up), scale)
+            grouped[layer][split[1]] = name, array
+    return grouped, problems
 
 
-_WHOLE = {"diff": "kernel", "diff_b": "bias", "w_norm": "scale", "b_norm": "bias"}
+def _scaling(alpha: np.ndarray | None, layer: Layer, settings: PeftSettings, names: str) -> Scaling:
+    limited = "oft_unet_" in names or "oft_te_" in names
+    if alpha is not None:
+        if alpha.size != 1:
+            raise Misfit(f"alpha is one number; it is {list(alpha.shape)}")
+        return Scaling(float(alpha.reshape(())), always_limited=limited)
+    return settings.scaling(layer.part, layer.name) or Scaling(always_limited=limited)
 
 
-def _peft_config(folder: pathlib.Path) -> Mapping[str, Any]:
-    """Returns the contents of adapter_config.json, nothing if there is none. Raises CheckpointError."""
-    path = folder / CONFIG
-    if not path.is_file():
-        return {}
-    if path.stat().st_size > 2**22:
-        raise CheckpointError("it is too large for a description of an adapter", path)
-    return read_json(path.read_bytes(), lambda reason: CheckpointError(reason, path))
+def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
+    for piece, array in arrays.items():
+        if piece == "on_input":
+            continue
+        if not is_floating(array.dtype) and not (piece == "alpha" and np.issubdtype(array.dtype, np.integer)):
+            raise Misfit(f"{piece} holds {array.dtype}, not floating-point numbers")
+        if not np.all(np.isfinite(array.astype(np.float32))):
+            raise Misfit(f"{piece} has numbers that are not finite")
 
 
-def _header(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Returns PEFT's descriptions of the networks by diffusers' names, from a header."""
-    out: dict[str, dict[str, Any]] = {}
-    described = read_json(
-        metadata.get(HEADER, "{}").encode(),
-        lambda reason: CheckpointError(f"its description of ranks and alphas: {reason}", path),
-    )
-    for key, value in described.items():
-        part, dot, name = key.partition(".")
-        if dot:
-            out.setdefault(part, {})[name] = value
-    return out
+def _refusal(
+    problems: list[str], tensors: Mapping[str, np.ndarray], grouped: Mapping[Layer, Any], config: ModelConfig
+) -> str:
+    for model, pattern in _OTHERS:
+        if any(re.search(pattern, name) for name in tensors):
+            return f"it is an adapter for {model}, and this model is {config.name}: {listed(problems)}"
+    width = config.unet.context_dim
+    for layer, pieces in grouped.items():
+        if "attn2.to_k" in layer.name and "down" in pieces and pieces["down"][1].ndim > 1:
+            own = pieces["down"][1].shape[1]
+            if own != width and own in _WIDTHS:
+                return (
+                    f"it is an adapter for {_WIDTHS[own]}, whose contexts have {own} numbers, and {config.name} takes "
+                    f"{width}: {listed(problems)}"
+                )
+    return f"it does not fit this model ({config.name}): {listed(problems)}"
+
+
+_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}

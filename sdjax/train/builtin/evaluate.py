@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from sdjax.nn import AutoencoderKL, latent_from_moments
 from sdjax.nn.jax_settings import pinned
@@ -122,7 +123,7 @@ def is_right(reading: SceneReading, shown: Prompt | emoji.Scene) -> bool:
     return reading.colour == shown.colour and set(reading.subjects) == set(shown.subjects)
 
 
-def distance(a: Pixels, b: Pixels) -> float:
+def distance(a: UInt8[np.ndarray, "..."], b: UInt8[np.ndarray, "..."]) -> float:
     """Returns the mean absolute difference of pictures of one shape, in levels of 255."""
     return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean())
 

@@ -4,11 +4,11 @@ import textwrap
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from sdjax.train.builtin.evaluate import FigurePictures
-from sdjax.typing import Pixels
 
 TARGETS = {  # what the built-in model should reach
     ("reader", "background"): 0.99, ("reader", "subject"): 0.99,
@@ -73,7 +73,7 @@ CURVES = {"background": (46, 92, 214), "subject_of_one": (214, 40, 46), "subject
 INK, FAINT, WRONG = (40, 40, 40), (205, 205, 205), (214, 40, 46)
 
 
-def plate(figures: dict[str, Any], samples: FigurePictures) -> Pixels:
+def plate(figures: dict[str, Any], samples: FigurePictures) -> UInt8[np.ndarray, "h w 3"]:
     """Returns one picture, uint8 [h, WIDTH, 3], that shows samples and accuracy over guidance scales.
 
     It shows samples of held-out pairs, with a red frame around those that were read as something else. Below them is

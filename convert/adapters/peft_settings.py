@@ -1,0 +1,63 @@
+"""How PEFT's description scales a layer's change: adapter_config.json of a folder, or the same in a file's header."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sdjax.convert.adapters.info import parsed, require_object
+from sdjax.convert.adapters.kinds import Scaling
+from sdjax.convert.adapters.write_names import FOLDERS, HEADER
+from sdjax.convert.errors import CheckpointError, shown
+
+FILE = "adapter_config.json"
+
+
+class PeftSettings:
+    """The description: of one network (a folder), or with the networks' names before its keys (a header)."""
+
+    def __init__(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> None:
+        self._alone = config
+        header = metadata.get(HEADER)
+        self._header = {} if header is None else require_object(parsed(header), f"{HEADER} in its header")
+
+    def scaling(self, part: str, layer: str) -> Scaling | None:
+        """Returns the scaling of a layer of a network; None if nothing describes it. Raises CheckpointError."""
+        alpha = self._get(part, "lora_alpha")
+        if alpha is None:
+            return None
+        for pattern, own in self._table(part, "alpha_pattern").items():
+            if _names(pattern, layer):
+                alpha = own
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e6:
+            raise CheckpointError(f"lora_alpha is a number; got {shown(alpha)}")
+        return Scaling(float(alpha), bool(self._get(part, "use_rslora")))
+
+    def rank(self, part: str, layer: str) -> int | None:
+        """Returns the rank that the description gives a layer, None if it gives none."""
+        rank = self._get(part, "r")
+        for pattern, own in self._table(part, "rank_pattern").items():
+            if _names(pattern, layer):
+                rank = own
+        return rank if type(rank) is int else None
+
+    def _table(self, part: str, key: str) -> Mapping[str, Any]:
+        return require_object(self._get(part, key) or {}, key)
+
+    def _get(self, part: str, key: str) -> Any:
+        if self._alone is not None:
+            return self._alone.get(key)
+        return self._header.get(f"{FOLDERS[part]}.{key}")
+
+
+def _names(pattern: str, layer: str) -> bool:
+    """Returns whether a key of a pattern table names a layer: it is the end of its name, from a dot on.
+
+    PEFT reads keys as regular expressions. Here only "^" at the start and "$" at the end have their meaning: a file's
+    expressions could take for ever.
+    """
+    text = pattern.removesuffix("$").replace("\\.", ".")
+    if text.startswith("^"):
+        return layer == text[1:]
+    if re.search(r"[*+?()|\[\]{}\\]", text):
+        raise CheckpointError(f"the pattern {shown(pattern)} is a regular expression; sdjax reads ends of names only")
+    return layer == text or layer.endswith(f".{text}")

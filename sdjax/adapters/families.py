@@ -1,0 +1,199 @@
+"""The LoRA family beside LoRA itself: LoHa, LoKr, (IA)^3, GLoRA, OFT and BOFT, as changes of a kernel.
+
+Their arrays are as files store them, for a weight W of PyTorch's layout: [o, i] of a linear layer, [o, i, h, w] of a
+convolution. `difference` takes and returns Flax's layout. Everything is computed in float32.
+
+Source: the papers named at each class, in the forms of LyCORIS (github.com/KohakuBlueleaf/LyCORIS).
+"""
+
+import dataclasses
+from typing import Protocol, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from sdjax.adapters.delta import AdapterError
+
+Weight: TypeAlias = Array  # in PyTorch's layout, float32
+EPSILON = 1e-12  # of a norm that is divided by
+
+
+class _Changes(Protocol):
+    def change(self, weight: Weight) -> Weight: ...
+
+
+class InFilesLayout:
+    """Gives a class with `change`, which works in PyTorch's layout, the `difference` of a Delta."""
+
+    def difference(self: _Changes, base: Array) -> Array:
+        """Returns W' - W at weight 1, in Flax's layout. Raises AdapterError if the change does not fit the leaf."""
+        weight = to_files_layout(jnp.asarray(base, jnp.float32))
+        try:
+            change = self.change(weight)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, AdapterError):
+                raise
+            raise AdapterError(f"its arrays do not fit a weight {weight.shape}") from None
+        if change.size != weight.size:
+            raise AdapterError(f"a change of {change.shape} does not fit a weight {weight.shape}")
+        return to_flax_layout(change.reshape(weight.shape))
+
+
+def to_files_layout(kernel: Array) -> Weight:
+    """Returns a kernel of Flax in PyTorch's layout."""
+    return kernel.transpose({2: (1, 0), 4: (3, 2, 0, 1)}.get(kernel.ndim, tuple(range(kernel.ndim))))
+
+
+def to_flax_layout(weight: Weight) -> Array:
+    """Returns a weight of PyTorch in Flax's layout."""
+    return weight.transpose({2: (1, 0), 4: (2, 3, 1, 0)}.get(weight.ndim, tuple(range(weight.ndim))))
+
+
+def _float32(array: ArrayLike) -> Array:
+    return jnp.asarray(array, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoHa(InFilesLayout):
+    """scale * (w1_a w1_b) o (w2_a w2_b), the product entry by entry of two low-rank matrices.
+
+    w_a is [o, r] and w_b [r, i h w]. With `t1` and `t2` [r, r, h, w] (Tucker) w_a is [r, o] and w_b [r, i].
+    Source: Hyeon-Woo et al. 2022 (arXiv 2108.06098), proposition 1.
+    """
+
+    w1_a: ArrayLike
+    w1_b: ArrayLike
+    w2_a: ArrayLike
+    w2_b: ArrayLike
+    t1: ArrayLike | None = None
+    t2: ArrayLike | None = None
+    scale: float = 1.0
+
+    def change(self, weight: Weight) -> Weight:
+        """See the class."""
+        one = _product(self.w1_a, self.w1_b, self.t1)
+        return self.scale * one * _product(self.w2_a, self.w2_b, self.t2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoKr(InFilesLayout):
+    """scale * (w1 kron w2). Each factor is whole or a product, w1 [o1, i1], w2 [o2, i2] or [o2, i2, h, w].
+
+    Source: Edalati et al. 2022 (arXiv 2212.10650); Yeh et al. 2024 (arXiv 2309.14859), section 3.
+    """
+
+    w1: ArrayLike | None = None
+    w1_a: ArrayLike | None = None
+    w1_b: ArrayLike | None = None
+    w2: ArrayLike | None = None
+    w2_a: ArrayLike | None = None
+    w2_b: ArrayLike | None = None
+    t2: ArrayLike | None = None
+    scale: float = 1.0
+
+    def change(self, weight: Weight) -> Weight:
+        """See the class."""
+        outer = _float32(self.w1) if self.w1 is not None else _float32(self.w1_a) @ _float32(self.w1_b)
+        inner = _float32(self.w2) if self.w2 is not None else _product(self.w2_a, self.w2_b, self.t2)
+        if inner.ndim == 2:  # a product, whose columns may be those of a convolution
+            inputs = weight.shape[1] // outer.shape[1]
+            inner = inner.reshape(inner.shape[0], inputs, *weight.shape[2:])
+        return self.scale * jnp.kron(outer.reshape(*outer.shape, *(1,) * (inner.ndim - 2)), inner)
+
+
+def _product(a: ArrayLike | None, b: ArrayLike | None, core: ArrayLike | None) -> Array:
+    a, b = _float32(a), _float32(b)  # type: ignore[arg-type]
+    if core is None:
+        return a @ b
+    return jnp.einsum("ij...,jr,ip->pr...", _float32(core), b, a)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IA3(InFilesLayout):
+    """W times one number for each output [o], or with `on_input` for each input [i].
+
+    Source: Liu et al. 2022 (arXiv 2205.05638), section 3.3.
+    """
+
+    factors: ArrayLike
+    on_input: bool = False
+
+    def change(self, weight: Weight) -> Weight:
+        """Returns W * factors."""
+        shape = (1, -1) if self.on_input else (-1, 1)
+        return weight * _float32(self.factors).reshape(*shape, *(1,) * (weight.ndim - 2))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GLoRA(InFilesLayout):
+    """scale * (W a1 a2 + b1 b2), with a1 [i, r], a2 [r, i], b1 [o, r], b2 [r, i h w].
+
+    Source: Chavan et al. 2023 (arXiv 2306.07967), section 3.
+    """
+
+    a1: ArrayLike
+    a2: ArrayLike
+    b1: ArrayLike
+    b2: ArrayLike
+    scale: float = 1.0
+
+    def change(self, weight: Weight) -> Weight:
+        """See the class."""
+        a1, a2, b1, b2 = (_float32(a).reshape(np.shape(a)[0], -1) for a in (self.a1, self.a2, self.b1, self.b2))
+        return self.scale * (jnp.einsum("oi...,ij->oj...", weight, a1 @ a2) + (b1 @ b2).reshape(weight.shape))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OFT(InFilesLayout):
+    """R^T W, where R rotates the outputs in blocks: W's rows, n blocks of s. Then each row times `rescale` [o, ...].
+
+    `blocks` B [n, s, s] gives R = (I + Q) / (I - Q) with Q = B - B^T (Cayley). `blocks` [m, n, s, s] is BOFT: m
+    rotations in turn, of rows in a butterfly's order. `limit` is the greatest Frobenius norm of Q over all blocks;
+    longer ones are shortened. None is no limit.
+
+    Sources: OFT: Qiu et al. 2023 (arXiv 2306.07280); BOFT: Liu et al. 2024 (arXiv 2311.06243).
+    """
+
+    blocks: ArrayLike
+    limit: float | None = None
+    rescale: ArrayLike | None = None
+
+    def change(self, weight: Weight) -> Weight:
+        """Returns the rotated weight minus W."""
+        rotations = self._rotations()
+        rotated = weight
+        if rotations.ndim == 3:
+            rotated = _in_blocks(rotations, weight)
+        else:
+            for i, stage in enumerate(rotations):
+                rotated = _butterfly(stage, rotated, i)
+        if self.rescale is not None:
+            rotated = rotated * _float32(self.rescale).reshape(-1, *(1,) * (weight.ndim - 1))
+        return rotated - weight
+
+    def _rotations(self) -> Array:
+        blocks = _float32(self.blocks)
+        skew = blocks - jnp.swapaxes(blocks, -1, -2)
+        if self.limit is not None:
+            norm = jnp.linalg.norm(skew)
+            skew = skew * jnp.where(norm > self.limit, self.limit / jnp.maximum(norm, EPSILON), 1.0)
+        eye = jnp.eye(blocks.shape[-1])
+        return (eye + skew) @ jnp.linalg.inv(eye - skew)
+
+
+def _in_blocks(rotations: Array, weight: Weight) -> Weight:
+    """Returns the rows of each block j rotated by R_j^T."""
+    n, s, _ = rotations.shape
+    return jnp.einsum("nij,ni...->nj...", rotations, weight.reshape(n, s, *weight.shape[1:])).reshape(weight.shape)
+
+
+def _butterfly(rotations: Array, weight: Weight, stage: int) -> Weight:
+    """Returns the weight after a stage of BOFT: rows that are 2^stage half blocks apart meet in a block."""
+    n, s, _ = rotations.shape
+    k = 2**stage * (s // 2)
+    rest = weight.shape[1:]
+    ordered = weight.reshape(-1, 2, k, *rest).swapaxes(1, 2).reshape(n, s, *rest)
+    turned = jnp.einsum("nij,nj...->ni...", rotations, ordered)
+    return turned.reshape(-1, k, 2, *rest).swapaxes(1, 2).reshape(weight.shape)
