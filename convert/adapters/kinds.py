@@ -8,7 +8,7 @@ import numpy as np
 
 from sdjax.adapters.delta import Delta, Difference, LowRank
 from sdjax.adapters.dora import WeightDecomposed
-from sdjax.adapters.families import IA3, OFT, GLoRA, LoHa, LoKr, to_flax_layout
+from sdjax.adapters.families import BOFT, IA3, OFT, GLoRA, LoHa, LoKr
 from sdjax.convert.adapters.spelling import Layer
 from sdjax.convert.names import axes
 from sdjax.convert.names.tables import Parameter
@@ -92,7 +92,7 @@ def _low_rank(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
             raise Misfit(f"lora_mid is {list(mid.shape)}, and the ranks are {rank} and {down.shape[0]}")
         wide = [a.astype(np.float32) for a in (mid, down.reshape(down.shape[:2]))]
         down = np.einsum("mn...,nj->mj...", *wide)
-    if down.shape[0] != rank or math.prod(up.shape[2:]) != 1:
+    if rank == 0 or down.shape[0] != rank or math.prod(up.shape[2:]) != 1:
         raise Misfit(f"lora_down is {list(down.shape)} and lora_up {list(up.shape)}: their ranks differ")
     taps = shape[2:]
     flat = down.shape[2:] if math.prod(down.shape[2:]) > 1 else ()
@@ -101,14 +101,18 @@ def _low_rank(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
     if parameter.kind == "same":  # an embedding, which Flax keeps as PyTorch does
         first, second = up.reshape(up.shape[:2]), down.reshape(down.shape[:2])
     else:
-        first, second = to_flax_layout(down.reshape(rank, down.shape[1], *taps)), up.reshape(up.shape[:2]).T
+        first = axes.to_flax(parameter.kind, down.reshape(rank, down.shape[1], *taps))
+        second = up.reshape(up.shape[:2]).T
     return [Change(parameter, LowRank(first, second, scaling.of(rank)), "LoRA", rank)]
 
 
 def _loha(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
     rank = pieces["hada_w1_b"].shape[0]
-    arrays = [pieces.get(f"hada_{name}") for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")]
-    return [Change(_weight(layer), LoHa(*arrays, scale=scaling.of(rank)), "LoHa", rank)]  # type: ignore[arg-type]
+    change = LoHa(
+        pieces["hada_w1_a"], pieces["hada_w1_b"], pieces["hada_w2_a"], pieces["hada_w2_b"],
+        pieces.get("hada_t1"), pieces.get("hada_t2"), scaling.of(rank),
+    )  # fmt: skip
+    return [Change(_weight(layer), change, "LoHa", rank)]
 
 
 def _lokr(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
@@ -147,16 +151,15 @@ def _full(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
                 parameter, array = layer.parameters[leaf], pieces[name]
                 if array.size != math.prod(parameter.shape) or array.shape[:2] != _shape(parameter)[:2]:
                     raise Misfit(f"{name} is {list(array.shape)}, and the {leaf} {list(_shape(parameter))}")
-                array = array.reshape(_shape(parameter))
-                value = array if parameter.kind == "same" else to_flax_layout(array)
+                value = axes.to_flax(parameter.kind, array.reshape(_shape(parameter)))
                 changes.append(Change(parameter, Difference(value), kind))
     return changes
 
 
 def _glora(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
     rank = pieces["a2"].shape[0]
-    arrays = (pieces[name] for name in ("a1", "a2", "b1", "b2"))
-    return [Change(_weight(layer), GLoRA(*arrays, scale=scaling.of(rank)), "GLoRA", rank)]
+    change = GLoRA(pieces["a1"], pieces["a2"], pieces["b1"], pieces["b2"], scaling.of(rank))
+    return [Change(_weight(layer), change, "GLoRA", rank)]
 
 
 def _oft(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
@@ -169,8 +172,8 @@ def _oft(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
         raise Misfit(f"oft_blocks are {list(blocks.shape)}, and the layer has {outputs} outputs")
     alpha = scaling.alpha or 0.0
     limit = alpha * outputs if alpha > 0 or scaling.always_limited else None
-    kind = "OFT" if blocks.ndim == 3 else "BOFT"
-    return [Change(_weight(layer), OFT(blocks, limit, pieces.get("rescale")), kind, blocks.shape[-1])]
+    kind = OFT if blocks.ndim == 3 else BOFT
+    return [Change(_weight(layer), kind(blocks, limit, pieces.get("rescale")), kind.__name__, blocks.shape[-1])]
 
 
 # The names of the pieces that a kind must have, those that it may have besides, and what makes its changes

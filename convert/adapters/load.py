@@ -25,6 +25,7 @@ from sdjax.convert.errors import CheckpointError, listed, printable
 
 Alpha0 = Literal["none", "rank"]
 
+LONGEST = 200  # characters of a tensor's name that a message repeats
 _LARGEST_CONFIG = 2**20  # bytes
 _PEFT = "base_model.model."
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
@@ -117,8 +118,9 @@ def _files(path: pathlib.Path) -> list[tuple[str | None, pathlib.Path]]:
     alone = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if alone is not None:
         return [(None, alone)]
-    found = [(part, path / part / name) for part in FOLDERS.values() for name in _WEIGHTS]
-    found = [(part, file) for part, file in found if file.is_file()]
+    found: list[tuple[str | None, pathlib.Path]] = [
+        (part, file) for part in FOLDERS.values() for name in _WEIGHTS if (file := path / part / name).is_file()
+    ]
     if not found:
         raise CheckpointError(f"it is a folder without an adapter: expected one of {', '.join(_WEIGHTS)}", path)
     return found
@@ -145,7 +147,7 @@ def _placed(
     changes: list[Change] = []
     alphas, empty = [], 0
     for layer, pieces in grouped.items():
-        names = ", ".join(printable(one) for one, _ in pieces.values())
+        names = ", ".join(_shown(one) for one, _ in pieces.values())
         arrays = {piece: array for piece, (_, array) in pieces.items()}
         try:
             _check_numbers(arrays)
@@ -184,14 +186,18 @@ def _grouped(
         split = split_name(name)
         layer = None if split is None else find_layer(layers, split[0])
         if split is None:
-            problems.append(f"{printable(name)} is no known piece of an adapter")
+            problems.append(f"{_shown(name)} is no known piece of an adapter")
         elif layer is None:
-            problems.append(f"{printable(name)}: the model has no such layer")
+            problems.append(f"{_shown(name)}: the model has no such layer")
         elif split[1] in grouped.setdefault(layer, {}):
-            problems.append(f"{printable(name)} and {printable(grouped[layer][split[1]][0])} are the same piece")
+            problems.append(f"{_shown(name)} and {_shown(grouped[layer][split[1]][0])} are the same piece")
         else:
             grouped[layer][split[1]] = name, array
     return grouped, problems
+
+
+def _shown(name: str) -> str:
+    return printable(name, limit=LONGEST)
 
 
 def _scaling(alpha: np.ndarray | None, layer: Layer, settings: PeftSettings, names: str) -> Scaling:

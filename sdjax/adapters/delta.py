@@ -1,15 +1,17 @@
 """Adapters: changes of a model's parameters, by the paths of the leaves. `merge` adds them to the parameters.
 
-Every change is linear in its weight s: W becomes W + s D(W), where D(W) = W' - W is what the adapter does at weight 1.
+A change is linear in its weight s: W becomes W + s D(W), where D(W) = W' - W is what the adapter does at weight 1.
+(BOFT alone is not linear: `NotLinear`.)
 Several adapters add up, W + s1 D1(W) + s2 D2(W). Each D sees the base's W, so their order does not matter.
 """
 
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
@@ -32,6 +34,15 @@ class Delta(Protocol):
         ...
 
 
+@runtime_checkable
+class NotLinear(Delta, Protocol):
+    """A change that is not linear in its weight, such as BOFT's product of rotations."""
+
+    def at(self, base: Array, weight: Array | float) -> Array:
+        """Returns W' - W at this weight, float32 and of the leaf's shape."""
+        ...
+
+
 # By the path of the leaf with its network, "unet/down_blocks_0/attentions_0/proj_in/kernel" or "text/.../bias"
 Adapter: TypeAlias = Mapping[str, Delta]
 
@@ -46,15 +57,15 @@ class LowRank:
     Source: Hu et al. 2021 (arXiv 2106.09685), section 4.1.
     """
 
-    down: Array
-    up: Array
+    down: Array | np.ndarray
+    up: Array | np.ndarray
     scale: Array | float = 1.0
 
     def difference(self, base: Array) -> Array:
         """Returns scale * down @ up, computed in float32."""
         if (*self.down.shape[:-1], self.up.shape[-1]) != base.shape or self.down.shape[-1] != self.up.shape[0]:
             raise AdapterError(f"{self.down.shape} times {self.up.shape} does not fit {base.shape}")
-        down, up = self.down.astype(jnp.float32), self.up.astype(jnp.float32)
+        down, up = jnp.asarray(self.down, jnp.float32), jnp.asarray(self.up, jnp.float32)
         return self.scale * (down.reshape(-1, down.shape[-1]) @ up).reshape(base.shape)
 
 
@@ -62,13 +73,13 @@ class LowRank:
 class Difference:
     """The change itself, an array of the leaf's shape."""
 
-    value: Array
+    value: Array | np.ndarray
 
     def difference(self, base: Array) -> Array:
         """Returns the value in float32."""
         if self.value.shape != base.shape:
             raise AdapterError(f"a change of {self.value.shape} does not fit {base.shape}")
-        return self.value.astype(jnp.float32)
+        return jnp.asarray(self.value, jnp.float32)
 
 
 # Blocks of the UNet with a weight of their own: all 26 of the tools, and the 17 that hold attention
@@ -150,7 +161,14 @@ def merge(params: Params, adapters: Sequence[tuple[Adapter, float | Strength]]) 
 def changed(leaf: Array, changes: Iterable[tuple[Delta, float]]) -> Array:
     """Returns a leaf with changes at their weights, computed in float32 and rounded once."""
     base = jnp.asarray(leaf, jnp.float32)
-    return sum((weight * delta.difference(base) for delta, weight in changes if weight != 0), base).astype(leaf.dtype)
+    return sum((difference_at(delta, base, weight) for delta, weight in changes if weight != 0), base).astype(
+        leaf.dtype
+    )
+
+
+def difference_at(delta: Delta, base: Array, weight: Array | float) -> Array:
+    """Returns what a change at this weight adds to the leaf `base` (float32)."""
+    return delta.at(base, weight) if isinstance(delta, NotLinear) else weight * delta.difference(base)
 
 
 def weight_of(weight: float | Strength, path: str) -> float:

@@ -1,6 +1,7 @@
 """DoRA: a change of a kernel, and the length of each output's weights, or of each input's."""
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array
 
@@ -20,7 +21,7 @@ class WeightDecomposed:
     """
 
     change: Delta
-    magnitude: Array
+    magnitude: Array | np.ndarray
     per_input: bool = struct.field(pytree_node=False, default=False)
 
     def difference(self, base: Array) -> Array:

@@ -95,7 +95,7 @@ class LoKr(InFilesLayout):
 
     def change(self, weight: Weight) -> Weight:
         """See the class."""
-        outer = _float32(self.w1) if self.w1 is not None else _float32(self.w1_a) @ _float32(self.w1_b)
+        outer = _float32(self.w1) if self.w1 is not None else _product(self.w1_a, self.w1_b, None)
         inner = _float32(self.w2) if self.w2 is not None else _product(self.w2_a, self.w2_b, self.t2)
         if inner.ndim == 2:  # a product, whose columns may be those of a convolution
             inputs = weight.shape[1] // outer.shape[1]
@@ -149,11 +149,8 @@ class GLoRA(InFilesLayout):
 class OFT(InFilesLayout):
     """R^T W, where R rotates the outputs in blocks: W's rows, n blocks of s. Then each row times `rescale` [o, ...].
 
-    `blocks` B [n, s, s] gives R = (I + Q) / (I - Q) with Q = B - B^T (Cayley). `blocks` [m, n, s, s] is BOFT: m
-    rotations in turn, of rows in a butterfly's order. `limit` is the greatest Frobenius norm of Q over all blocks;
-    longer ones are shortened. None is no limit.
-
-    Sources: OFT: Qiu et al. 2023 (arXiv 2306.07280); BOFT: Liu et al. 2024 (arXiv 2311.06243).
+    `blocks` B [n, s, s] gives R = (I + Q) / (I - Q) with Q = B - B^T (Cayley). `limit` is the greatest Frobenius norm
+    of Q over all blocks; longer ones are shortened. None is no limit. Source: Qiu et al. 2023 (arXiv 2306.07280).
     """
 
     blocks: ArrayLike
@@ -162,31 +159,46 @@ class OFT(InFilesLayout):
 
     def change(self, weight: Weight) -> Weight:
         """Returns the rotated weight minus W."""
-        rotations = self._rotations()
-        rotated = weight
-        if rotations.ndim == 3:
-            rotated = _in_blocks(rotations, weight)
-        else:
-            for i, stage in enumerate(rotations):
-                rotated = _butterfly(stage, rotated, i)
-        if self.rescale is not None:
-            rotated = rotated * _float32(self.rescale).reshape(-1, *(1,) * (weight.ndim - 1))
-        return rotated - weight
-
-    def _rotations(self) -> Array:
-        blocks = _float32(self.blocks)
-        skew = blocks - jnp.swapaxes(blocks, -1, -2)
-        if self.limit is not None:
-            norm = jnp.linalg.norm(skew)
-            skew = skew * jnp.where(norm > self.limit, self.limit / jnp.maximum(norm, EPSILON), 1.0)
-        eye = jnp.eye(blocks.shape[-1])
-        return (eye + skew) @ jnp.linalg.inv(eye - skew)
+        rotations = _rotations(_float32(self.blocks), self.limit)
+        n, s, _ = rotations.shape
+        rotated = jnp.einsum("nij,ni...->nj...", rotations, weight.reshape(n, s, *weight.shape[1:]))
+        return _rescaled(rotated.reshape(weight.shape), self.rescale) - weight
 
 
-def _in_blocks(rotations: Array, weight: Weight) -> Weight:
-    """Returns the rows of each block j rotated by R_j^T."""
-    n, s, _ = rotations.shape
-    return jnp.einsum("nij,ni...->nj...", rotations, weight.reshape(n, s, *weight.shape[1:])).reshape(weight.shape)
+@dataclasses.dataclass(frozen=True, eq=False)
+class BOFT(OFT):
+    """Rotations as OFT's, m in turn, of rows in a butterfly's order: `blocks` is [m, n, s, s].
+
+    At weight w each stage rotates by I + w (R - I). Source: Liu et al. 2024 (arXiv 2311.06243).
+    """
+
+    def change(self, weight: Weight) -> Weight:
+        """Returns the rotated weight minus W."""
+        return self._turned(weight, 1.0)
+
+    def at(self, base: Array, weight: Array | float) -> Array:
+        """See NotLinear."""
+        return to_flax_layout(self._turned(to_files_layout(base), weight))
+
+    def _turned(self, matrix: Weight, weight: Array | float) -> Weight:
+        rotations = _rotations(_float32(self.blocks), self.limit)
+        eye, turned = jnp.eye(rotations.shape[-1]), matrix
+        for stage, rotation in enumerate(rotations):
+            turned = _butterfly(eye + weight * (rotation - eye), turned, stage)
+        return _rescaled(turned, self.rescale) - matrix
+
+
+def _rotations(blocks: Array, limit: float | None) -> Array:
+    skew = blocks - jnp.swapaxes(blocks, -1, -2)
+    if limit is not None:
+        norm = jnp.linalg.norm(skew)
+        skew = skew * jnp.where(norm > limit, limit / jnp.maximum(norm, EPSILON), 1.0)
+    eye = jnp.eye(blocks.shape[-1])
+    return (eye + skew) @ jnp.linalg.inv(eye - skew)
+
+
+def _rescaled(weight: Weight, factors: ArrayLike | None) -> Weight:
+    return weight if factors is None else weight * _float32(factors).reshape(-1, *(1,) * (weight.ndim - 1))
 
 
 def _butterfly(rotations: Array, weight: Weight, stage: int) -> Weight:

@@ -53,7 +53,7 @@ class LoRA:
             if path not in own.layers:
                 return out
             change = own.layers[path]
-            low = _to_low_rank(context.module, args[0].astype(out.dtype), change.down.astype(out.dtype))
+            low = _to_low_rank(context.module, args[0].astype(out.dtype), jnp.asarray(change.down, out.dtype))
             high = jnp.einsum("b...r,brd->b...d", low, change.up.astype(out.dtype), preferred_element_type=jnp.float32)
             factor = (own.weight * change.scale).reshape(-1, *(1,) * (high.ndim - 1))
             return out + (factor * high).astype(out.dtype)

@@ -93,7 +93,7 @@ def test_merged_and_resized_adapters_are_the_sum_and_its_best_approximation(fold
         ("merge LORA:much --ckpt BASE", 2, "expected FILE or FILE:WEIGHT with a finite number"),
         ("merge LORA:nan --ckpt BASE", 2, "expected FILE or FILE:WEIGHT with a finite number"),
         ("merge LORA:0.5 LORA --ckpt BASE", 2, "is given twice; give it once, with the sum of its weights"),
-        ("convert BASE --ckpt BASE", 3, "does not fit the model"),
+        ("convert BASE --ckpt BASE", 3, "does not fit this model"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(words, status, sentence, folder, tmp_path, capsys):
