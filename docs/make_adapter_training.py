@@ -3,7 +3,7 @@
     python docs/make_adapter_training.py --workdir runs/adapters
 
 The subject is that of docs/make_dreambooth.py. Runs `sdjax train --config lora`, which continues a stopped run, and
-writes docs/images/training-lora.png: the training pictures, what the model drew before, and what it draws after.
+writes docs/sheets/training-lora.png: the training pictures, what the model drew before, and what it draws after.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
     after = sdjax.load(flags.workdir / "lora")
     rows = [sdjax.text_to_image(pipe, PROMPTS, seed=0, num_steps=25) for pipe in (before, after)]
     drawn = [np.asarray(Image.open(subject / f"{colour}.png")) for colour in SHOWN]
-    (FOLDER / "training-lora.png").write_bytes(place([drawn, *rows]))
+    (FOLDER.parent / "sheets" / "training-lora.png").write_bytes(place([drawn, *rows]))
 
 
 if __name__ == "__main__":
