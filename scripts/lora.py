@@ -200,6 +200,7 @@ def combine(args: argparse.Namespace, keep: Any, conv_keep: Any) -> None:
     """Writes the sum of adapters, one with smaller ranks, or one in other names."""
     from sdjax.adapters.combining import combine
     from sdjax.convert.adapters.write import write_adapter
+    from sdjax.convert.names import tables
     from sdjax.scripts.shared.job import note
 
     weighted = [_weighted(text) if args.action == "merge" else (text, 1.0) for text in args.files]
@@ -212,7 +213,8 @@ def combine(args: argparse.Namespace, keep: Any, conv_keep: Any) -> None:
     metadata, embeddings = dict(first.metadata), dict(first.embeddings)
     if args.action != "convert":
         pairs = [(one.adapter, weight) for one, (_, weight) in zip(loaded, weighted)]
-        found = combine(pairs, keep, conv_keep, args.clamp_quantile)
+        shapes = {parameter.path: parameter.shape for parameter in tables.parameters(config)}
+        found = combine(pairs, keep, conv_keep, args.clamp_quantile, shapes)
         adapter = found.adapter
         _report(adapter, found.kept)
         for key in ("ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_network_module"):

@@ -92,7 +92,8 @@ def load_adapter(
     """
     if isinstance(source, Mapping):
         return _placed(source, metadata or {}, peft_config, config, alpha_0, None)
-    path = local_path(source)
+    given = pathlib.Path(source)
+    path = given if given.is_dir() else local_path(source)  # which would choose one file of a folder
     tensors: dict[str, np.ndarray] = {}
     told: dict[str, str] = {}
     description: Mapping[str, Any] | None = None

@@ -69,7 +69,8 @@ def layers_by_name(config: ModelConfig) -> Mapping[str, Layer]:
     index: dict[str, Layer] = {}
     for part in PARTS:
         for layer in _layers(part, config):
-            for name in {layer.name, _ldm_name(layer)} if part == "unet" else {layer.name}:
+            older = layer.name.removeprefix("text_model.")  # which transformers has no more from version 5 on
+            for name in {layer.name, _ldm_name(layer)} if part == "unet" else {layer.name, older}:
                 for prefix in _PREFIXES[part]:
                     index.setdefault(prefix + name, layer)
                 for prefix in _JOINED[part]:

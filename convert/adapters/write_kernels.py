@@ -1,4 +1,4 @@
-"""The change of a kernel as the tensors of a file, with LyCORIS' suffixes and axis order: one function for each kind."""
+"""The change of a kernel as the tensors of a file, in LyCORIS' suffixes and axis order: one function for each kind."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

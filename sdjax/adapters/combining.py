@@ -7,6 +7,10 @@ import jax.numpy as jnp
 
 from sdjax.adapters.delta import Adapter, AdapterError, Delta, Difference, LowRank, Strength, weight_of
 from sdjax.adapters.factoring import Factored, Truncation, concatenate, factor, refactor
+from sdjax.adapters.families import LoHa, LoKr
+from sdjax.adapters.products import Hadamard, Kronecker
+
+MOST_NAMED = 20  # of the changes that cannot be added up
 
 
 @dataclass(frozen=True)
@@ -22,20 +26,26 @@ def combine(
     keep: Truncation | None = None,
     conv_keep: Truncation | None = None,
     clamp_quantile: float | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Combined:
     """Returns the weighted sum of adapters: exactly by default, else with the ranks that `keep` allows.
 
     Without `keep`, factors are put side by side, so that ranks add up. `conv_keep` is for convolutions larger than 1x1;
     None means as `keep`. One adapter at weight 1 with `keep` is a resized one. See `factor` for `clamp_quantile`.
 
-    Raises AdapterError, naming all such changes, for those that are not low-rank or whole differences: sums of other
-    kinds have no such form. Also for changes of different shapes and numbers that are not finite.
+    LoHa and LoKr become whole differences, if `shapes` has the shapes of the model's parameters by path. Raises
+    AdapterError, naming all such changes, for kinds that are functions of the model's weights, such as DoRA: they have
+    no sum. Also for changes of different shapes and numbers that are not finite.
     """
     out: dict[str, Delta] = {}
     kept: dict[str, float] = {}
     problems = []
     for path in dict.fromkeys(path for adapter, _ in adapters for path in adapter):
-        changes = [(adapter[path], weight_of(weight, path)) for adapter, weight in adapters if path in adapter]
+        changes = [
+            (_plain(adapter[path], (shapes or {}).get(path)), weight_of(weight, path))
+            for adapter, weight in adapters
+            if path in adapter
+        ]
         low = [(delta, weight) for delta, weight in changes if isinstance(delta, LowRank)]
         whole = [(delta, weight) for delta, weight in changes if isinstance(delta, Difference)]
         if len(low) + len(whole) < len(changes):
@@ -51,8 +61,16 @@ def combine(
         except AdapterError as error:
             problems.append(f"{path}: {error}")
     if problems:
-        raise AdapterError(f"only low-rank changes and whole differences can be added up: {'; '.join(problems)}")
+        named = "; ".join(problems[:MOST_NAMED])
+        raise AdapterError(f"only changes that are the same for every model can be added up or resized: {named}")
     return Combined(out, kept)
+
+
+def _plain(delta: Delta, shape: tuple[int, ...] | None) -> Delta:
+    """Returns a change that does not depend on the kernel's numbers as a whole difference; others as they are."""
+    if shape is None or not isinstance(delta, LoHa | LoKr | Hadamard | Kronecker):
+        return delta
+    return Difference(delta.difference(jnp.zeros(shape, jnp.float32)))
 
 
 def _sum(low: Sequence[tuple[LowRank, float]], whole: Sequence[tuple[Difference, float]]) -> Delta:

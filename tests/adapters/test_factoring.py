@@ -6,6 +6,7 @@ import pytest
 from sdjax.adapters import AdapterError, Difference, LowRank
 from sdjax.adapters.combining import combine
 from sdjax.adapters.factoring import Truncation, concatenate, factor, refactor, singular_values
+from sdjax.adapters.families import LoKr
 
 RNG = np.random.default_rng(0)
 SHAPES = [(12, 20), (20, 12), (3, 3, 6, 10), (1, 1, 8, 5)]
@@ -101,6 +102,12 @@ def test_adapters_are_summed_leaf_by_leaf_and_kinds_without_a_sum_are_named():
     assert distance(dense(mixed.adapter["unet/x/kernel"], (12, 20)), dense(one, (12, 20)) + 1) < 1e-6
     with pytest.raises(AdapterError, match="unet/z/kernel is changed by str.*different shapes"):
         combine([({"unet/z/kernel": "?", "unet/x/kernel": change((12, 9), 1)}, 1.0), (a, 1.0)])
+
+
+def test_kinds_without_low_ranks_are_resized_by_their_differences():
+    w1, w2 = RNG.normal(size=(4, 3)).astype("f"), RNG.normal(size=(5, 4)).astype("f")  # [o1, i1], [o2, i2]
+    found = combine([({"a/kernel": LoKr(w1=w1, w2=w2)}, 0.5)], Truncation(energy=1.0), shapes={"a/kernel": (12, 20)})
+    assert distance(dense(found.adapter["a/kernel"], (12, 20)).T, 0.5 * np.kron(w1, w2)) < 1e-5
 
 
 def test_numbers_that_are_not_finite_are_refused():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from sdjax.adapters import Difference, LowRank
-from sdjax.convert import CheckpointError
+from sdjax.adapters.dora import WeightDecomposed
+from sdjax.adapters.families import BOFT, IA3, OFT, GLoRA, LoHa, LoKr
+from sdjax.convert import CheckpointError, load_adapter
 from sdjax.convert.adapters.write import write_adapter
-from sdjax.convert.adapters.write_tensors import alpha_of
+from sdjax.convert.adapters.write_kernels import alpha_of
 
 import models
 
@@ -143,6 +146,54 @@ def test_differences_of_any_leaf_get_lycoris_names(tmp_path):
     with pytest.raises(CheckpointError, match=r"conv_norm_out.*write kohya files instead"):
         write_adapter(tmp_path / "b.safetensors", changes, models.TINY, to="diffusers")
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def normal(*shape):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+KINDS = {  # by kind: the layer, and a change of its kernel; weights are [o, i] and [o, i, 3, 3]
+    "LoHa": (LINEAR, LoHa(normal(32, 3), normal(3, 32), normal(32, 3), normal(3, 32), scale=0.5)),
+    "LoHa, Tucker": (CONVOLUTION, LoHa(normal(3, 32), normal(3, 64), normal(3, 32), normal(3, 64),
+                                       normal(3, 3, 3, 3), normal(3, 3, 3, 3), scale=2.0)),
+    "LoKr": (TEXT, LoKr(w1=normal(8, 4), w2=normal(16, 8))),
+    "LoKr, factored": (CONVOLUTION, LoKr(w1_a=normal(4, 2), w1_b=normal(2, 8), w2_a=normal(8, 2), w2_b=normal(2, 72),
+                                         scale=0.25)),
+    "(IA)^3": (LINEAR, IA3(normal(32), on_input=True)),
+    "GLoRA": (LINEAR, GLoRA(normal(32, 2), normal(2, 32), normal(32, 2), normal(2, 32), scale=0.5)),
+    "OFT": (LINEAR, OFT(normal(8, 4, 4), 0.32, normal(32, 1))),
+    "BOFT": (LINEAR, BOFT(normal(3, 8, 4, 4))),
+    "DoRA": (CONVOLUTION, WeightDecomposed(low_rank(CONVOLUTION), normal(32))),
+    "DoRA of inputs": (TEXT, WeightDecomposed(low_rank(TEXT), normal(32), per_input=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_read_again_with_the_same_numbers(kind, tmp_path):
+    path, change = KINDS[kind]
+    write_adapter(tmp_path / "a.safetensors", {path: change}, models.TINY)
+    (got,) = load_adapter(tmp_path / "a.safetensors", models.TINY).adapter.values()
+    assert type(got) is type(change)
+    one, two = jax.tree.leaves(vars(change)), jax.tree.leaves(vars(got))
+    assert len(one) == len(two) > 0
+    for a, b in zip(one, two):
+        np.testing.assert_array_equal(np.float32(a), np.float32(b))
+    if kind == "DoRA":  # PEFT's names hold it too
+        write_adapter(tmp_path / "b", {path: change}, models.TINY, to="peft")
+        (again,) = load_adapter(tmp_path / "b", models.TINY).adapter.values()
+        np.testing.assert_array_equal(again.magnitude, change.magnitude)
+    else:
+        with pytest.raises(CheckpointError, match="write kohya files instead"):
+            write_adapter(tmp_path / "b", {path: change}, models.TINY, to="peft")
+
+
+def test_both_networks_in_pefts_folder_are_read_again(tmp_path):
+    changes = adapter()
+    write_adapter(tmp_path / "a", changes, models.TINY, to="peft")
+    got = load_adapter(tmp_path / "a", models.TINY).adapter
+    assert set(got) == set(changes)
+    for path, change in changes.items():
+        assert (np.asarray(got[path].down).tobytes(), got[path].scale) == (change.down.tobytes(), change.scale)
 
 
 def test_an_alpha_is_found_again_from_the_scale_in_float32():
