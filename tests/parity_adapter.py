@@ -25,6 +25,7 @@ from tests.parity_guid import Guided, guidance
 from tests.parity_hires import tiled
 from tests.parity_ksam import ksampler
 from tests.parity_lorat import lora_merged
+from tests.parity_merge import models_merged
 from tests.parity_models import config_from_spec
 from tests.parity_noise import a1111_noise, brownian, comfyui_noise, comfyui_step_noise, diffusers_noise, torch_randn
 from tests.parity_prompt import (
@@ -112,7 +113,7 @@ parameter_counts = convert.parameter_counts
 
 def merge(method, models, options):
     """Returns the tensors that a method makes of the models."""
-    return lora_merged(method, models, options)
+    return (lora_merged if method.startswith(("lora_", "extract_")) else models_merged)(method, models, options)
 
 
 def tokens(text: str) -> list[int]:
