@@ -29,7 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.data.flip = 0.0
     config.objective.dropout = 0.0
-    config.optim.update(steps=2000, learning_rate=1e-4, part_rates={"text": 5e-5}, warmup=100, decay="cosine")
+    config.optim.update(steps=2000, learning_rate=1e-4, part_rates={"text": 5e-5}, decay="cosine")
+    config.optim.warmup_most = 100
     config.optim.decay_all = False
     config.ema.decay = None  # there are too few steps for an average
     config.model.copy = False  # the folder keeps only the adapter, and where the model is

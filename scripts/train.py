@@ -14,6 +14,7 @@ from sdjax.loading.run_layout import workdir
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import options, training_flags, values
 from sdjax.scripts.shared.flags import alone, together
+from sdjax.scripts.shared.kohya_flags import KOHYA
 
 IF_OUT_OF_MEMORY = (
     'a smaller batch_size or data.side; accumulate; remat = "products" or "blocks"; dtype = "bfloat16"; '
@@ -61,6 +62,7 @@ further exit status:
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax train`."""
     parser = options.make_command_parser("train", DESCRIPTION, EPILOG)
+    parser.other_tools = KOHYA
     add = parser.add_argument
     names = ", ".join(TRAININGS)
     add("--config", default="finetune", metavar="FILE.py",

@@ -7,7 +7,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 WANTED = {  # the values that a type accepts, by its name
@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
     """Reads flags. A value may begin with a dash, such as --negative-prompt -blurry, unless it is itself a flag."""
 
     _given: Sequence[str] = ()
+    other_tools: Mapping[str, str] = {}  # of flags that other tools have, the end of the sentence about each
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Returns the parsed arguments; exits with status 2 if they are wrong."""
@@ -74,6 +75,8 @@ class Parser(argparse.ArgumentParser):
         if not first.startswith("-"):
             quoted = " (put a text of several words in quotation marks)" if len(rest) > 1 else ""
             return f"unrecognized arguments: {' '.join(rest[:5])}{quoted}"
+        if flag in self.other_tools:
+            return f"unrecognized arguments: {flag}; {self.other_tools[flag]}"
         near = nearest_flag(flag, self._flags)
         meant = f"; did you mean {near}?" if near else ""
         return f"unrecognized arguments: {flag}{meant}"

@@ -72,6 +72,7 @@ GIVEN = {
     "--hosts": "--coordinator a:1 --num-hosts 1 --host 0",
     "--caption": "--records r",
     "--default": "--records r",
+    "--dataset-config": "--data d",
     "--shard": "--beam",
 }
 VALUES = {

@@ -8,6 +8,7 @@ import pytest
 from sdjax.description import build
 from sdjax.scripts.main import main
 from sdjax.scripts.shared import training_flags
+from sdjax.scripts.shared.kohya_flags import KOHYA
 from sdjax.scripts.train import check_effects, make_parser, read_config
 from sdjax.train.config import TrainConfig
 from sdjax.train.data.kohya_dataset import read_dataset_config
@@ -127,6 +128,31 @@ def test_the_command_refuses_contradictions_and_bad_files(tmp_path, capsys, monk
     assert "none.toml cannot be read (No such file or directory)" in (err := capsys.readouterr().err)
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_of_kohya_is_answered_by_ours(capsys):
+    for flag, ours in (
+        ("--network_dim", "here this is --set trainable.rank=N"), ("--max_train_steps", "here this is --steps"),
+        ("--xformers", "sdjax does not have this option, or does not need it"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit, match="2"):
+            make_parser().parse_args([flag, "3"])
+        assert f"unrecognized arguments: {flag}; {ours}\n" in capsys.readouterr().err
+
+
+def test_every_flag_of_the_page_is_answered():
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    first = [line.split(" | ")[0] for line in lines if line.startswith("| `")]
+    assert {flag for cell in first for flag in re.findall(r"--[a-z_0-9]{2,}", cell)} == set(KOHYA)
+
+
+def test_every_answer_names_settings_that_there_are():
+    config = read_config("lora", [])
+    for answer in KOHYA.values():
+        for path in re.findall(r"--set ([a-z_.]+)=", answer):
+            place = config
+            for name in path.split(".") if path != "trainable.initial" else ():
+                place = place[name]
 
 
 def settings_in_tables():
