@@ -48,6 +48,7 @@ def _limited(args: argparse.Namespace) -> bool:
 
 
 RANKED, EXTRACTING = _for("extract", "merge", "resize"), _for("extract")
+IN_KOHYAS = Needs(lambda args: args.to == "kohya", "with these names, which cannot hold them: use --to kohya")
 LIMITED = Needs(_limited, "without --rank, --energy or --ratio: add one of them, or leave this flag out")
 
 
@@ -117,7 +118,12 @@ def make_parser() -> argparse.ArgumentParser:
         needs=EXTRACTING,
         help='only layers in whose diffusers name this occurs, such as "attn2" or "unet/.*to_[qkv]"; default: all',
     )
-    add("--whole", action="store_true", needs=EXTRACTING, help="also keep the differences of biases and norms, whole")
+    add(
+        "--whole",
+        action="store_true",
+        needs=(EXTRACTING, IN_KOHYAS),
+        help="also keep the differences of biases and norms, whole",
+    )
     add(
         "--min-difference",
         type=values.finite,
