@@ -40,7 +40,8 @@ def read_dataset_config(path: str | os.PathLike) -> dict[str, Any]:
     """Returns the settings by name, such as "data.parts" and "batch_size". Raises SourceError, naming what is wrong.
 
     Options of `[general]` hold for all datasets, those of `[[datasets]]` for all their subsets. All subsets must agree
-    on what is one value here, such as the resolution. One subset with `is_reg` beside one without get equal shares.
+    on what is one value here, such as the resolution. One subset with `is_reg` beside one without get equal shares, and
+    their `num_repeats` do not count.
     """
     subsets = _subsets(_read(pathlib.Path(path)), str(path))
     for subset in subsets:
@@ -116,12 +117,16 @@ def _check(subset: Mapping[str, Any], path: str) -> None:
             raise SourceError(f"{path}: {name} is not read; the options are {', '.join((*OWN, *CAPTIONS, *WHOLE))}")
     if not isinstance(subset.get("image_dir"), str):
         raise SourceError(f"{path}: a subset names its folder of pictures by image_dir")
+    if not isinstance(subset.get("class_tokens", ""), str):
+        raise SourceError(
+            f"{path}: class_tokens is the caption of pictures without one; got {subset['class_tokens']!r}"
+        )
     if subset.get("caption_extension", ".txt") not in ENDINGS:
         raise SourceError(
             f"{path}: captions are in files that end with {', '.join(ENDINGS)}; got {subset['caption_extension']!r}"
         )
     repeats = subset.get("num_repeats", 1)
-    if not isinstance(repeats, int) or repeats < 1:
+    if type(repeats) is not int or repeats < 1:
         raise SourceError(f"{path}: num_repeats is a whole number from 1 on; got {repeats!r}")
 
 
@@ -148,6 +153,6 @@ def _converted(convert: Any, value: Any, usual: Any, name: str) -> Any:
 
 def _side(value: Any) -> int:
     sides = value if isinstance(value, list) else [value, value]
-    if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
+    if len(sides) != 2 or sides[0] != sides[1] or type(sides[0]) is not int:
         raise ValueError
     return sides[0]
