@@ -27,7 +27,7 @@ ONE_OF_OUR_OWN = Needs(
 )
 
 
-def make_command_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+def make_command_parser(name: str, description: str, epilog: str) -> Parser:
     """Returns a subcommand's parser, with --debug."""
     parser = Parser(
         prog=f"sdjax {name}",

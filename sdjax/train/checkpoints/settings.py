@@ -112,7 +112,7 @@ def _is_kept(change: Change, optimiser: str) -> bool:
     if name == "optim.weight_decay":
         return optimiser == "adafactor" and bool(old) != bool(new)
     if name in ("optim.part_rates", "optim.up_rate"):
-        unset = ({}, 1.0)
+        unset: tuple[dict[str, float], float] = ({}, 1.0)
         fixed = [[k for k, rate in v.items() if not rate] if isinstance(v, dict) else [] for v in (old, new)]
         return (old in unset) != (new in unset) or fixed[0] != fixed[1]
     if name == "optim.rates":  # parameters that do not learn have no state

@@ -7,18 +7,19 @@ import jax
 import numpy as np
 
 from sdjax.config import TextConfig
+from sdjax.prompts.added_words import AddedWords
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Params
 
 PROBES = ("", "a photo of a cat", "Caf\u00e9 \U0001f98a, 2 (large) foxes!")  # tell tokenizers apart
 
 
-def token_ids(tokenizer: Tokenizer, text: TextConfig, captions: Sequence[str]) -> np.ndarray:
+def token_ids(tokenizer: Tokenizer | AddedWords, text: TextConfig, captions: Sequence[str]) -> np.ndarray:
     """Returns captions' tokens for a text encoder, int32 [captions, n]."""
     return np.asarray(tokenizer(captions, length=text.max_length, pad_token_id=text.pad_token_id), np.int32)
 
 
-def probe(tokenizer: Tokenizer, text: TextConfig) -> str:
+def probe(tokenizer: Tokenizer | AddedWords, text: TextConfig) -> str:
     """Returns a SHA-256 of the tokens that a tokenizer makes of PROBES for a text encoder."""
     return hashlib.sha256(token_ids(tokenizer, text, PROBES).tobytes()).hexdigest()
 
