@@ -102,7 +102,7 @@ def export(args: argparse.Namespace) -> None:
     """Writes the model of a training run."""
     from sdjax.convert.write.outputs import WRITING, check_not_input, check_output, layout_of
     from sdjax.convert.write.writing import write_bundle, written_without
-    from sdjax.loading.run_folder import trained
+    from sdjax.loading.run_folder import trained, trained_words
     from sdjax.scripts.shared.job import note
 
     layout = layout_of(args.target, args.to)
@@ -113,6 +113,10 @@ def export(args: argparse.Namespace) -> None:
     write_bundle(model, args.target, layout, overwrite=args.overwrite, lossy=args.lossy)
     for notice in (f"step {step} of the training", *written_without(model, layout, args.dtype)):
         note(notice)
+    if words := trained_words(args.source, ema=args.ema, step=args.step):
+        note(
+            f"written without the words {', '.join(words)}: models have no place for them; {args.source}/embeddings has"
+        )
     print(args.target)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from sdjax.adapters.delta import LowRank
@@ -21,6 +22,7 @@ from sdjax.adapters.dora import lengths
 from sdjax.adapters.patch import Context, Interceptor
 from sdjax.nn.layers.conv import Conv, convolution
 from sdjax.nn.layers.dense import Dense
+from sdjax.typing import Params
 
 CHANGE = "change"  # beside "kernel": a LowRank
 MAGNITUDE = "magnitude"  # beside it, with DoRA: the length of each output's weights, [d]
@@ -59,6 +61,11 @@ class Attached:
             return (out - bias + high) * factor + bias
 
         return intercept
+
+
+def without_rows(params: Params) -> Params:
+    """Returns the parameters of the networks without the vectors of added words."""
+    return unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if path[-1] != ROWS})
 
 
 def length(kernel: Array, change: LowRank) -> Array:

@@ -34,6 +34,8 @@ def write_files(
         written.append(path)
     for word, rows in trainable.embeddings(learned).items():
         path = folder / EMBEDDINGS / f"{file_name(word)}.safetensors"
+        if path in written:  # of another word with the same letters
+            path = path.with_stem(f"{path.stem}-{len(written)}")
         told = run_metadata(folder, model, name=path.stem, step=step, kind="textual-inversion")
         path.parent.mkdir(exist_ok=True)
         vectors = np.asarray(rows, np.float32)

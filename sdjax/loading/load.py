@@ -1,12 +1,16 @@
 """`sdjax.load`: loads a pipeline from a file, a folder or a hub repository."""
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from numpy.typing import DTypeLike
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from numpy.typing import ArrayLike, DTypeLike
 
+from sdjax.adapters.attached import ROWS
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import explains_arguments
 from sdjax.config import ModelConfig
@@ -17,10 +21,13 @@ from sdjax.convert.describe.choices import ConfigLike
 from sdjax.convert.model import load_model
 from sdjax.loading import builtin, hub
 from sdjax.loading.run_layout import is_run
+from sdjax.loading.trainable import by_path, lay_over
+from sdjax.loading.trainable.words import table_of
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import cache
 from sdjax.pipeline.model import Pipeline, cast
 from sdjax.pipeline.placement import default_dtype
+from sdjax.prompts.added_words import AddedWords
 from sdjax.prompts.tokenizer import Tokenizer
 
 
@@ -113,7 +120,7 @@ def _load_run(
     path: Path, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str]
 ) -> Pipeline:
     """Returns the pipeline of a training's newest checkpoint."""
-    from sdjax.loading.run_folder import trained  # Orbax takes long to import
+    from sdjax.loading.run_folder import trained, trained_words  # Orbax takes long to import
 
     if given:
         raise ValueError(f"{given[0]} has no effect on a training's folder ({path}): leave it out")
@@ -121,4 +128,16 @@ def _load_run(
     if check is not None:
         check(model.config)
     notice = f"the model of step {step} of the training in {path}"
-    return _pipeline(model.cast(dtype), model.tokenizer(), dtype, str(path), [notice])
+    pipe = _pipeline(model.cast(dtype), model.tokenizer(), dtype, str(path), [notice])
+    return with_words(pipe, trained_words(path, ema=ema))
+
+
+def with_words(pipe: Pipeline, vectors: Mapping[str, ArrayLike]) -> Pipeline:
+    """Returns a pipeline that knows further words, by their vectors [n, d]."""
+    if not vectors:
+        return pipe
+    tokenizer = AddedWords.to(pipe.tokenizer, {word: len(np.asarray(rows)) for word, rows in vectors.items()})
+    rows = cast(np.concatenate([np.asarray(own) for own in vectors.values()]), pipe.dtype)
+    path = table_of(by_path({"text": pipe.params["text"]}))
+    added = unflatten_dict({(*path.split("/")[:-1], ROWS): rows})
+    return dataclasses.replace(pipe, params=lay_over(added, pipe.params), tokenizer=tokenizer)

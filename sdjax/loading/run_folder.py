@@ -20,7 +20,7 @@ from sdjax.description import build
 from sdjax.loading import reference
 from sdjax.loading.run_layout import BASE, CHECKPOINTS, SETTINGS, absolute, workdir
 from sdjax.loading.start_model import ModelSource, open_start
-from sdjax.loading.trainable import trainable_of
+from sdjax.loading.trainable import Addition, Trainable, trainable_of
 from sdjax.nn.jax_settings import pinned
 from sdjax.storage import manifest
 
@@ -28,9 +28,28 @@ from sdjax.storage import manifest
 def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None = None) -> tuple[int, Bundle]:
     """Returns the number of steps and the trained model: the start model with the trained parameters.
 
+    Vectors of new words are no part of it (`trained_words`).
+
     `ema`: "yes" takes the moving average, "no" the parameters themselves, "auto" the average if there is one. `step`
     chooses a checkpoint; the default is the newest intact one. Raises ValueError if there is none.
     """
+    number, trainable, learned = _learned(folder, ema, step)
+    start = read_start(workdir(folder))
+    whole = trainable.assemble(learned, start.params)
+    params = {name: _like(whole[name], start.params[name]) for name in start.params}
+    return number, start.with_params(params)
+
+
+def trained_words(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None = None) -> dict[str, Any]:
+    """Returns the vectors [n, d] of each word that a run added. The arguments and errors are `trained`'s."""
+    what = trainable_of(read_settings(workdir(folder)).get("trainable", {}))
+    if not isinstance(what, Addition) or not what.added:
+        return {}
+    return what.embeddings(_learned(folder, ema, step)[2])
+
+
+def _learned(folder: str | pathlib.Path, ema: str, step: int | None) -> tuple[int, Trainable, Any]:
+    """Returns the number of steps, what learned, and its parameters."""
     place = workdir(folder)
     settings = read_settings(place)
     has_average = settings["ema"]["decay"] is not None
@@ -41,11 +60,7 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     if found is None:
         raise ValueError(f"{folder} holds no checkpoint yet")
     number, parts = found
-    start = read_start(place)
-    learned = jax.tree.map(np.asarray, parts[part])
-    whole = trainable_of(settings.get("trainable", {})).assemble(learned, start.params)
-    params = {name: _like(whole[name], start.params[name]) for name in start.params}
-    return number, start.with_params(params)
+    return number, trainable_of(settings.get("trainable", {})), jax.tree.map(np.asarray, parts[part])
 
 
 def _like(tree: Any, model: Any) -> Any:

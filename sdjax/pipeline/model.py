@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from numpy.typing import DTypeLike
 
+from sdjax.adapters.attached import without_rows
 from sdjax.adapters.patch import Patch
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import Explained, explains_arguments, unknown_attribute
@@ -140,8 +141,8 @@ class Pipeline(metaclass=Explained):
         from sdjax import convert  # not needed to make pictures
 
         convert.save(
-            self.config, self.params, path, to=to, tokenizer=self.tokenizer, dtype=dtype, like=self.bundle,
-            lossy=lossy, overwrite=overwrite,
+            self.config, without_rows(self.params), path, to=to, tokenizer=self.tokenizer, dtype=dtype,
+            like=self.bundle, lossy=lossy, overwrite=overwrite,
         )  # fmt: skip
 
     @pinned()

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from sdjax.adapters.attached import Attached
 from sdjax.adapters.patch import patched
 from sdjax.adapters.seamless import Seamless
 from sdjax.config import TextConfig, VAEConfig
@@ -68,7 +69,8 @@ def encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: Token
     config, dtype, exact = static
 
     def encode(ids: TokenIds) -> Context:
-        return cast(Array, TextEncoder(config, jnp.dtype(dtype)).apply({"params": params}, ids))
+        with patched([Attached()]):
+            return cast(Array, TextEncoder(config, jnp.dtype(dtype)).apply({"params": params}, ids))
 
     return one_by_one(encode, ids) if exact else encode(ids)
 

@@ -1,59 +1,70 @@
-"""A tokenizer with words that have tokens of their own, for training their embeddings."""
+"""A tokenizer with words that have tokens of their own: those whose vectors a training learned."""
 
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-from jaxtyping import Int
+from collections.abc import Iterator, Mapping, Sequence
 
 from sdjax.prompts.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class AddedWords:
-    """Gives each of `words` as many tokens as its number says, after the last token of the tokenizer.
+class AddedWords(Tokenizer):
+    """A tokenizer that gives each word in `added` as many tokens as its number says, after its own last token.
 
     A word is found anywhere in a text, in capitals too, unless letters or digits go on where it begins or ends with
     one. If two words begin at the same place, the longer is taken.
     """
 
-    tokenizer: Tokenizer
-    words: Mapping[str, int]
+    added: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def to(cls, tokenizer: Tokenizer, words: Mapping[str, int]) -> "AddedWords":
+        """Returns the tokenizer with these words."""
+        return cls(tokenizer.files, tuple(words.items()))
 
     @functools.cached_property
-    def ids(self) -> dict[str, list[int]]:
-        """The tokens of each word, in lower case."""
-        first, ids = self.tokenizer.vocab_size, {}
-        for word, count in self.words.items():
+    def _ids(self) -> dict[str, list[int]]:
+        first, ids = self.vocab_size, {}
+        for word, count in self.added:
             ids[word.lower()] = list(range(first, first + count))
             first += count
         return ids
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
-        longest = sorted(self.words, key=len, reverse=True)
+        longest = sorted((word for word, _ in self.added), key=len, reverse=True)
         return re.compile("|".join(map(_whole, longest)), re.IGNORECASE)
+
+    def _pieces(self, text: str) -> Iterator[tuple[str, list[int]]]:
+        """Yields texts without added words, and added words, each with its tokens."""
+        at = 0
+        for found in self._pattern.finditer(text):
+            before = text[at : found.start()]
+            yield before, super().encode(before)
+            yield found.group(), self._ids[found.group().lower()]
+            at = found.end()
+        yield text[at:], super().encode(text[at:])
 
     def encode(self, text: str) -> list[int]:
         """Returns all tokens of the text, without start, end and padding."""
-        tokens, at = [], 0
-        for found in self._pattern.finditer(text):
-            tokens += [*self.tokenizer.encode(text[at : found.start()]), *self.ids[found.group().lower()]]
-            at = found.end()
-        return tokens + self.tokenizer.encode(text[at:])
+        return [token for _, tokens in self._pieces(text) for token in tokens]
 
-    def __call__(
-        self, texts: str | Sequence[str], *, length: int = 77, pad_token_id: int | None = None
-    ) -> Int[np.ndarray, "b n"]:
-        """Returns int32 [b, length]: start, tokens, end, padding (see `Tokenizer`)."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        ids = self.tokenizer([""] * len(texts), length=length, pad_token_id=pad_token_id)
-        for row, text in zip(ids, texts):
-            tokens = [*self.encode(text)[: length - 2], self.tokenizer.eos_token_id]
-            row[1 : 1 + len(tokens)] = tokens
-        return ids
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """Returns the text of each token (see `Tokenizer`)."""
+        names = {token: word for word, tokens in self._ids.items() for token in tokens}
+        return [names[one] + " " if one in names else super(AddedWords, self).words([one])[0] for one in ids]
+
+    def cut(self, text: str, *, length: int = 77) -> str:
+        """Returns the end of the text that does not fit into `length` tokens; empty if all fits."""
+        room, left = length - 2, ""
+        for piece, tokens in self._pieces(text):
+            if left or room == 0:
+                left += piece
+            elif len(tokens) > room:
+                left = piece if piece.lower() in self._ids else super().cut(piece, length=room + 2)
+            room -= min(len(tokens), room)
+        return left.strip()
 
 
 def _whole(word: str) -> str:

@@ -34,7 +34,6 @@ from sdjax.nn.jax_settings import IMPL, make_key, pinned, setting
 from sdjax.pipeline import cache
 from sdjax.pipeline.model import cast
 from sdjax.prompts.added_words import AddedWords
-from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.storage import addresses, buckets, files, manifest
 from sdjax.train import parallel, training_set
 from sdjax.train.build import Setup
@@ -225,9 +224,9 @@ class Run:
         return self._loader(self.data.training, self.config.seed)
 
     def _loader(self, data: RunSet, seed: int) -> Loader:
-        tokenizer: Tokenizer | AddedWords | None = self.start.tokenizer() if self.config.minimised.captions else None
-        if isinstance(tokenizer, Tokenizer) and self.setup.added:
-            tokenizer = AddedWords(tokenizer, self.setup.added)
+        tokenizer = self.start.tokenizer() if self.config.minimised.captions else None
+        if tokenizer is not None and self.setup.added:
+            tokenizer = AddedWords.to(tokenizer, self.setup.added)
         return training_set.make_loader(
             data.config, self.start.config, tokenizer, batch_size=self.config.batch_size, seed=seed,
             params=self.start.params, sharding=parallel.batch_sharding(self.mesh), examples=data.examples,

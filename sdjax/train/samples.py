@@ -1,20 +1,15 @@
 """Makes pictures of fixed prompts during training. Only this module of training calls the tasks."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdjax import pictures
-from sdjax.adapters.attached import Attached
-from sdjax.adapters.patch import patched
 from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
 from sdjax.loading.trainable import Addition, Parts, Trainable
-from sdjax.nn import TextEncoder
 from sdjax.pipeline.model import Pipeline, cast
 from sdjax.prompts.added_words import AddedWords
 from sdjax.purpose import kind_of
@@ -46,9 +41,11 @@ class SampleMaker:
         """Makes the pictures of a state's moving average, or of its parameters if it has none. Returns no numbers."""
         params = whole(state.params if state.ema_params is None else state.ema_params)
         if jax.process_index() == 0:
+            added = self.trainable.added if isinstance(self.trainable, Addition) else {}
+            tokenizer = self.start.tokenizer()
             pipe = Pipeline(
                 self.start.config, cast(self.trainable.assemble(params, self.start.params), self.dtype),
-                self.start.tokenizer(), self.dtype,
+                AddedWords.to(tokenizer, added) if added else tokenizer, self.dtype,
             )  # fmt: skip
             try:
                 self.log.pictures(int(state.step), "samples", self.make(pipe), list(self.config.prompts))
@@ -65,10 +62,7 @@ class SampleMaker:
             "num_steps": c.num_steps, "guidance_scale": c.guidance_scale, "seed": c.seed,
             "devices": jax.local_devices()[:1], **c.options,
         }  # fmt: skip
-        prompts: str | list[str] = list(c.prompts)
-        if isinstance(self.trainable, Addition) and self.trainable.added:
-            prompts, options["prompt_embeds"] = "", self.encode(pipe, self.trainable.added)
-        image, mask = c.image or "", c.mask or ""  # a model that needs them has them
+        prompts, image, mask = list(c.prompts), c.image or "", c.mask or ""  # a model that needs them has them
         tasks = {
             "text": lambda: text_to_image.text_to_image(pipe, prompts, **options),
             "inpainting": lambda: inpaint.inpaint(pipe, image, mask, prompts, **options),
@@ -78,20 +72,6 @@ class SampleMaker:
         }
         made = tasks[kind_of(pipe.config)]()
         return np.stack([np.asarray(picture) for picture in made])
-
-    def encode(self, pipe: Pipeline, words: Mapping[str, int]) -> list[np.ndarray]:
-        """Returns the contexts [n, d] of the prompts, in which the words that learn have their vectors."""
-        text = pipe.config.text
-        ids = AddedWords(pipe.tokenizer, words)(
-            self.config.prompts, length=text.max_length, pad_token_id=text.pad_token_id
-        )
-
-        @jax.jit
-        def encoded(params: Params, ids: jax.Array) -> jax.Array:
-            with patched([Attached()]):
-                return TextEncoder(text, jnp.float32).bind({"params": params})(ids)
-
-        return list(np.asarray(encoded(pipe.params["text"], jnp.asarray(ids)), np.float32))
 
 
 def check_samples(config: SamplesConfig, model: ModelConfig) -> None:

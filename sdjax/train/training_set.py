@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from sdjax.config import ConfigError, ModelConfig
-from sdjax.prompts.added_words import AddedWords
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.train.config import DataConfig
 from sdjax.train.data.buckets import Buckets
@@ -75,7 +74,7 @@ def _buckets(data: DataConfig, parts: list[Part], side: int, step: int) -> Bucke
 
 
 def make_loader(
-    data: DataConfig, model: ModelConfig, tokenizer: Tokenizer | AddedWords | None, *, batch_size: int, seed: int,
+    data: DataConfig, model: ModelConfig, tokenizer: Tokenizer | None, *, batch_size: int, seed: int,
     params: Params | None = None, sharding: Any = None, examples: Examples | None = None,
 ) -> Loader:  # fmt: skip
     """Returns the loader of a training set for a model. Without `tokenizer` captions are not needed.
@@ -103,7 +102,7 @@ def text_of(examples: Examples) -> str:
     return examples.text if isinstance(examples, Cached) else "ids"
 
 
-def _check_cache(cached: Cached, model: ModelConfig, tokenizer: Tokenizer | AddedWords | None, params: Params) -> None:
+def _check_cache(cached: Cached, model: ModelConfig, tokenizer: Tokenizer | None, params: Params) -> None:
     """Raises ConfigError for latents or captions of another model than the one that is trained on them."""
     cache = cached.caches[0]  # the others are of the same model
     if not is_signature(cache.manifest["autoencoder"], encoder_of(params)):

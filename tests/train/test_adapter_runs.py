@@ -10,6 +10,7 @@ from picture_sets import write_folder
 
 import sdjax
 from sdjax.adapters import merge
+from sdjax.adapters.attached import without_rows
 from sdjax.config import ConfigError
 from sdjax.configs import lora, pivotal, textual_inversion
 from sdjax.convert.adapters.load import load_adapter
@@ -91,11 +92,20 @@ def test_the_fixed_model_may_be_split_over_devices(place, tmp_path):
 def test_only_the_vectors_of_words_learn_and_with_pivotal_tuning_an_adapter_too(place, tmp_path):
     words = {"words": {"<cat>": 2}, "initial": {"<cat>": "red square"}}
     config = values(place, textual_inversion, 2, **words)
+    config["samples"] |= {
+        "prompts": ["a <cat>"], "every": 2, "num_steps": 1, "options": {"height": 64, "width": 64}
+    }  # fmt: skip
     state = run(tmp_path / "words", config)
     assert [leaf.shape for leaf in jax.tree.leaves(state.params)] == [(2, TINY.text.width)]
     assert (tmp_path / "words" / "embeddings" / "cat.safetensors").is_file()
     loaded = sdjax.load(tmp_path / "words", dtype="float32")
-    jax.tree.map(np.testing.assert_array_equal, dict(loaded.params), random_model(TINY, "float32").params)
+    jax.tree.map(np.testing.assert_array_equal, without_rows(loaded.params), random_model(TINY, "float32").params)
+    (context, other), rows = loaded.encode_prompt(["a <cat>", "a"]), jax.tree.leaves(state.params)[0]
+    assert np.any(context != other)
+    np.testing.assert_array_equal(by_path(loaded.params)["text/text_model/embeddings/token_embedding/rows"], rows)
+    loaded.save(tmp_path / "model", to="native")  # the model without the word
+    jax.tree.map(np.testing.assert_array_equal, sdjax.load(tmp_path / "model", dtype="float32").params,
+                 random_model(TINY, "float32").params)  # fmt: skip
     config = values(place, pivotal, 2)
     config["trainable"]["words"] |= words
     config["trainable"]["adapter"] |= {"rank": 2}

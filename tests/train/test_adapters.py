@@ -228,13 +228,13 @@ def test_the_file_of_a_word_holds_its_vectors(tmp_path):
     from sdjax.loading.adapter_files import write_files
 
     table = {"text": {"embeddings": {"token_embedding": {"embedding": normal(0, 10, 16)}}}}
-    what = trainable_of({"kind": "textual_inversion", "words": {"<cat>": 3, "a/b": 1}})
+    what = trainable_of({"kind": "textual_inversion", "words": {"<cat>": 3, "a/b": 1, "/cat": 1}})
     trained = what.init(table, KEY)
     settings = {"train": ["text"], "optim": {"steps": 3, "learning_rate": 1e-3}, "data": {}, "model": {"path": None}}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     paths = write_files(tmp_path, what, trained, TINY, 3)
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
-        "embeddings/cat.safetensors", "embeddings/ab.safetensors"
+        "embeddings/cat.safetensors", "embeddings/ab.safetensors", "embeddings/cat-2.safetensors"
     ]  # fmt: skip
     tensors = read(paths[0])
     np.testing.assert_array_equal(tensors["<cat>"], what.embeddings(trained)["<cat>"])

@@ -1,6 +1,7 @@
 """Textual inversion: training of embeddings of new words, and of adapters together with them."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -64,9 +65,9 @@ class WordsTraining(Addition):
 
     def init(self, base: Params, key: Key) -> Params:
         """Returns the vectors of all words, [n, d] below the path of the table. Raises ConfigError without any."""
-        path = next((path for path in by_path(base) if path.endswith(TABLES)), None)
-        if path is None or not self.words:
-            missing = "trainable.words" if path is not None else '"text" in train'
+        path = table_of(by_path(base))
+        if not path or not self.words:
+            missing = "trainable.words" if path else '"text" in train'
             raise ConfigError(f"textual inversion needs {missing}")
         table = jnp.asarray(by_path(base)[path], jnp.float32)
         rows = []
@@ -92,3 +93,8 @@ class WordsTraining(Addition):
             found[word] = rows[at : at + count]
             at += count
         return found
+
+
+def table_of(paths: Iterable[str]) -> str:
+    """Returns the path of the text encoder's table of embeddings, "" without one."""
+    return next((path for path in paths if path.endswith(TABLES)), "")
