@@ -191,8 +191,8 @@ class BOFT(OFT):
 def _rotations(blocks: Array, limit: float | None) -> Array:
     skew = blocks - jnp.swapaxes(blocks, -1, -2)
     if limit is not None:
-        norm = jnp.linalg.norm(skew)
-        skew = skew * jnp.where(norm > limit, limit / jnp.maximum(norm, EPSILON), 1.0)
+        norm = jnp.sqrt(jnp.maximum(jnp.square(skew).sum(), EPSILON))  # of 0 it has a slope too
+        skew = skew * jnp.where(norm > limit, limit / norm, 1.0)
     eye = jnp.eye(blocks.shape[-1])
     return (eye + skew) @ jnp.linalg.inv(eye - skew)
 

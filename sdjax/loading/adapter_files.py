@@ -3,7 +3,6 @@
 import pathlib
 import re
 
-import jax
 import numpy as np
 
 from sdjax.config import ModelConfig
@@ -26,7 +25,7 @@ def write_files(
     them. Their metadata are those of the run in the folder.
     """
     written = []
-    changes = jax.tree.map(np.asarray, dict(trainable.changes(learned)))
+    changes = trainable.changes(learned)
     if changes:
         path = folder / ADAPTER
         told = run_metadata(folder, model, name=folder.resolve().name, step=step)

@@ -22,7 +22,6 @@ from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
 from sdjax.loading.run_folder import trained
 from sdjax.loading.trainable import by_path, lay_over
-from sdjax.loading.trainable.words import WordsTraining
 from sdjax.nn import TextEncoder
 from sdjax.prompts.added_words import AddedWords
 from sdjax.scripts.main import main
@@ -157,12 +156,12 @@ def test_samples_know_the_words_that_are_learned(pictures):
     (path, table), *_ = (one for one in tables.items() if "token" in one[0])
     params = lay_over(nested(path.removesuffix("embedding") + "rows", rows), start.params["text"])
     told = dataclasses.replace(pipe, params={**pipe.params, "text": params})
-    maker = SampleMaker(SamplesConfig(prompts), start, None, "float32", WordsTraining(words))
-    with_word, plain = maker.encode(told, words)
+    told = dataclasses.replace(told, tokenizer=AddedWords.to(pipe.tokenizer, words))
+    with_word, plain = told.encode_prompt(prompts)
     np.testing.assert_allclose(plain, np.asarray(pipe.encode_prompt(["a red square"]))[0], atol=1e-5)
     # Where the word is said in the place of its rows, a table with them gives the same
     longer = np.concatenate([table, rows])
-    ids = AddedWords(pipe.tokenizer, words)([prompts[0]], length=TINY.text.max_length)
+    ids = AddedWords.to(pipe.tokenizer, words)([prompts[0]], length=TINY.text.max_length)
     text = dataclasses.replace(TINY.text, vocab_size=len(longer))
     whole = lay_over(nested(path, longer), start.params["text"])
     np.testing.assert_allclose(with_word, TextEncoder(text).apply({"params": whole}, ids)[0], atol=1e-5)

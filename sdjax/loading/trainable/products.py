@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sdjax.adapters.delta import Delta, LowRank
-from sdjax.adapters.orthogonal import Orthogonal
-from sdjax.adapters.products import Hadamard, Kronecker
+from sdjax.adapters.delta import Delta
+from sdjax.adapters.families import OFT, LoHa, LoKr, to_files_layout
 from sdjax.loading.trainable.changes import Changes, Factors, RankedChanges
 from sdjax.typing import Key
 
@@ -38,8 +37,8 @@ class LoHaTraining(RankedChanges):
     def delta(self, path: str, factors: Factors) -> Delta:
         """Returns the change."""
         shape = (*factors["down_1"].shape[:-1], factors["up_1"].shape[-1])
-        first, second = (LowRank(factors[f"down_{i}"], factors[f"up_{i}"]) for i in (1, 2))
-        return Hadamard(first, second, self.scale_of(path, shape))
+        one, two = ((factors[f"up_{i}"].T, _flat(factors[f"down_{i}"])) for i in (1, 2))
+        return LoHa(*one, *two, scale=self.scale_of(path, shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +77,10 @@ class LoKrTraining(RankedChanges):
     def delta(self, path: str, factors: Factors) -> Delta:
         """Returns the change."""
         if "second" in factors:
-            return Kronecker(factors["first"], factors["second"])
+            return LoKr(w1=factors["first"].T, w2=to_files_layout(factors["second"]))
         (c1, d1), down, up = factors["first"].shape, factors["down"], factors["up"]
         shape = (*down.shape[:-2], c1 * down.shape[-2], d1 * up.shape[-1])
-        return Kronecker(factors["first"], LowRank(down, up), self.scale_of(path, shape))
+        return LoKr(w1=factors["first"].T, w2_a=up.T, w2_b=_flat(down), scale=self.scale_of(path, shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,12 @@ class OFTTraining(Changes):
     def delta(self, path: str, factors: Factors) -> Delta:
         """Returns the change."""
         blocks = factors["blocks"]
-        return Orthogonal(blocks, (self.constraint or 0.0) * blocks.shape[0] * blocks.shape[1])
+        return OFT(blocks, None if self.constraint is None else self.constraint * blocks.shape[0] * blocks.shape[1])
+
+
+def _flat(down: Array) -> Array:
+    """Returns a first factor [..., c, r] as files have it, [r, c ...]."""
+    return to_files_layout(down).reshape(down.shape[-1], -1)
 
 
 def split(side: int, factor: int) -> tuple[int, int]:
