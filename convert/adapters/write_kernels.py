@@ -9,8 +9,6 @@ import numpy as np
 from sdjax.adapters.delta import Difference, LowRank
 from sdjax.adapters.dora import WeightDecomposed
 from sdjax.adapters.families import IA3, OFT, GLoRA, LoHa, LoKr
-from sdjax.adapters.orthogonal import Orthogonal
-from sdjax.adapters.products import Hadamard, Kronecker
 from sdjax.convert.names import axes, tables
 
 
@@ -56,34 +54,6 @@ def _weight_decomposed(delta: WeightDecomposed, entry: tables.Entry) -> StoredKe
     return dataclasses.replace(kernel, tensors={**kernel.tensors, "dora_scale": scale})
 
 
-def _hadamard(delta: Hadamard, entry: tables.Entry) -> StoredKernel:
-    tensors: dict[str, np.ndarray] = {}
-    for i, change in (1, delta.first), (2, delta.second):
-        stored = _low_rank(change, entry).tensors
-        rank = stored["lora_down.weight"].shape[0]
-        tensors[f"hada_w{i}_a"] = stored["lora_up.weight"].reshape(-1, rank)
-        tensors[f"hada_w{i}_b"] = stored["lora_down.weight"].reshape(rank, -1)
-    return StoredKernel(tensors, rank, alpha_of(delta.scale, rank))
-
-
-def _kronecker(delta: Kronecker, entry: tables.Entry) -> StoredKernel:
-    kind = entry.parameters[0].kind
-    tensors = {"lokr_w1": np.asarray(delta.first).T}
-    if not isinstance(delta.second, LowRank):
-        second = np.asarray(delta.second)  # with the scale: readers take no alpha where both factors are whole
-        second = second if delta.scale == 1 else (second.astype(np.float32) * delta.scale).astype(second.dtype)
-        second = axes.to_torch(kind, second, pointwise=entry.pointwise)
-        return StoredKernel({**tensors, "lokr_w2": second}, 1, 1.0)
-    down = axes.to_torch(kind, np.asarray(delta.second.down), pointwise=entry.pointwise)
-    tensors |= {"lokr_w2_a": np.asarray(delta.second.up).T, "lokr_w2_b": down.reshape(len(down), -1)}
-    return StoredKernel(tensors, len(down), alpha_of(delta.scale, len(down)))
-
-
-def _orthogonal(delta: Orthogonal, entry: tables.Entry) -> StoredKernel:
-    blocks = np.asarray(delta.blocks)
-    return StoredKernel({"oft_blocks": blocks}, blocks.shape[1], delta.constraint / entry.shape[0])
-
-
 def _loha(delta: LoHa, entry: tables.Entry) -> StoredKernel:
     rank = np.shape(delta.w1_b)[0]
     tensors = _given(delta, "hada_", ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2"))
@@ -120,8 +90,8 @@ def _given(delta: Any, prefix: str, names: Sequence[str]) -> dict[str, np.ndarra
 
 
 _STORED: dict[type, Callable[[Any, tables.Entry], StoredKernel]] = {
-    LowRank: _low_rank, Difference: _difference, WeightDecomposed: _weight_decomposed, Hadamard: _hadamard,
-    Kronecker: _kronecker, Orthogonal: _orthogonal, LoHa: _loha, LoKr: _lokr, IA3: _ia3, GLoRA: _glora, OFT: _oft,
+    LowRank: _low_rank, Difference: _difference, WeightDecomposed: _weight_decomposed, LoHa: _loha, LoKr: _lokr,
+    IA3: _ia3, GLoRA: _glora, OFT: _oft,
 }  # fmt: skip
 
 

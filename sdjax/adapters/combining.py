@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from sdjax.adapters.delta import Adapter, AdapterError, Delta, Difference, LowRank, Strength, weight_of
 from sdjax.adapters.factoring import Factored, Truncation, concatenate, factor, refactor
 from sdjax.adapters.families import LoHa, LoKr
-from sdjax.adapters.products import Hadamard, Kronecker
 
 MOST_NAMED = 20  # of the changes that cannot be added up
 
@@ -68,7 +67,7 @@ def combine(
 
 def _plain(delta: Delta, shape: tuple[int, ...] | None) -> Delta:
     """Returns a change that does not depend on the kernel's numbers as a whole difference; others as they are."""
-    if shape is None or not isinstance(delta, LoHa | LoKr | Hadamard | Kronecker):
+    if shape is None or not isinstance(delta, LoHa | LoKr):
         return delta
     return Difference(delta.difference(jnp.zeros(shape, jnp.float32)))
 
