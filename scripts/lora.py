@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype",
         type=values.dtype,
         choices=options.DTYPES,
-        help="the type of the numbers; default: that of the files; for extract float16",
+        help="the type of the numbers; default: that of the first file; for extract float16",
     )
     add(
         "--ckpt",
@@ -216,8 +216,10 @@ def combine(args: argparse.Namespace, keep: Any, conv_keep: Any) -> None:
         for notice in one.notices:
             note(notice)
     first, adapter = loaded[0], loaded[0].adapter
-    metadata, embeddings = dict(first.metadata), dict(first.embeddings)
+    metadata, embeddings, dtype = dict(first.metadata), dict(first.embeddings), args.dtype
     if args.action != "convert":
+        types = (delta.down.dtype.name for delta in adapter.values() if hasattr(delta, "down"))
+        dtype = dtype or next((name for name in types if name in options.DTYPES), None)
         pairs = [(one.adapter, weight) for one, (_, weight) in zip(loaded, weighted)]
         shapes = {parameter.path: parameter.shape for parameter in tables.parameters(config)}
         found = combine(pairs, keep, conv_keep, args.clamp_quantile, shapes)
@@ -230,7 +232,7 @@ def combine(args: argparse.Namespace, keep: Any, conv_keep: Any) -> None:
         recipe = " + ".join(f"{weight:g} * {name}" for name, (_, weight) in zip(names, weighted))
         metadata = {"modelspec.title": Path(args.out).stem, "sdjax.merged_from": recipe}
         embeddings = {word: rows for one in loaded for word, rows in one.embeddings.items()}
-    write_adapter(args.out, adapter, config, to=args.to, dtype=args.dtype, metadata=metadata, embeddings=embeddings)
+    write_adapter(args.out, adapter, config, to=args.to, dtype=dtype, metadata=metadata, embeddings=embeddings)
 
 
 def _names(paths: list[str]) -> list[str]:

@@ -105,6 +105,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(words, status, sentenc
     assert not list(tmp_path.iterdir())
 
 
+def test_results_have_the_type_of_the_first_file(folder, tmp_path):
+    ckpt = ("--ckpt", folder / "base.safetensors")
+    half, small = tmp_path / "half.safetensors", tmp_path / "small.safetensors"
+    assert run("convert", folder / "lora.safetensors", *ckpt, "--dtype", "float16", "--out", half) == 0
+    assert run("resize", half, *ckpt, "--rank", 2, "--out", small) == 0
+    assert {array.dtype for array in load_file(small).values()} == {np.dtype("float16")}
+
+
 def test_nothing_is_overwritten(folder, tmp_path, capsys):
     (tmp_path / "mine.safetensors").write_text("mine")
     assert run("convert", folder / "lora.safetensors", "--out", tmp_path / "mine.safetensors") == 1
