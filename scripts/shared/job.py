@@ -139,6 +139,8 @@ class Job:
             say(notice)
         if weak is not None:
             self.pipe = self.pipe.guided_by(sdjax.load(weak, ema=args.ema, dtype=self.dtype))
+        if args.lora:
+            self.pipe = self._merge_adapters(args.lora)
         self.common = self._describe() | {
             "model": picture_settings.describe_model(place, local),
             "vae": None if vae is None else picture_settings.describe_model(args.vae, vae),
@@ -148,6 +150,17 @@ class Job:
         if self.checker is not None and checked_by is not None:
             self.common["safety_checker"] = picture_settings.describe_model(checked_by, Path(self.checker.source))
         return self.pipe
+
+    def _merge_adapters(self, given: Sequence[str]) -> Any:
+        """Returns the model with the adapters of --lora merged into it."""
+        from sdjax.adapters import AdapterError
+        from sdjax.tasks.adapters import read_use
+
+        uses = [read_use(one, self.pipe.config) for one in given]
+        try:
+            return self.pipe.with_adapters(*((use.adapter, use.strength) for use in uses))
+        except AdapterError as error:
+            raise ValueError(f"--lora {' '.join(given)}: {error}") from None
 
     def make(
         self,

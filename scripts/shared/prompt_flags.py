@@ -13,7 +13,7 @@ EMPHASES = ("original", "no_norm", "ignore", "none", "comfyui", "compel")
 PADDINGS = ("lengths", "a1111", "a1111_empty", "a1111_v0", "comfyui")
 STYLED = Needs(lambda args: bool(args.styles), "without --style: add it, or leave this flag out")
 FIELDS = ("prompt_syntax", "emphasis", "clip_skip", "pad_contexts", "styles", "styles_file", "wildcards",
-          "wildcard_seed")  # fmt: skip
+          "wildcard_seed", "lora_dir")  # fmt: skip
 
 
 def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +35,24 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
         "which pads nothing",
     )
     add_choice_flags(add)
+    add_adapter_flags(parser)
+
+
+def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of adapters."""
+    add = parser.add_argument_group("LoRA and its relatives").add_argument
+    add(
+        "--lora",
+        action="append",
+        metavar="FILE[:WEIGHT[:TEXT WEIGHT]]",
+        help="merge this LoRA, or another kind of adapter, into the model for all pictures; may be repeated; without "
+        "weights 1; the text encoder's weight is the UNet's unless given",
+    )
+    add(
+        "--lora-dir",
+        metavar="DIR",
+        help="a folder of such files: <lora:name:0.8> in a prompt applies DIR/name.safetensors to that picture",
+    )
 
 
 def add_choice_flags(add: Any) -> None:

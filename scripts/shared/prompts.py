@@ -152,4 +152,9 @@ def check_prompts(pipe: Any, prompts: list[str], args: argparse.Namespace) -> No
     from sdjax.tasks.compat import profile_of
     from sdjax.tasks.contexts import note_texts
 
+    if args.lora_dir is not None:
+        from sdjax.prompts.extra_networks import read_tags
+        from sdjax.tasks.adapters import TAGS
+
+        prompts = [read_tags(prompt, TAGS).text for prompt in prompts]
     note_texts(pipe, prompts, args.prompt_syntax or profile_of(getattr(args, "compat", None)).prompt_syntax)

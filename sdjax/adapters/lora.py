@@ -11,7 +11,8 @@ from flax import struct
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
-from sdjax.adapters.delta import AdapterError, LowRank
+from sdjax.adapters.delta import AdapterError, Delta, Difference, LowRank
+from sdjax.adapters.factoring import padded
 from sdjax.adapters.patch import Context, Interceptor, path_of
 from sdjax.nn.layers.conv import Conv, convolution
 from sdjax.nn.layers.dense import Dense
@@ -27,6 +28,7 @@ class ImageLoRA:
 
     layers: dict[str, LowRank]
     weight: Array  # [b]
+    whole: dict[str, Array] = struct.field(default_factory=dict)  # by layer, differences of kernels [b, ...]
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,11 @@ class LoRA:
         ) -> Any:
             path = path_of(context)
             if not path:
-                _check(context.module, own.layers)
+                _check(context.module, own)
             out = method(*args, **kwargs)
+            if path in own.whole:
+                high = _to_low_rank(context.module, args[0].astype(out.dtype), own.whole[path].astype(out.dtype))
+                return out + own.weight.astype(out.dtype).reshape(-1, *(1,) * (out.ndim - 1)) * high
             if path not in own.layers:
                 return out
             change = own.layers[path]
@@ -61,14 +66,14 @@ class LoRA:
         return intercept
 
 
-def _check(network: nn.Module, layers: Mapping[str, LowRank]) -> None:
+def _check(network: nn.Module, own: ImageLoRA) -> None:
     """Raises AdapterError unless the network has each of these layers with a kernel of that shape."""
     if network.is_initializing():
         return
     leaves, problems = flatten_dict(network.variables["params"], sep="/"), []
-    for path, change in layers.items():
+    shapes = {path: (*change.down.shape[1:-1], change.up.shape[-1]) for path, change in own.layers.items()}
+    for path, shape in {**shapes, **{path: change.shape[1:] for path, change in own.whole.items()}}.items():
         kernel = leaves.get(f"{path}/kernel")
-        shape = (*change.down.shape[1:-1], change.up.shape[-1])
         if kernel is None:
             problems.append(f"it has no layer {path!r} with a kernel")
         elif kernel.shape != shape:
@@ -90,33 +95,47 @@ def _to_low_rank(layer: nn.Module, x: Array, down: Array) -> Array:
     return jax.vmap(one)(x, down)
 
 
-def for_images(adapters: Sequence[tuple[Mapping[str, LowRank], float]]) -> ImageLoRA:
-    """Returns the adapters of a batch as arrays of one shape. `adapters` has an adapter of
-    kernels (by their paths in the network) and its weight for each image.
+def for_images(adapters: Sequence[tuple[Mapping[str, Delta], float]]) -> ImageLoRA:
+    """Returns the adapters of a batch as arrays of one shape.
 
-    Smaller ranks are padded with zeros. A layer that an image's adapter does not change gets zeros. Use {} for an image
-    without an adapter. Raises AdapterError if two adapters have different shapes for a layer.
+    `adapters` has an adapter of kernels (by their paths in the network) and its weight for each image. Its changes are
+    low-rank, or differences. Ranks are padded with zeros to the next power of two, so that other adapters need no other
+    program. A layer that an image's adapter does not change gets zeros. Use {} for an image without an adapter. Raises
+    AdapterError if two adapters have different shapes for a layer.
     """
-    paths = sorted({path for adapter, _ in adapters for path in adapter})
-    layers = {
-        path.removesuffix("/kernel"): _stack(path, [adapter.get(path) for adapter, _ in adapters]) for path in paths
-    }
-    return ImageLoRA(layers, jnp.asarray([weight for _, weight in adapters], jnp.float32))
+    low: dict[str, LowRank] = {}
+    whole: dict[str, Array] = {}
+    for path in sorted({path for adapter, _ in adapters for path in adapter}):
+        changes = [adapter.get(path) for adapter, _ in adapters]
+        known = [change for change in changes if change is not None]
+        shapes = sorted({_shape(change) for change in known})
+        if len(shapes) > 1:
+            raise AdapterError(f"two adapters have different shapes for {path!r}: {', '.join(map(str, shapes))}")
+        layer = path.removesuffix("/kernel")
+        if all(isinstance(change, LowRank) for change in known):
+            low[layer] = _stack([change for change in changes if change is None or isinstance(change, LowRank)])
+        else:
+            zero = jnp.zeros(shapes[0], jnp.float32)
+            whole[layer] = jnp.stack([zero if change is None else change.difference(zero) for change in changes])
+    return ImageLoRA(low, jnp.asarray([weight for _, weight in adapters], jnp.float32), whole)
 
 
-def _stack(path: str, changes: Sequence[LowRank | None]) -> LowRank:
+def _shape(change: Delta) -> tuple[int, ...]:
+    if isinstance(change, LowRank):
+        return (*change.down.shape[:-1], change.up.shape[-1])
+    assert isinstance(change, Difference)
+    return change.value.shape
+
+
+def _stack(changes: Sequence[LowRank | None]) -> LowRank:
     """Returns the changes of one layer, stacked over images; an image without a change gets zeros."""
     known = [change for change in changes if change is not None]
-    shapes = sorted({(*change.down.shape[:-1], change.up.shape[-1]) for change in known})
-    if len(shapes) > 1:
-        raise AdapterError(f"two adapters have different shapes for {path!r}: {', '.join(map(str, shapes))}")
-    rank = max(change.down.shape[-1] for change in known)
-    none = jax.tree.map(jnp.zeros_like, _padded(known[0], rank))
-    padded = [none if change is None else _padded(change, rank) for change in changes]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
+    rank = 1 << (max(change.down.shape[-1] for change in known) - 1).bit_length()
+    none = jax.tree.map(jnp.zeros_like, _of_rank(known[0], rank))
+    all_of_them = (none if change is None else _of_rank(change, rank) for change in changes)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *all_of_them)
 
 
-def _padded(change: LowRank, rank: int) -> LowRank:
-    more = rank - change.down.shape[-1]
-    down = jnp.pad(change.down, [*[(0, 0)] * (change.down.ndim - 1), (0, more)])
-    return LowRank(down, jnp.pad(change.up, [(0, more), (0, 0)]), jnp.asarray(change.scale, jnp.float32))
+def _of_rank(change: LowRank, rank: int) -> LowRank:
+    wide = padded(change, rank)
+    return LowRank(wide.down, wide.up, jnp.asarray(wide.scale, jnp.float32))

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from numpy.typing import DTypeLike
 
 from sdjax.adapters.attached import without_rows
+from sdjax.adapters.delta import Adapter, Strength, merge
 from sdjax.adapters.patch import Patch
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import Explained, explains_arguments, unknown_attribute
@@ -117,6 +118,14 @@ class Pipeline(metaclass=Explained):
             if ours != theirs:
                 raise ValueError(f"the weaker model must take the same inputs: its {name} is {theirs}, not {ours}")
         return dataclasses.replace(self, weak=weak)
+
+    def with_adapters(self, *adapters: tuple[Adapter, float | Strength]) -> "Pipeline":
+        """Returns the pipeline with adapters merged into its parameters, each with its weight.
+
+        An adapter is the `adapter` of what `sdjax.convert.load_adapter` returns. Every parameter is computed in float32
+        and rounded once. Raises AdapterError if an adapter does not fit the model.
+        """
+        return dataclasses.replace(self, params=merge(self.params, adapters))
 
     @explains_arguments(task=False)
     def save(

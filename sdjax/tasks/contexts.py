@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from sdjax.adapters.delta import Strength
 from sdjax.pipeline import placement
 from sdjax.pipeline.contexts import Encoded, Text, encode_texts, read_text
 from sdjax.pipeline.model import Pipeline
@@ -15,6 +16,7 @@ from sdjax.prompts.clip_skip import layers_used
 from sdjax.prompts.padding import EMPTIES, pad_contexts
 from sdjax.prompts.syntax import check_lengths, check_prompts
 from sdjax.samplers import Rows, Start
+from sdjax.tasks.adapters import changes_text, text_params
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.prompting import Plan, language_of, make_plan, padded_stages
 from sdjax.tasks.resolve import Resolved
@@ -50,6 +52,22 @@ class Prompts:
         """What each picture's prompts say at each network call."""
         after: Sequence[int | None] = self.after or [None] * len(self.requests)
         return list(map(self._plan, self.requests, self.starts, after))
+
+    @functools.cached_property
+    def encoders(self) -> list[Pipeline]:
+        """The pipeline that encodes each picture's prompts: the model's, or one with the adapters' text encoder."""
+        made: dict[tuple[tuple[int, Strength], ...], Pipeline] = {}
+        out = []
+        for request in self.requests:
+            if not changes_text(request.adapters):
+                out.append(self.pipe)
+                continue
+            name = tuple((id(use.adapter), use.strength) for use in request.adapters)
+            if name not in made:
+                params = {"text": text_params(request.adapters, self.pipe.params["text"])}
+                made[name] = dataclasses.replace(self.pipe, params=params)
+            out.append(made[name])
+        return out
 
     @functools.cached_property
     def texts(self) -> list[dict[int, list[Text]]]:
@@ -88,7 +106,12 @@ class Prompts:
         )
         texts = [text for own in self.texts for branch in branches for text in own[branch]]
         layers = {text.layers for text in texts}
-        if simple and len(layers) == 1 and all(len(t.chunks) == 1 and not t.is_weighted for t in texts):
+        if (
+            simple
+            and len(layers) == 1
+            and len(set(map(id, self.encoders))) == 1
+            and all(len(t.chunks) == 1 and not t.is_weighted for t in texts)
+        ):
             return [self._simple(branch, layers.copy().pop(), given) for branch in branches]
         return self._stacked(branches, given)
 
@@ -96,7 +119,7 @@ class Prompts:
         """Returns the contexts of prompts of one chunk without emphasis, which need not leave the devices."""
         mesh = self.how.mesh
         ids = np.array(placement.fill([own[branch][0].chunks[0].ids for own in self.texts], mesh.size), np.int32)
-        made = self.pipe.encode_tokens(
+        made = self.encoders[0].encode_tokens(
             ids, layers=layers, mesh=mesh, parallel=self.how.parallel, exact=self.how.exact
         )  # fmt: skip
         if not any(branch in own for own in given):
@@ -109,17 +132,17 @@ class Prompts:
         """Returns the contexts of prompts of any length and number of stages."""
         mesh, count = self.how.mesh, placement.padded(len(self.requests), self.how.mesh.size)
         stages = padded_stages(self.plans)
-        texts = [text for own in self.texts for branch in branches for text in own[branch]]
-        empties = [self._empty(request) for request in self.requests if request.pad_contexts == EMPTIES]
-        encoded = iter(encode_texts(
-            self.pipe, [*texts, *empties], at_a_time=count, mesh=mesh, parallel=self.how.parallel, exact=self.how.exact
-        ))  # fmt: skip
-        made = [{branch: [next(encoded) for _ in own[branch]] for branch in branches} for own in self.texts]
+        made = []
         nothing = np.zeros((0, self.pipe.config.text.width), np.float32)
-        made = [
-            self._equal(i, branches, one, given[i], next(encoded) if request.pad_contexts == EMPTIES else nothing)
-            for i, (request, one) in enumerate(zip(self.requests, made, strict=True))
-        ]
+        wanted: list[tuple[int, Text]] = []
+        for i, (request, texts) in enumerate(zip(self.requests, self.texts, strict=True)):
+            wanted += [(i, text) for branch in branches for text in texts[branch]]
+            wanted += [(i, self._empty(request))] if request.pad_contexts == EMPTIES else []
+        encoded = iter(self._encode(wanted, count))
+        for i, (request, texts) in enumerate(zip(self.requests, self.texts, strict=True)):
+            encoded_here = {branch: [next(encoded) for _ in texts[branch]] for branch in branches}
+            empty = next(encoded) if request.pad_contexts == EMPTIES else nothing
+            made.append(self._equal(i, branches, encoded_here, given[i], empty))
         made = placement.fill(made, mesh.size)
         longest = max(len(context) for one in made for contexts in one.values() for context in contexts)
         out = []
@@ -150,20 +173,28 @@ class Prompts:
         at_call = list(zip(*(plan.stage.tolist() for plan in self.plans), strict=True))
         different = list(dict.fromkeys(at_call))
         texts = [
-            own.get(branch, own[EMPTY])[numbers[i]]
+            (i, own.get(branch, own[EMPTY])[numbers[i]])
             for branch in branches for i, own in enumerate(self.texts) for numbers in different
         ]  # fmt: skip
-        empty = self._empty(self.requests[0])
-        *encoded, nothing = encode_texts(
-            self.pipe, [*texts, empty], at_a_time=at_a_time,
-            mesh=self.how.mesh, parallel=self.how.parallel, exact=self.how.exact,
-        )  # fmt: skip
+        *encoded, nothing = self._encode([*texts, (0, self._empty(self.requests[0]))], at_a_time)
         longest = max(map(len, encoded))
         filled = np.stack([np.concatenate([a, *[nothing] * ((longest - len(a)) // len(nothing))]) for a in encoded])
         shape = (len(branches), len(self.plans), len(different), *filled.shape[1:])
         contexts = filled.reshape(shape)
         stage = np.array([different.index(one) for one in at_call], np.int32)
         return list(contexts[:, :, 0] if len(different) == 1 else contexts), stage
+
+    def _encode(self, texts: Sequence[tuple[int, Text]], at_a_time: int) -> list[Encoded]:
+        """Returns the contexts of texts, each by the text encoder of the picture whose number stands before it."""
+        out: dict[int, Encoded] = {}
+        for encoder in {id(one): one for one in self.encoders}.values():
+            own = [k for k, (i, _) in enumerate(texts) if self.encoders[i] is encoder]
+            encoded = encode_texts(
+                encoder, [texts[k][1] for k in own], at_a_time=at_a_time,
+                mesh=self.how.mesh, parallel=self.how.parallel, exact=self.how.exact,
+            )  # fmt: skip
+            out.update(zip(own, encoded, strict=True))
+        return [out[k] for k in range(len(texts))]
 
     def _equal(
         self, i: int, branches: Sequence[int], made: dict[int, list[Encoded]], given: dict[int, Encoded], empty: Encoded

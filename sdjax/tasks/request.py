@@ -24,6 +24,7 @@ from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.known_schedules import ScheduleLike, is_automatic
 from sdjax.samplers.sampler import check_eta, choose
 from sdjax.schedule import LAST_ALPHAS
+from sdjax.tasks.adapters import AdapterLike
 from sdjax.tasks.compat import NoiseOptions, check_noise
 from sdjax.tasks.computing import ComputingOptions
 
@@ -63,6 +64,10 @@ class Request:
     how texts of unequal length are made equal, a name of `sdjax.prompts.padding.PADDINGS`; None makes nothing equal.
     `styles`: names of styles in `styles_file`, A1111's table (None: styles.csv). `wildcards`: a folder of files for
     `__name__`. `wildcard_seed`: seed of the choices in `{a|b}` and `__name__`; None is the picture's seed.
+
+    `adapters`: changes of the model for this picture: files of the LoRA family, "FILE" or "FILE:WEIGHT:TEXT WEIGHT", or
+    what `sdjax.tasks.adapters.read_use` takes. `lora_dir`: a folder of such files, from which the prompt may choose by
+    tags: `<lora:name:0.8>`. Pictures of one batch may have different ones.
 
     `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder] or a multiple of 77,
@@ -105,6 +110,8 @@ class Request:
     styles_file: str | None = None
     wildcards: str | None = None
     wildcard_seed: int | None = None
+    adapters: Sequence[AdapterLike] = ()
+    lora_dir: str | None = None
     height: int | None = None
     width: int | None = None
     seamless: str | None = None
@@ -161,10 +168,11 @@ class Request:
         if self.pad_contexts is not None and self.pad_contexts not in PADDINGS:
             raise ValueError(f"pad_contexts is one of {', '.join(PADDINGS)}; got {shown(self.pad_contexts)}")
         names = (self.styles,) if isinstance(self.styles, str) else tuple(self.styles or ())
-        files = {name: getattr(self, name) for name in ("styles_file", "wildcards")}
+        files = {name: getattr(self, name) for name in ("styles_file", "wildcards", "lora_dir")}
         return {
             "styles": tuple(_text("a style", name) for name in names),
             **{name: None if value is None else _text(name, os.fspath(value)) for name, value in files.items()},
+            "adapters": tuple(self.adapters) if arguments.is_sequence(self.adapters) else (self.adapters,),
             "wildcard_seed": None if self.wildcard_seed is None else arguments.seed(self.wildcard_seed),
         }
 
@@ -217,7 +225,10 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class PromptOptions(TypedDict, total=False):
-    """The fields of `Request` about how prompts are read. `styles` is a list of names, or one list for each picture."""
+    """The fields of `Request` about how prompts are read, and adapters.
+
+    `styles` is a list of names and `adapters` a list of adapters, or one list for each picture.
+    """
 
     prompt_syntax: Each[str | None]
     emphasis: Each[str | None]
@@ -227,6 +238,8 @@ class PromptOptions(TypedDict, total=False):
     styles_file: str | None
     wildcards: str | None
     wildcard_seed: Each[int | None]
+    adapters: Sequence[AdapterLike] | Sequence[Sequence[AdapterLike]]
+    lora_dir: str | None
 
 
 class SizeOptions(TypedDict, total=False):

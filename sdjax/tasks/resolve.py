@@ -28,6 +28,7 @@ from sdjax.samplers.spacing import fitting
 from sdjax.samplers.tool_sampler import ToolSampler
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
 from sdjax.tasks import compat
+from sdjax.tasks.adapters import AdapterUse, read_use, uses_in_prompt
 from sdjax.tasks.prompting import final_texts, language_of
 from sdjax.tasks.request import Request, rules_of
 
@@ -56,6 +57,8 @@ class Resolved(Request):
     strength_counting: str
     rounding: str
     patches: tuple[Setting, ...]
+    adapters: tuple[AdapterUse, ...]
+    lora_dir: None
     noise_schedule: NoiseSchedule
     windows: Windows | None
 
@@ -65,9 +68,9 @@ def resolve(
 ) -> list[Resolved]:
     """Returns the requests with None replaced by the model's defaults, and sampler names replaced by samplers.
 
-    Prompts have their styles added and their random choices made. Equal samplers become one object. `sizes` are the
-    pictures' (height, width) if the task decides them. Raises ValueError for values that the model or the sampler does
-    not support.
+    Prompts have their styles added and their random choices made, and tags of adapters are taken out of them. Equal
+    samplers become one object. `sizes` are the pictures' (height, width) if the task decides them. Raises ValueError
+    for values that the model or the sampler does not support.
     """
     if sizes is None:
         sizes = [check_size(pipe.config, one.height, one.width, windowed=one.window is not None) for one in requests]
@@ -86,12 +89,15 @@ def resolve(
         scale = pipe.config.guidance_scale if request.guidance_scale is None else request.guidance_scale
         chosen_sampler = made[named]
         factor = chosen_sampler.recipe.scale_factor if isinstance(chosen_sampler, ToolSampler) and scale != 1 else 1
+        prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config)
+        uses = tuple(read_use(one, pipe.config) for one in request.adapters)
         joined = tuple(weight for _, weight in language_of(request).joined(prompt))
         chosen_by_model = {
             "prompt": prompt, "negative_prompt": negative, "styles": (),
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": counted(made[named], request.num_steps),
             "guidance": make_guidance(pipe, request, scale * factor, made[named], joined), "guidance_options": None,
+            "adapters": (*uses, *tagged), "lora_dir": None,
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model, **compat.chosen(request.compat, vars(request))}))

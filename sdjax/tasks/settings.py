@@ -19,7 +19,12 @@ from sdjax.tasks.request import ARRAYS, Request
 
 SAMPLER_OPTIONS = "sampler_options"
 SIZE = ("height", "width")
-PLACES = ("styles_file", "wildcards")  # paths, which a file of settings or a picture may not choose
+PLACES = (
+    "styles_file",
+    "wildcards",
+    "adapters",
+    "lora_dir",
+)  # paths, which a file of settings or a picture may not choose
 MAX_TEXT = 100_000  # characters of a line of settings
 
 

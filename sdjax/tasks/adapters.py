@@ -1,0 +1,199 @@
+"""The adapters of pictures: found by file or by tags in the prompt, applied to the UNet and to the text encoder."""
+
+import dataclasses
+import difflib
+import functools
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from sdjax.adapters.combining import combine
+from sdjax.adapters.delta import Adapter, AdapterError, Delta, Difference, LowRank, Strength, difference_at, merge
+from sdjax.checks.arguments import number, shown
+from sdjax.config import ModelConfig
+from sdjax.convert.adapters.load import LoadedAdapter
+from sdjax.prompts.extra_networks import Tag, read_tags
+from sdjax.typing import Params
+
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
+MOST_FILES = 10_000  # of a folder that are looked through
+TAGS = ("lora", "lyco")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdapterUse:
+    """An adapter and its strength. `name` is for messages."""
+
+    adapter: Adapter
+    strength: Strength = Strength()
+    name: str = "adapter"
+
+
+Given: TypeAlias = "LoadedAdapter | Adapter | str | os.PathLike[str]"
+AdapterLike: TypeAlias = "AdapterUse | LoadedAdapter | str | os.PathLike[str] | tuple[Given, float | Strength]"
+
+
+def read_use(given: AdapterLike, config: ModelConfig) -> AdapterUse:
+    """Returns an adapter with its strength for a model of this description.
+
+    `given` is an AdapterUse; a file or folder, "FILE", "FILE:WEIGHT" or "FILE:WEIGHT:TEXT WEIGHT"; what
+    `sdjax.convert.load_adapter` returns; or a pair of one of these and a weight or a Strength. Raises ValueError for
+    anything else, `sdjax.convert.CheckpointError` for a file that cannot be used.
+    """
+    if isinstance(given, AdapterUse):
+        return given
+    if isinstance(given, tuple) and len(given) == 2:
+        what, weight = given
+        strength = weight if isinstance(weight, Strength) else Strength(number("an adapter's weight", weight))
+        if isinstance(what, str | os.PathLike):
+            loaded = read_file(what, config)
+            return AdapterUse(loaded.adapter, strength, loaded.name)
+        if isinstance(what, LoadedAdapter):
+            return AdapterUse(what.adapter, strength, what.name)
+        if isinstance(what, Mapping):
+            return AdapterUse(what, strength)
+    if isinstance(given, LoadedAdapter):
+        return AdapterUse(given.adapter, name=given.name)
+    if isinstance(given, str | os.PathLike):
+        path, strength = split_weights(os.fspath(given))
+        loaded = read_file(path, config)
+        return AdapterUse(loaded.adapter, strength, loaded.name)
+    raise ValueError(
+        f"an adapter is a file, what load_adapter returns, or a pair of it and a weight; got {shown(given)}"
+    )
+
+
+def split_weights(text: str) -> tuple[str, Strength]:
+    """Returns the file and the strength of FILE[:WEIGHT[:TEXT WEIGHT]]. Raises ValueError for bad weights."""
+    numbers: list[float] = []
+    rest = text
+    while len(numbers) < 2 and not os.path.exists(rest):
+        head, colon, tail = rest.rpartition(":")
+        if not colon:
+            break
+        try:
+            numbers.insert(0, number("an adapter's weight", float(tail)))
+        except ValueError:
+            if not os.path.exists(head):
+                break
+            raise ValueError(f"an adapter is FILE, FILE:WEIGHT or FILE:WEIGHT:TEXT WEIGHT; got {shown(text)}") from None
+        rest = head
+    return rest, Strength(numbers[0] if numbers else 1.0, numbers[1] if len(numbers) > 1 else None)
+
+
+def read_file(path: str | os.PathLike[str], config: ModelConfig) -> LoadedAdapter:
+    """Returns the adapter in a file or folder. It is read once as long as it does not change."""
+    try:
+        found = os.stat(path)
+        stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size)
+    except (OSError, ValueError):
+        stamp = ()  # load_adapter says why
+    return _read(os.fspath(path), config, stamp)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: str, config: ModelConfig, stamp: tuple[int, ...]) -> LoadedAdapter:
+    from sdjax.convert import load_adapter
+
+    return load_adapter(path, config)
+
+
+def uses_in_prompt(prompt: str, folder: str | None, config: ModelConfig) -> tuple[str, tuple[AdapterUse, ...]]:
+    """Returns the prompt without its tags `<lora:name:weight>`, and the adapters that they name.
+
+    A tag is `<lora:NAME>`, `<lora:NAME:WEIGHT>` or `<lora:NAME:WEIGHT:TEXT WEIGHT>`, also with `unet=`, `te=` and
+    `lbw=` (17 or 26 weights of blocks with commas). NAME is the name of a file in `folder` or below it, without its
+    ending. Without a folder tags stay in the prompt. Raises ValueError for names that are not there and for arguments
+    that cannot be followed.
+    """
+    if folder is None or "<" not in prompt:
+        return prompt, ()
+    found = read_tags(prompt, TAGS)
+    uses = []
+    for tag in found.tags:
+        before = prompt[: tag.start]
+        if before.count("[") > before.count("]"):
+            raise ValueError(f"<{tag.kind}:{tag.name}> stands in [...]: a tag counts for all steps, so put it outside")
+        loaded = read_file(find_file(folder, tag.name), config)
+        uses.append(AdapterUse(loaded.adapter, strength_of(tag), loaded.name))
+    return (found.text.strip() if found.tags else prompt), tuple(uses)
+
+
+def strength_of(tag: Tag) -> Strength:
+    """Returns the strength that a tag asks for. Raises ValueError for arguments that are not known."""
+    unknown = sorted(set(tag.options) - {"unet", "te", "lbw"})
+    if unknown or len(tag.args) > 2:
+        extra = f"{unknown[0]}=" if unknown else f"a third argument {shown(tag.args[2])}"
+        raise ValueError(f"<{tag.kind}:{tag.name}> has {extra}; tags have a weight, a text weight, unet=, te= and lbw=")
+    own = {key: _number(tag, value) for key, value in tag.options.items() if key != "lbw"}
+    unet = own.get("unet", tag.number(0, 1.0))
+    text = own.get("te", tag.number(1, tag.number(0, 1.0) if tag.args else own.get("unet", 1.0)))
+    blocks = None
+    if "lbw" in tag.options:
+        blocks = tuple(_number(tag, one) for one in tag.options["lbw"].split(","))
+    return Strength(unet, text, blocks)
+
+
+def _number(tag: Tag, text: str) -> float:
+    return tag._replace(args=(text,)).number(0, 0.0)
+
+
+def find_file(folder: str, name: str) -> pathlib.Path:
+    """Returns the file of this name, without its ending, in a folder or below it. Raises ValueError without one."""
+    root = pathlib.Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"{folder} is no folder of adapters")
+    stems: dict[str, pathlib.Path] = {}
+    for count, (place, _, files) in enumerate(os.walk(root)):
+        if count > MOST_FILES:
+            break
+        for file in sorted(files):
+            if file.endswith(ENDINGS):
+                stems.setdefault(pathlib.PurePath(file).stem, pathlib.Path(place) / file)
+    if name not in stems:
+        near = difflib.get_close_matches(name, stems, n=3)
+        hint = f"; did you mean {' or '.join(map(shown, near))}?" if near else ""
+        raise ValueError(f"{folder} has no adapter of the name {shown(name)}{hint}")
+    return stems[name]
+
+
+def unet_adapter(uses: Sequence[AdapterUse], base: Params) -> dict[str, Delta]:
+    """Returns the weighted sum of what adapters change in the UNet, by the layers' kernels, as factors or differences.
+
+    `base` are the UNet's parameters. Raises AdapterError for changes of biases and norms, which a picture of a batch
+    cannot have alone.
+    """
+    leaves = flatten_dict(base, sep="/")
+    terms: list[tuple[Adapter, float]] = []
+    for use in uses:
+        for path, delta in use.adapter.items():
+            part, _, rest = path.partition("/")
+            weight = use.strength.of(path)
+            if part != "unet" or weight == 0:
+                continue
+            if not path.endswith("/kernel"):
+                raise AdapterError(
+                    f"{use.name} changes {rest}, and only kernels can differ from picture to picture: merge it into "
+                    "the model (Pipeline.with_adapters, or --lora on the command line)"
+                )
+            if not isinstance(delta, LowRank | Difference):
+                leaf = jnp.asarray(leaves[rest], jnp.float32)
+                delta, weight = Difference(difference_at(delta, leaf, weight)), 1.0
+            terms.append(({rest: delta}, weight))
+    return combine(terms).adapter
+
+
+def text_params(uses: Sequence[AdapterUse], params: Params) -> Params:
+    """Returns the text encoder's parameters with the adapters merged in."""
+    own = [({path: delta for path, delta in use.adapter.items() if path.startswith("text/")}, use.strength)
+           for use in uses]  # fmt: skip
+    return merge({"text": params}, own)["text"]
+
+
+def changes_text(uses: Sequence[AdapterUse]) -> bool:
+    """Returns whether adapters change the text encoder."""
+    return any(path.startswith("text/") and use.strength.of(path) for use in uses for path in use.adapter)

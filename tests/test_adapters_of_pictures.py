@@ -1,0 +1,146 @@
+"""Adapters in pictures: merged or one for each picture of a batch, by file, from Python and by tags in prompts."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import sdjax
+from sdjax import convert
+from sdjax.adapters import LowRank, Strength
+from sdjax.adapters.families import LoHa
+from sdjax.convert.adapters.write import write_adapter
+from sdjax.convert.names import tables
+from sdjax.prompts.extra_networks import read_tags
+from sdjax.scripts.main import main
+from sdjax.tasks.adapters import AdapterUse, find_file, split_weights, strength_of, uses_in_prompt
+
+import models
+from checks import count_compilations
+
+FEW = {"num_steps": 3, "height": 64, "width": 64, "sampler": "euler"}
+
+
+def lora(seed, rank, parts=("unet", "text"), kind=LowRank):
+    """Returns random changes of the attention's projections that show in a picture."""
+    rng, adapter = np.random.default_rng(seed), {}
+    for part in parts:
+        for leaf in tables.part_parameters(part, getattr(models.TINY, part)):
+            if leaf.path.endswith(("to_q/kernel", "to_v/kernel", "q_proj/kernel", "v_proj/kernel")):
+                c, d = leaf.shape
+                draw = [rng.normal(size=s).astype("f") for s in ((c, rank), (rank, d), (d, rank), (rank, c)) * 2]
+                if kind is LowRank:
+                    adapter[leaf.path] = LowRank(draw[0] / c**0.5, draw[1] / rank**0.5, 0.8)
+                else:
+                    adapter[leaf.path] = LoHa(draw[2], draw[3], draw[6], draw[7], scale=0.5 / c**0.5)
+    return adapter
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("adapters")
+    write_adapter(place / "one.safetensors", lora(1, 2), models.TINY)
+    (place / "below").mkdir()
+    write_adapter(place / "below" / "two.safetensors", lora(2, 3, ("unet",)), models.TINY)
+    write_adapter(place / "three.safetensors", lora(3, 4), models.TINY)
+    return place
+
+
+def level(a, b):
+    return np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
+
+
+def made(pipe, *prompts, **options):
+    return np.stack(list(sdjax.text_to_image(pipe, list(prompts), seed=[5] * len(prompts), **{**FEW, **options})))
+
+
+def test_each_picture_of_a_batch_has_its_own_adapter_as_if_it_were_merged(folder):
+    pipe = models.pipeline()
+    prompts = "a cat <lora:one:0.7>", "a cat", "a cat <lora:two:-1.2><lora:one:0.5:0.2>"
+    got = made(pipe, *prompts, lora_dir=str(folder))
+    one, two = (convert.load_adapter(folder / name, models.TINY).adapter
+                for name in ("one.safetensors", "below/two.safetensors"))  # fmt: skip
+    want = [
+        made(pipe.with_adapters((one, 0.7)), "a cat")[0], made(pipe, "a cat")[0],
+        made(pipe.with_adapters((two, -1.2), (one, Strength(0.5, 0.2))), "a cat")[0],
+    ]  # fmt: skip
+    np.testing.assert_array_equal(got[1], want[1])
+    for i in 0, 2:
+        assert level(got[i], want[i]) <= 1
+        assert level(got[i], want[1]) > 20
+
+
+def test_another_adapter_and_weight_compile_nothing(folder):
+    pipe = models.pipeline()
+    made(pipe, "a cat <lora:one:0.7>", "a dog <lora:one>", lora_dir=str(folder))
+    other = ("a cat <lora:one:1.5>", "a bird <lora:one:-0.2:0.4>")
+    assert count_compilations(lambda: made(pipe, *other, lora_dir=str(folder))) == 0
+
+
+def test_kinds_that_are_not_low_rank_may_differ_from_picture_to_picture_too():
+    pipe, adapter = models.pipeline(), lora(4, 2, ("unet",), LoHa)
+    uses = [[AdapterUse(adapter, Strength(0.9))], [AdapterUse(lora(1, 2, ("unet",)), Strength(0.6))]]
+    got = made(pipe, "a cat", "a cat", adapters=uses)
+    assert level(got[0], made(pipe.with_adapters((adapter, 0.9)), "a cat")[0]) <= 1
+    assert level(got[1], made(pipe.with_adapters((lora(1, 2, ("unet",)), 0.6)), "a cat")[0]) <= 1
+    assert level(got[0], got[1]) > 20
+
+
+def test_the_command_line_merges_files_and_reads_tags(folder, tmp_path, capsys):
+    convert.save(models.TINY, jax.tree.map(np.asarray, models.pipeline().params), tmp_path / "model.safetensors")
+    pictures = []
+    for words in (["a cat", "--lora", f"{folder / 'one.safetensors'}:0.7"],
+                  ["a cat <lora:one:0.7>", "--lora-dir", str(folder)]):  # fmt: skip
+        out = tmp_path / str(len(pictures))
+        assert main(["txt2img", "--ckpt", str(tmp_path / "model.safetensors"), "--outdir", str(out), "--n_samples", "1",
+                     "--n_iter", "1", "--skip_grid", "--steps", "3", "--H", "64", "--W", "64", "--seed", "5",
+                     "--sampler", "euler", "--prompt", *words]) == 0  # fmt: skip
+        pictures.append(np.asarray(Image.open(next((out / "samples").glob("*.png")))))
+    assert level(*pictures) <= 1
+    assert "another tool" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence", "status"),
+    [
+        (["--prompt", "a <lora:onee>", "--lora-dir", "DIR"], "no adapter of the name 'onee'; did you mean 'one'", 2),
+        (["--prompt", "a <lora:../one>", "--lora-dir", "DIR"], "no adapter of the name", 2),
+        (["--prompt", "a [<lora:one>:b:0.5]", "--lora-dir", "DIR"], "put it outside", 2),
+        (["--prompt", "a <lora:one:x>", "--lora-dir", "DIR"], "has a number as weight", 2),
+        (["--prompt", "a <lora:one:lbw=1,2>", "--lora-dir", "DIR"], "17 or 26 numbers", 2),
+        (["--prompt", "a", "--lora", "DIR/none.safetensors"], "none.safetensors", 3),
+    ],
+)
+def test_bad_adapters_are_one_sentence(words, sentence, status, folder, tmp_path, capsys):
+    words = [word.replace("DIR", str(folder)) for word in words]
+    convert.save(models.TINY, jax.tree.map(np.asarray, models.pipeline().params), tmp_path / "m.safetensors")
+    got = main(["txt2img", "--ckpt", str(tmp_path / "m.safetensors"), "--outdir", str(tmp_path / "out"), "--steps", "1",
+                "--n_samples", "1", "--n_iter", "1", "--H", "64", "--W", "64", *words])  # fmt: skip
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert got == status
+    assert "Traceback" not in said
+
+
+def test_tags_have_weights_of_networks_and_blocks(folder):
+    def strength(text):
+        return strength_of(read_tags(text).tags[0])
+
+    assert strength("<lora:a>") == Strength(1.0, 1.0)
+    assert strength("<lora:a:0.5>") == Strength(0.5, 0.5)
+    assert strength("<lyco:a:0.5:0.2>") == Strength(0.5, 0.2)
+    assert strength("<lora:a:unet=0.3:te=0.4>") == Strength(0.3, 0.4)
+    assert strength(f"<lora:a:0.5:lbw={','.join('1' * 17)}>") == Strength(0.5, 0.5, (1.0,) * 17)
+    text, uses = uses_in_prompt("a <lora:one:0.5> b", str(folder), models.TINY)
+    assert (text, uses[0].strength, uses[0].name) == ("a  b", Strength(0.5, 0.5), "one")
+    assert uses_in_prompt("a <lora:one:0.5> b", None, models.TINY) == ("a <lora:one:0.5> b", ())
+
+
+def test_files_are_found_below_the_folder_and_weights_are_split_off(folder):
+    assert find_file(str(folder), "two") == folder / "below" / "two.safetensors"
+    file = str(folder / "one.safetensors")
+    assert split_weights(file) == (file, Strength())
+    assert split_weights(f"{file}:0.5") == (file, Strength(0.5))
+    assert split_weights(f"{file}:0.5:0") == (file, Strength(0.5, 0.0))
+    with pytest.raises(ValueError, match="FILE:WEIGHT"):
+        split_weights(f"{file}:much")
