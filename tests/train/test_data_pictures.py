@@ -62,6 +62,12 @@ def test_without_enlarging_each_picture_has_the_size_that_is_in_it():
     assert set(buckets.sizes) == set(sizes[:-1])
 
 
+def test_of_two_ways_to_shrink_the_one_with_the_nearer_aspect_ratio_is_taken():
+    # 600 x 723 (0.830): by its width 448 x 540, cut to 448 x 512 (0.875); by its height 424 x 512, cut to 384 (0.75).
+    # 600 x 764 (0.785): by its width 448 x 512 (0.875), by its height 452 x 576, cut to 448 (0.778)
+    assert shrunk(np.array([600, 600]), np.array([723, 764]), 512, 64).tolist() == [[448, 512], [448, 576]]
+
+
 def test_without_enlarging_no_side_grows_and_little_is_cut():
     rng = np.random.default_rng(0)
     w, h = rng.integers(64, 3000, (2, 2000))
