@@ -231,8 +231,21 @@ def combine(args: argparse.Namespace, keep: Any, conv_keep: Any) -> None:
         names = _names([path for path, _ in weighted])
         recipe = " + ".join(f"{weight:g} * {name}" for name, (_, weight) in zip(names, weighted))
         metadata = {"modelspec.title": Path(args.out).stem, "sdjax.merged_from": recipe}
-        embeddings = {word: rows for one in loaded for word, rows in one.embeddings.items()}
+        embeddings = _embeddings(loaded)
     write_adapter(args.out, adapter, config, to=args.to, dtype=dtype, metadata=metadata, embeddings=embeddings)
+
+
+def _embeddings(loaded: list[Any]) -> dict[str, Any]:
+    """Returns the bundled embeddings of all adapters. Raises ValueError if two have different ones for a word."""
+    import numpy as np
+
+    found: dict[str, Any] = {}
+    for one in loaded:
+        for word, rows in one.embeddings.items():
+            if word in found and not np.array_equal(found[word], rows):
+                raise ValueError(f"two of the adapters bundle different embeddings for {word!r}; leave one of them out")
+            found[word] = rows
+    return found
 
 
 def _names(paths: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from sdjax import configs, convert
 from sdjax.adapters import merge
+from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.adapters.write_names import LAYOUTS
 from sdjax.scripts import lora
 from sdjax.scripts.main import main
@@ -111,6 +112,19 @@ def test_results_have_the_type_of_the_first_file(folder, tmp_path):
     assert run("convert", folder / "lora.safetensors", *ckpt, "--dtype", "float16", "--out", half) == 0
     assert run("resize", half, *ckpt, "--rank", 2, "--out", small) == 0
     assert {array.dtype for array in load_file(small).values()} == {np.dtype("float16")}
+
+
+def test_two_embeddings_of_one_word_are_refused(folder, tmp_path, capsys):
+    config, ckpt = models.TINY, ("--ckpt", folder / "base.safetensors")
+    adapter = convert.load_adapter(folder / "lora.safetensors", config).adapter
+    for i in (1, 2):
+        rows = np.full((2, 32), i, np.float32)
+        write_adapter(tmp_path / f"{i}.safetensors", adapter, config, embeddings={"cat": rows})
+    files = (tmp_path / "1.safetensors", tmp_path / "2.safetensors")
+    assert run("merge", *files, *ckpt, "--out", tmp_path / "3.safetensors") == 2
+    assert "different embeddings for 'cat'" in capsys.readouterr().err
+    assert run("convert", files[0], *ckpt, "--out", tmp_path / "4.safetensors") == 0
+    np.testing.assert_array_equal(load_file(tmp_path / "4.safetensors")["bundle_emb.cat.clip_l"], np.ones((2, 32)))
 
 
 def test_nothing_is_overwritten(folder, tmp_path, capsys):
