@@ -12,6 +12,8 @@ from sdjax.convert.containers.hashing import manifest
 from sdjax.convert.containers.reading import TensorFile, read
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.inspection import Inspection, inspect
+from sdjax.convert.merge.merging import merge_bundles, merge_models, reproduce_merge
+from sdjax.convert.merge.recipe import Settings as MergeSettings
 from sdjax.convert.model import load, load_model, parameter_counts
 from sdjax.convert.names.tables import tensor_shapes
 from sdjax.convert.parts.depth import load_depth
@@ -26,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "Inspection",
     "LoadedAdapter",
+    "MergeSettings",
     "Model",
     "Report",
     "TensorFile",
@@ -41,8 +44,11 @@ __all__ = [
     "load_safety_checker",
     "load_vision",
     "manifest",
+    "merge_bundles",
+    "merge_models",
     "parameter_counts",
     "read",
+    "reproduce_merge",
     "save",
     "tensor_shapes",
 ]

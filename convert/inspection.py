@@ -15,6 +15,7 @@ from sdjax.convert.describe.choices import choose_ema, describe, stated
 from sdjax.convert.describe.other_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, OtherKindError, printable
+from sdjax.convert.merge.recipe import RECIPE_KEY, read_recipe
 from sdjax.convert.names import naming, tables
 from sdjax.convert.names.matching import Match, match
 
@@ -40,6 +41,7 @@ class Inspection:
     kind: str | None = None  # kind and advice, for a file that is not a whole model
     cards: tuple[str, ...] = ()
     tokenizer: str | None = None
+    merge: tuple[str, ...] = ()  # the recipe of a merged model, in words
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a JSON-ready dictionary."""
@@ -58,7 +60,10 @@ class Inspection:
         for name, part in self.parts.items():
             dtypes = ", ".join(f"{count} {dtype}" for dtype, count in part["dtypes"].items())
             lines.append(f"  {name:<11} {part['tensors']} tensors, {part['elements']:,} numbers ({dtypes})")
+        lines += [f"  merge       {line}" for line in self.merge]
         for key, value in self.metadata.items():
+            if key == RECIPE_KEY and self.merge:
+                continue
             lines.append(f"  metadata    {printable(key)} = {printable(value)}")
         lines += [f"  licence     {name}" for name in self.licences]
         lines += [f"  card        {name}" for name in self.cards]
@@ -121,6 +126,13 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         part["dtypes"][tensor.dtype.name] += 1
     for part in parts.values():
         part["dtypes"] = dict(part["dtypes"].most_common())
+    merge: tuple[str, ...] = ()
+    try:
+        recipe = read_recipe(checkpoint.metadata)
+        merge = tuple(recipe.lines()) if recipe is not None else ()
+    except CheckpointError as error:
+        recipe = None
+        odd.append(str(error))
     order = [*tables.PARTS.values(), "other UNet", "beside", "unknown"]
     return Inspection(
         path=str(path),
@@ -138,6 +150,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         tokenizer=None if checkpoint.tokenizer is None else f"its own, of {checkpoint.tokenizer.vocab_size} tokens",
         odd=odd,
         kind=None if kind is None else str(kind),
+        merge=merge,
     )
 
 

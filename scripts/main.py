@@ -36,6 +36,8 @@ COMMANDS = {
     "cache-latents": ("cache_latents", "compute the latents of a training set once"),
     "convert": ("convert", "convert a checkpoint to another format"),
     "lora": ("lora", "extract, merge, resize and convert adapters"),
+    "merge": ("merge", "mix checkpoints, and merge adapters into them"),
+    "reproduce-merge": ("reproduce_merge", "run the recipe of a merged checkpoint again"),
     "inspect": ("inspect_checkpoint", "show what a checkpoint holds"),
     "samplers": ("samplers", "list samplers and schedules by their names in every tool"),
     "guidance": ("guidance", "list the rules of guidance and their options"),
