@@ -78,6 +78,7 @@ GIVEN = {
     "--shard": "--beam",
 }
 VALUES = {
+    "--ratio-of": "attn=1",
     "--platform": "cpu",
     "--hires-sampler": "heun",
     "--sampler": "heun",
@@ -153,7 +154,7 @@ def test_a_flag_without_effect_is_refused_even_at_its_default(name, action, caps
             (tmp_path / "in" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / file).touch()
     given = "" if (name, flag) == ("train", "--default") else GIVEN.get(flag, "")
-    given = given.split()
+    given = given.split() if (name, flag) != ("merge", "--vae") else ["--vae-from", "A"]
     needed = [] if "--prior" in given or "--records" in given else NEEDED.get(name, "").split()
     if "--records" in given:
         needed = ["out"]
