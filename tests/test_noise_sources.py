@@ -109,6 +109,23 @@ def test_sde_samplers_take_their_noise_from_the_brownian_path():
     np.testing.assert_allclose(np.moveaxis(made.noise[0, :3], -1, 1), wanted, atol=1e-5)
 
 
+def test_the_brownian_path_spans_the_schedule_of_the_picture():
+    options = {"sampler": "dpmpp_sde", "schedule": "leading", "num_steps": 4, "noise_source": "torch_cpu"}
+    plain, rescaled = (
+        batch_of(models.pipeline(), [Request(seed=6, zero_terminal_snr=tool, **options)], Computing(**DEVICE))
+        for tool in (None, "a1111")
+    )
+    for batch in (plain, rescaled):
+        (one,), rows = batch.requests, batch.starts[0].rows
+        levels = one.sampler.grid(one.noise_schedule, 4).sigma
+        x = np.zeros((1, *SHAPE[1:], SHAPE[0]), np.float32)
+        tree = noise.BrownianTree(
+            6, SHAPE, levels[levels > 0].min(), levels.max(), lambda seed, shape: noise.TorchCPU(seed).randn(shape)
+        )
+        made = batch.step_noise([rows], x)[1].noise[0][np.asarray(rows.brownian)]
+        np.testing.assert_array_equal(np.moveaxis(made, -1, 1), tree(np.asarray(rows.interval)[rows.brownian].tolist()))
+
+
 def test_pictures_of_one_variation_strength_are_variations_of_one_picture():
     requests = expand("a cat", num_images=3, seed=5, variation_seed=10, variation_strength=0.2)
     assert [(one.seed, one.variation_seed) for one in requests] == [(5, 10), (5, 11), (5, 12)]

@@ -270,7 +270,7 @@ class Batch:
         keys = self._keys([request.seed + request.ensd & MAX_SEED for request in self.requests])
         factor = self.pipe.config.vae.factor
         size = x.shape[1] * factor, x.shape[2] * factor
-        grids = [functools.partial(one.sampler.grid, self.pipe.schedule, one.num_steps) for one in self.requests]
+        grids = [functools.partial(one.sampler.grid, one.noise_schedule, one.num_steps) for one in self.requests]
         return keys, self._spread_noise(noise.step_noise(rows, self._streams_at(size), grids))
 
     def with_patches(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
