@@ -1,5 +1,6 @@
 """Writes what a run learned beside its model: an adapter's file in kohya's names, and one file for each new word."""
 
+import functools
 import pathlib
 import re
 
@@ -38,7 +39,7 @@ def write_files(
         told = run_metadata(folder, model, name=path.stem, step=step, kind="textual-inversion")
         path.parent.mkdir(exist_ok=True)
         vectors = np.asarray(rows, np.float32)
-        tensor = LazyTensor(vectors.shape, vectors.dtype, lambda vectors=vectors: vectors, name=word)
+        tensor = LazyTensor(vectors.shape, vectors.dtype, functools.partial(np.asarray, vectors), name=word)
         with new_file(path, overwrite=True, what="writing the embedding") as partial:
             write_safetensors(partial, {word: tensor}, {**told, "format": "pt"}, aligned=False)
         written.append(path)

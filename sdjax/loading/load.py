@@ -137,7 +137,7 @@ def with_words(pipe: Pipeline, vectors: Mapping[str, ArrayLike]) -> Pipeline:
     if not vectors:
         return pipe
     tokenizer = AddedWords.to(pipe.tokenizer, {word: len(np.asarray(rows)) for word, rows in vectors.items()})
-    rows = cast(np.concatenate([np.asarray(own) for own in vectors.values()]), pipe.dtype)
+    rows = np.concatenate([np.asarray(own, np.float32) for own in vectors.values()])
     path = table_of(by_path({"text": pipe.params["text"]}))
-    added = unflatten_dict({(*path.split("/")[:-1], ROWS): rows})
+    added = cast(unflatten_dict({(*path.split("/")[:-1], ROWS): rows}), pipe.dtype)
     return dataclasses.replace(pipe, params=lay_over(added, pipe.params), tokenizer=tokenizer)

@@ -21,6 +21,7 @@ from sdjax.train.optim import OptimConfig
 from sdjax.train.parallel import ParallelConfig
 from sdjax.train.state import GuardConfig
 
+PARTS = ("unet", "text", "vae", "discriminator")  # with learning rates of their own
 PART = ("source", "where", "repeats", "weight", "loss_weight", "captions")  # of a training set
 
 # Conditions for `needs`: a test of the configuration, and the end of the message "... has no effect" if it is false
@@ -228,6 +229,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.minimised.check_parts(self.train)
+        unknown = [part for part in self.optim.part_rates if part not in PARTS]
+        if unknown:
+            raise ValueError(f"optim.part_rates has rates of {', '.join(PARTS)}; got {unknown[0]!r}")
         for name in ("dtype", "frozen_dtype"):
             value = getattr(self, name)
             if value is not None:

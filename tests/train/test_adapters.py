@@ -11,11 +11,13 @@ from sdjax.adapters import patched
 from sdjax.adapters.attached import ROWS, Attached
 from sdjax.config import ConfigError
 from sdjax.convert.adapters.load import load_adapter
+from sdjax.description import build
 from sdjax.loading.trainable import attach, by_path, trainable_of
 from sdjax.loading.trainable.low_rank import LoRATraining
 from sdjax.loading.trainable.products import LoHaTraining, LoKrTraining, OFTTraining
 from sdjax.nn.layers.conv import Conv
 from sdjax.nn.layers.dense import Dense
+from sdjax.train.config import TrainConfig
 from sdjax.train.optim import OptimConfig, make_optimizer
 
 from tests.train.models_to_train import TINY
@@ -148,6 +150,12 @@ def test_pissa_starts_from_the_largest_singular_values():
     np.testing.assert_allclose(product, (u[:, :2] * s[:2]) @ v[:2], atol=1e-5)
 
 
+def test_rates_of_unknown_parts_are_refused():
+    data = {"parts": [{"source": {"folder": "pictures"}}]}
+    with pytest.raises(ConfigError, match="part_rates has rates of unet, text, .*; got 'txet'"):
+        build(TrainConfig, {"data": data, "optim": {"steps": 1, "part_rates": {"txet": 1e-4}}})
+
+
 def test_rates_of_parts_and_of_up():
     params = {"unet": {"kernel": {"down": jnp.ones((2, 2)), "up": jnp.ones((2, 2))}}, "text": {"up": jnp.ones((2, 2))}}
     config = OptimConfig(
@@ -237,3 +245,16 @@ def test_the_file_of_a_word_holds_its_vectors(tmp_path):
     ]  # fmt: skip
     tensors = read(paths[0])
     np.testing.assert_array_equal(tensors["<cat>"], what.embeddings(trained)["<cat>"])
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_every_kind_has_slopes_at_its_start(options):
+    what = trainable_of({"targets": "to_q", **({} if options["kind"] == "oft" else {"rank": 2}), **options})
+
+    def size(trained):
+        kernel = what.assemble(trained, BASE)["unet"]["attentions_0"]["to_q"]["kernel"]
+        return (kernel * jnp.arange(8)).sum()
+
+    slopes = by_path(jax.grad(size)(what.init(BASE, KEY)))
+    assert all(np.isfinite(slope).all() for slope in slopes.values())
+    assert any(np.any(slope) for slope in slopes.values())
