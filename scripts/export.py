@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from sdjax.storage import files
     from sdjax.tasks.resolve import check_size
 
+    write.check_new(args.folder)
     files.check_folder(args.folder, "exporting to")
 
     def check(config: Any) -> None:

@@ -178,3 +178,8 @@ def test_a_rule_must_be_a_dataclass_that_jax_knows():
     with pytest.raises(ValueError, match="the rule Same must be a flax.struct.dataclass"):
         request(guidance=Same())
     assert flax.struct.dataclass(Same)() in batch(request(guidance=flax.struct.dataclass(Same)())).guidance.rules
+
+
+def test_a_list_as_guidance_is_named_as_the_fault_even_beside_options():
+    with pytest.raises(ValueError, match="guidance is a name"):
+        sdjax.Request(guidance=["apg"], guidance_options={"eta": 0.5})

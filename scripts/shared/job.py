@@ -28,6 +28,8 @@ from sdjax.scripts.shared.wording import in_flags
 
 MAX_GRID = 40_000_000  # most pixels in a grid; an input picture may have as many
 
+WITHOUT_WEAK = "--guidance autoguidance needs a second, weaker model: name it with --weak-ckpt"
+
 
 class Job:
     """One run of a command. Its constructor checks the shared flags, before JAX is set up."""
@@ -48,7 +50,7 @@ class Job:
         large_flags.check_large(args)
         self.guidance = runtime.read_guidance(args.guidance, args.guidance_option)
         if "autoguidance" in self.guidance.get("guidance", "") and args.weak_ckpt is None:
-            raise ValueError("--guidance autoguidance needs a second, weaker model: name it with --weak-ckpt")
+            raise ValueError(WITHOUT_WEAK)
         self.options = PictureOptions(args, self.name, make_spacing(args), self.guidance)
         self.options.sampler({})
         self.batches: list[PromptBatch] = []
@@ -66,6 +68,15 @@ class Job:
         """Returns the batches of the command's prompts (`prompts.make_batches`), whose own settings are checked."""
         self.axes = [] if self.args.sweep is None else sweeps.read_axes(self.args)
         self.batches = make_batches(self.args, default, num_inputs, self.axes, check=self.options.check)
+        needs_weak = any("autoguidance" in str(own.get("guidance")) for one in self.batches for own in one.settings)
+        if needs_weak and self.args.weak_ckpt is None:
+            raise ValueError(WITHOUT_WEAK)
+        if (
+            self.args.weak_ckpt is not None
+            and not needs_weak
+            and "autoguidance" not in self.guidance.get("guidance", "")
+        ):
+            raise ValueError("--weak-ckpt has no effect without autoguidance, which no picture asks for: leave it out")
         return self.batches
 
     def load(self, check: Callable[[Any], None], **more: Any) -> Any:
@@ -330,7 +341,15 @@ def choose_sampler(args: argparse.Namespace) -> str:
         raise ValueError(f"--sampler {args.sampler} contradicts --{'dpm' if args.dpm else 'plms'}; give one of them")
     if args.schedule is None and not any(option.startswith("spacing=") for option in args.sampler_option):
         args.schedule = found.schedule
+    elif found.schedule is not None and not same_schedule(args.schedule, found.schedule):
+        chosen = args.schedule or "that of --sampler-option"
+        note(f"--sampler {args.sampler} says the schedule {found.schedule}, but {chosen} is used, as it is given too")
     return found.sampler
+
+
+def same_schedule(given: str | None, ours: str) -> bool:
+    """Returns whether --schedule is a name of this schedule in any tool."""
+    return given is not None and given.partition("=")[0] not in names.LISTS and names.find_schedule(given) == ours
 
 
 def make_spacing(args: argparse.Namespace) -> Any:

@@ -27,6 +27,11 @@ ONE_OF_OUR_OWN = Needs(
 )
 
 
+def own_settings(args: argparse.Namespace) -> bool:
+    """Returns whether pictures may have settings of their own, read later."""
+    return any(getattr(args, name, None) is not None for name in ("from_file", "lines", "sweep"))
+
+
 def make_command_parser(name: str, description: str, epilog: str) -> Parser:
     """Returns a subcommand's parser, with --debug."""
     parser = Parser(
@@ -221,7 +226,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         "--weak-ckpt",
         metavar="PATH",
         needs=Needs(
-            lambda args: any("autoguidance" in name for name in args.guidance),
+            lambda args: own_settings(args) or any("autoguidance" in name for name in args.guidance),
             "without --guidance autoguidance: add it, or leave this flag out",
         ),
         help="the weaker model of --guidance autoguidance, as for --ckpt",

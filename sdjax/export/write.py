@@ -40,6 +40,12 @@ Program = tuple[
 
 
 @pinned()
+def check_new(folder: str | os.PathLike[str]) -> None:
+    """Raises FileExistsError, as a sentence, if something with this name exists."""
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder} exists; choose another folder, or remove it")
+
+
 def write(
     pipe: Pipeline, folder: str | os.PathLike[str], *, height: int, width: int, batch: int = 1,
     platforms: Sequence[str] = layout.PLATFORMS,
@@ -60,12 +66,8 @@ def write(
     params = flatten_dict(jax.tree.map(np.asarray, dict(pipe.params)), sep="/")
     folder = Path(folder)
 
-    def check(path: Path) -> None:
-        if os.path.lexists(path):
-            raise FileExistsError(17, f"{path} exists; choose another folder, or remove it")
-
     needs = sum(leaf.nbytes for leaf in params.values())
-    with files.new_folder(folder, check, what="exporting to", needs=needs) as partial:
+    with files.new_folder(folder, check_new, what="exporting to", needs=needs) as partial:
         sizes = {}
         for platform in chosen:
             (partial / platform).mkdir()

@@ -57,6 +57,10 @@ class Churned(Sampler):
         if self.s_tmax == math.inf:
             object.__setattr__(self, "s_tmax", 0.0)  # one value for one meaning; JSON has no infinity
         check_numbers(self, "s_churn", "s_tmin", "s_tmax", "s_noise")
+        if 0 < self.s_tmax < self.s_tmin:
+            raise ValueError(
+                f"s_tmin is at most s_tmax, or no step churns; got s_tmin {self.s_tmin:g} and s_tmax {self.s_tmax:g}"
+            )
         if self.s_churn > 0 and getattr(self, "eta", 0) > 0:
             raise ValueError(
                 f"a step adds noise at its start (s_churn {self.s_churn:g}) or at its end (eta): set one to 0"

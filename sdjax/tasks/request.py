@@ -188,15 +188,17 @@ def rules_of(guidance: Any, options: Mapping[str, Any] | None) -> tuple[Rule, ..
         if options and not guidance:
             raise ValueError("guidance_options have no effect without guidance: name a rule, or leave them out")
         return make_rules(guidance or PLAIN, options)
-    if options:
-        raise ValueError("guidance_options are for rules given by name: set the fields of the rule instead")
-    if isinstance(guidance, Rule | Rules):
-        return tuple(checked(rule) for rule in (guidance.rules if isinstance(guidance, Rules) else (guidance,)))
-    if isinstance(guidance, type) or not all(hasattr(guidance, name) for name in ("branches", "init", "combine")):
+    ruled = isinstance(guidance, Rule | Rules)
+    complete = not isinstance(guidance, type) and all(hasattr(guidance, n) for n in ("branches", "init", "combine"))
+    if not ruled and not complete:
         what = f"the class {guidance.__name__}: pass {guidance.__name__}()" if isinstance(guidance, type) else None
         raise ValueError(
             f"guidance is a name, such as 'apg' or 'apg+interval', or a rule; got {what or shown(guidance)}"
         )
+    if options:
+        raise ValueError("guidance_options are for rules given by name: set the fields of the rule instead")
+    if isinstance(guidance, Rule | Rules):
+        return tuple(checked(rule) for rule in (guidance.rules if isinstance(guidance, Rules) else (guidance,)))
     return guidance
 
 

@@ -250,3 +250,9 @@ def test_fields_of_the_wrong_type_are_refused(sampler, fields, message):
 def test_restart_refuses_returns_without_end():
     with pytest.raises(ValueError, match="times 1000000 and points 3 add 2000000 steps; at most 1000 are possible"):
         Restart(times=1000000, points=3)
+
+
+def test_an_empty_span_of_churn_is_refused():
+    with pytest.raises(ValueError, match="s_tmin is at most s_tmax"):
+        Euler(s_churn=3.0, s_tmin=5.0, s_tmax=2.0)
+    assert Euler(s_churn=3.0, s_tmin=5.0).s_tmax == 0  # no upper limit

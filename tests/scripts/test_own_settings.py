@@ -162,3 +162,25 @@ def test_finished_pictures_of_a_sweep_are_written_when_it_is_interrupted(fake, m
     monkeypatch.setattr(sdjax, "text_to_image", press, raising=False)
     assert txt2img("--sweep", "scale=2,3,4") == 130
     assert [read(OUT / f"samples/0000{i}.png")[1]["guidance_scale"] for i in range(2)] == [2, 4]
+
+
+def test_autoguidance_in_a_line_needs_its_weaker_model(fake, capsys) -> None:
+    write_lines({"prompt": "a", "guidance": "autoguidance"})
+    assert txt2img("--from-file", "a.jsonl") == 2
+    assert "name it with --weak-ckpt" in capsys.readouterr().err
+    assert fake.made == []
+    write_lines({"prompt": "a", "guidance": "apg"})
+    Path("weak.ckpt").touch()
+    assert txt2img("--from-file", "a.jsonl", "--weak-ckpt", "weak.ckpt") == 2
+    assert "--weak-ckpt has no effect without autoguidance" in capsys.readouterr().err
+
+
+def test_a_schedule_beside_a_samplers_name_that_says_another_gives_a_note(fake, capsys) -> None:
+    for schedule, noted in ("beta", True), ("Karras", False):
+        assert txt2img("--prompt", "a", "--sampler", "DPM++ 2M Karras", "--schedule", schedule, "--n_iter", "1") == 0
+        assert ("says the schedule karras, but beta is used" in capsys.readouterr().err) == noted
+
+
+def test_exporting_to_a_folder_that_exists_is_refused_before_the_model_is_read(capsys) -> None:
+    assert main(["export", "none.ckpt", "."]) == 1
+    assert capsys.readouterr().err.count("exists") == 1
