@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sdjax.config import ConfigError
+from sdjax.convert.adapters.inspecting import adapter_lines
 from sdjax.convert.checkpoint import open_checkpoint
 from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.describe import prediction
 from sdjax.convert.describe.choices import choose_ema, describe, stated
-from sdjax.convert.describe.other_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
+from sdjax.convert.describe.other_kinds import AS_ADAPTER, UNET_ALONE, kind_of_folder, kind_of_tensors
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, OtherKindError, printable
 from sdjax.convert.merge.recipe import RECIPE_KEY, read_recipe
@@ -42,6 +43,7 @@ class Inspection:
     cards: tuple[str, ...] = ()
     tokenizer: str | None = None
     merge: tuple[str, ...] = ()  # the recipe of a merged model, in words
+    adapter: tuple[str, ...] = ()  # facts, for a file of the LoRA family
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a JSON-ready dictionary."""
@@ -57,6 +59,7 @@ class Inspection:
             f"  predicts    {self.prediction or 'not said'}",
             f"  averages    {'yes (model_ema.), used unless asked otherwise' if self.ema else 'no'}",
         ]
+        lines += [f"  adapter     {line}" for line in self.adapter]
         for name, part in self.parts.items():
             dtypes = ", ".join(f"{count} {dtype}" for dtype, count in part["dtypes"].items())
             lines.append(f"  {name:<11} {part['tensors']} tensors, {part['elements']:,} numbers ({dtypes})")
@@ -151,6 +154,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         odd=odd,
         kind=None if kind is None else str(kind),
         merge=merge,
+        adapter=tuple(adapter_lines(path)) if kind is not None and kind.advice == AS_ADAPTER else (),
     )
 
 

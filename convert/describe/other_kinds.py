@@ -17,7 +17,7 @@ MOST_LETTERS = 300_000  # of a file's names that are looked through: those of 3,
 
 
 _READS = "sdjax reads whole Stable Diffusion v1 and v2 models"
-_MERGE = "merge it into its model with the tool that it is from, and name the merged file"
+AS_ADAPTER = "name the model that it is for, and this file by --lora (sdjax.convert.load_adapter)"
 _WHOLE = "name the whole model that it goes with (sdjax does not apply it)"
 _COMPLETE = "name a whole model: the checkpoint that it was taken from, or the pipeline's folder"
 _OTHER = f"{_READS}: name one of these"
@@ -56,14 +56,14 @@ _PARTS: tuple[tuple[str, str, str], ...] = (
     (r"\.hada_(w1|w2|t1|t2)|\.lokr_|\.(a1|a2|b1|b2)\.weight$|\.on_input$|\.(w|b)_norm$|oft_blocks|oft_R|oft_diag|\.boft_"
      r"|\.diff(_b)?$|\.(set|reshape)_weight$|^lycoris_|\.hada_",
      "a LoRA of LyCORIS's kinds (LoHa, LoKr, OFT, ...)",
-     _MERGE),
+     AS_ADAPTER),
     (r"lora_magnitude_vector|\.dora_scale|lora_(A|B|E|embedding_[AB])(\.[\w-]+)?(\.weight)?$|^base_model\.model\."
-     r"|\.ia3_l|vera_lambda|\.lora_layer\.", "a LoRA in PEFT's names", _MERGE),
+     r"|\.ia3_l|vera_lambda|\.lora_layer\.", "a LoRA in PEFT's names", AS_ADAPTER),
     (r"_lora\.(down|up)\.weight|\.lora\.(down|up)\.weight|lora_linear_layer\.(down|up)|processor\..*lora",
-     "a LoRA in diffusers' names", _MERGE),
+     "a LoRA in diffusers' names", AS_ADAPTER),
     (r"^(lora|loha|lokr|oft)_\w|\.lora_(down|up|mid)\b|\.lora_(down|up)$|^bundle_emb\.",
-     "a LoRA in kohya's names", _MERGE),
-    (r":(up|down)$|^\d+$", "a LoRA of cloneofsimo's kind, or a list of tensors", _MERGE),
+     "a LoRA in kohya's names", AS_ADAPTER),
+    (r":(up|down)$|^\d+$", "a LoRA of cloneofsimo's kind, or a list of tensors", AS_ADAPTER),
     (r"(^|\.)string_to_(param|token)|^emb_params$|^clip_[lgh]$|^<[^>]{1,60}>$",
      "a textual inversion (an embedding of a word), which is no model", _WHOLE),
     (r"^(320|640|768|1024|1280)\.[01]\.\w", "a hypernetwork, which is no model", _WHOLE),
