@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.adapters.delta import Adapter, AdapterError, Strength, changed
@@ -194,7 +195,7 @@ def _with_adapters(model: Bundle, pairs: Sequence[tuple[Adapter, Strength]]) -> 
         def read(base: LazyTensor = base, path: str = path, changes: list[Any] = changes) -> np.ndarray:
             try:
                 with jax.default_device(jax.local_devices(backend="cpu")[0]):
-                    made = np.asarray(changed(np.asarray(base.read(), np.float32), changes))
+                    made = np.asarray(changed(jnp.asarray(base.read(), jnp.float32), changes))
             except AdapterError as error:
                 raise CheckpointError(f"the adapter does not fit {path}: {error}") from None
             if not np.isfinite(made).all():

@@ -225,7 +225,7 @@ def find(wanted: Sequence[Source], places: Sequence[str | os.PathLike[str]]) -> 
     A file counts only if its bytes are those of the recipe. Raises CheckpointError naming what was not found.
     """
     candidates: list[Path] = []
-    for place in map(os.fspath, places):
+    for place in (os.fspath(place) for place in places):
         name, equals, rest = place.partition("=")
         path = Path(rest if equals and name in [one.name for one in wanted] and not os.path.exists(place) else place)
         if not path.exists():

@@ -44,8 +44,8 @@ def merged(
 
     def read(name: str) -> Array:
         a, parts = _shared(_read(both[name]))
-        keep = None if mask is None else functools.partial(mask, name=name, shape=parts[0].shape)
-        chosen = Chosen(density, sign, None if keep is None else lambda i: keep(i), bounds)
+        shape = parts[0].shape
+        chosen = Chosen(density, sign, None if mask is None else lambda i: mask(i, name, shape), bounds)
         with np.errstate(all="ignore"):
             made = method.merge(parts[0], parts[1:], ratios.at(name), chosen).astype(np.float32, copy=False)
         if not np.isfinite(made).all():
