@@ -33,8 +33,8 @@ class AdapterUse:
     name: str = "adapter"
 
 
-Given: TypeAlias = "LoadedAdapter | Adapter | str | os.PathLike[str]"
-AdapterLike: TypeAlias = "AdapterUse | LoadedAdapter | str | os.PathLike[str] | tuple[Given, float | Strength]"
+Given: TypeAlias = LoadedAdapter | Adapter | str | os.PathLike[str]
+AdapterLike: TypeAlias = AdapterUse | LoadedAdapter | str | os.PathLike[str] | tuple[Given, float | Strength]
 
 
 def read_use(given: AdapterLike, config: ModelConfig) -> AdapterUse:
