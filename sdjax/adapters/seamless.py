@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.adapters.patch import Context, Interceptor
+from sdjax.checks.arguments import shown
 from sdjax.nn.layers.conv import Conv
 
 AXES = {"x": (2,), "y": (1,), "xy": (1, 2)}  # the axes of a map [b, h, w, c] that wrap around
@@ -46,7 +47,7 @@ class Seamless:
 def check_axes(axes: str) -> str:
     """Returns the axes. Raises ValueError unless they are "x", "y" or "xy"."""
     if not isinstance(axes, str) or axes not in AXES:
-        raise ValueError(f"seamless is one of {', '.join(AXES)}; got {axes!r}")
+        raise ValueError(f"seamless is one of {', '.join(AXES)}; got {shown(axes)}")
     return axes
 
 

@@ -165,9 +165,11 @@ class Request:
         if self.clip_skip is not None:
             read_clip_skip(self.clip_skip)
         Language("weights" if self.prompt_syntax is None else self.prompt_syntax, self.emphasis)
-        if self.pad_contexts is not None and self.pad_contexts not in PADDINGS:
+        if self.pad_contexts is not None and self.pad_contexts not in tuple(PADDINGS):
             raise ValueError(f"pad_contexts is one of {', '.join(PADDINGS)}; got {shown(self.pad_contexts)}")
-        names = (self.styles,) if isinstance(self.styles, str) else tuple(self.styles or ())
+        names = (self.styles,) if isinstance(self.styles, str) else self.styles or ()
+        if not arguments.is_sequence(names):
+            raise ValueError(f"styles are names, such as ['film', 'night']; got {shown(self.styles)}")
         files = {name: getattr(self, name) for name in ("styles_file", "wildcards", "lora_dir")}
         return {
             "styles": tuple(_text("a style", name) for name in names),

@@ -112,6 +112,10 @@ def from_json(text: str, own: Collection[str] = SIZE) -> dict[str, Any]:
         given = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1})") from None
+    except ValueError as error:
+        if "int_max_str_digits" not in str(error):
+            raise
+        raise ValueError("a whole number in it has thousands of digits: no setting takes such a number") from None
     except RecursionError:
         raise ValueError("the JSON is nested too deeply: settings are one object") from None
     if not isinstance(given, dict):
