@@ -96,7 +96,7 @@ def size(text: str) -> tuple[int, int]:
     """Returns (height, width) of a size such as 512x768, width first, for argparse."""
     width, separator, height = text.lower().partition("x")
     if not (separator and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 512x768; got {text}")
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 512x768; got {text or 'nothing'}")
     return int(height), int(width)
 
 
@@ -104,7 +104,9 @@ def place(text: str) -> tuple[int, int]:
     """Returns (k, n) of a place such as 2/4, for argparse."""
     number, separator, count = text.partition("/")
     if not (separator and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(f"expected K/N, number K of N counted from 0, such as 2/4; got {text}")
+        raise argparse.ArgumentTypeError(
+            f"expected K/N, number K of N counted from 0, such as 2/4; got {text or 'nothing'}"
+        )
     return int(number), int(count)
 
 
