@@ -158,7 +158,7 @@ def merge(params: Params, adapters: Sequence[tuple[Adapter, float | Strength]]) 
     return unflatten_dict(leaves, sep="/")
 
 
-def changed(leaf: Array, changes: Iterable[tuple[Delta, float]]) -> Array:
+def changed(leaf: Array | np.ndarray, changes: Iterable[tuple[Delta, float]]) -> Array:
     """Returns a leaf with changes at their weights, computed in float32 and rounded once."""
     base = jnp.asarray(leaf, jnp.float32)
     return sum((difference_at(delta, base, weight) for delta, weight in changes if weight != 0), base).astype(
