@@ -4,7 +4,7 @@
 
 Draws emoji with captions (which needs NotoColorEmoji.ttf, docs/built-in-model.md), caches their latents, runs `sdjax
 train --config distill`, which continues a stopped run, and counts how often the pictures of held-out pairs show what
-the prompt says. Writes docs/images/few-steps.json and few-steps.png: above the model
+the prompt says. Writes benchmarks/results/few_steps.json and docs/sheets/few-steps.png: above the model
 with 25 steps and with 4, below the distilled one with 4, 2 and 1.
 """
 
@@ -13,7 +13,7 @@ import json
 import pathlib
 
 import numpy as np
-from make_pictures import FOLDER, of_64_colours
+from make_pictures import of_64_colours
 from PIL import Image
 
 import sdjax
@@ -21,6 +21,7 @@ from sdjax.scripts.main import main as command
 from sdjax.train.builtin import emoji, evaluate
 from sdjax.train.builtin.evaluate import Reader
 
+ROOT = pathlib.Path(__file__).parent.parent
 PICTURES, SEED = 6144, 7
 SETTINGS = {
     "batch_size": 32, "optim.learning_rate": 3e-4, "optim.steps": 900, "optim.decay": "cosine",
@@ -70,10 +71,10 @@ def main() -> None:
         print(json.dumps(row), flush=True)
         figures.append(row)
         shown[name, steps] = made[:SHOWN]
-    (FOLDER / "few-steps.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (ROOT / "benchmarks/results/few_steps.json").write_text(json.dumps(figures, indent=1) + "\n")
     rows = [shown[key] for key in (("before", 25), ("before", 4), ("after", 4), ("after", 2), ("after", 1))]
     plate = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-    (FOLDER / "few-steps.png").write_bytes(of_64_colours(Image.fromarray(plate)))
+    (ROOT / "docs/sheets/few-steps.png").write_bytes(of_64_colours(Image.fromarray(plate)))
 
 
 if __name__ == "__main__":
