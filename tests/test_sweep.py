@@ -155,7 +155,7 @@ def test_long_and_strange_labels_are_drawn():
 
 @pytest.mark.parametrize(("count", "most"), [(10, 4), (5, 4), (4, 4), (7, 1), (9, None)])
 def test_groups_are_divided_into_equal_parts_that_hold_every_picture(count, most):
-    from sdjax.tasks.batch import divided
+    from sdjax.pipeline.placement import divided
 
     parts = divided(list(range(count)), most)
     assert len({len(part) for part in parts}) == 1

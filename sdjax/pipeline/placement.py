@@ -58,6 +58,16 @@ def fill(items: list, parts: int) -> list:
     return items + items[-1:] * (padded(len(items), parts) - len(items))
 
 
+def divided(group: list[int], most: int | None) -> list[list[int]]:
+    """Returns the group in as few parts of at most `most` entries as possible, of equal length."""
+    if most is None or len(group) <= most:
+        return [group]
+    parts = -(-len(group) // most)
+    size = -(-len(group) // parts)
+    filled = fill(group, size)
+    return [filled[start : start + size] for start in range(0, len(group), size)]
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Returns the tree with every leaf whole on every device of the mesh. Leaves already there are not copied."""
     sharding = NamedSharding(mesh, P())

@@ -111,7 +111,7 @@ class Batch:
             made_as = (request.seamless, request.windows, shape, bool(request.adapters))
             alike = (self.size_of(i), start.rows is None, sampler.rule, end, *structure, *made_as)
             groups.setdefault(alike, []).append(i)
-        return [part for group in groups.values() for part in divided(group, self.how.at_once)]
+        return [part for group in groups.values() for part in placement.divided(group, self.how.at_once)]
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Returns the (height, width) at which picture i is made."""
@@ -338,16 +338,6 @@ class Batch:
 
     def _fill(self, items: list) -> list:
         return placement.fill(items, self.how.mesh.size)
-
-
-def divided(group: list[int], most: int | None) -> list[list[int]]:
-    """Returns the group in as few parts of at most `most` entries as possible, of equal length."""
-    if most is None or len(group) <= most:
-        return [group]
-    parts = -(-len(group) // most)
-    size = -(-len(group) // parts)
-    filled = placement.fill(group, size)
-    return [filled[start : start + size] for start in range(0, len(group), size)]
 
 
 def make_batch(

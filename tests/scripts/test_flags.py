@@ -15,7 +15,7 @@ SHARED = (
     f"--ddim_eta --scale --schedule --zero-terminal-snr --ckpt --revision --C --f {READING} --device --parallel "
     "--precision --dtype --exact --outdir "
     "--safety-checker --guidance --seamless --patch --window "
-    "--prompt-syntax --emphasis --clip-skip --pad-contexts --style --wildcards --wildcard-seed"
+    "--prompt-syntax --emphasis --clip-skip --pad-contexts --style --wildcards --wildcard-seed --lora --lora-dir"
 )
 NOISE = "--noise-source --variation-strength --seed-resize --ensd --compat --rounding"
 PICTURES = f"{SHARED} {NOISE} --sweep --n_iter --fixed_code --skip_save --skip_grid"
