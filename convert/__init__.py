@@ -6,6 +6,8 @@
 A `.ckpt` file's pickle is never executed; what a file says is checked before anything is taken from it.
 """
 
+from sdjax.convert.adapters.embedding import LoadedEmbedding, load_embedding
+from sdjax.convert.adapters.hypernetwork import LoadedHypernetwork, load_hypernetwork
 from sdjax.convert.adapters.load import LoadedAdapter, load_adapter
 from sdjax.convert.bundle import Bundle, Report
 from sdjax.convert.containers.hashing import manifest
@@ -28,6 +30,8 @@ __all__ = [
     "CheckpointError",
     "Inspection",
     "LoadedAdapter",
+    "LoadedEmbedding",
+    "LoadedHypernetwork",
     "MergeSettings",
     "Model",
     "Report",
@@ -38,6 +42,8 @@ __all__ = [
     "load_adapter",
     "load_depth",
     "load_discriminator",
+    "load_embedding",
+    "load_hypernetwork",
     "load_lpips",
     "load_model",
     "load_prior",

@@ -21,6 +21,7 @@ from sdjax.schedule import NoiseSchedule
 
 from tests.parity_depth import bert, depth, prepare_depth
 from tests.parity_dsam import diffusers_sample, diffusers_sigmas, diffusers_timesteps
+from tests.parity_embed import embedding_text, hypernetwork, hypernetwork_unet
 from tests.parity_guid import Guided, guidance
 from tests.parity_hires import tiled
 from tests.parity_ksam import ksampler
@@ -78,7 +79,10 @@ __all__ = [
     "diffusers_sample",
     "diffusers_sigmas",
     "diffusers_timesteps",
+    "embedding_text",
     "guidance",
+    "hypernetwork",
+    "hypernetwork_unet",
     "ksampler",
     "load",
     "lora_apply",

@@ -6,7 +6,7 @@ from sdjax.prompts.extra_networks import read_tags
 
 
 @pytest.mark.parametrize(
-    "text, without, tags",
+    ("text", "without", "tags"),
     [
         ("a cat", "a cat", []),
         ("a <lora:b:0.8> cat", "a  cat", [("lora", "b", ("0.8",), {})]),

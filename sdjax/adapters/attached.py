@@ -7,13 +7,14 @@
 The kernel gets no gradient of its own size, and a small change is not rounded to the kernel's type.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
@@ -26,6 +27,8 @@ from sdjax.typing import Params
 
 CHANGE = "change"  # beside "kernel": a LowRank
 MAGNITUDE = "magnitude"  # beside it, with DoRA: the length of each output's weights, [d]
+TABLES = (("token_embedding", "embedding"), ("embed_tokens", "embedding"))  # CLIP's and LAION-400M's, ends of paths
+LEAST_ROWS = 16
 ROWS = "rows"  # beside "embedding": the vectors [n, d] of the tokens after the last one of the table
 
 
@@ -61,6 +64,25 @@ class Attached:
             return (out - bias + high) * factor + bias
 
         return intercept
+
+
+def with_rows(params: Params, used: int, vectors: Sequence[np.ndarray]) -> Params:
+    """Returns a text encoder's parameters with vectors [n, d] behind the `used` rows that its table has already.
+
+    The rows are padded with zeros to a power of two, at least LEAST_ROWS, so that few programs are compiled. Raises
+    ValueError for vectors of another width.
+    """
+    leaves = flatten_dict(params)
+    path = next(path for path in leaves if path[-2:] in TABLES)
+    table, rows = leaves[path], leaves.get((*path[:-1], ROWS))
+    for one in vectors:
+        if one.ndim != 2 or one.shape[1] != table.shape[1]:
+            raise ValueError(f"vectors of words are [n, {table.shape[1]}] for this model; got {list(one.shape)}")
+    before = [] if rows is None else [jnp.asarray(rows, jnp.float32)[:used]]
+    several = jnp.concatenate([*before, *(jnp.asarray(one, jnp.float32) for one in vectors)])
+    count = max(LEAST_ROWS, 1 << (len(several) - 1).bit_length())
+    padded = jnp.pad(several, ((0, count - len(several)), (0, 0))).astype(table.dtype)
+    return unflatten_dict({**leaves, (*path[:-1], ROWS): padded})
 
 
 def without_rows(params: Params) -> Params:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from numpy.typing import DTypeLike
 
-from sdjax.adapters.attached import without_rows
+from sdjax.adapters.attached import with_rows, without_rows
 from sdjax.adapters.delta import Adapter, Strength, merge
 from sdjax.adapters.patch import Patch
 from sdjax.checks.arguments import dtype_name
@@ -32,6 +32,7 @@ from sdjax.nn.jax_settings import make_keys as make_keys  # imported here too, b
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import placement, programs
 from sdjax.pipeline.programs import CHUNK
+from sdjax.prompts.added_words import AddedWords
 from sdjax.prompts.syntax import check_lengths
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.noise import MadeNoise
@@ -53,6 +54,17 @@ def _over(tree: Params, other: Params) -> Params:
     for name, value in other.items():
         out[name] = _over(out[name], value) if isinstance(value, Mapping) and name in out else value
     return out
+
+
+def with_words(params: Params, words: Mapping[str, np.ndarray], tokenizer: Tokenizer) -> Params:
+    """Returns a text encoder's parameters with the vectors of words behind those that the tokenizer has already."""
+    added = tokenizer.added if isinstance(tokenizer, AddedWords) else ()
+    known = {word.lower() for word, _ in added}
+    for word in words:
+        if word.lower() in known:
+            raise ValueError(f"two embeddings have the name {word!r}: give one of them another name")
+        known.add(word.lower())
+    return with_rows(params, sum(count for _, count in added), list(words.values()))
 
 
 def summary(loaded: Any, name: str) -> str:
@@ -126,6 +138,17 @@ class Pipeline(metaclass=Explained):
         and rounded once. Raises AdapterError if an adapter does not fit the model.
         """
         return dataclasses.replace(self, params=merge(self.params, adapters))
+
+    def with_embeddings(self, words: Mapping[str, np.ndarray]) -> "Pipeline":
+        """Returns the pipeline with vectors [n, d] for words, such as {"<cat>": vectors}: textual inversion.
+
+        A prompt that has such a word gets the vectors in the place of n tokens (`sdjax.prompts.added_words.AddedWords`
+        says how words are found). Raises ValueError for vectors of another width, and for a word that is there already.
+        """
+        return dataclasses.replace(
+            self, params={**self.params, "text": with_words(self.params["text"], words, self.tokenizer)},
+            tokenizer=AddedWords.to(self.tokenizer, {word: len(vectors) for word, vectors in words.items()}),
+        )  # fmt: skip
 
     @explains_arguments(task=False)
     def save(

@@ -20,8 +20,9 @@ class AddedWords(Tokenizer):
 
     @classmethod
     def to(cls, tokenizer: Tokenizer, words: Mapping[str, int]) -> "AddedWords":
-        """Returns the tokenizer with these words."""
-        return cls(tokenizer.files, tuple(words.items()))
+        """Returns the tokenizer with these words, behind those that it has already."""
+        before = tokenizer.added if isinstance(tokenizer, AddedWords) else ()
+        return cls(tokenizer.files, (*before, *words.items()))
 
     @functools.cached_property
     def _ids(self) -> dict[str, list[int]]:
@@ -49,6 +50,17 @@ class AddedWords(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """Returns all tokens of the text, without start, end and padding."""
         return [token for _, tokens in self._pieces(text) for token in tokens]
+
+    def units(self, text: str) -> list[list[int]]:
+        """Returns the tokens of the text in groups that are never cut: all tokens of an added word, or one other."""
+        return [
+            unit for piece, ids in self._pieces(text)
+            for unit in ([ids] if piece.lower() in self._ids else [[token] for token in ids])
+        ]  # fmt: skip
+
+    def runs(self, text: str) -> list[list[int]]:
+        """Returns the tokens of the text, cut before and after every added word."""
+        return [ids for _, ids in self._pieces(text)]
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """Returns the text of each token (see `Tokenizer`)."""

@@ -48,7 +48,7 @@ def web_ui_chunks(pieces: Sequence[Piece], encoder: Encoder, *, backtrack: int =
     """Returns the chunks of pieces, at least one, cut as A1111 cuts them.
 
     A full chunk ends behind its last comma if at most `backtrack` tokens follow it; they move to the next chunk. BREAK
-    ends a chunk. Each piece is tokenized apart.
+    ends a chunk. Each piece is tokenized apart. A word with several tokens of its own that does not fit moves whole.
     """
     comma = encoder.tokenizer.encode(",")
     out: list[Chunk] = []
@@ -66,16 +66,18 @@ def web_ui_chunks(pieces: Sequence[Piece], encoder: Encoder, *, backtrack: int =
         if piece.is_break:
             end_chunk(len(tokens))
             continue
-        for token in encoder.tokenizer.encode(piece.text):
-            is_comma = [token] == comma
+        for unit in encoder.tokenizer.units(piece.text):
+            is_comma = unit == comma
             if len(tokens) == encoder.room:
                 behind = encoder.room if last_comma is None else len(tokens) - last_comma
                 moves = backtrack and last_comma is not None and not is_comma and behind <= backtrack
                 end_chunk(last_comma + 1 if moves and last_comma is not None else len(tokens))
+            if len(tokens) + len(unit) > encoder.room:
+                end_chunk(len(tokens))
             if is_comma:
                 last_comma = len(tokens)
-            tokens.append(token)
-            weights.append(piece.weight)
+            tokens += unit
+            weights += [piece.weight] * len(unit)
     if tokens or not out:
         end_chunk(len(tokens))
     return out
@@ -84,7 +86,8 @@ def web_ui_chunks(pieces: Sequence[Piece], encoder: Encoder, *, backtrack: int =
 def comfyui_chunks(pieces: Sequence[Piece], encoder: Encoder) -> list[Chunk]:
     """Returns the chunks of pieces, at least one, cut as ComfyUI cuts them.
 
-    A piece of `WHOLE` tokens or more continues in the next chunk; a shorter one moves there whole.
+    A piece of `WHOLE` tokens or more continues in the next chunk; a shorter one moves there whole. A word with tokens
+    of its own is a piece.
     """
     out: list[Chunk] = []
     tokens: list[int] = []
@@ -95,17 +98,17 @@ def comfyui_chunks(pieces: Sequence[Piece], encoder: Encoder) -> list[Chunk]:
         tokens.clear()
         weights.clear()
 
-    for piece in pieces:
-        left = encoder.tokenizer.encode(piece.text)
+    runs = [(ids, piece.weight) for piece in pieces for ids in encoder.tokenizer.runs(piece.text)]
+    for left, weight in runs:
         is_cut = len(left) >= WHOLE or len(left) > encoder.room
         while len(left) > encoder.room - len(tokens):
             taken = encoder.room - len(tokens) if is_cut else 0
             tokens += left[:taken]
-            weights += [piece.weight] * taken
+            weights += [weight] * taken
             left = left[taken:]
             end_chunk()
         tokens += left
-        weights += [piece.weight] * len(left)
+        weights += [weight] * len(left)
     end_chunk()
     return out
 

@@ -147,6 +147,14 @@ class Tokenizer:
         """Returns all tokens of the text, without start, end and padding."""
         return _engine(self.files).encode(_checked(text))
 
+    def units(self, text: str) -> list[list[int]]:
+        """Returns the tokens of the text in groups that chunks never cut: here each token alone."""
+        return [[token] for token in self.encode(text)]
+
+    def runs(self, text: str) -> list[list[int]]:
+        """Returns the tokens of the text, cut around words with tokens of their own: here all in one."""
+        return [self.encode(text)]
+
     def words(self, ids: Sequence[int]) -> list[str]:
         """Returns the text of each token. A token that ends a word ends with a space."""
         return [_engine(self.files).word(one) for one in ids]
