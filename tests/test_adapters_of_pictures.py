@@ -8,12 +8,13 @@ from PIL import Image
 import sdjax
 from sdjax import convert
 from sdjax.adapters import LowRank, Strength
+from sdjax.adapters.delta import AdapterError
 from sdjax.adapters.families import LoHa
 from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.names import tables
 from sdjax.prompts.extra_networks import read_tags
 from sdjax.scripts.main import main
-from sdjax.tasks.adapters import AdapterUse, find_file, split_weights, strength_of, uses_in_prompt
+from sdjax.tasks.adapters import AdapterUse, find_file, split_weights, strength_of, unet_adapter, uses_in_prompt
 
 import models
 from checks import count_compilations
@@ -144,3 +145,22 @@ def test_files_are_found_below_the_folder_and_weights_are_split_off(folder):
     assert split_weights(f"{file}:0.5:0") == (file, Strength(0.5, 0.0))
     with pytest.raises(ValueError, match="FILE:WEIGHT"):
         split_weights(f"{file}:much")
+
+
+def test_of_two_files_of_one_name_that_of_the_first_folder_by_name_is_found(tmp_path):
+    for name in "bcdae":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.safetensors").touch()
+    assert find_file(str(tmp_path), "one") == tmp_path / "a" / "one.safetensors"
+
+
+def test_an_escaped_bracket_before_a_tag_opens_nothing(folder):
+    text, uses = uses_in_prompt(r"a \[ sign <lora:one:0.7>", str(folder), models.TINY)
+    assert text == r"a \[ sign"
+    assert [use.strength.unet for use in uses] == [0.7]
+
+
+def test_a_change_of_a_layer_that_the_unet_lacks_is_refused_by_name():
+    [delta, *_] = lora(4, 2, ("unet",), LoHa).values()
+    with pytest.raises(AdapterError, match="changes nowhere/kernel, which this UNet does not have"):
+        unet_adapter([AdapterUse({"unet/nowhere/kernel": delta})], models.pipeline().params["unet"])

@@ -5,6 +5,7 @@ import difflib
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -20,7 +21,7 @@ from sdjax.prompts.extra_networks import Tag, read_tags
 from sdjax.typing import Params
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
-MOST_FILES = 10_000  # of a folder that are looked through
+MOST_FOLDERS = 10_000  # below the folder of adapters that are looked through
 TAGS = ("lora", "lyco")
 
 
@@ -115,7 +116,7 @@ def uses_in_prompt(prompt: str, folder: str | None, config: ModelConfig) -> tupl
     found = read_tags(prompt, TAGS)
     uses = []
     for tag in found.tags:
-        before = prompt[: tag.start]
+        before = re.sub(r"\\.", "", prompt[: tag.start])  # without escaped brackets
         if before.count("[") > before.count("]"):
             raise ValueError(f"<{tag.kind}:{tag.name}> stands in [...]: a tag counts for all steps, so put it outside")
         loaded = read_file(find_file(folder, tag.name), config)
@@ -148,9 +149,10 @@ def find_file(folder: str, name: str) -> pathlib.Path:
     if not root.is_dir():
         raise ValueError(f"{folder} is no folder of adapters")
     stems: dict[str, pathlib.Path] = {}
-    for count, (place, _, files) in enumerate(os.walk(root)):
-        if count > MOST_FILES:
+    for count, (place, folders, files) in enumerate(os.walk(root)):
+        if count >= MOST_FOLDERS:
             break
+        folders.sort()  # of two files of one name the same one is found on every disk
         for file in sorted(files):
             if file.endswith(ENDINGS):
                 stems.setdefault(pathlib.PurePath(file).stem, pathlib.Path(place) / file)
@@ -165,7 +167,7 @@ def unet_adapter(uses: Sequence[AdapterUse], base: Params) -> dict[str, Delta]:
     """Returns the weighted sum of what adapters change in the UNet, by the layers' kernels, as factors or differences.
 
     `base` are the UNet's parameters. Raises AdapterError for changes of biases and norms, which a picture of a batch
-    cannot have alone.
+    cannot have alone, and for layers that the UNet does not have.
     """
     leaves = flatten_dict(base, sep="/")
     terms: list[tuple[Adapter, float]] = []
@@ -181,6 +183,8 @@ def unet_adapter(uses: Sequence[AdapterUse], base: Params) -> dict[str, Delta]:
                     "the model (Pipeline.with_adapters, or --lora on the command line)"
                 )
             if not isinstance(delta, LowRank | Difference):
+                if rest not in leaves:
+                    raise AdapterError(f"{use.name} changes {rest}, which this UNet does not have")
                 leaf = jnp.asarray(leaves[rest], jnp.float32)
                 delta, weight = Difference(difference_at(delta, leaf, weight)), 1.0
             terms.append(({rest: delta}, weight))
