@@ -78,11 +78,16 @@ class Setup:
         """The facts about the run that the objective may use."""
         c = self.config
         return RunFacts(
-            self.model, c.train, tuple(bool(data.cached) for data in self.sets),
-            tuple(bool(data.masks) for data in self.sets),
-            (self.text,) if self.held_out is None else (self.text, self.held_out), self.dtype, c.remat,
-            c.validation.timesteps, c.ema.decay is not None,
-        )  # fmt: skip
+            self.model,
+            c.train,
+            cached=tuple(bool(data.cached) for data in self.sets),
+            masks=tuple(bool(data.masks) for data in self.sets),
+            captions=(self.text,) if self.held_out is None else (self.text, self.held_out),
+            dtype=self.dtype,
+            remat=c.remat,
+            timesteps=c.validation.timesteps,
+            average=c.ema.decay is not None,
+        )
 
     @functools.cached_property
     def dtype(self) -> str:

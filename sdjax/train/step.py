@@ -47,15 +47,15 @@ def make_train_step(
     None here.
 
     Args:
-            assemble: makes the loss's parameters from the trained and the fixed ones
-                (`sdjax.loading.trainable.Trainable`).
-            attach: makes those that the loss is differentiated by (`sdjax.loading.trainable.attach`).
-            decay: the final decay of the moving average; None for a state without one.
-            accumulate: the number of parts of a batch. They are processed one after the other; gradients are averaged.
-            guard: which steps are refused. A refused step changes only the counts; its metrics report it.
+        decay: the final decay of the moving average; None for a state without one.
+        assemble: makes the loss's parameters from the trained and the fixed ones
+            (`sdjax.loading.trainable.Trainable`).
+        attach: makes those that the loss is differentiated by (`sdjax.loading.trainable.attach`).
+        accumulate: the number of parts of a batch. They are processed one after the other; gradients are averaged.
+        guard: which steps are refused. A refused step changes only the counts; its metrics report it.
         axis: under `pmap` or `shard_map`, the name of the axis over which gradients are averaged.
         place_ema: moves the average to where it is computed with (True) and back to where it is kept (False).
-            rate: a function from the optimiser's numbers and the number of updates before to the learning rate.
+        rate: a function from the optimiser's numbers and the number of updates before to the learning rate.
 
     Metrics are the loss's own means, `gradient` (the global norm before clipping), `refused` (1 or 0) and, with `rate`,
     `learning_rate`.
