@@ -2,7 +2,7 @@
 
 `sdjax.convert.load_model` returns a Bundle. Pipelines and training runs keep it beside the parameters that they
 change, and the writers take it, so nothing is lost in between. It is in this package because it uses the package's
-tensors and errors. Importing it imports no reader and no network.
+tensors and errors.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from sdjax.config import ModelConfig
@@ -94,8 +95,6 @@ class Entry:
 
 def parameters_of(part: str, shapes: Params) -> tuple[Parameter, ...]:
     """Returns a network's parameters, whose paths begin with `part`, in their order. `shapes` is their tree."""
-    import jax  # only here: the names of a file's tensors take no networks, and no second of importing
-
     out = []
     for place, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         path = f"{part}/{jax.tree_util.keystr(place, simple=True, separator='/')}"

@@ -62,11 +62,11 @@ class Prompts:
             if not changes_text(request.adapters):
                 out.append(self.pipe)
                 continue
-            name = tuple((id(use.adapter), use.strength) for use in request.adapters)
-            if name not in made:
+            uses = tuple((id(use.adapter), use.strength) for use in request.adapters)
+            if uses not in made:
                 params = {"text": text_params(request.adapters, self.pipe.params["text"])}
-                made[name] = dataclasses.replace(self.pipe, params=params)
-            out.append(made[name])
+                made[uses] = dataclasses.replace(self.pipe, params=params)
+            out.append(made[uses])
         return out
 
     @functools.cached_property
@@ -112,7 +112,7 @@ class Prompts:
             and len(set(map(id, self.encoders))) == 1
             and all(len(t.chunks) == 1 and not t.is_weighted for t in texts)
         ):
-            return [self._simple(branch, layers.copy().pop(), given) for branch in branches]
+            return [self._simple(branch, texts[0].layers, given) for branch in branches]
         return self._stacked(branches, given)
 
     def _simple(self, branch: int, layers: int, given: Sequence[dict[int, Encoded]]) -> Branch:
