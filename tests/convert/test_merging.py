@@ -17,6 +17,7 @@ from sdjax.convert.merge.ratios import Ratios, block_number
 from sdjax.convert.merge.recipe import RECIPE_KEY, read_recipe
 from sdjax.convert.merge.table import METHODS
 from sdjax.convert.merge.task_vectors import draw_mask
+from sdjax.scripts import merge
 
 CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 VAE = "first_stage_model.decoder.conv_in.weight"
@@ -160,3 +161,7 @@ def test_cosine_merging_keeps_a_where_models_are_equal_and_takes_b_at_ratio_one(
     for name in "cosine_a", "cosine_b":
         np.testing.assert_allclose(METHODS[name].merge(a, [a], [0.0], Chosen()), a, rtol=1e-6)
         np.testing.assert_array_equal(METHODS[name].merge(a, [b], [1.0], Chosen()), b)
+
+
+def test_the_command_offers_every_method():
+    assert tuple(METHODS) == merge.METHODS
