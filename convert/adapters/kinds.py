@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from sdjax.adapters.delta import Delta, Difference, LowRank
-from sdjax.adapters.dora import WeightDecomposed
+from sdjax.adapters.dora import Convention, WeightDecomposed
 from sdjax.adapters.families import BOFT, IA3, OFT, GLoRA, LoHa, LoKr
 from sdjax.convert.adapters.spelling import Layer
 from sdjax.convert.names import axes
@@ -44,12 +45,19 @@ class Change:
     rank: int | None = None
 
 
+Dora: TypeAlias = Literal["linear", "trainer"]  # what DoRA does at weights other than 1
+_MATRICES = ("hada_", "lokr_", "a1", "a2", "b1", "b2", "oft_")
 Pieces = Mapping[str, np.ndarray]
 Builder = Callable[[Pieces, Layer, Scaling], list[Change]]
 
 
-def changes_of(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
+def changes_of(pieces: Pieces, layer: Layer, scaling: Scaling, dora: Dora = "linear") -> list[Change]:
     """Returns the changes of a layer's parameters. Raises Misfit."""
+    for name, piece in pieces.items():
+        if name != "on_input" and (piece.ndim == 0 or piece.size == 0):
+            raise Misfit(f"{name} is {list(piece.shape)}, which holds no vector or matrix")
+        if name.startswith(_MATRICES) and piece.ndim < 2:
+            raise Misfit(f"{name} is {list(piece.shape)}, and a matrix is needed")
     magnitudes = {name: pieces[name] for name in ("dora_scale", "magnitudes") if name in pieces}
     rest = {name: piece for name, piece in pieces.items() if name not in magnitudes}
     build = next((build for needed, optional, build in KINDS if _are(rest, needed, optional)), None)
@@ -60,7 +68,7 @@ def changes_of(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
         if len(magnitudes) > 1 or len(changes) != 1 or changes[0].kind not in ("LoRA", "LoHa", "LoKr"):
             raise Misfit(f"{' and '.join(sorted(magnitudes))} do not go with its other tensors")
         (name, array) = next(iter(magnitudes.items()))
-        changes = [_decomposed(changes[0], name, array)]
+        changes = [_decomposed(changes[0], name, array, dora)]
     for change in changes:
         _check(change)
     return changes
@@ -189,12 +197,15 @@ KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...], Builder], ...] = (
 )
 
 
-def _decomposed(change: Change, name: str, magnitudes: np.ndarray) -> Change:
+def _decomposed(change: Change, name: str, magnitudes: np.ndarray, dora: Dora) -> Change:
     shape = _shape(change.parameter)
     per_input = name == "dora_scale" and magnitudes.ndim > 1 and magnitudes.shape[0] == 1 and magnitudes.shape[1] != 1
     if magnitudes.size != shape[1 if per_input else 0]:
         raise Misfit(f"{name} is {list(magnitudes.shape)}, and the weight {list(shape)}")
-    delta = WeightDecomposed(change.delta, magnitudes.reshape(-1), per_input)
+    trainers: Convention = "lycoris" if name == "dora_scale" else "peft"
+    delta = WeightDecomposed(
+        change.delta, magnitudes.reshape(-1), per_input, trainers if dora == "trainer" else "linear"
+    )
     return dataclasses.replace(change, delta=delta, kind=f"{change.kind} (DoRA)")
 
 
@@ -205,5 +216,5 @@ def _check(change: Change) -> None:
     leaf = jax.ShapeDtypeStruct(change.parameter.shape, np.float32)
     try:
         jax.eval_shape(change.delta.difference, leaf)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         raise Misfit(str(error).splitlines()[0]) from None

@@ -6,14 +6,14 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from sdjax.adapters.delta import Adapter
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.info import AdapterInfo, info_of
-from sdjax.convert.adapters.kinds import Change, Misfit, Scaling, changes_of
+from sdjax.convert.adapters.kinds import Change, Dora, Misfit, Scaling, changes_of
 from sdjax.convert.adapters.peft_settings import FILE, PeftSettings
 from sdjax.convert.adapters.spelling import Layer, find_layer, layers_by_name, split_name
 from sdjax.convert.adapters.write_names import FOLDERS, HEADER
@@ -73,6 +73,7 @@ def load_adapter(
     metadata: Mapping[str, str] | None = None,
     peft_config: Mapping[str, Any] | None = None,
     alpha_0: Alpha0 = "none",
+    dora: Dora = "linear",
 ) -> LoadedAdapter:
     """Returns the adapter in a file or folder, for models of this description.
 
@@ -84,16 +85,22 @@ def load_adapter(
             adapter_config.json holds) beside them.
         alpha_0: what an alpha of 0 means: "none" is no change, as in A1111 and ComfyUI; "rank" is a scale of 1, as
             where it was trained with LyCORIS or sd-scripts.
+        dora: what DoRA does at weights s other than 1: "linear" is W + s (W' - W), "trainer" is what PEFT (magnitude
+            vectors) or LyCORIS (dora_scale) compute, which differ from it and from each other.
 
     Raises:
+        ValueError: for another `alpha_0` or `dora`.
         CheckpointError: for a file that cannot be read or is no adapter; and, naming all tensors concerned, for
             layers that the model does not have, unknown pieces, pieces that are missing or do not fit, and numbers
             that are not finite. An adapter of another model is named as such.
     """
+    for given, known, what in (alpha_0, get_args(Alpha0), "alpha_0"), (dora, get_args(Dora), "dora"):
+        if given not in known:
+            raise ValueError(f"{what} is one of {', '.join(known)}; got {given!r}")
     if isinstance(source, Mapping):
-        return _placed(source, metadata or {}, peft_config, config, alpha_0, None)
-    given = pathlib.Path(source)
-    path = given if given.is_dir() else local_path(source)  # which would choose one file of a folder
+        return _placed(source, metadata or {}, peft_config, config, alpha_0, dora, None)
+    named = pathlib.Path(source)
+    path = named if named.is_dir() else local_path(source)  # which would choose one file of a folder
     tensors: dict[str, np.ndarray] = {}
     told: dict[str, str] = {}
     description: Mapping[str, Any] | None = None
@@ -108,8 +115,8 @@ def load_adapter(
         tensors |= own
         description = own_description if description is None else {**description, **(own_description or {})}
     if any("." in key for key in description or {}):
-        return _placed(tensors, {**told, HEADER: json.dumps(description)}, None, config, alpha_0, path)
-    return _placed(tensors, told, description, config, alpha_0, path)
+        return _placed(tensors, {**told, HEADER: json.dumps(description)}, None, config, alpha_0, dora, path)
+    return _placed(tensors, told, description, config, alpha_0, dora, path)
 
 
 def _files(path: pathlib.Path) -> list[tuple[str | None, pathlib.Path]]:
@@ -139,12 +146,12 @@ def _description(folder: pathlib.Path) -> Mapping[str, Any] | None:
 
 def _placed(
     tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], peft_config: Mapping[str, Any] | None,
-    config: ModelConfig, alpha_0: Alpha0, path: pathlib.Path | None,
+    config: ModelConfig, alpha_0: Alpha0, dora: Dora, path: pathlib.Path | None,
 ) -> LoadedAdapter:  # fmt: skip
     settings = PeftSettings(peft_config, metadata)
-    embeddings = {found["word"]: np.atleast_2d(tensor) for key, tensor in tensors.items()
-                  if (found := _EMBEDDING.match(key)) and found["kind"] != "clip_g"}  # fmt: skip
+    embeddings, misplaced = _bundled(tensors, config)
     grouped, problems = _grouped({k: v for k, v in tensors.items() if not k.startswith("bundle_emb.")}, config)
+    problems = misplaced + problems
     changes: list[Change] = []
     alphas, empty = [], 0
     for layer, pieces in grouped.items():
@@ -159,7 +166,7 @@ def _placed(
             if scaling.alpha == 0 and not orthogonal:
                 empty += 1
                 scaling = dataclasses.replace(scaling, alpha=None if alpha_0 == "rank" else 0.0)
-            changes += changes_of(arrays, layer, scaling)
+            changes += changes_of(arrays, layer, scaling, dora)
         except Misfit as error:
             problems.append(f"{names}: {error}")
     if problems:
@@ -174,6 +181,29 @@ def _placed(
         {key: text for key, text in metadata.items() if key not in (HEADER, "format")}, notices,
         "" if path is None else path.stem,
     )  # fmt: skip
+
+
+def _bundled(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the vectors of the words that are bundled, and what is wrong with the others."""
+    width, found, problems = config.text.width, {}, []
+    for name, tensor in tensors.items():
+        if not name.startswith("bundle_emb."):
+            continue
+        bundled = _EMBEDDING.match(name)
+        vectors = np.atleast_2d(tensor)
+        if bundled is None:
+            problems.append(f"{_shown(name)} is no known piece of an adapter")
+        elif bundled["kind"] == "clip_g":
+            problems.append(f"{_shown(name)} is a word of Stable Diffusion XL")
+        elif vectors.ndim != 2 or vectors.shape[1] != width or not is_floating(tensor.dtype):
+            problems.append(f"{_shown(name)} is {tensor.dtype} {list(tensor.shape)}, and a word is vectors of {width}")
+        elif not np.all(np.isfinite(vectors.astype(np.float32))):
+            problems.append(f"{_shown(name)} has numbers that are not finite")
+        elif bundled["word"] in found:
+            problems.append(f"{_shown(name)} gives a word that it has already")
+        else:
+            found[bundled["word"]] = vectors
+    return found, problems
 
 
 def _grouped(
@@ -226,16 +256,21 @@ def _refusal(
     for model, pattern in _OTHERS:
         if any(re.search(pattern, name) for name in tensors):
             return f"it is an adapter for {model}, and this model is {config.name}: {listed(problems)}"
-    width = config.unet.context_dim
     for layer, pieces in grouped.items():
-        if "attn2.to_k" in layer.name and "down" in pieces and pieces["down"][1].ndim > 1:
-            own = pieces["down"][1].shape[1]
-            if own != width and own in _WIDTHS:
-                return (
-                    f"it is an adapter for {_WIDTHS[own]}, whose contexts have {own} numbers, and {config.name} takes "
-                    f"{width}: {listed(problems)}"
-                )
+        own = next((pieces[one][1].shape[1] for one in _READS_INPUT if one in pieces and pieces[one][1].ndim > 1), None)
+        if layer.name.endswith("attn2.to_k"):
+            width = config.unet.context_dim
+        elif layer.name.endswith("self_attn.q_proj"):
+            width = config.text.width
+        else:
+            continue
+        if own != width and own in _WIDTHS:
+            return (
+                f"it is an adapter for {_WIDTHS[own]}, whose texts are vectors of {own} numbers, and {config.name} "
+                f"takes {width}: {listed(problems)}"
+            )
     return f"it does not fit this model ({config.name}): {listed(problems)}"
 
 
+_READS_INPUT = ("down", "hada_w1_b", "diff")  # pieces whose second axis is the inputs of a linear layer
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}

@@ -1,7 +1,7 @@
 """Adapters: changes of a model's parameters, by the paths of the leaves. `merge` adds them to the parameters.
 
 A change is linear in its weight s: W becomes W + s D(W), where D(W) = W' - W is what the adapter does at weight 1.
-(BOFT alone is not linear: `NotLinear`.)
+(BOFT is not, nor is DoRA as its trainers compute it: `NotLinear`.)
 Several adapters add up, W + s1 D1(W) + s2 D2(W). Each D sees the base's W, so their order does not matter.
 """
 

@@ -32,7 +32,7 @@ class InFilesLayout:
         weight = to_files_layout(jnp.asarray(base, jnp.float32))
         try:
             change = self.change(weight)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
             if isinstance(error, AdapterError):
                 raise
             raise AdapterError(f"its arrays do not fit a weight {weight.shape}") from None

@@ -174,7 +174,7 @@ def test_every_kind_is_read_again_with_the_same_numbers(kind, tmp_path):
     write_adapter(tmp_path / "a.safetensors", {path: change}, models.TINY)
     (got,) = load_adapter(tmp_path / "a.safetensors", models.TINY).adapter.values()
     assert type(got) is type(change)
-    one, two = jax.tree.leaves(vars(change)), jax.tree.leaves(vars(got))
+    one, two = ([leaf for leaf in jax.tree.leaves(vars(delta)) if not isinstance(leaf, str)] for delta in (change, got))
     assert len(one) == len(two) > 0
     for a, b in zip(one, two):
         np.testing.assert_array_equal(np.float32(a), np.float32(b))
