@@ -15,7 +15,7 @@ from checks import count_compilations, near
 ONE = {"devices": jax.devices()[:1], "num_steps": 3, "batch": 3}  # batches of three everywhere: few compilations
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "heun"])
 def test_keyframes_are_the_pictures_of_text_to_image(sampler):
     pipe, prompts, seeds = models.pipeline(), ["a cat", "a dog", "a horse"], [3, 1, 4]

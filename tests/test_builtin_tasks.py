@@ -44,6 +44,7 @@ def test_backgrounds_are_those_that_the_prompts_name(pipe):
     assert min(middles.std((1, 2)).mean(1)) > 20  # something is drawn on each
 
 
+@pytest.mark.slow
 def test_image_to_image_goes_from_the_picture_to_the_prompt(pipe, cat):
     assert colour(cat) == "blue"
     kept, little, whole = (

@@ -90,6 +90,7 @@ def test_strength_one_keeps_nothing_but_depth():
     assert (a != c).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_no_strength_is_the_round_trip_and_more_leads_away():
     pipe, given = pipeline(), picture(128, 128)
     made = [

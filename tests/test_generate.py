@@ -113,6 +113,7 @@ def mixed(count, **how):
     return sdjax.generate(models.pipeline(), mixture(), devices=jax.devices()[:count], **how)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("count", "how"),
     [(1, {}), (2, {}), pytest.param(2, {"parallel": "pmap"}, marks=SLOW), pytest.param(1, {"exact": True}, marks=SLOW)],

@@ -62,6 +62,7 @@ def test_padding_repeats_the_edge_at_the_right_and_bottom():
     assert inputs.pad(picture(0, 129, 512)).shape == (192, 512, 3)
 
 
+@pytest.mark.slow
 def test_each_input_changes_the_picture_and_a_seed_repeats_it(small):
     pictures, four = [picture(0)] * 4, {**FEW, "prompt": ["a cat"] * 4, "seed": [1] * 4}
     first = upscale(pipeline(), pictures, **four)

@@ -107,6 +107,7 @@ def test_mixing_is_the_weighted_mean_of_whole_labels():
     np.testing.assert_allclose(labels(embeddings, levels, weights, 50)[0], again, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_variations_and_their_unconditional_half(monkeypatch):
     """The unconditional label is zeros from end to end."""
     told = []
@@ -175,6 +176,7 @@ def test_a_batch_may_be_spread_over_devices():
         assert near(got, want)
 
 
+@pytest.mark.slow
 def test_a_prior_gives_the_embedding_of_a_text():
     made = sdjax.prior_to_image(pipeline(), prior(), ["a cat", "a dog"], seed=4, prior_steps=3, **FEW)
     embeddings = prior().embed(["a cat", "a dog"], [4, 5], num_steps=3)

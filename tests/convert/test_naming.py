@@ -43,6 +43,7 @@ def test_released_files_are_recognised_and_counted(name):
     assert tuple(convert.parameter_counts(manifest(name)).values()) == reference.RELEASED[FILES[name]]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", FILES)
 def test_our_own_names_are_among_a_released_files(name):
     theirs = manifest(name) | (depth_network() if name.startswith("512-depth") else {})

@@ -16,7 +16,7 @@ from sdjax.convert.names import naming
 from sdjax.prompts.tokenizer import Tokenizer
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ldm_to_native_and_diffusers_and_back_is_byte_exact(family, tmp_path):
     config, tensors = model(family)

@@ -101,7 +101,7 @@ def test_method_is_chosen_when_lowered(case):
 SHAPES = [(2, 8, 8, 5), (1, 7, 9, 3), (3, 1, 2, 4), (2, 1, 1, 3), (1, 31, 6, 2)]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("largest", [2**29, 2**12], ids=["whole", "bands"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_winograd_and_its_gradients_equal_float64(shape, largest, monkeypatch):

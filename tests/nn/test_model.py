@@ -57,6 +57,7 @@ def test_unet_and_text_encoder_equal_the_reference(family):
     assert relative_error(got, arrays["text"]) < 2e-5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("family", ["v1", "x4_upscaler"])
 def test_autoencoders_equal_the_reference(family):
     config, params, arrays = reference_model(family)
@@ -69,7 +70,7 @@ def test_autoencoders_equal_the_reference(family):
     assert relative_error(image, np.moveaxis(arrays["decoded"], 1, -1)) < 2e-5
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [

@@ -24,6 +24,7 @@ def ends(name, num_steps, **fields):
     return gaussian.run(sampler, rows, NARROW.start(rows.sigma[0]), KEYS, NARROW)
 
 
+@pytest.mark.few(18)
 @pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - {"lcm", "lcm_x0"}))  # which need a network distilled for it
 def test_every_sampler_ends_at_the_data_in_ten_steps(name):
     for num_steps in STEPS:
