@@ -106,7 +106,7 @@ def test_the_command_line_merges_files_and_reads_tags(folder, tmp_path, capsys):
     [
         (["--prompt", "a <lora:onee>", "--lora-dir", "DIR"], "no adapter of the name 'onee'; did you mean 'one'", 2),
         (["--prompt", "a <lora:../one>", "--lora-dir", "DIR"], "no adapter of the name", 2),
-        (["--prompt", "a [<lora:one>:b:0.5]", "--lora-dir", "DIR"], "put it outside", 2),
+        (["--prompt", "a [b:<lora:one>:1.0]", "--lora-dir", "DIR"], "is at none of the steps", 2),
         (["--prompt", "a <lora:one:x>", "--lora-dir", "DIR"], "has a number as weight", 2),
         (["--prompt", "a <lora:one:lbw=1,2>", "--lora-dir", "DIR"], "17 or 26 numbers", 2),
         (["--prompt", "a", "--lora", "DIR/none.safetensors"], "none.safetensors", 3),
@@ -121,6 +121,28 @@ def test_bad_adapters_are_one_sentence(words, sentence, status, folder, tmp_path
     assert sentence in said
     assert got == status
     assert "Traceback" not in said
+
+
+def test_an_adapter_works_from_its_start_to_its_end(folder):
+    """Two spans that follow one another are together as the whole run."""
+    pipe, plain = models.pipeline(), made(models.pipeline(), "a cat")[0]
+    adapter = lora(1, 2, ("unet",))
+    spans = [(0.0, 1 / 3), (1 / 3, 1.0), (0.0, 1.0)]
+    uses = [[AdapterUse(adapter, Strength(2.0), "one", *span)] for span in spans]
+    early, late, whole = made(pipe, *["a cat"] * 3, adapters=uses)
+    assert level(whole, made(pipe.with_adapters((adapter, 2.0)), "a cat")[0]) <= 1
+    pairs = (early, whole), (late, whole), (early, plain), (late, plain)
+    assert min(level(a, b) for a, b in pairs) > 2  # rounding is at most 1
+    both = [AdapterUse(adapter, Strength(2.0), "one", *spans[0]), AdapterUse(adapter, Strength(2.0), "one", *spans[1])]
+    assert level(made(pipe, "a cat", adapters=[both])[0], whole) <= 1
+    text = "[<lora:two:1>::0.4] a [cat:dog:0.5] [<lora:one:0.5>:0.7]"
+    left, found = uses_in_prompt(text, str(folder), models.TINY, 10)
+    assert [use.span for use in found] == [(0.0, 0.5), (0.8, 1.0)]  # A1111 changes after step `when`
+    assert "<" not in left
+    with pytest.raises(ValueError, match="starts or ends once"):
+        uses_in_prompt("[<lora:one>|a cat]", str(folder), models.TINY, 4)
+    with pytest.raises(ValueError, match="ends after its start"):
+        AdapterUse(adapter, start=0.5, end=0.5)
 
 
 def test_tags_have_weights_of_networks_and_blocks(folder):

@@ -29,6 +29,7 @@ class ImageLoRA:
     layers: dict[str, LowRank]
     weight: Array  # [b]
     whole: dict[str, Array] = struct.field(default_factory=dict)  # by layer, differences of kernels [b, ...]
+    during: Array | None = None  # [b, 2]: an image is changed at timesteps t with during[0] >= t > during[1]
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,28 @@ class LoRA:
         or a convolution, or if its kernel has another shape. The error names all such layers.
         """
 
+        weight = own.weight
+
         def intercept(
             method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
         ) -> Any:
+            nonlocal weight
             path = path_of(context)
             if not path:
                 _check(context.module, own)
+                if own.during is not None:
+                    t = args[1]
+                    weight = own.weight * ((own.during[:, 0] >= t) & (t > own.during[:, 1]))
             out = method(*args, **kwargs)
             if path in own.whole:
                 high = _to_low_rank(context.module, args[0].astype(out.dtype), own.whole[path].astype(out.dtype))
-                return out + own.weight.astype(out.dtype).reshape(-1, *(1,) * (out.ndim - 1)) * high
+                return out + weight.astype(out.dtype).reshape(-1, *(1,) * (out.ndim - 1)) * high
             if path not in own.layers:
                 return out
             change = own.layers[path]
             low = _to_low_rank(context.module, args[0].astype(out.dtype), jnp.asarray(change.down, out.dtype))
             high = jnp.einsum("b...r,brd->b...d", low, change.up.astype(out.dtype), preferred_element_type=jnp.float32)
-            factor = (own.weight * change.scale).reshape(-1, *(1,) * (high.ndim - 1))
+            factor = (weight * change.scale).reshape(-1, *(1,) * (high.ndim - 1))
             return out + (factor * high).astype(out.dtype)
 
         return intercept

@@ -18,6 +18,7 @@ from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.load import LoadedAdapter
 from sdjax.prompts.extra_networks import Tag, read_tags
+from sdjax.prompts.tag_spans import Span, spans_in_prompt
 from sdjax.typing import Params
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -27,11 +28,27 @@ TAGS = ("lora", "lyco")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AdapterUse:
-    """An adapter and its strength. `name` is for messages."""
+    """An adapter and its strength. `name` is for messages.
+
+    `start` and `end`, from 0 to 1: the UNet is changed from this share of the steps to that one. The text encoder is
+    changed whatever they are, because prompts are encoded once. Raises ValueError unless 0 <= start < end <= 1.
+    """
 
     adapter: Adapter
     strength: Strength = Strength()
     name: str = "adapter"
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        start, end = (number(f"an adapter's {name}", getattr(self, name), 0, 1) for name in ("start", "end"))
+        if start >= end:
+            raise ValueError(f"an adapter ends after its start; got start {start:g} and end {end:g}")
+
+    @property
+    def span(self) -> Span:
+        """The share of the steps from and to which it changes the UNet."""
+        return self.start, self.end
 
 
 Given: TypeAlias = LoadedAdapter | Adapter | str | os.PathLike[str]
@@ -103,24 +120,23 @@ def _read(path: str, config: ModelConfig, stamp: tuple[int, ...]) -> LoadedAdapt
     return load_adapter(path, config)
 
 
-def uses_in_prompt(prompt: str, folder: str | None, config: ModelConfig) -> tuple[str, tuple[AdapterUse, ...]]:
+def uses_in_prompt(
+    prompt: str, folder: str | None, config: ModelConfig, steps: int = 1
+) -> tuple[str, tuple[AdapterUse, ...]]:
     """Returns the prompt without its tags `<lora:name:weight>`, and the adapters that they name.
 
     A tag is `<lora:NAME>`, `<lora:NAME:WEIGHT>` or `<lora:NAME:WEIGHT:TEXT WEIGHT>`, also with `unet=`, `te=` and
     `lbw=` (17 or 26 weights of blocks with commas). NAME is the name of a file in `folder` or below it, without its
-    ending. Without a folder tags stay in the prompt. Raises ValueError for names that are not there and for arguments
-    that cannot be followed.
+    ending. Of `steps` steps a tag works in those in which `[from:to:when]` leaves it in the text. Without a folder tags
+    stay in the prompt. Raises ValueError for names that are not there and for arguments that cannot be followed.
     """
     if folder is None or "<" not in prompt:
         return prompt, ()
     found = read_tags(prompt, TAGS)
     uses = []
-    for tag in found.tags:
-        before = re.sub(r"\\.", "", prompt[: tag.start])  # without escaped brackets
-        if before.count("[") > before.count("]"):
-            raise ValueError(f"<{tag.kind}:{tag.name}> stands in [...]: a tag counts for all steps, so put it outside")
+    for tag, span in zip(found.tags, spans_in_prompt(prompt, found.tags, steps)):
         loaded = read_file(find_file(folder, tag.name), config)
-        uses.append(AdapterUse(loaded.adapter, strength_of(tag), loaded.name))
+        uses.append(AdapterUse(loaded.adapter, strength_of(tag), loaded.name, *span))
     return (found.text.strip() if found.tags else prompt), tuple(uses)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from sdjax.adapters.lora import ImageLoRA, LoRA, for_images
+from sdjax.adapters.lora import ImageLoRA, LoRA
 from sdjax.checks.arguments import MAX_SEED, is_sequence, texts
 from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
@@ -25,7 +25,7 @@ from sdjax.samplers import Rows, Start, State, batch
 from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import per_image
 from sdjax.tasks import noise
-from sdjax.tasks.adapters import unet_adapter
+from sdjax.tasks.adapter_spans import arrays, spans_of
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
 from sdjax.tasks.expand import expand
@@ -108,7 +108,7 @@ class Batch:
             end = id(sampler) if sampler.ends_alone else None
             structure = (jax.tree.structure(request.guidance), tuple(setting.patch for setting in request.patches))
             shape = self.prompts.shape(i) if self.how.exact else None  # a longer context changes the order of sums
-            made_as = (request.seamless, request.windows, shape, bool(request.adapters))
+            made_as = (request.seamless, request.windows, shape, len(spans_of(request.adapters)))
             alike = (self.size_of(i), start.rows is None, sampler.rule, end, *structure, *made_as)
             groups.setdefault(alike, []).append(i)
         return [part for group in groups.values() for part in placement.divided(group, self.how.at_once)]
@@ -283,7 +283,7 @@ class Batch:
         """What changes the network for all pictures of this group: arguments of `Pipeline.sampling`."""
         first = self.requests[0]
         return {
-            "patches": [*([LoRA()] if first.adapters else []), *(setting.patch for setting in first.patches)],
+            "patches": [*[LoRA()] * len(self._adapters), *(setting.patch for setting in first.patches)],
             "windows": first.windows,
             "seamless": self.seamless,
         }
@@ -307,13 +307,14 @@ class Batch:
         """Returns the arrays of each patch, with the batch as their first axis."""
         of_pictures = ([setting.numbers for setting in one.patches] for one in self._fill(self.requests))
         stacked = (jax.tree.map(lambda *leaves: np.stack(leaves), *each) for each in zip(*of_pictures, strict=True))
-        return (*([self._adapters] if self.requests[0].adapters else []), *stacked)
+        return *self._adapters, *stacked
 
     @functools.cached_property
-    def _adapters(self) -> ImageLoRA:
-        """The adapters of each picture's UNet."""
-        base = self.pipe.params["unet"]
-        return for_images([(unet_adapter(one.adapters, base), 1.0) for one in self._fill(self.requests)])
+    def _adapters(self) -> tuple[ImageLoRA, ...]:
+        """The adapters of the pictures' UNets, one entry for each LoRA patch."""
+        own = self._fill(self.requests)
+        calls = [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in own]
+        return arrays([one.adapters for one in own], calls, self.pipe.params["unet"])
 
     @property
     def where(self) -> dict[str, Any]:

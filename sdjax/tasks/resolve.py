@@ -89,13 +89,14 @@ def resolve(
         scale = pipe.config.guidance_scale if request.guidance_scale is None else request.guidance_scale
         chosen_sampler = made[named]
         factor = chosen_sampler.recipe.scale_factor if isinstance(chosen_sampler, ToolSampler) and scale != 1 else 1
-        prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config)
+        steps = counted(made[named], request.num_steps)
+        prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, steps)
         uses = tuple(read_use(one, pipe.config) for one in request.adapters)
         joined = tuple(weight for _, weight in language_of(request).joined(prompt))
         chosen_by_model = {
             "prompt": prompt, "negative_prompt": negative, "styles": (),
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
-            "spacing": None, "num_steps": counted(made[named], request.num_steps),
+            "spacing": None, "num_steps": steps,
             "guidance": make_guidance(pipe, request, scale * factor, made[named], joined), "guidance_options": None,
             "adapters": (*uses, *tagged), "lora_dir": None,
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
