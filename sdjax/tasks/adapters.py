@@ -5,7 +5,6 @@ import difflib
 import functools
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
