@@ -120,11 +120,11 @@ def _layers(pieces: list[dict[str, np.ndarray]], width: int, last_too: bool) -> 
             out.append(Layer(jnp.asarray(weight.T), jnp.asarray(bias), is_activated=True))
             now = len(bias)
         elif weight.ndim == 1 and out and out[-1].scale is None and weight.shape == bias.shape == (now,):
-            out[-1] = out[-1].replace(scale=jnp.asarray(weight), shift=jnp.asarray(bias))
+            out[-1] = dataclasses.replace(out[-1], scale=jnp.asarray(weight), shift=jnp.asarray(bias))
         else:
             raise ValueError(f"a layer of {list(weight.shape)} does not fit behind {now} numbers")
     if not out or now != width:
         raise ValueError(f"it ends with {now} numbers, not {width}")
     if not last_too:
-        out[-1] = out[-1].replace(is_activated=False)
+        out[-1] = dataclasses.replace(out[-1], is_activated=False)
     return tuple(out)
