@@ -47,33 +47,39 @@ def make_parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print JSON, with the token ids")
     prompt_flags.add_syntax_flags(add)
     prompt_flags.add_choice_flags(add)
-    parser.set_defaults(clip_skip=None, pad_contexts=None)  # other commands have flags for these
+    prompt_flags.add_embedding_flags(add)
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Prints how the prompt is read."""
+    from sdjax.prompts.added_words import AddedWords
     from sdjax.prompts.chunks import Encoder
     from sdjax.prompts.tokenizer import Tokenizer
 
     prompt_flags.check_prompting(args)
     tokenizer = Tokenizer() if args.tokenizer is None else Tokenizer.load(args.tokenizer)
     text = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
-    read = read_prompt(args, text, Encoder(tokenizer, pad=tokenizer.eos_token_id))
+    final = prompt_flags.expanded(text, args.seed, prompt_flags.prompting(args)).get("expanded_prompt", text)
+    words = prompt_flags.words_used(args, [final], None, args.prompt_syntax)
+    if words:
+        tokenizer = AddedWords.to(tokenizer, {one.word: len(one.vectors) for one in words})
+    read = read_prompt(args, final, Encoder(tokenizer, pad=tokenizer.eos_token_id))
     if args.json:
         print(json.dumps(read, ensure_ascii=False, indent=1))
     else:
         print("\n".join(lines(read, tokenizer)))
 
 
-def read_prompt(args: argparse.Namespace, text: str, encoder: Any) -> dict[str, Any]:
-    """Returns how a prompt is read, as JSON has it."""
+def read_prompt(args: argparse.Namespace, final: str, encoder: Any) -> dict[str, Any]:
+    """Returns how a prompt, with its random choices made, is read, as JSON has it."""
+    from sdjax.prompts.added_words import without_words
     from sdjax.prompts.language import Language
     from sdjax.prompts.syntax import check_prompts
 
     language = Language(args.prompt_syntax or "weights", args.emphasis)
-    final = prompt_flags.expanded(text, args.seed, prompt_flags.prompting(args)).get("expanded_prompt", text)
-    check_prompts([final], language.syntax)
+    words = [word for word, _ in getattr(encoder.tokenizer, "added", ())]
+    check_prompts([without_words(final, words)], language.syntax)
     prompts = []
     for part, weight in language.joined(final):
         first, texts = 1, []

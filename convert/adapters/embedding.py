@@ -87,8 +87,9 @@ def _embedding(
     vectors = vectors.astype(np.float32)
     if not np.isfinite(vectors).all():
         raise CheckpointError(f"the vectors of {shown(word)} have numbers that are not finite", path)
-    if len(vectors) > MOST:
-        raise CheckpointError(f"{shown(word)} has {len(vectors)} vectors; a prompt takes up to {MOST} a word", path)
+    most = MOST if config is None else config.text.max_length - 2
+    if len(vectors) > most:
+        raise CheckpointError(f"{shown(word)} has {len(vectors)} vectors; a prompt takes up to {most} a word", path)
     if config is not None and vectors.shape[1] != config.text.width:
         trained = _MODELS.get(vectors.shape[1])
         raise CheckpointError(

@@ -163,15 +163,18 @@ class Job:
         return self.pipe
 
     def _merge_adapters(self, given: Sequence[str]) -> Any:
-        """Returns the model with the adapters of --lora merged into it."""
+        """Returns the model with the adapters of --lora merged into it, and with the words that came with them."""
         from sdjax.adapters import AdapterError
         from sdjax.tasks.adapters import read_use
 
         uses = [read_use(one, self.pipe.config) for one in given]
         try:
-            return self.pipe.with_adapters(*((use.adapter, use.strength) for use in uses))
-        except AdapterError as error:
+            pipe = self.pipe.with_adapters(*((use.adapter, use.strength) for use in uses))
+            for use in uses:
+                pipe = pipe.with_embeddings(use.embeddings) if use.embeddings else pipe
+        except (AdapterError, ValueError) as error:
             raise ValueError(f"--lora {' '.join(given)}: {error}") from None
+        return pipe
 
     def make(
         self,

@@ -1,7 +1,7 @@
 """The flags that say how prompts are read. Imports nothing heavy: every --help reads it."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax.scripts.shared import values
@@ -13,7 +13,7 @@ EMPHASES = ("original", "no_norm", "ignore", "none", "comfyui", "compel")
 PADDINGS = ("lengths", "a1111", "a1111_empty", "a1111_v0", "comfyui")
 STYLED = Needs(lambda args: bool(args.styles), "without --style: add it, or leave this flag out")
 FIELDS = ("prompt_syntax", "emphasis", "clip_skip", "pad_contexts", "styles", "styles_file", "wildcards",
-          "wildcard_seed", "lora_dir")  # fmt: skip
+          "wildcard_seed", "lora_dir", "embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir")  # fmt: skip
 
 
 def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,9 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
     )
     add_choice_flags(add)
     add_adapter_flags(parser)
+    add = parser.add_argument_group("embeddings and hypernetworks").add_argument
+    add_embedding_flags(add)
+    add_hypernetwork_flags(add)
 
 
 def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +55,39 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
         "--lora-dir",
         metavar="DIR",
         help="a folder of such files: <lora:name:0.8> in a prompt applies DIR/name.safetensors to that picture",
+    )
+
+
+def add_embedding_flags(add: Any) -> None:
+    """Adds the flags of embeddings (textual inversion)."""
+    add(
+        "--embedding",
+        dest="embeddings",
+        action="append",
+        metavar="[WORD=]FILE",
+        help="the vectors of a word (textual inversion): .pt, .bin, .safetensors, or a PNG card; the word is the "
+        "file's name without its ending unless given; may be repeated",
+    )
+    add(
+        "--embedding-dir",
+        metavar="DIR",
+        help="a folder of such files: their names are words of prompts, in ComfyUI's syntax embedding:name",
+    )
+
+
+def add_hypernetwork_flags(add: Any) -> None:
+    """Adds the flags of hypernetworks."""
+    add(
+        "--hypernetwork",
+        dest="hypernetworks",
+        action="append",
+        metavar="FILE[:STRENGTH]",
+        help="apply this hypernetwork of AUTOMATIC1111's web UI; may be repeated; without a strength 1",
+    )
+    add(
+        "--hypernetwork-dir",
+        metavar="DIR",
+        help="a folder of such files: <hypernet:name:0.5> in a prompt applies DIR/name.pt to that picture",
     )
 
 
@@ -113,7 +149,17 @@ def clip_skip(text: str) -> int | str:
 
 def prompting(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of `Request` that the flags set."""
-    return {name: getattr(args, name) for name in FIELDS} | {"styles": tuple(args.styles or ())}
+    lists = {name: tuple(getattr(args, name, None) or ()) for name in ("styles", "embeddings", "hypernetworks")}
+    return {name: getattr(args, name, None) for name in FIELDS} | lists  # not every command has all flags
+
+
+def words_used(args: argparse.Namespace, prompts: Sequence[str], config: Any, syntax: str | None) -> Sequence[Any]:
+    """Returns the embeddings of the flags whose words stand in prompts, for a model of this description or any."""
+    if not args.embeddings and args.embedding_dir is None:
+        return ()
+    from sdjax.tasks.embeddings import embeddings_in
+
+    return embeddings_in(prompts, args.embeddings or (), args.embedding_dir, (), config, syntax or "weights")
 
 
 def check_prompting(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdjax.scripts.shared import prompt_flags
 from sdjax.storage import text_files
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -149,12 +150,13 @@ def _numbered(path: str) -> Iterator[tuple[int, str]]:
 
 def check_prompts(pipe: Any, prompts: list[str], args: argparse.Namespace) -> None:
     """Notes the parts of prompts that the text encoder will not see or does not understand."""
+    from sdjax.prompts.added_words import without_words
+    from sdjax.prompts.extra_networks import read_tags
+    from sdjax.tasks import adapters, hypernetworks
     from sdjax.tasks.compat import profile_of
     from sdjax.tasks.contexts import note_texts
 
-    if args.lora_dir is not None:
-        from sdjax.prompts.extra_networks import read_tags
-        from sdjax.tasks.adapters import TAGS
-
-        prompts = [read_tags(prompt, TAGS).text for prompt in prompts]
-    note_texts(pipe, prompts, args.prompt_syntax or profile_of(getattr(args, "compat", None)).prompt_syntax)
+    syntax = args.prompt_syntax or profile_of(getattr(args, "compat", None)).prompt_syntax
+    tags = [*(adapters.TAGS if args.lora_dir else ()), *(hypernetworks.TAGS if args.hypernetwork_dir else ())]
+    words = [one.word for one in prompt_flags.words_used(args, prompts, pipe.config, syntax)]
+    note_texts(pipe, [without_words(read_tags(prompt, tags).text, words) for prompt in prompts], syntax)

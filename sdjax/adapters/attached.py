@@ -78,10 +78,10 @@ def with_rows(params: Params, used: int, vectors: Sequence[np.ndarray]) -> Param
     for one in vectors:
         if one.ndim != 2 or one.shape[1] != table.shape[1]:
             raise ValueError(f"vectors of words are [n, {table.shape[1]}] for this model; got {list(one.shape)}")
-    before = [] if rows is None else [jnp.asarray(rows, jnp.float32)[:used]]
-    several = jnp.concatenate([*before, *(jnp.asarray(one, jnp.float32) for one in vectors)])
+    before = [] if rows is None else [np.asarray(rows, np.float32)[:used]]
+    several = np.concatenate([*before, *(np.asarray(one, np.float32) for one in vectors)])  # NumPy: nothing to compile
     count = max(LEAST_ROWS, 1 << (len(several) - 1).bit_length())
-    padded = jnp.pad(several, ((0, count - len(several)), (0, 0))).astype(table.dtype)
+    padded = np.pad(several, ((0, count - len(several)), (0, 0))).astype(table.dtype)
     return unflatten_dict({**leaves, (*path[:-1], ROWS): padded})
 
 

@@ -56,8 +56,13 @@ def _over(tree: Params, other: Params) -> Params:
     return out
 
 
-def with_words(params: Params, words: Mapping[str, np.ndarray], tokenizer: Tokenizer) -> Params:
-    """Returns a text encoder's parameters with the vectors of words behind those that the tokenizer has already."""
+def with_words(params: Params, words: Mapping[str, np.ndarray], tokenizer: Tokenizer, most: int) -> Params:
+    """Returns a text encoder's parameters with the vectors of words behind those that the tokenizer has already.
+
+    Raises ValueError for a word that is there already and for more than `most` vectors of a word.
+    """
+    if any(len(vectors) > most for vectors in words.values()):
+        raise ValueError(f"a word has up to {most} vectors with this text encoder: a chunk of a prompt holds no more")
     added = tokenizer.added if isinstance(tokenizer, AddedWords) else ()
     known = {word.lower() for word, _ in added}
     for word in words:
@@ -131,6 +136,11 @@ class Pipeline(metaclass=Explained):
                 raise ValueError(f"the weaker model must take the same inputs: its {name} is {theirs}, not {ours}")
         return dataclasses.replace(self, weak=weak)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that have vectors of their own (`with_embeddings`)."""
+        return tuple(word for word, _ in self.tokenizer.added) if isinstance(self.tokenizer, AddedWords) else ()
+
     def with_adapters(self, *adapters: tuple[Adapter, float | Strength]) -> "Pipeline":
         """Returns the pipeline with adapters merged into its parameters, each with its weight.
 
@@ -145,10 +155,9 @@ class Pipeline(metaclass=Explained):
         A prompt that has such a word gets the vectors in the place of n tokens (`sdjax.prompts.added_words.AddedWords`
         says how words are found). Raises ValueError for vectors of another width, and for a word that is there already.
         """
-        return dataclasses.replace(
-            self, params={**self.params, "text": with_words(self.params["text"], words, self.tokenizer)},
-            tokenizer=AddedWords.to(self.tokenizer, {word: len(vectors) for word, vectors in words.items()}),
-        )  # fmt: skip
+        text = with_words(self.params["text"], words, self.tokenizer, self.config.text.max_length - 2)
+        tokenizer = AddedWords.to(self.tokenizer, {word: len(vectors) for word, vectors in words.items()})
+        return dataclasses.replace(self, params={**self.params, "text": text}, tokenizer=tokenizer)
 
     @explains_arguments(task=False)
     def save(

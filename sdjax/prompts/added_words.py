@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sdjax.prompts.tokenizer import Tokenizer
 
@@ -34,8 +34,7 @@ class AddedWords(Tokenizer):
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
-        longest = sorted((word for word, _ in self.added), key=len, reverse=True)
-        return re.compile("|".join(map(_whole, longest)), re.IGNORECASE)
+        return _pattern(tuple(word for word, _ in self.added))
 
     def _pieces(self, text: str) -> Iterator[tuple[str, list[int]]]:
         """Yields texts without added words, and added words, each with its tokens."""
@@ -77,6 +76,23 @@ class AddedWords(Tokenizer):
                 left = piece if piece.lower() in self._ids else super().cut(piece, length=room + 2)
             room -= min(len(tokens), room)
         return left.strip()
+
+
+def words_in(text: str, words: Iterable[str]) -> list[str]:
+    """Returns the words that stand in a text, spelled as there, as `AddedWords` finds them."""
+    several = tuple(words)
+    return [found.group() for found in _pattern(several).finditer(text)] if several else []
+
+
+def without_words(text: str, words: Iterable[str]) -> str:
+    """Returns a text with x in the place of words that `words_in` finds."""
+    several = tuple(words)
+    return _pattern(several).sub("x", text) if several else text
+
+
+@functools.lru_cache(maxsize=8)
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(_whole, sorted(words, key=len, reverse=True))), re.IGNORECASE)
 
 
 def _whole(word: str) -> str:

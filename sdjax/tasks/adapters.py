@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sdjax.adapters.combining import combine
@@ -27,7 +28,7 @@ TAGS = ("lora", "lyco")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AdapterUse:
-    """An adapter and its strength. `name` is for messages.
+    """An adapter and its strength. `name` is for messages. `embeddings` are vectors of words that came with it.
 
     `start` and `end`, from 0 to 1: the UNet is changed from this share of the steps to that one. The text encoder is
     changed whatever they are, because prompts are encoded once. Raises ValueError unless 0 <= start < end <= 1.
@@ -38,6 +39,7 @@ class AdapterUse:
     name: str = "adapter"
     start: float = 0.0
     end: float = 1.0
+    embeddings: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         start, end = (number(f"an adapter's {name}", getattr(self, name), 0, 1) for name in ("start", "end"))
@@ -68,17 +70,17 @@ def read_use(given: AdapterLike, config: ModelConfig) -> AdapterUse:
         strength = weight if isinstance(weight, Strength) else Strength(number("an adapter's weight", weight))
         if isinstance(what, str | os.PathLike):
             loaded = read_file(what, config)
-            return AdapterUse(loaded.adapter, strength, loaded.name)
+            return AdapterUse(loaded.adapter, strength, loaded.name, embeddings=loaded.embeddings)
         if isinstance(what, LoadedAdapter):
-            return AdapterUse(what.adapter, strength, what.name)
+            return AdapterUse(what.adapter, strength, what.name, embeddings=what.embeddings)
         if isinstance(what, Mapping):
             return AdapterUse(what, strength)
     if isinstance(given, LoadedAdapter):
-        return AdapterUse(given.adapter, name=given.name)
+        return AdapterUse(given.adapter, name=given.name, embeddings=given.embeddings)
     if isinstance(given, str | os.PathLike):
         path, strength = split_weights(os.fspath(given))
         loaded = read_file(path, config)
-        return AdapterUse(loaded.adapter, strength, loaded.name)
+        return AdapterUse(loaded.adapter, strength, loaded.name, embeddings=loaded.embeddings)
     raise ValueError(
         f"an adapter is a file, what load_adapter returns, or a pair of it and a weight; got {shown(given)}"
     )
@@ -135,7 +137,7 @@ def uses_in_prompt(
     uses = []
     for tag, span in zip(found.tags, spans_in_prompt(prompt, found.tags, steps)):
         loaded = read_file(find_file(folder, tag.name), config)
-        uses.append(AdapterUse(loaded.adapter, strength_of(tag), loaded.name, *span))
+        uses.append(AdapterUse(loaded.adapter, strength_of(tag), loaded.name, *span, loaded.embeddings))
     return (found.text.strip() if found.tags else prompt), tuple(uses)
 
 

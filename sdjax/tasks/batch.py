@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from sdjax.adapters.lora import ImageLoRA, LoRA
 from sdjax.checks.arguments import MAX_SEED, is_sequence, texts
 from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
@@ -25,7 +24,8 @@ from sdjax.samplers import Rows, Start, State, batch
 from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import per_image
 from sdjax.tasks import noise
-from sdjax.tasks.adapter_spans import arrays, spans_of
+from sdjax.tasks.adapter_spans import spans_of
+from sdjax.tasks.additions import Addition, additions
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
 from sdjax.tasks.expand import expand
@@ -108,7 +108,8 @@ class Batch:
             end = id(sampler) if sampler.ends_alone else None
             structure = (jax.tree.structure(request.guidance), tuple(setting.patch for setting in request.patches))
             shape = self.prompts.shape(i) if self.how.exact else None  # a longer context changes the order of sums
-            made_as = (request.seamless, request.windows, shape, len(spans_of(request.adapters)))
+            nets = tuple(id(use.network) for use in request.hypernetworks)
+            made_as = (request.seamless, request.windows, shape, len(spans_of(request.adapters)), nets)
             alike = (self.size_of(i), start.rows is None, sampler.rule, end, *structure, *made_as)
             groups.setdefault(alike, []).append(i)
         return [part for group in groups.values() for part in placement.divided(group, self.how.at_once)]
@@ -283,7 +284,8 @@ class Batch:
         """What changes the network for all pictures of this group: arguments of `Pipeline.sampling`."""
         first = self.requests[0]
         return {
-            "patches": [*[LoRA()] * len(self._adapters), *(setting.patch for setting in first.patches)],
+            "patches": [*(patch for patch, _, _ in self._additions), *(setting.patch for setting in first.patches)],
+            "shared": [*(shared for _, shared, _ in self._additions), *([None] * len(first.patches))],
             "windows": first.windows,
             "seamless": self.seamless,
         }
@@ -307,14 +309,12 @@ class Batch:
         """Returns the arrays of each patch, with the batch as their first axis."""
         of_pictures = ([setting.numbers for setting in one.patches] for one in self._fill(self.requests))
         stacked = (jax.tree.map(lambda *leaves: np.stack(leaves), *each) for each in zip(*of_pictures, strict=True))
-        return *self._adapters, *stacked
+        return (*(own for _, _, own in self._additions), *stacked)
 
     @functools.cached_property
-    def _adapters(self) -> tuple[ImageLoRA, ...]:
-        """The adapters of the pictures' UNets, one entry for each LoRA patch."""
-        own = self._fill(self.requests)
-        calls = [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in own]
-        return arrays([one.adapters for one in own], calls, self.pipe.params["unet"])
+    def _additions(self) -> list[Addition]:
+        """The adapters and hypernetworks of each picture's UNet."""
+        return additions(self._fill(self.requests), self.pipe.params["unet"])
 
     @property
     def where(self) -> dict[str, Any]:

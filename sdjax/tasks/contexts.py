@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from sdjax.adapters.delta import Strength
 from sdjax.pipeline import placement
 from sdjax.pipeline.contexts import Encoded, Text, encode_texts, read_text
 from sdjax.pipeline.model import Pipeline
+from sdjax.prompts.added_words import without_words
 from sdjax.prompts.clip_skip import layers_used
 from sdjax.prompts.padding import EMPTIES, pad_contexts
 from sdjax.prompts.syntax import check_lengths, check_prompts
@@ -55,29 +55,33 @@ class Prompts:
 
     @functools.cached_property
     def encoders(self) -> list[Pipeline]:
-        """The pipeline that encodes each picture's prompts: the model's, or one with the adapters' text encoder."""
-        made: dict[tuple[tuple[int, Strength], ...], Pipeline] = {}
+        """The pipeline that encodes each picture's prompts: the model's, or one with its adapters and words."""
+        made: dict[Any, Pipeline] = {}
         out = []
         for request in self.requests:
-            if not changes_text(request.adapters):
+            uses = request.adapters if changes_text(request.adapters) else ()
+            words = {one.word: one.vectors for one in request.embeddings}
+            if not uses and not words:
                 out.append(self.pipe)
                 continue
-            uses = tuple((id(use.adapter), use.strength) for use in request.adapters)
-            if uses not in made:
-                params = {"text": text_params(request.adapters, self.pipe.params["text"])}
-                made[uses] = dataclasses.replace(self.pipe, params=params)
-            out.append(made[uses])
+            vectors = tuple((word, own.tobytes()) for word, own in words.items())
+            name = tuple((id(use.adapter), use.strength) for use in uses), vectors
+            if name not in made:
+                text = self.pipe.on(self.how.mesh)["text"] if not uses else text_params(uses, self.pipe.params["text"])
+                own = dataclasses.replace(self.pipe, params={"text": text})
+                made[name] = own.with_embeddings(words) if words else own
+            out.append(made[name])
         return out
 
     @functools.cached_property
     def texts(self) -> list[dict[int, list[Text]]]:
         """The chunks of each picture's prompts: for each branch, those of all stages."""
         out = []
-        for request, plan in zip(self.requests, self.plans, strict=True):
+        for request, encoder, plan in zip(self.requests, self.encoders, self.plans, strict=True):
             language, layers = language_of(request), layers_used(self.pipe.config.text, request.clip_skip)
             branches = {NEGATIVE: plan.negative, EMPTY: ("",) * plan.stages, **dict(enumerate(plan.prompts))}
             out.append({
-                branch: [read_text(self.pipe, text, language, layers) for text in texts]
+                branch: [read_text(encoder, text, language, layers) for text in texts]
                 for branch, texts in branches.items()
             })  # fmt: skip
         return out
@@ -256,7 +260,8 @@ def note_prompts(pipe: Pipeline, requests: Sequence[Resolved]) -> None:
     """Notes the parts of prompts that the text encoder will not see or that are another tool's syntax."""
     by_syntax: dict[str, list[str]] = {}
     for request in requests:
-        texts = [text for text in (request.prompt, request.negative_prompt) if text]
+        words = [one.word for one in request.embeddings]
+        texts = [without_words(text, words) for text in (request.prompt, request.negative_prompt) if text]
         by_syntax.setdefault(language_of(request).syntax, []).extend(texts)
     for syntax, texts in by_syntax.items():
         note_texts(pipe, texts, syntax)

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from sdjax.adapters.delta import Strength
 from sdjax.checks import arguments
 from sdjax.checks.arguments import texts, whole
 from sdjax.tasks.compat import PAIRS
-from sdjax.tasks.request import ARRAYS, Request, is_numbers
+from sdjax.tasks.request import ARRAYS, LISTS, Request, is_numbers
 
 
 def expand(prompt: str | Sequence[str] | None, *, num_images: int = 1, **options: Any) -> list[Request]:
@@ -79,6 +82,12 @@ def _prompts(prompt: Any, several: list | None, embeds: Any) -> list[dict[str, A
     return [{"prompt_embeds": one} for one in embeddings]
 
 
+def _is_list(value: Any) -> bool:
+    """Returns whether a value is a list of additions, not a pair of an addition and its weight or vectors."""
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | float | Strength | np.ndarray)
+    return isinstance(value, list | tuple) and not pair
+
+
 def _several(name: str, value: Any) -> list | None:
     """Returns the entries if the argument has one per picture, or None if it is one value for all."""
     if name == "styles" and (isinstance(value, str) or all(isinstance(one, str) for one in value or ())):
@@ -87,6 +96,9 @@ def _several(name: str, value: Any) -> list | None:
         return None if value is None or isinstance(value, str) else texts(name, value, default="")
     if name == "schedule" and is_numbers(value):
         return None  # one schedule
+    if name in LISTS:  # a pair of an adapter and its weight is one adapter
+        several = arguments.is_sequence(value) and len(value) > 0 and all(map(_is_list, value))
+        return list(value) if several else None
     if name == "patches":  # a sequence of patches is for all pictures; one of sequences has one for each
         several = arguments.is_sequence(value) and len(value) > 0 and all(map(arguments.is_sequence, value))
         return list(value) if several else None

@@ -27,12 +27,15 @@ from sdjax.schedule import LAST_ALPHAS
 from sdjax.tasks.adapters import AdapterLike
 from sdjax.tasks.compat import NoiseOptions, check_noise
 from sdjax.tasks.computing import ComputingOptions
+from sdjax.tasks.embeddings import EmbeddingLike
+from sdjax.tasks.hypernetworks import HypernetworkLike
 
 T = TypeVar("T")
 Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
 SMALLEST_WINDOW = 64  # pixels
+LISTS = ("adapters", "embeddings", "hypernetworks")  # the additions of one picture
 ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # the axes of one picture's arrays
 
 
@@ -68,6 +71,12 @@ class Request:
     `adapters`: changes of the model for this picture: files of the LoRA family, "FILE" or "FILE:WEIGHT:TEXT WEIGHT", or
     what `sdjax.tasks.adapters.read_use` takes. `lora_dir`: a folder of such files, from which the prompt may choose by
     tags: `<lora:name:0.8>`. Pictures of one batch may have different ones.
+
+    `embeddings`: vectors of words (textual inversion): files, "FILE" or "WORD=FILE", or what
+    `sdjax.tasks.embeddings.read_embedding` takes. `embedding_dir`: a folder of such files, whose names are words of the
+    prompts; in ComfyUI's syntax `embedding:name`. `hypernetworks`: files, "FILE" or "FILE:STRENGTH", or what
+    `sdjax.tasks.hypernetworks.read_hypernetwork` takes. `hypernetwork_dir`: a folder of such files for tags
+    `<hypernet:name:0.5>` in the prompt.
 
     `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder] or a multiple of 77,
@@ -112,6 +121,10 @@ class Request:
     wildcard_seed: int | None = None
     adapters: Sequence[AdapterLike] = ()
     lora_dir: str | None = None
+    embeddings: Sequence[EmbeddingLike] = ()
+    embedding_dir: str | None = None
+    hypernetworks: Sequence[HypernetworkLike] = ()
+    hypernetwork_dir: str | None = None
     height: int | None = None
     width: int | None = None
     seamless: str | None = None
@@ -170,11 +183,12 @@ class Request:
         names = (self.styles,) if isinstance(self.styles, str) else self.styles or ()
         if not arguments.is_sequence(names):
             raise ValueError(f"styles are names, such as ['film', 'night']; got {shown(self.styles)}")
-        files = {name: getattr(self, name) for name in ("styles_file", "wildcards", "lora_dir")}
+        places = "styles_file", "wildcards", "lora_dir", "embedding_dir", "hypernetwork_dir"
+        files = {name: getattr(self, name) for name in places}
         return {
             "styles": tuple(_text("a style", name) for name in names),
             **{name: None if value is None else _text(name, os.fspath(value)) for name, value in files.items()},
-            "adapters": tuple(self.adapters) if arguments.is_sequence(self.adapters) else (self.adapters,),
+            **{name: _several(getattr(self, name)) for name in LISTS},
             "wildcard_seed": None if self.wildcard_seed is None else arguments.seed(self.wildcard_seed),
         }
 
@@ -231,7 +245,8 @@ class SamplingOptions(TypedDict, total=False):
 class PromptOptions(TypedDict, total=False):
     """The fields of `Request` about how prompts are read, and adapters.
 
-    `styles` is a list of names and `adapters` a list of adapters, or one list for each picture.
+    `styles` is a list of names, and `adapters`, `embeddings` and `hypernetworks` are lists of these, or one list for
+    each picture.
     """
 
     prompt_syntax: Each[str | None]
@@ -244,6 +259,10 @@ class PromptOptions(TypedDict, total=False):
     wildcard_seed: Each[int | None]
     adapters: Sequence[AdapterLike] | Sequence[Sequence[AdapterLike]]
     lora_dir: str | None
+    embeddings: Sequence[EmbeddingLike] | Sequence[Sequence[EmbeddingLike]]
+    embedding_dir: str | None
+    hypernetworks: Sequence[HypernetworkLike] | Sequence[Sequence[HypernetworkLike]]
+    hypernetwork_dir: str | None
 
 
 class SizeOptions(TypedDict, total=False):
@@ -316,6 +335,10 @@ def check_windows(window: int | None, overlap: int | None, blend: str) -> dict[s
     if overlap is not None:
         overlap = whole("window_overlap", overlap, 0, window - 1, context=" (pixels, less than window)")
     return {"window": window, "window_overlap": overlap}
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if arguments.is_sequence(value) else (value,)
 
 
 def _text(name: str, value: Any) -> str:

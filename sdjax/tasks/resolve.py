@@ -12,6 +12,7 @@ from sdjax.adapters.table import Setting
 from sdjax.checks.arguments import number, whole
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
+from sdjax.convert.adapters.embedding import LoadedEmbedding
 from sdjax.diffusion.guidance import ClassifierFree, Guidance
 from sdjax.diffusion.rules import And
 from sdjax.diffusion.rules.attention import SAG
@@ -29,6 +30,8 @@ from sdjax.samplers.tool_sampler import ToolSampler
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
 from sdjax.tasks import compat
 from sdjax.tasks.adapters import AdapterUse, read_use, uses_in_prompt
+from sdjax.tasks.embeddings import embeddings_in
+from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, read_hypernetwork
 from sdjax.tasks.prompting import final_texts, language_of
 from sdjax.tasks.request import Request, rules_of
 
@@ -59,6 +62,10 @@ class Resolved(Request):
     patches: tuple[Setting, ...]
     adapters: tuple[AdapterUse, ...]
     lora_dir: None
+    embeddings: tuple[LoadedEmbedding, ...]
+    embedding_dir: None
+    hypernetworks: tuple[HypernetworkUse, ...]
+    hypernetwork_dir: None
     noise_schedule: NoiseSchedule
     windows: Windows | None
 
@@ -91,14 +98,21 @@ def resolve(
         factor = chosen_sampler.recipe.scale_factor if isinstance(chosen_sampler, ToolSampler) and scale != 1 else 1
         steps = counted(made[named], request.num_steps)
         prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, steps)
-        uses = tuple(read_use(one, pipe.config) for one in request.adapters)
+        uses = tuple(read_use(one, pipe.config) for one in request.adapters) + tagged
+        prompt, tagged_nets = hypernetworks_in_prompt(prompt, request.hypernetwork_dir, pipe.config)
+        nets = tuple(read_hypernetwork(one, pipe.config) for one in request.hypernetworks) + tagged_nets
+        words = embeddings_in(
+            (prompt, negative), request.embeddings, request.embedding_dir, [use.embeddings for use in uses],
+            pipe.config, language_of(request).syntax, pipe.words,
+        )  # fmt: skip
         joined = tuple(weight for _, weight in language_of(request).joined(prompt))
         chosen_by_model = {
             "prompt": prompt, "negative_prompt": negative, "styles": (),
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": steps,
             "guidance": make_guidance(pipe, request, scale * factor, made[named], joined), "guidance_options": None,
-            "adapters": (*uses, *tagged), "lora_dir": None,
+            "adapters": uses, "lora_dir": None, "embeddings": words, "embedding_dir": None,
+            "hypernetworks": nets, "hypernetwork_dir": None,
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model, **compat.chosen(request.compat, vars(request))}))

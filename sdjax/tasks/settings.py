@@ -24,6 +24,10 @@ PLACES = (
     "wildcards",
     "adapters",
     "lora_dir",
+    "embeddings",
+    "embedding_dir",
+    "hypernetworks",
+    "hypernetwork_dir",
 )  # paths, which a file of settings or a picture may not choose
 MAX_TEXT = 100_000  # characters of a line of settings
 

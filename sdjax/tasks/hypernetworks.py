@@ -1,0 +1,90 @@
+"""The hypernetworks of pictures: by file, or by tags `<hypernet:name:0.5>` in the prompt from a folder."""
+
+import dataclasses
+import functools
+import os
+from typing import TypeAlias
+
+from sdjax.adapters.hypernetwork import Hypernetwork
+from sdjax.checks.arguments import number, shown
+from sdjax.config import ModelConfig
+from sdjax.convert.adapters.hypernetwork import LoadedHypernetwork, load_hypernetwork
+from sdjax.prompts.extra_networks import read_tags
+from sdjax.tasks.adapters import find_file, split_weights
+
+TAGS = ("hypernet",)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HypernetworkUse:
+    """A hypernetwork and its strength. `name` is for messages."""
+
+    network: Hypernetwork
+    strength: float = 1.0
+    name: str = "hypernetwork"
+
+
+HypernetworkLike: TypeAlias = (
+    HypernetworkUse | LoadedHypernetwork | str | os.PathLike[str] | tuple[LoadedHypernetwork | str, float]
+)
+
+
+def read_hypernetwork(given: HypernetworkLike, config: ModelConfig) -> HypernetworkUse:
+    """Returns a hypernetwork with its strength for a model of this description.
+
+    `given` is a HypernetworkUse; a file, "FILE" or "FILE:STRENGTH"; what `sdjax.convert.load_hypernetwork` returns; or
+    a pair of one of these and a strength. Raises ValueError for anything else, `sdjax.convert.CheckpointError` for a
+    file that cannot be used.
+    """
+    if isinstance(given, HypernetworkUse):
+        return given
+    what, strength = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if strength is None and isinstance(what, str | os.PathLike):
+        what, weights = split_weights(os.fspath(what))
+        if weights.text is not None:
+            raise ValueError(f"a hypernetwork is FILE or FILE:STRENGTH; got {shown(given)}")
+        strength = weights.unet
+    strength = number("a hypernetwork's strength", 1.0 if strength is None else strength)
+    if isinstance(what, str | os.PathLike):
+        what = read_file(what, config)
+    if not isinstance(what, LoadedHypernetwork):
+        raise ValueError(f"a hypernetwork is FILE, FILE:STRENGTH or what load_hypernetwork returns; got {shown(given)}")
+    return HypernetworkUse(what.network, strength, what.name)
+
+
+def read_file(path: str | os.PathLike[str], config: ModelConfig) -> LoadedHypernetwork:
+    """Returns the hypernetwork in a file. It is read once as long as it does not change."""
+    try:
+        found = os.stat(path)
+        stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size)
+    except (OSError, ValueError):
+        stamp = ()  # load_hypernetwork says why
+    return _read(os.fspath(path), config, stamp)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: str, config: ModelConfig, stamp: tuple[int, ...]) -> LoadedHypernetwork:
+    return load_hypernetwork(path, config)
+
+
+def hypernetworks_in_prompt(
+    prompt: str, folder: str | None, config: ModelConfig
+) -> tuple[str, tuple[HypernetworkUse, ...]]:
+    """Returns the prompt without its tags `<hypernet:NAME:STRENGTH>`, and the hypernetworks that they name.
+
+    NAME is the name of a file in `folder` or below it, without its ending. Without a folder tags stay in the prompt.
+    Raises ValueError for names that are not there and for arguments that cannot be followed.
+    """
+    if folder is None or "<" not in prompt:
+        return prompt, ()
+    found = read_tags(prompt, TAGS)
+    uses = []
+    for tag in found.tags:
+        before = prompt[: tag.start]
+        if before.count("[") > before.count("]"):
+            raise ValueError(f"<{tag.kind}:{tag.name}> stands in [...]: a tag counts for all steps, so put it outside")
+        if len(tag.args) > 1 or tag.options:
+            raise ValueError(f"<{tag.kind}:{tag.name}> has more than a strength: write <hypernet:{tag.name}:0.5>")
+        loaded = read_file(find_file(folder, tag.name), config)
+        uses.append(HypernetworkUse(loaded.network, tag.number(0, 1.0), loaded.name))
+    return (found.text.strip() if found.tags else prompt), tuple(uses)
