@@ -152,7 +152,7 @@ def test_each_picture_has_its_own_words_and_others_compile_nothing(folder):
     np.testing.assert_array_equal(got, made(pipe, "style-v2", "a style", "a cat", **options)[[1, 2, 0]])
     plain = made(pipe, "a style", "a cat", "style-v2", negative_prompt="card")
     assert all((a != b).any() for a, b in zip(got, plain))
-    options["embeddings"] = [("word", vectors(9, 4))]
+    options["word_embeddings"] = [("word", vectors(9, 4))]
     assert count_compilations(lambda: made(pipe, "style word", "a word", "card", **options)) == 0
 
 

@@ -12,8 +12,10 @@ SYNTAXES = ("weights", "comfyui", "plain")
 EMPHASES = ("original", "no_norm", "ignore", "none", "comfyui", "compel")
 PADDINGS = ("lengths", "a1111", "a1111_empty", "a1111_v0", "comfyui")
 STYLED = Needs(lambda args: bool(args.styles), "without --style: add it, or leave this flag out")
-FIELDS = ("prompt_syntax", "emphasis", "clip_skip", "pad_contexts", "styles", "styles_file", "wildcards",
-          "wildcard_seed", "lora_dir", "embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir")  # fmt: skip
+FIELDS = (
+    "prompt_syntax", "emphasis", "clip_skip", "pad_contexts", "styles", "styles_file", "wildcards", "wildcard_seed",
+    "lora_dir", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
+)  # fmt: skip
 
 
 def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +64,7 @@ def add_embedding_flags(add: Any) -> None:
     """Adds the flags of embeddings (textual inversion)."""
     add(
         "--embedding",
-        dest="embeddings",
+        dest="word_embeddings",
         action="append",
         metavar="[WORD=]FILE",
         help="the vectors of a word (textual inversion): .pt, .bin, .safetensors, or a PNG card; the word is the "
@@ -149,17 +151,17 @@ def clip_skip(text: str) -> int | str:
 
 def prompting(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of `Request` that the flags set."""
-    lists = {name: tuple(getattr(args, name, None) or ()) for name in ("styles", "embeddings", "hypernetworks")}
+    lists = {name: tuple(getattr(args, name, None) or ()) for name in ("styles", "word_embeddings", "hypernetworks")}
     return {name: getattr(args, name, None) for name in FIELDS} | lists  # not every command has all flags
 
 
 def words_used(args: argparse.Namespace, prompts: Sequence[str], config: Any, syntax: str | None) -> Sequence[Any]:
     """Returns the embeddings of the flags whose words stand in prompts, for a model of this description or any."""
-    if not args.embeddings and args.embedding_dir is None:
+    if not args.word_embeddings and args.embedding_dir is None:
         return ()
     from sdjax.tasks.embeddings import embeddings_in
 
-    return embeddings_in(prompts, args.embeddings or (), args.embedding_dir, (), config, syntax or "weights")
+    return embeddings_in(prompts, args.word_embeddings or (), args.embedding_dir, (), config, syntax or "weights")
 
 
 def check_prompting(args: argparse.Namespace) -> None:

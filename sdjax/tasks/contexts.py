@@ -60,7 +60,7 @@ class Prompts:
         out = []
         for request in self.requests:
             uses = request.adapters if changes_text(request.adapters) else ()
-            words = {one.word: one.vectors for one in request.embeddings}
+            words = {one.word: one.vectors for one in request.word_embeddings}
             if not uses and not words:
                 out.append(self.pipe)
                 continue
@@ -260,7 +260,7 @@ def note_prompts(pipe: Pipeline, requests: Sequence[Resolved]) -> None:
     """Notes the parts of prompts that the text encoder will not see or that are another tool's syntax."""
     by_syntax: dict[str, list[str]] = {}
     for request in requests:
-        words = [one.word for one in request.embeddings]
+        words = [one.word for one in request.word_embeddings]
         texts = [without_words(text, words) for text in (request.prompt, request.negative_prompt) if text]
         by_syntax.setdefault(language_of(request).syntax, []).extend(texts)
     for syntax, texts in by_syntax.items():

@@ -35,7 +35,7 @@ Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
 SMALLEST_WINDOW = 64  # pixels
-LISTS = ("adapters", "embeddings", "hypernetworks")  # the additions of one picture
+LISTS = ("adapters", "word_embeddings", "hypernetworks")  # the additions of one picture
 ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # the axes of one picture's arrays
 
 
@@ -72,7 +72,7 @@ class Request:
     what `sdjax.tasks.adapters.read_use` takes. `lora_dir`: a folder of such files, from which the prompt may choose by
     tags: `<lora:name:0.8>`. Pictures of one batch may have different ones.
 
-    `embeddings`: vectors of words (textual inversion): files, "FILE" or "WORD=FILE", or what
+    `word_embeddings`: vectors of words (textual inversion): files, "FILE" or "WORD=FILE", or what
     `sdjax.tasks.embeddings.read_embedding` takes. `embedding_dir`: a folder of such files, whose names are words of the
     prompts; in ComfyUI's syntax `embedding:name`. `hypernetworks`: files, "FILE" or "FILE:STRENGTH", or what
     `sdjax.tasks.hypernetworks.read_hypernetwork` takes. `hypernetwork_dir`: a folder of such files for tags
@@ -121,7 +121,7 @@ class Request:
     wildcard_seed: int | None = None
     adapters: Sequence[AdapterLike] = ()
     lora_dir: str | None = None
-    embeddings: Sequence[EmbeddingLike] = ()
+    word_embeddings: Sequence[EmbeddingLike] = ()
     embedding_dir: str | None = None
     hypernetworks: Sequence[HypernetworkLike] = ()
     hypernetwork_dir: str | None = None
@@ -245,8 +245,8 @@ class SamplingOptions(TypedDict, total=False):
 class PromptOptions(TypedDict, total=False):
     """The fields of `Request` about how prompts are read, and adapters.
 
-    `styles` is a list of names, and `adapters`, `embeddings` and `hypernetworks` are lists of these, or one list for
-    each picture.
+    `styles` is a list of names, and `adapters`, `word_embeddings` and `hypernetworks` are lists of these, or one list
+    for each picture.
     """
 
     prompt_syntax: Each[str | None]
@@ -259,7 +259,7 @@ class PromptOptions(TypedDict, total=False):
     wildcard_seed: Each[int | None]
     adapters: Sequence[AdapterLike] | Sequence[Sequence[AdapterLike]]
     lora_dir: str | None
-    embeddings: Sequence[EmbeddingLike] | Sequence[Sequence[EmbeddingLike]]
+    word_embeddings: Sequence[EmbeddingLike] | Sequence[Sequence[EmbeddingLike]]
     embedding_dir: str | None
     hypernetworks: Sequence[HypernetworkLike] | Sequence[Sequence[HypernetworkLike]]
     hypernetwork_dir: str | None

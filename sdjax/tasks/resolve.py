@@ -62,7 +62,7 @@ class Resolved(Request):
     patches: tuple[Setting, ...]
     adapters: tuple[AdapterUse, ...]
     lora_dir: None
-    embeddings: tuple[LoadedEmbedding, ...]
+    word_embeddings: tuple[LoadedEmbedding, ...]
     embedding_dir: None
     hypernetworks: tuple[HypernetworkUse, ...]
     hypernetwork_dir: None
@@ -102,7 +102,7 @@ def resolve(
         prompt, tagged_nets = hypernetworks_in_prompt(prompt, request.hypernetwork_dir, pipe.config)
         nets = tuple(read_hypernetwork(one, pipe.config) for one in request.hypernetworks) + tagged_nets
         words = embeddings_in(
-            (prompt, negative), request.embeddings, request.embedding_dir, [use.embeddings for use in uses],
+            (prompt, negative), request.word_embeddings, request.embedding_dir, [use.embeddings for use in uses],
             pipe.config, language_of(request).syntax, pipe.words,
         )  # fmt: skip
         joined = tuple(weight for _, weight in language_of(request).joined(prompt))
@@ -111,7 +111,7 @@ def resolve(
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": steps,
             "guidance": make_guidance(pipe, request, scale * factor, made[named], joined), "guidance_options": None,
-            "adapters": uses, "lora_dir": None, "embeddings": words, "embedding_dir": None,
+            "adapters": uses, "lora_dir": None, "word_embeddings": words, "embedding_dir": None,
             "hypernetworks": nets, "hypernetwork_dir": None,
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
         }  # fmt: skip

@@ -24,7 +24,7 @@ PLACES = (
     "wildcards",
     "adapters",
     "lora_dir",
-    "embeddings",
+    "word_embeddings",
     "embedding_dir",
     "hypernetworks",
     "hypernetwork_dir",
