@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sdjax.config import ConfigError
-from sdjax.convert.adapters.inspecting import adapter_lines
+from sdjax.convert.adapters.inspecting import lines_of
 from sdjax.convert.checkpoint import open_checkpoint
 from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.describe import prediction
 from sdjax.convert.describe.choices import choose_ema, describe, stated
-from sdjax.convert.describe.other_kinds import AS_ADAPTER, UNET_ALONE, kind_of_folder, kind_of_tensors
+from sdjax.convert.describe.other_kinds import UNET_ALONE, kind_of_folder, kind_of_tensors
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, OtherKindError, printable
 from sdjax.convert.merge.recipe import RECIPE_KEY, read_recipe
@@ -43,7 +43,7 @@ class Inspection:
     cards: tuple[str, ...] = ()
     tokenizer: str | None = None
     merge: tuple[str, ...] = ()  # the recipe of a merged model, in words
-    adapter: tuple[str, ...] = ()  # facts, for a file of the LoRA family
+    adapter: tuple[str, ...] = ()  # facts, for the file of an adapter, an embedding or a hypernetwork
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as a JSON-ready dictionary."""
@@ -154,7 +154,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         odd=odd,
         kind=None if kind is None else str(kind),
         merge=merge,
-        adapter=tuple(adapter_lines(path)) if kind is not None and kind.advice == AS_ADAPTER else (),
+        adapter=tuple(lines_of(path, kind)),
     )
 
 

@@ -1,13 +1,35 @@
-"""Reports what an adapter's file holds, whichever of Stable Diffusion 1 and 2 it is for."""
+"""Reports what the file of an adapter, an embedding or a hypernetwork holds, whichever model it is for."""
 
 import os
 from collections.abc import Sequence
 
 from sdjax import configs
+from sdjax.convert.adapters.embedding import load_embedding
+from sdjax.convert.adapters.hypernetwork import load_hypernetwork
 from sdjax.convert.adapters.load import load_adapter
-from sdjax.convert.errors import CheckpointError
+from sdjax.convert.describe.other_kinds import AS_ADAPTER, AS_EMBEDDING, AS_HYPERNETWORK
+from sdjax.convert.errors import CheckpointError, FileKind
 
 FAMILIES = ("sd1", "sd2_base")  # descriptions of the models that adapters are for
+
+
+def lines_of(path: str | os.PathLike[str], kind: FileKind | None) -> Sequence[str]:
+    """Returns the facts of a file of this kind as lines, or why it cannot be used; none for other kinds."""
+    readers = {AS_ADAPTER: adapter_lines, AS_EMBEDDING: _embedding_lines, AS_HYPERNETWORK: _hypernetwork_lines}
+    if kind is None or kind.advice not in readers:
+        return ()
+    try:
+        return readers[kind.advice](path)
+    except CheckpointError as error:
+        return [str(error)]
+
+
+def _embedding_lines(path: str | os.PathLike[str]) -> Sequence[str]:
+    return load_embedding(path).lines()
+
+
+def _hypernetwork_lines(path: str | os.PathLike[str]) -> Sequence[str]:
+    return load_hypernetwork(path).lines()
 
 
 def adapter_lines(path: str | os.PathLike[str]) -> Sequence[str]:

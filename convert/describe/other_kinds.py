@@ -18,6 +18,8 @@ MOST_LETTERS = 300_000  # of a file's names that are looked through: those of 3,
 
 _READS = "sdjax reads whole Stable Diffusion v1 and v2 models"
 AS_ADAPTER = "name the model that it is for, and this file by --lora (sdjax.convert.load_adapter)"
+AS_EMBEDDING = "name the model that it is for, and this file by --embedding (sdjax.convert.load_embedding)"
+AS_HYPERNETWORK = "name the model that it is for, and this file by --hypernetwork (sdjax.convert.load_hypernetwork)"
 _WHOLE = "name the whole model that it goes with (sdjax does not apply it)"
 _COMPLETE = "name a whole model: the checkpoint that it was taken from, or the pipeline's folder"
 _OTHER = f"{_READS}: name one of these"
@@ -65,8 +67,8 @@ _PARTS: tuple[tuple[str, str, str], ...] = (
      "a LoRA in kohya's names", AS_ADAPTER),
     (r":(up|down)$|^\d+$", "a LoRA of cloneofsimo's kind, or a list of tensors", AS_ADAPTER),
     (r"(^|\.)string_to_(param|token)|^emb_params$|^clip_[lgh]$|^<[^>]{1,60}>$",
-     "a textual inversion (an embedding of a word), which is no model", _WHOLE),
-    (r"^(320|640|768|1024|1280)\.[01]\.\w", "a hypernetwork, which is no model", _WHOLE),
+     "a textual inversion (an embedding of a word), which is no model", AS_EMBEDDING),
+    (r"^(320|640|768|1024|1280)\.[01]\.\w", "a hypernetwork, which is no model", AS_HYPERNETWORK),
     (r"(^|\.)control_model\.|(^|\.)input_hint_block\.|(^|\.)zero_convs\.\d|controlnet_(cond_embedding|down_blocks|mid"
      r"_block)|^controlnet_blocks", "a ControlNet", _WHOLE),
     (r"image_proj(_model)?\.|^ip_adapter\.|to_[kv]_ip\b|^adapter_modules\.", "an IP-Adapter", _WHOLE),
@@ -143,7 +145,7 @@ def kind_of_tensors(shapes: Shapes) -> FileKind | None:
         return FileKind("Stable Diffusion XL" + (", its refiner" if labels[1] == 2560 else ""), _OTHER)
     words = len(shapes) <= 2 and all(len(s) in (1, 2) and s[-1] in _WIDTHS for s in shapes.values())
     if words and not any("." in name for name in shapes):
-        return FileKind("a textual inversion (an embedding of a word), which is no model", _WHOLE)
+        return FileKind("a textual inversion (an embedding of a word), which is no model", AS_EMBEDDING)
     return None
 
 
