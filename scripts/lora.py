@@ -35,7 +35,6 @@ examples:
 {EXIT_STATUS}"""
 
 NAMES = ("kohya", "diffusers", "diffusers-old", "peft")  # write_names.LAYOUTS; a test compares them
-MODELS = ("sd1", "sd2_base")  # tried in this order: a file shows by its widths which one it is for
 
 
 def _for(*actions: str) -> Needs:
@@ -275,21 +274,14 @@ def _weighted(text: str) -> tuple[str, float]:
 
 def _load(paths: list[str], checkpoint: str | None) -> tuple[Any, list[Any]]:
     """Returns the model's description and the adapters, all of one model."""
-    from sdjax import configs
-    from sdjax.convert import CheckpointError, load_adapter, load_model
+    from sdjax.convert import load_adapter, load_model
+    from sdjax.convert.adapters.load import load_for_released
     from sdjax.loading import hub
 
     if checkpoint is not None:
         config = load_model(hub.resolve(checkpoint)).config
         return config, [load_adapter(path, config) for path in paths]
-    refused: list[CheckpointError] = []
-    for name in MODELS:
-        try:
-            config = configs.get(name)
-            return config, [load_adapter(path, config) for path in paths]
-        except CheckpointError as error:
-            refused.append(error)
-    raise refused[0]
+    return load_for_released(*paths)
 
 
 def _report(adapter: Any, kept: Any) -> None:

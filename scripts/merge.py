@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--vae-from", needs=MIXING, metavar="LETTER", help="take the autoencoder of this model, or merge; default: A")
     add("--vae", metavar="PATH", needs=Needs(lambda args: args.vae_from is None, "with --vae-from: leave one out"),
         help="take the autoencoder from this file or folder")  # fmt: skip
-    add("--lora", action="append", type=_lora, metavar="FILE[:W[:TEXT W]]", help="merge an adapter into the result, at "
+    add("--lora", action="append", metavar="FILE[:W[:TEXT W]]", help="merge an adapter into the result, at "
         "this weight (default: 1), and that of its text encoder part; may be repeated")  # fmt: skip
     group = parser.add_argument_group("how to read and write")
     add = group.add_argument
@@ -94,28 +94,12 @@ def _pattern(text: str) -> tuple[str, tuple[float, ...]]:
     return pattern, _numbers(ratios)
 
 
-def _lora(text: str) -> tuple[str, float, float | None]:
-    """Returns an adapter's file and its weights, for argparse."""
-    numbers: list[float] = []
-    path = text
-    while len(numbers) < 2:
-        rest, colon, last = path.rpartition(":")
-        try:
-            number = values.finite(last)
-        except ValueError:
-            break
-        if not colon or not rest:
-            break
-        path, numbers = rest, [number, *numbers]
-    return path, numbers[0] if numbers else 1.0, numbers[1] if len(numbers) > 1 else None
-
-
 def run(args: argparse.Namespace) -> None:
     """Merges, and prints the path of the result."""
-    from sdjax.adapters.delta import Strength
     from sdjax.convert import MergeSettings, merge_models
     from sdjax.loading import hub
     from sdjax.scripts.shared.job import note, resolve_local
+    from sdjax.tasks.adapters import split_weights
 
     method = args.method or ("weighted_sum" if len(args.models) > 1 else None)
     given: dict[str, Any] = {
@@ -129,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         resolve_local(path)
     models = [hub.resolve(path, say=said.append) for path in args.models]
     vae = None if args.vae is None else hub.resolve(args.vae, say=said.append)
-    loras = [(path, Strength(weight, text)) for path, weight, text in args.lora or ()]
+    loras = [split_weights(text) for text in args.lora or ()]
     notices = merge_models(
         models, args.out, settings, loras=loras, vae=vae, dtype=args.dtype, to=args.to, ema=args.ema,
         prediction=args.prediction, overwrite=args.overwrite, lossy=args.lossy,

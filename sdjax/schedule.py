@@ -165,17 +165,17 @@ class NoiseSchedule:
     def add_noise(self, x0: Latent, noise: Latent, timestep: jax.Array) -> Latent:
         """Returns sqrt(a_t) x0 + sqrt(1 - a_t) noise, the network's input in training. timestep: int [b] or scalar."""
         a = self.alphas_cumprod
-        return _of_table(np.sqrt(a), timestep, x0) * x0 + _of_table(np.sqrt(1 - a), timestep, x0) * noise
+        return of_table(np.sqrt(a), timestep, x0) * x0 + of_table(np.sqrt(1 - a), timestep, x0) * noise
 
     def target(self, x0: Latent, noise: Latent, timestep: jax.Array) -> Latent:
         """Returns the network's target output for `add_noise(x0, noise, timestep)`. timestep: int [b] or scalar."""
         of_x0, of_noise = (
             np.broadcast_to(w, self.num_timesteps) for w in PREDICTIONS[self.config.prediction].target(self.sigmas)
         )
-        return _of_table(of_x0, timestep, x0) * x0 + _of_table(of_noise, timestep, x0) * noise
+        return of_table(of_x0, timestep, x0) * x0 + of_table(of_noise, timestep, x0) * noise
 
 
-def _of_table(table: np.ndarray, timestep: jax.Array, like: jax.Array) -> jax.Array:
+def of_table(table: np.ndarray, timestep: jax.Array, like: jax.Array) -> jax.Array:
     """Returns the table's float32 entries at the timesteps, shaped to multiply a batch."""
     values = jnp.asarray(table, jnp.float32)[timestep]
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values

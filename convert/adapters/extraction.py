@@ -9,12 +9,12 @@ import numpy as np
 
 from sdjax.adapters.delta import AdapterError, Delta, Difference
 from sdjax.adapters.factoring import Truncation, factor
+from sdjax.convert.adapters.spelling import PARTS
 from sdjax.convert.bundle import Bundle
 from sdjax.convert.containers.lazy import LazyTensor, same_bytes
 from sdjax.convert.errors import CheckpointError, listed
 from sdjax.convert.names.naming import diffusers_name
 
-PARTS = ("unet", "text")
 MIN_DIFFERENCE = 0.01  # kohya's default
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from sdjax.adapters.hypernetwork import ACTIVATIONS, Hypernetwork, Layer
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.nested import flattened
-from sdjax.convert.containers.lazy import is_floating
+from sdjax.convert.containers.lazy import is_finite, is_floating
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.reading import read
 from sdjax.convert.errors import CheckpointError, listed, shown
@@ -82,7 +82,7 @@ def _placed(
             if not _BESIDE.match(key):
                 problems.append(f"{shown(key)} is no tensor of a hypernetwork")
             continue
-        if not is_floating(array.dtype) or not np.isfinite(array.astype(np.float32)).all():
+        if not is_floating(array.dtype) or not is_finite(array):
             problems.append(f"{shown(key)} holds something else than finite numbers")
         width, which, number, old, piece = found.groups()
         at = int(number) if number is not None else int(old) - 1

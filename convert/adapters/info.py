@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax.convert.adapters.kinds import Change
-from sdjax.convert.errors import CheckpointError, printable
+from sdjax.convert.errors import printable
 
 MOST_TAGS = 20  # that are listed
 LARGEST_TEXT = 2**23  # characters of metadata that are parsed
@@ -89,10 +89,3 @@ def parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def require_object(value: Any, what: str) -> Mapping[str, Any]:
-    """Returns a JSON object. Raises CheckpointError for anything else."""
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{what} is no JSON object of names and values")
-    return value

@@ -3,19 +3,16 @@
 import os
 from collections.abc import Sequence
 
-from sdjax import configs
 from sdjax.convert.adapters.embedding import load_embedding
 from sdjax.convert.adapters.hypernetwork import load_hypernetwork
-from sdjax.convert.adapters.load import load_adapter
+from sdjax.convert.adapters.load import load_for_released
 from sdjax.convert.describe.other_kinds import AS_ADAPTER, AS_EMBEDDING, AS_HYPERNETWORK
 from sdjax.convert.errors import CheckpointError, FileKind
-
-FAMILIES = ("sd1", "sd2_base")  # descriptions of the models that adapters are for
 
 
 def lines_of(path: str | os.PathLike[str], kind: FileKind | None) -> Sequence[str]:
     """Returns the facts of a file of this kind as lines, or why it cannot be used; none for other kinds."""
-    readers = {AS_ADAPTER: adapter_lines, AS_EMBEDDING: _embedding_lines, AS_HYPERNETWORK: _hypernetwork_lines}
+    readers = {AS_ADAPTER: _adapter_lines, AS_EMBEDDING: _embedding_lines, AS_HYPERNETWORK: _hypernetwork_lines}
     if kind is None or kind.advice not in readers:
         return ()
     try:
@@ -32,16 +29,7 @@ def _hypernetwork_lines(path: str | os.PathLike[str]) -> Sequence[str]:
     return load_hypernetwork(path).lines()
 
 
-def adapter_lines(path: str | os.PathLike[str]) -> Sequence[str]:
-    """Returns the facts of an adapter as lines; why it fits no model, if it fits none."""
-    problem = ""
-    for family in FAMILIES:
-        config = configs.get(family)
-        try:
-            loaded = load_adapter(path, config)
-        except CheckpointError as error:
-            problem = problem or str(error)
-            continue
-        words = [f"embedding of {word}: {len(vectors)} vectors" for word, vectors in loaded.embeddings.items()]
-        return [f"for: {config.name}", *loaded.info.lines(), *words, *loaded.notices]
-    return [problem]
+def _adapter_lines(path: str | os.PathLike[str]) -> Sequence[str]:
+    config, (loaded,) = load_for_released(path)
+    words = [f"embedding of {word}: {len(vectors)} vectors" for word, vectors in loaded.embeddings.items()]
+    return [f"for: {config.name}", *loaded.info.lines(), *words, *loaded.notices]

@@ -1,7 +1,6 @@
 """Reads an adapter of the LoRA family from a file or folder: every tensor is used, or the adapter is refused."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -10,14 +9,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from sdjax import configs
 from sdjax.adapters.delta import Adapter
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.info import AdapterInfo, info_of
 from sdjax.convert.adapters.kinds import Change, Dora, Misfit, Scaling, changes_of
-from sdjax.convert.adapters.peft_settings import FILE, PeftSettings
+from sdjax.convert.adapters.peft_settings import FILE, PeftSettings, header_of
 from sdjax.convert.adapters.spelling import Layer, find_layer, layers_by_name, split_name
 from sdjax.convert.adapters.write_names import FOLDERS, HEADER
-from sdjax.convert.containers.lazy import is_floating
+from sdjax.convert.containers.lazy import is_finite, is_floating
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.reading import read
 from sdjax.convert.containers.strict_json import read_json
@@ -25,6 +25,7 @@ from sdjax.convert.errors import CheckpointError, listed, printable
 
 Alpha0 = Literal["none", "rank"]
 
+FAMILIES = ("sd1", "sd2_base")  # descriptions of the released models that adapters are for
 LONGEST = 200  # characters of a tensor's name that a message repeats
 _LARGEST_CONFIG = 2**20  # bytes
 _PEFT = "base_model.model."
@@ -98,25 +99,42 @@ def load_adapter(
         if given not in known:
             raise ValueError(f"{what} is one of {', '.join(known)}; got {given!r}")
     if isinstance(source, Mapping):
-        return _placed(source, metadata or {}, peft_config, config, alpha_0, dora, None)
+        settings = PeftSettings(peft_config, header_of(metadata or {}))
+        return _placed(source, metadata or {}, settings, config, alpha_0, dora, None)
     named = pathlib.Path(source)
     path = named if named.is_dir() else local_path(source)  # which would choose one file of a folder
     tensors: dict[str, np.ndarray] = {}
     told: dict[str, str] = {}
-    description: Mapping[str, Any] | None = None
+    alone: Mapping[str, Any] | None = None
+    described: dict[str, Any] = {}  # of several networks, as a header has it
     for part, weights in _files(path):
         with read(weights) as file:
             own = {name: np.array(stored.array()) for name, stored in file.tensors.items()}
             told |= file.metadata
-        own_description = _description(weights.parent) if path.is_dir() else None
-        if part is not None and own_description is not None:
-            own_description = {f"{part}.{name}": value for name, value in own_description.items()}
-            own = {f"base_model.model.{part}.{name.removeprefix(_PEFT)}": array for name, array in own.items()}
+        description = _description(weights.parent) if path.is_dir() else None
+        if part is None:
+            alone = description
+        elif description is not None:
+            described |= {f"{part}.{name}": value for name, value in description.items()}
+            own = {f"{_PEFT}{part}.{name.removeprefix(_PEFT)}": array for name, array in own.items()}
         tensors |= own
-        description = own_description if description is None else {**description, **(own_description or {})}
-    if any("." in key for key in description or {}):
-        return _placed(tensors, {**told, HEADER: json.dumps(description)}, None, config, alpha_0, dora, path)
-    return _placed(tensors, told, description, config, alpha_0, dora, path)
+    settings = PeftSettings(alone, described or header_of(told))
+    return _placed(tensors, told, settings, config, alpha_0, dora, path)
+
+
+def load_for_released(*paths: str | os.PathLike[str]) -> tuple[ModelConfig, list[LoadedAdapter]]:
+    """Returns the model that all these adapters are for, Stable Diffusion 1 or 2, and the adapters.
+
+    Raises CheckpointError, as for Stable Diffusion 1, if they fit neither.
+    """
+    refused: list[CheckpointError] = []
+    for name in FAMILIES:
+        config = configs.get(name)
+        try:
+            return config, [load_adapter(path, config) for path in paths]
+        except CheckpointError as error:
+            refused.append(error)
+    raise refused[0]
 
 
 def _files(path: pathlib.Path) -> list[tuple[str | None, pathlib.Path]]:
@@ -145,10 +163,9 @@ def _description(folder: pathlib.Path) -> Mapping[str, Any] | None:
 
 
 def _placed(
-    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], peft_config: Mapping[str, Any] | None,
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], settings: PeftSettings,
     config: ModelConfig, alpha_0: Alpha0, dora: Dora, path: pathlib.Path | None,
 ) -> LoadedAdapter:  # fmt: skip
-    settings = PeftSettings(peft_config, metadata)
     embeddings, misplaced = _bundled(tensors, config)
     grouped, problems = _grouped({k: v for k, v in tensors.items() if not k.startswith("bundle_emb.")}, config)
     problems = misplaced + problems
@@ -197,7 +214,7 @@ def _bundled(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> tuple[di
             problems.append(f"{_shown(name)} is a word of Stable Diffusion XL")
         elif vectors.ndim != 2 or vectors.shape[1] != width or not is_floating(tensor.dtype):
             problems.append(f"{_shown(name)} is {tensor.dtype} {list(tensor.shape)}, and a word is vectors of {width}")
-        elif not np.all(np.isfinite(vectors.astype(np.float32))):
+        elif not is_finite(vectors):
             problems.append(f"{_shown(name)} has numbers that are not finite")
         elif bundled["word"] in found:
             problems.append(f"{_shown(name)} gives a word that it has already")
@@ -246,7 +263,7 @@ def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
             continue
         if not is_floating(array.dtype) and not (piece == "alpha" and np.issubdtype(array.dtype, np.integer)):
             raise Misfit(f"{piece} holds {array.dtype}, not floating-point numbers")
-        if not np.all(np.isfinite(array.astype(np.float32))):
+        if not is_finite(array):
             raise Misfit(f"{piece} has numbers that are not finite")
 
 

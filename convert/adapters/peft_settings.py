@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sdjax.convert.adapters.info import parsed, require_object
+from sdjax.convert.adapters.info import parsed
 from sdjax.convert.adapters.kinds import Scaling
 from sdjax.convert.adapters.write_names import FOLDERS, HEADER
 from sdjax.convert.errors import CheckpointError, shown
@@ -15,10 +15,8 @@ FILE = "adapter_config.json"
 class PeftSettings:
     """The description: of one network (a folder), or with the networks' names before its keys (a header)."""
 
-    def __init__(self, config: Mapping[str, Any] | None, metadata: Mapping[str, str]) -> None:
-        self._alone = config
-        header = metadata.get(HEADER)
-        self._header = {} if header is None else require_object(parsed(header), f"{HEADER} in its header")
+    def __init__(self, alone: Mapping[str, Any] | None, header: Mapping[str, Any]) -> None:
+        self._alone, self._header = alone, header
 
     def scaling(self, part: str, layer: str) -> Scaling | None:
         """Returns the scaling of a layer of a network; None if nothing describes it. Raises CheckpointError."""
@@ -32,21 +30,25 @@ class PeftSettings:
             raise CheckpointError(f"lora_alpha is a number; got {shown(alpha)}")
         return Scaling(float(alpha), bool(self._get(part, "use_rslora")))
 
-    def rank(self, part: str, layer: str) -> int | None:
-        """Returns the rank that the description gives a layer, None if it gives none."""
-        rank = self._get(part, "r")
-        for pattern, own in self._table(part, "rank_pattern").items():
-            if _names(pattern, layer):
-                rank = own
-        return rank if type(rank) is int else None
-
     def _table(self, part: str, key: str) -> Mapping[str, Any]:
-        return require_object(self._get(part, key) or {}, key)
+        return _object(self._get(part, key) or {}, key)
 
     def _get(self, part: str, key: str) -> Any:
         if self._alone is not None:
             return self._alone.get(key)
         return self._header.get(f"{FOLDERS[part]}.{key}")
+
+
+def header_of(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    """Returns the description in a safetensors header, empty if there is none. Raises CheckpointError for another."""
+    text = metadata.get(HEADER)
+    return {} if text is None else _object(parsed(text), f"{HEADER} in its header")
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what} is no JSON object of names and values")
+    return value
 
 
 def _names(pattern: str, layer: str) -> bool:

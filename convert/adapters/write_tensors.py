@@ -8,12 +8,11 @@ import numpy as np
 
 from sdjax.adapters.delta import Adapter, Difference
 from sdjax.config import ModelConfig
+from sdjax.convert.adapters.spelling import PARTS
 from sdjax.convert.adapters.write_kernels import checked, stored_kernel
-from sdjax.convert.containers.lazy import is_floating
+from sdjax.convert.containers.lazy import is_finite, is_floating
 from sdjax.convert.errors import listed
 from sdjax.convert.names import tables
-
-PARTS = ("unet", "text")  # the networks that adapters change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _module(path: str, leaves: Mapping[str, Any], entries: Mapping[str, tables.E
             suffix = ("w_norm" if leaf == "scale" else "b_norm") if is_norm else "diff_b" if leaf == "bias" else "diff"
             found[suffix] = checked(np.asarray(delta.value), entry.shape)
     for suffix, array in found.items():
-        if is_floating(array.dtype) and not np.isfinite(array.astype(np.float32)).all():
+        if is_floating(array.dtype) and not is_finite(array):
             raise ValueError(f"{suffix} holds numbers that are not finite")
     part, _, name = next(iter(entries[f"{path}/{leaf}"] for leaf in leaves)).name.partition("/")
     return Module("text" if part == "text_encoder" else part, name.rpartition(".")[0], found, rank, alpha)

@@ -104,6 +104,11 @@ def is_floating(dtype: np.dtype) -> bool:
     return np.issubdtype(dtype, np.floating) or dtype.name.startswith(("bfloat", "float"))
 
 
+def is_finite(array: np.ndarray) -> bool:
+    """Returns whether all numbers of an array of any floating-point type are finite."""
+    return bool(np.isfinite(array.astype(np.float32)).all())
+
+
 def float_type(dtype: DTypeLike | None) -> np.dtype | None:
     """Returns the type of that name, None for None. Raises ValueError for any but those in FLOATS."""
     return None if dtype is None else FLOATS[dtype_name(dtype)]

@@ -68,14 +68,11 @@ class Job:
         """Returns the batches of the command's prompts (`prompts.make_batches`), whose own settings are checked."""
         self.axes = [] if self.args.sweep is None else sweeps.read_axes(self.args)
         self.batches = make_batches(self.args, default, num_inputs, self.axes, check=self.options.check)
-        needs_weak = any("autoguidance" in str(own.get("guidance")) for one in self.batches for own in one.settings)
-        if needs_weak and self.args.weak_ckpt is None:
+        own = (one.get("guidance") for batch in self.batches for one in batch.settings)
+        asked = any("autoguidance" in str(guidance) for guidance in (self.guidance.get("guidance"), *own))
+        if asked and self.args.weak_ckpt is None:
             raise ValueError(WITHOUT_WEAK)
-        if (
-            self.args.weak_ckpt is not None
-            and not needs_weak
-            and "autoguidance" not in self.guidance.get("guidance", "")
-        ):
+        if self.args.weak_ckpt is not None and not asked:
             raise ValueError("--weak-ckpt has no effect without autoguidance, which no picture asks for: leave it out")
         return self.batches
 

@@ -7,7 +7,7 @@
 The kernel gets no gradient of its own size, and a small change is not rounded to the kernel's type.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from sdjax.typing import Params
 
 CHANGE = "change"  # beside "kernel": a LowRank
 MAGNITUDE = "magnitude"  # beside it, with DoRA: the length of each output's weights, [d]
-TABLES = (("token_embedding", "embedding"), ("embed_tokens", "embedding"))  # CLIP's and LAION-400M's, ends of paths
+TABLES = ("token_embedding/embedding", "embed_tokens/embedding")  # CLIP's and LAION-400M's, ends of paths
 LEAST_ROWS = 16
 ROWS = "rows"  # beside "embedding": the vectors [n, d] of the tokens after the last one of the table
 
@@ -72,9 +72,10 @@ def with_rows(params: Params, used: int, vectors: Sequence[np.ndarray]) -> Param
     The rows are padded with zeros to a power of two, at least LEAST_ROWS, so that few programs are compiled. Raises
     ValueError for vectors of another width.
     """
-    leaves = flatten_dict(params)
-    path = next(path for path in leaves if path[-2:] in TABLES)
-    table, rows = leaves[path], leaves.get((*path[:-1], ROWS))
+    leaves = flatten_dict(params, sep="/")
+    path = table_of(leaves)
+    beside = f"{path.rpartition('/')[0]}/{ROWS}"
+    table, rows = leaves[path], leaves.get(beside)
     for one in vectors:
         if one.ndim != 2 or one.shape[1] != table.shape[1]:
             raise ValueError(f"vectors of words are [n, {table.shape[1]}] for this model; got {list(one.shape)}")
@@ -82,7 +83,12 @@ def with_rows(params: Params, used: int, vectors: Sequence[np.ndarray]) -> Param
     several = np.concatenate([*before, *(np.asarray(one, np.float32) for one in vectors)])  # NumPy: nothing to compile
     count = max(LEAST_ROWS, 1 << (len(several) - 1).bit_length())
     padded = np.pad(several, ((0, count - len(several)), (0, 0))).astype(table.dtype)
-    return unflatten_dict({**leaves, (*path[:-1], ROWS): padded})
+    return unflatten_dict({**leaves, beside: padded}, sep="/")
+
+
+def table_of(paths: Iterable[str]) -> str:
+    """Returns the path of the text encoder's table of embeddings, "" without one."""
+    return next((path for path in paths if path.endswith(TABLES)), "")
 
 
 def without_rows(params: Params) -> Params:

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from numpy.typing import ArrayLike, DTypeLike
 
-from sdjax.adapters.attached import ROWS
+from sdjax.adapters.attached import ROWS, table_of
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import explains_arguments
 from sdjax.config import ModelConfig
@@ -22,7 +22,6 @@ from sdjax.convert.model import load_model
 from sdjax.loading import builtin, hub
 from sdjax.loading.run_layout import is_run
 from sdjax.loading.trainable import by_path, lay_over
-from sdjax.loading.trainable.words import table_of
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import cache
 from sdjax.pipeline.model import Pipeline, cast

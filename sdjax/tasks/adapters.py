@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,13 @@ from sdjax.adapters.combining import combine
 from sdjax.adapters.delta import Adapter, AdapterError, Delta, Difference, LowRank, Strength, difference_at, merge
 from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
-from sdjax.convert.adapters.load import LoadedAdapter
+from sdjax.convert.adapters.load import LoadedAdapter, load_adapter
 from sdjax.prompts.extra_networks import Tag, read_tags
 from sdjax.prompts.tag_spans import Span, spans_in_prompt
+from sdjax.tasks.extra_files import files_below, read_once
 from sdjax.typing import Params
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
-MOST_FOLDERS = 10_000  # below the folder of adapters that are looked through
 TAGS = ("lora", "lyco")
 
 
@@ -69,7 +68,7 @@ def read_use(given: AdapterLike, config: ModelConfig) -> AdapterUse:
         what, weight = given
         strength = weight if isinstance(weight, Strength) else Strength(number("an adapter's weight", weight))
         if isinstance(what, str | os.PathLike):
-            loaded = read_file(what, config)
+            loaded = read_file(os.fspath(what), config)
             return AdapterUse(loaded.adapter, strength, loaded.name, embeddings=loaded.embeddings)
         if isinstance(what, LoadedAdapter):
             return AdapterUse(what.adapter, strength, what.name, embeddings=what.embeddings)
@@ -104,20 +103,9 @@ def split_weights(text: str) -> tuple[str, Strength]:
     return rest, Strength(numbers[0] if numbers else 1.0, numbers[1] if len(numbers) > 1 else None)
 
 
-def read_file(path: str | os.PathLike[str], config: ModelConfig) -> LoadedAdapter:
+@read_once(8)
+def read_file(path: str, config: ModelConfig) -> LoadedAdapter:
     """Returns the adapter in a file or folder. It is read once as long as it does not change."""
-    try:
-        found = os.stat(path)
-        stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size)
-    except (OSError, ValueError):
-        stamp = ()  # load_adapter says why
-    return _read(os.fspath(path), config, stamp)
-
-
-@functools.lru_cache(maxsize=8)
-def _read(path: str, config: ModelConfig, stamp: tuple[int, ...]) -> LoadedAdapter:
-    from sdjax.convert import load_adapter
-
     return load_adapter(path, config)
 
 
@@ -136,7 +124,7 @@ def uses_in_prompt(
     found = read_tags(prompt, TAGS)
     uses = []
     for tag, span in zip(found.tags, spans_in_prompt(prompt, found.tags, steps)):
-        loaded = read_file(find_file(folder, tag.name), config)
+        loaded = read_file(str(find_file(folder, tag.name)), config)
         uses.append(AdapterUse(loaded.adapter, strength_of(tag), loaded.name, *span, loaded.embeddings))
     return (found.text.strip() if found.tags else prompt), tuple(uses)
 
@@ -166,13 +154,9 @@ def find_file(folder: str, name: str) -> pathlib.Path:
     if not root.is_dir():
         raise ValueError(f"{folder} is no folder of adapters")
     stems: dict[str, pathlib.Path] = {}
-    for count, (place, folders, files) in enumerate(os.walk(root)):
-        if count >= MOST_FOLDERS:
-            break
-        folders.sort()  # of two files of one name the same one is found on every disk
-        for file in sorted(files):
-            if file.endswith(ENDINGS):
-                stems.setdefault(pathlib.PurePath(file).stem, pathlib.Path(place) / file)
+    for file in files_below(root):
+        if file.name.endswith(ENDINGS):
+            stems.setdefault(file.stem, file)
     if name not in stems:
         near = difflib.get_close_matches(name, stems, n=3)
         hint = f"; did you mean {' or '.join(map(shown, near))}?" if near else ""

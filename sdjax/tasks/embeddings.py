@@ -19,9 +19,9 @@ from sdjax.pictures import png
 from sdjax.pictures.metadata.texts import read_texts
 from sdjax.pictures.samples import MAX_BYTES, PictureError
 from sdjax.prompts.added_words import words_in
+from sdjax.tasks.extra_files import files_below, read_once
 
 ENDINGS = (".safetensors", ".pt", ".bin", ".ckpt", ".png")
-MOST_FILES = 10_000  # folders in a folder that are looked through
 CARD = "sd-ti-embedding"  # the text in a PNG
 COMFYUI = "embedding:"  # before a name in ComfyUI's syntax
 
@@ -54,22 +54,13 @@ def _word(text: str) -> str:
     return text
 
 
-def read_file(path: str | os.PathLike[str], config: ModelConfig | None, word: str | None = None) -> LoadedEmbedding:
+@read_once(64)
+def read_file(path: str, config: ModelConfig | None, word: str | None = None) -> LoadedEmbedding:
     """Returns the embedding in a file, also in a card, a PNG of the web UI. It is read once while it does not change.
 
     Raises CheckpointError.
     """
-    try:
-        found = os.stat(path)
-        stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size)
-    except (OSError, ValueError):
-        stamp = ()  # load_embedding says why
-    return _read(os.fspath(path), config, word, stamp)
-
-
-@functools.lru_cache(maxsize=64)
-def _read(path: str, config: ModelConfig | None, word: str | None, stamp: tuple[int, ...]) -> LoadedEmbedding:
-    if stamp and os.path.isfile(path) and stamp[1] <= MAX_BYTES:
+    if os.path.isfile(path) and os.path.getsize(path) <= MAX_BYTES:
         with open(path, "rb") as file:
             if file.read(len(png.MAGIC)) == png.MAGIC:
                 data = png.MAGIC + file.read()
@@ -138,7 +129,7 @@ def embeddings_in(
             )
         (source,) = found
         if isinstance(source, pathlib.Path):
-            source = read_file(source, config)
+            source = read_file(str(source), config)
         elif isinstance(source, tuple):
             source = read_embedding(source, config)
         out[word] = LoadedEmbedding(word, source.vectors, source.metadata, source.token)
@@ -149,22 +140,17 @@ def _source(source: Any) -> str:
     return str(source) if isinstance(source, pathlib.Path) else "one that was given"
 
 
-def _files(folder: str) -> list[pathlib.Path]:
+def _files(folder: str) -> tuple[pathlib.Path, ...]:
     """Returns the files of embeddings in a folder and below it. Raises ValueError if it is none."""
     try:
         status = os.stat(folder)
     except (OSError, ValueError) as error:
         raise ValueError(f"the folder of embeddings {folder} cannot be read ({error})") from None
-    return list(_listed(folder, status.st_mtime_ns))
+    return _listed(folder, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2)
 def _listed(folder: str, stamp: int) -> tuple[pathlib.Path, ...]:
     if not os.path.isdir(folder):
         raise ValueError(f"{folder} is no folder of embeddings")
-    out = []
-    for count, (place, _, files) in enumerate(os.walk(folder)):
-        if count > MOST_FILES:
-            break
-        out += [pathlib.Path(place) / name for name in sorted(files) if name.lower().endswith(ENDINGS)]
-    return tuple(out)
+    return tuple(path for path in files_below(folder) if path.name.lower().endswith(ENDINGS))

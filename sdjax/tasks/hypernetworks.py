@@ -1,8 +1,8 @@
 """The hypernetworks of pictures: by file, or by tags `<hypernet:name:0.5>` in the prompt from a folder."""
 
 import dataclasses
-import functools
 import os
+import re
 from typing import TypeAlias
 
 from sdjax.adapters.hypernetwork import Hypernetwork
@@ -11,6 +11,7 @@ from sdjax.config import ModelConfig
 from sdjax.convert.adapters.hypernetwork import LoadedHypernetwork, load_hypernetwork
 from sdjax.prompts.extra_networks import read_tags
 from sdjax.tasks.adapters import find_file, split_weights
+from sdjax.tasks.extra_files import read_once
 
 TAGS = ("hypernet",)
 
@@ -46,24 +47,15 @@ def read_hypernetwork(given: HypernetworkLike, config: ModelConfig) -> Hypernetw
         strength = weights.unet
     strength = number("a hypernetwork's strength", 1.0 if strength is None else strength)
     if isinstance(what, str | os.PathLike):
-        what = read_file(what, config)
+        what = read_file(os.fspath(what), config)
     if not isinstance(what, LoadedHypernetwork):
         raise ValueError(f"a hypernetwork is FILE, FILE:STRENGTH or what load_hypernetwork returns; got {shown(given)}")
     return HypernetworkUse(what.network, strength, what.name)
 
 
-def read_file(path: str | os.PathLike[str], config: ModelConfig) -> LoadedHypernetwork:
+@read_once(4)
+def read_file(path: str, config: ModelConfig) -> LoadedHypernetwork:
     """Returns the hypernetwork in a file. It is read once as long as it does not change."""
-    try:
-        found = os.stat(path)
-        stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size)
-    except (OSError, ValueError):
-        stamp = ()  # load_hypernetwork says why
-    return _read(os.fspath(path), config, stamp)
-
-
-@functools.lru_cache(maxsize=4)
-def _read(path: str, config: ModelConfig, stamp: tuple[int, ...]) -> LoadedHypernetwork:
     return load_hypernetwork(path, config)
 
 
@@ -80,11 +72,11 @@ def hypernetworks_in_prompt(
     found = read_tags(prompt, TAGS)
     uses = []
     for tag in found.tags:
-        before = prompt[: tag.start]
+        before = re.sub(r"\\.", "", prompt[: tag.start])  # without escaped brackets
         if before.count("[") > before.count("]"):
             raise ValueError(f"<{tag.kind}:{tag.name}> stands in [...]: a tag counts for all steps, so put it outside")
         if len(tag.args) > 1 or tag.options:
             raise ValueError(f"<{tag.kind}:{tag.name}> has more than a strength: write <hypernet:{tag.name}:0.5>")
-        loaded = read_file(find_file(folder, tag.name), config)
+        loaded = read_file(str(find_file(folder, tag.name)), config)
         uses.append(HypernetworkUse(loaded.network, tag.number(0, 1.0), loaded.name))
     return (found.text.strip() if found.tags else prompt), tuple(uses)

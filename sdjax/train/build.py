@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from sdjax.train.step import StepNumbers, TrainStep, make_train_step
 from sdjax.typing import Key, Keys, Params
 
 Shape = jax.ShapeDtypeStruct
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +135,7 @@ class Setup:
 
     def loss(self, empty: np.ndarray, axis: str | None = None) -> Loss:
         """Returns the loss. `empty` holds the tokens or the context of the empty caption."""
-        loss = self.objective.make_loss(self.facts, empty, axis)
-
-        def with_attached(*args: Any) -> tuple[jax.Array, Metrics]:
-            with patched([Attached()]):
-                return loss(*args)
-
-        return with_attached
+        return _with_attached(self.objective.make_loss(self.facts, empty, axis))
 
     def loss_of_trained(self, empty: np.ndarray) -> Callable[..., tuple[jax.Array, Metrics]]:
         """Returns the loss as a function of the trained parameters: (trained, frozen, average, batch, keys, step)."""
@@ -155,13 +151,7 @@ class Setup:
 
     def losses(self, empty: np.ndarray) -> Losses:
         """Returns the losses that a held-out set is measured with."""
-        losses = self.objective.make_losses(self.facts, empty)
-
-        def with_attached(*args: Any) -> Metrics:
-            with patched([Attached()]):
-                return losses(*args)
-
-        return with_attached
+        return _with_attached(self.objective.make_losses(self.facts, empty))
 
     @property
     def numbers(self) -> StepNumbers:
@@ -225,3 +215,13 @@ class Setup:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.config.batch_size))
         args = frozen, state.ema_params, self.batch_shapes(), keys, Shape((), jnp.int32)
         return flops.count(loss, state.params, *args, remat=self.config.remat)
+
+
+def _with_attached(function: Callable[P, T]) -> Callable[P, T]:
+    """Returns the function, whose networks run with what lies beside their parameters."""
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with patched([Attached()]):
+            return function(*args, **kwargs)
+
+    return run

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from sdjax import configs, convert
 from sdjax.adapters import merge
+from sdjax.convert.adapters.load import FAMILIES
 from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.adapters.write_names import LAYOUTS
 from sdjax.scripts import lora
@@ -136,4 +137,4 @@ def test_nothing_is_overwritten(folder, tmp_path, capsys):
 
 def test_choices_are_the_librarys():
     assert lora.NAMES == LAYOUTS
-    assert set(lora.MODELS) <= set(configs.NAMES)
+    assert set(FAMILIES) <= set(configs.NAMES)

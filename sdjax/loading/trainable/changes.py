@@ -173,3 +173,9 @@ def check_pattern(name: str, pattern: str) -> None:
 
 def _first(table: tuple[tuple[str, Any], ...], path: str, default: Any) -> Any:
     return next((value for pattern, value in table if re.search(pattern, path)), default)
+
+
+def uniform(key: Key, shape: tuple[int, ...], rows: int) -> Array:
+    """Returns uniform numbers within 1 / sqrt(rows), as torch's kaiming_uniform_ with a = sqrt(5)."""
+    bound = 1 / math.sqrt(rows)
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)

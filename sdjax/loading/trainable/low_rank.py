@@ -5,14 +5,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from sdjax.adapters.attached import CHANGE, MAGNITUDE
 from sdjax.adapters.delta import Delta, LowRank
 from sdjax.adapters.dora import WeightDecomposed, lengths
-from sdjax.loading.trainable.changes import Factors, RankedChanges
+from sdjax.loading.trainable.changes import Factors, RankedChanges, uniform
 from sdjax.typing import Key, Params
 
 START = "start_"  # before the names of factors that do not learn
@@ -58,9 +57,7 @@ class LoRATraining(RankedChanges):
             made = {"down": (u[:, :rank] * root).reshape(*shape[:-1], rank), "up": root[:, None] * v[:rank]}
             made |= {START + name: factor for name, factor in made.items()}
         else:
-            bound = 1 / math.sqrt(rows)  # torch's kaiming_uniform_ with a = sqrt(5)
-            down = jax.random.uniform(key, (*shape[:-1], rank), minval=-bound, maxval=bound)
-            made = {"down": down, "up": jnp.zeros((rank, d))}
+            made = {"down": uniform(key, (*shape[:-1], rank), rows), "up": jnp.zeros((rank, d))}
         return made | ({"magnitude": lengths(kernel)} if self.dora else {})
 
     def low_rank(self, path: str, factors: Factors) -> LowRank:

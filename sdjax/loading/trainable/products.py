@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from sdjax.adapters.delta import Delta
 from sdjax.adapters.families import OFT, LoHa, LoKr, to_files_layout
-from sdjax.loading.trainable.changes import Changes, Factors, RankedChanges
+from sdjax.loading.trainable.changes import Changes, Factors, RankedChanges, uniform
 from sdjax.typing import Key
 
 
@@ -121,9 +121,3 @@ def split(side: int, factor: int) -> tuple[int, int]:
     most = math.isqrt(side) if factor == -1 else min(factor, math.isqrt(side))
     first = max(n for n in range(1, most + 1) if side % n == 0)
     return first, side // first
-
-
-def uniform(key: Key, shape: tuple[int, ...], rows: int) -> Array:
-    """Returns uniform numbers within 1 / sqrt(rows), as torch's kaiming_uniform_ with a = sqrt(5)."""
-    bound = 1 / math.sqrt(rows)
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)

@@ -1,7 +1,6 @@
 """Textual inversion: training of embeddings of new words, and of adapters together with them."""
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -9,13 +8,12 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
-from sdjax.adapters.attached import ROWS
+from sdjax.adapters.attached import ROWS, table_of
 from sdjax.config import ConfigError
 from sdjax.loading.trainable.protocol import Addition, by_path, lay_over
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Key, Params
 
-TABLES = ("token_embedding/embedding", "embed_tokens/embedding")  # of CLIP and of LAION-400M's encoder
 MOST = 75  # vectors of a word: a prompt holds no more
 
 
@@ -93,8 +91,3 @@ class WordsTraining(Addition):
             found[word] = rows[at : at + count]
             at += count
         return found
-
-
-def table_of(paths: Iterable[str]) -> str:
-    """Returns the path of the text encoder's table of embeddings, "" without one."""
-    return next((path for path in paths if path.endswith(TABLES)), "")

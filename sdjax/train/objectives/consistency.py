@@ -17,14 +17,14 @@ from sdjax.checks.effects import needs
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.nn import UNet
 from sdjax.purpose import KINDS, kind_of
-from sdjax.schedule import NoiseSchedule
+from sdjax.samplers.ancestral import boundary
+from sdjax.schedule import PREDICTIONS, NoiseSchedule, of_table
 from sdjax.train.objectives import draws, inputs
 from sdjax.train.objectives.objective import Batch, Loss, Metrics, Objective, RunFacts
 from sdjax.train.objectives.weighting import bend
 from sdjax.typing import Context, Keys, Latent, Params
 
 TEACHER = "teacher"  # the UNet as it was at the start, among the fixed parameters
-DATA_STD, TIME_SCALE = 0.5, 10.0  # of the boundary condition, as in samplers.ancestral.LCM
 
 Network = Callable[[Params, Latent, jax.Array, Context], Latent]
 
@@ -158,7 +158,7 @@ def consistency_error(
         clean, noise = both(schedule, network(params, x, t, context), x, t)
         if objective.phases is not None:
             return schedule.add_noise(clean, noise, ends)
-        skip, out = (c[:, None, None, None] for c in boundary(t))
+        skip, out = (of_table(table, t, x) for table in boundary(np.arange(schedule.num_timesteps)))
         return skip * x + out * clean
 
     difference = consistent(student, x, t) - jax.lax.stop_gradient(consistent(aimed, below, s))
@@ -178,21 +178,13 @@ def phase_ends(total: int, phases: int | None, earlier: np.ndarray) -> jax.Array
     return jnp.asarray(edges[np.searchsorted(edges, earlier, side="right") - 1])
 
 
-def boundary(t: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns c_skip and c_out [b], which make f(x, 0) = x. Source: Luo et al. 2023, appendix."""
-    scaled = jnp.square(TIME_SCALE * t.astype(jnp.float32))
-    return DATA_STD**2 / (scaled + DATA_STD**2), TIME_SCALE * t / jnp.sqrt(scaled + DATA_STD**2)
-
-
 def both(schedule: NoiseSchedule, output: Latent, x: Latent, t: jax.Array) -> tuple[Latent, Latent]:
     """Returns the picture and the noise in x_t, [b, h, w, c] each, from what the network predicts.
 
     They satisfy x = sqrt(a) picture + sqrt(1 - a) noise.
     """
-    a = schedule.alphas_cumprod
-    of_picture, of_noise = (jnp.asarray(np.sqrt(w), jnp.float32)[t][:, None, None, None] for w in (a, 1 - a))
-    if schedule.config.prediction == "v":
-        return of_picture * x - of_noise * output, of_noise * x + of_picture * output
-    if schedule.config.prediction == "x0":
-        return output, (x - of_picture * output) / of_noise
-    return (x - of_noise * output) / of_picture, output
+    signal, hidden = (np.sqrt(share) for share in (schedule.alphas_cumprod, 1 - schedule.alphas_cumprod))
+    of_x, of_output = PREDICTIONS[schedule.config.prediction].x0(schedule.sigmas)  # of x / sqrt(a)
+    first, second = (np.broadcast_to(weight, signal.shape) for weight in (of_x / signal, of_output))
+    picture = of_table(first, t, x) * x + of_table(second, t, x) * output
+    return picture, (x - of_table(signal, t, x) * picture) / of_table(hidden, t, x)

@@ -1,0 +1,46 @@
+"""The files of adapters, embeddings and hypernetworks: those in a folder, each read once while it does not change."""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MOST_FOLDERS = 10_000  # below a folder that are looked through
+
+
+def files_below(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields the files in a folder and below it, in the same order on every disk."""
+    for count, (place, folders, files) in enumerate(os.walk(folder)):
+        if count >= MOST_FOLDERS:
+            break
+        folders.sort()
+        yield from (pathlib.Path(place) / name for name in sorted(files))
+
+
+def read_once(count: int) -> Callable[[Callable[Concatenate[str, P], T]], Callable[Concatenate[str, P], T]]:
+    """Returns a decorator for a function of a path: a file is read again only if it changed. It keeps `count` results.
+
+    A path that cannot be looked at is handed to the function, which says why.
+    """
+
+    def decorate(read: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+        @functools.lru_cache(maxsize=count)
+        def kept(path: str, stamp: tuple[int, ...], *args: P.args, **kwargs: P.kwargs) -> T:
+            return read(path, *args, **kwargs)
+
+        @functools.wraps(read)
+        def reading(path: str, *args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                found = os.stat(path)
+                stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size)
+            except (OSError, ValueError):
+                stamp = ()
+            return kept(path, stamp, *args, **kwargs)  # type: ignore[arg-type]
+
+        return reading
+
+    return decorate
