@@ -148,30 +148,18 @@ class Job:
         if weak is not None:
             self.pipe = self.pipe.guided_by(sdjax.load(weak, ema=args.ema, dtype=self.dtype))
         if args.lora:
-            self.pipe = self._merge_adapters(args.lora)
+            self.pipe = prompt_flags.with_adapters(self.pipe, args.lora)
         self.common = self._describe() | {
             "model": picture_settings.describe_model(place, local),
             "vae": None if vae is None else picture_settings.describe_model(args.vae, vae),
         }
         if weak is not None:
             self.common["weak"] = picture_settings.describe_model(args.weak_ckpt, weak)
+        if args.lora:
+            self.common["lora"] = [Path(text).name for text in args.lora]  # without the folder, with the weights
         if self.checker is not None and checked_by is not None:
             self.common["safety_checker"] = picture_settings.describe_model(checked_by, Path(self.checker.source))
         return self.pipe
-
-    def _merge_adapters(self, given: Sequence[str]) -> Any:
-        """Returns the model with the adapters of --lora merged into it, and with the words that came with them."""
-        from sdjax.adapters import AdapterError
-        from sdjax.tasks.adapters import read_use
-
-        uses = [read_use(one, self.pipe.config) for one in given]
-        try:
-            pipe = self.pipe.with_adapters(*((use.adapter, use.strength) for use in uses))
-            for use in uses:
-                pipe = pipe.with_embeddings(use.embeddings) if use.embeddings else pipe
-        except (AdapterError, ValueError) as error:
-            raise ValueError(f"--lora {' '.join(given)}: {error}") from None
-        return pipe
 
     def make(
         self,

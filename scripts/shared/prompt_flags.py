@@ -164,6 +164,21 @@ def words_used(args: argparse.Namespace, prompts: Sequence[str], config: Any, sy
     return embeddings_in(prompts, args.word_embeddings or (), args.embedding_dir, (), config, syntax or "weights")
 
 
+def with_adapters(pipe: Any, given: Sequence[str]) -> Any:
+    """Returns a model with the adapters of --lora merged into it, and with the words that came with them."""
+    from sdjax.adapters import AdapterError
+    from sdjax.tasks.adapters import read_use
+
+    uses = [read_use(one, pipe.config) for one in given]
+    try:
+        pipe = pipe.with_adapters(*((use.adapter, use.strength) for use in uses))
+        for use in uses:
+            pipe = pipe.with_embeddings(use.embeddings) if use.embeddings else pipe
+    except (AdapterError, ValueError) as error:
+        raise ValueError(f"--lora {' '.join(given)}: {error}") from None
+    return pipe
+
+
 def check_prompting(args: argparse.Namespace) -> None:
     """Raises ValueError for flags that contradict each other, and for styles and wildcards that cannot be read."""
     from sdjax.prompts.language import Language
