@@ -1,6 +1,6 @@
-"""The patches of a batch's adapters and hypernetworks."""
+"""What pictures add to the UNet, as patches with arrays: adapters, hypernetworks and so on. `KINDS` is the table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,30 +9,67 @@ from jaxtyping import PyTree
 from sdjax.adapters.hypernetwork import Hypernetworks
 from sdjax.adapters.lora import LoRA
 from sdjax.adapters.patch import Patch
-from sdjax.tasks.adapter_spans import arrays
+from sdjax.pipeline.model import Pipeline
+from sdjax.samplers import Start
+from sdjax.tasks.adapter_spans import arrays, spans_of
 from sdjax.tasks.resolve import Resolved
-from sdjax.typing import Params
 
 
 class Addition(NamedTuple):
-    """A patch of the UNet with its arrays for all pictures, and those of each picture."""
+    """A patch of the UNet with its arrays.
+
+    `shared` are those for all pictures, and `own` those of each picture, with the batch as their first axis.
+    `unconditional` stand in the place of `own` in the branches of guidance without the prompt; None means `own`.
+    """
 
     patch: Patch
     shared: PyTree
     own: PyTree
+    unconditional: PyTree = None
+
+    def arrays(self, conditional: bool) -> PyTree:
+        """Returns the arrays of each picture in a branch with or without the prompt."""
+        return self.own if conditional or self.unconditional is None else self.unconditional
 
 
-def additions(requests: Sequence[Resolved], base: Params) -> list[Addition]:
-    """Returns the additions of pictures that share a program: as many spans of adapters, and the same hypernetworks.
+class Kind(NamedTuple):
+    """A kind of addition.
 
-    `base` are the UNet's parameters.
+    `alike` says what pictures that share a program have in common, such as the identities of their networks. `make`
+    returns the additions of such pictures, in order, from their requests and starts, and the pipeline.
     """
-    out = []
-    if requests[0].adapters:
-        calls = [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in requests]
-        out += [Addition(LoRA(), None, own) for own in arrays([one.adapters for one in requests], calls, base)]
-    if requests[0].hypernetworks:
-        strengths = np.array([[use.strength for use in one.hypernetworks] for one in requests], np.float32)
-        networks = tuple(use.network for use in requests[0].hypernetworks)
-        out.append(Addition(Hypernetworks(), networks, strengths))
-    return out
+
+    alike: Callable[[Resolved], Hashable]
+    make: Callable[[Sequence[Resolved], Sequence[Start], Pipeline], list[Addition]]
+
+
+def _adapters(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+    if not requests[0].adapters:
+        return []
+    calls = [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in requests]
+    made = arrays([one.adapters for one in requests], calls, pipe.params["unet"])
+    return [Addition(LoRA(), None, own) for own in made]
+
+
+def _hypernetworks(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+    uses = requests[0].hypernetworks
+    if not uses:
+        return []
+    strengths = np.array([[use.strength for use in one.hypernetworks] for one in requests], np.float32)
+    return [Addition(Hypernetworks(), tuple(use.network for use in uses), strengths)]
+
+
+KINDS: tuple[Kind, ...] = (  # in the order of their patches: later ones wrap earlier ones
+    Kind(lambda request: len(spans_of(request.adapters)), _adapters),
+    Kind(lambda request: tuple(id(use.network) for use in request.hypernetworks), _hypernetworks),
+)
+
+
+def alike(request: Resolved) -> tuple[Hashable, ...]:
+    """Returns what pictures that share a program have in common in their additions."""
+    return tuple(kind.alike(request) for kind in KINDS)
+
+
+def additions(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+    """Returns the additions of pictures that share a program (`alike`)."""
+    return [one for kind in KINDS for one in kind.make(requests, starts, pipe)]

@@ -129,7 +129,7 @@ def animate(
         noise, contexts, stage = keyframes()
         first = part.inputs[0]  # the frame's number
         at = positions[np.minimum(np.arange(first, first + batch), frames - 1)]
-        full = dataclasses.replace(part, requests=[request] * batch, inputs=[0] * batch)
+        full = dataclasses.replace(part, requests=[request] * batch, inputs=[0] * batch, starts=part.starts[:1] * batch)
 
         def conditionings(mix: Callable[[np.ndarray], np.ndarray]) -> list[Conditioning]:
             return [Conditioning(placement.split(mix(context), mesh)) for context in contexts]

@@ -24,8 +24,7 @@ from sdjax.samplers import Rows, Start, State, batch
 from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import per_image
 from sdjax.tasks import noise
-from sdjax.tasks.adapter_spans import spans_of
-from sdjax.tasks.additions import Addition, additions
+from sdjax.tasks.additions import Addition, additions, alike
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
 from sdjax.tasks.expand import expand
@@ -108,10 +107,9 @@ class Batch:
             end = id(sampler) if sampler.ends_alone else None
             structure = (jax.tree.structure(request.guidance), tuple(setting.patch for setting in request.patches))
             shape = self.prompts.shape(i) if self.how.exact else None  # a longer context changes the order of sums
-            nets = tuple(id(use.network) for use in request.hypernetworks)
-            made_as = (request.seamless, request.windows, shape, len(spans_of(request.adapters)), nets)
-            alike = (self.size_of(i), start.rows is None, sampler.rule, end, *structure, *made_as)
-            groups.setdefault(alike, []).append(i)
+            made_as = (*structure, request.seamless, request.windows, shape, alike(request))
+            likeness = (self.size_of(i), start.rows is None, sampler.rule, end, *made_as)
+            groups.setdefault(likeness, []).append(i)
         return [part for group in groups.values() for part in placement.divided(group, self.how.at_once)]
 
     def size_of(self, i: int) -> tuple[int, int]:
@@ -275,17 +273,20 @@ class Batch:
         return keys, self._spread_noise(noise.step_noise(rows, self._streams_at(size), grids))
 
     def with_patches(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
-        """Returns the conditionings with each picture's numbers of the patches."""
-        numbers = self._patch_numbers()
-        return [dataclasses.replace(one, patches=numbers) for one in conditionings]
+        """Returns the conditionings of all branches with each picture's numbers of the patches."""
+        names = conditionings_of(self.guidance)
+        return [
+            dataclasses.replace(one, patches=self._patch_numbers(branch_of(name) >= 0))
+            for one, name in zip(conditionings, names, strict=True)
+        ]
 
     @property
     def network_options(self) -> dict[str, Any]:
         """What changes the network for all pictures of this group: arguments of `Pipeline.sampling`."""
         first = self.requests[0]
         return {
-            "patches": [*(patch for patch, _, _ in self._additions), *(setting.patch for setting in first.patches)],
-            "shared": [*(shared for _, shared, _ in self._additions), *([None] * len(first.patches))],
+            "patches": [*(one.patch for one in self._additions), *(setting.patch for setting in first.patches)],
+            "shared": [*(one.shared for one in self._additions), *([None] * len(first.patches))],
             "windows": first.windows,
             "seamless": self.seamless,
         }
@@ -305,16 +306,16 @@ class Batch:
         """The axes along which all pictures of this group continue over their edges."""
         return self.requests[0].seamless
 
-    def _patch_numbers(self) -> tuple[PyTree, ...]:
-        """Returns the arrays of each patch, with the batch as their first axis."""
+    def _patch_numbers(self, conditional: bool) -> tuple[PyTree, ...]:
+        """Returns the arrays of each patch in a branch with or without the prompt, with the batch as first axis."""
         of_pictures = ([setting.numbers for setting in one.patches] for one in self._fill(self.requests))
         stacked = (jax.tree.map(lambda *leaves: np.stack(leaves), *each) for each in zip(*of_pictures, strict=True))
-        return (*(own for _, _, own in self._additions), *stacked)
+        return (*(one.arrays(conditional) for one in self._additions), *stacked)
 
     @functools.cached_property
     def _additions(self) -> list[Addition]:
-        """The adapters and hypernetworks of each picture's UNet."""
-        return additions(self._fill(self.requests), self.pipe.params["unet"])
+        """What each picture adds to the UNet."""
+        return additions(self._fill(self.requests), self._fill(self.starts), self.pipe)
 
     @property
     def where(self) -> dict[str, Any]:
