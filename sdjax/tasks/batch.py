@@ -15,7 +15,7 @@ from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
 from sdjax.diffusion.denoiser import conditionings_of
-from sdjax.diffusion.guidance import ClassifierFree, Guidance, make_guidance, note_unguided
+from sdjax.diffusion.guidance import ClassifierFree, Guidance, make_guidance
 from sdjax.noise import PictureNoise
 from sdjax.pictures.image import to_float, to_uint8
 from sdjax.pipeline import cache, placement
@@ -30,7 +30,7 @@ from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
 from sdjax.tasks.expand import expand
 from sdjax.tasks.inputs import one_each
 from sdjax.tasks.request import Each, Request
-from sdjax.tasks.resolve import Resolved, begin, check_begin, resolve
+from sdjax.tasks.resolve import Resolved, begin, check_begin, note_unused, resolve
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Step
 from sdjax.typing import Keys, Latent
@@ -353,11 +353,20 @@ def make_batch(
 ) -> Batch:
     """Returns the batch of a task's prompt and `options` (`sdjax.tasks.request.Options`).
 
-    `num_inputs` is the number of input pictures; `sizes` are their (height, width) if they differ. There is one picture
-    for all prompts, one prompt for all pictures, or one picture per prompt. Raises ValueError for arguments out of
-    range, and if numbers do not match.
+    `num_inputs` is the number of input pictures; `sizes` are their (height, width) if they differ. Raises ValueError
+    for arguments out of range, and if numbers do not match.
     """
-    num_inputs = num_inputs if sizes is None else len(sizes)
+    how, requests, inputs = read_options(prompt, options, num_inputs if sizes is None else len(sizes))
+    return batch_of(pipe, requests, how, inputs, None if sizes is None else [sizes[i] for i in inputs], strength)
+
+
+def read_options(
+    prompt: str | Sequence[str] | None, options: Mapping[str, Any], num_inputs: int | None = None
+) -> tuple[Computing, list[Request], list[int]]:
+    """Returns how pictures are computed, their requests, and the number of the input picture of each.
+
+    There is one input picture for all prompts, one prompt for all pictures, or one prompt per picture.
+    """
     how = Computing(**{name: value for name, value in options.items() if name in COMPUTING})
     rest = {name: value for name, value in options.items() if name not in COMPUTING}
     inputs = [0]
@@ -370,8 +379,7 @@ def make_batch(
         inputs = list(range(num_inputs)) if num_inputs > 1 else [0] * len(prompts)
         prompt = prompts * num_inputs if len(prompts) == 1 else prompts
     requests = expand(prompt, **rest)
-    inputs = [i for i in inputs for _ in range(len(requests) // len(inputs))]
-    return batch_of(pipe, requests, how, inputs, None if sizes is None else [sizes[i] for i in inputs], strength)
+    return how, requests, [i for i in inputs for _ in range(len(requests) // len(inputs))]
 
 
 def batch_of(
@@ -385,16 +393,6 @@ def batch_of(
     """Returns the batch of requests with its starts. Raises ValueError for values that the model does not support."""
     cache.enable()
     whole = resolve(pipe, requests, sizes)
-    ruled = [(request, request.guidance) for request in whole if isinstance(request.guidance, ClassifierFree)]
-    unguided = [
-        request for request, guidance in ruled
-        if guidance.ignores_negative and not request.sampler.uses_unconditional
-    ]  # fmt: skip
-    note_unguided(
-        negative_prompt=any(request.negative_prompt for request in unguided),
-        negative_prompt_embeds=any(request.negative_prompt_embeds is not None for request in unguided),
-        guidance_rescale=any(request.guidance_rescale for request in unguided if request.guidance_scale == 1),
-        guidance=any(g.scale == 1 and g.rules and not g.works_unguided for _, g in ruled),
-    )
+    note_unused(whole)
     note_prompts(pipe, whole)
     return Batch(pipe, whole, inputs or [0] * len(whole), how).starting(strength)

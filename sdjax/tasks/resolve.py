@@ -13,7 +13,7 @@ from sdjax.checks.arguments import number, whole
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.embedding import LoadedEmbedding
-from sdjax.diffusion.guidance import ClassifierFree, Guidance
+from sdjax.diffusion.guidance import ClassifierFree, Guidance, note_unguided
 from sdjax.diffusion.rules import And
 from sdjax.diffusion.rules.attention import SAG
 from sdjax.diffusion.windows import Windows
@@ -155,6 +155,21 @@ def make_guidance(
     if pipe.weak is None and any(rule.needs_weak for rule in rules):
         raise ValueError("autoguidance needs a second, weaker model: make the pipeline with pipe.guided_by(weaker)")
     return ClassifierFree(scale, request.guidance_rescale, rules)
+
+
+def note_unused(requests: Sequence[Resolved]) -> None:
+    """Notes what the pictures ask for without effect, because there is no guidance."""
+    ruled = [(request, request.guidance) for request in requests if isinstance(request.guidance, ClassifierFree)]
+    unguided = [
+        request for request, guidance in ruled
+        if guidance.ignores_negative and not request.sampler.uses_unconditional
+    ]  # fmt: skip
+    note_unguided(
+        negative_prompt=any(request.negative_prompt for request in unguided),
+        negative_prompt_embeds=any(request.negative_prompt_embeds is not None for request in unguided),
+        guidance_rescale=any(request.guidance_rescale for request in unguided if request.guidance_scale == 1),
+        guidance=any(g.scale == 1 and g.rules and not g.works_unguided for _, g in ruled),
+    )
 
 
 def check_arrays(config: ModelConfig, request: Resolved) -> None:
