@@ -31,6 +31,7 @@ COMMANDS = {
     "animate": ("animate", "make an animation between prompts"),
     "reproduce": ("reproduce", "read how a picture was made, and make it again"),
     "tokens": ("tokens", "show how a prompt is read: chunks, weights, what is cut"),
+    "hint": ("hint", "make hints for ControlNets from pictures"),
     "watermark": ("watermark", "read or write the invisible watermark"),
     "train": ("train", "train or fine-tune a model"),
     "cache-latents": ("cache_latents", "compute the latents of a training set once"),

@@ -43,6 +43,7 @@ _HOME = {
     "estimate_depth": "sdjax.tasks.depth_to_image",
     "animate": "sdjax.tasks.animate",
     "upscale": "sdjax.tasks.upscale",
+    "make_hint": "sdjax.tasks.hints",
     "image_variations": "sdjax.tasks.variations",
     "prior_to_image": "sdjax.tasks.variations",
     "Prior": "sdjax.tasks.prior",

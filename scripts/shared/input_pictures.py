@@ -63,6 +63,13 @@ def read_masks(path: str | None, given: Sequence[Given]) -> list[Given]:
     return masks
 
 
+def read_picture(path: Path, flag: str) -> Given:
+    """Returns a picture on white. Raises ValueError for a missing file and a file that is no picture."""
+    from sdjax import pictures
+
+    return _read(path, flag, pictures.open_picture)
+
+
 def read_map(path: Path, flag: str) -> Given:
     """Returns a map, float32 [h, w], from a file. Raises ValueError for a missing file and a file that is no map."""
     from sdjax import pictures

@@ -33,6 +33,7 @@ ALWAYS = {
     "--exact --outdir --safety-checker --skip_save --skip_grid",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --style --wildcards "
     "--wildcard-seed --embedding --embedding-dir",
+    "hint": "--debug --out --option --resolution",
     "watermark": "--debug --embed",
     "train": "--debug --config --set --workdir --plan --data --ckpt --steps --lr --batch-size --coordinator "
     "--num-hosts --host",
