@@ -74,10 +74,9 @@ def run(args: argparse.Namespace) -> None:
 def read_prompt(args: argparse.Namespace, final: str, encoder: Any) -> dict[str, Any]:
     """Returns how a prompt, with its random choices made, is read, as JSON has it."""
     from sdjax.prompts.added_words import without_words
-    from sdjax.prompts.language import Language
     from sdjax.prompts.syntax import check_prompts
 
-    language = Language(args.prompt_syntax or "weights", args.emphasis)
+    language = prompt_flags.language(args)
     words = [word for word, _ in getattr(encoder.tokenizer, "added", ())]
     check_prompts([without_words(final, words)], language.syntax)
     prompts = []

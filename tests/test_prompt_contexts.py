@@ -82,6 +82,21 @@ def test_pictures_of_changing_prompts_are_between_those_of_their_texts() -> None
     assert np.abs(alone[0] - made[0]).max() <= 1  # without the others no length is needed
 
 
+def test_old_editing_and_comma_backtrack_reach_the_pictures() -> None:
+    """Of A1111's old timelines: 1.0 is step 1, and a second pass counts like a first one."""
+    old = Request("[a:b:1.0]", num_steps=10, old_prompt_editing=True)
+    near, far = (Request("word " * 70 + ", " + "word " * 9, comma_backtrack=n) for n in (4, 5))
+    prompts = prompts_of(old, near, far, Request("[a:b:1.0]", num_steps=10))
+    assert [plan.stage.tolist() for plan in prompts.plans[::3]] == [[0] * 2 + [1] * 8, [0] * 10]
+    used = [[chunk.used for chunk in own[0][0].chunks] for own in prompts.texts[1:3]]
+    assert used == [[75, 5], [71, 9]]  # the comma is the fifth token from the end of a full chunk
+    second = make_plan(Language(old_editing=True), "[a:b:0.5]", "", steps=10, calls=10, after=10)
+    assert second.prompts == (("a", "b"),)
+    for name in "comma_backtrack", "old_prompt_editing":
+        with pytest.raises(ValueError, match=f"{name} has no effect with prompt_syntax comfyui"):
+            Request(prompt_syntax="comfyui", **{name: 1})
+
+
 def test_padding_of_prompts_reaches_the_context() -> None:
     prompts = prompts_of(
         Request("a cat", LONG, pad_contexts="a1111_empty"), Request("a cat", LONG, pad_contexts="comfyui")

@@ -87,6 +87,7 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
     upscalers = {ours: theirs for theirs, ours in reversed(A1111_UPSCALES.items())}  # the first name of each
     own = {
         "Emphasis": {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}.get(settings.get("emphasis", "")),
+        "Old prompt editing timelines": settings.get("old_prompt_editing"),
         "Denoising strength": settings.get("strength", hires.get("strength")),
         "Hires upscale": hires.get("enlarge"),
         "Hires steps": hires.get("hires_steps"),

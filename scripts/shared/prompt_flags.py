@@ -13,7 +13,8 @@ EMPHASES = ("original", "no_norm", "ignore", "none", "comfyui", "compel")
 PADDINGS = ("lengths", "a1111", "a1111_empty", "a1111_v0", "comfyui")
 STYLED = Needs(lambda args: bool(args.styles), "without --style: add it, or leave this flag out")
 FIELDS = (
-    "prompt_syntax", "emphasis", "clip_skip", "pad_contexts", "styles", "styles_file", "wildcards", "wildcard_seed",
+    "prompt_syntax", "emphasis", "comma_backtrack", "old_prompt_editing", "clip_skip", "pad_contexts",
+    "styles", "styles_file", "wildcards", "wildcard_seed",
     "lora_dir", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
 )  # fmt: skip
 
@@ -132,6 +133,19 @@ def add_syntax_flags(add: Any) -> None:
         metavar="NAME",
         help=f"what weights do: {', '.join(EMPHASES)}; default: original, with --prompt-syntax comfyui comfyui",
     )
+    add(
+        "--comma-backtrack",
+        type=values.natural,
+        metavar="N",
+        help="a prompt of several chunks is cut at a comma, if it is among the last N tokens of a chunk; 0 ignores "
+        "commas; default: 20, as in AUTOMATIC1111",
+    )
+    add(
+        "--old-prompt-editing",
+        action="store_true",
+        help="count the steps of [from:to:when] as AUTOMATIC1111 did before version 1.6: a number below 1 is a share "
+        "of the steps, and a second pass counts from the start",
+    )
 
 
 def clip_skip(text: str) -> int | str:
@@ -181,14 +195,25 @@ def with_adapters(pipe: Any, given: Sequence[str]) -> Any:
 
 def check_prompting(args: argparse.Namespace) -> None:
     """Raises ValueError for flags that contradict each other, and for styles and wildcards that cannot be read."""
-    from sdjax.prompts.language import Language
     from sdjax.prompts.styles import NAME, choose_styles
     from sdjax.prompts.wildcards import Wildcards
 
-    Language(args.prompt_syntax or "weights", args.emphasis)
+    language(args)
     choose_styles(args.styles or [], args.styles_file or NAME)
     if args.wildcards is not None:
         Wildcards(args.wildcards)
+
+
+def language(args: argparse.Namespace) -> Any:
+    """Returns how prompts are read (`sdjax.prompts.language.Language`)."""
+    from sdjax.prompts.language import Language
+
+    usual, tool = "weights", getattr(args, "compat", None)
+    if tool is not None:
+        from sdjax.tasks.compat import profile_of
+
+        usual = profile_of(tool).prompt_syntax
+    return Language(args.prompt_syntax or usual, args.emphasis, args.comma_backtrack, args.old_prompt_editing)
 
 
 def expanded(prompt: str, seed: int, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -23,6 +23,8 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("subseed_strength", "variation_seed_strength"), ("variation_strength",)),
     **dict.fromkeys(("seed_resize_from", "seed_resize_from_h", "seed_resize_from_w"), ("seed_resize",)),
     **dict.fromkeys(("eta_noise_seed_delta",), ("ensd",)),
+    **dict.fromkeys(("comma_padding_backtrack",), ("comma_backtrack",)),
+    **dict.fromkeys(("use_old_scheduling",), ("old_prompt_editing",)),
     **dict.fromkeys(("randn_source", "rng_source"), ("noise_source",)),
     **dict.fromkeys(("noise_inds",), ("noise_batch",)),
     **dict.fromkeys(("cfg_scale", "cfg", "scale", "unconditional_guidance_scale", "cond_scale",

@@ -28,6 +28,10 @@ class Prompted(Protocol):
     @property
     def emphasis(self) -> str | None: ...
     @property
+    def comma_backtrack(self) -> int | None: ...
+    @property
+    def old_prompt_editing(self) -> bool: ...
+    @property
     def styles(self) -> tuple[str, ...]: ...
     @property
     def styles_file(self) -> str | None: ...
@@ -45,6 +49,8 @@ class Typed(NamedTuple):
     seed: int | None = 0
     prompt_syntax: str | None = None
     emphasis: str | None = None
+    comma_backtrack: int | None = None
+    old_prompt_editing: bool = False
     styles: tuple[str, ...] = ()
     styles_file: str | None = None
     wildcards: str | None = None
@@ -121,5 +127,6 @@ def padded_stages(plans: Sequence[Plan]) -> int:
 
 
 def language_of(request: Prompted) -> Language:
-    """Returns how the prompts of a request are read."""
-    return Language("weights" if request.prompt_syntax is None else request.prompt_syntax, request.emphasis)
+    """Returns how the prompts of a request are read. Raises ValueError for settings that contradict each other."""
+    syntax = "weights" if request.prompt_syntax is None else request.prompt_syntax
+    return Language(syntax, request.emphasis, request.comma_backtrack, request.old_prompt_editing)

@@ -17,7 +17,7 @@ from sdjax.diffusion.guidance import Guidance, Rule, Rules, check_guidance_scale
 from sdjax.diffusion.rules import PLAIN, checked, make_rules
 from sdjax.diffusion.windows import BLENDS
 from sdjax.prompts.clip_skip import read_clip_skip
-from sdjax.prompts.language import LONGEST, Language
+from sdjax.prompts.language import LONGEST
 from sdjax.prompts.padding import PADDINGS
 from sdjax.samplers import Sampler, Schedule, make_schedule
 from sdjax.samplers.custom import HasSteps
@@ -29,6 +29,7 @@ from sdjax.tasks.compat import NoiseOptions, check_noise
 from sdjax.tasks.computing import ComputingOptions
 from sdjax.tasks.embeddings import EmbeddingLike
 from sdjax.tasks.hypernetworks import HypernetworkLike
+from sdjax.tasks.prompting import language_of
 
 T = TypeVar("T")
 Array: TypeAlias = np.ndarray | jax.Array
@@ -62,9 +63,11 @@ class Request:
 
     `prompt_syntax`: None or "weights" (AUTOMATIC1111's: `(word:1.3)`, `[from:to:when]`, AND, BREAK, and any length),
     "comfyui", or "plain", the text as it stands, cut at 75 tokens. `emphasis`: what weights do, a name of
-    `sdjax.prompts.emphasis.RULES`; None is the syntax's own. `clip_skip`: which block of the text encoder is used, as
-    A1111 counts (1, 2, ...), as ComfyUI counts (-1, -2, ...), or with a tool's name ("diffusers:1"). `pad_contexts`:
-    how texts of unequal length are made equal, a name of `sdjax.prompts.padding.PADDINGS`; None makes nothing equal.
+    `sdjax.prompts.emphasis.RULES`; None is the syntax's own. `comma_backtrack`: how many tokens, from a chunk's last
+    comma on, may move to the next chunk (None: A1111's default, 20). `old_prompt_editing`: `[from:to:when]` counts
+    steps as A1111 did before version 1.6. `clip_skip`: which block of the text encoder is used, as A1111 counts (1, 2,
+    ...), as ComfyUI counts (-1, -2, ...), or with a tool's name ("diffusers:1"). `pad_contexts`: how texts of unequal
+    length are made equal, a name of `sdjax.prompts.padding.PADDINGS`; None makes nothing equal.
     `styles`: names of styles in `styles_file`, A1111's table (None: styles.csv). `wildcards`: a folder of files for
     `__name__`. `wildcard_seed`: seed of the choices in `{a|b}` and `__name__`; None is the picture's seed.
 
@@ -113,6 +116,8 @@ class Request:
     zero_terminal_snr: bool | str | None = None
     prompt_syntax: str | None = None
     emphasis: str | None = None
+    comma_backtrack: int | None = None
+    old_prompt_editing: bool = False
     clip_skip: int | str | None = None
     pad_contexts: str | None = None
     styles: tuple[str, ...] = ()
@@ -177,7 +182,7 @@ class Request:
         """Returns the fields about prompts, checked."""
         if self.clip_skip is not None:
             read_clip_skip(self.clip_skip)
-        Language("weights" if self.prompt_syntax is None else self.prompt_syntax, self.emphasis)
+        language_of(self)
         if self.pad_contexts is not None and self.pad_contexts not in tuple(PADDINGS):
             raise ValueError(f"pad_contexts is one of {', '.join(PADDINGS)}; got {shown(self.pad_contexts)}")
         names = (self.styles,) if isinstance(self.styles, str) else self.styles or ()
@@ -251,6 +256,8 @@ class PromptOptions(TypedDict, total=False):
 
     prompt_syntax: Each[str | None]
     emphasis: Each[str | None]
+    comma_backtrack: Each[int | None]
+    old_prompt_editing: Each[bool]
     clip_skip: Each[int | str | None]
     pad_contexts: Each[str | None]
     styles: str | Sequence[str] | Sequence[Sequence[str]]

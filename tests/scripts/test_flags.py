@@ -15,8 +15,8 @@ SHARED = (
     f"--ddim_eta --scale --schedule --zero-terminal-snr --ckpt --revision --C --f {READING} --device --parallel "
     "--precision --dtype --exact --outdir "
     "--safety-checker --guidance --seamless --patch --window "
-    "--prompt-syntax --emphasis --clip-skip --pad-contexts --style --wildcards --wildcard-seed --lora --lora-dir "
-    "--embedding --embedding-dir --hypernetwork --hypernetwork-dir"
+    "--prompt-syntax --emphasis --comma-backtrack --old-prompt-editing --clip-skip --pad-contexts --style "
+    "--wildcards --wildcard-seed --lora --lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir"
 )
 NOISE = "--noise-source --variation-strength --seed-resize --ensd --compat --rounding"
 PICTURES = f"{SHARED} {NOISE} --sweep --n_iter --fixed_code --skip_save --skip_grid"
@@ -31,8 +31,8 @@ ALWAYS = {
     "animate": f"{SHARED} --frames --loop --prompt-strength --format --fps --save_frames",
     "reproduce": f"--debug --dry-run --ckpt --revision --C --f {READING} --device --parallel --precision --dtype "
     "--exact --outdir --safety-checker --skip_save --skip_grid",
-    "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --style --wildcards "
-    "--wildcard-seed --embedding --embedding-dir",
+    "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
+    "--old-prompt-editing --style --wildcards --wildcard-seed --embedding --embedding-dir",
     "hint": "--debug --out --option --resolution",
     "watermark": "--debug --embed",
     "train": "--debug --config --set --workdir --plan --data --ckpt --steps --lr --batch-size --coordinator "

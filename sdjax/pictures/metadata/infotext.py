@@ -64,6 +64,7 @@ KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "ENSD": ("ensd", whole),
     "RNG": ("noise_source", _text),
     "Emphasis": ("emphasis", _emphasis),
+    "Old prompt editing timelines": ("old_prompt_editing", _flag),
     "Eta": ("eta", number),
     "Eta DDIM": ("eta", number),
     "Tiling": ("seamless", _flag),
