@@ -18,10 +18,12 @@ from sdjax.convert.merge.merging import merge_bundles, merge_models, reproduce_m
 from sdjax.convert.merge.recipe import Settings as MergeSettings
 from sdjax.convert.model import load, load_model, parameter_counts
 from sdjax.convert.names.tables import tensor_shapes
+from sdjax.convert.parts.controlnet import LoadedControlNet, load_controlnet
 from sdjax.convert.parts.depth import load_depth
 from sdjax.convert.parts.perceptual import load_discriminator, load_lpips
 from sdjax.convert.parts.priors import load_prior
 from sdjax.convert.parts.safety import load_safety_checker
+from sdjax.convert.parts.t2i import LoadedT2I, load_t2i
 from sdjax.convert.parts.tower import load_vision
 from sdjax.convert.write.conversion import convert, save
 
@@ -30,8 +32,10 @@ __all__ = [
     "CheckpointError",
     "Inspection",
     "LoadedAdapter",
+    "LoadedControlNet",
     "LoadedEmbedding",
     "LoadedHypernetwork",
+    "LoadedT2I",
     "MergeSettings",
     "Model",
     "Report",
@@ -40,6 +44,7 @@ __all__ = [
     "inspect",
     "load",
     "load_adapter",
+    "load_controlnet",
     "load_depth",
     "load_discriminator",
     "load_embedding",
@@ -48,6 +53,7 @@ __all__ = [
     "load_model",
     "load_prior",
     "load_safety_checker",
+    "load_t2i",
     "load_vision",
     "manifest",
     "merge_bundles",

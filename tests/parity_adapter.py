@@ -19,6 +19,7 @@ from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.spacing import compvis_timesteps
 from sdjax.schedule import NoiseSchedule
 
+from tests.parity_control import adapter_parameter_count, controlnet, controlnet_hint, t2i_features
 from tests.parity_depth import bert, depth, prepare_depth
 from tests.parity_dsam import diffusers_sample, diffusers_sigmas, diffusers_timesteps
 from tests.parity_embed import embedding_text, hypernetwork, hypernetwork_unet
@@ -66,6 +67,7 @@ __all__ = [
     "a1111_prompt_at",
     "a1111_schedule",
     "align_your_steps",
+    "adapter_parameter_count",
     "bert",
     "brownian",
     "clip_pixels",
@@ -74,6 +76,8 @@ __all__ = [
     "comfyui_percent_to_sigma",
     "comfyui_step_noise",
     "comfyui_weights",
+    "controlnet",
+    "controlnet_hint",
     "depth",
     "diffusers_noise",
     "diffusers_sample",
@@ -101,6 +105,7 @@ __all__ = [
     "sigma_schedule",
     "sigma_to_timestep",
     "timestep_to_sigma",
+    "t2i_features",
     "tokens",
     "tool_sample",
     "torch_randn",

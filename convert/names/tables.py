@@ -160,11 +160,11 @@ def _ldm(parameters: Sequence[Parameter], description: Any) -> Iterable[Entry]:
 
 def _is_v1_projection(p: Parameter, description: Any) -> bool:
     """Returns whether v1 stores this matrix of a UNet's transformer block as a 1x1 convolution."""
-    return p.part == "unet" and not description.linear_projection and p.path.endswith(_PROJECTIONS)
+    return p.part == "unet" and not description.linear_projection and p.path.endswith(PROJECTIONS)
 
 
 _VISION = naming.LDM_PREFIXES["vision"]
-_PROJECTIONS = ("/proj_in/kernel", "/proj_out/kernel")
+PROJECTIONS = ("/proj_in/kernel", "/proj_out/kernel")
 
 
 _ENTRIES: dict[str, Callable[[Sequence[Parameter], Any], Iterable[Entry]]] = {

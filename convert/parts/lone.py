@@ -10,7 +10,7 @@ from sdjax.convert.checkpoint import Checkpoint
 from sdjax.convert.containers.casting import Loss, better_type, losses_in_words
 from sdjax.convert.containers.lazy import LazyTensor, read_tree
 from sdjax.convert.describe.other_kinds import kind_of_folder, kind_of_tensors
-from sdjax.convert.errors import CheckpointError
+from sdjax.convert.errors import CheckpointError, printable
 from sdjax.convert.names import naming
 from sdjax.convert.names.matching import match, refuse
 from sdjax.convert.names.naming import Layout
@@ -84,13 +84,18 @@ def part_leaves(
 
 
 def leaves_in(
-    checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor], table: Table, what: str, dtype: np.dtype | None
-) -> dict[str, LazyTensor]:
+    checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor], table: Table, what: str, dtype: np.dtype | None, *,
+    complete: bool = False,
+) -> dict[str, LazyTensor]:  # fmt: skip
     """Returns a network's parameters by path out of some of a checkpoint's tensors.
 
-    Raises CheckpointError, naming every difference, unless all of the table is there.
+    Raises CheckpointError, naming every difference, unless all of the table is there. `complete` says that the table
+    has all tensors of such a file: unknown ones are differences too.
     """
     found = match(tensors, table)
+    if complete and not found.problems:
+        unknown = (f"{printable(name)} {list(tensors[name].shape)} is unknown" for name in found.unknown)
+        found = dataclasses.replace(found, problems=tuple(unknown))
     refuse(found, what, checkpoint.error)
     return found.leaves(tensors, dtype)
 

@@ -18,6 +18,7 @@ from jaxtyping import Array
 from sdjax.config import DepthConfig, ModelConfig, PriorConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from sdjax.nn.clip import TextEncoder
 from sdjax.nn.clip_vision import VisionEncoder
+from sdjax.nn.controlnet import ControlNet, ControlNetConfig
 from sdjax.nn.depth.dpt import STEP, DepthEstimator
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
@@ -25,6 +26,7 @@ from sdjax.nn.metrics.lpips import LPIPS
 from sdjax.nn.metrics.lpips import SMALLEST as SMALLEST_COMPARED
 from sdjax.nn.prior import PriorTransformer, ProjectedTextEncoder
 from sdjax.nn.safety import SafetyScorer
+from sdjax.nn.t2i import FACTOR, T2IAdapter, T2IConfig
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import AutoencoderKL
 from sdjax.typing import Key, Params
@@ -110,6 +112,18 @@ def _prior_inputs(config: PriorConfig) -> tuple[Array, ...]:
     return x, jnp.zeros([1]), x, text, jnp.ones(text.shape[:2], bool)
 
 
+def _controlnet_inputs(config: ControlNetConfig) -> tuple[Array | None, ...]:
+    x, t, context, _ = _unet_inputs(config.unet)
+    assert x is not None
+    side = x.shape[1] * config.factor
+    return x, t, context, jnp.zeros([1, side, side, config.hint_channels])
+
+
+def _t2i_inputs(config: T2IConfig) -> tuple[Array, ...]:
+    side = FACTOR * 2 ** (len(config.channels) - 1)
+    return (jnp.zeros([1, side, side, config.hint_channels]),)
+
+
 def _image(side: int) -> Array:
     return jnp.zeros([1, side, side, 3])
 
@@ -147,6 +161,8 @@ NETWORKS: Mapping[str, NetworkEntry] = {
     "prior": NetworkEntry("prior", PriorConfig, PriorTransformer, _prior_inputs),
     "prior_text": NetworkEntry("text encoder with a projection", TextConfig, ProjectedTextEncoder, _text_inputs),
     "safety": NetworkEntry("safety checker", VisionConfig, SafetyScorer, _vision_inputs),
+    "controlnet": NetworkEntry("ControlNet", ControlNetConfig, ControlNet, _controlnet_inputs),
+    "t2i": NetworkEntry("T2I-Adapter", T2IConfig, T2IAdapter, _t2i_inputs),
     "lpips": NetworkEntry("LPIPS", None, lambda config: LPIPS(), lambda config: (_image(SMALLEST_COMPARED),) * 2),
     "discriminator": NetworkEntry(
         "discriminator", None, lambda config: Discriminator(), lambda config: (_image(SMALLEST),)

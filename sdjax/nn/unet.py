@@ -143,6 +143,39 @@ class UpBlock(nn.Module):
         return x
 
 
+def _level(config: UNetConfig, i: int, dtype: DTypeLike, remat: str) -> _Level:
+    c = config
+    return _Level(
+        c.channels[i], c.heads[i], c.transformer_depth[i], c.self_attention[i], c.norm_groups, dtype, remat
+    )  # fmt: skip
+
+
+def time_embedding(config: UNetConfig, t: Timestep, dtype: DTypeLike) -> Float[Array, "b d"]:
+    """Returns the embedding of timesteps. Only for modules: it adds the layer `time_embedding` to the caller."""
+    width = config.channels[0]
+    return EmbeddingMLP(4 * width, dtype, name="time_embedding")(timestep_embedding(t, width))
+
+
+def encoder(
+    config: UNetConfig, x: Map, time: Float[Array, "b e"], context: Context, context_length: Length | None, *,
+    dtype: DTypeLike, remat: str = "none",
+) -> tuple[Float[Array, "b h2 w2 c2"], Maps]:  # fmt: skip
+    """Returns the output of a UNet's middle block and the skips, of which x is the first.
+
+    Only for modules: it adds the layers `down_blocks_N` and `mid_block` to the caller.
+    """
+    levels, skips = range(len(config.channels)), [x]
+    for i in levels:
+        level = _level(config, i, dtype, remat)
+        down = DownBlock(level, config.num_res_blocks, i < levels[-1], name=f"down_blocks_{i}")
+        x, outputs = down(x, time, context, context_length)
+        skips += outputs
+    middle = dataclasses.replace(
+        _level(config, -1, dtype, remat), heads=config.mid_heads, self_attention=config.mid_self_attention
+    )
+    return MidBlock(middle, name="mid_block")(x, time, context, context_length), skips
+
+
 class UNet(nn.Module):
     """Returns the network's raw prediction, float32. It is epsilon, v or x0, depending on the model's training.
 
@@ -161,11 +194,6 @@ class UNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: str = "none"
 
-    def _level(self, i: int) -> _Level:
-        c = self.config
-        return _Level(c.channels[i], c.heads[i], c.transformer_depth[i], c.self_attention[i], c.norm_groups,
-                      self.dtype, self.remat)  # fmt: skip
-
     @nn.compact
     def __call__(
         self,
@@ -183,19 +211,13 @@ class UNet(nn.Module):
         time = self._embed(t, label)
         context = context.astype(self.dtype)
 
-        levels = range(len(c.channels))
         x = Conv(c.channels[0], dtype=self.dtype, name="conv_in")(x)
-        skips = [x]
-        for i in levels:
-            down = DownBlock(self._level(i), c.num_res_blocks, i < levels[-1], name=f"down_blocks_{i}")
-            x, outputs = down(x, time, context, context_length)
-            skips += outputs
-        middle = dataclasses.replace(self._level(-1), heads=c.mid_heads, self_attention=c.mid_self_attention)
-        x = MidBlock(middle, name="mid_block")(x, time, context, context_length)
+        x, skips = encoder(c, x, time, context, context_length, dtype=self.dtype, remat=self.remat)
         if residuals is not None:
             skips, x = _with_residuals(skips, x, residuals)
-        for j, i in enumerate(reversed(levels)):
-            up = UpBlock(self._level(i), c.num_res_blocks + 1, i > 0, name=f"up_blocks_{j}")
+        for j, i in enumerate(reversed(range(len(c.channels)))):
+            level = _level(c, i, self.dtype, self.remat)
+            up = UpBlock(level, c.num_res_blocks + 1, i > 0, name=f"up_blocks_{j}")
             x = up(x, skips, time, context, context_length)
 
         x = GroupNorm(c.norm_groups, EPSILON, self.dtype, silu=True, name="conv_norm_out")(x)
@@ -205,8 +227,7 @@ class UNet(nn.Module):
     def _embed(self, t: Timestep, label: Array | None) -> Float[Array, "b d"]:
         """Returns the time embedding plus the label's. It is without SiLU, which every residual block applies."""
         c = self.config
-        width = 4 * c.channels[0]
-        time = EmbeddingMLP(width, self.dtype, name="time_embedding")(timestep_embedding(t, c.channels[0]))
+        width, time = 4 * c.channels[0], time_embedding(c, t, self.dtype)
         wants_label = c.num_classes is not None or c.label_dim is not None
         if wants_label != (label is not None):
             raise ValueError("this UNet needs a label" if wants_label else "this UNet takes no label, got one")
