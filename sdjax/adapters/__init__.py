@@ -4,7 +4,8 @@ from sdjax.adapters.deep_shrink import DeepShrink
 from sdjax.adapters.delta import Adapter, AdapterError, Delta, Difference, LowRank, Strength, merge
 from sdjax.adapters.freeu import FreeU, FreeUNumbers
 from sdjax.adapters.hidiffusion import RAUNet, WindowAttention
-from sdjax.adapters.lora import ImageLoRA, LoRA, for_images
+from sdjax.adapters.image_arrays import for_images, share_by_images
+from sdjax.adapters.lora import ImageLoRA, LoRA, SharedLoRA
 from sdjax.adapters.patch import Interceptor, Patch, Timed, patched, path_of, report, reporting
 from sdjax.adapters.seamless import Seamless
 from sdjax.adapters.table import PATCHES, Setting, make_settings
@@ -27,6 +28,7 @@ __all__ = [
     "RAUNet",
     "Seamless",
     "Setting",
+    "SharedLoRA",
     "Strength",
     "Timed",
     "TokenMerging",
@@ -38,4 +40,5 @@ __all__ = [
     "path_of",
     "report",
     "reporting",
+    "share_by_images",
 ]

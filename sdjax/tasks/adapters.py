@@ -12,7 +12,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sdjax.adapters.combining import combine
-from sdjax.adapters.delta import Adapter, AdapterError, Delta, Difference, LowRank, Strength, difference_at, merge
+from sdjax.adapters.delta import (
+    Adapter,
+    AdapterError,
+    Delta,
+    Difference,
+    LowRank,
+    NotLinear,
+    Strength,
+    difference_at,
+    merge,
+)
 from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.load import LoadedAdapter, load_adapter
@@ -165,31 +175,37 @@ def find_file(folder: str, name: str) -> pathlib.Path:
 
 
 def unet_adapter(uses: Sequence[AdapterUse], base: Params) -> dict[str, Delta]:
-    """Returns the weighted sum of what adapters change in the UNet, by the layers' kernels, as factors or differences.
+    """Returns the weighted sum of what adapters change in the UNet (`unet_changes`)."""
+    return combine([(unet_changes(use, use.strength, base), 1.0) for use in uses]).adapter
 
-    `base` are the UNet's parameters. Raises AdapterError for changes of biases and norms, which a picture of a batch
-    cannot have alone, and for layers that the UNet does not have.
+
+def unet_changes(use: AdapterUse, strength: Strength, base: Params) -> dict[str, Delta]:
+    """Returns what an adapter changes in the UNet, by the paths of leaves, as low-rank changes and differences.
+
+    `strength` is in place of that of the use. `base` are the UNet's parameters. Raises AdapterError for a leaf that
+    the UNet does not have.
     """
-    leaves = flatten_dict(base, sep="/")
-    terms: list[tuple[Adapter, float]] = []
-    for use in uses:
-        for path, delta in use.adapter.items():
-            part, _, rest = path.partition("/")
-            weight = use.strength.of(path)
-            if part != "unet" or weight == 0:
-                continue
-            if not path.endswith("/kernel"):
-                raise AdapterError(
-                    f"{use.name} changes {rest}, and only kernels can differ from picture to picture: merge it into "
-                    "the model (Pipeline.with_adapters, or --lora on the command line)"
-                )
-            if not isinstance(delta, LowRank | Difference):
-                if rest not in leaves:
-                    raise AdapterError(f"{use.name} changes {rest}, which this UNet does not have")
-                leaf = jnp.asarray(leaves[rest], jnp.float32)
-                delta, weight = Difference(difference_at(delta, leaf, weight)), 1.0
-            terms.append(({rest: delta}, weight))
-    return combine(terms).adapter
+    leaves, out = flatten_dict(base, sep="/"), {}
+    for path, delta in use.adapter.items():
+        part, _, rest = path.partition("/")
+        weight = strength.of(path)
+        if part != "unet" or weight == 0:
+            continue
+        if rest not in leaves:
+            raise AdapterError(f"{use.name} changes {rest}, which this UNet does not have")
+        if isinstance(delta, LowRank):
+            out[rest] = LowRank(delta.down, delta.up, weight * delta.scale)
+        else:
+            out[rest] = Difference(difference_at(delta, jnp.asarray(leaves[rest], jnp.float32), weight))
+    return out
+
+
+def is_linear(adapter: Adapter) -> bool:
+    """Returns whether all changes of the UNet at weight s are s times those at weight 1."""
+    return not any(
+        isinstance(delta, NotLinear) and getattr(delta, "convention", "") != "linear"
+        for path, delta in adapter.items() if path.startswith("unet/")
+    )  # fmt: skip
 
 
 def text_params(uses: Sequence[AdapterUse], params: Params) -> Params:

@@ -48,7 +48,7 @@ def _adapters(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipel
         return []
     calls = [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in requests]
     made = arrays([one.adapters for one in requests], calls, pipe.params["unet"])
-    return [Addition(LoRA(), None, own) for own in made]
+    return [Addition(LoRA(), shared, own) for shared, own in made]
 
 
 def _hypernetworks(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:

@@ -34,9 +34,12 @@ def params() -> dict:
 
 
 @functools.partial(jax.jit, static_argnames=("patches", "remat"))
-def run(params: dict, inputs: tuple, patches: tuple = (), own: tuple = (), remat: str = "none", **options) -> jax.Array:
+def run(
+    params: dict, inputs: tuple, patches: tuple = (), own: tuple = (), remat: str = "none", shared: tuple | None = None,
+    **options,
+) -> jax.Array:  # fmt: skip
     """Returns the network's prediction with these patches."""
-    with patched(patches, own=own):
+    with patched(patches, shared, own):
         return UNet(CONFIG, remat=remat).apply({"params": params}, *inputs, **options)
 
 

@@ -6,8 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_unet
+from flax.traverse_util import flatten_dict
 
-from sdjax.adapters import AdapterError, ImageLoRA, LoRA, LowRank, Strength, for_images, merge, patched
+from sdjax.adapters import (
+    AdapterError,
+    Difference,
+    ImageLoRA,
+    LoRA,
+    LowRank,
+    Strength,
+    for_images,
+    merge,
+    patched,
+    share_by_images,
+)
 from sdjax.nn.layers.conv import Conv
 from sdjax.nn.layers.dense import Dense
 
@@ -152,3 +164,45 @@ def test_every_block_has_its_weight():
     assert few.of("unet/up_blocks_3/attentions_2/proj_in/kernel") == 26
     with pytest.raises(ValueError, match="17 or 26 numbers; got 3"):
         Strength(blocks=(1, 2, 3))
+
+
+def changes_of_all_leaves(seed):
+    """Returns an adapter of all projections' kernels and, as differences, of all biases and norms of the network."""
+    leaves = flatten_dict(small_unet.params(), sep="/")
+    vectors = [path for path in leaves if path.endswith(("/bias", "/scale"))]
+    out = {path: Difference(0.2 * small_unet.normal(seed + i, *leaves[path].shape)) for i, path in enumerate(vectors)}
+    return {**out, **small_unet.adapter(seed, 2)}
+
+
+def test_biases_and_norms_differ_from_image_to_image():
+    """Weight 0 is the plain network bit for bit; the other image is what merged parameters give."""
+    adapter, params, inputs = changes_of_all_leaves(3), small_unet.params(), small_unet.inputs()
+    assert {path.rpartition("/")[2] for path in adapter} == {"kernel", "bias", "scale"}
+    want = small_unet.run(merge(params, [(adapter, 0.6)]), inputs)[1]
+    plain = small_unet.run(params, inputs)
+    one = for_images([({}, 1.0), (adapter, 0.6), (adapter, 0.0)])
+    shared, factors = share_by_images([adapter], [[0.0], [Strength(0.6)], [0.0]])
+    assert shared.whole["conv_out/bias"].shape == (1, 4)  # once, whatever the batch
+    for of_all, own in (None, one), (shared, factors):
+        got = small_unet.run(params, inputs, (LoRA(),), (own,), shared=(of_all,))
+        np.testing.assert_array_equal(got[0], plain[0])
+        np.testing.assert_array_equal(got[2], plain[2])
+        assert relative_error(got[1], want) < CLOSE
+        assert relative_error(plain[1], want) > 0.1
+
+
+def test_adapters_that_images_share_are_kept_once_and_each_image_takes_its_part():
+    params, inputs = small_unet.params(), small_unet.inputs()
+    adapters = small_unet.adapter(1, 2), small_unet.adapter(2, 3)
+    weights = [[0.7, -0.4], [0.0, 0.0], [0.0, 1.1]]
+
+    def run(weights):
+        shared, own = share_by_images(adapters, weights)
+        assert {one.down.shape[1:] for one in shared.layers.values()} == {(8,)}  # 2 + 3, to a power of two
+        return small_unet.run(params, inputs, (LoRA(),), (own,), shared=(shared,))
+
+    got = run(weights)
+    for i, of_image in enumerate(weights):
+        want = small_unet.run(merge(params, list(zip(adapters, of_image))), inputs)[i]
+        assert relative_error(got[i], want) < CLOSE
+    assert count_compilations(lambda: run([[0.1, 0.2], [0.3, 0.4], [0.5, -0.6]])) == 0
