@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import convert
-from sdjax.adapters.hypernetwork import Hypernetworks
+from sdjax.adapters.hypernetwork import Hypernetworks, Strengths
 from sdjax.adapters.patch import patched
 from sdjax.nn import UNet
 from sdjax.pipeline.contexts import encode_texts, read_text
@@ -36,7 +36,7 @@ def hypernetwork_unet(spec, state_dict, files, x, t, context):
     bundle = convert.load_model(state_dict, config=config_from_spec(spec))
     nets = tuple(convert.load_hypernetwork(file, bundle.config).network for file, _ in files)
     strengths = jnp.asarray([[strength for _, strength in files]] * len(x), jnp.float32)
-    with patched([Hypernetworks()], [nets], [strengths]):
+    with patched([Hypernetworks()], [nets], [Strengths(strengths)]):
         out = UNet(bundle.config.unet).apply(
             {"params": bundle.params["unet"]}, jnp.moveaxis(jnp.asarray(x), 1, -1), jnp.asarray(t), jnp.asarray(context)
         )

@@ -7,14 +7,24 @@ from PIL import Image
 
 import sdjax
 from sdjax import convert
-from sdjax.adapters import LowRank, Strength
+from sdjax.adapters import Difference, LowRank, Strength
 from sdjax.adapters.delta import AdapterError
 from sdjax.adapters.families import LoHa
 from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.names import tables
 from sdjax.prompts.extra_networks import read_tags
 from sdjax.scripts.main import main
-from sdjax.tasks.adapters import AdapterUse, find_file, split_weights, strength_of, unet_adapter, uses_in_prompt
+from sdjax.tasks import text_encoders
+from sdjax.tasks.adapter_spans import arrays
+from sdjax.tasks.adapters import (
+    AdapterUse,
+    find_file,
+    split_weights,
+    strength_of,
+    text_params,
+    unet_adapter,
+    uses_in_prompt,
+)
 
 import models
 from checks import count_compilations
@@ -57,7 +67,7 @@ def made(pipe, *prompts, **options):
 
 def test_each_picture_of_a_batch_has_its_own_adapter_as_if_it_were_merged(folder):
     pipe = models.pipeline()
-    prompts = "a cat <lora:one:0.7>", "a cat", "a cat <lora:two:-1.2><lora:one:0.5:0.2>"
+    prompts = "a cat <lora:one:0.7>", "a cat", "a cat <lora:two:-1.2><lora:one:0.2:0.5>"
     got = made(pipe, *prompts, lora_dir=str(folder))
     one, two = (convert.load_adapter(folder / name, models.TINY).adapter
                 for name in ("one.safetensors", "below/two.safetensors"))  # fmt: skip
@@ -110,6 +120,12 @@ def test_the_command_line_merges_files_and_reads_tags(folder, tmp_path, capsys):
         (["--prompt", "a <lora:one:x>", "--lora-dir", "DIR"], "has a number as weight", 2),
         (["--prompt", "a <lora:one:lbw=1,2>", "--lora-dir", "DIR"], "17 or 26 numbers", 2),
         (["--prompt", "a", "--lora", "DIR/none.safetensors"], "none.safetensors", 3),
+        (["--prompt", "a <lora:one> [<lora:one:2>:0.5]", "--lora-dir", "DIR"], "the adapter one is given twice", 2),
+        (
+            ["--prompt", "a", *["--lora", "DIR/one.safetensors", "--lora", "DIR/./one.safetensors:0.5"]],
+            "given twice",
+            2,
+        ),
     ],
 )
 def test_bad_adapters_are_one_sentence(words, sentence, status, folder, tmp_path, capsys):
@@ -151,7 +167,7 @@ def test_tags_have_weights_of_networks_and_blocks(folder):
 
     assert strength("<lora:a>") == Strength(1.0, 1.0)
     assert strength("<lora:a:0.5>") == Strength(0.5, 0.5)
-    assert strength("<lyco:a:0.5:0.2>") == Strength(0.5, 0.2)
+    assert strength("<lyco:a:0.5:0.2>") == Strength(0.2, 0.5)  # as in A1111: text encoder, UNet
     assert strength("<lora:a:unet=0.3:te=0.4>") == Strength(0.3, 0.4)
     assert strength(f"<lora:a:0.5:lbw={','.join('1' * 17)}>") == Strength(0.5, 0.5, (1.0,) * 17)
     text, uses = uses_in_prompt("a <lora:one:0.5> b", str(folder), models.TINY)
@@ -186,3 +202,47 @@ def test_a_change_of_a_layer_that_the_unet_lacks_is_refused_by_name():
     [delta, *_] = lora(4, 2, ("unet",), LoHa).values()
     with pytest.raises(AdapterError, match="changes nowhere/kernel, which this UNet does not have"):
         unet_adapter([AdapterUse({"unet/nowhere/kernel": delta})], models.pipeline().params["unet"])
+
+
+def test_an_adapter_that_one_picture_has_with_all_others_is_kept_once(folder):
+    """Pictures with weights of their own, and without it; other weights compile nothing."""
+    pipe, adapter = models.pipeline(), lora(1, 2)
+
+    def uses(*weights):
+        return [[AdapterUse(adapter, Strength(one))] if one else [] for one in weights]
+
+    own = [list(one) for one in uses(0.7, 0.0, -1.0)]
+    ((shared, factors),) = arrays([*own[:1], own[2]], [np.arange(3)] * 2, pipe.params["unet"])
+    assert {leaf.ndim for leaf in jax.tree.leaves(shared.layers)} == {0, 2}  # no axis for pictures
+    assert {one.shape[0] for one in factors.of_shared.values()} == {2}
+    ((nothing, _),) = arrays([own[0], [AdapterUse(lora(2, 2))]], [np.arange(3)] * 2, pipe.params["unet"])
+    assert nothing is None
+    got = made(pipe, *["a cat"] * 2, adapters=uses(0.7, -1.0))
+    want = made(pipe.with_adapters((adapter, -1.0)), "a cat")[0]
+    assert level(got[1], want) <= 1
+    assert count_compilations(lambda: made(pipe, *["a cat"] * 2, adapters=uses(0.2, 1.5))) == 0
+
+
+def test_the_text_encoder_is_merged_once_for_all_groups_and_calls(monkeypatch):
+    pipe, merged = models.pipeline(), []
+    adapter, other = lora(1, 2), lora(2, 2)
+    monkeypatch.setattr(text_encoders, "text_params", lambda *args: merged.append(1) or text_params(*args))
+
+    def use(one, weight=1.0):
+        return [AdapterUse(one, Strength(weight))]
+
+    for _ in range(2):
+        made(pipe, *["a cat"] * 4, adapters=[use(adapter), use(adapter), use(other), use(adapter)], at_once=2)
+    assert len(merged) == 2
+    made(pipe, "a cat", adapters=[use(adapter, 0.5)])
+    assert len(merged) == 3
+
+
+def test_changes_of_biases_and_norms_differ_from_picture_to_picture(folder):
+    pipe = models.pipeline()
+    bias = pipe.params["unet"]["conv_out"]["bias"]
+    change = {"unet/conv_out/bias": Difference(np.linspace(-1, 1, len(bias), dtype="f"))}
+    got = made(pipe, "a cat", "a cat", adapters=[[AdapterUse(change, Strength(0.5))], []])
+    assert level(got[0], made(pipe.with_adapters((change, 0.5)), "a cat")[0]) <= 1
+    np.testing.assert_array_equal(got[1], made(pipe, "a cat")[0])
+    assert level(got[0], got[1]) > 20

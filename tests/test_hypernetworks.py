@@ -97,9 +97,9 @@ def test_tags_and_files_have_strengths(folder):
     assert [(use.name, use.strength) for use in uses] == [("one", 0.5), ("two", 1.0)]
     assert read_hypernetwork(f"{folder / 'one.safetensors'}:-0.25", models.TINY).strength == -0.25
     for prompt, said in (("<hypernet:none>", "no adapter of the name"), ("<hypernet:one:1:2>", "more than a strength"),
-                         ("[<hypernet:one>:0.5]", "stands in")):  # fmt: skip
+                         ("[<hypernet:one>|a]", "starts or ends once")):  # fmt: skip
         with pytest.raises(ValueError, match=said):
-            hypernetworks_in_prompt(prompt, str(folder), models.TINY)
+            hypernetworks_in_prompt(prompt, str(folder), models.TINY, 4)
 
 
 def test_each_picture_has_its_own_strength_and_another_network_compiles_nothing(folder):
@@ -113,3 +113,16 @@ def test_each_picture_has_its_own_strength_and_another_network_compiles_nothing(
     tags = "<hypernet:two:0.5>", "<hypernet:two:1>", "<hypernet:two:2>"
     assert count_compilations(lambda: again.append(made(pipe, *(f"a cat {tag}" for tag in tags), **options))) == 0
     assert (again[0][0] != got[1]).any()
+
+
+def test_tags_in_brackets_work_at_a_part_of_the_steps(folder):
+    """The first steps and the last ones differ from the whole run, and from each other."""
+    pipe, options = models.pipeline(), {"hypernetwork_dir": str(folder), "num_steps": 4}
+    tags = "[<hypernet:one:9>::0.5]", "[<hypernet:one:9>:0.5]", "<hypernet:one:9>"
+    early, late, whole = made(pipe, *(f"a cat {tag}" for tag in tags), **options)
+    both = made(pipe, *["a cat [<hypernet:one:9>::0.5] [<hypernet:one:9>:0.5]"] * 3, **options)[0]
+    assert np.abs(both.astype(int) - whole).max() <= 1
+    assert min(np.abs(a.astype(int) - b).max() for a, b in ((early, whole), (late, whole), (early, late))) > 2
+    twice = "a cat [<hypernet:one:9>::0.5] <hypernet:one:0.2>"
+    with pytest.raises(ValueError, match="the hypernetwork one is given twice"):
+        made(pipe, twice, **options)

@@ -181,10 +181,11 @@ def words_used(args: argparse.Namespace, prompts: Sequence[str], config: Any, sy
 def with_adapters(pipe: Any, given: Sequence[str]) -> Any:
     """Returns a model with the adapters of --lora merged into it, and with the words that came with them."""
     from sdjax.adapters import AdapterError
-    from sdjax.tasks.adapters import read_use
+    from sdjax.tasks.adapters import check_uses, read_use
 
     uses = [read_use(one, pipe.config) for one in given]
     try:
+        check_uses(uses)
         pipe = pipe.with_adapters(*((use.adapter, use.strength) for use in uses))
         for use in uses:
             pipe = pipe.with_embeddings(use.embeddings) if use.embeddings else pipe

@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from sdjax.adapters.patch import Context, Interceptor, path_of
-from sdjax.typing import Tokens
+from sdjax.typing import Timestep, Tokens
 
 EPSILON = 1e-5  # of the norms
 
@@ -85,28 +85,51 @@ def _normalised(x: Array, scale: Array, shift: Array) -> Array:
     return ((wide - mean) * jax.lax.rsqrt(variance + EPSILON) * scale + shift).astype(x.dtype)
 
 
+@struct.dataclass
+class Strengths:
+    """The strengths of k hypernetworks in a batch of b images, [b, k].
+
+    `during` [b, k, 2]: a network works at timesteps t with during[..., 0] >= t > during[..., 1]; None means at all.
+    """
+
+    strength: Float[Array, "b k"]
+    during: Float[Array, "b k 2"] | None = None
+
+    def at(self, t: Timestep) -> Float[Array, "b k"]:
+        """Returns the strengths at the timesteps t [b]."""
+        if self.during is None:
+            return self.strength
+        first, last = self.during[..., 0], self.during[..., 1]
+        return jnp.where((first >= t[:, None]) & (t[:, None] > last), self.strength, 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Hypernetworks:
     """Changes the inputs of every attention's `to_k` and `to_v`: x becomes x + strength net(x), net after net.
 
-    The shared arrays are the networks, a tuple of Hypernetwork. The per-image arrays are their strengths, [b, k]; with
-    strength 0 an image is bit-identical to one without the network.
+    The shared arrays are the networks, a tuple of Hypernetwork. The per-image arrays are `Strengths`; with strength 0
+    an image is bit-identical to one without the network.
     """
 
-    def intercept(self, shared: tuple[Hypernetwork, ...], own: Float[Array, "b k"]) -> Interceptor:
+    def intercept(self, shared: tuple[Hypernetwork, ...], own: Strengths) -> Interceptor:
         """Returns the interceptor of the layers `.../to_k` and `.../to_v`."""
+        strengths = own.strength
 
         def intercept(
             method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
         ) -> Any:
-            name = path_of(context).rpartition("/")[2]
+            nonlocal strengths
+            path = path_of(context)
+            if not path:
+                strengths = own.at(args[1])
+            name = path.rpartition("/")[2]
             if name not in ("to_k", "to_v"):
                 return method(*args, **kwargs)
             x, *rest = args
             for i, net in enumerate(shared):
                 change = net.change(x, ("to_k", "to_v").index(name))
                 if change is not None:
-                    strength = own[:, i].astype(x.dtype).reshape(-1, 1, 1)
+                    strength = strengths[:, i].astype(x.dtype).reshape(-1, 1, 1)
                     x = x + jnp.where(strength == 0, 0, strength * change)
             return method(x, *rest, **kwargs)
 

@@ -101,7 +101,8 @@ class _Changes:
         if self.shared is not None and path in self.shared.layers:
             change, factors = self.shared.layers[path], self.weight[:, None] * self.own.of_shared[path]
             low = _through(layer, x, change.down)
-            out = out + _through(None, (low * _over_images(factors, low)).astype(out.dtype), change.up).astype(out.dtype)
+            low = (_over_images(factors, low) * low).astype(out.dtype)
+            out = out + _through(None, low, change.up).astype(out.dtype)
         if self.shared is not None and kernel in self.shared.whole:
             for k, difference in enumerate(self.shared.whole[kernel]):
                 share = self.weight * self.own.of_shared[kernel][:, k]

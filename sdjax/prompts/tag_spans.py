@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from sdjax.checks.arguments import number
 from sdjax.prompts.extra_networks import Tag
 from sdjax.prompts.schedule import schedule, text_at
 
 Span: TypeAlias = tuple[float, float]  # start and end, shares of the steps
 WHOLE: Span = (0.0, 1.0)
 _MARKS = 0xF0000  # private characters, which stand for tags while changes of the prompt are read
+
+
+def check_span(what: str, start: float, end: float) -> None:
+    """Raises ValueError unless 0 <= start < end <= 1. `what` has the span, "an adapter"."""
+    start, end = (number(f"{what}'s {name}", value, 0, 1) for name, value in (("start", start), ("end", end)))
+    if start >= end:
+        raise ValueError(f"{what} ends after its start; got start {start:g} and end {end:g}")
 
 
 def spans_in_prompt(prompt: str, tags: Sequence[Tag], steps: int) -> list[Span]:

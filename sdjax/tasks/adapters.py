@@ -27,8 +27,8 @@ from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.load import LoadedAdapter, load_adapter
 from sdjax.prompts.extra_networks import Tag, read_tags
-from sdjax.prompts.tag_spans import Span, spans_in_prompt
-from sdjax.tasks.extra_files import files_below, read_once
+from sdjax.prompts.tag_spans import Span, check_span, spans_in_prompt
+from sdjax.tasks.extra_files import check_once, files_below, read_once
 from sdjax.typing import Params
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -51,9 +51,7 @@ class AdapterUse:
     embeddings: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        start, end = (number(f"an adapter's {name}", getattr(self, name), 0, 1) for name in ("start", "end"))
-        if start >= end:
-            raise ValueError(f"an adapter ends after its start; got start {start:g} and end {end:g}")
+        check_span("an adapter", self.start, self.end)
 
     @property
     def span(self) -> Span:
@@ -124,10 +122,11 @@ def uses_in_prompt(
 ) -> tuple[str, tuple[AdapterUse, ...]]:
     """Returns the prompt without its tags `<lora:name:weight>`, and the adapters that they name.
 
-    A tag is `<lora:NAME>`, `<lora:NAME:WEIGHT>` or `<lora:NAME:WEIGHT:TEXT WEIGHT>`, also with `unet=`, `te=` and
-    `lbw=` (17 or 26 weights of blocks with commas). NAME is the name of a file in `folder` or below it, without its
-    ending. Of `steps` steps a tag works in those in which `[from:to:when]` leaves it in the text. Without a folder tags
-    stay in the prompt. Raises ValueError for names that are not there and for arguments that cannot be followed.
+    A tag is `<lora:NAME>`, `<lora:NAME:WEIGHT>` or `<lora:NAME:TEXT WEIGHT:UNET WEIGHT>` as in A1111, also with
+    `unet=`, `te=` and `lbw=` (17 or 26 weights of blocks with commas). NAME is the name of a file in `folder` or below
+    it, without its ending. Of `steps` steps a tag works in those in which `[from:to:when]` leaves it in the text.
+    Without a folder tags stay in the prompt. Raises ValueError for names that are not there and for arguments that
+    cannot be followed.
     """
     if folder is None or "<" not in prompt:
         return prompt, ()
@@ -140,14 +139,17 @@ def uses_in_prompt(
 
 
 def strength_of(tag: Tag) -> Strength:
-    """Returns the strength that a tag asks for. Raises ValueError for arguments that are not known."""
+    """Returns the strength that a tag asks for, as in A1111: the text encoder's weight stands before the UNet's.
+
+    Without a weight of the UNet it is the text encoder's. Raises ValueError for arguments that are not known.
+    """
     unknown = sorted(set(tag.options) - {"unet", "te", "lbw"})
     if unknown or len(tag.args) > 2:
         extra = f"{unknown[0]}=" if unknown else f"a third argument {shown(tag.args[2])}"
-        raise ValueError(f"<{tag.kind}:{tag.name}> has {extra}; tags have a weight, a text weight, unet=, te= and lbw=")
+        raise ValueError(f"<{tag.kind}:{tag.name}> has {extra}; tags have one or two weights, unet=, te= and lbw=")
     own = {key: _number(tag, value) for key, value in tag.options.items() if key != "lbw"}
-    unet = own.get("unet", tag.number(0, 1.0))
-    text = own.get("te", tag.number(1, tag.number(0, 1.0) if tag.args else own.get("unet", 1.0)))
+    text = own.get("te", tag.number(0, 1.0))
+    unet = own.get("unet", tag.number(1, text))
     blocks = None
     if "lbw" in tag.options:
         blocks = tuple(_number(tag, one) for one in tag.options["lbw"].split(","))
@@ -172,6 +174,11 @@ def find_file(folder: str, name: str) -> pathlib.Path:
         hint = f"; did you mean {' or '.join(map(shown, near))}?" if near else ""
         raise ValueError(f"{folder} has no adapter of the name {shown(name)}{hint}")
     return stems[name]
+
+
+def check_uses(uses: Sequence[AdapterUse]) -> None:
+    """Raises ValueError if a picture uses an adapter twice at the same steps."""
+    check_once("adapter", [(id(use.adapter), use.name, use.span) for use in uses])
 
 
 def unet_adapter(uses: Sequence[AdapterUse], base: Params) -> dict[str, Delta]:

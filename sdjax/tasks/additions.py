@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from sdjax.adapters.hypernetwork import Hypernetworks
+from sdjax.adapters.hypernetwork import Hypernetworks, Strengths
 from sdjax.adapters.lora import LoRA
 from sdjax.adapters.patch import Patch
 from sdjax.pipeline.model import Pipeline
 from sdjax.samplers import Start
-from sdjax.tasks.adapter_spans import arrays, spans_of
+from sdjax.tasks.adapter_spans import arrays, spans_of, timesteps_of
 from sdjax.tasks.resolve import Resolved
 
 
@@ -46,8 +46,7 @@ class Kind(NamedTuple):
 def _adapters(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
     if not requests[0].adapters:
         return []
-    calls = [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in requests]
-    made = arrays([one.adapters for one in requests], calls, pipe.params["unet"])
+    made = arrays([one.adapters for one in requests], _timesteps(requests), pipe.params["unet"])
     return [Addition(LoRA(), shared, own) for shared, own in made]
 
 
@@ -56,7 +55,16 @@ def _hypernetworks(requests: Sequence[Resolved], starts: Sequence[Start], pipe: 
     if not uses:
         return []
     strengths = np.array([[use.strength for use in one.hypernetworks] for one in requests], np.float32)
-    return [Addition(Hypernetworks(), tuple(use.network for use in uses), strengths)]
+    during = [
+        [timesteps_of(use.span, t) for use in one.hypernetworks] for one, t in zip(requests, _timesteps(requests))
+    ]  # fmt: skip
+    own = Strengths(strengths, np.array(during, np.float32))  # type: ignore[arg-type]
+    return [Addition(Hypernetworks(), tuple(use.network for use in uses), own)]
+
+
+def _timesteps(requests: Sequence[Resolved]) -> list[np.ndarray]:
+    """Returns the timesteps of all calls of each picture."""
+    return [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in requests]
 
 
 KINDS: tuple[Kind, ...] = (  # in the order of their patches: later ones wrap earlier ones

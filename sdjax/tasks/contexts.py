@@ -16,10 +16,10 @@ from sdjax.prompts.clip_skip import layers_used
 from sdjax.prompts.padding import EMPTIES, pad_contexts
 from sdjax.prompts.syntax import check_lengths, check_prompts
 from sdjax.samplers import Rows, Start
-from sdjax.tasks.adapters import changes_text, text_params
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.prompting import Plan, language_of, make_plan, padded_stages
 from sdjax.tasks.resolve import Resolved
+from sdjax.tasks.text_encoders import encoder_of
 from sdjax.typing import Context, Length
 
 NEGATIVE, EMPTY = -1, -2  # branches of the negative and the empty prompt; 0, 1, ... are the prompts that AND joins
@@ -56,22 +56,7 @@ class Prompts:
     @functools.cached_property
     def encoders(self) -> list[Pipeline]:
         """The pipeline that encodes each picture's prompts: the model's, or one with its adapters and words."""
-        made: dict[Any, Pipeline] = {}
-        out = []
-        for request in self.requests:
-            uses = request.adapters if changes_text(request.adapters) else ()
-            words = {one.word: one.vectors for one in request.word_embeddings}
-            if not uses and not words:
-                out.append(self.pipe)
-                continue
-            vectors = tuple((word, own.tobytes()) for word, own in words.items())
-            name = tuple((id(use.adapter), use.strength) for use in uses), vectors
-            if name not in made:
-                text = self.pipe.on(self.how.mesh)["text"] if not uses else text_params(uses, self.pipe.params["text"])
-                own = dataclasses.replace(self.pipe, params={"text": text})
-                made[name] = own.with_embeddings(words) if words else own
-            out.append(made[name])
-        return out
+        return [encoder_of(self.pipe, request, self.how.mesh) for request in self.requests]
 
     @functools.cached_property
     def texts(self) -> list[dict[int, list[Text]]]:

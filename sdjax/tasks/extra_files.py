@@ -3,8 +3,10 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
+
+from sdjax.prompts.tag_spans import Span
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,7 +26,8 @@ def files_below(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def read_once(count: int) -> Callable[[Callable[Concatenate[str, P], T]], Callable[Concatenate[str, P], T]]:
     """Returns a decorator for a function of a path: a file is read again only if it changed. It keeps `count` results.
 
-    A path that cannot be looked at is handed to the function, which says why.
+    The results of one file are one object, however its path is spelled. A path that cannot be looked at is handed to
+    the function, which says why.
     """
 
     def decorate(read: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
@@ -37,6 +40,7 @@ def read_once(count: int) -> Callable[[Callable[Concatenate[str, P], T]], Callab
             try:
                 found = os.stat(path)
                 stamp: tuple[int, ...] = (found.st_mtime_ns, found.st_size)
+                path = os.path.abspath(path)
             except (OSError, ValueError):
                 stamp = ()
             return kept(path, stamp, *args, **kwargs)  # type: ignore[arg-type]
@@ -44,3 +48,11 @@ def read_once(count: int) -> Callable[[Callable[Concatenate[str, P], T]], Callab
         return reading
 
     return decorate
+
+
+def check_once(what: str, uses: Sequence[tuple[Hashable, str, Span]]) -> None:
+    """Raises ValueError if a picture uses one file twice at the same steps. `uses` are identities, names and spans."""
+    for i, (one, name, (start, end)) in enumerate(uses):
+        for other, _, (first, last) in uses[:i]:
+            if one == other and start < last and first < end:
+                raise ValueError(f"the {what} {name} is given twice for the same steps: give it once, with one weight")

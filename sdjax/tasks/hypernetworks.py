@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-import re
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from sdjax.adapters.hypernetwork import Hypernetwork
@@ -10,19 +10,34 @@ from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.hypernetwork import LoadedHypernetwork, load_hypernetwork
 from sdjax.prompts.extra_networks import read_tags
+from sdjax.prompts.tag_spans import Span, check_span, spans_in_prompt
 from sdjax.tasks.adapters import find_file, split_weights
-from sdjax.tasks.extra_files import read_once
+from sdjax.tasks.extra_files import check_once, read_once
 
 TAGS = ("hypernet",)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HypernetworkUse:
-    """A hypernetwork and its strength. `name` is for messages."""
+    """A hypernetwork and its strength. `name` is for messages.
+
+    It works from the share `start` of the steps to the share `end`, both from 0 to 1. Raises ValueError unless
+    0 <= start < end <= 1.
+    """
 
     network: Hypernetwork
     strength: float = 1.0
     name: str = "hypernetwork"
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_span("a hypernetwork", self.start, self.end)
+
+    @property
+    def span(self) -> Span:
+        """The share of the steps from and to which it works."""
+        return self.start, self.end
 
 
 HypernetworkLike: TypeAlias = (
@@ -60,23 +75,26 @@ def read_file(path: str, config: ModelConfig) -> LoadedHypernetwork:
 
 
 def hypernetworks_in_prompt(
-    prompt: str, folder: str | None, config: ModelConfig
+    prompt: str, folder: str | None, config: ModelConfig, steps: int = 1
 ) -> tuple[str, tuple[HypernetworkUse, ...]]:
     """Returns the prompt without its tags `<hypernet:NAME:STRENGTH>`, and the hypernetworks that they name.
 
-    NAME is the name of a file in `folder` or below it, without its ending. Without a folder tags stay in the prompt.
-    Raises ValueError for names that are not there and for arguments that cannot be followed.
+    NAME is the name of a file in `folder` or below it, without its ending. Of `steps` steps a tag works in those in
+    which `[from:to:when]` leaves it in the text. Without a folder tags stay in the prompt. Raises ValueError for names
+    that are not there and for arguments that cannot be followed.
     """
     if folder is None or "<" not in prompt:
         return prompt, ()
     found = read_tags(prompt, TAGS)
     uses = []
-    for tag in found.tags:
-        before = re.sub(r"\\.", "", prompt[: tag.start])  # without escaped brackets
-        if before.count("[") > before.count("]"):
-            raise ValueError(f"<{tag.kind}:{tag.name}> stands in [...]: a tag counts for all steps, so put it outside")
+    for tag, span in zip(found.tags, spans_in_prompt(prompt, found.tags, steps)):
         if len(tag.args) > 1 or tag.options:
             raise ValueError(f"<{tag.kind}:{tag.name}> has more than a strength: write <hypernet:{tag.name}:0.5>")
         loaded = read_file(str(find_file(folder, tag.name)), config)
-        uses.append(HypernetworkUse(loaded.network, tag.number(0, 1.0), loaded.name))
+        uses.append(HypernetworkUse(loaded.network, tag.number(0, 1.0), loaded.name, *span))
     return (found.text.strip() if found.tags else prompt), tuple(uses)
+
+
+def check_uses(uses: Sequence[HypernetworkUse]) -> None:
+    """Raises ValueError if a picture uses a hypernetwork twice at the same steps."""
+    check_once("hypernetwork", [(id(use.network), use.name, use.span) for use in uses])

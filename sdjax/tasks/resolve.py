@@ -28,7 +28,7 @@ from sdjax.samplers.schedules import SigmaList, TimestepList
 from sdjax.samplers.spacing import fitting
 from sdjax.samplers.tool_sampler import ToolSampler
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
-from sdjax.tasks import compat
+from sdjax.tasks import adapters, compat, hypernetworks
 from sdjax.tasks.adapters import AdapterUse, read_use, uses_in_prompt
 from sdjax.tasks.embeddings import embeddings_in
 from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, read_hypernetwork
@@ -99,8 +99,10 @@ def resolve(
         steps = counted(made[named], request.num_steps)
         prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, steps)
         uses = tuple(read_use(one, pipe.config) for one in request.adapters) + tagged
-        prompt, tagged_nets = hypernetworks_in_prompt(prompt, request.hypernetwork_dir, pipe.config)
+        prompt, tagged_nets = hypernetworks_in_prompt(prompt, request.hypernetwork_dir, pipe.config, steps)
         nets = tuple(read_hypernetwork(one, pipe.config) for one in request.hypernetworks) + tagged_nets
+        adapters.check_uses(uses)
+        hypernetworks.check_uses(nets)
         words = embeddings_in(
             (prompt, negative), request.word_embeddings, request.embedding_dir, [use.embeddings for use in uses],
             pipe.config, language_of(request).syntax, pipe.words,
