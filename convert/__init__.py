@@ -20,6 +20,7 @@ from sdjax.convert.model import load, load_model, parameter_counts
 from sdjax.convert.names.tables import tensor_shapes
 from sdjax.convert.parts.controlnet import LoadedControlNet, load_controlnet
 from sdjax.convert.parts.depth import load_depth
+from sdjax.convert.parts.detector import LoadedDetector, load_detector
 from sdjax.convert.parts.perceptual import load_discriminator, load_lpips
 from sdjax.convert.parts.priors import load_prior
 from sdjax.convert.parts.safety import load_safety_checker
@@ -33,6 +34,7 @@ __all__ = [
     "Inspection",
     "LoadedAdapter",
     "LoadedControlNet",
+    "LoadedDetector",
     "LoadedEmbedding",
     "LoadedHypernetwork",
     "LoadedT2I",
@@ -46,6 +48,7 @@ __all__ = [
     "load_adapter",
     "load_controlnet",
     "load_depth",
+    "load_detector",
     "load_discriminator",
     "load_embedding",
     "load_hypernetwork",

@@ -25,6 +25,7 @@ COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
     "img2img": ("img2img", "make pictures from a picture and a prompt"),
     "inpaint": ("inpaint", "replace a part of a picture, or continue it beyond its edges"),
+    "detail": ("detail", "make parts of a picture again at full size, such as faces"),
     "depth2img": ("depth2img", "make pictures that keep the shapes of a picture"),
     "variations": ("variations", "make pictures that show the same as your pictures, or a mixture"),
     "upscale": ("upscale", "make a picture four times as large"),

@@ -39,6 +39,7 @@ _HOME = {
     "two_pass": "sdjax.tasks.two_pass",
     "inpaint": "sdjax.tasks.inpaint",
     "outpaint": "sdjax.tasks.inpaint",
+    "detail": "sdjax.tasks.detail",
     "depth_to_image": "sdjax.tasks.depth_to_image",
     "estimate_depth": "sdjax.tasks.depth_to_image",
     "animate": "sdjax.tasks.animate",

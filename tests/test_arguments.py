@@ -20,8 +20,8 @@ from sdjax.tasks.resolve import make_sampler
 
 import models
 
-TASKS = ("text_to_image", "image_to_image", "two_pass", "inpaint", "outpaint", "depth_to_image", "estimate_depth",
-         "animate", "upscale", "image_variations", "prior_to_image")  # fmt: skip
+TASKS = ("text_to_image", "image_to_image", "two_pass", "inpaint", "outpaint", "detail", "depth_to_image",
+         "estimate_depth", "animate", "upscale", "image_variations", "prior_to_image")  # fmt: skip
 FUNCTIONS = {
     **{name: getattr(sdjax, name) for name in (*TASKS, "load")},
     "Prior.load": sdjax.Prior.load, "SafetyChecker.load": sdjax.SafetyChecker.load, "Prior.embed": sdjax.Prior.embed,

@@ -25,7 +25,7 @@ def test_a_session_is_iterated_and_gives_the_tasks_pictures():
 
 
 def test_every_task_has_a_session():
-    for name in ("generate", "image_to_image", "two_pass", "inpaint", "outpaint", "depth_to_image", "animate",
+    for name in ("generate", "image_to_image", "two_pass", "inpaint", "outpaint", "detail", "depth_to_image", "animate",
                  "upscale", "image_variations", "prior_to_image"):  # fmt: skip
         assert callable(getattr(sdjax, name).session)
     session = sdjax.image_to_image.session(models.pipeline(), models.picture(), "a cat", num_steps=4, **ONE)

@@ -33,6 +33,14 @@ class OrderedDict(dict):
     __slots__ = ()
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class Inert:
+    """An object of an unknown class: the class's name, and the state that the file gives it. It is only data."""
+
+    kind: Reference
+    state: Any = None
+
+
 @dataclasses.dataclass(slots=True)
 class Scalar:
     """A numpy dtype of the file, on its way to a number."""

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from sdjax.convert.containers.budget import LIMITS, Budget
 from sdjax.convert.containers.mapped import MappedFile
-from sdjax.convert.containers.pickle_values import CALLS, Call, OrderedDict, Reference, Scalar, is_dtype_state
+from sdjax.convert.containers.pickle_values import CALLS, Call, Inert, OrderedDict, Reference, Scalar, is_dtype_state
 from sdjax.convert.errors import CheckpointError, OtherKindError, shown
 
 MAX_BYTES = 4 * 2**20  # a training checkpoint's 3,500 tensors with their optimizer's state need 0.9 MB
@@ -27,7 +27,7 @@ _KNOWN = (  # words in pickles that hold more than plain values and tensors
     (b"string_to_param", "a textual inversion (an embedding of a word), which is no model",
      "name the whole model that it goes with (sdjax does not apply it)"),
     (b"numpy_random_seed", "the state of random generators, which a training leaves", "name the model beside it"),
-    (b"ultralytics", "a detector of objects (YOLO)", "name a Stable Diffusion v1 or v2 model"),
+    (b"ultralytics", "a detector of objects (YOLO)", "name it by --detector of sdjax detail"),
     (b"diffusers.models", "a pickled module of diffusers", "save its state_dict, or the pipeline with save_pretrained"),
 )  # fmt: skip
 _KEYS = (str, int, bool, Reference)
@@ -41,6 +41,7 @@ def read_pickle(
     start: int = 0,
     calls: Mapping[tuple[str, str], Call] | None = None,
     persistent: Callable[[Any], Any] | None = None,
+    objects: bool = False,
 ) -> tuple[Any, int]:
     """Returns the value that the pickle at `start` of `data` describes, and the position after it.
 
@@ -50,6 +51,7 @@ def read_pickle(
         calls: further calls that may stand in it, by module and name: functions of their arguments that return a
             value, or raise ValueError with words that say what was called with what.
         persistent: what a persistent id stands for, likewise.
+        objects: whether objects of other classes, and what other calls return, are read as `Inert` instead of refused.
 
     Values are None, bool, int, float, str, bytes, tuple, list, dict, `OrderedDict`, `Reference`, `Scalar` and what
     `calls` and `persistent` return. They may contain themselves: never walk, compare, hash or print them whole.
@@ -57,7 +59,7 @@ def read_pickle(
     Raises:
         CheckpointError: naming the position and what stands there.
     """
-    machine = _Machine(data, start, {**CALLS, **(calls or {})}, persistent)
+    machine = _Machine(data, start, {**CALLS, **(calls or {})}, persistent, objects)
 
     # Raised at once and kept nowhere: an exception in a variable of a frame that it has passed keeps the machine's
     # whole stack until the garbage collector comes by.
@@ -85,13 +87,14 @@ def read_pickle(
 class _Machine:
     """The stack machine; `run` executes one pickle. Problems are ValueErrors, `at` is where."""
 
-    def __init__(self, data: bytes, start: int, calls: dict, persistent: Callable | None) -> None:
+    def __init__(self, data: bytes, start: int, calls: dict, persistent: Callable | None, objects: bool) -> None:
         self.data = data
         self.at = self.pos = start  # of the current instruction, of the next byte
         self.executed = 0
         self.end = min(len(data), start + MAX_BYTES)
         self.calls = calls
         self.persistent = persistent
+        self.objects = objects
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.floor = 0  # nothing below the newest mark may be popped
@@ -197,12 +200,16 @@ class _Machine:
 
     def append(self, items: list[Any]) -> None:
         target = self.top()
+        if type(target) is Inert:
+            return
         if type(target) is not list:
             raise ValueError(f"it appends to {shown(target)}, which is no list")
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
+        if type(target) is Inert:
+            return
         if type(target) is not dict and type(target) is not OrderedDict:
             raise ValueError(f"it sets items of {shown(target)}, which is no dictionary")
         if len(items) % 2:
@@ -250,14 +257,28 @@ class _Machine:
         if type(function) is not Reference:
             raise ValueError(f"it calls {shown(function)}")
         call = self.calls.get((function.module, function.name))
+        if call is None and self.objects:
+            self.stack.append(Inert(function))
+            return
         # Few arguments: the memo can hand the same long tuple to a hundred thousand calls.
         if call is None or type(args) is not tuple or len(args) > MAX_ARGUMENTS:
             raise ValueError(f"it calls {function}; a checkpoint's pickle may only rebuild tensors and plain values")
         self.stack.append(call(*args))
 
+    def new_object(self) -> None:
+        if not self.objects:
+            self.refuse()
+        _, kind = self.pop(), self.pop()
+        if type(kind) is not Reference:
+            raise ValueError(f"it makes an object of {shown(kind)}")
+        self.stack.append(Inert(kind))
+
     def build(self) -> None:
         state = self.pop()
         target = self.top()
+        if type(target) is Inert:
+            target.state = state
+            return
         if type(target) is Scalar and is_dtype_state(state):
             target.byteorder = state[1]
         # Module.state_dict() hangs its modules' versions on the dictionary
@@ -358,6 +379,7 @@ def _table() -> list[Callable[[_Machine], object]]:
         ord("Q"): _Machine.persistent_id,
         ord("R"): _Machine.reduce,
         ord("b"): _Machine.build,
+        0x81: _Machine.new_object,
     }
     return [known.get(opcode, _Machine.refuse) for opcode in range(256)]
 

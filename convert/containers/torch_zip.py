@@ -1,15 +1,22 @@
 """Checkpoints that torch.save wrote as a zip archive (torch 1.6 and later): a pickle, and a member per storage."""
 
+from collections.abc import Callable
+from typing import Any
+
 from sdjax.convert.containers.budget import Budget
 from sdjax.convert.containers.mapped import MappedFile
 from sdjax.convert.containers.pickles import MAX_BYTES, read_pickle
-from sdjax.convert.containers.stored import TensorFile
+from sdjax.convert.containers.stored import StoredTensor, TensorFile
 from sdjax.convert.containers.torch_objects import TorchObjects, named_tensors
 from sdjax.convert.containers.zips import Member, members
 
 
-def read_torch_zip(file: MappedFile, budget: Budget) -> TensorFile:
+def read_torch_zip(
+    file: MappedFile, budget: Budget, *, flattened: Callable[[Any, MappedFile], dict[str, StoredTensor]] | None = None
+) -> TensorFile:
     """Returns the tensors of a zip checkpoint; a storage's checksum is checked when its data are first read.
+
+    With `flattened`, objects of any class are read as inert data, and it returns the tensors in what was read.
 
     Raises:
         CheckpointError: for anything that torch.save does not write, calls in the pickle included.
@@ -27,10 +34,12 @@ def read_torch_zip(file: MappedFile, budget: Budget) -> TensorFile:
 
     objects = TorchObjects(file.path, budget, legacy=False)
     data = _small(archive[f"{root}/data.pkl"], MAX_BYTES)
-    value, end = read_pickle(data, file, budget, calls=objects.calls, persistent=objects.persistent)
+    value, end = read_pickle(
+        data, file, budget, calls=objects.calls, persistent=objects.persistent, objects=flattened is not None
+    )
     if end != len(data):
         raise file.error("something follows the pickle in its data.pkl")
-    tensors, metadata = named_tensors(value, file)
+    tensors, metadata = named_tensors(value if flattened is None else flattened(value, file), file)
     for storage in objects.storages.values():
         member = archive.get(f"{root}/data/{storage.key}")
         if member is None:

@@ -110,6 +110,14 @@ def place(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
+def box(text: str) -> tuple[int, ...]:
+    """Returns left, top, width and height in pixels, for argparse."""
+    values = tuple(int(value) for value in text.split(","))
+    if len(values) != 4 or min(values[2:]) < 1:
+        raise argparse.ArgumentTypeError(f"expected left,top,width,height in pixels, such as 96,64,128,128; got {text}")
+    return values
+
+
 def sides(text: str) -> tuple[int, ...]:
     """Returns four numbers of pixels, for argparse."""
     values = tuple(int(value) for value in text.split(","))

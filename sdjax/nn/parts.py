@@ -20,6 +20,8 @@ from sdjax.nn.clip import TextEncoder
 from sdjax.nn.clip_vision import VisionEncoder
 from sdjax.nn.controlnet import ControlNet, ControlNetConfig
 from sdjax.nn.depth.dpt import STEP, DepthEstimator
+from sdjax.nn.detector import STEP as CELL
+from sdjax.nn.detector import Detector, DetectorConfig
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
 from sdjax.nn.metrics.lpips import LPIPS
@@ -163,6 +165,7 @@ NETWORKS: Mapping[str, NetworkEntry] = {
     "safety": NetworkEntry("safety checker", VisionConfig, SafetyScorer, _vision_inputs),
     "controlnet": NetworkEntry("ControlNet", ControlNetConfig, ControlNet, _controlnet_inputs),
     "t2i": NetworkEntry("T2I-Adapter", T2IConfig, T2IAdapter, _t2i_inputs),
+    "detector": NetworkEntry("detector", DetectorConfig, Detector, lambda config: (_image(CELL),)),
     "lpips": NetworkEntry("LPIPS", None, lambda config: LPIPS(), lambda config: (_image(SMALLEST_COMPARED),) * 2),
     "discriminator": NetworkEntry(
         "discriminator", None, lambda config: Discriminator(), lambda config: (_image(SMALLEST),)

@@ -131,17 +131,21 @@ class Frame(NamedTuple):
     repaint: Mask  # the mask of the part, enlarged and padded
 
 
-def make_frame(picture: Picture, mask: Mask, *, side: int | None = None, padding: int = 32) -> Frame:
+def make_frame(
+    picture: Picture, mask: Mask, *, side: int | None = None, padding: int = 32, square: bool = False
+) -> Frame:
     """Returns the frame of the whole picture, or with `side` of the part around the mask.
 
     The long side of the part is enlarged to `side`; nothing is shrunk. The part includes `padding` pixels around the
-    mask. It is then padded to multiples of 64 by repeating its right and bottom edges. Raises ValueError if the result
-    is larger than 2048.
+    mask, and it is `square` if asked for and the picture is large enough. It is then padded to multiples of 64 by
+    repeating its right and bottom edges. Raises ValueError if the result is larger than 2048.
     """
     box = pictures.Box(0, 0, mask.shape[1], mask.shape[0])
     if side is not None:  # an all-black mask may use any part
         box = pictures.Box(0, 0, *(min(side, s) for s in reversed(mask.shape)))
-        box = pictures.crop_around(mask, padding, MULTIPLE) if mask.any() else box
+        box = pictures.crop_around(mask, padding, 1 if square else MULTIPLE) if mask.any() else box
+    if square and mask.any():
+        box = pictures.crop_around(mask, padding, max(box.height, box.width))
     pixels, repaint = picture[box.slices], mask[box.slices]
     height, width = repaint.shape
     if side is not None and max(height, width) < side:

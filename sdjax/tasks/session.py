@@ -79,12 +79,13 @@ class Session:
         *,
         groups: Sequence[Sequence[int]] | None = None,
         calls: Sequence[int] | None = None,
+        collect: Callable[[Sequence[np.ndarray | None]], list[np.ndarray | None]] = list,
     ) -> None:
         """`make` makes the pictures of one of the `groups`. `finish(i, picture)` returns the final picture i.
 
-        `calls` are the numbers of network calls of each group.
+        `calls` are the numbers of network calls of each group. `collect` makes the result of all final pictures.
         """
-        self._batch, self._make = batch, make
+        self._batch, self._make, self._collect = batch, make, collect
         self._finish = finish if batch.how.output == "pixels" else lambda i, latent: latent
         self._groups = batch.groups() if groups is None else groups
         self._parts = [batch.part(which) for which in self._groups]
@@ -136,9 +137,10 @@ class Session:
             self._stop = True
             with pinned():
                 next(self._steps, None)  # pictures that have no calls left are still finished
-            raise Interrupted(self.pictures) from error
-        made = [picture for picture in self.pictures if picture is not None]
-        return joined(made) if len(made) == len(self.pictures) else self.pictures
+            raise Interrupted(self._collect(self.pictures)) from error
+        pictures = self._collect(self.pictures)
+        made = [picture for picture in pictures if picture is not None]
+        return joined(made) if len(made) == len(pictures) else pictures
 
     def _advance(self) -> Step:
         with pinned():

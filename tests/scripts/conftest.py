@@ -69,6 +69,6 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Fake:
     monkeypatch.setattr(sdjax, "load", fake.load, raising=False)
     for task in "text_to_image", "two_pass":
         monkeypatch.setattr(sdjax, task, fake.text_to_image, raising=False)
-    for task in "image_to_image", "inpaint", "outpaint":
+    for task in "image_to_image", "inpaint", "outpaint", "detail":
         monkeypatch.setattr(sdjax, task, fake.from_pictures, raising=False)
     return fake

@@ -25,6 +25,8 @@ ALWAYS = {
     "img2img": f"{PICTURES} --init-img --strength --strength-counting --background",
     "inpaint": f"{PICTURES} --init-img --mask --expand --only-masked --strength --strength-counting --method "
     "--no-composite --background",
+    "detail": f"{PICTURES} --init-img --box --mask --detector --most --grow --padding --strength --strength-counting "
+    "--feather --method --background",
     "depth2img": f"{PICTURES} --init-img --depth --save-depth --strength --strength-counting --background",
     "variations": f"{PICTURES} --init-img --noise_level --prior --noise-stats",
     "upscale": f"{PICTURES} --init-img --noise_level --background",
@@ -52,7 +54,7 @@ ALWAYS = {
     "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --device --json",
     "evaluate-builtin": "--debug --ckpt --prompts --seed --out --font --device",
 }
-WITHOUT_SIZE = ("inpaint", "depth2img", "upscale", "reproduce")  # their pictures keep their sizes
+WITHOUT_SIZE = ("inpaint", "detail", "depth2img", "upscale", "reproduce")  # their pictures keep their sizes
 
 # Arguments beside which a flag has no effect, where it has one alone
 GIVEN = {
@@ -87,11 +89,13 @@ VALUES = {
     "--schedule": "karras",
     "--background": "255,255,255",
     "--expand": "1,0,0,0",
+    "--box": "1,1,9,9",
     "--noise-batch": "0/2",
 }  # where 1 is none
 NEEDED = {  # what a command cannot be without
     "img2img": "--init-img a.png",
     "inpaint": "--init-img a.png",
+    "detail": "--init-img a.png --box 1,1,9,9",
     "depth2img": "--init-img a.png",
     "upscale": "--init-img a.png",
     "variations": "--init-img a.png",
