@@ -121,7 +121,7 @@ class Job:
                 raise ValueError(f"--guidance-rescale has no effect {options.WITHOUT_GUIDANCE}")
             saving.check_outdir(self.folder, config.image_size)
             check(config)
-            self.sampler.grid(self.options.noise_schedule({}), args.steps)
+            self.options.check({}, config)
             for own in (one for batch in self.batches for one in batch.settings if one):
                 try:
                     self.options.check(own, config)

@@ -94,6 +94,7 @@ class PictureOptions:
         With the model's `config`, it raises for those that do not fit the model.
         """
         import sdjax
+        from sdjax.adapters.table import make_settings
         from sdjax.checks.arguments import number
         from sdjax.tasks.resolve import check_size, counted
 
@@ -104,6 +105,8 @@ class PictureOptions:
         check_size(config or sdjax.ModelConfig("any"), own.get("height"), own.get("width"), windowed=windowed)
         if config is not None:
             sampler.grid(self.noise_schedule(own), counted(sampler, own.get("num_steps", self.args.steps)))
+            for setting in make_settings(self._merged(own).get("patches")):
+                setting.check(config.unet)
 
     def for_task(self, settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Returns the arguments of a task for pictures with these own settings: one for all, or one for each."""

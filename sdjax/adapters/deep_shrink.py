@@ -57,6 +57,10 @@ class DeepShrink:
         """The picture's own numbers."""
         return make_span(self.start, self.stop)
 
+    def check(self, config: UNetConfig) -> None:
+        """Raises ValueError for a block that the network does not have."""
+        next_layer(config, self.block)
+
 
 @dataclass(frozen=True)
 class Shrink:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.adapters.patch import Context, Interceptor
-from sdjax.adapters.spans import AsItIs, Inside, Span, check_span, make_span, set_fields
+from sdjax.adapters.spans import AsItIs, Inside, Span, check_levels, check_span, make_span, set_fields
 from sdjax.checks.arguments import whole
+from sdjax.config import UNetConfig
 from sdjax.nn.layers.resnet import Downsample, Upsample
 from sdjax.typing import Timestep
 
@@ -48,6 +49,13 @@ class RAUNet:
         """The picture's own numbers."""
         return make_span(self.start, self.stop)
 
+    def check(self, config: UNetConfig) -> None:
+        """Raises ValueError unless the network has a downsampling at this level."""
+        last = len(config.channels) - 2
+        if last < 0:
+            raise ValueError("rau_net needs a network with a downsampling; this one has none")
+        whole("level", self.level, 0, last, context=" for this network")
+
 
 @dataclass(frozen=True)
 class Resampling:
@@ -72,7 +80,6 @@ class Resampling:
         ) -> Any:
             path = inside.see(args, context)
             if not path:
-                check_level(len(context.module.config.channels), self.level)
                 return method(*args, **kwargs)
             assert inside.config is not None
             up = f"up_blocks_{len(inside.config.channels) - 2 - self.level}/"
@@ -83,12 +90,6 @@ class Resampling:
             return method(*args, **kwargs)
 
         return intercept
-
-
-def check_level(levels: int, level: int) -> None:
-    """Raises ValueError unless a network of so many levels has a downsampling at `level`."""
-    if level > levels - 2:
-        raise ValueError(f"level is from 0 to {levels - 2} for this network; got {level}")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ class WindowAttention(AsItIs):
 
     def __post_init__(self) -> None:
         set_fields(self, {"levels": whole("levels", self.levels, 1)})
+
+    def check(self, config: UNetConfig) -> None:
+        """Raises ValueError if the network does not have so many levels."""
+        check_levels(self.levels, config)
 
     def intercept(self, shared: None = None, own: None = None) -> Interceptor:
         """Returns the interceptor of `.../attn1/attend`."""

@@ -48,6 +48,13 @@ def check_span(start: float, stop: float) -> dict[str, float]:
     return {"start": start, "stop": stop}
 
 
+def check_levels(levels: int, config: UNetConfig) -> None:
+    """Raises ValueError if a network does not have so many levels."""
+    have = len(config.channels)
+    if levels > have:
+        raise ValueError(f"levels is from 1 to {have} for this network; got {levels}")
+
+
 def set_fields(settings: Any, values: Mapping[str, Any]) -> None:
     """Sets checked values of a frozen dataclass, from its __post_init__."""
     for name, value in values.items():

@@ -1,6 +1,6 @@
 """The patches that a picture may ask for, by name: `PATCHES`. A request, the command line and files choose from it.
 
-To add one, write a frozen dataclass of settings with a `patch` and `numbers` (`Setting`), and its line in PATCHES.
+To add one, write a frozen dataclass of settings with a `patch`, `numbers` and `check` (`Setting`), and a line here.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from sdjax.adapters.hidiffusion import RAUNet, WindowAttention
 from sdjax.adapters.patch import Patch
 from sdjax.adapters.token_merging import TokenMerging
 from sdjax.checks.arguments import is_sequence, shown
+from sdjax.config import UNetConfig
 
 
 class Setting(Protocol):
@@ -30,6 +31,10 @@ class Setting(Protocol):
     @property
     def numbers(self) -> PyTree:
         """The picture's arrays, without a batch axis; None if the patch has none."""
+        ...
+
+    def check(self, config: UNetConfig) -> None:
+        """Raises ValueError if a network of this description cannot be changed so."""
         ...
 
 
@@ -73,7 +78,7 @@ def make_setting(chosen: Any) -> Setting:
         if unknown:
             raise ValueError(f"the patch {name} has no {' and no '.join(unknown)}; it has {', '.join(sorted(own))}")
         return PATCHES[name](**options)
-    if not (dataclasses.is_dataclass(chosen) and hasattr(chosen, "patch") and hasattr(chosen, "numbers")):
+    if not (dataclasses.is_dataclass(chosen) and all(hasattr(chosen, one) for one in ("patch", "numbers", "check"))):
         raise ValueError(f"a patch is a name of {', '.join(PATCHES)}, or its settings; got {shown(chosen)}")
     return chosen  # type: ignore[return-value]
 

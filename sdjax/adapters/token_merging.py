@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.adapters.patch import Context, Interceptor
-from sdjax.adapters.spans import AsItIs, Inside, set_fields
+from sdjax.adapters.spans import AsItIs, Inside, check_levels, set_fields
 from sdjax.checks.arguments import number, whole
+from sdjax.config import UNetConfig
 from sdjax.typing import Timestep, Tokens
 
 MOST = 0.75  # one place of four always stays
@@ -39,6 +40,10 @@ class TokenMerging(AsItIs):
         if ratio == 0:
             raise ValueError("ratio is above 0; to merge nothing, leave the patch out")
         set_fields(self, {"ratio": ratio, "levels": whole("levels", self.levels, 1)})
+
+    def check(self, config: UNetConfig) -> None:
+        """Raises ValueError if the network does not have so many levels."""
+        check_levels(self.levels, config)
 
     def intercept(self, shared: None = None, own: None = None) -> Interceptor:
         """Returns the interceptor of `.../attn1`."""

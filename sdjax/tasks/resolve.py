@@ -119,6 +119,8 @@ def resolve(
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model, **compat.chosen(request.compat, vars(request))}))
         check_attention(out[-1])
+        for setting in out[-1].patches:
+            setting.check(pipe.config.unet)
         if out[-1].noise_batch is not None and out[-1].noise_source == JAX:
             raise ValueError(
                 "noise_batch has no effect on jax's noise, which is drawn for each picture alone: choose another "

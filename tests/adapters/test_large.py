@@ -19,6 +19,8 @@ from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.network import UNetNetwork
 from sdjax.nn import UNet
 from sdjax.nn.layers.attention import attend
+from sdjax.tasks.request import Request
+from sdjax.tasks.resolve import resolve
 
 import models
 
@@ -203,3 +205,18 @@ def test_settings_come_as_names_texts_mappings_and_objects():
 def test_wrong_settings_are_one_sentence(chosen, message):
     with pytest.raises(ValueError, match=message):
         make_settings(chosen)
+
+
+def test_a_network_without_such_levels_is_refused_before_it_is_built():
+    for text, message in (
+        ("window_attention:levels=9", "levels is from 1 to 2 for this network; got 9"),
+        ("token_merging:levels=3", "levels is from 1 to 2 for this network; got 3"),
+        ("rau_net:level=1", "level is a whole number from 0 to 0 for this network; got 1"),
+        ("deep_shrink:block=4", "block is from 0 to 3 for this network; got 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_settings(text)[0].check(UNET)
+    with pytest.raises(ValueError, match="levels is from 1 to 1 for this network; got 2"):
+        resolve(models.pipeline(), [Request(patches="window_attention:levels=2")])
+    with pytest.raises(ValueError, match="rau_net needs a network with a downsampling"):
+        RAUNet().check(models.TINY.unet)
