@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import large_flags, options, picture_settings, runtime, saving, values
+from sdjax.scripts.shared import options, picture_settings, runtime, saving, values
 from sdjax.scripts.shared.flags import Needs
 from sdjax.scripts.shared.job import Job, note
 from sdjax.scripts.shared.picture_settings import texts
-from sdjax.scripts.shared.prompt_flags import prompting
 from sdjax.scripts.shared.prompts import check_prompts, read_prompts
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
@@ -141,12 +140,10 @@ def run(args: argparse.Namespace) -> None:
         interrupted: KeyboardInterrupt | None = None
         try:
             pixels = sdjax.animate(
-                pipe, prompts, seeds=args.seed, frames=args.frames, loop=args.loop,
-                negative_prompt=args.negative_prompt, interpolation=args.interpolation,
-                prompt_strength=args.prompt_strength, sampler=job.sampler, num_steps=args.steps,
-                guidance_scale=args.scale, guidance_rescale=args.guidance_rescale, **job.guidance,
-                height=args.H, width=args.W, batch=args.n_samples, parallel=args.parallel, devices=job.devices,
-                exact=args.exact, progress=show, **large_flags.large_options(args), **prompting(args),
+                pipe, prompts, seeds=args.seed, frames=args.frames, loop=args.loop, interpolation=args.interpolation,
+                prompt_strength=args.prompt_strength, height=args.H, width=args.W, batch=args.n_samples,
+                parallel=args.parallel, devices=job.devices, exact=args.exact, progress=show,
+                **job.options.for_task([{}]),
             )  # fmt: skip
         except KeyboardInterrupt as error:
             # Write an animation of the finished frames

@@ -10,8 +10,8 @@ try:
 except ImportError as error:
     sys.exit(f"sdjax must be installed first, by `make run` or `pip install .` in its folder ({error})")
 
-from sdjax.scripts.shared import noise_flags, options, sampler_flags, values
-from sdjax.scripts.shared.flags import Needs
+from sdjax.scripts.shared import noise_files, noise_flags, options, sampler_flags, values
+from sdjax.scripts.shared.flags import Needs, alone
 from sdjax.scripts.shared.job import Job
 from sdjax.scripts.shared.picture_settings import Made
 from sdjax.scripts.shared.prompts import PromptBatch
@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_hires_flags(parser)
     options.add_sampling_flags(parser)
     noise_flags.add_noise_flags(parser)
+    add_latents_flag(parser)
     noise_flags.add_compat_flags(parser, strength=False)
     options.add_model_flags(parser)
     parser.add_argument(
@@ -67,6 +68,17 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_output_flags(parser, OUTDIR)
     parser.set_defaults(own=("height", "width"))
     return parser
+
+
+def add_latents_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of starting noise from a file."""
+    parser.add_argument_group("starting noise from a file").add_argument(
+        "--latents",
+        metavar="FILE",
+        needs=(alone("--variation-strength"), alone("--seed-resize")),
+        help="start all pictures from this noise, as `sdjax invert` writes it, instead of noise from the seed; --H and "
+        "--W are then its own",
+    )
 
 
 def add_hires_flags(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +125,7 @@ def run(args: argparse.Namespace) -> Made:
     two_pass = read_hires(args)
     choose_laion400m(args)
     job = Job(args, "txt2img")
+    latents = None if args.latents is None else noise_files.read(args.latents)
     batches = job.make_batches(job.default_prompt)
     import sdjax
     from sdjax.purpose import check_task
@@ -126,6 +139,9 @@ def run(args: argparse.Namespace) -> Made:
 
     def check(config: Any) -> None:
         check_task(config, "txt2img")
+        if latents is not None:
+            args.H, args.W = latents.size(args.H, args.W, config.vae)
+            job.options.flags |= {"height": args.H, "width": args.W}
         size = check_size(config, args.H, args.W, windowed=args.window is not None)
         if two_pass:
             enlarged(config, size, args.hires, windowed=windowed)
@@ -134,9 +150,12 @@ def run(args: argparse.Namespace) -> Made:
 
     def make(batch: PromptBatch, **shared: Any) -> Any:
         task = sdjax.two_pass if two_pass else sdjax.text_to_image
-        return task(pipe, batch.prompts, **{"height": args.H, "width": args.W, **two_pass, **shared})
+        start = {} if latents is None else {"latents": latents.values}
+        return task(pipe, batch.prompts, **{"height": args.H, "width": args.W, **start, **two_pass, **shared})
 
-    return job.make(batches, make, lambda _: {"hires": two_pass} if two_pass else {})
+    own: dict[str, Any] = {"hires": two_pass} if two_pass else {}
+    own |= {} if latents is None else {"latents": latents.describe()}
+    return job.make(batches, make, lambda _: own)
 
 
 def choose_laion400m(args: argparse.Namespace) -> None:

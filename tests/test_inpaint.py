@@ -266,6 +266,7 @@ REFUSED = [
     (models.TINY, {"padding": -1}, "padding is a whole number of pixels from 0 up; got -1"),
     (models.TINY, {"feather": 2000}, "feather is a whole number of pixels from 0 to 1024; got 2000"),
     (models.TINY, {"feather": 1.5}, "feather is a whole number of pixels"),
+    (models.TINY, {"only_masked": True, "seamless": "x"}, "with only_masked a part of the picture is drawn"),
     (models.TINY, {"image": picture(8, 2100), "mask": spot(8, 2100)}, "at most 2048 x 2048 pixels .* got 2100 x 8"),
 ]
 

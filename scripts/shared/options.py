@@ -154,10 +154,17 @@ def add_background_flag(parser: argparse._ActionsContainer, needs: Needs | tuple
     )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompVis: 7.5, Stability: 9") -> None:
+def add_sampling_flags(
+    parser: argparse.ArgumentParser,
+    references: str = "CompVis: 7.5, Stability: 9",
+    *,
+    scale: str = "the model's ({})",
+    sampler: bool = True,
+) -> None:
     """Adds the flags that say how prompts are read and how to sample.
 
-    `references` are the references' guidance scales.
+    `references` are the references' guidance scales, `scale` the default one in the help text. `sampler`: whether the
+    sampler can be chosen.
     """
     add_reading_of_prompts(parser)
     add = parser.add_argument_group("how to sample").add_argument
@@ -171,40 +178,14 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         help="number of steps, exact; default: %(default)s. (CompVis's DDIM and PLMS make more if N does not divide "
         "1000: 31 for 30. --sampler-option spacing=compvis counts like them)",
     )
-    add(
-        "--sampler",
-        type=sampler_flags.known_sampler,
-        metavar="NAME",
-        help=f"one of {', '.join(sampler_flags.sampler_names())}, or the name that another tool has for it, such as "
-        '"DPM++ 2M Karras", dpmpp_2m or DPMSolverMultistepScheduler (`sdjax samplers` lists them); default: ddim',
-    )
-    add("--plms", action="store_true", help="short for --sampler plms")
-    add(
-        "--dpm",
-        "--dpm_solver",
-        dest="dpm",
-        action="store_true",
-        help=f"short for --sampler {DPM}; overrides --plms, as in the references",
-    )
-    add(
-        "--sampler-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="set an option of the sampler, such as end=zero or order=3; may be repeated",
-    )
+    if sampler:
+        add_sampler_flags(add)
     sampler_flags.add_schedule_flags(add)
-    add(
-        "--ddim_eta",
-        type=values.finite,
-        metavar="X",
-        help="new noise in every step: 0 is none, 1 is as much as DDPM; default: the sampler's own, 0 for ddim",
-    )
     add(
         "--scale",
         type=values.finite,
         metavar="X",
-        help=f"guidance scale; 1 means no guidance; default: the model's ({references})",
+        help=f"guidance scale; 1 means no guidance; default: {scale.format(references)}",
     )
     add(
         "--guidance",
@@ -241,6 +222,38 @@ def add_sampling_flags(parser: argparse.ArgumentParser, references: str = "CompV
         "that large scales do not burn out; default: %(default)s",
     )
     large_flags.add_large_flags(parser)
+
+
+def add_sampler_flags(add: Callable) -> None:
+    """Adds the flags that choose a sampler and its options."""
+    add(
+        "--sampler",
+        type=sampler_flags.known_sampler,
+        metavar="NAME",
+        help=f"one of {', '.join(sampler_flags.sampler_names())}, or the name that another tool has for it, such as "
+        '"DPM++ 2M Karras", dpmpp_2m or DPMSolverMultistepScheduler (`sdjax samplers` lists them); default: ddim',
+    )
+    add("--plms", action="store_true", help="short for --sampler plms")
+    add(
+        "--dpm",
+        "--dpm_solver",
+        dest="dpm",
+        action="store_true",
+        help=f"short for --sampler {DPM}; overrides --plms, as in the references",
+    )
+    add(
+        "--sampler-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set an option of the sampler, such as end=zero or order=3; may be repeated",
+    )
+    add(
+        "--ddim_eta",
+        type=values.finite,
+        metavar="X",
+        help="new noise in every step: 0 is none, 1 is as much as DDPM; default: the sampler's own, 0 for ddim",
+    )
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

@@ -76,6 +76,11 @@ def inpaint(
     frames = [inputs.make_frame(*pair, side=side, padding=padding) for pair in zip(given, masks, strict=True)]
     sizes = [frame.repaint.shape for frame in frames]
     batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength)
+    if only_masked and any(request.seamless for request in batch.requests):
+        raise ValueError(
+            "with only_masked a part of the picture is drawn, whose edges do not meet: leave out seamless "
+            "or only_masked"
+        )
     inputs.check_seamless(batch.requests, [given[i].shape[:2] for i in batch.inputs], [sizes[i] for i in batch.inputs])
     make_latent = {"blend": blended, "concat": concatenated}[method]
 

@@ -10,6 +10,8 @@ from sdjax.pictures.image import to_float
 from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.samplers.inversion import DDIMInversion
+from sdjax.samplers.schedules import Schedule
+from sdjax.samplers.spacing import fitting
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
 from sdjax.tasks.inputs import Pictures
@@ -46,10 +48,9 @@ def invert(
         if options.get(name) is not None:
             raise ValueError(f"inversion is DDIM's without fresh noise, and ends in noise: leave out {name}")
     # All pictures have one spacing and one size: the sampler and `working_size` refuse lists
-    spacing = cast(str | None, options.get("spacing"))
-    sampler = DDIMInversion(refinements=refinements) if spacing is None else DDIMInversion(
-        refinements=refinements, spacing=spacing
-    )  # fmt: skip
+    spacing = cast(str | Schedule | None, options.get("spacing"))
+    usual = fitting("even", pipe.schedule)  # that of "ddim", whose steps are walked backwards
+    sampler = DDIMInversion(refinements=refinements, spacing=usual if spacing is None else spacing)
     given = inputs.open_pictures(image)
     height, width = cast(int | None, options.get("height")), cast(int | None, options.get("width"))
     sizes = [inputs.working_size(pipe.config, one.shape[:2], height, width) for one in given]

@@ -30,6 +30,7 @@ ALWAYS = {
     "depth2img": f"{PICTURES} --init-img --depth --save-depth --strength --strength-counting --background",
     "variations": f"{PICTURES} --init-img --noise_level --prior --noise-stats",
     "upscale": f"{PICTURES} --init-img --noise_level --background",
+    "invert": f"{SHARED} --init-img --background --refinements",
     "animate": f"{SHARED} --frames --loop --prompt-strength --format --fps --save_frames",
     "reproduce": f"--debug --dry-run --ckpt --revision --C --f {READING} --device --parallel --precision --dtype "
     "--exact --outdir --safety-checker --skip_save --skip_grid",
@@ -54,6 +55,10 @@ ALWAYS = {
     "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --device --json",
     "evaluate-builtin": "--debug --ckpt --prompts --seed --out --font --device",
 }
+WITHOUT_SAMPLER = {  # of invert
+    *("--from-file", "--n_samples", "--seed", "--sampler", "--plms", "--dpm", "--sampler-option", "--ddim_eta"),
+    "--safety-checker",
+}
 WITHOUT_SIZE = ("inpaint", "detail", "depth2img", "upscale", "reproduce")  # their pictures keep their sizes
 
 # Arguments beside which a flag has no effect, where it has one alone
@@ -62,6 +67,7 @@ GIVEN = {
     "--negative-prompt": "--scale 1",
     "--guidance-rescale": "--scale 1",
     "--tiling": "--seamless x",
+    "--latents": "--variation-strength 0.5",
     "--n_rows": "--skip_grid",
     "--watermark": "--skip_grid --skip_save",
     "--feather": "--no-composite",
@@ -98,6 +104,7 @@ NEEDED = {  # what a command cannot be without
     "detail": "--init-img a.png --box 1,1,9,9",
     "depth2img": "--init-img a.png",
     "upscale": "--init-img a.png",
+    "invert": "--init-img a.png",
     "variations": "--init-img a.png",
     "watermark": "a.png",
     "reproduce": "a.png",
@@ -127,6 +134,7 @@ CONDITIONAL = [(name, action) for name, action in FLAGS if action.needs]
 def test_a_flag_is_always_obeyed_or_says_what_it_needs(name: str) -> None:
     always = {action.option_strings[0] for action in actions(name) if not action.needs}
     expected = set(ALWAYS[name].split()) - ({"--H", "--W"} if name in WITHOUT_SIZE else set())
+    expected -= WITHOUT_SAMPLER if name == "invert" else set()
     assert always == expected
 
 
