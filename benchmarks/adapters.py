@@ -1,6 +1,6 @@
 """The cost of adapters that are not merged, as a share of a step of Stable Diffusion 1's UNet at full width.
 
-    python benchmarks/adapters.py --size 512 --pairs 9 --out benchmarks/results/adapters.json
+    python benchmarks/adapters.py --size 512 --pairs 9 --out benchmarks/results/adapters_cpu.json
 
 A step is one call of the UNet for both branches of guidance. Steps with and without the adapter alternate, so that both
 meet the same load of the computer, and the median of the pairs' ratios counts. The adapter has rank 16 on all

@@ -1,30 +1,41 @@
 """Adapters in pictures: merged or one for each picture of a batch, by file, from Python and by tags in prompts."""
 
+import hashlib
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import sdjax
 from sdjax import convert
 from sdjax.adapters import Difference, LowRank, Strength
 from sdjax.adapters.delta import AdapterError
 from sdjax.adapters.families import LoHa
+from sdjax.convert import CheckpointError
 from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.names import tables
 from sdjax.prompts.extra_networks import read_tags
 from sdjax.scripts.main import main
 from sdjax.tasks import text_encoders
+from sdjax.tasks.adapter_files import find_file
 from sdjax.tasks.adapter_spans import arrays
 from sdjax.tasks.adapters import (
     AdapterUse,
-    find_file,
+    named_uses,
+    read_use,
     split_weights,
     strength_of,
     text_params,
     unet_adapter,
     uses_in_prompt,
 )
+from sdjax.tasks.resolve import resolve
+from sdjax.tasks.settings import from_json
+from sdjax.tasks.sweep import read_axis
 
 import models
 from checks import count_compilations
@@ -106,7 +117,14 @@ def test_the_command_line_merges_files_and_reads_tags(folder, tmp_path, capsys):
         assert main(["txt2img", "--ckpt", str(tmp_path / "model.safetensors"), "--outdir", str(out), "--n_samples", "1",
                      "--n_iter", "1", "--skip_grid", "--steps", "3", "--H", "64", "--W", "64", "--seed", "5",
                      "--sampler", "euler", "--prompt", *words]) == 0  # fmt: skip
-        pictures.append(np.asarray(Image.open(next((out / "samples").glob("*.png")))))
+        picture = Image.open(next((out / "samples").glob("*.png")))
+        pictures.append(np.asarray(picture))
+        data = (folder / "one.safetensors").read_bytes()
+        tensors = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+        prompt, *_, pairs = picture.text["parameters"].split("\n")
+        assert prompt == "a cat <lora:one:0.7>"  # also of --lora: A1111 reads it so
+        assert f'Lora hashes: "one: {tensors[:12]}"' in pairs
+        assert json.loads(picture.text["sdjax"])["hashes"] == {"lora": {"one": tensors[:12]}}
     assert level(*pictures) <= 1
     assert "another tool" not in capsys.readouterr().err
 
@@ -246,3 +264,60 @@ def test_changes_of_biases_and_norms_differ_from_picture_to_picture(folder):
     assert level(got[0], made(pipe.with_adapters((change, 0.5)), "a cat")[0]) <= 1
     np.testing.assert_array_equal(got[1], made(pipe, "a cat")[0])
     assert level(got[0], got[1]) > 20
+
+
+def test_names_in_a_setting_are_as_tags_in_the_prompt(folder):
+    def uses(names):
+        return [(use.name, use.strength) for use in named_uses(names, str(folder), models.TINY)]
+
+    assert uses("one:0.7 + two:-1:0.5") == [("one", Strength(0.7)), ("two", Strength(-1.0, 0.5))]
+    assert uses(None) == []
+    assert [axis.values for axis in [read_axis("lora=one:0.7,one+two,null")]] == [("one:0.7", "one+two", None)]
+    assert from_json('{"prompt": "a", "loras": "one:0.7"}') == {"prompt": "a", "loras": "one:0.7"}
+    for names, said in (("onee", "did you mean 'one'"), ("one:x", "a LoRA is NAME"), ("one:1:1:1", "a LoRA is NAME")):
+        with pytest.raises(ValueError, match=said):
+            uses(names)
+    pipe = models.pipeline()
+    with pytest.raises(ValueError, match="loras are names of files in lora_dir"):
+        resolve(pipe, [sdjax.Request(loras="one")])
+    by_name, by_tag = (resolve(pipe, [sdjax.Request(lora_dir=str(folder), **given)])[0].adapters[0]
+                       for given in ({"loras": "one:0.7"}, {"prompt": "<lora:one:0.7>"}))  # fmt: skip
+    assert by_name.adapter is by_tag.adapter
+    assert by_name.strength.unet == by_tag.strength.unet == 0.7
+
+
+def test_the_folder_of_a_training_is_its_adapter_with_the_words_that_it_learned(folder, tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "base.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"has written no adapter.safetensors: .* \(--ckpt\)"):
+        read_use(str(tmp_path), models.TINY)
+    shutil.copy(folder / "one.safetensors", tmp_path / "adapter.safetensors")
+    (tmp_path / "embeddings").mkdir()
+    save_file({"<cat>": np.ones((2, models.TINY.text.width), "f")}, tmp_path / "embeddings" / "cat.safetensors")
+    use = read_use(f"{tmp_path}:0.5", models.TINY)
+    assert (use.name, use.strength) == (tmp_path.name, Strength(0.5))
+    assert {word: rows.shape for word, rows in use.embeddings.items()} == {"<cat>": (2, models.TINY.text.width)}
+    assert use.adapter.keys() == lora(1, 2).keys()
+
+
+def test_what_an_alpha_of_0_and_dora_mean_can_be_chosen(folder):
+    """Also by --compat diffusers, which has DoRA as PEFT trains it."""
+
+    def read_as(**given):
+        pipe = models.pipeline()
+        return resolve(pipe, [sdjax.Request(adapters=[str(place)], **given)])[0].adapters[0].adapter[path]
+
+    path = "unet/down_blocks_0/attentions_0/transformer_blocks_0/attn1/to_q/kernel"
+    (leaf,) = (one for one in tables.part_parameters("unet", models.TINY.unet) if one.path == path)
+    c, d = leaf.shape
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    place = folder.parent / "special.safetensors"
+    ones = {"lora_down.weight": np.ones((2, c), "f"), "lora_up.weight": np.ones((d, 2), "f")}
+    save_file({f"{name}.{key}": value for key, value in {**ones, "alpha": np.zeros((), "f")}.items()}, place)
+    assert [read_as(**given).scale for given in ({}, {"alpha_0": "rank"})] == [0, 1]
+    save_file({f"{name}.{key}": value for key, value in {**ones, "dora_scale": np.ones((d, 1), "f")}.items()}, place)
+    kinds = [read_as(**given).convention for given in ({}, {"dora": "trainer"}, {"compat": "diffusers"},
+                                                       {"compat": "diffusers", "dora": "linear"})]  # fmt: skip
+    assert kinds == ["linear", "lycoris", "lycoris", "linear"]
+    with pytest.raises(ValueError, match="dora is one of linear, trainer; got 'half'"):
+        sdjax.Request(dora="half")

@@ -16,6 +16,9 @@ from jax import export
 from safetensors.flax import load_file, save_file
 
 import sdjax
+from sdjax import convert
+from sdjax.adapters import Difference
+from sdjax.convert.adapters.write import write_adapter
 from sdjax.export import executables, layout, run
 from sdjax.export.layout import ExportError
 from sdjax.export.run import ExportedModel
@@ -203,6 +206,24 @@ def test_a_folder_for_another_platform_is_refused(folder, tmp_path):
         write(models.pipeline(), tmp_path / "x", height=64, width=64, platforms=["metal"])
     with pytest.raises(FileExistsError, match="choose another folder"):
         write(models.pipeline(), copy, height=64, width=64, platforms=["cpu"])
+
+
+def test_adapters_are_merged_into_the_exported_weights_and_words_are_refused(tmp_path, monkeypatch):
+    """The numbers of --lora are in what is written."""
+    path, file = "unet/conv_out/bias", tmp_path / "one.safetensors"
+    convert.save(models.TINY, jax.tree.map(np.asarray, models.pipeline().params), tmp_path / "m.safetensors")
+    write_adapter(file, {path: Difference(np.ones(models.TINY.unet.out_channels, "f"))}, models.TINY)
+    written: list = []
+    monkeypatch.setattr("sdjax.export.write.write", lambda pipe, *args, **options: written.append(pipe) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        command.run(command.make_parser().parse_args(
+            [str(tmp_path / "m.safetensors"), str(tmp_path / "out"), "--lora", f"{file}:0.5"]
+        ))  # fmt: skip
+    want = np.asarray(models.pipeline().params["unet"]["conv_out"]["bias"]) + 0.5
+    np.testing.assert_allclose(written[0].params["unet"]["conv_out"]["bias"], want, rtol=1e-6)
+    with_word = models.pipeline().with_embeddings({"<cat>": np.ones((1, models.TINY.text.width), "f")})
+    with pytest.raises(ValueError, match="cannot hold words .* the model has <cat>"):
+        write(with_word, tmp_path / "out", height=64, width=64, platforms=["cpu"])
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from sdjax.convert.adapters.nested import flattened
 from sdjax.convert.containers.lazy import is_floating
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.reading import read
+from sdjax.convert.containers.webui_hashes import SHORT, file_hashes
 from sdjax.convert.errors import CheckpointError, listed, printable, shown
 
 MOST = 75  # vectors of a word: a chunk of a prompt holds no more
@@ -39,18 +40,21 @@ class LoadedEmbedding:
         vectors: float32 [n, d].
         metadata: texts and numbers of the file, such as its training's `step` and `sd_checkpoint_name`.
         token: the word in the file itself, "" if it has none.
+        short_hash: the 12 digits that A1111 writes of its file beside a picture, "" without a file.
     """
 
     word: str
     vectors: np.ndarray
     metadata: Mapping[str, str]
     token: str = ""
+    short_hash: str = ""
 
     def lines(self) -> list[str]:
         """Returns its facts as lines."""
         n, width = self.vectors.shape
         facts = [f"embedding of a word: {n} vectors of {width} numbers, for {_MODELS.get(width, 'another model')}"]
-        return [*facts, f"word in the file: {printable(self.token)}"] if self.token else facts
+        facts += [f"word in the file: {printable(self.token)}"] if self.token else []
+        return [*facts, f"hash in A1111's texts: {self.short_hash}"] if self.short_hash else facts
 
 
 def load_embedding(
@@ -73,7 +77,8 @@ def load_embedding(
             raise CheckpointError(f"it is too large for the vectors of a word (more than {LARGEST} bytes)", path)
         arrays = {name: np.array(stored.array()) for name, stored in file.tensors.items()}
         texts = dict(file.metadata)
-    return _embedding(arrays, texts, config, path.stem if word is None else word, path)
+    loaded = _embedding(arrays, texts, config, path.stem if word is None else word, path)
+    return dataclasses.replace(loaded, short_hash=file_hashes(path).whole[:SHORT])
 
 
 def _embedding(

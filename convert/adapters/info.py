@@ -26,6 +26,7 @@ class AdapterInfo:
         trigger: words that its author gives for its use.
         tags: the most frequent tags of its training captions, with their counts.
         title: its name, as its metadata says.
+        hashes: the short hashes by which Civitai finds its file, {"AutoV2": ..., "AutoV3": ...}; none without a file.
     """
 
     kinds: Mapping[str, int]
@@ -36,6 +37,7 @@ class AdapterInfo:
     trigger: str = ""
     tags: tuple[tuple[str, int], ...] = ()
     title: str = ""
+    hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Returns the facts as lines for a terminal."""
@@ -45,6 +47,7 @@ class AdapterInfo:
             "kind": kinds, "rank": ", ".join(map(str, self.ranks)), "alpha": ", ".join(f"{a:g}" for a in self.alphas),
             "changes": parts, "title": self.title, "base model": self.base_model, "trigger words": self.trigger,
             "tags": ", ".join(f"{tag} ({count})" for tag, count in self.tags),
+            "hashes": ", ".join(f"{name} {value}" for name, value in self.hashes.items()),
         }  # fmt: skip
         return [f"{name}: {text}" for name, text in facts.items() if text]
 

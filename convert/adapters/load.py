@@ -21,6 +21,7 @@ from sdjax.convert.containers.lazy import is_finite, is_floating
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.reading import read
 from sdjax.convert.containers.strict_json import read_json
+from sdjax.convert.containers.webui_hashes import file_hashes, short_hash
 from sdjax.convert.errors import CheckpointError, listed, printable
 
 Alpha0 = Literal["none", "rank"]
@@ -62,6 +63,11 @@ class LoadedAdapter:
     metadata: Mapping[str, str]
     notices: tuple[str, ...] = ()
     name: str = ""
+
+    @property
+    def short_hash(self) -> str:
+        """The 12 digits that A1111 writes of it beside a picture, "" if it came from no single file."""
+        return short_hash(self.metadata, self.info.hashes)
 
     def __repr__(self) -> str:
         return f"<LoadedAdapter {self.name}: {'; '.join(self.info.lines())}>"
@@ -119,7 +125,10 @@ def load_adapter(
             own = {f"{_PEFT}{part}.{name.removeprefix(_PEFT)}": array for name, array in own.items()}
         tensors |= own
     settings = PeftSettings(alone, described or header_of(told))
-    return _placed(tensors, told, settings, config, alpha_0, dora, path)
+    loaded = _placed(tensors, told, settings, config, alpha_0, dora, path)
+    if path.is_dir():
+        return loaded
+    return dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, hashes=file_hashes(path).named))
 
 
 def load_for_released(*paths: str | os.PathLike[str]) -> tuple[ModelConfig, list[LoadedAdapter]]:

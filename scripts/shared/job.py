@@ -58,6 +58,7 @@ class Job:
         self.own = own_model(self.checkpoint, task, getattr(args, "method", None))
         self.folder = Path(args.outdir)
         self.checker: Any = None
+        self.merged: Sequence[Any] = ()  # the adapters of --lora
 
     @property
     def default_prompt(self) -> str:
@@ -148,7 +149,8 @@ class Job:
         if weak is not None:
             self.pipe = self.pipe.guided_by(sdjax.load(weak, ema=args.ema, dtype=self.dtype))
         if args.lora:
-            self.pipe = prompt_flags.with_adapters(self.pipe, args.lora)
+            self.merged = prompt_flags.merged_uses(args, self.pipe.config)
+            self.pipe = prompt_flags.with_adapters(self.pipe, self.merged, args.lora)
         self.common = self._describe() | {
             "model": picture_settings.describe_model(place, local),
             "vae": None if vae is None else picture_settings.describe_model(args.vae, vae),
@@ -196,6 +198,7 @@ class Job:
                     own |= {"height": picture.shape[0], "width": picture.shape[1], "batch": sizes[index]}
                     description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **own}
                     description |= noise_flags.seeds_of(args, seed) | final[index]
+                    description |= self.options.hashes(self.pipe, self.merged, batch.settings[index], description)
                     if safety:
                         description["safety"] = safety[index]
                     path = None

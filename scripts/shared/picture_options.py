@@ -144,6 +144,15 @@ class PictureOptions:
             out.append(prompt_flags.expanded(prompt, seed, settings))
         return out
 
+    def hashes(
+        self, pipe: Any, merged: Sequence[Any], own: Mapping[str, Any], description: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Returns the hashes of a picture's adapters and embeddings (`prompt_flags.hashes_of`)."""
+        prompt, negative = (
+            description.get(f"expanded_{name}", description.get(name, "")) for name in ("prompt", "negative_prompt")
+        )
+        return prompt_flags.hashes_of(pipe, merged, self._merged(own), prompt, negative)
+
     def describe(self, own: Mapping[str, Any], config: Any) -> dict[str, Any]:
         """Returns the recorded settings of a picture: those of every picture, and others unless at their defaults."""
         from sdjax.tasks.compat import profile_of

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +99,8 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Hires CFG Scale": hires.get("hires_scale"),
         "Tiling": True if settings.get("seamless") == "xy" else None,
         "Token merging ratio": _merging(settings),
+        "Lora hashes": _hashes(settings, "lora"),
+        "TI hashes": _hashes(settings, "embedding"),
     }
     return {
         "Steps": settings["steps"],
@@ -130,7 +133,7 @@ def texts(picture: Mapping[str, Any]) -> dict[str, str]:
     prompt, negative = (
         picture.get(f"expanded_{name}", picture.get(name, "")) for name in ("prompt", "negative_prompt")
     )
-    parameters = infotext(prompt, negative, web_ui_fields(picture))
+    parameters = infotext(prompt + _lora_tags(picture), negative, web_ui_fields(picture))
     return {"parameters": parameters, "sdjax": to_json(picture)}
 
 
@@ -162,6 +165,24 @@ def _merging(settings: Mapping[str, Any]) -> float | None:
 
     made = make_settings(settings["patches"])
     return next((one.ratio for one in made if isinstance(one, TokenMerging)), None)
+
+
+def _hashes(settings: Mapping[str, Any], kind: str) -> str | None:
+    """Returns the hashes of a picture's files of a kind as the web UI writes them, "name: 0123456789ab, ..."."""
+    hashes = settings.get("hashes", {}).get(kind, {})
+    return ", ".join(f"{re.sub('[:,]', '', name)}: {value}" for name, value in hashes.items()) or None
+
+
+def _lora_tags(settings: Mapping[str, Any]) -> str:
+    """Returns tags for the adapters that were not in the prompt, as the web UI reads them: text encoder, then UNet."""
+    tags = []
+    for text in (*settings.get("lora", ()), *(settings.get("loras") or "").split("+")):
+        found = re.fullmatch(r"(.+?)(?::([-+.\de]+))?(?::([-+.\de]+))?", text.strip())
+        if found is not None:
+            name, unet, encoder = found.groups()
+            weights = [unet or "1"] if encoder is None else [encoder, unet]
+            tags.append(f" <lora:{':'.join([_stem(name), *weights])}>")
+    return "".join(tags)
 
 
 def _noise_fields(settings: Mapping[str, Any]) -> dict[str, Any]:

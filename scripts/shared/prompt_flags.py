@@ -5,17 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax.scripts.shared import values
-from sdjax.scripts.shared.flags import Needs
+from sdjax.scripts.shared.flags import Needs, together
 
 # The names of sdjax.prompts.language, emphasis and padding, repeated because importing them is slow. A test compares.
 SYNTAXES = ("weights", "comfyui", "plain")
 EMPHASES = ("original", "no_norm", "ignore", "none", "comfyui", "compel")
+ALPHAS_0 = ("none", "rank")  # sdjax.convert.adapters.load.Alpha0
+DORAS = ("linear", "trainer")  # sdjax.convert.adapters.kinds.Dora
 PADDINGS = ("lengths", "a1111", "a1111_empty", "a1111_v0", "comfyui")
 STYLED = Needs(lambda args: bool(args.styles), "without --style: add it, or leave this flag out")
 FIELDS = (
     "prompt_syntax", "emphasis", "comma_backtrack", "old_prompt_editing", "clip_skip", "pad_contexts",
     "styles", "styles_file", "wildcards", "wildcard_seed",
-    "lora_dir", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
+    "lora_dir", "alpha_0", "dora", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
 )  # fmt: skip
 
 
@@ -47,6 +49,17 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
 def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of adapters."""
     add = parser.add_argument_group("LoRA and its relatives").add_argument
+    add_merged_adapters(add)
+    add(
+        "--lora-dir",
+        metavar="DIR",
+        help="a folder of such files: <lora:name:0.8> in a prompt applies DIR/name.safetensors to that picture",
+    )
+    add_reading_of_adapters(add)
+
+
+def add_merged_adapters(add: Any) -> None:
+    """Adds the flag of adapters that are merged into the model."""
     add(
         "--lora",
         action="append",
@@ -54,10 +67,25 @@ def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
         help="merge this LoRA, or another kind of adapter, into the model for all pictures; may be repeated; without "
         "weights 1; the text encoder's weight is the UNet's unless given",
     )
+
+
+def add_reading_of_adapters(add: Any) -> None:
+    """Adds the flags that say what files of adapters mean."""
     add(
-        "--lora-dir",
-        metavar="DIR",
-        help="a folder of such files: <lora:name:0.8> in a prompt applies DIR/name.safetensors to that picture",
+        "--alpha-0",
+        choices=ALPHAS_0,
+        metavar="NAME",
+        needs=together("--lora", "--lora-dir"),
+        help="what an alpha of 0 in a LoRA means: none, no change, as in AUTOMATIC1111 and ComfyUI; rank, a scale of "
+        "1, as where LyCORIS or sd-scripts trained it; default: none",
+    )
+    add(
+        "--dora",
+        choices=DORAS,
+        metavar="NAME",
+        needs=together("--lora", "--lora-dir"),
+        help="what DoRA does at weights other than 1: linear, that part of its change; trainer, as PEFT or LyCORIS "
+        "compute it, where it was trained; default: linear, with --compat diffusers trainer",
     )
 
 
@@ -178,20 +206,62 @@ def words_used(args: argparse.Namespace, prompts: Sequence[str], config: Any, sy
     return embeddings_in(prompts, args.word_embeddings or (), args.embedding_dir, (), config, syntax or "weights")
 
 
-def with_adapters(pipe: Any, given: Sequence[str]) -> Any:
-    """Returns a model with the adapters of --lora merged into it, and with the words that came with them."""
-    from sdjax.adapters import AdapterError
+def merged_uses(args: argparse.Namespace, config: Any) -> Sequence[Any]:
+    """Returns the adapters of --lora (`sdjax.tasks.adapters.AdapterUse`), for a model of this description."""
+    from sdjax.tasks.adapter_files import Conventions
     from sdjax.tasks.adapters import check_uses, read_use
+    from sdjax.tasks.compat import profile_of
 
-    uses = [read_use(one, pipe.config) for one in given]
+    profile = profile_of(getattr(args, "compat", None))
+    read_as = Conventions(
+        getattr(args, "alpha_0", None) or profile.alpha_0,  # type: ignore[arg-type]
+        getattr(args, "dora", None) or profile.dora,  # type: ignore[arg-type]
+    )
+    uses = [read_use(one, config, read_as) for one in args.lora]
+    check_uses(uses)
+    return uses
+
+
+def with_adapters(pipe: Any, uses: Sequence[Any], given: Sequence[str]) -> Any:
+    """Returns a model with adapters merged into it, and with the words that came with them. `given` are the flags."""
+    from sdjax.adapters import AdapterError
+
     try:
-        check_uses(uses)
         pipe = pipe.with_adapters(*((use.adapter, use.strength) for use in uses))
         for use in uses:
             pipe = pipe.with_embeddings(use.embeddings) if use.embeddings else pipe
     except (AdapterError, ValueError) as error:
         raise ValueError(f"--lora {' '.join(given)}: {error}") from None
     return pipe
+
+
+def hashes_of(
+    pipe: Any, merged: Sequence[Any], settings: Mapping[str, Any], prompt: str, negative: str
+) -> dict[str, Any]:
+    """Returns the short hashes of the adapters and embeddings of a picture, {"hashes": {"lora": {name: hash}, ...}}.
+
+    `merged` are the adapters of --lora, `settings` the picture's fields of `Request`. Nothing is returned without any.
+    """
+    from sdjax.tasks.adapters import files_named
+    from sdjax.tasks.compat import profile_of
+    from sdjax.tasks.embeddings import embeddings_in
+
+    files = files_named(prompt, settings.get("loras"), settings.get("lora_dir"), pipe.config)
+    syntax = settings.get("prompt_syntax") or profile_of(settings.get("compat")).prompt_syntax
+    words = embeddings_in(
+        (prompt, negative),
+        settings.get("word_embeddings") or (),
+        settings.get("embedding_dir"),
+        (),
+        pipe.config,
+        syntax,
+    )
+    found = {
+        "lora": {one.name: one.short_hash for one in (*merged, *files) if one.short_hash},
+        "embedding": {one.word: one.short_hash for one in words if one.short_hash},
+    }
+    kept = {name: hashes for name, hashes in found.items() if hashes}
+    return {"hashes": kept} if kept else {}
 
 
 def check_prompting(args: argparse.Namespace) -> None:

@@ -55,10 +55,14 @@ def write(
     The pictures have height x width pixels, and `batch` of them are made at a time. Computing is in the pipeline's
     dtype. A machine without an NVIDIA GPU exports for CUDA too, without cuDNN's attention.
 
-    Raises ValueError for a model that makes no pictures from text alone, and for unknown platforms; FileExistsError if
-    the folder exists.
+    Raises ValueError for a model that makes no pictures from text alone, for one with words of its own (embeddings),
+    which the tokenizer of an export does not know, and for unknown platforms; FileExistsError if the folder exists.
     """
     check_task(pipe.config, "text_to_image")
+    if pipe.words:
+        raise ValueError(
+            f"an export cannot hold words with vectors of their own; the model has {', '.join(pipe.words)}"
+        )
     chosen = check_platforms(platforms)
     whole("batch", batch, 1)
     made = make_programs(pipe, height, width, batch)

@@ -1,9 +1,7 @@
 """The adapters of pictures: found by file or by tags in the prompt, applied to the UNet and to the text encoder."""
 
 import dataclasses
-import difflib
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -25,13 +23,13 @@ from sdjax.adapters.delta import (
 )
 from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
-from sdjax.convert.adapters.load import LoadedAdapter, load_adapter
+from sdjax.convert.adapters.load import LoadedAdapter
 from sdjax.prompts.extra_networks import Tag, read_tags
-from sdjax.prompts.tag_spans import Span, check_span, spans_in_prompt
-from sdjax.tasks.extra_files import check_once, files_below, read_once
+from sdjax.prompts.tag_spans import WHOLE, Span, check_span, spans_in_prompt
+from sdjax.tasks.adapter_files import USUAL, Conventions, find_file, read_file
+from sdjax.tasks.extra_files import check_once
 from sdjax.typing import Params
 
-ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
 TAGS = ("lora", "lyco")
 
 
@@ -49,6 +47,7 @@ class AdapterUse:
     start: float = 0.0
     end: float = 1.0
     embeddings: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    short_hash: str = ""  # of its file, as A1111 writes it beside a picture
 
     def __post_init__(self) -> None:
         check_span("an adapter", self.start, self.end)
@@ -63,34 +62,34 @@ Given: TypeAlias = LoadedAdapter | Adapter | str | os.PathLike[str]
 AdapterLike: TypeAlias = AdapterUse | LoadedAdapter | str | os.PathLike[str] | tuple[Given, float | Strength]
 
 
-def read_use(given: AdapterLike, config: ModelConfig) -> AdapterUse:
+def read_use(given: AdapterLike, config: ModelConfig, conventions: Conventions = USUAL) -> AdapterUse:
     """Returns an adapter with its strength for a model of this description.
 
     `given` is an AdapterUse; a file or folder, "FILE", "FILE:WEIGHT" or "FILE:WEIGHT:TEXT WEIGHT"; what
-    `sdjax.convert.load_adapter` returns; or a pair of one of these and a weight or a Strength. Raises ValueError for
-    anything else, `sdjax.convert.CheckpointError` for a file that cannot be used.
+    `sdjax.convert.load_adapter` returns; or a pair of one of these and a weight or a Strength. Files are read with
+    `conventions`. Raises ValueError for anything else, `sdjax.convert.CheckpointError` for a file that cannot be used.
     """
+    what, strength = given, Strength()
     if isinstance(given, AdapterUse):
         return given
     if isinstance(given, tuple) and len(given) == 2:
         what, weight = given
         strength = weight if isinstance(weight, Strength) else Strength(number("an adapter's weight", weight))
-        if isinstance(what, str | os.PathLike):
-            loaded = read_file(os.fspath(what), config)
-            return AdapterUse(loaded.adapter, strength, loaded.name, embeddings=loaded.embeddings)
-        if isinstance(what, LoadedAdapter):
-            return AdapterUse(what.adapter, strength, what.name, embeddings=what.embeddings)
         if isinstance(what, Mapping):
             return AdapterUse(what, strength)
-    if isinstance(given, LoadedAdapter):
-        return AdapterUse(given.adapter, name=given.name, embeddings=given.embeddings)
-    if isinstance(given, str | os.PathLike):
-        path, strength = split_weights(os.fspath(given))
-        loaded = read_file(path, config)
-        return AdapterUse(loaded.adapter, strength, loaded.name, embeddings=loaded.embeddings)
-    raise ValueError(
-        f"an adapter is a file, what load_adapter returns, or a pair of it and a weight; got {shown(given)}"
-    )
+    elif isinstance(given, str | os.PathLike):
+        what, strength = split_weights(os.fspath(given))
+    if isinstance(what, str | os.PathLike):
+        what = read_file(os.fspath(what), config, conventions)
+    if not isinstance(what, LoadedAdapter):
+        raise ValueError(
+            f"an adapter is a file, what load_adapter returns, or a pair of it and a weight; got {shown(given)}"
+        )
+    return _use(what, strength)
+
+
+def _use(loaded: LoadedAdapter, strength: Strength, span: Span = WHOLE) -> AdapterUse:
+    return AdapterUse(loaded.adapter, strength, loaded.name, *span, loaded.embeddings, loaded.short_hash)
 
 
 def split_weights(text: str) -> tuple[str, Strength]:
@@ -111,14 +110,32 @@ def split_weights(text: str) -> tuple[str, Strength]:
     return rest, Strength(numbers[0] if numbers else 1.0, numbers[1] if len(numbers) > 1 else None)
 
 
-@read_once(8)
-def read_file(path: str, config: ModelConfig) -> LoadedAdapter:
-    """Returns the adapter in a file or folder. It is read once as long as it does not change."""
-    return load_adapter(path, config)
+def named_uses(
+    names: str | None, folder: str | None, config: ModelConfig, conventions: Conventions = USUAL
+) -> tuple[AdapterUse, ...]:
+    """Returns the adapters of a text: NAME, NAME:WEIGHT or NAME:WEIGHT:TEXT WEIGHT, several joined by +.
+
+    NAME is as in tags. Raises ValueError for names that are not there and for bad weights, and without a folder.
+    """
+    if not names:
+        return ()
+    if folder is None:
+        raise ValueError("loras are names of files in lora_dir: give it too")
+    uses = []
+    for text in map(str.strip, names.split("+")):
+        name, *weights = text.split(":")
+        try:
+            numbers = [number("an adapter's weight", float(one)) for one in weights]
+        except ValueError:
+            numbers = [0.0] * 3
+        if len(numbers) > 2:
+            raise ValueError(f"a LoRA is NAME, NAME:WEIGHT or NAME:WEIGHT:TEXT WEIGHT; got {shown(text)}")
+        uses.append(_use(read_file(str(find_file(folder, name)), config, conventions), Strength(*numbers)))
+    return tuple(uses)
 
 
 def uses_in_prompt(
-    prompt: str, folder: str | None, config: ModelConfig, steps: int = 1
+    prompt: str, folder: str | None, config: ModelConfig, steps: int = 1, conventions: Conventions = USUAL
 ) -> tuple[str, tuple[AdapterUse, ...]]:
     """Returns the prompt without its tags `<lora:name:weight>`, and the adapters that they name.
 
@@ -133,9 +150,18 @@ def uses_in_prompt(
     found = read_tags(prompt, TAGS)
     uses = []
     for tag, span in zip(found.tags, spans_in_prompt(prompt, found.tags, steps)):
-        loaded = read_file(str(find_file(folder, tag.name)), config)
-        uses.append(AdapterUse(loaded.adapter, strength_of(tag), loaded.name, *span, loaded.embeddings))
+        loaded = read_file(str(find_file(folder, tag.name)), config, conventions)
+        uses.append(_use(loaded, strength_of(tag), span))
     return (found.text.strip() if found.tags else prompt), tuple(uses)
+
+
+def files_named(prompt: str, names: str | None, folder: str | None, config: ModelConfig) -> list[LoadedAdapter]:
+    """Returns the adapters that tags in a prompt and a text as for `named_uses` name, without their strengths."""
+    if folder is None:
+        return []
+    tagged = [tag.name for tag in read_tags(prompt, TAGS).tags]
+    others = [one.strip().partition(":")[0] for one in (names or "").split("+") if one.strip()]
+    return [read_file(str(find_file(folder, name)), config) for name in (*tagged, *others)]
 
 
 def strength_of(tag: Tag) -> Strength:
@@ -158,22 +184,6 @@ def strength_of(tag: Tag) -> Strength:
 
 def _number(tag: Tag, text: str) -> float:
     return tag._replace(args=(text,)).number(0, 0.0)
-
-
-def find_file(folder: str, name: str) -> pathlib.Path:
-    """Returns the file of this name, without its ending, in a folder or below it. Raises ValueError without one."""
-    root = pathlib.Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"{folder} is no folder of adapters")
-    stems: dict[str, pathlib.Path] = {}
-    for file in files_below(root):
-        if file.name.endswith(ENDINGS):
-            stems.setdefault(file.stem, file)
-    if name not in stems:
-        near = difflib.get_close_matches(name, stems, n=3)
-        hint = f"; did you mean {' or '.join(map(shown, near))}?" if near else ""
-        raise ValueError(f"{folder} has no adapter of the name {shown(name)}{hint}")
-    return stems[name]
 
 
 def check_uses(uses: Sequence[AdapterUse]) -> None:

@@ -6,10 +6,12 @@ wins.
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar, get_args
 
 from sdjax.checks import arguments
 from sdjax.checks.arguments import number, shown, whole
+from sdjax.convert.adapters.kinds import Dora
+from sdjax.convert.adapters.load import Alpha0
 from sdjax.noise import JAX, NOISE_SOURCES
 from sdjax.pictures.image import ROUNDINGS
 from sdjax.samplers.start import COUNTINGS
@@ -24,7 +26,7 @@ class Profile:
 
     `prompt_syntax` and `pad_contexts` say how prompts are read, and made equal in length. `recipes` names the tool in
     `sdjax.samplers.tools`, None if its samplers are ours. `brownian`: whether the noise of SDE samplers is a Brownian
-    path's. `spacing` replaces our default, "even".
+    path's. `spacing` replaces our default, "even". `alpha_0` and `dora` say how adapters are read.
     """
 
     noise_source: str = JAX
@@ -35,20 +37,28 @@ class Profile:
     recipes: str | None = None
     brownian: bool = True
     spacing: str | None = None
+    alpha_0: str = "none"
+    dora: str = "linear"
 
 
 OURS = Profile()
 PROFILES: Mapping[str, Profile] = {
     "compvis": Profile("torch_cuda", "compvis", prompt_syntax="plain", spacing="compvis"),
     "diffusers": Profile(
-        "diffusers", "diffusers", "nearest", prompt_syntax="plain", recipes="diffusers", brownian=False
+        "diffusers",
+        "diffusers",
+        "nearest",
+        prompt_syntax="plain",
+        recipes="diffusers",
+        brownian=False,
+        dora="trainer",
     ),
     "a1111": Profile("torch_cuda", "a1111", pad_contexts="a1111", recipes="a1111"),
     "comfyui": Profile("comfyui_cuda", "comfyui", prompt_syntax="comfyui", pad_contexts="comfyui", recipes="comfyui"),
     "k-diffusion": Profile("torch_cpu", prompt_syntax="plain", recipes="k_diffusion"),
 }
 TOOLS = tuple(PROFILES)
-FIELDS = ("noise_source", "strength_counting", "rounding", "prompt_syntax", "pad_contexts")
+FIELDS = ("noise_source", "strength_counting", "rounding", "prompt_syntax", "pad_contexts", "alpha_0", "dora")
 
 
 def profile_of(compat: str | None) -> Profile:
@@ -95,6 +105,8 @@ CHOICES: dict[str, Collection[str]] = {  # fields with few values; None is the t
     "compat": TOOLS,
     "strength_counting": COUNTINGS,
     "rounding": ROUNDINGS,
+    "alpha_0": get_args(Alpha0),
+    "dora": get_args(Dora),
 }
 PAIRS = ("seed_resize", "noise_batch")  # fields of two numbers
 MIN_RESIZE, MAX_RESIZE = 64, 2048  # sides of `seed_resize`, in pixels

@@ -2,7 +2,9 @@
 
 import base64
 import binascii
+import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -14,6 +16,7 @@ import numpy as np
 from sdjax.checks.arguments import shown
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.embedding import LoadedEmbedding, load_embedding
+from sdjax.convert.containers.webui_hashes import SHORT
 from sdjax.convert.errors import CheckpointError
 from sdjax.pictures import png
 from sdjax.pictures.metadata.texts import read_texts
@@ -36,7 +39,8 @@ def read_embedding(given: EmbeddingLike, config: ModelConfig | None) -> LoadedEm
     `sdjax.convert.CheckpointError` for a file that cannot be used.
     """
     if isinstance(given, LoadedEmbedding):
-        return load_embedding({given.word: given.vectors}, config, word=given.word)
+        checked = load_embedding({given.word: given.vectors}, config, word=given.word)
+        return dataclasses.replace(given, vectors=checked.vectors)
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str):
         return load_embedding({given[0]: np.asarray(given[1])}, config, word=_word(given[0]))
     if isinstance(given, str | os.PathLike):
@@ -82,7 +86,8 @@ def _of_card(data: bytes, config: ModelConfig | None, word: str, path: str) -> L
     if not isinstance(content, dict):
         raise CheckpointError("the embedding in the picture is not a JSON object", path)
     try:
-        return load_embedding(content, config, word=word)
+        loaded = load_embedding(content, config, word=word)
+        return dataclasses.replace(loaded, short_hash=hashlib.sha256(data).hexdigest()[:SHORT])
     except CheckpointError as error:
         raise CheckpointError(str(error), path) from None
 
@@ -132,7 +137,7 @@ def embeddings_in(
             source = read_file(str(source), config)
         elif isinstance(source, tuple):
             source = read_embedding(source, config)
-        out[word] = LoadedEmbedding(word, source.vectors, source.metadata, source.token)
+        out[word] = dataclasses.replace(source, word=word)
     return tuple(out.values())
 
 

@@ -11,7 +11,8 @@ from sdjax.config import ModelConfig
 from sdjax.convert.adapters.hypernetwork import LoadedHypernetwork, load_hypernetwork
 from sdjax.prompts.extra_networks import read_tags
 from sdjax.prompts.tag_spans import Span, check_span, spans_in_prompt
-from sdjax.tasks.adapters import find_file, split_weights
+from sdjax.tasks.adapter_files import find_file
+from sdjax.tasks.adapters import split_weights
 from sdjax.tasks.extra_files import check_once, read_once
 
 TAGS = ("hypernet",)

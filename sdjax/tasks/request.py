@@ -73,7 +73,10 @@ class Request:
 
     `adapters`: changes of the model for this picture: files of the LoRA family, "FILE" or "FILE:WEIGHT:TEXT WEIGHT", or
     what `sdjax.tasks.adapters.read_use` takes. `lora_dir`: a folder of such files, from which the prompt may choose by
-    tags: `<lora:name:0.8>`. Pictures of one batch may have different ones.
+    tags: `<lora:name:0.8>`. `loras`: names of files in `lora_dir` that are applied besides, as a text "NAME",
+    "NAME:WEIGHT" or "NAME:WEIGHT:TEXT WEIGHT"; several are joined by +. Pictures of one batch may have different ones.
+    `alpha_0` and `dora` say how files are read (`sdjax.convert.load_adapter`): an alpha of 0 is "none", no change, or
+    "rank"; DoRA at weights other than 1 is "linear", part of the way, or "trainer", as it was trained.
 
     `word_embeddings`: vectors of words (textual inversion): files, "FILE" or "WORD=FILE", or what
     `sdjax.tasks.embeddings.read_embedding` takes. `embedding_dir`: a folder of such files, whose names are words of the
@@ -126,6 +129,9 @@ class Request:
     wildcard_seed: int | None = None
     adapters: Sequence[AdapterLike] = ()
     lora_dir: str | None = None
+    loras: str | None = None
+    alpha_0: str | None = None
+    dora: str | None = None
     word_embeddings: Sequence[EmbeddingLike] = ()
     embedding_dir: str | None = None
     hypernetworks: Sequence[HypernetworkLike] = ()
@@ -194,6 +200,7 @@ class Request:
             "styles": tuple(_text("a style", name) for name in names),
             **{name: None if value is None else _text(name, os.fspath(value)) for name, value in files.items()},
             **{name: _several(getattr(self, name)) for name in LISTS},
+            "loras": None if self.loras is None else _text("loras", self.loras),
             "wildcard_seed": None if self.wildcard_seed is None else arguments.seed(self.wildcard_seed),
         }
 
@@ -266,6 +273,9 @@ class PromptOptions(TypedDict, total=False):
     wildcard_seed: Each[int | None]
     adapters: Sequence[AdapterLike] | Sequence[Sequence[AdapterLike]]
     lora_dir: str | None
+    loras: Each[str | None]
+    alpha_0: Each[str | None]
+    dora: Each[str | None]
     word_embeddings: Sequence[EmbeddingLike] | Sequence[Sequence[EmbeddingLike]]
     embedding_dir: str | None
     hypernetworks: Sequence[HypernetworkLike] | Sequence[Sequence[HypernetworkLike]]

@@ -29,7 +29,8 @@ from sdjax.samplers.spacing import fitting
 from sdjax.samplers.tool_sampler import ToolSampler
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
 from sdjax.tasks import adapters, compat, hypernetworks
-from sdjax.tasks.adapters import AdapterUse, read_use, uses_in_prompt
+from sdjax.tasks.adapter_files import Conventions
+from sdjax.tasks.adapters import AdapterUse, named_uses, read_use, uses_in_prompt
 from sdjax.tasks.embeddings import embeddings_in
 from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, read_hypernetwork
 from sdjax.tasks.prompting import final_texts, language_of
@@ -62,6 +63,7 @@ class Resolved(Request):
     patches: tuple[Setting, ...]
     adapters: tuple[AdapterUse, ...]
     lora_dir: None
+    loras: None
     word_embeddings: tuple[LoadedEmbedding, ...]
     embedding_dir: None
     hypernetworks: tuple[HypernetworkUse, ...]
@@ -97,8 +99,11 @@ def resolve(
         chosen_sampler = made[named]
         factor = chosen_sampler.recipe.scale_factor if isinstance(chosen_sampler, ToolSampler) and scale != 1 else 1
         steps = counted(made[named], request.num_steps)
-        prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, steps)
-        uses = tuple(read_use(one, pipe.config) for one in request.adapters) + tagged
+        told = compat.chosen(request.compat, vars(request))
+        read_as = Conventions(told["alpha_0"], told["dora"])
+        prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, steps, read_as)
+        named_here = named_uses(request.loras, request.lora_dir, pipe.config, read_as)
+        uses = tuple(read_use(one, pipe.config, read_as) for one in request.adapters) + named_here + tagged
         prompt, tagged_nets = hypernetworks_in_prompt(prompt, request.hypernetwork_dir, pipe.config, steps)
         nets = tuple(read_hypernetwork(one, pipe.config) for one in request.hypernetworks) + tagged_nets
         adapters.check_uses(uses)
@@ -113,11 +118,11 @@ def resolve(
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": steps,
             "guidance": make_guidance(pipe, request, scale * factor, made[named], joined), "guidance_options": None,
-            "adapters": uses, "lora_dir": None, "word_embeddings": words, "embedding_dir": None,
+            "adapters": uses, "lora_dir": None, "loras": None, "word_embeddings": words, "embedding_dir": None,
             "hypernetworks": nets, "hypernetwork_dir": None,
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
         }  # fmt: skip
-        out.append(Resolved(**{**vars(request), **chosen_by_model, **compat.chosen(request.compat, vars(request))}))
+        out.append(Resolved(**{**vars(request), **chosen_by_model, **told}))
         check_attention(out[-1])
         for setting in out[-1].patches:
             setting.check(pipe.config.unet)

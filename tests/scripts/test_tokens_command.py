@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+import typing
 
 import pytest
 
+from sdjax.convert.adapters.kinds import Dora
+from sdjax.convert.adapters.load import Alpha0
 from sdjax.prompts.emphasis import RULES
 from sdjax.prompts.language import SYNTAXES
 from sdjax.prompts.padding import PADDINGS
@@ -51,6 +54,8 @@ def test_the_flags_offer_what_the_library_has() -> None:
     assert set(SYNTAXES) == set(prompt_flags.SYNTAXES)
     assert tuple(RULES) == prompt_flags.EMPHASES
     assert tuple(PADDINGS) == prompt_flags.PADDINGS
+    assert typing.get_args(Alpha0) == prompt_flags.ALPHAS_0
+    assert typing.get_args(Dora) == prompt_flags.DORAS
 
 
 @pytest.mark.slow

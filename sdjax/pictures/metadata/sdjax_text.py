@@ -19,7 +19,7 @@ READERS: dict[str, Any] = {
 # How the picture was computed, and with what: not settings of the picture
 ABOUT = (
     "task", "model", "vae", "safety_checker", "variant", "ema", "config", "prediction", "dtype", "exact", "parallel",
-    "devices", "versions", "jax_settings", "batch", "watermark", "safety", "init_img", "mask",
+    "devices", "versions", "jax_settings", "batch", "watermark", "safety", "init_img", "mask", "hashes",
 )  # fmt: skip
 # The final texts have them, so that no file is read again that a picture names
 CHOICES = ("styles", "styles_file", "wildcards", "wildcard_seed")
