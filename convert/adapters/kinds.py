@@ -9,7 +9,7 @@ import numpy as np
 
 from sdjax.adapters.delta import Delta, Difference, LowRank
 from sdjax.adapters.dora import Convention, WeightDecomposed
-from sdjax.adapters.families import BOFT, IA3, OFT, GLoRA, LoHa, LoKr
+from sdjax.adapters.families import BOFT, IA3, OFT, GLoRA, InputOFT, LoHa, LoKr, Rotation, block_side
 from sdjax.convert.adapters.spelling import Layer
 from sdjax.convert.names import axes
 from sdjax.convert.names.tables import Parameter
@@ -23,12 +23,14 @@ class Misfit(ValueError):
 class Scaling:
     """How a layer's change is scaled: its alpha, None for none; by sqrt(rank) with `rank_stabilised`.
 
-    `always_limited` says that alpha limits an orthogonal change even if it is 0, as in sd-scripts.
+    `always_limited` says that alpha limits an orthogonal change even if it is 0, as in sd-scripts. `rotation` is PEFT's
+    description of an orthogonal change.
     """
 
     alpha: float | None = None
     rank_stabilised: bool = False
     always_limited: bool = False
+    rotation: Rotation = Rotation()
 
     def of(self, rank: int) -> float:
         """Returns alpha / rank, or alpha / sqrt(rank); 1 without alpha."""
@@ -184,6 +186,15 @@ def _oft(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
     return [Change(_weight(layer), kind(blocks, limit, pieces.get("rescale")), kind.__name__, blocks.shape[-1])]
 
 
+def _input_oft(pieces: Pieces, layer: Layer, scaling: Scaling) -> list[Change]:
+    vectors, shape = pieces["oft_vectors"], _shape(_weight(layer))
+    inputs, side = math.prod(shape[1:]), block_side(vectors.shape[-1])
+    blocks = inputs // side if side else 0
+    if vectors.ndim != 2 or side < 2 or blocks * side != inputs or len(vectors) not in (1, blocks):
+        raise Misfit(f"oft_R is {list(vectors.shape)}, which is no triangles of blocks for {inputs} inputs")
+    return [Change(_weight(layer), InputOFT(vectors, scaling.rotation), "OFT", side)]
+
+
 # The names of the pieces that a kind must have, those that it may have besides, and what makes its changes
 KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...], Builder], ...] = (
     (("down", "up"), ("mid",), _low_rank),
@@ -194,6 +205,7 @@ KINDS: tuple[tuple[tuple[str, ...], tuple[str, ...], Builder], ...] = (
     ((), ("diff", "diff_b", "w_norm", "b_norm"), _full),
     (("a1", "a2", "b1", "b2"), (), _glora),
     (("oft_blocks",), ("rescale",), _oft),
+    (("oft_vectors",), (), _input_oft),
 )
 
 

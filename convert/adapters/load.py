@@ -186,6 +186,7 @@ def _placed(
         try:
             _check_numbers(arrays)
             scaling = _scaling(arrays.pop("alpha", None), layer, settings, names)
+            scaling = dataclasses.replace(scaling, rotation=settings.rotation(layer.part))
             if scaling.alpha is not None:
                 alphas.append(scaling.alpha)
             orthogonal = "oft_blocks" in arrays

@@ -4,12 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sdjax.adapters.families import Rotation
 from sdjax.convert.adapters.info import parsed
 from sdjax.convert.adapters.kinds import Scaling
 from sdjax.convert.adapters.write_names import FOLDERS, HEADER
 from sdjax.convert.errors import CheckpointError, shown
 
 FILE = "adapter_config.json"
+MOST_TERMS = 50  # of a series
 
 
 class PeftSettings:
@@ -29,6 +31,21 @@ class PeftSettings:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e6:
             raise CheckpointError(f"lora_alpha is a number; got {shown(alpha)}")
         return Scaling(float(alpha), bool(self._get(part, "use_rslora")))
+
+    def rotation(self, part: str) -> Rotation:
+        """Returns how a network's orthogonal changes are made; PEFT's defaults where nothing says it."""
+        terms, eps = self._get(part, "num_cayley_neumann_terms"), self._get(part, "eps")
+        terms = Rotation.terms if terms is None else terms
+        if type(terms) is not int or not 1 <= terms <= MOST_TERMS:
+            raise CheckpointError(f"num_cayley_neumann_terms is a whole number to {MOST_TERMS}; got {shown(terms)}")
+        if self._get(part, "use_cayley_neumann") is False:
+            terms = None
+        if not self._get(part, "coft"):
+            return Rotation(terms)
+        eps = 6e-5 if eps is None else eps
+        if type(eps) not in (int, float) or not 0 <= eps < 1e6:
+            raise CheckpointError(f"eps is a number from 0 up; got {shown(eps)}")
+        return Rotation(terms, float(eps))
 
     def _table(self, part: str, key: str) -> Mapping[str, Any]:
         return _object(self._get(part, key) or {}, key)

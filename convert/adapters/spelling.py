@@ -42,6 +42,7 @@ _PIECES: tuple[tuple[str, str], ...] = (
     (r"\.lora_mid\.weight", "mid"),
     (r"\.lora_A(\.\w+)?\.weight", "down"),
     (r"\.lora_B(\.\w+)?\.weight", "up"),
+    (r"\.oft_R(\.\w+)?\.weight", "oft_vectors"),
     (r"\.lora_magnitude_vector(\.\w+)?(\.weight)?", "magnitudes"),
     (r"\.dora_scale", "dora_scale"),
     (r"\.alpha", "alpha"),

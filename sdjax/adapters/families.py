@@ -7,6 +7,7 @@ Source: the papers named at each class, in the forms of LyCORIS (github.com/Koha
 """
 
 import dataclasses
+import math
 from typing import Protocol, TypeAlias
 
 import jax.numpy as jnp
@@ -186,6 +187,64 @@ class BOFT(OFT):
         for stage, rotation in enumerate(rotations):
             turned = _butterfly(eye + weight * (rotation - eye), turned, stage)
         return _rescaled(turned, self.rescale) - matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """How PEFT makes rotations R of skew matrices Q: by `terms` of a series; None is Cayley's form (I - Q) / (I + Q).
+
+    `terms` are I, 2 Q, 2 Q^2, ..., of which the last has the factor 1, as PEFT sums them. `eps` limits the norm of each
+    of n blocks Q to eps / sqrt(n); None is no limit.
+    """
+
+    terms: int | None = 5
+    eps: float | None = None
+
+    def of(self, skew: Array) -> Array:
+        """Returns the rotations of skew matrices [n, s, s]."""
+        eye = jnp.eye(skew.shape[-1])
+        if self.eps is not None:
+            norm = jnp.sqrt(jnp.square(skew).sum((-2, -1), keepdims=True))
+            limit = self.eps / len(skew) ** 0.5
+            skew = jnp.where(norm > limit, skew * (limit / jnp.maximum(norm, EPSILON)), skew)
+        if self.terms is None:
+            return (eye - skew) @ jnp.linalg.inv(eye + skew)
+        if self.terms < 3:
+            return eye + 2 * (self.terms - 1) * skew
+        power, out = skew, eye + 2 * skew
+        for _ in range(2, max(self.terms - 1, 3)):
+            power = power @ skew
+            out = out + 2 * power
+        return out + power @ skew
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InputOFT(InFilesLayout):
+    """W R^T, where R rotates the inputs (of a convolution the inputs of all places) in n blocks of s.
+
+    `vectors` [n, s (s - 1) / 2] are the upper triangles of the skew matrices Q, row by row; one vector for all blocks
+    if there is only one. Source: Qiu et al. 2023 (arXiv 2306.07280), as PEFT 0.21 has it, tuners/oft/layer.py.
+    """
+
+    vectors: ArrayLike
+    rotation: Rotation = Rotation()
+
+    def change(self, weight: Weight) -> Weight:
+        """Returns the rotated weight minus W."""
+        vectors = _float32(self.vectors)
+        side = block_side(vectors.shape[1])
+        rows, columns = np.triu_indices(side, 1)
+        upper = jnp.zeros((len(vectors), side, side)).at[:, rows, columns].set(vectors)
+        rotations = self.rotation.of(upper - jnp.swapaxes(upper, -1, -2))
+        matrix = weight.reshape(len(weight), -1, side)
+        turned = jnp.einsum("oni,nji->onj", matrix, jnp.broadcast_to(rotations, (matrix.shape[1], side, side)))
+        return turned.reshape(weight.shape) - weight
+
+
+def block_side(count: int) -> int:
+    """Returns the side s of a matrix whose upper triangle has `count` = s (s - 1) / 2 numbers, 0 if there is none."""
+    side = (1 + math.isqrt(1 + 8 * count)) // 2
+    return side if side * (side - 1) // 2 == count else 0
 
 
 def _rotations(blocks: Array, limit: float | None) -> Array:

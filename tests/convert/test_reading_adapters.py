@@ -1,5 +1,9 @@
-"""Adapters read from tensors in the names of the tools: scales, bundled words, DoRA, and what is refused."""
+"""Adapters read from tensors in the names of the tools: scales, bundled words, DoRA, OFT, and what is refused.
 
+golden/oft_peft.npz holds weights of layers, PEFT's oft_R with its settings, and what PEFT 0.21.0 merges of them.
+"""
+
+import json
 import re
 
 import jax.numpy as jnp
@@ -9,9 +13,12 @@ import pytest
 from sdjax import configs
 from sdjax.adapters.delta import difference_at
 from sdjax.adapters.dora import WeightDecomposed
+from sdjax.adapters.families import InputOFT, Rotation
 from sdjax.convert import CheckpointError, load_adapter
+from sdjax.convert.adapters.peft_settings import PeftSettings
 
 import models
+import reference
 
 CONFIG = models.TINY
 LAYER = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -148,3 +155,31 @@ def test_another_models_adapter_is_named_as_such(family, tensors, named):
 def test_unknown_conventions_are_refused(option):
     with pytest.raises(ValueError, match=f"{option} is one of"):
         load_adapter(PAIR, CONFIG, **{option: "sometimes"})
+
+
+GOLDEN = reference.golden("oft_peft")
+
+
+@pytest.mark.parametrize("case", sorted({name.rpartition("/")[0] for name in GOLDEN if name.endswith("/merged")}))
+def test_oft_rotates_the_inputs_as_peft_does(case):
+    """Cayley's form and the series of several lengths, the constrained one, and blocks that share a rotation."""
+    base, want, vectors = (jnp.asarray(GOLDEN[f"{case}/{name}"]) for name in ("base", "merged", "vectors"))
+    config = json.loads(str(GOLDEN[f"{case[0]}/config"]))
+    change = InputOFT(vectors, PeftSettings(config, {}).rotation("unet")).change(base)
+    assert np.abs(want - base).max() > 1e-2
+    np.testing.assert_allclose(base + change, want, rtol=1e-5, atol=2e-6)
+
+
+def test_peft_files_with_oft_are_read_with_their_settings():
+    name = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.oft_R.weight"
+    vectors = rng.normal(size=(WIDTH // 4, 6)).astype("f")
+    exact = {"peft_type": "OFT", "use_cayley_neumann": False}
+    assert change_of({name: vectors}, peft_config=exact).rotation == Rotation(None)
+    assert change_of({name: vectors}).rotation == Rotation(5)
+    kohya = {f"lora_unet_{LAYER}.oft_R.weight": vectors}  # OneTrainer's spelling
+    np.testing.assert_array_equal(change_of(kohya).vectors, vectors)
+    for shape in (8, 7), (7, 6), (1, 21), (8, 0):
+        with pytest.raises(CheckpointError, match="oft_R"):
+            change_of({name: np.ones(shape, "f")})
+    with pytest.raises(CheckpointError, match="num_cayley_neumann_terms is a whole number to 50; got 1000"):
+        change_of({name: vectors}, peft_config={"num_cayley_neumann_terms": 1000})
