@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sdjax.config import ConfigError
+from sdjax import configs
+from sdjax.config import ConfigError, ModelConfig
 from sdjax.convert.adapters.inspecting import lines_of
 from sdjax.convert.checkpoint import open_checkpoint
 from sdjax.convert.containers.lazy import LazyTensor
@@ -42,6 +43,7 @@ class Inspection:
     kind: str | None = None  # kind and advice, for a file that is not a whole model
     cards: tuple[str, ...] = ()
     tokenizer: str | None = None
+    few_step: str | None = None  # how a distilled model is sampled, in words
     merge: tuple[str, ...] = ()  # the recipe of a merged model, in words
     adapter: tuple[str, ...] = ()  # facts, for the file of an adapter, an embedding or a hypernetwork
 
@@ -57,6 +59,7 @@ class Inspection:
             *([f"  kind        {self.kind}"] if self.kind else []),
             f"  family      {self.family or 'not recognised'}",
             f"  predicts    {self.prediction or 'not said'}",
+            *([f"  few steps   {self.few_step}"] if self.few_step else []),
             f"  averages    {'yes (model_ema.), used unless asked otherwise' if self.ema else 'no'}",
         ]
         lines += [f"  adapter     {line}" for line in self.adapter]
@@ -85,6 +88,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
     shapes = checkpoint.shapes
     odd: list[str] = []
     family: str | None = None
+    few_step: str | None = None
     said: str | None = None
     kind = kind_of_folder(checkpoint.configs)
     ema = choose_ema(checkpoint, "auto")
@@ -92,7 +96,8 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
     try:
         description = describe(checkpoint, None, stated(checkpoint))
         config, decision = description.config, description.decision
-        family = f"{config.name} (by {description.origin})"
+        family = f"{config.name}{_variant(config)} (by {description.origin})"
+        few_step = None if config.recipe is None else f"{config.recipe.title}: {config.recipe}"
         if decision is not None:
             said = f"{decision.prediction} (by {decision.origin})"
         elif prediction.is_ambiguous(config):
@@ -153,9 +158,20 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         tokenizer=None if checkpoint.tokenizer is None else f"its own, of {checkpoint.tokenizer.vocab_size} tokens",
         odd=odd,
         kind=None if kind is None else str(kind),
+        few_step=few_step,
         merge=merge,
         adapter=tuple(lines_of(path, kind)),
     )
+
+
+def _variant(config: ModelConfig) -> str:
+    """Returns in what the UNet differs from the release of this name."""
+    if config.name not in configs.NAMES:
+        return ""
+    own, released = config.unet, configs.get(config.name).unet
+    scale = ", which takes the guidance scale as an input" if own.guidance_dim else ""
+    smaller = dataclasses.replace(own, guidance_dim=None) != released
+    return (", with a smaller UNet" if smaller else "") + scale
 
 
 def _of_other_kind(path: str | os.PathLike[str], error: OtherKindError) -> Inspection:

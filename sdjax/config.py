@@ -10,6 +10,7 @@ import math
 from typing import Literal
 
 from sdjax.description import ConfigError, Description, check
+from sdjax.few_step import Recipe, recipe_of
 
 __all__ = [
     "ConfigError", "DepthConfig", "ModelConfig", "Prediction", "PriorConfig", "ScheduleConfig",
@@ -27,7 +28,9 @@ class UNetConfig(Description):
     `heads[i]` is the number of attention heads of level i (0: no attention), `mid_heads` that of the middle block.
     If `self_attention[i]` is False, the first attention of level i's transformer blocks attends to the context too (x4
     upscaler). `num_classes` adds an embedding of integer labels to the time embedding (x4 upscaler: the noise level).
-    `label_dim` adds an MLP of label vectors (unCLIP). `linear_projection` says how released files store `proj_in` and
+    `label_dim` adds an MLP of label vectors (unCLIP). `guidance_dim` is the width of a sinusoid of the guidance scale,
+    which the time embedding takes too (latent consistency models). `mid_block` says whether there is a middle block:
+    small distilled models have none. `linear_projection` says how released files store `proj_in` and
     `proj_out`: as matrices (v2) or as 1x1 convolutions (v1). The network is the same.
     """
 
@@ -43,6 +46,8 @@ class UNetConfig(Description):
     context_dim: int = 768
     num_classes: int | None = None
     label_dim: int | None = None
+    guidance_dim: int | None = None
+    mid_block: bool = True
     norm_groups: int = 32
     linear_projection: bool = False
 
@@ -66,6 +71,10 @@ class UNetConfig(Description):
         check(
             self.channels[-1] % self.mid_heads == 0,
             f"UNetConfig.mid_heads = {self.mid_heads} does not divide {self.channels[-1]} channels",
+        )
+        check(
+            self.guidance_dim is None or self.guidance_dim >= 4,
+            f"UNetConfig.guidance_dim is at least 4, got {self.guidance_dim}",
         )
         check(self.channels[0] % 2 == 0, "UNetConfig.channels[0] is even: half of the time embedding is cosines")
         check(all(depth >= 1 for depth in self.transformer_depth), "UNetConfig.transformer_depth is at least 1")
@@ -303,6 +312,7 @@ class ModelConfig(Description):
     `depth` is the depth network of a depth model; without it, users must give depth maps. `vision` is the image tower
     of an unCLIP model; without it, users must give image embeddings. `noise_stats` is the length of the mean and
     standard deviation of the embeddings, which scale the noise on them; None means mean 0 and standard deviation 1.
+    `few_step` is how a distilled model is sampled (`sdjax.few_step`); None if it is not distilled.
     """
 
     name: str
@@ -315,6 +325,16 @@ class ModelConfig(Description):
     depth: DepthConfig | None = None
     vision: VisionConfig | None = None
     noise_stats: int | None = None
+    few_step: str | None = None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How a distilled model is sampled. One that takes the guidance scale as an input keeps its own scale."""
+        if self.few_step is None:
+            return None
+        recipe = recipe_of(self.few_step)
+        embedded = self.unet.guidance_dim is not None
+        return dataclasses.replace(recipe, guidance_scale=self.guidance_scale) if embedded else recipe
 
     def _validate(self) -> None:
         check(
@@ -333,6 +353,11 @@ class ModelConfig(Description):
             0 < len(self.name) <= 100 and self.name.isprintable(),
             f"ModelConfig.name is up to 100 printable characters, got {ascii(self.name[:100])}",
         )
+        if self.few_step is not None:
+            try:
+                recipe_of(self.few_step)
+            except ValueError as error:
+                raise ConfigError(f"ModelConfig.few_step: {error}") from None
         check(math.isfinite(self.guidance_scale), f"ModelConfig.guidance_scale is finite, got {self.guidance_scale}")
         check(self.image_size >= 1, f"ModelConfig.image_size is positive, got {self.image_size}")
         embedding = None if self.vision is None else self.vision.projection

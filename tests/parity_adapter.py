@@ -23,6 +23,7 @@ from tests.parity_control import adapter_parameter_count, controlnet, controlnet
 from tests.parity_depth import bert, depth, prepare_depth
 from tests.parity_dsam import diffusers_sample, diffusers_sigmas, diffusers_timesteps
 from tests.parity_embed import embedding_text, hypernetwork, hypernetwork_unet
+from tests.parity_grid import lcm_embedding, lcm_unet
 from tests.parity_guid import Guided, guidance
 from tests.parity_hires import tiled
 from tests.parity_ksam import ksampler
@@ -88,6 +89,8 @@ __all__ = [
     "hypernetwork",
     "hypernetwork_unet",
     "ksampler",
+    "lcm_embedding",
+    "lcm_unet",
     "load",
     "lora_apply",
     "lora_merge",

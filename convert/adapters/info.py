@@ -3,11 +3,14 @@
 import collections
 import dataclasses
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax.convert.adapters.kinds import Change
+from sdjax.convert.describe.distilled import few_step_of
 from sdjax.convert.errors import printable
+from sdjax.few_step import recipe_of
 
 MOST_TAGS = 20  # that are listed
 LARGEST_TEXT = 2**23  # characters of metadata that are parsed
@@ -27,6 +30,7 @@ class AdapterInfo:
         tags: the most frequent tags of its training captions, with their counts.
         title: its name, as its metadata says.
         hashes: the short hashes by which Civitai finds its file, {"AutoV2": ..., "AutoV3": ...}; none without a file.
+        few_step: how models with it are sampled in a few steps (`sdjax.few_step`); "" if it is no distillation.
     """
 
     kinds: Mapping[str, int]
@@ -38,6 +42,7 @@ class AdapterInfo:
     tags: tuple[tuple[str, int], ...] = ()
     title: str = ""
     hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    few_step: str = ""
 
     def lines(self) -> list[str]:
         """Returns the facts as lines for a terminal."""
@@ -48,6 +53,7 @@ class AdapterInfo:
             "changes": parts, "title": self.title, "base model": self.base_model, "trigger words": self.trigger,
             "tags": ", ".join(f"{tag} ({count})" for tag, count in self.tags),
             "hashes": ", ".join(f"{name} {value}" for name, value in self.hashes.items()),
+            "few steps": f"{recipe_of(self.few_step).title}: {recipe_of(self.few_step)}" if self.few_step else "",
         }  # fmt: skip
         return [f"{name}: {text}" for name, text in facts.items() if text]
 
@@ -55,7 +61,9 @@ class AdapterInfo:
 _TITLES = {"unet": "UNet", "text": "text encoder"}
 
 
-def info_of(changes: Sequence[Change], alphas: Sequence[float], metadata: Mapping[str, str]) -> AdapterInfo:
+def info_of(
+    changes: Sequence[Change], alphas: Sequence[float], metadata: Mapping[str, str], path: pathlib.Path | None = None
+) -> AdapterInfo:
     """Returns what is told of an adapter with these changes. Metadata that cannot be understood is left out."""
     return AdapterInfo(
         dict(collections.Counter(change.kind for change in changes)),
@@ -66,6 +74,7 @@ def info_of(changes: Sequence[Change], alphas: Sequence[float], metadata: Mappin
         _first(metadata, "modelspec.trigger_phrase", "ss_trigger_words", "trigger_words"),
         _tags(metadata.get("ss_tag_frequency", "")),
         _first(metadata, "modelspec.title", "ss_output_name"),
+        few_step=few_step_of(metadata, path) or "",
     )
 
 

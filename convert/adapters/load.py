@@ -204,7 +204,7 @@ def _placed(
     notices = (f"{empty} layers have alpha 0 and {what}",) if empty else ()
     return LoadedAdapter(
         {change.parameter.path: change.delta for change in changes},
-        info_of(changes, alphas, metadata), embeddings,
+        info_of(changes, alphas, metadata, path), embeddings,
         {key: text for key, text in metadata.items() if key not in (HEADER, "format")}, notices,
         "" if path is None else path.stem,
     )  # fmt: skip

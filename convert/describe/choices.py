@@ -13,6 +13,7 @@ from sdjax.convert.containers import carried
 from sdjax.convert.containers.diffusers_folder import OWN_SETTINGS
 from sdjax.convert.containers.lazy import LazyTensor, read_tree
 from sdjax.convert.describe import detection, diffusers_config, ldm_config, own_settings, prediction
+from sdjax.convert.describe.distilled import few_step_of
 from sdjax.convert.describe.other_kinds import kind_of_folder
 from sdjax.convert.describe.prediction import Decision
 from sdjax.convert.errors import CheckpointError
@@ -88,7 +89,20 @@ def describe(checkpoint: Checkpoint, given: Description | None, said: Decision |
     if beside := _yaml_beside(checkpoint.path):
         read = ldm_config.read_ldm_yaml(beside)
         return Description(read, str(beside), Decision(read.schedule.prediction, str(beside)))
-    return Description(detection.detect(checkpoint.shapes), "the tensors' shapes", said)
+    return _detected(checkpoint, said)
+
+
+def _detected(checkpoint: Checkpoint, said: Decision | None) -> Description:
+    """Returns the description that the tensors' shapes show, and the distillation that metadata or name say."""
+    read, where = detection.detect(checkpoint.shapes), "the tensors' shapes"
+    word = few_step_of(checkpoint.metadata, checkpoint.path)
+    if read.unet.guidance_dim is not None:
+        read, word = dataclasses.replace(read, guidance_scale=diffusers_config.LCM_SCALE), "lcm"
+    if word in ("turbo", "sdxs"):
+        if not prediction.is_ambiguous(read):  # a name alone: these two have the text encoder of 2-base
+            return Description(read, where, said)
+        said = said or Decision("epsilon", f"its name, which is {word}'s")
+    return Description(dataclasses.replace(read, few_step=word), where, said)
 
 
 def _of_schedule(config: ModelConfig, where: str) -> Decision:

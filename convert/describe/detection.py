@@ -1,10 +1,12 @@
 """Finds the released model in a single file, from a few of its tensors' shapes."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from sdjax import configs
 from sdjax.config import ModelConfig
 from sdjax.convert.describe.other_kinds import kind_of_tensors
+from sdjax.convert.describe.variants import fitted
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.names import naming
 
@@ -15,7 +17,9 @@ UNET = naming.LDM_PREFIXES["unet"]
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
-    """Returns the released model with this UNet. If two differ only in their prediction, it is the epsilon model.
+    """Returns the released model with this UNet, or with a smaller variant of it (`variants`).
+
+    If two models differ only in their prediction, it is the epsilon model.
 
     Tensors may be missing or misshapen: what is looked at are width, inputs, context and labels, wherever they show.
     Raises CheckpointError, saying what it looks like, if it is none of them.
@@ -31,7 +35,8 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     known = {name: _facts(configs.get(name)) for name in configs.NAMES}
     fitting = [name for name, facts in known.items() if all(seen.get(key) in (None, facts[key]) for key in facts)]
     if fitting:
-        return configs.get(fitting[0])
+        model = configs.get(fitting[0])
+        return dataclasses.replace(model, unet=fitted(model.unet, shapes))
     if seen["inputs"] in _INPUTS:
         raise CheckpointError(f"its UNet has {seen['inputs']} input channels: it is {_INPUTS[seen['inputs']]}, which "
                               "sdjax does not run; name a Stable Diffusion v1 or v2 model")  # fmt: skip

@@ -25,6 +25,7 @@ from sdjax.convert.describe.other_kinds import kind_of_component
 from sdjax.convert.describe.vision_config import mlp_width
 from sdjax.convert.errors import shown
 from sdjax.convert.names.naming import is_open_clip
+from sdjax.few_step import recipe_of
 
 Configs = Mapping[str, Mapping[str, Any]]
 
@@ -35,15 +36,14 @@ _UNET_ONLY = {
     "conv_out_kernel": (3,), "cross_attention_norm": (None,), "downsample_padding": (1,),
     "dual_cross_attention": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
     "flip_sin_to_cos": (True,), "freq_shift": (0,), "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",), "norm_eps": (1e-5,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", None), "norm_eps": (1e-5,),
     "resnet_out_scale_factor": (1.0,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (None,), "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,),
+    "reverse_transformer_layers_per_block": (None,), "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,), "time_embedding_type": ("positional",), "timestep_post_act": (None,),
 }  # fmt: skip
 _UNET_KINDS = {
     "addition_embed_type": "Stable Diffusion XL or a model that is told more than a text",
     "encoder_hid_dim_type": "a model that is told a picture (Kandinsky, or with an IP-Adapter inside)",
-    "time_cond_proj_dim": "a latent consistency model (LCM)",
 }  # fmt: skip
 _VAE_ONLY = {
     "act_fn": ("silu", "swish"), "latents_mean": (None, [0.0] * 4), "latents_std": (None, [1.0] * 4),
@@ -51,6 +51,7 @@ _VAE_ONLY = {
     "use_post_quant_conv": (True,), "use_quant_conv": (True,),
 }  # fmt: skip
 _TEXT_ONLY = {"layer_norm_eps": (1e-5,)}
+LCM_SCALE = 8.0  # the default of models that take the scale as an input
 DIFFUSERS = "0.30.0"  # whose files these are; pipelines warn about those of versions before 0.16
 _SCHEDULE_KINDS: dict[str, ScheduleKind] = {
     "scaled_linear": "scaled_linear",
@@ -81,12 +82,35 @@ def config_from_diffusers(files: Configs) -> tuple[ModelConfig, bool]:
         text=text,
         schedule=schedule,
         image_size=512 if upscales else size * vae.factor,
-        guidance_scale=9.0 if text.activation == "gelu" else 7.5,
+        guidance_scale=_scale(unet, text),
         depth=dpt_config.depth_from_transformers(files.get("depth_estimator/config.json", {})),
         vision=_vision(files, unet),
         noise_stats=_noise_stats(files, unet),
+        few_step=_few_step(scheduler, unet, text),
     )
     return named(model), "prediction_type" in scheduler
+
+
+def _scale(unet: UNetConfig, text: TextConfig) -> float:
+    if unet.guidance_dim is not None:
+        return LCM_SCALE
+    return 9.0 if text.activation == "gelu" else 7.5
+
+
+def _few_step(scheduler: Mapping[str, Any], unet: UNetConfig, text: TextConfig) -> str | None:
+    """Returns how a distilled model is sampled, from its UNet and its scheduler; None if they show no distillation.
+
+    SD-Turbo's folder has Euler with trailing timesteps and predicts epsilon, which no other release of v2 has.
+    """
+    kind = scheduler.get("_class_name")
+    if unet.guidance_dim is not None or kind == "LCMScheduler":
+        return "lcm"
+    if kind == "TCDScheduler":
+        return "tcd"
+    trailing = kind == "EulerDiscreteScheduler" and scheduler.get("timestep_spacing") == "trailing"
+    if trailing and is_open_clip(text) and scheduler.get("prediction_type", "epsilon") == "epsilon":
+        return "turbo" if unet.mid_block else "sdxs"
+    return None
 
 
 def _vision(files: Configs, unet: UNetConfig) -> VisionConfig | None:
@@ -158,7 +182,7 @@ def _unet(config: Mapping[str, Any]) -> UNetConfig:
         in_channels=config.get("in_channels", 4),
         out_channels=config.get("out_channels", 4),
         channels=tuple(channels),
-        num_res_blocks=config.get("layers_per_block", 2),
+        num_res_blocks=_blocks(config.get("layers_per_block", 2)),
         heads=tuple(n if has else 0 for n, has in zip(heads, attends)),
         mid_heads=heads[-1],
         transformer_depth=depth,
@@ -167,9 +191,23 @@ def _unet(config: Mapping[str, Any]) -> UNetConfig:
         context_dim=config.get("cross_attention_dim", 1280),
         num_classes=None if kind else config.get("num_class_embeds"),
         label_dim=config.get("projection_class_embeddings_input_dim") if kind else None,
+        guidance_dim=config.get("time_cond_proj_dim"),
+        mid_block=config.get("mid_block_type", "") is not None,
         norm_groups=config.get("norm_num_groups", 32),
         linear_projection=any(_levels(config.get("use_linear_projection", False), count, "use_linear_projection")),
     )
+
+
+def _blocks(count: Any) -> Any:
+    """Returns the number of residual blocks of every level, which is a list in some files."""
+    if not isinstance(count, list):
+        return count
+    if not count or any(one != count[0] for one in count):
+        raise ConfigError(
+            f"unet/config.json: layers_per_block is one number for all levels in every model that sdjax runs; got "
+            f"{shown(count)}"
+        )
+    return count[0]
 
 
 def _heads(config: Mapping[str, Any], channels: list[int]) -> tuple[int, ...]:
@@ -286,11 +324,13 @@ def diffusers_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
         "down_block_types": ["CrossAttnDownBlock2D" if n else "DownBlock2D" for n in unet.heads],
         "downsample_padding": 1, "dual_cross_attention": False, "flip_sin_to_cos": True, "freq_shift": 0,
         "in_channels": unet.in_channels, "layers_per_block": unet.num_res_blocks, "mid_block_scale_factor": 1,
-        "mid_block_only_cross_attention": not unet.mid_self_attention, "norm_eps": 1e-5,
+        "mid_block_only_cross_attention": not unet.mid_self_attention,
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if unet.mid_block else None, "norm_eps": 1e-5,
         "norm_num_groups": unet.norm_groups, "num_class_embeds": unet.num_classes,
         "only_cross_attention": _same(cross), "out_channels": unet.out_channels,
         "projection_class_embeddings_input_dim": unet.label_dim,
         "sample_size": 128 if unet.in_channels == 7 else config.image_size // vae.factor,
+        "time_cond_proj_dim": unet.guidance_dim,
         "transformer_layers_per_block": _same(list(unet.transformer_depth)),
         "up_block_types": ["CrossAttnUpBlock2D" if n else "UpBlock2D" for n in reversed(unet.heads)],
         "upcast_attention": v2, "use_linear_projection": unet.linear_projection,
@@ -348,14 +388,25 @@ def _betas(schedule: ScheduleConfig) -> dict[str, Any]:
 
 
 def _scheduler_file(config: ModelConfig) -> dict[str, Any]:
-    """Returns DDIM's file: the sampler of every release, and the one whose file can say all of a schedule."""
+    """Returns DDIM's file: the sampler of every release, and the one whose file can say all of a schedule.
+
+    Distilled models have the scheduler that they are known by (`_few_step`).
+    """
     schedule = config.schedule
     prediction = next(theirs for theirs, ours in _PREDICTIONS.items() if ours == schedule.prediction)
+    recipe = None if config.few_step is None else recipe_of(config.few_step)
+    trailing = schedule.zero_terminal_snr or (recipe is not None and recipe.spacing == "trailing")
     return {
-        **_betas(schedule), "_class_name": "DDIMScheduler", "clip_sample": False, "prediction_type": prediction,
-        "rescale_betas_zero_snr": schedule.zero_terminal_snr, "set_alpha_to_one": False, "steps_offset": 1,
-        "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
+        **_betas(schedule), "_class_name": _scheduler_class(config), "clip_sample": False,
+        "prediction_type": prediction, "rescale_betas_zero_snr": schedule.zero_terminal_snr, "set_alpha_to_one": False,
+        "steps_offset": 1, "timestep_spacing": "trailing" if trailing else "leading",
     }  # fmt: skip
+
+
+def _scheduler_class(config: ModelConfig) -> str:
+    word = "" if config.few_step is None else config.few_step.partition(":")[0]
+    by_kind = {"lcm": "LCM", "tcd": "TCD", "turbo": "EulerDiscrete", "sdxs": "EulerDiscrete"}
+    return f"{by_kind.get(word, 'DDIM')}Scheduler"
 
 
 def _index(config: ModelConfig) -> dict[str, Any]:
@@ -363,7 +414,7 @@ def _index(config: ModelConfig) -> dict[str, Any]:
                  7: "StableDiffusionUpscalePipeline"}  # fmt: skip
     nothing = [None, None]
     index: dict[str, Any] = {
-        "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "scheduler": ["diffusers", _scheduler_class(config)], "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }  # fmt: skip
@@ -377,7 +428,8 @@ def _index(config: ModelConfig) -> dict[str, Any]:
         if config.noise_stats is not None:
             index["image_normalizer"] = ["stable_diffusion", "StableUnCLIPImageNormalizer"]
     else:
-        name = pipelines.get(config.unet.in_channels, "StableDiffusionPipeline")
+        usual = "StableDiffusionPipeline" if config.unet.guidance_dim is None else "LatentConsistencyModelPipeline"
+        name = pipelines.get(config.unet.in_channels, usual)
         index["feature_extractor"] = nothing
         if config.depth is not None:
             index["depth_estimator"] = ["transformers", "DPTForDepthEstimation"]

@@ -184,7 +184,7 @@ def named(config: ModelConfig) -> ModelConfig:
     for name in configs.NAMES:
         known = configs.get(name)
         if all(getattr(known, part) == getattr(config, part) for part in ("unet", "vae", "text", "schedule")):
-            own = {name: getattr(config, name) for name in ("depth", "vision", "noise_stats")}
+            own = {name: getattr(config, name) for name in ("depth", "vision", "noise_stats", "few_step")}
             return dataclasses.replace(known, **own)
     return config
 

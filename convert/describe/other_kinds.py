@@ -39,8 +39,6 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"cond_stage_model\.roberta\.|text_encoder/roberta\.", "AltDiffusion, whose text encoder is XLM-RoBERTa", _OTHER),
     (r"first_stage_model\.quantize\.embedding|^vqvae/|^movq/",
      "a latent diffusion model with a vector-quantised autoencoder", _OTHER),
-    (r"(time_embedding|time_embed)\.cond_proj\.|time_embed_cond_proj|guidance_cond_proj",
-     "a latent consistency model (LCM), whose UNet is told the guidance scale", _OTHER),
     (r"(^|\.)(input_blocks|output_blocks)\.\d+\.\d+\.temporal_transformer\.",
      "a model whose UNet has AnimateDiff's motion modules in it", _OTHER),
     (r"(time_stack|time_mixer|temporal_res_block|temporal_transformer_blocks|temopral_conv|temp_convs)\b",
@@ -118,7 +116,6 @@ _CLASSES = {  # of a diffusers folder's model_index.json: beginnings of names, a
     "Flux": "Flux", "PixArt": "PixArt", "StableCascade": "Stable Cascade", "Wuerstchen": "Wuerstchen",
     "Kandinsky": "Kandinsky", "IF": "DeepFloyd IF", "StableVideoDiffusion": "Stable Video Diffusion",
     "AnimateDiff": "AnimateDiff", "AltDiffusion": "AltDiffusion",
-    "LatentConsistencyModel": "a latent consistency model",
     "HunyuanDiT": "HunyuanDiT", "Sana": "Sana", "AuraFlow": "AuraFlow", "Lumina": "Lumina", "Wan": "Wan", "LTX": "LTX",
     "CogVideoX": "CogVideoX", "QwenImage": "Qwen-Image", "Chroma": "Chroma", "AudioLDM": "AudioLDM",
 }  # fmt: skip

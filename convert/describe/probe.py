@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdjax import configs
 from sdjax.config import ModelConfig, Prediction
 from sdjax.convert.errors import CheckpointError
 from sdjax.nn import TextEncoder, UNet
@@ -34,7 +35,8 @@ def probe(config: ModelConfig, params: Params) -> tuple[Prediction, float]:
     x = np.random.Generator(np.random.Philox(0)).standard_normal((1, side, side, unet.in_channels)).astype(np.float32)
     t = np.asarray([config.schedule.num_timesteps - 1], np.float32)
     context = _jit(TextEncoder(text).apply)({"params": params["text"]}, ids)
-    out = np.asarray(_jit(UNet(unet).apply)({"params": params["unet"]}, x, t, context), np.float64)
+    scale = None if unet.guidance_dim is None else np.ones(1, np.float32)
+    out = np.asarray(_jit(UNet(unet).apply)({"params": params["unet"]}, x, t, context, None, scale), np.float64)
     if not np.isfinite(out).all() or out.std() == 0:
         raise CheckpointError(f"{ADVICE} its network answers noise with no finite picture")
     correlation = float(np.corrcoef(out.ravel(), x[..., : unet.out_channels].ravel())[0, 1])
@@ -43,7 +45,8 @@ def probe(config: ModelConfig, params: Params) -> tuple[Prediction, float]:
             f"{ADVICE} its answer to noise correlates with it by {correlation:.2f}, which is neither's"
         )
     answer: Prediction = "epsilon" if correlation > EPSILON_ABOVE else "v"
-    if unet.channels[0] == 320 and unet.context_dim == 1024:
+    whole = configs.get("sd2_v").unet  # whose deviation is known
+    if unet == whole:
         block = params["unet"][f"up_blocks_{len(unet.channels) - 1}"][f"attentions_{unet.num_res_blocks}"]
         deviation = float(np.std(np.asarray(block["transformer_blocks_0"]["norm1"]["bias"], np.float64)))
         if (deviation > V_DEVIATION) != (answer == "v"):

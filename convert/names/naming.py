@@ -56,6 +56,7 @@ _RESNET = {
 }  # fmt: skip
 _UNET_FIXED = {
     "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",
     "class_embedding.linear_1": "label_emb.0.0", "class_embedding.linear_2": "label_emb.0.2",
     "class_embedding": "label_emb", "conv_norm_out": "out.0", "conv_out": "out.2",
 }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 from sdjax import errors, names
 from sdjax._version import __version__
 from sdjax.scripts.shared import (
+    distilled_models,
     large_flags,
     noise_flags,
     options,
@@ -83,8 +84,10 @@ class Job:
         `more` are further arguments of `sdjax.load`.
         """
         import sdjax
+        from sdjax.diffusion.guidance import SCALE_AS_INPUT
         from sdjax.loading import builtin, hub
         from sdjax.schedule import NoiseSchedule
+        from sdjax.tasks.distilled import outer_scale
 
         args = self.args
         own = None if self.own is None else builtin.place(self.own)
@@ -111,15 +114,20 @@ class Job:
         checked_by = saving.find_checker(args.safety_checker, local, on_hub=not hub.is_local(place))
 
         def check_all(config: Any) -> None:
+            for text in distilled_models.choose_defaults(args, self.options, config):
+                say(text)
+            for text in distilled_models.choose_for_tags(args, self.batches, config):
+                say(text)
             self.options.schedule = NoiseSchedule(config.schedule)
             self.sampler = self.options.sampler({})[1]
             check_latent(args, config)
-            scale = config.guidance_scale if args.scale is None else args.scale
+            scale = outer_scale(config, config.guidance_scale if args.scale is None else args.scale)
+            without = options.WITHOUT_GUIDANCE if config.unet.guidance_dim is None else SCALE_AS_INPUT
             branches = self.guidance or self.sampler.uses_unconditional
             if scale == 1 and "negative_prompt" in args.given and not branches:
-                raise ValueError(f"--negative-prompt has no effect {options.WITHOUT_GUIDANCE}")
+                raise ValueError(f"--negative-prompt has no effect {without}")
             if scale == 1 and "guidance_rescale" in args.given and not self.guidance:
-                raise ValueError(f"--guidance-rescale has no effect {options.WITHOUT_GUIDANCE}")
+                raise ValueError(f"--guidance-rescale has no effect {without}")
             saving.check_outdir(self.folder, config.image_size)
             check(config)
             self.options.check({}, config)

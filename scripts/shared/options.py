@@ -175,8 +175,8 @@ def add_sampling_flags(
         type=values.positive,
         default=50,
         metavar="N",
-        help="number of steps, exact; default: %(default)s. (CompVis's DDIM and PLMS make more if N does not divide "
-        "1000: 31 for 30. --sampler-option spacing=compvis counts like them)",
+        help="number of steps, exact; default: %(default)s, or what a distilled model needs. (CompVis's DDIM and PLMS "
+        "make more if N does not divide 1000: 31 for 30. --sampler-option spacing=compvis counts like them)",
     )
     if sampler:
         add_sampler_flags(add)
@@ -231,7 +231,8 @@ def add_sampler_flags(add: Callable) -> None:
         type=sampler_flags.known_sampler,
         metavar="NAME",
         help=f"one of {', '.join(sampler_flags.sampler_names())}, or the name that another tool has for it, such as "
-        '"DPM++ 2M Karras", dpmpp_2m or DPMSolverMultistepScheduler (`sdjax samplers` lists them); default: ddim',
+        '"DPM++ 2M Karras", dpmpp_2m or DPMSolverMultistepScheduler (`sdjax samplers` lists them); default: ddim, '
+        "or what a distilled model needs",
     )
     add("--plms", action="store_true", help="short for --sampler plms")
     add(

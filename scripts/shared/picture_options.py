@@ -156,6 +156,7 @@ class PictureOptions:
     def describe(self, own: Mapping[str, Any], config: Any) -> dict[str, Any]:
         """Returns the recorded settings of a picture: those of every picture, and others unless at their defaults."""
         from sdjax.tasks.compat import profile_of
+        from sdjax.tasks.distilled import outer_scale
         from sdjax.tasks.request import Request
         from sdjax.tasks.resolve import counted
 
@@ -170,7 +171,7 @@ class PictureOptions:
             for key, value in settings.items()
             if key not in (*OF_SAMPLER, *OF_TASK) and value != defaults.get(key)
         }
-        unused = scale == 1 and settings.get("guidance") is None and not sampler.uses_unconditional
+        unused = outer_scale(config, scale) == 1 and settings.get("guidance") is None and not sampler.uses_unconditional
         return {
             **({} if unused else {"negative_prompt": negative or ""}),
             "sampler": name,

@@ -98,8 +98,9 @@ class Shrink:
 def next_layer(config: UNetConfig, block: int) -> str:
     """Returns the path of the layer behind input block `block`. Raises ValueError for a block that does not exist."""
     levels, each = len(config.channels), config.num_res_blocks + 1
-    if block >= levels * each:
-        raise ValueError(f"block is from 0 to {levels * each - 1} for this network; got {block}")
+    last = levels * each - 1 if config.mid_block else levels * each - 2
+    if block > last:
+        raise ValueError(f"block is from 0 to {last} for this network; got {block}")
     level, j = divmod(block, each)
     if j < config.num_res_blocks:
         return f"down_blocks_{level}/resnets_{j}"

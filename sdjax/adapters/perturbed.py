@@ -126,7 +126,8 @@ def chosen(layers: str, path: str) -> bool:
 def self_attentions(config: UNetConfig) -> list[str]:
     """Returns the paths of a UNet's self-attentions."""
     levels = range(len(config.channels))
-    blocks = [("mid_block", config.mid_heads, config.transformer_depth[-1], config.mid_self_attention, 1)]
+    middle = ("mid_block", config.mid_heads, config.transformer_depth[-1], config.mid_self_attention, 1)
+    blocks = [middle] if config.mid_block else []
     for i in levels:
         level = config.heads[i], config.transformer_depth[i], config.self_attention[i]
         blocks.append((f"down_blocks_{i}", *level, config.num_res_blocks))

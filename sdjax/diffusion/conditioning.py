@@ -20,13 +20,15 @@ class Conditioning:
     `context`: encoded text; [b, stages, m, d] if the prompts change while sampling (`Rows.stage`). `context_length`:
     number of valid tokens of each context, [b] or [b, stages]; None means all. `concat`: extra
     channels beside the latent's (mask, depth, low-resolution image). `label`: int [b] (the upscaler's noise level) or
-    float [b, d] (unCLIP's image embedding). `patches`: the per-image arrays of each patch of the network.
+    float [b, d] (unCLIP's image embedding). `guidance_scale` [b]: the scale that a latent consistency model takes as
+    an input. `patches`: the per-image arrays of each patch of the network.
     """
 
     context: Context | Stages | None = None
     context_length: Length | Int[Array, "b s"] | None = None
     concat: Latent | None = None
     label: Int[Array, "b"] | Float[Array, "b d"] | None = None
+    guidance_scale: Float[Array, "b"] | None = None
     patches: tuple[PyTree, ...] = ()
 
     def at(self, stage: Int[Array, "b"]) -> "Conditioning":

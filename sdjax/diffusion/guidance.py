@@ -363,7 +363,11 @@ def check_guidance_scale(scale: float) -> float:
     return number("guidance_scale", scale)
 
 
-def note_unguided(**given: bool) -> None:
-    """Gives a note for each argument that is given for a picture without guidance."""
+WITHOUT_GUIDANCE = "at guidance_scale 1 (no guidance)"
+SCALE_AS_INPUT = "on a model that takes the guidance scale as an input (LCM)"
+
+
+def note_unguided(*, why: str = WITHOUT_GUIDANCE, **given: bool) -> None:
+    """Gives a note for each argument that is given for a picture without guidance. `why` says what it lacks."""
     for name in (name for name, is_given in given.items() if is_given):
-        note(f"{name} has no effect at guidance_scale 1 (no guidance): leave it out")
+        note(f"{name} has no effect {why}: leave it out")

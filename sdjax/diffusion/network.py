@@ -95,7 +95,7 @@ class UNetNetwork:
                 patched([self.patches[i] for i in chosen], [shared[i] for i in chosen], [own[i] for i in chosen]),
             ):
                 out = network.apply(
-                    {"params": params}, x, t, conditioning.context, conditioning.label,
+                    {"params": params}, x, t, conditioning.context, conditioning.label, conditioning.guidance_scale,
                     context_length=conditioning.context_length,
                 )  # fmt: skip
             return cast(Array, out)

@@ -55,14 +55,17 @@ def write(
     The pictures have height x width pixels, and `batch` of them are made at a time. Computing is in the pipeline's
     dtype. A machine without an NVIDIA GPU exports for CUDA too, without cuDNN's attention.
 
-    Raises ValueError for a model that makes no pictures from text alone, for one with words of its own (embeddings),
-    which the tokenizer of an export does not know, and for unknown platforms; FileExistsError if the folder exists.
+    Raises ValueError for a model that makes no pictures from text alone or takes the guidance scale as an input, for
+    one with words of its own (embeddings), which the tokenizer of an export does not know, and for unknown platforms;
+    FileExistsError if the folder exists.
     """
     check_task(pipe.config, "text_to_image")
     if pipe.words:
         raise ValueError(
             f"an export cannot hold words with vectors of their own; the model has {', '.join(pipe.words)}"
         )
+    if pipe.config.unet.guidance_dim is not None:
+        raise ValueError("models that take the guidance scale as an input (LCM) cannot be exported: use an LCM-LoRA")
     chosen = check_platforms(platforms)
     whole("batch", batch, 1)
     made = make_programs(pipe, height, width, batch)

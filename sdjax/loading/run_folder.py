@@ -3,6 +3,7 @@
 Nothing here needs the training code.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from sdjax.convert.bundle import Bundle
 from sdjax.convert.write.outputs import WRITING
 from sdjax.convert.write.writing import write_bundle
 from sdjax.description import build
+from sdjax.few_step import MOST_STEPS
 from sdjax.loading import reference
 from sdjax.loading.run_layout import BASE, CHECKPOINTS, SETTINGS, absolute, workdir
 from sdjax.loading.start_model import ModelSource, open_start
@@ -37,7 +39,19 @@ def trained(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None =
     start = read_start(workdir(folder))
     whole = trainable.assemble(learned, start.params)
     params = {name: _like(whole[name], start.params[name]) for name in start.params}
-    return number, start.with_params(params)
+    model, word = start.with_params(params), few_step_of_run(read_settings(workdir(folder)))
+    return number, model if word is None else dataclasses.replace(
+        model, config=dataclasses.replace(model.config, few_step=word)
+    )
+
+
+def few_step_of_run(settings: Mapping[str, Any]) -> str | None:
+    """Returns how models that a run distilled are sampled (`sdjax.few_step`); None for other runs."""
+    objective = settings.get("objective") or {}
+    if objective.get("kind") != "consistency":
+        return None
+    phases = objective.get("phases")
+    return "lcm" if phases is None else f"pcm:{min(phases, MOST_STEPS)}"
 
 
 def trained_words(folder: str | pathlib.Path, *, ema: str = "auto", step: int | None = None) -> dict[str, Any]:

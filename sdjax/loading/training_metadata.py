@@ -14,8 +14,9 @@ from typing import Any
 from sdjax import errors
 from sdjax.config import ModelConfig
 from sdjax.convert.describe.diffusers_config import is_v2
+from sdjax.convert.describe.distilled import KEY
 from sdjax.convert.write.file_metadata import architecture
-from sdjax.loading.run_folder import read_settings
+from sdjax.loading.run_folder import few_step_of_run, read_settings
 from sdjax.loading.run_layout import DATASET
 
 # kohya's name, and the setting that it is. Values are written as Python shows them
@@ -121,7 +122,9 @@ def training_metadata(
         "modelspec.date": date,
         "modelspec.prediction_type": {"epsilon": "epsilon", "v": "v", "x0": "sample"}[model.schedule.prediction],
     }
-    return {key: str(value) for key, value in found.items()} | specification
+    word = few_step_of_run(settings)
+    own = {} if word is None else {KEY: word}
+    return {key: str(value) for key, value in found.items()} | specification | own
 
 
 def _of_set(statistics: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,9 @@ def _unet_inputs(config: UNetConfig) -> tuple[Array | None, ...]:
         label = jnp.zeros([1], jnp.int32)
     elif config.label_dim is not None:
         label = jnp.zeros([1, config.label_dim])
-    return jnp.zeros([1, side, side, config.in_channels]), jnp.zeros([1]), jnp.zeros([1, 1, config.context_dim]), label
+    scale = None if config.guidance_dim is None else jnp.ones([1])
+    x, context = jnp.zeros([1, side, side, config.in_channels]), jnp.zeros([1, 1, config.context_dim])
+    return x, jnp.zeros([1]), context, label, scale
 
 
 def _vae_inputs(config: VAEConfig) -> tuple[Array, ...]:

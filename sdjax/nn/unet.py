@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.config import UNetConfig
 from sdjax.nn.layers.conv import Conv
-from sdjax.nn.layers.embeddings import EmbeddingMLP, timestep_embedding
+from sdjax.nn.layers.embeddings import EmbeddingMLP, guidance_embedding, timestep_embedding
 from sdjax.nn.layers.norm import GroupNorm
 from sdjax.nn.layers.resnet import Downsample, Resnet, Upsample
 from sdjax.nn.layers.transformer import SpatialTransformer
@@ -150,17 +150,26 @@ def _level(config: UNetConfig, i: int, dtype: DTypeLike, remat: str) -> _Level:
     )  # fmt: skip
 
 
-def time_embedding(config: UNetConfig, t: Timestep, dtype: DTypeLike) -> Float[Array, "b d"]:
-    """Returns the embedding of timesteps. Only for modules: it adds the layer `time_embedding` to the caller."""
-    width = config.channels[0]
-    return EmbeddingMLP(4 * width, dtype, name="time_embedding")(timestep_embedding(t, width))
+def time_embedding(
+    config: UNetConfig, t: Timestep, dtype: DTypeLike, guidance_scale: Float[Array, "b"] | None = None
+) -> Float[Array, "b d"]:
+    """Returns the embedding of timesteps, and of guidance scales if the network takes them.
+
+    Only for modules: it adds the layer `time_embedding` to the caller. Raises ValueError if a guidance scale is missing
+    or not expected.
+    """
+    width, wanted = config.channels[0], config.guidance_dim
+    if (wanted is not None) != (guidance_scale is not None):
+        raise ValueError(f"this UNet {'takes no' if wanted is None else 'needs a'} guidance_scale")
+    scale = None if wanted is None or guidance_scale is None else guidance_embedding(guidance_scale, wanted)
+    return EmbeddingMLP(4 * width, dtype, name="time_embedding")(timestep_embedding(t, width), scale)
 
 
 def encoder(
     config: UNetConfig, x: Map, time: Float[Array, "b e"], context: Context, context_length: Length | None, *,
     dtype: DTypeLike, remat: str = "none",
 ) -> tuple[Float[Array, "b h2 w2 c2"], Maps]:  # fmt: skip
-    """Returns the output of a UNet's middle block and the skips, of which x is the first.
+    """Returns the output of a UNet's middle block, or of its last level without one, and the skips (x is the first).
 
     Only for modules: it adds the layers `down_blocks_N` and `mid_block` to the caller.
     """
@@ -170,6 +179,8 @@ def encoder(
         down = DownBlock(level, config.num_res_blocks, i < levels[-1], name=f"down_blocks_{i}")
         x, outputs = down(x, time, context, context_length)
         skips += outputs
+    if not config.mid_block:
+        return x, skips
     middle = dataclasses.replace(
         _level(config, -1, dtype, remat), heads=config.mid_heads, self_attention=config.mid_self_attention
     )
@@ -181,13 +192,13 @@ class UNet(nn.Module):
 
     `x` [b, h, w, in_channels]: the noisy latent scaled to unit variance, then the variant's extra channels (mask and
     masked latent; depth; low-resolution picture). `t` [b]: timesteps, may be fractional. `context` [b, n, context_dim]:
-    the encoded text. `label`: int [b] with `num_classes`, float [b, label_dim] with `label_dim`. `context_length` [b]:
-    the number of valid tokens of each context; later ones are hidden, so contexts of different length can share a
-    batch. None means all. `residuals` are a ControlNet's. `dtype` is the type that layers compute in. `remat` is a name
-    of REMATS.
+    the encoded text. `label`: int [b] with `num_classes`, float [b, label_dim] with `label_dim`. `guidance_scale` [b]:
+    the scale of guidance that the prediction shall have, with `guidance_dim`. `context_length` [b]: the number of valid
+    tokens of each context; later ones are hidden, so contexts of different length can share a batch. None means all.
+    `residuals` are a ControlNet's. `dtype` is the type that layers compute in. `remat` is a name of REMATS.
 
-    Raises ValueError if a label is missing or not expected, if x has the wrong number of channels, or if there is not
-    one residual for each skip.
+    Raises ValueError if a label or guidance scale is missing or not expected, if x has the wrong number of channels, or
+    if there is not one residual for each skip.
     """
 
     config: UNetConfig
@@ -201,6 +212,7 @@ class UNet(nn.Module):
         t: Timestep,
         context: Context,
         label: Int[Array, "b"] | Float[Array, "b e"] | None = None,
+        guidance_scale: Float[Array, "b"] | None = None,
         *,
         context_length: Length | None = None,
         residuals: Residuals | None = None,
@@ -208,7 +220,7 @@ class UNet(nn.Module):
         c = self.config
         if x.shape[-1] != c.in_channels:
             raise ValueError(f"this UNet takes {c.in_channels} channels, got an input of shape {x.shape}")
-        time = self._embed(t, label)
+        time = self._embed(t, label, guidance_scale)
         context = context.astype(self.dtype)
 
         x = Conv(c.channels[0], dtype=self.dtype, name="conv_in")(x)
@@ -224,10 +236,10 @@ class UNet(nn.Module):
         x = Conv(c.out_channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_out")(x)
         return x.astype(jnp.float32)
 
-    def _embed(self, t: Timestep, label: Array | None) -> Float[Array, "b d"]:
+    def _embed(self, t: Timestep, label: Array | None, guidance_scale: Float[Array, "b"] | None) -> Float[Array, "b d"]:
         """Returns the time embedding plus the label's. It is without SiLU, which every residual block applies."""
         c = self.config
-        width, time = 4 * c.channels[0], time_embedding(c, t, self.dtype)
+        width, time = 4 * c.channels[0], time_embedding(c, t, self.dtype, guidance_scale)
         wants_label = c.num_classes is not None or c.label_dim is not None
         if wants_label != (label is not None):
             raise ValueError("this UNet needs a label" if wants_label else "this UNet takes no label, got one")

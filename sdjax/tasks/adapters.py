@@ -38,7 +38,8 @@ class AdapterUse:
     """An adapter and its strength. `name` is for messages. `embeddings` are vectors of words that came with it.
 
     `start` and `end`, from 0 to 1: the UNet is changed from this share of the steps to that one. The text encoder is
-    changed whatever they are, because prompts are encoded once. Raises ValueError unless 0 <= start < end <= 1.
+    changed whatever they are, because prompts are encoded once. `few_step` is how pictures with it are sampled, if it
+    is a distillation (`sdjax.few_step`). Raises ValueError unless 0 <= start < end <= 1.
     """
 
     adapter: Adapter
@@ -48,6 +49,7 @@ class AdapterUse:
     end: float = 1.0
     embeddings: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     short_hash: str = ""  # of its file, as A1111 writes it beside a picture
+    few_step: str = ""
 
     def __post_init__(self) -> None:
         check_span("an adapter", self.start, self.end)
@@ -89,7 +91,9 @@ def read_use(given: AdapterLike, config: ModelConfig, conventions: Conventions =
 
 
 def _use(loaded: LoadedAdapter, strength: Strength, span: Span = WHOLE) -> AdapterUse:
-    return AdapterUse(loaded.adapter, strength, loaded.name, *span, loaded.embeddings, loaded.short_hash)
+    return AdapterUse(
+        loaded.adapter, strength, loaded.name, *span, loaded.embeddings, loaded.short_hash, loaded.info.few_step
+    )
 
 
 def split_weights(text: str) -> tuple[str, Strength]:

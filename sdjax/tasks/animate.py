@@ -132,7 +132,8 @@ def animate(
         full = dataclasses.replace(part, requests=[request] * batch, inputs=[0] * batch, starts=part.starts[:1] * batch)
 
         def conditionings(mix: Callable[[np.ndarray], np.ndarray]) -> list[Conditioning]:
-            return [Conditioning(placement.split(mix(context), mesh)) for context in contexts]
+            scale = full.scale_input
+            return [Conditioning(placement.split(mix(context), mesh), guidance_scale=scale) for context in contexts]
 
         x = jnp.asarray(request.sampler.initial(placement.split(between(noise, at, turn), mesh), common or rest))
         if common:

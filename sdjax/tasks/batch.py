@@ -207,13 +207,22 @@ class Batch:
         other = label if unconditional_label is None else unconditional_label
         names = conditionings_of(self.guidance)
         branches = list(dict.fromkeys(map(branch_of, names)))
+        scale = self.scale_input
         contexts = dict(zip(branches, self.prompts.contexts(branches), strict=True))
         made = []
         for name in names:
             context, length = contexts[branch_of(name)]
             given = concat if name != "nothing" or concat is None else jnp.zeros_like(concat)
-            made.append(Conditioning(context, length, concat=given, label=label if branch_of(name) >= 0 else other))
+            own = label if branch_of(name) >= 0 else other
+            made.append(Conditioning(context, length, concat=given, label=own, guidance_scale=scale))
         return made
+
+    @property
+    def scale_input(self) -> jax.Array | None:
+        """Each picture's guidance scale for a model that takes it as an input; None for others."""
+        if self.pipe.config.unet.guidance_dim is None:
+            return None
+        return self.spread([np.float32(request.guidance_scale) for request in self.requests])
 
     def sample(
         self,
@@ -393,6 +402,6 @@ def batch_of(
     """Returns the batch of requests with its starts. Raises ValueError for values that the model does not support."""
     cache.enable()
     whole = resolve(pipe, requests, sizes)
-    note_unused(whole)
+    note_unused(whole, pipe.config)
     note_prompts(pipe, whole)
     return Batch(pipe, whole, inputs or [0] * len(whole), how).starting(strength)

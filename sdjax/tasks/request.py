@@ -47,12 +47,14 @@ class Request:
     `negative_prompt`: what the picture should not show. `seed`: seed of the picture's noise; the rest of the batch does
     not matter. `sampler`: a name of `sdjax.samplers.SAMPLERS`, or a sampler. `eta` and `spacing` replace the sampler's
     fields of these names. If the schedule has zero terminal SNR and `spacing` is None, the steps of a sampler given by
-    name begin at the last timestep (`sdjax.tasks.resolve.make_sampler`). `num_steps`: the number of steps.
-    `guidance_scale`: 1 switches guidance off. `guidance_rescale`: from 0 to 1, how far the standard deviation of the
-    guided prediction is moved back to that without guidance (Lin et al. 2023, arXiv 2305.08891). `guidance`: rules that
-    change guidance: names such as "apg" or "apg+interval" (`sdjax.diffusion.rules.GUIDANCE`), rules, or a whole
-    `Guidance`, which has its own scale. `guidance_options`: options of named rules, {"eta": 0.5} or {"apg.eta": 0.5}.
-    `height` and `width`: in pixels, multiples of 8 from 64 to 2048, or to 8192 with `window`.
+    name begin at the last timestep (`sdjax.tasks.resolve.make_sampler`). `num_steps`: the number of steps. A distilled
+    model or adapter decides sampler, steps, scale, eta and spacing that are None (`sdjax.few_step`); without one they
+    are "ddim" and 50 steps. `guidance_scale`: 1 switches guidance off. `guidance_rescale`: from 0 to 1, how far the
+    standard deviation of the guided prediction is moved back to that without guidance (Lin et al. 2023, arXiv
+    2305.08891). `guidance`: rules that change guidance: names such as "apg" or "apg+interval"
+    (`sdjax.diffusion.rules.GUIDANCE`), rules, or a whole `Guidance`, which has its own scale. `guidance_options`:
+    options of named rules, {"eta": 0.5} or {"apg.eta": 0.5}. `height` and `width`: in pixels, multiples of 8 from 64 to
+    2048, or to 8192 with `window`.
 
     `seamless`: "x", "y" or "xy", the axes along which the picture continues over its edges, so that copies of it fit
     together. `patches`: changes of the UNet, a sequence of names of `sdjax.adapters.PATCHES` with their options, such
@@ -106,8 +108,8 @@ class Request:
     prompt: str = ""
     negative_prompt: str | None = ""
     seed: int | None = 0
-    sampler: str | Sampler | HasSteps = "ddim"
-    num_steps: int = 50
+    sampler: str | Sampler | HasSteps | None = None
+    num_steps: int | None = None
     guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     guidance: str | Rule | Rules | Guidance | None = None
@@ -162,7 +164,7 @@ class Request:
             "prompt": _text("prompt", self.prompt),
             "negative_prompt": _text("negative_prompt", "" if self.negative_prompt is None else self.negative_prompt),
             "seed": arguments.seed(0 if self.seed is None else self.seed),
-            "num_steps": whole("num_steps", self.num_steps, 1),
+            "num_steps": None if self.num_steps is None else whole("num_steps", self.num_steps, 1),
             "guidance_scale": None if scale is None else check_guidance_scale(scale),
             "guidance_rescale": number("guidance_rescale", self.guidance_rescale, 0, 1),
             "eta": None if self.eta is None else check_eta(self.eta),
@@ -236,8 +238,8 @@ Request.__init__ = explains_arguments(task=False)(Request.__init__)  # type: ign
 class SamplingOptions(TypedDict, total=False):
     """The fields of `Request` about sampling: one value for all pictures, or one for each."""
 
-    sampler: Each[str | Sampler | HasSteps]
-    num_steps: Each[int]
+    sampler: Each[str | Sampler | HasSteps | None]
+    num_steps: Each[int | None]
     guidance_scale: Each[float | None]
     guidance_rescale: Each[float]
     guidance: Each[str | Rule | Rules | Guidance | None]

@@ -13,7 +13,7 @@ from sdjax.checks.arguments import number, whole
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.embedding import LoadedEmbedding
-from sdjax.diffusion.guidance import ClassifierFree, Guidance, note_unguided
+from sdjax.diffusion.guidance import SCALE_AS_INPUT, WITHOUT_GUIDANCE, ClassifierFree, Guidance, note_unguided
 from sdjax.diffusion.rules import And
 from sdjax.diffusion.rules.attention import SAG
 from sdjax.diffusion.windows import Windows
@@ -28,7 +28,7 @@ from sdjax.samplers.schedules import SigmaList, TimestepList
 from sdjax.samplers.spacing import fitting
 from sdjax.samplers.tool_sampler import ToolSampler
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
-from sdjax.tasks import adapters, compat, hypernetworks
+from sdjax.tasks import adapters, compat, distilled, hypernetworks
 from sdjax.tasks.adapter_files import Conventions
 from sdjax.tasks.adapters import AdapterUse, named_uses, read_use, uses_in_prompt
 from sdjax.tasks.embeddings import embeddings_in
@@ -36,6 +36,7 @@ from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, 
 from sdjax.tasks.prompting import final_texts, language_of
 from sdjax.tasks.request import Request, rules_of
 
+USUAL_SAMPLER, USUAL_STEPS = "ddim", 50  # of models that are not distilled
 SIDES = (64, 2048)  # smallest and largest height and width, in pixels ...
 WIDEST = 8192  # ... and the largest of a picture that is made in windows
 STEP = 8  # heights and widths are multiples of this
@@ -52,6 +53,7 @@ class Resolved(Request):
     negative_prompt: str
     seed: int
     sampler: samplers.Sampler
+    num_steps: int
     guidance_scale: float
     guidance: Guidance  # of this picture alone: its leaves are single numbers
     guidance_options: None
@@ -88,7 +90,13 @@ def resolve(
     requests = [compat.as_tool_reads(request) for request in requests]
     texts = final_texts(requests)
     for request, (height, width), (prompt, negative) in zip(requests, sizes, texts, strict=True):
-        chosen = request.sampler
+        told = compat.chosen(request.compat, vars(request))
+        read_as = Conventions(told["alpha_0"], told["dora"])
+        given = tuple(read_use(one, pipe.config, read_as) for one in request.adapters)
+        given += named_uses(request.loras, request.lora_dir, pipe.config, read_as)
+        _, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, request.num_steps or USUAL_STEPS, read_as)
+        request = distilled.with_defaults(request, pipe.config, given + tagged)
+        chosen = USUAL_SAMPLER if request.sampler is None else request.sampler
         spacing = request.spacing if request.schedule is None else request.schedule
         noise_schedule = rescaled(pipe.schedule, request.zero_terminal_snr)
         name = chosen if isinstance(chosen, str) else id(chosen)
@@ -98,12 +106,9 @@ def resolve(
         scale = pipe.config.guidance_scale if request.guidance_scale is None else request.guidance_scale
         chosen_sampler = made[named]
         factor = chosen_sampler.recipe.scale_factor if isinstance(chosen_sampler, ToolSampler) and scale != 1 else 1
-        steps = counted(made[named], request.num_steps)
-        told = compat.chosen(request.compat, vars(request))
-        read_as = Conventions(told["alpha_0"], told["dora"])
+        steps = counted(made[named], USUAL_STEPS if request.num_steps is None else request.num_steps)
         prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, steps, read_as)
-        named_here = named_uses(request.loras, request.lora_dir, pipe.config, read_as)
-        uses = tuple(read_use(one, pipe.config, read_as) for one in request.adapters) + named_here + tagged
+        uses = given + tagged
         prompt, tagged_nets = hypernetworks_in_prompt(prompt, request.hypernetwork_dir, pipe.config, steps)
         nets = tuple(read_hypernetwork(one, pipe.config) for one in request.hypernetworks) + tagged_nets
         adapters.check_uses(uses)
@@ -117,7 +122,10 @@ def resolve(
             "prompt": prompt, "negative_prompt": negative, "styles": (),
             "sampler": made[named], "guidance_scale": scale, "height": height, "width": width, "schedule": None,
             "spacing": None, "num_steps": steps,
-            "guidance": make_guidance(pipe, request, scale * factor, made[named], joined), "guidance_options": None,
+            "guidance": make_guidance(
+                pipe, request, distilled.outer_scale(pipe.config, scale) * factor, made[named], joined
+            ),
+            "guidance_options": None,
             "adapters": uses, "lora_dir": None, "loras": None, "word_embeddings": words, "embedding_dir": None,
             "hypernetworks": nets, "hypernetwork_dir": None,
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
@@ -166,7 +174,7 @@ def make_guidance(
     return ClassifierFree(scale, request.guidance_rescale, rules)
 
 
-def note_unused(requests: Sequence[Resolved]) -> None:
+def note_unused(requests: Sequence[Resolved], config: ModelConfig) -> None:
     """Notes what the pictures ask for without effect, because there is no guidance."""
     ruled = [(request, request.guidance) for request in requests if isinstance(request.guidance, ClassifierFree)]
     unguided = [
@@ -176,8 +184,9 @@ def note_unused(requests: Sequence[Resolved]) -> None:
     note_unguided(
         negative_prompt=any(request.negative_prompt for request in unguided),
         negative_prompt_embeds=any(request.negative_prompt_embeds is not None for request in unguided),
-        guidance_rescale=any(request.guidance_rescale for request in unguided if request.guidance_scale == 1),
+        guidance_rescale=any(request.guidance_rescale for request, g in ruled if g.scale == 1 and request in unguided),
         guidance=any(g.scale == 1 and g.rules and not g.works_unguided for _, g in ruled),
+        why=WITHOUT_GUIDANCE if config.unet.guidance_dim is None else SCALE_AS_INPUT,
     )
 
 

@@ -47,6 +47,11 @@ class Setup:
 
     def __post_init__(self) -> None:
         self.objective.check(self.facts)
+        if self.model.unet.guidance_dim is not None and self.config.train != ("vae",):
+            raise ConfigError(
+                "a model that takes the guidance scale as an input (LCM) cannot be trained: train the model it was "
+                "made of, or an LCM-LoRA"
+            )
         if self.added and any(self.facts.cached):
             raise ConfigError(f"a cache of latents holds no {next(iter(self.added))!r}: give data.parts, not cached")
 

@@ -38,7 +38,6 @@ NAMES = {  # what the sentence says, and a name of each kind's
     "TAESD": ["1.conv.0.weight", "decoder.layers.1.conv.0.weight"],
     "an upscaler": ["model.1.sub.0.RDB1.conv1.0.weight", "RRDB_trunk.0.RDB1.conv1.weight", "body.0.rdb1.conv1.weight",
                     "body.3.weight", "conv_first.weight"],
-    "a latent consistency model": ["time_embedding.cond_proj.weight"],
     "a CLIP image tower": ["vision_model.encoder.layers.0.mlp.fc1.weight", "visual.conv1.weight"],
     "a safety checker": ["concept_embeds"],
     "Stable Diffusion XL": ["conditioner.embedders.1.model.ln_final.bias"],

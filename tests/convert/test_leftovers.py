@@ -196,7 +196,7 @@ def test_keys_at_their_neutral_value(file, change, folder):
     [
         ("unet", {"num_attention_heads": 5, "attention_head_dim": 8}, "num_attention_heads .* contradict"),
         ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type .*Stable Diffusion XL"),
-        ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim .*latent consistency"),
+        ("unet", {"layers_per_block": [2, 1, 2, 2]}, "layers_per_block .*one number"),
         ("unet", {"_class_name": "UNetMotionModel"}, "UNetMotionModel"),
         ("unet", {"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
         ("vae", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
