@@ -21,6 +21,7 @@ from sdjax.convert.names.tables import tensor_shapes
 from sdjax.convert.parts.controlnet import LoadedControlNet, load_controlnet
 from sdjax.convert.parts.depth import load_depth
 from sdjax.convert.parts.detector import LoadedDetector, load_detector
+from sdjax.convert.parts.ip_adapter import LoadedIPAdapter, load_ip_adapter
 from sdjax.convert.parts.perceptual import load_discriminator, load_lpips
 from sdjax.convert.parts.priors import load_prior
 from sdjax.convert.parts.safety import load_safety_checker
@@ -38,6 +39,7 @@ __all__ = [
     "LoadedEmbedding",
     "LoadedHypernetwork",
     "LoadedT2I",
+    "LoadedIPAdapter",
     "MergeSettings",
     "Model",
     "Report",
@@ -52,6 +54,7 @@ __all__ = [
     "load_discriminator",
     "load_embedding",
     "load_hypernetwork",
+    "load_ip_adapter",
     "load_lpips",
     "load_model",
     "load_prior",

@@ -26,6 +26,7 @@ from tests.parity_embed import embedding_text, hypernetwork, hypernetwork_unet
 from tests.parity_grid import lcm_embedding, lcm_unet
 from tests.parity_guid import Guided, guidance
 from tests.parity_hires import tiled
+from tests.parity_images import ip_tokens, ip_unet
 from tests.parity_ksam import ksampler
 from tests.parity_lorat import lora_merged
 from tests.parity_merge import models_merged
@@ -67,6 +68,7 @@ __all__ = [
     "a1111_noise",
     "a1111_prompt_at",
     "a1111_schedule",
+    "adapter_parameter_count",
     "align_your_steps",
     "adapter_parameter_count",
     "bert",
@@ -88,6 +90,8 @@ __all__ = [
     "guidance",
     "hypernetwork",
     "hypernetwork_unet",
+    "ip_tokens",
+    "ip_unet",
     "ksampler",
     "lcm_embedding",
     "lcm_unet",

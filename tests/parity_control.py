@@ -7,6 +7,7 @@ import numpy as np
 
 from sdjax import convert
 from sdjax.convert.parts.controlnet import find_controlnet
+from sdjax.convert.parts.ip_adapter import find_ip_adapter
 from sdjax.convert.parts.t2i import find_t2i
 from sdjax.nn.controlnet import ControlNet, HintEncoder
 from sdjax.nn.t2i import T2IAdapter
@@ -54,6 +55,6 @@ def t2i_features(kind, net, hint):
 def adapter_parameter_count(kind, shapes):
     """Returns the number of parameters of a whole file with tensors of these shapes."""
     tensors = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    found = {"controlnet": find_controlnet, "t2i": find_t2i}[kind](tensors)
+    found = {"controlnet": find_controlnet, "t2i": find_t2i, "ip_adapter": find_ip_adapter}[kind](tensors)
     leaves = found.leaves(None, None) if kind == "controlnet" else found.leaves(None)
     return sum(math.prod(leaf.shape) for leaf in leaves.values())

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from sdjax.convert.adapters.embedding import load_embedding
 from sdjax.convert.adapters.hypernetwork import load_hypernetwork
 from sdjax.convert.adapters.load import load_for_released
-from sdjax.convert.describe.other_kinds import AS_ADAPTER, AS_EMBEDDING, AS_HYPERNETWORK
+from sdjax.convert.describe.other_kinds import AS_ADAPTER, AS_EMBEDDING, AS_HYPERNETWORK, AS_IP_ADAPTER
 from sdjax.convert.errors import CheckpointError, FileKind
+from sdjax.convert.parts.ip_adapter import find_ip_adapter
 
 
 def lines_of(path: str | os.PathLike[str], kind: FileKind | None) -> Sequence[str]:
     """Returns the facts of a file of this kind as lines, or why it cannot be used; none for other kinds."""
-    readers = {AS_ADAPTER: _adapter_lines, AS_EMBEDDING: _embedding_lines, AS_HYPERNETWORK: _hypernetwork_lines}
+    readers = {
+        AS_ADAPTER: _adapter_lines, AS_EMBEDDING: _embedding_lines, AS_HYPERNETWORK: _hypernetwork_lines,
+        AS_IP_ADAPTER: lambda path: find_ip_adapter(path).lines(),
+    }  # fmt: skip
     if kind is None or kind.advice not in readers:
         return ()
     try:

@@ -20,6 +20,7 @@ _READS = "sdjax reads whole Stable Diffusion v1 and v2 models"
 AS_ADAPTER = "name the model that it is for, and this file by --lora (sdjax.convert.load_adapter)"
 AS_EMBEDDING = "name the model that it is for, and this file by --embedding (sdjax.convert.load_embedding)"
 AS_HYPERNETWORK = "name the model that it is for, and this file by --hypernetwork (sdjax.convert.load_hypernetwork)"
+AS_IP_ADAPTER = "name the model that it is for, and this file by --image-prompt (sdjax.convert.load_ip_adapter)"
 _WHOLE = "name the whole model that it goes with (sdjax does not apply it)"
 _COMPLETE = "name a whole model: the checkpoint that it was taken from, or the pipeline's folder"
 _OTHER = f"{_READS}: name one of these"
@@ -69,7 +70,7 @@ _PARTS: tuple[tuple[str, str, str], ...] = (
     (r"^(320|640|768|1024|1280)\.[01]\.\w", "a hypernetwork, which is no model", AS_HYPERNETWORK),
     (r"(^|\.)control_model\.|(^|\.)input_hint_block\.|(^|\.)zero_convs\.\d|controlnet_(cond_embedding|down_blocks|mid"
      r"_block)|^controlnet_blocks", "a ControlNet", _WHOLE),
-    (r"image_proj(_model)?\.|^ip_adapter\.|to_[kv]_ip\b|^adapter_modules\.", "an IP-Adapter", _WHOLE),
+    (r"image_proj(_model)?\.|^ip_adapter\.|to_[kv]_ip\b|^adapter_modules\.", "an IP-Adapter", AS_IP_ADAPTER),
     (r"^(module\.)?(adapter\.)?body\.\d+\.(in_conv|block[12]|resnets\.|body\.\d)", "a T2I-Adapter", _WHOLE),
     (r"^(params_ema\.|params\.)?(model\.\d+\.sub\.|model\.1\.sub|(RRDB_trunk|trunk_conv|conv_first|HRconv|upconv1)\."
      r"|body\.\d+\.rdb\d|conv_body\.|model\.0\.weight$)", "an upscaler (ESRGAN or Real-ESRGAN)",

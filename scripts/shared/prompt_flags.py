@@ -18,6 +18,7 @@ FIELDS = (
     "prompt_syntax", "emphasis", "comma_backtrack", "old_prompt_editing", "clip_skip", "pad_contexts",
     "styles", "styles_file", "wildcards", "wildcard_seed",
     "lora_dir", "alpha_0", "dora", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
+    "image_prompts",
 )  # fmt: skip
 
 
@@ -44,6 +45,7 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("embeddings and hypernetworks").add_argument
     add_embedding_flags(add)
     add_hypernetwork_flags(add)
+    add_image_prompt_flag(parser)
 
 
 def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +124,20 @@ def add_hypernetwork_flags(add: Any) -> None:
     )
 
 
+def add_image_prompt_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of image prompts."""
+    parser.add_argument_group("pictures beside the prompt").add_argument(
+        "--image-prompt",
+        dest="image_prompts",
+        action="append",
+        metavar="ADAPTER,image=FILE[,KEY=VALUE...]",
+        help="follow this picture beside the prompt, through an IP-Adapter's file; keys: image (again for several), "
+        "weight (default 1), start and end (shares of the steps), blocks (style, composition, or weights with / "
+        "between), mask, negative (pictures), embedding (.npy in place of image), encoder (image encoder; default: the "
+        "folder image_encoder near the adapter); may be repeated",
+    )
+
+
 def add_choice_flags(add: Any) -> None:
     """Adds the flags of styles and random choices."""
     add(
@@ -193,7 +209,8 @@ def clip_skip(text: str) -> int | str:
 
 def prompting(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of `Request` that the flags set."""
-    lists = {name: tuple(getattr(args, name, None) or ()) for name in ("styles", "word_embeddings", "hypernetworks")}
+    several = "styles", "word_embeddings", "hypernetworks", "image_prompts"
+    lists = {name: tuple(getattr(args, name, None) or ()) for name in several}
     return {name: getattr(args, name, None) for name in FIELDS} | lists  # not every command has all flags
 
 

@@ -38,19 +38,26 @@ class VisionEmbeddings(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Embeddings, norm, blocks. Returns the normed class token, which represents the picture: [b, width]."""
+    """Embeddings, norm, blocks. Returns the normed class token, which represents the picture: [b, width].
+
+    `penultimate` returns all tokens after the last block but one, not normed: [b, n, width].
+    """
 
     config: VisionConfig
     dtype: DTypeLike = jnp.float32
+    penultimate: bool = False
 
     @nn.compact
-    def __call__(self, pixels: Image) -> Embedding:
+    def __call__(self, pixels: Image) -> Embedding | Tokens:
         c = self.config
+        layers = c.layers - 1 if self.penultimate else c.layers
         x = VisionEmbeddings(c, self.dtype, name="embeddings")(pixels)
         x = LayerNorm(1e-5, self.dtype, name="pre_layrnorm")(x)
         x = TransformerStack(
-            c.layers, c.heads, c.activation, causal=False, mlp_width=c.mlp_width, dtype=self.dtype, name="encoder"
+            layers, c.heads, c.activation, causal=False, mlp_width=c.mlp_width, dtype=self.dtype, name="encoder"
         )(x)
+        if self.penultimate:
+            return x
         return LayerNorm(1e-5, self.dtype, name="post_layernorm")(x[:, 0])
 
 
@@ -58,14 +65,18 @@ class VisionEncoder(nn.Module):
     """Returns the image embedding [b, projection], float32 and not normalised, of prepared pixels.
 
     Pixels [b, size, size, 3] come from `sdjax.pictures.preprocess`, normalised by CLIP's mean and standard deviation.
-    Raises ValueError for another size.
+    `penultimate` returns the tokens after the last block but one, [b, n, width], as some IP-Adapters take them. Raises
+    ValueError for another size.
     """
 
     config: VisionConfig
     dtype: DTypeLike = jnp.float32
+    penultimate: bool = False
 
     @nn.compact
-    def __call__(self, pixels: Image) -> Embedding:
-        x = VisionTransformer(self.config, self.dtype, name="vision_model")(pixels)
+    def __call__(self, pixels: Image) -> Embedding | Tokens:
+        x = VisionTransformer(self.config, self.dtype, self.penultimate, name="vision_model")(pixels)
+        if self.penultimate:
+            return x.astype(jnp.float32)
         dense = Dense(self.config.projection, use_bias=False, dtype=self.dtype, name="visual_projection")
         return dense(x).astype(jnp.float32)

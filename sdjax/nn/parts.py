@@ -22,6 +22,7 @@ from sdjax.nn.controlnet import ControlNet, ControlNetConfig
 from sdjax.nn.depth.dpt import STEP, DepthEstimator
 from sdjax.nn.detector import STEP as CELL
 from sdjax.nn.detector import Detector, DetectorConfig
+from sdjax.nn.ip_adapter import IPAdapter, IPAdapterConfig
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
 from sdjax.nn.metrics.lpips import LPIPS
@@ -128,6 +129,10 @@ def _t2i_inputs(config: T2IConfig) -> tuple[Array, ...]:
     return (jnp.zeros([1, side, side, config.hint_channels]),)
 
 
+def _ip_adapter_inputs(config: IPAdapterConfig) -> tuple[Array, ...]:
+    return (jnp.zeros([1, 1, *([1] if config.takes_tokens else []), config.embedding]),)
+
+
 def _image(side: int) -> Array:
     return jnp.zeros([1, side, side, 3])
 
@@ -168,6 +173,7 @@ NETWORKS: Mapping[str, NetworkEntry] = {
     "controlnet": NetworkEntry("ControlNet", ControlNetConfig, ControlNet, _controlnet_inputs),
     "t2i": NetworkEntry("T2I-Adapter", T2IConfig, T2IAdapter, _t2i_inputs),
     "detector": NetworkEntry("detector", DetectorConfig, Detector, lambda config: (_image(CELL),)),
+    "ip_adapter": NetworkEntry("IP-Adapter", IPAdapterConfig, IPAdapter, _ip_adapter_inputs),
     "lpips": NetworkEntry("LPIPS", None, lambda config: LPIPS(), lambda config: (_image(SMALLEST_COMPARED),) * 2),
     "discriminator": NetworkEntry(
         "discriminator", None, lambda config: Discriminator(), lambda config: (_image(SMALLEST),)

@@ -7,10 +7,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sdjax.adapters.hypernetwork import Hypernetworks, Strengths
+from sdjax.adapters.ip_adapter import ImagePrompts
 from sdjax.adapters.lora import LoRA
 from sdjax.adapters.patch import Patch
 from sdjax.pipeline.model import Pipeline
 from sdjax.samplers import Start
+from sdjax.tasks import image_prompts
 from sdjax.tasks.adapter_spans import arrays, spans_of, timesteps_of
 from sdjax.tasks.resolve import Resolved
 
@@ -67,9 +69,20 @@ def _timesteps(requests: Sequence[Resolved]) -> list[np.ndarray]:
     return [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in requests]
 
 
+def _image_prompts(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+    if not requests[0].image_prompts:
+        return []
+    size = (requests[0].height // pipe.config.vae.factor, requests[0].width // pipe.config.vae.factor)
+    own, away = image_prompts.arrays(
+        [one.image_prompts for one in requests], _timesteps(requests), size, pipe.config.unet
+    )
+    return [Addition(ImagePrompts(), None, own, away)]
+
+
 KINDS: tuple[Kind, ...] = (  # in the order of their patches: later ones wrap earlier ones
     Kind(lambda request: len(spans_of(request.adapters)), _adapters),
     Kind(lambda request: tuple(id(use.network) for use in request.hypernetworks), _hypernetworks),
+    Kind(lambda request: tuple(use.likeness for use in request.image_prompts), _image_prompts),
 )
 
 

@@ -29,6 +29,7 @@ from sdjax.tasks.compat import NoiseOptions, check_noise
 from sdjax.tasks.computing import ComputingOptions
 from sdjax.tasks.embeddings import EmbeddingLike
 from sdjax.tasks.hypernetworks import HypernetworkLike
+from sdjax.tasks.image_prompts import ImagePromptLike
 from sdjax.tasks.prompting import language_of
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
 SMALLEST_WINDOW = 64  # pixels
-LISTS = ("adapters", "word_embeddings", "hypernetworks")  # the additions of one picture
+LISTS = ("adapters", "word_embeddings", "hypernetworks", "image_prompts")  # the additions of one picture
 ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # the axes of one picture's arrays
 
 
@@ -85,6 +86,9 @@ class Request:
     prompts; in ComfyUI's syntax `embedding:name`. `hypernetworks`: files, "FILE" or "FILE:STRENGTH", or what
     `sdjax.tasks.hypernetworks.read_hypernetwork` takes. `hypernetwork_dir`: a folder of such files for tags
     `<hypernet:name:0.5>` in the prompt.
+
+    `image_prompts`: pictures that stand beside the prompt, through an IP-Adapter: `sdjax.ImagePrompt`, or texts such as
+    "ip-adapter_sd15.safetensors,image=cat.png,weight=0.7" (`sdjax.tasks.image_prompt_texts.parse`).
 
     `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder] or a multiple of 77,
@@ -138,6 +142,7 @@ class Request:
     embedding_dir: str | None = None
     hypernetworks: Sequence[HypernetworkLike] = ()
     hypernetwork_dir: str | None = None
+    image_prompts: Sequence[ImagePromptLike] = ()
     height: int | None = None
     width: int | None = None
     seamless: str | None = None
@@ -259,8 +264,8 @@ class SamplingOptions(TypedDict, total=False):
 class PromptOptions(TypedDict, total=False):
     """The fields of `Request` about how prompts are read, and adapters.
 
-    `styles` is a list of names, and `adapters`, `word_embeddings` and `hypernetworks` are lists of these, or one list
-    for each picture.
+    `styles` is a list of names, and `adapters`, `word_embeddings`, `hypernetworks` and `image_prompts` are lists of
+    these, or one list for each picture.
     """
 
     prompt_syntax: Each[str | None]
@@ -282,6 +287,7 @@ class PromptOptions(TypedDict, total=False):
     embedding_dir: str | None
     hypernetworks: Sequence[HypernetworkLike] | Sequence[Sequence[HypernetworkLike]]
     hypernetwork_dir: str | None
+    image_prompts: Sequence[ImagePromptLike] | Sequence[Sequence[ImagePromptLike]]
 
 
 class SizeOptions(TypedDict, total=False):

@@ -33,6 +33,8 @@ from sdjax.tasks.adapter_files import Conventions
 from sdjax.tasks.adapters import AdapterUse, named_uses, read_use, uses_in_prompt
 from sdjax.tasks.embeddings import embeddings_in
 from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, read_hypernetwork
+from sdjax.tasks.image_prompt_texts import read_image_prompt
+from sdjax.tasks.image_prompts import EncodedPrompt
 from sdjax.tasks.prompting import final_texts, language_of
 from sdjax.tasks.request import Request, rules_of
 
@@ -70,6 +72,7 @@ class Resolved(Request):
     embedding_dir: None
     hypernetworks: tuple[HypernetworkUse, ...]
     hypernetwork_dir: None
+    image_prompts: tuple[EncodedPrompt, ...]
     noise_schedule: NoiseSchedule
     windows: Windows | None
 
@@ -128,12 +131,14 @@ def resolve(
             "guidance_options": None,
             "adapters": uses, "lora_dir": None, "loras": None, "word_embeddings": words, "embedding_dir": None,
             "hypernetworks": nets, "hypernetwork_dir": None,
+            "image_prompts": tuple(read_image_prompt(one, pipe.config) for one in request.image_prompts),
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model, **told}))
         check_attention(out[-1])
         for setting in out[-1].patches:
             setting.check(pipe.config.unet)
+        check_masks(out[-1])
         if out[-1].noise_batch is not None and out[-1].noise_source == JAX:
             raise ValueError(
                 "noise_batch has no effect on jax's noise, which is drawn for each picture alone: choose another "
@@ -219,6 +224,15 @@ def check_attention(request: Resolved) -> None:
         raise ValueError(
             "self-attention guidance (sag) needs the attention of the whole network: use it without windows, and "
             "without patches that are active only for a part of the steps (deep_shrink, rau_net)"
+        )
+
+
+def check_masks(request: Resolved) -> None:
+    """Raises ValueError for image prompts with masks in a picture that is made in windows."""
+    if request.window is not None and any(one.mask is not None for one in request.image_prompts):
+        raise ValueError(
+            "the mask of an image prompt needs the whole picture at once: leave out the mask, or make the picture "
+            "without window"
         )
 
 

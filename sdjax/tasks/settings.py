@@ -28,6 +28,7 @@ PLACES = (
     "embedding_dir",
     "hypernetworks",
     "hypernetwork_dir",
+    "image_prompts",
 )  # paths, which a file of settings or a picture may not choose
 MAX_TEXT = 100_000  # characters of a line of settings
 

@@ -16,7 +16,8 @@ SHARED = (
     "--precision --dtype --exact --outdir "
     "--safety-checker --guidance --seamless --patch --window "
     "--prompt-syntax --emphasis --comma-backtrack --old-prompt-editing --clip-skip --pad-contexts --style "
-    "--wildcards --wildcard-seed --lora --lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir"
+    "--wildcards --wildcard-seed --lora --lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir "
+    "--image-prompt"
 )
 NOISE = "--noise-source --variation-strength --seed-resize --ensd --compat --rounding"
 PICTURES = f"{SHARED} {NOISE} --sweep --n_iter --fixed_code --skip_save --skip_grid"
