@@ -246,7 +246,7 @@ def with_adapters(pipe: Any, uses: Sequence[Any], given: Sequence[str]) -> Any:
     try:
         pipe = pipe.with_adapters(*((use.adapter, use.strength) for use in uses))
         for use in uses:
-            pipe = pipe.with_embeddings(use.embeddings) if use.embeddings else pipe
+            pipe = pipe.with_embeddings(use.embeddings)
     except (AdapterError, ValueError) as error:
         raise ValueError(f"--lora {' '.join(given)}: {error}") from None
     return pipe

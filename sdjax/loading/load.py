@@ -1,16 +1,12 @@
 """`sdjax.load`: loads a pipeline from a file, a folder or a hub repository."""
 
-import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-from flax.traverse_util import unflatten_dict
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import DTypeLike
 
-from sdjax.adapters.attached import ROWS, table_of
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import explains_arguments
 from sdjax.config import ModelConfig
@@ -21,12 +17,10 @@ from sdjax.convert.describe.choices import ConfigLike
 from sdjax.convert.model import load_model
 from sdjax.loading import builtin, hub
 from sdjax.loading.run_layout import is_run
-from sdjax.loading.trainable import by_path, lay_over
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline import cache
 from sdjax.pipeline.model import Pipeline, cast
 from sdjax.pipeline.placement import default_dtype
-from sdjax.prompts.added_words import AddedWords
 from sdjax.prompts.tokenizer import Tokenizer
 
 
@@ -128,15 +122,4 @@ def _load_run(
         check(model.config)
     notice = f"the model of step {step} of the training in {path}"
     pipe = _pipeline(model.cast(dtype), model.tokenizer(), dtype, str(path), [notice])
-    return with_words(pipe, trained_words(path, ema=ema))
-
-
-def with_words(pipe: Pipeline, vectors: Mapping[str, ArrayLike]) -> Pipeline:
-    """Returns a pipeline that knows further words, by their vectors [n, d]."""
-    if not vectors:
-        return pipe
-    tokenizer = AddedWords.to(pipe.tokenizer, {word: len(np.asarray(rows)) for word, rows in vectors.items()})
-    rows = np.concatenate([np.asarray(own, np.float32) for own in vectors.values()])
-    path = table_of(by_path({"text": pipe.params["text"]}))
-    added = cast(unflatten_dict({(*path.split("/")[:-1], ROWS): rows}), pipe.dtype)
-    return dataclasses.replace(pipe, params=lay_over(added, pipe.params), tokenizer=tokenizer)
+    return pipe.with_embeddings(trained_words(path, ema=ema))

@@ -155,6 +155,8 @@ class Pipeline(metaclass=Explained):
         A prompt that has such a word gets the vectors in the place of n tokens (`sdjax.prompts.added_words.AddedWords`
         says how words are found). Raises ValueError for vectors of another width, and for a word that is there already.
         """
+        if not words:
+            return self
         text = with_words(self.params["text"], words, self.tokenizer, self.config.text.max_length - 2)
         tokenizer = AddedWords.to(self.tokenizer, {word: len(vectors) for word, vectors in words.items()})
         return dataclasses.replace(self, params={**self.params, "text": text}, tokenizer=tokenizer)

@@ -45,7 +45,7 @@ def encoder_of(pipe: Pipeline, request: Resolved, mesh: Mesh) -> Pipeline:
     made = _made.setdefault(pipe, collections.OrderedDict())
     if key not in made or not all(map(operator.is_, made[key].leaves, leaves)):
         own = dataclasses.replace(pipe, params={"text": text_params(uses, base) if uses else base})
-        made[key] = _Made(own.with_embeddings(words) if words else own, uses, leaves)
+        made[key] = _Made(own.with_embeddings(words), uses, leaves)
     made.move_to_end(key)
     while len(made) > MOST:
         made.popitem(last=False)
