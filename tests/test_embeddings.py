@@ -1,7 +1,10 @@
 """Embeddings of words in pictures: reading files, finding words, one set for each picture."""
 
 import base64
+import dataclasses
+import hashlib
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from sdjax.convert.write.safetensors_writer import write_safetensors
 from sdjax.pipeline.contexts import encode_texts, encoder_of, read_text
 from sdjax.prompts.added_words import AddedWords
 from sdjax.prompts.chunks import Encoder
+from sdjax.prompts.clip_skip import layers_used
 from sdjax.prompts.language import Language
 from sdjax.prompts.tokenizer import CLIP_TOKENS, Tokenizer
 from sdjax.scripts.main import main
@@ -96,8 +100,47 @@ def test_cards_are_read_and_damaged_ones_refused(tmp_path):
         with pytest.raises(CheckpointError, match="c.png"):
             read_embedding(str(card(tmp_path / "c.png", values)), models.TINY)
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    with pytest.raises(CheckpointError, match="no text sd-ti-embedding"):
+    with pytest.raises(CheckpointError, match="neither a text sd-ti-embedding nor data in its pixels"):
         read_embedding(str(tmp_path / "plain.png"), models.TINY)
+
+
+def pixel_card(path, values):
+    """Writes a card with the data in the low bits of its pixels, as the web UI lays them out."""
+    content = {"string_to_token": {"*": 265}, "string_to_param": {"*": {"TORCHTENSOR": values}}, "name": "x"}
+    data = np.frombuffer(zlib.compress(json.dumps(content).encode(), 9), np.uint8)
+    height, state = 32, 0
+    data = np.resize(data, (height, -(-len(data) // (3 * height)), 3))
+    noise = []
+    for _ in range(data.size):
+        state = (1664525 * state + 1013904223) % 2**32
+        noise.append(state % 255 & 0x0F)
+    noise = np.array(noise, np.uint8).reshape(data.shape)
+    low, high = ((half ^ noise) | 0x50 for half in (data & 0x0F, data >> 4))
+    gap, picture = np.zeros((height, 1, 3), np.uint8), np.full((height, 20, 3), 0x77, np.uint8)
+    wide = np.concatenate([low, gap, picture, gap, high], axis=1)
+    Image.fromarray(np.pad(wide, ((2, 3), (4, 1), (0, 0)))).save(path)  # black around it
+    return path
+
+
+def test_cards_whose_data_are_in_their_pixels_are_read(tmp_path):
+    path = pixel_card(tmp_path / "c.png", vectors(3).tolist())
+    loaded = read_embedding(str(path), models.TINY)
+    np.testing.assert_array_equal(loaded.vectors, vectors(3))
+    assert loaded.short_hash == hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    pixels = np.array(Image.open(path))
+    pixels[15:20, 5:9] ^= 3
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(CheckpointError, match=r"the embedding in the picture cannot be read .*c.png|c.png: the embed"):
+        read_embedding(str(path), models.TINY)
+
+
+def test_pictures_beside_embeddings_are_no_embeddings(folder, tmp_path):
+    """Neither a preview of the same name nor a picture whose name is a word of the prompt."""
+    save(tmp_path / "style.safetensors", {"emb_params": vectors(1)})
+    for name in "style.png", "cat.png":
+        Image.new("RGB", (8, 8), (200, 9, 9)).save(tmp_path / name)
+    found = embeddings_in(("a style of a cat",), (), str(tmp_path), (), models.TINY, "weights")
+    assert [(one.word, len(one.vectors)) for one in found] == [("style", 2)]
 
 
 def test_a_word_moves_to_the_next_chunk_whole():
@@ -154,6 +197,39 @@ def test_each_picture_has_its_own_words_and_others_compile_nothing(folder):
     assert all((a != b).any() for a, b in zip(got, plain))
     options["word_embeddings"] = [("word", vectors(9, 4))]
     assert count_compilations(lambda: made(pipe, "style word", "a word", "card", **options)) == 0
+
+
+def test_words_work_in_every_part_of_a_prompt(folder):
+    """With AND, changes and weights, and in negative prompts, a word is as the tokens whose vectors it has."""
+    pipe = models.pipeline()
+    table = np.asarray(pipe.params["text"]["text_model"]["embeddings"]["token_embedding"]["embedding"])
+    words = [("xyz", table[pipe.tokenizer.encode("red cat")]), ("bad", table[pipe.tokenizer.encode("blue sky")])]
+    options = {"guidance_scale": 4.0, "num_steps": 4}
+    template = "a {a} AND ({a}:1.3) in a house :0.5", "[{a}:a dog:0.5], <{a}>,", "{b} [a|{a}]"
+    texts = [[text.format(a=a, b=b) for text in template] for a, b in (("xyz", "bad"), ("red cat", "blue sky"))]
+    with_words = made(pipe, *texts[0], word_embeddings=words, negative_prompt="bad, ugly", **options)
+    plain = made(pipe, *texts[1], negative_prompt="blue sky, ugly", **options)
+    assert np.abs(with_words.astype(int) - plain).max() <= 1
+    without = made(pipe, *texts[0], negative_prompt="bad, ugly", **options)
+    assert all((a != b).any() for a, b in zip(with_words, without))
+
+
+@pytest.mark.parametrize("tower", ["quick_gelu", "gelu"])  # of Stable Diffusion 1 and 2
+def test_words_work_with_clip_skip(tower):
+    text = dataclasses.replace(models.TINY.text, layers=3, activation=tower)
+    pipe = models.pipeline(dataclasses.replace(models.TINY, text=text))
+    table = np.asarray(pipe.params["text"]["text_model"]["embeddings"]["token_embedding"]["embedding"])
+    own = pipe.with_embeddings({"<cat>": table[pipe.tokenizer.encode("red cat")]})
+    contexts = []
+    for skip in 1, "diffusers:1":
+        layers = layers_used(text, skip)
+        got, want = (
+            encode_texts(one, [read_text(one, words, Language(), layers)], at_a_time=1)[0]
+            for one, words in ((own, "a <cat>, here"), (pipe, "a red cat, here"))
+        )
+        np.testing.assert_array_equal(got, want)
+        contexts.append(got)
+    assert (contexts[0] != contexts[1]).any()
 
 
 def test_tokens_shows_words_of_embeddings(folder, capsys):

@@ -1,11 +1,7 @@
 """The embeddings of pictures (textual inversion): by file, or by their names in the prompt from a folder."""
 
-import base64
-import binascii
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,16 +12,13 @@ import numpy as np
 from sdjax.checks.arguments import shown
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.embedding import LoadedEmbedding, load_embedding
-from sdjax.convert.containers.webui_hashes import SHORT
-from sdjax.convert.errors import CheckpointError
 from sdjax.pictures import png
-from sdjax.pictures.metadata.texts import read_texts
-from sdjax.pictures.samples import MAX_BYTES, PictureError
+from sdjax.pictures.samples import MAX_BYTES
 from sdjax.prompts.added_words import words_in
+from sdjax.tasks.embedding_cards import is_card, load_card
 from sdjax.tasks.extra_files import files_below, read_once
 
 ENDINGS = (".safetensors", ".pt", ".bin", ".ckpt", ".png")
-CARD = "sd-ti-embedding"  # the text in a PNG
 COMFYUI = "embedding:"  # before a name in ComfyUI's syntax
 
 EmbeddingLike: TypeAlias = LoadedEmbedding | str | os.PathLike[str] | tuple[str, np.ndarray]
@@ -64,39 +57,18 @@ def read_file(path: str, config: ModelConfig | None, word: str | None = None) ->
 
     Raises CheckpointError.
     """
-    if os.path.isfile(path) and os.path.getsize(path) <= MAX_BYTES:
-        with open(path, "rb") as file:
-            if file.read(len(png.MAGIC)) == png.MAGIC:
-                data = png.MAGIC + file.read()
-                return _of_card(data, config, pathlib.Path(path).stem if word is None else word, path)
+    data = _picture(path)
+    if data is not None:
+        return load_card(data, config, pathlib.Path(path).stem if word is None else word, path)
     return load_embedding(path, config, word=word)
 
 
-def _of_card(data: bytes, config: ModelConfig | None, word: str, path: str) -> LoadedEmbedding:
-    """Returns the embedding in a PNG's text. Raises CheckpointError."""
-    try:
-        text = read_texts(data).get(CARD)
-        if text is None:
-            raise CheckpointError(f"the picture holds no embedding: it has no text {CARD}", path)
-        content = json.loads(base64.b64decode(text, validate=True), object_hook=_array)
-    except (PictureError, binascii.Error, ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"the embedding in the picture cannot be read ({error})", path) from None
-    if not isinstance(content, dict):
-        raise CheckpointError("the embedding in the picture is not a JSON object", path)
-    try:
-        loaded = load_embedding(content, config, word=word)
-        return dataclasses.replace(loaded, short_hash=hashlib.sha256(data).hexdigest()[:SHORT])
-    except CheckpointError as error:
-        raise CheckpointError(str(error), path) from None
-
-
-def _array(value: dict[str, Any]) -> Any:
-    """Returns a tensor of the card's JSON as an array, everything else as it is."""
-    if set(value) != {"TORCHTENSOR"}:
-        return value
-    return np.asarray(value["TORCHTENSOR"], np.float32)
+def _picture(path: str | os.PathLike[str]) -> bytes | None:
+    """Returns the content of a PNG file, None for other files."""
+    if not os.path.isfile(path) or os.path.getsize(path) > MAX_BYTES:
+        return None
+    with open(path, "rb") as file:
+        return png.MAGIC + file.read() if file.read(len(png.MAGIC)) == png.MAGIC else None
 
 
 def embeddings_in(
@@ -125,7 +97,9 @@ def embeddings_in(
     taken = {word.lower() for word in known}
     out = {}
     for word in dict.fromkeys(found.lower() for text in texts for found in words_in(text, spelled)):
-        found = sources[spelled[word]]
+        found = [one for one in sources[spelled[word]] if not (isinstance(one, pathlib.Path) and _is_preview(str(one)))]
+        if not found:
+            continue
         if len(found) > 1 or word in taken:
             raise ValueError(
                 f"two embeddings have the name {spelled[word]!r}: "
@@ -139,6 +113,13 @@ def embeddings_in(
             source = read_embedding(source, config)
         out[word] = dataclasses.replace(source, word=word)
     return tuple(out.values())
+
+
+@read_once(256)
+def _is_preview(path: str) -> bool:
+    """Returns whether a file is a picture without an embedding, as tools lay beside those that have one."""
+    data = _picture(path)
+    return data is not None and not is_card(data)
 
 
 def _source(source: Any) -> str:
