@@ -49,6 +49,8 @@ def get_config() -> ml_collections.ConfigDict:
         "flip": 0.5,
         "resample": "lanczos",
         "masks": False,
+        "hints": None,
+        "hint_options": {},
         "threads": None,
         "workers": 0,
         "bad_limit": 0.01,

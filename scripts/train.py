@@ -33,6 +33,7 @@ TRAININGS = (
     "autoencoder",
     "pretrain",
     "distill",
+    "controlnet",
 )
 
 DESCRIPTION = """\

@@ -57,7 +57,7 @@ from tests.parity_sched import (
 from tests.parity_schedulers import scheduler, scheduler_timesteps
 from tests.parity_towers import clip_pixels, noise_embedding, prior, prior_sample, safety, vision
 from tests.parity_training import train3
-from tests.parity_tune import train_embedding, train_lora
+from tests.parity_tune import train_controlnet, train_embedding, train_lora
 
 __all__ = [
     "CheckpointError",
@@ -116,6 +116,7 @@ __all__ = [
     "tokens",
     "tool_sample",
     "torch_randn",
+    "train_controlnet",
     "train_embedding",
     "train_lora",
     "vision",

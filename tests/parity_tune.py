@@ -8,12 +8,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sdjax import convert
 from sdjax.adapters import patched
 from sdjax.adapters.attached import ROWS, Attached
+from sdjax.convert.names import axes
+from sdjax.convert.names.control import controlnet_table
 from sdjax.loading.trainable import attach, by_path
+from sdjax.loading.trainable.control import NETWORK, ControlTraining
 from sdjax.loading.trainable.low_rank import LoRATraining
 from sdjax.loading.trainable.words import WordsTraining
 from sdjax.nn import TextEncoder, UNet
+from sdjax.nn.controlnet import of_unet
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives.diffusion import DiffusionObjective, prediction_error
+from sdjax.train.objectives.objective import RunFacts
 from sdjax.train.optim import OptimConfig, make_optimizer
 from sdjax.train.state import TrainState
 from sdjax.train.step import make_train_step
@@ -55,6 +60,35 @@ def train_embedding(spec, state_dict, tensors, options, *, x0, noise, t, ids):
     return metrics | {f"{kind}/embedding": value for kind, value in found.items()}
 
 
+def train_controlnet(spec, state_dict, tensors, options, *, x0, noise, t, context, hint):
+    """Returns loss, gradient norm, first gradients and last parameters of the whole net, by diffusers' names."""
+    config, params = _model(spec, state_dict)
+    facts = RunFacts(config, ("unet",), hints=(True,), control=ControlTraining())
+    net = of_unet(config.unet, factor=config.vae.factor)
+    trained = ControlTraining().prepared(config).init({"unet": params["unet"]}, jax.random.key(0))[NETWORK]
+    entries = {entry.name: entry for entry in controlnet_table(net, "diffusers", "").entries}
+    leaves = flatten_dict({"controlnet": trained}, sep="/")
+    for name, tensor in tensors.items():
+        (parameter,) = entries[name].parameters
+        leaves[parameter.path] = axes.to_flax(parameter.kind, tensor)
+    trained = unflatten_dict(leaves, sep="/")
+    denoising = DiffusionObjective()._denoising(facts, np.zeros(1))
+    schedule = NoiseSchedule(config.schedule)
+
+    def loss(whole, average, batch, keys, step):
+        network = denoising.network(whole, batch, batch["context"])
+        error = prediction_error(schedule, DiffusionObjective(), network, batch["x0"], batch["noise"], batch["t"])
+        return error.mean(), {"loss": error.mean()}
+
+    inputs = {"context": context, "hint": np.moveaxis(hint, 2, -1)}
+    metrics, grads, learned = _train(config, params, ControlTraining(), trained, options, x0, noise, t, inputs, loss)
+    for kind, tree in ("grad", grads), ("param", learned):
+        found = flatten_dict(tree, sep="/")
+        for name, entry in entries.items():
+            metrics[f"{kind}/{name}"] = entry.join([np.asarray(found[p.path]) for p in entry.parameters])
+    return metrics
+
+
 def _model(spec, state_dict):
     return config_from_spec(spec), convert.load_model(state_dict, config=config_from_spec(spec)).params
 
@@ -73,10 +107,10 @@ def _plain(path):
     return path.replace("/", ".").replace("_", ".")
 
 
-def _train(config, params, what, trained, options, x0, noise, t, inputs):
+def _train(config, params, what, trained, options, x0, noise, t, inputs, loss=None):
     schedule = NoiseSchedule(config.schedule)
 
-    def loss(whole, average, batch, keys, step):
+    def plain(whole, average, batch, keys, step):
         with patched([Attached()]):
             context = batch.get("context")
             if context is None:
@@ -88,6 +122,7 @@ def _train(config, params, what, trained, options, x0, noise, t, inputs):
             error = prediction_error(schedule, DiffusionObjective(), network, batch["x0"], batch["noise"], batch["t"])
         return error.mean(), {"loss": error.mean()}
 
+    loss = plain if loss is None else loss
     rates = {"learning_rate": options["lr"], "weight_decay": options["weight_decay"]}
     optimizer = make_optimizer(OptimConfig(steps=len(x0), decay_all=True, clip=None, **rates))
     frozen = jax.tree.map(jnp.asarray, {part: params[part] for part in ("unet", "text")})

@@ -16,6 +16,7 @@ from sdjax.nn.t2i import T2IConfig
 
 # Tensors that say what a file is, and hold no parameters
 MARKS = ("lora_controlnet", "difference")
+POOLED = "global_pool_conditions"  # diffusers' word, in a config.json or a file's metadata
 _UNET = naming.LDM_PREFIXES["unet"]
 
 

@@ -17,7 +17,7 @@ from sdjax.config import ConfigError, ModelConfig, UNetConfig
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers.lazy import LazyTensor, float_type
 from sdjax.convert.describe.other_kinds import kind_of_folder, kind_of_tensors
-from sdjax.convert.names.control import MARKS, controlnet_table
+from sdjax.convert.names.control import MARKS, POOLED, controlnet_table
 from sdjax.convert.names.naming import Layout
 from sdjax.convert.names.tables import Table
 from sdjax.convert.parts.from_unet import Source, from_unet
@@ -116,7 +116,7 @@ def find_controlnet(
     except ConfigError as error:
         raise checkpoint.error(str(error)) from error
     if pooled is None:
-        pooled = _is_pooled(checkpoint.path, described)
+        pooled = _is_pooled(checkpoint.path, {**checkpoint.metadata, **described})
     config = dataclasses.replace(config, pooled=pooled)
     table = controlnet_table(config, layout, prefix)
     return FoundControlNet(checkpoint, config, table, mine, marks[0] if marks else "whole")
@@ -187,8 +187,8 @@ def _released(width: int | None, context: int | None) -> UNetConfig:
 
 def _is_pooled(path: pathlib.Path | None, described: Mapping[str, Any]) -> bool:
     """Returns whether residuals are averaged: as the files beside say, else by the name."""
-    if "global_pool_conditions" in described:
-        return described["global_pool_conditions"] is True
+    if POOLED in described:
+        return described[POOLED] in (True, "true")
     if path is None:
         return False
     said = _in_yaml(path.with_suffix(".yaml"))

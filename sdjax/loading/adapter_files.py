@@ -1,4 +1,4 @@
-"""Writes what a run learned beside its model: an adapter's file in kohya's names, and one file for each new word."""
+"""Writes what a run learned beside its model: an adapter's or a ControlNet's file, and one for each new word."""
 
 import functools
 import pathlib
@@ -9,10 +9,13 @@ import numpy as np
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.containers.lazy import LazyTensor
+from sdjax.convert.write.controlnet import write_controlnet
 from sdjax.convert.write.safetensors_writer import write_safetensors
-from sdjax.loading.run_layout import ADAPTER, EMBEDDINGS
+from sdjax.loading.run_layout import ADAPTER, CONTROL, EMBEDDINGS
 from sdjax.loading.trainable import Addition
+from sdjax.loading.trainable.control import NETWORK, ControlTraining
 from sdjax.loading.training_metadata import run_metadata
+from sdjax.nn.controlnet import of_unet
 from sdjax.storage.files import new_file
 from sdjax.typing import Params
 
@@ -22,8 +25,8 @@ def write_files(
 ) -> list[pathlib.Path]:
     """Writes the files of what was learned into a folder, replacing older ones, and returns their paths.
 
-    ADAPTER holds the changes, in kohya's names. EMBEDDINGS is a folder with a file for each word, as diffusers writes
-    them. Their metadata are those of the run in the folder.
+    ADAPTER holds the changes, in kohya's names, and CONTROL a ControlNet, in diffusers' names. EMBEDDINGS is a folder
+    with a file for each word, as diffusers writes them. Their metadata are those of the run in the folder.
     """
     written = []
     changes = trainable.changes(learned)
@@ -31,6 +34,12 @@ def write_files(
         path = folder / ADAPTER
         told = run_metadata(folder, model, name=folder.resolve().name, step=step)
         write_adapter(path, changes, model, metadata=told, overwrite=True)
+        written.append(path)
+    if isinstance(trainable, ControlTraining):
+        path = folder / CONTROL
+        net = of_unet(model.unet, factor=model.vae.factor, pooled=trainable.pooled)
+        told = run_metadata(folder, model, name=folder.resolve().name, step=step, kind="controlnet")
+        write_controlnet(path, net, learned[NETWORK], metadata=told, overwrite=True)
         written.append(path)
     for word, rows in trainable.embeddings(learned).items():
         path = folder / EMBEDDINGS / f"{file_name(word)}.safetensors"

@@ -120,7 +120,9 @@ def of_unet(unet: UNetConfig, *, factor: int = 8, hint_channels: int = 3, pooled
 
     Nets see the latent alone, not the extra channels of an inpainting or depth model.
     """
-    plain = dataclasses.replace(unet, in_channels=unet.out_channels, num_classes=None, label_dim=None)
+    plain = dataclasses.replace(
+        unet, in_channels=unet.out_channels, num_classes=None, label_dim=None, guidance_dim=None
+    )
     return ControlNetConfig(plain, hint_channels, HINT_WIDTHS[: factor.bit_length()], pooled)
 
 

@@ -118,7 +118,7 @@ def _prior_inputs(config: PriorConfig) -> tuple[Array, ...]:
 
 
 def _controlnet_inputs(config: ControlNetConfig) -> tuple[Array | None, ...]:
-    x, t, context, _ = _unet_inputs(config.unet)
+    x, t, context, *_ = _unet_inputs(config.unet)
     assert x is not None
     side = x.shape[1] * config.factor
     return x, t, context, jnp.zeros([1, side, side, config.hint_channels])

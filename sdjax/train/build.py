@@ -14,6 +14,7 @@ from sdjax.adapters.attached import Attached
 from sdjax.adapters.patch import patched
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.loading.trainable import Addition, Trainable, attach
+from sdjax.loading.trainable.control import ControlTraining
 from sdjax.nn import param_shapes
 from sdjax.pipeline.placement import default_dtype
 from sdjax.prompts.tokenizer import Tokenizer
@@ -89,6 +90,8 @@ class Setup:
             c.train,
             cached=tuple(bool(data.cached) for data in self.sets),
             masks=tuple(bool(data.masks) for data in self.sets),
+            hints=tuple(data.hints is not None for data in self.sets),
+            control=self.trainable if isinstance(self.trainable, ControlTraining) else None,
             captions=(self.text,) if self.held_out is None else (self.text, self.held_out),
             dtype=self.dtype,
             remat=c.remat,
@@ -134,8 +137,8 @@ class Setup:
         others = {part: base[part] for part in self.objective.reads(self.facts) if part not in trained}
         copies = {name: base[part] for name, part in self.objective.copies().items()}
         what = self.trainable
-        if isinstance(what, Addition) and tokenizer is not None:
-            what = what.prepared(tokenizer)
+        if isinstance(what, Addition):
+            what = what.prepared(self.model, tokenizer)
         return {**what.init(trained, key), **learning}, {**others, **copies, **what.fixed(trained), **fixed}
 
     def loss(self, empty: np.ndarray, axis: str | None = None) -> Loss:
@@ -201,6 +204,8 @@ class Setup:
             shapes = {"moments": Shape((b, small, small, 2 * model.vae.latent_channels), jnp.float16)}
         if self.config.data.masks:
             shapes["mask"] = Shape((b, side, side), jnp.uint8)
+        if self.config.data.hints is not None:
+            shapes["hint"] = Shape((b, side, side, 3), jnp.uint8)
         if self.objective.captions:
             shapes["ids"] = Shape((b, model.text.max_length), jnp.int32)
             if self.text == "context":

@@ -12,6 +12,7 @@ from sdjax.description import build, kinds
 from sdjax.loading.start_model import ModelSource
 from sdjax.loading.trainable import TRAINABLES, Parts, Trainable
 from sdjax.pictures import METHODS
+from sdjax.train.data.pictures import FILES, checked_hints
 from sdjax.train.data.tags import UNCHANGED, CaptionConfig
 from sdjax.train.objectives.autoencoder import ALONE, AutoencoderObjective
 from sdjax.train.objectives.diffusion import DiffusionObjective
@@ -29,6 +30,7 @@ OF_PICTURES = (lambda data: not data.cached, "on cached latents: it was settled 
 BUCKETED = (lambda data: data.buckets and not data.cached, "without data.buckets")
 HELD_OUT = (lambda validation: validation.data is not None, "without a held-out set (validation.data)")
 SAMPLED = (lambda samples: bool(samples.prompts), "without samples.prompts")
+HINTED = (lambda data: data.hints not in (None, FILES), "without a preprocessor in data.hints")
 OF_A_DENOISER = (lambda config: config.autoencoder is None, ALONE)
 
 
@@ -49,8 +51,10 @@ class DataConfig:
     `side` None is the model's side; `buckets` keeps aspect ratios, in sizes whose sides are multiples of `bucket_step`
     (None: 64, or the autoencoder's factor below 256) within `bucket_sides`, (least, most) (None: half and twice the
     side). Without `enlarge` no picture is made larger, and sizes follow from the pictures. With `masks` masks are read;
-    "alpha" also takes the opacity of pictures without one. These, `crop`, `flip` and `resample` apply to pictures only:
-    a cache was made with its own. `bad_limit` is the share of unreadable pictures above which a run ends.
+    "alpha" also takes the opacity of pictures without one. `hints` are what a ControlNet sees: "files" beside the
+    pictures, or the name of a preprocessor without a network, with `hint_options` (docs/hints.md). These, `crop`,
+    `flip` and `resample` apply to pictures only: a cache was made with its own. `bad_limit` is the share of unreadable
+    pictures above which a run ends.
     """
 
     parts: tuple[dict[str, Any], ...] = ()
@@ -67,6 +71,8 @@ class DataConfig:
     flip: float = needs(0.0, *OF_PICTURES)
     resample: str = needs("lanczos", *OF_PICTURES)
     masks: Literal[False, True, "alpha"] = needs(False, *OF_PICTURES)
+    hints: str | None = needs(None, *OF_PICTURES)
+    hint_options: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"needs": Needs(*HINTED)})
     threads: int | None = None
     workers: int = 0
     bad_limit: float = 0.01
@@ -81,6 +87,8 @@ class DataConfig:
             raise ValueError(f"data.flip and data.bad_limit are from 0 to 1; got {self.flip} and {self.bad_limit}")
         if self.resample not in METHODS:
             raise ValueError(f"data.resample is one of {', '.join(METHODS)}; got {self.resample!r}")
+        if self.hints not in (None, FILES):
+            checked_hints(self.hints, self.hint_options)
         if self.workers < 0:
             raise ValueError(f"data.workers is 0 or more; got {self.workers}")
         for i, part in enumerate(self.parts):

@@ -59,7 +59,8 @@ def _pictures(data: DataConfig, parts: list[Part], model: ModelConfig, batch_siz
     except ValueError as error:
         raise ConfigError(f"data.side, data.bucket_step and data.bucket_sides: {error}") from None
     return Pictures(
-        parts, buckets, least=batch_size, crop=data.crop, flip=data.flip, resample=data.resample, masks=data.masks
+        parts, buckets, least=batch_size, crop=data.crop, flip=data.flip, resample=data.resample, masks=data.masks,
+        hints=data.hints, hint_options=data.hint_options,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 from jaxtyping import Array
 
 from sdjax.adapters.delta import Adapter
+from sdjax.config import ModelConfig
 from sdjax.description import kinds
 from sdjax.loading.trainable.changes import Changes
 from sdjax.loading.trainable.low_rank import LoRATraining
@@ -38,9 +39,9 @@ class PivotalTraining(Addition):
         """The words."""
         return self.words.added
 
-    def prepared(self, tokenizer: Tokenizer) -> "PivotalTraining":
+    def prepared(self, model: ModelConfig, tokenizer: Tokenizer | None = None) -> "PivotalTraining":
         """See Addition."""
-        return dataclasses.replace(self, words=self.words.prepared(tokenizer))
+        return dataclasses.replace(self, words=self.words.prepared(model, tokenizer))
 
     def init(self, base: Params, key: Key) -> Params:
         """Returns the vectors and the factors."""

@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
 from sdjax.adapters.delta import Adapter
+from sdjax.config import ModelConfig
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Key, Params
 
@@ -53,8 +54,8 @@ class Addition(Trainable):
         """The words that it adds, each with its number of tokens (`sdjax.prompts.added_words.AddedWords`)."""
         return {}
 
-    def prepared(self, tokenizer: Tokenizer) -> "Addition":
-        """Returns it with what `init` needs to know of the model's tokenizer."""
+    def prepared(self, model: ModelConfig, tokenizer: Tokenizer | None = None) -> "Addition":
+        """Returns it with what `init` needs to know of the model. Without a tokenizer only shapes are asked for."""
         return self
 
     def fixed(self, base: Params) -> Params:

@@ -1,5 +1,6 @@
 """The table of what can learn, by name."""
 
+from sdjax.loading.trainable.control import ControlTraining
 from sdjax.loading.trainable.parts import Leaves, Parts
 from sdjax.loading.trainable.pivotal import ADAPTERS, PivotalTraining
 from sdjax.loading.trainable.protocol import Trainable
@@ -7,4 +8,5 @@ from sdjax.loading.trainable.words import WordsTraining
 
 TRAINABLES: dict[str, type[Trainable]] = {
     "parts": Parts, "leaves": Leaves, **ADAPTERS, "textual_inversion": WordsTraining, "pivotal": PivotalTraining,
+    "controlnet": ControlTraining,
 }  # fmt: skip

@@ -9,7 +9,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
 from sdjax.adapters.attached import ROWS, table_of
-from sdjax.config import ConfigError
+from sdjax.config import ConfigError, ModelConfig
 from sdjax.loading.trainable.protocol import Addition, by_path, lay_over
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Key, Params
@@ -51,8 +51,10 @@ class WordsTraining(Addition):
         """The words."""
         return self.words
 
-    def prepared(self, tokenizer: Tokenizer) -> "WordsTraining":
+    def prepared(self, model: ModelConfig, tokenizer: Tokenizer | None = None) -> "WordsTraining":
         """Returns the same with the tokens of the initial texts. Raises ConfigError for a text without tokens."""
+        if tokenizer is None:
+            return self
         tokens = {
             word: tokenizer.encode(text) if isinstance(text, str) else text for word, text in self.initial.items()
         }

@@ -1,8 +1,9 @@
 """ArrayRecord files of pictures. Each record is a complete safetensors file.
 
-A record has the tensor `image` and may have a `mask`: uint8, the bytes of a JPEG, PNG or WebP file. Its metadata are
-three texts: `key`, `captions` (a JSON list) and `columns` (a JSON object). Any language with a safetensors library can
-write such records. Write with the option `group_size:1`; otherwise reading one record also reads its neighbours.
+A record has the tensor `image` and may have a `mask` and a `hint`: uint8, the bytes of a JPEG, PNG or WebP file. Its
+metadata are three texts: `key`, `captions` (a JSON list) and `columns` (a JSON object). Any language with a safetensors
+library can write such records. Write with the option `group_size:1`; otherwise reading one record also reads its
+neighbours.
 
     python -m sdjax.train.data.array_records OUT --folder PICTURES
 
@@ -72,8 +73,9 @@ class ArrayRecords:
 def encode(record: Record) -> bytes:
     """Returns the bytes of a record as stored in the files."""
     tensors = {"image": np.frombuffer(record.image, np.uint8)}
-    if record.mask is not None:
-        tensors["mask"] = np.frombuffer(record.mask, np.uint8)
+    for name in "mask", "hint":
+        if (content := getattr(record, name)) is not None:
+            tensors[name] = np.frombuffer(content, np.uint8)
     texts = {"key": record.key, "captions": record.captions, "columns": dict(record.columns)}
     return pack(tensors, texts)
 
@@ -87,8 +89,8 @@ def decode(data: bytes, name: str) -> Record:
         raise SourceError(f"{name} has no {error}; see sdjax.train.data.array_records") from None
     if not isinstance(columns, dict):
         raise SourceError(f"{name} has columns that are not a JSON object with names but {columns!r:.60}")
-    mask = tensors["mask"].tobytes() if "mask" in tensors else None
-    return Record(texts["key"], image.tobytes(), as_captions(captions, name), columns, mask)
+    mask, hint = (tensors[name].tobytes() if name in tensors else None for name in ("mask", "hint"))
+    return Record(texts["key"], image.tobytes(), as_captions(captions, name), columns, mask, hint)
 
 
 def pack(tensors: Mapping[str, np.ndarray], texts: Mapping[str, Any]) -> bytes:

@@ -19,6 +19,8 @@ from sdjax.train.data.records import Record, SourceError, as_captions, captions_
 from sdjax.train.data.table import Table, index_path, kept, picture_size
 from sdjax.train.data.walk import Visited, walk
 
+MARKED = {"mask_file_name": MASKS, "hint_file_name": ("_hint", ".hint")}  # column -> ends of the files' names
+
 
 class _Stat(NamedTuple):
     """Identifies a file and shows whether it changed; zeros if it does not exist."""
@@ -47,10 +49,11 @@ class Folder:
     """The pictures of a folder and its subfolders, sorted by name.
 
     If a folder has metadata.jsonl, .csv or .parquet, its rows name the pictures (`file_name`, relative to the folder),
-    their captions and other columns, and `mask_file_name`. Pictures without a row are left out. In other folders every
-    JPEG, PNG and WebP file is used. Its captions are the lines of `NAME.txt` beside it (see `captions.ENDINGS`), its
-    mask is `NAME_mask.png` or `NAME.mask.png`. Hidden folders and those of other programs are skipped (`walk.py`). A
-    file with several names counts once, under the first name that has captions.
+    their captions and other columns, `mask_file_name` and `hint_file_name`. Pictures without a row are left out. In
+    other folders every JPEG, PNG and WebP file is used. Its captions are the lines of `NAME.txt` beside it (see
+    `captions.ENDINGS`), its mask is `NAME_mask.png` or `NAME.mask.png`, its hint for a ControlNet `NAME_hint.png` or
+    `NAME.hint.png`. Hidden folders and those of other programs are skipped (`walk.py`). A file with several names
+    counts once, under the first name that has captions.
 
     A subfolder such as "10_sks dog" follows kohya's rule: an epoch shows its pictures ten times, and "sks dog" is the
     caption of those without one.
@@ -170,9 +173,9 @@ class Folder:
     def __getitem__(self, i: int) -> Record:
         row = self.rows[i]
         image = _content(self.path / row["file_name"])
-        mask = _content(self.path / row["mask_file_name"]) if row.get("mask_file_name") else None
+        mask, hint = (_content(self.path / row[name]) if row.get(name) else None for name in metadata.FILES[1:])
         columns = {name: value for name, value in row.items() if name not in metadata.FILES}
-        return Record(row["file_name"], image, self.captions[i], columns, mask)
+        return Record(row["file_name"], image, self.captions[i], columns, mask, hint)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "table": None, "identities": ()}  # worker processes only read records
@@ -233,23 +236,23 @@ def _content(path: Path) -> bytes:
 
 
 def _beside(visited: Visited) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """Yields each picture of a folder with the captions and mask beside it, and the caption files that are not used."""
+    """Yields each picture of a folder with captions, mask and hint beside it, and the caption files not used."""
     folder, relative, files = visited
     pictures = {name for name in files if os.path.splitext(name)[1].lower() in SUFFIXES}
     texts = beside.by_lower_case(files)
-    masks: dict[str, str] = {}
+    others_of: dict[str, dict[str, str]] = {column: {} for column in MARKED}
     stems = {os.path.splitext(name)[0] for name in pictures}
     for name in sorted(pictures):
         stem = os.path.splitext(name)[0]
-        of = next((stem.removesuffix(mark) for mark in MASKS if stem.endswith(mark)), None)
-        if of in stems:
-            masks[of] = name
-    for name in pictures - set(masks.values()):
+        for column, marks in MARKED.items():
+            of = next((stem.removesuffix(mark) for mark in marks if stem.endswith(mark)), None)
+            if of in stems:
+                others_of[column][of] = name
+    for name in pictures - {name for own in others_of.values() for name in own.values()}:
         stem = os.path.splitext(name)[0]
         row: dict[str, Any] = {"file_name": str(relative / name)}
         found, others = beside.captions_beside(name, folder, texts)
         if found:
             row["captions"] = list(found)
-        if stem in masks:
-            row["mask_file_name"] = str(relative / masks[stem])
+        row |= {column: str(relative / own[stem]) for column, own in others_of.items() if stem in own}
         yield row, others

@@ -13,7 +13,8 @@ from sdjax.train.data.records import CAPTION_COLUMNS, SourceError
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "path")  # the first that exists is used
-FILES = ("file_name", "mask_file_name")
+CONDITIONING = "conditioning_image"  # what diffusers' scripts call hints
+FILES = ("file_name", "mask_file_name", "hint_file_name")
 
 
 def listed(files: Iterable[str]) -> list[str]:
@@ -22,7 +23,7 @@ def listed(files: Iterable[str]) -> list[str]:
 
 
 def rows(path: Path, relative: PurePosixPath) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (place, row) of a table: `file_name` and `mask_file_name` relative to the root, with slashes.
+    """Yields (place, row) of a table: FILES relative to the root, with slashes.
 
     `place` is the row's place, for messages. Raises SourceError, naming the place, for an invalid row.
     """
@@ -48,6 +49,8 @@ def _known_names(row: Mapping[str, Any]) -> dict[str, Any]:
             (lower[name] for name in FILE_COLUMNS if name in lower and isinstance(row[lower[name]], str)), None
         )
         wanted |= {} if other is None else {"file_name": other}
+    if "hint_file_name" not in lower and isinstance(row.get(name := lower.get(CONDITIONING, "")), str):
+        wanted["hint_file_name"] = name
     renamed = {old: new for new, old in wanted.items()}
     return {renamed.get(name, name): value for name, value in row.items()}
 

@@ -5,13 +5,15 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image as PillowImage
 
 from sdjax.pictures import METHODS, PictureError, open_mask, open_opacity, open_picture
+from sdjax.pictures.hints import PLAIN
+from sdjax.preprocessors import checked_options
 from sdjax.train.data.buckets import Buckets, Size
 from sdjax.train.data.filters import select
 from sdjax.train.data.order import Stream
@@ -19,7 +21,8 @@ from sdjax.train.data.records import Record, Source, SourceError, place_of
 from sdjax.train.data.tags import UNCHANGED, CaptionConfig
 
 CROPS = ("random", "centre")
-WHITE = (255, 255, 255)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+FILES = "files"  # where hints are: beside the pictures
 
 
 REPEATS = "_repeats"  # a source's column: how often an epoch shows each record, besides its part's `repeats`
@@ -83,6 +86,8 @@ class Pictures:
         background: the colour behind transparent pictures, RGB.
         masks: whether masks are read; a picture without one gets a white mask. With "alpha" it gets its opacity: opaque
             is white.
+        hints: what a ControlNet sees: "files" beside the pictures, or the name of a preprocessor without weights, which
+            makes them of the pictures (`sdjax.pictures.hints.PLAIN`), with `hint_options`.
 
     `left_out` counts the records that no batch uses, by reason; `notices` says which buckets were merged.
     """
@@ -90,7 +95,8 @@ class Pictures:
     def __init__(
         self, parts: Sequence[Part], buckets: Buckets, *, least: int = 1, crop: str = "random", flip: float = 0.0,
         resample: str = "lanczos", background: tuple[int, int, int] = WHITE,
-        masks: Literal[False, True, "alpha"] = False,
+        masks: Literal[False, True, "alpha"] = False, hints: str | None = None,
+        hint_options: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         if crop not in CROPS or resample not in METHODS or not 0 <= flip <= 1:
             raise SourceError(
@@ -99,7 +105,8 @@ class Pictures:
             )
         self.parts, self.buckets = list(parts), buckets
         self.crop, self.flip, self.resample, self.background = crop, flip, resample, background
-        self.masks = masks
+        self.masks, self.hints = masks, hints
+        self.hint_options = {} if hints in (None, FILES) else checked_hints(hints, hint_options or {})
         self.left_out: Counter[str] = Counter()
         self.notices: list[str] = [
             f"{part.source.name}: {notice}" for part in self.parts for notice in getattr(part.source, "notices", ())
@@ -191,7 +198,22 @@ class Pictures:
         example["caption"] = record.captions[int(drawn.caption * len(record.captions))] if record.captions else ""
         if self.masks:
             example["mask"] = self._mask(record, pixels.shape[:2], size, box, flip)
+        if self.hints == FILES:
+            example["hint"] = self._hint(record, pixels.shape[:2], size, box, flip)
+        elif self.hints is not None:
+            example["hint"] = PLAIN[self.hints](example["image"], **self.hint_options)
         return example
+
+    def _hint(
+        self, record: Record, shape: tuple[int, int], size: Size, box: tuple[float, float, float, float], flip: bool
+    ) -> np.ndarray:
+        """Returns a record's hint, cropped like its picture. Raises BadPicture if it has none, or of another size."""
+        if record.hint is None:
+            raise BadPicture("it has no hint: put NAME_hint.png beside NAME.png")
+        pixels = decode(record.hint, BLACK)
+        if pixels.shape[:2] != shape:
+            raise BadPicture(f"its hint is {pixels.shape[1]} x {pixels.shape[0]}, and it is {shape[1]} x {shape[0]}")
+        return fit(pixels, size, box, self.resample, flip)
 
     def _mask(
         self, record: Record, shape: tuple[int, int], size: Size, box: tuple[float, float, float, float], flip: bool
@@ -204,6 +226,13 @@ class Pictures:
         except PictureError as error:
             raise BadPicture(f"its mask: {error}") from None
         return fit(pixels, size, box, self.resample, flip)
+
+
+def checked_hints(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all options of a preprocessor. Raises ValueError for a name that is none, or for wrong options."""
+    if name not in PLAIN:
+        raise ValueError(f'data.hints is "{FILES}" or one of {", ".join(PLAIN)}; got {name!r}')
+    return dict(checked_options(name, options))
 
 
 def crop_box(picture: Size, size: Size, drawn: Draws | None) -> tuple[float, float, float, float]:

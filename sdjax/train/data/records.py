@@ -15,8 +15,9 @@ class SourceError(ValueError):
 class Record(NamedTuple):
     """One record of a training set.
 
-    `key` names it and does not depend on where the set is stored; random crops are drawn from it. `image` and `mask`
-    (white where the loss counts) are the bytes of files, not decoded. One of the `captions` is used each time.
+    `key` names it and does not depend on where the set is stored; random crops are drawn from it. `image`, `mask`
+    (white where the loss counts) and `hint` (what a ControlNet sees) are the bytes of files, not decoded. One of the
+    `captions` is used each time.
     """
 
     key: str
@@ -24,6 +25,7 @@ class Record(NamedTuple):
     captions: tuple[str, ...]
     columns: Mapping[str, Any]
     mask: bytes | None = None
+    hint: bytes | None = None
 
 
 class Source(Protocol):

@@ -18,7 +18,9 @@ from jax.typing import DTypeLike
 from sdjax.checks.effects import needs
 from sdjax.checks.notes import note
 from sdjax.config import ConfigError, ModelConfig
+from sdjax.loading.trainable.control import NETWORK, ControlTraining
 from sdjax.nn import UNet
+from sdjax.nn.controlnet import ControlNet, of_unet
 from sdjax.pictures.image import to_float
 from sdjax.purpose import KINDS, kind_of
 from sdjax.schedule import NoiseSchedule
@@ -26,8 +28,9 @@ from sdjax.train.objectives import conditioning, draws, inputs
 from sdjax.train.objectives.noising import step_noise, step_perturbation
 from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts, held_out_keys
 from sdjax.train.objectives.weighting import ERRORS, HUBERS, huber_deltas, timestep_weights
-from sdjax.typing import Keys, Latent, Params
+from sdjax.typing import Context, Keys, Latent, Params
 
+NOTHING = conditioning.PictureConditioning()
 MOST_LEVELS = 16  # of multires_noise: 2^16 is more than a latent's side
 
 
@@ -139,6 +142,10 @@ class DiffusionObjective(Objective):
         masks = self.masked or (kind == "inpainting" and self.holes == "given")
         if masks and not all(there and not cached for there, cached in zip(facts.masks, facts.cached)):
             raise ConfigError("masks are asked for, of training and validation: set data.masks of pictures to True")
+        if facts.control is not None and not all(facts.hints):
+            raise ConfigError('a ControlNet learns from hints: set data.hints to a preprocessor or "files"')
+        if facts.control is None and any(facts.hints):
+            note("data.hints has no effect unless a ControlNet is trained: leave it out")
         self.range_of(NoiseSchedule(model.schedule))
         predicted = model.schedule.prediction
         if self.like_epsilon and predicted != "v":
@@ -172,7 +179,7 @@ class DiffusionObjective(Objective):
 
     def _denoising(self, facts: RunFacts, empty: np.ndarray) -> "Denoising":
         condition = conditioning.CONDITIONS[kind_of(facts.model)]
-        return Denoising(facts.model, self, empty, condition, jnp.dtype(facts.dtype), facts.remat)
+        return Denoising(facts.model, self, empty, condition, jnp.dtype(facts.dtype), facts.remat, facts.control)
 
 
 def prediction_error(
@@ -199,7 +206,8 @@ class Denoising(NamedTuple):
 
     - `image` uint8 [b, h, w, 3], or the autoencoder's `moments` [b, h', w', 2 c];
     - `ids` [b, n], or the text encoder's `context` [b, n, d];
-    - `mask` uint8 [b, h, w], 255 where it is white, if the objective uses masks.
+    - `mask` uint8 [b, h, w], 255 where it is white, if the objective uses masks;
+    - `hint` uint8 [b, h, w, 3], if a ControlNet is trained.
 
     `whole` holds the parameters {"unet", "text", "vae", ...} that the batch needs.
     """
@@ -210,6 +218,7 @@ class Denoising(NamedTuple):
     condition: conditioning.Condition = conditioning.text
     dtype: DTypeLike = jnp.float32  # what the networks compute in
     remat: str = "none"  # the UNet's
+    control: ControlTraining | None = None
 
     def errors(self, whole: Params, batch: Batch, keys: Keys) -> Callable[[jax.Array], jax.Array]:
         """See above."""
@@ -221,17 +230,32 @@ class Denoising(NamedTuple):
         context = inputs.contexts(
             config, whole, batch, self.dtype, keys=keys, dropout=objective.dropout, empty=self.empty
         )
-        unet = UNet(config.unet, self.dtype, self.remat)
-
-        def network(x: Latent, t: jax.Array) -> Latent:
-            x = x if told.concat is None else jnp.concatenate([x, told.concat], axis=-1)
-            return unet.bind({"params": whole["unet"]})(x, t.astype(jnp.float32), context, told.label)
-
+        network = self.network(whole, batch, context, told)
         noise, perturbation = step_noise(objective, keys, x0), step_perturbation(objective, keys, x0)
         weight = self._places(batch["mask"], x0) if objective.masked else None
         return lambda t: prediction_error(
             schedule, objective, network, x0, noise, t, perturbation=perturbation, weight=weight
         )
+
+    def network(
+        self, whole: Params, batch: Batch, context: Context, told: conditioning.PictureConditioning = NOTHING
+    ) -> Callable[[Latent, jax.Array], Latent]:
+        """Returns the UNet as a function of noisy latents and timesteps [b], with the ControlNet if one is trained."""
+        config, unet = self.config, UNet(self.config.unet, self.dtype, self.remat)
+        net = None
+        if self.control is not None:
+            net = of_unet(config.unet, factor=config.vae.factor, pooled=self.control.pooled)
+
+        def call(x: Latent, t: jax.Array) -> Latent:
+            t, residuals = t.astype(jnp.float32), None
+            if net is not None:
+                hint = batch["hint"].astype(jnp.float32) / (255 if batch["hint"].dtype == jnp.uint8 else 1)
+                control = ControlNet(net, self.dtype, self.remat).bind({"params": whole[NETWORK]})
+                residuals = control(x, t, context, hint)
+            x = x if told.concat is None else jnp.concatenate([x, told.concat], axis=-1)
+            return unet.bind({"params": whole["unet"]})(x, t, context, told.label, residuals=residuals)
+
+        return call
 
     def _places(self, mask: jax.Array, x0: Latent) -> jax.Array:
         b, h, w, _ = x0.shape

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.config import ModelConfig
+from sdjax.loading.trainable.control import ControlTraining
 from sdjax.nn.jax_settings import make_key
 from sdjax.train.objectives.draws import keys_of
 from sdjax.typing import Key, Keys, Params
@@ -30,21 +31,23 @@ Losses = Callable[[Params, Params | None, Batch, jax.Array], Metrics]
 class RunFacts:
     """The facts about a run that its objective may use.
 
-    `cached`, `masks` and `captions` have an entry for the training set and, if there is one, for the held-out set:
-    whether it is a cache of latents, whether it has masks, and how its batches hold captions ("ids" or "context").
-    `timesteps` is the number of timesteps that a held-out set is measured at. `average` says whether the run has a
-    moving average.
+    `cached`, `masks`, `hints` and `captions` have an entry for the training set and, if there is one, for the held-out
+    set: whether it is a cache of latents, whether it has masks or hints, and how its batches hold captions ("ids" or
+    "context"). `timesteps` is the number of timesteps that a held-out set is measured at. `average` says whether the
+    run has a moving average. `control` is the ControlNet that learns, if one does.
     """
 
     model: ModelConfig
     train: tuple[str, ...]
     cached: tuple[bool, ...] = (False,)
     masks: tuple[bool, ...] = (False,)
+    hints: tuple[bool, ...] = (False,)
     captions: tuple[str, ...] = ("ids",)
     dtype: str = "float32"
     remat: str = "none"
     timesteps: int = 4
     average: bool = True
+    control: ControlTraining | None = None
 
 
 class Objective(Protocol):
