@@ -24,6 +24,7 @@ from sdjax.scripts.shared.wording import in_flags, translate
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
     "img2img": ("img2img", "make pictures from a picture and a prompt"),
+    "edit": ("edit", "change a picture as an instruction says"),
     "inpaint": ("inpaint", "replace a part of a picture, or continue it beyond its edges"),
     "detail": ("detail", "make parts of a picture again at full size, such as faces"),
     "depth2img": ("depth2img", "make pictures that keep the shapes of a picture"),

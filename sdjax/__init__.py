@@ -36,6 +36,7 @@ _HOME = {
     "sweep": "sdjax.tasks.sweep",
     "differentiable": "sdjax.tasks.differentiable",
     "image_to_image": "sdjax.tasks.image_to_image",
+    "edit": "sdjax.tasks.edit",
     "invert": "sdjax.tasks.invert",
     "two_pass": "sdjax.tasks.two_pass",
     "inpaint": "sdjax.tasks.inpaint",

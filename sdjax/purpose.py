@@ -10,6 +10,7 @@ KINDS = {
     "text": "text to image",
     "inpainting": "inpainting (sdjax.inpaint, `sdjax inpaint`)",
     "depth": "depth to image",
+    "edit": "editing by instructions (sdjax.edit, `sdjax edit`)",
     "upscaling": "upscaling",
     "unclip": "image variations",
     "unknown": "another task",
@@ -23,7 +24,8 @@ def kind_of(config: ModelConfig) -> str:
         return "upscaling"
     if unet.label_dim is not None:
         return "unclip"
-    return {0: "text", 1 + latent: "inpainting", 1: "depth"}.get(unet.in_channels - latent, "unknown")
+    kinds = {0: "text", 1 + latent: "inpainting", 1: "depth", latent: "edit"}
+    return kinds.get(unet.in_channels - latent, "unknown")
 
 
 def check_task(config: ModelConfig, task: str, *kinds: str) -> None:
@@ -33,6 +35,7 @@ def check_task(config: ModelConfig, task: str, *kinds: str) -> None:
         return
     wanted = {"text": f"a latent of {latent} channels and a prompt"}
     wanted["inpainting"] = f"{1 + 2 * latent} channels (latent, mask, masked picture)"
+    wanted["edit"] = f"{2 * latent} channels (latent, latent of a picture)"
     wanted["depth"] = f"{1 + latent} channels (latent, depth)"
     label = " and a label" if kind in ("upscaling", "unclip") else ""
     raise ValueError(

@@ -26,7 +26,7 @@ from tests.parity_embed import embedding_text, hypernetwork, hypernetwork_unet
 from tests.parity_grid import lcm_embedding, lcm_unet
 from tests.parity_guid import Guided, guidance
 from tests.parity_hires import tiled
-from tests.parity_images import ip_tokens, ip_unet
+from tests.parity_images import ip_tokens, ip_unet, pix2pix
 from tests.parity_ksam import ksampler
 from tests.parity_lorat import lora_merged
 from tests.parity_merge import models_merged
@@ -70,7 +70,6 @@ __all__ = [
     "a1111_schedule",
     "adapter_parameter_count",
     "align_your_steps",
-    "adapter_parameter_count",
     "bert",
     "brownian",
     "clip_pixels",
@@ -102,6 +101,7 @@ __all__ = [
     "noise_embedding",
     "pad_contexts",
     "parameter_counts",
+    "pix2pix",
     "prepare_depth",
     "prior",
     "prior_sample",
@@ -111,8 +111,8 @@ __all__ = [
     "scheduler_timesteps",
     "sigma_schedule",
     "sigma_to_timestep",
-    "timestep_to_sigma",
     "t2i_features",
+    "timestep_to_sigma",
     "tokens",
     "tool_sample",
     "torch_randn",

@@ -5,11 +5,17 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+import sdjax
 from sdjax import convert
 from sdjax.adapters.ip_adapter import ImagePromptArrays, ImagePrompts
 from sdjax.adapters.patch import patched
 from sdjax.nn import UNet
 from sdjax.nn.ip_adapter import IPAdapter, by_path
+from sdjax.pipeline.model import Pipeline
+from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.tasks.batch import batch_of
+from sdjax.tasks.computing import Computing
+from sdjax.tasks.edit import edited, with_image_scale
 
 from tests.parity_models import config_from_spec
 
@@ -43,3 +49,22 @@ def ip_unet(spec, state_dict, nets, x, t, context):
             {"params": bundle.params["unet"]}, jnp.moveaxis(jnp.asarray(x), 1, -1), jnp.asarray(t), jnp.asarray(context)
         )
     return np.moveaxis(np.asarray(out), -1, 1)
+
+
+def pix2pix(spec, state_dict, num_steps, x_T, image_latent, cond, uncond, scale, image_scale):
+    """Returns the latent that InstructPix2Pix's loop makes of noise, by Euler's method."""
+    bundle = convert.load_model(state_dict, config=config_from_spec(spec))
+    pipe = Pipeline(bundle.config, bundle.params, Tokenizer())
+    nhwc = lambda a: np.moveaxis(np.asarray(a), 1, -1)  # noqa: E731
+    height, width = (side * bundle.config.vae.factor for side in x_T.shape[2:])
+    request = sdjax.Request(
+        prompt_embeds=cond[0], negative_prompt_embeds=uncond[0], latents=nhwc(x_T)[0], sampler="euler",
+        spacing="linspace", num_steps=num_steps, guidance_scale=scale, height=height, width=width,
+    )  # fmt: skip
+    batch = batch_of(pipe, [with_image_scale(request, image_scale)], Computing())
+    making = edited(batch, jnp.asarray(nhwc(image_latent)))
+    while True:
+        try:
+            next(making)
+        except StopIteration as done:
+            return np.moveaxis(np.asarray(done.value), -1, 1)

@@ -47,7 +47,7 @@ def test_every_flag_in_a_table_exists(page: str, command: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "tasks"),
-    [("image-to-image.md", [sdjax.image_to_image, sdjax.two_pass]),
+    [("image-to-image.md", [sdjax.image_to_image, sdjax.edit, sdjax.two_pass]),
      ("inpainting.md", [sdjax.inpaint, sdjax.outpaint]), ("detail.md", [sdjax.detail]),
      ("depth-to-image.md", [sdjax.depth_to_image]), ("upscaling.md", [sdjax.upscale]),
      ("animation.md", [sdjax.animate])],

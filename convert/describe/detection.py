@@ -11,8 +11,9 @@ from sdjax.convert.errors import CheckpointError
 from sdjax.convert.names import naming
 
 _INPUTS = {
-    8: "InstructPix2Pix, or a model of depth or normals as Marigold", 12: "IC-Light, which is told a background",
+    12: "IC-Light, which is told a background",
 }  # fmt: skip
+_TEXT = ("width", "context", "label embeddings", "label vector")
 UNET = naming.LDM_PREFIXES["unet"]
 
 
@@ -37,6 +38,11 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     if fitting:
         model = configs.get(fitting[0])
         return dataclasses.replace(model, unet=fitted(model.unet, shapes))
+    for name, facts in known.items():  # InstructPix2Pix: a released model that also takes the latent of a picture
+        if seen["inputs"] == 8 and facts["inputs"] == 4 and all(seen.get(k) in (None, facts[k]) for k in _TEXT):
+            model = configs.get(name)
+            unet = dataclasses.replace(model.unet, in_channels=8)
+            return dataclasses.replace(model, name=f"{name}_edit", unet=fitted(unet, shapes))
     if seen["inputs"] in _INPUTS:
         raise CheckpointError(f"its UNet has {seen['inputs']} input channels: it is {_INPUTS[seen['inputs']]}, which "
                               "sdjax does not run; name a Stable Diffusion v1 or v2 model")  # fmt: skip

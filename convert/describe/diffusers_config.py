@@ -411,7 +411,7 @@ def _scheduler_class(config: ModelConfig) -> str:
 
 def _index(config: ModelConfig) -> dict[str, Any]:
     pipelines = {9: "StableDiffusionInpaintPipeline", 5: "StableDiffusionDepth2ImgPipeline",
-                 7: "StableDiffusionUpscalePipeline"}  # fmt: skip
+                 7: "StableDiffusionUpscalePipeline", 8: "StableDiffusionInstructPix2PixPipeline"}  # fmt: skip
     nothing = [None, None]
     index: dict[str, Any] = {
         "scheduler": ["diffusers", _scheduler_class(config)], "text_encoder": ["transformers", "CLIPTextModel"],

@@ -24,6 +24,7 @@ PICTURES = f"{SHARED} {NOISE} --sweep --n_iter --fixed_code --skip_save --skip_g
 ALWAYS = {
     "txt2img": f"{PICTURES} --hires --laion400m",
     "img2img": f"{PICTURES} --init-img --strength --strength-counting --background",
+    "edit": f"{PICTURES} --init-img --image-scale --background",
     "inpaint": f"{PICTURES} --init-img --mask --expand --only-masked --strength --strength-counting --method "
     "--no-composite --background",
     "detail": f"{PICTURES} --init-img --box --mask --detector --most --grow --padding --strength --strength-counting "
@@ -101,6 +102,7 @@ VALUES = {
 }  # where 1 is none
 NEEDED = {  # what a command cannot be without
     "img2img": "--init-img a.png",
+    "edit": "--init-img a.png",
     "inpaint": "--init-img a.png",
     "detail": "--init-img a.png --box 1,1,9,9",
     "depth2img": "--init-img a.png",
