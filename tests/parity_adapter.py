@@ -19,7 +19,16 @@ from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.spacing import compvis_timesteps
 from sdjax.schedule import NoiseSchedule
 
-from tests.parity_control import adapter_parameter_count, controlnet, controlnet_hint, t2i_features
+from tests.parity_control import (
+    adapter_parameter_count,
+    control_active,
+    controlnet,
+    controlnet_hint,
+    controlnet_unet,
+    inpaint_hint,
+    t2i_features,
+    t2i_unet,
+)
 from tests.parity_depth import bert, depth, prepare_depth
 from tests.parity_dsam import diffusers_sample, diffusers_sigmas, diffusers_timesteps
 from tests.parity_embed import embedding_text, hypernetwork, hypernetwork_unet
@@ -78,8 +87,10 @@ __all__ = [
     "comfyui_percent_to_sigma",
     "comfyui_step_noise",
     "comfyui_weights",
+    "control_active",
     "controlnet",
     "controlnet_hint",
+    "controlnet_unet",
     "depth",
     "diffusers_noise",
     "diffusers_sample",
@@ -91,6 +102,7 @@ __all__ = [
     "hypernetwork_unet",
     "ip_tokens",
     "ip_unet",
+    "inpaint_hint",
     "ksampler",
     "lcm_embedding",
     "lcm_unet",
@@ -113,6 +125,7 @@ __all__ = [
     "sigma_to_timestep",
     "t2i_features",
     "timestep_to_sigma",
+    "t2i_unet",
     "tokens",
     "tool_sample",
     "torch_randn",

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax.scripts.shared import values
+from sdjax.scripts.shared.control_flags import add_control_flags
 from sdjax.scripts.shared.flags import Needs, together
 
 # The names of sdjax.prompts.language, emphasis and padding, repeated because importing them is slow. A test compares.
@@ -18,7 +19,7 @@ FIELDS = (
     "prompt_syntax", "emphasis", "comma_backtrack", "old_prompt_editing", "clip_skip", "pad_contexts",
     "styles", "styles_file", "wildcards", "wildcard_seed",
     "lora_dir", "alpha_0", "dora", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
-    "image_prompts",
+    "image_prompts", "controls",
 )  # fmt: skip
 
 
@@ -46,6 +47,7 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
     add_embedding_flags(add)
     add_hypernetwork_flags(add)
     add_image_prompt_flag(parser)
+    add_control_flags(parser)
 
 
 def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +211,7 @@ def clip_skip(text: str) -> int | str:
 
 def prompting(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of `Request` that the flags set."""
-    several = "styles", "word_embeddings", "hypernetworks", "image_prompts"
+    several = "styles", "word_embeddings", "hypernetworks", "image_prompts", "controls"
     lists = {name: tuple(getattr(args, name, None) or ()) for name in several}
     return {name: getattr(args, name, None) for name in FIELDS} | lists  # not every command has all flags
 

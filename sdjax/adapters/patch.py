@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import flax.linen as nn
 from flax.linen.module import InterceptorContext as Context
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from sdjax.typing import Timestep
 
@@ -54,15 +54,41 @@ class Timed(Patch, Protocol):
         ...
 
 
+@runtime_checkable
+class Placed(Patch, Protocol):
+    """A patch with per-image arrays that belong to places of the latent, such as hints."""
+
+    def cut(self, own: PyTree, rows: Int[Array, "m"], columns: Int[Array, "n"]) -> PyTree:
+        """Returns the per-image arrays of the part of the latent with these rows and columns."""
+        ...
+
+
+_depth: contextvars.ContextVar[int] = contextvars.ContextVar("depth", default=0)
+
+
+@contextlib.contextmanager
+def unpatched() -> Iterator[None]:
+    """Returns a context for another network inside a patch: surrounding patches do not see its layers.
+
+    Patches that are entered in it work, and those that were entered with `everywhere`.
+    """
+    token = _depth.set(_depth.get() + 1)
+    try:
+        yield
+    finally:
+        _depth.reset(token)
+
+
 @contextlib.contextmanager
 def patched(
-    patches: Sequence[Patch], shared: Sequence[PyTree] | None = None, own: Sequence[PyTree] | None = None
-) -> Iterator[None]:
+    patches: Sequence[Patch], shared: Sequence[PyTree] | None = None, own: Sequence[PyTree] | None = None, *,
+    everywhere: bool = False,
+) -> Iterator[None]:  # fmt: skip
     """Returns a context in which networks run with these patches.
 
     The first patch is nearest to the network. Later patches wrap the earlier ones: the last patch sees a layer's inputs
     first and its output last. `shared` and `own` have one entry per patch, for `Patch.intercept`; without them, no
-    patch has arrays.
+    patch has arrays. `everywhere`: they change other networks inside a patch too (`unpatched`).
 
     Raises ValueError unless there is one entry for each patch.
     """
@@ -73,18 +99,22 @@ def patched(
             f"{len(patches)} patches need as many entries of shared and of per-image arrays; "
             f"got {len(shared)} and {len(own)}"
         )
-    interceptors = [_calls_alone(patch.intercept(*arrays)) for patch, *arrays in zip(patches, shared, own)]
+    depth = None if everywhere else _depth.get()
+    interceptors = [_calls_alone(patch.intercept(*arrays), depth) for patch, *arrays in zip(patches, shared, own)]
     with contextlib.ExitStack() as stack:
         for interceptor in reversed(interceptors):  # Flax calls the one that was entered first before the others
             stack.enter_context(nn.intercept_methods(interceptor))
         yield
 
 
-def _calls_alone(interceptor: Interceptor) -> Interceptor:
-    """Returns the interceptor restricted to `__call__`: Flax also calls internal methods without name and path."""
+def _calls_alone(interceptor: Interceptor, depth: int | None) -> Interceptor:
+    """Returns the interceptor restricted to `__call__`: Flax also calls internal methods without name and path.
+
+    It is also restricted to the networks at this depth of `unpatched`; None: to none.
+    """
 
     def intercept(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
-        if context.method_name != "__call__":
+        if context.method_name != "__call__" or depth not in (None, _depth.get()):
             return method(*args, **kwargs)
         return interceptor(method, args, kwargs, context)
 

@@ -91,7 +91,7 @@ class UNetNetwork:
             chosen = sorted(which)
             own_seamless = [Seamless(self.seamless)] if self.seamless else []
             with (
-                patched(own_seamless),  # outside of the others
+                patched(own_seamless, everywhere=True),  # outside of the others
                 patched([self.patches[i] for i in chosen], [shared[i] for i in chosen], [own[i] for i in chosen]),
             ):
                 out = network.apply(

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from sdjax.adapters.patch import Patch
+from sdjax.adapters.patch import Patch, Placed
 from sdjax.config import UNetConfig
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.network import Network, UNetNetwork
@@ -54,20 +55,22 @@ def make_network(
     wrap = "".join(axis for axis, several in zip("yx", divided) if several and axis in (seamless or ""))
     rest = "".join(axis for axis in "xy" if axis in (seamless or "") and axis not in wrap)
     network = UNetNetwork(unet, dtype, tuple(patches), rest)
-    return network if windows is None else WindowedNetwork(network, windows, wrap)
+    return network if windows is None else WindowedNetwork(network, windows, wrap, tuple(patches))
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowedNetwork:
     """A network that is called once for each window, one window after the other.
 
-    `wrap` are the axes ("", "x", "y", "xy") along which windows continue over the edge of the latent. The network
-    keeps no memory. Raises ValueError for a network with memory.
+    `wrap` are the axes ("", "x", "y", "xy") along which windows continue over the edge of the latent. `patches` are
+    the network's: those that are `Placed` get the arrays of the window. The network keeps no memory. Raises ValueError
+    for a network with memory.
     """
 
     network: Network
     windows: Windows
     wrap: str = ""
+    patches: tuple[Patch, ...] = ()
 
     def init(self, params: Params, x: Noisy) -> Memory:
         """Returns no memory."""
@@ -95,6 +98,9 @@ class WindowedNetwork:
             part = conditioning
             if part.concat is not None:
                 part = dataclasses.replace(part, concat=cut(part.concat))
+            if part.patches:
+                arrays = zip(self.patches, part.patches, strict=True)
+                part = dataclasses.replace(part, patches=tuple(_cut_arrays(*pair, *place) for pair in arrays))
             return self.network(params, cut(x), t, part, memory)[0]
 
         made = jax.lax.map(one, places)  # [k, b, side, side, c]
@@ -125,6 +131,10 @@ def weights(height: int, width: int, blend: str) -> np.ndarray:
         return np.ones((height, width), np.float32)
     across = [np.exp(-np.square((np.arange(n) + 0.5) / n - 0.5) / (2 * VARIANCE)) for n in (height, width)]
     return np.asarray(np.outer(*across), np.float32)
+
+
+def _cut_arrays(patch: Patch, own: PyTree, rows: jax.Array, columns: jax.Array) -> PyTree:
+    return patch.cut(own, rows, columns) if isinstance(patch, Placed) else own
 
 
 def _cut(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:

@@ -35,6 +35,11 @@ class T2IConfig(Description):
     keeps_rest: bool = False
 
     @property
+    def outputs(self) -> int:
+        """The number of its features."""
+        return len(self.channels)
+
+    @property
     def light(self) -> bool:
         """Whether it is a light adapter."""
         return bool(self.widths)
@@ -77,7 +82,7 @@ class _Level(nn.Module):
         c, out = self.config, self.config.channels[self.level]
         width = c.widths[self.level] if c.light else out
         if self.level:
-            x = _halved(x, c.keeps_rest)
+            x = halved(x, c.keeps_rest)
         if c.light or x.shape[-1] != width:
             x = self._pointwise(width, "in_conv")(x)
         for j in range(c.num_res_blocks):
@@ -119,7 +124,7 @@ def _unshuffled(hint: Map) -> NewMap:
     return blocks.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // FACTOR, w // FACTOR, c * FACTOR**2)
 
 
-def _halved(x: Map, keeps_rest: bool) -> NewMap:
+def halved(x: Map, keeps_rest: bool) -> NewMap:
     """Returns the means of 2 x 2 entries. An odd side's last entries are averaged alone, or left out."""
     _, h, w, _ = x.shape
     if keeps_rest and (h % 2 or w % 2):

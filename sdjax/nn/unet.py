@@ -254,5 +254,13 @@ def _with_residuals(skips: Maps, x: Map, residuals: Residuals) -> tuple[Maps, Ma
     """Returns the skips and the middle block's output with the residuals added, in their own dtypes."""
     if len(residuals.skips) != len(skips):
         raise ValueError(f"this UNet has {len(skips)} skips, got residuals for {len(residuals.skips)}")
-    added = [skip + residual.astype(skip.dtype) for skip, residual in zip(skips, residuals.skips)]
-    return added, x + residuals.middle.astype(x.dtype)
+    return [add_residual(*pair) for pair in zip(skips, residuals.skips)], add_residual(x, residuals.middle)
+
+
+def add_residual(x: Map, residual: Float[Array, "b _ _ c"]) -> Map:
+    """Returns x plus a residual map of height and width 1, or of another size, which is resized (nearest)."""
+    (h, w), sides = x.shape[1:3], residual.shape[1:3]
+    if sides not in ((1, 1), (h, w)):
+        b, _, _, c = residual.shape
+        residual = jax.image.resize(residual, (b, h, w, c), "nearest")
+    return x + residual.astype(x.dtype)

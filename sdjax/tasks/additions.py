@@ -14,6 +14,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.samplers import Start
 from sdjax.tasks import image_prompts
 from sdjax.tasks.adapter_spans import arrays, spans_of, timesteps_of
+from sdjax.tasks.control_arrays import control_arrays
 from sdjax.tasks.resolve import Resolved
 
 
@@ -79,10 +80,15 @@ def _image_prompts(requests: Sequence[Resolved], starts: Sequence[Start], pipe: 
     return [Addition(ImagePrompts(), None, own, away)]
 
 
+def _controls(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+    return [Addition(*control_arrays(requests, starts, pipe))] if requests[0].controls else []
+
+
 KINDS: tuple[Kind, ...] = (  # in the order of their patches: later ones wrap earlier ones
     Kind(lambda request: len(spans_of(request.adapters)), _adapters),
     Kind(lambda request: tuple(id(use.network) for use in request.hypernetworks), _hypernetworks),
     Kind(lambda request: tuple(use.likeness for use in request.image_prompts), _image_prompts),
+    Kind(lambda request: tuple(id(use.network) for use in request.controls), _controls),
 )
 
 

@@ -27,6 +27,7 @@ from sdjax.tasks import noise
 from sdjax.tasks.additions import Addition, additions, alike
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
+from sdjax.tasks.control_arrays import Seen, seeing
 from sdjax.tasks.expand import expand
 from sdjax.tasks.inputs import one_each
 from sdjax.tasks.request import Each, Request
@@ -69,6 +70,10 @@ class Batch:
             starts=[self.starts[i] for i in which],
             after=[self.after[i] for i in which] if self.after else [],
         )
+
+    def seeing(self, given: Sequence[Seen]) -> "Batch":
+        """Returns the batch whose controls without hints take the input pictures `given`, one for each input."""
+        return dataclasses.replace(self, requests=seeing(self.requests, [given[i] for i in self.inputs]))
 
     def starting(self, strength: Each[float] | None = None) -> "Batch":
         """Returns the batch with its starts. `strength` is one for all pictures, or one for each.

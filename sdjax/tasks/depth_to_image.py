@@ -25,6 +25,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.control_arrays import Seen
 from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.resolve import SIDES
@@ -70,7 +71,8 @@ def depth_to_image(
         raise ValueError(f"{WITHOUT}; give depth_map")
     padded = [inputs.pad(picture) for picture in given]
     inner = [picture.shape[:2] for picture in padded]
-    batch = make_batch(pipe, prompt, options, sizes=inner, strength=strength)
+    seen = [Seen(pixels, whole=size, place=inputs.pad) for pixels, size in zip(padded, sizes)]
+    batch = make_batch(pipe, prompt, options, sizes=inner, strength=strength).seeing(seen)
     inputs.check_seamless(batch.requests, [sizes[i] for i in batch.inputs], [inner[i] for i in batch.inputs])
     if maps is None:
         maps = _estimated(pipe, padded, batch.how.mesh, batch.how.parallel)

@@ -9,6 +9,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.control_arrays import Seen
 from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.session import Making, Session, task
@@ -51,7 +52,7 @@ def image_to_image(
         for one, h, w in zip(given, heights, widths)
     ]
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
-    batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength)
+    batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength).seeing([Seen(one) for one in given])
 
     def make(part: Batch) -> Making:
         x0 = part.encode([given[i] for i in part.inputs]) if part.needs_x0 else None

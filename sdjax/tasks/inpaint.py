@@ -1,5 +1,6 @@
 """Inpainting and outpainting: repaints a part of a picture, or continues a picture beyond its edges."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -16,6 +17,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task, kind_of
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, Sampling, make_batch
+from sdjax.tasks.control_arrays import Seen
 from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.session import Making, Session, task
@@ -75,7 +77,7 @@ def inpaint(
     side = pipe.config.image_size if only_masked else None
     frames = [inputs.make_frame(*pair, side=side, padding=padding) for pair in zip(given, masks, strict=True)]
     sizes = [frame.repaint.shape for frame in frames]
-    batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength)
+    batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength).seeing([_seen(one) for one in frames])
     if only_masked and any(request.seamless for request in batch.requests):
         raise ValueError(
             "with only_masked a part of the picture is drawn, whose edges do not meet: leave out seamless "
@@ -91,6 +93,11 @@ def inpaint(
         return inputs.put_back(frames[batch.inputs[i]], made, composite=composite, feather=feather)
 
     return Session(batch, make, finish)
+
+
+def _seen(frame: inputs.Frame) -> Seen:
+    place = functools.partial(inputs.part_of, frame)
+    return Seen(frame.pixels, frame.repaint, frame.picture.shape[:2], place)
 
 
 def blended(batch: Batch, frames: Sequence[inputs.Frame]) -> Sampling:

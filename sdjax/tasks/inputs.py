@@ -158,6 +158,11 @@ def make_frame(
     return Frame(picture, mask, box, size, pictures.pad_to(pixels, MULTIPLE), pictures.pad_to(repaint, MULTIPLE))
 
 
+def part_of(frame: Frame, pixels: np.ndarray) -> np.ndarray:
+    """Returns the part of a picture or mask of the whole picture's size that the frame cuts out, as it has it."""
+    return pictures.pad_to(pictures.resize(pixels[frame.box.slices], *frame.size), MULTIPLE)
+
+
 def check_workable(size: tuple[int, int]) -> None:
     """Raises ValueError for a (height, width) that is too large to be inpainted."""
     if max(size) > SIDES[1]:

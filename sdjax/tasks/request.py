@@ -27,6 +27,7 @@ from sdjax.schedule import LAST_ALPHAS
 from sdjax.tasks.adapters import AdapterLike
 from sdjax.tasks.compat import NoiseOptions, check_noise
 from sdjax.tasks.computing import ComputingOptions
+from sdjax.tasks.controls import ControlLike
 from sdjax.tasks.embeddings import EmbeddingLike
 from sdjax.tasks.hypernetworks import HypernetworkLike
 from sdjax.tasks.image_prompts import ImagePromptLike
@@ -37,7 +38,7 @@ Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
 SMALLEST_WINDOW = 64  # pixels
-LISTS = ("adapters", "word_embeddings", "hypernetworks", "image_prompts")  # the additions of one picture
+LISTS = ("adapters", "word_embeddings", "hypernetworks", "image_prompts", "controls")  # the additions of one picture
 ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # the axes of one picture's arrays
 
 
@@ -89,6 +90,9 @@ class Request:
 
     `image_prompts`: pictures that stand beside the prompt, through an IP-Adapter: `sdjax.ImagePrompt`, or texts such as
     "ip-adapter_sd15.safetensors,image=cat.png,weight=0.7" (`sdjax.tasks.image_prompt_texts.parse`).
+
+    `controls`: ControlNets and T2I-Adapters that steer the picture by hints: `sdjax.tasks.controls.ControlUse`, or
+    texts such as "canny.safetensors:0.8=edges.png" (`sdjax.tasks.controls.read_text`).
 
     `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder] or a multiple of 77,
@@ -143,6 +147,7 @@ class Request:
     hypernetworks: Sequence[HypernetworkLike] = ()
     hypernetwork_dir: str | None = None
     image_prompts: Sequence[ImagePromptLike] = ()
+    controls: Sequence[ControlLike] = ()
     height: int | None = None
     width: int | None = None
     seamless: str | None = None
@@ -288,6 +293,7 @@ class PromptOptions(TypedDict, total=False):
     hypernetworks: Sequence[HypernetworkLike] | Sequence[Sequence[HypernetworkLike]]
     hypernetwork_dir: str | None
     image_prompts: Sequence[ImagePromptLike] | Sequence[Sequence[ImagePromptLike]]
+    controls: Sequence[ControlLike] | Sequence[Sequence[ControlLike]]
 
 
 class SizeOptions(TypedDict, total=False):

@@ -31,6 +31,7 @@ from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
 from sdjax.tasks import adapters, compat, distilled, hypernetworks
 from sdjax.tasks.adapter_files import Conventions
 from sdjax.tasks.adapters import AdapterUse, named_uses, read_use, uses_in_prompt
+from sdjax.tasks.controls import ControlUse, read_control
 from sdjax.tasks.embeddings import embeddings_in
 from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, read_hypernetwork
 from sdjax.tasks.image_prompt_texts import read_image_prompt
@@ -73,6 +74,7 @@ class Resolved(Request):
     hypernetworks: tuple[HypernetworkUse, ...]
     hypernetwork_dir: None
     image_prompts: tuple[EncodedPrompt, ...]
+    controls: tuple[ControlUse, ...]
     noise_schedule: NoiseSchedule
     windows: Windows | None
 
@@ -132,6 +134,7 @@ def resolve(
             "adapters": uses, "lora_dir": None, "loras": None, "word_embeddings": words, "embedding_dir": None,
             "hypernetworks": nets, "hypernetwork_dir": None,
             "image_prompts": tuple(read_image_prompt(one, pipe.config) for one in request.image_prompts),
+            "controls": tuple(read_control(one, pipe) for one in request.controls),
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model, **told}))
