@@ -18,6 +18,7 @@ from sdjax.convert.merge.merging import merge_bundles, merge_models, reproduce_m
 from sdjax.convert.merge.recipe import Settings as MergeSettings
 from sdjax.convert.model import load, load_model, parameter_counts
 from sdjax.convert.names.tables import tensor_shapes
+from sdjax.convert.parts.annotators import LoadedAnnotator, load_annotator
 from sdjax.convert.parts.controlnet import LoadedControlNet, load_controlnet
 from sdjax.convert.parts.depth import load_depth
 from sdjax.convert.parts.detector import LoadedDetector, load_detector
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "Inspection",
     "LoadedAdapter",
+    "LoadedAnnotator",
     "LoadedControlNet",
     "LoadedDetector",
     "LoadedEmbedding",
@@ -48,6 +50,7 @@ __all__ = [
     "inspect",
     "load",
     "load_adapter",
+    "load_annotator",
     "load_controlnet",
     "load_depth",
     "load_detector",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdjax.preprocessors import PREPROCESSORS, Option
+from sdjax.preprocessors import ANNOTATORS, PREPROCESSORS, Option
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, values
 from sdjax.scripts.shared.parser import nearest
@@ -26,17 +26,25 @@ def _listing() -> Iterator[str]:
     """Yields the lines that describe all preprocessors and their options."""
     for name, preprocessor in PREPROCESSORS.items():
         needs = f" (needs: {', '.join(preprocessor.needs)})" if preprocessor.needs else ""
-        uses = f" (can use: {', '.join(preprocessor.uses)})" if preprocessor.uses else ""
         yield from textwrap.wrap(
-            f"{preprocessor.purpose}{needs}{uses}", WIDTH, initial_indent=f"  {name:<20}", subsequent_indent=" " * 22
+            f"{preprocessor.purpose}{needs}", WIDTH, initial_indent=f"  {name:<20}", subsequent_indent=" " * 22
         )
         for key, option in preprocessor.options.items():
             text = f"{key}={option.default:g}: {option.purpose}"
             yield from textwrap.wrap(text, WIDTH, initial_indent=" " * 24, subsequent_indent=" " * 26)
 
 
+def _files() -> Iterator[str]:
+    """Yields the lines that describe the annotators."""
+    for kind, (what, files) in ANNOTATORS.items():
+        yield from textwrap.wrap(f"{what}: {files}", WIDTH, initial_indent=f"  {kind:<8}", subsequent_indent=" " * 10)
+
+
 EPILOG = """\
 preprocessors, and their options with the defaults:
+{}
+
+annotators, and the files that they are published in:
 {}
 
 The hint has the size at which it is made. Give --resolution the shorter side of the
@@ -46,6 +54,7 @@ ControlNets a hint picture that another tool made.
 
 examples:
   sdjax hint canny photo.jpg --out edges.png --option low_threshold=50
+  sdjax hint openpose photo.jpg --out pose.png --annotator body_pose_model.pth
   sdjax hint shuffle photo.jpg --out shuffled.png --option seed=3
   sdjax hint tile_resample frames --out blurred-frames --option down_sampling_rate=4
 
@@ -54,13 +63,17 @@ examples:
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax hint`."""
-    parser = options.make_command_parser("hint", DESCRIPTION, EPILOG.format("\n".join(_listing()), EXIT_STATUS))
+    parser = options.make_command_parser(
+        "hint", DESCRIPTION, EPILOG.format("\n".join(_listing()), "\n".join(_files()), EXIT_STATUS)
+    )
     add = parser.add_argument
     add("preprocessor", type=_name, metavar="PREPROCESSOR", help="how the hint is made: one of the list below")
     add("picture", metavar="PICTURE", help="a picture (PNG, JPEG or WebP), or a folder of them")
     add("--out", required=True, metavar="OUT", help="the new PNG file, or for a folder the folder of the new PNG files")
     add("--option", action="append", default=[], metavar="NAME=VALUE",
         help="an option of the preprocessor; may be repeated")  # fmt: skip
+    add("--annotator", action="append", default=[], metavar="FILE",
+        help="the file of a network that the preprocessor needs (see the list below); may be repeated")  # fmt: skip
     add("--resolution", type=values.positive, default=RESOLUTION, metavar="N",
         help="the hint's shorter side in pixels; both sides become multiples of 64; default: %(default)s")  # fmt: skip
     return parser
@@ -82,11 +95,12 @@ def run(args: argparse.Namespace) -> None:
         files.check_free(out, overwrite=False)
 
     from sdjax.pictures.image import save_png
-    from sdjax.tasks.hints import make_hint
+    from sdjax.tasks.hints import load_annotators, make_hint
 
+    annotators = list(load_annotators(args.preprocessor, args.annotator).values())
     for picture, out in pairs:
         pixels = input_pictures.read_picture(picture, "PICTURE").pixels
-        save_png(out, make_hint(pixels, args.preprocessor, resolution=args.resolution, **chosen))
+        save_png(out, make_hint(pixels, args.preprocessor, annotators=annotators, resolution=args.resolution, **chosen))
         print(out)
 
 

@@ -38,12 +38,21 @@ class Option:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessor:
-    """What a preprocessor draws, its options, and the kinds of annotators (networks) that it needs or can use."""
+    """What a preprocessor draws, its options, and the kinds of annotators (networks) that it needs."""
 
     purpose: str
     options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    uses: tuple[str, ...] = ()
+
+
+ANNOTATORS: Mapping[str, tuple[str, str]] = {  # kinds: what each is, and the files that it is published in
+    "hed": ("HED, the network of soft edges", "ControlNetHED.pth"),
+    "lineart": ("the network of line drawings", "sk_model.pth, or sk_model2.pth for coarse lines"),
+    "depth": ("the depth network DPT-Hybrid", "dpt_hybrid-midas-501f0c75.pt, transformers' folder, or a depth model"),
+    "body": ("OpenPose's network of bodies", "body_pose_model.pth"),
+    "hand": ("OpenPose's network of hands", "hand_pose_model.pth"),
+    "face": ("OpenPose's network of faces", "facenet.pth"),
+}
 
 
 _GRADIENT = {"sigma": Option(1.5, 0.1, 50, "pixels of blur before edges are sought")}
@@ -79,6 +88,21 @@ PREPROCESSORS: Mapping[str, Preprocessor] = {
     "recolor_luminance": Preprocessor("lightness alone, in grey", _GAMMA),
     "recolor_intensity": Preprocessor("the largest channel alone, in grey", _GAMMA),
     "t2ia_color_grid": Preprocessor("squares of 64 pixels of one colour each"),
+    "softedge_hed": Preprocessor("wide soft edges", needs=("hed",)),
+    "softedge_hedsafe": Preprocessor("wide soft edges in three levels", needs=("hed",)),
+    "scribble_hed": Preprocessor("thick lines as of a pen", needs=("hed",)),
+    "lineart_realistic": Preprocessor("a line drawing (with sk_model2.pth other tools' lineart_coarse)",
+                                      needs=("lineart",)),
+    "depth_midas": Preprocessor("depth: near things are white", needs=("depth",)),
+    "normal_midas": Preprocessor("which way surfaces face", {
+        "background": Option(0.1, 0, 1, "share of the largest depth below which nothing is drawn"),
+        "strength": Option(6.283185307179586, 0.01, 100, "how flat surfaces look: 2 pi in other tools"),
+    }, needs=("depth",)),
+    "openpose": Preprocessor("poses of bodies", needs=("body",)),
+    "openpose_hand": Preprocessor("poses of bodies and hands", needs=("body", "hand")),
+    "openpose_face": Preprocessor("poses of bodies and faces", needs=("body", "face")),
+    "openpose_faceonly": Preprocessor("faces alone", needs=("body", "face")),
+    "openpose_full": Preprocessor("poses of bodies, hands and faces", needs=("body", "hand", "face")),
 }  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def test_a_hint_for_inpainting_is_minus_one_where_the_mask_is_white():
 
 
 def test_the_table_has_every_preprocessor_once():
-    assert list(PLAIN) == [name for name, one in PREPROCESSORS.items() if not (one.needs or one.uses)]
+    assert list(PLAIN) == [name for name, one in PREPROCESSORS.items() if not one.needs]
     assert all(o.low <= o.default <= o.high for one in PREPROCESSORS.values() for o in one.options.values())
 
 

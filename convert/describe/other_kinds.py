@@ -21,6 +21,7 @@ AS_ADAPTER = "name the model that it is for, and this file by --lora (sdjax.conv
 AS_EMBEDDING = "name the model that it is for, and this file by --embedding (sdjax.convert.load_embedding)"
 AS_HYPERNETWORK = "name the model that it is for, and this file by --hypernetwork (sdjax.convert.load_hypernetwork)"
 AS_IP_ADAPTER = "name the model that it is for, and this file by --image-prompt (sdjax.convert.load_ip_adapter)"
+AS_ANNOTATOR = "name it by --annotator of `sdjax hint` (sdjax.convert.load_annotator)"
 _WHOLE = "name the whole model that it goes with (sdjax does not apply it)"
 _COMPLETE = "name a whole model: the checkpoint that it was taken from, or the pipeline's folder"
 _OTHER = f"{_READS}: name one of these"
@@ -68,6 +69,10 @@ _PARTS: tuple[tuple[str, str, str], ...] = (
     (r"(^|\.)string_to_(param|token)|^emb_params$|^clip_[lgh]$|^<[^>]{1,60}>$",
      "a textual inversion (an embedding of a word), which is no model", AS_EMBEDDING),
     (r"^(320|640|768|1024|1280)\.[01]\.\w", "a hypernetwork, which is no model", AS_HYPERNETWORK),
+    (r"^block1\.convs\.0\.", "HED, a network of soft edges for hints", AS_ANNOTATOR),
+    (r"^model2\.0\.conv_block\.1\.", "a network of line drawings for hints", AS_ANNOTATOR),
+    (r"^(model\d_\d\.)?Mconv1_stage2_L1\.", "OpenPose's network of bodies, for hints", AS_ANNOTATOR),
+    (r"^(model\d\.)?Mconv1_stage2\.", "OpenPose's network of hands or faces, for hints", AS_ANNOTATOR),
     (r"(^|\.)control_model\.|(^|\.)input_hint_block\.|(^|\.)zero_convs\.\d|controlnet_(cond_embedding|down_blocks|mid"
      r"_block)|^controlnet_blocks", "a ControlNet", _WHOLE),
     (r"image_proj(_model)?\.|^ip_adapter\.|to_[kv]_ip\b|^adapter_modules\.", "an IP-Adapter", AS_IP_ADAPTER),

@@ -24,8 +24,8 @@ EMA_PREFIX = "model_ema."
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _NUMBERED = re.compile(
     r"^(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers"
-    r"|stages|layer|readout_projects|convs|head|features|model|main|body|blocks|controlnet_down_blocks|m|cv2|cv3)"
-    r"(_\d+)+$"
+    r"|stages|layer|readout_projects|convs|head|features|model\d?|conv_block|main|body|blocks|controlnet_down_blocks|m"
+    r"|cv2|cv3)(_\d+)+$"
 )
 
 

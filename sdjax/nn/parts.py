@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sdjax.config import DepthConfig, ModelConfig, PriorConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
+from sdjax.nn.annotators.hed import HED, HEDConfig
+from sdjax.nn.annotators.lineart import LineartConfig, LineartGenerator
+from sdjax.nn.annotators.pose import PoseConfig, PoseNetwork
 from sdjax.nn.clip import TextEncoder
 from sdjax.nn.clip_vision import VisionEncoder
 from sdjax.nn.controlnet import ControlNet, ControlNetConfig
@@ -178,6 +181,9 @@ NETWORKS: Mapping[str, NetworkEntry] = {
     "discriminator": NetworkEntry(
         "discriminator", None, lambda config: Discriminator(), lambda config: (_image(SMALLEST),)
     ),
+    "hed": NetworkEntry("network of soft edges", HEDConfig, HED, lambda config: (_image(16),)),
+    "pose": NetworkEntry("network of poses", PoseConfig, PoseNetwork, lambda config: (_image(8),)),
+    "lineart": NetworkEntry("network of line drawings", LineartConfig, LineartGenerator, lambda config: (_image(8),)),
 }
 
 

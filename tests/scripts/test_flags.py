@@ -38,7 +38,7 @@ ALWAYS = {
     "--exact --outdir --safety-checker --skip_save --skip_grid",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
     "--old-prompt-editing --style --wildcards --wildcard-seed --embedding --embedding-dir",
-    "hint": "--debug --out --option --resolution",
+    "hint": "--debug --out --option --annotator --resolution",
     "watermark": "--debug --embed",
     "train": "--debug --config --set --workdir --plan --data --ckpt --steps --lr --batch-size --coordinator "
     "--num-hosts --host",

@@ -8,8 +8,8 @@ import functools
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from scipy import ndimage
+from jaxtyping import UInt8
+from scipy import ndimage, sparse
 
 Method = Literal["area", "linear", "cubic", "lanczos"]
 
@@ -77,8 +77,9 @@ def resize(array: np.ndarray, height: int, width: int, method: Method) -> np.nda
     if array.shape[:2] == (height, width):
         return array.copy()
     out = array.astype(np.float32 if array.dtype == np.uint8 else array.dtype)
-    out = np.tensordot(_matrix(array.shape[0], height, method).astype(out.dtype), out, (1, 0))
-    out = np.moveaxis(np.tensordot(_matrix(array.shape[1], width, method).astype(out.dtype), out, (1, 1)), 0, 1)
+    for side in (height, width):  # columns, then rows: each turn puts the other axis first
+        matrix = _matrix(len(out), side, method).astype(out.dtype)
+        out = (matrix @ out.reshape(len(out), -1)).reshape(side, *out.shape[1:]).swapaxes(0, 1)
     if array.dtype == np.uint8:
         out = np.rint(out).clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(out)
@@ -95,24 +96,22 @@ def resize_shorter(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.nd
 
 
 @functools.lru_cache(maxsize=32)
-def _matrix(old: int, new: int, method: Method) -> Float[np.ndarray, "new old"]:
-    """Returns the weights of the old pixels along one side for each new one."""
-    matrix = np.zeros((new, old))
+def _matrix(old: int, new: int, method: Method) -> sparse.csr_array:
+    """Returns the weights [new, old] of the old pixels along one side for each new one."""
     if method == "area" and new <= old:
         edges = np.arange(new + 1) * (old / new)
-        for i, (start, end) in enumerate(zip(edges, edges[1:])):
-            first, last = int(start), min(int(np.ceil(end - 1e-9)), old)
-            pixels = np.arange(first, last)
-            matrix[i, first:last] = np.minimum(pixels + 1, end) - np.maximum(pixels, start)
-        return matrix / matrix.sum(1, keepdims=True)
-    places = (np.arange(new) + 0.5) * (old / new) - 0.5
-    kernel, reach = _KERNELS["linear" if method == "area" else method]
-    first = np.floor(places)
-    offsets = np.arange(1 - reach, reach + 1)
-    weights = kernel(places[:, None] - first[:, None] - offsets)
+        places = np.floor(edges[:-1, None]) + np.arange(int(np.ceil(old / new)) + 1)
+        weights = np.minimum(places + 1, edges[1:, None]) - np.maximum(places, edges[:-1, None])
+        weights = np.maximum(weights, 0)
+    else:
+        kernel, reach = _KERNELS["linear" if method == "area" else method]
+        centres = (np.arange(new)[:, None] + 0.5) * (old / new) - 0.5
+        places = np.floor(centres) + np.arange(1 - reach, reach + 1)
+        weights = kernel(centres - places)
     weights /= weights.sum(1, keepdims=True)
-    np.add.at(matrix, (np.arange(new)[:, None], np.clip(first[:, None] + offsets, 0, old - 1).astype(int)), weights)
-    return matrix
+    rows = np.repeat(np.arange(new), places.shape[1])
+    columns = np.clip(places, 0, old - 1).astype(int).ravel()
+    return sparse.csr_array((weights.ravel(), (rows, columns)), shape=(new, old))  # repeated places are added
 
 
 def _linear(t: np.ndarray) -> np.ndarray:
