@@ -23,6 +23,8 @@ from sdjax.convert.parts.controlnet import LoadedControlNet, load_controlnet
 from sdjax.convert.parts.depth import load_depth
 from sdjax.convert.parts.detector import LoadedDetector, load_detector
 from sdjax.convert.parts.ip_adapter import LoadedIPAdapter, load_ip_adapter
+from sdjax.convert.parts.motion import LoadedMotion, load_motion
+from sdjax.convert.parts.motion_lora import LoadedMotionLora, load_motion_lora, with_motion_loras
 from sdjax.convert.parts.perceptual import load_discriminator, load_lpips
 from sdjax.convert.parts.priors import load_prior
 from sdjax.convert.parts.safety import load_safety_checker
@@ -42,6 +44,8 @@ __all__ = [
     "LoadedHypernetwork",
     "LoadedT2I",
     "LoadedIPAdapter",
+    "LoadedMotion",
+    "LoadedMotionLora",
     "MergeSettings",
     "Model",
     "Report",
@@ -60,6 +64,8 @@ __all__ = [
     "load_ip_adapter",
     "load_lpips",
     "load_model",
+    "load_motion",
+    "load_motion_lora",
     "load_prior",
     "load_safety_checker",
     "load_t2i",
@@ -72,6 +78,7 @@ __all__ = [
     "reproduce_merge",
     "save",
     "tensor_shapes",
+    "with_motion_loras",
 ]
 
 Model = Bundle  # the name that it had first

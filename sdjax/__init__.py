@@ -45,6 +45,7 @@ _HOME = {
     "depth_to_image": "sdjax.tasks.depth_to_image",
     "estimate_depth": "sdjax.tasks.depth_to_image",
     "animate": "sdjax.tasks.animate",
+    "MotionUse": "sdjax.tasks.motion",
     "upscale": "sdjax.tasks.upscale",
     "make_hint": "sdjax.tasks.hints",
     "image_variations": "sdjax.tasks.variations",

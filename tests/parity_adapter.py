@@ -19,8 +19,8 @@ from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.spacing import compvis_timesteps
 from sdjax.schedule import NoiseSchedule
 
+from tests.parity_control import adapter_parameter_count as control_count
 from tests.parity_control import (
-    adapter_parameter_count,
     control_active,
     controlnet,
     controlnet_hint,
@@ -40,6 +40,7 @@ from tests.parity_ksam import ksampler
 from tests.parity_lorat import lora_merged
 from tests.parity_merge import models_merged
 from tests.parity_models import config_from_spec
+from tests.parity_motion import animate_unet, motion_count, motion_module
 from tests.parity_noise import a1111_noise, brownian, comfyui_noise, comfyui_step_noise, diffusers_noise, torch_randn
 from tests.parity_prompt import (
     a1111_and,
@@ -79,6 +80,7 @@ __all__ = [
     "a1111_schedule",
     "adapter_parameter_count",
     "align_your_steps",
+    "animate_unet",
     "bert",
     "brownian",
     "clip_pixels",
@@ -110,6 +112,7 @@ __all__ = [
     "lora_apply",
     "lora_merge",
     "merge",
+    "motion_module",
     "noise_embedding",
     "pad_contexts",
     "parameter_counts",
@@ -139,6 +142,11 @@ __all__ = [
 jax.config.update("jax_default_matmul_precision", "highest")
 
 parameter_counts = convert.parameter_counts
+
+
+def adapter_parameter_count(kind, shapes):
+    """Returns the number of learned parameters of a file with tensors of these shapes."""
+    return motion_count(shapes) if kind == "animatediff" else control_count(kind, shapes)
 
 
 def merge(method, models, options):

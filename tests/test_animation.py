@@ -7,7 +7,8 @@ import pytest
 import sdjax
 from sdjax.checks.notes import Note
 from sdjax.tasks import animate as module
-from sdjax.tasks.animate import animate, between, check_keyframes, frame_positions, straight, turn, turn_tokens
+from sdjax.tasks.animate import animate
+from sdjax.tasks.keyframes import between, check_keyframes, frame_positions, straight, turn, turn_tokens
 
 import models
 from checks import count_compilations, near

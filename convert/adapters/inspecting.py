@@ -1,4 +1,4 @@
-"""Reports what the file of an adapter, an embedding or a hypernetwork holds, whichever model it is for."""
+"""Reports what the file of an adapter or of another addition holds, whichever model it is for."""
 
 import os
 from collections.abc import Sequence
@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from sdjax.convert.adapters.embedding import load_embedding
 from sdjax.convert.adapters.hypernetwork import load_hypernetwork
 from sdjax.convert.adapters.load import load_for_released
-from sdjax.convert.describe.other_kinds import AS_ADAPTER, AS_EMBEDDING, AS_HYPERNETWORK, AS_IP_ADAPTER
+from sdjax.convert.describe.other_kinds import (
+    AS_ADAPTER,
+    AS_EMBEDDING,
+    AS_HYPERNETWORK,
+    AS_IP_ADAPTER,
+    AS_MOTION,
+    AS_MOTION_LORA,
+)
 from sdjax.convert.errors import CheckpointError, FileKind
 from sdjax.convert.parts.ip_adapter import find_ip_adapter
+from sdjax.convert.parts.motion import motion_lines
+from sdjax.convert.parts.motion_lora import load_motion_lora
 
 
 def lines_of(path: str | os.PathLike[str], kind: FileKind | None) -> Sequence[str]:
@@ -16,6 +25,7 @@ def lines_of(path: str | os.PathLike[str], kind: FileKind | None) -> Sequence[st
     readers = {
         AS_ADAPTER: _adapter_lines, AS_EMBEDDING: _embedding_lines, AS_HYPERNETWORK: _hypernetwork_lines,
         AS_IP_ADAPTER: lambda path: find_ip_adapter(path).lines(),
+        AS_MOTION: motion_lines, AS_MOTION_LORA: lambda path: load_motion_lora(path).lines(),
     }  # fmt: skip
     if kind is None or kind.advice not in readers:
         return ()

@@ -22,6 +22,8 @@ AS_EMBEDDING = "name the model that it is for, and this file by --embedding (sdj
 AS_HYPERNETWORK = "name the model that it is for, and this file by --hypernetwork (sdjax.convert.load_hypernetwork)"
 AS_IP_ADAPTER = "name the model that it is for, and this file by --image-prompt (sdjax.convert.load_ip_adapter)"
 AS_ANNOTATOR = "name it by --annotator of `sdjax hint` (sdjax.convert.load_annotator)"
+AS_MOTION = "name the model, and this file by --motion of `sdjax animate` (sdjax.convert.load_motion)"
+AS_MOTION_LORA = "name the model, and this file by --motion-lora of `sdjax animate` (sdjax.convert.load_motion_lora)"
 _WHOLE = "name the whole model that it goes with (sdjax does not apply it)"
 _COMPLETE = "name a whole model: the checkpoint that it was taken from, or the pipeline's folder"
 _OTHER = f"{_READS}: name one of these"
@@ -48,8 +50,8 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     (r"(^|[./])position_net\.|\.fuser\.attn\.", "GLIGEN, whose UNet is told boxes", _OTHER),
 )  # fmt: skip
 _PARTS: tuple[tuple[str, str, str], ...] = (
-    (r"motion_modules\.\S*(_lora\.(down|up)|\.lora_[AB])\.", "a motion LoRA for AnimateDiff", _WHOLE),
-    (r"motion_modules\.\d", "a motion module for AnimateDiff", _WHOLE),
+    (r"motion_modules\.\S*[._]lora[._](down|up|A|B)\.", "a motion LoRA for AnimateDiff", AS_MOTION_LORA),
+    (r"motion_modules\.\d", "motion modules for AnimateDiff", AS_MOTION),
     (r"^lora_controlnet$", "a control-LoRA, which makes a ControlNet of a UNet", _WHOLE),
     (r"^lora_te2_|^lora_te3_|^lora_prior_unet_|text_encoder_2\..*lora", "a LoRA for Stable Diffusion XL", _OTHER),
     (r"^lora_(transformer|unet)_(double|single|joint|single_transformer)_|^transformer\..*lora|^diffusion_model\."
@@ -138,6 +140,8 @@ def kind_of_tensors(shapes: Shapes) -> FileKind | None:
         return _NO_UNET
     ends = itertools.accumulate(map(len, shapes))
     looked_at = [name for name, end in zip(shapes, ends) if end <= MOST_LETTERS]
+    if any("motion_modules." in name for name in looked_at) and any("controlnet_" in name for name in looked_at):
+        return _SPARSE
     rows = _ROWS if _holds_model(shapes) else (*_ROWS, *_PARTS)
     for pattern, what, advice in rows:
         search = re.compile(pattern).search
@@ -152,6 +156,9 @@ def kind_of_tensors(shapes: Shapes) -> FileKind | None:
     return None
 
 
+_SPARSE = FileKind(
+    "a SparseCtrl, a ControlNet with motion modules, which sdjax does not run", "use motion modules alone"
+)
 _NO_UNET = FileKind("autoencoder and text encoder of a model, without its UNet", _COMPLETE)
 UNET_ALONE = FileKind("a UNet alone, without autoencoder and text encoder", _COMPLETE)
 

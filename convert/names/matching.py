@@ -12,6 +12,7 @@ from sdjax.convert.errors import DIFFERENCES, CheckpointError, listed, printable
 from sdjax.convert.names import naming
 from sdjax.convert.names.tables import Entry, Table
 
+LONGEST = 200  # characters of a tensor's name that a message repeats
 MOST_COMPARED = 50  # names; more are not looked through for one that is like a missing one
 
 
@@ -71,7 +72,8 @@ def match(
     for canonical, name in doubles:
         one, two = tensors[name], tensors[by_name[canonical]]
         if canonical in used and not same(one, two):
-            problems.append(f"{printable(one.name)} and {printable(two.name)} name one tensor and differ")
+            names = " and ".join(printable(tensor.name, limit=LONGEST) for tensor in (one, two))
+            problems.append(f"{names} name one tensor and differ")
     problems += [_unknown(tensors[name]) for name in foreign]
     if problems:  # among these may be the ones that are missing, under other names
         problems += [_unknown(tensors[name]) for name in unknown]
@@ -112,7 +114,9 @@ def _missing(absent: Sequence[str], others: Mapping[str, str]) -> list[str]:
 def _misfit(tensor: LazyTensor, entry: Entry) -> list[str]:
     """Returns the problem of a tensor that has an entry's name."""
     if not entry.accepts(tensor.shape):
-        return [f"{printable(tensor.name)} has the shape {list(tensor.shape)} instead of {list(entry.shape)}"]
+        return [
+            f"{printable(tensor.name, limit=LONGEST)} has the shape {list(tensor.shape)} instead of {list(entry.shape)}"
+        ]
     if not is_floating(tensor.dtype):
         advice = "of a quantised model, name the one in float32, float16 or bfloat16"
         return [f"{shown(tensor.name)} holds {tensor.dtype.name} numbers instead of floating-point ones ({advice})"]
@@ -120,7 +124,7 @@ def _misfit(tensor: LazyTensor, entry: Entry) -> list[str]:
 
 
 def _unknown(tensor: LazyTensor) -> str:
-    return f"{printable(tensor.name)} {list(tensor.shape)} is unknown"
+    return f"{printable(tensor.name, limit=LONGEST)} {list(tensor.shape)} is unknown"
 
 
 _WITHOUT = {
@@ -163,4 +167,4 @@ def _hint(name: str, unknown: Mapping[str, str]) -> str:
     if len(unknown) > MOST_COMPARED:
         return ""
     near = difflib.get_close_matches(name, unknown, 1, 0.9)
-    return f" (there is {printable(unknown[near[0]])}, which is unknown)" if near else ""
+    return f" (there is {printable(unknown[near[0]], limit=LONGEST)}, which is unknown)" if near else ""

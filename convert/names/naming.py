@@ -25,7 +25,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias":
 _NUMBERED = re.compile(
     r"^(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers"
     r"|stages|layer|readout_projects|convs|head|features|model\d?|conv_block|main|body|blocks|controlnet_down_blocks|m"
-    r"|cv2|cv3)(_\d+)+$"
+    r"|cv2|cv3|motion_modules)(_\d+)+$"
 )
 
 

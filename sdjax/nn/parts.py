@@ -30,6 +30,7 @@ from sdjax.nn.jax_settings import pinned
 from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
 from sdjax.nn.metrics.lpips import LPIPS
 from sdjax.nn.metrics.lpips import SMALLEST as SMALLEST_COMPARED
+from sdjax.nn.motion import MotionConfig, MotionModules
 from sdjax.nn.prior import PriorTransformer, ProjectedTextEncoder
 from sdjax.nn.safety import SafetyScorer
 from sdjax.nn.t2i import FACTOR, T2IAdapter, T2IConfig
@@ -136,6 +137,10 @@ def _ip_adapter_inputs(config: IPAdapterConfig) -> tuple[Array, ...]:
     return (jnp.zeros([1, 1, *([1] if config.takes_tokens else []), config.embedding]),)
 
 
+def _motion_inputs(config: MotionConfig) -> tuple[Array, ...]:
+    return tuple(jnp.zeros([1, 1, 1, 1, channels]) for _, channels, _ in config.places())
+
+
 def _image(side: int) -> Array:
     return jnp.zeros([1, side, side, 3])
 
@@ -178,6 +183,7 @@ NETWORKS: Mapping[str, NetworkEntry] = {
     "detector": NetworkEntry("detector", DetectorConfig, Detector, lambda config: (_image(CELL),)),
     "ip_adapter": NetworkEntry("IP-Adapter", IPAdapterConfig, IPAdapter, _ip_adapter_inputs),
     "lpips": NetworkEntry("LPIPS", None, lambda config: LPIPS(), lambda config: (_image(SMALLEST_COMPARED),) * 2),
+    "motion": NetworkEntry("motion modules", MotionConfig, MotionModules, _motion_inputs),
     "discriminator": NetworkEntry(
         "discriminator", None, lambda config: Discriminator(), lambda config: (_image(SMALLEST),)
     ),

@@ -28,7 +28,8 @@ class NoiseSource:
     `tree`: whether SDE samplers of k-diffusion take their noise from a Brownian tree with the picture's seed. `idle`:
     whether every step of a sampler that may churn draws noise, or only the steps that do. `encodes`: whether the
     generator first draws the autoencoder's posterior, if the picture starts from another one. `whole`: whether the
-    Brownian path spans all steps of the schedule, even if image to image leaves out the first ones.
+    Brownian path spans all steps of the schedule, even if image to image leaves out the first ones. `at_once`: whether
+    the noise of a batch is drawn at once from one seed; `clips`: in a clip, with the frames behind the channels.
     """
 
     start: type[Generator]
@@ -38,15 +39,17 @@ class NoiseSource:
     idle: bool = False
     encodes: bool = False
     whole: bool = False
+    at_once: bool = False
+    clips: bool = False
 
 
 SOURCES = {
     "torch_cpu": NoiseSource(TorchCPU, idle=True, whole=True),
     "torch_cuda": NoiseSource(TorchCUDA, idle=True, whole=True),
-    "diffusers": NoiseSource(TorchCPU, tree=False, encodes=True),
-    "comfyui": NoiseSource(TorchCPU, TorchCPU, later=1),
-    "comfyui_2025": NoiseSource(TorchCPU, TorchCPU),
-    "comfyui_cuda": NoiseSource(TorchCPU, TorchCUDA),
+    "diffusers": NoiseSource(TorchCPU, tree=False, encodes=True, at_once=True, clips=True),
+    "comfyui": NoiseSource(TorchCPU, TorchCPU, later=1, at_once=True),
+    "comfyui_2025": NoiseSource(TorchCPU, TorchCPU, at_once=True),
+    "comfyui_cuda": NoiseSource(TorchCPU, TorchCUDA, at_once=True),
 }
 JAX = "jax"
 NOISE_SOURCES = (JAX, *SOURCES)
@@ -57,8 +60,11 @@ class PictureNoise:
 
     Call `posterior` first, if the picture starts from another one and the source `encodes`. Then call `start`. `place`
     (k, n): the picture is number k, counted from 0, of n whose noise the tool draws at once from one generator. `ensd`:
-    if it is not 0, the noise of steps comes from a generator with seed + `ensd`.
+    if it is not 0, the noise of steps comes from a generator with seed + `ensd`. `of_clip`: the n pictures are the
+    frames of a clip.
     """
+
+    of_clip = False
 
     def __init__(
         self,
@@ -124,4 +130,6 @@ class PictureNoise:
 
     def _draw(self, generator: Generator, shape: tuple[int, ...]) -> np.ndarray:
         place, count = self._place
+        if self.of_clip and self.source.clips:
+            return generator.randn((shape[0], count, *shape[1:]), self._dtype)[:, place]
         return generator.randn((count, *shape), self._dtype)[place]

@@ -23,6 +23,7 @@ from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import Explained, explains_arguments, unknown_attribute
 from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
+from sdjax.diffusion.clip import ClipNetwork, FrameWindows
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
 from sdjax.diffusion.denoiser import needs_weak
@@ -274,7 +275,8 @@ class Pipeline(metaclass=Explained):
         self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
         guidance: Guidance | None = None, *, patches: Sequence[Patch] = (), shared: Sequence[PyTree] | None = None,
         known: Known | None = None, windows: Windows | None = None, seamless: str | None = None,
-        made: MadeNoise | None = None, mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False,
+        frames: FrameWindows | None = None, made: MadeNoise | None = None, mesh: Mesh | None = None,
+        parallel: str = "jit", exact: bool = False,
     ) -> Iterator[tuple[int, State]]:  # fmt: skip
         """Samples from `x`. After every CHUNK rows it yields the number of rows made so far and the sampler's state.
 
@@ -284,12 +286,13 @@ class Pipeline(metaclass=Explained):
         the UNet, with one entry of `shared` arrays each; their per-image arrays are in the conditionings. The part of
         the latent that is `known` is set at the start of every step; call `known.put` on the final latent. With
         `windows` the network is called for overlapping parts of the latent. With `seamless` "x", "y" or "xy" the latent
-        continues over its edges. `made` is the noise of rows that is not drawn with `keys`.
+        continues over its edges. With `frames` the batch is a clip. `made` is the noise of rows that is not drawn with
+        `keys`.
         """
         guidance, mesh = Unguided() if guidance is None else guidance, placement.fitting_mesh(mesh, len(x))
         program, params = self.sample_program(
-            rule, x, guidance, patches=patches, shared=shared, windows=windows, seamless=seamless, mesh=mesh,
-            exact=exact,
+            rule, x, guidance, patches=patches, shared=shared, windows=windows, seamless=seamless, frames=frames,
+            mesh=mesh, exact=exact,
         )  # fmt: skip
         inputs = (tuple(branches), jax.tree.map(lambda a: np.broadcast_to(a, (len(x), *np.shape(a)[1:])), guidance))
         begin = placement.compiled(programs.begin, program, mesh, (False, True, True, True), parallel)
@@ -304,10 +307,12 @@ class Pipeline(metaclass=Explained):
     def sample_program(
         self, rule: Rule, x: Latent, guidance: Guidance, *, patches: Sequence[Patch] = (),
         shared: Sequence[PyTree] | None = None, windows: Windows | None = None, seamless: str | None = None,
-        mesh: Mesh, exact: bool = False,
+        frames: FrameWindows | None = None, mesh: Mesh, exact: bool = False,
     ) -> tuple[programs.SampleProgram, Params]:  # fmt: skip
         """Returns the static description of a sampling program and its parameters. See `sampling` for the arguments."""
         network = make_network(self.config.unet, self.dtype, patches, (x.shape[1], x.shape[2]), windows, seamless)
+        if frames is not None:
+            network = ClipNetwork(network, frames)
         params = self.on(mesh)["unet"]
         if patches:
             params = {"unet": params, "patches": placement.replicate(tuple(shared or [None] * len(patches)), mesh)}

@@ -57,7 +57,7 @@ class Batch:
     starts: list[Start] = dataclasses.field(default_factory=list)
     folds: tuple[int, ...] = ()
     after: list[int] = dataclasses.field(default_factory=list)
-    _streams: dict[tuple[int, int], list[PictureNoise | None]] = dataclasses.field(
+    streams: dict[tuple[int, int], list[PictureNoise | None]] = dataclasses.field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -237,13 +237,14 @@ class Batch:
         known: Known | None = None,
         *,
         last: bool = True,
+        rows: Sequence[Rows] | None = None,
     ) -> Sampling:
         """Returns the latents that sampling makes of x0 and unit noise. x0 may be None if sampling starts from noise.
 
         If `starts` leaves no step, the result is x0. `known` parts are exact. `last` says whether the pictures are
-        finished afterwards.
+        finished afterwards. `rows` None are those of the pictures' prompts.
         """
-        rows = self.prompts.rows()
+        rows = self.prompts.rows() if rows is None else list(rows)
         if not rows:
             assert x0 is not None
             return x0
@@ -338,9 +339,9 @@ class Batch:
 
     def _streams_at(self, size: tuple[int, int]) -> list[PictureNoise | None]:
         """Returns the noise of each picture at this (height, width), None if it is JAX's. What was drawn is drawn."""
-        if size not in self._streams:
-            self._streams[size] = noise.streams(self.pipe.config, self.requests, size)
-        return self._streams[size]
+        if size not in self.streams:
+            self.streams[size] = noise.streams(self.pipe.config, self.requests, size)
+        return self.streams[size]
 
     def _spread_noise(self, made: MadeNoise | None) -> MadeNoise | None:
         return jax.tree.map(lambda part: np.stack(self._fill(list(part))), made)

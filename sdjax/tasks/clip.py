@@ -1,0 +1,215 @@
+"""Clips: animations whose frames are made together by a model with AnimateDiff's motion modules."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from sdjax import pictures
+from sdjax.adapters.motion import Motion, blocks_without_attention
+from sdjax.checks import arguments
+from sdjax.checks.arguments import flag
+from sdjax.checks.notes import note
+from sdjax.config import ModelConfig
+from sdjax.diffusion.clip import FrameWindows, shuffled
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.denoiser import conditionings_of
+from sdjax.diffusion.guidance import ClassifierFree, Rule
+from sdjax.noise import JAX, SOURCES, PictureNoise
+from sdjax.pipeline.model import Pipeline
+from sdjax.samplers.sampler import choose
+from sdjax.tasks import inputs
+from sdjax.tasks.batch import COMPUTING, Batch, batch_of
+from sdjax.tasks.compat import profile_of
+from sdjax.tasks.computing import Computing
+from sdjax.tasks.contexts import Prompts, branch_of
+from sdjax.tasks.expand import expand
+from sdjax.tasks.keyframes import (
+    INTERPOLATIONS,
+    Prompted,
+    between,
+    check_keyframes,
+    frame_positions,
+    joined_weights,
+    numbers_of,
+    staged,
+    straight,
+    turn_tokens,
+    with_weights,
+)
+from sdjax.tasks.motion import MotionUse
+from sdjax.tasks.request import Request
+from sdjax.tasks.resolve import resolve
+from sdjax.tasks.session import Making, Session
+
+ENCODED = 8  # chunks of prompts that the text encoder gets at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClipBatch(Batch):
+    """The frames of a clip, in order."""
+
+    motion: MotionUse | None = None
+    windows: FrameWindows | None = None
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """What changes the network: that of a batch, the motion modules nearest to it, and the windows of frames."""
+        assert self.motion is not None
+        assert self.windows is not None
+        options, loaded = super().network_options, self.motion.loaded
+        as_diffusers = self.requests[0].compat == "diffusers"
+        patch = Motion(
+            loaded.config, self.windows.size, blocks_without_attention(self.pipe.config.unet),
+            over_frames=as_diffusers,
+            resnets_over_frames=loaded.config.version == "v1" and not as_diffusers,
+        )  # fmt: skip
+        return {
+            **options,
+            "patches": [patch, *options["patches"]],
+            "shared": [loaded.params, *options["shared"]],
+            "frames": self.windows,
+        }
+
+    def _streams_at(self, size: tuple[int, int]) -> list[PictureNoise | None]:
+        streams = super()._streams_at(size)
+        for stream in streams:
+            if stream is not None:
+                stream.of_clip = True
+        return streams
+
+    def _patch_numbers(self, conditional: bool) -> tuple[PyTree, ...]:
+        return (None, *super()._patch_numbers(conditional))
+
+    def pixels(self, latent: Any) -> np.ndarray:
+        """Returns the pictures of latents, uint8 [f, h, w, 3]. They are decoded one by one."""
+        frames = [Batch.pixels(self.part([i]), latent[i : i + 1]) for i in range(len(self.requests))]
+        return np.concatenate(frames)
+
+
+def clip(
+    pipe: Pipeline,
+    prompts: Prompted,
+    seeds: int | None | Sequence[int | None],
+    frames: int,
+    motion: MotionUse,
+    options: Mapping[str, Any],
+    *,
+    loop: bool,
+    negative_prompt: str | None | Sequence[str | None],
+    interpolation: str,
+    image: inputs.Pictures | None,
+    strength: Any,
+) -> Session:
+    """Returns the session of a clip. See `sdjax.animate` for the arguments; `options` are those of `text_to_image`.
+
+    The motion modules were trained with linear betas, which replace the model's. Raises ValueError for arguments out of
+    range.
+    """
+    numbers = numbers_of(prompts)
+    texts, negatives, several = check_keyframes(prompts, negative_prompt, seeds)
+    if len(set(several)) > 1:
+        raise ValueError(f"a clip has one seed, and frame i the noise of seed + i; got {arguments.shown(seeds)}")
+    loop, count = flag("loop", loop), len(texts)
+    positions = frame_positions(count, frames, loop=loop, numbers=numbers, fewest=1)
+    choose("interpolation", interpolation, INTERPOLATIONS)
+    how, rest = _computing(options), {name: value for name, value in options.items() if name not in COMPUTING}
+    given, sizes = _opened(pipe.config, image, frames, rest)
+    before = np.floor(positions).astype(int) % count  # the keyframe before each frame
+    frame_texts = [(texts[i], negatives[i]) for i in before]
+    requests = _requests(frame_texts, several[0], motion, rest)
+    linear = dataclasses.replace(pipe, config=_with_linear_betas(pipe.config))
+    which = [i % len(given) for i in range(frames)] if given else None
+    batch = batch_of(linear, requests, how, which, sizes, strength if given else None)
+    windows = FrameWindows(frames, motion.window, min(motion.overlap, frames - 1), loop)
+    _check_together(batch, windows)
+    start = batch.starts[0]
+    keys = [
+        dataclasses.replace(requests[before.tolist().index(i)], prompt=text, negative_prompt=negative, latents=None)
+        for i, (text, negative) in enumerate(zip(texts, negatives, strict=True))
+    ]
+    keyed = Prompts(pipe, resolve(linear, keys, [batch.size] * count), [start] * count, how)
+    batch = with_weights(batch, between(joined_weights(keyed), positions, straight))
+    mix = straight if interpolation == "linear" else turn_tokens
+
+    def make(part: Batch) -> Making:
+        clip = ClipBatch(pipe, part.requests, part.inputs, how, part.starts, motion=motion, windows=windows)
+        names = conditionings_of(clip.guidance)
+        contexts, stage = keyed.keyframes([branch_of(name) for name in names], ENCODED)
+        scale = clip.scale_input
+        conditionings = [Conditioning(between(context, positions, mix), guidance_scale=scale) for context in contexts]
+        rows = [staged(one.rows, stage) for one in clip.starts if one.rows is not None]
+        x0 = clip.encode([given[i] for i in clip.inputs]) if clip.needs_x0 else None
+        return clip.finish((yield from clip.sample(x0, clip.noise(), conditionings, rows=rows)))
+
+    return Session(batch, make, groups=[list(range(frames))])
+
+
+def _computing(options: Mapping[str, Any]) -> Computing:
+    """Returns how a clip is computed: on one device. Raises ValueError for what divides a batch."""
+    how = Computing(**{name: value for name, value in options.items() if name in COMPUTING})
+    for name in "exact", "at_once":
+        if getattr(how, name):
+            raise ValueError(f"{name} divides a batch, and the frames of a clip are made together: leave {name} out")
+    if how.mesh.size > 1 and how.devices is not None:
+        note(f"a clip is made on one device: the first of the {how.mesh.size} that are given")
+    return dataclasses.replace(how, devices=list(how.mesh.devices.flat)[:1])
+
+
+def _opened(
+    config: ModelConfig, image: inputs.Pictures | None, frames: int, options: dict[str, Any]
+) -> tuple[list[np.ndarray], list[tuple[int, int]] | None]:
+    """Returns the pictures that frames start from, and each frame's size; without a picture, nothing and None.
+
+    Takes height and width out of the options if there are pictures.
+    """
+    if image is None:
+        return [], None
+    given = inputs.open_pictures(image)
+    if len(given) not in (1, frames):
+        raise ValueError(f"give one picture for all frames, or one for each of the {frames}; got {len(given)}")
+    height, width = options.pop("height", None), options.pop("width", None)
+    windowed = options.get("window") is not None
+    size = inputs.working_size(config, given[0].shape[:2], height, width, windowed=windowed)
+    return [pictures.resize(picture, *size) for picture in given], [size] * frames
+
+
+def _requests(
+    texts: Sequence[tuple[str, str]], seed: int, motion: MotionUse, options: Mapping[str, Any]
+) -> list[Request]:
+    """Returns the request of each frame, with its prompt and negative prompt.
+
+    Frame i has the noise of seed + i. If a tool draws the noise of a batch at once, it has number i of the seed's.
+    """
+    frames = len(texts)
+    tool = options.get("noise_source") or profile_of(options.get("compat")).noise_source
+    at_once = tool != JAX and SOURCES[tool].at_once
+    numbers = list(range(frames))
+    if motion.free_noise:
+        numbers = shuffled(frames, motion.window, motion.window - motion.overlap, seed).tolist()
+    placed: dict[str, Any] = {"noise_batch": [(i, max(numbers) + 1) for i in numbers]} if at_once else {}
+    own = {"seed": [seed if at_once else seed + i for i in numbers], **placed, **options}
+    return expand([text for text, _ in texts], negative_prompt=[negative for _, negative in texts], **own)
+
+
+def _check_together(batch: Batch, windows: FrameWindows) -> None:
+    """Raises ValueError for settings of frames that cannot be made together."""
+    if len(batch.groups()) > 1:
+        raise ValueError(
+            "the frames of a clip are made together: they have one size, one sampler, the same kinds of patches and "
+            "guidance, and equally many adapters"
+        )
+    guidance = batch.guidance
+    rules = guidance.rules if isinstance(guidance, ClassifierFree) else ()
+    if len(windows.places()) > 1 and any(type(rule).patches is not Rule.patches for rule in rules):
+        raise ValueError(
+            "guidance that changes the network's attention (pag, seg, sag, nag) sees all frames together: use a clip "
+            f"of at most {windows.length} frames, or other guidance"
+        )
+
+
+def _with_linear_betas(config: ModelConfig) -> ModelConfig:
+    schedule = dataclasses.replace(config.schedule, kind="linear", beta_start=0.00085, beta_end=0.012)
+    return dataclasses.replace(config, schedule=schedule)
