@@ -32,7 +32,7 @@ NAMES = {  # what the sentence says, and a name of each kind's
                      "controlnet_cond_embedding.conv_in.weight", "controlnet_down_blocks.0.weight"],
     "a T2I-Adapter": ["body.0.block1.weight", "body.0.in_conv.weight", "adapter.body.0.resnets.0.block1.weight"],
     "an IP-Adapter": ["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"],
-    "a motion module": [f"{BLOCK[:13]}.motion_modules.0.temporal_transformer.norm.weight"],
+    "motion modules": [f"{BLOCK[:13]}.motion_modules.0.temporal_transformer.norm.weight"],
     "a motion LoRA": ["module.down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0"
                       ".attention_blocks.0.processor.to_q_lora.down.weight"],
     "TAESD": ["1.conv.0.weight", "decoder.layers.1.conv.0.weight"],

@@ -108,3 +108,19 @@ def test_a_motion_lora_for_other_modules_is_refused():
     with pytest.raises(CheckpointError, match="no such layer"):
         convert.with_motion_loras(motion_files.modules(V3), [(lora, 1.0)])
     assert convert.with_motion_loras(motion_files.modules(V2), [(lora, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (motion_files.tensors(V1), ["motion modules v1", "32 channels, up to 24 frames"]),
+        (motion_files.tensors(V2, names="diffusers"), ["motion modules v2", "up to 32 frames"]),
+        (motion_files.tensors(V3, names="module"), ["motion modules v3"]),
+        (motion_files.lora(), ["motion LoRA for AnimateDiff v1 or v3", "1 layers, rank 2"]),
+        (other(**{"controlnet_cond_embedding.conv_in.weight": (4, 4)}), ["a SparseCtrl"]),
+    ],
+)
+def test_inspect_names_the_version(tmp_path, tensors, words):
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, tmp_path / "a.safetensors")
+    report = convert.inspect(tmp_path / "a.safetensors").text()
+    assert all(word in report for word in words)
