@@ -22,6 +22,7 @@ from sdjax.convert.parts.annotators import LoadedAnnotator, load_annotator
 from sdjax.convert.parts.controlnet import LoadedControlNet, load_controlnet
 from sdjax.convert.parts.depth import load_depth
 from sdjax.convert.parts.detector import LoadedDetector, load_detector
+from sdjax.convert.parts.esrgan import LoadedESRGAN, load_esrgan
 from sdjax.convert.parts.ip_adapter import LoadedIPAdapter, load_ip_adapter
 from sdjax.convert.parts.motion import LoadedMotion, load_motion
 from sdjax.convert.parts.motion_lora import LoadedMotionLora, load_motion_lora, with_motion_loras
@@ -29,6 +30,7 @@ from sdjax.convert.parts.perceptual import load_discriminator, load_lpips
 from sdjax.convert.parts.priors import load_prior
 from sdjax.convert.parts.safety import load_safety_checker
 from sdjax.convert.parts.t2i import LoadedT2I, load_t2i
+from sdjax.convert.parts.taesd import LoadedTAESD, load_taesd
 from sdjax.convert.parts.tower import load_vision
 from sdjax.convert.write.conversion import convert, save
 
@@ -46,6 +48,8 @@ __all__ = [
     "LoadedIPAdapter",
     "LoadedMotion",
     "LoadedMotionLora",
+    "LoadedESRGAN",
+    "LoadedTAESD",
     "MergeSettings",
     "Model",
     "Report",
@@ -60,6 +64,7 @@ __all__ = [
     "load_detector",
     "load_discriminator",
     "load_embedding",
+    "load_esrgan",
     "load_hypernetwork",
     "load_ip_adapter",
     "load_lpips",
@@ -69,6 +74,7 @@ __all__ = [
     "load_prior",
     "load_safety_checker",
     "load_t2i",
+    "load_taesd",
     "load_vision",
     "manifest",
     "merge_bundles",

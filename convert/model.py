@@ -131,7 +131,8 @@ def load_model(
         *(f"it has no {tables.PARTS[part]}: {tables.OPTIONAL[part]}" for part in absent),
         *_left_aside(checkpoint, found, read, elsewhere, averaged, keep_both),
     ]
-    read, leaves = _parts_elsewhere(read, leaves, elsewhere, kind)
+    read, leaves, more = _parts_elsewhere(read, leaves, elsewhere, kind)
+    notices += more
     extras = _extras(checkpoint, read, found, kind, keep_both)
     told = description.decision
     if said is not None and told is not None and asked is None and said.prediction != told.prediction:
@@ -259,8 +260,8 @@ def _parts_elsewhere(
     leaves: dict[str, LazyTensor],
     elsewhere: Mapping[str, CheckpointLike],
     dtype: np.dtype | None,
-) -> tuple[ModelConfig, dict[str, LazyTensor]]:
-    """Returns description and parameters with the parts that are taken from other files."""
+) -> tuple[ModelConfig, dict[str, LazyTensor], tuple[str, ...]]:
+    """Returns description and parameters with the parts that are taken from other files, and notes on these."""
     if "depth" in elsewhere:
         depth, own = depth_network(elsewhere["depth"], dtype)
         config, leaves = dataclasses.replace(config, depth=depth), leaves | own
@@ -271,9 +272,11 @@ def _parts_elsewhere(
         size = (config.unet.label_dim or 0) // 2
         leaves = leaves | embedding_statistics(elsewhere["noise_stats"], size, dtype)
         config = dataclasses.replace(config, noise_stats=size)
+    notices: tuple[str, ...] = ()
     if "vae" in elsewhere:
-        leaves = leaves | autoencoder(elsewhere["vae"], config.vae, dtype)
-    return config, leaves
+        vae, own, notices = autoencoder(elsewhere["vae"], config.vae, dtype)
+        config, leaves = dataclasses.replace(config, vae=vae), leaves | own
+    return config, leaves, notices
 
 
 def _extras(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, picture_settings, runtime, saving, values
+from sdjax.scripts.shared import options, picture_settings, previews, runtime, saving, values
 from sdjax.scripts.shared.flags import Needs
 from sdjax.scripts.shared.job import Job, note
 from sdjax.scripts.shared.picture_settings import texts
@@ -86,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the animation is written; default: %(default)s",
     )
+    previews.add_preview_flags(group)
     options.add_safety_flag(group)
     # Other commands have flags for these
     parser.set_defaults(n_rows=0, skip_save=True, skip_grid=True, watermark=None, own=())
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
                 pipe, prompts, seeds=args.seed, frames=args.frames, loop=args.loop, interpolation=args.interpolation,
                 prompt_strength=args.prompt_strength, height=args.H, width=args.W, batch=args.n_samples,
                 parallel=args.parallel, devices=job.devices, exact=args.exact, progress=show,
-                **job.options.for_task([{}]),
+                **job.previews.options(), **job.options.for_task([{}]),
             )  # fmt: skip
         except KeyboardInterrupt as error:
             # Write an animation of the finished frames

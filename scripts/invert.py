@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     # Other commands have flags for these
     parser.set_defaults(
         scale=1.0, sampler="ddim", plms=False, dpm=False, sampler_option=[], ddim_eta=None, n_rows=0, own=(),
-        skip_save=True, skip_grid=False, watermark=None, safety_checker="off",
+        skip_save=True, skip_grid=False, watermark=None, safety_checker="off", preview=None, taesd=None,
     )  # fmt: skip
     return parser
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "detail": ("detail", "make parts of a picture again at full size, such as faces"),
     "depth2img": ("depth2img", "make pictures that keep the shapes of a picture"),
     "variations": ("variations", "make pictures that show the same as your pictures, or a mixture"),
-    "upscale": ("upscale", "make a picture four times as large"),
+    "upscale": ("upscale", "make a picture larger"),
     "invert": ("invert", "write the starting noise that a picture comes from"),
     "animate": ("animate", "make an animation between prompts"),
     "reproduce": ("reproduce", "read how a picture was made, and make it again"),

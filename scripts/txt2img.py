@@ -10,7 +10,15 @@ try:
 except ImportError as error:
     sys.exit(f"sdjax must be installed first, by `make run` or `pip install .` in its folder ({error})")
 
-from sdjax.scripts.shared import noise_files, noise_flags, options, sampler_flags, values
+from sdjax.scripts.shared import (
+    enlarging,
+    noise_files,
+    noise_flags,
+    options,
+    picture_settings,
+    sampler_flags,
+    values,
+)
 from sdjax.scripts.shared.flags import Needs, alone
 from sdjax.scripts.shared.job import Job
 from sdjax.scripts.shared.picture_settings import Made
@@ -99,6 +107,13 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
         f"bicubic, nearest or floor nearest; or the web UI's name, such as Latent; default: {UPSCALE}",
     )
     add(
+        "--upscaler",
+        metavar="FILE",
+        needs=(SECOND_PASS, alone("--hires-upscale")),
+        help="enlarge the picture by this upscaler of the ESRGAN family (RealESRGAN_x4plus.pth, ...), as for --model "
+        "of upscale",
+    )
+    add(
         "--hires-strength",
         type=values.strength,
         metavar="X",
@@ -153,7 +168,10 @@ def run(args: argparse.Namespace) -> Made:
         start = {} if latents is None else {"latents": latents.values}
         return task(pipe, batch.prompts, **{"height": args.H, "width": args.W, **start, **two_pass, **shared})
 
-    own: dict[str, Any] = {"hires": two_pass} if two_pass else {}
+    described = {name: value for name, value in two_pass.items() if name != "upscaler"}
+    if args.upscaler is not None:
+        described |= {"upscale": two_pass["upscaler"].name, "upscaler": picture_settings.fingerprint(args.upscaler)}
+    own: dict[str, Any] = {"hires": described} if described else {}
     own |= {} if latents is None else {"latents": latents.describe()}
     return job.make(batches, make, lambda _: own)
 
@@ -177,6 +195,8 @@ def read_hires(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of the second pass; empty without --hires."""
     strength = STRENGTH if args.hires_strength is None else args.hires_strength
     how = {"enlarge": args.hires, "upscale": args.hires_upscale or UPSCALE, "strength": strength}
+    if args.upscaler is not None:
+        how |= {"upscaler": enlarging.read_upscaler(args.upscaler)}
     names = ("hires_steps", "hires_sampler", "hires_prompt", "hires_negative_prompt", "hires_scale")
     own = {name: value for name in names if (value := getattr(args, name)) is not None}
     return {} if args.hires is None else how | own

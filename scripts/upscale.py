@@ -1,4 +1,4 @@
-"""`sdjax upscale`: pictures four times as high and wide, by the x4 upscaler of Stable Diffusion 2."""
+"""`sdjax upscale`: larger pictures, by the x4 upscaler of Stable Diffusion 2 or by one of the ESRGAN family."""
 
 import argparse
 import sys
@@ -6,23 +6,27 @@ from typing import Any
 
 from sdjax.purpose import UPSCALER_LEVELS
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import input_pictures, noise_flags, options, values
+from sdjax.scripts.shared import enlarging, input_pictures, noise_flags, options, values
 from sdjax.scripts.shared.job import Job
 from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
 
 DESCRIPTION = """\
-Makes a picture (or each picture of a folder) four times as high and wide, and
-prints the paths. The model is the x4 upscaler of Stable Diffusion 2
-(x4-upscaler-ema.ckpt, stabilityai/stable-diffusion-x4-upscaler).
+Makes a picture (or each picture of a folder) larger, and prints the paths.
+
+--ckpt names the x4 upscaler of Stable Diffusion 2 (x4-upscaler-ema.ckpt,
+stabilityai/stable-diffusion-x4-upscaler), which reads a prompt and makes pictures
+four times as high and wide. --model names a small upscaler of the ESRGAN family
+(RealESRGAN_x4plus.pth, realesr-animevideov3.pth, 4x-UltraSharp.pth, ...), which
+takes pictures of any size and no prompt.
 
 Flags and defaults are those of Stability-AI/stablediffusion's upscaling demo
 (scripts/streamlit/superresolution.py). The text of a flag says where the demo in
 scripts/gradio differs."""
 
 EPILOG = f"""\
-Pictures have any size up to 512 x 512. They are padded to multiples of 64, at
+With --ckpt, pictures have any size up to 512 x 512. They are padded to multiples of 64, at
 least 128, by repeating their edges; the padding is cut off the result. Picture k
 of the run, counted from 0, uses seed + k. Files are written as by txt2img.
 
@@ -36,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_prompt_flags(
         parser, prompt="the empty prompt", n_iter=1, stability_iter="", n_samples=1, folder_samples=1, given=True
     )  # fmt: skip
+    enlarging.add_flags(parser)
     add = parser.add_argument_group("how much to invent").add_argument
     add(
         "--noise_level",
@@ -59,10 +64,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+    if args.model is not None:
+        return enlarging.run(args)
     # Everything that can be refused is, before weights are loaded and hours of work begin
     job = Job(args, "upscale")
     if job.checkpoint is None:
-        raise ValueError("no upscaler is named: give its checkpoint with --ckpt (the built-in model cannot upscale)")
+        raise ValueError(
+            "no upscaler is named: give its checkpoint with --ckpt, or a small upscaler's file with --model"
+        )
     pictures = input_pictures.read_pictures(args.init_img, args.background)
     batches = job.make_batches("", len(pictures))
     import sdjax

@@ -48,6 +48,7 @@ _HOME = {
     "MotionUse": "sdjax.tasks.motion",
     "upscale": "sdjax.tasks.upscale",
     "make_hint": "sdjax.tasks.hints",
+    "enlarge": "sdjax.tasks.enlarge",
     "image_variations": "sdjax.tasks.variations",
     "prior_to_image": "sdjax.tasks.variations",
     "Prior": "sdjax.tasks.prior",

@@ -86,7 +86,11 @@ class UNetConfig(Description):
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig(Description):
-    """The KL autoencoder. The defaults are the f8 one of v1 and v2; a latent is `scale_factor` times its sample."""
+    """An autoencoder. The defaults are the f8 one of v1 and v2; a latent is `scale_factor` times its sample.
+
+    `kind` is "kl" or "tiny". "tiny" is TAESD (`sdjax.nn.taesd`), which has one width, one residual block at the finest
+    level, and no norms.
+    """
 
     image_channels: int = 3
     latent_channels: int = 4
@@ -94,6 +98,7 @@ class VAEConfig(Description):
     num_res_blocks: int = 2
     scale_factor: float = 0.18215
     norm_groups: int = 32
+    kind: Literal["kl", "tiny"] = "kl"
 
     @property
     def factor(self) -> int:
@@ -111,6 +116,10 @@ class VAEConfig(Description):
         check(
             min(self.image_channels, self.latent_channels, self.num_res_blocks) >= 1,
             "VAEConfig.image_channels, latent_channels and num_res_blocks are at least 1",
+        )
+        check(
+            self.kind == "kl" or len(set(self.channels)) == 1,
+            f'VAEConfig.channels of the kind "tiny" are equal, got {self.channels}',
         )
 
 

@@ -65,6 +65,7 @@ from tests.parity_sched import (
     tool_sample,
 )
 from tests.parity_schedulers import scheduler, scheduler_timesteps
+from tests.parity_small import esrgan, taesd_decode, taesd_encode
 from tests.parity_towers import clip_pixels, noise_embedding, prior, prior_sample, safety, vision
 from tests.parity_training import train3
 from tests.parity_tune import train_controlnet, train_embedding, train_lora
@@ -99,6 +100,7 @@ __all__ = [
     "diffusers_sigmas",
     "diffusers_timesteps",
     "embedding_text",
+    "esrgan",
     "guidance",
     "hypernetwork",
     "hypernetwork_unet",
@@ -129,6 +131,8 @@ __all__ = [
     "t2i_features",
     "timestep_to_sigma",
     "t2i_unet",
+    "taesd_decode",
+    "taesd_encode",
     "tokens",
     "tool_sample",
     "torch_randn",

@@ -1,7 +1,7 @@
 """Descriptions of models from a diffusers folder's JSON files, and those files from a description.
 
-Source of the fields: huggingface/diffusers, models/unets/unet_2d_condition.py,
-models/autoencoders/autoencoder_kl.py and schedulers/; huggingface/transformers, models/clip/configuration_clip.py.
+Source of the fields: huggingface/diffusers, models/unets/unet_2d_condition.py and
+schedulers/; huggingface/transformers, models/clip/configuration_clip.py.
 What diffusers calls `attention_head_dim` is the number of heads.
 """
 
@@ -16,10 +16,10 @@ from sdjax.config import (
     ScheduleKind,
     TextConfig,
     UNetConfig,
-    VAEConfig,
     VisionConfig,
 )
-from sdjax.convert.describe import dpt_config, vision_config
+from sdjax.convert.describe import dpt_config, vae_config, vision_config
+from sdjax.convert.describe.fields import channels_of, only
 from sdjax.convert.describe.ldm_config import named
 from sdjax.convert.describe.other_kinds import kind_of_component
 from sdjax.convert.describe.vision_config import mlp_width
@@ -45,11 +45,6 @@ _UNET_KINDS = {
     "addition_embed_type": "Stable Diffusion XL or a model that is told more than a text",
     "encoder_hid_dim_type": "a model that is told a picture (Kandinsky, or with an IP-Adapter inside)",
 }  # fmt: skip
-_VAE_ONLY = {
-    "act_fn": ("silu", "swish"), "latents_mean": (None, [0.0] * 4), "latents_std": (None, [1.0] * 4),
-    "mid_block_add_attention": (True,), "shift_factor": (None, 0.0),
-    "use_post_quant_conv": (True,), "use_quant_conv": (True,),
-}  # fmt: skip
 _TEXT_ONLY = {"layer_norm_eps": (1e-5,)}
 LCM_SCALE = 8.0  # the default of models that take the scale as an input
 DIFFUSERS = "0.30.0"  # whose files these are; pipelines warn about those of versions before 0.16
@@ -67,7 +62,7 @@ def config_from_diffusers(files: Configs) -> tuple[ModelConfig, bool]:
     Raises ConfigError, naming file and field, for what Stable Diffusion v1 and v2 do not have.
     """
     unet = _unet(_file(files, "unet/config.json"))
-    vae = vae_from_diffusers(_file(files, "vae/config.json"))
+    vae = vae_config.vae_from_diffusers(_file(files, "vae/config.json"))
     tokenizer = files.get("tokenizer/tokenizer_config.json", {})
     text = text_from_transformers(_file(files, "text_encoder/config.json"), tokenizer)
     scheduler = files.get("scheduler/scheduler_config.json", {})
@@ -136,14 +131,6 @@ def _file(files: Configs, name: str) -> Mapping[str, Any]:
     return files[name]
 
 
-def only(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], what: str) -> None:
-    """Raises ConfigError, naming file and field, where a field has none of the values that it may have."""
-    for name, values in allowed.items():
-        if name in config and config[name] not in values:
-            expected = " or ".join(map(repr, values))
-            raise ConfigError(f"{what}: {name} is {expected} in Stable Diffusion v1 and v2; got {shown(config[name])}")
-
-
 def _levels(value: Any, count: int, name: str) -> tuple[Any, ...]:
     if isinstance(value, list):
         if len(value) != count:
@@ -161,7 +148,7 @@ def _unet(config: Mapping[str, Any]) -> UNetConfig:
                 f"unet/config.json: {name} is {shown(config[name])}: it is {what}, which sdjax does not run"
             )
     only(config, _UNET_ONLY, "unet/config.json")
-    channels = _channels(config, "unet/config.json", [320, 640, 1280, 1280])
+    channels = channels_of(config, "unet/config.json", [320, 640, 1280, 1280])
     count = len(channels)
     down = config.get("down_block_types", ["CrossAttnDownBlock2D"] * (count - 1) + ["DownBlock2D"])
     up = config.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (count - 1))
@@ -225,34 +212,6 @@ def _heads(config: Mapping[str, Any], channels: list[int]) -> tuple[int, ...]:
                 f"each other at a level of {shown(width)} channels"
             )
     return heads
-
-
-def _channels(config: Mapping[str, Any], what: str, default: list[int]) -> list[Any]:
-    channels = config.get("block_out_channels", default)
-    if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
-        raise ConfigError(f"{what}: block_out_channels is a short list; got {shown(channels)}")
-    return channels
-
-
-def vae_from_diffusers(config: Mapping[str, Any], what: str = "vae/config.json") -> VAEConfig:
-    """Returns the autoencoder that an AutoencoderKL's config.json describes. Raises ConfigError."""
-    if kind := kind_of_component(config.get("_class_name"), ("AutoencoderKL",), "autoencoder"):
-        raise ConfigError(f"{what}: {kind}")
-    only(config, _VAE_ONLY, what)
-    for name, usual in ("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D"):
-        blocks = config.get(name, [])
-        if not isinstance(blocks, list) or any(block != usual for block in blocks):
-            raise ConfigError(
-                f"{what}: {name} are {usual} in Stable Diffusion v1 and v2; got {shown(_odd(blocks, usual))}"
-            )
-    return VAEConfig(
-        image_channels=config.get("in_channels", 3),
-        latent_channels=config.get("latent_channels", 4),
-        channels=tuple(_channels(config, what, [64])),
-        num_res_blocks=config.get("layers_per_block", 1),
-        scale_factor=0.18215 if config.get("scaling_factor") is None else config["scaling_factor"],
-        norm_groups=config.get("norm_num_groups", 32),
-    )
 
 
 def text_from_transformers(config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> TextConfig:
@@ -335,14 +294,7 @@ def diffusers_files(config: ModelConfig) -> dict[str, dict[str, Any]]:
         "up_block_types": ["CrossAttnUpBlock2D" if n else "UpBlock2D" for n in reversed(unet.heads)],
         "upcast_attention": v2, "use_linear_projection": unet.linear_projection,
     }  # fmt: skip
-    files["vae/config.json"] = {
-        "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": list(vae.channels),
-        "down_block_types": ["DownEncoderBlock2D"] * len(vae.channels), "in_channels": vae.image_channels,
-        "latent_channels": vae.latent_channels, "layers_per_block": vae.num_res_blocks,
-        "norm_num_groups": vae.norm_groups, "out_channels": vae.image_channels,
-        "sample_size": config.image_size, "scaling_factor": vae.scale_factor,
-        "up_block_types": ["UpDecoderBlock2D"] * len(vae.channels),
-    }  # fmt: skip
+    files["vae/config.json"] = vae_config.diffusers_file(vae, config.image_size)
     files["text_encoder/config.json"] = {
         "architectures": ["CLIPTextModel"], "attention_dropout": 0.0, "bos_token_id": text.bos_token_id,
         "eos_token_id": text.eos_token_id, "hidden_act": text.activation, "hidden_size": text.width,
@@ -416,7 +368,7 @@ def _index(config: ModelConfig) -> dict[str, Any]:
     index: dict[str, Any] = {
         "scheduler": ["diffusers", _scheduler_class(config)], "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", vae_config.CLASSES[config.vae.kind]],
     }  # fmt: skip
     if config.unet.label_dim is not None:
         name = "StableUnCLIPImg2ImgPipeline"

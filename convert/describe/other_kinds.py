@@ -24,6 +24,8 @@ AS_IP_ADAPTER = "name the model that it is for, and this file by --image-prompt 
 AS_ANNOTATOR = "name it by --annotator of `sdjax hint` (sdjax.convert.load_annotator)"
 AS_MOTION = "name the model, and this file by --motion of `sdjax animate` (sdjax.convert.load_motion)"
 AS_MOTION_LORA = "name the model, and this file by --motion-lora of `sdjax animate` (sdjax.convert.load_motion_lora)"
+AS_TAESD = "name a whole model here, and this file as its autoencoder by --vae, or for previews by --taesd"
+AS_UPSCALER = "name the picture to enlarge, and this file by --model (sdjax upscale --model FILE)"
 _WHOLE = "name the whole model that it goes with (sdjax does not apply it)"
 _COMPLETE = "name a whole model: the checkpoint that it was taken from, or the pipeline's folder"
 _OTHER = f"{_READS}: name one of these"
@@ -80,17 +82,15 @@ _PARTS: tuple[tuple[str, str, str], ...] = (
     (r"image_proj(_model)?\.|^ip_adapter\.|to_[kv]_ip\b|^adapter_modules\.", "an IP-Adapter", AS_IP_ADAPTER),
     (r"^(module\.)?(adapter\.)?body\.\d+\.(in_conv|block[12]|resnets\.|body\.\d)", "a T2I-Adapter", _WHOLE),
     (r"^(params_ema\.|params\.)?(model\.\d+\.sub\.|model\.1\.sub|(RRDB_trunk|trunk_conv|conv_first|HRconv|upconv1)\."
-     r"|body\.\d+\.rdb\d|conv_body\.|model\.0\.weight$)", "an upscaler (ESRGAN or Real-ESRGAN)",
-     "name a Stable Diffusion model; `sdjax upscale` enlarges with Stable Diffusion's x4 upscaler"),
-    (r"^(params_ema\.|params\.)?body\.\d+\.(weight|bias)$", "an upscaler (Real-ESRGAN's compact kind)",
-     "name a Stable Diffusion model; `sdjax upscale` enlarges with Stable Diffusion's x4 upscaler"),
+     r"|body\.\d+\.rdb\d|conv_body\.|model\.0\.weight$)", "an upscaler (ESRGAN or Real-ESRGAN)", AS_UPSCALER),
+    (r"^(params_ema\.|params\.)?body\.\d+\.(weight|bias)$", "an upscaler (Real-ESRGAN's compact kind)", AS_UPSCALER),
     (r"residual_group\.blocks|relative_position_bias_table|^layers\.\d+\.residual_group",
      "an upscaler (SwinIR, HAT or the like)",
      "name a Stable Diffusion model; `sdjax upscale` enlarges with Stable Diffusion's x4 upscaler"),
     (r"stylegan_decoder\.|^quantize\.embedding|final_conv\.weight$|^(generator|encoder)\.blocks\.\d",
      "a restorer of faces, or a vector-quantised autoencoder", _OTHER),
     (r"^(encoder|decoder|taesd_encoder|taesd_decoder)?\.?(layers\.)?\d+\.conv\.\d\.",
-     "TAESD, a tiny autoencoder, which sdjax does not run", "name Stable Diffusion's own autoencoder, or leave it out"),
+     "TAESD, a tiny autoencoder", AS_TAESD),
     (r"(^|[./])concept_embeds$|special_care_embeds", "a safety checker, which is no model that makes pictures",
      "name a whole model here, and this by --safety-checker (sdjax.convert.load_safety_checker)"),
     (r"^prd_embedding$|^prior/", "a prior, which makes image embeddings of texts",

@@ -24,8 +24,8 @@ EMA_PREFIX = "model_ema."
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _NUMBERED = re.compile(
     r"^(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|transformer_blocks|to_out|net|layers"
-    r"|stages|layer|readout_projects|convs|head|features|model\d?|conv_block|main|body|blocks|controlnet_down_blocks|m"
-    r"|cv2|cv3|motion_modules)(_\d+)+$"
+    r"|stages|layer|readout_projects|convs|head|features|model\d?|conv_block|main|conv|body|blocks|controlnet_down_blocks"
+    r"|m|cv2|cv3|motion_modules)(_\d+)+$"
 )
 
 
@@ -138,7 +138,7 @@ def _unet_name(name: str, unet: UNetConfig) -> str:
 
 def _vae_name(name: str, vae: VAEConfig) -> str:
     levels = len(vae.channels)
-    if name.startswith(("quant_conv", "post_quant_conv")):
+    if vae.kind == "tiny" or name.startswith(("quant_conv", "post_quant_conv")):
         return name
     side, _, name = name.partition(".")
     match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.*)", name)

@@ -9,20 +9,32 @@ import numpy as np
 from sdjax.config import ConfigError, VAEConfig
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers.lazy import LazyTensor
-from sdjax.convert.describe.diffusers_config import vae_from_diffusers
 from sdjax.convert.describe.other_kinds import kind_of_component, kind_of_folder, kind_of_tensors
+from sdjax.convert.describe.vae_config import vae_from_diffusers
 from sdjax.convert.parts.lone import part_leaves, place_of
+from sdjax.convert.parts.taesd import both_halves, holds_taesd
 
 
-def autoencoder(source: CheckpointLike, config: VAEConfig, dtype: np.dtype | None) -> dict[str, LazyTensor]:
-    """Returns an autoencoder for a model from another file: from a whole model of any layout, or one stored alone.
+def autoencoder(
+    source: CheckpointLike, config: VAEConfig, dtype: np.dtype | None
+) -> tuple[VAEConfig, dict[str, LazyTensor], tuple[str, ...]]:
+    """Returns an autoencoder for a model from another file: description, parameters by path, notices.
 
-    Raises CheckpointError, also for one of another model's latents.
+    The file is a whole model of any layout, or an autoencoder alone, also a TAESD. Raises CheckpointError, also for one
+    of another model's latents.
     """
     checkpoint = open_checkpoint(source)
+    if holds_taesd(checkpoint.tensors):
+        if (config.factor, config.latent_channels) != (8, 4):
+            raise checkpoint.error(
+                "it is a TAESD, whose latents have 4 channels and an eighth of a picture's side, not as this model's"
+            )
+        return both_halves(source, dtype)
     place = place_of(checkpoint, "vae")
+    if config.kind == "tiny":  # the model's own; the usual one has another description
+        config = VAEConfig()
     _check_latents(checkpoint, config)
-    return part_leaves(checkpoint, place, "vae", config, dtype)
+    return config, part_leaves(checkpoint, place, "vae", config, dtype), ()
 
 
 def _check_latents(checkpoint: Checkpoint, config: VAEConfig) -> None:

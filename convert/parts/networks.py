@@ -1,10 +1,14 @@
 """Reads networks outside a model from diffusers' and transformers' files, with names from Flax's paths."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from sdjax.convert.checkpoint import Checkpoint
+from sdjax.convert.containers.lazy import LazyTensor
+from sdjax.convert.errors import printable
+from sdjax.convert.names.matching import match, refuse
 from sdjax.convert.names.tables import network_table
 from sdjax.convert.parts.lone import leaves_in, read_whole
 from sdjax.typing import Params
@@ -31,6 +35,27 @@ def network_params(
     tensors = {name: tensor for name, tensor in every.items() if name.startswith(prefix)}
     table = network_table("network", shapes, prefix, canonical, unused)
     return read_whole(leaves_in(checkpoint, tensors, table, what, dtype), dtype, "network")
+
+
+def every_leaf(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, LazyTensor],
+    shapes: Params,
+    part: str,
+    what: str,
+    dtype: np.dtype | None,
+) -> dict[str, LazyTensor]:
+    """Returns the parameters of these shapes by path, which begins with `part`.
+
+    `tensors` are all of the network's, by the names that Flax's paths give. Raises CheckpointError for missing,
+    misshapen and unknown ones.
+    """
+    found = match(tensors, network_table(part, shapes, "", str, "$^"))
+    unknown = (tensors[name] for name in found.unknown)
+    problems = [f"{printable(one.name)} {list(one.shape)} is unknown" for one in unknown]
+    more = tuple(problem for problem in problems if problem not in found.problems)
+    refuse(dataclasses.replace(found, problems=(*found.problems, *more)), what, checkpoint.error)
+    return found.leaves(tensors, dtype)
 
 
 def prefix_of(checkpoint: Checkpoint, *places: tuple[str, str]) -> str | None:

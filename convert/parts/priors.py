@@ -12,7 +12,8 @@ from numpy.typing import DTypeLike
 from sdjax.config import ConfigError, PriorConfig, TextConfig
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers.lazy import float_type
-from sdjax.convert.describe.diffusers_config import only, text_from_transformers
+from sdjax.convert.describe.diffusers_config import text_from_transformers
+from sdjax.convert.describe.fields import only
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.parts.networks import network_params, prefix_of

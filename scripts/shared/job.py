@@ -16,6 +16,7 @@ from sdjax.scripts.shared import (
     noise_flags,
     options,
     picture_settings,
+    previews,
     prompt_flags,
     runtime,
     sampler_flags,
@@ -42,6 +43,7 @@ class Job:
         if args.n_rows < 0:
             raise ValueError(f"--n_rows must be at least 1, or 0 for --n_samples; got {args.n_rows}")
         saving.check_watermark(args.watermark)
+        self.previews = previews.Previews(args)
         prompt_flags.check_prompting(args)
         if args.dpm and args.plms:
             note("--plms is not used: --dpm overrides it, as in the references")
@@ -129,6 +131,7 @@ class Job:
             if scale == 1 and "guidance_rescale" in args.given and not self.guidance:
                 raise ValueError(f"--guidance-rescale has no effect {without}")
             saving.check_outdir(self.folder, config.image_size)
+            self.previews.load(config)
             check(config)
             self.options.check({}, config)
             for own in (one for batch in self.batches for one in batch.settings if one):
@@ -192,6 +195,7 @@ class Job:
         texts_of_all = [*prompts, args.negative_prompt, *(text or "" for text in negative)]
         check_prompts(self.pipe, texts_of_all, args)
         kept: list[Made] = []  # for the grid
+        previewed = self.previews.options()
         count = 0
         many = max(number for batch in batches for number in batch.inputs) > 0
         most = max([args.batch_of, *(len(batch.seeds) for batch in batches)])
@@ -230,7 +234,7 @@ class Job:
                 options = {
                     **self.options.for_task(whole.settings), "seed": whole.seeds, "parallel": args.parallel,
                     "devices": self.devices, "exact": args.exact, "progress": show,
-                    "on_step": functools.partial(note_sizes, sizes),
+                    **previewed, "on_step": functools.partial(self._after_step, sizes),
                     "at_once": pictures_at_a_time(args) if self.axes else None, **noise_flags.varied(args, whole.seeds),
                 }  # fmt: skip
                 try:
@@ -272,6 +276,12 @@ class Job:
         with jax.default_device(None if self.devices is None else self.devices[0]):
             return saving.censor(self.checker, pixels, names)
 
+    def _after_step(self, sizes: list[int], step: Any) -> None:
+        """Notes with how many others each picture of a step (a `sdjax.Step`) is computed, and writes the preview."""
+        for number in step.which:
+            sizes[number] = len(step.which)
+        self.previews.show(step)
+
     def _describe(self) -> dict[str, Any]:
         """Returns the settings that all pictures of a run share."""
         import jax
@@ -293,12 +303,6 @@ class Job:
             "versions": {"sdjax": __version__, "jax": jax.__version__},
             **({"jax_settings": jax_settings} if jax_settings else {}),
         }
-
-
-def note_sizes(sizes: list[int], step: Any) -> None:
-    """Notes with how many others each picture of a step is computed (a `sdjax.Step`)."""
-    for number in step.which:
-        sizes[number] = len(step.which)
 
 
 def find_checkpoint(path: str | None) -> str | None:

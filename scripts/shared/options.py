@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdjax.checks.arguments import DTYPES
-from sdjax.scripts.shared import flags, large_flags, sampler_flags, values
+from sdjax.scripts.shared import flags, large_flags, previews, sampler_flags, values
 from sdjax.scripts.shared.flags import Needs, alone
 from sdjax.scripts.shared.parser import Parser
 from sdjax.scripts.shared.prompt_flags import add_reading_of_prompts
@@ -394,6 +394,7 @@ def add_output_flags(parser: argparse.ArgumentParser, outdir: str) -> None:
         help="hide this text in every picture and grid of at least 256 x 256 pixels; default: none (CompVis always: "
         "StableDiffusionV1, Stability: SDV2)",
     )
+    previews.add_preview_flags(group)
     add_safety_flag(group)
 
 

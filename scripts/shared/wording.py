@@ -48,6 +48,7 @@ FLAGS_OF_TASKS: dict[str, tuple[str, ...]] = {
     "seeds": ("--seed", "--seeds"),
     "enlarge": ("--hires",),
     "upscale": ("--hires-upscale",),
+    "upscaler": ("--upscaler", "--model"),
     "devices": ("--device",),
     "path": ("--ckpt",),
     "depth_map": ("--depth-map", "--depth"),

@@ -25,6 +25,7 @@ from sdjax.nn.controlnet import ControlNet, ControlNetConfig
 from sdjax.nn.depth.dpt import STEP, DepthEstimator
 from sdjax.nn.detector import STEP as CELL
 from sdjax.nn.detector import Detector, DetectorConfig
+from sdjax.nn.esrgan import CompactConfig, CompactNet, RRDBConfig, RRDBNet
 from sdjax.nn.ip_adapter import IPAdapter, IPAdapterConfig
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
@@ -35,7 +36,7 @@ from sdjax.nn.prior import PriorTransformer, ProjectedTextEncoder
 from sdjax.nn.safety import SafetyScorer
 from sdjax.nn.t2i import FACTOR, T2IAdapter, T2IConfig
 from sdjax.nn.unet import UNet
-from sdjax.nn.vae import AutoencoderKL
+from sdjax.nn.vae import autoencoder
 from sdjax.typing import Key, Params
 
 
@@ -148,7 +149,7 @@ def _image(side: int) -> Array:
 PARTS: Mapping[str, ModelPart] = {
     "unet": ModelPart("UNet", UNetConfig, UNet, _unet_inputs, folder="unet", prefix="model.diffusion_model."),
     "vae": ModelPart(
-        "autoencoder", VAEConfig, AutoencoderKL, _vae_inputs, folder="vae", prefix="first_stage_model.",
+        "autoencoder", VAEConfig, autoencoder, _vae_inputs, folder="vae", prefix="first_stage_model.",
         separable=True,
     ),
     "text": ModelPart(
@@ -182,6 +183,8 @@ NETWORKS: Mapping[str, NetworkEntry] = {
     "t2i": NetworkEntry("T2I-Adapter", T2IConfig, T2IAdapter, _t2i_inputs),
     "detector": NetworkEntry("detector", DetectorConfig, Detector, lambda config: (_image(CELL),)),
     "ip_adapter": NetworkEntry("IP-Adapter", IPAdapterConfig, IPAdapter, _ip_adapter_inputs),
+    "rrdb": NetworkEntry("upscaler (RRDBNet)", RRDBConfig, RRDBNet, lambda config: (_image(2 * config.unshuffle),)),
+    "compact": NetworkEntry("upscaler (compact)", CompactConfig, CompactNet, lambda config: (_image(2),)),
     "lpips": NetworkEntry("LPIPS", None, lambda config: LPIPS(), lambda config: (_image(SMALLEST_COMPARED),) * 2),
     "motion": NetworkEntry("motion modules", MotionConfig, MotionModules, _motion_inputs),
     "discriminator": NetworkEntry(

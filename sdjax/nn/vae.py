@@ -13,6 +13,7 @@ from sdjax.nn.layers.conv import POINT, Conv
 from sdjax.nn.layers.multihead import multihead
 from sdjax.nn.layers.norm import GroupNorm
 from sdjax.nn.layers.resnet import Downsample, Resnet, Upsample
+from sdjax.nn.taesd import TinyAutoencoder
 from sdjax.typing import Image, Latent, Map, Moments, NewImage, NewMap
 
 EPSILON = 1e-6  # of every GroupNorm
@@ -132,6 +133,11 @@ class AutoencoderKL(nn.Module):
     def decode(self, latent: Latent) -> NewImage:
         """Returns the image of a latent, float32, about [-1, 1] and not clipped."""
         return self.decoder(self.post_quant_conv(latent / self.config.scale_factor)).astype(jnp.float32)
+
+
+def autoencoder(config: VAEConfig, dtype: DTypeLike = jnp.float32) -> AutoencoderKL | TinyAutoencoder:
+    """Returns the network of a description, whose methods are those of `AutoencoderKL`."""
+    return AutoencoderKL(config, dtype) if config.kind == "kl" else TinyAutoencoder(config, dtype)
 
 
 def latent_from_moments(moments: Moments, noise: Latent | None, scale_factor: float) -> Latent:

@@ -23,8 +23,9 @@ from sdjax.diffusion.constraint import Known
 from sdjax.diffusion.denoiser import NetworkDenoiser, Weak, make_denoiser
 from sdjax.diffusion.guidance import Guidance
 from sdjax.diffusion.network import Network
-from sdjax.nn import AutoencoderKL, TextEncoder, latent_from_moments
+from sdjax.nn import TextEncoder, latent_from_moments
 from sdjax.nn.layers.interpolation import interpolate
+from sdjax.nn.vae import autoencoder
 from sdjax.pipeline import tiling
 from sdjax.samplers.noise import POSTERIOR, START, MadeNoise, draw_noise
 from sdjax.samplers.rows import Rows
@@ -86,10 +87,10 @@ class VAEProgram:
     def run(self, params: Params, x: Array, method: Literal["encode", "decode"]) -> Array:
         """Returns moments of images or images of latents: of large pictures band by band (`sdjax.pipeline.tiling`)."""
         factor = 1 if method == "encode" else self.vae.factor
-        if x.shape[1] * x.shape[2] * factor**2 > tiling.LARGE:
+        if self.vae.kind == "kl" and x.shape[1] * x.shape[2] * factor**2 > tiling.LARGE:
             banded = tiling.encode if method == "encode" else tiling.decode
             return banded(self.vae, jnp.dtype(self.dtype), params, x, seamless=self.seamless)
-        network = AutoencoderKL(self.vae, jnp.dtype(self.dtype))
+        network = autoencoder(self.vae, jnp.dtype(self.dtype))
         with patched([Seamless(self.seamless)] if self.seamless else []):
             return cast(Array, network.apply({"params": params}, x, method=method))
 

@@ -2,19 +2,23 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 import jax
 
 from sdjax.checks import arguments
 from sdjax.checks.arguments import flag, whole
+from sdjax.convert.parts.taesd import LoadedTAESD, load_taesd
 from sdjax.pipeline import placement
 from sdjax.samplers.sampler import choose
+from sdjax.tasks.extra_files import read_once
 
 if TYPE_CHECKING:
     from sdjax.tasks.session import Step
 
+TAESD: TypeAlias = LoadedTAESD | str | os.PathLike[str]
 OUTPUTS = ("pixels", "latent")
 
 
@@ -28,6 +32,7 @@ class ComputingOptions(TypedDict, total=False):
     progress: Callable[[int, int], None] | None
     on_step: "Callable[[Step], None] | None"
     output: Literal["pixels", "latent"]
+    taesd: TAESD | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,6 +56,7 @@ class Computing:
     progress: Callable[[int, int], None] | None = None
     on_step: "Callable[[Step], None] | None" = None
     output: Literal["pixels", "latent"] = "pixels"
+    taesd: TAESD | None = None
 
     def __post_init__(self) -> None:
         for name, takes in ("progress", "(done, total)"), ("on_step", "a step"):
@@ -61,9 +67,33 @@ class Computing:
         if self.at_once is not None:
             object.__setattr__(self, "at_once", whole("at_once", self.at_once, 1))
         choose("output", self.output, OUTPUTS)
+        object.__setattr__(self, "taesd", self.preview_decoder)
         self.mesh  # noqa: B018  # raises if `devices` are not devices
+
+    @property
+    def preview_decoder(self) -> LoadedTAESD | None:
+        """The TAESD that makes previews."""
+        return None if self.taesd is None else read_taesd(self.taesd)
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The devices."""
         return placement.make_mesh(self.devices)
+
+
+def read_taesd(given: TAESD) -> LoadedTAESD:
+    """Returns the TAESD of a file, which is read once as long as it does not change.
+
+    Raises ValueError for a value of another kind and for one without a decoder.
+    """
+    loaded = _read(os.fspath(given)) if isinstance(given, str | os.PathLike) else given
+    if not isinstance(loaded, LoadedTAESD):
+        raise ValueError(f"taesd is a file or what sdjax.convert.load_taesd returns; got {arguments.shown(given)}")
+    if "decoder" not in loaded.params:
+        raise ValueError("this TAESD has no decoder, which makes previews: name the file of the decoder")
+    return loaded
+
+
+@read_once(2)
+def _read(path: str) -> LoadedTAESD:
+    return load_taesd(path)

@@ -12,7 +12,7 @@ import numpy as np
 from sdjax.checks.hints import explains_arguments
 from sdjax.nn.jax_settings import pinned
 from sdjax.pipeline.model import Pipeline
-from sdjax.pipeline.preview import preview
+from sdjax.pipeline.preview import check_taesd, preview
 from sdjax.samplers import State
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.request import Request
@@ -56,8 +56,11 @@ class Step:
         return self.state.x0[: len(self.batch.requests)]
 
     def preview(self) -> Pixels:
-        """Returns small pictures of `latent`, uint8 [b, h, w, 3], one pixel per entry (`sdjax.pipeline.preview`)."""
-        return preview(self.batch.pipe, self.latent)
+        """Returns pictures of `latent`, uint8 [b, h, w, 3]: small ones, one pixel per entry, or by the batch's `taesd`.
+
+        See `sdjax.pipeline.preview`.
+        """
+        return preview(self.batch.pipe, self.latent, self.batch.how.preview_decoder)
 
 
 Making = Generator[Step, bool | None, np.ndarray]  # of a group's pictures [b, h, w, 3]
@@ -85,6 +88,8 @@ class Session:
 
         `calls` are the numbers of network calls of each group. `collect` makes the result of all final pictures.
         """
+        if batch.how.preview_decoder is not None:
+            check_taesd(batch.how.preview_decoder, batch.pipe.config)
         self._batch, self._make, self._collect = batch, make, collect
         self._finish = finish if batch.how.output == "pixels" else lambda i, latent: latent
         self._groups = batch.groups() if groups is None else groups
@@ -109,7 +114,7 @@ class Session:
         return self._step
 
     def preview(self) -> list[np.ndarray | None]:
-        """Returns for each picture: the picture if it is finished, a small preview if it was started, else None."""
+        """Returns for each picture: the picture if it is finished, a preview if it was started, else None."""
         shown: list[np.ndarray | None] = [None] * len(self.pictures)
         if self._batch.how.output == "pixels":
             shown = list(self.pictures)

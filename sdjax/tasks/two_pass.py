@@ -19,6 +19,7 @@ from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.noise import SECOND
 from sdjax.tasks.batch import Batch, make_batch
 from sdjax.tasks.contexts import steps_counted
+from sdjax.tasks.enlarge import Upscaler, enlarge_to, read_upscaler
 from sdjax.tasks.inputs import one_each
 from sdjax.tasks.request import Each, Request, SizedOptions
 from sdjax.tasks.resolve import STEP, Resolved, check_size, resolve
@@ -46,6 +47,7 @@ def two_pass(
     *,
     enlarge: float = 2.0,
     upscale: str = "lanczos",
+    upscaler: Upscaler | None = None,
     strength: Each[float] = 0.6,
     hires_prompt: str | None | Sequence[str | None] = None,
     hires_negative_prompt: str | None | Sequence[str | None] = None,
@@ -58,8 +60,9 @@ def two_pass(
 
     The first pass is `text_to_image` at `height` x `width`. `upscale` is a name of UPSCALES, or the web UI's name for
     it (A1111_UPSCALES): "lanczos" and "nearest pixels" enlarge the picture, the others enlarge its latent, which needs
-    a `strength` above 0.5 to become sharp. `enlarge` is at least 1; the result has at most 2048 pixels a side, or 8192
-    with `window`. The second pass makes the last share `strength` of its steps, with new noise.
+    a `strength` above 0.5 to become sharp. `upscaler`, a file or network of the ESRGAN family as for `sdjax.enlarge`,
+    enlarges the picture instead of `upscale`. `enlarge` is at least 1; the result has at most 2048 pixels a side, or
+    8192 with `window`. The second pass makes the last share `strength` of its steps, with new noise.
 
     The second pass uses the first one's prompt, negative prompt, sampler, number of steps and guidance scale, unless
     `hires_prompt`, `hires_negative_prompt` (one for all pictures, or one for each), `hires_sampler`, `hires_steps` or
@@ -68,6 +71,9 @@ def two_pass(
     """
     check_task(pipe.config, "two_pass")
     method = check_upscale(upscale)
+    network = None if upscaler is None else read_upscaler(upscaler)
+    if network is not None and upscale != "lanczos":
+        raise ValueError("give either upscale or upscaler, not both")
     first = make_batch(pipe, prompt, options)
     changed: dict[str, Any] = {
         "sampler": hires_sampler,
@@ -94,7 +100,11 @@ def two_pass(
         again = second_of(part)
         with advice(*again.size, len(part.requests), pipe.dtype):
             latent = yield from part.sample(None, part.noise(), part.conditionings(), last=False)
-            if method in PIXELS:
+            if network is not None:
+                small = part.pixels(latent)
+                large = [enlarge_to(network, one, again.size, seamless=part.seamless) for one in small]
+                latent = again.encode(large)
+            elif method in PIXELS:
                 small = part.pixels(latent)
                 latent = again.encode([enlarge_pixels(one, again.size, method, part.seamless) for one in small])
             else:

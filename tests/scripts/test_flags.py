@@ -20,7 +20,7 @@ SHARED = (
     "--image-prompt"
 )
 NOISE = "--noise-source --variation-strength --seed-resize --ensd --compat --rounding"
-PICTURES = f"{SHARED} {NOISE} --sweep --n_iter --fixed_code --skip_save --skip_grid"
+PICTURES = f"{SHARED} {NOISE} --preview --sweep --n_iter --fixed_code --skip_save --skip_grid"
 ALWAYS = {
     "txt2img": f"{PICTURES} --hires --laion400m",
     "img2img": f"{PICTURES} --init-img --strength --strength-counting --background",
@@ -31,11 +31,11 @@ ALWAYS = {
     "--feather --method --background",
     "depth2img": f"{PICTURES} --init-img --depth --save-depth --strength --strength-counting --background",
     "variations": f"{PICTURES} --init-img --noise_level --prior --noise-stats",
-    "upscale": f"{PICTURES} --init-img --noise_level --background",
+    "upscale": f"{PICTURES} --init-img --noise_level --background --model",
     "invert": f"{SHARED} --init-img --background --refinements",
-    "animate": f"{SHARED} --frames --loop --prompt-strength --format --fps --save_frames",
+    "animate": f"{SHARED} --preview --frames --loop --prompt-strength --format --fps --save_frames",
     "reproduce": f"--debug --dry-run --ckpt --revision --C --f {READING} --device --parallel --precision --dtype "
-    "--exact --outdir --safety-checker --skip_save --skip_grid",
+    "--exact --outdir --safety-checker --preview --skip_save --skip_grid",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
     "--old-prompt-editing --style --wildcards --wildcard-seed --embedding --embedding-dir",
     "hint": "--debug --out --option --annotator --resolution",

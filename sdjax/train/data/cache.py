@@ -27,8 +27,8 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from sdjax.config import VAEConfig
-from sdjax.nn import AutoencoderKL
 from sdjax.nn.jax_settings import pinned
+from sdjax.nn.vae import autoencoder
 from sdjax.pictures.image import to_float
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
@@ -264,7 +264,7 @@ def write_shards(writer: LatentWriter, share: tuple[int, int] = (0, 1)) -> None:
 
 def _encode(static: tuple[VAEConfig, str], params: Params, pixels: UInt8[Array, "b h w 3"]) -> Moments:
     config, dtype = static
-    vae = AutoencoderKL(config, jnp.dtype(dtype))
+    vae = autoencoder(config, jnp.dtype(dtype))
     image = to_float(pixels)
     # One at a time, so that a picture's latents do not depend on its neighbours
     return one_by_one(lambda image: vae.bind({"params": params}).encode(image), image)

@@ -14,9 +14,10 @@ from jax.typing import DTypeLike
 
 from sdjax.config import ModelConfig
 from sdjax.diffusion.unclip import embedding_mean_and_std, noise_embedding
-from sdjax.nn import AutoencoderKL, DepthEstimator, VisionEncoder, latent_from_moments
+from sdjax.nn import DepthEstimator, VisionEncoder, latent_from_moments
 from sdjax.nn.depth.dpt import network_size
 from sdjax.nn.layers.interpolation import interpolate
+from sdjax.nn.vae import autoencoder
 from sdjax.pictures.preprocess import MEAN, STD, ldm_matrix
 from sdjax.purpose import UNCLIP_LEVELS, UPSCALER_LEVELS
 from sdjax.schedule import NoiseSchedule
@@ -40,7 +41,7 @@ class PictureConditioning(NamedTuple):
 
 def encode(config: ModelConfig, vae: Params, image: Image, keys: Keys, stream: int, dtype: DTypeLike) -> NewMap:
     """Returns draws from the posterior of pictures in [-1, 1], times the scale factor, float32."""
-    moments = AutoencoderKL(config.vae, dtype).bind({"params": vae}).encode(image)
+    moments = autoencoder(config.vae, dtype).bind({"params": vae}).encode(image)
     return from_moments(config, moments, keys, stream)
 
 
