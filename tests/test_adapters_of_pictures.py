@@ -137,6 +137,8 @@ def test_the_command_line_merges_files_and_reads_tags(folder, tmp_path, capsys):
         (["--prompt", "a [b:<lora:one>:1.0]", "--lora-dir", "DIR"], "is at none of the steps", 2),
         (["--prompt", "a <lora:one:x>", "--lora-dir", "DIR"], "has a number as weight", 2),
         (["--prompt", "a <lora:one:lbw=1,2>", "--lora-dir", "DIR"], "17 or 26 numbers", 2),
+        (["--prompt", "a <lora:one:te=>", "--lora-dir", "DIR"], "has a weight without a number", 2),
+        (["--prompt", "a", "--lora", "DIR/one.safetensors:1e30"], "from -1000 to 1000; got 1e+30", 2),
         (["--prompt", "a", "--lora", "DIR/none.safetensors"], "none.safetensors", 3),
         (["--prompt", "a <lora:one> [<lora:one:2>:0.5]", "--lora-dir", "DIR"], "the adapter one is given twice", 2),
         (

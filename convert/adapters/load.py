@@ -124,7 +124,7 @@ def load_adapter(
             described |= {f"{part}.{name}": value for name, value in description.items()}
             own = {f"{_PEFT}{part}.{name.removeprefix(_PEFT)}": array for name, array in own.items()}
         tensors |= own
-    settings = PeftSettings(alone, described or header_of(told))
+    settings = PeftSettings(alone, described or header_of(told, path))
     loaded = _placed(tensors, told, settings, config, alpha_0, dora, path)
     if path.is_dir():
         return loaded
@@ -196,6 +196,8 @@ def _placed(
             changes += changes_of(arrays, layer, scaling, dora)
         except Misfit as error:
             problems.append(f"{names}: {error}")
+        except CheckpointError as error:  # of the settings
+            raise CheckpointError(str(error), path) from None
     if problems:
         raise CheckpointError(_refusal(problems, tensors, grouped, config), path)
     if not changes and not embeddings:

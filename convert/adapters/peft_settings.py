@@ -1,5 +1,6 @@
 """How PEFT's description scales a layer's change: adapter_config.json of a folder, or the same in a file's header."""
 
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -56,15 +57,15 @@ class PeftSettings:
         return self._header.get(f"{FOLDERS[part]}.{key}")
 
 
-def header_of(metadata: Mapping[str, str]) -> Mapping[str, Any]:
+def header_of(metadata: Mapping[str, str], path: pathlib.Path | None = None) -> Mapping[str, Any]:
     """Returns the description in a safetensors header, empty if there is none. Raises CheckpointError for another."""
     text = metadata.get(HEADER)
-    return {} if text is None else _object(parsed(text), f"{HEADER} in its header")
+    return {} if text is None else _object(parsed(text), f"{HEADER} in its header", path)
 
 
-def _object(value: Any, what: str) -> Mapping[str, Any]:
+def _object(value: Any, what: str, path: pathlib.Path | None = None) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what} is no JSON object of names and values")
+        raise CheckpointError(f"{what} is no JSON object of names and values", path)
     return value
 
 

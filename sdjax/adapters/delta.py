@@ -84,6 +84,7 @@ class Difference:
 
 # Blocks of the UNet with a weight of their own: all 26 of the tools, and the 17 that hold attention
 BLOCKS = ("BASE", *(f"IN{i:02}" for i in range(12)), "M00", *(f"OUT{i:02}" for i in range(12)))
+HEAVIEST = 1000  # of weights; most are from 0 to 1
 ATTENTION_BLOCKS = tuple(
     name for name in BLOCKS if name not in {"IN00", "IN03", "IN06", "IN09", "IN10", "IN11", "OUT00", "OUT01", "OUT02"}
 )
@@ -95,6 +96,8 @@ class Strength:
 
     `text` None means as the UNet. `blocks` are 17 numbers (`ATTENTION_BLOCKS`) or 26 (`BLOCKS`), which multiply; BASE
     is that of the text encoder. Blocks that the 17 leave out count 1, and so do layers outside the blocks.
+
+    Raises ValueError for another number of blocks, and for weights beyond HEAVIEST.
     """
 
     unet: float = 1.0
@@ -106,6 +109,9 @@ class Strength:
             raise ValueError(
                 f"block weights are {len(ATTENTION_BLOCKS)} or {len(BLOCKS)} numbers; got {len(self.blocks)}"
             )
+        for weight in (self.unet, self.text, *(self.blocks or ())):
+            if isinstance(weight, int | float) and not abs(weight) <= HEAVIEST:
+                raise ValueError(f"weights of adapters are numbers from {-HEAVIEST} to {HEAVIEST}; got {weight:g}")
 
     def of(self, path: str) -> float:
         """Returns the weight of a leaf by its path (`Adapter`)."""

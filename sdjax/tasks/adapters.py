@@ -187,6 +187,8 @@ def strength_of(tag: Tag) -> Strength:
 
 
 def _number(tag: Tag, text: str) -> float:
+    if not text.strip():
+        raise ValueError(f"<{tag.kind}:{tag.name}> in the prompt has a weight without a number")
     return tag._replace(args=(text,)).number(0, 0.0)
 
 

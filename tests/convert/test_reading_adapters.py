@@ -3,12 +3,14 @@
 golden/oft_peft.npz holds weights of layers, PEFT's oft_R with its settings, and what PEFT 0.21.0 merges of them.
 """
 
+import hashlib
 import json
 import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sdjax import configs
 from sdjax.adapters.delta import difference_at
@@ -183,3 +185,25 @@ def test_peft_files_with_oft_are_read_with_their_settings():
             change_of({name: np.ones(shape, "f")})
     with pytest.raises(CheckpointError, match="num_cayley_neumann_terms is a whole number to 50; got 1000"):
         change_of({name: vectors}, peft_config={"num_cayley_neumann_terms": 1000})
+
+
+def test_half_a_pair_and_wrong_settings_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="it has down, which is no whole change of any kind: it lacks up"):
+        change_of({f"lora_unet_{LAYER}.lora_down.weight": DOWN})
+    for header, said in (("[1]", "is no JSON object"), ('{"unet.lora_alpha": "x"}', "lora_alpha is a number")):
+        save_file(PAIR, tmp_path / "one.safetensors", metadata={"lora_adapter_metadata": header})
+        with pytest.raises(CheckpointError, match=f"one.safetensors: .*{said}"):
+            load_adapter(tmp_path / "one.safetensors", CONFIG)
+
+
+def test_hashes_of_a_file_are_civitais(tmp_path):
+    """AutoV2 is of the file, AutoV3 of what stands after the header; A1111 writes that of the metadata, if any."""
+    path, said = tmp_path / "one.safetensors", "0123456789abcdef" * 4
+    for metadata, short in (None, None), ({"sshs_model_hash": said}, said[:12]), ({"sshs_model_hash": "x\n"}, None):
+        save_file(PAIR, path, metadata=metadata)
+        data = path.read_bytes()
+        rest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()[:12]
+        loaded = load_adapter(path, CONFIG)
+        assert loaded.info.hashes == {"AutoV2": hashlib.sha256(data).hexdigest()[:10], "AutoV3": rest}
+        assert loaded.short_hash == (short or rest)
+        assert f"hashes: AutoV2 {loaded.info.hashes['AutoV2']}, AutoV3 {rest}" in loaded.info.lines()
