@@ -27,6 +27,7 @@ _HOME = {
     "load": "sdjax.loading.load",
     "Pipeline": "sdjax.pipeline.model",
     "Request": "sdjax.tasks.request",
+    "ControlUse": "sdjax.tasks.controls",
     "ImagePrompt": "sdjax.tasks.image_prompts",
     "Session": "sdjax.tasks.session",
     "Step": "sdjax.tasks.session",

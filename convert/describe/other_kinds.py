@@ -26,6 +26,8 @@ AS_MOTION = "name the model, and this file by --motion of `sdjax animate` (sdjax
 AS_MOTION_LORA = "name the model, and this file by --motion-lora of `sdjax animate` (sdjax.convert.load_motion_lora)"
 AS_TAESD = "name a whole model here, and this file as its autoencoder by --vae, or for previews by --taesd"
 AS_UPSCALER = "name the picture to enlarge, and this file by --model (sdjax upscale --model FILE)"
+AS_CONTROL = "name the model that it is for, and this file by --control (sdjax.convert.load_controlnet)"
+AS_T2I = "name the model that it is for, and this file by --control (sdjax.convert.load_t2i)"
 _WHOLE = "name the whole model that it goes with (sdjax does not apply it)"
 _COMPLETE = "name a whole model: the checkpoint that it was taken from, or the pipeline's folder"
 _OTHER = f"{_READS}: name one of these"
@@ -54,7 +56,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
 _PARTS: tuple[tuple[str, str, str], ...] = (
     (r"motion_modules\.\S*[._]lora[._](down|up|A|B)\.", "a motion LoRA for AnimateDiff", AS_MOTION_LORA),
     (r"motion_modules\.\d", "motion modules for AnimateDiff", AS_MOTION),
-    (r"^lora_controlnet$", "a control-LoRA, which makes a ControlNet of a UNet", _WHOLE),
+    (r"^lora_controlnet$", "a control-LoRA, which makes a ControlNet of a UNet", AS_CONTROL),
     (r"^lora_te2_|^lora_te3_|^lora_prior_unet_|text_encoder_2\..*lora", "a LoRA for Stable Diffusion XL", _OTHER),
     (r"^lora_(transformer|unet)_(double|single|joint|single_transformer)_|^transformer\..*lora|^diffusion_model\."
      r"(double_blocks|single_blocks|joint_blocks|blocks|layers)\..*lora",
@@ -78,9 +80,9 @@ _PARTS: tuple[tuple[str, str, str], ...] = (
     (r"^(model\d_\d\.)?Mconv1_stage2_L1\.", "OpenPose's network of bodies, for hints", AS_ANNOTATOR),
     (r"^(model\d\.)?Mconv1_stage2\.", "OpenPose's network of hands or faces, for hints", AS_ANNOTATOR),
     (r"(^|\.)control_model\.|(^|\.)input_hint_block\.|(^|\.)zero_convs\.\d|controlnet_(cond_embedding|down_blocks|mid"
-     r"_block)|^controlnet_blocks", "a ControlNet", _WHOLE),
+     r"_block)|^controlnet_blocks", "a ControlNet", AS_CONTROL),
     (r"image_proj(_model)?\.|^ip_adapter\.|to_[kv]_ip\b|^adapter_modules\.", "an IP-Adapter", AS_IP_ADAPTER),
-    (r"^(module\.)?(adapter\.)?body\.\d+\.(in_conv|block[12]|resnets\.|body\.\d)", "a T2I-Adapter", _WHOLE),
+    (r"^(module\.)?(adapter\.)?body\.\d+\.(in_conv|block[12]|resnets\.|body\.\d)", "a T2I-Adapter", AS_T2I),
     (r"^(params_ema\.|params\.)?(model\.\d+\.sub\.|model\.1\.sub|(RRDB_trunk|trunk_conv|conv_first|HRconv|upconv1)\."
      r"|body\.\d+\.rdb\d|conv_body\.|model\.0\.weight$)", "an upscaler (ESRGAN or Real-ESRGAN)", AS_UPSCALER),
     (r"^(params_ema\.|params\.)?body\.\d+\.(weight|bias)$", "an upscaler (Real-ESRGAN's compact kind)", AS_UPSCALER),

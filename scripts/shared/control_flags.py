@@ -1,6 +1,12 @@
 """The flag of ControlNets and T2I-Adapters. Imports nothing heavy: every --help reads it."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdjax.scripts.shared.prompts import PromptBatch
 
 
 def add_control_flags(parser: argparse.ArgumentParser) -> None:
@@ -12,10 +18,10 @@ def add_control_flags(parser: argparse.ArgumentParser) -> None:
         type=control,
         metavar="FILE[:WEIGHT][=[PREPROCESSOR:]HINT][,NAME=VALUE...]",
         help="steer the picture by a hint, such as canny.safetensors:0.8=edges.png, or with a preprocessor (see `sdjax "
-        "hint`) canny.safetensors=canny:photo.png; without HINT it is the command's input picture; NAME is start or "
-        "end (shares of the steps), mode (balanced, prompt, control, guess), resize (crop, pad, stretch), mask (a "
-        "picture: it counts where this is white), hidden (the mask of the preprocessor inpaint), or an option of the "
-        "preprocessor; may be repeated",
+        "hint`) canny.safetensors=canny:photo.png; HINT may be a folder, whose k-th picture is for the k-th picture; "
+        "without HINT it is the command's input picture; NAME is start or end (shares of the steps), mode (balanced, "
+        "prompt, control, guess), resize (crop, pad, stretch), mask (a picture: the control counts where this is "
+        "white), hidden (the mask of the preprocessor inpaint), or an option of the preprocessor; may be repeated",
     )
 
 
@@ -28,3 +34,53 @@ def control(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def check_files(controls: Sequence[str]) -> None:
+    """Raises ValueError for hints and masks that cannot be read, CheckpointError for networks that are not there."""
+    if not controls:
+        return
+    from sdjax.convert.containers.local_models import local_path
+    from sdjax.tasks.controls import read_pictures, read_text
+
+    for text in controls:
+        use = read_text(text)
+        local_path(use.network)
+        read_pictures(read_text(_for_picture(text, 0)))
+
+
+def with_hints(args: argparse.Namespace, batches: "list[PromptBatch]", swept: bool) -> "list[PromptBatch]":
+    """Returns the batches whose pictures have controls of their own, if a hint is a folder.
+
+    Picture k of the folder, by name, is for picture k of the run, or with several input pictures for the k-th of those;
+    after the last the first follows. All pictures of a sweep have one hint.
+    """
+    controls = getattr(args, "controls", None) or ()
+    if all(_for_picture(text, 0) == text for text in controls):
+        return batches
+    several = any(number for batch in batches for number in batch.inputs)
+    out, count = [], 0
+    for batch in batches:
+        settings = []
+        for own, number in zip(batch.settings, batch.inputs, strict=True):
+            k = number if several else count
+            settings.append({**own, "controls": tuple(_for_picture(text, k) for text in controls)})
+            count += not swept
+        count += swept
+        out.append(batch._replace(settings=settings))
+    return out
+
+
+def _for_picture(text: str, k: int) -> str:
+    """Returns the text of a control, with picture k of the folder as its hint if the hint is a folder."""
+    from sdjax.tasks.controls import read_text
+
+    use: Any = read_text(text)
+    if not isinstance(use.hint, str) or not Path(use.hint).is_dir():
+        return text
+    from sdjax import pictures
+
+    files = pictures.list_pictures(use.hint)
+    head, _, tail = text.partition("=")
+    prefix = "" if use.preprocess is None else f"{use.preprocess}:"
+    return f"{head}={prefix}{files[k % len(files)]}{tail[len(prefix) + len(use.hint) :]}"

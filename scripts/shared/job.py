@@ -11,6 +11,7 @@ from typing import Any
 from sdjax import errors, names
 from sdjax._version import __version__
 from sdjax.scripts.shared import (
+    control_flags,
     distilled_models,
     large_flags,
     noise_flags,
@@ -71,7 +72,8 @@ class Job:
     def make_batches(self, default: str, num_inputs: int = 1) -> list[PromptBatch]:
         """Returns the batches of the command's prompts (`prompts.make_batches`), whose own settings are checked."""
         self.axes = [] if self.args.sweep is None else sweeps.read_axes(self.args)
-        self.batches = make_batches(self.args, default, num_inputs, self.axes, check=self.options.check)
+        batches = make_batches(self.args, default, num_inputs, self.axes, check=self.options.check)
+        self.batches = control_flags.with_hints(self.args, batches, bool(self.axes))
         own = (one.get("guidance") for batch in self.batches for one in batch.settings)
         asked = any("autoguidance" in str(guidance) for guidance in (self.guidance.get("guidance"), *own))
         if asked and self.args.weak_ckpt is None:

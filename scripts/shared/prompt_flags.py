@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdjax.scripts.shared import values
-from sdjax.scripts.shared.control_flags import add_control_flags
+from sdjax.scripts.shared import control_flags, values
 from sdjax.scripts.shared.flags import Needs, together
 
 # The names of sdjax.prompts.language, emphasis and padding, repeated because importing them is slow. A test compares.
@@ -47,7 +46,7 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
     add_embedding_flags(add)
     add_hypernetwork_flags(add)
     add_image_prompt_flag(parser)
-    add_control_flags(parser)
+    control_flags.add_control_flags(parser)
 
 
 def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
@@ -292,6 +291,7 @@ def check_prompting(args: argparse.Namespace) -> None:
     choose_styles(args.styles or [], args.styles_file or NAME)
     if args.wildcards is not None:
         Wildcards(args.wildcards)
+    control_flags.check_files(getattr(args, "controls", None) or ())
 
 
 def language(args: argparse.Namespace) -> Any:

@@ -162,8 +162,14 @@ def read_control(given: ControlLike, pipe: Pipeline) -> ControlUse:
     if isinstance(network, str | os.PathLike):
         network = read_network(os.fspath(network), pipe)
     check_fits(network, pipe.config)
-    read = {name: _mask(name, getattr(use, name)) for name in ("mask", "hidden")}
-    return dataclasses.replace(use, network=network, hint=_hint(use.hint, network), **read)
+    return read_pictures(dataclasses.replace(use, network=network))
+
+
+def read_pictures(use: ControlUse) -> ControlUse:
+    """Returns the control with its hint and masks read. Raises ValueError for pictures that cannot be read."""
+    masks = {name: _mask(name, getattr(use, name)) for name in ("mask", "hidden")}
+    channels = use.network.config.hint_channels if isinstance(use.network, LoadedControlNet | LoadedT2I) else 3
+    return dataclasses.replace(use, hint=_hint(use.hint, use.name, channels), **masks)
 
 
 class _Same:
@@ -237,16 +243,16 @@ def check_fits(network: object, config: ModelConfig) -> None:
         )
 
 
-def _hint(given: PictureSource | None, network: Network) -> np.ndarray | None:
+def _hint(given: PictureSource | None, name: str, channels: int) -> np.ndarray | None:
     """Returns the hint as uint8 or float32 [h, w, c]."""
     if given is None:
         return None
     if isinstance(given, np.ndarray | jax.Array) and given.ndim == 3:
-        channels, array = network.config.hint_channels, np.asarray(given)
+        array = np.asarray(given)
         if array.dtype.kind == "f":
             if array.shape[-1] != channels or not np.isfinite(array).all() or abs(array).max(initial=0) > 1:
                 raise ValueError(
-                    f"a hint of floats is [height, width, {channels}] in [0, 1] for {network.name}, with -1 where it "
+                    f"a hint of floats is [height, width, {channels}] in [0, 1] for {name}, with -1 where it "
                     f"must not look; got {array.shape}"
                 )
             return array.astype(np.float32)
