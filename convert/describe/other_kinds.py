@@ -28,7 +28,6 @@ AS_TAESD = "name a whole model here, and this file as its autoencoder by --vae, 
 AS_UPSCALER = "name the picture to enlarge, and this file by --model (sdjax upscale --model FILE)"
 AS_CONTROL = "name the model that it is for, and this file by --control (sdjax.convert.load_controlnet)"
 AS_T2I = "name the model that it is for, and this file by --control (sdjax.convert.load_t2i)"
-_WHOLE = "name the whole model that it goes with (sdjax does not apply it)"
 _COMPLETE = "name a whole model: the checkpoint that it was taken from, or the pipeline's folder"
 _OTHER = f"{_READS}: name one of these"
 _UNQUANTISED = "name the model in float32, float16 or bfloat16"

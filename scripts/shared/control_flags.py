@@ -21,7 +21,8 @@ def add_control_flags(parser: argparse.ArgumentParser) -> None:
         "hint`) canny.safetensors=canny:photo.png; HINT may be a folder, whose k-th picture is for the k-th picture; "
         "without HINT it is the command's input picture; NAME is start or end (shares of the steps), mode (balanced, "
         "prompt, control, guess), resize (crop, pad, stretch), mask (a picture: the control counts where this is "
-        "white), hidden (the mask of the preprocessor inpaint), or an option of the preprocessor; may be repeated",
+        "white), hidden (the mask of the preprocessor inpaint), annotator (a network that the preprocessor needs), or "
+        "an option of the preprocessor; may be repeated",
     )
 
 

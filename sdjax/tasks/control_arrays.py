@@ -133,7 +133,7 @@ def hint_of(use: ControlUse, height: int, width: int) -> Float[np.ndarray, "h w 
         hint = np.asarray(inpaint_hint(pixels, mask))
     else:
         if use.preprocess is not None:
-            pixels = make_hint(pixels, use.preprocess, **use.options)
+            pixels = make_hint(pixels, use.preprocess, annotators=use.annotators, **use.options)
         hint = pixels.astype(np.float32) / 255
     if channels == 1 and hint.shape[-1] == 3:
         hint = hint @ np.array([[0.299], [0.587], [0.114]], np.float32)

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -15,6 +15,7 @@ from sdjax.adapters.control import MODES
 from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
 from sdjax.convert.errors import CheckpointError
+from sdjax.convert.parts.annotators import LoadedAnnotator, load_annotator
 from sdjax.convert.parts.controlnet import LoadedControlNet, find_controlnet, load_controlnet
 from sdjax.convert.parts.t2i import LoadedT2I, load_t2i
 from sdjax.nn.controlnet import of_unet
@@ -25,13 +26,14 @@ from sdjax.preprocessors import PREPROCESSORS, checked_options
 from sdjax.prompts.tag_spans import Span, check_span
 from sdjax.tasks.adapters import split_weights
 from sdjax.tasks.extra_files import read_once
+from sdjax.tasks.hints import load_annotators
 from sdjax.typing import Params
 
 Network: TypeAlias = LoadedControlNet | LoadedT2I
 RESIZES = ("crop", "pad", "stretch")
 INPAINT = "inpaint"  # the preprocessor of inpainting nets, which needs a mask
 NUMBERS = ("weight", "start", "end")
-WORDS = ("mode", "resize", "mask", "hidden")
+WORDS = ("mode", "resize", "mask", "hidden", "annotator")
 OTHER_HINTS = ("MLSD", "segmentation")  # their hints are made by other tools
 
 
@@ -43,7 +45,8 @@ class ControlUse:
     file's bytes, a Pillow image, uint8 [h, w, 3]), float32 [height, width, c] in the size of the picture that is made;
     None: the task's own input picture. `preprocess`: a name of `sdjax.preprocessors.PREPROCESSORS` by which the hint is
     made of that picture, with `options`; or "inpaint", which hides the part where `hidden` is white, or the task's mask
-    if it is None.
+    if it is None. `annotators`: the networks that the preprocessor needs, files or what `sdjax.convert.load_annotator`
+    returns.
 
     `weight`: how much it counts; 0 switches it off. It works from the share `start` of the steps to the share `end`: in
     step i of n if i / n >= start and (i + 1) / n <= end. `mode`: a name of `sdjax.adapters.control.MODES`. `mask`: it
@@ -63,6 +66,7 @@ class ControlUse:
     resize: str = "crop"
     preprocess: str | None = None
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    annotators: Sequence[str | os.PathLike[str] | LoadedAnnotator] = ()
     hidden: PictureSource | None = None
 
     def __post_init__(self) -> None:
@@ -75,6 +79,8 @@ class ControlUse:
             raise ValueError(f"{INPAINT} has no option {next(iter(self.options))!r}: it has no options")
         if self.preprocess not in (None, INPAINT):
             checked_options(str(self.preprocess), self.options)
+        elif self.annotators:
+            raise ValueError("annotators have no effect without a preprocessor that needs them: leave them out")
         if self.hidden is not None and self.preprocess != INPAINT:
             raise ValueError(f"a control's hidden part has no effect without the preprocessor {INPAINT}")
         if self.options and self.preprocess is None:
@@ -103,14 +109,20 @@ ControlLike: TypeAlias = ControlUse | str
 def read_text(text: str) -> ControlUse:
     """Returns the control that a text names: FILE[:WEIGHT][=[PREPROCESSOR:]HINT][,NAME=VALUE...].
 
-    Names are weight, start, end, mode, resize, mask, hidden and the options of the preprocessor. Nothing is read yet.
-    Raises ValueError for anything else.
+    Names are weight, start, end, mode, resize, mask, hidden, annotator (may be repeated) and the options of the
+    preprocessor. Nothing is read yet. Raises ValueError for anything else.
     """
-    given, rest = {}, text
+    given: dict[str, str] = {}
+    annotators: list[str] = []
+    rest = text
     while match := re.fullmatch(r"(.+),\s*([a-z_]+)=([^,=]*)", rest, re.DOTALL):
-        if match[2] in given:
+        if match[2] == "annotator":
+            annotators.insert(0, match[3])
+        elif match[2] in given:
             raise ValueError(f"--control {shown(text)} gives {match[2]} twice: give it once")
-        given[match[2]], rest = match[3], match[1]
+        else:
+            given[match[2]] = match[3]
+        rest = match[1]
     file, equals, hint = rest.partition("=")
     file, weights = split_weights(file)
     if weights.text is not None or not file:
@@ -134,7 +146,7 @@ def read_text(text: str) -> ControlUse:
         else:
             known = ", ".join((*NUMBERS, *WORDS, *own))
             raise ValueError(f"a control has no {key!r}; it has {known}")
-    return ControlUse(file, hint or None, preprocess=preprocess, options=options, **fields)
+    return ControlUse(file, hint or None, preprocess=preprocess, options=options, annotators=annotators, **fields)
 
 
 def _number(name: str, text: str) -> float:
@@ -166,10 +178,21 @@ def read_control(given: ControlLike, pipe: Pipeline) -> ControlUse:
 
 
 def read_pictures(use: ControlUse) -> ControlUse:
-    """Returns the control with its hint and masks read. Raises ValueError for pictures that cannot be read."""
+    """Returns the control with its hint, masks and annotators read.
+
+    Raises ValueError for pictures that cannot be read, and as `sdjax.make_hint` for annotators.
+    """
     masks = {name: _mask(name, getattr(use, name)) for name in ("mask", "hidden")}
+    if use.preprocess not in (None, INPAINT):
+        loaded = [_annotator(os.fspath(one)) if isinstance(one, str | os.PathLike) else one for one in use.annotators]
+        use = dataclasses.replace(use, annotators=tuple(load_annotators(str(use.preprocess), loaded).values()))
     channels = use.network.config.hint_channels if isinstance(use.network, LoadedControlNet | LoadedT2I) else 3
     return dataclasses.replace(use, hint=_hint(use.hint, use.name, channels), **masks)
+
+
+@read_once(8)
+def _annotator(path: str) -> LoadedAnnotator:
+    return load_annotator(path)
 
 
 class _Same:
