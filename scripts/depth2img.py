@@ -10,6 +10,7 @@ from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, noise_flags, options, values
 from sdjax.scripts.shared.flags import alone
 from sdjax.scripts.shared.job import Job, resolve_local
+from sdjax.scripts.shared.picture_settings import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
@@ -68,8 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
-    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+def run(args: argparse.Namespace) -> Made:
+    """Makes and writes the pictures, and returns the last one. Raises as the other commands do."""
     # Check everything before weights are loaded and hours of work begin
     job = Job(args, "depth2img")
     pictures = input_pictures.read_pictures(args.init_img, args.background)
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         own = {"depth": of_map, "depth_model": args.depth_model, "strength": args.strength}
         return {"init_img": pictures[number].describe(), **own}
 
-    job.make(batches, make, describe)
+    return job.make(batches, make, describe)
 
 
 def read_maps(path: str, pictures: Sequence[input_pictures.Given]) -> list[input_pictures.Given]:

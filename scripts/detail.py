@@ -9,6 +9,7 @@ from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, noise_flags, options, values
 from sdjax.scripts.shared.flags import together
 from sdjax.scripts.shared.job import Job
+from sdjax.scripts.shared.picture_settings import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
@@ -102,8 +103,8 @@ def add_part_flags(parser: argparse.ArgumentParser) -> None:
     add("--method", choices=METHODS, help="as for inpaint; default: depends on the model")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+def run(args: argparse.Namespace) -> Made:
+    """Makes and writes the pictures, and returns the last one. Raises as the other commands do."""
     # Everything that can be refused is, before weights are loaded and hours of work begin
     job = Job(args, "detail")
     from sdjax.tasks import inputs
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
         chosen = {name: value for name, value in {**found, **how}.items() if value is not None}
         return {"init_img": pictures[number].describe(), **chosen, "method": check_method(pipe.config, args.method)}
 
-    job.make(batches, make, describe)
+    return job.make(batches, make, describe)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, noise_flags, options, values
 from sdjax.scripts.shared.flags import alone, together
 from sdjax.scripts.shared.job import Job
+from sdjax.scripts.shared.picture_settings import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture or --only-masked, --dtype bfloat16"
@@ -105,8 +106,8 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+def run(args: argparse.Namespace) -> Made:
+    """Makes and writes the pictures, and returns the last one. Raises as the other commands do."""
     # Check everything before weights are loaded and hours of work begin
     job = Job(args, "inpaint")
     from sdjax.tasks import inputs
@@ -152,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
         method = check_method(pipe.config, args.method)
         return {"init_img": pictures[number].describe(), "mask": mask, **how, "method": method}
 
-    job.make(batches, make, describe)
+    return job.make(batches, make, describe)
 
 
 if __name__ == "__main__":

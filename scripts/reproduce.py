@@ -2,13 +2,13 @@
 
 import argparse
 import hashlib
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options
-from sdjax.scripts.shared.flags import alone
+from sdjax.scripts.shared import options, remaking
 
 IF_OUT_OF_MEMORY = "--dtype bfloat16"
 
@@ -38,8 +38,6 @@ SECOND_PASS = {
     "hires_scale": ("hires_scale", "guidance_scale"),
 }
 STEP = 8  # sides are multiples of this
-TASKS = {"txt2img": "txt2img", "img2img": "img2img"}
-COPIED = ("dtype", "exact", "parallel", "ema", "variant", "watermark")  # from a picture of ours, unless a flag is given
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,14 +45,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = options.make_command_parser("reproduce", DESCRIPTION, EPILOG)
     parser.add_argument("picture", metavar="PICTURE", help="the picture: PNG, JPEG or WebP")
     parser.add_argument("--dry-run", action="store_true", help="only print what the file says")
-    parser.add_argument(
-        "--init-img",
-        metavar="PATH",
-        needs=alone("--dry-run"),
-        help="the picture that this one was made from, if it was made by image to image",
-    )
+    remaking.add_input_flags(parser)
     options.add_model_flags(parser)
     options.add_reading_flags(parser)
+    parser.add_argument("--weak-ckpt", metavar="PATH", help="the weaker model, if the guidance was autoguidance")
     options.add_device_flags(parser)
     options.add_output_flags(parser, OUTDIR)
     return parser
@@ -72,9 +66,10 @@ def run(args: argparse.Namespace) -> None:
     print(_report(args.picture, found, understood), flush=True)
     if args.dry_run:
         return
-    command = _command(args, found)
-    made = _arguments(args, command, found, understood)
-    _compare(args.picture, data, command.run(made), marked=made.watermark)
+    remaker = remaking.remaker_of(args.picture, found)
+    command = importlib.import_module(f"sdjax.scripts.{remaker.module}")
+    made = _arguments(args, command, remaker, found, understood)
+    _compare(args.picture, data, command.run(made), found, marked=made.watermark)
 
 
 def _read(path: str) -> bytes:
@@ -107,38 +102,32 @@ def _report(path: str, found: Any, understood: Any) -> str:
     return "\n".join(lines)
 
 
-def _command(args: argparse.Namespace, found: Any) -> Any:
-    """Returns the module of the command that makes such pictures. Raises ValueError if it cannot be made again."""
-    if found.task not in TASKS:
-        raise ValueError(f"{args.picture} was made by {found.task}; only txt2img and img2img can be made again")
-    if found.task == "img2img" and args.init_img is None:
-        raise ValueError(f"{args.picture} was made from another picture, which its file does not hold: give --init-img")
-    if found.task == "txt2img" and found.needs:
-        raise ValueError(f"{args.picture} was made from {' and '.join(found.needs)}, and cannot be made again")
-    if found.task == "txt2img" and args.init_img is not None:
-        raise ValueError(f"--init-img has no effect: {args.picture} was made from text alone")
-    from sdjax.scripts import img2img, txt2img
-
-    return {"txt2img": txt2img, "img2img": img2img}[found.task]
-
-
-def _arguments(args: argparse.Namespace, command: Any, found: Any, understood: Any) -> argparse.Namespace:
+def _arguments(
+    args: argparse.Namespace, command: Any, remaker: remaking.Remaker, found: Any, understood: Any
+) -> argparse.Namespace:
     """Returns the arguments of the command that makes the picture."""
     settings = dict(understood.settings)
-    from_picture = [] if found.task == "txt2img" else ["--init-img", args.init_img]
-    made = command.make_parser().parse_args(from_picture)
+    files = remaking.inputs_given(args, found, remaker)
+    copied = [
+        f"--{name}={found.computed[name]}"
+        for name in ("dtype", "parallel", "ema", "variant")
+        if name in found.computed and not {name, "precision" if name == "dtype" else name} & set(args.given)
+    ]
+    made = command.make_parser().parse_args([*files, *remaking.settings_given(understood.of_task, remaker), *copied])
     for name, value in vars(args).items():
-        if name in vars(made):
+        if name in vars(made) and name not in remaking.HELP and (name in args.given or name not in made.given):
             setattr(made, name, value)
-    for name in COPIED:
-        if name in found.computed and not {name, "precision" if name == "dtype" else name} & set(args.given):
+    for name in "exact", "watermark":
+        if name in found.computed and name not in args.given:
             setattr(made, name, found.computed[name])
     made.ckpt = _checkpoint(args, found)
     made.lines, made.n_iter, made.n_samples, made.skip_grid = [settings], 1, 1, True
     made.batch_of = found.computed.get("batch", 1)
-    if found.task == "img2img":
-        made.H, made.W = settings.pop("height", None), settings.pop("width", None)
-    elif "strength" in settings:
+    if "height" not in made.own:
+        size = settings.pop("height", None), settings.pop("width", None)
+        if hasattr(made, "H"):
+            made.H, made.W = size
+    if "strength" in settings and "strength" not in made.own:
         understood.hires.setdefault("strength", settings.pop("strength"))
     if "enlarge" in understood.hires and found.tool == "sdjax":  # our file has the size after the second pass
         for name in "height", "width":
@@ -163,9 +152,9 @@ def _checkpoint(args: argparse.Namespace, found: Any) -> str | None:
 
     name = found.model.get("name", "a model that its file does not name")
     if args.ckpt is None:
-        own = picture_settings.fingerprint(builtin.folder())["sha256_of_ends"]
-        if found.tool == "sdjax" and found.model.get("sha256_of_ends") == own:
-            return options.BUILTIN[0]
+        for own in options.BUILTIN if found.tool == "sdjax" else ():
+            if picture_settings.fingerprint(builtin.place(own))["sha256_of_ends"] == found.model.get("sha256_of_ends"):
+                return own
         raise ValueError(f"{args.picture} was made with {name}: name the model's file or folder with --ckpt")
     path = Path(args.ckpt)
     expected = found.model.get("hash", "").lower()
@@ -186,11 +175,12 @@ def _has_hash(path: Path, expected: str) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(expected)
 
 
-def _compare(path: str, data: bytes, made: Any, *, marked: str | None) -> None:
-    """Prints how far the new picture is from the original."""
+def _compare(path: str, data: bytes, made: Any, found: Any, *, marked: str | None) -> None:
+    """Prints how far the new picture is from the original, and what else differs if it is not the same."""
     import numpy as np
 
     from sdjax import pictures
+    from sdjax.checks.arguments import shown
     from sdjax.scripts.shared import saving
     from sdjax.scripts.shared.job import note
 
@@ -205,6 +195,9 @@ def _compare(path: str, data: bytes, made: Any, *, marked: str | None) -> None:
         note(f"every pixel is that of {path}")
     else:
         note(f"the levels differ from those of {path} by {apart.mean():.2f} of 255 on average, {apart.max()} at most")
+        for name, was in found.about.items():
+            if was != (now := made.description.get(name)):
+                note(f"the original's {name} is {shown(was)}, this one's {shown(now)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from sdjax.purpose import UPSCALER_LEVELS
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import enlarging, input_pictures, noise_flags, options, values
 from sdjax.scripts.shared.job import Job
+from sdjax.scripts.shared.picture_settings import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
@@ -62,10 +63,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
-    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+def run(args: argparse.Namespace) -> Made | None:
+    """Makes and writes the pictures, and returns the last one; None with --model. Raises as the other commands do."""
     if args.model is not None:
-        return enlarging.run(args)
+        enlarging.run(args)
+        return None
     # Everything that can be refused is, before weights are loaded and hours of work begin
     job = Job(args, "upscale")
     if job.checkpoint is None:
@@ -94,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     def describe(number: int) -> dict[str, Any]:
         return {"init_img": pictures[number].describe(), "noise_level": args.noise_level}
 
-    job.make(batches, make, describe)
+    return job.make(batches, make, describe)
 
 
 if __name__ == "__main__":

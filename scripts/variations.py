@@ -10,6 +10,7 @@ from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, noise_flags, options, picture_settings, values
 from sdjax.scripts.shared.flags import alone, together
 from sdjax.scripts.shared.job import Job, resolve_local
+from sdjax.scripts.shared.picture_settings import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
@@ -163,8 +164,8 @@ def noise_levels(text: str) -> list[int]:
     return [noise_level(one) for one in text.split(",")]
 
 
-def run(args: argparse.Namespace) -> None:
-    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+def run(args: argparse.Namespace) -> Made:
+    """Makes and writes the pictures, and returns the last one. Raises as the other commands do."""
     # Check everything before weights are loaded and hours of work begin
     check_flags(args)
     job = Job(args, "variations")
@@ -175,7 +176,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_size(sdjax.ModelConfig("any"), args.H, args.W, windowed=args.window is not None)
     resolve_local(args.prior, args.vision, args.noise_stats)
-    (vary if args.prior is None else imagine)(args, job)
+    return (vary if args.prior is None else imagine)(args, job)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -187,7 +188,7 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError("--prior needs a text: give it with --prompt or --from-file")
 
 
-def vary(args: argparse.Namespace, job: Job) -> None:
+def vary(args: argparse.Namespace, job: Job) -> Made:
     """Makes pictures of pictures."""
     pictures = [picture for path in args.init_img for picture in input_pictures.read_pictures(path, args.background)]
     if args.weights is not None and len(args.weights) != len(pictures):
@@ -230,10 +231,10 @@ def vary(args: argparse.Namespace, job: Job) -> None:
         ]
         return {"mixed": mixed, "mix_noise_level": args.mix_noise_level, **of_parts, **how}
 
-    job.make(batches, make, describe)
+    return job.make(batches, make, describe)
 
 
-def imagine(args: argparse.Namespace, job: Job) -> None:
+def imagine(args: argparse.Namespace, job: Job) -> Made:
     """Makes pictures of texts, by way of a prior."""
     batches = job.make_batches(PROMPT)
     import sdjax
@@ -263,7 +264,7 @@ def imagine(args: argparse.Namespace, job: Job) -> None:
         sizes = {"height": args.H, "width": args.W}
         return sdjax.prior_to_image(pipe, loaded[0], batch.prompts, **how, **sizes, **shared)
 
-    job.make(batches, make, lambda _: {**of_parts, **how})
+    return job.make(batches, make, lambda _: {**of_parts, **how})
 
 
 def describe_parts(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdjax.scripts.shared import options
 from sdjax.scripts.shared.job import note
-
-WHITE = (255, 255, 255)  # the flag's default
 
 
 class Given(NamedTuple):
@@ -36,7 +35,9 @@ def read_pictures(path: str, background: Sequence[int]) -> list[Given]:
     files = pictures.list_pictures(path) if Path(path).is_dir() else [Path(path)]
     opened = functools.partial(pictures.open_picture, background=background)
     read = [_read(file, "--init-img", opened) for file in files]
-    if tuple(background) != WHITE and not any("transparency" in notice for one in read for notice in one.notices):
+    if tuple(background) != options.WHITE and not any(
+        "transparency" in notice for one in read for notice in one.notices
+    ):
         note(f"--background has no effect on {path}, because nothing is transparent: leave it out")
     return read
 

@@ -291,6 +291,7 @@ class Job:
         from sdjax.nn.jax_settings import recorded
 
         args, pipe, jax_settings = self.args, self.pipe, recorded()
+        background = tuple(getattr(args, "background", options.WHITE))
         devices = jax.local_devices() if self.devices is None else self.devices
         return {
             "task": self.task,
@@ -303,6 +304,7 @@ class Job:
             "parallel": args.parallel,
             "devices": {"kind": devices[0].device_kind, "count": len(devices)},
             "versions": {"sdjax": __version__, "jax": jax.__version__},
+            **({} if background == options.WHITE else {"background": list(background)}),
             **({"jax_settings": jax_settings} if jax_settings else {}),
         }
 

@@ -15,6 +15,7 @@ PROMPT = "a painting of a virus monster playing guitar"
 BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.loading.builtin's names; a test compares them
 BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
 CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
+WHITE = (255, 255, 255)  # the colour behind transparent pictures
 WITHOUT_GUIDANCE = "at guidance scale 1, which means no guidance: leave it out, or choose another --scale"
 GUIDED = Needs(lambda args: args.scale != 1 or bool(getattr(args, "guidance", ())), WITHOUT_GUIDANCE)
 REPEATS = Needs(
@@ -148,7 +149,7 @@ def add_background_flag(parser: argparse._ActionsContainer, needs: Needs | tuple
         "--background",
         type=values.colour,
         needs=needs,
-        default=(255, 255, 255),
+        default=WHITE,
         metavar="R,G,B",
         help="the colour behind transparent pictures, levels from 0 to 255; default: 255,255,255, white",
     )

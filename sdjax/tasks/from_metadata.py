@@ -33,13 +33,15 @@ class Understood(NamedTuple):
     """Settings as in `sdjax.tasks.settings`, those of a second pass, and both kinds of items.
 
     `settings` may also have strength, height and width, which belong to tasks. `hires` are the arguments of
-    `sdjax.two_pass` besides the request.
+    `sdjax.two_pass` besides the request. `of_task` are other settings of the command that made a picture of ours, as
+    they stand in its file.
     """
 
     settings: dict[str, Any]
     hires: dict[str, Any]
     items: list[Item]
     unknown: list[Item]
+    of_task: dict[str, Any]
 
 
 class _NotHere(Exception):
@@ -51,7 +53,7 @@ def understand(found: Found) -> Understood:
 
     Settings of another tool get its profile (`compat`): noise, counting of steps and schedules as that tool has them.
     """
-    out = Understood({}, {}, [], [])
+    out = Understood({}, {}, [], [], {})
     known = [name for name in settings.known_names(OF_TASK) if name not in FILES]
     raw = {item.name: item.value for item in found.items if item.name}
     for item in found.items:
@@ -59,6 +61,10 @@ def understand(found: Found) -> Understood:
             if item.name is None:
                 raise _NotHere
             own, _, entry = item.name.partition(".")
+            if own == "task":
+                out.of_task[entry] = item.value
+                out.items.append(item)
+                continue
             values = _translated(found.tool, item.name, item.value, raw)
             if own == "hires":
                 if entry == "upscale":

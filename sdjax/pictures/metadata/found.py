@@ -28,7 +28,10 @@ class Found:
 
     `needs` names what the picture was made from besides its settings, such as "a picture". `model` are the names and
     hashes by which the tool calls the model; they are shown and compared, never opened. `task` is the tool's name of
-    what was done. `computed` says how sdjax computed the picture: entries of its text that are no settings.
+    what was done. `inputs` are the files that a picture of sdjax was made from: for each entry of its text, such as
+    "mask", their names and hashes. They are shown and compared, never opened. `about` are entries about the computer
+    and the versions, to compare. `computed` says how sdjax computed the picture: entries of its text that are no
+    settings.
     """
 
     tool: str
@@ -36,6 +39,8 @@ class Found:
     model: dict[str, str] = dataclasses.field(default_factory=dict)
     needs: tuple[str, ...] = ()
     task: str = "txt2img"
+    inputs: dict[str, list[dict[str, str]]] = dataclasses.field(default_factory=dict)
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
     computed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

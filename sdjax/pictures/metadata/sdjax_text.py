@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sdjax.pictures.metadata.found import Found, item, number, table, unknown, whole, words
+from sdjax.pictures.metadata.found import Found, item, number, shorten, table, unknown, whole, words
 
 RENAMED = {"steps": "num_steps"}
 READERS: dict[str, Any] = {
@@ -19,11 +19,22 @@ READERS: dict[str, Any] = {
 # How the picture was computed, and with what: not settings of the picture
 ABOUT = (
     "task", "model", "vae", "safety_checker", "variant", "ema", "config", "prediction", "dtype", "exact", "parallel",
-    "devices", "versions", "jax_settings", "batch", "watermark", "safety", "init_img", "mask", "hashes",
+    "devices", "versions", "jax_settings", "batch", "watermark", "safety", "weak", "hashes",
 )  # fmt: skip
 # The final texts have them, so that no file is read again that a picture names
 CHOICES = ("styles", "styles_file", "wildcards", "wildcard_seed")
-FROM = {"init_img": "a picture", "mask": "a mask"}
+INPUTS = {  # files that a picture was made from
+    "init_img": "a picture", "mask": "a mask", "depth": "a depth map", "depth_model": "a network for depth",
+    "latents": "starting noise", "vae": "another autoencoder", "weak": "a weaker model", "detector": "a detector",
+    "prior": "a prior", "vision": "an image tower", "noise_stats": "statistics of embeddings",
+}  # fmt: skip
+COMPARED = ("prediction", "dtype", "exact", "parallel", "batch", "devices", "versions", "jax_settings")
+# Settings of one command, which are its flags
+OF_TASK = {
+    "method", "feather", "padding", "only_masked", "composite", "expand", "overlap", "boxes", "confidence", "most",
+    "grow", "background", "noise_level", "weights", "mix_noise_level", "dialect", "prior_prompt", "prior_steps",
+    "prior_scale",
+}  # fmt: skip
 
 
 def read(text: str) -> Found:
@@ -32,14 +43,21 @@ def read(text: str) -> Found:
     if "grid" in given:
         raise ValueError("this is a grid of several pictures; use the file of one of them")
     if "frames" in given:
-        raise ValueError("this is an animation; only single pictures can be made again")
+        raise ValueError(
+            "this is an animation or a frame of one, and only single pictures can be made again: run sdjax animate "
+            "with the settings in its text"
+        )
     if not isinstance(given.get("task"), str) or "prompt" not in given:
         raise ValueError("it names no task and no prompt")
+    given = _with_mixed(given)
     for key in "prompt", "negative_prompt":
         given[key] = given.pop(f"expanded_{key}", given.get(key))
     items = []
     for key, value in given.items():
-        if key in (*ABOUT, *CHOICES) or value is None:
+        if key in (*ABOUT, *CHOICES, *INPUTS) or value is None:
+            continue
+        if key in OF_TASK:
+            items.append(item(key, value, f"task.{key}"))
             continue
         try:
             read_value = READERS[key](value) if key in READERS else value
@@ -55,8 +73,34 @@ def read(text: str) -> Found:
             items.append(item(key, read_value, RENAMED.get(key, key)))
         else:
             items.append(unknown(key, value))
-    needs = tuple(what for key, what in FROM.items() if given.get(key) is not None)
-    return Found("sdjax", tuple(items), _model(given.get("model")), needs, given["task"], _computed(given))
+    inputs = {key: _files(given[key]) for key in INPUTS if given.get(key) is not None}
+    needs = tuple(INPUTS[key] for key in inputs)
+    about = {key: given[key] for key in COMPARED if key in given}
+    return Found(
+        "sdjax", tuple(items), _model(given.get("model")), needs, given["task"], inputs, about, _computed(given)
+    )
+
+
+def _with_mixed(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries, with those of a mixture of pictures as lists. Raises ValueError if it is none."""
+    mixed = given.pop("mixed", None)
+    if mixed is None:
+        return given
+    if not isinstance(mixed, list) or not all(isinstance(one, dict) and "init_img" in one for one in mixed):
+        raise ValueError("mixed: expected a list of pictures")
+    names = {"init_img": "init_img", "weight": "weights", "noise_level": "noise_level"}
+    return {**given, **{ours: [one.get(name) for one in mixed] for name, ours in names.items()}}
+
+
+def _files(given: Any) -> list[dict[str, str]]:
+    """Returns names and hashes of files: a file's name, or a mapping with its name and hash, or a list of them."""
+    out = []
+    for one in given if isinstance(given, list) else [given]:
+        about = one if isinstance(one, dict) else {"name": one}
+        out.append(
+            {key: shorten(str(about.get(key, "?"))) for key in ("name", "sha256") if key == "name" or key in about}
+        )
+    return out
 
 
 def _computed(given: dict[str, Any]) -> dict[str, Any]:
