@@ -28,11 +28,10 @@ class Option:
 
     def check(self, name: str, value: object) -> Value:
         """Returns the value as the option's type. Raises ValueError, with `name`, unless it is in the range."""
-        if isinstance(value, numbers.Real) and not isinstance(value, bool) and self.low <= value <= self.high:
-            if isinstance(self.default, float):
-                return float(value)
-            if value == int(value):
-                return int(value)
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            number = float(value)
+            if self.low <= number <= self.high and (isinstance(self.default, float) or number.is_integer()):
+                return type(self.default)(number)
         raise ValueError(f"{name} is {self.kind}; got {value!r}")
 
 

@@ -43,7 +43,8 @@ def softedge(networks: Annotators, pixels: Picture, *, safe: bool = False) -> Pi
     """Returns the mean of HED's five maps, as probabilities. `safe` rounds them to three levels."""
     padded = _padded(pixels, 1, SMALLEST["hed"])
     maps = [np.asarray(one)[0, ..., 0] for one in _run("hed", networks["hed"], padded.astype(np.float32))]
-    mean = np.mean([filters.resize(one, *padded.shape[:2], "linear") for one in maps], axis=0)
+    height, width = padded.shape[:2]
+    mean = np.mean([filters.resize(one, height, width, "linear") for one in maps], axis=0)
     edge = 1 / (1 + np.exp(-mean.astype(np.float64)))
     if safe:
         edge = (edge.astype(np.float32) * (SAFE_LEVELS + 1)).astype(np.int32) / SAFE_LEVELS

@@ -62,8 +62,11 @@ def load_annotators(
     Raises ValueError for missing ones, ones that it does not need and two of a kind; CheckpointError as
     `sdjax.convert.load_annotator`.
     """
-    alone = isinstance(annotators, LoadedAnnotator | str | os.PathLike | Mapping)
-    given = [annotators] if alone else list(annotators)
+    given: list[AnnotatorLike]
+    if isinstance(annotators, LoadedAnnotator | str | os.PathLike | Mapping):
+        given = [annotators]
+    else:
+        given = list(annotators)
     needs = PREPROCESSORS[preprocessor].needs
     if given and not needs:
         raise ValueError(f"{preprocessor} needs no annotator: leave it out")

@@ -35,8 +35,8 @@ def blur_gaussian(pixels: Picture, *, sigma: float) -> Picture:
 def tile_resample(pixels: Picture, *, down_sampling_rate: float) -> Picture:
     """Returns the picture without its details: shrunk by this rate and enlarged again. Rate 1 changes nothing."""
     h, w = pixels.shape[:2]
-    small = (max(int(side / down_sampling_rate), 1) for side in (h, w))
-    return resize(resize(pixels, *small, "area"), h, w, "lanczos")
+    rows, columns = (max(int(side / down_sampling_rate), 1) for side in (h, w))
+    return resize(resize(pixels, rows, columns, "area"), h, w, "lanczos")
 
 
 def shuffle(pixels: Picture, *, seed: int, cell: int) -> Picture:
