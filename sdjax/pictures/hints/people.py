@@ -69,7 +69,7 @@ def find_people(joint_map: Callable[[int], Map], field_map: Callable[[int], Map]
 
 def _peaks(values: Map) -> Float[np.ndarray, "n 3"]:
     """Returns x, y and value of the pixels that are no lower than their four neighbours in the blurred map."""
-    blurred = ndimage.gaussian_filter(values, SIGMA)
+    blurred = ndimage.gaussian_filter(values.astype(np.float64), SIGMA)  # float32 would make plateaus
     around = np.pad(blurred, 1)
     neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
     is_peak: Bool[np.ndarray, "h w"] = blurred > PEAK
@@ -85,10 +85,10 @@ def _peaks(values: Map) -> Float[np.ndarray, "n 3"]:
 def _limbs(a: Float[np.ndarray, "n 3"], b: Float[np.ndarray, "m 3"], along_x: Map, along_y: Map) -> list[Limb]:
     """Returns pairs of peaks that the field joins, the surest first; each peak is in one pair at most."""
     vector = b[None, :, :2] - a[:, None, :2]  # [n, m, 2]
+    # Not numpy's linspace, whose rounding of the halves depends on whether any of the vectors is 0
+    places = a[:, None, None, :2] + np.arange(POINTS)[:, None] * (vector / (POINTS - 1))[:, :, None]
     length = np.maximum(np.hypot(vector[..., 0], vector[..., 1]), 0.001)
     vector = vector / length[..., None]
-    shares = np.linspace(0, 1, POINTS)
-    places = np.linspace(a[:, None, :2] + 0 * vector, b[None, :, :2] + 0 * vector, num=len(shares), axis=2)
     x, y = np.rint(places).astype(int)[..., 0], np.rint(places).astype(int)[..., 1]  # [n, m, POINTS]
     values = along_x[y, x] * vector[..., :1] + along_y[y, x] * vector[..., 1:]
     scores = values.mean(-1) + np.minimum(0.5 * along_x.shape[0] / length - 1, 0)
