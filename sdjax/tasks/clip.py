@@ -1,6 +1,7 @@
 """Clips: animations whose frames are made together by a model with AnimateDiff's motion modules."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from sdjax.tasks.batch import COMPUTING, Batch, batch_of
 from sdjax.tasks.compat import profile_of
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of
+from sdjax.tasks.controls import ControlUse, read_text
 from sdjax.tasks.expand import expand
 from sdjax.tasks.keyframes import (
     INTERPOLATIONS,
@@ -117,13 +119,14 @@ def clip(
     choose("interpolation", interpolation, INTERPOLATIONS)
     how, rest = _computing(options), {name: value for name, value in options.items() if name not in COMPUTING}
     given, sizes = _opened(pipe.config, image, frames, rest)
+    rest |= _frame_controls(rest.get("controls") or (), frames)
     before = np.floor(positions).astype(int) % count  # the keyframe before each frame
     frame_texts = [(texts[i], negatives[i]) for i in before]
     requests = _requests(frame_texts, several[0], motion, rest)
     linear = dataclasses.replace(pipe, config=_with_linear_betas(pipe.config))
     which = [i % len(given) for i in range(frames)] if given else None
     batch = batch_of(linear, requests, how, which, sizes, strength if given else None)
-    windows = FrameWindows(frames, motion.window, min(motion.overlap, frames - 1), loop)
+    windows = FrameWindows(frames, motion.frame_window, min(motion.frame_overlap, frames - 1), loop)
     _check_together(batch, windows)
     start = batch.starts[0]
     keys = [
@@ -176,6 +179,32 @@ def _opened(
     return [pictures.resize(picture, *size) for picture in given], [size] * frames
 
 
+def _frame_controls(controls: Any, frames: int) -> dict[str, Any]:
+    """Returns the field `controls` with one list for each frame, if a hint is a folder; else nothing.
+
+    The pictures of such a folder, sorted by name, are the hints of the frames.
+    """
+    uses = [read_text(one) if isinstance(one, str) else one for one in controls]
+    folders = {
+        i: pictures.list_pictures(use.hint)
+        for i, use in enumerate(uses)
+        if isinstance(use, ControlUse) and isinstance(use.hint, str | os.PathLike) and os.path.isdir(use.hint)
+    }
+    if not folders:
+        return {}
+    for i, files in folders.items():
+        if len(files) != frames:
+            raise ValueError(
+                f"the folder of hints {uses[i].hint} has one picture for each frame, {frames}; it has {len(files)}"
+            )
+    return {
+        "controls": [
+            [dataclasses.replace(use, hint=folders[i][frame]) if i in folders else use for i, use in enumerate(uses)]
+            for frame in range(frames)
+        ]
+    }
+
+
 def _requests(
     texts: Sequence[tuple[str, str]], seed: int, motion: MotionUse, options: Mapping[str, Any]
 ) -> list[Request]:
@@ -188,7 +217,7 @@ def _requests(
     at_once = tool != JAX and SOURCES[tool].at_once
     numbers = list(range(frames))
     if motion.free_noise:
-        numbers = shuffled(frames, motion.window, motion.window - motion.overlap, seed).tolist()
+        numbers = shuffled(frames, motion.frame_window, motion.frame_window - motion.frame_overlap, seed).tolist()
     placed: dict[str, Any] = {"noise_batch": [(i, max(numbers) + 1) for i in numbers]} if at_once else {}
     own = {"seed": [seed if at_once else seed + i for i in numbers], **placed, **options}
     return expand([text for text, _ in texts], negative_prompt=[negative for _, negative in texts], **own)

@@ -26,7 +26,8 @@ class MotionUse:
     """Motion modules, a file or what `sdjax.convert.load_motion` returns, and how a clip is made with them.
 
     `loras` are motion LoRAs, "FILE" or "FILE:WEIGHT", loaded ones, or pairs of one of these and a weight. The modules
-    see `window` frames at a time. A longer clip has several windows, whose neighbours share at least `overlap` frames.
+    see `frame_window` frames at a time. A longer clip has several windows, whose neighbours share at least
+    `frame_overlap` frames.
     With `free_noise`, the frames behind the first window get the first frames' noise in another order, so that a long
     clip stays alike (Qiu et al. 2023, arXiv 2310.15169).
 
@@ -35,8 +36,8 @@ class MotionUse:
 
     motion: LoadedMotion | str | os.PathLike[str]
     loras: Sequence[MotionLoraLike] = ()
-    window: int = WINDOW
-    overlap: int = OVERLAP
+    frame_window: int = WINDOW
+    frame_overlap: int = OVERLAP
     free_noise: bool = False
 
     def __post_init__(self) -> None:
@@ -44,8 +45,8 @@ class MotionUse:
             raise ValueError(f"motion is a file or what load_motion returns; got {shown(self.motion)}")
         if not is_sequence(self.loras):
             raise ValueError(f"the LoRAs of motion modules are a list; got {shown(self.loras)}")
-        whole("window", self.window, 1, context=" (frames)")
-        whole("overlap", self.overlap, 0, self.window - 1, context=" (frames, less than window)")
+        window = whole("frame_window", self.frame_window, 1)
+        whole("frame_overlap", self.frame_overlap, 0, window - 1, context=", less than frame_window")
         flag("free_noise", self.free_noise)
 
     @property
@@ -70,10 +71,10 @@ def read_motion(given: MotionLike, pipe: Pipeline) -> MotionUse:
     reason = motion.config.misfit(pipe.config.unet)
     if reason is not None:
         raise ValueError(f"the motion modules {motion.name} do not fit this model: {reason}")
-    if use.window > motion.config.positions:
+    if use.frame_window > motion.config.positions:
         raise ValueError(
-            f"window is at most {motion.config.positions} frames for these motion modules ({motion.config.version}); "
-            f"got {use.window}"
+            f"frame_window is at most {motion.config.positions} for these motion modules, {motion.config.version}; got "
+            f"{use.frame_window}"
         )
     for notice in motion.notices:
         note(notice)
