@@ -39,6 +39,22 @@ def test_a_loop_goes_back_to_the_first_keyframe_without_repeating_it():
     assert near(round_trip[3], there[1])  # half way back, with one seed
 
 
+def test_a_seed_gives_another_tools_noise():
+    pipe, options = models.pipeline(), {"noise_source": "torch_cpu", "sampler": "euler_ancestral"}
+    frames = animate(pipe, ["a cat", "a dog"], seeds=[3, 3], frames=3, **options, **ONE)
+    few = {"num_steps": 3, "devices": ONE["devices"]}
+    pictures = sdjax.text_to_image(pipe, ["a cat", "a dog", "a dog"], seed=[3, 3, 3], **options, **few)
+    assert near(frames[::2], pictures[:2])
+
+
+def test_prompts_may_say_their_frames():
+    assert frame_positions(3, 6, numbers=[0, 1, 4]).tolist() == pytest.approx([0, 1, 4 / 3, 5 / 3, 2, 2])
+    assert frame_positions(2, 6, loop=True, numbers=[1, 3]).tolist() == [1.75, 0, 0.5, 1, 1.25, 1.5]
+    for numbers, sentence in ([0, 6], "0 to 5"), ([0], "1 seeds"):
+        with pytest.raises(ValueError, match=sentence):
+            frame_positions(2, 6, numbers=numbers)
+
+
 @pytest.mark.slow
 def test_batches_and_devices_do_not_change_frames():
     pipe, options = models.pipeline(), {"num_steps": 2, "frames": 5, "seeds": [1, 2]}

@@ -2,20 +2,23 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 import sdjax
-from sdjax import convert
-from sdjax.adapters.motion import Motion
+from sdjax import MotionUse, convert
+from sdjax.adapters.motion import Motion, blocks_without_attention
 from sdjax.adapters.patch import patched
-from sdjax.config import ScheduleConfig
+from sdjax.checks.notes import Note
+from sdjax.config import ScheduleConfig, UNetConfig
 from sdjax.diffusion.clip import ClipNetwork, FrameWindows, shuffled
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.network import FunctionNetwork
-from sdjax.nn import UNet
 from sdjax.nn.motion import MotionModule
+from sdjax.noise import SOURCES, PictureNoise, TorchCPU
+from sdjax.tasks.clip import _requests
 
 import models
 import motion_files
@@ -44,17 +47,46 @@ def test_the_first_frames_norm_sees_no_other_frame_unless_it_counts_all():
     assert not np.allclose(over.apply({"params": still}, brighter)[:, 0], over.apply({"params": still}, x)[:, 0])
 
 
-def test_branches_of_guidance_are_clips_of_their_own():
-    pipe, patch = models.pipeline(), Motion(motion_files.V3, 3)
-    draw = jax.random.normal(jax.random.key(1), (3, 2, 8, 8, 4))  # frames, branches
-    t, context = np.full(6, 500.0), np.ones((6, 77, 32), np.float32)
+class Block(nn.Module):
+    """A block of a UNet with an attention that is only a norm."""
 
-    def run(x, n):
-        with patched([patch], [motion_files.modules().params]):
-            return UNet(pipe.config.unet).apply({"params": pipe.params["unet"]}, x, t[:n], context[:n])
+    @nn.compact
+    def __call__(self, x):
+        return nn.LayerNorm(use_bias=False, use_scale=False, name="attentions_0")(x)
 
-    both = run(draw.reshape(6, 8, 8, 4), 6).reshape(3, 2, 8, 8, 4)
-    np.testing.assert_allclose(both[:, 1], run(draw[:, 1], 3), atol=1e-5)  # sums in another order
+
+class Network(nn.Module):
+    """A network with one block, without parameters."""
+
+    @nn.compact
+    def __call__(self, x):
+        return Block(name="down_blocks_0")(x)
+
+
+def test_branches_of_guidance_are_clips_of_their_own_and_other_patches_do_not_see_the_modules():
+    seen = []
+
+    class Watching:
+        def intercept(self, shared, own):
+            return lambda method, args, kwargs, context: (seen.append(context.module.name), method(*args, **kwargs))[1]
+
+    def run(x):
+        with patched([Motion(motion_files.V3, 3), Watching()], [motion_files.modules().params, None]):
+            return Network().apply({}, x)
+
+    x = jax.random.normal(jax.random.key(1), (3, 2, 2, 2, 32))  # frames, branches
+    both = run(x.reshape(6, 2, 2, 32)).reshape(x.shape)
+    np.testing.assert_allclose(both[:, 1], run(x[:, 1]), atol=1e-5)  # sums in another order
+    assert set(seen) == {None, "down_blocks_0", "attentions_0"}
+
+
+def test_modules_stand_behind_residual_blocks_where_there_is_no_attention():
+    x = jax.random.normal(jax.random.key(1), (3, 2, 2, 32))
+    with patched([Motion(motion_files.V3, 3, ("down_blocks_0",))], [motion_files.modules().params]):
+        np.testing.assert_array_equal(
+            Network().apply({}, x), nn.LayerNorm(use_bias=False, use_scale=False).apply({}, x)
+        )
+    assert blocks_without_attention(UNetConfig()) == ("down_blocks_3", "up_blocks_0")
 
 
 @pytest.mark.parametrize(
@@ -100,3 +132,70 @@ def test_prompts_stand_at_their_frames():
     for frame, text in (0, "a cat"), (3, "a dog"):
         assert near(travelling[frame], clip(text, motion=still())[frame])
     assert not near(travelling[1], clip("a cat", motion=still())[1])
+
+
+def test_pictures_to_start_from_are_kept_at_strength_0():
+    pictures = [models.picture(seed=i) for i in range(4)]
+    with pytest.warns(Note, match="leaves none"):
+        frames = clip("a cat", image=pictures, strength=0.0)
+    with pytest.warns(Note, match="leaves none"):
+        alone = sdjax.image_to_image(
+            models.pipeline(), pictures, "a cat", strength=0.0, seed=0, devices=jax.devices()[:1], num_steps=2
+        )  # fmt: skip
+    assert near(frames, alone)
+
+
+@pytest.mark.parametrize(
+    ("source", "seeds", "places"),
+    [
+        (None, [7, 8, 9], [None] * 3),
+        ("torch_cuda", [7, 8, 9], [None] * 3),
+        ("comfyui", [7] * 3, [(0, 3), (1, 3), (2, 3)]),
+    ],
+)
+def test_frames_have_the_noise_that_the_tool_gives_a_batch(source, seeds, places):
+    requests = _requests([("a", "")] * 3, 7, MotionUse("m"), {"noise_source": source})
+    assert [one.seed for one in requests] == seeds
+    assert [one.noise_batch for one in requests] == places
+
+
+def test_diffusers_draws_the_noise_of_a_clip_with_the_frames_behind_the_channels():
+    noise = PictureNoise(SOURCES["diffusers"], 5, (4, 8, 8), place=(2, 3))
+    noise.of_clip = True
+    np.testing.assert_array_equal(noise.start(), TorchCPU(5).randn((1, 4, 3, 8, 8))[0, :, 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"seeds": [1, 2]}, "one seed"),
+        ({"exact": True}, "exact divides a batch"),
+        ({"frames": 0}, "from 1 to 10000"),
+        ({"frames": 10**9}, "from 1 to 10000"),
+        ({"image": [np.zeros((64, 64, 3), np.uint8)] * 3}, "one picture for all frames, or one for each of the 4"),
+        ({"sampler": ["ddim", "dpm_solver_adaptive"] * 2}, "made together"),
+        ({"motion": 3}, "motion is a file"),
+    ],
+)
+def test_what_no_clip_can_be_is_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        clip("a cat", **options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"frame_window": 33}, "at most 32"),
+        ({"frame_window": 4, "frame_overlap": 4}, "less than frame_window"),
+        ({"loras": "a"}, "list"),
+        ({"loras": ["nothing.ckpt"]}, "nothing.ckpt"),
+    ],
+)
+def test_motion_uses_that_do_not_work_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        clip("a cat", motion=MotionUse(motion_files.modules(), **settings))
+
+
+def test_guidance_that_looks_into_the_network_needs_one_window():
+    with pytest.raises(ValueError, match="at most 2 frames"):
+        clip("a cat", motion=MotionUse(motion_files.modules(), frame_window=2, frame_overlap=1), guidance="pag")

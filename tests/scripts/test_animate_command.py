@@ -11,7 +11,8 @@ import sdjax
 from sdjax.pictures import movie
 from sdjax.scripts import animate as command
 from sdjax.scripts.main import main
-from sdjax.tasks import animate as animation
+from sdjax.tasks import keyframes as animation
+from sdjax.tasks import motion
 
 OUT = Path("outputs/animations")
 
@@ -97,6 +98,26 @@ def test_frames_are_kept_on_demand(animator, capsys) -> None:
         np.testing.assert_array_equal(np.asarray(moving.convert("RGB")), np.asarray(Image.open(folder / "00002.png")))
 
 
+def test_prompts_at_frames_are_handed_on(animator) -> None:
+    assert animate("--at", "4=a dog", "--at", "0=a cat=", "--frames", "6", "--noise-source", "torch_cpu") == 0
+    (call,) = animator.made
+    assert (call["prompts"], call["noise_source"]) == ({4: "a dog", 0: "a cat="}, "torch_cpu")
+
+
+def test_motion_and_pictures_are_handed_on_and_recorded(animator, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(motion, "read_file", lambda path, config: None)
+    Image.new("RGB", (64, 64), "red").save("start.png")
+    flags = ["--motion", "mm.ckpt", "--motion-lora", "zoom.ckpt:0.5", "--frame-window", "8", "--free-noise"]
+    assert animate("--prompt", "a cat", *flags, "--init-img", "start.png", "--strength", "0.5", "--format", "apng") == 0
+    (call,) = animator.made
+    use = call["motion"]
+    assert (use.motion, use.loras, use.frame_window, use.free_noise) == ("mm.ckpt", ["zoom.ckpt:0.5"], 8, True)
+    assert (call["frames"], call["strength"], len(call["image"])) == (16, 0.5, 1)
+    with Image.open(OUT / "00000.apng") as made:
+        found = json.loads(made.text["sdjax"])
+    assert (found["motion"], found["motion_loras"], found["init_img"]) == ("mm.ckpt", ["zoom.ckpt:0.5"], "start.png")
+
+
 def test_names_are_the_librarys() -> None:
     assert command.INTERPOLATIONS == animation.INTERPOLATIONS
     assert tuple(movie.KINDS) == command.FORMATS
@@ -113,6 +134,15 @@ def test_names_are_the_librarys() -> None:
         (["--prompt", "a", "--prompt", "b", "--fps", "60"], "up to 50"),
         (["--prompt", "a", "--prompt", "b", "--format", "mp4"], "ffmpeg, which is not on the PATH"),
         (["--prompt", "a", "--prompt", "b", "--H", "100"], "nearest"),
+        (["--at", "0=a", "--at", "0=b"], "two prompts"),
+        (["--at", "0=a", "--at", "60=b"], "0 to 47"),
+        (["--at", "0=a", "--prompt", "b"], "leave one of them out"),
+        (["--prompt", "a", "--free-noise"], "without --motion"),
+        (["--prompt", "a", "--motion", "m", "--prompt-strength", "0.5"], "with --motion"),
+        (["--prompt", "a", "--motion", "m", "--seed", "1,2"], "--seed is one number"),
+        (["--prompt", "a", "--motion", "m", "--exact"], "--exact divides a batch"),
+        (["--prompt", "a", "--motion", "m", "--frame-window", "4", "--frame-overlap", "4"], "less than"),
+        (["--prompt", "a", "--motion", "m", "--strength", "0.5"], "without --init-img"),
     ],
 )
 def test_bad_input_is_refused_before_weights_are_read(animator, capsys, monkeypatch, flags, sentence) -> None:
@@ -122,7 +152,9 @@ def test_bad_input_is_refused_before_weights_are_read(animator, capsys, monkeypa
     assert not animator.loaded
 
 
-@pytest.mark.parametrize("flags", [["--seed", "1,x"], ["--seed", "-1"], ["--prompt-strength", "2"], ["--frames", "0"]])
+@pytest.mark.parametrize(
+    "flags", [["--seed", "1,x"], ["--seed", "-1"], ["--prompt-strength", "2"], ["--frames", "0"], ["--at", "x"]]
+)
 def test_values_out_of_range_are_bad_usage(animator, flags) -> None:
     with pytest.raises(SystemExit) as stopped:
         animate("--prompt", "a", *flags)
