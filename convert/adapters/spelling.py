@@ -81,7 +81,7 @@ def layers_by_name(config: ModelConfig) -> Mapping[str, Layer]:
 
 def find_layer(layers: Mapping[str, Layer], name: str) -> Layer | None:
     """Returns the layer of a name as a file spells it (`split_name`), None if the model has none of that name."""
-    name = name.replace(".processor.", ".").removesuffix(".base_layer")
+    name = name.removeprefix("module.").replace(".processor.", ".").removesuffix(".base_layer")
     for end, new in ("", ""), (".to_out", ".to_out.0"), *_OLD_TEXT.items():
         if name.endswith(end) and (name.removesuffix(end) + new) in layers:
             return layers[name.removesuffix(end) + new]
