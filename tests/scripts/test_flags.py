@@ -34,7 +34,7 @@ ALWAYS = {
     "variations": f"{PICTURES} --init-img --noise_level --prior --noise-stats",
     "upscale": f"{PICTURES} --init-img --noise_level --background --model",
     "invert": f"{SHARED} --init-img --background --refinements",
-    "animate": f"{SHARED} --preview --frames --loop --prompt-strength --format --fps --save_frames",
+    "animate": f"{SHARED} {NOISE} --preview --strength-counting --frames --loop --motion --format --fps --save_frames",
     "reproduce": f"--debug --dry-run --weak-ckpt --ckpt --revision --C --f {READING} --device --parallel --precision "
     "--dtype --exact --outdir --safety-checker --preview --skip_save --skip_grid",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
@@ -80,6 +80,11 @@ GIVEN = {
     "--vision": "--prior p --prompt a",
     "--background": "--prior p --prompt a",
     "--interpolation": "--prompt a --seed 1,2",
+    "--at": "--prompt a",
+    "animate --prompt-strength": "--motion m",
+    "animate --n_samples": "--motion m",
+    "animate --init-img": "",
+    "animate --background": "",
     "--text": "--embed x",
     "--bytes": "--embed 3",
     "--profile": "--plan",
@@ -100,6 +105,7 @@ VALUES = {
     "--expand": "1,0,0,0",
     "--box": "1,1,9,9",
     "--noise-batch": "0/2",
+    "--at": "0=a",
 }  # where 1 is none
 NEEDED = {  # what a command cannot be without
     "img2img": "--init-img a.png",
@@ -139,6 +145,7 @@ def test_a_flag_is_always_obeyed_or_says_what_it_needs(name: str) -> None:
     always = {action.option_strings[0] for action in actions(name) if not action.needs}
     expected = set(ALWAYS[name].split()) - ({"--H", "--W"} if name in WITHOUT_SIZE else set())
     expected -= WITHOUT_SAMPLER if name == "invert" else set()
+    expected -= {"--n_samples"} if name == "animate" else set()  # it has no effect on a clip
     assert always == expected
 
 
@@ -171,7 +178,7 @@ def test_a_flag_without_effect_is_refused_even_at_its_default(name, action, caps
         for file in "settings.json", "base/config.json":
             (tmp_path / "in" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / file).touch()
-    given = "" if (name, flag) == ("train", "--default") else GIVEN.get(flag, "")
+    given = "" if (name, flag) == ("train", "--default") else GIVEN.get(f"{name} {flag}", GIVEN.get(flag, ""))
     if name == "reproduce" and action.dest in remaking.HELP:
         given = "--dry-run"
     given = given.split() if (name, flag) != ("merge", "--vae") else ["--vae-from", "A"]
