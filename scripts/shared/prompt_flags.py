@@ -18,7 +18,7 @@ FIELDS = (
     "prompt_syntax", "emphasis", "comma_backtrack", "old_prompt_editing", "clip_skip", "pad_contexts",
     "styles", "styles_file", "wildcards", "wildcard_seed",
     "lora_dir", "alpha_0", "dora", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
-    "image_prompts", "controls",
+    "image_prompts", "controls", "regions",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
     add_hypernetwork_flags(add)
     add_image_prompt_flag(parser)
     control_flags.add_control_flags(parser)
+    add_region_flag(parser)
 
 
 def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +140,19 @@ def add_image_prompt_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_region_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of regional prompts."""
+    parser.add_argument_group("parts of the picture").add_argument(
+        "--region",
+        dest="regions",
+        action="append",
+        metavar="PLACE[:WEIGHT]=PROMPT[ ### NEGATIVE]",
+        help="a prompt for a part of the picture; PLACE is x,y,width,height in shares of the picture (in pixels if one "
+        "is above 1), or a mask's file, white inside; WEIGHT: default 1; NEGATIVE: default the picture's; "
+        "<lora:name:0.8> from --lora-dir works in this part only; may be repeated",
+    )
+
+
 def add_choice_flags(add: Any) -> None:
     """Adds the flags of styles and random choices."""
     add(
@@ -210,7 +224,7 @@ def clip_skip(text: str) -> int | str:
 
 def prompting(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of `Request` that the flags set."""
-    several = "styles", "word_embeddings", "hypernetworks", "image_prompts", "controls"
+    several = "styles", "word_embeddings", "hypernetworks", "image_prompts", "controls", "regions"
     lists = {name: tuple(getattr(args, name, None) or ()) for name in several}
     return {name: getattr(args, name, None) for name in FIELDS} | lists  # not every command has all flags
 

@@ -10,11 +10,13 @@ from sdjax.adapters.hypernetwork import Hypernetworks, Strengths
 from sdjax.adapters.ip_adapter import ImagePrompts
 from sdjax.adapters.lora import LoRA
 from sdjax.adapters.patch import Patch
+from sdjax.adapters.regions import Regions
 from sdjax.pipeline.model import Pipeline
 from sdjax.samplers import Start
 from sdjax.tasks import image_prompts
 from sdjax.tasks.adapter_spans import arrays, spans_of, timesteps_of
 from sdjax.tasks.control_arrays import control_arrays
+from sdjax.tasks.region_additions import region_parts
 from sdjax.tasks.resolve import Resolved
 
 
@@ -84,9 +86,17 @@ def _controls(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipel
     return [Addition(*control_arrays(requests, starts, pipe))] if requests[0].controls else []
 
 
+def _regions(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+    if not requests[0].regions:
+        return []
+    parts = region_parts(requests, starts, _timesteps(requests), pipe)
+    return [*(Addition(*one) for one in parts.adapters), Addition(Regions(), None, parts.own, parts.away)]
+
+
 KINDS: tuple[Kind, ...] = (  # in the order of their patches: later ones wrap earlier ones
     Kind(lambda request: len(spans_of(request.adapters)), _adapters),
     Kind(lambda request: tuple(id(use.network) for use in request.hypernetworks), _hypernetworks),
+    Kind(lambda request: tuple(len(spans_of(one.adapters)) for one in request.regions), _regions),
     Kind(lambda request: tuple(use.likeness for use in request.image_prompts), _image_prompts),
     Kind(lambda request: tuple(id(use.network) for use in request.controls), _controls),
 )

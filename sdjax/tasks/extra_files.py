@@ -4,7 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sdjax.prompts.tag_spans import Span
 
@@ -56,3 +56,11 @@ def check_once(what: str, uses: Sequence[tuple[Hashable, str, Span]]) -> None:
         for other, _, (first, last) in uses[:i]:
             if one == other and start < last and first < end:
                 raise ValueError(f"the {what} {name} is given twice for the same steps: give it once, with one weight")
+
+
+def opened(open_one: Callable[[Any], T], source: Any, what: str) -> T:
+    """Returns what a function opens. Raises ValueError, naming `what` it was given for, if there is no such file."""
+    try:
+        return open_one(source)
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {str(source)!r}, which was given as {what}") from None

@@ -23,7 +23,7 @@ from sdjax.nn.ip_adapter import IPAdapter, IPAdapterConfig, KeysAndValues, atten
 from sdjax.pictures import preprocess
 from sdjax.pictures.opening import PictureSource
 from sdjax.tasks.adapter_spans import timesteps_of
-from sdjax.tasks.extra_files import read_once
+from sdjax.tasks.extra_files import opened, read_once
 from sdjax.typing import Image, Params
 
 ENCODER = "image_encoder"  # the folder of the image encoder in the releases of IP-Adapters
@@ -209,7 +209,7 @@ def _encoded(prompt: ImagePrompt, config: ModelConfig) -> EncodedPrompt:
     away = np.broadcast_to(away, encoded.shape)
     mask = None
     if prompt.mask is not None:
-        mask = pictures.open_mask(prompt.mask).pixels.astype(np.float32) / 255
+        mask = opened(pictures.open_mask, prompt.mask, "an image prompt's mask").pixels.astype(np.float32) / 255
     weights = {path: prompt.weight * factor for path, factor in factors.items()}
     return EncodedPrompt(adapter, encoded, away, weights, (prompt.start, prompt.end), mask)
 
@@ -237,10 +237,10 @@ def _encode_pictures(prompt: ImagePrompt, adapter: LoadedIPAdapter, image: Sever
         pixels = np.zeros((1, side, side, 3), np.float32)
     else:
         several = list(image) if isinstance(image, list | tuple) else [image]
-        opened = [pictures.open_picture(one).pixels for one in several]
-        if not opened:
+        found = [opened(pictures.open_picture, one, "an image prompt's picture").pixels for one in several]
+        if not found:
             raise ValueError("an image prompt has at least one picture")
-        pixels = preprocess.clip_pixels(opened, side, dialect="huggingface")
+        pixels = preprocess.clip_pixels(found, side, dialect="huggingface")
     return np.asarray(_encode(vision, tokens, params, pixels))
 
 

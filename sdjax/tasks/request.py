@@ -32,13 +32,21 @@ from sdjax.tasks.embeddings import EmbeddingLike
 from sdjax.tasks.hypernetworks import HypernetworkLike
 from sdjax.tasks.image_prompts import ImagePromptLike
 from sdjax.tasks.prompting import language_of
+from sdjax.tasks.regions import RegionLike
 
 T = TypeVar("T")
 Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
 SMALLEST_WINDOW = 64  # pixels
-LISTS = ("adapters", "word_embeddings", "hypernetworks", "image_prompts", "controls")  # the additions of one picture
+LISTS = (
+    "adapters",
+    "word_embeddings",
+    "hypernetworks",
+    "image_prompts",
+    "controls",
+    "regions",
+)  # the additions of one picture
 ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # the axes of one picture's arrays
 
 
@@ -87,6 +95,9 @@ class Request:
     prompts; in ComfyUI's syntax `embedding:name`. `hypernetworks`: files, "FILE" or "FILE:STRENGTH", or what
     `sdjax.tasks.hypernetworks.read_hypernetwork` takes. `hypernetwork_dir`: a folder of such files for tags
     `<hypernet:name:0.5>` in the prompt.
+
+    `regions`: parts of the picture with prompts of their own: `sdjax.Region`, or texts such as "0,0,0.5,1=a rocket"
+    (`sdjax.tasks.regions.parse`).
 
     `image_prompts`: pictures that stand beside the prompt, through an IP-Adapter: `sdjax.ImagePrompt`, or texts such as
     "ip-adapter_sd15.safetensors,image=cat.png,weight=0.7" (`sdjax.tasks.image_prompt_texts.parse`).
@@ -147,6 +158,7 @@ class Request:
     hypernetworks: Sequence[HypernetworkLike] = ()
     hypernetwork_dir: str | None = None
     image_prompts: Sequence[ImagePromptLike] = ()
+    regions: Sequence[RegionLike] = ()
     controls: Sequence[ControlLike] = ()
     height: int | None = None
     width: int | None = None
@@ -293,6 +305,7 @@ class PromptOptions(TypedDict, total=False):
     hypernetworks: Sequence[HypernetworkLike] | Sequence[Sequence[HypernetworkLike]]
     hypernetwork_dir: str | None
     image_prompts: Sequence[ImagePromptLike] | Sequence[Sequence[ImagePromptLike]]
+    regions: Sequence[RegionLike] | Sequence[Sequence[RegionLike]]
     controls: Sequence[ControlLike] | Sequence[Sequence[ControlLike]]
 
 

@@ -37,6 +37,7 @@ from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, 
 from sdjax.tasks.image_prompt_texts import read_image_prompt
 from sdjax.tasks.image_prompts import EncodedPrompt
 from sdjax.tasks.prompting import final_texts, language_of
+from sdjax.tasks.regions import ResolvedRegion, read_region
 from sdjax.tasks.request import Request, rules_of
 
 USUAL_SAMPLER, USUAL_STEPS = "ddim", 50  # of models that are not distilled
@@ -74,6 +75,7 @@ class Resolved(Request):
     hypernetworks: tuple[HypernetworkUse, ...]
     hypernetwork_dir: None
     image_prompts: tuple[EncodedPrompt, ...]
+    regions: tuple[ResolvedRegion, ...]
     controls: tuple[ControlUse, ...]
     noise_schedule: NoiseSchedule
     windows: Windows | None
@@ -118,9 +120,14 @@ def resolve(
         nets = tuple(read_hypernetwork(one, pipe.config) for one in request.hypernetworks) + tagged_nets
         adapters.check_uses(uses)
         hypernetworks.check_uses(nets)
+        regions = tuple(
+            read_region(one, pipe.config, (height, width), negative, request.lora_dir, steps, read_as)
+            for one in request.regions
+        )
+        own_texts = [text for one in regions for text in (one.prompt, one.negative_prompt)]
         words = embeddings_in(
-            (prompt, negative), request.word_embeddings, request.embedding_dir, [use.embeddings for use in uses],
-            pipe.config, language_of(request).syntax, pipe.words,
+            (prompt, negative, *own_texts), request.word_embeddings, request.embedding_dir,
+            [use.embeddings for use in uses], pipe.config, language_of(request).syntax, pipe.words,
         )  # fmt: skip
         joined = tuple(weight for _, weight in language_of(request).joined(prompt))
         chosen_by_model = {
@@ -133,6 +140,7 @@ def resolve(
             "guidance_options": None,
             "adapters": uses, "lora_dir": None, "loras": None, "word_embeddings": words, "embedding_dir": None,
             "hypernetworks": nets, "hypernetwork_dir": None,
+            "regions": regions,
             "image_prompts": tuple(read_image_prompt(one, pipe.config) for one in request.image_prompts),
             "controls": tuple(read_control(one, pipe) for one in request.controls),
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
@@ -231,12 +239,14 @@ def check_attention(request: Resolved) -> None:
 
 
 def check_masks(request: Resolved) -> None:
-    """Raises ValueError for image prompts with masks in a picture that is made in windows."""
-    if request.window is not None and any(one.mask is not None for one in request.image_prompts):
-        raise ValueError(
-            "the mask of an image prompt needs the whole picture at once: leave out the mask, or make the picture "
-            "without window"
-        )
+    """Raises ValueError for regions and masks of image prompts in a picture that is made in windows."""
+    masks = {
+        "regions need": bool(request.regions),
+        "the mask of an image prompt needs": any(one.mask is not None for one in request.image_prompts),
+    }
+    for who, there in masks.items():
+        if there and request.window is not None:
+            raise ValueError(f"{who} the whole picture at once: leave this out, or make the picture without window")
 
 
 def find_windows(config: ModelConfig, request: Request) -> Windows | None:

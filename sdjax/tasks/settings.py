@@ -29,6 +29,7 @@ PLACES = (
     "hypernetworks",
     "hypernetwork_dir",
     "image_prompts",
+    "regions",
     "controls",
 )  # paths, which a file of settings or a picture may not choose
 MAX_TEXT = 100_000  # characters of a line of settings
