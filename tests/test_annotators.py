@@ -55,7 +55,7 @@ def tensors_of(kind: str) -> dict[str, np.ndarray]:
     return {entry.name: weight(entry.name, entry.shape) for entry in entries}
 
 
-@pytest.mark.parametrize("kind", ["lineart", "hed", "body", "hand", "face"])
+@pytest.mark.parametrize("kind", ["lineart", "hed", "body", "hand", pytest.param("face", marks=pytest.mark.slow)])
 def test_a_network_is_that_of_controlnet_aux(kind):
     network, config, given = SMALL[kind]
     loaded = convert.load_annotator(tensors_of(kind))
@@ -103,7 +103,9 @@ def ideal(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["openpose", "openpose_full", "openpose_faceonly"])
-@pytest.mark.parametrize(("ending", "size"), [("", (192, 256)), ("_large", (448, 320))])
+@pytest.mark.parametrize(
+    ("ending", "size"), [("", (192, 256)), pytest.param("_large", (448, 320), marks=pytest.mark.slow)]
+)
 def test_poses_are_found_and_drawn_as_by_controlnet_aux(name, ending, size, ideal):
     networks = [ideal[kind] for kind in PREPROCESSORS[name].needs]
     made = sdjax.make_hint(np.zeros([*size, 3], np.uint8), name, annotators=networks)
@@ -163,6 +165,12 @@ def test_a_hint_of_a_network_has_the_pictures_size(name):
     assert made.shape == (24, 31, 3)
     if name == "softedge_hedsafe":
         assert set(np.unique(made)) <= {0, 127, 255}
+
+
+def test_a_picture_that_is_too_large_for_a_network_is_refused():
+    large = np.broadcast_to(np.uint8(0), (3000, 3000, 3))
+    with pytest.raises(ValueError, match=r"at most; got a picture of 3000 x 3000: give a \(smaller\) resolution"):
+        sdjax.make_hint(large, "lineart_realistic", annotators=tensors_of("lineart"))
 
 
 def test_every_preprocessor_has_a_function_and_known_networks():

@@ -15,7 +15,8 @@ from sdjax.pictures.opening import PictureSource
 from sdjax.preprocessors import ANNOTATORS, PREPROCESSORS, checked_options
 from sdjax.tasks.annotators import NETWORK_HINTS
 
-LARGEST = 4096  # pixels of a hint's shorter side
+LARGEST = 2048  # pixels of a hint's shorter side
+MOST_SEEN = 2**23  # pixels that a network looks at: its maps take some gigabytes then
 LONGEST = 8  # times its shorter side: how long a picture may be
 
 
@@ -51,6 +52,12 @@ def make_hint(
     networks = load_annotators(preprocessor, annotators)
     if preprocessor in PLAIN:
         return PLAIN[preprocessor](pixels, **settings)
+    height, width = pixels.shape[:2]
+    if height * width > MOST_SEEN:
+        raise ValueError(
+            f"{preprocessor} looks at {MOST_SEEN} pixels at most; got a picture of {width} x {height}: give a "
+            "(smaller) resolution"
+        )
     return NETWORK_HINTS[preprocessor](networks, pixels, **settings)
 
 
