@@ -110,7 +110,7 @@ def checked_options(name: str, given: Mapping[str, object]) -> dict[str, Value]:
 
     Raises ValueError for an unknown preprocessor, unknown options and values out of range.
     """
-    if name not in PREPROCESSORS:
+    if not isinstance(name, str) or name not in PREPROCESSORS:
         raise ValueError(f"there is no preprocessor {name!r}; the known ones are {', '.join(PREPROCESSORS)}")
     options = PREPROCESSORS[name].options
     unknown = sorted(set(given) - set(options))

@@ -24,6 +24,7 @@ from sdjax.pictures.hints import PLAIN, people, poses
 from sdjax.preprocessors import ANNOTATORS, PREPROCESSORS
 from sdjax.scripts.main import main
 from sdjax.tasks import annotators
+from sdjax.tasks.hints import load_annotators
 
 from tests import pose_maps
 
@@ -165,6 +166,11 @@ def test_a_hint_of_a_network_has_the_pictures_size(name):
     assert made.shape == (24, 31, 3)
     if name == "softedge_hedsafe":
         assert set(np.unique(made)) <= {0, 127, 255}
+
+
+def test_annotators_of_no_kind_are_refused():
+    with pytest.raises(ValueError, match="annotators are files or loaded annotators; got 5"):
+        load_annotators.__wrapped__("softedge_hed", 5)  # the tests' check of types would come first
 
 
 def test_a_picture_that_is_too_large_for_a_network_is_refused():

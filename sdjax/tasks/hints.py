@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sdjax import pictures
-from sdjax.checks.arguments import whole
+from sdjax.checks.arguments import shown, whole
 from sdjax.convert.checkpoint import CheckpointLike
 from sdjax.convert.parts.annotators import LoadedAnnotator, load_annotator
 from sdjax.pictures.hints import PLAIN, filters
@@ -72,8 +72,10 @@ def load_annotators(
     given: list[AnnotatorLike]
     if isinstance(annotators, LoadedAnnotator | str | os.PathLike | Mapping):
         given = [annotators]
-    else:
+    elif isinstance(annotators, Sequence):
         given = list(annotators)
+    else:
+        raise ValueError(f"annotators are files or loaded annotators; got {shown(annotators)}")
     needs = PREPROCESSORS[preprocessor].needs
     if given and not needs:
         raise ValueError(f"{preprocessor} needs no annotator: leave it out")
