@@ -36,6 +36,7 @@ _HOME = {
     "generate": "sdjax.tasks.generate",
     "text_to_image": "sdjax.tasks.text_to_image",
     "sweep": "sdjax.tasks.sweep",
+    "merge_direction": "sdjax.tasks.mixtures",
     "differentiable": "sdjax.tasks.differentiable",
     "image_to_image": "sdjax.tasks.image_to_image",
     "edit": "sdjax.tasks.edit",

@@ -25,3 +25,4 @@ METHODS: dict[str, Method] = {
         ("density", "sign", "seed"),
     ),
 }  # fmt: skip
+LINEAR = tuple(name for name in METHODS if name not in ("slerp", "cosine_a", "cosine_b"))  # A + ratio times a change

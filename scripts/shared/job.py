@@ -14,6 +14,7 @@ from sdjax.scripts.shared import (
     control_flags,
     distilled_models,
     large_flags,
+    mixture_flags,
     noise_flags,
     options,
     picture_settings,
@@ -74,6 +75,7 @@ class Job:
         self.axes = [] if self.args.sweep is None else sweeps.read_axes(self.args)
         batches = make_batches(self.args, default, num_inputs, self.axes, check=self.options.check)
         self.batches = control_flags.with_hints(self.args, batches, bool(self.axes))
+        mixture_flags.check_ratios(self.args, (own for batch in self.batches for own in batch.settings))
         own = (one.get("guidance") for batch in self.batches for one in batch.settings)
         asked = any("autoguidance" in str(guidance) for guidance in (self.guidance.get("guidance"), *own))
         if asked and self.args.weak_ckpt is None:
@@ -101,7 +103,7 @@ class Job:
         place = own or self.checkpoint
         assert place is not None  # without --ckpt it is one of the built-in models
         resolve_local(place, revision=args.revision)
-        resolve_local(args.vae, args.weak_ckpt, named)
+        resolve_local(args.vae, args.weak_ckpt, named, *(args.merge_with or ()))
         saving.check_outdir(self.folder if args.skip_save else self.folder / "samples")
         said: list[str] = []
 
@@ -114,6 +116,7 @@ class Job:
             local = own or hub.resolve(place, args.revision, args.variant)
             vae = None if args.vae is None else hub.resolve(args.vae)
             weak = None if args.weak_ckpt is None else hub.resolve(args.weak_ckpt)
+            others = [hub.resolve(path) for path in args.merge_with or ()]
 
         checked_by = saving.find_checker(args.safety_checker, local, on_hub=not hub.is_local(place))
 
@@ -164,12 +167,18 @@ class Job:
         if args.lora:
             self.merged = prompt_flags.merged_uses(args, self.pipe.config)
             self.pipe = prompt_flags.with_adapters(self.pipe, self.merged, args.lora)
+        if others:
+            self.options.flags["merge_with"] = mixture_flags.direction(args, self.pipe, others)
         self.common = self._describe() | {
             "model": picture_settings.describe_model(place, local),
             "vae": None if vae is None else picture_settings.describe_model(args.vae, vae),
         }
         if weak is not None:
             self.common["weak"] = picture_settings.describe_model(args.weak_ckpt, weak)
+        if others:
+            named_others = zip(args.merge_with, others, strict=True)
+            self.common["merge_with"] = [picture_settings.describe_model(*one) for one in named_others]
+            self.common["merge_method"] = args.merge_method or mixture_flags.METHOD
         if args.lora:
             self.common["lora"] = [Path(text).name for text in args.lora]  # without the folder, with the weights
         if self.checker is not None and checked_by is not None:
@@ -263,7 +272,7 @@ class Job:
             note(f"no grid was made, because it would have more than {MAX_GRID // 10**6} million pixels")
         elif kept:
             columns = math.isqrt(len(kept) - 1) + 1 if many and args.n_samples is None else pictures_at_a_time(args)
-            print(save_grid(self.folder, kept, args.n_rows or columns, args.watermark))
+            print(saving.save_grid(self.folder, kept, args.n_rows or columns, args.watermark))
         return written[-1]
 
     def censor(self, pixels: Sequence[Any], names: Sequence[str]) -> tuple[Sequence[Any], list[dict[str, Any]]]:
@@ -384,24 +393,3 @@ def check_latent(args: argparse.Namespace, config: Any) -> None:
 def note(text: str) -> None:
     """Prints a note on standard error."""
     print(f"note: {in_flags(text)}", file=sys.stderr)
-
-
-def save_grid(folder: Path, made: Sequence[Made], columns: int, watermark: str | None = None) -> Path:
-    """Writes the grid and returns its path. It has the first `parameters` and each picture's own settings."""
-    import numpy as np
-
-    from sdjax.pictures import image
-
-    first = made[0].description
-    own: list[str] = [key for key in ("prompt", "seed", "init_img", "mask", "safety") if key in first]
-    own += ["expanded_prompt", "expanded_negative_prompt"]
-    pictures = [{key: one.description[key] for key in own if key in one.description} for one in made]
-    shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
-    plain = image.grid(np.stack([one.picture for one in made]), columns)
-    pixels = saving.mark(plain, watermark)  # the pictures in the grid are unmarked
-    if pixels is not plain:
-        shared["watermark"] = watermark
-    chunks = texts(first) | {
-        "sdjax": picture_settings.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})
-    }
-    return image.save_numbered(folder, pixels, chunks, prefix="grid-", digits=4)

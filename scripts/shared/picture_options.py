@@ -169,7 +169,7 @@ class PictureOptions:
         others = {
             RECORDED_AS.get(key, key): value
             for key, value in settings.items()
-            if key not in (*OF_SAMPLER, *OF_TASK) and value != defaults.get(key)
+            if key not in (*OF_SAMPLER, *OF_TASK, "merge_with") and value != defaults.get(key)
         }
         unused = outer_scale(config, scale) == 1 and settings.get("guidance") is None and not sampler.uses_unconditional
         return {

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdjax.scripts.shared import control_flags, values
+from sdjax.scripts.shared import control_flags, mixture_flags, values
 from sdjax.scripts.shared.flags import Needs, together
 
 # The names of sdjax.prompts.language, emphasis and padding, repeated because importing them is slow. A test compares.
@@ -17,7 +17,7 @@ STYLED = Needs(lambda args: bool(args.styles), "without --style: add it, or leav
 FIELDS = (
     "prompt_syntax", "emphasis", "comma_backtrack", "old_prompt_editing", "clip_skip", "pad_contexts",
     "styles", "styles_file", "wildcards", "wildcard_seed",
-    "lora_dir", "alpha_0", "dora", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
+    "lora_dir", "alpha_0", "dora", "merge", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
     "image_prompts", "controls", "regions",
 )  # fmt: skip
 
@@ -42,6 +42,7 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
     )
     add_choice_flags(add)
     add_adapter_flags(parser)
+    mixture_flags.add_mixture_flags(parser)
     add = parser.add_argument_group("embeddings and hypernetworks").add_argument
     add_embedding_flags(add)
     add_hypernetwork_flags(add)

@@ -1,9 +1,12 @@
-"""Steps before pictures are written: the watermark and the safety checker."""
+"""Steps before and after pictures are written: the watermark, the safety checker, the grid."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from sdjax.scripts.shared import picture_settings
+from sdjax.scripts.shared.picture_settings import Made, texts
 
 AUTO, OFF = "auto", "off"  # values of --safety-checker that are no paths
 
@@ -91,3 +94,24 @@ def censor(checker: Any, pixels: Sequence[Any], names: Sequence[str]) -> tuple[l
 
 def _rounded(scores: Any) -> list[float]:
     return [round(float(score), 3) for score in scores]  # to three decimals, as the checker rounds them itself
+
+
+def save_grid(folder: Path, made: Sequence[Made], columns: int, watermark: str | None = None) -> Path:
+    """Writes the grid and returns its path. It has the first `parameters` and each picture's own settings."""
+    import numpy as np
+
+    from sdjax.pictures import image
+
+    first = made[0].description
+    own: list[str] = [key for key in ("prompt", "seed", "init_img", "mask", "safety") if key in first]
+    own += ["expanded_prompt", "expanded_negative_prompt"]
+    pictures = [{key: one.description[key] for key in own if key in one.description} for one in made]
+    shared = {key: value for key, value in first.items() if key not in (*own, "batch")}
+    plain = image.grid(np.stack([one.picture for one in made]), columns)
+    pixels = mark(plain, watermark)  # the pictures in the grid are unmarked
+    if pixels is not plain:
+        shared["watermark"] = watermark
+    chunks = texts(first) | {
+        "sdjax": picture_settings.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})
+    }
+    return image.save_numbered(folder, pixels, chunks, prefix="grid-", digits=4)

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sdjax.adapters.patch import Patch, Placed
+from sdjax.checks.arguments import whole
 from sdjax.config import UNetConfig
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.network import Network, UNetNetwork
 from sdjax.samplers.rule import Memory, Noisy
+from sdjax.samplers.sampler import choose
 from sdjax.typing import Params, Timestep
 
+SMALLEST_WINDOW = 64  # pixels
 BLENDS = ("mean", "gaussian")
 VARIANCE = 0.01  # of the bell curve, where a window's side is 1: the weight is e^-12.5 at the border
 
@@ -139,3 +143,16 @@ def _cut_arrays(patch: Patch, own: PyTree, rows: jax.Array, columns: jax.Array) 
 
 def _cut(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.take(jnp.take(x, rows, axis=1), columns, axis=2)
+
+
+def check_windows(window: int | None, overlap: int | None, blend: str) -> dict[str, Any]:
+    """Returns the three fields. Raises ValueError for values out of range, and for an overlap without a window."""
+    choose("window_blend", blend, BLENDS)
+    if window is None:
+        if overlap is not None:
+            raise ValueError("window_overlap has no effect without window: give window too, or leave it out")
+        return {}
+    window = whole("window", window, SMALLEST_WINDOW, context=" (pixels)")
+    if overlap is not None:
+        overlap = whole("window_overlap", overlap, 0, window - 1, context=" (pixels, less than window)")
+    return {"window": window, "window_overlap": overlap}

@@ -15,14 +15,14 @@ from sdjax.checks.arguments import number, shown, whole
 from sdjax.checks.hints import explains_arguments
 from sdjax.diffusion.guidance import Guidance, Rule, Rules, check_guidance_scale
 from sdjax.diffusion.rules import PLAIN, checked, make_rules
-from sdjax.diffusion.windows import BLENDS
+from sdjax.diffusion.windows import check_windows
 from sdjax.prompts.clip_skip import read_clip_skip
 from sdjax.prompts.language import LONGEST
 from sdjax.prompts.padding import PADDINGS
 from sdjax.samplers import Sampler, Schedule, make_schedule
 from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.known_schedules import ScheduleLike, is_automatic
-from sdjax.samplers.sampler import check_eta, choose
+from sdjax.samplers.sampler import check_eta
 from sdjax.schedule import LAST_ALPHAS
 from sdjax.tasks.adapters import AdapterLike
 from sdjax.tasks.compat import NoiseOptions, check_noise
@@ -31,6 +31,7 @@ from sdjax.tasks.controls import ControlLike
 from sdjax.tasks.embeddings import EmbeddingLike
 from sdjax.tasks.hypernetworks import HypernetworkLike
 from sdjax.tasks.image_prompts import ImagePromptLike
+from sdjax.tasks.mixtures import MergeDirection, check_merge
 from sdjax.tasks.prompting import language_of
 from sdjax.tasks.regions import RegionLike
 
@@ -38,15 +39,9 @@ T = TypeVar("T")
 Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
-SMALLEST_WINDOW = 64  # pixels
-LISTS = (
-    "adapters",
-    "word_embeddings",
-    "hypernetworks",
-    "image_prompts",
-    "controls",
-    "regions",
-)  # the additions of one picture
+LISTS = (  # the additions of one picture
+    "adapters", "word_embeddings", "hypernetworks", "image_prompts", "controls", "regions",
+)  # fmt: skip
 ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # the axes of one picture's arrays
 
 
@@ -105,6 +100,9 @@ class Request:
     `controls`: ControlNets and T2I-Adapters that steer the picture by hints: `sdjax.tasks.controls.ControlUse`, or
     texts such as "canny.safetensors:0.8=edges.png" (`sdjax.tasks.controls.read_text`).
 
+    `merge_with`: the direction to another model (`sdjax.merge_direction`), and `merge` the ratio of the mixture that
+    makes this picture. None and 0 are the model itself. Pictures of many ratios share one program.
+
     `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder] or a multiple of 77,
     instead of texts, as `Pipeline.encode_prompt` returns them.
@@ -160,6 +158,8 @@ class Request:
     image_prompts: Sequence[ImagePromptLike] = ()
     regions: Sequence[RegionLike] = ()
     controls: Sequence[ControlLike] = ()
+    merge: float | None = None
+    merge_with: MergeDirection | None = None
     height: int | None = None
     width: int | None = None
     seamless: str | None = None
@@ -198,6 +198,7 @@ class Request:
             "patches": make_settings(self.patches),
             **check_windows(self.window, self.window_overlap, self.window_blend),
             **self._checked_prompting(),
+            "merge": check_merge(self.merge, self.merge_with),
             **{name: _array(name, getattr(self, name), axes) for name, axes in ARRAYS.items()},
             **check_noise(vars(self)),
         }
@@ -307,6 +308,8 @@ class PromptOptions(TypedDict, total=False):
     image_prompts: Sequence[ImagePromptLike] | Sequence[Sequence[ImagePromptLike]]
     regions: Sequence[RegionLike] | Sequence[Sequence[RegionLike]]
     controls: Sequence[ControlLike] | Sequence[Sequence[ControlLike]]
+    merge: Each[float | None]
+    merge_with: MergeDirection | None
 
 
 class SizeOptions(TypedDict, total=False):
@@ -366,19 +369,6 @@ def _zero_terminal_snr(value: Any) -> str | None:
     if not isinstance(value, str) or value not in LAST_ALPHAS:
         raise ValueError(f"zero_terminal_snr is True, False or one of {', '.join(LAST_ALPHAS)}; got {shown(value)}")
     return value
-
-
-def check_windows(window: int | None, overlap: int | None, blend: str) -> dict[str, Any]:
-    """Returns the three fields. Raises ValueError for values out of range, and for an overlap without a window."""
-    choose("window_blend", blend, BLENDS)
-    if window is None:
-        if overlap is not None:
-            raise ValueError("window_overlap has no effect without window: give window too, or leave it out")
-        return {}
-    window = whole("window", window, SMALLEST_WINDOW, context=" (pixels)")
-    if overlap is not None:
-        overlap = whole("window_overlap", overlap, 0, window - 1, context=" (pixels, less than window)")
-    return {"window": window, "window_overlap": overlap}
 
 
 def _several(value: Any) -> tuple[Any, ...]:

@@ -36,6 +36,7 @@ from sdjax.tasks.embeddings import embeddings_in
 from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, read_hypernetwork
 from sdjax.tasks.image_prompt_texts import read_image_prompt
 from sdjax.tasks.image_prompts import EncodedPrompt
+from sdjax.tasks.mixtures import merge_uses
 from sdjax.tasks.prompting import final_texts, language_of
 from sdjax.tasks.regions import ResolvedRegion, read_region
 from sdjax.tasks.request import Request, rules_of
@@ -115,7 +116,7 @@ def resolve(
         factor = chosen_sampler.recipe.scale_factor if isinstance(chosen_sampler, ToolSampler) and scale != 1 else 1
         steps = counted(made[named], USUAL_STEPS if request.num_steps is None else request.num_steps)
         prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, steps, read_as)
-        uses = given + tagged
+        uses = given + tagged + merge_uses(request.merge, request.merge_with)
         prompt, tagged_nets = hypernetworks_in_prompt(prompt, request.hypernetwork_dir, pipe.config, steps)
         nets = tuple(read_hypernetwork(one, pipe.config) for one in request.hypernetworks) + tagged_nets
         adapters.check_uses(uses)
@@ -138,7 +139,8 @@ def resolve(
                 pipe, request, distilled.outer_scale(pipe.config, scale) * factor, made[named], joined
             ),
             "guidance_options": None,
-            "adapters": uses, "lora_dir": None, "loras": None, "word_embeddings": words, "embedding_dir": None,
+            "adapters": uses, "merge": None, "merge_with": None, "lora_dir": None, "loras": None,
+            "word_embeddings": words, "embedding_dir": None,
             "hypernetworks": nets, "hypernetwork_dir": None,
             "regions": regions,
             "image_prompts": tuple(read_image_prompt(one, pipe.config) for one in request.image_prompts),

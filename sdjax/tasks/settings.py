@@ -23,6 +23,7 @@ PLACES = (
     "styles_file",
     "wildcards",
     "adapters",
+    "merge_with",
     "lora_dir",
     "word_embeddings",
     "embedding_dir",
