@@ -24,6 +24,7 @@ from sdjax.convert.parts.depth import load_depth
 from sdjax.convert.parts.detector import LoadedDetector, load_detector
 from sdjax.convert.parts.esrgan import LoadedESRGAN, load_esrgan
 from sdjax.convert.parts.ip_adapter import LoadedIPAdapter, load_ip_adapter
+from sdjax.convert.parts.latent_upscaler import LoadedLatentUpscaler, load_latent_upscaler
 from sdjax.convert.parts.motion import LoadedMotion, load_motion
 from sdjax.convert.parts.motion_lora import LoadedMotionLora, load_motion_lora, with_motion_loras
 from sdjax.convert.parts.perceptual import load_discriminator, load_lpips
@@ -46,6 +47,7 @@ __all__ = [
     "LoadedHypernetwork",
     "LoadedT2I",
     "LoadedIPAdapter",
+    "LoadedLatentUpscaler",
     "LoadedMotion",
     "LoadedMotionLora",
     "LoadedESRGAN",
@@ -67,6 +69,7 @@ __all__ = [
     "load_esrgan",
     "load_hypernetwork",
     "load_ip_adapter",
+    "load_latent_upscaler",
     "load_lpips",
     "load_model",
     "load_motion",

@@ -52,6 +52,7 @@ _HOME = {
     "upscale": "sdjax.tasks.upscale",
     "make_hint": "sdjax.tasks.hints",
     "enlarge": "sdjax.tasks.enlarge",
+    "latent_upscale": "sdjax.tasks.latent_upscale",
     "image_variations": "sdjax.tasks.variations",
     "prior_to_image": "sdjax.tasks.variations",
     "Prior": "sdjax.tasks.prior",

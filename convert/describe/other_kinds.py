@@ -171,6 +171,8 @@ def kind_of_folder(configs: Mapping[str, Mapping[str, Any]]) -> FileKind | None:
         return None
     name = index.get("_class_name")
     name = name if isinstance(name, str) and re.fullmatch(r"\w{1,80}", name) else "of no named class"
+    if name == "StableDiffusionLatentUpscalePipeline":
+        return FileKind("the x2 latent upscaler", AS_UPSCALER)
     there = {part for part, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]}
     beginning = max((b for b in _CLASSES if name.startswith(b)), key=len, default=None)
     needed = there.issuperset(NEEDED_FOLDERS) or not there  # an index that names no parts says nothing of them

@@ -28,6 +28,7 @@ from sdjax.nn.detector import Detector, DetectorConfig
 from sdjax.nn.esrgan import CompactConfig, CompactNet, RRDBConfig, RRDBNet
 from sdjax.nn.ip_adapter import IPAdapter, IPAdapterConfig
 from sdjax.nn.jax_settings import pinned
+from sdjax.nn.latent_upscaler import LatentUpscaler, LatentUpscalerConfig, PooledText, condition
 from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
 from sdjax.nn.metrics.lpips import LPIPS
 from sdjax.nn.metrics.lpips import SMALLEST as SMALLEST_COMPARED
@@ -142,6 +143,12 @@ def _motion_inputs(config: MotionConfig) -> tuple[Array, ...]:
     return tuple(jnp.zeros([1, 1, 1, 1, channels]) for _, channels, _ in config.places())
 
 
+def _latent_upscaler_inputs(config: LatentUpscalerConfig) -> tuple[Array, ...]:
+    side = 2 ** len(config.channels)
+    x = jnp.zeros([1, side, side, config.latent_channels])
+    return x, x, jnp.zeros([1]), jnp.zeros([1, 1, config.context_dim]), condition(jnp.zeros([1, config.pooled]))
+
+
 def _image(side: int) -> Array:
     return jnp.zeros([1, side, side, 3])
 
@@ -183,6 +190,8 @@ NETWORKS: Mapping[str, NetworkEntry] = {
     "t2i": NetworkEntry("T2I-Adapter", T2IConfig, T2IAdapter, _t2i_inputs),
     "detector": NetworkEntry("detector", DetectorConfig, Detector, lambda config: (_image(CELL),)),
     "ip_adapter": NetworkEntry("IP-Adapter", IPAdapterConfig, IPAdapter, _ip_adapter_inputs),
+    "latent_upscaler": NetworkEntry("latent upscaler", LatentUpscalerConfig, LatentUpscaler, _latent_upscaler_inputs),
+    "pooled_text": NetworkEntry("text tower with a pool", TextConfig, PooledText, _text_inputs),
     "rrdb": NetworkEntry("upscaler (RRDBNet)", RRDBConfig, RRDBNet, lambda config: (_image(2 * config.unshuffle),)),
     "compact": NetworkEntry("upscaler (compact)", CompactConfig, CompactNet, lambda config: (_image(2),)),
     "lpips": NetworkEntry("LPIPS", None, lambda config: LPIPS(), lambda config: (_image(SMALLEST_COMPARED),) * 2),
