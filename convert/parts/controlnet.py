@@ -36,6 +36,9 @@ WORDS: Mapping[Source, str] = {
 }  # fmt: skip
 
 
+FAMILIES = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}  # by the width of the context
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedControlNet:
     """A ControlNet: description, parameters, name (the file's without its ending), and how the file holds it."""
@@ -62,7 +65,7 @@ class FoundControlNet:
         pooled = ", averaged over the picture (as shuffle is)" if self.config.pooled else ""
         return [
             f"{WORDS[self.source]}{pooled}",
-            f"for Stable Diffusion models whose contexts have {width} numbers (v{2 if width == 1024 else 1})",
+            f"for {FAMILIES.get(width, 'models')}, whose contexts have {width} numbers",
             f"hints of {self.config.hint_channels} channels",
         ]
 
