@@ -47,7 +47,7 @@ def from_unet(
             del out[f"{stem}.up"], out[f"{stem}.down"]
             out[entry.name] = _sum(entry, base, functools.partial(_product, up, down))
         elif entry.name not in out:
-            out[entry.name] = _sum(entry, base, lambda: np.float32(0))
+            out[entry.name] = _sum(entry, base, lambda: np.zeros((), np.float32))
     if problems:
         raise error(f"it is no control-LoRA of this model: {listed(problems)}")
     return out

@@ -6,7 +6,7 @@ the modes: lllyasviel/ControlNet, gradio scripts and cldm/cldm.py (guess mode); 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ from sdjax.config import UNetConfig
 from sdjax.nn.controlnet import ControlNet, ControlNetConfig
 from sdjax.nn.t2i import T2IAdapter, T2IConfig, halved
 from sdjax.nn.unet import Residuals, add_residual
-from sdjax.typing import Map, Maps, NewMap, Params, Timestep
+from sdjax.typing import Length, Map, Maps, NewMap, Params, Timestep
 
+Numbers: TypeAlias = Array | np.ndarray
 Config: TypeAlias = ControlNetConfig | T2IConfig
 MODES = {  # what they mean in sd-webui-controlnet, and the guess modes of two tools
     "balanced": "the hint and the prompt count alike",
@@ -54,10 +55,10 @@ class ImageControl:
     network works at timesteps t with during[..., 0] >= t > during[..., 1].
     """
 
-    hint: Float[Array, "b h2 w2 c"]
-    weights: Float[Array, "b k"]
-    mask: Float[Array, "b h w 1"]
-    during: Float[Array, "b 2"]
+    hint: Float[Numbers, "b h2 w2 c"]
+    weights: Float[Numbers, "b k"]
+    mask: Float[Numbers, "b h w 1"]
+    during: Float[Numbers, "b 2"]
 
     def at(self, t: Timestep) -> Float[Array, "b k"]:
         """Returns the weights at the timesteps t [b]."""
@@ -68,7 +69,7 @@ class ImageControl:
         """Returns the arrays of the part with these rows and columns of the latent."""
         factor = self.hint.shape[1] // self.mask.shape[1]
         pixels = [(at[:, None] * factor + jnp.arange(factor)).ravel() for at in (rows, columns)]
-        return self.replace(hint=_taken(self.hint, *pixels), mask=_taken(self.mask, rows, columns))
+        return dataclasses.replace(self, hint=_taken(self.hint, *pixels), mask=_taken(self.mask, rows, columns))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,30 +134,45 @@ class Controls:
         return intercept
 
     def _outputs(
-        self, config: Config, params: Params, image: ImageControl, x: Map, t: Timestep, text: Array, length: Any
+        self,
+        config: Config,
+        params: Params,
+        image: ImageControl,
+        x: Map,
+        t: Timestep,
+        text: Array,
+        length: Length | None,
     ) -> Maps:
         """Returns a network's outputs times weights and mask; zeros, not computed, where no image needs them."""
         weights = image.at(t)
-        at_level = [image.mask]
+        at_level: Maps = [jnp.asarray(image.mask)]
         for _ in range(len(config.channels if isinstance(config, T2IConfig) else config.unet.channels) - 1):
             at_level.append(halved(at_level[-1], keeps_rest=True))
 
         def run() -> Maps:
+            maps = _maps(config, jnp.dtype(self.dtype), params, image, x, t, text, length)
             if isinstance(config, ControlNetConfig):
-                net = ControlNet(config, jnp.dtype(self.dtype))
-                out = net.apply(
-                    {"params": params}, x[..., : config.unet.in_channels], t, text, image.hint, context_length=length
-                )
-                maps, each = [*out.skips, out.middle], config.unet.num_res_blocks + 1
+                each = config.unet.num_res_blocks + 1  # skips of a level
                 masks = [at_level[min(i // each, len(at_level) - 1)] for i in range(len(maps))]
             else:
-                hint = image.hint
-                maps = T2IAdapter(config, jnp.dtype(self.dtype)).apply({"params": params}, hint)
                 masks = [mask[:, : one.shape[1], : one.shape[2]] for one, mask in zip(maps, at_level)]
             return [_weighted(*pair, weights[:, i]) for i, pair in enumerate(zip(maps, masks, strict=True))]
 
         nothing = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(run))
         return jax.lax.cond(jnp.any(weights != 0), run, lambda: nothing)
+
+
+def _maps(
+    config: Config, dtype: jnp.dtype, params: Params, image: ImageControl, x: Map, t: Timestep, text: Array,
+    length: Length | None,
+) -> Maps:  # fmt: skip
+    """Returns a network's outputs."""
+    if isinstance(config, T2IConfig):
+        return cast(Maps, T2IAdapter(config, dtype).apply({"params": params}, image.hint))
+    latent = x[..., : config.unet.in_channels]  # not the mask or depth of models that take these too
+    out = ControlNet(config, dtype).apply({"params": params}, latent, t, text, image.hint, context_length=length)
+    residuals = cast(Residuals, out)
+    return [*residuals.skips, residuals.middle]
 
 
 def _weighted(
@@ -173,5 +189,5 @@ def last_layers(unet: UNetConfig) -> tuple[str, ...]:
     return tuple(f"down_blocks_{i}/{'attentions' if heads else 'resnets'}_{last}" for i, heads in enumerate(unet.heads))
 
 
-def _taken(x: Map, rows: Array, columns: Array) -> NewMap:
+def _taken(x: Float[Numbers, "b h w c"], rows: Array, columns: Array) -> NewMap:
     return jnp.take(jnp.take(x, rows, axis=1), columns, axis=2)

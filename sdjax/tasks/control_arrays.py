@@ -3,18 +3,20 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from sdjax import pictures
 from sdjax.adapters.control import Controls, ImageControl, scales, seen_without_prompt
+from sdjax.adapters.spans import make_span
 from sdjax.pictures.hints import inpaint_hint
 from sdjax.pictures.opening import PictureSource
 from sdjax.pipeline.model import Pipeline
 from sdjax.prompts.tag_spans import Span
-from sdjax.samplers import Start
+from sdjax.samplers import Linear, Start
 from sdjax.tasks.controls import INPAINT, ControlUse
 from sdjax.tasks.hints import make_hint
 from sdjax.tasks.resolve import Resolved
@@ -77,35 +79,30 @@ def control_arrays(
     own, other = [], []
     for k in range(len(networks)):
         made = [_image(one, one.controls[k], t, pipe) for one, t in zip(requests, calls, strict=True)]
-        leaves = [np.stack([getattr(one, field.name) for one in made]) for field in dataclasses.fields(ImageControl)]
-        whole = ImageControl(*leaves)
+        whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *made)
         seen = [seen_without_prompt(one.controls[k].mode, networks[k].config) for one in requests]
         own.append(whole)
-        other.append(whole.replace(weights=np.where(np.array(seen)[:, None], whole.weights, 0)))
+        other.append(dataclasses.replace(whole, weights=np.where(np.array(seen)[:, None], whole.weights, 0)))
     patch = Controls(tuple(network.config for network in networks), pipe.dtype)
     return patch, tuple(network.params for network in networks), tuple(own), tuple(other)
 
 
 def _image(request: Resolved, use: ControlUse, timesteps: np.ndarray, pipe: Pipeline) -> ImageControl:
-    """Returns one control of one picture; the arrays have no batch axis yet."""
+    """Returns one control of one picture, as a batch of one."""
     factor = pipe.config.vae.factor
-    size = request.height, request.width
-    if use.mask is None:
-        mask = np.ones((size[0] // factor, size[1] // factor, 1), np.float32)
-    else:
-        fitting = fitted(np.asarray(use.mask)[..., None], *size, use.resize)[..., 0]
-        small = pictures.resize(fitting, size[0] // factor, size[1] // factor, "area")
-        mask = small[..., None].astype(np.float32) / 255
+    height, width = request.height, request.width
+    mask = np.ones((height // factor, width // factor), np.float32)
+    if use.mask is not None:
+        fitting = fitted(np.asarray(use.mask)[..., None], height, width, use.resize)[..., 0]
+        mask = pictures.resize(fitting, *mask.shape, "area").astype(np.float32) / np.float32(255)
+    known = isinstance(request.sampler.rule, Linear)  # the other samplers choose their timesteps while they run
+    during = timesteps_of(use.span, timesteps) if known else shares_of(use.span)
     return ImageControl(
-        hint=hint_of(use, *size),
-        weights=np.float32(use.weight) * _scales(use),
-        mask=mask,
-        during=np.asarray(timesteps_of(use.span, timesteps), np.float32),
-    )  # type: ignore[arg-type]
-
-
-def _scales(use: ControlUse) -> Float[np.ndarray, "k"]:
-    return scales(use.mode, use.loaded.config.outputs)
+        hint=hint_of(use, height, width)[None],
+        weights=np.float32(use.weight) * scales(use.mode, use.loaded.config.outputs)[None],
+        mask=mask[None, ..., None],
+        during=np.asarray([during], np.float32),
+    )
 
 
 def hint_of(use: ControlUse, height: int, width: int) -> Float[np.ndarray, "h w c"]:
@@ -133,7 +130,8 @@ def hint_of(use: ControlUse, height: int, width: int) -> Float[np.ndarray, "h w 
         hint = np.asarray(inpaint_hint(pixels, mask))
     else:
         if use.preprocess is not None:
-            pixels = make_hint(pixels, use.preprocess, annotators=use.annotators, **use.options)
+            options: dict[str, Any] = dict(use.options)
+            pixels = make_hint(pixels, use.preprocess, annotators=use.annotators, **options)
         hint = pixels.astype(np.float32) / 255
     if channels == 1 and hint.shape[-1] == 3:
         hint = hint @ np.array([[0.299], [0.587], [0.114]], np.float32)
@@ -173,6 +171,12 @@ def steps_of(span: Span, count: int) -> tuple[int, int]:
     start, end = span
     on = [i for i in range(count) if i / count >= start and (i + 1) / count <= end]
     return (on[0], on[-1] + 1) if on else (0, 0)
+
+
+def shares_of(span: Span) -> tuple[float, float]:
+    """Returns (highest, lowest) timesteps of a span of the way from noise to picture, as `timesteps_of`."""
+    made = make_span(*span)
+    return float(made.first), float(made.last)
 
 
 def timesteps_of(span: Span, timesteps: np.ndarray) -> tuple[float, float]:

@@ -182,12 +182,12 @@ def read_pictures(use: ControlUse) -> ControlUse:
 
     Raises ValueError for pictures that cannot be read, and as `sdjax.make_hint` for annotators.
     """
-    masks = {name: _mask(name, getattr(use, name)) for name in ("mask", "hidden")}
+    mask, hidden = _mask("mask", use.mask), _mask("hidden", use.hidden)
     if use.preprocess not in (None, INPAINT):
         loaded = [_annotator(os.fspath(one)) if isinstance(one, str | os.PathLike) else one for one in use.annotators]
         use = dataclasses.replace(use, annotators=tuple(load_annotators(str(use.preprocess), loaded).values()))
     channels = use.network.config.hint_channels if isinstance(use.network, LoadedControlNet | LoadedT2I) else 3
-    return dataclasses.replace(use, hint=_hint(use.hint, use.name, channels), **masks)
+    return dataclasses.replace(use, hint=_hint(use.hint, use.name, channels), mask=mask, hidden=hidden)
 
 
 @read_once(8)
@@ -273,10 +273,12 @@ def _hint(given: PictureSource | None, name: str, channels: int) -> np.ndarray |
     if isinstance(given, np.ndarray | jax.Array) and given.ndim == 3:
         array = np.asarray(given)
         if array.dtype.kind == "f":
-            if array.shape[-1] != channels or not np.isfinite(array).all() or abs(array).max(initial=0) > 1:
+            inside = np.isfinite(array).all() and abs(array).max(initial=0) <= 1
+            if array.shape[-1] != channels or not inside:
+                got = f"the shape {list(array.shape)}" if inside else "other numbers"
                 raise ValueError(
-                    f"a hint of floats is [height, width, {channels}] in [0, 1] for {name}, with -1 where it "
-                    f"must not look; got {array.shape}"
+                    f"a hint of floats is [height, width, {channels}] in [0, 1] for {name}, with -1 where it must not "
+                    f"look; got {got}"
                 )
             return array.astype(np.float32)
         if array.dtype == np.uint8 and array.shape[-1] == channels and channels > 3:
