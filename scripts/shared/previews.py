@@ -32,7 +32,8 @@ class Previews:
         from sdjax.storage import files
 
         self.file = None if args.preview is None else Path(args.preview)
-        self.place, self.taesd = args.taesd, None
+        self.place: str | None = args.taesd
+        self.taesd: Any = None
         if self.file is not None:
             if self.file.suffix.lower() != ".png":
                 raise ValueError(f"--preview names a PNG file, such as preview.png; got {args.preview!r}")
@@ -67,6 +68,7 @@ class Previews:
         from sdjax.pictures import image
         from sdjax.storage import files
 
-        shown = np.stack([pictures.resize(one, *step.batch.size, "nearest") for one in step.preview()])
+        height, width = step.batch.size
+        shown = np.stack([pictures.resize(one, height, width, "nearest") for one in step.preview()])
         columns = math.isqrt(len(shown) - 1) + 1
         files.write_file(self.file, image.encode_png(image.grid(shown, columns)), overwrite=True, what=image.WRITING)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -88,8 +88,7 @@ def _sample(
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_text(static: tuple[Any, str], params: Params, ids: Array) -> tuple[Array, Array]:
     config, dtype = static
-    made: tuple[Array, Array] = PooledText(config, jnp.dtype(dtype)).apply({"params": params}, ids)
-    return made
+    return cast(tuple[Array, Array], PooledText(config, jnp.dtype(dtype)).apply({"params": params}, ids))
 
 
 _encode = jax.jit(encode_image, static_argnums=0)
