@@ -115,3 +115,15 @@ def test_styles_come_before_choices_and_plain_prompts_have_none(tmp_path) -> Non
         [typed._replace(prompt="{1|2|3|4|5|6|7|8|9}" * 9, seed=seed, wildcard_seed=3) for seed in (1, 2)]
     )
     assert one == two
+
+
+def test_styles_that_multiply_a_prompt_and_files_without_end_are_refused() -> None:
+    many = Style("{prompt} " * 1000, "")
+    assert len(apply_styles("a", "", [many])[0]) == 2000
+    with pytest.raises(ValueError, match="with its styles the prompt has more than 100000 characters"):
+        apply_styles("a", "", [many] * 9)
+    with pytest.raises(ValueError, match="cannot be read: embedded null byte"):
+        read_styles("a\0b")
+    if os.path.exists("/dev/zero"):
+        with pytest.raises(ValueError, match="the styles file /dev/zero has too many bytes"):
+            read_styles("/dev/zero")

@@ -4,13 +4,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdjax.scripts.shared import prompt_flags
 from sdjax.storage import text_files
 
 JSON_LINES = (".jsonl", ".ndjson")
+MAX_BYTES = 64 * 2**20  # of a file of prompts
 Check = Callable[[dict[str, Any]], None]
 
 
@@ -138,11 +138,12 @@ def read_prompts(path: str) -> list[str]:
 
 def _numbered(path: str) -> Iterator[tuple[int, str]]:
     """Yields the non-empty lines of a file with their numbers, counted from 1."""
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"--from-file {path} cannot be read: {error.strerror}") from None
-    lines = text_files.lines(text_files.decode(data, f"--from-file {path}"))
+    name = f"--from-file {path}"
+    if path == "-":
+        text = text_files.decode(sys.stdin.buffer.read(), name)
+    else:
+        text = text_files.read(path, name, MAX_BYTES)
+    lines = text_files.lines(text)
     if not any(line.strip() for line in lines):
         raise ValueError(f"--from-file {path} holds no prompt; write one in each line")
     yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())

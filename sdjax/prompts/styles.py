@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sdjax.prompts.language import LONGEST
 from sdjax.storage import text_files
 
 MAX_BYTES = 4 * 2**20
@@ -28,14 +29,7 @@ class Style(NamedTuple):
 def read_styles(path: str | os.PathLike[str] = NAME) -> dict[str, Style]:
     """Returns the styles of a file by name. Raises ValueError if it cannot be read or is no such table."""
     path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ValueError(f"the styles file {path} has {size} bytes; the most is {MAX_BYTES}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"the styles file {path} cannot be read: {error.strerror or error}") from None
-    text = text_files.decode(data, f"the styles file {path}")
+    text = text_files.read(path, f"the styles file {path}", MAX_BYTES)
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=""))
     except csv.Error as error:
@@ -46,7 +40,7 @@ def read_styles(path: str | os.PathLike[str] = NAME) -> dict[str, Style]:
 
 
 def apply_styles(prompt: str, negative_prompt: str, styles: Sequence[Style]) -> tuple[str, str]:
-    """Returns prompt and negative prompt with the styles added, in order."""
+    """Returns prompt and negative prompt with the styles added, in order. Raises ValueError if one becomes too long."""
     for style in styles:
         prompt, negative_prompt = _joined(style.prompt, prompt), _joined(style.negative_prompt, negative_prompt)
     return prompt, negative_prompt
@@ -63,6 +57,8 @@ def choose_styles(names: Sequence[str], path: str | os.PathLike[str] = NAME) -> 
 
 
 def _joined(style: str, prompt: str) -> str:
-    if "{prompt}" in style:
+    if count := style.count("{prompt}"):
+        if len(style) + count * (len(prompt) - len("{prompt}")) > LONGEST:
+            raise ValueError(f"with its styles the prompt has more than {LONGEST} characters; leave out a style")
         return style.replace("{prompt}", prompt)
     return ", ".join(part for part in (prompt.strip(), style.strip()) if part)

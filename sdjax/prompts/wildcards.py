@@ -59,13 +59,7 @@ class Wildcards:
     def _read(self, name: str) -> list[str]:
         if name not in self._lines:
             path = self.files[name]
-            try:
-                size = path.stat().st_size
-                if size > MAX_BYTES:
-                    raise ValueError(f"the wildcard file {path} has {size} bytes; the most is {MAX_BYTES}")
-                text = text_files.decode(path.read_bytes(), f"the wildcard file {path}")
-            except OSError as error:
-                raise ValueError(f"the wildcard file {path} cannot be read: {error.strerror or error}") from None
+            text = text_files.read(path, f"the wildcard file {path}", MAX_BYTES)
             lines = (line.strip() for line in text_files.lines(text))
             self._lines[name] = [line for line in lines if line and not line.startswith("#")]
         return self._lines[name]

@@ -1,6 +1,7 @@
 """Reads text files that users write: prompts, captions, tables."""
 
 import codecs
+import os
 import re
 
 _MARKS = (  # UTF-32's little-endian mark begins with UTF-16's
@@ -8,6 +9,21 @@ _MARKS = (  # UTF-32's little-endian mark begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
 _LINE_END = re.compile("\r\n|\r|\n")
+
+
+def read(path: str | os.PathLike[str], name: str, most: int) -> str:
+    """Returns the text of a file (`decode`) of at most `most` bytes. A device without end is read no further.
+
+    Raises ValueError, in one sentence, if it cannot be read, is longer, or is no text.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise ValueError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > most:
+        raise ValueError(f"{name} has too many bytes; the most is {most}")
+    return decode(data, name)
 
 
 def decode(data: bytes, name: str) -> str:
