@@ -30,13 +30,14 @@ from sdjax.convert.merge.recipe import (
 from sdjax.convert.merge.table import METHODS
 from sdjax.convert.merge.tensors import drawn, merged
 from sdjax.convert.model import load_model
-from sdjax.convert.names import tables
+from sdjax.convert.names import naming, tables
 from sdjax.convert.write.outputs import WRITING, check_not_input, check_output, layout_of
 from sdjax.convert.write.safetensors_writer import tensors_of
 from sdjax.convert.write.writing import write_bundle, written_without
 
 Path = str | os.PathLike[str]
 Use = tuple[Path, float | Strength]  # an adapter's file and its weight
+_POSITIONS = "position_ids"
 _OF_THE_FIRST = re.compile(r"(modelspec\.(hash_sha256|title|date|thumbnail|description|merged_from)|sshs_.*)")
 
 
@@ -117,7 +118,8 @@ def merge_bundles(bundles: Sequence[Bundle], settings: Settings) -> Bundle:
     """Returns the mixture of models, each merged tensor in float32 and computed when it is read.
 
     UNet and text encoder are merged, the latter if `settings` do not name another. The autoencoder is A's unless they
-    do. What is no parameter (position ids, noise tables, tokenizer) and other networks are A's. The other set of the
+    do. What is no parameter (position ids, noise tables, tokenizer) and other networks are A's; unknown tensors that
+    only the other models have are appended. The other set of the
     UNet's weights, averaged or not, was left out when the models were read. Raises CheckpointError for models of
     different kinds.
     """
@@ -143,7 +145,21 @@ def merge_bundles(bundles: Sequence[Bundle], settings: Settings) -> Bundle:
     )  # fmt: skip
     for entry in entries:
         leaves |= entry.split(made[entry.name])
-    return dataclasses.replace(first, leaves=leaves, in_memory=None)
+    return dataclasses.replace(first, leaves=leaves, extras=_appended(bundles), in_memory=None)
+
+
+def _appended(bundles: Sequence[Bundle]) -> dict[str, LazyTensor]:
+    """Returns what the models have beside their parameters: A's, then tensors of B, C, ... that A lacks.
+
+    As in AUTOMATIC1111's merger, only names with "model" in them are appended, and no position ids.
+    """
+    first, *others = bundles
+    out = dict(first.extras)
+    for bundle in others:
+        for name, tensor in bundle.extras.items():
+            if "model" in name and not name.endswith(_POSITIONS) and not name.startswith(naming.EMA_PREFIX):
+                out.setdefault(name, tensor)
+    return out
 
 
 def check_alike(bundles: Sequence[Bundle], settings: Settings) -> None:

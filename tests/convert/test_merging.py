@@ -59,6 +59,17 @@ def test_a_weighted_sum_of_float16_files_is_the_float32_sum_rounded_once(files, 
     np.testing.assert_array_equal(made["alphas_cumprod"], a["alphas_cumprod"])
 
 
+def test_tensors_that_only_the_second_model_has_are_appended(files, tmp_path) -> None:
+    b, more = load_file(files[1]), np.arange(3, dtype=np.float16)
+    added = {"model.diffusion_model.added": more, "model_ema.decay": more[:1], "notes": more}
+    path = write(tmp_path / "b.safetensors", {**b, **added})
+    merge_models([files[0], path], tmp_path / "m.safetensors", MergeSettings("weighted_sum", (0.3,)))
+    made = load_file(tmp_path / "m.safetensors")
+    assert set(made) - set(load_file(files[0])) == {"model.diffusion_model.added"}
+    np.testing.assert_array_equal(made["model.diffusion_model.added"], more)
+    np.testing.assert_array_equal(made[POSITIONS], load_file(files[0])[POSITIONS])
+
+
 def test_text_encoder_and_autoencoder_come_from_where_the_settings_say(files, tmp_path) -> None:
     settings = MergeSettings("weighted_sum", (0.5,), text_from="B", vae_from="merge")
     merge_models(files[:2], tmp_path / "m.safetensors", settings)
