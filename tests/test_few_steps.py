@@ -19,9 +19,12 @@ from sdjax.nn.layers.embeddings import guidance_embedding
 from sdjax.nn.parts import param_counts
 from sdjax.pipeline.model import Pipeline
 from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.scripts import txt2img
+from sdjax.scripts.shared.distilled_models import _unset
 from sdjax.tasks.adapters import AdapterUse, Strength
 from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing
+from sdjax.tasks.distilled import said
 from sdjax.tasks.resolve import resolve
 
 import models
@@ -162,3 +165,15 @@ def test_folders_of_distilled_models_are_known_by_their_scheduler(base, word):
     written = diffusers_files(dataclasses.replace(base, few_step=word))
     assert config_from_diffusers(written)[0] == dataclasses.replace(base, few_step=word)
     assert config_from_diffusers(diffusers_files(base))[0] == base
+
+
+def test_flags_that_are_given_win_over_what_a_distilled_model_needs():
+    def chosen(*flags):
+        return _unset(txt2img.make_parser().parse_args(["--prompt", "a", *flags]), recipe_of("pcm:4"))
+
+    whole = chosen()
+    assert whole == {"sampler": "ddim", "schedule": "trailing", "num_steps": 4, "guidance_scale": 1.0}
+    assert "schedule trailing, num_steps 4, guidance_scale 1" in said(recipe_of("pcm:4"), "fast", whole)
+    assert chosen("--steps", "50", "--scale", "2").keys() == {"sampler", "schedule"}
+    assert chosen("--plms").keys() == {"num_steps", "guidance_scale"}
+    assert chosen("--schedule", "timesteps=999,700,300").keys() == {"sampler", "guidance_scale"}

@@ -348,10 +348,12 @@ def _scheduler_file(config: ModelConfig) -> dict[str, Any]:
     prediction = next(theirs for theirs, ours in _PREDICTIONS.items() if ours == schedule.prediction)
     recipe = None if config.few_step is None else recipe_of(config.few_step)
     trailing = schedule.zero_terminal_snr or (recipe is not None and recipe.spacing == "trailing")
+    kind = _scheduler_class(config)
+    of_ddim = {} if kind.startswith("Euler") else {"clip_sample": False, "set_alpha_to_one": False}
     return {
-        **_betas(schedule), "_class_name": _scheduler_class(config), "clip_sample": False,
-        "prediction_type": prediction, "rescale_betas_zero_snr": schedule.zero_terminal_snr, "set_alpha_to_one": False,
-        "steps_offset": 1, "timestep_spacing": "trailing" if trailing else "leading",
+        **_betas(schedule), **of_ddim, "_class_name": kind, "prediction_type": prediction,
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr, "steps_offset": 1,
+        "timestep_spacing": "trailing" if trailing else "leading",
     }  # fmt: skip
 
 

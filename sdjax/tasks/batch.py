@@ -227,7 +227,7 @@ class Batch:
         """Each picture's guidance scale for a model that takes it as an input; None for others."""
         if self.pipe.config.unet.guidance_dim is None:
             return None
-        return self.spread([np.float32(request.guidance_scale) for request in self.requests])
+        return self.spread([np.asarray(request.guidance_scale, np.float32) for request in self.requests])
 
     def sample(
         self,

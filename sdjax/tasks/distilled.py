@@ -55,9 +55,8 @@ def with_defaults(request: Asked, config: ModelConfig, uses: Sequence[AdapterUse
 
 def said(recipe: Recipe, asker: str, chosen: dict[str, Any]) -> str:
     """Returns the note on what was chosen."""
-    settings = ", ".join(f"{name} {value:g}" if name != "sampler" and name != "spacing" else f"{name} {value}"
-                         for name, value in chosen.items())  # fmt: skip
-    return f"{asker} is distilled ({recipe.title}), so these were chosen: {settings}"
+    texts = (f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in chosen.items())
+    return f"{asker} is distilled ({recipe.title}), so these were chosen: {', '.join(texts)}"
 
 
 def outer_scale(config: ModelConfig, scale: float) -> float:
