@@ -41,13 +41,12 @@ def check_files(controls: Sequence[str]) -> None:
     """Raises ValueError for hints and masks that cannot be read, CheckpointError for networks that are not there."""
     if not controls:
         return
-    from sdjax.convert.containers.local_models import local_path
-    from sdjax.tasks.controls import read_pictures, read_text
+    from sdjax.tasks.controls import read_pictures, read_text, resolved
 
     for text in controls:
-        use = read_text(text)
-        local_path(use.network)
-        read_pictures(read_text(_for_picture(text, 0)))
+        use = read_pictures(read_text(_for_picture(text, 0)))
+        assert isinstance(use.network, str)
+        resolved(use.network)
 
 
 def with_hints(args: argparse.Namespace, batches: "list[PromptBatch]", swept: bool) -> "list[PromptBatch]":

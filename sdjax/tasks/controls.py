@@ -14,6 +14,7 @@ from sdjax import pictures
 from sdjax.adapters.control import MODES
 from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
+from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.parts.annotators import LoadedAnnotator, load_annotator
 from sdjax.convert.parts.controlnet import LoadedControlNet, find_controlnet, load_controlnet
@@ -41,12 +42,12 @@ OTHER_HINTS = ("MLSD", "segmentation")  # their hints are made by other tools
 class ControlUse:
     """A ControlNet or T2I-Adapter that steers a picture, and its hint.
 
-    `network`: a file, or what `sdjax.convert.load_controlnet` or `load_t2i` returns. `hint`: a picture (a path, a
-    file's bytes, a Pillow image, uint8 [h, w, 3]), float32 [height, width, c] in the size of the picture that is made;
-    None: the task's own input picture. `preprocess`: a name of `sdjax.preprocessors.PREPROCESSORS` by which the hint is
-    made of that picture, with `options`; or "inpaint", which hides the part where `hidden` is white, or the task's mask
-    if it is None. `annotators`: the networks that the preprocessor needs, files or what `sdjax.convert.load_annotator`
-    returns.
+    `network`: a file, a folder, a repository of the hub, or what `sdjax.convert.load_controlnet` or `load_t2i` returns.
+    `hint`: a picture (a path, a file's bytes, a Pillow image, uint8 [h, w, 3]), float32 [height, width, c] in the size
+    of the picture that is made; None: the task's own input picture. `preprocess`: a name of
+    `sdjax.preprocessors.PREPROCESSORS` by which the hint is made of that picture, with `options`; or "inpaint", which
+    hides the part where `hidden` is white, or the task's mask if it is None. `annotators`: the networks that the
+    preprocessor needs, files or what `sdjax.convert.load_annotator` returns.
 
     `weight`: how much it counts; 0 switches it off. It works from the share `start` of the steps to the share `end`: in
     step i of n if i / n >= start and (i + 1) / n <= end. `mode`: a name of `sdjax.adapters.control.MODES`. `mask`: it
@@ -209,15 +210,26 @@ class _Same:
 
 
 def read_network(path: str, pipe: Pipeline) -> Network:
-    """Returns the ControlNet or T2I-Adapter in a file or folder, for a model. It is read once while it does not change.
+    """Returns the ControlNet or T2I-Adapter in a file, a folder or a hub repository, for a model.
 
-    Raises CheckpointError.
+    It is read once while it does not change. Raises CheckpointError.
     """
+    path = resolved(path)
     found = _read_whole(path, pipe.config)
     return _read_for(path, pipe.config, _Same(pipe.params["unet"])) if found is None else found
 
 
-@read_once(8)
+def resolved(path: str | os.PathLike[str]) -> str:
+    """Returns the path of a network on this computer, fetched from the hub if it is a repository's name.
+
+    Raises CheckpointError.
+    """
+    from sdjax.loading import hub
+
+    return os.fspath(hub.resolve(path) if hub.is_hub_name(path) else local_path(path))
+
+
+@read_once(4)
 def _read_whole(path: str, config: ModelConfig) -> Network | None:
     """Returns the network of a file; None for one that needs the weights of a UNet."""
     try:
