@@ -67,6 +67,8 @@ def understand(found: Found) -> Understood:
                 continue
             values = _translated(found.tool, item.name, item.value, raw)
             if own == "hires":
+                if entry.startswith("upscaler"):  # a file that the user would have to name
+                    raise _NotHere
                 if entry == "upscale":
                     check_upscale(item.value)
                 out.hires[entry] = item.value
