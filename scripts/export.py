@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, prompt_flags, runtime, values
+from sdjax.scripts.shared import options, prompt_files, prompt_flags, runtime, values
 
 IF_OUT_OF_MEMORY = "smaller --H and --W, a smaller --batch"
 PLATFORMS = ("cpu", "cuda", "tpu")  # those of sdjax.export.layout; a test compares them
@@ -69,9 +69,7 @@ def run(args: argparse.Namespace) -> None:
         check_size(config, args.H, args.W)
 
     pipe = sdjax.load(args.ckpt, dtype=args.dtype or "float32", check=check)
-    if args.lora:
-        uses = prompt_flags.merged_uses(args, pipe.config)
-        pipe = prompt_flags.with_adapters(pipe, uses, args.lora)
+    pipe, _ = prompt_files.with_adapters(pipe, args)
     height, width = check_size(pipe.config, args.H, args.W)
     write.write(pipe, args.folder, height=height, width=width, batch=args.batch, platforms=args.platform)
     print(f"{args.folder}: {width} x {height}, {args.batch} at a time, for {', '.join(sorted(set(args.platform)))}")

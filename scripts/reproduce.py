@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, remaking
+from sdjax.scripts.shared import options, prompt_flags, remaking
 
 IF_OUT_OF_MEMORY = "--dtype bfloat16"
 
@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_model_flags(parser)
     options.add_reading_flags(parser)
     parser.add_argument("--weak-ckpt", metavar="PATH", help="the weaker model, if the guidance was autoguidance")
+    prompt_flags.add_files_of_prompts(parser)
     options.add_device_flags(parser)
     options.add_output_flags(parser, OUTDIR)
     return parser
@@ -107,6 +108,8 @@ def _arguments(
 ) -> argparse.Namespace:
     """Returns the arguments of the command that makes the picture."""
     settings = dict(understood.settings)
+    if args.lora_dir is None and settings.pop("loras", None) is not None:
+        print("note: the picture's LoRAs are left out: give their folder with --lora-dir", file=sys.stderr)
     files = remaking.inputs_given(args, found, remaker)
     copied = [
         f"--{name}={found.computed[name]}"

@@ -19,6 +19,7 @@ from sdjax.scripts.shared import (
     options,
     picture_settings,
     previews,
+    prompt_files,
     prompt_flags,
     runtime,
     sampler_flags,
@@ -63,7 +64,6 @@ class Job:
         self.own = own_model(self.checkpoint, task, getattr(args, "method", None))
         self.folder = Path(args.outdir)
         self.checker: Any = None
-        self.merged: Sequence[Any] = ()  # the adapters of --lora
 
     @property
     def default_prompt(self) -> str:
@@ -164,14 +164,13 @@ class Job:
             say(notice)
         if weak is not None:
             self.pipe = self.pipe.guided_by(sdjax.load(weak, ema=args.ema, dtype=self.dtype))
-        if args.lora:
-            self.merged = prompt_flags.merged_uses(args, self.pipe.config)
-            self.pipe = prompt_flags.with_adapters(self.pipe, self.merged, args.lora)
+        self.pipe, self.merged = prompt_files.with_adapters(self.pipe, args)
         if others:
             self.options.flags["merge_with"] = mixture_flags.direction(args, self.pipe, others)
         self.common = self._describe() | {
             "model": picture_settings.describe_model(place, local),
             "vae": None if vae is None else picture_settings.describe_model(args.vae, vae),
+            **({"lora": [Path(text).name for text in args.lora]} if args.lora else {}),  # with the weights
         }
         if weak is not None:
             self.common["weak"] = picture_settings.describe_model(args.weak_ckpt, weak)
@@ -179,8 +178,6 @@ class Job:
             named_others = zip(args.merge_with, others, strict=True)
             self.common["merge_with"] = [picture_settings.describe_model(*one) for one in named_others]
             self.common["merge_method"] = args.merge_method or mixture_flags.METHOD
-        if args.lora:
-            self.common["lora"] = [Path(text).name for text in args.lora]  # without the folder, with the weights
         if self.checker is not None and checked_by is not None:
             self.common["safety_checker"] = picture_settings.describe_model(checked_by, Path(self.checker.source))
         return self.pipe

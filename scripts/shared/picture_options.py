@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax import names
-from sdjax.scripts.shared import large_flags, noise_flags, prompt_flags, runtime
+from sdjax.scripts.shared import large_flags, noise_flags, prompt_files, prompt_flags, runtime
 from sdjax.scripts.shared.picture_settings import recorded_options
 from sdjax.scripts.shared.prompts import PromptBatch
 
@@ -147,11 +147,11 @@ class PictureOptions:
     def hashes(
         self, pipe: Any, merged: Sequence[Any], own: Mapping[str, Any], description: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Returns the hashes of a picture's adapters and embeddings (`prompt_flags.hashes_of`)."""
+        """Returns the hashes of a picture's adapters and embeddings (`prompt_files.hashes_of`)."""
         prompt, negative = (
             description.get(f"expanded_{name}", description.get(name, "")) for name in ("prompt", "negative_prompt")
         )
-        return prompt_flags.hashes_of(pipe, merged, self._merged(own), prompt, negative)
+        return prompt_files.hashes_of(pipe, merged, self._merged(own), prompt, negative)
 
     def describe(self, own: Mapping[str, Any], config: Any) -> dict[str, Any]:
         """Returns the recorded settings of a picture: those of every picture, and others unless at their defaults."""

@@ -41,14 +41,19 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
         "which pads nothing",
     )
     add_choice_flags(add)
-    add_adapter_flags(parser)
     mixture_flags.add_mixture_flags(parser)
-    add = parser.add_argument_group("embeddings and hypernetworks").add_argument
-    add_embedding_flags(add)
-    add_hypernetwork_flags(add)
+    add_files_of_prompts(parser)
     add_image_prompt_flag(parser)
     control_flags.add_control_flags(parser)
     add_region_flag(parser)
+
+
+def add_files_of_prompts(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of adapters, embeddings and hypernetworks."""
+    add_adapter_flags(parser)
+    add = parser.add_argument_group("embeddings and hypernetworks").add_argument
+    add_embedding_flags(add)
+    add_hypernetwork_flags(add)
 
 
 def add_adapter_flags(parser: argparse.ArgumentParser) -> None:
@@ -237,64 +242,6 @@ def words_used(args: argparse.Namespace, prompts: Sequence[str], config: Any, sy
     from sdjax.tasks.embeddings import embeddings_in
 
     return embeddings_in(prompts, args.word_embeddings or (), args.embedding_dir, (), config, syntax or "weights")
-
-
-def merged_uses(args: argparse.Namespace, config: Any) -> Sequence[Any]:
-    """Returns the adapters of --lora (`sdjax.tasks.adapters.AdapterUse`), for a model of this description."""
-    from sdjax.tasks.adapter_files import Conventions
-    from sdjax.tasks.adapters import check_uses, read_use
-    from sdjax.tasks.compat import profile_of
-
-    profile = profile_of(getattr(args, "compat", None))
-    read_as = Conventions(
-        getattr(args, "alpha_0", None) or profile.alpha_0,  # type: ignore[arg-type]
-        getattr(args, "dora", None) or profile.dora,  # type: ignore[arg-type]
-    )
-    uses = [read_use(one, config, read_as) for one in args.lora]
-    check_uses(uses)
-    return uses
-
-
-def with_adapters(pipe: Any, uses: Sequence[Any], given: Sequence[str]) -> Any:
-    """Returns a model with adapters merged into it, and with the words that came with them. `given` are the flags."""
-    from sdjax.adapters import AdapterError
-
-    try:
-        pipe = pipe.with_adapters(*((use.adapter, use.strength) for use in uses))
-        for use in uses:
-            pipe = pipe.with_embeddings(use.embeddings)
-    except (AdapterError, ValueError) as error:
-        raise ValueError(f"--lora {' '.join(given)}: {error}") from None
-    return pipe
-
-
-def hashes_of(
-    pipe: Any, merged: Sequence[Any], settings: Mapping[str, Any], prompt: str, negative: str
-) -> dict[str, Any]:
-    """Returns the short hashes of the adapters and embeddings of a picture, {"hashes": {"lora": {name: hash}, ...}}.
-
-    `merged` are the adapters of --lora, `settings` the picture's fields of `Request`. Nothing is returned without any.
-    """
-    from sdjax.tasks.adapters import files_named
-    from sdjax.tasks.compat import profile_of
-    from sdjax.tasks.embeddings import embeddings_in
-
-    files = files_named(prompt, settings.get("loras"), settings.get("lora_dir"), pipe.config)
-    syntax = settings.get("prompt_syntax") or profile_of(settings.get("compat")).prompt_syntax
-    words = embeddings_in(
-        (prompt, negative),
-        settings.get("word_embeddings") or (),
-        settings.get("embedding_dir"),
-        (),
-        pipe.config,
-        syntax,
-    )
-    found = {
-        "lora": {one.name: one.short_hash for one in (*merged, *files) if one.short_hash},
-        "embedding": {one.word: one.short_hash for one in words if one.short_hash},
-    }
-    kept = {name: hashes for name, hashes in found.items() if hashes}
-    return {"hashes": kept} if kept else {}
 
 
 def check_prompting(args: argparse.Namespace) -> None:

@@ -19,7 +19,6 @@ TITLES = {
 COMPAT = {"a1111": "a1111", "comfyui": "comfyui", "invokeai": "diffusers"}  # the tools' profiles
 NAMES = {"a1111": "a1111", "comfyui": "comfyui", "invokeai": "invokeai", "stable-diffusion.cpp": "sd_cpp"}
 OF_TASK = ("height", "width", "strength")
-FILES = ("loras",)  # settings that name files: a picture may not choose them
 # A1111's schedule "Automatic" of a sampler; of others it is the model's own
 AUTOMATIC = {
     **dict.fromkeys(("DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a"), "Karras"),
@@ -54,7 +53,7 @@ def understand(found: Found) -> Understood:
     Settings of another tool get its profile (`compat`): noise, counting of steps and schedules as that tool has them.
     """
     out = Understood({}, {}, [], [], {})
-    known = [name for name in settings.known_names(OF_TASK) if name not in FILES]
+    known = settings.known_names(OF_TASK)
     raw = {item.name: item.value for item in found.items if item.name}
     for item in found.items:
         try:

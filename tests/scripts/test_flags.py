@@ -36,7 +36,8 @@ ALWAYS = {
     "invert": f"{SHARED} --init-img --background --refinements",
     "animate": f"{SHARED} {NOISE} --preview --strength-counting --frames --loop --motion --format --fps --save_frames",
     "reproduce": f"--debug --dry-run --weak-ckpt --ckpt --revision --C --f {READING} --device --parallel --precision "
-    "--dtype --exact --outdir --safety-checker --preview --skip_save --skip_grid",
+    "--dtype --exact --outdir --safety-checker --preview --skip_save --skip_grid --lora --lora-dir --embedding "
+    "--embedding-dir --hypernetwork --hypernetwork-dir",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
     "--old-prompt-editing --style --wildcards --wildcard-seed --embedding --embedding-dir",
     "hint": "--debug --out --option --annotator --resolution",
@@ -52,7 +53,7 @@ ALWAYS = {
     "inspect": "--debug --variant --revision --json",
     "guidance": "--debug",
     "samplers": "--debug",
-    "export": "--debug --H --W --batch --platform --dtype",
+    "export": "--debug --H --W --batch --platform --dtype --lora",
     "run-exported": "--debug --prompt --from-file --n_samples --seed --steps --sampler --scale --device "
     "--keep-compiled --outdir",
     "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --device --json",

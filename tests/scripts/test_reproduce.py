@@ -8,6 +8,8 @@ import pytest
 from command_checks import read, write
 
 from sdjax import convert
+from sdjax.adapters import Difference
+from sdjax.convert.adapters.write import write_adapter
 from sdjax.pictures.image import save_png
 from sdjax.scripts.main import main
 
@@ -93,7 +95,7 @@ def test_files_without_settings_and_files_that_are_none(fake, capsys) -> None:
 
 OURS = [
     "--n_samples 3",
-    "--n_samples 2 --sampler euler_ancestral --scale 1",
+    "--n_samples 2 --sampler euler_ancestral --scale 1 --lora-dir loras --sweep lora=one:2",
     *(
         pytest.param(flags, marks=pytest.mark.slow)
         for flags in (
@@ -115,13 +117,17 @@ def test_a_picture_of_ours_is_made_again_bit_for_bit(monkeypatch, tmp_path, caps
     convert.save(pipe.config, pipe.params, "model", to="native")
     lines = [{"prompt": "a cat", "steps": 2, "H": 72}, {"prompt": "a dog", "sampler": "heun", "negative_prompt": "x"}]
     Path("lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    Path("loras").mkdir()
+    bias = Difference(np.ones(models.TINY.unet.out_channels, "f"))
+    write_adapter("loras/one.safetensors", {"unet/conv_out/bias": bias}, models.TINY)
     common = ["--ckpt", "model", "--device", "cpu:0", "--dtype", "float32"]
     assert (
         main(["txt2img", *common, "--steps", "3", "--n_iter", "1", "--skip_grid", "--outdir", "o", *flags.split()]) == 0
     )
     last = max(Path("o/samples").iterdir())
     capsys.readouterr()
-    assert main(["reproduce", str(last), "--ckpt", "model", "--device", "cpu:0"]) == 0
+    own = ["--lora-dir", "loras"] if "loras" in flags else []
+    assert main(["reproduce", str(last), "--ckpt", "model", "--device", "cpu:0", *own]) == 0
     assert f"every pixel is that of {last}" in capsys.readouterr().err
     again = Path("outputs/reproduced/samples/00000.png")
     np.testing.assert_array_equal(read(again)[0], read(last)[0])
