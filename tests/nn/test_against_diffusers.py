@@ -1,10 +1,13 @@
 """The networks against diffusers' on random weights, at sizes where a level's side is odd too."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from sdjax.config import UNetConfig, VAEConfig
+from sdjax.convert.describe.diffusers_config import _unet as config_of_unet
 from sdjax.nn import AutoencoderKL, UNet
 
 from checks import relative_error
@@ -62,6 +65,44 @@ def test_unet_equals_diffusers_at_512_and_at_520_by_456(linear):
             want = peer(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(context)).sample
         got = jax.jit(UNet(config).apply)({"params": params}, x, t, context)
         assert relative_error(got, want.permute(0, 2, 3, 1).numpy()) < 2e-5  # float32 rounding
+
+
+SMALLER = {  # as BK-SDM-Base and -Tiny, SDXS-512, and a latent consistency model
+    "one block a level": {"up": 1, "attention_head_dim": 4},
+    "no middle block": {"up": 0, "attention_head_dim": 4, "mid_block_type": None},
+    "plain first level": {"up": 0, "attention_head_dim": (2, 4, 8), "mid_block_type": None, "first": "DownBlock2D",
+                          "use_linear_projection": True},
+    "scale as an input": {"up": 1, "attention_head_dim": 4, "time_cond_proj_dim": 33, "layers_per_block": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_smaller_unets_and_those_that_take_the_scale_equal_diffusers(name):
+    own = dict(SMALLER[name])
+    last, first = "DownBlock2D" if own.pop("up") else "CrossAttnDownBlock2D", own.pop("first", "CrossAttnDownBlock2D")
+    down = (first, "CrossAttnDownBlock2D", last)
+    peer = diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64, 128), cross_attention_dim=64, down_block_types=down,
+        up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(down)),
+        **{"layers_per_block": 1, **own},
+    ).eval()  # fmt: skip
+    randomise(peer)
+    config = config_of_unet(json.loads(peer.to_json_string()))
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((2, 16, 16, 4), np.float32), np.array([700.0, 20.0], np.float32)
+    context, scale, condition = rng.standard_normal((2, 7, 64), np.float32), None, None
+    if config.guidance_dim is not None:
+        scale = np.array([7.0, 1.5], np.float32)
+        embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        condition = embed(None, torch.tensor(scale) - 1, config.guidance_dim)
+    inputs = (x, t, context, None, scale)
+    params = to_flax(peer, jax.eval_shape(UNet(config).init, jax.random.key(0), *inputs)["params"])
+    with torch.no_grad():
+        want = peer(
+            torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(context), timestep_cond=condition
+        ).sample
+    got = jax.jit(UNet(config).apply)({"params": params}, *inputs)
+    assert relative_error(got, want.permute(0, 2, 3, 1).numpy()) < 2e-5
 
 
 def test_autoencoder_equals_diffusers():
