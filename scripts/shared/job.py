@@ -174,10 +174,11 @@ class Job:
         }
         if weak is not None:
             self.common["weak"] = picture_settings.describe_model(args.weak_ckpt, weak)
+        method = args.merge_method or mixture_flags.METHOD
         if others:
             named_others = zip(args.merge_with, others, strict=True)
             self.common["merge_with"] = [picture_settings.describe_model(*one) for one in named_others]
-            self.common["merge_method"] = args.merge_method or mixture_flags.METHOD
+            self.common["merge_method"] = method
         if self.checker is not None and checked_by is not None:
             self.common["safety_checker"] = picture_settings.describe_model(checked_by, Path(self.checker.source))
         return self.pipe
