@@ -55,7 +55,7 @@ def share_by_images(
             up = np.concatenate([np.asarray(change.up, np.float32) for _, change in several])
             each = [at[:, [k]] * np.float32(change.scale) * np.ones(change.down.shape[-1], np.float32)
                     for k, change in several]  # fmt: skip
-            low[layer] = _padded(LowRank(down, up, np.float32(1)), rank)
+            low[layer] = _padded(LowRank(down, up), rank)
             own = np.concatenate(each, -1)
             factors[layer] = np.pad(own, ((0, 0), (0, rank - own.shape[-1])))
     own_arrays = ImageLoRA({}, np.ones(len(weights), np.float32), {}, factors)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def _stack(changes: Sequence[Delta | None]) -> LowRank:
     known = [change for change in changes if isinstance(change, LowRank)]
     rank = _bucket(max(change.down.shape[-1] for change in known))
     first = _padded(known[0], rank)
-    none = LowRank(np.zeros_like(first.down), np.zeros_like(first.up), np.float32(0))
+    none = LowRank(np.zeros_like(first.down), np.zeros_like(first.up), 0.0)
     each = [_padded(change, rank) if isinstance(change, LowRank) else none for change in changes]
     down, up = (np.stack([getattr(change, name) for change in each]) for name in ("down", "up"))
     return LowRank(down, up, np.asarray([change.scale for change in each], np.float32))  # type: ignore[arg-type]
@@ -106,4 +106,5 @@ def _padded(change: LowRank, rank: int) -> LowRank:
     down, up = np.asarray(change.down), np.asarray(change.up)
     more = rank - up.shape[0]
     down = np.pad(down, [*[(0, 0)] * (down.ndim - 1), (0, more)])
-    return LowRank(down, np.pad(up, [(0, more), (0, 0)]), np.float32(change.scale))
+    scale = np.float32(change.scale)
+    return LowRank(down, np.pad(up, [(0, more), (0, 0)]), scale)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.traverse_util import flatten_dict
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from sdjax.adapters.delta import AdapterError, LowRank
@@ -135,7 +136,7 @@ def _over_images(factors: Array, like: Array) -> Array:
     return factors.reshape(b, *(1,) * (like.ndim - 1 - len(rest)), *rest)
 
 
-def _through(layer: nn.Module | None, x: Array, kernel: Array) -> Array:
+def _through(layer: nn.Module | None, x: Array, kernel: ArrayLike) -> Array:
     """Returns x times a matrix in float32, or through a kernel as the layer's own. It is the same for all images."""
     kernel = jnp.asarray(kernel, x.dtype)
     if isinstance(layer, Conv):
@@ -143,7 +144,7 @@ def _through(layer: nn.Module | None, x: Array, kernel: Array) -> Array:
     return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
 
 
-def _through_own(layer: nn.Module | None, x: Array, kernel: Array) -> Array:
+def _through_own(layer: nn.Module | None, x: Array, kernel: ArrayLike) -> Array:
     """Returns the same with a matrix or kernel for each image."""
     kernel = jnp.asarray(kernel, x.dtype)
     if not isinstance(layer, Conv):

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +71,8 @@ def read_use(given: AdapterLike, config: ModelConfig, conventions: Conventions =
     `sdjax.convert.load_adapter` returns; or a pair of one of these and a weight or a Strength. Files are read with
     `conventions`. Raises ValueError for anything else, `sdjax.convert.CheckpointError` for a file that cannot be used.
     """
-    what, strength = given, Strength()
+    what: Any = given
+    strength = Strength()
     if isinstance(given, AdapterUse):
         return given
     if isinstance(given, tuple) and len(given) == 2:
@@ -134,7 +135,8 @@ def named_uses(
             numbers = [0.0] * 3
         if len(numbers) > 2:
             raise ValueError(f"a LoRA is NAME, NAME:WEIGHT or NAME:WEIGHT:TEXT WEIGHT; got {shown(text)}")
-        uses.append(_use(read_file(str(find_file(folder, name)), config, conventions), Strength(*numbers)))
+        strength = Strength(numbers[0] if numbers else 1.0, numbers[1] if len(numbers) > 1 else None)
+        uses.append(_use(read_file(str(find_file(folder, name)), config, conventions), strength))
     return tuple(uses)
 
 
@@ -208,7 +210,8 @@ def unet_changes(use: AdapterUse, strength: Strength, base: Params) -> dict[str,
     `strength` is in place of that of the use. `base` are the UNet's parameters. Raises AdapterError for a leaf that
     the UNet does not have.
     """
-    leaves, out = flatten_dict(base, sep="/"), {}
+    leaves = flatten_dict(base, sep="/")
+    out: dict[str, Delta] = {}
     for path, delta in use.adapter.items():
         part, _, rest = path.partition("/")
         weight = strength.of(path)

@@ -77,13 +77,13 @@ def _array(value: dict[str, Any]) -> Any:
 
 def _in_pixels(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes | None:
     """Returns the text in the low bits of a picture, None if its blocks are not there. Raises ValueError if damaged."""
-    inked = (pixels > 0).all(2)
-    if not inked.any():
+    inked = np.all(pixels > 0, axis=2)
+    if not np.any(inked):
         return None
     (top, bottom), (left, right) = ((found[0], found[-1] + 1) for axis in (1, 0)
-                                    if len(found := np.flatnonzero(inked.any(axis))))  # fmt: skip
+                                    if len(found := np.flatnonzero(np.any(inked, axis=axis))))  # fmt: skip
     low = pixels[top:bottom, left:right] & 0x0F
-    gaps = np.flatnonzero(~low.any(axis=(0, 2)))
+    gaps = np.flatnonzero(~np.any(low, axis=(0, 2)))
     if len(gaps) < 2:
         return None
     blocks = low[:, : gaps[0]], low[:, gaps[-1] + 1 :]
