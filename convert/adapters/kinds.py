@@ -64,10 +64,11 @@ def changes_of(pieces: Pieces, layer: Layer, scaling: Scaling, dora: Dora = "lin
     rest = {name: piece for name, piece in pieces.items() if name not in magnitudes}
     build = next((build for needed, optional, build in KINDS if _are(rest, needed, optional)), None)
     if build is None:
-        lacking = [
-            sorted(set(needed) - set(rest)) for needed, optional, _ in KINDS if set(rest) <= {*needed, *optional}
-        ]
-        lacks = f": it lacks {', '.join(min(lacking, key=lambda names: len(names)))}" if lacking and rest else ""
+        lacking: list[list[str]] = []
+        for needed, optional, _ in KINDS:
+            if rest and set(rest) <= {*needed, *optional}:
+                lacking.append(sorted(set(needed) - set(rest)))
+        lacks = f": it lacks {', '.join(min(lacking, key=len))}" if lacking else ""
         raise Misfit(f"it has {', '.join(sorted(pieces))}, which is no whole change of any kind{lacks}")
     changes = build(rest, layer, scaling)
     if magnitudes:
