@@ -68,7 +68,8 @@ def changes_of(pieces: Pieces, layer: Layer, scaling: Scaling, dora: Dora = "lin
         for needed, optional, _ in KINDS:
             if rest and set(rest) <= {*needed, *optional}:
                 lacking.append(sorted(set(needed) - set(rest)))
-        lacks = f": it lacks {', '.join(min(lacking, key=len))}" if lacking else ""
+        fewest: list[str] = min(lacking, key=len, default=[])
+        lacks = f": it lacks {', '.join(fewest)}" if fewest else ""
         raise Misfit(f"it has {', '.join(sorted(pieces))}, which is no whole change of any kind{lacks}")
     changes = build(rest, layer, scaling)
     if magnitudes:
