@@ -14,6 +14,8 @@ import safetensors.numpy
 import sdjax
 from sdjax import convert
 from sdjax.loading import builtin
+from sdjax.nn.controlnet import of_unet
+from sdjax.tasks import controls
 
 import models
 
@@ -107,3 +109,11 @@ def test_the_built_in_model_is_whole_and_small():
     assert builtin.changes().stat().st_size <= 6_000_000
     assert sdjax.load().config.image_size >= 64
     assert sdjax.load("builtin-inpainting").config.unet.in_channels == 33
+
+
+def test_the_built_in_controlnet_fits_the_built_in_model() -> None:
+    pipe = sdjax.load()
+    use = controls.read_control(controls.ControlUse(builtin.EDGES), pipe)
+    assert use.loaded.source == "lora"
+    assert use.loaded.config == of_unet(pipe.config.unet, factor=pipe.config.vae.factor)
+    assert builtin.control(builtin.EDGES).stat().st_size < 3_000_000

@@ -14,6 +14,7 @@ from sdjax.convert.describe.choices import ConfigLike
 from sdjax.convert.errors import CheckpointError
 
 NAME, INPAINTING = NAMES = BUILTIN
+EDGES = "builtin-edges"  # the ControlNet for edges and outlines, a control-LoRA of the built-in model
 _SMALL = "a small one that draws emoji on plain backgrounds, 64 x 64 pixels"
 NOTICE = f"no checkpoint was named, so the built-in model is used: {_SMALL}"
 NOTICES = {
@@ -58,6 +59,14 @@ def changes() -> Path:
 def changes_of(folder: Path) -> Path:
     """Returns the path of that file, beside a model's folder."""
     return folder.with_name(f"{folder.name}-inpainting.safetensors")
+
+
+def control(name: str) -> Path:
+    """Returns the file of the built-in ControlNet `name`. Raises CheckpointError if this copy of sdjax has none."""
+    file = FOLDER.with_name(f"{name}.safetensors")
+    if not file.is_file():
+        raise CheckpointError("this copy of sdjax has no built-in ControlNet; name a file", file)
+    return file
 
 
 def inpainting_config(model: ModelConfig) -> ModelConfig:

@@ -42,12 +42,12 @@ OTHER_HINTS = ("MLSD", "segmentation")  # their hints are made by other tools
 class ControlUse:
     """A ControlNet or T2I-Adapter that steers a picture, and its hint.
 
-    `network`: a file, a folder, a repository of the hub, or what `sdjax.convert.load_controlnet` or `load_t2i` returns.
-    `hint`: a picture (a path, a file's bytes, a Pillow image, uint8 [h, w, 3]), float32 [height, width, c] in the size
-    of the picture that is made; None: the task's own input picture. `preprocess`: a name of
-    `sdjax.preprocessors.PREPROCESSORS` by which the hint is made of that picture, with `options`; or "inpaint", which
-    hides the part where `hidden` is white, or the task's mask if it is None. `annotators`: the networks that the
-    preprocessor needs, files or what `sdjax.convert.load_annotator` returns.
+    `network`: a file, a folder, a repository of the hub, "builtin-edges" (for the built-in model), or what
+    `sdjax.convert.load_controlnet` or `load_t2i` returns. `hint`: a picture (a path, a file's bytes, a Pillow image,
+    uint8 [h, w, 3]), float32 [height, width, c] in the size of the picture that is made; None: the task's own input
+    picture. `preprocess`: a name of `sdjax.preprocessors.PREPROCESSORS` by which the hint is made of that picture, with
+    `options`; or "inpaint", which hides the part where `hidden` is white, or the task's mask if it is None.
+    `annotators`: the networks that the preprocessor needs, files or what `sdjax.convert.load_annotator` returns.
 
     `weight`: how much it counts; 0 switches it off. It works from the share `start` of the steps to the share `end`: in
     step i of n if i / n >= start and (i + 1) / n <= end. `mode`: a name of `sdjax.adapters.control.MODES`. `mask`: it
@@ -220,12 +220,14 @@ def read_network(path: str, pipe: Pipeline) -> Network:
 
 
 def resolved(path: str | os.PathLike[str]) -> str:
-    """Returns the path of a network on this computer, fetched from the hub if it is a repository's name.
+    """Returns the path of a network on this computer: of a built-in one, or fetched from the hub if it is there.
 
     Raises CheckpointError.
     """
-    from sdjax.loading import hub
+    from sdjax.loading import builtin, hub
 
+    if path == builtin.EDGES and not os.path.exists(path):
+        return str(builtin.control(path))
     return os.fspath(hub.resolve(path) if hub.is_hub_name(path) else local_path(path))
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 from sdjax.checks.notes import Note
 from sdjax.config import ConfigError
 from sdjax.configs import controlnet
+from sdjax.convert import read
 from sdjax.convert.parts.controlnet import load_controlnet
-from sdjax.convert.write.controlnet import write_controlnet
+from sdjax.convert.write.controlnet import write_control_lora, write_controlnet
 from sdjax.description import build
 from sdjax.evaluate.benchmark import random_model
 from sdjax.loading.trainable.control import NETWORK, ControlTraining
@@ -121,3 +122,19 @@ def test_a_run_changes_only_the_net_and_leaves_its_file(tmp_path) -> None:
     assert np.any(state.params[NETWORK]["controlnet_mid_block"]["kernel"])
     loaded = load_controlnet(tmp_path / "run" / "controlnet.safetensors", TINY)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, jax.device_get(state.params[NETWORK]))
+
+
+def test_a_control_lora_keeps_the_difference_to_the_unet_up_to_its_rank(tmp_path) -> None:
+    base, net = new()
+    changed = jax.tree.map(np.array, net)
+    kernel = changed["down_blocks_0"]["resnets_0"]["conv1"]["kernel"]
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(9 * kernel.shape[2], 2)) @ rng.normal(size=(2, kernel.shape[3]))
+    kernel += low.reshape(kernel.shape)
+    changed["controlnet_mid_block"]["kernel"] += 1
+    write_control_lora(tmp_path / "a.safetensors", NET, changed, base, rank=2, dtype=np.float32)
+    loaded = load_controlnet(tmp_path / "a.safetensors", TINY, base)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), loaded.params, changed)
+    names = read(tmp_path / "a.safetensors").keys()
+    assert "input_blocks.1.0.in_layers.2.up" in names
+    assert "input_blocks.1.0.in_layers.2.weight" not in names
