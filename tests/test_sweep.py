@@ -31,7 +31,15 @@ def test_names_of_other_tools_mean_our_settings():
 def test_every_field_of_a_request_that_json_can_hold_may_be_set():
     fields = {field.name for field in dataclasses.fields(Request)}
     arrays = {"latents", "prompt_embeds", "negative_prompt_embeds"}
-    files = {"word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir", "image_prompts", "regions"}
+    files = {
+        "word_embeddings",
+        "embedding_dir",
+        "hypernetworks",
+        "hypernetwork_dir",
+        "image_prompts",
+        "regions",
+        "controls",
+    }
     paths = {"styles_file", "wildcards", "adapters", "lora_dir", "merge_with", *files}
     assert fields - set(settings.known_names()) == arrays | paths
 

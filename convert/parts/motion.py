@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -219,7 +220,8 @@ def _put_positions(
             elif array.any():
                 values = array
         *modules, leaf = path.split("/")
-        functools.reduce(lambda node, module: node[module], modules, params)[leaf] = values
+        node: Any = functools.reduce(lambda node, module: node[module], modules, params)
+        node[leaf] = values
     if problems:
         raise checkpoint.error(f"its motion modules have other positions: {listed(problems)}")
 

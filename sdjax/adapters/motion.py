@@ -54,7 +54,7 @@ class Motion:
                 return out
             module = MotionModule(self.config, self.over_frames, out.dtype)
             with unpatched():
-                return self._frames(module.apply({"params": params}, self._clips(out)))
+                return self._frames(module.bind({"params": params})(self._clips(out)))
 
         return intercept
 

@@ -73,8 +73,8 @@ class ClipNetwork:
         entries = (places[..., None] * k + np.arange(k)).reshape(len(places), -1)  # of the batch
 
         def one(at: jax.Array) -> jax.Array:
-            part = jax.tree.map(lambda a: jnp.take(a, at, axis=0), (x, t, conditioning))
-            return self.network(params, *part, memory)[0]
+            at_x, at_t, told = jax.tree.map(lambda a: jnp.take(a, at, axis=0), (x, t, conditioning))
+            return self.network(params, at_x, at_t, told, memory)[0]
 
         made = jax.lax.map(one, entries)  # [windows, n k, h, w, c]
         count = np.bincount(entries.ravel(), minlength=frames * k).astype(np.float32)

@@ -141,8 +141,9 @@ def animate(
     note_prompts(pipe, keyed.requests)
     joined = joined_weights(keyed)
     if len(set(texts)) == 1:
-        for name, value, usual in ("interpolation", interpolation, "linear"), ("prompt_strength", prompt_strength, 1):
-            if value != usual:
+        unused = {"interpolation": interpolation != "linear", "prompt_strength": prompt_strength != 1}
+        for name, changed in unused.items():
+            if changed:
                 note(f"{name} has no effect on one prompt: give several different ones, or leave it out")
     if len(set(zip(texts, negatives, seeds))) == 1:
         note("all keyframes have the same prompt and seed: every frame is the same picture")
@@ -162,7 +163,7 @@ def animate(
     @functools.cache
     def keyframes() -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
         """Returns the keyframes' starting noise, the contexts of each branch, and the stage of each call."""
-        keys = dataclasses.replace(whole_batch, requests=keyed.requests, inputs=seeds, starts=list(keyed.starts))
+        keys = dataclasses.replace(whole_batch, requests=list(keyed.requests), inputs=seeds, starts=list(keyed.starts))
         noise = at_keyframes(lambda which: keys.part(which).noise(), [seeds.index(seed) for seed in seeds])
         names = conditionings_of(with_weights(whole_batch.part([0]), joined[:1]).guidance)
         return noise, *keyed.keyframes([branch_of(name) for name in names], batch)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -142,7 +143,8 @@ def clip(
         names = conditionings_of(clip.guidance)
         contexts, stage = keyed.keyframes([branch_of(name) for name in names], ENCODED)
         scale = clip.scale_input
-        conditionings = [Conditioning(between(context, positions, mix), guidance_scale=scale) for context in contexts]
+        mixed = [jnp.asarray(between(context, positions, mix)) for context in contexts]
+        conditionings = [Conditioning(context, guidance_scale=scale) for context in mixed]
         rows = [staged(one.rows, stage) for one in clip.starts if one.rows is not None]
         x0 = clip.encode([given[i] for i in clip.inputs]) if clip.needs_x0 else None
         return clip.finish((yield from clip.sample(x0, clip.noise(), conditionings, rows=rows)))
@@ -195,7 +197,7 @@ def _frame_controls(controls: Any, frames: int) -> dict[str, Any]:
     for i, files in folders.items():
         if len(files) != frames:
             raise ValueError(
-                f"the folder of hints {uses[i].hint} has one picture for each frame, {frames}; it has {len(files)}"
+                f"the folder of hints {str(uses[i].hint)} has one picture for each frame, {frames}; it has {len(files)}"
             )
     return {
         "controls": [

@@ -57,8 +57,8 @@ def edit(
     ]
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
     how, requests, which = read_options(prompt, options, len(sizes))
-    scales = list(image_scale) if is_sequence(image_scale) else [image_scale]  # type: ignore[arg-type]
-    scales = inputs.one_each("image_scale", scales, len(requests))
+    every: Sequence[Any] = image_scale if is_sequence(image_scale) else [image_scale]  # type: ignore[assignment]
+    scales = inputs.one_each("image_scale", list(every), len(requests))
     requests = [with_image_scale(request, scale) for request, scale in zip(requests, scales)]
     batch = batch_of(pipe, requests, how, which, [sizes[i] for i in which])
 

@@ -5,7 +5,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ class EncodedPrompt:
         """The keys and values of the cross-attentions, [2, n, width]: of the pictures, and to keep away from."""
         both = np.stack([self.encoded, self.away]).astype(np.float32)
         return [
-            KeysAndValues(*map(np.asarray, one)) for one in _project(self.adapter.config, self.adapter.params, both)
+            KeysAndValues(*map(jnp.asarray, one)) for one in _project(self.adapter.config, self.adapter.params, both)
         ]
 
 
@@ -138,16 +138,20 @@ def arrays(
     All pictures have equally many, of equal `likeness`. `timesteps[i]` are those of all calls of picture i. `size` is
     the latent's (height, width).
     """
-    own, away = [], []
+    own: list[ImagePromptArrays] = []
+    away: list[ImagePromptArrays] = []
     for of_slot in zip(*prompts, strict=True):
-        during = np.array([timesteps_of(one.span, t) for one, t in zip(of_slot, timesteps)], np.float32)
+        during: Any = np.array([timesteps_of(one.span, t) for one, t in zip(of_slot, timesteps)], np.float32)
         masks = [pictures.resize(one.mask, *size, "area") for one in of_slot if one.mask is not None]
-        weights = {path: np.array([one.weights[path] for one in of_slot], np.float32) for path in of_slot[0].weights}
+        mask: Any = np.stack(masks) if masks else None
+        weights: Any = {
+            path: np.array([one.weights[path] for one in of_slot], np.float32) for path in of_slot[0].weights
+        }
         made = [by_path(one.keys_and_values, unet) for one in of_slot]
         for which, out in enumerate((own, away)):
-            keys = {path: np.stack([one[path].keys[which] for one in made]) for path in made[0]}
-            values = {path: np.stack([one[path].values[which] for one in made]) for path in made[0]}
-            out.append(ImagePromptArrays(keys, values, weights, during, np.stack(masks) if masks else None))
+            keys: Any = {path: np.stack([one[path].keys[which] for one in made]) for path in made[0]}
+            values: Any = {path: np.stack([one[path].values[which] for one in made]) for path in made[0]}
+            out.append(ImagePromptArrays(keys, values, weights, during, mask))
     return own, away
 
 
@@ -288,7 +292,7 @@ def read_encoder(path: str) -> Encoder:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(config: VisionConfig, tokens: bool, params: Params, pixels: Image) -> Float[Array, "k ..."]:
-    return VisionEncoder(config, penultimate=tokens).apply({"params": params}, pixels)
+    return VisionEncoder(config, penultimate=tokens).bind({"params": params})(pixels)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -60,15 +60,15 @@ def check_keyframes(
     Raises ValueError if their numbers do not match.
     """
     if isinstance(prompts, Mapping):
-        prompts = [prompts[number] for number in numbers_of(prompts)]
+        prompts = [prompts[number] for number in numbers_of(prompts) or ()]
     prompts, negatives = texts("prompts", prompts), texts("negative_prompt", negative_prompt, default="")
-    seeds = arguments.seeds(seeds, 1)
-    count = max(len(prompts), len(seeds))
-    for name, items in ("prompts", prompts), ("negative prompts", negatives), ("seeds", seeds):
+    each = arguments.seeds(seeds, 1)
+    count = max(len(prompts), len(each))
+    for name, items in ("prompts", prompts), ("negative prompts", negatives), ("seeds", each):
         if len(items) not in (1, count):
             raise ValueError(f"give 1 or {count} {name}, because there are {count} keyframes; got {len(items)}")
     prompts, negatives = (items * (count // len(items)) for items in (prompts, negatives))
-    return prompts, negatives, seeds * (count // len(seeds))
+    return prompts, negatives, each * (count // len(each))
 
 
 def numbers_of(prompts: Prompted) -> list[int] | None:

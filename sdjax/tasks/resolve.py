@@ -75,8 +75,8 @@ class Resolved(Request):
     embedding_dir: None
     hypernetworks: tuple[HypernetworkUse, ...]
     hypernetwork_dir: None
-    image_prompts: tuple[EncodedPrompt, ...]
-    regions: tuple[ResolvedRegion, ...]
+    image_prompts: tuple[EncodedPrompt, ...]  # type: ignore[assignment]
+    regions: tuple[ResolvedRegion, ...]  # type: ignore[assignment]
     controls: tuple[ControlUse, ...]
     noise_schedule: NoiseSchedule
     windows: Windows | None
