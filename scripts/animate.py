@@ -8,6 +8,7 @@ from typing import Any
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import (
     input_pictures,
+    model_flags,
     noise_flags,
     options,
     picture_settings,
@@ -99,8 +100,8 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_sampling_flags(parser)
     noise_flags.add_noise_flags(parser)
     noise_flags.add_compat_flags(parser, strength=True)
-    options.add_model_flags(parser)
-    options.add_reading_flags(parser)
+    model_flags.add_model_flags(parser)
+    model_flags.add_reading_flags(parser)
     options.add_device_flags(parser)
     group = parser.add_argument_group("what to write")
     add = group.add_argument

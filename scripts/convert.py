@@ -5,7 +5,7 @@ import sys
 
 from sdjax.loading.run_layout import is_run
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, values
+from sdjax.scripts.shared import model_flags, options, values
 from sdjax.scripts.shared.flags import Needs
 
 IF_OUT_OF_MEMORY = "close other programs, or use a computer whose memory holds the model"
@@ -68,8 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="for a training's folder: the checkpoint of step N; default: the newest",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    options.add_revision_flag(parser, needs=OF_A_CHECKPOINT)
-    options.add_reading_flags(parser, needs=OF_A_CHECKPOINT)
+    model_flags.add_revision_flag(parser, needs=OF_A_CHECKPOINT)
+    model_flags.add_reading_flags(parser, needs=OF_A_CHECKPOINT)
     return parser
 
 

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import input_pictures, noise_flags, options, values
+from sdjax.scripts.shared import input_pictures, model_flags, noise_flags, options, values
 from sdjax.scripts.shared.job import Job, note
 from sdjax.scripts.shared.picture_settings import Made
 from sdjax.scripts.shared.prompts import PromptBatch
@@ -46,8 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_sampling_flags(parser, "CompVis: 5, Stability: 9")
     noise_flags.add_noise_flags(parser)
     noise_flags.add_compat_flags(parser, strength=True)
-    options.add_model_flags(parser)
-    options.add_reading_flags(parser)
+    model_flags.add_model_flags(parser)
+    model_flags.add_reading_flags(parser)
     options.add_device_flags(parser)
     options.add_output_flags(parser, "outputs/img2img-samples")
     parser.set_defaults(own=("strength",))

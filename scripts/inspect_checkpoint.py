@@ -8,7 +8,7 @@ import json
 import sys
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options
+from sdjax.scripts.shared import model_flags, options
 from sdjax.scripts.shared.wording import in_flags
 
 IF_OUT_OF_MEMORY = "close other programs"
@@ -23,8 +23,8 @@ def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax inspect`."""
     parser = options.make_command_parser("inspect", DESCRIPTION, EXIT_STATUS)
     parser.add_argument("path", metavar="FILE", help="the checkpoint, as for --ckpt of txt2img")
-    options.add_revision_flag(parser)
-    options.add_variant_flag(parser)
+    model_flags.add_revision_flag(parser)
+    model_flags.add_variant_flag(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import input_pictures, noise_files, options, runtime, values
+from sdjax.scripts.shared import input_pictures, model_flags, noise_files, options, runtime, values
 from sdjax.scripts.shared.job import Job, note
 from sdjax.scripts.shared.prompts import check_prompts
 
@@ -43,8 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     options.add_size_flags(parser, "the picture's own side, rounded down to a multiple of 64")
     options.add_sampling_flags(parser, scale="1, with which inversion is most exact", sampler=False)
-    options.add_model_flags(parser)
-    options.add_reading_flags(parser)
+    model_flags.add_model_flags(parser)
+    model_flags.add_reading_flags(parser)
     options.add_device_flags(parser)
     parser.add_argument_group("what to write").add_argument(
         "--outdir",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, prompt_flags, remaking
+from sdjax.scripts.shared import model_flags, options, prompt_flags, remaking
 
 IF_OUT_OF_MEMORY = "--dtype bfloat16"
 
@@ -46,8 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("picture", metavar="PICTURE", help="the picture: PNG, JPEG or WebP")
     parser.add_argument("--dry-run", action="store_true", help="only print what the file says")
     remaking.add_input_flags(parser)
-    options.add_model_flags(parser)
-    options.add_reading_flags(parser)
+    model_flags.add_model_flags(parser)
+    model_flags.add_reading_flags(parser)
     parser.add_argument("--weak-ckpt", metavar="PATH", help="the weaker model, if the guidance was autoguidance")
     prompt_flags.add_files_of_prompts(parser)
     options.add_device_flags(parser)

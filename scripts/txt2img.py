@@ -12,6 +12,7 @@ except ImportError as error:
 
 from sdjax.scripts.shared import (
     enlarging,
+    model_flags,
     noise_files,
     noise_flags,
     options,
@@ -64,14 +65,14 @@ def make_parser() -> argparse.ArgumentParser:
     noise_flags.add_noise_flags(parser)
     add_latents_flag(parser)
     noise_flags.add_compat_flags(parser, strength=False)
-    options.add_model_flags(parser)
+    model_flags.add_model_flags(parser)
     parser.add_argument(
         "--laion400m",
         action="store_true",
         help=f"use the LAION-400M model: sets --ckpt {LAION_CHECKPOINT} and --outdir {LAION_OUTDIR} unless you give "
         "them; needs --vocab. (CompVis's script makes 512 x 512 pixels, this one the model's own 256 x 256)",
     )
-    options.add_reading_flags(parser)
+    model_flags.add_reading_flags(parser)
     options.add_device_flags(parser)
     options.add_output_flags(parser, OUTDIR)
     parser.set_defaults(own=("height", "width"))

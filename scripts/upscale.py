@@ -6,7 +6,7 @@ from typing import Any
 
 from sdjax.purpose import UPSCALER_LEVELS
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import enlarging, input_pictures, noise_flags, options, values
+from sdjax.scripts.shared import enlarging, input_pictures, model_flags, noise_flags, options, values
 from sdjax.scripts.shared.job import Job
 from sdjax.scripts.shared.picture_settings import Made
 from sdjax.scripts.shared.prompts import PromptBatch
@@ -56,8 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_sampling_flags(parser, "Stability's gradio demo: 10, and 75 steps")
     noise_flags.add_noise_flags(parser)
     noise_flags.add_compat_flags(parser, strength=False)
-    options.add_model_flags(parser)
-    options.add_reading_flags(parser)
+    model_flags.add_model_flags(parser)
+    model_flags.add_reading_flags(parser)
     options.add_device_flags(parser)
     options.add_output_flags(parser, "outputs/upscale-samples")
     return parser

@@ -13,9 +13,9 @@ from sdjax.nn import UNet
 from sdjax.nn.ip_adapter import IPAdapter, by_path
 from sdjax.pipeline.model import Pipeline
 from sdjax.prompts.tokenizer import Tokenizer
-from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.edit import edited, with_image_scale
+from sdjax.tasks.make_batch import batch_of
 
 from tests.parity_models import config_from_spec
 

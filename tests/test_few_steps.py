@@ -22,9 +22,9 @@ from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.scripts import txt2img
 from sdjax.scripts.shared.distilled_models import _unset
 from sdjax.tasks.adapters import AdapterUse, Strength
-from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.distilled import said
+from sdjax.tasks.make_batch import batch_of
 from sdjax.tasks.resolve import resolve
 
 import models

@@ -12,8 +12,8 @@ from sdjax.checks.notes import Note
 from sdjax.diffusion import rules
 from sdjax.diffusion.guidance import ClassifierFree
 from sdjax.scripts.main import main
-from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing
+from sdjax.tasks.make_batch import batch_of
 
 import models
 from checks import count_compilations, near

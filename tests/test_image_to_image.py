@@ -15,7 +15,7 @@ from sdjax.pipeline.model import make_keys
 from sdjax.samplers import SAMPLERS
 from sdjax.samplers.noise import SECOND
 from sdjax.tasks import inputs, two_pass
-from sdjax.tasks.batch import make_batch
+from sdjax.tasks.make_batch import make_batch
 
 import models
 from checks import count_compilations, near, run_out

@@ -15,8 +15,9 @@ from sdjax.pictures.image import to_float
 from sdjax.pipeline import placement
 from sdjax.samplers import SAMPLERS
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.inpaint import blended
+from sdjax.tasks.make_batch import make_batch
 
 import models
 from checks import count_compilations, run_out

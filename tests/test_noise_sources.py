@@ -10,9 +10,9 @@ import sdjax
 from sdjax import noise
 from sdjax.samplers import SAMPLERS
 from sdjax.schedule import NoiseSchedule
-from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.expand import expand
+from sdjax.tasks.make_batch import batch_of
 from sdjax.tasks.noise import step_noise
 from sdjax.tasks.request import Request
 

@@ -12,9 +12,9 @@ import sdjax
 from sdjax.pictures.image import to_uint8
 from sdjax.samplers import SAMPLERS
 from sdjax.tasks import request as module
-from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing, ComputingOptions
 from sdjax.tasks.expand import expand
+from sdjax.tasks.make_batch import batch_of
 from sdjax.tasks.request import Request
 
 import models

@@ -7,9 +7,9 @@ import pytest
 import sdjax
 from sdjax.samplers import make_schedule
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
-from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.expand import expand
+from sdjax.tasks.make_batch import batch_of
 from sdjax.tasks.request import Request
 
 import models

@@ -19,7 +19,7 @@ from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.samplers.noise import EMBEDDING, draw_noise
 from sdjax.tasks import variations
-from sdjax.tasks.batch import make_batch
+from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.prior import Prior
 
 import models

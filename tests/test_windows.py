@@ -10,8 +10,8 @@ from sdjax.adapters import TokenMerging
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.network import FunctionNetwork
 from sdjax.diffusion.windows import WindowedNetwork, Windows, starts, weights
-from sdjax.tasks.batch import batch_of
 from sdjax.tasks.computing import Computing
+from sdjax.tasks.make_batch import batch_of
 from sdjax.tasks.request import Request
 from sdjax.tasks.two_pass import A1111_UPSCALES, check_upscale, enlarge_pixels
 

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from sdjax.checks.arguments import DTYPES
 from sdjax.scripts.shared import flags, large_flags, previews, sampler_flags, values
@@ -21,10 +20,6 @@ GUIDED = Needs(lambda args: args.scale != 1 or bool(getattr(args, "guidance", ()
 REPEATS = Needs(
     lambda args: args.from_file is not None,
     "without --from-file, whose lines it repeats; --n_iter repeats a single prompt",
-)
-ONE_OF_OUR_OWN = Needs(
-    lambda args: args.ckpt not in BUILTIN and (args.ckpt is not None or Path(CHECKPOINT).is_file()),
-    "on the built-in model, which has one set of files: name another model with --ckpt, or leave it out",
 )
 
 
@@ -255,82 +250,6 @@ def add_sampler_flags(add: Callable) -> None:
         type=values.finite,
         metavar="X",
         help="new noise in every step: 0 is none, 1 is as much as DDPM; default: the sampler's own, 0 for ddim",
-    )
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which checkpoint to use."""
-    group = parser.add_argument_group("the model")
-    add = group.add_argument
-    add(
-        "--ckpt",
-        metavar="PATH",
-        help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or a repository of the Hugging Face hub, "
-        f"owner/name or owner/name/FILE; default: {CHECKPOINT} if it exists, as in CompVis's script, else the small "
-        "built-in model, builtin (for inpaint builtin-inpainting, unless --method is blend), which draws "
-        "emoji on plain backgrounds",
-    )
-    add_revision_flag(group)
-    add("--C", type=int, metavar="N", help="channels of the latent; only checked against the model (references: 4)")
-    add(
-        "--f",
-        type=int,
-        metavar="N",
-        help="pixels for each entry of the latent; only checked against the model (references: 8)",
-    )
-
-
-def add_reading_flags(parser: argparse.ArgumentParser, *, needs: Needs | None = None) -> None:
-    """Adds the flags that say how a checkpoint is read; all but --ema have the condition `needs`."""
-    group = parser.add_argument_group("how the checkpoint is read")
-    add_variant_flag(group, needs=ONE_OF_OUR_OWN if needs is None else needs)
-    condition: Needs | tuple[Needs, ...] = needs or ()
-    add = group.add_argument
-    add(
-        "--config",
-        needs=condition,
-        metavar="FILE",
-        help="the model's original ldm YAML, or a name from sdjax.configs; default: found from the checkpoint (each of "
-        "the references' defaults fits one model)",
-    )
-    add(
-        "--prediction",
-        needs=condition,
-        choices=("epsilon", "v", "x0"),
-        help="what the network predicts, if neither the checkpoint nor a config says so",
-    )
-    add(
-        "--ema",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="use the averaged weights; auto: if the checkpoint has them; default: "
-        "%(default)s (references' configs: no)",
-    )
-    add(
-        "--vae",
-        needs=condition,
-        metavar="PATH",
-        help="take the autoencoder from this file, folder or hub repository, such as stabilityai/sd-vae-ft-mse",
-    )
-    add(
-        "--vocab",
-        needs=condition,
-        metavar="FILE",
-        help="the vocab.txt of bert-base-uncased; the LAION-400M model needs it, and its checkpoint lacks it",
-    )
-
-
-def add_revision_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
-    """Adds the flag that chooses among a repository's revisions, to a parser or a group."""
-    parser.add_argument(
-        "--revision", metavar="NAME", needs=needs, help="branch, tag or commit of a hub repository; default: main"
-    )
-
-
-def add_variant_flag(parser: argparse._ActionsContainer, needs: Needs | tuple[Needs, ...] = ()) -> None:
-    """Adds the flag that chooses among a folder's sets of weights, to a parser or a group."""
-    parser.add_argument(
-        "--variant", metavar="NAME", needs=needs, help="variant of a diffusers folder's files, such as fp16"
     )
 
 

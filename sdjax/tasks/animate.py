@@ -22,7 +22,7 @@ from sdjax.purpose import check_task
 from sdjax.samplers.rows import first_sigma
 from sdjax.samplers.sampler import choose
 from sdjax.schedule import NoiseSchedule
-from sdjax.tasks.batch import COMPUTING, Batch, batch_of
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.clip import clip
 from sdjax.tasks.compat import PAIRS, NoiseOptions
 from sdjax.tasks.computing import Computing, ComputingOptions
@@ -42,6 +42,7 @@ from sdjax.tasks.keyframes import (
     turn_tokens,
     with_weights,
 )
+from sdjax.tasks.make_batch import COMPUTING, batch_of
 from sdjax.tasks.motion import MotionLike, read_motion
 from sdjax.tasks.request import Each, PromptOptions, Request, SamplingOptions, SizeOptions, is_numbers
 from sdjax.tasks.resolve import check_size, resolve

@@ -23,7 +23,7 @@ from sdjax.noise import JAX, SOURCES, PictureNoise
 from sdjax.pipeline.model import Pipeline
 from sdjax.samplers.sampler import choose
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import COMPUTING, Batch, batch_of
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.compat import profile_of
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of
@@ -42,6 +42,7 @@ from sdjax.tasks.keyframes import (
     turn_tokens,
     with_weights,
 )
+from sdjax.tasks.make_batch import COMPUTING, batch_of
 from sdjax.tasks.motion import MotionUse
 from sdjax.tasks.request import Request
 from sdjax.tasks.resolve import resolve

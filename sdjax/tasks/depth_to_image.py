@@ -24,9 +24,10 @@ from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.control_arrays import Seen
 from sdjax.tasks.inputs import Pictures
+from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.resolve import SIDES
 from sdjax.tasks.session import Making, Session, task

@@ -13,9 +13,10 @@ from sdjax.checks.notes import note
 from sdjax.convert.parts.detector import LoadedDetector
 from sdjax.pipeline.model import Pipeline
 from sdjax.tasks import detecting, inputs
-from sdjax.tasks.batch import Batch, batch_of, read_options
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.inpaint import blended, check_method, concatenated
 from sdjax.tasks.inputs import Pictures
+from sdjax.tasks.make_batch import batch_of, read_options
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.session import Making, Session, task
 

@@ -21,7 +21,7 @@ from sdjax.purpose import check_task
 from sdjax.samplers import Rows, Sampler, batch
 from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import per_image
-from sdjax.tasks.batch import make_batch
+from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import SizedOptions
 from sdjax.typing import Context, Keys, Latent, NewImage, Params
 

@@ -17,8 +17,9 @@ from sdjax.pictures.image import to_float
 from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import Batch, Sampling, batch_of, read_options
+from sdjax.tasks.batch import Batch, Sampling
 from sdjax.tasks.inputs import Pictures
+from sdjax.tasks.make_batch import batch_of, read_options
 from sdjax.tasks.request import Each, Options, Request, rules_of
 from sdjax.tasks.session import Making, Session, task
 from sdjax.typing import Latent

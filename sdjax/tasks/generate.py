@@ -6,8 +6,9 @@ from typing import Unpack
 from sdjax.checks.arguments import is_sequence, shown
 from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
-from sdjax.tasks.batch import Batch, batch_of
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.computing import Computing, ComputingOptions
+from sdjax.tasks.make_batch import batch_of
 from sdjax.tasks.request import Request
 from sdjax.tasks.session import Making, Session, task
 

@@ -16,9 +16,10 @@ from sdjax.pictures.image import to_float
 from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task, kind_of
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import Batch, Sampling, make_batch
+from sdjax.tasks.batch import Batch, Sampling
 from sdjax.tasks.control_arrays import Seen
 from sdjax.tasks.inputs import Pictures
+from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.session import Making, Session, task
 

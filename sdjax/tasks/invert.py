@@ -13,8 +13,9 @@ from sdjax.samplers.inversion import DDIMInversion
 from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import fitting
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.inputs import Pictures
+from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import SizedOptions
 from sdjax.tasks.session import Making, Session, task
 

@@ -5,8 +5,8 @@ from typing import Unpack
 
 from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
-from sdjax.tasks.batch import make_batch
 from sdjax.tasks.generate import from_noise
+from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import SizedOptions
 from sdjax.tasks.session import Session, task
 

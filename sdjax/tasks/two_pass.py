@@ -17,10 +17,11 @@ from sdjax.purpose import check_task
 from sdjax.samplers import Sampler
 from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.noise import SECOND
-from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.contexts import steps_counted
 from sdjax.tasks.enlarge import Upscaler, enlarge_to, read_upscaler
 from sdjax.tasks.inputs import one_each
+from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import Each, Request, SizedOptions
 from sdjax.tasks.resolve import STEP, Resolved, check_size, resolve
 from sdjax.tasks.results import advice

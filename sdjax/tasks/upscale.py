@@ -17,8 +17,9 @@ from sdjax.purpose import UPSCALER_LEVELS, check_task
 from sdjax.samplers.noise import LEVEL, draw_noise
 from sdjax.schedule import NoiseSchedule
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.inputs import Pictures
+from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import Options
 from sdjax.tasks.results import check_images
 from sdjax.tasks.session import Making, Session, task

@@ -26,8 +26,9 @@ from sdjax.pipeline.programs import one_by_one
 from sdjax.purpose import UNCLIP_LEVELS, check_task
 from sdjax.samplers.noise import EMBEDDING, draw_noise
 from sdjax.tasks import inputs
-from sdjax.tasks.batch import Batch, make_batch
+from sdjax.tasks.batch import Batch
 from sdjax.tasks.inputs import Pictures
+from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.prior import GUIDANCE_SCALE, Prior
 from sdjax.tasks.request import SizedOptions
 from sdjax.tasks.results import advice
