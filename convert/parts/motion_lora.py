@@ -43,6 +43,8 @@ class LoadedMotionLora:
 def load_motion_lora(source: CheckpointLike, *, name: str = "") -> LoadedMotionLora:
     """Returns the LoRA for motion modules in a file or a mapping. Raises CheckpointError, naming what does not fit."""
     checkpoint = open_checkpoint(source)
+    if not any(_FACTOR.fullmatch(canonical(key)) for key in checkpoint.tensors):
+        raise checkpoint.error("it is no motion LoRA: none of its tensors is named ...processor.to_q_lora.down.weight")
     found: dict[str, dict[str, np.ndarray]] = {}
     problems = []
     for key, tensor in checkpoint.tensors.items():
@@ -63,8 +65,8 @@ def load_motion_lora(source: CheckpointLike, *, name: str = "") -> LoadedMotionL
             problems.append(f"{printable(path)} needs two factors, down [r, inputs] and up [outputs, r]")
         else:
             factors[path] = pieces["down"], pieces["up"]
-    if problems or not factors:
-        raise checkpoint.error(f"it is no motion LoRA: {listed(problems) or 'it holds no factors'}")
+    if problems:
+        raise checkpoint.error(f"it is no motion LoRA: {listed(problems)}")
     return LoadedMotionLora(factors, name or (checkpoint.path.stem if checkpoint.path is not None else "motion LoRA"))
 
 
