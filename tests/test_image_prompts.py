@@ -168,3 +168,26 @@ def test_without_an_encoder_or_with_another_one(encoder):
     other = dataclasses.replace(VISION, projection=16), encoder[1]
     with pytest.raises(ValueError, match="takes 24 numbers of an image encoder, and this one gives 16"):
         dataclasses.replace(prompt, encoder=other).encode(models.TINY)
+
+
+def test_the_lora_in_a_face_adapter_changes_the_attention_that_it_counts() -> None:
+    tensors, rng = file_of("face"), np.random.default_rng(0)
+    width, context = WIDTHS[1], models.TINY.unet.context_dim
+    shapes = {"2.to_out": (width, width), "3.to_k": (context, width)}  # the second block's two attentions
+    for name, (inputs, outputs) in shapes.items():
+        tensors[f"ip_adapter.{name}_lora.down.weight"] = rng.normal(size=(2, inputs)).astype(np.float32)
+        tensors[f"ip_adapter.{name}_lora.up.weight"] = rng.normal(size=(outputs, 2)).astype(np.float32)
+    loaded = convert.load_ip_adapter(tensors, models.TINY)
+    block = attention_paths(models.TINY.unet)[1][0].removesuffix("/attn2")
+    assert list(loaded.lora) == [f"unet/{block}/attn1/to_out_0/kernel", f"unet/{block}/attn2/to_k/kernel"]
+    change = loaded.lora[f"unet/{block}/attn2/to_k/kernel"]
+    factors = (tensors[f"ip_adapter.3.to_k_lora.{one}.weight"] for one in ("up", "down"))
+    np.testing.assert_allclose(change.difference(np.zeros((context, width), "f")), np.matmul(*factors).T, rtol=1e-5)
+    (use,) = ImagePrompt(loaded, embedding=np.ones(8, np.float32), weight=0.5, end=0.5).encode(models.TINY).uses
+    assert (use.strength.unet, use.span) == (0.5, (0, 0.5))
+    del tensors["ip_adapter.2.to_out_lora.up.weight"]
+    with pytest.raises(CheckpointError, match="to_out_lora.down.weight has no counterpart"):
+        convert.load_ip_adapter(tensors, models.TINY)
+    tensors["ip_adapter.2.to_out_lora.up.weight"] = tensors["ip_adapter.99.to_q_lora.up.weight"] = np.ones((9, 2), "f")
+    with pytest.raises(CheckpointError, match="99"):
+        convert.load_ip_adapter(tensors | {"ip_adapter.99.to_q_lora.down.weight": np.ones((2, 9), "f")}, models.TINY)

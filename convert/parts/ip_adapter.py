@@ -11,10 +11,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sdjax.config import ModelConfig
+from sdjax import configs
+from sdjax.adapters.delta import LowRank
+from sdjax.config import ModelConfig, UNetConfig
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers.lazy import LazyTensor, float_type
 from sdjax.convert.describe.other_kinds import kind_of_folder, kind_of_tensors
+from sdjax.convert.errors import listed
 from sdjax.convert.names import axes
 from sdjax.convert.names.naming import torch_name
 from sdjax.convert.names.tables import Entry, Table, parameters_of
@@ -34,6 +37,7 @@ _RULES = (  # from our names in torch's spelling to the files'
     (re.compile(r"^image_proj\.proj_(\d)\."), r"image_proj.proj.\1."),
 )
 _ATTENTION = re.compile(r"ip_adapter\.(\d{1,4})\.to_([kv])_ip\.weight")
+_LORA = re.compile(r"ip_adapter\.(\d{1,4})\.to_(q|k|v|out)_lora\.(down|up)\.weight")  # of FaceID
 _LAYER = re.compile(r"image_proj\.layers\.(\d{1,4})\.")
 _WORDS = {
     "linear": "an IP-Adapter, plain or light: it takes the embedding of a picture",
@@ -45,11 +49,15 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedIPAdapter:
-    """An IP-Adapter: description, parameters, and the file's name without its ending."""
+    """An IP-Adapter: description, parameters, and the file's name without its ending.
+
+    `lora` are the low-rank changes of the UNet's attention that a FaceID adapter was trained with, by their paths.
+    """
 
     config: IPAdapterConfig
     params: Params
     name: str = "IP-Adapter"
+    lora: Mapping[str, LowRank] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +67,7 @@ class FoundIPAdapter:
     checkpoint: Checkpoint
     config: IPAdapterConfig
     tensors: Mapping[str, LazyTensor]
+    lora: Mapping[str, LazyTensor] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Returns its facts as lines."""
@@ -86,7 +95,8 @@ def load_ip_adapter(
     found = find_ip_adapter(source, model)
     path = found.checkpoint.path
     params = read_whole(found.leaves(kind), kind, "ip_adapter")
-    return LoadedIPAdapter(found.config, params, "IP-Adapter" if path is None else path.stem)
+    lora = _changes(found, None if model is None else model.unet)
+    return LoadedIPAdapter(found.config, params, "IP-Adapter" if path is None else path.stem, lora)
 
 
 def find_ip_adapter(source: CheckpointLike, model: ModelConfig | None = None) -> FoundIPAdapter:
@@ -94,6 +104,8 @@ def find_ip_adapter(source: CheckpointLike, model: ModelConfig | None = None) ->
     checkpoint = open_checkpoint(source)
     tensors = {_canonical(tensor.name): tensor for tensor in checkpoint.tensors.values()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("unet.")}  # a training's
+    lora = {name: tensor for name, tensor in tensors.items() if _LORA.fullmatch(name)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in lora}
     if not any(_ATTENTION.match(name) for name in tensors):
         kind = kind_of_folder(checkpoint.configs) or kind_of_tensors(checkpoint.shapes)
         known = "" if kind is None else f" (it is {kind.what})"
@@ -107,7 +119,34 @@ def find_ip_adapter(source: CheckpointLike, model: ModelConfig | None = None) ->
                 f"({_some(config.attentions)} channels), and the model ({model.name}) has {len(wanted)} "
                 f"({_some(wanted)})"
             )
-    return FoundIPAdapter(checkpoint, config, tensors)
+    return FoundIPAdapter(checkpoint, config, tensors, lora)
+
+
+def _changes(found: FoundIPAdapter, unet: UNetConfig | None) -> dict[str, LowRank]:
+    """Returns the changes of the UNet's attention by path. Attentions are counted with self-attention: 0, 1, 2, ...
+
+    Raises CheckpointError for half of a pair, factors that do not fit, and attentions that the UNet does not have.
+    """
+    paths = attention_paths(configs.get("sd1").unet if unet is None else unet)
+    out, problems = {}, []
+    for name in found.lora:
+        number, layer, factor = _LORA.fullmatch(name).groups()  # type: ignore[union-attr]
+        stem = name.removesuffix(f"{factor}.weight")
+        down, up = (found.lora.get(f"{stem}{one}.weight") for one in ("down", "up"))
+        if down is None or up is None:
+            problems.append(f"{name} has no counterpart")
+        elif len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+            problems.append(f"{stem}down {list(down.shape)} and up {list(up.shape)} do not fit each other")
+        elif int(number) // 2 >= len(paths):
+            problems.append(f"{name} is for attention {number}, and the UNet has {2 * len(paths)}")
+        elif factor == "down":
+            block = paths[int(number) // 2][0].rpartition("/")[0]
+            path = f"unet/{block}/attn{1 + int(number) % 2}/{'to_out_0' if layer == 'out' else f'to_{layer}'}/kernel"
+            inward, outward = (np.asarray(one.read(), np.float32).T for one in (down, up))
+            out[path] = LowRank(inward, outward, 1.0)
+    if problems:
+        raise found.checkpoint.error(f"the LoRA in this IP-Adapter cannot be used: {listed(problems)}")
+    return out
 
 
 def ip_adapter_table(config: IPAdapterConfig) -> Table:

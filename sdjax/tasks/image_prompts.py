@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdjax import pictures
+from sdjax.adapters.delta import Strength
 from sdjax.adapters.ip_adapter import ImagePromptArrays
 from sdjax.checks.arguments import is_sequence, number, shown
 from sdjax.config import ModelConfig, UNetConfig, VisionConfig
@@ -23,6 +24,7 @@ from sdjax.nn.ip_adapter import IPAdapter, IPAdapterConfig, KeysAndValues, atten
 from sdjax.pictures import preprocess
 from sdjax.pictures.opening import PictureSource
 from sdjax.tasks.adapter_spans import timesteps_of
+from sdjax.tasks.adapters import AdapterUse
 from sdjax.tasks.extra_files import opened, read_once
 from sdjax.typing import Image, Params
 
@@ -101,7 +103,7 @@ class ImagePrompt:
 class EncodedPrompt:
     """An image prompt with its pictures encoded: `encoded` and, to keep away from, `away`, [k, d] or [k, n, d].
 
-    `weights` are those of the cross-attentions by path. `mask` is [h, w], from 0 to 1.
+    `weights` are those of the cross-attentions by path, and `weight` that of the prompt. `mask` is [h, w], from 0 to 1.
     """
 
     adapter: LoadedIPAdapter
@@ -110,6 +112,15 @@ class EncodedPrompt:
     weights: Mapping[str, float]
     span: tuple[float, float]
     mask: np.ndarray | None
+    weight: float = 1.0
+
+    @property
+    def uses(self) -> tuple[AdapterUse, ...]:
+        """The LoRA that a FaceID adapter was trained with, at the prompt's weight and in its steps."""
+        adapter, (start, end) = self.adapter, self.span
+        if not adapter.lora:
+            return ()
+        return (AdapterUse(adapter.lora, Strength(self.weight), adapter.name, start, end),)
 
     @property
     def likeness(self) -> tuple[int, bool]:
@@ -215,7 +226,7 @@ def _encoded(prompt: ImagePrompt, config: ModelConfig) -> EncodedPrompt:
     if prompt.mask is not None:
         mask = opened(pictures.open_mask, prompt.mask, "an image prompt's mask").pixels.astype(np.float32) / 255
     weights = {path: prompt.weight * factor for path, factor in factors.items()}
-    return EncodedPrompt(adapter, encoded, away, weights, (prompt.start, prompt.end), mask)
+    return EncodedPrompt(adapter, encoded, away, weights, (prompt.start, prompt.end), mask, prompt.weight)
 
 
 def _encode_pictures(prompt: ImagePrompt, adapter: LoadedIPAdapter, image: Several | None) -> np.ndarray:

@@ -116,7 +116,9 @@ def resolve(
         factor = chosen_sampler.recipe.scale_factor if isinstance(chosen_sampler, ToolSampler) and scale != 1 else 1
         steps = counted(made[named], USUAL_STEPS if request.num_steps is None else request.num_steps)
         prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, steps, read_as)
+        image_prompts = tuple(read_image_prompt(one, pipe.config) for one in request.image_prompts)
         uses = given + tagged + merge_uses(request.merge, request.merge_with)
+        uses += tuple(use for one in image_prompts for use in one.uses)
         prompt, tagged_nets = hypernetworks_in_prompt(prompt, request.hypernetwork_dir, pipe.config, steps)
         nets = tuple(read_hypernetwork(one, pipe.config) for one in request.hypernetworks) + tagged_nets
         adapters.check_uses(uses)
@@ -143,7 +145,7 @@ def resolve(
             "word_embeddings": words, "embedding_dir": None,
             "hypernetworks": nets, "hypernetwork_dir": None,
             "regions": regions,
-            "image_prompts": tuple(read_image_prompt(one, pipe.config) for one in request.image_prompts),
+            "image_prompts": image_prompts,
             "controls": tuple(read_control(one, pipe) for one in request.controls),
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
         }  # fmt: skip
