@@ -167,7 +167,7 @@ def test_a_prompt_is_a_text():
 NUMBERS = [True, "3", None, math.nan, math.inf, -math.inf, [1], object(), np.bool_(True), 1j, "7,5"]
 WHOLE = [*NUMBERS, 1.5, np.float32(2.5), -1]
 BAD = (
-    [("text_to_image", (), "num_steps", value) for value in (*WHOLE, 0, 20.0)]
+    [("text_to_image", (), "num_steps", value) for value in (*WHOLE, 0, 20.0) if value is not None]
     + [("text_to_image", (), "num_images", value) for value in (*WHOLE, 0)]
     + [("text_to_image", (), name, value) for name in ("height", "width") for value in WHOLE if value is not None]
     + [("text_to_image", (), "guidance_scale", value) for value in NUMBERS if value is not None]
@@ -179,7 +179,7 @@ BAD = (
     + [("text_to_image", (), "exact", value) for value in ("no", None, 2, 0.5)]
     + [("text_to_image", (), "devices", value) for value in ("cpu", [], ["cpu"], 3)]
     + [("text_to_image", (), "progress", True)]
-    + [("text_to_image", (), "sampler", value) for value in (None, 3, "dimm", True)]
+    + [("text_to_image", (), "sampler", value) for value in (3, "dimm", True)]
     + [("text_to_image", (), "spacing", value) for value in (3, "karas")]
 )
 
@@ -196,7 +196,7 @@ def test_values_of_another_kind_are_one_sentence(monkeypatch):
 
 
 def test_animations_values_too():
-    bad = [(name, value) for name in ("frames", "batch") for value in WHOLE]
+    bad = [(name, value) for name in ("frames", "batch") for value in WHOLE if (name, value) != ("frames", None)]
     bad += [("prompt_strength", value) for value in (*NUMBERS, 2)] + [("loop", "no"), ("seeds", 1.5), ("seeds", [True])]
     for name, value in bad:
         with pytest.raises(ValueError, match="a seed" if name == "seeds" else name):

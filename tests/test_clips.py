@@ -117,6 +117,7 @@ def test_shuffled_noise_repeats_the_noise_of_the_frames_before():
     assert set(order) == set(range(16))
 
 
+@pytest.mark.slow  # compiles networks
 def test_modules_that_change_nothing_leave_the_pictures_of_text_to_image_with_linear_betas():
     pipe = models.pipeline()
     frames = clip("a cat", seeds=3, motion=still())

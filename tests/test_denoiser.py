@@ -153,7 +153,7 @@ def test_the_network_of_a_unet_puts_concatenated_channels_behind_the_latent_unsc
     seen = []
 
     class Spy:
-        def apply(self, variables, x, t, context, label, *, context_length):
+        def apply(self, variables, x, *inputs, **more):
             seen.append(x)
             return x[..., :2]
 

@@ -26,6 +26,7 @@ def test_a_checkpoint_is_known_by_its_eight_channels():
     assert kind_of(found) == "edit"
 
 
+@pytest.mark.slow  # compiles networks
 def test_pictures_of_a_batch_have_their_own_scales():
     pipe, picture = models.pipeline(EDIT), models.picture()
     options = {"seed": [1, 1, 1], "guidance_scale": [2, 2, 3], **FEW}

@@ -56,6 +56,7 @@ def nhwc(x):
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
 
+@pytest.mark.slow  # compiles networks
 def test_the_network_gives_diffusers_numbers():
     given = peer.inputs()
     names = tensors("latent_upscaler", NETWORKS["latent_upscaler"].shapes(CONFIG))

@@ -35,6 +35,7 @@ def lora():
     return {f"unet/down_blocks_0/{layer}/kernel": change(layer) for layer in layers}
 
 
+@pytest.mark.slow  # compiles networks
 def test_a_region_that_is_the_whole_picture_is_its_prompt():
     got = made([Region("a dog", WHOLE)], [Region("a dog", WHOLE, weight=0)], [Region("a dog", LEFT)])
     dog, cat = made([], prompt="a dog")[0], made([])[0]
@@ -57,6 +58,7 @@ def test_a_negative_prompt_of_the_whole_is_the_pictures():
     assert np.abs(got - made([], prompt="a dog", negative_prompt="grey")).max() <= 1
 
 
+@pytest.mark.slow  # compiles networks
 def test_adapters_work_in_their_region_only():
     own = lora()
     everywhere = made([], prompt="a dog", adapters=[(own, 1.0)])

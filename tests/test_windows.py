@@ -86,8 +86,8 @@ def test_panoramas_may_be_wider_than_other_pictures_and_their_settings_are_check
 
 def test_pictures_of_different_structure_are_different_groups_and_numbers_are_not():
     fields = [
-        {}, {"seamless": "x"}, {"patches": ["deep_shrink"]}, {"patches": ["deep_shrink:stop=0.6"]},
-        {"patches": ["deep_shrink:factor=3"]}, {"window": 64}, {"window": 64, "window_blend": "gaussian"}, {},
+        {}, {"seamless": "x"}, {"patches": ["deep_shrink:block=1"]}, {"patches": ["deep_shrink:block=1,stop=0.6"]},
+        {"patches": ["deep_shrink:block=1,factor=3"]}, {"window": 64}, {"window": 64, "window_blend": "gaussian"}, {},
     ]  # fmt: skip
     groups = batch_of(models.pipeline(), [Request("a", **one) for one in fields], Computing()).groups()
     assert groups == [[0, 7], [1], [2, 3], [4], [5], [6]]

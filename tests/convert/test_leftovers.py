@@ -199,7 +199,7 @@ def test_keys_at_their_neutral_value(file, change, folder):
         ("unet", {"layers_per_block": [2, 1, 2, 2]}, "layers_per_block .*one number"),
         ("unet", {"_class_name": "UNetMotionModel"}, "UNetMotionModel"),
         ("unet", {"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
-        ("vae", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
+        ("vae", {"_class_name": "AsymmetricAutoencoderKL"}, "AsymmetricAutoencoderKL"),
         ("vae", {"latents_mean": [1.0, 0, 0, 0]}, "latents_mean"),
         ("vae", {"down_block_types": ["AttnDownEncoderBlock2D"] * 4}, "down_block_types"),
         ("vae", {"use_quant_conv": False}, "use_quant_conv"),

@@ -20,6 +20,7 @@ X, T, CONTEXT = jnp.ones([1, 8, 8, 4]), jnp.ones([1]), jnp.ones([1, 3, UNET.cont
 HINT = jnp.ones([1, 64, 64, 3])
 
 
+@pytest.mark.slow  # compiles networks
 def test_a_new_controlnet_changes_nothing_and_has_the_unets_encoder():
     unet = models.random_params(models.TINY)["unet"]
     params = copy_encoder(CONFIG, NETWORKS["controlnet"].init(CONFIG, jax.random.key(0)), unet)

@@ -61,7 +61,7 @@ class Encoder:
 
 
 def test_an_inpainting_model_sees_mask_and_masked_picture(monkeypatch):
-    monkeypatch.setattr(conditioning, "AutoencoderKL", Encoder)
+    monkeypatch.setattr(conditioning, "autoencoder", Encoder)
     image = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     mask = np.zeros((2, 32, 32), np.uint8)
     mask[0, :, 16:] = 255

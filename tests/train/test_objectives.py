@@ -38,7 +38,8 @@ class Network:
     def bind(self, variables):
         return self
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs, residuals=None):
+        assert residuals is None
         if len(inputs) == 1:
             return inputs[0][..., None].astype(jnp.float32)  # a text's context is its tokens
         *seen, label = inputs

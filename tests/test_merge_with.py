@@ -122,6 +122,7 @@ def test_models_of_other_kinds_and_ratios_alone_are_refused(files, tmp_path):
             sdjax.text_to_image(pipe, "a cat", num_steps=2, **given)
 
 
+@pytest.mark.slow  # compiles networks
 def test_the_command_makes_a_labelled_grid_of_ratios(files, tmp_path):
     words = ["txt2img", "--ckpt", files[0], "--prompt", "a cat", "--steps", 2, "--outdir", tmp_path, "--seed", 3]
     swept = [*words, "--merge-with", files[1], "--sweep", "merge=0,0.5"]
