@@ -1,6 +1,7 @@
 # make run: sets up .venv, makes a picture of PROMPT with the model inside the package and says where it lies.
 # make run PROMPT="a cat and a rocket" ARGS="--seed 7": any other flag of `sdjax txt2img`, as --ckpt for another model.
 # make test: sets up .venv and runs the default tests. make test-all: the slow ones and the comparisons with PyTorch too.
+# make test-browser: the tests of the page, in Chromium (CHROMIUM names it; by default the one on the PATH).
 # make docs: sets up .venv and builds the manual in docs/_build/html, running its notebook; a warning is an error.
 # make train-builtin: trains the built-in model in runs/builtin, going on where the last run stopped (docs/built-in-model.md).
 PYTHON ?= python3
@@ -13,7 +14,7 @@ STAMP = $(VENV)/.installed
 TEST_STAMP = $(VENV)/.installed-test
 DOCS_STAMP = $(VENV)/.installed-docs
 
-.PHONY: run test test-all docs train-builtin lint lint-tree clean
+.PHONY: run test test-all test-browser docs train-builtin lint lint-tree clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sdjax needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -41,7 +42,11 @@ test: $(TEST_STAMP) lint
 
 test-all: $(TEST_STAMP) lint
 	$(PIP) --editable '.[test,compare]'
-	SDJAX_TEST_OPTIMIZED=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not gpu' $(ARGS)
+	SDJAX_TEST_OPTIMIZED=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not gpu and not browser' $(ARGS)
+
+test-browser: $(TEST_STAMP)
+	$(PIP) --editable '.[browser]'
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 docs: $(DOCS_STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
