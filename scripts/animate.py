@@ -11,7 +11,6 @@ from sdjax.scripts.shared import (
     model_flags,
     noise_flags,
     options,
-    picture_settings,
     previews,
     runtime,
     saving,
@@ -19,8 +18,9 @@ from sdjax.scripts.shared import (
 )
 from sdjax.scripts.shared.flags import Needs, alone, together
 from sdjax.scripts.shared.job import Job, note
-from sdjax.scripts.shared.picture_settings import texts
 from sdjax.scripts.shared.prompts import check_prompts, read_prompts
+from sdjax.tasks import recording
+from sdjax.tasks.recording import texts
 
 IF_OUT_OF_MEMORY = (
     "a smaller --n_samples (with --motion a smaller --frame-window), smaller --H and --W, --dtype bfloat16"
@@ -337,7 +337,7 @@ def save_frames(movie: Path, pixels: Any, description: dict[str, Any]) -> Path:
     folder = image.new_folder(movie.with_name(f"{movie.stem}-{movie.suffix[1:]}-frames"))
     for number, frame in enumerate(pixels):
         own = {"safety": description["safety"][number]} if "safety" in description else {}
-        text = {"sdjax": picture_settings.to_json({**description, **own, "frame": number})}
+        text = {"sdjax": recording.to_json({**description, **own, "frame": number})}
         image.save_png(folder / f"{number:05}.png", frame, text)
     return folder
 

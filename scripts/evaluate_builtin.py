@@ -105,10 +105,10 @@ def describe(pipe: Any, devices: Sequence[Any] | None) -> dict[str, Any]:
     import jax
 
     from sdjax._version import __version__
-    from sdjax.scripts.shared import picture_settings
+    from sdjax.tasks import recording
 
     return {
-        "model": picture_settings.fingerprint(pipe.source),
+        "model": recording.fingerprint(pipe.source),
         "guidance_scale": pipe.config.guidance_scale,
         "image_size": pipe.config.image_size,
         "dtype": pipe.dtype,

@@ -7,7 +7,7 @@ from typing import Any
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, model_flags, noise_flags, options, values
 from sdjax.scripts.shared.job import Job, note
-from sdjax.scripts.shared.picture_settings import Made
+from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"

@@ -8,7 +8,7 @@ from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, model_flags, noise_flags, options, values
 from sdjax.scripts.shared.flags import alone, together
 from sdjax.scripts.shared.job import Job
-from sdjax.scripts.shared.picture_settings import Made
+from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture or --only-masked, --dtype bfloat16"

@@ -150,13 +150,13 @@ def _checkpoint(args: argparse.Namespace, found: Any) -> str | None:
     Raises ValueError if another model is needed. A note says if --ckpt is not the picture's model.
     """
     from sdjax.loading import builtin
-    from sdjax.scripts.shared import picture_settings
     from sdjax.scripts.shared.job import note
+    from sdjax.tasks import recording
 
     name = found.model.get("name", "a model that its file does not name")
     if args.ckpt is None:
         for own in options.BUILTIN if found.tool == "sdjax" else ():
-            if picture_settings.fingerprint(builtin.place(own))["sha256_of_ends"] == found.model.get("sha256_of_ends"):
+            if recording.fingerprint(builtin.place(own))["sha256_of_ends"] == found.model.get("sha256_of_ends"):
                 return own
         raise ValueError(f"{args.picture} was made with {name}: name the model's file or folder with --ckpt")
     path = Path(args.ckpt)
@@ -164,7 +164,7 @@ def _checkpoint(args: argparse.Namespace, found: Any) -> str | None:
     if path.is_file() and len(expected) in (8, 10, 64) and not _has_hash(path, expected):
         note(f"--ckpt {args.ckpt} is not the model of the picture, {name}, whose hash is {expected}")
     ours = found.model.get("sha256_of_ends")
-    if ours is not None and path.exists() and picture_settings.fingerprint(path)["sha256_of_ends"] != ours:
+    if ours is not None and path.exists() and recording.fingerprint(path)["sha256_of_ends"] != ours:
         note(f"--ckpt {args.ckpt} is not the model of the picture, {name}: its contents differ")
     return args.ckpt
 

@@ -12,6 +12,7 @@ except ImportError as error:
     sys.exit(f"sdjax must be installed first, by `make run` or `pip install .` in its folder ({error})")
 
 from sdjax.scripts.shared import options, prompt_flags, values
+from sdjax.tasks import describing
 
 IF_OUT_OF_MEMORY = "a shorter prompt"
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     prompt_flags.check_prompting(args)
     tokenizer = Tokenizer() if args.tokenizer is None else Tokenizer.load(args.tokenizer)
     text = sys.stdin.read().rstrip("\n") if args.prompt == "-" else args.prompt
-    final = prompt_flags.expanded(text, args.seed, prompt_flags.prompting(args)).get("expanded_prompt", text)
+    final = describing.expanded(text, args.seed, prompt_flags.prompting(args)).get("expanded_prompt", text)
     words = prompt_flags.words_used(args, [final], None, args.prompt_syntax)
     if words:
         tokenizer = AddedWords.to(tokenizer, {one.word: len(one.vectors) for one in words})

@@ -16,14 +16,14 @@ from sdjax.scripts.shared import (
     noise_files,
     noise_flags,
     options,
-    picture_settings,
     sampler_flags,
     values,
 )
 from sdjax.scripts.shared.flags import Needs, alone
 from sdjax.scripts.shared.job import Job
-from sdjax.scripts.shared.picture_settings import Made
+from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
+from sdjax.tasks import recording
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> Made:
 
     described = {name: value for name, value in two_pass.items() if name != "upscaler"}
     if args.upscaler is not None:
-        described |= {"upscale": two_pass["upscaler"].name, "upscaler": picture_settings.fingerprint(args.upscaler)}
+        described |= {"upscale": two_pass["upscaler"].name, "upscaler": recording.fingerprint(args.upscaler)}
     own: dict[str, Any] = {"hires": described} if described else {}
     own |= {} if latents is None else {"latents": latents.describe()}
     return job.make(batches, make, lambda _: own)

@@ -7,11 +7,12 @@ from typing import Any
 
 from sdjax.purpose import UNCLIP_LEVELS
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import input_pictures, model_flags, noise_flags, options, picture_settings, values
+from sdjax.scripts.shared import input_pictures, model_flags, noise_flags, options, values
 from sdjax.scripts.shared.flags import alone, together
 from sdjax.scripts.shared.job import Job, resolve_local
-from sdjax.scripts.shared.picture_settings import Made
+from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
+from sdjax.tasks import recording
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
 
@@ -272,11 +273,7 @@ def describe_parts(args: argparse.Namespace) -> dict[str, Any]:
     from sdjax.loading import hub
 
     parts = {"prior": args.prior, "vision": args.vision, "noise_stats": args.noise_stats}
-    return {
-        name: picture_settings.describe_model(path, hub.resolve(path))
-        for name, path in parts.items()
-        if path is not None
-    }
+    return {name: recording.describe_model(path, hub.resolve(path)) for name, path in parts.items() if path is not None}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdjax._version import __version__
-from sdjax.scripts.shared import input_pictures, picture_settings, runtime, saving, values
+from sdjax.scripts.shared import input_pictures, runtime, saving, values
 from sdjax.scripts.shared.flags import together
+from sdjax.tasks import recording
 
 WITH = together("--model")
 TAKEN = frozenset({"model", "init_img", "background", "device", "dtype", "precision", "outdir", "watermark", "debug"})
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     way = (latent_way if place.is_dir() else small_way)(args, place, pictures, dtype)
     settings = {
         "task": "upscale",
-        "upscaler": picture_settings.describe_model(args.model, place),
+        "upscaler": recording.describe_model(args.model, place),
         **way.settings,
         "dtype": dtype,
         "versions": {"sdjax": __version__, "jax": jax.__version__},
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
             own |= {} if marked is made else {"watermark": args.watermark}
             times = made.shape[0] / picture.pixels.shape[0]
             fields = {"Postprocess upscale by": f"{times:g}", "Postprocess upscaler": way.name}
-            texts = {"parameters": image.infotext("", "", fields), "sdjax": picture_settings.to_json(own)}
+            texts = {"parameters": image.infotext("", "", fields), "sdjax": recording.to_json(own)}
             progress.print(image.save_numbered(folder / "samples", marked, texts))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sdjax import errors, names
-from sdjax._version import __version__
 from sdjax.scripts.shared import (
     control_flags,
     distilled_models,
@@ -17,7 +16,6 @@ from sdjax.scripts.shared import (
     mixture_flags,
     noise_flags,
     options,
-    picture_settings,
     previews,
     prompt_files,
     prompt_flags,
@@ -26,10 +24,12 @@ from sdjax.scripts.shared import (
     saving,
     sweeps,
 )
+from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.picture_options import PictureOptions
-from sdjax.scripts.shared.picture_settings import Made, texts
 from sdjax.scripts.shared.prompts import PromptBatch, check_prompts, make_batches, pictures_at_a_time
 from sdjax.scripts.shared.wording import in_flags
+from sdjax.tasks import describing, recording
+from sdjax.tasks.recording import texts
 
 MAX_GRID = 40_000_000  # most pixels in a grid; an input picture may have as many
 
@@ -143,7 +143,7 @@ class Job:
                 try:
                     self.options.check(own, config)
                 except ValueError as error:
-                    raise ValueError(f"the picture with {picture_settings.to_json(own)}: {error}") from None
+                    raise ValueError(f"the picture with {recording.to_json(own)}: {error}") from None
             if checked_by is not None:
                 with hub.listening(say):
                     self.checker = saving.load_checker(hub.resolve(checked_by), found=named is None)
@@ -168,19 +168,19 @@ class Job:
         if others:
             self.options.flags["merge_with"] = mixture_flags.direction(args, self.pipe, others)
         self.common = self._describe() | {
-            "model": picture_settings.describe_model(place, local),
-            "vae": None if vae is None else picture_settings.describe_model(args.vae, vae),
+            "model": recording.describe_model(place, local),
+            "vae": None if vae is None else recording.describe_model(args.vae, vae),
             **({"lora": [Path(text).name for text in args.lora]} if args.lora else {}),  # with the weights
         }
         if weak is not None:
-            self.common["weak"] = picture_settings.describe_model(args.weak_ckpt, weak)
+            self.common["weak"] = recording.describe_model(args.weak_ckpt, weak)
         method = args.merge_method or mixture_flags.METHOD
         if others:
             named_others = zip(args.merge_with, others, strict=True)
-            self.common["merge_with"] = [picture_settings.describe_model(*one) for one in named_others]
+            self.common["merge_with"] = [recording.describe_model(*one) for one in named_others]
             self.common["merge_method"] = method
         if self.checker is not None and checked_by is not None:
-            self.common["safety_checker"] = picture_settings.describe_model(checked_by, Path(self.checker.source))
+            self.common["safety_checker"] = recording.describe_model(checked_by, Path(self.checker.source))
         return self.pipe
 
     def make(
@@ -293,27 +293,13 @@ class Job:
 
     def _describe(self) -> dict[str, Any]:
         """Returns the settings that all pictures of a run share."""
-        import jax
-
-        from sdjax.nn.jax_settings import recorded
-
-        args, pipe, jax_settings = self.args, self.pipe, recorded()
+        args = self.args
         background = tuple(getattr(args, "background", options.WHITE))
-        devices = jax.local_devices() if self.devices is None else self.devices
-        return {
-            "task": self.task,
-            "variant": args.variant,
-            "ema": args.ema,
-            "config": pipe.config.name,
-            "prediction": pipe.config.schedule.prediction,
-            "dtype": pipe.dtype,
-            "exact": args.exact,
-            "parallel": args.parallel,
-            "devices": {"kind": devices[0].device_kind, "count": len(devices)},
-            "versions": {"sdjax": __version__, "jax": jax.__version__},
-            **({} if background == options.WHITE else {"background": list(background)}),
-            **({"jax_settings": jax_settings} if jax_settings else {}),
-        }
+        computing = describing.describe_computing(
+            self.task, self.pipe, self.devices, exact=args.exact, parallel=args.parallel, variant=args.variant,
+            ema=args.ema,
+        )  # fmt: skip
+        return computing | ({} if background == options.WHITE else {"background": list(background)})
 
 
 def find_checkpoint(path: str | None) -> str | None:

@@ -10,20 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax import names
-from sdjax.scripts.shared import large_flags, noise_flags, prompt_files, prompt_flags, runtime
-from sdjax.scripts.shared.picture_settings import recorded_options
+from sdjax.scripts.shared import large_flags, noise_flags, prompt_flags, runtime
 from sdjax.scripts.shared.prompts import PromptBatch
-
-OF_SAMPLER = (
-    "sampler",
-    "sampler_options",
-    "eta",
-    "spacing",
-    "schedule",
-    "schedule_options",
-)  # settings that together make the sampler
-OF_TASK = ("height", "width", "strength")  # settings that the commands give to their tasks, and record, themselves
-RECORDED_AS = {"num_steps": "steps"}  # names in a picture's file, where they differ from the fields'
+from sdjax.tasks import describing
+from sdjax.tasks.describing import OF_SAMPLER
 
 
 class PictureOptions:
@@ -141,44 +131,21 @@ class PictureOptions:
             settings = self._merged(own)
             if settings.get("prompt_syntax") is None:
                 settings["prompt_syntax"] = profile_of(settings.get("compat")).prompt_syntax
-            out.append(prompt_flags.expanded(prompt, seed, settings))
+            out.append(describing.expanded(prompt, seed, settings))
         return out
 
     def hashes(
         self, pipe: Any, merged: Sequence[Any], own: Mapping[str, Any], description: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Returns the hashes of a picture's adapters and embeddings (`prompt_files.hashes_of`)."""
+        """Returns the hashes of a picture's adapters and embeddings (`describing.hashes_of`)."""
         prompt, negative = (
             description.get(f"expanded_{name}", description.get(name, "")) for name in ("prompt", "negative_prompt")
         )
-        return prompt_files.hashes_of(pipe, merged, self._merged(own), prompt, negative)
+        return describing.hashes_of(pipe, merged, self._merged(own), prompt, negative)
 
     def describe(self, own: Mapping[str, Any], config: Any) -> dict[str, Any]:
         """Returns the recorded settings of a picture: those of every picture, and others unless at their defaults."""
-        from sdjax.tasks.compat import profile_of
-        from sdjax.tasks.distilled import outer_scale
-        from sdjax.tasks.request import Request
-        from sdjax.tasks.resolve import counted
-
-        defaults = {field.name: field.default for field in dataclasses.fields(Request)}
-        settings = self._merged(own)
-        scale = settings.pop("guidance_scale")
-        scale = config.guidance_scale if scale is None else scale
-        negative, steps = settings.pop("negative_prompt"), settings.pop("num_steps")
-        name, sampler = self.sampler(own)
-        others = {
-            RECORDED_AS.get(key, key): value
-            for key, value in settings.items()
-            if key not in (*OF_SAMPLER, *OF_TASK, "merge_with") and value != defaults.get(key)
-        }
-        unused = outer_scale(config, scale) == 1 and settings.get("guidance") is None and not sampler.uses_unconditional
         return {
-            **({} if unused else {"negative_prompt": negative or ""}),
-            "sampler": name,
-            "sampler_options": recorded_options(sampler),
-            "steps": counted(sampler, steps),
-            "guidance_scale": scale,
-            "prompt_syntax": profile_of(settings.get("compat")).prompt_syntax,
-            **others,
+            **describing.describe(self._merged(own), config, *self.sampler(own)),
             **({"strength": own["strength"]} if "strength" in own else {}),
         }

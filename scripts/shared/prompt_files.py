@@ -1,7 +1,7 @@
-"""The files that prompts use: adapters merged into the model, and the hashes that a picture's file names."""
+"""The files that prompts use: adapters merged into the model."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -38,32 +38,3 @@ def with_adapters(pipe: Any, args: argparse.Namespace) -> tuple[Any, Sequence[An
     except (AdapterError, ValueError) as error:
         raise ValueError(f"--lora {' '.join(args.lora)}: {error}") from None
     return pipe, uses
-
-
-def hashes_of(
-    pipe: Any, merged: Sequence[Any], settings: Mapping[str, Any], prompt: str, negative: str
-) -> dict[str, Any]:
-    """Returns the short hashes of the adapters and embeddings of a picture, {"hashes": {"lora": {name: hash}, ...}}.
-
-    `merged` are the adapters of --lora, `settings` the picture's fields of `Request`. Nothing is returned without any.
-    """
-    from sdjax.tasks.adapters import files_named
-    from sdjax.tasks.compat import profile_of
-    from sdjax.tasks.embeddings import embeddings_in
-
-    files = files_named(prompt, settings.get("loras"), settings.get("lora_dir"), pipe.config)
-    syntax = settings.get("prompt_syntax") or profile_of(settings.get("compat")).prompt_syntax
-    words = embeddings_in(
-        (prompt, negative),
-        settings.get("word_embeddings") or (),
-        settings.get("embedding_dir"),
-        (),
-        pipe.config,
-        syntax,
-    )
-    found = {
-        "lora": {one.name: one.short_hash for one in (*merged, *files) if one.short_hash},
-        "embedding": {one.word: one.short_hash for one in words if one.short_hash},
-    }
-    kept = {name: hashes for name, hashes in found.items() if hashes}
-    return {"hashes": kept} if kept else {}

@@ -1,7 +1,7 @@
 """The flags that say how prompts are read. Imports nothing heavy: every --help reads it."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sdjax.scripts.shared import control_flags, mixture_flags, values
@@ -266,17 +266,3 @@ def language(args: argparse.Namespace) -> Any:
 
         usual = profile_of(tool).prompt_syntax
     return Language(args.prompt_syntax or usual, args.emphasis, args.comma_backtrack, args.old_prompt_editing)
-
-
-def expanded(prompt: str, seed: int, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Returns a picture's prompts with styles and random choices, where they differ from the typed ones.
-
-    `settings` are fields of `Request`.
-    """
-    from sdjax.tasks.prompting import Typed, final_texts
-
-    fields = {name: value for name, value in settings.items() if name in Typed._fields}
-    one = Typed(**{**fields, "prompt": prompt, "seed": seed})
-    names = "expanded_prompt", "expanded_negative_prompt"
-    pairs = zip(names, final_texts([one])[0], (one.prompt, one.negative_prompt or ""), strict=True)
-    return {name: text for name, text, own in pairs if text != own}

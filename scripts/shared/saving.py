@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts.shared import picture_settings
-from sdjax.scripts.shared.picture_settings import Made, texts
+from sdjax.scripts.shared.made import Made
+from sdjax.tasks import recording
+from sdjax.tasks.recording import texts
 
 AUTO, OFF = "auto", "off"  # values of --safety-checker that are no paths
 
@@ -111,7 +112,5 @@ def save_grid(folder: Path, made: Sequence[Made], columns: int, watermark: str |
     pixels = mark(plain, watermark)  # the pictures in the grid are unmarked
     if pixels is not plain:
         shared["watermark"] = watermark
-    chunks = texts(first) | {
-        "sdjax": picture_settings.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})
-    }
+    chunks = texts(first) | {"sdjax": recording.to_json({"grid": {"columns": columns, "pictures": pictures}, **shared})}
     return image.save_numbered(folder, pixels, chunks, prefix="grid-", digits=4)

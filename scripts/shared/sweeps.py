@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts.shared import picture_settings, saving
-from sdjax.scripts.shared.picture_settings import Made, texts
+from sdjax.scripts.shared import saving
+from sdjax.scripts.shared.made import Made
+from sdjax.tasks import recording
+from sdjax.tasks.recording import texts
 
 MAX_PLOT = 100_000_000  # most pixels in a labelled grid: 300 MB while it is drawn
 
@@ -50,7 +52,7 @@ def save(folder: Path, axes: Sequence[Any], made: Sequence[Made], watermark: str
     ]
     first = made[0].description
     grid = {"axes": names, "pictures": [dict(zip(("file", *names, "seed"), line)) for line in lines]}
-    chunks = texts(first) | {"sdjax": picture_settings.to_json({"grid": grid, "task": first["task"]})}
+    chunks = texts(first) | {"sdjax": recording.to_json({"grid": grid, "task": first["task"]})}
     path = image.save_numbered(folder, pixels, chunks, prefix="grid-", digits=4)
     table = path.with_suffix(".csv")
     image.save_file(table, sweep.to_csv(["file", *names, "seed"], lines).encode())

@@ -14,8 +14,8 @@ from sdjax.checks.effects import in_use
 from sdjax.pictures.image import ROUNDINGS
 from sdjax.samplers.start import COUNTINGS
 from sdjax.scripts import txt2img
-from sdjax.scripts.shared import noise_flags, options, picture_settings, runtime
-from sdjax.tasks import compat
+from sdjax.scripts.shared import noise_flags, options, runtime
+from sdjax.tasks import compat, recording
 from sdjax.tasks.request import Request
 
 COMPVIS = (
@@ -40,7 +40,7 @@ def test_defaults_are_those_of_the_reference() -> None:
 
 def test_names_of_samplers_are_those_there_are() -> None:
     assert set(names.SAMPLERS) == set(samplers.SAMPLERS)
-    assert set(picture_settings.WEB_UI_NEAREST) <= set(samplers.SPACINGS)
+    assert set(recording.WEB_UI_NEAREST) <= set(samplers.SPACINGS)
 
 
 def test_names_of_tools_and_noise_sources_are_those_there_are() -> None:
@@ -115,11 +115,11 @@ def test_help_says_where_the_references_differ() -> None:
 
 def test_fingerprint_tells_files_apart_by_their_ends(tmp_path: Path) -> None:
     a, b, c = (tmp_path / name for name in ("a.ckpt", "b.ckpt", "c.ckpt"))
-    data = bytes(3 * picture_settings.ENDS)
+    data = bytes(3 * recording.ENDS)
     a.write_bytes(data)
     b.write_bytes(data[:-1] + b"\1")
     c.write_bytes(data + b"\0")
-    found = [picture_settings.fingerprint(path) for path in (a, b, c)]
+    found = [recording.fingerprint(path) for path in (a, b, c)]
     assert [f["name"] for f in found] == ["a.ckpt", "b.ckpt", "c.ckpt"]
     assert [f["bytes"] for f in found] == [len(data), len(data), len(data) + 1]
     assert len({f["sha256_of_ends"] for f in found}) == 3
@@ -130,22 +130,22 @@ def test_fingerprint_of_a_folder_covers_its_model_files(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     weights = tmp_path / "unet" / "model.safetensors"
     weights.write_bytes(b"a")
-    first = picture_settings.fingerprint(tmp_path)
+    first = recording.fingerprint(tmp_path)
     (tmp_path / ".DS_Store").write_bytes(b"x")
-    assert picture_settings.fingerprint(tmp_path) == first
-    assert picture_settings.fingerprint(f"{tmp_path}/unet/..") == first
+    assert recording.fingerprint(tmp_path) == first
+    assert recording.fingerprint(f"{tmp_path}/unet/..") == first
     weights.write_bytes(b"b")
-    assert picture_settings.fingerprint(tmp_path) != first
+    assert recording.fingerprint(tmp_path) != first
 
 
 def test_model_of_the_hub_is_its_commit(tmp_path: Path) -> None:
     commit = "0123456789" * 4
     folder = tmp_path / "hub" / "models--owner--name" / "snapshots" / commit
     folder.mkdir(parents=True)
-    assert picture_settings.describe_model("owner/name", folder) == {"name": "owner/name", "commit": commit}
+    assert recording.describe_model("owner/name", folder) == {"name": "owner/name", "commit": commit}
     (folder / "sd-1.5.ckpt").write_bytes(b"weights")
-    assert picture_settings.describe_model("owner/name/sd-1.5.ckpt", folder / "sd-1.5.ckpt")["commit"] == commit
-    assert picture_settings.describe_model(str(folder), folder) == picture_settings.fingerprint(folder)
+    assert recording.describe_model("owner/name/sd-1.5.ckpt", folder / "sd-1.5.ckpt")["commit"] == commit
+    assert recording.describe_model(str(folder), folder) == recording.fingerprint(folder)
 
 
 @pytest.mark.parametrize(
@@ -160,15 +160,15 @@ def test_model_of_the_hub_is_its_commit(tmp_path: Path) -> None:
 def test_web_ui_shows_a_models_name_without_its_ending(name: str, shown: str) -> None:
     known = {"sampler": "ddim", "sampler_options": {"spacing": "leading"}, "model": {"name": name}}
     given = known | dict.fromkeys(("steps", "guidance_scale", "seed", "width", "height")) | {"versions": {"sdjax": "1"}}
-    assert picture_settings.web_ui_fields(given)["Model"] == shown
+    assert recording.web_ui_fields(given)["Model"] == shown
 
 
 def test_settings_are_json_for_everyone() -> None:
-    text = picture_settings.to_json({"prompt": "\u65e5\udcff\n", "scale": 7.5})
+    text = recording.to_json({"prompt": "\u65e5\udcff\n", "scale": 7.5})
     assert text.isascii()
     assert json.loads(text) == {"prompt": "\u65e5\udcff\n", "scale": 7.5}
     with pytest.raises(ValueError, match="Out of range"):
-        picture_settings.to_json({"scale": float("nan")})
+        recording.to_json({"scale": float("nan")})
 
 
 class Terminal(io.StringIO):

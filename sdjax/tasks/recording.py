@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sdjax import names
 from sdjax.storage import addresses
@@ -23,14 +23,6 @@ WEB_UI_OPTIONS = {  # of schedules
 WEB_UI_NOISE = {"torch_cpu": "CPU", "torch_cuda": "NV"}  # its random number generator source
 MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
 ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
-
-
-class Made(NamedTuple):
-    """A picture, uint8 [h, w, 3], its settings, and the file it was written to, if any."""
-
-    picture: Any
-    description: dict[str, Any]
-    path: Path | None
 
 
 def describe_model(name: str | Path, local: Path) -> dict[str, Any]:
