@@ -107,6 +107,19 @@ def encode_png(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> byt
     return out.getvalue()
 
 
+def pack(pixels: np.ndarray) -> bytes:
+    """Returns a PNG file of uint8 [h, w], [h, w, 3] or [h, w, 4], from which `unpack` returns the same array."""
+    out = io.BytesIO()
+    PillowImage.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def unpack(png: bytes) -> np.ndarray:
+    """Returns the array of `pack`."""
+    with PillowImage.open(io.BytesIO(png), formats=["PNG"]) as image:
+        return np.asarray(image)
+
+
 def save_png(path: str | os.PathLike, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
     """Writes a PNG file, whole or not at all. Raises FileExistsError if a file of that name exists."""
     save_file(path, encode_png(pixels, text))

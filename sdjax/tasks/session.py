@@ -21,6 +21,7 @@ from sdjax.typing import Latent, Pixels
 
 if TYPE_CHECKING:
     from sdjax.tasks.batch import Batch
+    from sdjax.tasks.resolve import Resolved
 
 P = ParamSpec("P")
 
@@ -107,6 +108,11 @@ class Session:
         step = self._advance()
         jax.block_until_ready(step.state)
         return step
+
+    @property
+    def requests(self) -> "list[Resolved]":
+        """The settings of all pictures, with the model's defaults."""
+        return self._batch.requests
 
     @property
     def step(self) -> Step | None:
