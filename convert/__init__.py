@@ -33,6 +33,7 @@ from sdjax.convert.parts.safety import load_safety_checker
 from sdjax.convert.parts.t2i import LoadedT2I, load_t2i
 from sdjax.convert.parts.taesd import LoadedTAESD, load_taesd
 from sdjax.convert.parts.tower import load_vision
+from sdjax.convert.parts.widened import LoadedWidened, load_widened
 from sdjax.convert.write.conversion import convert, save
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "LoadedMotionLora",
     "LoadedESRGAN",
     "LoadedTAESD",
+    "LoadedWidened",
     "MergeSettings",
     "Model",
     "Report",
@@ -79,6 +81,7 @@ __all__ = [
     "load_t2i",
     "load_taesd",
     "load_vision",
+    "load_widened",
     "manifest",
     "merge_bundles",
     "merge_models",

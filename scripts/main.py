@@ -25,6 +25,7 @@ COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),
     "img2img": ("img2img", "make pictures from a picture and a prompt"),
     "edit": ("edit", "change a picture as an instruction says"),
+    "relight": ("relight", "change the light on what a picture shows"),
     "inpaint": ("inpaint", "replace a part of a picture, or continue it beyond its edges"),
     "detail": ("detail", "make parts of a picture again at full size, such as faces"),
     "depth2img": ("depth2img", "make pictures that keep the shapes of a picture"),

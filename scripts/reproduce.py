@@ -127,9 +127,10 @@ def _arguments(
     made.lines, made.n_iter, made.n_samples, made.skip_grid = [settings], 1, 1, True
     made.batch_of = found.computed.get("batch", 1)
     if "height" not in made.own:
-        size = settings.pop("height", None), settings.pop("width", None)
+        size = [settings.pop(name, None) for name in ("height", "width")]
         if hasattr(made, "H"):
-            made.H, made.W = size
+            smaller = understood.of_task.get("enlarge", 1)  # the file has the size after the second pass
+            made.H, made.W = (side and round(side / smaller / STEP) * STEP for side in size)
     if "strength" in settings and "strength" not in made.own:
         understood.hires.setdefault("strength", settings.pop("strength"))
     if "enlarge" in understood.hires and found.tool == "sdjax":  # our file has the size after the second pass

@@ -40,6 +40,7 @@ _HOME = {
     "differentiable": "sdjax.tasks.differentiable",
     "image_to_image": "sdjax.tasks.image_to_image",
     "edit": "sdjax.tasks.edit",
+    "relight": "sdjax.tasks.relight",
     "invert": "sdjax.tasks.invert",
     "two_pass": "sdjax.tasks.two_pass",
     "inpaint": "sdjax.tasks.inpaint",

@@ -321,7 +321,9 @@ class ModelConfig(Description):
     `depth` is the depth network of a depth model; without it, users must give depth maps. `vision` is the image tower
     of an unCLIP model; without it, users must give image embeddings. `noise_stats` is the length of the mean and
     standard deviation of the embeddings, which scale the noise on them; None means mean 0 and standard deviation 1.
-    `few_step` is how a distilled model is sampled (`sdjax.few_step`); None if it is not distilled.
+    `few_step` is how a distilled model is sampled (`sdjax.few_step`); None if it is not distilled. `beside` is what the
+    UNet's channels beside the noisy latent are, if their number does not say it (`sdjax.purpose.kind_of`): the latents
+    of a foreground, or of a foreground and a background (IC-Light); or "given", whatever `Request.concat` holds.
     """
 
     name: str
@@ -335,6 +337,7 @@ class ModelConfig(Description):
     vision: VisionConfig | None = None
     noise_stats: int | None = None
     few_step: str | None = None
+    beside: str | None = None
 
     @property
     def recipe(self) -> Recipe | None:
@@ -357,6 +360,16 @@ class ModelConfig(Description):
         check(
             self.unet.in_channels >= self.vae.latent_channels,
             f"the UNet takes {self.unet.in_channels} channels, fewer than a latent's {self.vae.latent_channels}",
+        )
+        more, latent = self.unet.in_channels - self.vae.latent_channels, self.vae.latent_channels
+        wanted = {"foreground": latent, "foreground+background": 2 * latent, "given": max(more, 1)}
+        check(
+            self.beside is None or self.beside in wanted,
+            f"ModelConfig.beside is one of {', '.join(wanted)}; got {self.beside!r}",
+        )
+        check(
+            self.beside is None or more == wanted[self.beside],
+            f"ModelConfig.beside = {self.beside!r} does not fit a UNet with {more} channels beside the latent",
         )
         check(
             0 < len(self.name) <= 100 and self.name.isprintable(),

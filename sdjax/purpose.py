@@ -11,10 +11,12 @@ KINDS = {
     "inpainting": "inpainting (sdjax.inpaint, `sdjax inpaint`)",
     "depth": "depth to image",
     "edit": "editing by instructions (sdjax.edit, `sdjax edit`)",
+    "relighting": "relighting (sdjax.relight, `sdjax relight`)",
     "upscaling": "upscaling",
     "unclip": "image variations",
-    "unknown": "another task",
+    "given": "channels that you give (sdjax.text_to_image with concat)",
 }
+GIVEN = "given"
 
 
 def kind_of(config: ModelConfig) -> str:
@@ -24,19 +26,28 @@ def kind_of(config: ModelConfig) -> str:
         return "upscaling"
     if unet.label_dim is not None:
         return "unclip"
+    if config.beside is not None:
+        return GIVEN if config.beside == GIVEN else "relighting"
     kinds = {0: "text", 1 + latent: "inpainting", 1: "depth", latent: "edit"}
-    return kinds.get(unet.in_channels - latent, "unknown")
+    return kinds.get(unet.in_channels - latent, GIVEN)
 
 
-def check_task(config: ModelConfig, task: str, *kinds: str) -> None:
-    """Raises ValueError unless the model is of one of these kinds (default: a text-to-image model)."""
+def check_task(config: ModelConfig, task: str, *kinds: str, concat: bool = False) -> None:
+    """Raises ValueError unless the model is of one of these kinds (default: a text-to-image model).
+
+    `concat` says that the user gives the channels that the network takes beside the latent.
+    """
     kind, latent = kind_of(config), config.vae.latent_channels
-    if kind in (kinds or ("text",)):
+    if kind in (kinds or ("text",)) or (concat and kind == GIVEN and not kinds):
         return
     wanted = {"text": f"a latent of {latent} channels and a prompt"}
     wanted["inpainting"] = f"{1 + 2 * latent} channels (latent, mask, masked picture)"
     wanted["edit"] = f"{2 * latent} channels (latent, latent of a picture)"
     wanted["depth"] = f"{1 + latent} channels (latent, depth)"
+    wanted["relighting"] = (
+        f"{2 * latent} or {3 * latent} channels (latent, latent of a foreground, of a background), as "
+    )
+    wanted["relighting"] += "widen=IC-Light's file makes it of a Stable Diffusion 1.5 model"
     label = " and a label" if kind in ("upscaling", "unclip") else ""
     raise ValueError(
         f"{task} needs a model that takes {' or '.join(wanted.get(k, KINDS[k]) for k in kinds or ('text',))}; this one "

@@ -35,7 +35,7 @@ def test_the_manual_shows_the_help_of_every_command() -> None:
 @pytest.mark.parametrize(
     ("page", "command"),
     [("text-to-image.md", "txt2img"), ("image-to-image.md", "img2img"), ("inpainting.md", "inpaint"),
-     ("detail.md", "detail"),
+     ("detail.md", "detail"), ("relighting.md", "relight"),
      ("depth-to-image.md", "depth2img"), ("variations.md", "variations"), ("upscaling.md", "upscale"),
      ("animation.md", "animate"), ("training.md", "train")],
 )  # fmt: skip
@@ -47,7 +47,7 @@ def test_every_flag_in_a_table_exists(page: str, command: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "tasks"),
-    [("image-to-image.md", [sdjax.image_to_image, sdjax.edit, sdjax.two_pass]),
+    [("image-to-image.md", [sdjax.image_to_image, sdjax.edit, sdjax.two_pass]), ("relighting.md", [sdjax.relight]),
      ("inpainting.md", [sdjax.inpaint, sdjax.outpaint]), ("detail.md", [sdjax.detail]),
      ("depth-to-image.md", [sdjax.depth_to_image]), ("upscaling.md", [sdjax.upscale]),
      ("animation.md", [sdjax.animate])],

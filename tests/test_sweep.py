@@ -30,7 +30,7 @@ def test_names_of_other_tools_mean_our_settings():
 
 def test_every_field_of_a_request_that_json_can_hold_may_be_set():
     fields = {field.name for field in dataclasses.fields(Request)}
-    arrays = {"latents", "prompt_embeds", "negative_prompt_embeds"}
+    arrays = {"latents", "concat", "prompt_embeds", "negative_prompt_embeds"}
     files = {
         "word_embeddings",
         "embedding_dir",

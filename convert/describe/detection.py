@@ -10,15 +10,14 @@ from sdjax.convert.describe.variants import fitted
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.names import naming
 
-_INPUTS = {
-    12: "IC-Light, which is told a background",
-}  # fmt: skip
+# What a released model of 4 channels with so many is: the end of its name, and `ModelConfig.beside`
+_WIDER = {8: ("edit", None), 12: ("relight", "foreground+background")}
 _TEXT = ("width", "context", "label embeddings", "label vector")
 UNET = naming.LDM_PREFIXES["unet"]
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
-    """Returns the released model with this UNet, or with a smaller variant of it (`variants`).
+    """Returns the released model with this UNet, with a smaller variant of it (`variants`), or with further inputs.
 
     If two models differ only in their prediction, it is the epsilon model.
 
@@ -38,14 +37,13 @@ def detect(shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     if fitting:
         model = configs.get(fitting[0])
         return dataclasses.replace(model, unet=fitted(model.unet, shapes))
-    for name, facts in known.items():  # InstructPix2Pix: a released model that also takes the latent of a picture
-        if seen["inputs"] == 8 and facts["inputs"] == 4 and all(seen.get(k) in (None, facts[k]) for k in _TEXT):
+    inputs = seen["inputs"] or 0
+    for name, facts in known.items():
+        if inputs > facts["inputs"] == 4 and all(seen.get(k) in (None, facts[k]) for k in _TEXT):
             model = configs.get(name)
-            unet = dataclasses.replace(model.unet, in_channels=8)
-            return dataclasses.replace(model, name=f"{name}_edit", unet=fitted(unet, shapes))
-    if seen["inputs"] in _INPUTS:
-        raise CheckpointError(f"its UNet has {seen['inputs']} input channels: it is {_INPUTS[seen['inputs']]}, which "
-                              "sdjax does not run; name a Stable Diffusion v1 or v2 model")  # fmt: skip
+            end, beside = _WIDER.get(inputs, ("wide", None))
+            unet = fitted(dataclasses.replace(model.unet, in_channels=inputs), shapes)
+            return dataclasses.replace(model, name=f"{name}_{end}", unet=unet, beside=beside)
     described = ", ".join(f"{key} {value}" for key, value in seen.items() if value is not None)
     raise CheckpointError(
         f"its UNet is none of {', '.join(configs.NAMES)} ({described}); for a model of another make, give its "

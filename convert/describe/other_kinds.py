@@ -26,6 +26,10 @@ AS_MOTION = "name the model, and this file by --motion of `sdjax animate` (sdjax
 AS_MOTION_LORA = "name the model, and this file by --motion-lora of `sdjax animate` (sdjax.convert.load_motion_lora)"
 AS_TAESD = "name a whole model here, and this file as its autoencoder by --vae, or for previews by --taesd"
 AS_UPSCALER = "name the picture to enlarge, and this file by --model (sdjax upscale --model FILE)"
+AS_WIDENED = (
+    "name the model that it changes, and this file by --widen of `sdjax relight` (sdjax.load(..., widen=FILE)); if it "
+    "is a whole UNet, name the checkpoint that it was taken from"
+)
 AS_CONTROL = "name the model that it is for, and this file by --control (sdjax.convert.load_controlnet)"
 AS_T2I = "name the model that it is for, and this file by --control (sdjax.convert.load_t2i)"
 _COMPLETE = "name a whole model: the checkpoint that it was taken from, or the pipeline's folder"
@@ -131,6 +135,7 @@ _CLASSES = {  # of a diffusers folder's model_index.json: beginnings of names, a
 _OTHERS = ("text_encoder_2", "text_encoder_3", "transformer", "motion_adapter", "vqvae", "movq", "text_unet", "decoder")
 _WIDTHS = (768, 1024, 1280)
 _UNET = naming.LDM_PREFIXES["unet"]
+_DECODER = re.compile(rf"(unet/|{re.escape(_UNET)}|diffusion_model\.)?(up_blocks|output_blocks)\.0\.")  # of a UNet
 
 
 def kind_of_tensors(shapes: Shapes) -> FileKind | None:
@@ -143,6 +148,10 @@ def kind_of_tensors(shapes: Shapes) -> FileKind | None:
     looked_at = [name for name, end in zip(shapes, ends) if end <= MOST_LETTERS]
     if any("motion_modules." in name for name in looked_at) and any("controlnet_" in name for name in looked_at):
         return _SPARSE
+    if (channels := _widened(shapes)) is not None:
+        lights = {8: " (IC-Light's for a foreground)", 12: " (IC-Light's for foreground and background)"}
+        what = f"a UNet alone that takes {channels} channels, or differences to one that takes 4"
+        return FileKind(what + lights.get(channels, ""), AS_WIDENED)
     rows = _ROWS if _holds_model(shapes) else (*_ROWS, *_PARTS)
     for pattern, what, advice in rows:
         search = re.compile(pattern).search
@@ -188,6 +197,23 @@ def kind_of_component(class_name: Any, wanted: Sequence[str], what: str) -> File
         return None
     name = class_name if re.fullmatch(r"\w{1,80}", class_name) else "another class"
     return FileKind(f"a folder whose {what} is diffusers' {name}, not {' or '.join(wanted)}", _OTHER)
+
+
+def _widened(shapes: Shapes) -> int | None:
+    """Returns the input channels of a UNet that is alone and takes more than a latent; None for other files."""
+    others = (
+        naming.LDM_PREFIXES["vae"],
+        naming.LDM_PREFIXES["text"],
+        "vae/",
+        "text_encoder/",
+        "text/",
+        "control_model.",
+    )
+    if any(name.startswith(others) for name in shapes) or not any(_DECODER.match(name) for name in shapes):
+        return None
+    firsts = [f"{before}input_blocks.0.0.weight" for before in (_UNET, "diffusion_model.", "")]
+    found = next((shapes[name] for name in (*firsts, "conv_in.weight", "unet/conv_in.weight") if name in shapes), ())
+    return found[1] if len(found) == 4 and found[1] > 4 else None
 
 
 def _holds_model(shapes: Shapes) -> bool:

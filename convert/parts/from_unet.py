@@ -1,4 +1,4 @@
-"""Completes ControlNets whose files hold only changes to a UNet's weights: differences, and control-LoRAs."""
+"""Completes networks whose files hold only changes to a UNet's weights: differences, and control-LoRAs."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ def from_unet(
         if source == "difference":
             change = out.get(entry.name)
             if change is not None and change.shape == entry.shape:
-                out[entry.name] = _sum(entry, base, change.read)
+                out[entry.name] = total(entry.name, entry.shape, base, change.read)
         elif entry.name not in out and up is not None and down is not None:
             if not _fit(entry.shape, up.shape, down.shape):
                 problems.append(
@@ -45,9 +45,9 @@ def from_unet(
                     f"fit a weight {list(entry.shape)}"
                 )
             del out[f"{stem}.up"], out[f"{stem}.down"]
-            out[entry.name] = _sum(entry, base, functools.partial(_product, up, down))
+            out[entry.name] = total(entry.name, entry.shape, base, functools.partial(_product, up, down))
         elif entry.name not in out:
-            out[entry.name] = _sum(entry, base, lambda: np.zeros((), np.float32))
+            out[entry.name] = total(entry.name, entry.shape, base, lambda: np.zeros((), np.float32))
     if problems:
         raise error(f"it is no control-LoRA of this model: {listed(problems)}")
     return out
@@ -76,12 +76,18 @@ def _stored(entry: Entry, unet: Params, path: str) -> np.ndarray:
     return entry.join([array])
 
 
-def _sum(entry: Entry, base: Callable[[], np.ndarray], change: Callable[[], np.ndarray]) -> LazyTensor:
-    """Returns the UNet's weight with a change added to it, float32 until it is cast."""
+def total(
+    name: str, shape: tuple[int, ...], base: Callable[[], np.ndarray], change: Callable[[], np.ndarray]
+) -> LazyTensor:
+    """Returns a weight with a change added to it, float32 until it is cast.
+
+    The weight may be smaller than `shape`, with fewer input channels: those that it lacks are zeros.
+    """
 
     def read() -> np.ndarray:
         weight = base().astype(np.float32)
+        missing = [(0, want - there) for want, there in zip(shape, weight.shape, strict=True)]
         added = change().astype(np.float32)
-        return weight + (added.reshape(weight.shape) if added.ndim else added)
+        return np.pad(weight, missing) + (added.reshape(shape) if added.ndim else added)
 
-    return LazyTensor(entry.shape, np.dtype(np.float32), read, name=entry.name)
+    return LazyTensor(shape, np.dtype(np.float32), read, name=name)

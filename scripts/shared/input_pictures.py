@@ -42,6 +42,19 @@ def read_pictures(path: str, background: Sequence[int]) -> list[Given]:
     return read
 
 
+def read_foregrounds(path: str) -> list[Given]:
+    """Returns the picture, or all pictures of a folder sorted by name, with their transparent parts in grey.
+
+    Raises ValueError for a missing file and a file that is not a picture.
+    """
+    from sdjax import pictures
+    from sdjax.tasks.relight import GREY
+
+    files = pictures.list_pictures(path) if Path(path).is_dir() else [Path(path)]
+    opened = functools.partial(pictures.open_picture, background=(GREY,) * 3)
+    return [_read(file, "--init-img", opened) for file in files]
+
+
 def read_masks(path: str | None, given: Sequence[Given]) -> list[Given]:
     """Returns one mask for each picture: the file `path` for all, or NAME_mask.* for picture NAME.
 

@@ -27,6 +27,9 @@ REMAKERS = {
     ),
     "detail": Remaker("detail", ("init_img", "mask", "detector"), (*INPAINTED, "boxes", "confidence", "most", "grow")),
     "depth2img": Remaker("depth2img", ("init_img", "depth", "depth_model")),
+    "relight": Remaker(
+        "relight", ("init_img", "mask", "backdrop", "widen"), ("light", "backdrop_name", "enlarge", "hires_strength")
+    ),
     "upscale": Remaker("upscale", ("init_img",), ("noise_level",)),
     "variations": Remaker(
         "variations", ("init_img", "prior", "vision", "noise_stats"),
@@ -35,12 +38,15 @@ REMAKERS = {
 }  # fmt: skip
 OF_OTHER_TOOLS = ("txt2img", "img2img")  # what can be made again of other tools' pictures
 PICTURES = ("init_img", "mask", "depth")
-FLAGS = {"boxes": "--box", "dialect": "--clip-preprocess"}  # of entries, where they have other names
+# Flags of entries that have other names
+FLAGS = {"boxes": "--box", "dialect": "--clip-preprocess", "backdrop_name": "--backdrop"}
 HELP = {
     "init_img": "the picture that this one was made from; repeat it for a mixture of several, in the same order",
     "mask": "the mask that says what was replaced",
     "depth": "the depth map that was kept",
     "depth_model": "the network that estimated the depth, if it was not the checkpoint's own",
+    "backdrop": "the background, if it was a picture",
+    "widen": "the differences that were added to the model's UNet",
     "latents": "the starting noise, if it was a file",
     "detector": "the detector that found the parts",
     "prior": "the prior that guessed the embedding",
@@ -126,7 +132,8 @@ def check_file(flag: str, path: str, about: Mapping[str, str]) -> None:
 def settings_given(values: Mapping[str, Any], remaker: Remaker) -> list[str]:
     """Returns the command's arguments for settings of its own, which its parser checks."""
     out = []
-    for entry in (*remaker.settings, *(("background",) if "init_img" in remaker.inputs else ())):
+    coloured = "init_img" in remaker.inputs and remaker.module != "relight"
+    for entry in (*remaker.settings, *(("background",) if coloured else ())):
         value, flag = values.get(entry), flag_of(entry)
         if entry == "composite":
             value, flag = value is False, "--no-composite"

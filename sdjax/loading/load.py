@@ -15,6 +15,7 @@ from sdjax.convert.containers.casting import better_type, losses_in_words
 from sdjax.convert.containers.reading import read_path
 from sdjax.convert.describe.choices import ConfigLike
 from sdjax.convert.model import load_model
+from sdjax.convert.parts.widened import find_widened
 from sdjax.loading import builtin, hub
 from sdjax.loading.run_layout import is_run
 from sdjax.nn.jax_settings import pinned
@@ -36,6 +37,7 @@ def load(
     depth: str | os.PathLike[str] | None = None,
     vision: str | os.PathLike[str] | None = None,
     noise_stats: str | os.PathLike[str] | None = None,
+    widen: str | os.PathLike[str] | None = None,
     dtype: DTypeLike | None = None,
     variant: str | None = None,
     revision: str | None = None,
@@ -59,6 +61,9 @@ def load(
     "openai/clip-vit-large-patch14"). `noise_stats` is a file or folder with the mean and standard deviation of image
     embeddings, such as Stability's `ViT-L-14_stats.th` for unCLIP-L.
 
+    `widen` is a file of differences to the model's UNet, whose first convolution they widen, such as IC-Light's
+    (`sdjax.convert.load_widened`).
+
     `dtype` is the type of parameters and computation: "float32", "bfloat16", "float16", or a type of NumPy or JAX. None
     means float32 on CPU and bfloat16 on accelerators. `check` is called with the model's description before the weights
     are read; it may raise to refuse the model. `vocab` is the WordPiece vocabulary (vocab.txt of bert-base-uncased) for
@@ -72,7 +77,7 @@ def load(
     cache.enable()
     dtype = default_dtype() if dtype is None else dtype_name(dtype)
     said: list[str] = []
-    files = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats}
+    files = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats, "widen": widen}
     parts = {part: file for part, file in files.items() if file is not None}
     for file in parts.values():  # missing local files raise before anything is fetched
         if hub.is_local(file):
@@ -95,9 +100,15 @@ def load(
         read = functools.partial(load_model, read_path(place, variant))
     words = None if vocab is None else Tokenizer.from_vocabulary(vocab)  # fails early, before the model is read
     places = {part: read_path(hub.resolve(file, say=said.append)) for part, file in parts.items()}
-    bundle = read(config=config, prediction=prediction, ema=ema, dtype=dtype, **places)
+    difference = places.pop("widen", None)
+    kind = dtype if difference is None else None  # sums are rounded once
+    bundle = read(config=config, prediction=prediction, ema=ema, dtype=kind, **places)
+    wider = None if difference is None else find_widened(difference, bundle.config)
     if check is not None:
-        check(bundle.config)
+        check(bundle.config if wider is None else wider.config)
+    if wider is not None:
+        made = wider.added(bundle.read_params(), dtype)
+        bundle = bundle.with_params(made.params, made.config)
     return _pipeline(bundle, bundle.tokenizer_with(words), dtype, source, [*said, *bundle.report.notices])
 
 

@@ -14,10 +14,11 @@ Other tools count in other ways, and also scale the first noise in other ways. `
 | a1111 | int(min(s, 0.999) n) + 1 of n; for DDIM and PLMS 2 less, and the noise of the step before | with the latent |
 | a1111_exact | n of int(n / s); for DDIM and PLMS 2 less | with the latent |
 | comfyui | n of int(n / s) | with the latent; at the largest sigma the noise is scaled by sqrt(1 + sigma^2) |
+| ic_light | int(s count) of round(n / s) | with the latent |
 
 Source: Meng et al. 2022 (arXiv 2108.01073), algorithm 1; scripts/img2img.py and ldm/models/diffusion/ddim.py;
 diffusers' StableDiffusionImg2ImgPipeline.get_timesteps; AUTOMATIC1111's sd_samplers_common.setup_img2img_steps;
-ComfyUI's KSampler.set_steps and model_sampling.EPS.noise_scaling.
+ComfyUI's KSampler.set_steps and model_sampling.EPS.noise_scaling; IC-Light's gradio_demo.py.
 """
 
 import dataclasses
@@ -128,6 +129,10 @@ def _exact_total(num_steps: int, strength: float) -> int:
     return min(int(num_steps / strength), MOST_STEPS)
 
 
+def _rounded_total(num_steps: int, strength: float) -> int:
+    return min(max(1, round(num_steps / strength)), MOST_STEPS)
+
+
 COUNTINGS: dict[str, Counting] = {
     "share": Counting(_asked, _share, pure=True),
     "compvis": Counting(_asked, _truncated, early=lambda sampler: True, pure=True),
@@ -135,6 +140,7 @@ COUNTINGS: dict[str, Counting] = {
     "a1111": Counting(_asked, _a1111, early=on_timesteps, scale=_a1111_scale),
     "a1111_exact": Counting(_exact_total, _a1111_exact, early=on_timesteps, scale=_a1111_scale),
     "comfyui": Counting(_more, _last, scale=_comfyui_scale, on_latent=True),
+    "ic_light": Counting(_rounded_total, _share),
 }
 
 

@@ -73,7 +73,7 @@ class Batch:
         """Returns the batch whose controls without hints take the input pictures `given`, one for each input."""
         return dataclasses.replace(self, requests=seeing(self.requests, [given[i] for i in self.inputs]))
 
-    def starting(self, strength: Each[float] | None = None) -> "Batch":
+    def starting(self, strength: Each[float] | Sequence[float | None] | None = None) -> "Batch":
         """Returns the batch with its starts. `strength` is one for all pictures, or one for each.
 
         None means that nothing is there to start from. A `sdjax.checks.notes.Note` warns if no steps are left. Raises
@@ -204,10 +204,12 @@ class Batch:
     ) -> list[Conditioning]:
         """Returns the conditionings for the branches of guidance (`conditionings_of`).
 
-        All branches have the same `concat`, but "nothing" has zeros. All have the same `label` unless there is an
-        `unconditional_label`, which is then that of the branches without the prompt.
+        All branches have the same `concat` (None: that of the requests), but "nothing" has zeros. All have the same
+        `label` unless there is an `unconditional_label`, which is then that of the branches without the prompt.
         """
         other = label if unconditional_label is None else unconditional_label
+        if concat is None and self.requests[0].concat is not None:
+            concat = self.spread([np.asarray(request.concat) for request in self.requests])
         names = conditionings_of(self.guidance)
         branches = list(dict.fromkeys(map(branch_of, names)))
         scale = self.scale_input

@@ -24,8 +24,8 @@ def generate(pipe: Pipeline, requests: Sequence[Request], **how: Unpack[Computin
     Raises ValueError for arguments out of range, ImageError if a picture is not-a-number or one colour,
     OutOfMemoryError with advice if the device runs out of memory.
     """
-    check_task(pipe.config, "generate")
     several = requests if is_sequence(requests) else []
+    check_task(pipe.config, "generate", concat=any(getattr(one, "concat", None) is not None for one in several))
     if not len(several) or not all(isinstance(request, Request) for request in several):
         raise ValueError(f"requests must be a sequence of at least one sdjax.Request; got {shown(requests)}")
     return from_noise(batch_of(pipe, several, Computing(**how)))

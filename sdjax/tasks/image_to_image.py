@@ -41,7 +41,7 @@ def image_to_image(
 
     `options` are those of `text_to_image`. Raises whatever it raises, and ValueError if a file is not a picture.
     """
-    check_task(pipe.config, "image_to_image")
+    check_task(pipe.config, "image_to_image", concat=options.get("concat") is not None)
     given = inputs.open_pictures(image)
     sides: dict[str, Any] = {"height": height, "width": width}
     heights, widths = (

@@ -42,7 +42,12 @@ Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 LISTS = (  # the additions of one picture
     "adapters", "word_embeddings", "hypernetworks", "image_prompts", "controls", "regions",
 )  # fmt: skip
-ARRAYS = {"latents": "hwc", "prompt_embeds": "nd", "negative_prompt_embeds": "nd"}  # the axes of one picture's arrays
+ARRAYS = {
+    "latents": "hwc",
+    "concat": "hwc",
+    "prompt_embeds": "nd",
+    "negative_prompt_embeds": "nd",
+}  # the axes of one picture's arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,6 +109,8 @@ class Request:
     makes this picture. None and 0 are the model itself. Pictures of many ratios share one program.
 
     `latents`: unit normal noise to start from, [height / 8, width / 8, 4], instead of noise from the seed.
+    `concat`: what the network takes beside the noisy latent, [height / 8, width / 8, c], for models whose further
+    channels no task makes (`sdjax.purpose.KINDS`); every branch of guidance gets it.
     `prompt_embeds` and `negative_prompt_embeds`: encoded prompts, [77, width of the text encoder] or a multiple of 77,
     instead of texts, as `Pipeline.encode_prompt` returns them.
 
@@ -168,6 +175,7 @@ class Request:
     window_overlap: int | None = None
     window_blend: str = "mean"
     latents: Array | None = None
+    concat: Array | None = None
     prompt_embeds: Array | None = None
     negative_prompt_embeds: Array | None = None
     noise_source: str | None = None
@@ -333,6 +341,7 @@ class Options(SamplingOptions, PromptOptions, NoiseOptions, ComputingOptions, to
     seed: Each[int | None]
     num_images: int
     latents: Array | Sequence[Array | None] | None
+    concat: Array | Sequence[Array] | None
     prompt_embeds: Array | Sequence[Array] | None
     negative_prompt_embeds: Array | Sequence[Array] | None
 

@@ -21,6 +21,7 @@ from sdjax.noise import JAX
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.prompts.clip_skip import layers_used
+from sdjax.purpose import GIVEN, KINDS, kind_of
 from sdjax.samplers import tools
 from sdjax.samplers.custom import HasSteps, complete
 from sdjax.samplers.diffusers.by_name import by_name
@@ -213,9 +214,19 @@ def note_unused(requests: Sequence[Resolved], config: ModelConfig) -> None:
 def check_arrays(config: ModelConfig, request: Resolved) -> None:
     """Raises ValueError if starting noise or an encoded prompt does not have the model's shape."""
     vae, text = config.vae, config.text
-    latent = (request.height // vae.factor, request.width // vae.factor, vae.latent_channels)
+    sides = (request.height // vae.factor, request.width // vae.factor)
+    kind, more = kind_of(config), config.unet.in_channels - vae.latent_channels
+    if kind == GIVEN and request.concat is None:
+        raise ValueError(
+            f"this model ({config.name}) takes {more} channels beside the latent: give them by concat, "
+            f"{[*sides, more]} for each picture"
+        )
+    if kind != GIVEN and request.concat is not None:
+        why = "takes no channels beside the latent" if kind == "text" else f"is one for {KINDS[kind]}"
+        raise ValueError(f"concat has no effect, because this model ({config.name}) {why}: leave it out")
     wanted = {
-        "latents": latent,
+        "latents": (*sides, vae.latent_channels),
+        "concat": (*sides, more),
         **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), (text.max_length, text.width)),
     }
     layers_used(text, request.clip_skip)
@@ -223,7 +234,7 @@ def check_arrays(config: ModelConfig, request: Resolved) -> None:
         value = getattr(request, name)
         if value is None:
             continue
-        chunks = max(1, len(value) // shape[0]) if name != "latents" else 1
+        chunks = max(1, len(value) // shape[0]) if name.endswith("_embeds") else 1
         if value.shape != (shape[0] * chunks, *shape[1:]):
             raise ValueError(
                 f"{name} must have the shape {list(shape)} for this model and size; got {list(value.shape)}"

@@ -25,5 +25,5 @@ def text_to_image(
     Raises ValueError for arguments out of range, ImageError if a picture is not-a-number or one colour,
     OutOfMemoryError with advice if the device runs out of memory.
     """
-    check_task(pipe.config, "text_to_image")
+    check_task(pipe.config, "text_to_image", concat=options.get("concat") is not None)
     return from_noise(make_batch(pipe, prompt, options))

@@ -86,7 +86,7 @@ def two_pass(
         for name, given in (("hires_prompt", hires_prompt), ("hires_negative_prompt", hires_negative_prompt))
     )
     requests = [
-        _second(pipe.config, request, enlarge, {**changed, "prompt": own, "negative_prompt": own_negative})
+        second_request(pipe.config, request, enlarge, {**changed, "prompt": own, "negative_prompt": own_negative})
         for request, own, own_negative in zip(first.requests, prompts, negatives)
     ]
     whole_second = resolve(pipe, requests, [(one.height, one.width) for one in requests])  # type: ignore[misc]
@@ -112,7 +112,7 @@ def two_pass(
                 latent = pipe.resize_latent(latent, *again.size, method, seamless=part.seamless, **part.where)
             return part.finish((yield from again.sample(latent, again.noise(), again.conditionings())))
 
-    groups = _shared(first.groups(), second.groups())
+    groups = shared_groups(first.groups(), second.groups())
     calls = [part.calls + second_of(part).calls for part in map(first.part, groups)]
     return Session(first, make, groups=groups, calls=calls)
 
@@ -144,7 +144,7 @@ def enlarged(config: ModelConfig, size: tuple[int, int], enlarge: float, *, wind
     return check_size(config, *(round(side * enlarge / step) * step for side in size), windowed=windowed)
 
 
-def _second(config: ModelConfig, first: Resolved, enlarge: float, changed: dict[str, Any]) -> Request:
+def second_request(config: ModelConfig, first: Resolved, enlarge: float, changed: dict[str, Any]) -> Request:
     """Returns the request of the second pass. Values of `changed` that are not None replace the first one's."""
     size = enlarged(config, (first.height, first.width), enlarge, windowed=first.window is not None)
     asked = {field.name: getattr(first, field.name) for field in dataclasses.fields(Request)}
@@ -152,12 +152,12 @@ def _second(config: ModelConfig, first: Resolved, enlarge: float, changed: dict[
     if isinstance(first.guidance, ClassifierFree):  # the rules again, with a scale of its own
         # The prompt brings its own AND again
         fields["guidance"] = Rules(tuple(rule for rule in first.guidance.rules if not isinstance(rule, And)))
-    elif changed["guidance_scale"] is None:
+    elif changed.get("guidance_scale") is None:
         fields |= {"guidance_scale": None, "guidance_rescale": 0.0}
-    if changed["sampler"] is not None:
+    if changed.get("sampler") is not None:
         fields |= {"eta": None, "spacing": None}
     for name in "prompt", "negative_prompt":
-        if changed[name] is not None:
+        if changed.get(name) is not None:
             fields[f"{name}_embeds"] = None
     return Request(**{**fields, **{name: value for name, value in changed.items() if value is not None}})
 
@@ -170,7 +170,7 @@ def _for_each(name: str, given: str | None | Sequence[str | None], count: int) -
     return one_each(name, several, count)
 
 
-def _shared(first: list[list[int]], second: list[list[int]]) -> list[list[int]]:
+def shared_groups(first: list[list[int]], second: list[list[int]]) -> list[list[int]]:
     """Returns groups of the pictures that are together in both groupings."""
     both = ([i for i in one if i in other] for one in first for other in second)
     return [group for group in both if group]

@@ -26,6 +26,7 @@ ALWAYS = {
     "txt2img": f"{PICTURES} --hires --laion400m",
     "img2img": f"{PICTURES} --init-img --strength --strength-counting --background",
     "edit": f"{PICTURES} --init-img --image-scale --background",
+    "relight": f"{PICTURES} --init-img --mask --widen --light --enlarge --strength-counting",
     "inpaint": f"{PICTURES} --init-img --mask --expand --only-masked --strength --strength-counting --method "
     "--no-composite --background",
     "detail": f"{PICTURES} --init-img --box --mask --detector --most --grow --padding --strength --strength-counting "
@@ -84,6 +85,7 @@ GIVEN = {
     "--at": "--prompt a",
     "animate --prompt-strength": "--motion m",
     "animate --n_samples": "--motion m",
+    "relight --backdrop": "--light left",
     "animate --init-img": "",
     "animate --background": "",
     "--text": "--embed x",
@@ -111,6 +113,7 @@ VALUES = {
 NEEDED = {  # what a command cannot be without
     "img2img": "--init-img a.png",
     "edit": "--init-img a.png",
+    "relight": "--init-img a.png",
     "inpaint": "--init-img a.png",
     "detail": "--init-img a.png --box 1,1,9,9",
     "depth2img": "--init-img a.png",

@@ -26,6 +26,7 @@ CHOICES = ("styles", "styles_file", "wildcards", "wildcard_seed")
 INPUTS = {  # files that a picture was made from
     "init_img": "a picture", "mask": "a mask", "depth": "a depth map", "depth_model": "a network for depth",
     "latents": "starting noise", "vae": "another autoencoder", "weak": "a weaker model", "detector": "a detector",
+    "backdrop": "a background", "widen": "differences to its UNet",
     "prior": "a prior", "vision": "an image tower", "noise_stats": "statistics of embeddings",
 }  # fmt: skip
 COMPARED = ("prediction", "dtype", "exact", "parallel", "batch", "devices", "versions", "jax_settings")
@@ -33,7 +34,7 @@ COMPARED = ("prediction", "dtype", "exact", "parallel", "batch", "devices", "ver
 OF_TASK = {
     "method", "feather", "padding", "only_masked", "composite", "expand", "overlap", "boxes", "confidence", "most",
     "grow", "background", "noise_level", "weights", "mix_noise_level", "dialect", "prior_prompt", "prior_steps",
-    "prior_scale",
+    "prior_scale", "light", "backdrop_name", "enlarge", "hires_strength",
 }  # fmt: skip
 
 
