@@ -1,14 +1,23 @@
-// Light or dark: as the system says, or as the user chose.
+// Light or dark: as the system says, or as the user chose. One column or two: as wide as the window is.
 
-import { announce } from "./dom.js";
+import { announce, byId } from "./dom.js";
 import { remember, remembered } from "./storage.js";
 import { t } from "./texts.js";
 
 const NEXT = { auto: "light", light: "dark", dark: "auto" };
 
-/** Applies the choice that was made before. */
+const NARROW = "(max-width: 900px)"; // as in style.css
+
+/** Applies the choice that was made before, and puts the picture where the window has room for it. */
 export function startAppearance() {
   document.documentElement.dataset.theme = remembered("theme", "auto");
+  const narrow = matchMedia(NARROW);
+  const place = () => {
+    if (narrow.matches) byId("prompts").after(byId("workspace"));
+    else byId("panel").after(byId("workspace"));
+  };
+  narrow.addEventListener("change", place);
+  place();
 }
 
 /** Goes on to the next of: as the system, light, dark. */

@@ -71,8 +71,8 @@ export function chooseModel(name) {
 /** Shows the fields of a mode. */
 export function showMode(name) {
   mode = name;
-  byId("form").hidden = byId("actions").hidden = name === "info";
-  byId("prompts").hidden = name === "upscale";
+  byId("fields").hidden = byId("actions").hidden = name === "info";
+  byId("prompts").hidden = name === "upscale" || name === "info";
   byId("info").hidden = name !== "info";
   for (const { section, box } of sections.values()) box.hidden = !section.modes.includes(name);
   for (const { field, box } of made.values()) box.hidden = !modesOf(field).includes(name);
