@@ -11,7 +11,7 @@ from sdjax.train.builtin.subjects import COLOURS
 
 CAT, FOX = "a cat on a blue background", "a fox on a yellow background"
 HALF = np.broadcast_to(np.arange(64) >= 32, (64, 64))  # the right half
-STEPS = {"num_steps": 20}
+STEPS = {"num_steps": 10}
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,7 @@ def test_a_picture_depends_on_no_environment_variable() -> None:
 def test_a_picture_depends_on_no_switch_of_jax(usual) -> None:
     """Tries the other value of every switch in jax.config, but for those that end a computation on purpose."""
     ends = {"jax_no_execution", "jax_no_tracing", "jax_check_tracer_leaks"}
+    ends.add("jax_scan3")  # up to JAX 0.12 its loops have no vmap, and JAX says so instead of sampling
     for name, value in sorted(jax.config.values.items()):
         if not isinstance(value, bool) or name in ends:
             continue

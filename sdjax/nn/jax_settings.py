@@ -47,7 +47,6 @@ OPTIONS = {
     "jax_compiler_enable_remat_pass": True,
     "jax_enable_pgle": False,
     "jax_use_magma": "auto",
-    "jax_scan3": False,  # of JAX 0.12, where it changes more than last bits
 }
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "TF_CUDNN_DETERMINISTIC", "TF_CUDNN_USE_AUTOTUNE",
              "CUBLAS_WORKSPACE_CONFIG", "ROCBLAS_DEFAULT_ATOMICS_MODE", "MIOPEN_FIND_MODE")  # fmt: skip
