@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from sdjax.nn.jax_settings import pinned
 from sdjax.samplers.rule import State
-from sdjax.serve.engine.entries import Entry, Kind, advance
+from sdjax.serve.engine.compiling import Programs
+from sdjax.serve.engine.entries import Entry, Kind
 from sdjax.serve.engine.work import Closing
 
 T = TypeVar("T")
@@ -43,7 +44,9 @@ class Device:
         self._turns: dict[Kind, float] = {}
         self._clock = itertools.count(1)
         self._sampled = True
+        self.latest: Entry | None = None  # the last picture that joined
         self._closed = False
+        self.programs = Programs(mesh, self._wake)
         self._thread = threading.Thread(target=self._loop, name="sdjax device", daemon=True)
         self._thread.start()
 
@@ -65,6 +68,7 @@ class Device:
             if self._closed:
                 raise Closing
             self._entries.extend(entries)
+            self.latest = entries[-1]
             self._ready.notify()
         latest: list[Any] = [None] * len(entries)
         try:
@@ -93,6 +97,7 @@ class Device:
         with self._ready:
             self._closed = True
             self._ready.notify()
+        self.programs.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -100,13 +105,14 @@ class Device:
         with pinned():
             while True:
                 with self._ready:
-                    self._ready.wait_for(lambda: self._closed or self._calls or self._entries)
                     if self._closed:
                         break
-                    calling = bool(self._calls) and (self._sampled or not self._entries)
-                    self._sampled = not calling
-                    call = self._calls.popleft() if calling else None
-                    group = [] if calling else self._next_group()
+                    group = [] if self._calls and self._sampled else self._next_group()
+                    call = self._calls.popleft() if self._calls and not group else None
+                    self._sampled = call is None
+                    if call is None and not group:
+                        self._ready.wait()
+                        continue
                 if call is not None:
                     self._run_call(*call)
                 else:
@@ -127,22 +133,42 @@ class Device:
             future.set_exception(error)
 
     def _next_group(self) -> list[Entry]:
-        """Returns the pictures to advance next: of the kind that waited longest, those that waited longest."""
-        kinds = dict.fromkeys(one.kind for one in self._entries)
+        """Returns the pictures to advance next: of the kind that waited longest, those that waited longest.
+
+        It is empty if no picture can be advanced before its program is compiled.
+        """
+        kinds: dict[Kind, list[Entry]] = {}
+        for one in self._entries:
+            kinds.setdefault(one.kind, []).append(one)
         self._turns = {kind: turn for kind, turn in self._turns.items() if kind in kinds}
-        chosen = min(kinds, key=lambda kind: self._turns.get(kind, 0.0))
-        now = float(next(self._clock))
-        self._turns[chosen] = now
-        waiting = sorted((one for one in self._entries if one.kind == chosen), key=lambda one: one.served)
-        group = waiting[: self.most]
-        for one in group:
-            one.served = now
-        return group
+        for kind in sorted(kinds, key=lambda kind: self._turns.get(kind, 0.0)):
+            waiting = sorted(kinds[kind], key=lambda one: one.served)[: self.most]
+            try:
+                group = waiting[: self.programs.find(waiting)]
+            except BaseException as error:
+                self._fail(waiting, error)
+                continue
+            if group:
+                now = float(next(self._clock))
+                self._turns[kind] = now
+                for one in group:
+                    one.served = now
+                return group
+        return []
+
+    def _fail(self, entries: list[Entry], error: BaseException) -> None:
+        for one in entries:
+            self._entries.remove(one)
+            one.results.put(error)
+
+    def _wake(self) -> None:
+        with self._ready:
+            self._ready.notify()
 
     def _run_chunk(self, group: list[Entry]) -> None:
         started = time.perf_counter()
         try:
-            states: Sequence[State | BaseException] = advance(group, self.mesh)
+            states: Sequence[State | BaseException] = self.programs.advance(group)
         except BaseException as error:
             states = [error] * len(group)
         self.measured.chunks[len(group)] += 1

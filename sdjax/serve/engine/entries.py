@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import queue
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,9 @@ from sdjax.serve.engine.low_rank import OwnLoRA, filled
 from sdjax.typing import Keys, Params
 
 
-class Kind(NamedTuple):
-    """What entries that are advanced together have in common.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kind:
+    """What entries that are advanced together have in common. `kind_of` makes it: equal kinds are one object.
 
     `program` is without a low-rank adapter. `shapes` are those of the arrays besides contexts. `shared` are the
     identities of the model's and the patches' arrays.
@@ -38,6 +39,12 @@ class Kind(NamedTuple):
     program: programs.SampleProgram
     shapes: Hashable
     shared: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=1024)
+def kind_of(program: programs.SampleProgram, shapes: Hashable, shared: tuple[int, ...]) -> Kind:
+    """Returns the kind of entries with these in common."""
+    return Kind(program, shapes, shared)
 
 
 @dataclasses.dataclass(eq=False)
@@ -65,6 +72,11 @@ class Entry:
     left: bool = False
     results: "queue.SimpleQueue[State | BaseException]" = dataclasses.field(default_factory=queue.SimpleQueue)
     _stretched: dict[tuple[int, int], tuple[Conditioning, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def next(self) -> int:
+        """The number of the next chunk; of the last one after it."""
+        return min(self.at, len(self.chunks) - 1)
 
     @property
     def length(self) -> int:
@@ -121,28 +133,21 @@ def power(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def advance(entries: Sequence[Entry], mesh: Mesh) -> list[State]:
-    """Returns the states of entries of one kind after their next chunk, computed by one program.
+def arguments(
+    entries: Sequence[Entry], size: int, length: int, stages: int, rank: int
+) -> tuple[Params, Rows, tuple[Any, ...], MadeNoise | None]:
+    """Returns the arguments of the program that advances entries of one kind by their next chunk.
 
-    Their number is filled up to a power of two with copies of the last one.
+    Their number is filled up to `size` with copies of the last one.
     """
-    first, size = entries[0], placement.padded(power(len(entries)), mesh.size)
-    whole = [*entries, *entries[-1:] * (size - len(entries))]
-    length, stages = common_contexts(entries)
-    rank = max(0 if one.lora is None else one.lora.rank for one in entries)
+    first, whole = entries[0], [*entries, *entries[-1:] * (size - len(entries))]
     lora = next((one.lora for one in entries if one.lora is not None), None)
     parts = [_arrays(one, length, stages, rank, lora) for one in whole]
-    rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(one.chunks[one.at] for one in whole))
+    rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(one.chunks[one.next] for one in whole))
     made = None
-    if not first.alone or first.made[first.at] is not None:
+    if not first.alone or first.made[first.next] is not None:
         made = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(_noise(one) for one in whole))
-    program, params = first.kind.program, first.params
-    if lora is not None:
-        program, params = with_lora(program), lora_params(params)
-    states = compiled(program, mesh, size)(params, rows, tuple(parts), made)
-    states = list(states[: len(entries)])
-    jax.block_until_ready(states)
-    return states
+    return first.params if lora is None else lora_params(first.params), rows, tuple(parts), made
 
 
 def common_contexts(entries: Sequence[Entry]) -> tuple[int, int]:
@@ -180,7 +185,7 @@ def nothing_known(shape: tuple[int, ...]) -> Known:
 
 
 def _noise(one: Entry) -> MadeNoise:
-    made = one.made[one.at]
+    made = one.made[one.next]
     if made is not None:
         return jax.tree.map(np.asarray, made)
     return no_noise(one.state.x.shape)

@@ -19,7 +19,7 @@ from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import Rows, chunks
 from sdjax.samplers.rule import Linear, Rule, State
 from sdjax.serve.engine.device import Device
-from sdjax.serve.engine.entries import Entry, Kind
+from sdjax.serve.engine.entries import Entry, kind_of
 from sdjax.serve.engine.low_rank import own_lora
 from sdjax.typing import Context, Image, Keys, Latent, NewImage, NewMap, TokenIds
 
@@ -183,7 +183,7 @@ class JoinedPipeline(Pipeline):
         shapes = (structure, tuple((np.shape(leaf), str(getattr(leaf, "dtype", type(leaf)))) for leaf in leaves), alone)
         identities = tuple(id(leaf) for leaf in jax.tree.leaves((self.params["unet"], shared)))
         weak = () if self.weak is None else tuple(id(leaf) for leaf in jax.tree.leaves(self.weak.params["unet"]))
-        kind = Kind(program, (hash(structure), *shapes), (hash(identities), hash(weak)))
+        kind = kind_of(program, shapes, (*identities, *weak))
         return Entry(kind, params, lora, parts, state, keys, branches, guidance, known, noise, alone)
 
 
