@@ -33,7 +33,10 @@ export function buildForm(choices) {
   for (const name of PROMPTS) byId(name).value = kept[name] ?? "";
   for (const [name, { write }] of made) write(name in kept ? kept[name] : initial(name));
   model = kept.model ?? null;
-  byId("form").addEventListener("input", keep);
+  byId("form").addEventListener("input", (event) => {
+    if (["sampler", "schedule"].includes(event.target.name)) dropSamplerOptions();
+    keep();
+  });
   showMode(kept.mode ?? "text");
 }
 
@@ -78,6 +81,16 @@ export function showMode(name) {
   for (const { field, box } of made.values()) box.hidden = !modesOf(field).includes(name);
 }
 
+/** Takes a restored sampler's options out of the other settings: they do not fit another sampler. */
+function dropSamplerOptions() {
+  try {
+    const { sampler_options: _, ...others } = made.get("extra").read();
+    made.get("extra").write(others);
+  } catch {
+    // no JSON yet: it stays as it is
+  }
+}
+
 /** Returns one field's value. */
 export const valueOf = (name) => (PROMPTS.includes(name) ? byId(name).value : made.get(name).read());
 
@@ -87,9 +100,9 @@ export function setValue(name, value) {
   else made.get(name).write(value);
 }
 
-/** Returns the settings of the mode's fields as the server takes them. Raises SyntaxError for other settings that are no JSON. */
+/** Returns the settings of the mode's fields as the server takes them. Raises SyntaxError if "extra" is no JSON. */
 export function readSettings() {
-  const settings = { ...made.get("extra").read() };
+  const settings = mode === "upscale" ? {} : { ...made.get("extra").read() };
   if (mode !== "upscale") for (const name of PROMPTS) settings[name] = byId(name).value;
   for (const [name, { field, read }] of made) {
     if (field.kind === "json" || !modesOf(field).includes(mode)) continue;
@@ -107,14 +120,16 @@ export function writeSettings(settings) {
   const flat = {};
   for (const [name, value] of Object.entries(settings)) {
     const nested = value && typeof value === "object" && !Array.isArray(value);
-    const inner = nested ? Object.entries(value).filter(([entry]) => made.has(`${name}.${entry}`)) : [];
-    for (const [entry, one] of inner) flat[`${name}.${entry}`] = one;
-    const rest = nested ? Object.fromEntries(Object.entries(value).filter(([entry]) => !made.has(`${name}.${entry}`))) : value;
-    if (!inner.length) flat[name] = value;
-    else if (Object.keys(rest).length) flat[name] = rest;
+    const entries = nested ? Object.entries(value) : [];
+    const rest = entries.filter(([entry]) => !made.has(`${name}.${entry}`));
+    for (const [entry, one] of entries) if (made.has(`${name}.${entry}`)) flat[`${name}.${entry}`] = one;
+    if (rest.length === entries.length) flat[name] = value;
+    else if (rest.length) flat[name] = Object.fromEntries(rest);
   }
   const extra = {};
-  for (const [name, { field, write }] of made) if (field.kind !== "json") write(name in flat ? flat[name] : initial(name));
+  for (const [name, { field, write }] of made) {
+    if (field.kind !== "json") write(name in flat ? flat[name] : initial(name));
+  }
   for (const name of PROMPTS) byId(name).value = settings[name] ?? "";
   for (const [name, value] of Object.entries(flat)) {
     if (PROMPTS.includes(name)) continue;
@@ -123,7 +138,9 @@ export function writeSettings(settings) {
   }
   made.get("extra").write(extra);
   for (const [name, { section, box, body }] of sections) {
-    if (!section.plain && box.tagName === "DETAILS") box.open ||= changed(name, flat) || (name === "other" && body.querySelector("textarea").value !== "");
+    if (section.plain) continue;
+    const others = name === "other" && body.querySelector("textarea").value !== "";
+    box.open ||= others || changed(name, flat);
   }
   keep();
 }

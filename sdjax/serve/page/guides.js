@@ -47,9 +47,13 @@ function addRow(section, list) {
   if (guide.prepared) {
     const none = [{ name: "", title: t("preprocessor.none") }];
     row.preprocessor = select([...none, ...(offered.preprocessors ?? []).map(entryOf)]);
-    row.preprocessor.addEventListener("change", () => preview(row));
+    row.preprocessor.addEventListener("change", () => {
+      row.annotators.closest("label").hidden = !needs(row).length;
+      preview(row);
+    });
     const again = el("button", { type: "button", text: "preprocessor.show", on: { click: () => preview(row) } });
     fields.push(el("div", { class: "row end" }, labelled("preprocessor", row.preprocessor), again));
+    fields.push(annotators(row));
   }
   const remove = el("button", {
     type: "button", class: "quiet", text: "remove",
@@ -72,6 +76,22 @@ function select(entries) {
   return el("select", {}, ...entries.map(({ name, title }) => el("option", { value: name, raw: title })));
 }
 
+/** Returns the kinds of networks that the row's preprocessor needs. */
+const needs = (row) => (offered.preprocessors ?? []).map(entryOf).find(({ name }) => name === row.preprocessor.value)?.needs ?? [];
+
+/** Returns the list of the networks of preprocessors, which is seen when one needs some. */
+function annotators(row) {
+  row.annotators = select((offered.libraries.detector ?? []).map(entryOf));
+  row.annotators.multiple = true;
+  row.annotators.size = 3;
+  const box = labelled("preprocessor.networks", row.annotators);
+  row.annotators.addEventListener("change", () => preview(row));
+  box.hidden = true;
+  return box;
+}
+
+const chosenIn = (select) => [...select.selectedOptions].map((option) => option.value);
+
 const labelled = (key, input) => el("label", { class: "field" }, el("span", { text: key }), input);
 
 function take(row, file) {
@@ -84,9 +104,12 @@ function take(row, file) {
 async function preview(row) {
   row.preview.hidden = true;
   if (!row.picture || !row.preprocessor.value) return;
+  if (needs(row).length > row.annotators.selectedOptions.length) return; // until the networks are chosen
   try {
     const { id } = await api.upload(row.picture);
-    const { image } = await api.hint({ preprocessor: row.preprocessor.value, input: `upload:${id}` });
+    const wanted = { preprocessor: row.preprocessor.value, input: `upload:${id}` };
+    if (needs(row).length) wanted.annotators = chosenIn(row.annotators);
+    const { image } = await api.hint(wanted);
     row.preview.src = `data:image/png;base64,${String(image).replace(/^data:[^,]*,/, "")}`;
     row.preview.hidden = false;
   } catch (error) {
@@ -105,6 +128,7 @@ export async function addGuides(settings, inputs) {
       const use = { [guide.network]: row.network.value, [guide.picture]: name };
       for (const one of NUMBERS) use[one.name] = Number(row[one.name].value || one.value);
       if (row.preprocessor?.value) use.preprocess = row.preprocessor.value;
+      if (row.preprocessor?.value && needs(row).length) use.annotators = chosenIn(row.annotators);
       uses.push(use);
     }
     if (uses.length) settings[section] = uses;

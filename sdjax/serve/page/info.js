@@ -7,6 +7,9 @@ import { writeSettings } from "./form.js";
 import { TASKS } from "./schema.js";
 import { t } from "./texts.js";
 
+// Settings of tasks that the form or the other settings can have. What else a picture records of its making, such as the
+// size of the picture that it was made from, is no setting.
+const OF_TASK = ["strength", "only_masked", "padding", "feather", "expand", "overlap", "composite", "method"];
 const MODES = Object.fromEntries(Object.entries(TASKS).map(([mode, task]) => [task, mode]));
 
 /** Makes the mode work. `restored` is called with the mode of the settings that were put into the form. */
@@ -50,7 +53,8 @@ async function read(file, restored) {
 
 /** Returns all settings of what the server understood: of the sampling, of the task, and of the second pass. */
 function flat(found) {
-  const settings = { ...found.settings, ...found.of_task };
+  const own = Object.entries(found.of_task ?? {}).filter(([name, value]) => OF_TASK.includes(name) && value !== null);
+  const settings = { ...found.settings, ...Object.fromEntries(own) };
   if (found.hires && Object.keys(found.hires).length) settings.hires = found.hires;
   return settings;
 }
@@ -58,8 +62,7 @@ function flat(found) {
 /** Puts what the server understood of a picture into the form. Returns the mode that it is for. */
 export function restore(found) {
   const settings = flat(found);
-  const mode = MODES[found.task ?? settings.task] ?? "text";
-  delete settings.task;
+  const mode = MODES[found.task ?? found.of_task?.task] ?? "text";
   if (Array.isArray(settings.expand)) {
     const [left, top, right, bottom] = settings.expand;
     settings.expand = { left, top, right, bottom };

@@ -9,7 +9,8 @@ import { bytes, t } from "./texts.js";
 const KINDS = ["checkpoint", "lora", "embedding", "hypernetwork", "vae", "control", "ip_adapter", "upscaler"];
 const TAGS = { lora: "lora", hypernetwork: "hypernet" };
 let kind = "checkpoint";
-let entries = [];
+let entries = []; // of the kind
+let cards = []; // those that are shown: {entry, node}
 
 const plain = (name) => name.replace(/\.[^./]+$/, "");
 
@@ -88,10 +89,12 @@ async function showKind(one) {
   showCards();
 }
 
+/** Shows the cards of the files whose names have the words of the search. */
 function showCards() {
   const wanted = byId("library-search").value.trim().toLowerCase();
   const shown = entries.filter(({ name, title }) => `${name} ${title ?? ""}`.toLowerCase().includes(wanted));
-  byId("cards").replaceChildren(...shown.map(card));
+  cards = shown.map((entry) => ({ entry, node: card(entry) }));
+  byId("cards").replaceChildren(...cards.map(({ node }) => el("li", {}, node)));
   byId("cards-empty").hidden = Boolean(shown.length);
 }
 
@@ -102,16 +105,14 @@ function card(entry) {
   if (preview) show(image, preview).catch(() => {});
   const facts = [entry.details?.family ?? entry.family, entry.size ? bytes(entry.size) : null].filter(Boolean).join(" · ");
   const parts = [image, el("span", { class: "card-name", raw: plain(entry.name) }), el("span", { class: "hint", raw: facts })];
-  if (!uses) return el("li", {}, el("div", { class: "card" }, ...parts));
+  if (!uses) return el("div", { class: "card" }, ...parts);
   const button = el("button", { type: "button", class: "card", "aria-pressed": String(uses.used(entry)) }, ...parts);
   button.addEventListener("click", () => {
     uses.use(entry);
     keep();
     const used = uses.used(entry);
     announce(t(used ? "library.used" : "library.unused", { name: plain(entry.name) }));
-    const all = [...byId("cards").querySelectorAll("button.card")];
-    const present = entries.filter(({ name, title }) => `${name} ${title ?? ""}`.toLowerCase().includes(byId("library-search").value.trim().toLowerCase()));
-    all.forEach((one, at) => one.setAttribute("aria-pressed", String(uses.used(present[at]))));
+    for (const one of cards) one.node.setAttribute("aria-pressed", String(uses.used(one.entry)));
   });
-  return el("li", {}, button);
+  return button;
 }

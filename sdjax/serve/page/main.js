@@ -20,7 +20,7 @@ import { startStyles } from "./styles.js";
 import { changeLanguage, loadTexts, t } from "./texts.js";
 import { makeWork, NotReady } from "./work.js";
 
-const LIBRARIES = ["checkpoint", "vae", "control", "ip_adapter", "upscaler"];
+const LIBRARIES = ["checkpoint", "vae", "control", "ip_adapter", "upscaler", "detector"];
 let editor = null;
 let info = null;
 let settleModes = () => {};

@@ -16,7 +16,7 @@ export const SECTIONS = [
   { name: "image_prompts", modes: DRAWN },
   { name: "grid", modes: DRAWN },
   { name: "more", modes: DRAWN },
-  { name: "other", modes: ["text", "image", "inpaint", "upscale"] },
+  { name: "other", modes: DRAWN },
 ];
 
 /*
@@ -34,7 +34,7 @@ export const FIELDS = [
   { name: "padding", kind: "number", section: "input", value: 32, low: 0, high: 256, step: 4, half: true, where: ["inpaint"] },
   { name: "feather", kind: "number", section: "input", value: 4, low: 0, high: 64, step: 1, half: true, where: ["inpaint"] },
   { name: "upscaler", kind: "choice", section: "input", from: "upscalers", where: ["upscale"] },
-  { name: "enlarge", kind: "range", section: "input", value: 2, low: 1, high: 8, step: 0.25, where: ["upscale"] },
+  { name: "times", kind: "range", section: "input", value: 2, low: 1, high: 8, step: 0.25, where: ["upscale"] },
 
   { name: "width", kind: "number", section: "main", optional: true, low: 64, high: 2048, step: 8, half: true, where: SIZED },
   { name: "height", kind: "number", section: "main", optional: true, low: 64, high: 2048, step: 8, half: true, where: SIZED },

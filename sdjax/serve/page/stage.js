@@ -35,10 +35,11 @@ export function showRecord(one) {
   byId("shown").replaceChildren(image);
   show(image, one.url ?? addressOf(one.name)).catch((error) => message(error.message, "error"));
   const [width, height] = sizeOf(one);
+  const steps = one.settings?.num_steps ?? one.settings?.steps;
   const facts = [
     one.seed != null ? t("fact.seed", { seed: one.seed }) : null,
     width ? t("fact.size", { width, height }) : null,
-    one.settings?.num_steps ? t("fact.steps", { n: one.settings.num_steps }) : null,
+    steps ? t("fact.steps", { n: steps }) : null,
     one.settings?.sampler ?? null,
     one.created ? moment(one.created) : null,
   ];

@@ -30,6 +30,7 @@ export class Editor {
     this.view = new View(this.canvas);
     connect(this.view, () => this.#stroke(), () => this.#refresh());
     box.addEventListener("keydown", (event) => this.#key(event));
+    this.#setSize(this.size);
     this.#refresh();
   }
 
@@ -90,7 +91,7 @@ export class Editor {
     }
     this.range = el("input", {
       type: "range", min: 2, max: 256, value: this.size, label: "tool.size",
-      on: { input: () => (this.size = Number(this.range.value)) },
+      on: { input: () => this.#setSize(Number(this.range.value)) },
     });
     this.colour = el("input", { type: "color", value: "#e0483e", label: "tool.colour" });
     const does = {
@@ -159,9 +160,14 @@ export class Editor {
     event.preventDefault();
   }
 
+  #setSize(size) {
+    this.size = this.range.value = size;
+    const { min, max } = this.range;
+    this.range.style.setProperty("--share", `${(100 * (size - min)) / (max - min)}%`);
+  }
+
   #resize(factor) {
-    this.size = Math.max(2, Math.min(256, Math.round(this.size * factor)));
-    this.range.value = this.size;
+    this.#setSize(Math.max(2, Math.min(256, Math.round(this.size * factor))));
     if (this.view.cursor) this.view.cursor.size = this.size;
     this.view.draw();
   }
