@@ -68,6 +68,7 @@ class Engine:
         self._running: list[Job] = []
         self._over: OrderedDict[str, Job] = OrderedDict()
         self._closed = False
+        self.warmed = threading.Event()  # whether the programs of `warm_up` are there
         for id, created, work in self._store.waiting():
             self._queue.put(Job(id, work, self, created=created))
         self._threads = [
