@@ -63,12 +63,14 @@ class Options:
         if schedule is not None:
             schedule = rescaled(schedule, Request(zero_terminal_snr=own.get("zero_terminal_snr")).zero_terminal_snr)
         options = dict(own.get("sampler_options") or {})
-        spacing = written.schedule_of(own) if own.get("schedule") is not None else options.pop("spacing", None)
-        spacing = own.get("spacing") or spacing or found.schedule
-        if options:
-            options = _coerced(found.sampler, options)
+        spacing = options.pop("spacing", None)  # settings with the names of options go first
+        options = _coerced(found.sampler, options)
+        eta = options.pop("eta", None)
+        if own.get("schedule") is not None:
+            spacing = written.schedule_of(own)
         made = make_sampler(
-            found.sampler, schedule, own.get("compat"), eta=own.get("eta"), spacing=spacing, **options
+            found.sampler, schedule, own.get("compat"), eta=eta if own.get("eta") is None else own["eta"],
+            spacing=own.get("spacing") or spacing or found.schedule, **options,
         )  # fmt: skip
         return found.sampler, made
 

@@ -6,12 +6,14 @@ import { t } from "./texts.js";
 
 const NEXT = { auto: "light", light: "dark", dark: "auto" };
 
-const NARROW = "(max-width: 900px)"; // as in style.css
+const narrow = matchMedia("(max-width: 900px)"); // as in style.css
+
+/** Whether all stands in one column, so that the picture may be out of sight. */
+export const isNarrow = () => narrow.matches;
 
 /** Applies the choice that was made before, and puts the picture where the window has room for it. */
 export function startAppearance() {
   document.documentElement.dataset.theme = remembered("theme", "auto");
-  const narrow = matchMedia(NARROW);
   const place = () => {
     if (narrow.matches) byId("prompts").after(byId("workspace"));
     else byId("panel").after(byId("workspace"));

@@ -1,7 +1,7 @@
 // Starts the page: texts, lists of the server, form, editor, history; and connects the parts.
 
 import { api } from "./api.js";
-import { changeAppearance, startAppearance } from "./appearance.js";
+import { changeAppearance, isNarrow, startAppearance } from "./appearance.js";
 import { Editor } from "./canvas/editor.js";
 import { byId, el, message, rove } from "./dom.js";
 import { dropInto } from "./drop.js";
@@ -143,7 +143,7 @@ async function generate() {
     const axes = currentMode() === "upscale" ? [] : axesInUse();
     const work = await makeWork(editor);
     view("result");
-    byId("stage").scrollIntoView({ block: "nearest" });
+    if (isNarrow()) byId("workspace").scrollIntoView({ block: "start" });
     byId("generate").disabled = false;
     if (axes.length) await runGrid(work, axes, stage.showElement, (picture, job) => history.add(recordOf(picture, job), true));
     else await run(work);
