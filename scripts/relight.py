@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import input_pictures, model_flags, noise_flags, options, picture_settings, values
+from sdjax.scripts.shared import input_pictures, model_flags, noise_flags, options, values
 from sdjax.scripts.shared.flags import Needs
 from sdjax.scripts.shared.job import Job, note
-from sdjax.scripts.shared.picture_settings import Made
+from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
+from sdjax.tasks import recording
 
 IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, a smaller --enlarge, --dtype bfloat16"
 SIDES = ("left", "right", "top", "bottom")
@@ -140,7 +141,7 @@ def run(args: argparse.Namespace) -> Made:
     def describe(number: int) -> dict[str, Any]:
         own: dict[str, Any] = {"init_img": pictures[number].describe()}
         own |= {} if masks is None else {"mask": masks[number].describe()}
-        own |= {} if widen is None else {"widen": picture_settings.describe_model(args.widen, widen)}
+        own |= {} if widen is None else {"widen": recording.describe_model(args.widen, widen)}
         if args.light != "none":
             own |= {"light": args.light, "strength": strengths["strength"]}
         if isinstance(behind, str):

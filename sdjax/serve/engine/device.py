@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from sdjax.nn.jax_settings import pinned
 from sdjax.samplers.rule import State
 from sdjax.serve.engine.compiling import Programs
-from sdjax.serve.engine.entries import Entry, Kind
+from sdjax.serve.engine.entries import Entry, Kind, power
 from sdjax.serve.engine.work import Closing
 
 T = TypeVar("T")
@@ -170,16 +170,21 @@ class Device:
         try:
             states: Sequence[State | BaseException] = self.programs.advance(group)
         except BaseException as error:
+            if len(group) > 1 and "RESOURCE_EXHAUSTED" in str(error):
+                self.most = power(len(group)) // 2  # fewer at once fit into the device's memory
+                return
             states = [error] * len(group)
         self.measured.chunks[len(group)] += 1
         self.measured.seconds += time.perf_counter() - started
         with self._ready:
             for one, state in zip(group, states, strict=True):
                 one.at += 1
-                failed = isinstance(state, BaseException)
-                if not failed:
+                over = one.at == len(one.chunks)
+                if isinstance(state, BaseException):
+                    over = True
+                else:
                     one.state = state
-                if (failed or one.at == len(one.chunks)) and one in self._entries:
+                if over and one in self._entries:
                     self._entries.remove(one)
                 if not one.left:
                     one.results.put(state)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 REMEMBERED = 256  # jobs that are over and stay in memory, with their pictures
+MOST_BYTES = 2**29  # of these pictures
 MODEL = "model"  # the choice of the current model, in the store
 
 
@@ -184,6 +185,9 @@ class Engine:
         if self._queue.remove(job):
             self._end(job, "cancelled", None)
 
+    def _bytes(self) -> int:
+        return sum(one.pixels.nbytes + len(one.png) for job in self._over.values() for one in job.pictures)
+
     def _known(self, name: str | None) -> str | None:
         """Returns the name if the library still has this checkpoint."""
         try:
@@ -232,7 +236,7 @@ class Engine:
             state, error = ("failed", str(problem)) if state == "done" else (state, error)
         with self._lock:
             self._over[job.id] = job
-            while len(self._over) > REMEMBERED:
+            while len(self._over) > 1 and (len(self._over) > REMEMBERED or self._bytes() > MOST_BYTES):
                 self._over.popitem(last=False)
         job.end(state, error)
 

@@ -140,7 +140,7 @@ def arguments(
 
     Their number is filled up to `size` with copies of the last one.
     """
-    first, whole = entries[0], [*entries, *entries[-1:] * (size - len(entries))]
+    first, whole = entries[0], [*entries, *[entries[-1]] * (size - len(entries))]
     lora = next((one.lora for one in entries if one.lora is not None), None)
     parts = [_arrays(one, length, stages, rank, lora) for one in whole]
     rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(one.chunks[one.next] for one in whole))

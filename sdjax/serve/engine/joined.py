@@ -1,6 +1,7 @@
 """A pipeline whose work joins that of other jobs: `Pipeline` with its primitives on the engine's device."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -49,8 +50,8 @@ class JoinedPipeline(Pipeline):
         """Returns the joined results of call(i) for every entry i of a batch, each in turn with other work."""
         if self._on.mesh.size == 1 and count == 1:
             return self._on.call(lambda: call(0))
-        made = [self._on.call(lambda i=i: np.asarray(call(i))) for i in range(count)]  # type: ignore[misc]
-        return jax.device_put(np.concatenate(made))
+        made = [self._on.call(functools.partial(call, i)) for i in range(count)]
+        return jax.device_put(np.concatenate([np.asarray(one) for one in made]))
 
     def _copies(self, array: Any, i: int) -> Any:
         """Returns entry i of an array, once for every device."""
@@ -59,14 +60,14 @@ class JoinedPipeline(Pipeline):
         own = array[i : i + 1]
         return own if self._on.mesh.size == 1 else np.repeat(np.asarray(own), self._on.mesh.size, axis=0)
 
-    def encode_tokens(  # type: ignore[override]
+    def encode_tokens(
         self, ids: TokenIds, *, layers: int | None = None, mesh: Any = None, parallel: str = "jit", exact: bool = False
     ) -> Context:
         """Returns encoded token ids (`Pipeline.encode_tokens`)."""
         whole, encode = self._on.mesh, super().encode_tokens
-        return self._each(len(ids), lambda i: encode(self._copies(ids, i), layers=layers, mesh=whole, exact=exact)[:1])  # type: ignore[no-any-return]
+        return self._each(len(ids), lambda i: encode(self._copies(ids, i), layers=layers, mesh=whole, exact=exact)[:1])
 
-    def encode_image(  # type: ignore[override]
+    def encode_image(
         self, image: Image, *, mesh: Any = None, keys: Keys | None = None, draw: int = 0, seamless: str | None = None,
         made: MadeNoise | None = None, parallel: str = "jit",
     ) -> NewMap:  # fmt: skip
@@ -79,16 +80,16 @@ class JoinedPipeline(Pipeline):
             noise = None if made is None else jax.tree.map(lambda a: self._copies(a, i), made)
             return encode(self._copies(image, i), mesh=whole, keys=own, draw=draw, seamless=seamless, made=noise)[:1]
 
-        return self._each(len(image), one)  # type: ignore[no-any-return]
+        return self._each(len(image), one)
 
-    def decode(  # type: ignore[override]
+    def decode(
         self, latent: Latent, *, seamless: str | None = None, mesh: Any = None, parallel: str = "jit"
     ) -> NewImage:
         """Returns the images of latents (`Pipeline.decode`)."""
         whole, decode = self._on.mesh, super().decode
-        return self._each(len(latent), lambda i: decode(self._copies(latent, i), seamless=seamless, mesh=whole)[:1])  # type: ignore[no-any-return]
+        return self._each(len(latent), lambda i: decode(self._copies(latent, i), seamless=seamless, mesh=whole)[:1])
 
-    def resize_latent(  # type: ignore[override]
+    def resize_latent(
         self, latent: Latent, height: int, width: int, method: str, *, seamless: str | None = None, mesh: Any = None,
         parallel: str = "jit",
     ) -> NewMap:  # fmt: skip
@@ -98,9 +99,9 @@ class JoinedPipeline(Pipeline):
         def one(i: int) -> Any:
             return resize(self._copies(latent, i), height, width, method, seamless=seamless, mesh=whole)[:1]
 
-        return self._each(len(latent), one)  # type: ignore[no-any-return]
+        return self._each(len(latent), one)
 
-    def sampling(  # type: ignore[override]
+    def sampling(
         self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
         guidance: Guidance | None = None, *, known: Known | None = None, made: MadeNoise | None = None,
         exact: bool = False, mesh: Any = None, parallel: str = "jit", **network: Any,
@@ -116,8 +117,9 @@ class JoinedPipeline(Pipeline):
             return
         guidance = Unguided() if guidance is None else guidance
         guidance = jax.tree.map(lambda a: np.broadcast_to(a, (len(x), *np.shape(a)[1:])), guidance)
+        entry = self._entry
         entries = [
-            self._on.call(lambda i=i: self._entry(i, rule, rows, x, keys, branches, guidance, known, made, network))  # type: ignore[misc]
+            self._on.call(functools.partial(entry, i, rule, rows, x, keys, branches, guidance, known, made, network))
             for i in range(len(x))
         ]
         total = np.size(rows.index, 0)
@@ -137,7 +139,7 @@ class JoinedPipeline(Pipeline):
 
     @pinned()
     def _entry(
-        self, i: int, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
+        self, i: int, rule: Rule, rows: Rows, x: Latent, keys: Keys, whole: Sequence[Conditioning],
         guidance: Guidance, known: Known | None, made: MadeNoise | None, network: dict[str, Any],
     ) -> Entry:  # fmt: skip
         """Returns picture i of a batch as an entry, with its state before the first row."""
@@ -147,7 +149,7 @@ class JoinedPipeline(Pipeline):
             return tree if not several else jax.tree.map(lambda a: a[i : i + 1], tree)
 
         x, keys, guidance, known, made = map(pick, (x, keys, guidance, known, made))
-        branches = tuple(map(pick, branches))
+        branches: tuple[Conditioning, ...] = tuple(map(pick, whole))
         network = {"patches": (), **network}
         patches = tuple(network.pop("patches"))
         shared = tuple(network.pop("shared", None) or [None] * len(patches))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 import sdjax
-from sdjax.loading import builtin
+from sdjax.loading import builtin, hub
 from sdjax.pipeline.model import Pipeline
 from sdjax.serve.engine.device import Device
 from sdjax.serve.engine.joined import JoinedPipeline
@@ -74,6 +74,7 @@ class Models:
         """Drops every model that no job uses."""
         with self._changed:
             self._loaded = [one for one in self._loaded if one.jobs]
+        self.device.latest = None
 
     def lease(self, job: str, name: str | None, **parts: Any) -> Loaded:
         """Returns a model for a job until `release`. It is read if it is not there."""
@@ -103,15 +104,15 @@ class Models:
         return next((one for one in self._loaded if (one.name, one.parts) == (name, parts)), None)
 
     def _load(self, entry: Any, parts: tuple[tuple[str, str], ...]) -> Loaded:
-        own = entry.name in builtin.NAMES
-        local = builtin.place(entry.name) if own else Path(entry.path)
+        own, place = entry.name in builtin.NAMES, str(entry.path)
+        local = builtin.place(entry.name) if own else Path(hub.resolve(place))
         self._make_room(0 if own else size_of(local))
         pipe = sdjax.load(entry.name if own else local, dtype=self.dtype, **dict(parts))
         joined = JoinedPipeline.of(pipe, self.device)
         self.device.call(lambda: jax.block_until_ready(joined.on(self.device.mesh)))
         found = safety.beside(local) if self.checker == AUTO else None
         checker = None if found is None else sdjax.SafetyChecker.load(found, dtype="float32")
-        description: dict[str, Any] = {"model": recording.describe_model(str(local), local)}
+        description: dict[str, Any] = {"model": recording.describe_model(str(local) if own else place, local)}
         vae = dict(parts).get("vae")
         description["vae"] = None if vae is None else recording.describe_model(vae, Path(vae))
         if checker is not None and found is not None:

@@ -11,6 +11,7 @@ from sdjax._version import __version__
 from sdjax.checks.arguments import number, shown, whole
 from sdjax.config import ModelConfig
 from sdjax.pictures import resize
+from sdjax.pictures.geometry import METHODS as FILTERS
 from sdjax.pictures.image import infotext
 from sdjax.pipeline.model import Pipeline
 from sdjax.preprocessors import PREPROCESSORS
@@ -19,7 +20,7 @@ from sdjax.serve.engine.making import make
 from sdjax.serve.engine.options import Options, describe_input, find_file, read
 from sdjax.serve.engine.work import Finished, Work
 from sdjax.tasks import inputs, recording
-from sdjax.tasks.enlarge import TILE, read_upscaler
+from sdjax.tasks.enlarge import MOST_PIXELS, TILE, read_upscaler
 from sdjax.tasks.hints import make_hint
 from sdjax.tasks.inpaint import METHODS, check_method
 from sdjax.tasks.session import Session
@@ -48,7 +49,7 @@ class Drawn(NamedTuple):
     own: tuple[str, ...] = ()
     sized: bool = False
     inputs: tuple[str, ...] = ("image",)
-    check: Callable[[Options], None] = lambda options: None
+    check: Callable[[Options], object] = lambda options: None
 
 
 def _text(options: Options, pipe: Pipeline) -> tuple[Begin, dict[str, Any]]:
@@ -193,14 +194,14 @@ def _variations(options: Options, pipe: Pipeline) -> tuple[Begin, dict[str, Any]
 
 
 DRAWN: dict[str, Drawn] = {
-    "txt2img": Drawn(_text, ("hires",), True, (), lambda options: _hires(options) and None),
+    "txt2img": Drawn(_text, ("hires",), True, (), _hires),
     "img2img": Drawn(_image, ("strength",), True, check=_check_image),
     "inpaint": Drawn(
         _inpaint,
         ("strength", "method", "only_masked", "padding", "composite", "feather", "expand", "overlap"),
         check=_check_inpaint,
     ),
-    "depth2img": Drawn(_depth, ("strength",), check=lambda options: _strength(options, 0.9) and None),
+    "depth2img": Drawn(_depth, ("strength",), check=lambda options: _strength(options, 0.9)),
     "edit": Drawn(_edit, ("image_scale",), True),
     "upscale": Drawn(_by_diffusion, ("noise_level",)),
     "detail": Drawn(
@@ -238,9 +239,6 @@ def _with(work: Work, settings: Mapping[str, Any]) -> Work:
     return Work(work.task, settings, work.inputs, work.model, work.client, work.priority, work.save)
 
 
-FILTERS = {"lanczos": "lanczos", "nearest": "nearest"}  # ways to enlarge without a network
-
-
 def _upscale(work: Work, context: Context) -> list[Finished]:
     """Enlarges a picture by an upscaler of the library, by a filter, or by a diffusion model if neither is named."""
     if not _is_enlarging(work):
@@ -248,8 +246,10 @@ def _upscale(work: Work, context: Context) -> list[Finished]:
     name, times, tile = _read_enlarging(work, context.library)
     picture = _open(work)
     if name in FILTERS:
-        size = [round(side * (times or 2.0)) for side in picture.shape[:2]]
-        made = resize(picture, *size, method=FILTERS[name]) if name != "lanczos" else resize(picture, *size)
+        height, width = (round(side * (times or 2.0)) for side in picture.shape[:2])
+        if height * width > MOST_PIXELS:
+            raise ValueError(f"the result has at most {MOST_PIXELS} pixels; got {width} x {height}: enlarge less")
+        made = resize(picture, height, width, name)
         described: dict[str, Any] = {"upscaler": {"name": name}}
     else:
         path = find_file(context.library, "upscaler", name)
@@ -321,18 +321,31 @@ TASKS: dict[str, Callable[[Work, Context], list[Finished]]] = {
 }
 
 
+def _check_upscale(work: Work, library: "Library") -> None:
+    if _is_enlarging(work):
+        _open(work)
+        _read_enlarging(work, library)
+    else:
+        _read(work, library)
+
+
+def _check_hint(work: Work, library: "Library") -> None:
+    _open(work)
+    _read_hint(work, library)
+
+
+CHECKS: dict[str, Callable[[Work, "Library"], object]] = {  # what each task refuses before it waits
+    **dict.fromkeys(DRAWN, _read),
+    "upscale": _check_upscale,
+    "hint": _check_hint,
+}
+
+
 def check(work: Work, library: "Library") -> None:
     """Raises ValueError for a work that cannot be made, as far as that is known without its model."""
     if work.task not in TASKS:
         raise ValueError(f"unknown task {shown(work.task)}; the known ones are {', '.join(TASKS)}")
-    if work.task == "hint":
-        _open(work)
-        _read_hint(work, library)
-    elif work.task == "upscale" and _is_enlarging(work):
-        _open(work)
-        _read_enlarging(work, library)
-    elif work.task in DRAWN:
-        _read(work, library)
+    CHECKS[work.task](work, library)
 
 
 def paints(work: Work) -> bool:
