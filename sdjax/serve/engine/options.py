@@ -64,6 +64,8 @@ class Options:
             schedule = rescaled(schedule, Request(zero_terminal_snr=own.get("zero_terminal_snr")).zero_terminal_snr)
         options = dict(own.get("sampler_options") or {})
         spacing = options.pop("spacing", None)  # settings with the names of options go first
+        if isinstance(spacing, Mapping):
+            spacing = written.schedule_of({"schedule": dict(spacing)})
         options = _coerced(found.sampler, options)
         eta = options.pop("eta", None)
         if own.get("schedule") is not None:
