@@ -66,7 +66,6 @@ class Engine:
         )  # fmt: skip
         self._queue, self._speed = Waiting(), Speed(slots)
         self._lock = threading.RLock()
-        self._running: list[Job] = []
         self._over: OrderedDict[str, Job] = OrderedDict()
         self._closed = False
         self.warmed = threading.Event()  # whether the programs of `warm_up` are there
@@ -92,7 +91,7 @@ class Engine:
             if self._closed:
                 raise RuntimeError("the server is stopping: try again when it has started")
             if len(self._queue) >= self.most_waiting:
-                raise Full(len(self._queue), self._speed.until_room(len(self._running)))
+                raise Full(len(self._queue), self._speed.until_room(len(self._queue.taken())))
             job = Job(new_id(), work, self)
             self._store.add(job.id, job.created, work)
             self._queue.put(job)
@@ -101,10 +100,10 @@ class Engine:
 
     def job(self, id: str) -> Job:
         """Returns a job by its id, also one that is over. Raises UnknownJob."""
+        for job in self._queue.all():
+            if job.id == id:
+                return job
         with self._lock:
-            for job in self.jobs():
-                if job.id == id:
-                    return job
             if id in self._over:
                 return self._over[id]
         found = self._store.ended(id)
@@ -122,8 +121,7 @@ class Engine:
 
     def jobs(self) -> list[Job]:
         """Returns the jobs that run, then those that wait, in order."""
-        with self._lock:
-            return [*self._running, *self._queue.jobs()]
+        return [job for job in self._queue.all() if not job.ended]
 
     def cancel_all(self, client: str | None = None) -> int:
         """Cancels all jobs, or those of one client, and returns their number."""
@@ -143,7 +141,7 @@ class Engine:
     def picture(self, name: str) -> bytes:
         """Returns the PNG file of a picture. Raises UnknownPicture."""
         with self._lock:
-            for job in (*self._running, *self._over.values()):
+            for job in (*self._queue.taken(), *self._over.values()):
                 for one in job.pictures:
                     if one.name == name and not job.work.save:
                         return one.png
@@ -178,7 +176,7 @@ class Engine:
 
     def seconds_left(self, job: Job) -> float | None:
         """Returns how long it will take until a job is done, by measured speed (`Place`)."""
-        return self._speed.left(job, self._queue.position(job), self._running)
+        return self._speed.left(job, self._queue.position(job), self._queue.taken())
 
     def cancelled(self, job: Job) -> None:
         """Ends a job that waits (`Place`). One that runs sees it by itself."""
@@ -197,13 +195,9 @@ class Engine:
 
     def _run_jobs(self) -> None:
         while (job := self._queue.take()) is not None:
-            with self._lock:
-                self._running.append(job)
             try:
                 self._run_job(job)
             finally:
-                with self._lock:
-                    self._running.remove(job)
                 self.models.release(job.id)
                 self._queue.over(job)
 

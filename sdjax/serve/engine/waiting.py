@@ -12,7 +12,7 @@ class Waiting:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self._jobs: list[Job] = []
-        self._running: collections.Counter[str] = collections.Counter()
+        self._taken: list[Job] = []
         self._closed = False
 
     def put(self, job: Job) -> None:
@@ -29,15 +29,23 @@ class Waiting:
                 return None
             job = self._ordered()[0]
             self._jobs.remove(job)
-            self._running[job.work.client] += 1
+            self._taken.append(job)
             return job
 
     def over(self, job: Job) -> None:
         """Notes that a job that was taken runs no longer."""
         with self.changed:
-            self._running[job.work.client] -= 1
-            if self._running[job.work.client] <= 0:
-                del self._running[job.work.client]
+            self._taken.remove(job)
+
+    def taken(self) -> list[Job]:
+        """Returns the jobs that were taken and are not over, in the order of taking."""
+        with self.changed:
+            return list(self._taken)
+
+    def all(self) -> list[Job]:
+        """Returns the jobs that were taken, then those that wait, in order."""
+        with self.changed:
+            return [*self._taken, *self._ordered()]
 
     def remove(self, job: Job) -> bool:
         """Removes a job and returns whether it waited."""
@@ -68,10 +76,11 @@ class Waiting:
 
     def _ordered(self) -> list[Job]:
         turns: collections.Counter[tuple[int, str]] = collections.Counter()
+        running = collections.Counter(job.work.client for job in self._taken)
         keyed = []
         for job in sorted(self._jobs, key=lambda job: job.created):
             client, priority = job.work.client, job.work.priority
-            turn = self._running[client] + turns[priority, client]
+            turn = running[client] + turns[priority, client]
             turns[priority, client] += 1
             keyed.append(((-priority, turn, job.created), job))
         return [job for _, job in sorted(keyed, key=lambda pair: pair[0])]
