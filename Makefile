@@ -1,5 +1,6 @@
 # make run: sets up .venv, makes a picture of PROMPT with the model inside the package and says where it lies.
 # make run PROMPT="a cat and a rocket" ARGS="--seed 7": any other flag of `sdjax txt2img`, as --ckpt for another model.
+# make serve: sets up .venv and serves a page for the browser, with the model inside the package; ARGS: flags of `sdjax serve`.
 # make test: sets up .venv and runs the default tests. make test-all: the slow ones and the comparisons with PyTorch too.
 # make test-browser: the tests of the page, in Chromium (CHROMIUM names it; by default the one on the PATH).
 # make docs: sets up .venv and builds the manual in docs/_build/html, running its notebook; a warning is an error.
@@ -12,9 +13,10 @@ BIN = $(VENV)/bin
 PIP = PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP = $(VENV)/.installed
 TEST_STAMP = $(VENV)/.installed-test
+SERVE_STAMP = $(VENV)/.installed-server
 DOCS_STAMP = $(VENV)/.installed-docs
 
-.PHONY: run test test-all test-browser docs train-builtin lint lint-tree clean
+.PHONY: run serve test test-all test-browser docs train-builtin lint lint-tree clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "sdjax needs Python 3.11 or newer; name one with make PYTHON=...")'
@@ -27,6 +29,10 @@ $(TEST_STAMP): $(STAMP)
 	$(PIP) --editable '.[lint]'
 	@touch $@
 
+$(SERVE_STAMP): $(STAMP)
+	$(PIP) --editable '.[server]'
+	@touch $@
+
 $(DOCS_STAMP): $(STAMP)
 	$(PIP) --editable '.[docs]'
 	@touch $@
@@ -36,6 +42,9 @@ run: export SDJAX_PROMPT := $(PROMPT)
 run: $(STAMP)
 	@$(BIN)/sdjax txt2img $(if $(findstring --prompt,$(ARGS))$(findstring --from-file,$(ARGS)),,--prompt "$$SDJAX_PROMPT") \
 		--n_iter 1 --n_samples 1 --skip_grid $(ARGS)
+
+serve: $(SERVE_STAMP)
+	@$(BIN)/sdjax serve $(ARGS)
 
 test: $(TEST_STAMP) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)

@@ -33,6 +33,7 @@ COMMANDS = {
     "upscale": ("upscale", "make a picture larger"),
     "invert": ("invert", "write the starting noise that a picture comes from"),
     "animate": ("animate", "make an animation between prompts"),
+    "serve": ("serve", "serve a page for the browser, and interfaces for programs"),
     "reproduce": ("reproduce", "read how a picture was made, and make it again"),
     "tokens": ("tokens", "show how a prompt is read: chunks, weights, what is cut"),
     "hint": ("hint", "make hints for ControlNets from pictures"),

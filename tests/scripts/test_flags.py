@@ -54,6 +54,8 @@ ALWAYS = {
     "inspect": "--debug --variant --revision --json",
     "guidance": "--debug",
     "samplers": "--debug",
+    "serve": "--debug --host --port --token-file --user-file --origin --log-prompts --ckpt --models --outdir --state "
+    "--slots --waiting --preview --dtype --device --safety-checker",
     "export": "--debug --H --W --batch --platform --dtype --lora",
     "run-exported": "--debug --prompt --from-file --n_samples --seed --steps --sampler --scale --device "
     "--keep-compiled --outdir",
