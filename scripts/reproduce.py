@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import importlib
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ SECOND_PASS = {
     "hires_negative_prompt": ("hires_negative_prompt", "negative_prompt"),
     "hires_scale": ("hires_scale", "guidance_scale"),
 }
+OF_TASK = ("height", "width", "strength")
 STEP = 8  # sides are multiples of this
 
 
@@ -142,7 +144,27 @@ def _arguments(
         made.hires_strength = understood.hires.get("strength")
         for flag, names in SECOND_PASS.items():
             setattr(made, flag, next((understood.hires[name] for name in names if name in understood.hires), None))
+    if settings.get("style_aligned") is not None:
+        made.lines, made.n_samples = [*_style_of(understood, settings, made.own), settings], 2
     return made
+
+
+def _style_of(understood: Any, settings: dict[str, Any], own: Collection[str]) -> list[dict[str, Any]]:
+    """Returns the settings of the picture that a style aligned one follows. The first of a batch follows itself.
+
+    Raises ValueError for settings that cannot be read.
+    """
+    from sdjax.tasks.settings import read
+
+    given = understood.of_task.get("style_of")
+    if given is None:
+        settings.pop("style_aligned")
+        return []
+    if not isinstance(given, dict):
+        raise ValueError("the file does not say which picture this style_aligned one follows: style_of is no object")
+    return [
+        {**settings, **{name: one for name, one in read(given, OF_TASK).items() if name not in OF_TASK or name in own}}
+    ]
 
 
 def _checkpoint(args: argparse.Namespace, found: Any) -> str | None:

@@ -29,6 +29,7 @@ _HOME = {
     "Request": "sdjax.tasks.request",
     "ControlUse": "sdjax.tasks.controls",
     "ImagePrompt": "sdjax.tasks.image_prompts",
+    "Reference": "sdjax.tasks.references",
     "Region": "sdjax.tasks.regions",
     "Session": "sdjax.tasks.session",
     "Step": "sdjax.tasks.session",

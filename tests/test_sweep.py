@@ -39,6 +39,7 @@ def test_every_field_of_a_request_that_json_can_hold_may_be_set():
         "image_prompts",
         "regions",
         "controls",
+        "references",
     }
     paths = {"styles_file", "wildcards", "adapters", "lora_dir", "merge_with", *files}
     assert fields - set(settings.known_names()) == arrays | paths

@@ -219,6 +219,7 @@ class Job:
                     own |= {"height": picture.shape[0], "width": picture.shape[1], "batch": sizes[index]}
                     description = {"prompt": prompt, "seed": seed, **self.common, **describe(number), **own}
                     description |= noise_flags.seeds_of(args, seed) | final[index]
+                    description |= self.options.style_of(batch, index, description)
                     description |= self.options.hashes(self.pipe, self.merged, batch.settings[index], description)
                     if safety:
                         description["safety"] = safety[index]

@@ -134,6 +134,16 @@ class PictureOptions:
             out.append(describing.expanded(prompt, seed, settings))
         return out
 
+    def style_of(self, batch: PromptBatch, index: int, description: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the settings of the picture that this one follows, if it is style aligned; {} for the first one.
+
+        They are those that may differ in a batch.
+        """
+        if index == 0 or description.get("style_aligned") is None:
+            return {}
+        final = {name.removeprefix("expanded_"): text for name, text in self.final_texts(batch.part([0]))[0].items()}
+        return {"style_of": {"prompt": batch.prompts[0], "seed": batch.seeds[0], **batch.settings[0], **final}}
+
     def hashes(
         self, pipe: Any, merged: Sequence[Any], own: Mapping[str, Any], description: Mapping[str, Any]
     ) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from sdjax.scripts.shared import control_flags, mixture_flags, values
+from sdjax.scripts.shared import control_flags, mixture_flags, reference_flags, values
 from sdjax.scripts.shared.flags import Needs, together
 
 # The names of sdjax.prompts.language, emphasis and padding, repeated because importing them is slow. A test compares.
@@ -18,7 +18,7 @@ FIELDS = (
     "prompt_syntax", "emphasis", "comma_backtrack", "old_prompt_editing", "clip_skip", "pad_contexts",
     "styles", "styles_file", "wildcards", "wildcard_seed",
     "lora_dir", "alpha_0", "dora", "merge", "word_embeddings", "embedding_dir", "hypernetworks", "hypernetwork_dir",
-    "image_prompts", "controls", "regions",
+    "image_prompts", "controls", "regions", "references", "style_aligned",
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
     add_image_prompt_flag(parser)
     control_flags.add_control_flags(parser)
     add_region_flag(parser)
+    reference_flags.add_reference_flags(parser)
 
 
 def add_files_of_prompts(parser: argparse.ArgumentParser) -> None:
@@ -230,7 +231,7 @@ def clip_skip(text: str) -> int | str:
 
 def prompting(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the fields of `Request` that the flags set."""
-    several = "styles", "word_embeddings", "hypernetworks", "image_prompts", "controls", "regions"
+    several = "styles", "word_embeddings", "hypernetworks", "image_prompts", "controls", "regions", "references"
     lists = {name: tuple(getattr(args, name, None) or ()) for name in several}
     return {name: getattr(args, name, None) for name in FIELDS} | lists  # not every command has all flags
 
@@ -254,6 +255,7 @@ def check_prompting(args: argparse.Namespace) -> None:
     if args.wildcards is not None:
         Wildcards(args.wildcards)
     control_flags.check_files(getattr(args, "controls", None) or ())
+    reference_flags.check_files(getattr(args, "references", None) or ())
 
 
 def language(args: argparse.Namespace) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
-from sdjax.adapters.patch import Context, Interceptor, patched, path_of, unpatched
+from sdjax.adapters.patch import Context, Interceptor, is_aside, patched, path_of, unpatched
 from sdjax.config import UNetConfig
 from sdjax.nn.controlnet import ControlNet, ControlNetConfig
 from sdjax.nn.t2i import T2IAdapter, T2IConfig, halved
@@ -86,7 +86,9 @@ class Features:
         ) -> Any:
             out = method(*args, **kwargs)
             path = path_of(context)
-            return add_residual(out, own[self.layers.index(path)]) if path in self.layers else out
+            if path not in self.layers or is_aside():
+                return out
+            return add_residual(out, own[self.layers.index(path)])
 
         return intercept
 
@@ -114,7 +116,7 @@ class Controls:
         def intercept(
             method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
         ) -> Any:
-            if path_of(context):
+            if path_of(context) or is_aside():
                 return method(*args, **kwargs)
             x, t, text, *_ = args
             sums: dict[bool, Maps] = {}  # of ControlNets' residuals, and of T2I-Adapters' features (True)

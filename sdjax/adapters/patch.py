@@ -79,6 +79,24 @@ def unpatched() -> Iterator[None]:
         _depth.reset(token)
 
 
+_aside: contextvars.ContextVar[bool] = contextvars.ContextVar("aside", default=False)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Returns a context for a call of the network for another picture, inside a patch (`is_aside`)."""
+    token = _aside.set(True)
+    try:
+        yield
+    finally:
+        _aside.reset(token)
+
+
+def is_aside() -> bool:
+    """Returns whether the network is called for another picture: what belongs to places has no meaning there."""
+    return _aside.get()
+
+
 @contextlib.contextmanager
 def patched(
     patches: Sequence[Patch], shared: Sequence[PyTree] | None = None, own: Sequence[PyTree] | None = None, *,

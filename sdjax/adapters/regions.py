@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.adapters.ip_adapter import shrunk
 from sdjax.adapters.lora import ImageLoRA, LoRA, SharedLoRA
-from sdjax.adapters.patch import Context, Interceptor, path_of
+from sdjax.adapters.patch import Context, Interceptor, is_aside, path_of
 from sdjax.adapters.spans import Sizes
 
 
@@ -50,7 +50,8 @@ class Regions:
             path = path_of(context)
             sizes.see(path, args)
             attention, _, layer = path.rpartition("/")
-            if not attention.endswith("/attn2") or layer not in ("to_k", "to_v", "attend") or len(args[0]) != b:
+            ours = attention.endswith("/attn2") and layer in ("to_k", "to_v", "attend")
+            if not ours or len(args[0]) != b or is_aside():
                 return method(*args, **kwargs)
             if layer != "attend":
                 (text,) = args
@@ -107,6 +108,8 @@ class RegionLoRA:
             sizes.see(path, args)
             if not path:
                 return inner(method, args, kwargs, context)
+            if is_aside():
+                return method(*args, **kwargs)
             out = method(*args, **kwargs)
             changed = inner(lambda *_, **__: out, args, kwargs, context)
             if changed is out or out.ndim < 3:

@@ -1,4 +1,4 @@
-"""StyleAligned: the pictures of a batch attend to the first one, and so get its style.
+"""StyleAligned: the pictures of a batch attend to a reference among them, and so get its style.
 
 Source: Hertz et al. 2023, "Style Aligned Image Generation via Shared Attention" (arXiv 2312.02133), section 3.2.
 """
@@ -9,33 +9,33 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.adapters.patch import Context, Interceptor
 from sdjax.adapters.spans import Inside
 
+EPSILON = 1e-5  # added to variances
+
 
 @struct.dataclass
 class Shares:
-    """For each image: `strength` [b], from 0 (as without the patch) to 1, and the number of its picture [b].
+    """For each entry of the batch: `strength` [b], from 0 (as without the patch) to 1, and whether it is the reference.
 
-    The picture with number 0 is the reference. The entries of one picture are those of guidance's branches, in order.
+    One picture is the reference. The entries of a picture are those of guidance's branches, in order.
     """
 
     strength: Float[Array, "b"]
-    picture: Int[Array, "b"]
+    reference: Bool[Array, "b"]
 
 
 @dataclass(frozen=True)
 class StyleAligned:
-    """Lets pictures attend to the reference too, in the self-attentions of the first `levels` levels; None: in all.
+    """Lets pictures attend to the reference too, in all self-attentions.
 
     Queries and keys get the reference's mean and deviation over places, channel by channel. Then the reference's keys
     and values stand before the picture's own. The result is mixed with the unchanged one by the strength. The reference
-    stays as it is.
+    stays as it is. Other patches may call an attention with some branches of all pictures, such as PAG's.
     """
-
-    levels: int | None = None
 
     def intercept(self, shared: None, own: Shares) -> Interceptor:
         """Returns the interceptor of `.../attn1/attend`."""
@@ -48,28 +48,30 @@ class StyleAligned:
             attention, _, layer = path.rpartition("/")
             if layer != "attend" or not inside.attends_to_itself(attention):
                 return method(*args, **kwargs)
-            if self.levels is not None and not inside.at_level(path, self.levels):
-                return method(*args, **kwargs)
             q, k, v = args[:3]
-            at = references(own.picture)
+            at, strength = entries(own, len(q))
             keys = jnp.concatenate([k[at], aligned(k, k[at])], axis=1)
             together = method(aligned(q, q[at]), keys, jnp.concatenate([v[at], v], axis=1))
             alone = method(*args, **kwargs)
-            strength = jnp.where(own.picture == 0, 0.0, own.strength).reshape(-1, 1, 1, 1)
+            strength = strength.reshape(-1, 1, 1, 1)
             mixed = alone + strength.astype(alone.dtype) * (together - alone)
             return jnp.where(strength == 0, alone, mixed)
 
         return intercept
 
 
-def references(picture: Int[Array, "b"]) -> Int[Array, "b"]:
-    """Returns the entry of the reference, in the same branch of guidance, for each entry of the batch.
+def entries(own: Shares, count: int) -> tuple[Int[Array, "n"], Float[Array, "n"]]:
+    """Returns the reference's entry in the same branch, and the strength, for `count` entries of an attention.
 
-    The branches of a picture stand together: entry k i + j is picture i in branch j.
+    The branches of a picture stand together: entry k i + j is picture i in branch j. An attention may be called with
+    fewer branches than the network. The reference's strength is 0.
     """
-    first = jnp.argmax(picture == 0)
-    branches = (picture == 0).sum()
-    return first + (jnp.arange(len(picture)) - first) % jnp.maximum(branches, 1)
+    whole = own.reference.sum()  # the network's branches
+    branches = jnp.maximum(count * whole // len(own.reference), 1)
+    pictures, branch = jnp.divmod(jnp.arange(count), branches)
+    first = jnp.argmax(own.reference)
+    strength = jnp.where(own.reference, 0.0, own.strength)[pictures * whole]
+    return first // jnp.maximum(whole, 1) * branches + branch, strength
 
 
 def aligned(x: Float[Array, "b n h d"], reference: Float[Array, "b n h d"]) -> Float[Array, "b n h d"]:
@@ -81,4 +83,4 @@ def aligned(x: Float[Array, "b n h d"], reference: Float[Array, "b n h d"]) -> F
 
 
 def _moments(x: Float[Array, "b n h d"]) -> tuple[Float[Array, "b 1 h d"], Float[Array, "b 1 h d"]]:
-    return x.mean(1, keepdims=True), jnp.sqrt(x.var(1, keepdims=True) + 1e-5)
+    return x.mean(1, keepdims=True), jnp.sqrt(x.var(1, keepdims=True) + EPSILON)

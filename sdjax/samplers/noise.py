@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sdjax.typing import Key, Keys
 
 # The streams. In the second pass of a task, SECOND is folded into the key before any other stream
-START, SAMPLER, POSTERIOR, MASK, LEVEL, SECOND, EMBEDDING, PRIOR, PATH = range(9)
+START, SAMPLER, POSTERIOR, MASK, LEVEL, SECOND, EMBEDDING, PRIOR, PATH, REFERENCE = range(10)
 
 # The time of a Brownian path is -log sigma, from -SPAN / 2 to SPAN / 2: sigmas from 4.5e-5 to 2.2e4. It is halved so
 # often: to 7.6e-5, a hundredth of the shortest step of 1000. In between the path is straight

@@ -10,12 +10,16 @@ from sdjax.adapters.hypernetwork import Hypernetworks, Strengths
 from sdjax.adapters.ip_adapter import ImagePrompts
 from sdjax.adapters.lora import LoRA
 from sdjax.adapters.patch import Patch
+from sdjax.adapters.reference import References
 from sdjax.adapters.regions import Regions
+from sdjax.adapters.style_aligned import StyleAligned
 from sdjax.pipeline.model import Pipeline
 from sdjax.samplers import Start
-from sdjax.tasks import image_prompts
+from sdjax.tasks import image_prompts, style_aligned
 from sdjax.tasks.adapter_spans import arrays, spans_of, timesteps_of
+from sdjax.tasks.computing import Computing
 from sdjax.tasks.control_arrays import control_arrays
+from sdjax.tasks.reference_arrays import reference_arrays
 from sdjax.tasks.region_additions import region_parts
 from sdjax.tasks.resolve import Resolved
 
@@ -41,21 +45,24 @@ class Kind(NamedTuple):
     """A kind of addition.
 
     `alike` says what pictures that share a program have in common, such as the identities of their networks. `make`
-    returns the additions of such pictures, in order, from their requests and starts, and the pipeline.
+    returns the additions of such pictures, in order, from their requests and starts, the pipeline, and how they are
+    computed.
     """
 
     alike: Callable[[Resolved], Hashable]
-    make: Callable[[Sequence[Resolved], Sequence[Start], Pipeline], list[Addition]]
+    make: Callable[[Sequence[Resolved], Sequence[Start], Pipeline, Computing], list[Addition]]
 
 
-def _adapters(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+def _adapters(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing) -> list[Addition]:
     if not requests[0].adapters:
         return []
     made = arrays([one.adapters for one in requests], _timesteps(requests), pipe.params["unet"])
     return [Addition(LoRA(), shared, own) for shared, own in made]
 
 
-def _hypernetworks(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+def _hypernetworks(
+    requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing
+) -> list[Addition]:
     uses = requests[0].hypernetworks
     if not uses:
         return []
@@ -72,7 +79,9 @@ def _timesteps(requests: Sequence[Resolved]) -> list[np.ndarray]:
     return [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in requests]
 
 
-def _image_prompts(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+def _image_prompts(
+    requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing
+) -> list[Addition]:
     if not requests[0].image_prompts:
         return []
     size = (requests[0].height // pipe.config.vae.factor, requests[0].width // pipe.config.vae.factor)
@@ -82,15 +91,32 @@ def _image_prompts(requests: Sequence[Resolved], starts: Sequence[Start], pipe: 
     return [Addition(ImagePrompts(), None, own, away)]
 
 
-def _controls(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+def _controls(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing) -> list[Addition]:
     return [Addition(*control_arrays(requests, starts, pipe))] if requests[0].controls else []
 
 
-def _regions(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+def _regions(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing) -> list[Addition]:
     if not requests[0].regions:
         return []
-    parts = region_parts(requests, starts, _timesteps(requests), pipe)
+    parts = region_parts(requests, starts, _timesteps(requests), pipe, how)
     return [*(Addition(*one) for one in parts.adapters), Addition(Regions(), None, parts.own, parts.away)]
+
+
+def _style_aligned(
+    requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing
+) -> list[Addition]:
+    if requests[0].style_aligned is None:
+        return []
+    return [Addition(StyleAligned(), None, style_aligned.shares(requests, how.mesh.size))]
+
+
+def _references(
+    requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing
+) -> list[Addition]:
+    if not requests[0].references:
+        return []
+    own, away = reference_arrays(requests, starts, pipe, how)
+    return [Addition(References(), None, own, away)]
 
 
 KINDS: tuple[Kind, ...] = (  # in the order of their patches: later ones wrap earlier ones
@@ -98,6 +124,8 @@ KINDS: tuple[Kind, ...] = (  # in the order of their patches: later ones wrap ea
     Kind(lambda request: tuple(id(use.network) for use in request.hypernetworks), _hypernetworks),
     Kind(lambda request: tuple(len(spans_of(one.adapters)) for one in request.regions), _regions),
     Kind(lambda request: tuple(use.likeness for use in request.image_prompts), _image_prompts),
+    Kind(lambda request: request.style_aligned is not None, _style_aligned),
+    Kind(lambda request: len(request.references), _references),
     Kind(lambda request: tuple(id(use.network) for use in request.controls), _controls),
 )
 
@@ -107,6 +135,6 @@ def alike(request: Resolved) -> tuple[Hashable, ...]:
     return tuple(kind.alike(request) for kind in KINDS)
 
 
-def additions(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline) -> list[Addition]:
+def additions(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing) -> list[Addition]:
     """Returns the additions of pictures that share a program (`alike`)."""
-    return [one for kind in KINDS for one in kind.make(requests, starts, pipe)]
+    return [one for kind in KINDS for one in kind.make(requests, starts, pipe, how)]

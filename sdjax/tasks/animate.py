@@ -100,6 +100,8 @@ def animate(
     Raises ValueError for arguments out of range, and whatever `text_to_image` raises.
     """
     check_task(pipe.config, "animate")
+    if options.get("style_aligned") is not None:
+        raise ValueError("style_aligned is for separate pictures, and the frames of an animation are not: leave it out")
     if motion is not None:
         for name, value, usual in ("prompt_strength", prompt_strength, 1), ("batch", batch, 8):
             if value != usual:

@@ -23,7 +23,7 @@ from sdjax.pipeline.model import Pipeline, make_keys
 from sdjax.samplers import Rows, Start, State, batch
 from sdjax.samplers.noise import MadeNoise
 from sdjax.samplers.rows import per_image
-from sdjax.tasks import noise
+from sdjax.tasks import noise, style_aligned
 from sdjax.tasks.additions import Addition, additions, alike
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of
@@ -101,7 +101,10 @@ class Batch:
         """Returns groups of picture numbers. The pictures of a group have one size and one compiled program.
 
         A group has at most `at_once` pictures (`Computing`). A larger one is divided into groups of equal size, so
-        that they share a program: the last picture is repeated as often as needed.
+        that they share a program: the last picture is repeated as often as needed. Pictures that are style aligned are
+        in groups with the first of them.
+
+        Raises ValueError if they cannot be computed together.
         """
         groups: dict[Any, list[int]] = {}
         for i, (request, start) in enumerate(zip(self.requests, self.starts, strict=True)):
@@ -113,7 +116,13 @@ class Batch:
             made_as = (*structure, request.seamless, request.windows, shape, alike(request))
             likeness = (self.size_of(i), start.rows is None, sampler.rule, end, *made_as)
             groups.setdefault(likeness, []).append(i)
-        return [part for group in groups.values() for part in placement.divided(group, self.how.at_once)]
+        at_once, devices = self.how.at_once, self.how.mesh.size
+        aligned = [group for group in groups.values() if self.requests[group[0]].style_aligned is not None]
+        apart = [
+            part for group in groups.values() if group not in aligned for part in placement.divided(group, at_once)
+        ]
+        together = style_aligned.groups_with_reference(aligned, self.how.exact, at_once, devices) if aligned else []
+        return [*together, *apart]
 
     def size_of(self, i: int) -> tuple[int, int]:
         """Returns the (height, width) at which picture i is made."""
@@ -330,7 +339,7 @@ class Batch:
     @functools.cached_property
     def _additions(self) -> list[Addition]:
         """What each picture adds to the UNet."""
-        return additions(self._fill(self.requests), self._fill(self.starts), self.pipe)
+        return additions(self._fill(self.requests), self._fill(self.starts), self.pipe, self.how)
 
     @property
     def where(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class RegionParts(NamedTuple):
 
 
 def region_parts(
-    requests: Sequence[Resolved], starts: Sequence[Start], calls: Sequence[np.ndarray], pipe: Pipeline
+    requests: Sequence[Resolved], starts: Sequence[Start], calls: Sequence[np.ndarray], pipe: Pipeline, how: Computing
 ) -> RegionParts:
     """Returns what the regions of a batch become; all pictures have equally many. `calls` are their timesteps.
 
@@ -39,7 +39,7 @@ def region_parts(
     encoded: dict[int, list[list[np.ndarray]]] = {0: [], NEGATIVE: []}
     for r in range(count):
         asked = [_as_request(request, r) for request in requests]
-        prompts = Prompts(pipe, asked, starts, Computing(exact=True))
+        prompts = Prompts(pipe, asked, starts, how)
         if any(plan.stages > 1 or len(plan.prompts) > 1 for plan in prompts.plans):
             raise ValueError("a region's prompt is one text for all steps: leave out [from:to:when] and AND there")
         for branch, (context, length) in zip(encoded, prompts.contexts(list(encoded))):

@@ -17,13 +17,11 @@ from sdjax.diffusion.guidance import Guidance, Rule, Rules, check_guidance_scale
 from sdjax.diffusion.rules import PLAIN, checked, make_rules
 from sdjax.diffusion.windows import check_windows
 from sdjax.prompts.clip_skip import read_clip_skip
-from sdjax.prompts.language import LONGEST
 from sdjax.prompts.padding import PADDINGS
-from sdjax.samplers import Sampler, Schedule, make_schedule
+from sdjax.samplers import Sampler
 from sdjax.samplers.custom import HasSteps
-from sdjax.samplers.known_schedules import ScheduleLike, is_automatic
+from sdjax.samplers.known_schedules import ScheduleLike
 from sdjax.samplers.sampler import check_eta
-from sdjax.schedule import LAST_ALPHAS
 from sdjax.tasks.adapters import AdapterLike
 from sdjax.tasks.compat import NoiseOptions, check_noise
 from sdjax.tasks.computing import ComputingOptions
@@ -33,14 +31,16 @@ from sdjax.tasks.hypernetworks import HypernetworkLike
 from sdjax.tasks.image_prompts import ImagePromptLike
 from sdjax.tasks.mixtures import MergeDirection, check_merge
 from sdjax.tasks.prompting import language_of
+from sdjax.tasks.references import ReferenceLike
 from sdjax.tasks.regions import RegionLike
+from sdjax.tasks.request_fields import checked_array, checked_schedule, checked_snr, checked_text, several
 
 T = TypeVar("T")
 Array: TypeAlias = np.ndarray | jax.Array
 Each: TypeAlias = T | Sequence[T]  # one for all pictures, or one for each
 
 LISTS = (  # the additions of one picture
-    "adapters", "word_embeddings", "hypernetworks", "image_prompts", "controls", "regions",
+    "adapters", "word_embeddings", "hypernetworks", "image_prompts", "controls", "regions", "references",
 )  # fmt: skip
 ARRAYS = {
     "latents": "hwc",
@@ -105,6 +105,11 @@ class Request:
     `controls`: ControlNets and T2I-Adapters that steer the picture by hints: `sdjax.tasks.controls.ControlUse`, or
     texts such as "canny.safetensors:0.8=edges.png" (`sdjax.tasks.controls.read_text`).
 
+    `references`: pictures whose looks the result takes over, through the network's self-attention (reference-only):
+    `sdjax.Reference`, or texts such as "cat.png,weight=0.8" (`sdjax.tasks.references.parse`). `style_aligned`: from 0
+    to 1, how much the picture takes over the style of the first one of its batch, the reference, which must be
+    `style_aligned` too (StyleAligned). None: each picture by itself.
+
     `merge_with`: the direction to another model (`sdjax.merge_direction`), and `merge` the ratio of the mixture that
     makes this picture. None and 0 are the model itself. Pictures of many ratios share one program.
 
@@ -165,6 +170,8 @@ class Request:
     image_prompts: Sequence[ImagePromptLike] = ()
     regions: Sequence[RegionLike] = ()
     controls: Sequence[ControlLike] = ()
+    references: Sequence[ReferenceLike] = ()
+    style_aligned: float | None = None
     merge: float | None = None
     merge_with: MergeDirection | None = None
     height: int | None = None
@@ -191,23 +198,24 @@ class Request:
     def __post_init__(self) -> None:
         scale = self.guidance_scale
         checked = {
-            "prompt": _text("prompt", self.prompt),
-            "negative_prompt": _text("negative_prompt", "" if self.negative_prompt is None else self.negative_prompt),
+            "prompt": checked_text("prompt", self.prompt),
+            "negative_prompt": checked_text("negative_prompt", self.negative_prompt or ""),
             "seed": arguments.seed(0 if self.seed is None else self.seed),
             "num_steps": None if self.num_steps is None else whole("num_steps", self.num_steps, 1),
             "guidance_scale": None if scale is None else check_guidance_scale(scale),
             "guidance_rescale": number("guidance_rescale", self.guidance_rescale, 0, 1),
             "eta": None if self.eta is None else check_eta(self.eta),
-            "spacing": None if self.spacing is None else _text("spacing", self.spacing),
-            "schedule": _schedule(self.schedule, self.schedule_options, self.spacing),
+            "spacing": None if self.spacing is None else checked_text("spacing", self.spacing),
+            "schedule": checked_schedule(self.schedule, self.schedule_options, self.spacing),
             "schedule_options": None,
-            "zero_terminal_snr": _zero_terminal_snr(self.zero_terminal_snr),
+            "zero_terminal_snr": checked_snr(self.zero_terminal_snr),
             "seamless": None if self.seamless is None else check_axes(self.seamless),
             "patches": make_settings(self.patches),
             **check_windows(self.window, self.window_overlap, self.window_blend),
             **self._checked_prompting(),
             "merge": check_merge(self.merge, self.merge_with),
-            **{name: _array(name, getattr(self, name), axes) for name, axes in ARRAYS.items()},
+            "style_aligned": None if self.style_aligned is None else number("style_aligned", self.style_aligned, 0, 1),
+            **{name: checked_array(name, getattr(self, name), axes) for name, axes in ARRAYS.items()},
             **check_noise(vars(self)),
         }
         for name, value in checked.items():
@@ -230,10 +238,10 @@ class Request:
         places = "styles_file", "wildcards", "lora_dir", "embedding_dir", "hypernetwork_dir"
         files = {name: getattr(self, name) for name in places}
         return {
-            "styles": tuple(_text("a style", name) for name in names),
-            **{name: None if value is None else _text(name, os.fspath(value)) for name, value in files.items()},
-            **{name: _several(getattr(self, name)) for name in LISTS},
-            "loras": None if self.loras is None else _text("loras", self.loras),
+            "styles": tuple(checked_text("a style", name) for name in names),
+            **{name: None if value is None else checked_text(name, os.fspath(value)) for name, value in files.items()},
+            **{name: several(getattr(self, name)) for name in LISTS},
+            "loras": None if self.loras is None else checked_text("loras", self.loras),
             "wildcard_seed": None if self.wildcard_seed is None else arguments.seed(self.wildcard_seed),
         }
 
@@ -316,6 +324,8 @@ class PromptOptions(TypedDict, total=False):
     image_prompts: Sequence[ImagePromptLike] | Sequence[Sequence[ImagePromptLike]]
     regions: Sequence[RegionLike] | Sequence[Sequence[RegionLike]]
     controls: Sequence[ControlLike] | Sequence[Sequence[ControlLike]]
+    references: Sequence[ReferenceLike] | Sequence[Sequence[ReferenceLike]]
+    style_aligned: Each[float | None]
     merge: Each[float | None]
     merge_with: MergeDirection | None
 
@@ -354,53 +364,3 @@ def is_numbers(value: Any) -> bool:
     """Returns whether a value is a sequence of numbers, such as a schedule's sigmas."""
     several = arguments.is_sequence(value) and len(value) > 0
     return several and all(np.isscalar(one) and not isinstance(one, str) for one in value)
-
-
-def _schedule(schedule: Any, options: Any, spacing: Any) -> str | Schedule | None:
-    """Returns the schedule with its options."""
-    if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f'schedule_options is a dictionary, such as {{"rho": 5}}; got {shown(options)}')
-    if schedule is None or (is_automatic(schedule) and not options):
-        if options:
-            raise ValueError("schedule_options has no effect without schedule: name one, such as karras")
-        return None
-    if spacing is not None:
-        raise ValueError("give either schedule or spacing, not both")
-    return make_schedule(schedule, options)
-
-
-def _zero_terminal_snr(value: Any) -> str | None:
-    """Returns the tool whose last alphas_cumprod is taken, or None."""
-    if value is None or value is False:
-        return None
-    if value is True:
-        return "diffusers"
-    if not isinstance(value, str) or value not in LAST_ALPHAS:
-        raise ValueError(f"zero_terminal_snr is True, False or one of {', '.join(LAST_ALPHAS)}; got {shown(value)}")
-    return value
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if arguments.is_sequence(value) else (value,)
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is a text; got {shown(value)}")
-    if len(value) > LONGEST:
-        raise ValueError(f"{name} has at most {LONGEST} characters; got {len(value)}")
-    return str(value)
-
-
-def _array(name: str, value: Any, axes: str) -> np.ndarray | None:
-    if value is None:
-        return None
-    try:
-        if np.iscomplexobj(value):
-            raise TypeError
-        out = np.asarray(value, np.float32)
-    except (TypeError, ValueError):
-        out = np.zeros(0, np.float32)
-    if out.ndim != len(axes) or not np.isfinite(out).all():
-        raise ValueError(f"{name} must be finite numbers, [{', '.join(axes)}] for each picture; got {shown(value)}")
-    return out

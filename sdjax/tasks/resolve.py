@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from sdjax import names, samplers
-from sdjax.adapters.patch import Timed
 from sdjax.adapters.table import Setting
 from sdjax.checks.arguments import number, whole
 from sdjax.checks.notes import note
@@ -15,7 +14,6 @@ from sdjax.config import ModelConfig
 from sdjax.convert.adapters.embedding import LoadedEmbedding
 from sdjax.diffusion.guidance import SCALE_AS_INPUT, WITHOUT_GUIDANCE, ClassifierFree, Guidance, note_unguided
 from sdjax.diffusion.rules import And
-from sdjax.diffusion.rules.attention import SAG
 from sdjax.diffusion.windows import Windows
 from sdjax.noise import JAX
 from sdjax.pipeline import placement
@@ -32,6 +30,7 @@ from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
 from sdjax.tasks import adapters, compat, distilled, hypernetworks
 from sdjax.tasks.adapter_files import Conventions
 from sdjax.tasks.adapters import AdapterUse, named_uses, read_use, uses_in_prompt
+from sdjax.tasks.combinations import check_combinations
 from sdjax.tasks.controls import ControlUse, read_control
 from sdjax.tasks.embeddings import embeddings_in
 from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, read_hypernetwork
@@ -39,6 +38,7 @@ from sdjax.tasks.image_prompt_texts import read_image_prompt
 from sdjax.tasks.image_prompts import EncodedPrompt
 from sdjax.tasks.mixtures import merge_uses
 from sdjax.tasks.prompting import final_texts, language_of
+from sdjax.tasks.references import Reference, read_reference
 from sdjax.tasks.regions import ResolvedRegion, read_region
 from sdjax.tasks.request import Request, rules_of
 
@@ -79,6 +79,7 @@ class Resolved(Request):
     image_prompts: tuple[EncodedPrompt, ...]  # type: ignore[assignment]
     regions: tuple[ResolvedRegion, ...]  # type: ignore[assignment]
     controls: tuple[ControlUse, ...]
+    references: tuple[Reference, ...]
     noise_schedule: NoiseSchedule
     windows: Windows | None
 
@@ -148,13 +149,13 @@ def resolve(
             "regions": regions,
             "image_prompts": image_prompts,
             "controls": tuple(read_control(one, pipe) for one in request.controls),
+            "references": tuple(map(read_reference, request.references)),
             "noise_schedule": noise_schedule, "windows": find_windows(pipe.config, request),
         }  # fmt: skip
         out.append(Resolved(**{**vars(request), **chosen_by_model, **told}))
-        check_attention(out[-1])
+        check_combinations(out[-1])
         for setting in out[-1].patches:
             setting.check(pipe.config.unet)
-        check_masks(out[-1])
         if out[-1].noise_batch is not None and out[-1].noise_source == JAX:
             raise ValueError(
                 "noise_batch has no effect on jax's noise, which is drawn for each picture alone: choose another "
@@ -239,29 +240,6 @@ def check_arrays(config: ModelConfig, request: Resolved) -> None:
             raise ValueError(
                 f"{name} must have the shape {list(shape)} for this model and size; got {list(value.shape)}"
             )
-
-
-def check_attention(request: Resolved) -> None:
-    """Raises ValueError for guidance that looks at the whole attention, with changes that leave no such attention."""
-    rules = request.guidance.rules if isinstance(request.guidance, ClassifierFree) else ()
-    if any(isinstance(rule, SAG) for rule in rules) and (
-        request.window is not None or any(isinstance(one.patch, Timed) for one in request.patches)
-    ):
-        raise ValueError(
-            "self-attention guidance (sag) needs the attention of the whole network: use it without windows, and "
-            "without patches that are active only for a part of the steps (deep_shrink, rau_net)"
-        )
-
-
-def check_masks(request: Resolved) -> None:
-    """Raises ValueError for regions and masks of image prompts in a picture that is made in windows."""
-    masks = {
-        "regions need": bool(request.regions),
-        "the mask of an image prompt needs": any(one.mask is not None for one in request.image_prompts),
-    }
-    for who, there in masks.items():
-        if there and request.window is not None:
-            raise ValueError(f"{who} the whole picture at once: leave this out, or make the picture without window")
 
 
 def find_windows(config: ModelConfig, request: Request) -> Windows | None:

@@ -32,6 +32,7 @@ PLACES = (
     "image_prompts",
     "regions",
     "controls",
+    "references",
 )  # paths, which a file of settings or a picture may not choose
 MAX_TEXT = 100_000  # characters of a line of settings
 

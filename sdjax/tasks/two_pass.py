@@ -172,5 +172,7 @@ def _for_each(name: str, given: str | None | Sequence[str | None], count: int) -
 
 def shared_groups(first: list[list[int]], second: list[list[int]]) -> list[list[int]]:
     """Returns groups of the pictures that are together in both groupings."""
+    if first == second:  # also groups that share a picture
+        return first
     both = ([i for i in one if i in other] for one in first for other in second)
     return [group for group in both if group]

@@ -18,7 +18,7 @@ SHARED = (
     "--safety-checker --guidance --seamless --patch --window "
     "--prompt-syntax --emphasis --comma-backtrack --old-prompt-editing --clip-skip --pad-contexts --style "
     "--wildcards --wildcard-seed --lora --lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir "
-    "--image-prompt --region --merge-with --control"
+    "--image-prompt --region --reference --style-aligned --merge-with --control"
 )
 NOISE = "--noise-source --variation-strength --seed-resize --ensd --compat --rounding"
 PICTURES = f"{SHARED} {NOISE} --preview --sweep --n_iter --fixed_code --skip_save --skip_grid"

@@ -34,7 +34,7 @@ COMPARED = ("prediction", "dtype", "exact", "parallel", "batch", "devices", "ver
 OF_TASK = {
     "method", "feather", "padding", "only_masked", "composite", "expand", "overlap", "boxes", "confidence", "most",
     "grow", "background", "noise_level", "weights", "mix_noise_level", "dialect", "prior_prompt", "prior_steps",
-    "prior_scale", "light", "backdrop_name", "enlarge", "hires_strength",
+    "prior_scale", "light", "backdrop_name", "enlarge", "hires_strength", "style_of",
 }  # fmt: skip
 
 
