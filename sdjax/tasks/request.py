@@ -196,10 +196,10 @@ class Request:
     rounding: str | None = None
 
     def __post_init__(self) -> None:
-        scale = self.guidance_scale
+        scale, negative = self.guidance_scale, "" if self.negative_prompt is None else self.negative_prompt
         checked = {
             "prompt": checked_text("prompt", self.prompt),
-            "negative_prompt": checked_text("negative_prompt", self.negative_prompt or ""),
+            "negative_prompt": checked_text("negative_prompt", negative),
             "seed": arguments.seed(0 if self.seed is None else self.seed),
             "num_steps": None if self.num_steps is None else whole("num_steps", self.num_steps, 1),
             "guidance_scale": None if scale is None else check_guidance_scale(scale),
