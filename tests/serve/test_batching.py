@@ -1,5 +1,6 @@
 """Continuous batching: pictures of one size are sampled together, and are those that are made alone."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from shelf import Shelf
 
 import sdjax
 from sdjax.adapters import LowRank, Strength
 from sdjax.pipeline.placement import make_mesh
+from sdjax.scripts.main import main
 from sdjax.serve.engine import Engine, Work
 from sdjax.serve.engine.device import Device
 from sdjax.serve.engine.entries import common_contexts, power
@@ -138,7 +141,7 @@ WORKS = [
     Work("txt2img", {"prompt": "a cat", "seed": 1, "num_steps": 9, "sampler": "heun", "guidance_scale": 5}),
     Work("txt2img", {"prompt": "a dog", "num_steps": 12, "sampler": "euler_ancestral", "num_images": 3}),
     Work("txt2img", {"prompt": "a dog " * 50, "num_steps": 7, "sampler": "dpmpp_2m", "schedule": "karras"}),
-    Work("txt2img", {"prompt": "a [cat:dog:0.5]", "num_steps": 8, "clip_skip": 1, "patches": ["freeu"]}),
+    Work("txt2img", {"prompt": "a [cat:dog:0.5]", "num_steps": 8, "clip_skip": 1, "guidance": "apg"}),
     Work("txt2img", {"prompt": "a fox", "num_steps": 6, "hires": {"enlarge": 2, "upscale": "bilinear"}}),
     Work("txt2img", {"prompt": "a fox", "num_steps": 6, "height": 128, "width": 64}),
     Work("img2img", {"prompt": "a hen", "strength": 0.6, "num_steps": 10}, {"image": NOISE}),
@@ -259,4 +262,34 @@ def test_nothing_acknowledged_is_lost_or_made_twice_by_kill_9(tmp_path, monkeypa
     assert {one for one in acknowledged if one} <= {one.id for one in records}
     assert all(engine.picture(one.name).startswith(b"\x89PNG") for one in records)
     assert {path.stem for path in (tmp_path / "o").glob("*.png")} == {one.name for one in records}
+    engine.close()
+
+
+SAME = [
+    (
+        {"prompt": "a cat {x|y}", "seed": 3, "num_steps": 4, "sampler": "euler_ancestral", "negative_prompt": "bad"},
+        ["--prompt", "a cat {x|y}", "--seed", "3", "--sampler", "euler_ancestral", "--negative-prompt", "bad"],
+    ),
+    (
+        {"prompt": "a cat", "seed": 3, "num_steps": 4, "hires": {"enlarge": 2}, "variation_strength": 0.3,
+         "variation_seed": 8},
+        ["--prompt", "a cat", "--seed", "3", "--hires", "2", "--variation-strength", "0.3", "--variation-seed", "8"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_pictures_and_texts_are_those_of_the_command_line(tmp_path):
+    engine = Engine(Shelf(), outputs=tmp_path / "o", state=tmp_path / "s")
+    for number, (settings, flags) in enumerate(SAME):
+        job = engine.submit(Work("txt2img", {**settings, "num_images": 2}))
+        assert job.wait(900)
+        out = tmp_path / str(number)
+        main(["txt2img", *flags, "--steps", "4", "--n_samples", "2", "--n_iter", "1", "--ckpt", "builtin",
+              "--skip_grid", "--outdir", str(out)])  # fmt: skip
+        for path, made in zip(sorted((out / "samples").glob("*.png")), job.pictures, strict=True):
+            with Image.open(path) as png:
+                assert near(np.asarray(png), made.pixels)
+                assert png.text["parameters"] == made.texts["parameters"]
+                assert json.loads(png.text["sdjax"]) == json.loads(made.texts["sdjax"])
     engine.close()

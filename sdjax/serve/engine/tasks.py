@@ -76,8 +76,9 @@ def _hires(options: Options) -> dict[str, Any]:
         own["upscaler"] = find_file(options.library, "upscaler", own["upscaler"])
     else:
         check_upscale(own.get("upscale", "lanczos"))
-    number("strength", own.get("strength", 0.6), 0, 1)
-    return {"enlarge": 2.0, "upscale": "lanczos", "strength": 0.6, **own}
+    own = {"enlarge": 2.0, "upscale": "lanczos", "strength": 0.6, **own}
+    own |= {"enlarge": number("enlarge", own["enlarge"], 1), "strength": number("strength", own["strength"], 0, 1)}
+    return own | ({"hires_scale": number("hires_scale", own["hires_scale"])} if "hires_scale" in own else {})
 
 
 def _image(options: Options, pipe: Pipeline) -> tuple[Begin, dict[str, Any]]:
