@@ -104,7 +104,7 @@ class FakeServer:
         return JSONResponse(CHOICES)
 
     async def library(self, request: Request) -> Response:
-        return JSONResponse(FILES.get(request.path_params["kind"], []))
+        return JSONResponse({"entries": FILES.get(request.path_params["kind"], [])})
 
     async def nothing(self, request: Request) -> Response:
         return JSONResponse({})
@@ -140,6 +140,7 @@ class FakeServer:
         def event(kind: str, **data: Any) -> str:
             return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
 
+        yield event("state", **self._public(job))
         yield event("waiting", position=0)
         job["state"] = "running"
         yield event("started")
@@ -162,7 +163,7 @@ class FakeServer:
                       "id": job["id"], "task": job["work"]["task"]}  # fmt: skip
             job["pictures"].append(record)
             self.records.insert(0, record)
-            yield event("picture", **record)
+            yield event("picture", index=number, **record)
         job["state"] = "done"
         yield event("done")
 
@@ -176,7 +177,7 @@ class FakeServer:
     async def history(self, request: Request) -> Response:
         before = float(request.query_params.get("before", "inf"))
         found = [one for one in self.records if one["created"] < before]
-        return JSONResponse(found[: int(request.query_params["limit"])])
+        return JSONResponse({"records": found[: int(request.query_params["limit"])]})
 
     async def upload(self, request: Request) -> Response:
         id = f"up{len(self.uploads)}"
@@ -200,4 +201,5 @@ class FakeServer:
         prompt, _, rest = text.partition("\n")
         found = dict(re.findall(r"(\w+): ([^,]+)", rest))
         settings = {"prompt": prompt, "num_steps": int(found["Steps"]), "seed": int(found["Seed"]), "ensd": 31337}
-        return JSONResponse({"settings": settings, "tool": "A1111 or Forge", "unknown": [f"Hostile: {HOSTILE}"]})
+        return JSONResponse({"settings": settings, "tool": "A1111 or Forge",
+                             "model": {"hash": "abcdef0123"}, "unknown": [f"Hostile: {HOSTILE}"]})  # fmt: skip

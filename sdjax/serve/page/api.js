@@ -20,17 +20,18 @@ const read = (answer) => answer.json();
 export const api = {
   status: () => call("GET", "/status").then(read),
   choices: () => call("GET", "/choices").then(read),
-  library: (kind) => call("GET", `/library/${kind}`).then(read),
+  library: (kind) => call("GET", `/library/${kind}`).then(read).then(({ entries }) => entries),
   refresh: () => json("POST", "/library/refresh", {}),
   submit: (work) => json("POST", "/jobs", work),
-  jobs: () => call("GET", "/jobs").then(read),
+  jobs: () => call("GET", "/jobs").then(read).then(({ jobs }) => jobs),
   job: (id) => call("GET", `/jobs/${encodeURIComponent(id)}`).then(read),
   cancel: (id) => call("DELETE", `/jobs/${encodeURIComponent(id)}`),
-  history: (before, limit) => call("GET", `/history?limit=${limit}${before ? `&before=${before}` : ""}`).then(read),
+  history: (before, limit) =>
+    call("GET", `/history?limit=${limit}${before ? `&before=${before}` : ""}`).then(read).then(({ records }) => records),
   forget: (name) => call("DELETE", `/pictures/${encodeURIComponent(name)}`),
   picture: (name) => call("GET", `/pictures/${encodeURIComponent(name)}`).then((answer) => answer.blob()),
   upload: (blob) => call("POST", "/uploads", blob, blob.type || "application/octet-stream").then(read),
-  tokens: (prompt, model) => json("POST", "/tokens", { prompt, model }),
+  tokens: (prompt) => json("POST", "/tokens", { prompt }),
   readPicture: (blob) => call("POST", "/read-picture", blob, blob.type || "application/octet-stream").then(read),
   hint: (wanted) => json("POST", "/hints", wanted),
 };

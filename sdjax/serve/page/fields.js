@@ -60,14 +60,15 @@ const KINDS = {
       paint();
     });
     input.addEventListener("input", () => {
-      slider.value = input.value;
+      slider.value = input.value === "" ? field.value : input.value;
       paint();
     });
     return {
       box: boxOf(field, el("div", { class: "split" }, labelOf(field), input), slider),
       read: () => readNumber(field, input),
       write: (value) => {
-        input.value = slider.value = value ?? field.value;
+        slider.value = value ?? field.value;
+        input.value = value ?? (field.optional ? "" : field.value);
         paint();
       },
     };

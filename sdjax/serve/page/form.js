@@ -8,13 +8,11 @@ import { remember, remembered } from "./storage.js";
 const PROMPTS = ["prompt", "negative_prompt"];
 const made = new Map(); // name of a field -> {field, box, read, write}
 const sections = new Map(); // name -> {section, box, body}
-let defaults = {};
 let model = null; // library name of the checkpoint; null is the server's current one
 let mode = "text";
 
 /** Builds the form from the table. `choices` is what the server offers. */
 export function buildForm(choices) {
-  defaults = choices.defaults ?? {};
   byId("fields").replaceChildren();
   for (const section of SECTIONS) {
     const body = el("div", { class: "fields", id: `section-${section.name}` });
@@ -45,7 +43,7 @@ export const bodyOf = (section) => sections.get(section).body;
 
 function initial(name) {
   const { field } = made.get(name);
-  return defaults[name] ?? field.value ?? null;
+  return field.optional ? null : (field.value ?? null);
 }
 
 /** Keeps the form for the next visit, and tells that it changed. */

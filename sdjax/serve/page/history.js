@@ -21,10 +21,10 @@ export async function startHistory(picked) {
 
 async function older() {
   const found = await api.history(records.at(-1)?.created, PAGE);
-  const more = (Array.isArray(found) ? found : found.records).filter(({ name }) => !records.some((one) => one.name === name));
+  const more = found.filter(({ name }) => !records.some((one) => one.name === name));
   records = [...records, ...more];
   byId("history").append(...more.map(option));
-  byId("more").hidden = more.length < PAGE;
+  byId("more").hidden = found.length < PAGE;
   refresh();
 }
 

@@ -3,7 +3,8 @@
 import { api } from "./api.js";
 import { announce, byId, el, message } from "./dom.js";
 import { dropBox } from "./drop.js";
-import { writeSettings } from "./form.js";
+import { chooseModel, writeSettings } from "./form.js";
+import { findModel } from "./library.js";
 import { TASKS } from "./schema.js";
 import { t } from "./texts.js";
 
@@ -33,7 +34,7 @@ async function read(file, restored) {
     return;
   }
   const use = el("button", {
-    type: "button", class: "primary", text: "info.use", on: { click: () => restored(restore(found)) },
+    type: "button", class: "primary", text: "info.use", on: { click: async () => restored(await restore(found)) },
   });
   const items = Object.entries(flat(found)).map(([name, value]) => [
     el("dt", { raw: name }), el("dd", { raw: typeof value === "string" ? value : JSON.stringify(value) }),
@@ -59,8 +60,8 @@ function flat(found) {
   return settings;
 }
 
-/** Puts what the server understood of a picture into the form. Returns the mode that it is for. */
-export function restore(found) {
+/** Puts what the server understood of a picture into the form, and chooses its model. Returns the mode that it is for. */
+export async function restore(found) {
   const settings = flat(found);
   const mode = MODES[found.task ?? found.of_task?.task] ?? "text";
   if (Array.isArray(settings.expand)) {
@@ -68,6 +69,11 @@ export function restore(found) {
     settings.expand = { left, top, right, bottom };
   }
   writeSettings(settings);
+  const { name, hash } = found.model ?? {};
+  if (!name && !hash) return mode;
+  const model = await findModel({ name, hash });
+  if (model) chooseModel(model);
+  else message(t("info.no_model", { name: name ?? hash }));
   return mode;
 }
 
@@ -79,7 +85,7 @@ export async function restoreFrom(blob) {
       message(t("info.nothing"));
       return null;
     }
-    const mode = restore(found);
+    const mode = await restore(found);
     message(t("info.restored"));
     announce(t("info.restored"));
     return mode;

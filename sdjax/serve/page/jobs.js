@@ -63,11 +63,12 @@ export async function follow(given, seen = () => {}) {
 }
 
 function take(job, kind, data) {
-  if (kind === "waiting") Object.assign(job, { state: "waiting", position: data.position });
+  if (kind === "state") Object.assign(job, data);
+  else if (kind === "waiting") Object.assign(job, { state: "waiting", position: data.position });
   else if (kind === "started") job.state = "running";
   else if (kind === "progress") Object.assign(job, { state: "running", ...data });
   else if (kind === "preview") job.preview = pictureOf(data);
-  else if (kind === "picture") job.pictures.push(data);
+  else if (kind === "picture") job.pictures[data.index] = data;
   else if (kind === "note") job.notes.push(data.text);
   else if (ENDED.includes(kind)) Object.assign(job, { ...data, state: kind });
 }
@@ -80,17 +81,12 @@ function pictureOf({ image, type = "image/jpeg" }) {
 
 /** Follows again what this browser had given to the server before it was closed. */
 export async function followAgain() {
-  const { jobs = [] } = await listed();
+  const jobs = await api.jobs();
   const ids = remembered("jobs", []);
   for (const job of jobs) if (ids.includes(job.id)) follow(job);
 }
 
 const keepIds = () => remember("jobs", [...mine.keys()]);
-
-async function listed() {
-  const found = await api.jobs();
-  return Array.isArray(found) ? { jobs: found } : found;
-}
 
 /** Returns the job of this browser that runs, or else the next. */
 export const current = () => [...mine.values()].find((job) => job.state === "running") ?? [...mine.values()][0] ?? null;
@@ -123,7 +119,7 @@ let timer = 0;
 async function watchQueue() {
   clearTimeout(timer);
   try {
-    showQueue((await listed()).jobs);
+    showQueue(await api.jobs());
   } catch {
     // the next look may succeed
   }

@@ -71,6 +71,14 @@ export function openLibrary(one) {
   showKind(one);
 }
 
+/** Returns the library's name of the checkpoint that a picture names, by its hash or else its file's name; or null. */
+export async function findModel({ name, hash }) {
+  const all = await api.library("checkpoint");
+  const byHash = all.find(({ title }) => hash && title?.includes(`[${hash.slice(0, 10)}]`));
+  const byName = all.find((one) => name && wordOf(one.name) === wordOf(name));
+  return (byHash ?? byName)?.name ?? null;
+}
+
 async function showKind(one) {
   kind = one;
   for (const tab of byId("kinds").children) {
@@ -81,7 +89,7 @@ async function showKind(one) {
   byId("library-panel").setAttribute("aria-labelledby", `kind-${one}`);
   try {
     const found = await api.library(one);
-    if (kind === one) entries = Array.isArray(found) ? found : found.entries;
+    if (kind === one) entries = found;
   } catch (error) {
     entries = [];
     message(error.message, "error");

@@ -33,7 +33,7 @@ async function start() {
   startStyles(choices);
   startGrid(choices);
   startGuides(choices);
-  editor = new Editor(byId("editor"), (picture) => takeSize(picture));
+  editor = new Editor(byId("editor"), takeSize);
   info = startInfo((mode) => openMode(mode));
   startModes();
   startPrompts();
@@ -52,6 +52,7 @@ async function start() {
 async function loadChoices() {
   const [choices, status, ...files] = await Promise.all([api.choices(), api.status(), ...LIBRARIES.map(api.library)]);
   const libraries = Object.fromEntries(LIBRARIES.map((kind, at) => [kind, files[at]]));
+  libraries.control = [...(choices.controls ?? []), ...libraries.control];
   const name = byId("model-name");
   name.dataset.current = status.model ?? "";
   const show = () => (name.textContent = (currentModel() ?? name.dataset.current).replace(/\.[^./]+$/, ""));
@@ -128,10 +129,10 @@ function margins() {
   editor?.setMargins(now);
 }
 
-function takeSize(picture) {
-  const multiple = (side) => Math.min(2048, Math.max(64, Math.round(side / 64) * 64));
-  setValue("width", multiple(picture.width));
-  setValue("height", multiple(picture.height));
+/** Makes the result as large as a picture that was opened, whatever size was chosen for others. */
+function takeSize() {
+  setValue("width", null);
+  setValue("height", null);
   margins();
   keep();
 }

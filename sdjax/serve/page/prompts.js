@@ -2,7 +2,7 @@
 
 import { api } from "./api.js";
 import { announce, byId, el } from "./dom.js";
-import { currentModel, keep } from "./form.js";
+import { keep } from "./form.js";
 import { t } from "./texts.js";
 
 const STEP = 0.1;
@@ -82,7 +82,7 @@ async function countTokens(name) {
   counted[name] = text;
   const out = byId(`${name}-tokens`);
   try {
-    const { tokens, limit, chunks } = await api.tokens(text, currentModel());
+    const { tokens, limit, chunks } = await api.tokens(text);
     if (byId(name).value !== text) return;
     const room = limit ?? 75 * Math.max(1, chunks);
     out.textContent = t("tokens", { tokens, limit: room });

@@ -21,8 +21,9 @@ export const SECTIONS = [
 
 /*
  * name: the setting's name, with a dot for an entry of an object. kind: range, number, choice, check, seed, text, json.
- * from: the list of /choices. optional: may be empty, and is then not sent. value: what it is at first; a default of
- * the server's for the model goes before it. half: two in a row. where: of which modes, if not of all of the section.
+ * from: the list of /choices. optional: may be empty; it is then not sent, and the model decides. value: what it is at
+ * first, and where the slider of an empty range stands. half: two in a row. where: of which modes, if not of all of
+ * the section.
  */
 export const FIELDS = [
   { name: "expand.left", kind: "number", section: "input", value: 0, low: 0, high: 1024, step: 8, half: true, where: ["inpaint"] },
@@ -41,7 +42,7 @@ export const FIELDS = [
   { name: "sampler", kind: "choice", section: "main", from: "samplers", optional: true, half: true, where: DRAWN },
   { name: "schedule", kind: "choice", section: "main", from: "schedules", optional: true, half: true, where: DRAWN },
   { name: "num_steps", kind: "range", section: "main", value: 20, low: 1, high: 150, step: 1, where: DRAWN },
-  { name: "guidance_scale", kind: "range", section: "main", value: 7.5, low: 1, high: 30, step: 0.5, where: DRAWN },
+  { name: "guidance_scale", kind: "range", section: "main", optional: true, value: 7.5, low: 1, high: 30, step: 0.5, where: DRAWN },
   { name: "seed", kind: "seed", section: "main", where: DRAWN },
   { name: "num_images", kind: "number", section: "main", value: 1, low: 1, high: 64, step: 1, where: DRAWN },
 

@@ -43,7 +43,7 @@ export class Editor {
       this.drawing = new Drawing(picture.width, picture.height, this.drawing?.margins);
       this.#refresh();
       this.view.show(picture, this.drawing);
-      this.changed(picture);
+      this.changed();
       announce(t("input.opened", { width: picture.width, height: picture.height }));
     } catch {
       message(t("error.picture"), "error");
