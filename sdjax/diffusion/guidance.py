@@ -94,7 +94,7 @@ class Answers(NamedTuple):
 
 
 class Rule:
-    """A change of classifier-free guidance. Subclasses are `flax.struct.dataclass`es and override what they need.
+    """A change of classifier-free guidance. Subclasses are dataclasses of flax and override what they need.
 
     `branches` are further branches of the network. `aside` are conditionings that only the rule's patches use.
     `applies`: to which pictures; "guided": guided in this step, with a scale other than 1; "on": guided in this step;

@@ -47,6 +47,7 @@ def load(
     """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
 
     `path` may also be:
+
     - a model in a bucket, gs:// or s3://; it is copied to this computer once (`sdjax.storage.buckets.fetch`).
     - the address of a model's page or file at the hub (`sdjax.convert.containers.places.read_place`).
     - None or "builtin": the small built-in model; for None, `Pipeline.notices` says so. "builtin-inpainting" is its

@@ -21,11 +21,11 @@ def noise_scale(sigma: np.ndarray | float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ERSDE(Sampler):
-    """ER-SDE-Solver-1, -2 and -3. With r = phi(sigma') / phi(sigma) and dt = sigma' - sigma:
+    """ER-SDE-Solver-1, -2 and -3. With r = phi(sigma') / phi(sigma) and dt = sigma' - sigma::
 
-    x' = r x + (1 - r) x0 + (dt + phi(sigma') S) D1 + (dt^2 / 2 + phi(sigma') S_u) D2
-         + s_noise sqrt(sigma'^2 - r^2 sigma^2) z,
-    S = integral of 1 / phi,  S_u = integral of (u - sigma) / phi(u), both from sigma' to sigma.
+        x' = r x + (1 - r) x0 + (dt + phi(sigma') S) D1 + (dt^2 / 2 + phi(sigma') S_u) D2
+             + s_noise sqrt(sigma'^2 - r^2 sigma^2) z,
+        S = integral of 1 / phi,  S_u = integral of (u - sigma) / phi(u), both from sigma' to sigma.
 
     D1 and D2 are divided differences of x0 over the last two and three sigmas: D1 = (x0 - x0_1) / (sigma - sigma_1),
     D2 = 2 (D1 - D1_previous) / (sigma - sigma_2). The integrals are sums over 200 points, as in the reference.
