@@ -76,9 +76,16 @@ def alone(**options):
     return sdjax.text_to_image(models.pipeline(models.WIDE), "picture 1", seed=9, devices=jax.devices()[:1], **options)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_a_picture_is_the_same_in_a_batch_and_on_several_devices(parallel):
     assert near(four(1), four(2, parallel=parallel))  # one 8-bit level
+
+
+def test_pmap_makes_the_pictures_of_jit():
+    how = {"num_steps": 2, "seed": [3, 9], "devices": jax.devices()[:2]}
+    pictures = [sdjax.text_to_image(models.pipeline(), "a", parallel=one, **how) for one in ("jit", "pmap")]
+    assert near(*pictures)
 
 
 def test_a_picture_is_the_same_alone_and_in_a_batch():

@@ -1,12 +1,13 @@
 """Models of the hub: what is fetched, from where, and what is said if that fails. Against a server of our own."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import hub_process
 import hub_server
 import jax
 import numpy as np
@@ -22,33 +23,16 @@ import models
 
 REPOSITORY = "someone/stable-thing"
 TOKEN = "hf_this_is_a_secret"
-CODE = """
-import importlib.util, json, sys, types
-# sdjax.convert without its __init__, which imports JAX: a second and more for each of these processes
-package = types.ModuleType("sdjax.convert")
-package.__path__ = importlib.util.find_spec("sdjax.convert").submodule_search_locations
-sys.modules["sdjax.convert"] = package
-from sdjax import hub
-from sdjax.convert.errors import CheckpointError
-for call in json.loads(sys.argv[1]):
-    try:
-        print("path", hub.resolve(*call))
-    except (CheckpointError, OSError) as error:
-        print("error", error)
-"""
 
 
 def resolve(address: str, cache: Path, *calls: list, **env: str) -> list[str]:
-    """Returns what a process of its own makes of each call: huggingface_hub reads its environment when imported."""
+    """Returns what a process of its own makes of each call."""
     given = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1"}
-    env = {**os.environ, "HF_HUB_OFFLINE": "0", **given, **env}
-    result = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(calls)], env=env, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    assert TOKEN not in result.stdout + result.stderr
-    lines = result.stdout.splitlines()
-    assert len(lines) == len(calls), result.stdout
+    with tempfile.TemporaryDirectory() as place:
+        log = Path(place, "log")
+        lines = hub_process.resolve(calls, {**os.environ, "HF_HUB_OFFLINE": "0", **given, **env}, log)
+        assert TOKEN not in "\n".join(lines) + log.read_text()
+    assert len(lines) == len(calls)
     return lines
 
 

@@ -40,6 +40,7 @@ def unet_inputs(arrays):
     return np.moveaxis(arrays["x"], 1, -1), arrays["t"].astype(np.float32), arrays["context"], y
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", reference.RELEASED)
 def test_parameter_counts_are_the_releases(name):
     counts = param_counts(configs.get(name))

@@ -19,7 +19,7 @@ class CaptionConfig:
     """The changes of a caption. By default there are none.
 
     - `prefix`, `suffix`: texts before and after the caption, with a space between.
-    - `shuffle`: tags, the texts between `separator`s, get a random order. `tag_dropout`: the share of tags left out.
+    - `shuffle`: tags, the texts between separators, get a random order. `tag_dropout`: the share of tags left out.
     - `keep`: the number of first tags that stay in their places. `keep_separator`: a mark such as "|||". What is before
       its first occurrence stays, and what is after its second; then `keep` does not count. The mark is removed.
     - `second_separator`: a mark such as ";;;" within a tag. It becomes `separator` after shuffling.
