@@ -149,9 +149,12 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compiles the programs of the current model's own size in the background, before anybody needs them."""
-        threading.Thread(
-            target=warming.warm_up, args=(self.models, self._device), name="sdjax warm-up", daemon=True
-        ).start()
+
+        def warm_up() -> None:
+            warming.warm_up(self.models, self._device)
+            self.warmed.set()
+
+        threading.Thread(target=warm_up, name="sdjax warm-up", daemon=True).start()
 
     @property
     def device(self) -> Device:
