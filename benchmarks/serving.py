@@ -195,7 +195,8 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     figures: dict[str, Any] = {
-        "device": device_name(), "jax": jax.__version__, "sdjax": sdjax.__version__, "model": args.model,
+        "device": device_name(jax.devices()[0]), "jax": jax.__version__, "sdjax": sdjax.__version__,
+        "model": args.model,
         "requests": args.count, "clients": args.clients, "slots": args.slots,
         "together": serve(args.model, args.slots, lambda e: many(e, args.count, args.clients, args.slots)),
         "one by one": serve(args.model, 1, lambda e: many(e, args.count, args.clients, 1)),

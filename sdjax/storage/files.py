@@ -20,6 +20,7 @@ FILE_ENDINGS = (  # weights, files beside them, pictures: a path with such an en
     ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar", ".json", ".yaml", ".yml", ".toml", ".txt", ".md", ".csv", ".png",
     ".jpg", ".jpeg", ".webp", ".gif", ".py",
 )  # fmt: skip
+PASSING = ".sdjax-*.partial"  # names of files that are being written
 
 
 def file_ending(name: str) -> str | None:
@@ -189,7 +190,7 @@ def publish(whole: Path, path: Path, *, overwrite: bool = False) -> None:
 
 def passing_name(folder: Path) -> Path:
     """Returns a temporary name in a folder. No other process on any machine has the same one."""
-    return folder / f".sdjax-{secrets.token_hex(8)}.partial"
+    return folder / PASSING.replace("*", secrets.token_hex(8))
 
 
 @contextlib.contextmanager

@@ -247,6 +247,7 @@ def test_nothing_acknowledged_is_lost_or_made_twice_by_kill_9(tmp_path, monkeypa
             acknowledged.append(process.stdout.readline().strip())
         process.kill()
         acknowledged += process.stdout.read().split("\n")[:-1]
+        process.stdout.close()
         process.wait()
     from sdjax.serve.engine import TASKS
 
@@ -292,4 +293,20 @@ def test_pictures_and_texts_are_those_of_the_command_line(tmp_path):
                 assert near(np.asarray(png), made.pixels)
                 assert png.text["parameters"] == made.texts["parameters"]
                 assert json.loads(png.text["sdjax"]) == json.loads(made.texts["sdjax"])
+    engine.close()
+
+
+@pytest.mark.slow
+def test_all_devices_sample_the_pictures_of_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sdjax, "load", lambda *_, **__: models.pipeline())
+    engine = Engine(Shelf(), outputs=tmp_path / "o", state=tmp_path / "s", devices=jax.devices()[:2], slots=4)
+    works = [Work("txt2img", {"prompt": "a cat", "seed": i, "num_steps": 4 + i, "num_images": 1 + i}) for i in range(3)]
+    works.append(Work("img2img", {"prompt": "a cat", "num_steps": 6}, {"image": NOISE}))
+    works.append(Work("txt2img", {"prompt": "a [cat:dog:0.5]", "num_steps": 6, "hires": {"enlarge": 2}}))
+    jobs = [engine.submit(work) for work in works]
+    for work, job in zip(works, jobs, strict=True):
+        assert job.wait(600)
+        assert job.error is None
+        for picture, other in zip(job.pictures, alone(work), strict=True):
+            assert near(picture.pixels, other)
     engine.close()

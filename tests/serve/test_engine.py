@@ -2,6 +2,7 @@
 
 import errno
 import threading
+import time
 
 import jax
 import numpy as np
@@ -75,13 +76,21 @@ def test_clients_take_turns_and_higher_priority_goes_first():
 def test_a_job_is_on_the_disk_before_it_is_acknowledged_and_its_pictures_are_there_once(tmp_path):
     work = Work("img2img", {"prompt": "x", "strength": 0.5}, {"image": PICTURE, "mask": PICTURE[..., 0]}, "builtin",
                 "me", 3, True)  # fmt: skip
-    Store(tmp_path / "s", tmp_path / "o").add("id", 5.0, work)
+    before = Store(tmp_path / "s", tmp_path / "o")
+    before.add("id", 5.0, work)
+    with pytest.raises(ValueError, match="another server uses"):
+        Store(tmp_path / "s", tmp_path / "o")
+    before._own.release()  # as the system does when a process is killed
+    (tmp_path / "o" / ".sdjax-1234.partial").write_bytes(b"half")
     after = Store(tmp_path / "s", tmp_path / "o")  # the process before ended without closing
     ((id, created, found),) = after.waiting()
     assert (id, created, found.settings, found.model) == ("id", 5.0, work.settings, "builtin")
     assert (found.client, found.priority, found.save) == ("me", 3, True)
     assert all(np.array_equal(found.inputs[name], work.inputs[name]) for name in work.inputs)
     assert after.history(None, 9) == []
+    assert list((tmp_path / "o").iterdir()) == []
+    before.close()
+    after.close()
 
 
 def test_jobs_left_by_a_killed_engine_run_again_and_are_in_the_history_once(tmp_path, engine_with):
@@ -115,7 +124,7 @@ def test_closing_keeps_running_jobs_for_the_next_engine(engine_with):
     stop = threading.Thread(target=engine.close)
     stop.start()
     while not engine.device._closed:
-        pass
+        time.sleep(0.001)
     go.set()
     stop.join(10)
     assert engine_with(paint).job(id).wait(10)
@@ -146,7 +155,7 @@ def test_too_many_waiting_are_refused_with_a_time(engine_with):
     engine = engine_with(lambda work, context: go.wait(10) and [], slots=1, waiting=1)
     jobs = [engine.submit(TEXT)]
     while engine.job(jobs[0].id).state != "running":
-        pass
+        time.sleep(0.001)
     jobs.append(engine.submit(TEXT))
     with pytest.raises(Full) as refused:
         engine.submit(TEXT)

@@ -94,12 +94,6 @@ class Programs:
         jax.block_until_ready(states)
         return states
 
-    def forget(self, alive: Callable[[Kind], bool]) -> None:
-        """Drops the programs of kinds that are no longer alive, such as those of a model that was dropped."""
-        with self._changed:
-            for recipe in [one for one in self._made if not alive(one.kind)]:
-                self._drop(recipe)
-
     def close(self) -> None:
         """Stops after the present compilation."""
         with self._changed:

@@ -5,8 +5,10 @@ there are more than fit. Encoding and decoding are calls; a call and a chunk fol
 """
 
 import collections
+import contextvars
 import dataclasses
 import itertools
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +21,12 @@ from sdjax.nn.jax_settings import pinned
 from sdjax.samplers.rule import State
 from sdjax.serve.engine.compiling import Programs
 from sdjax.serve.engine.entries import Entry, Kind, power
-from sdjax.serve.engine.work import Closing
+from sdjax.serve.engine.work import Cancelled, Closing
 
 T = TypeVar("T")
+
+PATIENCE = 0.1  # seconds until a job that waits for the device looks whether it was cancelled
+stopping: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar("stopping", default=lambda: False)
 
 
 @dataclasses.dataclass
@@ -75,7 +80,7 @@ class Device:
             for number in range(max(len(one.chunks) for one in entries)):
                 for i, one in enumerate(entries):
                     if number < len(one.chunks):
-                        result = one.results.get()
+                        result = self._next_of(one)
                         if isinstance(result, BaseException):
                             raise result
                         latest[i] = result
@@ -86,6 +91,15 @@ class Device:
                     one.left = True
                     if one in self._entries:
                         self._entries.remove(one)
+
+    def _next_of(self, one: Entry) -> State | BaseException:
+        """Returns the next result of a picture. Raises Cancelled if its job is cancelled before."""
+        while True:
+            try:
+                return one.results.get(timeout=PATIENCE)
+            except queue.Empty:
+                if stopping.get()():
+                    raise Cancelled from None
 
     @property
     def busy(self) -> int:

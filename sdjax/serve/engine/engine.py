@@ -20,7 +20,7 @@ from sdjax.pipeline import cache
 from sdjax.pipeline.placement import make_mesh
 from sdjax.serve.engine import tasks, warming
 from sdjax.serve.engine.context import Context
-from sdjax.serve.engine.device import Device
+from sdjax.serve.engine.device import Device, stopping
 from sdjax.serve.engine.entries import power
 from sdjax.serve.engine.job import Job
 from sdjax.serve.engine.models import AUTO, Models
@@ -56,7 +56,7 @@ class Engine:
     ) -> None:  # fmt: skip
         cache.enable()
         self.library, self.slots, self.most_waiting = library, slots, waiting
-        self._store = Store(Path(state), Path(outputs))
+        self._store = Store(Path(state), Path(outputs))  # first: it refuses a folder that another engine uses
         self._taesd = None if preview == "linear" else str(library.find("taesd", preview).path)
         self._device = Device(make_mesh(devices), power(slots))
         current = model or self._known(self._store.chosen(MODEL)) or builtin.NAME
@@ -208,6 +208,7 @@ class Engine:
         stem = time.strftime("%Y%m%d-%H%M%S", time.gmtime(job.created)) + f"-{job.id}"
         context = Context(job, self.library, self.models, stem, self._store.write, self._taesd, self._device.most)
         job.set_started()
+        stopping.set(context.cancelled)  # of this thread
         try:
             with pinned(), notes.listening(context.note):
                 tasks.TASKS[job.work.task](job.work, context)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Known
@@ -22,7 +23,7 @@ from sdjax.samplers.rule import Linear, Rule, State
 from sdjax.serve.engine.device import Device
 from sdjax.serve.engine.entries import Entry, kind_of
 from sdjax.serve.engine.low_rank import own_lora
-from sdjax.typing import Context, Image, Keys, Latent, NewImage, NewMap, TokenIds
+from sdjax.typing import Context, Image, Keys, Latent, NewImage, NewMap, Params, TokenIds
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -34,6 +35,7 @@ class JoinedPipeline(Pipeline):
     """
 
     device: Device | None = dataclasses.field(default=None, repr=False)
+    _first: placement.Placed = dataclasses.field(default_factory=placement.Placed, init=False, repr=False)
 
     @classmethod
     def of(cls, pipe: Pipeline, device: Device) -> "JoinedPipeline":
@@ -45,6 +47,18 @@ class JoinedPipeline(Pipeline):
     def _on(self) -> Device:
         assert self.device is not None
         return self.device
+
+    def on(self, mesh: Mesh) -> Params:
+        """Returns the parameters on the engine's devices; for a mesh of one of them, its own copy of these."""
+        whole = super().on(self._on.mesh)
+        if mesh.size > 1 or self._on.mesh.size == 1:
+            return whole
+        device = mesh.devices.flat[0]
+
+        def own(leaf: jax.Array) -> jax.Array:
+            return next(shard.data for shard in leaf.addressable_shards if shard.device == device)
+
+        return self._first.get(whole, mesh, lambda tree: jax.tree.map(own, tree))  # type: ignore[no-any-return]
 
     def _each(self, count: int, call: Callable[[int], Any]) -> Any:
         """Returns the joined results of call(i) for every entry i of a batch, each in turn with other work."""
@@ -124,7 +138,7 @@ class JoinedPipeline(Pipeline):
         ]
         total = np.size(rows.index, 0)
         for number, states in enumerate(self._on.sampling(entries), 1):
-            yield min(number * CHUNK, total), _joined(states)
+            yield min(number * CHUNK, total), _joined(states, self._on.mesh)
 
     def _by_itself(self, *args: Any, **options: Any) -> Iterator[tuple[int, State]]:
         steps = super().sampling(*args, **options)
@@ -168,8 +182,8 @@ class JoinedPipeline(Pipeline):
         own = jax.tree.map(lambda a: a[:needed], own)
         parts = [programs.images_first(one) for one in chunks(own, CHUNK)]
         noise = [None if made is None else made.chunk(k * CHUNK, CHUNK) for k in range(len(parts))]
-        begin = placement.compiled(programs.begin, program, placement.make_mesh([mesh.devices.flat[0]]), (False,) * 4,
-                                   "jit")  # fmt: skip
+        one_device = placement.make_mesh([mesh.devices.flat[0]])
+        begin = placement.compiled(programs.begin, program, one_device, (False,) * 4, "jit")
         state = begin(params, x, branches, guidance)
         alone = not isinstance(rule, Linear)
         others = [dataclasses.replace(one, context=None, context_length=None) for one in branches]
@@ -189,8 +203,8 @@ class JoinedPipeline(Pipeline):
         return Entry(kind, params, lora, parts, state, keys, branches, guidance, known, noise, alone)
 
 
-def _joined(states: Sequence[State]) -> State:
-    """Returns the states of single pictures as that of a batch."""
+def _joined(states: Sequence[State], mesh: Mesh) -> State:
+    """Returns the states of single pictures as that of a batch, on the first device."""
     if len(states) == 1:
-        return states[0]
+        return states[0] if mesh.size == 1 else jax.device_put(states[0], mesh.devices.flat[0])
     return jax.tree.map(lambda *leaves: jax.device_put(np.concatenate([np.asarray(one) for one in leaves])), *states)

@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from sdjax import errors
 from sdjax.pictures.image import pack, unpack
 from sdjax.serve.engine.work import Finished, Record, UnknownPicture, Work
 from sdjax.storage import files
 
-FILE = "engine.sqlite"
+FILE, LOCK = "engine.sqlite", "engine.lock"
 KEPT = 2000  # ended jobs whose end is remembered
 TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -41,6 +43,13 @@ class Store:
         for folder in state, outputs:
             with errors.doing("making the folder", folder):
                 folder.mkdir(parents=True, exist_ok=True)
+        self._own = filelock.FileLock(state / LOCK, thread_local=False)
+        try:
+            self._own.acquire(timeout=0)
+        except filelock.Timeout:
+            raise ValueError(f"another server uses the folder {state}: give each server a folder of its own") from None
+        for left in outputs.glob(files.PASSING):  # of a server that was killed while it wrote
+            left.unlink(missing_ok=True)
         self._base = sqlite3.connect(state / FILE, check_same_thread=False, isolation_level=None)
         self._base.execute("PRAGMA journal_mode=WAL")
         self._base.execute("PRAGMA synchronous=FULL")
@@ -181,3 +190,4 @@ class Store:
         """Closes the database."""
         with self._lock:
             self._base.close()
+        self._own.release()
