@@ -16,7 +16,11 @@ from sdjax.serve.guard import Guard
 from sdjax.serve.server import Server
 
 LOG = logging.getLogger(__name__)
-INTERFACES = ("jobs_api", "page.routes")  # modules of this package with `routes(server)`, in their order
+INTERFACES = (
+    "jobs_api",
+    "page.routes",
+    "a1111.routes",
+)  # modules of this package with `routes(server)`, in their order
 
 
 def create_app(server: Server) -> Starlette:

@@ -11,13 +11,13 @@ from sdjax._version import __version__
 from sdjax.adapters.table import PATCHES
 from sdjax.checks.arguments import shown
 from sdjax.diffusion.rules import GUIDANCE
-from sdjax.loading.builtin import EDGES
 from sdjax.noise import NOISE_SOURCES
 from sdjax.pictures import open_picture, resize
 from sdjax.pictures.image import encode_png
 from sdjax.prompts.chunks import Encoder
 from sdjax.prompts.language import Language
 from sdjax.prompts.tokenizer import Tokenizer
+from sdjax.serve.engine.options import BUILT_IN_CONTROLS
 from sdjax.serve.engine.tasks import FILTERS
 from sdjax.serve.library import KINDS, Entry, Library, UnknownFile
 from sdjax.tasks.compat import TOOLS
@@ -42,7 +42,7 @@ def choices(server: "Server") -> dict[str, Any]:
         "patches": list(PATCHES),
         "upscales": list(UPSCALES),
         "enlargers": list(FILTERS),
-        "controls": [EDGES],
+        "controls": list(BUILT_IN_CONTROLS),
         "preprocessors": [
             {
                 "name": name, "title": f"{name}: {one.purpose}", "needs": list(one.needs),

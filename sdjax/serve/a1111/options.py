@@ -1,0 +1,73 @@
+"""The options of the interface: those that change pictures, by A1111's names, in memory."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from sdjax.checks.arguments import shown, whole
+from sdjax.serve.bodies import Refused
+from sdjax.serve.server import Server
+
+SOURCES = {"GPU": "torch_cuda", "CPU": "torch_cpu", "NV": "torch_cuda"}  # whose random numbers a seed gives
+AUTOMATIC = ("Automatic", "None", "none", "", None)
+DEFAULTS: Mapping[str, Any] = {
+    "sd_model_checkpoint": None, "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1, "eta_noise_seed_delta": 0,
+    "randn_source": "GPU", "emphasis": "Original", "comma_padding_backtrack": 20,
+}  # fmt: skip
+FIXED: Mapping[str, Any] = {"samples_format": "png", "samples_save": True, "live_previews_enable": True}
+EMPHASIS = {"Original": "original", "No norm": "no_norm", "Ignore": "ignore", "None": "none"}
+
+
+class Options:
+    """The options that are set, one set for all clients, as in A1111."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._set = server, dict(DEFAULTS)
+        self._lock = threading.Lock()
+
+    def all(self) -> dict[str, Any]:
+        """Returns all options."""
+        with self._lock:
+            own = dict(self._set)
+        library, models = self._server.library, self._server.engine.models
+        entry = library.find("checkpoint", models.current)
+        digits = library.title(entry).rpartition("[")[2].rstrip("]") if "[" in library.title(entry) else None
+        return {**FIXED, **own, "sd_model_checkpoint": library.title(entry), "sd_checkpoint_hash": digits}
+
+    def set(self, given: Mapping[str, Any]) -> None:
+        """Sets options. Raises Refused for unknown ones and wrong values; then none is set."""
+        present = self.all()
+        unknown = [name for name in given if name not in present]
+        if unknown:
+            raise Refused(f"there is no option {shown(unknown[0])} here; there are {', '.join(DEFAULTS)}", 422)
+        fixed = [name for name in given if name not in DEFAULTS and given[name] != present[name]]
+        if fixed:
+            raise Refused(f"the option {fixed[0]} is {shown(present[fixed[0]])} here and cannot be set", 422)
+        own = {name: value for name, value in given.items() if name in DEFAULTS}
+        settings_of(self._server, {**present, **own})
+        if own.get("sd_model_checkpoint") is not None:
+            self._server.engine.models.use(own.pop("sd_model_checkpoint"))
+        with self._lock:
+            self._set.update(own)
+
+
+def settings_of(server: Server, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns our settings for options that are set. Raises Refused for wrong values."""
+    out: dict[str, Any] = {}
+    source, emphasis = options["randn_source"], options["emphasis"]
+    if source not in SOURCES:
+        raise Refused(f"randn_source is one of {', '.join(SOURCES)}; got {shown(source)}", 422)
+    if emphasis not in EMPHASIS:
+        raise Refused(f"emphasis is one of {', '.join(EMPHASIS)}; got {shown(emphasis)}", 422)
+    out["noise_source"] = SOURCES[source]
+    if emphasis != "Original":
+        out["emphasis"] = EMPHASIS[emphasis]
+    if whole("CLIP_stop_at_last_layers", options["CLIP_stop_at_last_layers"], 1, 12) > 1:
+        out["clip_skip"] = options["CLIP_stop_at_last_layers"]
+    if options["eta_noise_seed_delta"]:
+        out["ensd"] = whole("eta_noise_seed_delta", options["eta_noise_seed_delta"])
+    if options["comma_padding_backtrack"] != 20:
+        out["comma_backtrack"] = whole("comma_padding_backtrack", options["comma_padding_backtrack"], 0)
+    if options["sd_vae"] not in AUTOMATIC:
+        out["vae"] = server.library.find("vae", str(options["sd_vae"])).name
+    return out
