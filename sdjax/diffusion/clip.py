@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from sdjax.diffusion.conditioning import Conditioning
@@ -50,11 +51,12 @@ class ClipNetwork:
     """A network for one clip: its batch holds the frames in order, with the branches of guidance of a frame together.
 
     The network is called once for each window, one window after the other. It keeps no memory. Raises ValueError for a
-    network with memory.
+    network with memory. Each device of a `mesh` has its part of a window's frames.
     """
 
     network: Network
     windows: FrameWindows
+    mesh: Mesh | None = None
 
     def init(self, params: Params, x: Noisy) -> Memory:
         """Returns no memory."""
@@ -73,13 +75,18 @@ class ClipNetwork:
         entries = (places[..., None] * k + np.arange(k)).reshape(len(places), -1)  # of the batch
 
         def one(at: jax.Array) -> jax.Array:
-            at_x, at_t, told = jax.tree.map(lambda a: jnp.take(a, at, axis=0), (x, t, conditioning))
+            at_x, at_t, told = jax.tree.map(lambda a: self._spread(jnp.take(a, at, axis=0)), (x, t, conditioning))
             return self.network(params, at_x, at_t, told, memory)[0]
 
         made = jax.lax.map(one, entries)  # [windows, n k, h, w, c]
         count = np.bincount(entries.ravel(), minlength=frames * k).astype(np.float32)
         total = jnp.zeros((frames * k, *made.shape[2:])).at[entries].add(made)
         return total / count.reshape(-1, *[1] * (made.ndim - 2)), memory
+
+    def _spread(self, a: jax.Array) -> jax.Array:
+        if self.mesh is None:
+            return a
+        return jax.lax.with_sharding_constraint(a, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0])))
 
 
 def shuffled(frames: int, length: int, stride: int, seed: int) -> Int[np.ndarray, "n"]:

@@ -290,6 +290,7 @@ class Pipeline(metaclass=Explained):
         `keys`.
         """
         guidance, mesh = Unguided() if guidance is None else guidance, placement.fitting_mesh(mesh, len(x))
+        parallel = parallel if frames is None else placement.TOGETHER
         program, params = self.sample_program(
             rule, x, guidance, patches=patches, shared=shared, windows=windows, seamless=seamless, frames=frames,
             mesh=mesh, exact=exact,
@@ -312,7 +313,7 @@ class Pipeline(metaclass=Explained):
         """Returns the static description of a sampling program and its parameters. See `sampling` for the arguments."""
         network = make_network(self.config.unet, self.dtype, patches, (x.shape[1], x.shape[2]), windows, seamless)
         if frames is not None:
-            network = ClipNetwork(network, frames)
+            network = ClipNetwork(network, frames, mesh if mesh.size > 1 else None)
         params = self.on(mesh)["unet"]
         if patches:
             params = {"unet": params, "patches": placement.replicate(tuple(shared or [None] * len(patches)), mesh)}

@@ -2,7 +2,8 @@
 
 A function of a batch must not mix the batch's entries. There are two ways to spread it: `jit` over a mesh (each device
 runs the function on its part of the batch, by `jax.shard_map`), or `pmap`. Both compile the same function for the same
-local shapes. So both give the same numbers, and neither program has collectives.
+local shapes. So both give the same numbers, and neither program has collectives. Only the frames of a clip see each
+other: `TOGETHER` leaves it to XLA to divide their program.
 """
 
 import functools
@@ -18,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 Parallel = Literal["jit", "pmap"]
 PARALLEL: tuple[str, ...] = ("jit", "pmap")
 BATCH = "data"  # the mesh axis over which a batch is spread
+TOGETHER = "together"  # in place of "jit": for functions that mix the batch's entries, such as a clip's frames
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -141,17 +143,20 @@ def pmapped(function: Callable, mesh: Mesh, batched: tuple[bool, ...], donate: t
 
 @functools.lru_cache(maxsize=64)
 def compiled(function: Callable, static: Any, mesh: Mesh, batched: tuple[bool, ...], parallel: str) -> Callable:
-    """Returns `function(static, *args)` compiled for the mesh. `parallel` is "jit" or "pmap".
+    """Returns `function(static, *args)` compiled for the mesh. `parallel` is "jit", "pmap" or TOGETHER.
+
+    TOGETHER compiles the function for the whole batch. XLA divides the work by how the arguments are spread, and the
+    devices exchange what they need.
 
     One function is kept for each (function, static, mesh, parallel), which must be hashable. It compiles once for each
     set of shapes. Raises ValueError for an unknown `parallel`.
     """
-    if parallel not in PARALLEL:
+    if parallel not in (*PARALLEL, TOGETHER):
         raise ValueError(f"parallel is one of {', '.join(PARALLEL)}; got {parallel!r}")
     bound = functools.partial(function, static)
     if parallel == "pmap":
         return pmapped(bound, mesh, batched)
-    return jax.jit(bound if mesh.size == 1 else over_batch(bound, mesh, batched))
+    return jax.jit(bound if mesh.size == 1 or parallel == TOGETHER else over_batch(bound, mesh, batched))
 
 
 def host(tree: Any) -> Any:

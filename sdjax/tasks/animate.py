@@ -22,12 +22,14 @@ from sdjax.purpose import check_task
 from sdjax.samplers.rows import first_sigma
 from sdjax.samplers.sampler import choose
 from sdjax.schedule import NoiseSchedule
+from sdjax.tasks import distilled
 from sdjax.tasks.batch import Batch
 from sdjax.tasks.clip import clip
 from sdjax.tasks.compat import PAIRS, NoiseOptions
 from sdjax.tasks.computing import Computing, ComputingOptions
 from sdjax.tasks.contexts import Prompts, branch_of, note_prompts
 from sdjax.tasks.inputs import Pictures
+from sdjax.tasks.keyframe_uses import shares_at, with_uses
 from sdjax.tasks.keyframes import (
     INTERPOLATIONS,
     Prompted,
@@ -126,7 +128,14 @@ def animate(
     texts, negatives, seeds = check_keyframes(prompts, negative_prompt, seeds)
     positions = frame_positions(len(texts), frames, loop=loop, numbers=numbers)
     choose("interpolation", interpolation, INTERPOLATIONS)
+    own = [
+        dataclasses.replace(one, prompt=prompt, negative_prompt=negative, seed=seed, latents=None)
+        for prompt, negative, seed in zip(texts, negatives, seeds)
+    ]
+    resolved = resolve(pipe, own)
+    one = distilled.with_defaults(one, pipe.config, resolved[0].adapters)  # prompts may name a distillation's LoRA
     whole_batch = batch_of(pipe, [dataclasses.replace(one, seed=seeds[0])] * frames, how, list(range(frames)))
+    whole_batch = with_uses(whole_batch, resolved, shares_at(len(texts), positions))
     request, mesh = whole_batch.requests[0], how.mesh
     start = whole_batch.starts[0]
     assert start.rows is not None
@@ -136,11 +145,7 @@ def animate(
     guidance = request.guidance
     ignored = isinstance(guidance, ClassifierFree) and guidance.ignores_negative
     note_unguided(negative_prompt=ignored and any(negatives))
-    own = [
-        dataclasses.replace(one, prompt=prompt, negative_prompt=negative, seed=seed, latents=None)
-        for prompt, negative, seed in zip(texts, negatives, seeds)
-    ]
-    keyed = Prompts(pipe, resolve(pipe, own), whole_batch.starts[:1] * len(own), how)
+    keyed = Prompts(pipe, resolved, whole_batch.starts[:1] * len(own), how)
     note_prompts(pipe, keyed.requests)
     joined = joined_weights(keyed)
     if len(set(texts)) == 1:
@@ -177,7 +182,8 @@ def animate(
         noise, contexts, stage = keyframes()
         first = part.inputs[0]  # the frame's number
         at = positions[np.minimum(np.arange(first, first + batch), frames - 1)]
-        full = dataclasses.replace(part, requests=[request] * batch, inputs=[0] * batch, starts=part.starts[:1] * batch)
+        made = [whole_batch.requests[min(first + i, frames - 1)] for i in range(batch)]
+        full = dataclasses.replace(part, requests=made, inputs=[0] * batch, starts=part.starts[:1] * batch)
 
         def conditionings(mix: Callable[[np.ndarray], np.ndarray]) -> list[Conditioning]:
             scale = full.scale_input
@@ -188,7 +194,8 @@ def animate(
         if common:
             if not shared or not alike:
                 mean = conditionings(lambda context: np.repeat(context.mean(0, keepdims=True), batch, axis=0))
-                weighted = with_weights(full, np.repeat(joined.mean(0, keepdims=True), batch, axis=0))
+                mean_of_all = np.full((batch, len(texts)), 1 / len(texts), np.float32)
+                weighted = with_weights(with_uses(full, resolved, mean_of_all), mean_of_all @ joined)
                 state = yield from weighted.scan([staged(common, stage)] * batch, x, mean, last=False)
                 shared[:] = [state.x]
             else:

@@ -1,6 +1,7 @@
 """Clips: animations whose frames are made together by a model with AnimateDiff's motion modules."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from jaxtyping import PyTree
 from sdjax import pictures
 from sdjax.adapters.motion import Motion, blocks_without_attention
 from sdjax.checks import arguments
-from sdjax.checks.arguments import flag
+from sdjax.checks.arguments import flag, whole
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
 from sdjax.diffusion.clip import FrameWindows, shuffled
@@ -29,8 +30,10 @@ from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of
 from sdjax.tasks.controls import ControlUse, read_text
 from sdjax.tasks.expand import expand
+from sdjax.tasks.keyframe_uses import shares_at, with_uses
 from sdjax.tasks.keyframes import (
     INTERPOLATIONS,
+    MOST_FRAMES,
     Prompted,
     between,
     check_keyframes,
@@ -49,6 +52,7 @@ from sdjax.tasks.resolve import resolve
 from sdjax.tasks.session import Making, Session
 
 ENCODED = 8  # chunks of prompts that the text encoder gets at a time
+WEIGHTED = ("adapters", "loras", "merge", "hypernetworks", "image_prompts")  # fields that make adapters of frames
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,9 +92,11 @@ class ClipBatch(Batch):
         return (None, *super()._patch_numbers(conditional))
 
     def pixels(self, latent: Any) -> np.ndarray:
-        """Returns the pictures of latents, uint8 [f, h, w, 3]. They are decoded one by one."""
-        frames = [Batch.pixels(self.part([i]), latent[i : i + 1]) for i in range(len(self.requests))]
-        return np.concatenate(frames)
+        """Returns the pictures of latents, uint8 [f, h, w, 3]. Each device decodes one at a time."""
+        count, step = len(self.requests), self.how.mesh.size
+        latent = np.asarray(latent)  # small, and cut again for the devices
+        groups = [list(range(first, min(first + step, count))) for first in range(0, count, step)]
+        return np.concatenate([Batch.pixels(self.part(group), latent[group]) for group in groups])
 
 
 def clip(
@@ -119,7 +125,8 @@ def clip(
     loop, count = flag("loop", loop), len(texts)
     positions = frame_positions(count, frames, loop=loop, numbers=numbers, fewest=1)
     choose("interpolation", interpolation, INTERPOLATIONS)
-    how, rest = _computing(options), {name: value for name, value in options.items() if name not in COMPUTING}
+    how = _computing(options, whole("frames", frames, 1, MOST_FRAMES), motion.frame_window)
+    rest = {name: value for name, value in options.items() if name not in COMPUTING}
     given, sizes = _opened(pipe.config, image, frames, rest)
     rest |= _frame_controls(rest.get("controls") or (), frames)
     before = np.floor(positions).astype(int) % count  # the keyframe before each frame
@@ -135,7 +142,10 @@ def clip(
         dataclasses.replace(requests[before.tolist().index(i)], prompt=text, negative_prompt=negative, latents=None)
         for i, (text, negative) in enumerate(zip(texts, negatives, strict=True))
     ]
-    keyed = Prompts(pipe, resolve(linear, keys, [batch.size] * count), [start] * count, how)
+    resolved = resolve(linear, keys, [batch.size] * count)
+    keyed = Prompts(pipe, resolved, [start] * count, how)
+    if all(getattr(one, name) == getattr(requests[0], name) for one in requests for name in WEIGHTED):
+        batch = with_uses(batch, resolved, shares_at(count, positions))
     batch = with_weights(batch, between(joined_weights(keyed), positions, straight))
     mix = straight if interpolation == "linear" else turn_tokens
 
@@ -153,15 +163,26 @@ def clip(
     return Session(batch, make, groups=[list(range(frames))])
 
 
-def _computing(options: Mapping[str, Any]) -> Computing:
-    """Returns how a clip is computed: on one device. Raises ValueError for what divides a batch."""
+def _computing(options: Mapping[str, Any], frames: int, window: int) -> Computing:
+    """Returns how a clip is computed: on as many of the devices as divide its frames and those of a window.
+
+    Raises ValueError for what divides a batch.
+    """
     how = Computing(**{name: value for name, value in options.items() if name in COMPUTING})
     for name in "exact", "at_once":
         if getattr(how, name):
             raise ValueError(f"{name} divides a batch, and the frames of a clip are made together: leave {name} out")
-    if how.mesh.size > 1 and how.devices is not None:
-        note(f"a clip is made on one device: the first of the {how.mesh.size} that are given")
-    return dataclasses.replace(how, devices=list(how.mesh.devices.flat)[:1])
+    devices = list(how.mesh.devices.flat)
+    if how.parallel == "pmap" and len(devices) > 1:
+        raise ValueError("pmap divides a batch, and the frames of a clip are made together: leave parallel out")
+    shared = math.gcd(frames, min(frames, window))
+    count = next(n for n in range(len(devices), 0, -1) if shared % n == 0)
+    if how.devices is not None and count < len(devices):
+        note(
+            f"the clip is made on {count} of the {len(devices)} devices: their number divides the frames of the clip "
+            f"and of a window, {frames} and {min(frames, window)}"
+        )
+    return dataclasses.replace(how, devices=devices[:count])
 
 
 def _opened(
