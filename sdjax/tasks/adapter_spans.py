@@ -61,8 +61,11 @@ def _key(use: AdapterUse) -> tuple[int, Strength | None]:
 def timesteps_of(span: Span, timesteps: np.ndarray) -> tuple[float, float]:
     """Returns (highest, lowest): calls at timesteps t with highest >= t > lowest lie in the span.
 
-    Of n calls these are the ones from number round(start n) to before number round(end n). Timesteps fall.
+    Of n calls these are the ones from number round(start n) to before number round(end n). Timesteps fall; those of an
+    inversion rise, and its last calls are the first ones of a span.
     """
+    if len(timesteps) > 1 and timesteps[0] < timesteps[-1]:
+        timesteps = timesteps[::-1]
     first, last = (round(share * len(timesteps)) for share in span)
     highest = math.inf if first == 0 else -math.inf if first == len(timesteps) else float(timesteps[first])
     return highest, -math.inf if last == len(timesteps) else float(timesteps[last])

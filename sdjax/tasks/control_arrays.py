@@ -182,8 +182,11 @@ def shares_of(span: Span) -> tuple[float, float]:
 def timesteps_of(span: Span, timesteps: np.ndarray) -> tuple[float, float]:
     """Returns (highest, lowest): calls at timesteps t with highest >= t > lowest are those of the span.
 
-    Timesteps fall. A control that works at no step has two numbers between which nothing is.
+    Timesteps fall; those of an inversion rise, and its last steps are the first ones of a span. A control that works at
+    no step has two numbers between which nothing is.
     """
+    if len(timesteps) > 1 and timesteps[0] < timesteps[-1]:
+        timesteps = timesteps[::-1]
     first, stop = steps_of(span, len(timesteps))
     if first == stop:
         return -math.inf, math.inf

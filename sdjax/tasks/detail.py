@@ -14,7 +14,7 @@ from sdjax.convert.parts.detector import LoadedDetector
 from sdjax.pipeline.model import Pipeline
 from sdjax.tasks import detecting, inputs
 from sdjax.tasks.batch import Batch
-from sdjax.tasks.inpaint import blended, check_method, concatenated
+from sdjax.tasks.inpaint import blended, check_method, concatenated, seen
 from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.make_batch import batch_of, read_options
 from sdjax.tasks.request import Each, Options
@@ -80,7 +80,7 @@ def detail(
             shares.append(share)
             own.append(dataclasses.replace(request, seed=(request.seed or 0) + k & MAX_SEED))
     sizes = [frame.repaint.shape for frame in frames]
-    batch = batch_of(pipe, own, how, list(range(len(own))), sizes, shares)
+    batch = batch_of(pipe, own, how, list(range(len(own))), sizes, shares).seeing([seen(one) for one in frames])
     make_latent = {"blend": blended, "concat": concatenated}[method]
     results = [given[i] for i in of_picture]
     unfinished = list(numbers)

@@ -18,6 +18,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch, Sampling
+from sdjax.tasks.control_arrays import Seen
 from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.make_batch import batch_of, read_options
 from sdjax.tasks.request import Each, Options, Request, rules_of
@@ -61,7 +62,7 @@ def edit(
     every: Sequence[Any] = image_scale if is_sequence(image_scale) else [image_scale]  # type: ignore[assignment]
     scales = inputs.one_each("image_scale", list(every), len(requests))
     requests = [with_image_scale(request, scale) for request, scale in zip(requests, scales)]
-    batch = batch_of(pipe, requests, how, which, [sizes[i] for i in which])
+    batch = batch_of(pipe, requests, how, which, [sizes[i] for i in which]).seeing([Seen(one) for one in given])
 
     def make(part: Batch) -> Making:
         images = part.spread([to_float(given[i]) for i in part.inputs])

@@ -11,16 +11,20 @@ from sdjax.config import ModelConfig
 from sdjax.tasks.image_prompts import SHARES, EncodedPrompt, ImagePrompt, ImagePromptLike
 
 KEYS = ("image", "weight", "start", "end", "blocks", "mask", "negative", "embedding", "encoder")
+FILES = ("adapter", "image", "mask", "negative", "embedding", "encoder")  # keys whose values are files
 MOST_BYTES = 2**24  # of an embedding's file
 
 
-def read_image_prompt(given: ImagePromptLike, config: ModelConfig) -> EncodedPrompt:
+def read_image_prompt(given: ImagePromptLike | EncodedPrompt, config: ModelConfig) -> EncodedPrompt:
     """Returns an image prompt, encoded for models of this description. `given` is an ImagePrompt or a text (`parse`).
 
+    One that is encoded already, in the first of two passes, is returned as it is.
     Raises ValueError, and `sdjax.convert.CheckpointError` for a file that cannot be used.
     """
+    if isinstance(given, EncodedPrompt):
+        return given
     if isinstance(given, str):
-        files = [value for _, value in _pairs(given)]
+        files = [value for _, value in pairs(given)]
         given = _parsed(given, tuple(_stamp(file) for file in files))
     if not isinstance(given, ImagePrompt):
         raise ValueError(f"an image prompt is an sdjax.ImagePrompt, or a text for one; got {shown(given)}")
@@ -34,7 +38,7 @@ def parse(text: str) -> ImagePrompt:
     `blocks` are weights with / between. Raises ValueError for unknown keys and bad values.
     """
     fields: dict[str, Any] = {}
-    for key, value in _pairs(text):
+    for key, value in pairs(text):
         if key in ("image", "negative"):
             fields.setdefault(key, []).append(value)
         elif key in fields:
@@ -42,6 +46,21 @@ def parse(text: str) -> ImagePrompt:
         else:
             fields[key] = _READERS.get(key, str)(value)
     return ImagePrompt(**fields)
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """Returns the keys and values of a text. Raises ValueError if they cannot be told apart."""
+    first, *rest = text.split(",")
+    pairs = [("adapter", first)]
+    for part in rest:
+        key, equals, value = part.partition("=")
+        if not equals or key not in KEYS or not value:
+            raise ValueError(
+                f"an image prompt is ADAPTER,image=FILE and further KEY=VALUE with commas between, keys "
+                f"{', '.join(KEYS)}; got {shown(part)} in {shown(text)}"
+            )
+        pairs.append((key, value))
+    return pairs
 
 
 def _numbers(text: str) -> str | list[float]:
@@ -68,21 +87,6 @@ def _embedding(path: str) -> np.ndarray:
 
 
 _READERS = {"weight": _number, "start": _number, "end": _number, "blocks": _numbers, "embedding": _embedding}
-
-
-def _pairs(text: str) -> list[tuple[str, str]]:
-    """Returns the keys and values of a text. Raises ValueError if they cannot be told apart."""
-    first, *rest = text.split(",")
-    pairs = [("adapter", first)]
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not equals or key not in KEYS or not value:
-            raise ValueError(
-                f"an image prompt is ADAPTER,image=FILE and further KEY=VALUE with commas between, keys "
-                f"{', '.join(KEYS)}; got {shown(part)} in {shown(text)}"
-            )
-        pairs.append((key, value))
-    return pairs
 
 
 def _stamp(path: str) -> tuple[int, ...]:

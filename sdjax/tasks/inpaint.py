@@ -78,7 +78,7 @@ def inpaint(
     side = pipe.config.image_size if only_masked else None
     frames = [inputs.make_frame(*pair, side=side, padding=padding) for pair in zip(given, masks, strict=True)]
     sizes = [frame.repaint.shape for frame in frames]
-    batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength).seeing([_seen(one) for one in frames])
+    batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength).seeing([seen(one) for one in frames])
     if only_masked and any(request.seamless for request in batch.requests):
         raise ValueError(
             "with only_masked a part of the picture is drawn, whose edges do not meet: leave out seamless "
@@ -96,7 +96,8 @@ def inpaint(
     return Session(batch, make, finish)
 
 
-def _seen(frame: inputs.Frame) -> Seen:
+def seen(frame: inputs.Frame) -> Seen:
+    """Returns what controls see of a frame: its pixels and mask. Hints of the whole picture are cut like it."""
     place = functools.partial(inputs.part_of, frame)
     return Seen(frame.pixels, frame.repaint, frame.picture.shape[:2], place)
 

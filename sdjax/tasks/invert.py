@@ -14,6 +14,7 @@ from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import fitting
 from sdjax.tasks import inputs
 from sdjax.tasks.batch import Batch
+from sdjax.tasks.control_arrays import Seen
 from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import SizedOptions
@@ -58,6 +59,7 @@ def invert(
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
     rest = {name: value for name, value in options.items() if name not in ("height", "width", "spacing")}
     batch = make_batch(pipe, prompt, {"guidance_scale": 1.0, **rest, "sampler": sampler}, sizes=sizes)
+    batch = batch.seeing([Seen(one) for one in given])
 
     def make(part: Batch) -> Making:
         images = part.spread([to_float(given[i]) for i in part.inputs])

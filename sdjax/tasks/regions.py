@@ -67,14 +67,18 @@ RegionLike: TypeAlias = Region | str
 
 
 def read_region(
-    given: RegionLike, config: ModelConfig, size: tuple[int, int], negative: str, folder: str | None, steps: int,
+    given: RegionLike | ResolvedRegion, config: ModelConfig, size: tuple[int, int], negative: str,
+    folder: str | None, steps: int,
     conventions: Conventions = USUAL,
 ) -> ResolvedRegion:  # fmt: skip
     """Returns a region of a picture of `size` (height, width), from a Region or a text (`parse`).
 
-    `negative` is the picture's negative prompt, `folder` that of the tags `<lora:name:0.8>` in the region's prompt.
-    Raises ValueError, and `sdjax.convert.CheckpointError` for an adapter that cannot be used.
+    One that was read for another size is brought to this one. `negative` is the picture's negative prompt, `folder`
+    that of the tags `<lora:name:0.8>` in the region's prompt. Raises ValueError, and `sdjax.convert.CheckpointError`
+    for an adapter that cannot be used.
     """
+    if isinstance(given, ResolvedRegion):  # of the first of two passes
+        return dataclasses.replace(given, mask=pictures.resize(given.mask, *size, "area"))
     region = parse(given) if isinstance(given, str) else given
     if not isinstance(region, Region):
         raise ValueError(f"a region is an sdjax.Region, or a text for one; got {shown(given)}")
