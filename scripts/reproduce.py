@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import model_flags, options, prompt_flags, remaking
+from sdjax.scripts.shared import control_flags, model_flags, options, prompt_flags, remaking
 
 IF_OUT_OF_MEMORY = "--dtype bfloat16"
 
@@ -39,6 +39,7 @@ SECOND_PASS = {
     "hires_scale": ("hires_scale", "guidance_scale"),
 }
 OF_TASK = ("height", "width", "strength")
+ADDED = {"controls": "--control", "image_prompts": "--image-prompt", "regions": "--region"}  # of files
 STEP = 8  # sides are multiples of this
 
 
@@ -52,6 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
     model_flags.add_reading_flags(parser)
     parser.add_argument("--weak-ckpt", metavar="PATH", help="the weaker model, if the guidance was autoguidance")
     prompt_flags.add_files_of_prompts(parser)
+    prompt_flags.add_image_prompt_flags(parser, named=False)
+    control_flags.add_control_flags(parser, named=False)
+    prompt_flags.add_region_flag(parser)
     options.add_device_flags(parser)
     options.add_output_flags(parser, OUTDIR)
     return parser
@@ -112,6 +116,10 @@ def _arguments(
     settings = dict(understood.settings)
     if args.lora_dir is None and settings.pop("loras", None) is not None:
         print("note: the picture's LoRAs are left out: give their folder with --lora-dir", file=sys.stderr)
+    for item in understood.unknown:
+        flag = ADDED.get(item.key)
+        if flag is not None and not getattr(args, item.key):
+            print(f"note: the picture's {item.key} are left out: give them again with {flag}", file=sys.stderr)
     files = remaking.inputs_given(args, found, remaker)
     copied = [
         f"--{name}={found.computed[name]}"

@@ -5,13 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdjax.scripts.shared.flags import Needs
+
 if TYPE_CHECKING:
     from sdjax.scripts.shared.prompts import PromptBatch
 
+OF_PICTURES = Needs(
+    lambda args: hasattr(args, "sweep") and (args.from_file is not None or args.sweep is not None),
+    "without JSON lines of --from-file or a --sweep, which name files in it: add one, or leave this flag out",
+)
 
-def add_control_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag of ControlNets and T2I-Adapters."""
-    parser.add_argument_group("ControlNet and T2I-Adapter").add_argument(
+
+def add_control_flags(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
+    """Adds the flags of ControlNets and T2I-Adapters. `named`: also that of a folder whose files pictures name."""
+    add = parser.add_argument_group("ControlNet and T2I-Adapter").add_argument
+    add(
         "--control",
         dest="controls",
         action="append",
@@ -23,6 +31,15 @@ def add_control_flags(parser: argparse.ArgumentParser) -> None:
         "prompt, control, guess), resize (crop, pad, stretch), mask (a picture: the control counts where this is "
         "white), hidden (the mask of the preprocessor inpaint), annotator (a network that the preprocessor needs), or "
         "an option of the preprocessor; may be repeated",
+    )
+    if not named:
+        return
+    add(
+        "--control-dir",
+        metavar="DIR",
+        needs=OF_PICTURES,
+        help="a folder of networks and hints: lines of --from-file, such as "
+        '{"control": "canny:0.8=a.png"}, and --sweep control=canny:0.5=a.png,canny:1=a.png name files in it',
     )
 
 
@@ -64,7 +81,7 @@ def with_hints(args: argparse.Namespace, batches: "list[PromptBatch]", swept: bo
         settings = []
         for own, number in zip(batch.settings, batch.inputs, strict=True):
             k = number if several else count
-            settings.append({**own, "controls": tuple(_for_picture(text, k) for text in controls)})
+            settings.append({"controls": tuple(_for_picture(text, k) for text in controls), **own})
             count += not swept
         count += swept
         out.append(batch._replace(settings=settings))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdjax import names
-from sdjax.scripts.shared import large_flags, noise_flags, prompt_flags, runtime
+from sdjax.scripts.shared import large_flags, named_files, noise_flags, prompt_flags, runtime
 from sdjax.scripts.shared.prompts import PromptBatch
 from sdjax.tasks import describing
 from sdjax.tasks.describing import OF_SAMPLER
@@ -89,6 +89,8 @@ class PictureOptions:
         from sdjax.tasks.resolve import check_size, counted
 
         _, sampler = self.sampler(own)
+        if config is None:  # later names are files already
+            named_files.placed(own, self.args)
         if "strength" in own:
             number("strength", own["strength"], 0, 1)
         windowed = self._merged(own).get("window") is not None

@@ -43,7 +43,7 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
     add_choice_flags(add)
     mixture_flags.add_mixture_flags(parser)
     add_files_of_prompts(parser)
-    add_image_prompt_flag(parser)
+    add_image_prompt_flags(parser)
     control_flags.add_control_flags(parser)
     add_region_flag(parser)
     reference_flags.add_reference_flags(parser)
@@ -133,9 +133,10 @@ def add_hypernetwork_flags(add: Any) -> None:
     )
 
 
-def add_image_prompt_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds the flag of image prompts."""
-    parser.add_argument_group("pictures beside the prompt").add_argument(
+def add_image_prompt_flags(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
+    """Adds the flags of image prompts. `named`: also that of a folder whose files pictures name."""
+    add = parser.add_argument_group("pictures beside the prompt").add_argument
+    add(
         "--image-prompt",
         dest="image_prompts",
         action="append",
@@ -144,6 +145,15 @@ def add_image_prompt_flag(parser: argparse.ArgumentParser) -> None:
         "weight (default 1), start and end (shares of the steps), blocks (style, composition, or weights with / "
         "between), mask, negative (pictures), embedding (.npy in place of image), encoder (image encoder; default: the "
         "folder image_encoder near the adapter); may be repeated",
+    )
+    if not named:
+        return
+    add(
+        "--image-prompt-dir",
+        metavar="DIR",
+        needs=control_flags.OF_PICTURES,
+        help="a folder of adapters and pictures: a line of --from-file, such as "
+        '{"image_prompt": "ip-adapter_sd15,image=cat.png"}, and --sweep name files in it',
     )
 
 

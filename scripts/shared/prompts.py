@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sdjax.scripts.shared import prompt_flags
+from sdjax.scripts.shared import named_files, prompt_flags
 from sdjax.storage import text_files
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -69,6 +69,7 @@ def make_batches(
         settings = [{name: value for name, value in one.items() if name not in ("prompt", "seed")} for one in seeded]
         for own in settings if axes else []:
             check(own)
+        settings = [named_files.placed(own, args) for own in settings]
         batches.append(PromptBatch([one["prompt"] for one in seeded], [one["seed"] for one in seeded], given, settings))
     last = max(seed for batch in batches for seed in batch.seeds)
     if last >= 2**64:
@@ -84,7 +85,11 @@ def _pictures(args: argparse.Namespace, default: str, each: int, check: Check) -
         return args.lines
     if args.from_file is None:
         return [{"prompt": default if args.prompt is None else args.prompt}] * each
-    lines = [line for line in read_lines(args.from_file, args.own, check) for _ in range(args.repeat or 1)]
+    lines = [
+        line
+        for line in read_lines(args.from_file, (*args.own, *named_files.settings_of(args)), check)
+        for _ in range(args.repeat or 1)
+    ]
     if args.prompt is not None and any("prompt" in line for line in lines):
         raise ValueError("--prompt and --from-file both give prompts; use one of them")
     return [{"prompt": default if args.prompt is None else args.prompt, **line} for line in lines]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.scripts.shared import saving
+from sdjax.scripts.shared import named_files, saving
 from sdjax.scripts.shared.made import Made
 from sdjax.tasks import recording
 from sdjax.tasks.recording import texts
@@ -19,7 +19,7 @@ def read_axes(args: argparse.Namespace) -> list[Any]:
     from sdjax.tasks import sweep
 
     try:
-        axes = [sweep.read_axis(text, args.own) for text in args.sweep]
+        axes = [sweep.read_axis(text, (*args.own, *named_files.settings_of(args))) for text in args.sweep]
         sweep.check_axes(axes)
     except ValueError as error:
         raise ValueError(f"--sweep: {error}") from None

@@ -42,6 +42,8 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("latent", "latent_image", "x_t", "init_noise", "noise"), ("latents",)),
     **dict.fromkeys(("cfg_rescale", "rescale_cfg", "rescale"), ("guidance_rescale",)),
     **dict.fromkeys(("lora", "lora_path", "lora_weights"), ("adapters", "loras")),
+    "control": ("controls",),
+    "image_prompt": ("image_prompts",),
     **dict.fromkeys(("h",), ("height",)),
     **dict.fromkeys(("w",), ("width",)),
     **dict.fromkeys(("ddim_eta",), ("eta",)),

@@ -38,7 +38,7 @@ ALWAYS = {
     "animate": f"{SHARED} {NOISE} --preview --strength-counting --frames --loop --motion --format --fps --save_frames",
     "reproduce": f"--debug --dry-run --weak-ckpt --ckpt --revision --C --f {READING} --device --parallel --precision "
     "--dtype --exact --outdir --safety-checker --preview --skip_save --skip_grid --lora --lora-dir --embedding "
-    "--embedding-dir --hypernetwork --hypernetwork-dir",
+    "--embedding-dir --hypernetwork --hypernetwork-dir --image-prompt --control --region",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
     "--old-prompt-editing --style --wildcards --wildcard-seed --embedding --embedding-dir",
     "hint": "--debug --out --option --annotator --resolution",
