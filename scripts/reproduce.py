@@ -126,6 +126,13 @@ def _arguments(
         for name in ("dtype", "parallel", "ema", "variant")
         if name in found.computed and not {name, "precision" if name == "dtype" else name} & set(args.given)
     ]
+    if found.task == "upscale" and "upscaler" in found.inputs:
+        files = [one.replace("--upscaler=", "--model=", 1) for one in files]
+        return _small_upscaler(
+            args, command, found, settings, [*files, *remaking.settings_given(understood.of_task, remaker)]
+        )
+    if "upscaler" in found.inputs:
+        copied.append(f"--hires={understood.hires.get('enlarge', 1)}")
     made = command.make_parser().parse_args([*files, *remaking.settings_given(understood.of_task, remaker), *copied])
     for name, value in vars(args).items():
         if name in vars(made) and name not in remaking.HELP and (name in args.given or name not in made.given):
@@ -173,6 +180,22 @@ def _style_of(understood: Any, settings: dict[str, Any], own: Collection[str]) -
     return [
         {**settings, **{name: one for name, one in read(given, OF_TASK).items() if name not in OF_TASK or name in own}}
     ]
+
+
+def _small_upscaler(
+    args: argparse.Namespace, command: Any, found: Any, settings: dict[str, Any], given: list[str]
+) -> argparse.Namespace:
+    """Returns the arguments of `sdjax upscale --model` that make the picture. Raises ValueError for a --ckpt."""
+    if args.ckpt is not None:
+        raise ValueError(f"--ckpt has no effect: {args.picture} was made by an upscaler alone")
+    if "dtype" not in args.given and "dtype" in found.computed:
+        given.append(f"--dtype={found.computed['dtype']}")
+    for name in "outdir", "device", "dtype", "precision":
+        if name in args.given or name == "outdir":
+            given.append(f"--{name}={getattr(args, name)}")
+    made: argparse.Namespace = command.make_parser().parse_args([*given, *remaking.of_small_upscaler(settings)])
+    made.watermark = args.watermark if "watermark" in args.given else found.computed.get("watermark")
+    return made
 
 
 def _checkpoint(args: argparse.Namespace, found: Any) -> str | None:

@@ -63,11 +63,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> Made | None:
-    """Makes and writes the pictures, and returns the last one; None with --model. Raises as the other commands do."""
+def run(args: argparse.Namespace) -> Made:
+    """Makes and writes the pictures, and returns the last one. Raises as the other commands do."""
     if args.model is not None:
-        enlarging.run(args)
-        return None
+        return enlarging.run(args)
     # Everything that can be refused is, before weights are loaded and hours of work begin
     job = Job(args, "upscale")
     if job.checkpoint is None:

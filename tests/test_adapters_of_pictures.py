@@ -20,9 +20,9 @@ from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.names import tables
 from sdjax.prompts.extra_networks import read_tags
 from sdjax.scripts.main import main
-from sdjax.tasks import text_encoders
+from sdjax.tasks import additions, text_encoders
 from sdjax.tasks.adapter_files import find_file
-from sdjax.tasks.adapter_spans import arrays
+from sdjax.tasks.adapter_spans import arrays, timesteps_of
 from sdjax.tasks.adapters import (
     AdapterUse,
     named_uses,
@@ -179,6 +179,13 @@ def test_an_adapter_works_from_its_start_to_its_end(folder):
         uses_in_prompt("[<lora:one>|a cat]", str(folder), models.TINY, 4)
     with pytest.raises(ValueError, match="ends after its start"):
         AdapterUse(adapter, start=0.5, end=0.5)
+
+
+def test_spans_of_adaptive_samplers_are_shares_of_the_timesteps():
+    asked = [sdjax.Request(sampler=name, num_steps=4) for name in ("dpm_solver_adaptive", "ddim")]
+    adaptive, fixed = additions._timesteps(resolve(models.pipeline(), asked))
+    assert len(fixed) == 4
+    assert timesteps_of((0.25, 0.5), adaptive) == (749, 499)  # calls at t with 749 >= t > 499: a quarter of 1000
 
 
 def test_tags_have_weights_of_networks_and_blocks(folder):

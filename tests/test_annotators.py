@@ -122,6 +122,31 @@ def test_the_strongest_peaks_are_kept_of_many():
     assert sorted(found[:, 2]) == sorted(heights.ravel())[-people.MOST :]
 
 
+def test_crowds_are_bounded():
+    """Forty people, drawn as perfect maps of joints and limbs of four joints each: the surest are kept."""
+    names, count = (1, 2, 3, 4), 40  # neck and right arm
+    at = np.array([[12 + 24 * (i % 8), 12 + 24 * (i // 8)] for i in range(count)])
+    joints, fields = np.zeros([18, 140, 220]), np.zeros([38, 140, 220])
+    for step, name in enumerate(names):
+        for i, (x, y) in enumerate(at):
+            joints[name, y, x + 3 * step] = 60 + i
+    for limb, field in zip(people.LIMBS, people.FIELDS):
+        if set(limb) <= set(names):
+            fields[field] = 1.0
+    found = people.find_people(joints.__getitem__, fields.__getitem__)
+    assert len(found) == people.MOST_PEOPLE
+    necks = {tuple(one[1]) for one in found}
+    assert necks == {tuple(place) for place in at[-people.MOST_PEOPLE :].astype(float)}
+
+
+def test_hands_and_faces_are_those_of_the_largest_bodies():
+    bodies = [np.full([18, 2], np.nan) for _ in range(3)]
+    for side, body in zip((10, 30, 20), bodies):
+        body[[1, 2]] = [[0, 0], [side, side]]
+    assert poses.largest(bodies, 2) == {1, 2}
+    assert poses.largest(bodies[:1], 2) == {0}
+
+
 def test_hands_and_faces_are_looked_for_where_the_body_shows_them():
     body = np.full([18, 2], np.nan)
     assert poses.hand_boxes(body, 100, 100) == []

@@ -9,12 +9,14 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax import jit
 from safetensors.numpy import save_file
 
 import sdjax
 from sdjax import convert, pictures
 from sdjax.convert import CheckpointError
+from sdjax.convert.names.naming import torch_name
 from sdjax.convert.parts.esrgan import LoadedESRGAN
 from sdjax.nn.esrgan import CompactConfig, RRDBConfig, pixel_shuffle, pixel_unshuffle
 from sdjax.nn.parts import NETWORKS
@@ -126,6 +128,19 @@ def test_tiles_leave_no_seams():
     assert np.abs(tiled - whole).max() < 1e-5 * np.abs(whole).max()  # sums of other shapes; a seam would be 1e-2
     parts = [enlarge_image(upscaler, image[:35]), enlarge_image(upscaler, image[35:])]
     assert np.abs(np.concatenate(parts) - whole).max() > 1e-2 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize(("name", "times"), [("3x_old", 3), ("old_x3", 3), ("x2_13x", 2), ("old", 2)])
+def test_the_name_tells_three_times_from_two(tmp_path, name, times):
+    upscaler = small_upscaler()
+    tensors = {
+        torch_name(path): np.asarray(leaf).transpose(3, 2, 0, 1) if np.ndim(leaf) == 4 else np.asarray(leaf)
+        for path, leaf in flatten_dict(upscaler.params, sep="/").items()
+    }
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, tmp_path / f"{name}.safetensors")
+    loaded = convert.load_esrgan(tmp_path / f"{name}.safetensors")
+    assert loaded.config.times == times
+    assert enlarge_image(loaded, np.zeros((9, 9, 3), np.float32)).shape == (9 * times, 9 * times, 3)
 
 
 def test_windows_have_one_shape_and_cover_the_map_with_their_margins():

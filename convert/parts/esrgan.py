@@ -2,7 +2,8 @@
 
 RRDBNet has three: the oldest numbers the layers (`model.1.sub.0.RDB1.conv1.0.weight`), the newer ESRGAN names them
 (`RRDB_trunk.0.RDB1.conv1.weight`), and so does Real-ESRGAN (`body.0.rdb1.conv1.weight`). The compact network's are
-numbered (`body.0.weight`). All may stand below `params_ema.` or `params.`; the average is taken if both are there. The
+numbered (`body.0.weight`). Nothing in RRDBNet's files tells three times from two, so their names decide (`3x_...`,
+`..._x3`). All may stand below `params_ema.` or `params.`; the average is taken if both are there. The
 shapes say what a file holds.
 """
 
@@ -25,6 +26,7 @@ from sdjax.typing import Params
 MOST_BLOCKS, WIDEST = 100, 1024  # of a network that is read
 _PREFIXES = ("params_ema.", "params.", "state_dict.", "module.", "generator.", "")
 _UNSHUFFLES = {3: 1, 12: 2, 48: 4}  # input channels -> side of the squares
+_THREE = re.compile(r"(?i)(?<![a-z0-9])(3x|x3)(?![0-9])")  # in the name of a file that enlarges three times
 _NEW = {"trunk_conv": "conv_body", "HRconv": "conv_hr", "upconv": "conv_up"}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -63,8 +65,11 @@ def load_esrgan(source: CheckpointLike, dtype: DTypeLike | None = None) -> Loade
         raise checkpoint.error(f"it is no upscaler that is known: {error}") from error
     entry = "compact" if compact else "rrdb"
     leaves = every_leaf(checkpoint, tensors, NETWORKS[entry].shapes(config), entry, "an upscaler", kind)
-    name = "upscaler" if checkpoint.path is None else checkpoint.path.stem
-    return LoadedESRGAN(config, read_whole(leaves, kind, entry), name, checkpoint.notices)
+    return LoadedESRGAN(config, read_whole(leaves, kind, entry), _name(checkpoint), checkpoint.notices)
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    return "upscaler" if checkpoint.path is None else checkpoint.path.stem
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
@@ -137,8 +142,10 @@ def _rrdb(checkpoint: Checkpoint, shapes: Shapes) -> RRDBConfig:
     ups = {int(found[1]) for name in shapes if (found := re.match(r"conv_up(\d)\.", name))}
     if max(numbers) >= MOST_BLOCKS:
         raise checkpoint.error(f"it has a block of number {max(numbers)}; upscalers have up to {MOST_BLOCKS}")
+    doublings = max(ups, default=0)
+    three = doublings == 1 and first[1] == 3 and _THREE.search(_name(checkpoint)) is not None
     return RRDBConfig(
-        channels=first[0], growth=grown[0], num_blocks=max(numbers) + 1, doublings=max(ups, default=0),
+        channels=first[0], growth=grown[0], num_blocks=max(numbers) + 1, doublings=doublings, factor=3 if three else 2,
         unshuffle=_UNSHUFFLES[first[1]], shortcuts="body.0.rdb1.conv1x1.weight" in shapes,
     )  # fmt: skip
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdjax._version import __version__
-from sdjax.scripts.shared import input_pictures, runtime, saving, values
+from sdjax.scripts.shared import input_pictures, options, runtime, saving, values
 from sdjax.scripts.shared.flags import together
+from sdjax.scripts.shared.made import Made
 from sdjax.tasks import recording
 
 WITH = together("--model")
@@ -61,8 +62,8 @@ def read_upscaler(path: str) -> Any:
     return enlarge.read_upscaler(hub.resolve(path))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Makes and writes the pictures. Raises what `sdjax.scripts.main` turns into a sentence and an exit status."""
+def run(args: argparse.Namespace) -> Made:
+    """Makes and writes the pictures, and returns the last one. Raises what `sdjax.scripts.main` explains."""
     from sdjax.loading import hub
 
     check_given(args, OF_FILES | OF_FOLDERS, "--model")
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
         "upscaler": recording.describe_model(args.model, place),
         **way.settings,
         "dtype": dtype,
+        **({} if tuple(args.background) == options.WHITE else {"background": list(args.background)}),
         "versions": {"sdjax": __version__, "jax": jax.__version__},
     }
     with runtime.Progress(len(pictures)) as progress, runtime.Interrupts() as interrupts:
@@ -101,7 +103,9 @@ def run(args: argparse.Namespace) -> None:
             times = made.shape[0] / picture.pixels.shape[0]
             fields = {"Postprocess upscale by": f"{times:g}", "Postprocess upscaler": way.name}
             texts = {"parameters": image.infotext("", "", fields), "sdjax": recording.to_json(own)}
-            progress.print(image.save_numbered(folder / "samples", marked, texts))
+            path = image.save_numbered(folder / "samples", marked, texts)
+            progress.print(path)
+    return Made(made, own, path)
 
 
 def check_given(args: argparse.Namespace, taken: frozenset[str], what: str) -> None:
@@ -125,7 +129,7 @@ def small_way(args: argparse.Namespace, place: Path, pictures: list[Any], dtype:
         with advice(*sizes[number], 1, dtype):
             return enlarge.enlarge_to(loaded, pixels, sizes[number], tile=tile, dtype=dtype, progress=show)
 
-    return Way(loaded.name, {}, make)
+    return Way(loaded.name, {} if args.times is None else {"times": args.times}, make)
 
 
 def latent_way(args: argparse.Namespace, place: Path, pictures: list[Any], dtype: str) -> Way:

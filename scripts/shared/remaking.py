@@ -20,7 +20,7 @@ class Remaker(NamedTuple):
 
 INPAINTED = ("method", "feather", "padding")
 REMAKERS = {
-    "txt2img": Remaker("txt2img", ("latents",)),
+    "txt2img": Remaker("txt2img", ("latents", "upscaler")),
     "img2img": Remaker("img2img", ("init_img",)),
     "inpaint": Remaker(
         "inpaint", ("init_img", "mask"), (*INPAINTED, "only_masked", "composite", "expand", "overlap")
@@ -30,7 +30,7 @@ REMAKERS = {
     "relight": Remaker(
         "relight", ("init_img", "mask", "backdrop", "widen"), ("light", "backdrop_name", "enlarge", "hires_strength")
     ),
-    "upscale": Remaker("upscale", ("init_img",), ("noise_level",)),
+    "upscale": Remaker("upscale", ("init_img", "upscaler"), ("noise_level", "times")),
     "variations": Remaker(
         "variations", ("init_img", "prior", "vision", "noise_stats"),
         ("noise_level", "weights", "mix_noise_level", "dialect", "prior_prompt", "prior_steps", "prior_scale"),
@@ -48,6 +48,7 @@ HELP = {
     "backdrop": "the background, if it was a picture",
     "widen": "the differences that were added to the model's UNet",
     "latents": "the starting noise, if it was a file",
+    "upscaler": "the upscaler that enlarged the picture: --upscaler of txt2img, --model of upscale",
     "detector": "the detector that found the parts",
     "prior": "the prior that guessed the embedding",
     "vision": "CLIP's image tower, if it was not the checkpoint's own",
@@ -116,6 +117,13 @@ def inputs_given(args: argparse.Namespace, found: Any, remaker: Remaker) -> list
             check_file(flag_of(entry), path, about)
         out += [f"{flag_of(entry)}={path}" for path in paths]
     return out
+
+
+def of_small_upscaler(settings: Mapping[str, Any]) -> list[str]:
+    """Returns the arguments of `sdjax upscale --model` for a picture's settings, besides its files."""
+    named = {"prompt": "--prompt", "negative_prompt": "--negative-prompt", "seed": "--seed", "sampler": "--sampler",
+             "num_steps": "--steps", "guidance_scale": "--scale"}  # fmt: skip
+    return [f"{flag}={settings[name]}" for name, flag in named.items() if settings.get(name) not in (None, "")]
 
 
 def check_file(flag: str, path: str, about: Mapping[str, str]) -> None:

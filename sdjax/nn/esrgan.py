@@ -33,7 +33,8 @@ DENSE_CONVS = 5  # convolutions of a dense block
 class RRDBConfig(Description):
     """RRDBNet. The defaults are those of ESRGAN and RealESRGAN_x4plus.
 
-    `growth`: channels that a convolution of a dense block adds. `doublings`: how often the tail doubles the sides.
+    `growth`: channels that a convolution of a dense block adds. `doublings`: how often the tail enlarges the sides,
+    each time by `factor`, which is 2 but for old upscalers of three times.
     `unshuffle`: the head first turns squares of this side into channels. `shortcuts`: the dense blocks have ESRGAN+'s
     1x1 convolution.
     """
@@ -42,13 +43,14 @@ class RRDBConfig(Description):
     growth: int = 32
     num_blocks: int = 23
     doublings: int = 2
+    factor: int = 2
     unshuffle: int = 1
     shortcuts: bool = False
 
     @property
     def times(self) -> int:
         """Side of the result divided by the side of the picture."""
-        return 2**self.doublings // self.unshuffle
+        return self.factor**self.doublings // self.unshuffle
 
     @property
     def margin(self) -> int:
@@ -59,7 +61,8 @@ class RRDBConfig(Description):
         for name in "channels", "growth", "num_blocks", "unshuffle":
             check(getattr(self, name) >= 1, f"RRDBConfig.{name} is at least 1, got {getattr(self, name)}")
         check(0 <= self.doublings <= 4, f"RRDBConfig.doublings is from 0 to 4, got {self.doublings}")
-        check(2**self.doublings % self.unshuffle == 0, "RRDBConfig.unshuffle divides 2 ** doublings")
+        check(self.factor in (2, 3), f"RRDBConfig.factor is 2 or 3, got {self.factor}")
+        check(self.factor**self.doublings % self.unshuffle == 0, "RRDBConfig.unshuffle divides factor ** doublings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +154,9 @@ class RRDBNet(nn.Module):
     def tail(self, x: Map, first: Map) -> NewImage:
         """Returns the picture of the last block's output x and the first block's input, float32."""
         x = first + self.conv_body(x)
+        times = self.config.factor
         for conv in self.conv_up:
-            x = jax.nn.leaky_relu(conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)), SLOPE)
+            x = jax.nn.leaky_relu(conv(jnp.repeat(jnp.repeat(x, times, axis=1), times, axis=2)), SLOPE)
         return self.conv_last(jax.nn.leaky_relu(self.conv_hr(x), SLOPE)).astype(jnp.float32)
 
 

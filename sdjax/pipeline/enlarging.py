@@ -97,7 +97,7 @@ def enlarge_image(
         stages = [
             (Stage(c, dtype, "head", 1), params),
             *((block, params[f"body_{i}"]) for i in range(c.num_blocks)),
-            (Stage(c, dtype, "tail", TAIL_MARGIN, 2**c.doublings), params),
+            (Stage(c, dtype, "tail", TAIL_MARGIN, c.factor**c.doublings), params),
         ]
     side = max(tile // (c.unshuffle if isinstance(c, RRDBConfig) else 1), 8)
     total = sum(len(list(windows(x.shape[:2], _core(stage, side), stage.margin))) for stage, _ in stages)

@@ -18,7 +18,9 @@ from sdjax.convert.parts.taesd import LoadedTAESD
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.taesd import TinyAutoencoder
 from sdjax.pictures.image import to_uint8
+from sdjax.pipeline import bands
 from sdjax.pipeline.model import Pipeline
+from sdjax.pipeline.tiling import LARGE
 from sdjax.typing import Latent, NewImage, Params
 
 COUNT = 32  # number of latents to fit the map
@@ -51,7 +53,11 @@ def check_taesd(taesd: LoadedTAESD, config: ModelConfig) -> None:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(config: VAEConfig, params: Params, latent: Latent) -> NewImage:
-    return TinyAutoencoder(config).apply({"params": params}, latent.astype(jnp.float32), method="decode")  # type: ignore[return-value]
+    large = latent.shape[1] * latent.shape[2] * config.factor**2 > LARGE
+    latent = latent.astype(jnp.float32)
+    if large:
+        return bands.run(config, "float32", params, latent, "decode")
+    return TinyAutoencoder(config).apply({"params": params}, latent, method="decode")  # type: ignore[return-value]
 
 
 @functools.lru_cache(maxsize=2)

@@ -26,7 +26,7 @@ from sdjax.diffusion.network import Network
 from sdjax.nn import TextEncoder, latent_from_moments
 from sdjax.nn.layers.interpolation import interpolate
 from sdjax.nn.vae import autoencoder
-from sdjax.pipeline import tiling
+from sdjax.pipeline import bands, tiling
 from sdjax.samplers.noise import POSTERIOR, START, MadeNoise, draw_noise
 from sdjax.samplers.rows import Rows
 from sdjax.samplers.rule import Rule, State, scan_rows
@@ -87,7 +87,10 @@ class VAEProgram:
     def run(self, params: Params, x: Array, method: Literal["encode", "decode"]) -> Array:
         """Returns moments of images or images of latents: of large pictures band by band (`sdjax.pipeline.tiling`)."""
         factor = 1 if method == "encode" else self.vae.factor
-        if self.vae.kind == "kl" and x.shape[1] * x.shape[2] * factor**2 > tiling.LARGE:
+        large = x.shape[1] * x.shape[2] * factor**2 > tiling.LARGE
+        if large and self.vae.kind == "tiny":
+            return bands.run(self.vae, self.dtype, params, x, method, self.seamless)
+        if large:
             banded = tiling.encode if method == "encode" else tiling.decode
             return banded(self.vae, jnp.dtype(self.dtype), params, x, seamless=self.seamless)
         network = autoencoder(self.vae, jnp.dtype(self.dtype))

@@ -14,7 +14,7 @@ from sdjax.adapters.reference import References
 from sdjax.adapters.regions import Regions
 from sdjax.adapters.style_aligned import StyleAligned
 from sdjax.pipeline.model import Pipeline
-from sdjax.samplers import Start
+from sdjax.samplers import Linear, Start
 from sdjax.tasks import image_prompts, style_aligned
 from sdjax.tasks.adapter_spans import arrays, spans_of, timesteps_of
 from sdjax.tasks.computing import Computing
@@ -75,8 +75,16 @@ def _hypernetworks(
 
 
 def _timesteps(requests: Sequence[Resolved]) -> list[np.ndarray]:
-    """Returns the timesteps of all calls of each picture."""
-    return [np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep) for one in requests]
+    """Returns the timesteps of all calls of each picture; of adaptive samplers, which choose them later, all there are.
+
+    So a share of the steps is a share of the timesteps there, as for `sdjax.tasks.control_arrays`.
+    """
+    return [
+        np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep)
+        if isinstance(one.sampler.rule, Linear)
+        else np.arange(one.noise_schedule.num_timesteps)[::-1]
+        for one in requests
+    ]
 
 
 def _image_prompts(

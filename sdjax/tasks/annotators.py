@@ -36,6 +36,7 @@ BOX = 368  # pixels: the height at which OpenPose's networks were trained
 HAND_SCALES, HAND_SIDE = (0.5, 1.0, 1.5, 2.0), 128
 HAND_BLUR, HAND_SIGMA, HAND_PEAK = 0.8, 3.0, 0.05
 FACE_SIDE, FACE_PEAK = 384, 0.05
+MOST_CLOSE = 6  # people whose hands and faces are looked at, the largest ones: each network runs for seconds
 FEWEST_MISSED = 1e-6  # of a coordinate in pixels: smaller ones mean that a point was not found
 
 
@@ -84,17 +85,22 @@ def normal(networks: Annotators, pixels: Picture, *, background: float, strength
 
 
 def pose(networks: Annotators, pixels: Picture, *, body: bool = True) -> Picture:
-    """Returns poses, drawn on black: hands and faces too if `networks` has those of them."""
+    """Returns poses, drawn on black: hands and faces too if `networks` has those of them.
+
+    At most `people.MOST_PEOPLE` people are drawn, and hands and faces of the MOST_CLOSE largest ones.
+    """
     height, width = pixels.shape[:2]
     picture = pixels[..., ::-1]  # the networks were trained on BGR
     size = np.array([width, height], np.float64)
     found = []
-    for joints in _bodies(networks["body"], picture):
+    bodies = _bodies(networks["body"], picture)
+    close = poses.largest(bodies, MOST_CLOSE)
+    for number, joints in enumerate(bodies):
         hands, face = [], None
-        if "hand" in networks:
+        if "hand" in networks and number in close:
             boxes = poses.hand_boxes(joints, height, width)
             hands = [_placed(_hand(networks["hand"], picture[box.slices]), box, picture.shape) for box in boxes]
-        if "face" in networks and (box := poses.face_box(joints, height, width)) is not None:
+        if "face" in networks and number in close and (box := poses.face_box(joints, height, width)) is not None:
             face = _placed(_face(networks["face"], picture[box.slices]), box, picture.shape)
         found.append(poses.Pose(joints / size, tuple(hands), face))
     return poses.draw_poses(found, height, width, body=body)

@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_checks import read, write
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
 
 from sdjax import convert
 from sdjax.adapters import Difference
 from sdjax.convert.adapters.write import write_adapter
+from sdjax.convert.names.naming import torch_name
+from sdjax.nn.esrgan import RRDBConfig
+from sdjax.nn.parts import NETWORKS
 from sdjax.pictures.image import save_png
 from sdjax.scripts.main import main
 
@@ -132,3 +137,26 @@ def test_a_picture_of_ours_is_made_again_bit_for_bit(monkeypatch, tmp_path, caps
     again = Path("outputs/reproduced/samples/00000.png")
     np.testing.assert_array_equal(read(again)[0], read(last)[0])
     assert read(again)[1] == read(last)[1]  # the same settings too
+
+
+@pytest.mark.slow
+def test_what_an_upscaler_made_is_made_again(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = RRDBConfig(channels=8, growth=4, num_blocks=1, doublings=1)
+    leaves = flatten_dict(models.fill_tree(NETWORKS["rrdb"].shapes(config)), sep="/")
+    tensors = {torch_name(path): np.asarray(leaf).T.swapaxes(-1, -2) for path, leaf in leaves.items() if leaf.ndim == 4}
+    tensors |= {torch_name(path): np.asarray(leaf) for path, leaf in leaves.items() if leaf.ndim == 1}
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, "up.safetensors")
+    save_png("a.png", models.picture(24, 32))
+    assert main(["upscale", "--model", "up.safetensors", "--init-img", "a.png", "--times", "1.5", "--outdir", "o"]) == 0
+    pipe = models.pipeline()
+    convert.save(pipe.config, pipe.params, "model", to="native")
+    flags = "--ckpt model --steps 2 --n_samples 1 --n_iter 1 --skip_grid --hires 1.5 --upscaler up.safetensors"
+    assert main(["txt2img", *flags.split(), "--outdir", "o"]) == 0
+    capsys.readouterr()
+    for number, more in ("0", "--init-img a.png"), ("1", "--ckpt model"):
+        last = f"o/samples/0000{number}.png"
+        assert main(["reproduce", last, *more.split()]) == 2
+        assert "up.safetensors: give --upscaler" in capsys.readouterr().err
+        assert main(["reproduce", last, *more.split(), "--upscaler", "up.safetensors"]) == 0
+        assert f"every pixel is that of {last}" in capsys.readouterr().err

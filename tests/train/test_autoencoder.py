@@ -3,6 +3,9 @@
 golden/autoencoder.npz is made by tests/autoencoder_peer.py.
 """
 
+import dataclasses
+from types import SimpleNamespace
+
 import autoencoder_peer as peer
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ import scipy.special
 import scipy.stats
 from models_to_train import MODEL
 
-from sdjax.config import VAEConfig
+from sdjax.config import ConfigError, VAEConfig
 from sdjax.nn.layers.conv import conv2d
 from sdjax.nn.metrics import discriminator
 from sdjax.nn.metrics.discriminator import Discriminator
@@ -291,6 +294,13 @@ def test_likelihood_counts_every_value_of_a_pixel(toy):
 def test_an_objective_out_of_range_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         AutoencoderObjective(**fields)
+
+
+def test_taesd_is_not_trained():
+    tiny = dataclasses.replace(MODEL.vae, kind="tiny", channels=(32,) * len(MODEL.vae.channels))
+    facts = SimpleNamespace(cached=(False,), model=dataclasses.replace(MODEL, vae=tiny))
+    with pytest.raises(ConfigError, match=r"is TAESD, which gives no distribution to train: take one with the usual"):
+        AutoencoderObjective().check(facts)
 
 
 def test_what_has_no_weight_needs_no_parameters(monkeypatch):

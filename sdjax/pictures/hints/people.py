@@ -23,6 +23,7 @@ SIGMA = 3.0  # pixels of blur before peaks are sought
 PEAK, ALONG = 0.1, 0.05  # smallest value of a joint's peak, and of a limb's field along a limb ...
 POINTS, SHARE = 10, 0.8  # ... at more than this share of so many points along it
 FEWEST, WEAKEST = 4, 0.4  # joints of a person, and the mean score of them
+MOST_PEOPLE = 30  # the surest ones, so that noise and crowds do not take minutes
 MOST = 96  # peaks of a joint that are looked at, the highest ones: noise may have thousands
 
 
@@ -47,7 +48,7 @@ Map = Float[np.ndarray, "h w"]
 
 
 def find_people(joint_map: Callable[[int], Map], field_map: Callable[[int], Map]) -> list[Float[np.ndarray, "18 2"]]:
-    """Returns the joints of each person found, (x, y) in pixels; NaN for joints that were not found.
+    """Returns the joints of each of up to MOST_PEOPLE people, (x, y) in pixels; NaN for joints that were not found.
 
     `joint_map(i)` returns joint i's map in the picture's size, `field_map(i)` channel i of the fields. They are called
     one by one, so that few maps are in memory.
@@ -64,6 +65,9 @@ def find_people(joint_map: Callable[[int], Map], field_map: Callable[[int], Map]
             limb = Limb(int(starts[a]) + limb.start, int(starts[b]) + limb.end, limb.score)
             _add(people, limb, a, b, every[:, 2], new=number < len(LIMBS) - 2)
     people = [one for one in people if one.count >= FEWEST and one.score / one.count >= WEAKEST]
+    if len(people) > MOST_PEOPLE:
+        surest = sorted(range(len(people)), key=lambda i: -people[i].score)[:MOST_PEOPLE]
+        people = [people[i] for i in sorted(surest)]
     return [np.where(one.joints[:, None] >= 0, every[one.joints, :2], np.nan) for one in people]
 
 

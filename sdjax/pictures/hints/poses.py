@@ -58,6 +58,12 @@ def draw_poses(poses: Sequence[Pose], height: int, width: int, *, body: bool = T
     return canvas
 
 
+def largest(bodies: Sequence[Points], most: int) -> set[int]:
+    """Returns the numbers of the bodies that cover the largest boxes, `most` of them. NaN: joints not found."""
+    areas = [float(np.prod(np.nanmax(body, axis=0) - np.nanmin(body, axis=0))) for body in bodies]
+    return set(sorted(range(len(bodies)), key=lambda i: -areas[i])[:most])
+
+
 def hand_boxes(body: Points, height: int, width: int) -> list[Box]:
     """Returns square boxes around the left and right hand of a body, whose joints are in pixels, where arms are seen.
 

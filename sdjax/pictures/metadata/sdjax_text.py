@@ -26,7 +26,7 @@ CHOICES = ("styles", "styles_file", "wildcards", "wildcard_seed")
 INPUTS = {  # files that a picture was made from
     "init_img": "a picture", "mask": "a mask", "depth": "a depth map", "depth_model": "a network for depth",
     "latents": "starting noise", "vae": "another autoencoder", "weak": "a weaker model", "detector": "a detector",
-    "backdrop": "a background", "widen": "differences to its UNet",
+    "backdrop": "a background", "upscaler": "an upscaler's file", "widen": "differences to its UNet",
     "prior": "a prior", "vision": "an image tower", "noise_stats": "statistics of embeddings",
 }  # fmt: skip
 COMPARED = ("prediction", "dtype", "exact", "parallel", "batch", "devices", "versions", "jax_settings")
@@ -34,7 +34,7 @@ COMPARED = ("prediction", "dtype", "exact", "parallel", "batch", "devices", "ver
 OF_TASK = {
     "method", "feather", "padding", "only_masked", "composite", "expand", "overlap", "boxes", "confidence", "most",
     "grow", "background", "noise_level", "weights", "mix_noise_level", "dialect", "prior_prompt", "prior_steps",
-    "prior_scale", "light", "backdrop_name", "enlarge", "hires_strength", "style_of",
+    "prior_scale", "times", "light", "backdrop_name", "enlarge", "hires_strength", "style_of",
 }  # fmt: skip
 
 
@@ -48,9 +48,9 @@ def read(text: str) -> Found:
             "this is an animation or a frame of one, and only single pictures can be made again: run sdjax animate "
             "with the settings in its text"
         )
-    if not isinstance(given.get("task"), str) or "prompt" not in given:
+    if not isinstance(given.get("task"), str) or not {"prompt", "upscaler"} & given.keys():
         raise ValueError("it names no task and no prompt")
-    given = _with_mixed(given)
+    given = _with_upscaler(_with_mixed(given))
     for key in "prompt", "negative_prompt":
         given[key] = given.pop(f"expanded_{key}", given.get(key))
     items = []
@@ -80,6 +80,15 @@ def read(text: str) -> Found:
     return Found(
         "sdjax", tuple(items), _model(given.get("model")), needs, given["task"], inputs, about, _computed(given)
     )
+
+
+def _with_upscaler(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries, with the file that enlarged the picture between two passes as an entry of its own."""
+    hires = given.get("hires")
+    if not isinstance(hires, dict) or "upscaler" not in hires:
+        return given
+    rest = {name: value for name, value in hires.items() if name not in ("upscaler", "upscale")}
+    return {**given, "hires": rest, "upscaler": hires["upscaler"]}
 
 
 def _with_mixed(given: dict[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,11 @@ class AutoencoderObjective(Objective):
         """See Objective."""
         if any(facts.cached):
             raise ConfigError("an autoencoder is trained on pictures, not on cached latents")
+        if facts.model.vae.kind == "tiny":
+            raise ConfigError(
+                "the model's autoencoder is TAESD, which gives no distribution to train: take one with the usual "
+                "autoencoder (model.vae)"
+            )
 
     def networks(self, key: Key) -> tuple[Params, Params]:
         """Returns {"discriminator"} and {"lpips"}, each only if it has a weight."""
