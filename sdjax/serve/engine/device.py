@@ -11,7 +11,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ class Device:
     def __init__(self, mesh: Mesh, most: int) -> None:
         self.mesh, self.most, self.measured = mesh, most, Measured()
         self._ready = threading.Condition()
+        self.called: set[Hashable] = set()  # the programs of calls that are compiled
         self._calls: collections.deque[tuple[Callable[[], Any], Future[Any]]] = collections.deque()
         self._entries: list[Entry] = []
         self._turns: dict[Kind, float] = {}

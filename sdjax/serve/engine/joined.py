@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -58,13 +58,23 @@ class JoinedPipeline(Pipeline):
         def own(leaf: jax.Array) -> jax.Array:
             return next(shard.data for shard in leaf.addressable_shards if shard.device == device)
 
-        return self._first.get(whole, mesh, lambda tree: jax.tree.map(own, tree))  # type: ignore[no-any-return]
+        return self._first.get(whole, mesh, lambda tree: jax.tree.map(own, tree))
 
-    def _each(self, count: int, call: Callable[[int], Any]) -> Any:
-        """Returns the joined results of call(i) for every entry i of a batch, each in turn with other work."""
-        if self._on.mesh.size == 1 and count == 1:
-            return self._on.call(lambda: call(0))
-        made = [self._on.call(functools.partial(call, i)) for i in range(count)]
+    def _each(self, count: int, call: Callable[[int], Any], *program: Hashable) -> Any:
+        """Returns the joined results of call(i) for every entry i of a batch, each in turn with other work.
+
+        `program` is what the call is compiled for. The first call of a program is made at once, on this thread, so that
+        nothing waits for the compiler.
+        """
+        made = []
+        for i in range(count):
+            if program in self._on.called:
+                made.append(self._on.call(functools.partial(call, i)))
+            else:
+                made.append(jax.block_until_ready(call(i)))
+                self._on.called.add(program)
+        if count == 1 and self._on.mesh.size == 1:
+            return made[0]
         return jax.device_put(np.concatenate([np.asarray(one) for one in made]))
 
     def _copies(self, array: Any, i: int) -> Any:
@@ -94,7 +104,8 @@ class JoinedPipeline(Pipeline):
             noise = None if made is None else jax.tree.map(lambda a: self._copies(a, i), made)
             return encode(self._copies(image, i), mesh=whole, keys=own, draw=draw, seamless=seamless, made=noise)[:1]
 
-        return self._each(len(image), one)
+        program = ("encode", image.shape[1:], self.config.vae, self.dtype, draw, seamless, keys is None, made is None)
+        return self._each(len(image), one, *program)
 
     def decode(
         self, latent: Latent, *, seamless: str | None = None, mesh: Any = None, parallel: str = "jit"
@@ -113,7 +124,7 @@ class JoinedPipeline(Pipeline):
         def one(i: int) -> Any:
             return resize(self._copies(latent, i), height, width, method, seamless=seamless, mesh=whole)[:1]
 
-        return self._each(len(latent), one)
+        return self._each(len(latent), one, "resize", latent.shape[1:], height, width, method, seamless)
 
     def sampling(
         self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
@@ -131,11 +142,7 @@ class JoinedPipeline(Pipeline):
             return
         guidance = Unguided() if guidance is None else guidance
         guidance = jax.tree.map(lambda a: np.broadcast_to(a, (len(x), *np.shape(a)[1:])), guidance)
-        entry = self._entry
-        entries = [
-            self._on.call(functools.partial(entry, i, rule, rows, x, keys, branches, guidance, known, made, network))
-            for i in range(len(x))
-        ]
+        entries = [self._entry(i, rule, rows, x, keys, branches, guidance, known, made, network) for i in range(len(x))]
         total = np.size(rows.index, 0)
         for number, states in enumerate(self._on.sampling(entries), 1):
             yield min(number * CHUNK, total), _joined(states, self._on.mesh)

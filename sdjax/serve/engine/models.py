@@ -1,5 +1,6 @@
 """The checkpoints that are loaded: leased by jobs in their order, the least recently used is dropped for another."""
 
+import contextlib
 import dataclasses
 import os
 import threading
@@ -80,11 +81,13 @@ class Models:
         """Returns a model for a job until `release`. It is read if it is not there."""
         entry = self.library.find("checkpoint", name or self.current)
         key = tuple(sorted((part, str(value)) for part, value in parts.items() if value is not None))
-        with self._turn:
+        with self._changed:
+            more = any(job in one.jobs for one in self._loaded)  # others may wait for it: it waits for nobody
+        with contextlib.nullcontext() if more else self._turn:
             with self._changed:
                 found = self._find(entry.name, key)
             if found is None:
-                found = self._load(entry, key)
+                found = self._load(entry, key, job)
             with self._changed:
                 self._clock += 1
                 found.used = self._clock
@@ -103,10 +106,10 @@ class Models:
     def _find(self, name: str, parts: tuple[tuple[str, str], ...]) -> Loaded | None:
         return next((one for one in self._loaded if (one.name, one.parts) == (name, parts)), None)
 
-    def _load(self, entry: Any, parts: tuple[tuple[str, str], ...]) -> Loaded:
+    def _load(self, entry: Any, parts: tuple[tuple[str, str], ...], job: str) -> Loaded:
         own, place = entry.name in builtin.NAMES, str(entry.path)
         local = builtin.place(entry.name) if own else Path(hub.resolve(place))
-        self._make_room(0 if own else size_of(local))
+        self._make_room(0 if own else size_of(local), job)
         pipe = sdjax.load(entry.name if own else local, dtype=self.dtype, **dict(parts))
         joined = JoinedPipeline.of(pipe, self.device)
         self.device.call(lambda: jax.block_until_ready(joined.on(self.device.mesh)))
@@ -120,13 +123,18 @@ class Models:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(pipe.params))
         return Loaded(entry.name, parts, joined, size, description, checker)
 
-    def _make_room(self, needed: int) -> None:
-        """Drops models that no job uses, the least recently used first, until there is room; waits for jobs to end."""
+    def _make_room(self, needed: int, job: str) -> None:
+        """Drops models that no job uses, the least recently used first, until there is room.
+
+        If there is none, the job waits for others to end, unless it has a model itself, for which others may wait.
+        """
         with self._changed:
             while self._loaded and sum(one.size for one in self._loaded) + needed > self.most:
                 idle = [one for one in self._loaded if not one.jobs]
                 if idle:
                     self._loaded.remove(min(idle, key=lambda one: one.used))
+                elif any(job in one.jobs for one in self._loaded):
+                    return
                 else:
                     self._changed.wait()
 

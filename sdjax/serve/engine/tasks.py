@@ -255,9 +255,7 @@ def _upscale(work: Work, context: Context) -> list[Finished]:
     else:
         path = find_file(context.library, "upscaler", name)
         upscaler = read_upscaler(path)
-        made = context.call(
-            lambda: sdjax.enlarge(upscaler, picture, times=times, tile=tile, progress=context.job.set_progress)
-        )[0]
+        made = sdjax.enlarge(upscaler, picture, times=times, tile=tile, progress=context.progress)[0]
         described = {"upscaler": recording.fingerprint(path), "times": times, "tile": tile, "dtype": "float32"}
         name = upscaler.name
     context.check()
@@ -296,7 +294,7 @@ def _open(work: Work) -> np.ndarray:
 def _hint(work: Work, context: Context) -> list[Finished]:
     """Makes the hint of a picture for a ControlNet."""
     name, annotators, resolution, rest = _read_hint(work, context.library)
-    made = context.call(lambda: make_hint(_open(work), name, annotators=annotators, resolution=resolution, **rest))
+    made = make_hint(_open(work), name, annotators=annotators, resolution=resolution, **rest)
     own = {"task": "hint", "preprocessor": name, "versions": {"sdjax": __version__}, **rest}
     return [context.finish(made, own, {"sdjax": recording.to_json(own)})]
 
