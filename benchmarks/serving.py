@@ -6,7 +6,8 @@
 Every client asks for a picture, waits for it and asks for the next one. Samplers, numbers of steps, scales, prompts and
 seeds differ. "one by one" is the same engine with one slot, "diffusers" the same model, converted, in a Python with the
 pinned diffusers of the extra `benchmark`, one call after the other with its nearest schedulers. The short request has
-two steps and comes while the slots are full of long ones. All programs are compiled before the clocks start.
+two steps and comes while the slots are full of long ones. All programs are compiled before the clocks start. Seconds of
+the processor count where other programs run on the computer too.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,8 +27,10 @@ import sdjax
 from sdjax.evaluate.benchmark import device_name
 from sdjax.serve.engine import Engine, Work
 
-SAMPLERS = {"ddim": "DDIM", "euler_ancestral": "EulerAncestral", "dpmpp_2m": "DPMSolverMultistep", "heun": "Heun",
-            "euler": "Euler", "lms": "LMS"}  # fmt: skip
+SAMPLERS = {  # and diffusers' schedulers
+    "ddim": "DDIM", "euler_ancestral": "EulerAncestralDiscrete", "dpmpp_2m": "DPMSolverMultistep",
+    "heun": "HeunDiscrete", "euler": "EulerDiscrete", "lms": "LMSDiscrete",
+}  # fmt: skip
 PROMPTS = ["a cat", "a rocket on a green background", "a red apple", "a small dog in the snow, at night, smiling"]
 
 
@@ -135,10 +139,13 @@ def counted(run: Any) -> tuple[Any, int]:
 def many(engine: Engine, count: int, clients: int, slots: int) -> dict[str, Any]:
     """Returns the figures of many clients."""
     ask(engine, 6, 1)  # every sampler once
+    before = time.process_time()
     (seconds, each), compilations = counted(lambda: ask(engine, count, clients))
+    processor = time.process_time() - before
     chunks = engine.device.measured.chunks
     return {
-        "seconds": seconds, "pictures_per_second": count / seconds, "median_seconds": statistics.median(each),
+        "requests": count, "seconds": seconds, "processor_seconds": processor,
+        "pictures_per_second": count / seconds, "processor_seconds_per_picture": processor / count, "median_seconds": statistics.median(each),
         "slowest_seconds": max(each), "compilations": compilations,
         "pictures_in_a_chunk": {str(size): times for size, times in sorted(chunks.items())},
         "short": short_while_long(engine, slots),
@@ -150,7 +157,8 @@ import json, sys, time
 import torch, diffusers
 folder, count = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(int(sys.argv[3]))
-pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+    folder, safety_checker=None, local_files_only=True, torch_dtype=torch.float32)
 pipe.set_progress_bar_config(disable=True)
 asked = json.load(sys.stdin)
 def one(s):
@@ -159,11 +167,11 @@ def one(s):
          height=s["side"], width=s["side"], generator=torch.Generator().manual_seed(s["seed"]))
 for s in asked[:6]:
     one(s)
-start = time.perf_counter()
+start, before = time.perf_counter(), time.process_time()
 for s in asked:
     one(s)
-seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "torch": torch.__version__, "diffusers": diffusers.__version__}))
+seconds, processor = time.perf_counter() - start, time.process_time() - before
+print(json.dumps({"seconds": seconds, "processor_seconds": processor, "torch": torch.__version__, "diffusers": diffusers.__version__}))
 """
 
 
@@ -180,7 +188,8 @@ def peer(python: str, model: str, count: int, threads: int) -> dict[str, Any]:
         command = [python, "-c", PEER, str(place), str(count), str(threads)]
         done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    return {**found, "pictures_per_second": count / found["seconds"]}
+    found["processor_seconds_per_picture"] = found["processor_seconds"] / count
+    return {"requests": count, **found, "pictures_per_second": count / found["seconds"]}
 
 
 def main() -> None:
@@ -190,6 +199,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=48, help="requests")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--peer-count", type=int, default=48, help="requests of diffusers")
     parser.add_argument("--threads", type=int, default=2, help="threads of diffusers")
     parser.add_argument("--diffusers", metavar="PYTHON", help="a Python with diffusers")
     parser.add_argument("--out", required=True)
@@ -198,13 +208,17 @@ def main() -> None:
         "device": device_name(jax.devices()[0]), "jax": jax.__version__, "sdjax": sdjax.__version__,
         "model": args.model,
         "requests": args.count, "clients": args.clients, "slots": args.slots,
-        "together": serve(args.model, args.slots, lambda e: many(e, args.count, args.clients, args.slots)),
-        "one by one": serve(args.model, 1, lambda e: many(e, args.count, args.clients, 1)),
     }  # fmt: skip
+    parts: dict[str, Callable[[], Any]] = {
+        "together": lambda: serve(args.model, args.slots, lambda e: many(e, args.count, args.clients, args.slots)),
+        "one by one": lambda: serve(args.model, 1, lambda e: many(e, args.count, args.clients, 1)),
+    }
     if args.diffusers:
-        figures["diffusers"] = peer(args.diffusers, args.model, args.count, args.threads)
-    pathlib.Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures, indent=1))
+        parts["diffusers"] = lambda: peer(args.diffusers, args.model, args.peer_count, args.threads)
+    for name, measure in parts.items():
+        figures[name] = measure()
+        pathlib.Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
+        print(name, json.dumps(figures[name], indent=1), flush=True)
 
 
 if __name__ == "__main__":
