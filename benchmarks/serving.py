@@ -145,7 +145,8 @@ def many(engine: Engine, count: int, clients: int, slots: int) -> dict[str, Any]
     chunks = engine.device.measured.chunks
     return {
         "requests": count, "seconds": seconds, "processor_seconds": processor,
-        "pictures_per_second": count / seconds, "processor_seconds_per_picture": processor / count, "median_seconds": statistics.median(each),
+        "pictures_per_second": count / seconds, "processor_seconds_per_picture": processor / count,
+        "median_seconds": statistics.median(each),
         "slowest_seconds": max(each), "compilations": compilations,
         "pictures_in_a_chunk": {str(size): times for size, times in sorted(chunks.items())},
         "short": short_while_long(engine, slots),
@@ -171,7 +172,8 @@ start, before = time.perf_counter(), time.process_time()
 for s in asked:
     one(s)
 seconds, processor = time.perf_counter() - start, time.process_time() - before
-print(json.dumps({"seconds": seconds, "processor_seconds": processor, "torch": torch.__version__, "diffusers": diffusers.__version__}))
+print(json.dumps({"seconds": seconds, "processor_seconds": processor, "torch": torch.__version__,
+                  "diffusers": diffusers.__version__}))
 """
 
 
