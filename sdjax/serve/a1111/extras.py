@@ -115,7 +115,10 @@ class Extras:
     async def detect(self, request: Request) -> Response:
         """Makes hints of pictures for ControlNets."""
         given = await read_json(self.server, request)
-        module, texts = given.get("controlnet_module", "none"), given.get("controlnet_input_images", [])
+        module, texts = (
+            given.get("controlnet_module", "none"),
+            given.get("controlnet_input_images", given.get("controlnet_images", [])),
+        )
         if not isinstance(texts, list) or not 1 <= len(texts) <= MOST:
             raise Refused(f"controlnet_input_images is a list of 1 to {MOST} pictures", 422)
         if module not in PREPROCESSORS:
