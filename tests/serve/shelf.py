@@ -3,6 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+
+HOME = "http://127.0.0.1:7860"
+PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+
 
 @dataclasses.dataclass(frozen=True)
 class File:

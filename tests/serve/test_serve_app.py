@@ -4,52 +4,17 @@ import base64
 import json
 import threading
 
-import jax
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
+from shelf import HOME, PICTURE
 
 from sdjax.pictures.image import encode_png
 from sdjax.serve import bodies
-from sdjax.serve.app import create_app
-from sdjax.serve.engine import TASKS, Engine
-from sdjax.serve.library import Library
-from sdjax.serve.server import Limits, Server, ServerSettings
+from sdjax.serve.server import Limits, ServerSettings
 from sdjax.serve.uploads import UnknownUpload, Uploads
 
-HOME = "http://127.0.0.1:7860"
-PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
 PNG = encode_png(PICTURE)
 AS_TEXT = base64.b64encode(PNG).decode()
-
-
-@pytest.fixture
-def serving(tmp_path, monkeypatch):
-    """Returns a function that makes a client of a server whose txt2img is the given function."""
-    engines = []
-
-    def make(task=None, waiting=9, **settings):
-        monkeypatch.setitem(TASKS, "txt2img", task or paint)
-        monkeypatch.setattr(Engine, "warm_up", lambda self: None)
-        library = Library()
-        engine = Engine(
-            library, outputs=tmp_path / "out", state=tmp_path / "state", devices=jax.devices()[:1], slots=2,
-            waiting=waiting,
-        )  # fmt: skip
-        engines.append(engine)
-        server = Server(engine, library, ServerSettings(**settings))
-        return TestClient(create_app(server), base_url=HOME, raise_server_exceptions=False)
-
-    yield make
-    for engine in engines:
-        engine.close()
-
-
-def paint(work, context):
-    """Makes a picture at once."""
-    context.progress(1, 2)
-    context.note("painted")
-    return [context.finish(PICTURE, {"seed": 7, "prompt": work.settings["prompt"]}, {"parameters": "steps"})]
 
 
 def events(text):
@@ -283,9 +248,10 @@ def test_a_picture_says_its_settings(serving):
     texts = {
         "parameters": "a boat\nNegative prompt: fog\nSteps: 9, Sampler: Euler a, CFG scale: 5, Seed: 3, Size: 64x64"
     }
-    answer = serving().post("/api/v1/read-picture", content=encode_png(PICTURE, texts)).json()
+    client = serving()
+    answer = client.post("/api/v1/read-picture", content=encode_png(PICTURE, texts)).json()
     assert answer["settings"].items() >= {"prompt": "a boat", "num_steps": 9, "seed": 3}.items()
-    assert serving().post("/api/v1/read-picture", content=b"").status_code == 400
+    assert client.post("/api/v1/read-picture", content=b"").status_code == 400
 
 
 def test_tokens_are_counted_as_the_encoder_counts_them(serving):

@@ -9,6 +9,7 @@ import numpy as np
 
 from sdjax import names, pictures
 from sdjax.checks.arguments import MAX_SEED, shown, whole
+from sdjax.samplers import SAMPLERS
 from sdjax.serve.a1111 import fields, options, units
 from sdjax.serve.a1111.filling import filled
 from sdjax.serve.bodies import Refused, file_from_text, open_input
@@ -42,6 +43,8 @@ def read(server: Server, given: Mapping[str, Any], set_options: Mapping[str, Any
     override, more = _overridden(own["override_settings"], set_options)
     warnings += more
     settings = {**_settings(own), **options.settings_of(server, override)}
+    if own["eta"] is not None and "eta" not in settings:
+        warnings.append(f"eta has no effect on the sampler {settings['sampler']}")
     model = override["sd_model_checkpoint"]
     model = None if model is None else server.library.find("checkpoint", str(model)).name
     inputs: dict[str, np.ndarray] = {}
@@ -93,9 +96,14 @@ def _settings(own: Mapping[str, Any]) -> dict[str, Any]:
         settings["seed_resize"] = list(resize)
     if own["tiling"]:
         settings["seamless"] = "xy"
-    if own["eta"] is not None:
+    if own["eta"] is not None and has_eta(found.sampler):
         settings["eta"] = own["eta"]
     return settings
+
+
+def has_eta(sampler: str) -> bool:
+    """Returns whether a sampler has the number eta."""
+    return sampler in SAMPLERS and hasattr(SAMPLERS[sampler](), "eta")
 
 
 def seed(given: int) -> int:
