@@ -63,7 +63,8 @@ def test_fields_become_settings(asking):
     own = works[0].settings
     assert own.items() >= {
         "prompt": "a cat", "negative_prompt": "fog", "seed": 5, "variation_seed": 9, "variation_strength": 0.25,
-        "num_steps": 20, "sampler": "dpmpp_2m_sde", "schedule": "karras", "guidance_scale": 6.0, "width": 520, "height": 64,
+        "num_steps": 20, "sampler": "dpmpp_2m_sde", "schedule": "karras", "guidance_scale": 6.0,
+        "width": 520, "height": 64,
         "num_images": 6, "seamless": "xy", "eta": 0.5, "seed_resize": [64, 128], "clip_skip": 2, "ensd": 31337,
         "noise_source": "torch_cpu",
     }.items()  # fmt: skip
@@ -78,13 +79,18 @@ def test_fields_become_settings(asking):
 def test_unknown_fields_are_named_and_not_used(asking):
     ask, works, _ = asking
     info = json.loads(
-        ask("/sdapi/v1/txt2img", glow=3, restore_faces=True, eta=0.1, s_churn=0, override_settings={"x": 1}).json()[
-            "info"
-        ]
+        ask(
+            "/sdapi/v1/txt2img",
+            glow=3,
+            restore_faces=True,
+            eta=0.1,
+            sampler_name="DPM++ 2M",
+            override_settings={"x": 1},
+        ).json()["info"]
     )
     assert info["warnings"] == [
         "'glow' is unknown", "restore_faces is not followed", "the option 'x' is unknown",
-        "eta has no effect on the sampler euler",
+        "eta has no effect on the sampler dpmpp_2m",
     ]  # fmt: skip
     assert "glow" not in works[0].settings
 
