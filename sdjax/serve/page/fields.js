@@ -1,6 +1,6 @@
 // One field of the form: its elements, and reading and writing of its value. null is an empty optional field.
 
-import { el, iconButton } from "./dom.js";
+import { el, iconButton, say } from "./dom.js";
 import { has, t } from "./texts.js";
 import { MAX_SEED } from "./schema.js";
 
@@ -47,6 +47,7 @@ const KINDS = {
 
   range(field) {
     const input = numbers(field, "number");
+    if (field.optional) say(input, { placeholder: "automatic.short" });
     const slider = numbers(field, "range", `${idOf(field)}-slider`);
     slider.removeAttribute("name");
     slider.tabIndex = -1; // the number beside it does the same

@@ -57,6 +57,7 @@ export async function follow(given, seen = () => {}) {
   mine.delete(job.id);
   keepIds();
   tell();
+  watchQueue();
   if (job.state === "failed") message(job.error ?? t("error.failed"), "error");
   for (const note of job.notes) message(note);
   return job;
