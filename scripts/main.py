@@ -32,6 +32,7 @@ COMMANDS = {
     "variations": ("variations", "make pictures that show the same as your pictures, or a mixture"),
     "upscale": ("upscale", "make a picture larger"),
     "invert": ("invert", "write the starting noise that a picture comes from"),
+    "run": ("run_workflow", "run a workflow of ComfyUI"),
     "animate": ("animate", "make an animation between prompts"),
     "serve": ("serve", "serve a page for the browser, and interfaces for programs"),
     "reproduce": ("reproduce", "read how a picture was made, and make it again"),

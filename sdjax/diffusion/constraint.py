@@ -1,14 +1,29 @@
 """Keeps a known part of the latent fixed: inpainting with a model that takes no mask."""
 
+import dataclasses
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from sdjax.samplers.noise import MASK, draw_noise
 from sdjax.samplers.rows import Rows, per_image
-from sdjax.samplers.rule import Changed, Constrain, Denoised, Denoiser
+from sdjax.samplers.rule import Changed, Constrain, Denoised, Denoiser, Memory, Noisy
 from sdjax.typing import Keys, Latent
+
+
+class Constraint(Protocol):
+    """What is known of the latent while it is sampled: a pytree whose arrays have the batch as their first axis."""
+
+    def constrain(self, keys: Keys) -> Constrain:
+        """Returns a function (x, row) -> x for the start of every step."""
+        ...
+
+    def answer(self, denoise: Denoiser) -> Denoiser:
+        """Returns the denoiser with the known part in its answers."""
+        ...
 
 
 @struct.dataclass
@@ -45,3 +60,41 @@ class Known:
             return jax.tree.map(self.put, denoised)
 
         return Changed(denoise, right)
+
+
+@struct.dataclass
+class Held:
+    """A latent [b, h, w, c] that is held where `mask` [b, h, w, 1] is 0 and sampled where it is 1; in between, partly.
+
+    The network always sees the held part with one and the same `noise`, and the sampler's x is left alone.
+
+    Source: ComfyUI's comfy/samplers.py, KSamplerX0Inpaint.
+    """
+
+    latent: Latent
+    mask: Float[Array, "b h w 1"]
+    noise: Latent
+
+    def constrain(self, keys: Keys) -> Constrain:
+        """Returns a function that changes nothing."""
+        return lambda x, row: x
+
+    def answer(self, denoise: Denoiser) -> Denoiser:
+        """Returns the denoiser that sees the held part, and answers with it."""
+        return _Holding(denoise, self)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Holding:
+    denoiser: Denoiser
+    held: Held
+
+    def init(self, x: Noisy) -> Memory:
+        return self.denoiser.init(x)
+
+    def __call__(self, x: Noisy, row: Rows, memory: Memory) -> tuple[Denoised, Memory]:
+        held = self.held
+        latent, mask = held.latent, held.mask
+        seen = x * mask + (latent + per_image(row.sigma, x) * held.noise) * (1 - mask)
+        denoised, memory = self.denoiser(seen, row, memory)
+        return jax.tree.map(lambda x0: x0 * mask + latent * (1 - mask), denoised), memory

@@ -141,6 +141,10 @@ class Rule:
         """Returns the guidance scale of this step."""
         return scale
 
+    def joined(self, outputs: Mapping[str, Noisy], call: Call) -> Mapping[str, Noisy]:
+        """Returns the network's outputs, with those of further branches put into the first ones."""
+        return outputs
+
     def before(self, answers: Answers, call: Call, memory: Memory) -> tuple[Answers, Memory]:
         """Returns the answers with other target, origin or scale, and the memory."""
         return answers, memory
@@ -274,10 +278,12 @@ class ClassifierFree:
 
     def combine(self, outputs: Mapping[str, Noisy], call: Call, memory: Memory) -> tuple[Denoised, Memory]:
         """Returns the guided x0. Without rules it combines outputs of any prediction type: x0 is linear in them."""
-        conditional = outputs["conditional"]
-        b = conditional.shape[0]
+        b = outputs["conditional"].shape[0]
         scale, rescale = (jnp.asarray(a) for a in _of_images((self.scale, self.rescale), b))
         rules = _of_images(self.rules, b)
+        for rule in rules:
+            outputs = rule.joined(outputs, call)
+        conditional = outputs["conditional"]
         on = jnp.broadcast_to(jnp.asarray(call.on), (b,))
         unconditional = outputs.get("unconditional", conditional)
         if self.resting is not None:

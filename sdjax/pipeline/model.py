@@ -23,9 +23,10 @@ from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import Explained, explains_arguments, unknown_attribute
 from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
+from sdjax.diffusion.areas import Areas, in_areas
 from sdjax.diffusion.clip import ClipNetwork, FrameWindows
 from sdjax.diffusion.conditioning import Conditioning
-from sdjax.diffusion.constraint import Known
+from sdjax.diffusion.constraint import Constraint
 from sdjax.diffusion.denoiser import needs_weak
 from sdjax.diffusion.guidance import Guidance, Unguided
 from sdjax.diffusion.windows import Windows, make_network
@@ -274,9 +275,9 @@ class Pipeline(metaclass=Explained):
     def sampling(
         self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
         guidance: Guidance | None = None, *, patches: Sequence[Patch] = (), shared: Sequence[PyTree] | None = None,
-        known: Known | None = None, windows: Windows | None = None, seamless: str | None = None,
-        frames: FrameWindows | None = None, made: MadeNoise | None = None, mesh: Mesh | None = None,
-        parallel: str = "jit", exact: bool = False,
+        known: Constraint | None = None, windows: Windows | None = None, seamless: str | None = None,
+        frames: FrameWindows | None = None, areas: Areas | None = None, made: MadeNoise | None = None,
+        mesh: Mesh | None = None, parallel: str = "jit", exact: bool = False,
     ) -> Iterator[tuple[int, State]]:  # fmt: skip
         """Samples from `x`. After every CHUNK rows it yields the number of rows made so far and the sampler's state.
 
@@ -286,14 +287,15 @@ class Pipeline(metaclass=Explained):
         the UNet, with one entry of `shared` arrays each; their per-image arrays are in the conditionings. The part of
         the latent that is `known` is set at the start of every step; call `known.put` on the final latent. With
         `windows` the network is called for overlapping parts of the latent. With `seamless` "x", "y" or "xy" the latent
-        continues over its edges. With `frames` the batch is a clip. `made` is the noise of rows that is not drawn with
-        `keys`.
+        continues over its edges. With `frames` the batch is a clip. With `areas` the network sees only a rectangle
+        of the latent in some branches of guidance (`sdjax.diffusion.areas`). `made` is the noise of rows that is not
+        drawn with `keys`.
         """
         guidance, mesh = Unguided() if guidance is None else guidance, placement.fitting_mesh(mesh, len(x))
         parallel = parallel if frames is None else placement.TOGETHER
         program, params = self.sample_program(
             rule, x, guidance, patches=patches, shared=shared, windows=windows, seamless=seamless, frames=frames,
-            mesh=mesh, exact=exact,
+            areas=areas, mesh=mesh, exact=exact,
         )  # fmt: skip
         inputs = (tuple(branches), jax.tree.map(lambda a: np.broadcast_to(a, (len(x), *np.shape(a)[1:])), guidance))
         begin = placement.compiled(programs.begin, program, mesh, (False, True, True, True), parallel)
@@ -308,10 +310,11 @@ class Pipeline(metaclass=Explained):
     def sample_program(
         self, rule: Rule, x: Latent, guidance: Guidance, *, patches: Sequence[Patch] = (),
         shared: Sequence[PyTree] | None = None, windows: Windows | None = None, seamless: str | None = None,
-        frames: FrameWindows | None = None, mesh: Mesh, exact: bool = False,
+        frames: FrameWindows | None = None, areas: Areas | None = None, mesh: Mesh, exact: bool = False,
     ) -> tuple[programs.SampleProgram, Params]:  # fmt: skip
         """Returns the static description of a sampling program and its parameters. See `sampling` for the arguments."""
         network = make_network(self.config.unet, self.dtype, patches, (x.shape[1], x.shape[2]), windows, seamless)
+        network = in_areas(network, areas, patches)
         if frames is not None:
             network = ClipNetwork(network, frames, mesh if mesh.size > 1 else None)
         params = self.on(mesh)["unet"]

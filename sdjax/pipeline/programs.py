@@ -19,7 +19,7 @@ from sdjax.adapters.patch import patched
 from sdjax.adapters.seamless import Seamless
 from sdjax.config import TextConfig, VAEConfig
 from sdjax.diffusion.conditioning import Conditioning
-from sdjax.diffusion.constraint import Known
+from sdjax.diffusion.constraint import Constraint
 from sdjax.diffusion.denoiser import NetworkDenoiser, Weak, make_denoiser
 from sdjax.diffusion.guidance import Guidance
 from sdjax.diffusion.network import Network
@@ -175,7 +175,8 @@ def images_first(rows: Rows) -> Rows:
 
 def sample(
     program: SampleProgram, params: Params, rows: Rows, state: State, keys: Keys,
-    branches: tuple[Conditioning, ...], guidance: Guidance, known: Known | None = None, made: MadeNoise | None = None,
+    branches: tuple[Conditioning, ...], guidance: Guidance, known: Constraint | None = None,
+    made: MadeNoise | None = None,
 ) -> State:  # fmt: skip
     """Returns the sampler's state after `rows`. Only this program runs the denoising network.
 
@@ -184,7 +185,7 @@ def sample(
 
     def run(
         rows: Rows, state: State, keys: Keys, branches: tuple[Conditioning, ...], guidance: Guidance,
-        known: Known | None, made: MadeNoise | None,
+        known: Constraint | None, made: MadeNoise | None,
     ) -> State:  # fmt: skip
         rows = jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
         denoiser = program.denoiser(params, branches, guidance)
