@@ -12,7 +12,6 @@ from sdjax.purpose import UNCLIP_LEVELS
 from sdjax.serve.comfy.values import Entry
 
 GREY = (0.8223, -0.6876, 0.6364, 0.1380)  # the latent of a picture of 0 in [-1, 1], as ComfyUI has it
-INPAINTING = 9  # channels of a network for inpainting: latent, mask, latent of the masked picture
 
 
 def concat_of(pipe: Pipeline, entry: Entry, x0: jax.Array, mask: jax.Array | None) -> jax.Array | None:
@@ -27,7 +26,7 @@ def concat_of(pipe: Pipeline, entry: Entry, x0: jax.Array, mask: jax.Array | Non
     b, h, w, c = x0.shape
     if unet.in_channels == 2 * c and entry.concat is not None:
         return jnp.asarray(entry.concat[0], jnp.float32)[jnp.arange(b) % len(entry.concat[0])]
-    if unet.in_channels != INPAINTING:
+    if unet.in_channels != 2 * c + 1:  # latent, mask, latent of the masked picture
         raise ValueError(f"the model {pipe.config.name} takes inputs that no node of a graph gives")
     if entry.concat is not None:
         latent, given = entry.concat
@@ -36,7 +35,7 @@ def concat_of(pipe: Pipeline, entry: Entry, x0: jax.Array, mask: jax.Array | Non
         at = jnp.arange(b)
         return jnp.concatenate([jnp.round(small[at % len(small)]), picture[at % len(picture)]], axis=-1)
     if mask is None:
-        grey = jnp.broadcast_to(jnp.asarray(GREY[:c], jnp.float32), x0.shape)
+        grey = jnp.broadcast_to(jnp.asarray(GREY if c == len(GREY) else np.zeros(c), jnp.float32), x0.shape)
         return jnp.concatenate([jnp.ones((b, h, w, 1)), grey], axis=-1)
     return jnp.concatenate([jnp.round(mask), x0], axis=-1)
 

@@ -72,9 +72,10 @@ def load_vae(run: Run, vae_name: str) -> tuple[Vae]:
 
 def read_vae(run: Run, name: str) -> Vae:
     """Returns the autoencoder of a file: alone, of a whole model, or TAESD."""
-    checkpoint = open_checkpoint(run.host.file("vae", name))
+    path = run.host.file("vae", name)
+    checkpoint = open_checkpoint(path)
     described = checkpoint.native_config().vae if checkpoint.native else VAEConfig()
-    config, leaves, _ = autoencoder(checkpoint, described, None)
+    config, leaves, _ = autoencoder(path, described, None)
     dtype = default_dtype()
     params = {"vae": cast(read_whole(leaves, np.dtype(np.float32), "vae"), dtype)}
     alone = Pipeline(ModelConfig("vae", vae=config), params, None, dtype)  # type: ignore[arg-type]
