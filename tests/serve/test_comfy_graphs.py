@@ -173,7 +173,8 @@ def test_the_editors_form_is_read_with_reroutes_bypassed_and_primitive_nodes():
     read = read_workflow(
         editor(
             (1, "EmptyImage", [16, 8, 1, 255], ["width"]), (2, "Reroute", None, [""]),
-            (3, "ImageInvert", [], ["image"], 4), (4, "SaveImage", ["x"], ["images"]), (5, "PrimitiveNode", [24, "fixed"], []),
+            (3, "ImageInvert", [], ["image"], 4), (4, "SaveImage", ["x"], ["images"]),
+            (5, "PrimitiveNode", [24, "fixed"], []),
             (6, "Note", ["hello"], []), (7, "PreviewImage", [], ["images"], 2),
             links=[[1, 1, 0, 2, 0, "*"], [2, 2, 0, 3, 0, "IMAGE"], [3, 3, 0, 4, 0, "IMAGE"], [4, 5, 0, 1, 0, "INT"],
                    [5, 1, 0, 7, 0, "IMAGE"]],
@@ -219,7 +220,7 @@ CONTEXT = np.zeros((1, 77, 8), np.float32)
 def test_an_areas_edges_fade_but_not_at_the_latents_edge():
     entry = Entry(CONTEXT, area=Area(32, 16, 0, 8), strength=2.0)
     weight = weight_of(entry, 32, 64)
-    assert (weight[:, :8] == 0).all() and (weight[:, 24:] == 0).all()
+    assert (np.delete(weight, np.s_[8:24], axis=1) == 0).all()
     np.testing.assert_allclose(weight[0, 8:16], [0.5, 1, 1.5, 2, 2, 2, 2, 2])  # 16 // 4 steps
     np.testing.assert_allclose(weight[0, 16:24], [2, 2, 2, 2, 2, 1.5, 1, 0.5])
     assert (weight[0] == weight[-1]).all()

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,6 +12,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.serve.comfy.graph import Graph
 
 Pixels = UInt8[np.ndarray, "h w c"]
+T = TypeVar("T")
 
 
 class Cancelled(Exception):
@@ -41,8 +42,12 @@ class Host(Protocol):
         """Returns the file of this name. Raises ValueError if there is none."""
         ...
 
-    def picture(self, name: str) -> bytes:
-        """Returns the content of an input picture. Raises ValueError if there is none."""
+    def picture(self, name: str) -> Pixels:
+        """Returns an input picture, uint8 [h, w, 4] with its opacity. Raises ValueError if there is none."""
+        ...
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Returns the result of a function that computes."""
         ...
 
     def save(self, pixels: Pixels, prefix: str, texts: Mapping[str, str], *, keep: bool) -> dict[str, str]:

@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from sdjax.loading import builtin
 from sdjax.pictures.image import encode_png, save_numbered_file
 from sdjax.pictures.opening import read_file
 from sdjax.pipeline.model import Pipeline
+from sdjax.serve.comfy.pictures import with_opacity
 
+T = TypeVar("T")
 WHOLE_MODELS = ("checkpoint", "vae")  # kinds that a plain "*" stands for
 LONGEST_NAME = 255
 
@@ -57,12 +59,16 @@ class PlainHost:
             return builtin.place(place)
         return Path(place)
 
-    def picture(self, name: str) -> bytes:
-        """Returns the content of a picture in `input_dir`."""
+    def picture(self, name: str) -> np.ndarray:
+        """Returns a picture in `input_dir`, uint8 [h, w, 4]."""
         path = self._picture(name)
         if path is None:
             raise ValueError(f"there is no picture {name[:200]!r} in {self.input_dir}; --input-dir names its folder")
-        return read_file(path)
+        return with_opacity(read_file(path))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Returns function()."""
+        return function()
 
     def prepared(self, pipe: Pipeline) -> Pipeline:
         """Returns the pipeline itself."""

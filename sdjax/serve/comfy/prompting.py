@@ -61,7 +61,7 @@ def _encoder(pipe: Pipeline, uses: Sequence[AdapterUse]) -> Pipeline:
     key = tuple((id(use.adapter), use.strength) for use in own)
     kept = _merged.setdefault(pipe, collections.OrderedDict())
     if key not in kept:
-        params = {"text": text_params(own, pipe.on(placement.make_mesh())["text"])}
+        params = {"text": text_params(own, pipe.params["text"])}
         kept[key] = dataclasses.replace(pipe, params=params)
         _owners[kept[key]] = own
     kept.move_to_end(key)

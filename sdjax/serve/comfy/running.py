@@ -11,6 +11,8 @@ from sdjax.serve.comfy.graph import Graph, Link
 from sdjax.serve.comfy.host import Cancelled, Host, Run
 from sdjax.serve.comfy.nodes import NODES
 
+HOLD_MODELS = ("MODEL", "CLIP", "VAE", "CLIP_VISION", "UPSCALE_MODEL", "GUIDER")  # types of outputs
+
 
 class NodeError(ValueError):
     """A node failed. `number` and `kind` are its id and class."""
@@ -28,14 +30,22 @@ class Kept(NamedTuple):
 
 
 class Cache:
-    """The outputs of the last run's nodes, by their signatures."""
+    """The outputs of the last run's nodes, by their signatures.
 
-    def __init__(self) -> None:
+    Not `keeps_models`: outputs that hold models are forgotten after a run, so that somebody else decides how long
+    models stay in memory.
+    """
+
+    def __init__(self, *, keeps_models: bool = True) -> None:
         self.kept: dict[str, Kept] = {}
+        self.keeps_models = keeps_models
 
-    def clear(self) -> None:
-        """Forgets everything."""
-        self.kept.clear()
+    def keep_only(self, current: Mapping[str, str]) -> None:
+        """Forgets what the last run did not use. `current` are the classes of its nodes by signature."""
+        for one in list(self.kept):
+            holds = one in current and not self.keeps_models and set(NODES[current[one]].outputs) & set(HOLD_MODELS)
+            if one not in current or holds:
+                del self.kept[one]
 
 
 def run(
@@ -66,9 +76,7 @@ def run(
         if ui is not None:
             shown[number] = ui
             host.node("executed", number, ui)
-    current = set(signatures.values())
-    for old in [one for one in cache.kept if one not in current]:
-        del cache.kept[old]
+    cache.keep_only({signatures[number]: graph.nodes[number].kind for number in order})
     return shown
 
 
@@ -129,7 +137,7 @@ def _stamp(host: Host, kind: str, name: str) -> str:
     """Returns what changes with a file's content."""
     try:
         if kind == "input":
-            return hashlib.sha256(host.picture(name)).hexdigest()
+            return hashlib.sha256(host.picture(name).tobytes()).hexdigest()
         if kind == "checkpoint":
             return ""
         stat = host.file(kind, name).stat()

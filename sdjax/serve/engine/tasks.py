@@ -15,6 +15,7 @@ from sdjax.pictures.geometry import METHODS as FILTERS
 from sdjax.pictures.image import infotext
 from sdjax.pipeline.model import Pipeline
 from sdjax.preprocessors import PREPROCESSORS
+from sdjax.serve.comfy.task import check_work, run_workflow
 from sdjax.serve.engine.context import Context
 from sdjax.serve.engine.making import make
 from sdjax.serve.engine.options import Options, describe_input, find_file, read
@@ -317,6 +318,7 @@ TASKS: dict[str, Callable[[Work, Context], list[Finished]]] = {
     **dict.fromkeys(DRAWN, _draw),
     "upscale": _upscale,
     "hint": _hint,
+    "workflow": run_workflow,
 }
 
 
@@ -337,6 +339,7 @@ CHECKS: dict[str, Callable[[Work, "Library"], object]] = {  # what each task ref
     **dict.fromkeys(DRAWN, _read),
     "upscale": _check_upscale,
     "hint": _check_hint,
+    "workflow": check_work,
 }
 
 

@@ -141,7 +141,7 @@ def zero_out(run: Run, conditioning: Conditioning) -> tuple[Conditioning]:
 )  # fmt: skip
 def encode_image(run: Run, clip_vision: ImageTower, image: Images, crop: str) -> tuple[ImageEmbedding]:
     """Encodes a picture with an image tower."""
-    return (clip_vision.embed(image, crop),)
+    return (run.host.call(lambda: clip_vision.embed(image, crop)),)
 
 
 @node(

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from sdjax.pictures.opening import open_opacity, open_picture
 from sdjax.serve.comfy.definitions import choice, file, node, whole
 from sdjax.serve.comfy.host import Run
 from sdjax.serve.comfy.nodes.latents import checked
@@ -14,22 +13,10 @@ CHANNELS = ("alpha", "red", "green", "blue")
 @node("LoadImage", "image", (file("image", "input", upload=True),), ("IMAGE", "MASK"), title="Load Image")
 def load(run: Run, image: str) -> tuple[Images, Masks]:
     """Reads a picture; the mask is 1 where it is transparent."""
-    data = run.host.picture(image)
-    pixels = open_picture(data, background=(0, 0, 0)).pixels
-    opacity = open_opacity(data)
-    mask = np.zeros((64, 64)) if (opacity == 255).all() else 1 - opacity.astype(np.float32) / 255
-    if (opacity < 255).any():
-        pixels = _without_background(data, pixels, opacity)
-    return pixels[None].astype(np.float32) / 255, mask[None].astype(np.float32)
-
-
-def _without_background(data: bytes, pixels: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """Returns the colours under transparency, which ComfyUI keeps: those before the picture was laid on black.
-
-    p = colour * opacity, so colour = p / opacity; where nothing is seen, the colour is not known and stays black.
-    """
-    share = opacity.astype(np.float32)[..., None] / 255
-    return np.clip(np.where(share > 0, pixels / np.where(share > 0, share, 1), 0), 0, 255)
+    pixels = run.host.picture(image).astype(np.float32) / 255
+    opacity = pixels[..., 3]
+    mask = np.zeros((64, 64), np.float32) if (opacity == 1).all() else 1 - opacity
+    return pixels[None, ..., :3], mask[None]
 
 
 @node(
@@ -38,11 +25,10 @@ def _without_background(data: bytes, pixels: np.ndarray, opacity: np.ndarray) ->
 )  # fmt: skip
 def load_mask(run: Run, image: str, channel: str) -> tuple[Masks]:
     """Reads one channel of a picture as a mask; the transparency is inverted."""
-    data = run.host.picture(image)
+    pixels = run.host.picture(image).astype(np.float32) / 255
     if channel == "alpha":
-        return (1 - open_opacity(data)[None].astype(np.float32) / 255,)
-    pixels = open_picture(data, background=(0, 0, 0)).pixels
-    return (pixels[None, ..., CHANNELS.index(channel) - 1].astype(np.float32) / 255,)
+        return (1 - pixels[None, ..., 3],)
+    return (pixels[None, ..., CHANNELS.index(channel) - 1],)
 
 
 @node(

@@ -1,5 +1,7 @@
 """Nodes that resize, cut, pad, mix and enlarge pictures."""
 
+import functools
+
 import numpy as np
 
 from sdjax.convert.parts.esrgan import LoadedESRGAN
@@ -190,5 +192,6 @@ def upscale_with_model(run: Run, upscale_model: LoadedESRGAN, image: Images) -> 
     made = []
     for one in image:
         run.progress(len(made), len(image))
-        made.append(enlarge_image(upscale_model, np.asarray(one, np.float32), tile=TILE))
+        pixels = np.asarray(one, np.float32)
+        made.append(run.host.call(functools.partial(enlarge_image, upscale_model, pixels, tile=TILE)))
     return (np.clip(np.stack(made), 0, 1).astype(np.float32),)
