@@ -10,7 +10,7 @@ from sdjax.serve.answers import REFUSALS, refusal_of
 from sdjax.serve.guard import Guard
 from sdjax.serve.server import Server
 
-INTERFACES = ("jobs_api", "page.routes", "a1111.routes", "openai")  # modules with `routes(server)`, in their order
+INTERFACES = ("jobs_api", "page.routes", "a1111.routes", "openai", "comfy.routes")  # modules with `routes(server)`
 
 
 def create_app(server: Server) -> Starlette:

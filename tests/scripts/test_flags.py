@@ -41,6 +41,7 @@ ALWAYS = {
     "--embedding-dir --hypernetwork --hypernetwork-dir --image-prompt --control --region",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
     "--old-prompt-editing --style --wildcards --wildcard-seed --embedding --embedding-dir",
+    "run": "--debug --model --input-dir --outdir --set --dry-run --dtype",
     "hint": "--debug --out --option --annotator --resolution",
     "watermark": "--debug --embed",
     "train": "--debug --config --set --workdir --plan --data --ckpt --steps --lr --batch-size --coordinator "

@@ -56,6 +56,7 @@ class Engine:
     ) -> None:  # fmt: skip
         cache.enable()
         self.library, self.slots, self.most_waiting = library, slots, waiting
+        self.state = Path(state)
         self._store = Store(Path(state), Path(outputs))  # first: it refuses a folder that another engine uses
         self._taesd = None if preview == "linear" else str(library.find("taesd", preview).path)
         self._device = Device(make_mesh(devices), power(slots))
