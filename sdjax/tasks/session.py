@@ -95,7 +95,7 @@ class Session:
         self._finish = finish if batch.how.output == "pixels" else lambda i, latent: latent
         self._groups = batch.groups() if groups is None else groups
         self._parts = [batch.part(which) for which in self._groups]
-        self._total = sum([part.calls for part in self._parts] if calls is None else calls)
+        self.total = sum([part.calls for part in self._parts] if calls is None else calls)
         self._stop = False
         self._steps = self._run()
         self._step: Step | None = None
@@ -183,7 +183,7 @@ class Session:
                     done += step.calls
                     finished = tuple(k for k in step.finished if k < len(which))
                     step = dataclasses.replace(
-                        step, batch=part, which=tuple(which), finished=finished, done=done, total=self._total
+                        step, batch=part, which=tuple(which), finished=finished, done=done, total=self.total
                     )
                     self._step = step
                     yield step

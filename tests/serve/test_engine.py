@@ -3,17 +3,25 @@
 import errno
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from shelf import Shelf
 
+import sdjax
+from sdjax.loading import builtin
+from sdjax.pipeline.placement import make_mesh
 from sdjax.serve.engine import TASKS, Engine, Full, Job, UnknownJob, UnknownPicture, Work
+from sdjax.serve.engine.device import Device
+from sdjax.serve.engine.models import Models, size_of
 from sdjax.serve.engine.options import read
 from sdjax.serve.engine.speed import Speed
 from sdjax.serve.engine.store import Store
 from sdjax.serve.engine.waiting import Waiting
+
+import models
 
 TEXT = Work("txt2img", {"prompt": "a cat"})
 PICTURE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
@@ -107,7 +115,9 @@ def test_jobs_left_by_a_killed_engine_run_again_and_are_in_the_history_once(tmp_
     again = engine_with(paint)
     assert again.jobs() == []
     assert again.job("left").state == "done"
-    assert np.array_equal(again.job("left").pictures[0].pixels, PICTURE)
+    (kept,) = again.job("left").pictures
+    assert np.array_equal(kept.pixels, PICTURE)
+    assert (kept.texts, kept.seed) == ({"parameters": "steps"}, 7)
 
 
 def test_closing_keeps_running_jobs_for_the_next_engine(engine_with):
@@ -284,3 +294,30 @@ def test_time_left_is_of_the_measured_speed():
     assert speed.left(job("x"), 0, []) == 4.0  # a slot is free
     assert speed.left(job("x"), 1, [job("y"), job("z")]) == 4.0 * 2  # the second of those that wait for two slots
     assert speed.until_room(2) == 2.0
+
+
+def test_the_least_recently_used_model_makes_room_and_one_in_use_is_waited_for(monkeypatch):
+    monkeypatch.setattr(sdjax, "load", lambda *_, **__: models.pipeline())
+    device = Device(make_mesh(jax.devices()[:1]), 1)
+    shelf = Shelf(*(("checkpoint", name, Path("builtin")) for name in "abc"))
+    monkeypatch.setattr("sdjax.loading.hub.resolve", lambda place, *_: builtin.place("builtin"))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(models.pipeline().params))
+    loaded = Models(shelf, device, "a", lambda name: None, most=size + size_of(builtin.place("builtin")))
+    for job, name in ("1", None), ("2", "b"):
+        loaded.lease(job, name)
+        loaded.release(job)
+    assert loaded.loaded == ["b", "a"]
+    loaded.lease("3", "a")
+    loaded.lease("4", "c")  # b is dropped
+    assert loaded.loaded == ["c", "a"]
+    waits = threading.Thread(target=loaded.lease, args=("5", "b"))
+    waits.start()
+    waits.join(0.1)
+    assert waits.is_alive()
+    loaded.release("3")
+    waits.join(10)
+    assert loaded.loaded == ["b", "c"]
+    loaded.release("4")
+    loaded.free()
+    assert loaded.loaded == ["b"]
+    device.close()

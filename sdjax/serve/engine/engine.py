@@ -16,6 +16,7 @@ from sdjax.checks import notes
 from sdjax.loading import builtin
 from sdjax.nn.jax_settings import pinned
 from sdjax.pictures.image import unpack
+from sdjax.pictures.metadata.texts import read_texts
 from sdjax.pipeline import cache
 from sdjax.pipeline.placement import make_mesh
 from sdjax.serve.engine import tasks, warming
@@ -114,8 +115,8 @@ class Engine:
         job = Job(id, work, self, created=created)
         for record in self._store.pictures_of(id):
             png = self._store.picture(record.name)
-            texts: dict[str, str] = {}
-            job.pictures.append(Finished(record.name, unpack(png), texts, record.settings, record.seed, png))
+            picture = Finished(record.name, unpack(png), read_texts(png), record.settings, record.seed, png)
+            job.pictures.append(picture)
         job.notes = told
         job.end(state, error)
         return job

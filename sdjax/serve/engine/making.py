@@ -29,7 +29,7 @@ def make(
         **options.for_task(pipe.schedule), devices=[device], at_once=context.most, taesd=context.taesd
     )  # fmt: skip
     recorder = Recorder(context, pipe, options, session.requests, described)
-    context.job.set_progress(0, session._total)
+    context.job.set_progress(0, session.total)
     for step in session:
         if context.cancelled():
             session.cancel()
