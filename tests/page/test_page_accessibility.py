@@ -37,7 +37,7 @@ def test_no_rule_of_axe_is_broken(open_page: "Open", size: str, theme: str) -> N
     assert violations(page) == []
     page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
     page.click("button:has-text('Add a control picture')")
-    acts.generate(page, "a boat <lora:styles/ink:0.8>")
+    acts.generate(page, "a boat <lora:ink:0.8>")
     assert violations(page) == []
     for mode in "image", "inpaint", "upscale", "info":
         page.click(f"#mode-{mode}")

@@ -84,7 +84,7 @@ def test_all_settings_of_a_dropped_picture_come_back(open_page: "Open", server: 
     page = open_page()
     page.fill("#field-num_steps", "50")
     page.fill("#field-guidance_scale", "3")
-    acts.drop(page, "#panel", picture(1, text="a small boat\nSteps: 31, Seed: 77"))
+    acts.drop(page, "#history-title", picture(1, text="a small boat\nSteps: 31, Seed: 77"))
     acts.until(page, "document.querySelector('#prompt').value === 'a small boat'")
     assert page.input_value("#field-num_steps") == "31"
     assert page.input_value("#field-seed") == "77"
@@ -138,6 +138,44 @@ def test_a_grid_has_a_picture_for_every_combination(open_page: "Open", server: "
     page.wait_for_selector(".message.error:has-text('ten is no number')")
 
 
+def test_values_of_axes_and_weights_are_read_as_a1111_writes_them(open_page: "Open") -> None:
+    page = open_page()
+    numbers = "async (text) => (await import('/page/grid.js')).numbersOf(text)"
+    split = "async (text) => (await import('/page/grid.js')).split(text)"
+    for text, values in {
+        "1, 2.5,3": [1, 2.5, 3],
+        "1-5": [1, 2, 3, 4, 5],
+        "10-30(+10)": [10, 20, 30],
+        "5-1 (-2)": [5, 3, 1],
+        "0-1[5]": [0, 0.25, 0.5, 0.75, 1],
+        "0.1-0.3(+0.1)": [0.1, 0.2, 0.3],
+        "-3": [-3],
+        "7-7": [7],
+    }.items():
+        assert page.evaluate(numbers, text) == values, text
+    for text, texts in {
+        "a, b ,c": ["a", "b", "c"],
+        '"a, b", c': ["a, b", "c"],
+        '"say ""hi""",x': ['say "hi"', "x"],
+    }.items():
+        assert page.evaluate(split, text) == texts, text
+    for wrong in "a", "1-x", "1-9(+0)", "1-1000000", "1e999":
+        with pytest.raises(Exception, match="RangeError"):
+            page.evaluate(numbers, wrong)
+    weighted = """async ([text, start, end, step]) =>
+        (({ weighted }) => weighted(text, start, end, step)?.text)(await import('/page/prompts.js'))"""
+    for given, made in (
+        (["a cat", 2, 5, 0.1], "a (cat:1.1)"),
+        (["a (cat:1.1)", 4, 4, -0.1], "a cat"),
+        (["a big cat", 2, 9, 0.1], "a (big cat:1.1)"),
+        (["a (big cat:1.5), dog", 5, 5, 0.1], "a (big cat:1.6), dog"),
+        (["(cat:0.1)", 2, 2, -0.1], "(cat:0)"),
+        (["cat, dog", 5, 8, 0.1], "cat, (dog:1.1)"),
+        (["", 0, 0, 0.1], None),
+    ):
+        assert page.evaluate(weighted, given) == made, given
+
+
 def test_ctrl_up_and_down_change_the_weight_of_a_word(open_page: "Open") -> None:
     page = open_page()
     page.fill("#prompt", "a red boat")
@@ -164,13 +202,13 @@ def test_the_library_chooses_models_and_puts_files_into_the_prompt(open_page: "O
     page.click("button.card:has-text('ink')")
     page.click("#kind-embedding")
     page.click("button.card:has-text('moody')")
-    assert page.input_value("#prompt") == "<lora:styles/ink:1>, moody"
+    assert page.input_value("#prompt") == "<lora:ink:1>, moody"
     page.click("#kind-checkpoint")
     page.click("button.card:has-text('film')")
     page.wait_for_selector("#library", state="hidden")
     assert page.inner_text("#model-name") == "photo/film-v2"
     page.fill(".chip input", "0.5")
-    assert page.input_value("#prompt") == "<lora:styles/ink:0.5>, moody"
+    assert page.input_value("#prompt") == "<lora:ink:0.5>, moody"
     page.click("#generate")
     acts.until(page, "document.querySelectorAll('#history li').length === 1")
     assert server.works[0]["model"] == "photo/film-v2.safetensors"

@@ -122,7 +122,8 @@ export async function runGrid(work, axes, showElement, made) {
   const next = async () => {
     for (let cell = cells.shift(); cell && !stopped; cell = cells.shift()) {
       const job = await run(cell.one, (seen) => view.progress(cell.at, seen)).catch((error) => {
-        message(error.message, "error");
+        if (!stopped) message(error.message, "error");
+        stopped = true; // the others would fail for the same reason
         return { state: "failed", pictures: [] };
       });
       if (job.state === "cancelled" && !stopped) {

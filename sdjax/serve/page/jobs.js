@@ -31,6 +31,8 @@ async function submit(work) {
   }
 }
 
+const pause = () => new Promise((resolve) => setTimeout(resolve, PAUSE));
+
 /** Follows a job that the server has. Returns it when it has ended. */
 export async function follow(given, seen = () => {}) {
   const job = { done: 0, total: 0, pictures: [], notes: [], ...given };
@@ -48,10 +50,10 @@ export async function follow(given, seen = () => {}) {
         take(job, kind, data);
         tell();
       });
-      if (!ENDED.includes(job.state)) Object.assign(job, await api.job(job.id));
+      if (!ENDED.includes(job.state)) await pause(); // the connection was cut: go on where the server is now
     } catch (error) {
       if (error instanceof ApiError && error.status === 404) Object.assign(job, { state: "failed", error: error.message });
-      else await new Promise((resolve) => setTimeout(resolve, PAUSE)); // the server restarts: its queue is on disk
+      else await pause(); // the server restarts: its queue is on disk
     }
   }
   mine.delete(job.id);

@@ -22,7 +22,7 @@ export function startKeys(does) {
     const typing = event.target.matches("input, textarea, select, canvas");
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !open) does.generate();
     else if (event.key === "Escape" && !open) does.cancel();
-    else if (event.altKey && /^[1-5]$/.test(event.key) && !open) does.mode(Number(event.key) - 1);
+    else if (event.altKey && /^Digit[1-5]$/.test(event.code) && !open) does.mode(Number(event.code.at(-1)) - 1);
     else if (event.altKey && event.code === "KeyP" && !open) byId("prompt").focus();
     else if (event.key === "?" && !typing && !open) byId("help").showModal();
     else return;

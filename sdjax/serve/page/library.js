@@ -33,9 +33,9 @@ const USES = {
   hypernetwork: { used: tagged, use: toggleTag },
 };
 
+/** Returns the name by which prompts call a file: without folders and ending. */
 const wordOf = (name) => plain(name).split("/").at(-1);
-const tagName = (name) => plain(name);
-const tagIn = ({ name }) => tagsOf(valueOf("prompt")).find((tag) => tag.kind === TAGS[kind] && tag.name === tagName(name));
+const tagIn = ({ name }) => tagsOf(valueOf("prompt")).find((tag) => tag.kind === TAGS[kind] && tag.name === wordOf(name));
 
 function tagged(entry) {
   return Boolean(tagIn(entry));
@@ -43,7 +43,7 @@ function tagged(entry) {
 
 function toggleTag(entry) {
   const there = tagIn(entry);
-  toggleWords(there?.text ?? `<${TAGS[kind]}:${tagName(entry.name)}:1>`);
+  toggleWords(there?.text ?? `<${TAGS[kind]}:${wordOf(entry.name)}:1>`);
 }
 
 /** Makes the dialog work. */

@@ -113,7 +113,7 @@ function startButtons() {
   byId("show-result").addEventListener("click", () => view("result"));
   byId("theme").addEventListener("click", changeAppearance);
   byId("language").addEventListener("click", changeLanguage);
-  dropInto(byId("panel"), restoreFile);
+  dropInto(document.body, restoreFile); // everywhere but on places for pictures: a browser would leave the page
   document.addEventListener("paste", (event) => {
     const file = event.clipboardData.files[0];
     if (!file) return;

@@ -86,6 +86,7 @@ export function showElement(element) {
 function showProgress(job) {
   const now = current();
   byId("run").hidden = byId("cancel").hidden = !now;
+  document.title = now ? `${progressText(now)} · sdjax` : "sdjax";
   document.body.classList.toggle("busy", Boolean(now));
   say(job);
   if (!now) return;
