@@ -84,17 +84,14 @@ def torch_unet(pipe):
     return unet
 
 
-def theirs(pipe, batch, channels_last):
-    """Returns a function that takes one step as diffusers' train_text_to_image.py does."""
-    unet = torch_unet(pipe)
-    unet.train()
-    if channels_last:
-        unet.to(memory_format=torch.channels_last)
+def torch_step(unet, batch, average=None):
+    """Returns a function that takes one step of what learns in `unet`, as diffusers' text-to-image scripts do."""
+    learning = [p for p in unet.parameters() if p.requires_grad]
     scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=1e-2)
-    average = EMAModel(unet.parameters(), decay=0.9999)
+    optimizer = torch.optim.AdamW(learning, lr=1e-4, weight_decay=1e-2)
     moments = torch.from_numpy(np.moveaxis(batch["moments"], -1, 1).astype(np.float32))
     context = torch.from_numpy(batch["context"].astype(np.float32))
+    unet.train()
 
     def run():
         mean, logvar = moments.chunk(2, dim=1)
@@ -102,14 +99,49 @@ def theirs(pipe, batch, channels_last):
         noise = torch.randn_like(latents)
         t = torch.randint(0, 1000, (len(latents),))
         out = unet(scheduler.add_noise(latents, noise, t), t, context, return_dict=False)[0]
-        loss = torch.nn.functional.mse_loss(out, noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        torch.nn.functional.mse_loss(out, noise).backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        average.step(unet.parameters())
+        if average is not None:
+            average.step(learning)
 
     return run
+
+
+def theirs(pipe, batch, channels_last):
+    """Returns a function that takes one step as diffusers' train_text_to_image.py does."""
+    unet = torch_unet(pipe)
+    if channels_last:
+        unet.to(memory_format=torch.channels_last)
+    return torch_step(unet, batch, average=EMAModel(unet.parameters(), decay=0.9999))
+
+
+def make_batch(size):
+    """Returns random moments of latents and text embeddings of so many pictures."""
+    rng = np.random.default_rng(0)
+    return {
+        "moments": rng.normal(size=(size, SIDE, SIDE, 8)).astype(np.float32),
+        "context": rng.normal(size=(size, 77, 128)).astype(np.float32),
+    }
+
+
+def alternate(runs, repeats):
+    """Returns the median seconds of each function, called in turn. The first two turns do not count."""
+    times = {name: [] for name in runs}
+    for turn in range(repeats + 2):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            if turn >= 2:
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def surroundings():
+    """Returns the device and the versions, as results record them."""
+    versions = {"jax": jax.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+    return {"device": device_name(jax.devices()[0]), "versions": versions}
 
 
 def overhead(pipe, steps, batch_size):
@@ -147,29 +179,17 @@ def main():
     parser.add_argument("--steps", type=int, default=200, help="of the run whose waiting is measured")
     args = parser.parse_args()
     pipe = random_model(MODEL, "float32")
-    rng = np.random.default_rng(0)
-    batch = {
-        "moments": rng.normal(size=(args.batch, SIDE, SIDE, 8)).astype(np.float32),
-        "context": rng.normal(size=(args.batch, 77, 128)).astype(np.float32),
-    }
+    batch = make_batch(args.batch)
     runs = {
         "sdjax": ours(pipe.params, batch),
         "diffusers": theirs(pipe, copy.deepcopy(batch), False),
         "diffusers, channels_last": theirs(pipe, copy.deepcopy(batch), True),
     }
-    times = {name: [] for name in runs}
-    for turn in range(args.repeats + 2):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if turn >= 2:
-                times[name].append(time.perf_counter() - begin)
-    speed = {name: args.batch / statistics.median(values) for name, values in times.items()}
+    speed = {name: args.batch / seconds for name, seconds in alternate(runs, args.repeats).items()}
     best = max(rate for name, rate in speed.items() if name != "sdjax")
     found = {
-        "device": device_name(jax.devices()[0]), "batch": args.batch, "images_per_second": speed,
-        "ratio": speed["sdjax"] / best, "waiting": overhead(pipe, args.steps, args.batch),
-        "versions": {"jax": jax.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+        **surroundings(), "batch": args.batch, "images_per_second": speed, "ratio": speed["sdjax"] / best,
+        "waiting": overhead(pipe, args.steps, args.batch),
     }  # fmt: skip
     print(json.dumps(found, indent=1))
     pathlib.Path(args.out).write_text(json.dumps(found, indent=1) + "\n")

@@ -11,19 +11,16 @@ from the same weights on the same batch of stored latents and text embeddings, w
 import argparse
 import json
 import pathlib
-import statistics
-import time
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from training import MODEL, SIDE, torch_unet
+from training import MODEL, alternate, make_batch, surroundings, torch_step, torch_unet
 
 from sdjax.adapters import patched
 from sdjax.adapters.attached import Attached
-from sdjax.evaluate.benchmark import device_name, random_model
+from sdjax.evaluate.benchmark import random_model
 from sdjax.loading.trainable import attach
 from sdjax.loading.trainable.low_rank import LoRATraining
 from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
@@ -91,25 +88,7 @@ def theirs(pipe, batch):
     """Returns a function that takes one step as the script does, the number of parameters, and whose layers."""
     unet = torch_unet(pipe)
     layers = add_layers(unet)
-    unet.train()
-    learning = [p for p in unet.parameters() if p.requires_grad]
-    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    optimizer = torch.optim.AdamW(learning, lr=1e-4, weight_decay=1e-2)
-    moments = torch.from_numpy(np.moveaxis(batch["moments"], -1, 1).astype(np.float32))
-    context = torch.from_numpy(batch["context"].astype(np.float32))
-
-    def run():
-        mean, logvar = moments.chunk(2, dim=1)
-        latents = (mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)) * MODEL.vae.scale_factor
-        noise = torch.randn_like(latents)
-        t = torch.randint(0, 1000, (len(latents),))
-        out = unet(scheduler.add_noise(latents, noise, t), t, context, return_dict=False)[0]
-        torch.nn.functional.mse_loss(out, noise).backward()
-        torch.nn.utils.clip_grad_norm_(learning, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return run, sum(p.numel() for p in learning), layers
+    return torch_step(unet, batch), sum(p.numel() for p in unet.parameters() if p.requires_grad), layers
 
 
 def main():
@@ -120,26 +99,15 @@ def main():
     parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args()
     pipe = random_model(MODEL, "float32")
-    rng = np.random.default_rng(0)
-    batch = {
-        "moments": rng.normal(size=(args.batch, SIDE, SIDE, 8)).astype(np.float32),
-        "context": rng.normal(size=(args.batch, 77, 128)).astype(np.float32),
-    }
+    batch = make_batch(args.batch)
     (mine, count), (other, others, layers) = ours(pipe.params, batch), theirs(pipe, batch)
     if count != others:
         raise SystemExit(f"sdjax trains {count} numbers, diffusers {others}")
-    runs, times = {"sdjax": mine, "diffusers": other}, {"sdjax": [], "diffusers": []}
-    for turn in range(args.repeats + 2):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if turn >= 2:
-                times[name].append(time.perf_counter() - begin)
-    speed = {name: 1 / statistics.median(values) for name, values in times.items()}
+    times = alternate({"sdjax": mine, "diffusers": other}, args.repeats)
     found = {
-        "device": device_name(jax.devices()[0]), "batch": args.batch, "rank": RANK, "parameters": count,
-        "layers": layers, "steps_per_second": speed, "ratio": speed["sdjax"] / speed["diffusers"],
-        "versions": {"jax": jax.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+        **surroundings(), "batch": args.batch, "rank": RANK, "parameters": count, "layers": layers,
+        "steps_per_second": {name: 1 / seconds for name, seconds in times.items()},
+        "ratio": times["diffusers"] / times["sdjax"],
     }  # fmt: skip
     print(json.dumps(found, indent=1))
     pathlib.Path(args.out).write_text(json.dumps(found, indent=1) + "\n")

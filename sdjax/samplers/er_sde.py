@@ -21,7 +21,7 @@ def noise_scale(sigma: np.ndarray | float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ERSDE(Sampler):
-    """ER-SDE-Solver-1, -2 and -3. With r = phi(sigma') / phi(sigma) and dt = sigma' - sigma::
+    """ER-SDE-Solver-1, -2 and -3. With r = phi(sigma') / phi(sigma) and dt = sigma' - sigma:
 
         x' = r x + (1 - r) x0 + (dt + phi(sigma') S) D1 + (dt^2 / 2 + phi(sigma') S_u) D2
              + s_noise sqrt(sigma'^2 - r^2 sigma^2) z,
