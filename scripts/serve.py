@@ -39,7 +39,11 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("where it listens, and to whom").add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="the address to listen at; default: %(default)s")
     add("--port", type=port, default=7860, metavar="N", help="the port, 0 for a free one; default: %(default)s")
-    add("--token-file", metavar="FILE", help="a file with a token that every request must have")
+    add(
+        "--token-file",
+        metavar="FILE",
+        help="a file with a token that every request must have; it is made, with a random token, if it is not there",
+    )
     add("--user-file", metavar="FILE", help="a file with NAME:PASSWORD that every request must have")
     add(
         "--origin", action="append", default=[], metavar="URL",
@@ -134,6 +138,8 @@ def read_settings(args: argparse.Namespace) -> Any:
     """Returns the server's settings. Secrets come from files or the environment: others can read a command line."""
     from sdjax.serve.server import ServerSettings
 
+    if args.token_file is not None:
+        make_token(Path(args.token_file))
     token = secret(args.token_file, "SDJAX_TOKEN", "--token-file")
     user = secret(args.user_file, "SDJAX_USER", "--user-file")
     if user is not None and not all(user.partition(":")[::2]):
@@ -142,6 +148,21 @@ def read_settings(args: argparse.Namespace) -> Any:
     return ServerSettings(
         args.host, args.port, token, (name, password) if user else None, tuple(args.origin), args.log_prompts
     )  # fmt: skip
+
+
+def make_token(path: Path) -> None:
+    """Writes a random token into a file that only its owner can read, if there is no such file."""
+    import secrets
+
+    if path.exists():
+        return
+    from sdjax.errors import doing
+
+    with doing("writing the token into", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(24) + "\n")
+    print(f"a token was written into {path}: requests must have it", flush=True)
 
 
 def secret(path: str | None, variable: str, flag: str) -> str | None:

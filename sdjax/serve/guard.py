@@ -20,6 +20,7 @@ from sdjax.serve.server import LOOPBACK, ServerSettings
 READING = ("GET", "HEAD", "OPTIONS")
 OF_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded", "text/plain")  # a foreign page may send these
 OPEN = ("/page/",)  # the page's files hold no secrets: the page itself asks for the token
+PING = "/internal/ping"  # says that the server lives, to load balancers too
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -96,6 +97,8 @@ def _name(host: str) -> str:
 
 def _open(scope: Scope, settings: ServerSettings) -> bool:
     path = scope["path"]
+    if path == PING:
+        return True
     return settings.user is None and scope["type"] == "http" and (path == "/" or path.startswith(OPEN))
 
 

@@ -164,7 +164,8 @@ def basic(text):
 def test_a_token_is_asked_of_everybody(serving, headers, status):
     client = serving(host="0.0.0.0", token="secret")
     assert client.get("/api/v1/history", headers={"Host": "any.example", **headers}).status_code == status
-    assert client.get("/", headers={"Host": "any.example"}).status_code == 200  # the page, which asks for the token
+    for path in "/", "/internal/ping":  # the page, which asks for the token; and whether the server lives
+        assert client.get(path, headers={"Host": "any.example"}).status_code == 200
 
 
 @pytest.mark.parametrize(("text", "status"), [("me:pass:word", 200), ("me:pass", 401), ("you:pass:word", 401)])
