@@ -71,7 +71,7 @@ class Api:
         work = Work(
             given.get("task", ""), given.get("settings", {}), inputs, given.get("model"), client, priority, save
         )  # fmt: skip
-        return self.engine.submit(work)
+        return self.server.submit(work)
 
     async def jobs(self, request: Request) -> Response:
         """Answers with the jobs that run, then those that wait."""
@@ -164,7 +164,7 @@ class Api:
         content = file_from_text(self.server, given.pop("input", None), "input")
         inputs = await to_thread.run_sync(lambda: open_inputs(self.server, {"image": _as_base64(content)}))
         work = Work("hint", given, inputs, client=client_of(request), save=False, priority=PRIORITY)
-        job = await to_thread.run_sync(self.engine.submit, work)
+        job = await to_thread.run_sync(self.server.submit, work)
         await to_thread.run_sync(job.wait)
         if job.state != "done":
             raise Refused(job.error or "the hint was cancelled", 422)

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sdjax.errors import doing
 from sdjax.serve.app import create_app
-from sdjax.serve.server import Server
+from sdjax.serve.server import LOG, Server
 
 BACKLOG = 256
 MOST_CONNECTIONS = 512
@@ -65,7 +65,8 @@ def listen(server: Server, ready: Callable[[str], None] = lambda address: None) 
             server.engine.warm_up()
         await task
 
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    LOG.setLevel(logging.INFO)
     try:
         asyncio.run(serve())
     finally:

@@ -1,14 +1,16 @@
 """The server: what all its routes share."""
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING
 
 from sdjax.serve.uploads import Uploads
 
 if TYPE_CHECKING:
-    from sdjax.serve.engine import Engine
+    from sdjax.serve.engine import Engine, Job, Work
     from sdjax.serve.library import Library
 
+LOG = logging.getLogger("sdjax.serve")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -72,3 +74,13 @@ class Server:
 
     def __post_init__(self) -> None:
         self.uploads = Uploads(self.settings.limits.uploads)
+
+    def submit(self, work: "Work") -> "Job":
+        """Gives a work to the engine and writes a line into the log, with the prompt only if the settings say so.
+
+        Raises as `Engine.submit` does.
+        """
+        job = self.engine.submit(work)
+        prompt = work.settings.get("prompt", "") if self.settings.log_prompts else ""
+        LOG.info("job %s: %s%s", job.id, work.task, f": {prompt!r}" if isinstance(prompt, str) and prompt else "")
+        return job

@@ -255,6 +255,16 @@ def test_a_picture_says_its_settings(serving):
     assert client.post("/api/v1/read-picture", content=b"").status_code == 400
 
 
+@pytest.mark.parametrize("said", [False, True])
+def test_prompts_are_in_the_log_only_if_asked_for(serving, caplog, said):
+    caplog.set_level("INFO", "sdjax.serve")
+    client = serving(log_prompts=said)
+    name = client.post("/api/v1/jobs", json={"task": "txt2img", "settings": {"prompt": "a secret"}}).json()["id"]
+    events(client.get(f"/api/v1/jobs/{name}/events").text)
+    assert name in caplog.text
+    assert ("a secret" in caplog.text) == said
+
+
 def test_tokens_are_counted_as_the_encoder_counts_them(serving):
     client = serving()
     assert client.post("/api/v1/tokens", json={"prompt": "a (cat:1.2)"}).json() == {

@@ -63,7 +63,7 @@ class Generation:
 
     async def finished(self, request: Request, work: Work) -> Job:
         """Returns a work's job when it is over. Raises Refused if it failed; cancels it if the client goes away.""" ""
-        job = await to_thread.run_sync(self.server.engine.submit, work)
+        job = await to_thread.run_sync(self.server.submit, work)
         with self._lock:
             self._jobs.append(job)
         try:

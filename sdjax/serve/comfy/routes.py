@@ -124,7 +124,7 @@ class Comfy:
             pictures[key], inputs[key] = name, with_opacity(self.files.read(f"input/{name}"))
         settings = {"prompt": graph.to_json(), "workflow": workflow, "pictures": pictures}
         work = Work("workflow", settings, inputs, client=client, priority=1 if given.get("front") is True else 0)
-        job = self.engine.submit(work)
+        job = self.server.submit(work)
         public = {"client_id": client, "extra_pnginfo": {"workflow": workflow}}
         prompt = Prompt(self.prompts.next_number(), job, settings["prompt"], public, client)
         self.prompts.add(prompt)
