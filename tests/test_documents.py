@@ -24,7 +24,7 @@ from documents import ROOT, Command
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-OTHERS = {"apt", "curl", "git", ".venv/bin/ruff"}  # programs that are not ours
+OTHERS = {"apt", "curl", "git", "serve", ".venv/bin/ruff"}  # programs that are not ours
 
 
 @functools.cache
