@@ -3,12 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import sdjax
 from sdjax.checks.notes import Note
 from sdjax.convert.parts.detector import LoadedDetector
 from sdjax.nn.detector import DetectorConfig
 from sdjax.pictures.geometry import resize
+from sdjax.scripts.main import main
 from sdjax.tasks import detecting
 
 import models
@@ -96,3 +98,18 @@ def test_the_detectors_boxes_are_in_the_pictures_pixels_the_surest_first_and_apa
     np.testing.assert_allclose(found, [[14, 31.6, 38.4, 44.4], [64, 31.6, 76.8, 57.2]], atol=1e-5)
     masks = detecting.find(detector(), picture(100, 128), 0.3)
     assert [tuple(np.argwhere(mask).min(0)) for mask in masks] == [(31, 14), (31, 64)]
+
+
+@pytest.mark.slow  # loads and compiles the built-in model
+def test_the_command_makes_several_parts_of_a_folders_pictures(tmp_path):
+    for i in range(2):
+        Image.fromarray(picture(seed=i)).save(tmp_path / f"{i}.png")
+    where = ["--init-img", str(tmp_path), "--outdir", str(tmp_path / "out"), "--preview", str(tmp_path / "preview.png")]
+    assert main(["detail", *where, "--box=8,8,16,16", "--box=90,40,20,30", "--grow=0", "--steps=2", "--skip_grid"]) == 0
+    for i in range(2):
+        made = np.asarray(Image.open(tmp_path / "out" / "samples" / f"{i:05}.png"))
+        same = (made == picture(seed=i)).all(-1)
+        assert not same[8:24, 8:24].all()
+        assert not same[40:70, 90:110].all()
+        same[8:24, 8:24] = same[40:70, 90:110] = True
+        assert same.all()

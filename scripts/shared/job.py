@@ -288,8 +288,9 @@ class Job:
 
     def _after_step(self, sizes: list[int], step: Any) -> None:
         """Notes with how many others each picture of a step (a `sdjax.Step`) is computed, and writes the preview."""
-        for number in step.which:
-            sizes[number] = len(step.which)
+        if self.task != "detail":  # whose steps number the parts of pictures
+            for number in step.which:
+                sizes[number] = len(step.which)
         self.previews.show(step)
 
     def _describe(self) -> dict[str, Any]:
