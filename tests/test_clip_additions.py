@@ -23,6 +23,7 @@ from sdjax.tasks.controls import ControlUse
 from sdjax.tasks.keyframe_uses import shares_at, with_uses
 from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.resolve import resolve
+from sdjax.tasks.results import OutOfMemoryError, advice
 
 import models
 import motion_files
@@ -89,6 +90,7 @@ def test_frames_between_keyframes_have_the_loras_of_both_in_shares(folder):
     assert weights == [[1, 0], [1, 0.5], [1, 1], [0.5, 0.5], [0, 0]]
 
 
+@pytest.mark.slow  # compiles a network with adapters
 def test_tags_of_loras_in_keyframes_reach_the_network(folder):
     pipe, options = models.pipeline(), {"lora_dir": str(folder), "devices": jax.devices()[:1], **FEW}
     prompts = ["a cat <lora:one:1.5>", "a dog"]
@@ -138,3 +140,10 @@ def test_the_devices_of_a_clip_divide_its_frames():
     assert session._parts[0].how.mesh.size == 2
     with pytest.raises(ValueError, match="pmap divides"):
         sdjax.animate(pipe, "a cat", frames=4, parallel="pmap", **options)
+
+
+def test_a_clip_that_is_too_large_is_told_of_smaller_windows():
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    sentence = "try a smaller frame_window than 16, or dtype bfloat16$"
+    with pytest.raises(OutOfMemoryError, match=sentence), advice(512, 512, 64, "float32", window=16):
+        raise error

@@ -49,6 +49,7 @@ from sdjax.tasks.make_batch import COMPUTING, batch_of
 from sdjax.tasks.motion import MotionUse
 from sdjax.tasks.request import Request
 from sdjax.tasks.resolve import resolve
+from sdjax.tasks.results import advice
 from sdjax.tasks.session import Making, Session
 
 ENCODED = 8  # chunks of prompts that the text encoder gets at a time
@@ -158,7 +159,8 @@ def clip(
         conditionings = [Conditioning(context, guidance_scale=scale) for context in mixed]
         rows = [staged(one.rows, stage) for one in clip.starts if one.rows is not None]
         x0 = clip.encode([given[i] for i in clip.inputs]) if clip.needs_x0 else None
-        return clip.finish((yield from clip.sample(x0, clip.noise(), conditionings, rows=rows)))
+        with advice(*clip.size, frames, pipe.dtype, window=windows.size):
+            return clip.finish((yield from clip.sample(x0, clip.noise(), conditionings, rows=rows)))
 
     return Session(batch, make, groups=[list(range(frames))])
 

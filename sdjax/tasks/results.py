@@ -36,15 +36,20 @@ def joined(pictures: Sequence[np.ndarray]) -> Pictures:
 
 
 @contextlib.contextmanager
-def advice(height: int, width: int, count: int, dtype: str) -> Iterator[None]:
-    """Turns a device's out-of-memory error into an OutOfMemoryError that says what to try."""
+def advice(height: int, width: int, count: int, dtype: str, *, window: int | None = None) -> Iterator[None]:
+    """Turns a device's out-of-memory error into an OutOfMemoryError that says what to try.
+
+    `window`: the number of frames of a clip that the network sees at a time; None for pictures.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise
         tries = []
-        if count > 1:
+        if window is not None and window > 1:
+            tries.append(f"a smaller frame_window than {window}")
+        elif count > 1:
             tries.append(f"fewer pictures at once than {count}")
         if height * width > 512 * 512:
             tries.append(f"a smaller size than {width} x {height}")
