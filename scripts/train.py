@@ -34,6 +34,7 @@ TRAININGS = (
     "pretrain",
     "distill",
     "controlnet",
+    "image_prompt",
 )
 
 DESCRIPTION = """\

@@ -10,10 +10,12 @@ from sdjax.config import ModelConfig
 from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.write.controlnet import write_controlnet
+from sdjax.convert.write.ip_adapter import write_ip_adapter
 from sdjax.convert.write.safetensors_writer import write_safetensors
-from sdjax.loading.run_layout import ADAPTER, CONTROL, EMBEDDINGS
+from sdjax.loading.run_layout import ADAPTER, CONTROL, EMBEDDINGS, IMAGE_PROMPT
 from sdjax.loading.trainable import Addition
 from sdjax.loading.trainable.control import NETWORK, ControlTraining
+from sdjax.loading.trainable.image_prompt import ImagePromptTraining
 from sdjax.loading.training_metadata import run_metadata
 from sdjax.nn.controlnet import of_unet
 from sdjax.storage.files import new_file
@@ -25,7 +27,8 @@ def write_files(
 ) -> list[pathlib.Path]:
     """Writes the files of what was learned into a folder, replacing older ones, and returns their paths.
 
-    ADAPTER holds the changes, in kohya's names, and CONTROL a ControlNet, in diffusers' names. EMBEDDINGS is a folder
+    ADAPTER holds the changes, in kohya's names, CONTROL a ControlNet, in diffusers' names, and IMAGE_PROMPT an
+    IP-Adapter. EMBEDDINGS is a folder
     with a file for each word, as diffusers writes them. Their metadata are those of the run in the folder.
     """
     written = []
@@ -40,6 +43,11 @@ def write_files(
         net = of_unet(model.unet, factor=model.vae.factor, pooled=trainable.pooled)
         told = run_metadata(folder, model, name=folder.resolve().name, step=step, kind="controlnet")
         write_controlnet(path, net, learned[NETWORK], metadata=told, overwrite=True)
+        written.append(path)
+    if isinstance(trainable, ImagePromptTraining):
+        path = folder / IMAGE_PROMPT
+        told = run_metadata(folder, model, name=folder.resolve().name, step=step, kind="ip-adapter")
+        write_ip_adapter(path, trainable.network(model), learned["ip_adapter"], metadata=told, overwrite=True)
         written.append(path)
     for word, rows in trainable.embeddings(learned).items():
         path = folder / EMBEDDINGS / f"{file_name(word)}.safetensors"

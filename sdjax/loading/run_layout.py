@@ -6,11 +6,8 @@ from typing import Any
 from sdjax.storage import addresses, buckets
 
 SETTINGS, BASE, CHECKPOINTS = "settings.json", "base", "checkpoints"
-ADAPTER, EMBEDDINGS, CONTROL = (
-    "adapter.safetensors",
-    "embeddings",
-    "controlnet.safetensors",
-)  # what was learned beside the model
+ADAPTER, EMBEDDINGS = "adapter.safetensors", "embeddings"  # what was learned beside the model ...
+CONTROL, IMAGE_PROMPT = "controlnet.safetensors", "ip_adapter.safetensors"  # ... and networks of their own
 DATASET = "dataset.json"  # what the training set holds: sdjax.train.data.statistics
 REFERENCE = "base.json"  # replaces BASE if the start model was not copied
 

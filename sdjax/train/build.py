@@ -15,6 +15,7 @@ from sdjax.adapters.patch import patched
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.loading.trainable import Addition, Trainable, attach
 from sdjax.loading.trainable.control import ControlTraining
+from sdjax.loading.trainable.image_prompt import ImagePromptTraining
 from sdjax.nn import param_shapes
 from sdjax.pipeline.placement import default_dtype
 from sdjax.prompts.tokenizer import Tokenizer
@@ -92,6 +93,7 @@ class Setup:
             masks=tuple(bool(data.masks) for data in self.sets),
             hints=tuple(data.hints is not None for data in self.sets),
             control=self.trainable if isinstance(self.trainable, ControlTraining) else None,
+            image_prompt=self.trainable if isinstance(self.trainable, ImagePromptTraining) else None,
             captions=(self.text,) if self.held_out is None else (self.text, self.held_out),
             dtype=self.dtype,
             remat=c.remat,

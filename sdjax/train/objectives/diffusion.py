@@ -15,16 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from sdjax.adapters.ip_adapter import ImagePromptArrays, ImagePrompts
+from sdjax.adapters.patch import patched
 from sdjax.checks.effects import needs
 from sdjax.checks.notes import note
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.loading.trainable.control import NETWORK, ControlTraining
+from sdjax.loading.trainable.image_prompt import ImagePromptTraining
 from sdjax.nn import UNet
 from sdjax.nn.controlnet import ControlNet, of_unet
 from sdjax.pictures.image import to_float
 from sdjax.purpose import KINDS, kind_of
 from sdjax.schedule import NoiseSchedule
 from sdjax.train.objectives import conditioning, draws, inputs
+from sdjax.train.objectives.image_prompt import image_prompt
 from sdjax.train.objectives.noising import step_noise, step_perturbation
 from sdjax.train.objectives.objective import Batch, Loss, Losses, Metrics, Objective, RunFacts, held_out_keys
 from sdjax.train.objectives.weighting import ERRORS, HUBERS, huber_deltas, timestep_weights
@@ -146,6 +150,10 @@ class DiffusionObjective(Objective):
             raise ConfigError('a ControlNet learns from hints: set data.hints to a preprocessor or "files"')
         if facts.control is None and any(facts.hints):
             note("data.hints has no effect unless a ControlNet is trained: leave it out")
+        if facts.image_prompt is not None:
+            if any(facts.cached):
+                raise ConfigError("an IP-Adapter looks at pictures in training: give data.parts, not cached")
+            facts.image_prompt.vision()
         self.range_of(NoiseSchedule(model.schedule))
         predicted = model.schedule.prediction
         if self.like_epsilon and predicted != "v":
@@ -179,7 +187,9 @@ class DiffusionObjective(Objective):
 
     def _denoising(self, facts: RunFacts, empty: np.ndarray) -> "Denoising":
         condition = conditioning.CONDITIONS[kind_of(facts.model)]
-        return Denoising(facts.model, self, empty, condition, jnp.dtype(facts.dtype), facts.remat, facts.control)
+        return Denoising(
+            facts.model, self, empty, condition, jnp.dtype(facts.dtype), facts.remat, facts.control, facts.image_prompt
+        )
 
 
 def prediction_error(
@@ -219,6 +229,7 @@ class Denoising(NamedTuple):
     dtype: DTypeLike = jnp.float32  # what the networks compute in
     remat: str = "none"  # the UNet's
     control: ControlTraining | None = None
+    image_prompt: ImagePromptTraining | None = None
 
     def errors(self, whole: Params, batch: Batch, keys: Keys) -> Callable[[jax.Array], jax.Array]:
         """See above."""
@@ -231,6 +242,9 @@ class Denoising(NamedTuple):
             config, whole, batch, self.dtype, keys=keys, dropout=objective.dropout, empty=self.empty
         )
         network = self.network(whole, batch, context, told)
+        if self.image_prompt is not None:
+            own = image_prompt(self.image_prompt, config, whole, batch["image"], keys, self.dtype)
+            network = _patched(network, own)
         noise, perturbation = step_noise(objective, keys, x0), step_perturbation(objective, keys, x0)
         weight = self._places(batch["mask"], x0) if objective.masked else None
         return lambda t: prediction_error(
@@ -262,6 +276,18 @@ class Denoising(NamedTuple):
         factor = self.config.vae.factor
         white = (mask.astype(jnp.float32) / 255).reshape(b, h, factor, w, factor).mean((2, 4))
         return (self.objective.unmasked + (1 - self.objective.unmasked) * white)[..., None]
+
+
+def _patched(
+    network: Callable[[Latent, jax.Array], Latent], own: ImagePromptArrays
+) -> Callable[[Latent, jax.Array], Latent]:
+    """Returns the network, which also attends to pictures."""
+
+    def call(x: Latent, t: jax.Array) -> Latent:
+        with patched([ImagePrompts()], [None], [(own,)]):
+            return network(x, t)
+
+    return call
 
 
 def diffusion_loss(denoising: Denoising) -> Loss:
@@ -297,7 +323,9 @@ def denoising_losses(denoising: Denoising, count: int) -> Losses:
     objective = dataclasses.replace(
         denoising.objective, dropout=0.0, label_dropout=0.0, offset_noise=0.0, multires_noise=0, perturbation=0.0
     )
-    fixed = denoising._replace(objective=objective)
+    shown = denoising.image_prompt
+    shown = None if shown is None else dataclasses.replace(shown, dropout=0.0)
+    fixed = denoising._replace(objective=objective, image_prompt=shown)
     total = denoising.config.schedule.num_timesteps
     timesteps = [int((i + 0.5) * total / count) for i in range(count)]
 

@@ -9,7 +9,7 @@ from sdjax.typing import Key, Keys
 
 # The kinds of draws: the number that is folded into an example's key
 POSTERIOR, NOISE, OFFSET, PERTURBATION, TIMESTEP, CAPTION, LABEL, LEVEL, LEVEL_NOISE, HOLES, HOLES_POSTERIOR = range(11)
-OFFSET_STRENGTH, PERTURBATION_STRENGTH, MULTIRES, SCALE = range(11, 15)
+OFFSET_STRENGTH, PERTURBATION_STRENGTH, MULTIRES, SCALE, IMAGE_PROMPT = range(11, 16)
 
 
 def keys_of(key: Key, step: jax.Array, rows: jax.Array) -> Keys:

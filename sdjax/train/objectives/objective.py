@@ -10,6 +10,7 @@ import numpy as np
 
 from sdjax.config import ModelConfig
 from sdjax.loading.trainable.control import ControlTraining
+from sdjax.loading.trainable.image_prompt import ImagePromptTraining
 from sdjax.nn.jax_settings import make_key
 from sdjax.train.objectives.draws import keys_of
 from sdjax.typing import Key, Keys, Params
@@ -34,7 +35,7 @@ class RunFacts:
     `cached`, `masks`, `hints` and `captions` have an entry for the training set and, if there is one, for the held-out
     set: whether it is a cache of latents, whether it has masks or hints, and how its batches hold captions ("ids" or
     "context"). `timesteps` is the number of timesteps that a held-out set is measured at. `average` says whether the
-    run has a moving average. `control` is the ControlNet that learns, if one does.
+    run has a moving average. `control` is the ControlNet that learns, if one does, and `image_prompt` the IP-Adapter.
     """
 
     model: ModelConfig
@@ -48,6 +49,7 @@ class RunFacts:
     timesteps: int = 4
     average: bool = True
     control: ControlTraining | None = None
+    image_prompt: ImagePromptTraining | None = None
 
 
 class Objective(Protocol):
