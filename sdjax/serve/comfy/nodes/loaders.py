@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sdjax.config import ModelConfig, VAEConfig
+from sdjax.config import ModelConfig, UNetConfig, VAEConfig
 from sdjax.convert.checkpoint import open_checkpoint
 from sdjax.convert.parts.autoencoder import autoencoder
 from sdjax.convert.parts.lone import read_whole
@@ -74,11 +74,13 @@ def read_vae(run: Run, name: str) -> Vae:
     """Returns the autoencoder of a file: alone, of a whole model, or TAESD."""
     path = run.host.file("vae", name)
     checkpoint = open_checkpoint(path)
-    described = checkpoint.native_config().vae if checkpoint.native else VAEConfig()
-    config, leaves, _ = autoencoder(path, described, None)
+    own = checkpoint.native_config().vae if checkpoint.native else VAEConfig()
+    config, leaves, _ = autoencoder(path, own, None)
     dtype = default_dtype()
     params = {"vae": cast(read_whole(leaves, np.dtype(np.float32), "vae"), dtype)}
-    alone = Pipeline(ModelConfig("vae", vae=config), params, None, dtype)  # type: ignore[arg-type]
+    channels = config.latent_channels
+    described = ModelConfig("autoencoder", UNetConfig(in_channels=channels, out_channels=channels), config)
+    alone = Pipeline(described, params, None, dtype)  # type: ignore[arg-type]
     return Vae(run.host.prepared(alone))
 
 
