@@ -11,6 +11,8 @@ from sdjax.serve.bodies import Refused, read_body
 from sdjax.serve.comfy.user_files import UserFiles
 
 SETTINGS = "settings.json"
+FIRST = {"Comfy.TutorialCompleted": True}  # settings that nobody made yet: no tour of templates at the start
+STYLE = "user.css"  # the page asks for it at every start
 USER = "user/"  # before the names of saved files
 MOST_BYTES = 16 * 2**20
 SECONDS = 30
@@ -26,8 +28,8 @@ class Kept:
         try:
             found = json.loads(self._files.read(SETTINGS))
         except (KeyError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return dict(FIRST)
+        return {**FIRST, **found} if isinstance(found, dict) else dict(FIRST)
 
     async def settings(self, request: Request) -> Response:
         """Answers with all settings."""
@@ -67,8 +69,11 @@ class Kept:
         try:
             content = await to_thread.run_sync(self._files.read, self._name(request))
         except KeyError:
+            if request.path_params["file"] == STYLE:
+                return Response("", media_type="text/css")
             raise Refused("there is no such file", 404) from None
-        return Response(content, media_type="application/octet-stream")
+        kind = "text/css" if request.path_params["file"] == STYLE else "application/octet-stream"
+        return Response(content, media_type=kind)
 
     async def write(self, request: Request) -> Response:
         """Keeps a file; ?overwrite=false refuses to replace another one."""

@@ -58,7 +58,7 @@ def routes(server: "Server") -> list[BaseRoute]:
         ("GET", "/extensions", _nothing([])), ("GET", "/features", _nothing({})),
         ("GET", "/i18n", _nothing({})), ("GET", "/workflow_templates", _nothing({})),
         ("GET", "/global_subgraphs", _nothing({})), ("GET", "/node_replacements", _nothing({})),
-        ("GET", "/experiment/models", _nothing([])),
+        ("GET", "/experiment/models", _nothing([])), ("GET", "/internal/folder_paths", _nothing({})),
         ("GET", "/users", _nothing({"storage": "server", "migrated": True})),
         ("GET", "/settings", kept.settings), ("POST", "/settings", kept.change_settings),
         ("GET", "/settings/{id}", kept.setting), ("POST", "/settings/{id}", kept.change_setting),
