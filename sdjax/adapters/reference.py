@@ -46,7 +46,7 @@ class ReferenceArrays:
     fidelity: Float[Numbers, "b"]
     during: Float[Numbers, "b 2"]
 
-    def on(self, t: Timestep) -> Bool[Array, "b"]:
+    def on(self, t: Timestep) -> Bool[Numbers, "b"]:
         """Returns whether it works at the timesteps t [b]."""
         return (self.during[:, 0] >= t) & (t > self.during[:, 1])
 
@@ -191,7 +191,8 @@ def attention_numbers(config: UNetConfig) -> dict[str, float]:
     found: list[tuple[int, int, str]] = []  # -channels, place in the network, path
     for path in self_attentions(config):
         side, _, number = path.partition("/")[0].partition("_blocks_")
-        level = {"down": int, "up": lambda text: levels - 1 - int(text)}.get(side, lambda _: levels - 1)(number)
+        middle = levels - 1
+        level = {"down": int(number or 0), "up": levels - 1 - int(number or 0)}.get(side, middle)
         place = {"down": level, "up": 2 * levels - level}.get(side, levels)
         found.append((-config.channels[level], place, path))
     ordered = sorted(found, key=lambda one: one[:2])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdjax.adapters.reference import ReferenceArrays
@@ -40,7 +41,7 @@ def reference_arrays(
         ]
         weights = np.array([[one.weight * used for used in MODES[one.mode]] for one in several], np.float32)
         made = ReferenceArrays(
-            latent=pipe.encode_image(np.stack(fitting), seamless=requests[0].seamless, **where),
+            latent=pipe.encode_image(jnp.asarray(np.stack(fitting)), seamless=requests[0].seamless, **where),
             noise=pipe.noise(jax.vmap(jax.random.fold_in, (0, None))(keys, k), height, width, **where),
             alphas_cumprod=alphas,
             attention=weights[:, 0],

@@ -15,7 +15,11 @@ from PIL import Image
 from shelf import Shelf
 
 import sdjax
+from sdjax import samplers
 from sdjax.adapters import LowRank, Strength
+from sdjax.diffusion.conditioning import Conditioning
+from sdjax.diffusion.constraint import Held
+from sdjax.pipeline.model import make_keys
 from sdjax.pipeline.placement import make_mesh
 from sdjax.scripts.main import main
 from sdjax.serve.engine import Engine, Work
@@ -92,6 +96,20 @@ def test_pictures_with_other_samplers_steps_and_scales_join_and_are_those_made_a
     pipe = models.pipeline()
     for request, picture in zip(MIXED, made, strict=True):
         assert near(sdjax.generate(pipe, [request], **ONE)[0], picture)  # one 8-bit level
+
+
+@pytest.mark.slow  # compiles programs for each kind
+def test_a_latent_that_is_held_as_in_comfyui_is_not_joined_with_others(joined):
+    mesh, keys = make_mesh(jax.devices()[:1]), make_keys([1])
+    rows = samplers.repeat(samplers.DDIM().steps(joined.schedule, 3), 1)
+    x, branches = joined.noise(keys, 64, 64, mesh=mesh), [Conditioning(joined.encode_prompt(["a"], mesh=mesh))]
+    held = Held(0 * x, np.arange(64).reshape(1, 8, 8, 1) % 2 * np.float32(1), x)
+    rest = samplers.Linear(), rows, 14.6 * x, keys, branches
+    makers = [lambda known=known: list(joined.sampling(*rest, known=known, mesh=mesh))[-1][1].x
+              for known in (None, held)]  # fmt: skip
+    for made, known in zip(together(joined, makers), (None, held), strict=True):
+        want = models.pipeline().sample(*rest, known=known, mesh=mesh).x
+        np.testing.assert_allclose(made, want, atol=1e-3)
 
 
 def test_a_picture_that_is_given_up_leaves_and_closing_ends_the_others(joined):

@@ -209,6 +209,8 @@ def test_events_come_in_order_and_a_watcher_that_fails_is_left_out(engine_with):
     assert made.wait(10)
     assert seen[-3:] == ["progress", "picture", "done"]
     assert made.fraction == 1
+    made.tell("node", kind="ValueError")  # data of any name: this is an error's kind
+    assert seen[-1] == "node"
 
 
 def test_a_bug_in_a_task_is_told_without_its_text(engine_with):

@@ -122,11 +122,12 @@ class Comfy:
         for number, name in enumerate(sorted(_pictures_of(graph))):
             key = f"image{number}"
             pictures[key], inputs[key] = name, with_opacity(self.files.read(f"input/{name}"))
-        settings = {"prompt": graph.to_json(), "workflow": workflow, "pictures": pictures}
+        written = graph.to_json()
+        settings = {"prompt": written, "workflow": workflow, "pictures": pictures}
         work = Work("workflow", settings, inputs, client=client, priority=1 if given.get("front") is True else 0)
         job = self.server.submit(work)
         public = {"client_id": client, "extra_pnginfo": {"workflow": workflow}}
-        prompt = Prompt(self.prompts.next_number(), job, settings["prompt"], public, client)
+        prompt = Prompt(self.prompts.next_number(), job, written, public, client)
         self.prompts.add(prompt)
         return prompt
 
@@ -145,7 +146,7 @@ class Comfy:
     async def change_queue(self, request: Request) -> Response:
         """Takes {clear: true} or {delete: [ids]}: those that wait are removed."""
         given = await read_json(self.server, request)
-        wanted = given.get("delete") if isinstance(given.get("delete"), list) else []
+        wanted = _ids_to_delete(given)
         for prompt in list(self.prompts.known.values()):
             if prompt.job.state == "waiting" and (given.get("clear") is True or prompt.job.id in wanted):
                 await to_thread.run_sync(prompt.job.cancel)
@@ -173,7 +174,7 @@ class Comfy:
     async def change_history(self, request: Request) -> Response:
         """Takes {clear: true} or {delete: [ids]}: the list forgets them; saved pictures stay."""
         given = await read_json(self.server, request)
-        wanted = given.get("delete") if isinstance(given.get("delete"), list) else []
+        wanted = _ids_to_delete(given)
         for id, prompt in list(self.prompts.known.items()):
             if prompt.job.ended and (given.get("clear") is True or id in wanted):
                 del self.prompts.known[id]
@@ -373,6 +374,11 @@ def _channel(content: bytes, channel: str) -> bytes:
     if channel == "rgb":
         return encode_png(pixels[..., :3])
     return rgba_png(np.concatenate([np.zeros_like(pixels[..., :3]), pixels[..., 3:]], axis=-1))
+
+
+def _ids_to_delete(given: dict[str, Any]) -> list[Any]:
+    wanted = given.get("delete")
+    return wanted if isinstance(wanted, list) else []
 
 
 def _count(request: Request, name: str, default: int) -> int:

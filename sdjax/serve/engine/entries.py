@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from sdjax.adapters.lora import LoRA
 from sdjax.diffusion.conditioning import Conditioning
-from sdjax.diffusion.constraint import Known
+from sdjax.diffusion.constraint import Constraint, Known
 from sdjax.diffusion.guidance import Guidance
 from sdjax.pipeline import placement, programs
 from sdjax.samplers.noise import MadeNoise
@@ -63,7 +63,7 @@ class Entry:
     keys: Keys
     branches: tuple[Conditioning, ...]
     guidance: Guidance
-    known: Known | None
+    known: Constraint | None
     made: list[MadeNoise | None]
     alone: bool = False  # the sampler's rule takes no filling
     owner: str = ""
@@ -167,7 +167,7 @@ def common_contexts(entries: Sequence[Entry]) -> tuple[int, int]:
 
 def _arrays(
     one: Entry, length: int, stages: int, rank: int, lora: OwnLoRA | None
-) -> tuple[State, Keys, tuple[Conditioning, ...], Guidance, Known | None]:
+) -> tuple[State, Keys, tuple[Conditioning, ...], Guidance, Constraint | None]:
     branches = one.conditionings(length, stages)
     if lora is not None:
         own = filled(one.lora, lora, rank)

@@ -152,7 +152,7 @@ class Job:
         with self._changed:
             self.state, self._show = "waiting", None
 
-    def tell(self, kind: str, **data: Any) -> None:
+    def tell(self, kind: str, /, **data: Any) -> None:
         """Sends an event to all watchers. One that fails is watched no longer."""
         with self._changed:
             watchers = list(self._watchers)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdjax.diffusion.conditioning import Conditioning
-from sdjax.diffusion.constraint import Known
+from sdjax.diffusion.constraint import Constraint, Known
 from sdjax.diffusion.guidance import Guidance, Unguided
 from sdjax.diffusion.network import UNetNetwork
 from sdjax.nn.jax_settings import pinned
@@ -128,7 +128,7 @@ class JoinedPipeline(Pipeline):
 
     def sampling(
         self, rule: Rule, rows: Rows, x: Latent, keys: Keys, branches: Sequence[Conditioning],
-        guidance: Guidance | None = None, *, known: Known | None = None, made: MadeNoise | None = None,
+        guidance: Guidance | None = None, *, known: Constraint | None = None, made: MadeNoise | None = None,
         exact: bool = False, mesh: Any = None, parallel: str = "jit", **network: Any,
     ) -> Iterator[tuple[int, State]]:  # fmt: skip
         """Samples from `x` (`Pipeline.sampling`). Every picture is an entry of its own, beside those of other jobs.
@@ -161,7 +161,7 @@ class JoinedPipeline(Pipeline):
     @pinned()
     def _entry(
         self, i: int, rule: Rule, rows: Rows, x: Latent, keys: Keys, whole: Sequence[Conditioning],
-        guidance: Guidance, known: Known | None, made: MadeNoise | None, network: dict[str, Any],
+        guidance: Guidance, known: Constraint | None, made: MadeNoise | None, network: dict[str, Any],
     ) -> Entry:  # fmt: skip
         """Returns picture i of a batch as an entry, with its state before the first row."""
         mesh, several = self._on.mesh, len(x) > 1
@@ -198,7 +198,7 @@ class JoinedPipeline(Pipeline):
             state,
             others,
             guidance,
-            known if alone else None,
+            None if isinstance(known, Known) and not alone else known,  # who has none is given one of this class
             parts[0],
             [one.context is None for one in branches],
         )

@@ -189,7 +189,7 @@ def upscale_with_model(run: Run, upscale_model: LoadedESRGAN, image: Images) -> 
     """Enlarges pictures by an upscaler."""
     times = upscale_model.config.times
     checked((len(image), image.shape[1] * times, image.shape[2] * times, 3))
-    made = []
+    made: list[np.ndarray] = []
     for one in image:
         run.progress(len(made), len(image))
         pixels = np.asarray(one, np.float32)
