@@ -5,7 +5,20 @@ import dataclasses
 from sdjax.adapters.deep_shrink import DeepShrink
 from sdjax.adapters.token_merging import TokenMerging
 from sdjax.diffusion.guidance import Rule
-from sdjax.diffusion.rules import APG, PAG, SAG, TCFG, CFGNorm, CFGZeroStar, FreeU, Mahiro, PerpNeg, Rescale
+from sdjax.diffusion.rules import (
+    APG,
+    PAG,
+    SAG,
+    TCFG,
+    CFGNorm,
+    CFGZeroStar,
+    EpsilonScaling,
+    FreeU,
+    FreSca,
+    Mahiro,
+    PerpNeg,
+    Rescale,
+)
 from sdjax.serve.comfy.definitions import choice, link, node, real, switch, whole
 from sdjax.serve.comfy.host import Run
 from sdjax.serve.comfy.sampling import with_schedule
@@ -64,7 +77,7 @@ def mahiro(run: Run, model: Model) -> tuple[Model]:
 @node("CFGZeroStar", "advanced/guidance", (MODEL,), OUT)
 def cfg_zero_star(run: Run, model: Model) -> tuple[Model]:
     """Scales the unconditional answer to fit the conditional one."""
-    return _ruled(model, CFGZeroStar())
+    return _ruled(model, CFGZeroStar(zero_steps=0.0, space="x0", fitted="epsilon"))
 
 
 @node("CFGNorm", "advanced/guidance", (MODEL, real("strength", 1.0, 0.0, 100.0)), OUT)
@@ -76,7 +89,7 @@ def cfg_norm(run: Run, model: Model, strength: float) -> tuple[Model]:
 @node("TCFG", "advanced/guidance", (MODEL,), OUT, title="Tangential Damping CFG")
 def tcfg(run: Run, model: Model) -> tuple[Model]:
     """Removes the part of the unconditional answer that is across the conditional one."""
-    return _ruled(model, TCFG())
+    return _ruled(model, TCFG(space="epsilon"))
 
 
 @node(
@@ -85,7 +98,23 @@ def tcfg(run: Run, model: Model) -> tuple[Model]:
 )  # fmt: skip
 def apg(run: Run, model: Model, eta: float, norm_threshold: float, momentum: float) -> tuple[Model]:
     """Guides across the conditional answer more than along it."""
-    return _ruled(model, APG(eta=eta, threshold=norm_threshold, momentum=momentum))
+    return _ruled(model, APG(eta=eta, threshold=norm_threshold, momentum=momentum, form="comfyui", space="x0"))
+
+
+@node(
+    "FreSca", "_for_testing",
+    (MODEL, real("scale_low", 1.0, 0.0, 10.0), real("scale_high", 1.25, 0.0, 10.0), whole("freq_cutoff", 20, 1, 10000)),
+    OUT,
+)  # fmt: skip
+def fresca(run: Run, model: Model, scale_low: float, scale_high: float, freq_cutoff: int) -> tuple[Model]:
+    """Guides low and high frequencies with scales of their own."""
+    return _ruled(model, FreSca(scale_low, scale_high, float(freq_cutoff)))
+
+
+@node("Epsilon Scaling", "model_patches/unet", (MODEL, real("scaling_factor", 1.005, 0.5, 1.5, 0.001)), OUT)
+def epsilon_scaling(run: Run, model: Model, scaling_factor: float) -> tuple[Model]:
+    """Divides the predicted noise by a number near 1."""
+    return _ruled(model, EpsilonScaling(scaling_factor))
 
 
 @node(
