@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,10 @@ def run(args: argparse.Namespace) -> None:
         listen(Server(engine, library, settings), ready=lambda address: print(f"sdjax serves {address}", flush=True))
     finally:
         engine.close()
+    print("stopped; what waits is made after the next start", flush=True)
+    if any(thread.daemon and thread.name.startswith("sdjax") for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(0)  # a program is still being compiled, which cannot be stopped
 
 
 def own_name(library: Any, path: str) -> str:

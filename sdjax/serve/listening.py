@@ -69,6 +69,8 @@ def listen(server: Server, ready: Callable[[str], None] = lambda address: None) 
     LOG.setLevel(logging.INFO)
     try:
         asyncio.run(serve())
+    except KeyboardInterrupt:  # uvicorn has ended in order, and raises it again
+        pass
     finally:
         own.close()
 
