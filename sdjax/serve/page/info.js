@@ -6,7 +6,7 @@ import { dropBox } from "./drop.js";
 import { chooseModel, writeSettings } from "./form.js";
 import { findModel } from "./library.js";
 import { TASKS } from "./schema.js";
-import { t } from "./texts.js";
+import { has, t } from "./texts.js";
 
 // Settings of tasks that the form or the other settings can have. What else a picture records of its making, such as the
 // size of the picture that it was made from, is no setting.
@@ -37,7 +37,7 @@ async function read(file, restored) {
     type: "button", class: "primary", text: "info.use", on: { click: async () => restored(await restore(found)) },
   });
   const items = Object.entries(flat(found)).map(([name, value]) => [
-    el("dt", { raw: name }), el("dd", { raw: typeof value === "string" ? value : JSON.stringify(value) }),
+    el("dt", { raw: has(`field.${name}`) ? t(`field.${name}`) : name }), el("dd", { raw: typeof value === "string" ? value : JSON.stringify(value) }),
   ]);
   const unknown = (found.unknown ?? []).map((one) => (typeof one === "string" ? one : `${one.name ?? ""} ${one.text ?? ""}`.trim()));
   byId("info-found").replaceChildren(
