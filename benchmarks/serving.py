@@ -90,7 +90,7 @@ def ask(engine: Engine, count: int, clients: int) -> tuple[float, list[float]]:
 
 
 def short_while_long(engine: Engine, slots: int) -> dict[str, float]:
-    """Returns the seconds of a request of two steps alone, and while all other slots draw 100 steps each."""
+    """Returns the seconds of a request of two steps alone, and while all other slots draw 500 steps each."""
 
     def short() -> float:
         start = time.perf_counter()
@@ -98,7 +98,7 @@ def short_while_long(engine: Engine, slots: int) -> dict[str, float]:
         return time.perf_counter() - start
 
     alone = statistics.median(short() for _ in range(3))
-    long = {"prompt": "a cat", "num_steps": 100}
+    long = {"prompt": "a cat", "num_steps": 500}
     jobs = [engine.submit(Work("txt2img", long, client="long", save=False)) for _ in range(slots - 1)]
     while any(not job.done for job in jobs):
         time.sleep(0.01)
