@@ -51,6 +51,16 @@ def test_progress_preview_and_time_left_are_shown_and_escape_cancels(open_page: 
     assert [job["state"] for job in server.jobs.values()] == ["cancelled"]
     assert page.inner_text("#status") == "Cancelled"
     assert page.locator("#history li").count() == 0
+    page.wait_for_selector("#shown .empty")  # the preview of what will not be is gone
+
+
+def test_each_picture_of_a_job_is_kept_as_soon_as_it_is_made(open_page: "Open", server: "FakeServer") -> None:
+    page = open_page()
+    page.fill("#field-num_images", "3")
+    acts.generate(page)
+    assert page.locator("#history li").count() == 3
+    seed = server.works[0]["settings"]["seed"]
+    assert f"Seed {seed + 2} " in page.inner_text("#caption")
 
 
 def test_several_jobs_wait_in_a_queue_and_each_can_be_cancelled(open_page: "Open", server: "FakeServer") -> None:

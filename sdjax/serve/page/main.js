@@ -10,7 +10,7 @@ import { axesInUse, runGrid, startGrid } from "./grid.js";
 import { startGuides } from "./guides.js";
 import * as history from "./history.js";
 import { restoreFrom, startInfo } from "./info.js";
-import { cancel, followAgain, run } from "./jobs.js";
+import { cancel, current, followAgain, run } from "./jobs.js";
 import { startKeys } from "./keys.js";
 import { startLibrary } from "./library.js";
 import { startPrompts } from "./prompts.js";
@@ -43,7 +43,7 @@ async function start() {
     upscale: (one) => edit(one, "upscale"), download: stage.download, forget });
   await history.startHistory((record) => showResult(() => stage.showRecord(record)));
   if (history.newest()) stage.showRecord(history.newest());
-  document.addEventListener("job", ({ detail }) => detail.state === "done" && !detail.grid && takePictures(detail));
+  document.addEventListener("job", ({ detail }) => takePictures(detail));
   await followAgain();
   document.body.dataset.ready = "";
 }
@@ -159,9 +159,13 @@ async function generate() {
 
 const recordOf = (picture, job) => ({ task: job.task, created: Date.now() / 1000, settings: { prompt: job.prompt }, ...picture });
 
+/** Shows the finished pictures of a job, also of one that is cancelled after them. */
 function takePictures(job) {
   if (document.querySelector(".grids")) return; // a grid shows its own
-  for (const picture of job.pictures) history.add(recordOf(picture, job));
+  for (const picture of job.pictures.filter(Boolean)) history.add(recordOf(picture, job));
+  if (current() || !document.querySelector("#shown .preview")) return;
+  if (history.newest()) stage.showRecord(history.newest());
+  else stage.showNothing();
 }
 
 async function forget(record) {
