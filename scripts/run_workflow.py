@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
         if not dot:
             raise ValueError(f"--set takes NODE.INPUT=VALUE, such as 3.steps=10; got {name}={value}")
         graph = graph.replace(number, key, value)
+        check_input(graph.nodes[number].kind, key)
     host = PlainHost(args.model, Path(args.input_dir), Path(args.outdir), args.dtype, show=print)
     if args.dry_run:
         for line in listed(graph):
@@ -92,6 +93,15 @@ def run(args: argparse.Namespace) -> None:
     checked = check(graph, host)
     check_outdir(args.outdir)
     run_graph(checked, host)
+
+
+def check_input(kind: str, key: str) -> None:
+    """Raises ValueError if a known node has no input of this name."""
+    from sdjax.serve.comfy.nodes import NODES
+
+    if kind in NODES and NODES[kind].input(key) is None:
+        known = ", ".join(one.name for one in NODES[kind].inputs)
+        raise ValueError(f"{kind} has no input {key!r} to --set; it has {known}")
 
 
 def listed(graph: Any) -> list[str]:

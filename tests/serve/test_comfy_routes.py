@@ -12,8 +12,7 @@ from test_comfy_graphs import graph
 from sdjax.pictures.image import encode_png
 from sdjax.serve.comfy.multipart import read_form
 from sdjax.serve.comfy.nodes import NODES
-from sdjax.serve.comfy.pictures import with_opacity
-from sdjax.serve.comfy.routes import rgba_png
+from sdjax.serve.comfy.pictures import rgba_png, with_opacity
 from sdjax.serve.comfy.task import run_workflow
 from sdjax.serve.comfy.user_files import UserFiles
 

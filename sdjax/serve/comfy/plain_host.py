@@ -16,6 +16,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.serve.comfy.pictures import with_opacity
 
 T = TypeVar("T")
+KINDS = ("checkpoint", "vae", "lora", "embedding", "hypernetwork", "control", "clip_vision", "upscaler")
 WHOLE_MODELS = ("checkpoint", "vae")  # kinds that a plain "*" stands for
 LONGEST_NAME = 255
 
@@ -108,6 +109,7 @@ class PlainHost:
             return None
         for pattern, place in self.models:
             own, colon, rest = pattern.partition(":")
+            colon = colon if own in KINDS else ""
             if colon and own != kind:
                 continue
             pattern = rest if colon else pattern

@@ -153,6 +153,10 @@ class Prompts:
         self.known: OrderedDict[str, Prompt] = OrderedDict()
         self._count = 0
 
+    def all(self) -> list[Prompt]:
+        """Returns the prompts, the oldest first."""
+        return list(self.known.values())
+
     def next_number(self) -> int:
         """Returns the number of a new prompt."""
         self._count += 1

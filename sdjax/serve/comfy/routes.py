@@ -11,19 +11,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from sdjax._version import __version__
-from sdjax.pictures.image import encode_png
 from sdjax.serve.bodies import Refused, read_body, read_json
 from sdjax.serve.comfy import frontend
 from sdjax.serve.comfy.checking import check
 from sdjax.serve.comfy.graph import Graph, GraphError, read_api_form
-from sdjax.serve.comfy.kept import Kept
 from sdjax.serve.comfy.nodes import NODES
 from sdjax.serve.comfy.object_info import describe, object_info
-from sdjax.serve.comfy.pictures import with_opacity
+from sdjax.serve.comfy.pictures import channel_of, in_folder, placed, plain_name, rgba_png, with_opacity
 from sdjax.serve.comfy.prompts import Prompt, Prompts, from_records
 from sdjax.serve.comfy.sockets import Sockets
 from sdjax.serve.comfy.task import LibraryNames, memory_of
 from sdjax.serve.comfy.user_files import UserFiles
+from sdjax.serve.comfy.user_routes import UserRoutes
 from sdjax.serve.engine import UnknownPicture, Work
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ ERROR = {"type": "prompt_outputs_failed_validation", "details": "", "extra_info"
 def routes(server: "Server") -> list[BaseRoute]:
     """Returns the routes, and those of ComfyUI's page."""
     comfy = Comfy(server)
-    kept = Kept(comfy.files)
+    kept = UserRoutes(comfy.files)
     table: list[tuple[str, str, Callable[..., Any]]] = [
         ("POST", "/prompt", comfy.submit), ("GET", "/prompt", comfy.remaining),
         ("GET", "/queue", comfy.queue), ("POST", "/queue", comfy.change_queue),
@@ -88,7 +87,7 @@ class Comfy:
         self.files = UserFiles(server.engine.state / "comfyui")
         self.memory = memory_of(server.engine.models)
         self.prompts = Prompts()
-        self.sockets = Sockets(self.prompts, self._remaining)
+        self.sockets = Sockets(self.prompts, self.memory, self._remaining)
 
     @property
     def names(self) -> LibraryNames:
@@ -112,7 +111,8 @@ class Comfy:
     def _submit(self, given: Mapping[str, Any]) -> Prompt:
         graph = read_api_form(given.get("prompt"))
         names = self.names
-        check(graph, names)
+        also = {name: None for name in _pictures_of(graph) if self._is_there(name)}
+        check(graph, LibraryNames(names.library, {**names.pictures, **also}))
         extra = given.get("extra_data")
         extra = extra if isinstance(extra, Mapping) else {}
         info = extra.get("extra_pnginfo")
@@ -121,7 +121,7 @@ class Comfy:
         pictures, inputs = {}, {}
         for number, name in enumerate(sorted(_pictures_of(graph))):
             key = f"image{number}"
-            pictures[key], inputs[key] = name, with_opacity(self.files.read(f"input/{name}"))
+            pictures[key], inputs[key] = name, with_opacity(self._view(*placed(name)))
         written = graph.to_json()
         settings = {"prompt": written, "workflow": workflow, "pictures": pictures}
         work = Work("workflow", settings, inputs, client=client, priority=1 if given.get("front") is True else 0)
@@ -131,6 +131,12 @@ class Comfy:
         self.prompts.add(prompt)
         return prompt
 
+    def _is_there(self, name: str) -> bool:
+        try:
+            return bool(self._view(*placed(name)))
+        except UnknownPicture:
+            return False
+
     async def remaining(self, request: Request) -> Response:
         """Answers with the number of prompts that are left."""
         return JSONResponse({"exec_info": {"queue_remaining": self._remaining()}})
@@ -138,7 +144,7 @@ class Comfy:
     async def queue(self, request: Request) -> Response:
         """Answers with the prompts that run and those that wait."""
         lists: dict[str, list[Any]] = {"queue_running": [], "queue_pending": []}
-        for prompt in self.prompts.known.values():
+        for prompt in self.prompts.all():
             if not prompt.job.ended:
                 lists["queue_running" if prompt.job.state == "running" else "queue_pending"].append(prompt.queued())
         return JSONResponse(lists)
@@ -147,7 +153,7 @@ class Comfy:
         """Takes {clear: true} or {delete: [ids]}: those that wait are removed."""
         given = await read_json(self.server, request)
         wanted = _ids_to_delete(given)
-        for prompt in list(self.prompts.known.values()):
+        for prompt in self.prompts.all():
             if prompt.job.state == "waiting" and (given.get("clear") is True or prompt.job.id in wanted):
                 await to_thread.run_sync(prompt.job.cancel)
         return JSONResponse({})
@@ -155,7 +161,7 @@ class Comfy:
     async def history(self, request: Request) -> Response:
         """Answers with prompts that are over; ?max_items=N, ?offset=N."""
         limit, offset = _count(request, "max_items", MOST_HISTORY), _count(request, "offset", 0)
-        past = {id: one.past() for id, one in self.prompts.known.items() if one.job.ended}
+        past = {one.job.id: one.past() for one in self.prompts.all() if one.job.ended}
         if len(past) < limit:
             records = await to_thread.run_sync(self.engine.history, None, MOST_HISTORY)
             past = {**{id: one for id, one in from_records(records).items() if id not in past}, **past}
@@ -175,15 +181,15 @@ class Comfy:
         """Takes {clear: true} or {delete: [ids]}: the list forgets them; saved pictures stay."""
         given = await read_json(self.server, request)
         wanted = _ids_to_delete(given)
-        for id, prompt in list(self.prompts.known.items()):
-            if prompt.job.ended and (given.get("clear") is True or id in wanted):
-                del self.prompts.known[id]
+        for prompt in self.prompts.all():
+            if prompt.job.ended and (given.get("clear") is True or prompt.job.id in wanted):
+                self.prompts.known.pop(prompt.job.id, None)
         return JSONResponse({})
 
     async def jobs(self, request: Request) -> Response:
         """Answers with prompts by ?status=a,b, the newest first, ?limit and ?offset."""
-        status = request.query_params.get("status")
-        chosen = [one for one in reversed(self.prompts.known.values()) if status is None or one.status in status]
+        status = request.query_params.get("status", "").split(",")
+        chosen = [one for one in reversed(self.prompts.all()) if status == [""] or one.status in status]
         limit, offset = _count(request, "limit", MOST_HISTORY), _count(request, "offset", 0)
         page = [one.listed() for one in chosen[offset : offset + limit]]
         more = offset + limit < len(chosen)
@@ -211,8 +217,8 @@ class Comfy:
     async def interrupt(self, request: Request) -> Response:
         """Stops the prompts that run, or the one of {prompt_id}."""
         given = await read_json(self.server, request)
-        for id, prompt in list(self.prompts.known.items()):
-            if prompt.job.state == "running" and given.get("prompt_id") in (None, id):
+        for prompt in self.prompts.all():
+            if prompt.job.state == "running" and given.get("prompt_id") in (None, prompt.job.id):
                 await to_thread.run_sync(prompt.job.cancel)
         return JSONResponse({})
 
@@ -227,9 +233,11 @@ class Comfy:
     async def view(self, request: Request) -> Response:
         """Answers with a picture: ?filename, ?type=output, temp or input, ?channel=rgb or a."""
         query = request.query_params
-        content = await to_thread.run_sync(self._view, query.get("filename", ""), query.get("type", "output"))
+        content = await to_thread.run_sync(
+            self._view, in_folder(query.get("subfolder", ""), query.get("filename", "")), query.get("type", "output")
+        )
         if query.get("channel") in ("rgb", "a"):
-            content = await to_thread.run_sync(_channel, content, query["channel"])
+            content = await to_thread.run_sync(channel_of, content, query["channel"])
         kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
         if content[:4] == b"RIFF":
             kind = "image/webp"
@@ -262,14 +270,17 @@ class Comfy:
             content = part.content
         await to_thread.run_sync(with_opacity, content)
         replace = "overwrite" in form and form["overwrite"].content.strip().lower() in (b"true", b"1")
-        name = await to_thread.run_sync(self._keep, part.filename, content, replace)
-        return JSONResponse({"name": name, "subfolder": "", "type": "input"})
+        folder = form["subfolder"].content.decode("utf-8", "replace") if "subfolder" in form else ""
+        folder = "/".join(filter(None, map(plain_name, folder.split("/"))))
+        name = await to_thread.run_sync(self._keep, in_folder(folder, plain_name(part.filename)), content, replace)
+        return JSONResponse({"name": name.rpartition("/")[2], "subfolder": folder, "type": "input"})
 
     def _masked(self, mask: bytes, reference: bytes) -> bytes:
         """Returns a picture that is there with the opacity of another one, as the editor's mask is sent."""
         try:
             told = json.loads(reference)
-            original = with_opacity(self._view(str(told.get("filename")), str(told.get("type", "output"))))
+            name = in_folder(str(told.get("subfolder", "")), str(told.get("filename")))
+            original = with_opacity(self._view(name, str(told.get("type", "output"))))
         except (ValueError, AttributeError, RecursionError):
             raise Refused('original_ref names a picture: {"filename": ..., "type": ...}') from None
         opacity = with_opacity(mask)[..., 3]
@@ -277,11 +288,8 @@ class Comfy:
             raise Refused("the mask has another size than its picture")
         return rgba_png(np.concatenate([original[..., :3], opacity[..., None]], axis=-1))
 
-    def _keep(self, filename: str, content: bytes, replace: bool) -> str:
+    def _keep(self, name: str, content: bytes, replace: bool) -> str:
         """Returns the name under which a picture is kept: its own, or with a number if another one has that."""
-        plain = filename.replace("\\", "/").rpartition("/")[2]
-        name = "".join(one if one.isprintable() and one not in '<>:"|?*' else "_" for one in plain).strip(" .")[:200]
-        name = name or "picture.png"
         stem, dot, ending = name.rpartition(".")
         for number in range(1, 10_000):
             try:
@@ -344,36 +352,10 @@ def refusal(error: GraphError, graph: Any) -> dict[str, Any]:
     return {"error": {**ERROR, "message": first}, "node_errors": wrong}
 
 
-def rgba_png(pixels: np.ndarray) -> bytes:
-    """Returns a picture with its opacity, uint8 [h, w, 4], as a PNG file."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    height, width = pixels.shape[:2]
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6))
-        + chunk(b"IEND", b"")
-    )
-
-
 def _pictures_of(graph: Graph) -> set[str]:
     """Returns the names of the pictures that a graph reads."""
     values = (node.inputs.get("image") for node in graph.nodes.values() if node.kind in PICTURE_NODES)
     return {value for value in values if isinstance(value, str)}
-
-
-def _channel(content: bytes, channel: str) -> bytes:
-    pixels = with_opacity(content)
-    if channel == "rgb":
-        return encode_png(pixels[..., :3])
-    return rgba_png(np.concatenate([np.zeros_like(pixels[..., :3]), pixels[..., 3:]], axis=-1))
 
 
 def _ids_to_delete(given: dict[str, Any]) -> list[Any]:

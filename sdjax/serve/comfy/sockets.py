@@ -12,6 +12,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sdjax.pictures.image import encode_png
 from sdjax.serve.comfy.prompts import Prompt, Prompts
+from sdjax.serve.comfy.task import Memory
 from sdjax.serve.engine.work import Event
 
 MOST_MESSAGES = 1000  # that wait for a reader who is too slow; he is cut off then
@@ -24,8 +25,8 @@ FEATURES = {"supports_preview_metadata": False, "max_upload_size": 64 * 2**20}
 class Sockets:
     """All open websockets, by client. Messages about a prompt go to the client that queued it."""
 
-    def __init__(self, prompts: Prompts, remaining: Callable[[], int]) -> None:
-        self._prompts, self._remaining = prompts, remaining
+    def __init__(self, prompts: Prompts, memory: Memory, remaining: Callable[[], int]) -> None:
+        self._prompts, self._memory, self._remaining = prompts, memory, remaining
         self._open: dict[asyncio.Queue[Any], str] = {}
 
     async def serve(self, socket: WebSocket) -> None:
@@ -38,7 +39,7 @@ class Sockets:
         queue: asyncio.Queue[Any] = asyncio.Queue(MOST_MESSAGES)
         self._open[queue] = client
         queue.put_nowait(self._status(client))
-        for prompt in self._prompts.known.values():
+        for prompt in self._prompts.all():
             if prompt.client == client and prompt.job.state == "running" and prompt.node is not None:
                 queue.put_nowait(_text("executing", {"node": prompt.node, "prompt_id": prompt.job.id}))
         sending = asyncio.create_task(_send(socket, queue))
@@ -65,22 +66,23 @@ class Sockets:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._take, prompt, event)
 
-        stop = prompt.job.watch(tell)
+        # First its nodes, then its end: so no order of threads lets the end come before a node
+        self._memory.listen(prompt.job.id, lambda data: tell(Event("node", prompt.job.id, data)))
+        prompt.job.watch(tell)
         self._send_status()
-        if prompt.job.state != "waiting":  # it began before it was watched
-            self._take(prompt, Event("started", prompt.job.id))
-        if prompt.job.ended:
-            stop()
+        if prompt.job.ended:  # before it was watched
             error = {} if prompt.job.error is None else {"error": prompt.job.error}
-            self._take(prompt, Event(prompt.job.state, prompt.job.id, error))
+            tell(Event(prompt.job.state, prompt.job.id, error))
 
     def _take(self, prompt: Prompt, event: Event) -> None:
         if event.kind == "preview":
             for pixels in event.data["pictures"][:1]:
                 self._put(struct.pack(">II", PREVIEW, PNG) + encode_png(pixels), prompt.client)
             return
-        if event.kind == "started" and prompt.started is not None and not prompt.job.ended and prompt.states:
+        if event.kind == "started" and prompt.started is not None:
             return
+        if event.kind in ("node", "done", "failed") and prompt.started is None:
+            self._take(prompt, Event("started", prompt.job.id))
         if event.kind in ("done", "failed", "cancelled") and prompt.ended is not None:
             return
         for kind, data in prompt.take(event):

@@ -16,6 +16,7 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.serve.comfy.checking import check
 from sdjax.serve.comfy.graph import read_api_form
 from sdjax.serve.comfy.host import Cancelled
+from sdjax.serve.comfy.plain_host import KINDS
 from sdjax.serve.comfy.running import Cache, NodeError, run
 from sdjax.serve.engine.joined import JoinedPipeline
 from sdjax.serve.engine.work import Cancelled as JobCancelled
@@ -28,17 +29,36 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_SHOWN = 256 * 2**20  # bytes of pictures that are shown and not saved
+MOST_TOLD = 500  # jobs whose nodes are remembered
 MOST_CACHES = 8  # clients whose last run is remembered
-KINDS = ("checkpoint", "vae", "lora", "embedding", "hypernetwork", "control", "clip_vision", "upscaler")
 
 
 @dataclasses.dataclass(eq=False)
 class Memory:
-    """What workflows leave in memory: pictures that were only shown, and each client's last run."""
+    """What workflows leave in memory: pictures that were only shown, each client's last run, what happened to nodes."""
 
     shown: Uploads = dataclasses.field(default_factory=lambda: Uploads(MOST_SHOWN))
     caches: OrderedDict[str, Cache] = dataclasses.field(default_factory=OrderedDict)
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    _told: "OrderedDict[str, list[dict[str, Any]]]" = dataclasses.field(default_factory=OrderedDict)
+    _listeners: dict[str, Callable[[dict[str, Any]], None]] = dataclasses.field(default_factory=dict)
+
+    def tell(self, job: str, **data: Any) -> None:
+        """Tells what happens to a node of a job, to who listens now and to who listens later. Progress is not kept."""
+        with self.lock:
+            if data["what"] != "progress":
+                self._told.setdefault(job, []).append(data)
+            while len(self._told) > MOST_TOLD:
+                self._listeners.pop(self._told.popitem(last=False)[0], None)
+            if job in self._listeners:
+                self._listeners[job](data)
+
+    def listen(self, job: str, call: Callable[[dict[str, Any]], None]) -> None:
+        """Calls a function, which must not wait, with what happened to a job's nodes and with what will happen."""
+        with self.lock:
+            for data in self._told.setdefault(job, []):
+                call(data)
+            self._listeners[job] = call
 
     def take(self, client: str) -> Cache:
         """Returns a client's cache for one run; a new one if another run has it."""
@@ -141,7 +161,7 @@ class EngineHost(LibraryNames):
 
     def progress(self, number: str, done: int, total: int) -> None:
         """Reports a node's progress as the job's."""
-        self._job.job.tell("node", what="progress", node=number, done=done, total=total)
+        self.memory.tell(self._job.job.id, what="progress", node=number, done=done, total=total)
         self._job.progress(done, total)
 
     def preview(self, number: str, pixels: np.ndarray) -> None:
@@ -152,7 +172,7 @@ class EngineHost(LibraryNames):
         """Tells what happens to a node."""
         if kind == "executing":
             self.saving = number
-        self._job.job.tell("node", what=kind, node=number, ui=ui)
+        self.memory.tell(self._job.job.id, what=kind, node=number, ui=ui)
 
     def cancelled(self) -> bool:
         """Returns whether the job was cancelled."""
@@ -180,9 +200,8 @@ def run_workflow(work: Work, context: "Context") -> list[Finished]:
     except Cancelled:
         raise JobCancelled from None
     except NodeError as error:
-        context.job.tell(
-            "node", what="error", node=error.number, kind=error.kind, reason=context.plain(error.reason)
-        )  # fmt: skip
+        reason = context.plain(error.reason)
+        memory.tell(context.job.id, what="error", node=error.number, kind=error.kind, reason=reason)
         raise
     finally:
         memory.give_back(work.client, cache)

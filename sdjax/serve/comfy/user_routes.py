@@ -18,7 +18,7 @@ MOST_BYTES = 16 * 2**20
 SECONDS = 30
 
 
-class Kept:
+class UserRoutes:
     """The routes' functions."""
 
     def __init__(self, files: UserFiles) -> None:
