@@ -6,6 +6,8 @@ import pytest
 
 import sdjax
 from sdjax.adapters.delta import LowRank
+from sdjax.adapters.regions import RegionArrays
+from sdjax.tasks.prompting import Typed
 from sdjax.tasks.regions import Region, parse, read_region
 
 import models
@@ -75,7 +77,8 @@ def test_texts():
     one = parse("0,0,0.5,1:0.8=a rocket, red ### blurry")
     assert (one.place, one.weight, one.prompt, one.negative_prompt) == (LEFT, 0.8, "a rocket, red", "blurry")
     assert parse("mask.png=a = b").prompt == "a = b"
-    pixels = read_region("32,0,32,64=x", models.TINY, (64, 64), "no", None, 1)
+    assert parse('"m=1.png":0.5=x').place == "m=1.png"
+    pixels = read_region("32,0,32,64=x", models.TINY, (64, 64), "no", Typed(""), None, 1)
     assert pixels.mask.mean() == 0.5
     assert pixels.negative_prompt == "no"
 
@@ -95,11 +98,46 @@ def test_texts():
 )
 def test_bad_regions_are_refused_in_a_sentence(given, said):
     with pytest.raises(ValueError, match=said):
-        read_region(given, models.TINY, (64, 64), "", None, 1)
+        read_region(given, models.TINY, (64, 64), "", Typed(""), None, 1)
+
+
+def test_styles_and_choices_are_those_of_the_picture(tmp_path):
+    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt\nfilm,{prompt} on film,blurry\n")
+    typed = Typed("", styles=("film",), styles_file=str(tmp_path / "styles.csv"), seed=3)
+    got = read_region("0,0,1,1={a|a}", models.TINY, (64, 64), "no", typed, None, 1)
+    assert (got.prompt, got.negative_prompt) == ("a on film", "no")
+    got = read_region(Region("a", WHOLE, negative_prompt="b"), models.TINY, (64, 64), "no", typed, None, 1)
+    assert got.negative_prompt == "b, blurry"
+
+
+def test_a_stage_begins_at_its_timestep():
+    contexts = np.arange(8, dtype=np.float32).reshape(1, 2, 4, 1, 1)
+    changes = np.array([[[np.inf, 500, 200, -np.inf], [np.inf, np.inf, 100, 50]]], np.float32)
+    arrays = RegionArrays(contexts, np.arange(8).reshape(1, 2, 4), changes, np.ones((1, 2, 1, 1)))
+    for t, want in (900, [0, 5]), (500, [1, 5]), (200, [2, 5]), (100, [2, 6]), (0, [2, 7]):
+        found, lengths = arrays.at(jnp.array([float(t)]))
+        np.testing.assert_array_equal(found[0, :, 0, 0], want)
+        np.testing.assert_array_equal(lengths[0], want)
+
+
+@pytest.mark.slow  # compiles networks
+def test_a_prompt_that_changes_is_the_pictures():
+    strong = {"num_steps": 4, "guidance_scale": 40.0}
+    got = made([Region("[a dog:a cat:0.5]", WHOLE)], **strong)
+    assert np.abs(got - made([], prompt="[a dog:a cat:0.5]", **strong)).max() <= 1
+    assert np.abs(got - made([], prompt="a dog", **strong)).max() > 1
+
+
+@pytest.mark.slow  # compiles networks
+def test_a_region_lies_in_the_whole_picture_also_in_windows_and_two_passes():
+    wide = {"width": 128, "window": 64}
+    half = made([Region("a dog", LEFT)], **wide)
+    plain = made([], **wide)
+    left, right = (np.abs(half - plain)[:, :, side].mean() for side in (slice(0, 24), slice(104, 128)))
+    assert left > 3 * right
+    sdjax.two_pass(models.pipeline(), "a", regions=[Region("a dog", LEFT)], enlarge=1.5, **FEW)
 
 
 def test_what_does_not_go_with_regions_is_refused():
-    with pytest.raises(ValueError, match="regions need the whole picture"):
-        made([Region("a", LEFT)], window=64)
-    with pytest.raises(ValueError, match="one text for all steps"):
-        made([Region("[a:b:0.5]", LEFT)], num_steps=4)
+    with pytest.raises(ValueError, match="a region's prompt is one text"):
+        made([Region("a AND b", LEFT)])

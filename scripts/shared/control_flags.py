@@ -96,8 +96,10 @@ def _for_picture(text: str, k: int) -> str:
     if not isinstance(use.hint, str) or not Path(use.hint).is_dir():
         return text
     from sdjax import pictures
+    from sdjax.tasks.flag_texts import quoted, split_at, split_options
 
     files = pictures.list_pictures(use.hint)
-    head, _, tail = text.partition("=")
+    head, given = split_options("a control", text)
     prefix = "" if use.preprocess is None else f"{use.preprocess}:"
-    return f"{head}={prefix}{files[k % len(files)]}{tail[len(prefix) + len(use.hint) :]}"
+    hint = f"{split_at(head, '=')[0]}={prefix}{quoted(str(files[k % len(files)]))}"
+    return ",".join([hint, *(f"{name}={quoted(value)}" for name, value in given)])

@@ -38,8 +38,6 @@ def _folder(folder: str, flag: str) -> Path:
     flag = f"--{flag.replace('_', '-')}"
     if not Path(folder).is_dir():
         raise ValueError(f"{flag} {folder} is no folder")
-    if set(",=") & set(folder):
-        raise ValueError(f"the name of the folder {flag} has a comma or =, which separate names: rename {folder}")
     return Path(folder)
 
 
@@ -47,6 +45,7 @@ def _control(text: str, folder: Path) -> str:
     """Returns the text of a control with files in the place of names."""
     from sdjax.loading.builtin import EDGES
     from sdjax.tasks.controls import read_text
+    from sdjax.tasks.flag_texts import quoted
 
     use: Any = read_text(text)
     network = EDGES if use.network == EDGES else _file(folder, use.network, ENDINGS)
@@ -57,17 +56,19 @@ def _control(text: str, folder: Path) -> str:
     made = (
         "" if hint is None and use.preprocess is None else f"={'' if use.preprocess is None else use.preprocess + ':'}"
     )
-    return f"{network}:{use.weight}{made}{hint or ''}{''.join(f',{name}={value}' for name, value in further)}"
+    options = "".join(f",{name}={quoted(str(value))}" for name, value in further)
+    return f"{quoted(network)}:{use.weight}{made}{quoted(hint or '')}{options}"
 
 
 def _image_prompt(text: str, folder: Path) -> str:
     """Returns the text of an image prompt with files in the place of names."""
+    from sdjax.tasks.flag_texts import quoted
     from sdjax.tasks.image_prompt_texts import FILES, pairs
 
     made = []
     for key, value in pairs(text):
         file = _file(folder, value, ENDINGS if key in ("adapter", "encoder") else ()) if key in FILES else value
-        made.append(file if key == "adapter" else f"{key}={file}")
+        made.append(quoted(file) if key == "adapter" else f"{key}={quoted(file)}")
     return ",".join(made)
 
 

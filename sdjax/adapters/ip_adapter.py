@@ -42,6 +42,10 @@ class ImagePrompts:
     computes for another batch, such as NAG's, does not look at the picture.
     """
 
+    def cut(self, own: Sequence[ImagePromptArrays], rows: Array, columns: Array) -> list[ImagePromptArrays]:
+        """Returns the per-image arrays of a window of the latent (`sdjax.diffusion.windows`)."""
+        return [one if one.mask is None else one.replace(mask=cut(one.mask, rows, columns)) for one in own]
+
     def intercept(self, shared: None, own: Sequence[ImagePromptArrays]) -> Interceptor:
         """Returns the interceptor of the layers `.../attn2/attend`."""
         sizes = Sizes()
@@ -81,6 +85,11 @@ def _added(
     if own.mask is not None:
         weight = weight * shrunk(own.mask, size).reshape(len(q), -1, 1, 1)
     return jnp.where(weight == 0, out, out + (weight * seen).astype(out.dtype))
+
+
+def cut(mask: Float[Array, "*b h w"], rows: Array, columns: Array) -> Float[Array, "*b m n"]:
+    """Returns the part of masks with these rows and columns."""
+    return jnp.take(jnp.take(jnp.asarray(mask), rows, axis=-2), columns, axis=-1)
 
 
 def shrunk(mask: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b _ _"]:

@@ -8,23 +8,32 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from sdjax.adapters.ip_adapter import shrunk
+from sdjax.adapters.ip_adapter import cut, shrunk
 from sdjax.adapters.lora import ImageLoRA, LoRA, SharedLoRA
 from sdjax.adapters.patch import Context, Interceptor, is_aside, path_of
 from sdjax.adapters.spans import Sizes
+from sdjax.typing import Timestep
 
 
 @struct.dataclass
 class RegionArrays:
     """The r regions of each picture of a batch.
 
-    `contexts` [b, r, m, d] are their encoded prompts, with `lengths` [b, r] valid tokens. `masks` [b, r, h, w] are
-    their weights at each place: 0 is outside.
+    `contexts` [b, r, s, m, d] are their encoded prompts at s stages of sampling, with `lengths` [b, r, s] valid tokens.
+    Stage k begins at the timestep `changes` [b, r, s] number k, the first at infinity. `masks` [b, r, h, w] are their
+    weights at each place: 0 is outside.
     """
 
-    contexts: Float[Array, "b r m d"]
-    lengths: Int[Array, "b r"]
+    contexts: Float[Array, "b r s m d"]
+    lengths: Int[Array, "b r s"]
+    changes: Float[Array, "b r s"]
     masks: Float[Array, "b r h w"]
+
+    def at(self, t: Timestep) -> tuple[Float[Array, "b r m d"], Int[Array, "b r"]]:
+        """Returns contexts and lengths at the timesteps t [b]."""
+        stage = (t[:, None, None] <= self.changes).sum(-1)[..., None] - 1
+        taken = jnp.take_along_axis(jnp.asarray(self.contexts), stage[..., None, None], axis=2)
+        return taken[:, :, 0], jnp.take_along_axis(jnp.asarray(self.lengths), stage, axis=2)[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +44,10 @@ class Regions:
     masks leave to 1. Attention that another patch computes, such as to a picture, is not changed.
     """
 
+    def cut(self, own: RegionArrays, rows: Array, columns: Array) -> RegionArrays:
+        """Returns the per-image arrays of a window of the latent (`sdjax.diffusion.windows`)."""
+        return dataclasses.replace(own, masks=cut(own.masks, rows, columns))
+
     def intercept(self, shared: None, own: RegionArrays) -> Interceptor:
         """Returns the interceptor of `.../attn2/to_k`, `to_v` and `attend`.
 
@@ -42,20 +55,27 @@ class Regions:
         """
         sizes = Sizes()
         waiting: dict[str, Array] = {}  # keys and values of the regions [b, r m, width], by layer
-        b, r, m, d = own.contexts.shape
+        b, r, _, m, d = own.contexts.shape
+        contexts: Array | None = None
+        lengths: Array | None = None
 
         def intercept(
             method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
         ) -> Any:
+            nonlocal contexts, lengths
             path = path_of(context)
             sizes.see(path, args)
+            if not path and not is_aside():
+                contexts, lengths = own.at(args[1])
             attention, _, layer = path.rpartition("/")
             ours = attention.endswith("/attn2") and layer in ("to_k", "to_v", "attend")
             if not ours or len(args[0]) != b or is_aside():
                 return method(*args, **kwargs)
+            assert contexts is not None
+            assert lengths is not None
             if layer != "attend":
                 (text,) = args
-                out = method(jnp.concatenate([text, own.contexts.reshape(b, r * m, d).astype(text.dtype)], axis=1))
+                out = method(jnp.concatenate([text, contexts.reshape(b, r * m, d).astype(text.dtype)], axis=1))
                 waiting[path] = out[:, text.shape[1] :]
                 return out[:, : text.shape[1]]
             out = method(*args, **kwargs)
@@ -70,7 +90,7 @@ class Regions:
             rest = jnp.maximum(1 - masks.sum(1), 0)
             total = rest * out.astype(jnp.float32)
             for i in range(r):
-                total += masks[:, i] * method(q, keys[:, i], values[:, i], own.lengths[:, i])
+                total += masks[:, i] * method(q, keys[:, i], values[:, i], lengths[:, i])
             return (total / (rest + masks.sum(1))).astype(out.dtype)
 
         return intercept
@@ -95,6 +115,10 @@ class RegionLoRA:
     number: int
     count: int
     tokens: int
+
+    def cut(self, own: RegionLoRAArrays, rows: Array, columns: Array) -> RegionLoRAArrays:
+        """Returns the per-image arrays of a window of the latent (`sdjax.diffusion.windows`)."""
+        return dataclasses.replace(own, mask=cut(own.mask, rows, columns))
 
     def intercept(self, shared: SharedLoRA | None, own: RegionLoRAArrays) -> Interceptor:
         """Returns the interceptor of all layers that the adapters change."""

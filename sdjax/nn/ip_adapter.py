@@ -192,6 +192,8 @@ def attention_paths(config: UNetConfig) -> list[tuple[str, int]]:
                 for j in range(count)
                 for k in range(config.transformer_depth[level])
             ]
+    if not config.mid_block:
+        return paths
     middle = "mid_block/attentions_0/transformer_blocks_{}/attn2"
     return [*paths, *((middle.format(k), config.channels[last]) for k in range(config.transformer_depth[last]))]
 

@@ -1,6 +1,6 @@
 """What pictures add to the UNet, as patches with arrays: adapters, hypernetworks and so on. `KINDS` is the table."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +13,10 @@ from sdjax.adapters.patch import Patch
 from sdjax.adapters.reference import References
 from sdjax.adapters.regions import Regions
 from sdjax.adapters.style_aligned import StyleAligned
-from sdjax.pipeline.model import Pipeline
-from sdjax.samplers import Linear, Start
 from sdjax.tasks import image_prompts, style_aligned
 from sdjax.tasks.adapter_spans import arrays, spans_of, timesteps_of
-from sdjax.tasks.computing import Computing
 from sdjax.tasks.control_arrays import control_arrays
+from sdjax.tasks.group import Group
 from sdjax.tasks.reference_arrays import reference_arrays
 from sdjax.tasks.region_additions import region_parts
 from sdjax.tasks.resolve import Resolved
@@ -45,86 +43,59 @@ class Kind(NamedTuple):
     """A kind of addition.
 
     `alike` says what pictures that share a program have in common, such as the identities of their networks. `make`
-    returns the additions of such pictures, in order, from their requests and starts, the pipeline, and how they are
-    computed.
+    returns the additions of such pictures, in order.
     """
 
     alike: Callable[[Resolved], Hashable]
-    make: Callable[[Sequence[Resolved], Sequence[Start], Pipeline, Computing], list[Addition]]
+    make: Callable[[Group], list[Addition]]
 
 
-def _adapters(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing) -> list[Addition]:
-    if not requests[0].adapters:
+def _adapters(group: Group) -> list[Addition]:
+    if not group.first.adapters:
         return []
-    made = arrays([one.adapters for one in requests], _timesteps(requests), pipe.params["unet"])
+    made = arrays([one.adapters for one in group.requests], group.timesteps, group.pipe.params["unet"])
     return [Addition(LoRA(), shared, own) for shared, own in made]
 
 
-def _hypernetworks(
-    requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing
-) -> list[Addition]:
-    uses = requests[0].hypernetworks
+def _hypernetworks(group: Group) -> list[Addition]:
+    uses = group.first.hypernetworks
     if not uses:
         return []
-    strengths = np.array([[use.strength for use in one.hypernetworks] for one in requests], np.float32)
+    strengths = np.array([[use.strength for use in one.hypernetworks] for one in group.requests], np.float32)
     during = [
-        [timesteps_of(use.span, t) for use in one.hypernetworks] for one, t in zip(requests, _timesteps(requests))
-    ]  # fmt: skip
+        [timesteps_of(use.span, t) for use in one.hypernetworks] for one, t in zip(group.requests, group.timesteps)
+    ]
     own = Strengths(strengths, np.array(during, np.float32))  # type: ignore[arg-type]
     return [Addition(Hypernetworks(), tuple(use.network for use in uses), own)]
 
 
-def _timesteps(requests: Sequence[Resolved]) -> list[np.ndarray]:
-    """Returns the timesteps of all calls of each picture; of adaptive samplers, which choose them later, all there are.
-
-    So a share of the steps is a share of the timesteps there, as for `sdjax.tasks.control_arrays`.
-    """
-    return [
-        np.ravel(one.sampler.steps(one.noise_schedule, one.num_steps).timestep)
-        if isinstance(one.sampler.rule, Linear)
-        else np.arange(one.noise_schedule.num_timesteps)[::-1]
-        for one in requests
-    ]
-
-
-def _image_prompts(
-    requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing
-) -> list[Addition]:
-    if not requests[0].image_prompts:
+def _image_prompts(group: Group) -> list[Addition]:
+    if not group.first.image_prompts:
         return []
-    size = (requests[0].height // pipe.config.vae.factor, requests[0].width // pipe.config.vae.factor)
-    own, away = image_prompts.arrays(
-        [one.image_prompts for one in requests], _timesteps(requests), size, pipe.config.unet
-    )
+    prompts = [one.image_prompts for one in group.requests]
+    own, away = image_prompts.arrays(prompts, group.timesteps, group.latent_size, group.pipe.config.unet)
     return [Addition(ImagePrompts(), None, own, away)]
 
 
-def _controls(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing) -> list[Addition]:
-    return [Addition(*control_arrays(requests, starts, pipe))] if requests[0].controls else []
+def _controls(group: Group) -> list[Addition]:
+    return [Addition(*control_arrays(group.requests, group.starts, group.pipe))] if group.first.controls else []
 
 
-def _regions(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing) -> list[Addition]:
-    if not requests[0].regions:
+def _regions(group: Group) -> list[Addition]:
+    if not group.first.regions:
         return []
-    parts = region_parts(requests, starts, _timesteps(requests), pipe, how)
+    parts = region_parts(group)
     return [*(Addition(*one) for one in parts.adapters), Addition(Regions(), None, parts.own, parts.away)]
 
 
-def _style_aligned(
-    requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing
-) -> list[Addition]:
-    if requests[0].style_aligned is None:
+def _style_aligned(group: Group) -> list[Addition]:
+    if group.first.style_aligned is None:
         return []
-    return [Addition(StyleAligned(), None, style_aligned.shares(requests, how.mesh.size))]
+    return [Addition(StyleAligned(), None, style_aligned.shares(group.requests, group.how.mesh.size))]
 
 
-def _references(
-    requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing
-) -> list[Addition]:
-    if not requests[0].references:
-        return []
-    own, away = reference_arrays(requests, starts, pipe, how)
-    return [Addition(References(), None, own, away)]
+def _references(group: Group) -> list[Addition]:
+    return [Addition(References(), None, *reference_arrays(group))] if group.first.references else []
 
 
 KINDS: tuple[Kind, ...] = (  # in the order of their patches: later ones wrap earlier ones
@@ -143,6 +114,6 @@ def alike(request: Resolved) -> tuple[Hashable, ...]:
     return tuple(kind.alike(request) for kind in KINDS)
 
 
-def additions(requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing) -> list[Addition]:
-    """Returns the additions of pictures that share a program (`alike`)."""
-    return [one for kind in KINDS for one in kind.make(requests, starts, pipe, how)]
+def additions(group: Group) -> list[Addition]:
+    """Returns the additions of a group of pictures (`alike`)."""
+    return [one for kind in KINDS for one in kind.make(group)]

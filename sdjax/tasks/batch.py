@@ -28,6 +28,7 @@ from sdjax.tasks.additions import Addition, additions, alike
 from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import Prompts, branch_of
 from sdjax.tasks.control_arrays import Seen, seeing
+from sdjax.tasks.group import Group
 from sdjax.tasks.inputs import one_each
 from sdjax.tasks.request import Each
 from sdjax.tasks.resolve import Resolved, begin, check_begin
@@ -339,7 +340,8 @@ class Batch:
     @functools.cached_property
     def _additions(self) -> list[Addition]:
         """What each picture adds to the UNet."""
-        return additions(self._fill(self.requests), self._fill(self.starts), self.pipe, self.how)
+        after = self._fill(self.after) if self.after else ()
+        return additions(Group(self._fill(self.requests), self._fill(self.starts), self.pipe, self.how, after))
 
     @property
     def where(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Options of a picture that cannot be combined, because they need the whole attention or the whole picture."""
+"""Options of a picture that cannot be combined, because they need the whole attention."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ def check_combinations(request: "Resolved") -> None:
     """Raises ValueError for options of a resolved request that cannot be combined."""
     check_attention(request)
     check_shared(request)
-    check_masks(request)
 
 
 def check_attention(request: "Resolved") -> None:
@@ -41,14 +40,3 @@ def check_shared(request: "Resolved") -> None:
         raise ValueError(
             "references and guidance that perturbs self-attention (pag, seg) change the same attention: leave one out"
         )
-
-
-def check_masks(request: "Resolved") -> None:
-    """Raises ValueError for regions and masks of image prompts in a picture that is made in windows."""
-    masks = {
-        "regions need": bool(request.regions),
-        "the mask of an image prompt needs": any(one.mask is not None for one in request.image_prompts),
-    }
-    for who, there in masks.items():
-        if there and request.window is not None:
-            raise ValueError(f"{who} the whole picture at once: leave this out, or make the picture without window")

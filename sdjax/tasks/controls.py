@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -27,6 +26,7 @@ from sdjax.preprocessors import PREPROCESSORS, checked_options
 from sdjax.prompts.tag_spans import Span, check_span
 from sdjax.tasks.adapters import split_weights
 from sdjax.tasks.extra_files import read_once
+from sdjax.tasks.flag_texts import split_at, split_options, unquoted
 from sdjax.tasks.hints import load_annotators
 from sdjax.typing import Params
 
@@ -115,16 +115,15 @@ def read_text(text: str) -> ControlUse:
     """
     given: dict[str, str] = {}
     annotators: list[str] = []
-    rest = text
-    while match := re.fullmatch(r"(.+),\s*([a-z_]+)=([^,=]*)", rest, re.DOTALL):
-        if match[2] == "annotator":
-            annotators.insert(0, match[3])
-        elif match[2] in given:
-            raise ValueError(f"--control {shown(text)} gives {match[2]} twice: give it once")
+    head, given_options = split_options("a control", text)
+    for key, value in given_options:
+        if key == "annotator":
+            annotators.append(value)
+        elif key in given:
+            raise ValueError(f"--control {shown(text)} gives {key} twice: give it once")
         else:
-            given[match[2]] = match[3]
-        rest = match[1]
-    file, equals, hint = rest.partition("=")
+            given[key] = value
+    file, equals, hint = map(unquoted, split_at(head, "="))
     file, weights = split_weights(file)
     if weights.text is not None or not file:
         raise ValueError(f"a control is FILE[:WEIGHT]=HINT, such as canny.safetensors:0.8=edges.png; got {shown(text)}")
@@ -135,7 +134,7 @@ def read_text(text: str) -> ControlUse:
     if equals and not hint and preprocess is None:
         raise ValueError(f"a control's hint is missing after = in {shown(text)}")
     fields: dict[str, Any] = {"weight": weights.unet}
-    if "weight" in given and rest.partition("=")[0] != file:
+    if "weight" in given and unquoted(split_at(head, "=")[0]) != file:
         raise ValueError(f"a control's weight is given twice in {shown(text)}: give it once")
     own = {} if preprocess in (None, INPAINT) else PREPROCESSORS[preprocess].options
     options: dict[str, float] = {}

@@ -28,8 +28,11 @@ def read_options(what: str, text: str, names: Collection[str]) -> tuple[str, lis
     return unquoted(head), options
 
 
-def split_options(what: str, text: str, names: Collection[str]) -> tuple[str, list[tuple[str, str]]]:
-    """As `read_options`, but names may stand several times, and the part before the options keeps its quotes."""
+def split_options(what: str, text: str, names: Collection[str] | None = None) -> tuple[str, list[tuple[str, str]]]:
+    """As `read_options`, but names may stand several times, and the part before the options keeps its quotes.
+
+    `names` None: all words are names.
+    """
     if text.count(QUOTE) % 2:
         raise ValueError(f"{what} has a quote that is not closed: {shown(text)}")
     head, *rest = _pieces(text)
@@ -43,7 +46,7 @@ def split_options(what: str, text: str, names: Collection[str]) -> tuple[str, li
                 head = f"{head},{piece}"
             continue
         name, value = found.groups()
-        if name not in names:
+        if names is not None and name not in names:
             raise ValueError(
                 f"{what} has no {shown(name)}; it has {', '.join(names)}. A file whose name has , and = stands in "
                 "double quotes"

@@ -8,6 +8,7 @@ import numpy as np
 
 from sdjax.checks.arguments import shown
 from sdjax.config import ModelConfig
+from sdjax.tasks.flag_texts import split_options, unquoted
 from sdjax.tasks.image_prompts import SHARES, EncodedPrompt, ImagePrompt, ImagePromptLike
 
 KEYS = ("image", "weight", "start", "end", "blocks", "mask", "negative", "embedding", "encoder")
@@ -15,7 +16,7 @@ FILES = ("adapter", "image", "mask", "negative", "embedding", "encoder")  # keys
 MOST_BYTES = 2**24  # of an embedding's file
 
 
-def read_image_prompt(given: ImagePromptLike | EncodedPrompt, config: ModelConfig) -> EncodedPrompt:
+def read_image_prompt(given: ImagePromptLike, config: ModelConfig) -> EncodedPrompt:
     """Returns an image prompt, encoded for models of this description. `given` is an ImagePrompt or a text (`parse`).
 
     One that is encoded already, in the first of two passes, is returned as it is.
@@ -45,22 +46,18 @@ def parse(text: str) -> ImagePrompt:
             raise ValueError(f"{key} is given twice in {shown(text)}")
         else:
             fields[key] = _READERS.get(key, str)(value)
+    if "image" not in fields and "embedding" not in fields:
+        raise ValueError(
+            f"an image prompt is ADAPTER,image=FILE and further KEY=VALUE with commas between, keys {', '.join(KEYS)}; "
+            f"got {shown(text)}"
+        )
     return ImagePrompt(**fields)
 
 
 def pairs(text: str) -> list[tuple[str, str]]:
     """Returns the keys and values of a text. Raises ValueError if they cannot be told apart."""
-    first, *rest = text.split(",")
-    pairs = [("adapter", first)]
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not equals or key not in KEYS or not value:
-            raise ValueError(
-                f"an image prompt is ADAPTER,image=FILE and further KEY=VALUE with commas between, keys "
-                f"{', '.join(KEYS)}; got {shown(part)} in {shown(text)}"
-            )
-        pairs.append((key, value))
-    return pairs
+    adapter, options = split_options("an image prompt", text, KEYS)
+    return [("adapter", unquoted(adapter)), *options]
 
 
 def _numbers(text: str) -> str | list[float]:

@@ -137,7 +137,7 @@ class EncodedPrompt:
         ]
 
 
-ImagePromptLike: TypeAlias = ImagePrompt | str
+ImagePromptLike: TypeAlias = ImagePrompt | EncodedPrompt | str
 
 
 def arrays(

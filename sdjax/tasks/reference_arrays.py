@@ -1,7 +1,6 @@
 """The reference pictures of a batch as arrays: latents, noise, weights, and the timesteps of each."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,22 +9,20 @@ import numpy as np
 
 from sdjax.adapters.reference import ReferenceArrays
 from sdjax.pictures.image import to_float
-from sdjax.pipeline.model import Pipeline, make_keys
-from sdjax.samplers import Linear, Start
+from sdjax.pipeline.model import make_keys
+from sdjax.samplers import Linear
 from sdjax.samplers.noise import REFERENCE
-from sdjax.tasks.computing import Computing
 from sdjax.tasks.control_arrays import fitted, shares_of, timesteps_of
+from sdjax.tasks.group import Group
 from sdjax.tasks.references import MODES, Reference
-from sdjax.tasks.resolve import Resolved
 
 
-def reference_arrays(
-    requests: Sequence[Resolved], starts: Sequence[Start], pipe: Pipeline, how: Computing
-) -> tuple[tuple[ReferenceArrays, ...], tuple[ReferenceArrays, ...]]:
-    """Returns the references of a batch for the branches of guidance with the prompt, and for those without it.
+def reference_arrays(group: Group) -> tuple[tuple[ReferenceArrays, ...], tuple[ReferenceArrays, ...]]:
+    """Returns the references of a group for the branches of guidance with the prompt, and for those without it.
 
     All have equally many.
     """
+    requests, starts, pipe, how, _ = group
     where: dict[str, Any] = {"mesh": how.mesh, "parallel": how.parallel}
     height, width = requests[0].height, requests[0].width
     keys = jax.vmap(jax.random.fold_in, (0, None))(make_keys([one.seed for one in requests]), REFERENCE)

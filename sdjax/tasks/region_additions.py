@@ -1,19 +1,16 @@
 """The regions of a batch as additions to the UNet: their prompts encoded, their masks, their adapters."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sdjax.adapters.lora import SharedLoRA
 from sdjax.adapters.regions import RegionArrays, RegionLoRA, RegionLoRAArrays
-from sdjax.pipeline.model import Pipeline
-from sdjax.samplers import Start
 from sdjax.tasks.adapter_spans import arrays
-from sdjax.tasks.computing import Computing
 from sdjax.tasks.contexts import NEGATIVE, Prompts
-from sdjax.tasks.regions import region_arrays, with_mask
+from sdjax.tasks.group import Group
+from sdjax.tasks.regions import RegionTexts, region_arrays, with_mask
 from sdjax.tasks.resolve import Resolved
 
 WHOLE = 77  # contexts are padded to multiples of this
@@ -27,37 +24,52 @@ class RegionParts(NamedTuple):
     adapters: list[tuple[RegionLoRA, SharedLoRA | None, RegionLoRAArrays]]
 
 
-def region_parts(
-    requests: Sequence[Resolved], starts: Sequence[Start], calls: Sequence[np.ndarray], pipe: Pipeline, how: Computing
-) -> RegionParts:
-    """Returns what the regions of a batch become; all pictures have equally many. `calls` are their timesteps.
+def region_parts(group: Group) -> RegionParts:
+    """Returns what the regions of a group become; all pictures have equally many.
 
-    Raises ValueError for a region's prompt that changes while sampling or is joined by AND.
+    Raises ValueError for a region's prompt with AND.
     """
-    regions = [request.regions for request in requests]
+    regions = [request.regions for request in group.requests]
     count = len(regions[0])
-    encoded: dict[int, list[list[np.ndarray]]] = {0: [], NEGATIVE: []}
-    for r in range(count):
-        asked = [_as_request(request, r) for request in requests]
-        prompts = Prompts(pipe, asked, starts, how)
-        if any(plan.stages > 1 or len(plan.prompts) > 1 for plan in prompts.plans):
-            raise ValueError("a region's prompt is one text for all steps: leave out [from:to:when] and AND there")
-        for branch, (context, length) in zip(encoded, prompts.contexts(list(encoded))):
-            whole = np.asarray(context)[: len(requests)]
-            lengths = [whole.shape[1]] * len(whole) if length is None else np.asarray(length)
-            encoded[branch].append([own[:n] for own, n in zip(whole, lengths)])
-    longest = max(len(one) for each in encoded.values() for of_region in each for one in of_region)
+    encoded = [_encoded(group, r) for r in range(count)]
+    longest = max(
+        len(one) for region in encoded for of_branch in region.values() for texts in of_branch for one in texts.contexts
+    )
     tokens = -(-longest // WHOLE) * WHOLE
-    factor = pipe.config.vae.factor
-    size = requests[0].height // factor, requests[0].width // factor
-    own, away = (region_arrays(regions, encoded[branch], size, tokens) for branch in (0, NEGATIVE))
+    own, away = (
+        region_arrays(regions, [one[branch] for one in encoded], group.latent_size, tokens) for branch in (0, NEGATIVE)
+    )
     adapters = []
     for r in range(count):
         mine = [each[r] for each in regions]
         if mine[0].adapters:
-            for made in arrays([one.adapters for one in mine], calls, pipe.params["unet"]):
-                adapters.append((RegionLoRA(r, count, tokens), *with_mask(made, mine, size)))
+            for made in arrays([one.adapters for one in mine], group.timesteps, group.pipe.params["unet"]):
+                adapters.append((RegionLoRA(r, count, tokens), *with_mask(made, mine, group.latent_size)))
     return RegionParts(own, away, adapters)
+
+
+def _encoded(group: Group, r: int) -> dict[int, list[RegionTexts]]:
+    """Returns the encoded prompts of region r of each picture, with the prompt (0) and without it (NEGATIVE)."""
+    asked = [_as_request(request, r) for request in group.requests]
+    prompts = Prompts(group.pipe, asked, group.starts, group.how, group.after)
+    stages = []
+    for start, plan in zip(group.starts, prompts.plans, strict=True):
+        if len(plan.prompts) > 1:
+            raise ValueError("a region's prompt is one text: leave out AND there, or give two regions at one place")
+        calls = np.zeros(0) if start.rows is None else np.ravel(start.rows.timestep)
+        begins = np.flatnonzero(np.diff(plan.stage)) + 1  # the calls at which the text changes
+        stages.append((plan.stage[np.concatenate([[0], begins])], calls[begins] if len(calls) else np.zeros(0)))
+    out = {}
+    for branch, (context, length) in zip((0, NEGATIVE), prompts.contexts([0, NEGATIVE])):
+        whole = np.asarray(context)
+        lengths = np.full(whole.shape[:-2], whole.shape[-2]) if length is None else np.asarray(length)
+        if whole.ndim == 3:
+            whole, lengths = whole[:, None], lengths[:, None]
+        out[branch] = [
+            RegionTexts([whole[i, k, : lengths[i, k]] for k in which], changes)
+            for i, (which, changes) in enumerate(stages)
+        ]
+    return out
 
 
 def _as_request(request: Resolved, r: int) -> Resolved:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from sdjax.pictures.opening import PictureSource
 from sdjax.tasks.adapter_files import USUAL, Conventions
 from sdjax.tasks.adapters import AdapterLike, AdapterUse, read_use, uses_in_prompt
 from sdjax.tasks.extra_files import opened
+from sdjax.tasks.flag_texts import split_at, unquoted
+from sdjax.tasks.prompting import Typed, final_texts
 
 NEGATIVE = "###"  # in a text: between a region's prompt and its negative prompt
 MOST = 32  # regions of one picture
@@ -61,54 +63,60 @@ class ResolvedRegion:
     weight: float
     mask: np.ndarray
     adapters: tuple[AdapterUse, ...]
+    place: Box | PictureSource
 
 
-RegionLike: TypeAlias = Region | str
+RegionLike: TypeAlias = Region | ResolvedRegion | str
 
 
 def read_region(
-    given: RegionLike | ResolvedRegion, config: ModelConfig, size: tuple[int, int], negative: str,
-    folder: str | None, steps: int,
-    conventions: Conventions = USUAL,
+    given: RegionLike, config: ModelConfig, size: tuple[int, int], negative: str, typed: Typed, folder: str | None,
+    steps: int, conventions: Conventions = USUAL,
 ) -> ResolvedRegion:  # fmt: skip
     """Returns a region of a picture of `size` (height, width), from a Region or a text (`parse`).
 
-    One that was read for another size is brought to this one. `negative` is the picture's negative prompt, `folder`
-    that of the tags `<lora:name:0.8>` in the region's prompt. Raises ValueError, and `sdjax.convert.CheckpointError`
-    for an adapter that cannot be used.
+    `negative` is the picture's final negative prompt, and `typed` has its styles and wildcards, which the region's
+    prompts get too. `folder` is that of the tags `<lora:name:0.8>` in the region's prompt.
+
+    A region that is resolved already is placed again, for a picture of another size.
+
+    Raises ValueError, and `sdjax.convert.CheckpointError` for an adapter that cannot be used.
     """
-    if isinstance(given, ResolvedRegion):  # of the first of two passes
-        return dataclasses.replace(given, mask=pictures.resize(given.mask, *size, "area"))
+    if isinstance(given, ResolvedRegion):
+        return dataclasses.replace(given, mask=_mask(given.place, size))
     region = parse(given) if isinstance(given, str) else given
     if not isinstance(region, Region):
         raise ValueError(f"a region is an sdjax.Region, or a text for one; got {shown(given)}")
-    prompt, tagged = uses_in_prompt(region.prompt, folder, config, steps, conventions)
+    final = typed._replace(prompt=region.prompt, negative_prompt=region.negative_prompt)
+    ((text, away),) = final_texts([final])
+    prompt, tagged = uses_in_prompt(text, folder, config, steps, conventions)
     uses = tuple(read_use(one, config, conventions) for one in region.adapters) + tagged
-    away = negative if region.negative_prompt is None else region.negative_prompt
-    return ResolvedRegion(prompt, away, region.weight, _mask(region.place, size), uses)
+    away = negative if region.negative_prompt is None else away
+    return ResolvedRegion(prompt, away, region.weight, _mask(region.place, size), uses, region.place)
 
 
 def parse(text: str) -> Region:
     """Returns the region of a text: PLACE[:WEIGHT]=PROMPT, and behind the prompt perhaps ### and a negative prompt.
 
-    PLACE is x,y,width,height or the file of a mask. Raises ValueError for anything else.
+    PLACE is x,y,width,height or the file of a mask, in double quotes if its name has =. Raises ValueError for anything
+    else.
     """
-    place, equals, prompts = text.partition("=")
+    place, equals, prompts = split_at(text, "=")
     if not equals or not place:
         raise ValueError(f"a region is PLACE=PROMPT, such as 0,0,0.5,1=a rocket; got {shown(text)}")
     prompt, mark, negative = prompts.partition(NEGATIVE)
-    weight = 1.0
+    weight, name = 1.0, unquoted(place)
     head, colon, tail = place.rpartition(":")
-    if colon and not os.path.exists(place):
+    if colon and not os.path.exists(name):
         with contextlib.suppress(ValueError):  # the colon may be the file's
-            place, weight = head, float(tail)
-    given: Any = place
-    parts = place.split(",")
-    if len(parts) == 4 and not os.path.exists(place):
+            name, weight = unquoted(head), float(tail)
+    given: Any = name
+    parts = name.split(",")
+    if len(parts) == 4 and not os.path.exists(name):
         try:
             given = tuple(float(part) for part in parts)
         except ValueError:
-            raise ValueError(f"a region's place is four numbers or a mask's file; got {shown(place)}") from None
+            raise ValueError(f"a region's place is four numbers or a mask's file; got {shown(name)}") from None
     return Region(prompt.strip(), given, weight, negative.strip() if mark else None)
 
 
@@ -144,21 +152,35 @@ def _mask(place: Any, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+class RegionTexts(NamedTuple):
+    """A region's prompt, encoded: `contexts[k]` [m, d] at stage k, which begins at timestep `changes[k - 1]`."""
+
+    contexts: list[np.ndarray]
+    changes: np.ndarray
+
+
 def region_arrays(
-    regions: Sequence[Sequence[ResolvedRegion]], contexts: Sequence[Sequence[np.ndarray]], size: tuple[int, int],
+    regions: Sequence[Sequence[ResolvedRegion]], texts: Sequence[Sequence[RegionTexts]], size: tuple[int, int],
     tokens: int,
 ) -> RegionArrays:  # fmt: skip
-    """Returns the arrays of a batch's regions. `contexts[r][i]` [m, d] is that of region r of picture i.
+    """Returns the arrays of a batch's regions. `texts[r][i]` are those of region r of picture i.
 
-    `size` is the latent's (height, width), `tokens` the length that contexts are padded to.
+    `size` is the latent's (height, width), `tokens` the length that contexts are padded to. The number of stages is a
+    power of two, so that few programs are compiled.
     """
-    count, batch, width = len(contexts), len(regions), contexts[0][0].shape[-1]
-    out, lengths = np.zeros((batch, count, tokens, width), np.float32), np.zeros((batch, count), np.int32)
-    for r, of_region in enumerate(contexts):
-        for i, context in enumerate(of_region):
-            out[i, r, : len(context)], lengths[i, r] = context, len(context)
+    count, batch, width = len(texts), len(regions), texts[0][0].contexts[0].shape[-1]
+    stages = 1 << (max(len(one.contexts) for each in texts for one in each) - 1).bit_length()
+    out = np.zeros((batch, count, stages, tokens, width), np.float32)
+    lengths = np.zeros((batch, count, stages), np.int32)
+    changes = np.full((batch, count, stages), -np.inf, np.float32)
+    changes[..., 0] = np.inf
+    for r, of_region in enumerate(texts):
+        for i, one in enumerate(of_region):
+            changes[i, r, 1 : 1 + len(one.changes)] = one.changes
+            for k, context in enumerate(one.contexts):
+                out[i, r, k, : len(context)], lengths[i, r, k] = context, len(context)
     masks = [[one.weight * pictures.resize(one.mask, *size, "area") for one in each] for each in regions]
-    return RegionArrays(out, lengths, np.array(masks, np.float32))  # type: ignore[arg-type]
+    return RegionArrays(out, lengths, changes, np.array(masks, np.float32))  # type: ignore[arg-type]
 
 
 def with_mask(

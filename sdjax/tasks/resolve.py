@@ -37,7 +37,7 @@ from sdjax.tasks.hypernetworks import HypernetworkUse, hypernetworks_in_prompt, 
 from sdjax.tasks.image_prompt_texts import read_image_prompt
 from sdjax.tasks.image_prompts import EncodedPrompt
 from sdjax.tasks.mixtures import merge_uses
-from sdjax.tasks.prompting import final_texts, language_of
+from sdjax.tasks.prompting import Typed, final_texts, language_of
 from sdjax.tasks.references import Reference, read_reference
 from sdjax.tasks.regions import ResolvedRegion, read_region
 from sdjax.tasks.request import Request, rules_of
@@ -120,13 +120,16 @@ def resolve(
         prompt, tagged = uses_in_prompt(prompt, request.lora_dir, pipe.config, steps, read_as)
         image_prompts = tuple(read_image_prompt(one, pipe.config) for one in request.image_prompts)
         uses = given + tagged + merge_uses(request.merge, request.merge_with)
-        uses += tuple(use for one in image_prompts for use in one.uses)
+        uses += tuple(
+            use for one, asked in zip(image_prompts, request.image_prompts) if one is not asked for use in one.uses
+        )  # those of encoded prompts are among the adapters
         prompt, tagged_nets = hypernetworks_in_prompt(prompt, request.hypernetwork_dir, pipe.config, steps)
         nets = tuple(read_hypernetwork(one, pipe.config) for one in request.hypernetworks) + tagged_nets
         adapters.check_uses(uses)
         hypernetworks.check_uses(nets)
+        typed = Typed(**{name: getattr(request, name) for name in Typed._fields})
         regions = tuple(
-            read_region(one, pipe.config, (height, width), negative, request.lora_dir, steps, read_as)
+            read_region(one, pipe.config, (height, width), negative, typed, request.lora_dir, steps, read_as)
             for one in request.regions
         )
         own_texts = [text for one in regions for text in (one.prompt, one.negative_prompt)]
