@@ -46,7 +46,7 @@ def parse(text: str) -> ImagePrompt:
             raise ValueError(f"{key} is given twice in {shown(text)}")
         else:
             fields[key] = _READERS.get(key, str)(value)
-    if "image" not in fields and "embedding" not in fields:
+    if "," in text and "image" not in fields and "embedding" not in fields:
         raise ValueError(
             f"an image prompt is ADAPTER,image=FILE and further KEY=VALUE with commas between, keys {', '.join(KEYS)}; "
             f"got {shown(text)}"
