@@ -114,14 +114,16 @@ def broken(random: random.Random) -> bytes:
         lambda: good[: random.randrange(len(good))],
         lambda: good.replace(b'"a cat"', random.choice([b"3", b"null", b"[]", b"{}", b"1e999", b"NaN", b'"\\ud800"'])),
         lambda: good.replace(b"1", b"9" * random.choice([10, 400, 5000])),
-        lambda: b'{"a":' * random.randrange(1, 3000),
+        lambda: b'{"width":' * random.randrange(1, 3000),
         lambda: b'{"width": 64, "height": 64, "steps": 2, "prompt": "' + b"(" * random.randrange(30_000) + b'"}',
-        lambda: json.dumps({"task": random.choice(["", "workflow", "txt2img", 3, None]), "settings": random.choice(
+        lambda: json.dumps({**small, "task": random.choice(["", "workflow", "txt2img", 3, None]),
+        "settings": random.choice(
             [{"seed": -5}, {"height": 7}, {"lora_dir": "/etc"}, {"sampler": "x" * 999}, [], None,
             {"num_images": 10**9}])}).encode(),
         lambda: json.dumps({"image": "http://127.0.0.1:1/x.png", "init_images": ["file:///etc/passwd"],
         **small}).encode(),
-        lambda: json.dumps({"prompt": {"1": {"class_type": "__import__", "inputs": {"x": ["1", 0]}}}}).encode(),
+        lambda: json.dumps({**small, "prompt": {"1": {"class_type": "__import__", "inputs": {"x": ["1",
+        0]}}}}).encode(),
     )  # fmt: skip
     return random.choice(kinds)()
 
