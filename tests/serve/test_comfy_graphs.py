@@ -1,11 +1,15 @@
 """ComfyUI's graphs: reading, checking, running; areas and masks beside their formulas. No picture is drawn here."""
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sdjax.pictures.image import encode_png
+from sdjax.pictures.opening import open_picture
+from sdjax.scripts.main import main
 from sdjax.serve.comfy.checking import check
 from sdjax.serve.comfy.entries import around, both_sides, on_latent, weight_of
 from sdjax.serve.comfy.graph import GraphError, Link, read_api_form
@@ -266,3 +270,35 @@ def test_every_node_says_what_it_does_and_has_a_default_or_a_link_for_each_input
         for given in one.inputs:
             assert given.kind != "COMBO" or given.choices or given.files, (one.name, given.name)
             assert given.default is not None or not given.is_value or given.files, (one.name, given.name)
+
+
+def test_the_table_of_nodes_in_the_docs_is_that_of_the_code():
+    page = Path(__file__).parents[2] / "docs"
+    made = runpy.run_path(str(page / "make_node_table.py"))["replaced"]
+    text = (page / "comfyui.md").read_text(encoding="utf-8")
+    assert made(text) == text  # `python docs/make_node_table.py` writes it
+
+
+def test_the_command_runs_a_file_and_its_picture(tmp_path, capsys):
+    (tmp_path / "graph.json").write_text(json.dumps(graph()), encoding="utf-8")
+    assert main(["run", str(tmp_path / "graph.json"), "--outdir", str(tmp_path), "--set", "1.color=255"]) == 0
+    picture = capsys.readouterr().out.strip()
+    assert (open_picture(picture).pixels == [255, 255, 0]).all()
+    assert main(["run", picture, "--dry-run"]) == 0
+    assert "1 EmptyImage width=8 height=8 batch_size=1 color='255'" in capsys.readouterr().out
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--set", "1.colour=3"], "EmptyImage has no input 'colour' to --set; it has width, height"),
+        (["--set", "9.x=3"], "there is no node 9; the graph has 1, 2, 3"),
+        (["--set", "steps=3"], "--set takes NODE.INPUT=VALUE"),
+        (["--set", "1.width=wide"], "node 1: width is a whole number; got 'wide'"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(given, said, tmp_path, capsys):
+    (tmp_path / "graph.json").write_text(json.dumps(graph()), encoding="utf-8")
+    assert main(["run", str(tmp_path / "graph.json"), *given]) == 2
+    assert said in capsys.readouterr().err

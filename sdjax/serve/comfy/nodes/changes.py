@@ -162,11 +162,9 @@ def deep_shrink(
 
 @node(
     "ModelSamplingDiscrete", "advanced/model",
-    (MODEL, choice("sampling", ("eps", "v_prediction", "lcm", "x0")), switch("zsnr", False)), OUT,
+    (MODEL, choice("sampling", tuple(PREDICTIONS)), switch("zsnr", False)), OUT,
 )  # fmt: skip
 def sampling(run: Run, model: Model, sampling: str, zsnr: bool) -> tuple[Model]:
     """Says what the network predicts, and whether the schedule ends without signal."""
-    if sampling == "lcm":  # fifty timesteps of the schedule, and the network predicts epsilon
-        return (dataclasses.replace(with_schedule(model, prediction="epsilon"), zero_terminal_snr=zsnr),)
     made = with_schedule(model, prediction=PREDICTIONS[sampling])
     return (dataclasses.replace(made, zero_terminal_snr=zsnr),)

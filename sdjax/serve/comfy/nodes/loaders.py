@@ -1,5 +1,7 @@
 """Nodes that read models: checkpoints, autoencoders, text encoders, image towers."""
 
+import dataclasses
+
 import numpy as np
 
 from sdjax.config import ModelConfig, UNetConfig, VAEConfig
@@ -15,6 +17,11 @@ from sdjax.serve.comfy.image_tower import ImageTower
 from sdjax.serve.comfy.values import Clip, Model, Vae
 
 WHOLE = ("MODEL", "CLIP", "VAE")
+CONFIGS = (
+    "anything_v3.yaml", "v1-inference.yaml", "v1-inference_clip_skip_2.yaml", "v1-inference_clip_skip_2_fp16.yaml",
+    "v1-inference_fp16.yaml", "v1-inpainting-inference.yaml", "v2-inference-v.yaml", "v2-inference-v_fp32.yaml",
+    "v2-inference.yaml", "v2-inference_fp32.yaml", "v2-inpainting-inference.yaml",
+)  # fmt: skip
 
 
 @node("CheckpointLoaderSimple", "loaders", (file("ckpt_name", "checkpoint"),), WHOLE, title="Load Checkpoint")
@@ -25,12 +32,13 @@ def load_checkpoint(run: Run, ckpt_name: str) -> tuple[Model, Clip, Vae]:
 
 
 @node(
-    "CheckpointLoader", "advanced/loaders", (file("config_name", "config", extra=("v1-inference.yaml",)),
-    file("ckpt_name", "checkpoint")), WHOLE, title="Load Checkpoint With Config",
+    "CheckpointLoader", "advanced/loaders", (choice("config_name", CONFIGS), file("ckpt_name", "checkpoint")), WHOLE,
+    title="Load Checkpoint With Config",
 )  # fmt: skip
 def load_checkpoint_with_config(run: Run, config_name: str, ckpt_name: str) -> tuple[Model, Clip, Vae]:
-    """Reads a checkpoint; its own tensors describe it, so the name of a configuration has no effect."""
-    return load_checkpoint(run, ckpt_name)
+    """Reads a checkpoint. Its own tensors describe it; of the configuration only a clip skip has an effect."""
+    model, clip, vae = load_checkpoint(run, ckpt_name)
+    return model, dataclasses.replace(clip, layer=-2) if "clip_skip_2" in config_name else clip, vae
 
 
 @node(
