@@ -44,7 +44,7 @@ class ImagePrompts:
 
     def cut(self, own: Sequence[ImagePromptArrays], rows: Array, columns: Array) -> list[ImagePromptArrays]:
         """Returns the per-image arrays of a window of the latent (`sdjax.diffusion.windows`)."""
-        return [one if one.mask is None else one.replace(mask=cut(one.mask, rows, columns)) for one in own]
+        return [one if one.mask is None else dataclasses.replace(one, mask=cut(one.mask, rows, columns)) for one in own]
 
     def intercept(self, shared: None, own: Sequence[ImagePromptArrays]) -> Interceptor:
         """Returns the interceptor of the layers `.../attn2/attend`."""

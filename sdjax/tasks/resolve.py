@@ -76,8 +76,8 @@ class Resolved(Request):
     embedding_dir: None
     hypernetworks: tuple[HypernetworkUse, ...]
     hypernetwork_dir: None
-    image_prompts: tuple[EncodedPrompt, ...]  # type: ignore[assignment]
-    regions: tuple[ResolvedRegion, ...]  # type: ignore[assignment]
+    image_prompts: tuple[EncodedPrompt, ...]
+    regions: tuple[ResolvedRegion, ...]
     controls: tuple[ControlUse, ...]
     references: tuple[Reference, ...]
     noise_schedule: NoiseSchedule

@@ -328,3 +328,10 @@ def test_all_devices_sample_the_pictures_of_one(tmp_path, monkeypatch):
         for picture, other in zip(job.pictures, alone(work), strict=True):
             assert near(picture.pixels, other)
     engine.close()
+
+
+@pytest.mark.slow  # compiles the network again
+def test_style_aligned_pictures_are_made_together(joined):
+    options = {"seed": [1, 2], "num_steps": 2, "height": 64, "width": 64, "style_aligned": 1.0, **ONE}
+    alone = sdjax.text_to_image(models.pipeline(), "a cat", **options)
+    assert near(np.asarray(sdjax.text_to_image(joined, "a cat", **options)), np.asarray(alone))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sdjax.adapters.style_aligned import StyleAligned
 from sdjax.diffusion.conditioning import Conditioning
 from sdjax.diffusion.constraint import Constraint, Known
 from sdjax.diffusion.guidance import Guidance, Unguided
@@ -141,9 +142,11 @@ class JoinedPipeline(Pipeline):
     ) -> Iterator[tuple[int, State]]:  # fmt: skip
         """Samples from `x` (`Pipeline.sampling`). Every picture is an entry of its own, beside those of other jobs.
 
-        A clip, whose frames depend on each other, and `exact` sampling are computed by themselves, a chunk at a time.
+        A clip, whose frames depend on each other, pictures that are style aligned, and `exact` sampling are computed by
+        themselves, a chunk at a time.
         """
-        if exact or network.get("frames") is not None:
+        aligned = any(isinstance(patch, StyleAligned) for patch in network.get("patches") or ())
+        if exact or aligned or network.get("frames") is not None:
             yield from self._by_itself(
                 rule, rows, x, keys, branches, guidance, known=known, made=made, exact=exact, mesh=mesh, **network
             )

@@ -18,6 +18,7 @@ from sdjax.tasks import settings as written
 from sdjax.tasks.controls import ControlUse
 from sdjax.tasks.describing import OF_SAMPLER
 from sdjax.tasks.image_prompts import ImagePrompt
+from sdjax.tasks.references import Reference
 from sdjax.tasks.regions import Region
 from sdjax.tasks.request import Request
 from sdjax.tasks.resolve import USUAL_SAMPLER, check_size, make_sampler, rescaled
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from sdjax.serve.library import Library
 
 MOST_PICTURES = 100  # of one work
-LISTS = {"controls": 8, "image_prompts": 8, "regions": 32, "hypernetworks": 8}  # settings, and how many entries
+# Settings that are lists, and how many entries they may have
+LISTS = {"controls": 8, "image_prompts": 8, "regions": 32, "references": 4, "hypernetworks": 8}
 FOLDERS = {"lora_dir": "lora", "embedding_dir": "embedding", "hypernetwork_dir": "hypernetwork"}
 BUILT_IN_CONTROLS = ("builtin-edges",)
 
@@ -129,6 +131,8 @@ def _files(work: Work, library: "Library", lists: Mapping[str, list[Any]], loras
         out["image_prompts"] = tuple(_image_prompt(one, work, library) for one in lists["image_prompts"])
     if "regions" in lists:
         out["regions"] = tuple(_region(one, work) for one in lists["regions"])
+    if "references" in lists:
+        out["references"] = tuple(_reference(one, work) for one in lists["references"])
     return out
 
 
@@ -200,6 +204,11 @@ def _region(given: Any, work: Work) -> Region:
     place = fields["place"]
     fields["place"] = _input(work, place) if isinstance(place, str) else tuple(place) if is_sequence(place) else place
     return Region(**fields)
+
+
+def _reference(given: Any, work: Work) -> Reference:
+    fields = _fields(given, "a reference", [field.name for field in dataclasses.fields(Reference)])
+    return Reference(**{**fields, "picture": _input(work, fields.get("picture"))})
 
 
 def _input(work: Work, name: Any) -> np.ndarray:
