@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +60,7 @@ def parse_object(body: bytes, limits: Limits) -> dict[str, Any]:
         raise Refused("the body is no JSON: it is not UTF-8") from None
     _check_nesting(text, limits)
     try:
-        given = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+        given = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise Refused(f"the body is no JSON ({error.msg} at character {error.pos + 1})") from None
     except RecursionError:
@@ -71,6 +72,12 @@ def parse_object(body: bytes, limits: Limits) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise Refused(f"the body is a JSON object; got {shown(given)}")
     return given
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise Refused(f"numbers are finite; got {text[:20]}")
+    return number
 
 
 def _check_nesting(text: str, limits: Limits) -> None:

@@ -52,7 +52,7 @@ def choices(server: "Server") -> dict[str, Any]:
         ],
         "tools": list(TOOLS),
         "noise_sources": list(NOISE_SOURCES),
-        "styles": [],
+        "styles": _styles(server.library),
         "defaults": defaults(server),
     }  # fmt: skip
 
@@ -131,6 +131,13 @@ def _encoder() -> Encoder:
 
 
 _kept: list[Encoder] = []
+
+
+def _styles(library: Library) -> list[str]:
+    try:
+        return list(library.styles())
+    except ValueError:
+        return []  # a damaged table: a request for one of its styles says so
 
 
 def _title(name: str, known: names.Names) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path, PurePosixPath
 from sdjax.checks.arguments import shown
 from sdjax.loading import builtin
 from sdjax.loading.hub import is_local
+from sdjax.prompts.styles import NAME as STYLES
+from sdjax.prompts.styles import Style, read_styles
 from sdjax.storage import files
 from sdjax.tasks.extra_files import files_below
 
@@ -120,6 +122,23 @@ class Library:
     def folder(self, kind: str) -> Path | None:
         """Returns the first folder of a kind; None if there is none."""
         return next(iter(self.folders(kind)), None)
+
+    def styles_file(self) -> Path | None:
+        """Returns the first table of styles beside the models, styles.csv; None if there is none."""
+        places = (base / STYLES for root in self._roots for base in (root, root / "models"))
+        return next((place for place in places if place.is_file()), None)
+
+    def styles(self) -> dict[str, Style]:
+        """Returns the styles of that table by name. Raises ValueError if it cannot be read."""
+        path = self.styles_file()
+        if path is None:
+            return {}
+        try:
+            return read_styles(path)
+        except (OSError, ValueError):  # their sentences name the path
+            raise ValueError(
+                f"{STYLES} beside the models is no table with the columns name, prompt and negative_prompt"
+            ) from None
 
     def find(self, kind: str, name: str) -> Entry:
         """Returns the entry of a name.

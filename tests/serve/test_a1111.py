@@ -76,6 +76,22 @@ def test_fields_become_settings(asking):
     assert works[0].save is True
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/sdapi/v1/txt2img", '{"steps": 1e999}'),
+        ("/sdapi/v1/txt2img", '{"seed": -1e999}'),
+        ("/sdapi/v1/txt2img", '{"enable_hr": true, "hr_upscaler": [[]]}'),
+        ("/sdapi/v1/txt2img", '{"enable_hr": true, "hr_cfg": {"a": null}}'),
+        ("/sdapi/v1/img2img", f'{{"init_images": ["{AS_TEXT}"], "mask": "{AS_TEXT}", "mask_blur": []}}'),
+    ],
+)
+def test_values_of_another_kind_are_refused_in_a_sentence(asking, path, text):
+    answer = asking[2].post(path, content=text, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert "got" in answer.json()["error"]
+
+
 def test_unknown_fields_are_named_and_not_used(asking):
     ask, works, _ = asking
     info = json.loads(

@@ -4,6 +4,8 @@ import hashlib
 
 import pytest
 
+from sdjax.serve.engine import Work
+from sdjax.serve.engine.options import read
 from sdjax.serve.library import KINDS, Library, UnknownFile
 
 
@@ -125,3 +127,20 @@ def test_a_model_of_its_own(tmp_path):
 def test_a_root_must_be_a_folder(tmp_path):
     with pytest.raises(ValueError, match="is no folder"):
         Library([tmp_path / "nothing"])
+
+
+def test_styles_are_those_beside_the_models(tmp_path):
+    assert Library([tmp_path]).styles() == {}
+    with pytest.raises(ValueError, match="no style 'film'; the server has no styles"):
+        read(Work("txt2img", {"styles": ["film"]}), Library([tmp_path]), ())
+    table = tmp_path / "styles.csv"
+    table.write_text("name,prompt,negative_prompt\nfilm,{prompt} on film,digital\n", encoding="utf-8")
+    library = Library([tmp_path])
+    assert library.styles()["film"] == ("{prompt} on film", "digital")
+    options = read(Work("txt2img", {"styles": ["film"]}), library, ())
+    assert options.of_files["styles_file"] == str(table)
+    with pytest.raises(ValueError, match="no style 'ink'; the server has film"):
+        read(Work("txt2img", {"styles": ["ink"]}), library, ())
+    table.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"^styles.csv beside the models is no table"):
+        library.styles()

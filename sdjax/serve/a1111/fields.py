@@ -37,6 +37,10 @@ UNUSED: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 TXT2IMG = {**SHARED, **HIRES}
 IMG2IMG = {**SHARED, **PICTURE, "denoising_strength": 0.75}
+OF_KIND: Mapping[str, Any] = {  # values of the kind of fields without a default
+    "sampler_name": "", "sampler_index": "", "scheduler": "", "script_name": "", "hr_upscaler": "",
+    "hr_sampler_name": "", "eta": 0.0, "denoising_strength": 0.0, "hr_cfg": 0.0, "mask_blur": 0.0,
+}  # fmt: skip
 KINDS: tuple[tuple[type, str], ...] = (
     (bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "a text"), (list, "a list"), (dict,
     "an object"),
@@ -56,7 +60,7 @@ def read(given: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[dict[str, 
         elif name not in known:
             warnings.append(f"{name[:80]!r} is unknown")
         elif value is not None:
-            fields[name] = _checked(name, value, known[name])
+            fields[name] = _checked(name, value, OF_KIND.get(name, known[name]))
     return fields, warnings
 
 

@@ -160,7 +160,7 @@ def described(
         "subseed_strength": own["subseed_strength"], "width": own["width"], "height": own["height"],
         "sampler_name": own["sampler_name"] or own["sampler_index"] or "Euler", "cfg_scale": own["cfg_scale"],
         "steps": own["steps"], "batch_size": own["batch_size"], "restore_faces": False, "face_restoration_model": None,
-        "sd_model_name": model.stem, "sd_model_hash": _digits(server, model), "sd_vae_name": settings.get("vae"),
+        "sd_model_name": model.stem, "sd_model_hash": _digits(server, model) or "", "sd_vae_name": settings.get("vae"),
         "sd_vae_hash": None, "seed_resize_from_w": own["seed_resize_from_w"],
         "seed_resize_from_h": own["seed_resize_from_h"], "denoising_strength": own["denoising_strength"],
         "extra_generation_params": {}, "index_of_first_image": 0,

@@ -55,7 +55,7 @@ def answers(server: Server, options: Options) -> dict[str, Answer]:
         "/sdapi/v1/embeddings": embeddings,
         "/sdapi/v1/hypernetworks": lambda: [{"name": one.stem,
         "path": one.name} for one in library.entries("hypernetwork")],
-        "/sdapi/v1/prompt-styles": list,
+        "/sdapi/v1/prompt-styles": lambda: [{"name": name, **one._asdict()} for name, one in library.styles().items()],
         "/sdapi/v1/face-restorers": list,
         "/sdapi/v1/realesrgan-models": list,
         "/sdapi/v1/scripts": lambda: {"txt2img": ["controlnet", "adetailer"], "img2img": ["controlnet", "adetailer"]},

@@ -88,7 +88,7 @@ def _settings(own: Mapping[str, Any]) -> dict[str, Any]:
     elif found.schedule is not None:
         settings["schedule"] = found.schedule
     if own["styles"]:
-        raise Refused("this server has no styles: write their texts into the prompt", 422)
+        settings["styles"] = own["styles"]
     if own["subseed_strength"]:
         settings |= {"variation_strength": own["subseed_strength"], "variation_seed": seed(own["subseed"])}
     resize = own["seed_resize_from_h"], own["seed_resize_from_w"]

@@ -106,7 +106,9 @@ def read(work: Work, library: "Library", own: Collection[str], sized: Collection
     given = written.read(rest, sized)
     if loras is not None:
         given["loras"] = loras
-    options = Options(work, library, given, mine, _files(work, library, lists, loras), count)
+    if given.get("styles"):
+        _check_styles(given["styles"], library)
+    options = Options(work, library, given, mine, _files(work, library, lists, loras, given), count)
     options.sampler()
     if sized:
         windowed = given.get("window") is not None
@@ -114,12 +116,16 @@ def read(work: Work, library: "Library", own: Collection[str], sized: Collection
     return options
 
 
-def _files(work: Work, library: "Library", lists: Mapping[str, list[Any]], loras: Any) -> dict[str, Any]:
+def _files(
+    work: Work, library: "Library", lists: Mapping[str, list[Any]], loras: Any, given: Mapping[str, Any]
+) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for field, kind in FOLDERS.items():
         folder = library.folder(kind)
         if folder is not None:
             out[field] = str(folder)
+    if given.get("styles"):
+        out["styles_file"] = str(library.styles_file())
     if loras is not None:
         out["adapters"] = tuple(_lora(text, library) for text in str(loras).split("+") if text.strip())
         out["loras"] = None
@@ -134,6 +140,15 @@ def _files(work: Work, library: "Library", lists: Mapping[str, list[Any]], loras
     if "references" in lists:
         out["references"] = tuple(_reference(one, work) for one in lists["references"])
     return out
+
+
+def _check_styles(chosen: Any, library: "Library") -> None:
+    """Raises ValueError for a style that the server's table does not have."""
+    known = library.styles()
+    for name in [chosen] if isinstance(chosen, str) else chosen:
+        if name not in known:
+            there = ", ".join(known) if known else "no styles; its owner puts styles.csv beside the models"
+            raise ValueError(f"there is no style {shown(name)}; the server has {there}")
 
 
 def find_file(library: "Library", kind: str, name: Any) -> str:
