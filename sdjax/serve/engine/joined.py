@@ -85,7 +85,7 @@ class JoinedPipeline(Pipeline):
         own = array[i : i + 1]
         return own if self._on.mesh.size == 1 else np.repeat(np.asarray(own), self._on.mesh.size, axis=0)
 
-    def encode_tokens(  # type: ignore[override]
+    def encode_tokens(
         self, ids: TokenIds, *, layers: int | None = None, mesh: Any = None, parallel: str = "jit", exact: bool = False
     ) -> Context:
         """Returns encoded token ids (`Pipeline.encode_tokens`), one text after the other.
