@@ -161,6 +161,8 @@ class Api:
     async def hint(self, request: Request) -> Response:
         """Takes {preprocessor, input, options, annotators, resolution}, and answers with the hint as base64."""
         given = await read_json(self.server, request)
+        if not isinstance(given.get("preprocessor", ""), str):
+            raise Refused("preprocessor is a name")
         content = file_from_text(self.server, given.pop("input", None), "input")
         inputs = await to_thread.run_sync(lambda: open_inputs(self.server, {"image": _as_base64(content)}))
         work = Work("hint", given, inputs, client=client_of(request), save=False, priority=PRIORITY)

@@ -146,6 +146,8 @@ class Library:
         That is its whole name, the name without ending or folders if only one entry has it, the name as A1111 shows it
         ("v1-5.ckpt [cc6cb27103]"), or such a hash alone. Raises UnknownFile, with the nearest names, for any other.
         """
+        if not isinstance(name, str):
+            raise UnknownFile(f"a file is named by a text; got {shown(name)}")
         entries = self.entries(kind)
         wanted = name.strip().replace("\\", "/")
         title, _, rest = wanted.partition(" [")

@@ -130,7 +130,8 @@ class Images:
         if "image" not in form.files:
             raise Refused("image is missing: the picture to vary")
         picture, _ = await to_thread.run_sync(_opened, {"image": form.files["image"]})
-        reads = await to_thread.run_sync(self._reads_pictures, form.fields.get("model"))
+        model = form.fields.get("model")
+        reads = await to_thread.run_sync(self._reads_pictures, None if not model else self._find(model))
         if reads:
             return await self._made(request, form, "variations", settings, {"image": picture})
         settings = {"strength": VARIED, **settings}

@@ -121,7 +121,7 @@ class Extras:
         )
         if not isinstance(texts, list) or not 1 <= len(texts) <= MOST:
             raise Refused(f"controlnet_input_images is a list of 1 to {MOST} pictures", 422)
-        if module not in PREPROCESSORS:
+        if not isinstance(module, str) or module not in PREPROCESSORS:
             raise Refused(f"there is no preprocessor {shown(module)}; there are {', '.join(PREPROCESSORS)}", 422)
         thresholds = {f"threshold_{end}": given.get(f"controlnet_threshold_{end}") for end in "ab"}
         own = units.preprocessing(self.server, module, thresholds)

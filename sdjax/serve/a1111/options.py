@@ -46,7 +46,8 @@ class Options:
         own = {name: value for name, value in given.items() if name in DEFAULTS}
         settings_of(self._server, {**present, **own})
         if own.get("sd_model_checkpoint") is not None:
-            self._server.engine.models.use(own.pop("sd_model_checkpoint"))
+            chosen = self._server.library.find("checkpoint", own.pop("sd_model_checkpoint"))
+            self._server.engine.models.use(chosen.name)
         with self._lock:
             self._set.update(own)
 
@@ -55,9 +56,9 @@ def settings_of(server: Server, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our settings for options that are set. Raises Refused for wrong values."""
     out: dict[str, Any] = {}
     source, emphasis = options["randn_source"], options["emphasis"]
-    if source not in SOURCES:
+    if not isinstance(source, str) or source not in SOURCES:
         raise Refused(f"randn_source is one of {', '.join(SOURCES)}; got {shown(source)}", 422)
-    if emphasis not in EMPHASIS:
+    if not isinstance(emphasis, str) or emphasis not in EMPHASIS:
         raise Refused(f"emphasis is one of {', '.join(EMPHASIS)}; got {shown(emphasis)}", 422)
     out["noise_source"] = SOURCES[source]
     if emphasis != "Original":
