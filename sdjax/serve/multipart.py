@@ -8,14 +8,16 @@ from sdjax.serve.bodies import Refused
 MOST_PARTS = 64
 MOST_HEAD = 4096  # bytes of a part's headers
 _BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
-_NAME = re.compile(rb'content-disposition:\s*form-data;[^\r\n]*?\bname="([^"\r\n]{1,200})"', re.IGNORECASE)
+_NAME = re.compile(rb'content-disposition:\s*form-data;[^\r\n]*?[;\s]name="([^"\r\n]{1,200})"', re.IGNORECASE)
+_FILE = re.compile(rb'[;\s]filename="([^"\r\n]{1,1000})"', re.IGNORECASE)
 
 
 class Part(NamedTuple):
-    """A field of a form."""
+    """A field of a form. `filename` is the name that a file has where it comes from."""
 
     name: str
     content: bytes
+    filename: str | None = None
 
 
 def read_form(body: bytes, kind: str) -> list[Part]:
@@ -38,4 +40,9 @@ def _part(text: bytes) -> Part:
     if not text.startswith(b"\r\n") or not line or named is None:
         raise Refused("a field of the form has no name")
     content = text[len(head) + 4 :]
-    return Part(named[1].decode("utf-8", "replace"), content)
+    filed = _FILE.search(head)
+    return Part(_text(named), content, None if filed is None else _text(filed))
+
+
+def _text(found: re.Match[bytes]) -> str:
+    return found[1].decode("utf-8", "replace")

@@ -10,11 +10,11 @@ from shelf import HOME
 from test_comfy_graphs import graph
 
 from sdjax.pictures.image import encode_png
-from sdjax.serve.comfy.multipart import read_form
 from sdjax.serve.comfy.nodes import NODES
 from sdjax.serve.comfy.pictures import rgba_png, with_opacity
 from sdjax.serve.comfy.task import run_workflow
 from sdjax.serve.comfy.user_files import UserFiles
+from sdjax.serve.multipart import read_form
 
 OWN = {"origin": HOME}
 SOCKET = {**OWN, "host": HOME.removeprefix("http://")}
@@ -149,7 +149,7 @@ def test_what_the_editor_asks_for_is_there(serving):
 )  # fmt: skip
 def test_damaged_forms_are_refused(kind, body):
     with pytest.raises(ValueError, match="form|multipart"):
-        read_form(kind, body)
+        read_form(body, kind)
 
 
 def test_names_of_files_never_become_paths(tmp_path):

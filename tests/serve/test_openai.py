@@ -128,7 +128,7 @@ KIND = "multipart/form-data; boundary=xyz"
 def test_a_form_keeps_every_byte():
     content = bytes(range(256)) + b"\r\n--xy\r\n\n--xyz-not-yet" + b"\r\n\r\n"
     parts = read_form(form((b"image", content), (b"prompt", "café".encode())), KIND)
-    assert [(one.name, one.content) for one in parts] == [("image", content), ("prompt", "café".encode())]
+    assert [one[:2] for one in parts] == [("image", content), ("prompt", "café".encode())]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from sdjax.serve.comfy.user_routes import UserRoutes
 from sdjax.serve.engine import UnknownPicture, Work
 
 if TYPE_CHECKING:
-    from sdjax.serve.server import Server
+    from sdjax.serve.multipart import read_form
+from sdjax.serve.server import Server
 
 PREFIXES = ("", "/api", f"{frontend.ROOT}/api", frontend.ROOT)
 PICTURE_NODES = ("LoadImage", "LoadImageMask")
@@ -256,11 +257,9 @@ class Comfy:
 
     async def upload(self, request: Request) -> Response:
         """Takes a form with a picture, `image`, and answers with its name. `overwrite` "true" replaces another."""
-        from sdjax.serve.comfy.multipart import read_form
-
         limits = self.server.settings.limits
         body = await read_body(request, limits.picture, limits.body_seconds)
-        form = await to_thread.run_sync(read_form, request.headers.get("content-type", ""), body)
+        form = {one.name: one for one in read_form(body, request.headers.get("content-type", ""))}
         part = form.get("image")
         if part is None or not part.filename:
             raise Refused("the form has no picture named image")
