@@ -153,7 +153,7 @@ class Images:
         limits = self.server.settings.limits
         body = await read_body(request, limits.json, limits.body_seconds)
         form = Form({}, {})
-        for name, content in read_form(body, request.headers.get("content-type", "")):
+        for name, content, _ in read_form(body, request.headers.get("content-type", "")):
             plain = name.removesuffix("[]")
             if plain in form.files or plain in form.fields:
                 raise Refused(f"{plain[:80]} is given twice: one picture is edited at a time")

@@ -24,10 +24,10 @@ from sdjax.serve.comfy.task import LibraryNames, memory_of
 from sdjax.serve.comfy.user_files import UserFiles
 from sdjax.serve.comfy.user_routes import UserRoutes
 from sdjax.serve.engine import UnknownPicture, Work
+from sdjax.serve.multipart import read_form
 
 if TYPE_CHECKING:
-    from sdjax.serve.multipart import read_form
-from sdjax.serve.server import Server
+    from sdjax.serve.server import Server
 
 PREFIXES = ("", "/api", f"{frontend.ROOT}/api", frontend.ROOT)
 PICTURE_NODES = ("LoadImage", "LoadImageMask")
