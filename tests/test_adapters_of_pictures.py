@@ -20,7 +20,7 @@ from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.names import tables
 from sdjax.prompts.extra_networks import read_tags
 from sdjax.scripts.main import main
-from sdjax.tasks import additions, text_encoders
+from sdjax.tasks import text_encoders
 from sdjax.tasks.adapter_files import find_file
 from sdjax.tasks.adapter_spans import arrays, timesteps_of
 from sdjax.tasks.adapters import (
@@ -33,6 +33,8 @@ from sdjax.tasks.adapters import (
     unet_adapter,
     uses_in_prompt,
 )
+from sdjax.tasks.computing import Computing
+from sdjax.tasks.group import Group
 from sdjax.tasks.resolve import resolve
 from sdjax.tasks.settings import from_json
 from sdjax.tasks.sweep import read_axis
@@ -183,7 +185,8 @@ def test_an_adapter_works_from_its_start_to_its_end(folder):
 
 def test_spans_of_adaptive_samplers_are_shares_of_the_timesteps():
     asked = [sdjax.Request(sampler=name, num_steps=4) for name in ("dpm_solver_adaptive", "ddim")]
-    adaptive, fixed = additions._timesteps(resolve(models.pipeline(), asked))
+    pipe = models.pipeline()
+    adaptive, fixed = Group(resolve(pipe, asked), [], pipe, Computing()).timesteps
     assert len(fixed) == 4
     assert timesteps_of((0.25, 0.5), adaptive) == (749, 499)  # calls at t with 749 >= t > 499: a quarter of 1000
 

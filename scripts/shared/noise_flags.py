@@ -10,7 +10,7 @@ from sdjax.scripts.shared.flags import Needs, together
 # The names of sdjax.noise.NOISE_SOURCES, repeated here because importing NumPy takes time. A test compares them.
 NOISE_SOURCES = ("jax", "torch_cpu", "torch_cuda", "diffusers", "comfyui", "comfyui_2025", "comfyui_cuda")
 TOOLS = ("compvis", "diffusers", "a1111", "comfyui", "k-diffusion")  # sdjax.tasks.compat.TOOLS
-COUNTINGS = ("share", "compvis", "diffusers", "a1111", "a1111_exact", "comfyui")  # sdjax.samplers.start.COUNTINGS
+COUNTINGS = ("share", "compvis", "diffusers", "a1111", "a1111_exact", "comfyui", "ic_light")
 ROUNDINGS = ("truncate", "nearest")  # sdjax.pictures.image.ROUNDINGS
 VARIED = Needs(
     lambda args: args.variation_strength > 0, "without --variation-strength, which says how much of it to use"

@@ -162,7 +162,7 @@ def add_sampling_flags(
     `references` are the references' guidance scales, `scale` the default one in the help text. `sampler`: whether the
     sampler can be chosen.
     """
-    add_reading_of_prompts(parser)
+    add_reading_of_prompts(parser, named=sampler)  # without a sampler there are no settings of single pictures
     add = parser.add_argument_group("how to sample").add_argument
     add(
         "--steps",

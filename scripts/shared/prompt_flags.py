@@ -22,8 +22,8 @@ FIELDS = (
 )  # fmt: skip
 
 
-def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say how prompts are read."""
+def add_reading_of_prompts(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
+    """Adds the flags that say how prompts are read. `named`: single pictures may name controls and image prompts."""
     add = parser.add_argument_group("how prompts are read").add_argument
     add_syntax_flags(add)
     add(
@@ -43,8 +43,8 @@ def add_reading_of_prompts(parser: argparse.ArgumentParser) -> None:
     add_choice_flags(add)
     mixture_flags.add_mixture_flags(parser)
     add_files_of_prompts(parser)
-    add_image_prompt_flags(parser)
-    control_flags.add_control_flags(parser)
+    add_image_prompt_flags(parser, named=named)
+    control_flags.add_control_flags(parser, named=named)
     add_region_flag(parser)
     reference_flags.add_reference_flags(parser)
 

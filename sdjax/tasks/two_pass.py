@@ -149,8 +149,6 @@ def second_request(config: ModelConfig, first: Resolved, enlarge: float, changed
     size = enlarged(config, (first.height, first.width), enlarge, windowed=first.window is not None)
     asked = {field.name: getattr(first, field.name) for field in dataclasses.fields(Request)}
     fields: dict[str, Any] = {**asked, "latents": None, "height": size[0], "width": size[1]}
-    brought = {id(one.adapter.lora) for one in first.image_prompts}  # their LoRAs, which they bring again
-    fields["adapters"] = tuple(use for use in first.adapters if id(use.adapter) not in brought)
     if isinstance(first.guidance, ClassifierFree):  # the rules again, with a scale of its own
         # The prompt brings its own AND again
         fields["guidance"] = Rules(tuple(rule for rule in first.guidance.rules if not isinstance(rule, And)))
