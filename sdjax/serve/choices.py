@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import jax
 
@@ -90,13 +91,13 @@ def status(server: "Server") -> dict[str, Any]:
 def files(library: Library, kind: str) -> list[dict[str, Any]]:
     """Returns the files of a kind. Raises UnknownFile for a kind that there is not."""
     _check_kind(kind)
-    return [
-        {
-            "name": one.name, "title": library.title(one), "size": one.size, "modified": one.modified,
-            **({} if _card_of(one) is None else {"preview": f"/api/v1/library/{kind}/card?name={_quoted(one.name)}"}),
-        }
-        for one in library.entries(kind)
-    ]  # fmt: skip
+    out = []
+    for one in library.entries(kind):
+        about = {"name": one.name, "title": library.title(one), "size": one.size, "modified": one.modified}
+        if _card_of(one) is not None:
+            about["preview"] = f"/api/v1/library/{kind}/card?name={quote(one.name, safe='')}"
+        out.append(about)
+    return out
 
 
 def card(library: Library, kind: str, name: str) -> bytes:
@@ -158,9 +159,3 @@ def _card_of(entry: Entry) -> Path | None:
         if base is None
         else next((one for one in (base.with_name(base.name + end) for end in CARDS) if one.is_file()), None)
     )
-
-
-def _quoted(name: str) -> str:
-    from urllib.parse import quote
-
-    return quote(name, safe="")

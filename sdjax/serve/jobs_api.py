@@ -11,12 +11,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from sdjax.pictures import open_picture
 from sdjax.pictures.image import encode_png
 from sdjax.pictures.metadata import read_metadata
 from sdjax.serve import choices
-from sdjax.serve.bodies import Refused, file_from_text, open_inputs, read_body, read_json
+from sdjax.serve.bodies import Refused, file_from_text, open_input, open_inputs, read_body, read_json
 from sdjax.serve.engine import Event, Finished, Job, Record, Work
 from sdjax.serve.engine.work import ENDED
+from sdjax.serve.following import Following
 from sdjax.serve.server import Server
 from sdjax.tasks.from_metadata import TITLES, understand
 
@@ -47,7 +49,7 @@ class Api:
     """The routes' functions."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self.engine = server, server.engine
+        self.server, self.engine, self.following = server, server.engine, Following(server)
 
     async def submit(self, request: Request) -> Response:
         """Takes {task, settings, inputs, model, priority} and answers 202 with the job's id."""
@@ -118,7 +120,7 @@ class Api:
     async def upload(self, request: Request) -> Response:
         """Takes the bytes of a picture, and answers with the id that inputs name as upload:ID."""
         content = await self._picture_bytes(request)
-        await to_thread.run_sync(open_inputs_check, content)
+        await to_thread.run_sync(open_picture, content)  # raises for what is no picture
         return JSONResponse({"id": self.server.uploads.add(content)})
 
     async def library(self, request: Request) -> Response:
@@ -164,12 +166,11 @@ class Api:
         if not isinstance(given.get("preprocessor", ""), str):
             raise Refused("preprocessor is a name")
         content = file_from_text(self.server, given.pop("input", None), "input")
-        inputs = await to_thread.run_sync(lambda: open_inputs(self.server, {"image": _as_base64(content)}))
+        inputs = {"image": await to_thread.run_sync(open_input, content, "image")}
         work = Work("hint", given, inputs, client=client_of(request), save=False, priority=PRIORITY)
-        job = await to_thread.run_sync(self.server.submit, work)
-        await to_thread.run_sync(job.wait)
+        job = await self.following.finished(request, work, failed=422)
         if job.state != "done":
-            raise Refused(job.error or "the hint was cancelled", 422)
+            raise Refused("the hint was cancelled", 422)
         return JSONResponse({"image": _as_base64(job.pictures[0].png), "notes": job.notes})
 
     async def _picture_bytes(self, request: Request) -> bytes:
@@ -255,13 +256,6 @@ def event_data(event: Event) -> dict[str, Any] | None:
             return None
         return {"image": _as_base64(encode_png(data["pictures"][0])), "type": "image/png"}
     return {name: value for name, value in data.items() if isinstance(value, str | int | float | None)}
-
-
-def open_inputs_check(content: bytes) -> None:
-    """Raises PictureError for what is no picture."""
-    from sdjax.pictures import open_picture
-
-    open_picture(content)
 
 
 def _read_settings(content: bytes) -> dict[str, Any]:

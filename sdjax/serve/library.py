@@ -181,10 +181,15 @@ class Library:
             self._keep_hash(entry, known)
         return known
 
-    def title(self, entry: Entry) -> str:
-        """Returns the name with the first ten digits of the hash, if that is known, as A1111 shows it."""
+    def short_hash(self, entry: Entry) -> str | None:
+        """Returns the first ten digits of the hash, as A1111 shows it; None if it is not known."""
         known = self._known_hash(entry)
-        return entry.name if known is None else f"{entry.name} [{known[:10]}]"
+        return None if known is None else known[:10]
+
+    def title(self, entry: Entry) -> str:
+        """Returns the name, with the short hash if that is known, as A1111 shows it."""
+        digits = self.short_hash(entry)
+        return entry.name if digits is None else f"{entry.name} [{digits}]"
 
     def _look(self, kind: str) -> list[Entry]:
         found: dict[str, Entry] = {}

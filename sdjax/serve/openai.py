@@ -19,11 +19,10 @@ from starlette.routing import Route
 from sdjax import pictures
 from sdjax.checks.arguments import shown, whole
 from sdjax.purpose import kind_of
-from sdjax.serve.a1111.generation import Generation
-from sdjax.serve.a1111.options import Options
 from sdjax.serve.answers import refusal_of
 from sdjax.serve.bodies import Refused, file_from_text, read_body, read_json
 from sdjax.serve.engine import Work
+from sdjax.serve.following import Following
 from sdjax.serve.jobs_api import ROOT, client_of
 from sdjax.serve.multipart import read_form
 from sdjax.serve.server import Server
@@ -79,7 +78,7 @@ class Images:
     """The routes' functions."""
 
     def __init__(self, server: Server) -> None:
-        self.server, self.generation = server, Generation(server, Options(server))
+        self.server, self.following = server, Following(server)
 
     async def models(self, request: Request) -> Response:
         """Lists the models."""
@@ -199,7 +198,7 @@ class Images:
         model = None if not model else self._find(model)
         as_url = form.fields.get("response_format") == "url"
         work = Work(task, settings, inputs, model, client_of(request), save=as_url)
-        job = await self.generation.finished(request, work)
+        job = await self.following.finished(request, work)
         data: list[dict[str, Any]] = []
         for one in job.pictures:
             address = {"url": f"{str(request.base_url).rstrip('/')}{ROOT}/pictures/{one.name}"}

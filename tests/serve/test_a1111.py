@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from anyio import to_thread
 from shelf import PICTURE
 
 from sdjax.pictures.image import encode_png
@@ -267,6 +268,37 @@ def test_progress_and_interrupt(serving):
     client.post("/sdapi/v1/interrupt")
     asked.join(10)
     assert answers[0].json()["images"] == []
+
+
+def test_many_that_wait_leave_room_for_others(serving):
+    """More requests wait for their pictures than there are threads for requests, and none of them holds one."""
+    go = threading.Event()
+
+    def slowly(work, context):
+        assert go.wait(20)
+        return [context.finish(PICTURE, {"seed": 1}, {})]
+
+    client = serving(slowly, waiting=100)
+    with client:  # one event loop for all
+        asked = [
+            threading.Thread(target=client.post, args=["/sdapi/v1/txt2img"], kwargs={"json": {}}) for _ in range(50)
+        ]
+        for one in asked:
+            one.start()
+        while client.get("/api/v1/status").json()["waiting"] < 48:
+            pass
+        assert client.get("/sdapi/v1/progress").json()["state"]["job_count"] == 50
+        limiter = client.portal.call(current_limiter)
+        borrowed = limiter.borrowed_tokens
+        go.set()
+        for one in asked:
+            one.join(20)
+    assert borrowed == 0
+    assert not any(one.is_alive() for one in asked)
+
+
+async def current_limiter():
+    return to_thread.current_default_thread_limiter()
 
 
 def test_extras(asking):

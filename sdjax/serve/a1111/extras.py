@@ -11,11 +11,13 @@ from starlette.responses import JSONResponse, Response
 from sdjax import pictures
 from sdjax.checks.arguments import number, shown, whole
 from sdjax.pictures.image import encode_png
+from sdjax.pictures.metadata import infotext
 from sdjax.pictures.metadata.texts import read_texts
 from sdjax.preprocessors import PREPROCESSORS
 from sdjax.serve.a1111 import fields, units
-from sdjax.serve.a1111.generation import Generation, opened
-from sdjax.serve.bodies import Refused, file_from_text, read_json
+from sdjax.serve.a1111.generation import Generation
+from sdjax.serve.a1111.requests import fitted
+from sdjax.serve.bodies import Refused, file_from_text, open_input, read_json
 from sdjax.serve.engine import Work
 from sdjax.serve.jobs_api import client_of
 
@@ -68,7 +70,7 @@ class Extras:
         out = []
         for text in texts:
             content = file_from_text(self.server, text, "image")
-            picture = (await to_thread.run_sync(opened, content))["image"]
+            picture = await to_thread.run_sync(open_input, content, "image")
             size = self._size(own, picture)
             if name in NONE:
                 made = await to_thread.run_sync(pictures.resize, picture, *size)
@@ -79,7 +81,7 @@ class Extras:
                     "upscale", {"upscaler": upscaler, "times": times}, {"image": picture}, client=client_of(request),
                     save=False
                 )  # fmt: skip
-                job = await self.generation.finished(request, work)
+                job = await self.generation.following.finished(request, work)
                 if not job.pictures:
                     raise Refused("the request was interrupted", 500)
                 made = job.pictures[0].pixels
@@ -101,8 +103,6 @@ class Extras:
         given = await read_json(self.server, request)
         content = file_from_text(self.server, given.get("image"), "image")
         texts = await to_thread.run_sync(read_texts, content)
-        from sdjax.pictures.metadata import infotext
-
         found = texts.get("parameters", "")
         prompt, negative, pairs = infotext.split(found) if found else ("", "", {})
         parameters = {"Prompt": prompt, "Negative prompt": negative, **pairs} if found else {}
@@ -130,8 +130,9 @@ class Extras:
             settings["resolution"] = given["controlnet_processor_res"]
         images = []
         for text in texts:
-            inputs = await to_thread.run_sync(opened, file_from_text(self.server, text, "controlnet_input_images"))
-            job = await self.generation.finished(
+            content = file_from_text(self.server, text, "controlnet_input_images")
+            inputs = {"image": await to_thread.run_sync(open_input, content, "image")}
+            job = await self.generation.following.finished(
                 request, Work("hint", settings, inputs, client=client_of(request), save=False)
             )
             images += [base64.b64encode(one.png).decode() for one in job.pictures]
@@ -142,8 +143,6 @@ def _cut(picture: np.ndarray, height: int, width: int, own: dict[str, Any]) -> n
     """Returns the enlarged picture in the size asked for: cut to its shape, or stretched."""
     if picture.shape[:2] == (height, width):
         return picture
-    from sdjax.serve.a1111.requests import fitted
-
     return fitted(picture, height, width, 1 if own["upscaling_crop"] else 0)
 
 

@@ -1,12 +1,9 @@
-"""Makes the pictures of a request, follows it, and stops it if its client goes away."""
+"""Makes the pictures of a request, and says how far it is."""
 
-import asyncio
 import base64
 import dataclasses
 import json
-import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from anyio import to_thread
@@ -14,16 +11,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sdjax._version import __version__
-from sdjax.pictures import open_picture
 from sdjax.pictures.image import encode_png
 from sdjax.serve.a1111 import requests
 from sdjax.serve.a1111.options import Options
-from sdjax.serve.bodies import Refused, read_json
-from sdjax.serve.engine import Finished, Job, Work
+from sdjax.serve.bodies import read_json
+from sdjax.serve.engine import Finished, Job
+from sdjax.serve.following import Following
 from sdjax.serve.jobs_api import client_of
 from sdjax.serve.server import Server
 
-LOOK = 0.5  # seconds between two looks whether the client is still there
+# What the parts of a picture that are made again have in common with it
+OF_DETAILS = (
+    "compat", "prompt", "negative_prompt", "sampler", "schedule", "num_steps", "guidance_scale", "noise_source",
+)  # fmt: skip
 
 
 class Generation:
@@ -31,8 +31,7 @@ class Generation:
 
     def __init__(self, server: Server, options: Options) -> None:
         self.server, self.options = server, options
-        self._jobs: list[Job] = []
-        self._lock = threading.Lock()
+        self.following = Following(server)
 
     async def txt2img(self, request: Request) -> Response:
         """Makes pictures from text."""
@@ -48,7 +47,7 @@ class Generation:
         asked = await to_thread.run_sync(
             lambda: requests.read(self.server, given, self.options.all(), client, task=task)
         )
-        job = await self.finished(request, asked.work)
+        job = await self.following.finished(request, asked.work)
         pictures = job.pictures
         if asked.details and job.state == "done":
             pictures = [await self._detailed(request, asked, one) for one in pictures]
@@ -61,42 +60,14 @@ class Generation:
         info = described(self.server, asked, pictures, [*asked.warnings, *job.notes], began)
         return JSONResponse({"images": images, "parameters": echoed, "info": json.dumps(info)})
 
-    async def finished(self, request: Request, work: Work) -> Job:
-        """Returns a work's job when it is over. Raises Refused if it failed; cancels it if the client goes away.""" ""
-        job = await to_thread.run_sync(self.server.submit, work)
-        with self._lock:
-            self._jobs.append(job)
-        try:
-            while not await to_thread.run_sync(job.wait, LOOK):
-                if await request.is_disconnected():
-                    await to_thread.run_sync(job.cancel)
-        except asyncio.CancelledError:
-            job.cancel()
-            raise
-        finally:
-            with self._lock:
-                self._jobs.remove(job)
-        if job.state == "failed":
-            raise Refused(job.error or "the job failed", 500)
-        return job
-
     async def _detailed(self, request: Request, asked: requests.Asked, picture: Finished) -> Finished:
         """Returns a picture with its details made again, by one unit of ADetailer after the other."""
         for own in asked.details:
-            same = (
-                "compat",
-                "prompt",
-                "negative_prompt",
-                "sampler",
-                "schedule",
-                "num_steps",
-                "guidance_scale",
-                "noise_source",
-            )
-            settings = {name: asked.work.settings[name] for name in same if name in asked.work.settings}
+            settings = {name: asked.work.settings[name] for name in OF_DETAILS if name in asked.work.settings}
             settings |= {"seed": picture.seed or 0, **own}
-            job = await self.finished(request, dataclasses.replace(asked.work, task="detail", settings=settings,
-                                                                   inputs={"image": picture.pixels}))  # fmt: skip
+            inputs = {"image": picture.pixels}
+            work = dataclasses.replace(asked.work, task="detail", settings=settings, inputs=inputs)
+            job = await self.following.finished(request, work)
             if job.pictures:
                 picture = dataclasses.replace(job.pictures[0], seed=picture.seed)
         return picture
@@ -104,43 +75,39 @@ class Generation:
     async def progress(self, request: Request) -> Response:
         """Says how far the present request is."""
         skip = request.query_params.get("skip_current_image", "false").lower() in ("true", "1")
-        return JSONResponse(await to_thread.run_sync(self._progress, not skip))
-
-    def _progress(self, with_picture: bool) -> dict[str, Any]:
-        with self._lock:
-            job = next((one for one in self._jobs if one.state == "running"), None)
-            count = len(self._jobs)
-        state = {
-            "skipped": False, "interrupted": bool(job and job.cancelling),
-            "stopping_generation": bool(job and job.cancelling),
-            "job": "" if job is None else job.work.task, "job_count": count,
-            "job_timestamp": "0" if job is None else time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)),
-            "job_no": 0, "sampling_step": 0 if job is None else job.done,
-            "sampling_steps": 0 if job is None else job.total,
-        }  # fmt: skip
-        previews = [] if job is None or not with_picture else job.previews()
-        image = base64.b64encode(encode_png(previews[0])).decode() if previews else None
-        left = None if job is None else job.seconds_left
-        return {
-            "progress": 0.0 if job is None else job.fraction, "eta_relative": left or 0.0, "state": state,
-            "current_image": image, "textinfo": None,
-        }  # fmt: skip
+        told = await to_thread.run_sync(progress_of, self.following.running, len(self.following.jobs), not skip)
+        return JSONResponse(told)
 
     async def interrupt(self, request: Request) -> Response:
         """Stops all requests that are being made. They answer with the pictures that are finished."""
-        with self._lock:
-            jobs = list(self._jobs)
-        for job in jobs:
+        for job in list(self.following.jobs):
             await to_thread.run_sync(job.cancel)
         return JSONResponse({})
 
     async def skip(self, request: Request) -> Response:
         """Stops the request that is being made."""
-        with self._lock:
-            job = next((one for one in self._jobs if one.state == "running"), None)
-        if job is not None:
+        if (job := self.following.running) is not None:
             await to_thread.run_sync(job.cancel)
         return JSONResponse({})
+
+
+def progress_of(job: Job | None, count: int, with_picture: bool) -> dict[str, Any]:
+    """Returns how far a job is, as `progress` tells it. `count` is the number of jobs."""
+    state = {
+        "skipped": False, "interrupted": bool(job and job.cancelling),
+        "stopping_generation": bool(job and job.cancelling),
+        "job": "" if job is None else job.work.task, "job_count": count,
+        "job_timestamp": "0" if job is None else time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)),
+        "job_no": 0, "sampling_step": 0 if job is None else job.done,
+        "sampling_steps": 0 if job is None else job.total,
+    }  # fmt: skip
+    previews = [] if job is None or not with_picture else job.previews()
+    image = base64.b64encode(encode_png(previews[0])).decode() if previews else None
+    left = None if job is None else job.seconds_left
+    return {
+        "progress": 0.0 if job is None else job.fraction, "eta_relative": left or 0.0, "state": state,
+        "current_image": image, "textinfo": None,
+    }  # fmt: skip
 
 
 def described(
@@ -160,8 +127,8 @@ def described(
         "subseed_strength": own["subseed_strength"], "width": own["width"], "height": own["height"],
         "sampler_name": own["sampler_name"] or own["sampler_index"] or "Euler", "cfg_scale": own["cfg_scale"],
         "steps": own["steps"], "batch_size": own["batch_size"], "restore_faces": False, "face_restoration_model": None,
-        "sd_model_name": model.stem, "sd_model_hash": _digits(server, model) or "", "sd_vae_name": settings.get("vae"),
-        "sd_vae_hash": None, "seed_resize_from_w": own["seed_resize_from_w"],
+        "sd_model_name": model.stem, "sd_model_hash": server.library.short_hash(model) or "",
+        "sd_vae_name": settings.get("vae"), "sd_vae_hash": None, "seed_resize_from_w": own["seed_resize_from_w"],
         "seed_resize_from_h": own["seed_resize_from_h"], "denoising_strength": own["denoising_strength"],
         "extra_generation_params": {}, "index_of_first_image": 0,
         "infotexts": [one.texts.get("parameters", "") for one in pictures], "styles": own["styles"],
@@ -169,13 +136,3 @@ def described(
         1),
         "is_using_inpainting_conditioning": False, "version": f"sdjax {__version__}", "warnings": warnings,
     }  # fmt: skip
-
-
-def _digits(server: Server, entry: Any) -> str | None:
-    title = server.library.title(entry)
-    return title.rpartition("[")[2].rstrip("]") if title.endswith("]") else None
-
-
-def opened(content: bytes) -> Mapping[str, Any]:
-    """Returns the input of a work about one picture."""
-    return {"image": open_picture(content).pixels}

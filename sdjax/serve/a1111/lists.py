@@ -138,12 +138,10 @@ def memory(server: Server) -> dict[str, Any]:
 
 
 def _model(server: Server, entry: Entry) -> dict[str, Any]:
-    title = server.library.title(entry)
-    digits = title.rpartition("[")[2].rstrip("]") if title.endswith("]") else None
     return {
-        "title": title,
+        "title": server.library.title(entry),
         "model_name": entry.stem,
-        "hash": digits,
+        "hash": server.library.short_hash(entry),
         "sha256": None,
         "filename": entry.name,
         "config": None,

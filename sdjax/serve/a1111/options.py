@@ -31,8 +31,8 @@ class Options:
             own = dict(self._set)
         library, models = self._server.library, self._server.engine.models
         entry = library.find("checkpoint", models.current)
-        digits = library.title(entry).rpartition("[")[2].rstrip("]") if "[" in library.title(entry) else None
-        return {**FIXED, **own, "sd_model_checkpoint": library.title(entry), "sd_checkpoint_hash": digits}
+        named = {"sd_model_checkpoint": library.title(entry), "sd_checkpoint_hash": library.short_hash(entry)}
+        return {**FIXED, **own, **named}
 
     def set(self, given: Mapping[str, Any]) -> None:
         """Sets options. Raises Refused for unknown ones and wrong values; then none is set."""
