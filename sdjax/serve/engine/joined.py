@@ -54,11 +54,7 @@ class JoinedPipeline(Pipeline):
         whole = super().on(self._on.mesh)
         if mesh.size > 1 or self._on.mesh.size == 1:
             return whole
-        device = mesh.devices.flat[0]
-
-        def own(leaf: jax.Array) -> jax.Array:
-            return next(shard.data for shard in leaf.addressable_shards if shard.device == device)
-
+        own = functools.partial(_part_on, mesh.devices.flat[0])
         return self._first.get(whole, mesh, lambda tree: jax.tree.map(own, tree))
 
     def _each(self, count: int, call: Callable[[int], Any], *program: Hashable) -> Any:
@@ -85,6 +81,14 @@ class JoinedPipeline(Pipeline):
         own = array[i : i + 1]
         return own if self._on.mesh.size == 1 else np.repeat(np.asarray(own), self._on.mesh.size, axis=0)
 
+    def _one(self, made: jax.Array) -> jax.Array:
+        """Returns the first entry of what was computed for `_copies`, on the first device.
+
+        The other devices take no part in it: programs in which they wait for each other must not begin on several
+        threads at once.
+        """
+        return made[:1] if self._on.mesh.size == 1 else _part_on(self._on.mesh.devices.flat[0], made)
+
     def encode_tokens(
         self, ids: TokenIds, *, layers: int | None = None, mesh: Any = None, parallel: str = "jit", exact: bool = False
     ) -> Context:
@@ -94,7 +98,7 @@ class JoinedPipeline(Pipeline):
         """
         whole, encode = self._on.mesh, super().encode_tokens
         made = [
-            encode(self._copies(ids, i), layers=layers, mesh=whole, exact=exact)[:1] for i in range(len(ids))
+            self._one(encode(self._copies(ids, i), layers=layers, mesh=whole, exact=exact)) for i in range(len(ids))
         ]  # fmt: skip
         if len(made) == 1 and whole.size == 1:
             return made[0]
@@ -111,7 +115,8 @@ class JoinedPipeline(Pipeline):
         def one(i: int) -> Any:
             own = None if keys is None else jax.random.wrap_key_data(self._copies(keys, i), impl="threefry2x32")
             noise = None if made is None else jax.tree.map(lambda a: self._copies(a, i), made)
-            return encode(self._copies(image, i), mesh=whole, keys=own, draw=draw, seamless=seamless, made=noise)[:1]
+            own_image = self._copies(image, i)
+            return self._one(encode(own_image, mesh=whole, keys=own, draw=draw, seamless=seamless, made=noise))
 
         program = ("encode", image.shape[1:], self.config.vae, self.dtype, draw, seamless, keys is None, made is None)
         return self._each(len(image), one, *program)
@@ -121,7 +126,11 @@ class JoinedPipeline(Pipeline):
     ) -> NewImage:
         """Returns the images of latents (`Pipeline.decode`)."""
         whole, decode = self._on.mesh, super().decode
-        return self._each(len(latent), lambda i: decode(self._copies(latent, i), seamless=seamless, mesh=whole)[:1])
+
+        def one(i: int) -> Any:
+            return self._one(decode(self._copies(latent, i), seamless=seamless, mesh=whole))
+
+        return self._each(len(latent), one)
 
     def resize_latent(
         self, latent: Latent, height: int, width: int, method: str, *, seamless: str | None = None, mesh: Any = None,
@@ -131,7 +140,7 @@ class JoinedPipeline(Pipeline):
         whole, resize = self._on.mesh, super().resize_latent
 
         def one(i: int) -> Any:
-            return resize(self._copies(latent, i), height, width, method, seamless=seamless, mesh=whole)[:1]
+            return self._one(resize(self._copies(latent, i), height, width, method, seamless=seamless, mesh=whole))
 
         return self._each(len(latent), one, "resize", latent.shape[1:], height, width, method, seamless)
 
@@ -219,6 +228,11 @@ class JoinedPipeline(Pipeline):
         weak = () if self.weak is None else tuple(id(leaf) for leaf in jax.tree.leaves(self.weak.params["unet"]))
         kind = kind_of(program, shapes, (*identities, *weak))
         return Entry(kind, params, lora, parts, state, keys, branches, guidance, known, noise, alone)
+
+
+def _part_on(device: jax.Device, array: jax.Array) -> jax.Array:
+    """Returns the part of an array that lies on a device."""
+    return next(shard.data for shard in array.addressable_shards if shard.device == device)
 
 
 def _joined(states: Sequence[State], mesh: Mesh) -> State:
