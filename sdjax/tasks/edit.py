@@ -48,15 +48,7 @@ def edit(
     """
     check_task(pipe.config, "edit", "edit")
     given = inputs.open_pictures(image)
-    sides: dict[str, Any] = {"height": height, "width": width}
-    heights, widths = (
-        inputs.one_each(name, list(side) if is_sequence(side) else [side], len(given)) for name, side in sides.items()
-    )
-    windowed = options.get("window") is not None
-    sizes = [
-        inputs.working_size(pipe.config, one.shape[:2], h, w, windowed=windowed)
-        for one, h, w in zip(given, heights, widths)
-    ]
+    sizes = inputs.working_sizes(pipe.config, given, height, width, windowed=options.get("window") is not None)
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
     how, requests, which = read_options(prompt, options, len(sizes))
     every: Sequence[Any] = image_scale if is_sequence(image_scale) else [image_scale]  # type: ignore[assignment]

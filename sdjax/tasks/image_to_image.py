@@ -1,10 +1,9 @@
 """Image to image: pictures made from other pictures and a prompt."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 from sdjax import pictures
-from sdjax.checks.arguments import is_sequence
 from sdjax.pipeline.model import Pipeline
 from sdjax.purpose import check_task
 from sdjax.tasks import inputs
@@ -43,15 +42,7 @@ def image_to_image(
     """
     check_task(pipe.config, "image_to_image", concat=options.get("concat") is not None)
     given = inputs.open_pictures(image)
-    sides: dict[str, Any] = {"height": height, "width": width}
-    heights, widths = (
-        inputs.one_each(name, list(side) if is_sequence(side) else [side], len(given)) for name, side in sides.items()
-    )
-    windowed = options.get("window") is not None
-    sizes = [
-        inputs.working_size(pipe.config, one.shape[:2], h, w, windowed=windowed)
-        for one, h, w in zip(given, heights, widths)
-    ]
+    sizes = inputs.working_sizes(pipe.config, given, height, width, windowed=options.get("window") is not None)
     given = [pictures.resize(picture, *size) for picture, size in zip(given, sizes)]
     batch = make_batch(pipe, prompt, options, sizes=sizes, strength=strength).seeing([Seen(one) for one in given])
 

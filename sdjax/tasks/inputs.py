@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from sdjax import pictures
-from sdjax.checks.arguments import whole
+from sdjax.checks.arguments import is_sequence, whole
 from sdjax.config import ModelConfig
 from sdjax.pictures.opening import PictureSource
 from sdjax.tasks.request import Request
@@ -118,6 +118,20 @@ def working_size(
         return fitting
     sides = (own if side is None else side for own, side in zip(fitting, (height, width)))
     return check_size(config, *sides, windowed=windowed)
+
+
+def working_sizes(
+    config: ModelConfig, given: Sequence[Picture], height: Any, width: Any, *, windowed: bool
+) -> list[tuple[int, int]]:
+    """Returns the (height, width) at which image to image works on each picture (`working_size`).
+
+    `height` and `width` are None, one for all pictures, or one for each.
+    """
+    heights, widths = (
+        one_each(name, list(side) if is_sequence(side) else [side], len(given))
+        for name, side in (("height", height), ("width", width))
+    )
+    return [working_size(config, one.shape[:2], h, w, windowed=windowed) for one, h, w in zip(given, heights, widths)]
 
 
 class Frame(NamedTuple):

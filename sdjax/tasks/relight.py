@@ -5,7 +5,7 @@ Source: lllyasviel/IC-Light, gradio_demo.py and gradio_demo_bg.py.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -75,15 +75,7 @@ def relight(
     """
     check_relight(pipe.config, backdrop is not None, light)
     given = foregrounds(image, mask)
-    sides: dict[str, Any] = {"height": height, "width": width}
-    heights, widths = (
-        inputs.one_each(name, list(side) if is_sequence(side) else [side], len(given)) for name, side in sides.items()
-    )
-    windowed = options.get("window") is not None
-    sizes = [
-        inputs.working_size(pipe.config, one.shape[:2], h, w, windowed=windowed)
-        for one, h, w in zip(given, heights, widths)
-    ]
+    sizes = inputs.working_sizes(pipe.config, given, height, width, windowed=options.get("window") is not None)
     behind = None if backdrop is None else inputs.one_each("backdrop", backdrops(backdrop), len(given))
     if options.get("compat") is None and options.get("strength_counting") is None:
         options = {**options, "strength_counting": "ic_light"}
