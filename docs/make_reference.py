@@ -7,8 +7,9 @@ strengths each. Writes docs/sheets/reference.png. Run it again when the built-in
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from make_pictures import of_64_colours
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw
 
 import sdjax
 
-FILE = Path(__file__).parent / "sheets" / "reference.png"
+Rows: TypeAlias = list[tuple[str, np.ndarray]]  # with their names, uint8 [b, h, w, 3] each
 SUBJECTS = ("rocket", "strawberry", "cat", "bus", "penguin", "sunflower")
 FIRST = "a rocket on a purple background"
 STEPS = 25
@@ -25,8 +26,8 @@ LABEL = 14  # height of a line of text
 SHARES = (1.0, 0.3)
 
 
-def make_rows(pipe: sdjax.Pipeline) -> list[tuple[str, np.ndarray]]:
-    """Returns the rows with their names, uint8 [b, h, w, 3] each."""
+def make_rows(pipe: sdjax.Pipeline) -> Rows:
+    """Returns the rows of the sheet."""
     prompts = [FIRST, *(f"a {name}" for name in SUBJECTS[1:])]
 
     def made(**options: Any) -> np.ndarray:
@@ -41,7 +42,7 @@ def make_rows(pipe: sdjax.Pipeline) -> list[tuple[str, np.ndarray]]:
     return rows
 
 
-def draw(rows: list[tuple[str, np.ndarray]]) -> bytes:
+def draw(rows: Rows) -> bytes:
     """Returns the rows as one PNG of 64 colours, each below its name."""
     side, count = rows[0][1].shape[1], len(rows[0][1])
     high = LABEL + side + 2 * GAP
@@ -54,10 +55,11 @@ def draw(rows: list[tuple[str, np.ndarray]]) -> bytes:
     return of_64_colours(sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST))
 
 
-def main() -> None:
-    """Makes and writes the sheet."""
-    parser = argparse.ArgumentParser(description="Makes the picture of docs/reference.md with the built-in model.")
-    parser.add_argument("--out", type=Path, default=FILE, metavar="FILE", help="default: docs/sheets/reference.png")
+def write(page: str, make_rows: Callable[[sdjax.Pipeline], Rows]) -> None:
+    """Makes and writes the sheet of a page of the manual, from the command line's flags."""
+    file = Path(__file__).parent / "sheets" / f"{page}.png"
+    parser = argparse.ArgumentParser(description=f"Makes the picture of docs/{page}.md with the built-in model.")
+    parser.add_argument("--out", type=Path, default=file, metavar="FILE", help=f"default: docs/sheets/{page}.png")
     args = parser.parse_args()
     data = draw(make_rows(sdjax.load()))
     args.out.write_bytes(data)
@@ -65,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write("reference", make_rows)

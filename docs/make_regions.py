@@ -1,4 +1,4 @@
-"""Makes the picture of docs/regions.md with the built-in model: the same prompt and seeds in all rows, nothing chosen.
+"""Makes the picture of docs/regions.md with the built-in model: the same prompt and seeds in all rows.
 
     python docs/make_regions.py
 
@@ -6,23 +6,19 @@ The picture's prompt has a rocket and a strawberry. Two regions ask for the stra
 the right, with two weights. Writes docs/sheets/regions.png. Run it again when the built-in model or the patch changes.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
-from make_reference import draw
+from make_reference import Rows, write
 
 import sdjax
 
-FILE = Path(__file__).parent / "sheets" / "regions.png"
 PROMPT = "a rocket and a strawberry on a green background"
 LEFT, RIGHT = (0, 0, 0.5, 1), (0.5, 0, 0.5, 1)
 WEIGHTS = (0.7, 1.0)
 COUNT, STEPS = 6, 20
 
 
-def make_rows(pipe: sdjax.Pipeline) -> list[tuple[str, np.ndarray]]:
-    """Returns the rows with their names, uint8 [b, h, w, 3] each."""
+def make_rows(pipe: sdjax.Pipeline) -> Rows:
+    """Returns the rows of the sheet."""
 
     def made(*regions: sdjax.Region) -> np.ndarray:
         options = {"seed": list(range(COUNT)), "num_steps": STEPS}
@@ -36,15 +32,5 @@ def make_rows(pipe: sdjax.Pipeline) -> list[tuple[str, np.ndarray]]:
     return rows
 
 
-def main() -> None:
-    """Makes and writes the sheet."""
-    parser = argparse.ArgumentParser(description="Makes the picture of docs/regions.md with the built-in model.")
-    parser.add_argument("--out", type=Path, default=FILE, metavar="FILE", help="default: docs/sheets/regions.png")
-    args = parser.parse_args()
-    data = draw(make_rows(sdjax.load()))
-    args.out.write_bytes(data)
-    print(f"{args.out}: {len(data)} bytes")
-
-
 if __name__ == "__main__":
-    main()
+    write("regions", make_rows)
