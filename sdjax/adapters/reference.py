@@ -1,7 +1,8 @@
 """Reference-only: pictures attend to a reference picture inside the UNet, or get the statistics of its feature maps.
 
 Source: the reference_only, reference_adain and reference_adain+attn preprocessors of sd-webui-controlnet (Zhang 2023,
-Mikubill/sd-webui-controlnet, discussions 1236 and 1280), whose layers and weights these are.
+Mikubill/sd-webui-controlnet, discussions 1236 and 1280). Which layers a weight reaches follows that extension as far as
+we know it; its pictures were not compared.
 """
 
 import dataclasses
