@@ -1,0 +1,86 @@
+"""The table of measures: which features of which network each takes, and what it computes from them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+from sdjax.evaluate import distances
+
+Features = Mapping[str, Float[np.ndarray, "n d"]]  # of one set of pictures, one row a picture
+Statistics = tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d d"]]  # mean and covariance
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A measure of a set of pictures.
+
+    `extractor` names the network (`sdjax.evaluate.extractors.EXTRACTORS`), `features` what is taken of its output.
+    `function` computes the value in float64 from the pictures' features and the reference's, with any number of rows,
+    so that rows can be drawn again for confidence. `of_statistics` does it from a reference's mean and covariance; None
+    if these are not enough. Both raise ValueError for features that cannot be measured.
+    """
+
+    name: str
+    title: str
+    extractor: str
+    features: tuple[str, ...]
+    needs_reference: bool
+    lower_is_better: bool
+    function: Callable[[Features, Features | None], float]
+    of_statistics: Callable[[Features, Statistics], float] | None = None
+
+
+def frechet_measure(name: str, title: str, extractor: str, feature: str) -> Measure:
+    """Returns the measure that is the Fréchet distance of a feature."""
+    return Measure(
+        name, title, extractor, (feature,), True, True, _compared(distances.frechet, feature),
+        lambda features, statistics: distances.frechet_of_statistics(features[feature], *statistics),
+    )  # fmt: skip
+
+
+def _compared(distance: Callable[..., float], feature: str) -> Callable[[Features, Features | None], float]:
+    def function(features: Features, reference: Features | None) -> float:
+        if reference is None:
+            raise ValueError("this measure compares with reference pictures; there are none")
+        return distance(features[feature], reference[feature])
+
+    return function
+
+
+def _alone(score: Callable[..., float], *names: str) -> Callable[[Features, Features | None], float]:
+    return lambda features, reference: score(*(features[name] for name in names))
+
+
+def _comparison(
+    name: str, title: str, extractor: str, feature: str, distance: Callable[..., float], *, lower: bool = True
+) -> Measure:
+    return Measure(name, title, extractor, (feature,), True, lower, _compared(distance, feature))
+
+
+def _score(name: str, title: str, extractor: str, features: tuple[str, ...], score: Callable[..., float]) -> Measure:
+    return Measure(name, title, extractor, features, False, False, _alone(score, *features))
+
+
+_PAIR = ("image", "text")
+MEASURES: Mapping[str, Measure] = {
+    measure.name: measure
+    for measure in (
+        frechet_measure("fid", "FID", "inception", "pool"),
+        frechet_measure("fid-clean", "FID (clean)", "inception-clean", "pool"),
+        _comparison("kid", "KID", "inception", "pool", distances.kernel_distance),
+        _comparison("kid-clean", "KID (clean)", "inception-clean", "pool", distances.kernel_distance),
+        frechet_measure("fd-dinov2", "FD-DINOv2", "dinov2", "class"),
+        _comparison("cmmd", "CMMD", "clip-l14-336", "image", distances.cmmd),
+        _score("clip-score", "CLIP score (ViT-L/14)", "clip-l14", _PAIR, distances.clip_score),
+        _score("clip-s", "CLIP-S (ViT-L/14)", "clip-l14", _PAIR, distances.clip_s),
+        _score("openclip-score", "CLIP score (OpenCLIP ViT-H/14)", "openclip-h14", _PAIR, distances.clip_score),
+        _score("openclip-s", "CLIP-S (OpenCLIP ViT-H/14)", "openclip-h14", _PAIR, distances.clip_s),
+        _comparison("precision", "Precision", "inception", "pool", distances.precision, lower=False),
+        _comparison("recall", "Recall", "inception", "pool", distances.recall, lower=False),
+        _score("is", "Inception score", "inception", ("logits",), distances.inception_score),
+        _score("aesthetic", "Aesthetic score", "aesthetic", ("score",), distances.mean_score),
+        _score("pickscore", "PickScore", "pickscore", ("score",), distances.mean_score),
+    )
+}
