@@ -11,6 +11,10 @@ from sdjax.serve.bodies import Refused
 from sdjax.serve.engine import Full, UnknownJob, UnknownPicture
 
 LOG = logging.getLogger(__name__)
+NOTHING_HERE = (
+    "there is nothing at this path; there are our own interface at /api/v1/, A1111's at /sdapi/v1/ and /controlnet/, "
+    "OpenAI's at /v1/, ComfyUI's at /prompt, /queue, /history and so on, and the page at /"
+)
 
 
 class Refusal(NamedTuple):
@@ -30,13 +34,18 @@ def _disk(error: OSError) -> Refusal:
     return Refusal(507, "the server cannot write its files: its log says more")
 
 
+def _http(error: HTTPException) -> Refusal:
+    sentences = {404: NOTHING_HERE, 405: "this path takes requests of another method"}
+    return Refusal(error.status_code, sentences.get(error.status_code, str(error.detail)), error.headers or {})
+
+
 REFUSALS: dict[type[Exception], Callable[..., Refusal]] = {  # the first that fits
     Full: _full,
     UnknownJob: lambda error: Refusal(404, "there is no job with this id"),
     UnknownPicture: lambda error: Refusal(404, "there is no picture with this name"),
     Refused: lambda error: Refusal(error.status, str(error)),
     ValueError: lambda error: Refusal(422, str(error)),
-    HTTPException: lambda error: Refusal(error.status_code, str(error.detail), error.headers or {}),
+    HTTPException: _http,
     OSError: _disk,
 }
 

@@ -75,14 +75,18 @@ def defaults(server: "Server") -> dict[str, Any]:
 
 
 def status(server: "Server") -> dict[str, Any]:
-    """Returns the server's version, its model and device, and how many jobs run and wait."""
+    """Returns the server's version, its model and device, and how many jobs run and wait.
+
+    `warmed` says whether the programs that are compiled ahead are there: from then on, nothing of the model's own size
+    is compiled.
+    """
     device = server.engine.device.mesh.devices.flat[0]
     jobs = server.engine.jobs()
     memory = device.memory_stats() or {}
     return {
         "version": __version__, "jax": jax.__version__, "model": server.engine.models.current,
-        "loaded": server.engine.models.loaded, "device": device.device_kind, "platform": device.platform,
-        "devices": server.engine.device.mesh.size,
+        "loaded": server.engine.models.loaded, "warmed": server.engine.warmed.is_set(),
+        "device": device.device_kind, "platform": device.platform, "devices": server.engine.device.mesh.size,
         "memory": {name: memory[name] for name in ("bytes_in_use", "bytes_limit") if name in memory},
         "running": sum(job.state == "running" for job in jobs), "waiting": sum(job.state == "waiting" for job in jobs),
     }  # fmt: skip

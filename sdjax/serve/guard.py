@@ -59,7 +59,8 @@ def refusal(scope: Scope, settings: ServerSettings) -> tuple[int, str] | None:
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if not settings.guarded and _name(host) not in LOOPBACK:
-        return 421, "this server answers on this computer's own address only, such as http://127.0.0.1:7860"
+        port = (scope.get("server") or (None, None))[1] or settings.port
+        return 421, f"this server answers on this computer's own address only, such as http://127.0.0.1:{port}"
     method = scope.get("method", "GET")
     origin, own = headers.get("origin"), False
     if origin is not None:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from sdjax.checks.arguments import shown
 from sdjax.pictures import open_picture
 from sdjax.pictures.image import encode_png
 from sdjax.pictures.metadata import read_metadata
@@ -150,9 +151,9 @@ class Api:
     async def tokens(self, request: Request) -> Response:
         """Takes {prompt}, and answers with its number of tokens and chunks, and the room in these chunks."""
         given = await read_json(self.server, request)
-        prompt = given.get("prompt", "")
-        if not isinstance(prompt, str):
-            raise Refused("prompt is a text")
+        prompt = given.get("prompt")
+        if given.keys() != {"prompt"} or not isinstance(prompt, str):
+            raise Refused(f'the body is {{"prompt": TEXT}}; got {shown(given)}')
         return JSONResponse(await to_thread.run_sync(choices.tokens, prompt))
 
     async def read_picture(self, request: Request) -> Response:

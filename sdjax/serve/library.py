@@ -5,6 +5,7 @@ ComfyUI's (`models/checkpoints` or `checkpoints`, `loras`, `controlnet`, ...). R
 the folder of their kind, so no path of the server is in a request or in an answer.
 """
 
+import collections
 import contextlib
 import dataclasses
 import difflib
@@ -43,6 +44,7 @@ NOT_MODELS = (".vae.safetensors", ".vae.pt", ".vae.ckpt")  # an autoencoder besi
 MODEL_FOLDERS = ("model_index.json", "config.json")  # a folder with one of these is one model
 MOST_FILES = 100_000  # of one kind
 HASHES = "hashes.json"
+LARGE = 2**30  # bytes; files above are hashed when they are first used, as reading them takes long
 
 
 class UnknownFile(ValueError):
@@ -92,6 +94,9 @@ class Library:
         self._hashes = None if state is None else state / HASHES
         self._lock = threading.RLock()
         self._kept: dict[str, str] | None = None
+        self._to_hash: collections.deque[Entry] = collections.deque()
+        self._hashing = False  # whether small files are hashed as they are found
+        self._hasher: threading.Thread | None = None
         self._found: dict[str, list[Entry]] = {}
 
     def entries(self, kind: str) -> list[Entry]:
@@ -105,6 +110,8 @@ class Library:
         """Looks for files again when they are next asked for."""
         with self._lock:
             self._found.clear()
+        if self._hashing:
+            self.start_hashing()
 
     def folders(self, kind: str) -> list[Path]:
         """Returns the folders that are there for a kind."""
@@ -118,10 +125,6 @@ class Library:
                     if place is not None and place not in places:
                         places.append(place)
         return places
-
-    def folder(self, kind: str) -> Path | None:
-        """Returns the first folder of a kind; None if there is none."""
-        return next(iter(self.folders(kind)), None)
 
     def styles_file(self) -> Path | None:
         """Returns the first table of styles beside the models, styles.csv; None if there is none."""
@@ -180,6 +183,31 @@ class Library:
                 known = hashlib.file_digest(file, "sha256").hexdigest()
             self._keep_hash(entry, known)
         return known
+
+    def start_hashing(self) -> None:
+        """Hashes all files that are not large, in the background; after each `refresh` the new ones too."""
+        self._hashing = True
+        self.hash_soon([one for kind in KINDS for one in self.entries(kind) if 0 < one.size <= LARGE])
+
+    def hash_soon(self, entries: Sequence[Entry]) -> None:
+        """Has files hashed in the background, so that `title` shows the hashes and `find` knows them."""
+        with self._lock:
+            self._to_hash.extend(one for one in entries if one.size and self._known_hash(one) is None)
+            if self._to_hash and self._hasher is None:
+                self._hasher = threading.Thread(target=self._hash_all, name="hashes of files", daemon=True)
+                self._hasher.start()
+
+    def _hash_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._to_hash:
+                    self._hasher = None
+                    return
+                one = self._to_hash.popleft()
+            with contextlib.suppress(
+                OSError
+            ):  # a file that cannot be read now, or a state folder that cannot be written
+                self.sha256(one)
 
     def short_hash(self, entry: Entry) -> str | None:
         """Returns the first ten digits of the hash, as A1111 shows it; None if it is not known."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import uvicorn
+from anyio import to_thread
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sdjax.errors import doing
@@ -63,6 +64,7 @@ def listen(server: Server, ready: Callable[[str], None] = lambda address: None) 
         if serving.started:
             ready(address)
             server.engine.warm_up()
+            await to_thread.run_sync(server.library.start_hashing)
         await task
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")

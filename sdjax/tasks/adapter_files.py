@@ -14,7 +14,7 @@ from sdjax.convert.adapters.kinds import Dora
 from sdjax.convert.adapters.load import Alpha0, LoadedAdapter, load_adapter
 from sdjax.convert.errors import CheckpointError
 from sdjax.loading.run_layout import ADAPTER, EMBEDDINGS, is_run
-from sdjax.tasks.extra_files import files_below, read_once
+from sdjax.tasks.extra_files import files_below, folders_in, read_once
 
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")
 
@@ -60,14 +60,17 @@ def _of_run(folder: pathlib.Path, config: ModelConfig, conventions: Conventions)
 
 
 def find_file(folder: str, name: str) -> pathlib.Path:
-    """Returns the file of this name, without its ending, in a folder or below it. Raises ValueError without one."""
-    root = pathlib.Path(folder)
-    if not root.is_dir():
-        raise ValueError(f"{folder} is no folder of adapters")
+    """Returns the file of this name, without its ending, in a folder or below it. Raises ValueError without one.
+
+    `folder` may be several (`folders_in`): the first one that has the name counts.
+    """
     stems: dict[str, pathlib.Path] = {}
-    for file in files_below(root):
-        if file.name.endswith(ENDINGS):
-            stems.setdefault(file.stem, file)
+    for root in folders_in(folder):
+        if not root.is_dir():
+            raise ValueError(f"{root} is no folder of adapters")
+        for file in files_below(root):
+            if file.name.endswith(ENDINGS):
+                stems.setdefault(file.stem, file)
     if name not in stems:
         near = difflib.get_close_matches(name, stems, n=3)
         hint = f"; did you mean {' or '.join(map(shown, near))}?" if near else ""

@@ -16,7 +16,7 @@ from sdjax.pictures import png
 from sdjax.pictures.samples import MAX_BYTES
 from sdjax.prompts.added_words import words_in
 from sdjax.tasks.embedding_cards import is_card, load_card
-from sdjax.tasks.extra_files import files_below, read_once
+from sdjax.tasks.extra_files import files_below, folders_in, read_once
 
 ENDINGS = (".safetensors", ".pt", ".bin", ".ckpt", ".png")
 COMFYUI = "embedding:"  # before a name in ComfyUI's syntax
@@ -77,9 +77,9 @@ def embeddings_in(
 ) -> tuple[LoadedEmbedding, ...]:  # fmt: skip
     """Returns the embeddings whose words stand in texts, with the words as they are spelled there.
 
-    They are those `given`, those of a `folder` and the folders in it, whose words are the files' names, and those
-    `bundled` with adapters. In ComfyUI's syntax a word is `embedding:NAME`, also with the file's ending. `known` are
-    words that the model has already. Raises ValueError if a word that is used has two embeddings.
+    They are those `given`, those of a `folder` (`folders_in`) and the folders in it, whose words are the files' names,
+    and those `bundled` with adapters. In ComfyUI's syntax a word is `embedding:NAME`, also with the file's ending.
+    `known` are words that the model has already. Raises ValueError if a word that is used has two embeddings.
     """
     sources: dict[str, list[Any]] = {}
     for one in given:
@@ -88,8 +88,9 @@ def embeddings_in(
     for words in bundled:
         for word, vectors in words.items():
             sources.setdefault(word.lower(), []).append((word, vectors))
-    for path in () if folder is None else _files(folder):
-        sources.setdefault(path.stem.lower(), []).append(path)
+    for place in () if folder is None else folders_in(folder):
+        for path in _files(str(place)):
+            sources.setdefault(path.stem.lower(), []).append(path)
     spelled = {word: word for word in sources}
     if syntax == "comfyui":
         endings = ("", *ENDINGS)
@@ -135,7 +136,7 @@ def _files(folder: str) -> tuple[pathlib.Path, ...]:
     return _listed(folder, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def _listed(folder: str, stamp: int) -> tuple[pathlib.Path, ...]:
     if not os.path.isdir(folder):
         raise ValueError(f"{folder} is no folder of embeddings")

@@ -23,6 +23,12 @@ def files_below(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         yield from (pathlib.Path(place) / name for name in sorted(files))
 
 
+def folders_in(text: str) -> list[pathlib.Path]:
+    """Returns the folders of a text: one, or several joined by `os.pathsep`, as in the environment's PATH."""
+    several = [text] if os.path.isdir(text) else text.split(os.pathsep)
+    return [pathlib.Path(one) for one in several if one] or [pathlib.Path(text)]
+
+
 def read_once(count: int) -> Callable[[Callable[Concatenate[str, P], T]], Callable[Concatenate[str, P], T]]:
     """Returns a decorator for a function of a path: a file is read again only if it changed. It keeps `count` results.
 

@@ -84,9 +84,10 @@ class Request:
     `__name__`. `wildcard_seed`: seed of the choices in `{a|b}` and `__name__`; None is the picture's seed.
 
     `adapters`: changes of the model for this picture: files of the LoRA family, "FILE" or "FILE:WEIGHT:TEXT WEIGHT", or
-    what `sdjax.tasks.adapters.read_use` takes. `lora_dir`: a folder of such files, from which the prompt may choose by
-    tags: `<lora:name:0.8>`. `loras`: names of files in `lora_dir` that are applied besides, as a text "NAME",
-    "NAME:WEIGHT" or "NAME:WEIGHT:TEXT WEIGHT"; several are joined by +. Pictures of one batch may have different ones.
+    what `sdjax.tasks.adapters.read_use` takes. `lora_dir`: a folder of such files, or several joined by `os.pathsep`,
+    from which the prompt may choose by tags: `<lora:name:0.8>`. `loras`: names of files in `lora_dir` that are applied
+    besides, as a text "NAME", "NAME:WEIGHT" or "NAME:WEIGHT:TEXT WEIGHT"; several are joined by +. Pictures of one
+    batch may have different ones.
     `alpha_0` and `dora` say how files are read (`sdjax.convert.load_adapter`): an alpha of 0 is "none", no change, or
     "rank"; DoRA at weights other than 1 is "linear", part of the way, or "trainer", as it was trained.
 

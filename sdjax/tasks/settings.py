@@ -58,16 +58,16 @@ def name_of(spelled: str, own: Collection[str] = SIZE) -> str:
     return _candidates(spelled, known_names(own))[0]
 
 
-def read(given: Mapping[str, Any], own: Collection[str] = SIZE) -> dict[str, Any]:
+def read(given: Mapping[str, Any], own: Collection[str] = SIZE, others: Collection[str] = ()) -> dict[str, Any]:
     """Returns settings with our names. Names of other tools are translated by `sdjax.checks.hints.OURS`.
 
-    `own` are those of `known_names`. Raises ValueError for an unknown name, for a setting that is
-    given twice, and for a value that `Request` refuses.
+    `own` are those of `known_names`. `others` are names that the caller reads itself; messages list them too. Raises
+    ValueError for an unknown name, for a setting that is given twice, and for a value that `Request` refuses.
     """
     known = known_names(own)
     settings: dict[str, Any] = {}
     for spelled, value in sorted(given.items(), key=lambda item: _plain(item[0]) not in known):  # our names first
-        names = _candidates(spelled, known)
+        names = _candidates(spelled, known, others)
         free = [name for name in names if name not in settings]
         if not free:
             raise ValueError(f"the setting {names[0]} is given twice, once as {shown(spelled)}: give it once")
@@ -76,16 +76,16 @@ def read(given: Mapping[str, Any], own: Collection[str] = SIZE) -> dict[str, Any
     return settings
 
 
-def _candidates(spelled: str, known: Collection[str]) -> list[str]:
+def _candidates(spelled: str, known: Collection[str], others: Collection[str] = ()) -> list[str]:
     """Returns the settings that a name may mean, the best first. Raises ValueError if there is none."""
     name = _plain(spelled)
     if name in known:
         return [name]
     ours = [one for one in OURS.get(name, ()) if one in known]
     if not ours:
-        near = difflib.get_close_matches(name, [*known, *OURS], 1)
+        near = difflib.get_close_matches(name, [*known, *others, *OURS], 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"unknown setting {shown(spelled)}{meant}; the known ones are {', '.join(known)}")
+        raise ValueError(f"unknown setting {shown(spelled)}{meant}; the known ones are {', '.join((*known, *others))}")
     return ours
 
 

@@ -9,6 +9,10 @@ from sdjax.pipeline import placement
 from sdjax.tasks.resolve import Resolved
 
 OTHERS = "the pictures of one batch that are style_aligned follow its first one, so they have"
+ALONE = (
+    "style_aligned makes the pictures of a batch follow its first one, and this batch has one picture: make several at "
+    "once, or leave it out"
+)
 
 
 def groups_with_reference(
@@ -25,10 +29,7 @@ def groups_with_reference(
         raise ValueError(f"{OTHERS} one size, and equal kinds of sampler, guidance, patches and additions")
     reference, *rest = groups[0]
     if not rest:
-        raise ValueError(
-            "style_aligned makes the pictures of a batch follow its first one, and this batch has one picture: make "
-            "several at once, or leave it out"
-        )
+        raise ValueError(ALONE)
     if exact:
         raise ValueError("exact computes pictures one by one, and style_aligned together: leave one of them out")
     most = len(rest) if at_once is None else at_once // devices - 1  # beside the reference on a device

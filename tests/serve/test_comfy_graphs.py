@@ -56,6 +56,12 @@ def graph(**changes):
     return {"1": RED, "2": invert, "3": save, **changes}
 
 
+def test_the_graph_in_the_documents_is_right():
+    text = (Path(__file__).parents[2] / "docs/comfyui.md").read_text(encoding="utf-8")
+    given = json.loads(text.partition("```json\n")[2].partition("```")[0])
+    assert check(read_api_form(given)).graph.nodes.keys() == given.keys()
+
+
 def test_a_graph_runs_and_its_picture_holds_it():
     host = Host()
     shown = run(check(read_api_form(graph())), host)

@@ -21,10 +21,12 @@ SOCKET = {**OWN, "host": HOME.removeprefix("http://")}
 
 
 def until(socket, kind):
-    """Returns all messages up to one of a kind."""
+    """Returns all messages up to one of a kind. Fails at the end of a run without it, and after a minute of silence."""
     out = []
     while not out or out[-1]["type"] != kind:
-        out.append(json.loads(socket.receive_text()))
+        assert not out or out[-1]["type"] not in ("execution_error", "execution_interrupted"), out[-1]
+        receiving = socket.portal.start_task_soon(socket._send_rx.receive)  # receive_text would wait for ever
+        out.append(json.loads(receiving.result(60)["text"]))
     return out
 
 

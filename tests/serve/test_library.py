@@ -1,12 +1,14 @@
 """The library of model files: both tools' folders, names, hashes, and what a name may not reach."""
 
 import hashlib
+import time
 
 import pytest
 
 from sdjax.serve.engine import Work
 from sdjax.serve.engine.options import read
 from sdjax.serve.library import KINDS, Library, UnknownFile
+from sdjax.tasks.adapter_files import find_file
 
 
 def put(path, content=b"weights"):
@@ -97,6 +99,28 @@ def test_hashes_are_those_of_the_files_and_are_kept(roots, tmp_path):
     put(film.path, b"another film")  # another size
     changed = Library(roots, state=state)
     assert changed.title(changed.find("lora", "film.safetensors")) == "film.safetensors"
+
+
+def test_files_are_hashed_in_the_background_and_again_after_a_refresh(roots, tmp_path):
+    library = Library(roots, state=put(tmp_path / "state/x").parent)
+    library.start_hashing()
+    put(roots[0] / "models/Lora/new.safetensors", b"new")
+    library.refresh()
+    for _ in range(500):
+        if all(library.short_hash(one) for one in library.entries("lora")):
+            break
+        time.sleep(0.01)
+    assert library.short_hash(library.find("lora", "new")) == hashlib.sha256(b"new").hexdigest()[:10]
+    assert library.find("lora", hashlib.sha256(b"a film").hexdigest()[:10]).stem == "film"
+
+
+def test_tags_find_files_in_every_folder_of_a_kind(tmp_path):
+    roots = [put(tmp_path / root / f"models/Lora/{root}.safetensors").parents[2] for root in ("one", "two")]
+    folders = read(Work("txt2img", {}), Library(roots), ()).of_files["lora_dir"]
+    for root in "one", "two":
+        assert find_file(folders, root) == tmp_path / root / f"models/Lora/{root}.safetensors"
+    with pytest.raises(ValueError, match="no adapter of the name 'three'"):
+        find_file(folders, "three")
 
 
 @pytest.mark.parametrize("damaged", [b"", b"[1]", b"\xff", b'{"a": 1}'])

@@ -132,13 +132,13 @@ def test_foreign_pages_change_nothing(serving, headers, method, path):
 def test_our_own_page_and_named_pages_may(serving):
     client = serving(origins=("https://studio.example",))
     for origin in HOME, "https://studio.example":
-        assert client.post("/api/v1/tokens", json={}, headers={"Origin": origin}).status_code == 200
+        assert client.post("/api/v1/tokens", json={"prompt": ""}, headers={"Origin": origin}).status_code == 200
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
 def test_what_a_foreign_form_can_send_needs_more(serving, kind):
     client = serving()
-    body = {"content": b"{}", "headers": {"Content-Type": kind}}
+    body = {"content": b'{"prompt": ""}', "headers": {"Content-Type": kind}}
     assert client.post("/api/v1/tokens", **body).status_code == 403
     body["headers"]["Origin"] = HOME
     assert client.post("/api/v1/tokens", **body).status_code == 200
@@ -253,6 +253,9 @@ def test_a_picture_says_its_settings(serving):
     answer = client.post("/api/v1/read-picture", content=encode_png(PICTURE, texts)).json()
     assert answer["settings"].items() >= {"prompt": "a boat", "num_steps": 9, "seed": 3}.items()
     assert client.post("/api/v1/read-picture", content=b"").status_code == 400
+    for own in {"task": "upscale", "upscaler": {"name": "lanczos"}}, {"task": "hint", "preprocessor": "canny"}:
+        answer = client.post("/api/v1/read-picture", content=encode_png(PICTURE, {"sdjax": json.dumps(own)}))
+        assert answer.json()["task"] == own["task"]
 
 
 @pytest.mark.parametrize("said", [False, True])
@@ -279,6 +282,22 @@ def test_tokens_are_counted_as_the_encoder_counts_them(serving):
 )
 def test_unknown_names_are_404(serving, path):
     assert serving().get(path).status_code == 404
+
+
+def test_what_is_not_there_is_said_with_what_is(serving):
+    client = serving(port=1)
+    assert "/api/v1/" in client.get("/api/v1/pictures").json()["error"]
+    assert client.put("/api/v1/jobs").json()["error"] == "this path takes requests of another method"
+    for wrong in {}, {"text": "a cat"}, {"prompt": 3}, {"prompt": "a", "more": 1}:
+        answer = client.post("/api/v1/tokens", json=wrong)
+        assert (answer.status_code, "the body is" in answer.json()["error"]) == (400, True)
+    answer = client.get("/", headers={"Host": "evil.example"})
+    assert answer.json()["error"].endswith("such as http://127.0.0.1:7860")  # where this client is connected
+
+
+def test_the_status_says_whether_the_programs_are_there(serving):
+    client = serving()
+    assert client.get("/api/v1/status").json()["warmed"] is False
 
 
 def test_all_answers_say_that_their_kind_is_meant(serving):

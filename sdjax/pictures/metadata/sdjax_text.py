@@ -48,7 +48,7 @@ def read(text: str) -> Found:
             "this is an animation or a frame of one, and only single pictures can be made again: run sdjax animate "
             "with the settings in its text"
         )
-    if not isinstance(given.get("task"), str) or not {"prompt", "upscaler"} & given.keys():
+    if not isinstance(given.get("task"), str) or not {"prompt", "upscaler", "preprocessor"} & given.keys():
         raise ValueError("it names no task and no prompt")
     given = _with_upscaler(_with_mixed(given))
     for key in "prompt", "negative_prompt":

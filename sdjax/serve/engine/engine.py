@@ -70,7 +70,7 @@ class Engine:
         self._lock = threading.RLock()
         self._over: OrderedDict[str, Job] = OrderedDict()
         self._closed = False
-        self.warmed = threading.Event()  # whether the programs of `warm_up` are there
+        self.warmed = threading.Event()  # whether the warm-up is over
         for id, created, work in self._store.waiting():
             self._queue.put(Job(id, work, self, created=created))
         self._threads = [
@@ -150,11 +150,18 @@ class Engine:
         return self._store.picture(name)
 
     def warm_up(self) -> None:
-        """Compiles the programs of the current model's own size in the background, before anybody needs them."""
+        """Compiles the programs of the current model's own size in the background, before anybody needs them.
+
+        `warmed` is set when that is over, also if the model cannot be read: the first job for it says why.
+        """
 
         def warm_up() -> None:
-            warming.warm_up(self.models, self._device)
-            self.warmed.set()
+            try:
+                warming.warm_up(self.models, self._device)
+            except Exception as problem:
+                LOG.error("the warm-up failed: %s", sentence(problem))
+            finally:
+                self.warmed.set()
 
         threading.Thread(target=warm_up, name="sdjax warm-up", daemon=True).start()
 

@@ -115,6 +115,7 @@ class Models:
         self.device.call(lambda: jax.block_until_ready(joined.on(self.device.mesh)))
         found = safety.beside(local) if self.checker == AUTO else None
         checker = None if found is None else sdjax.SafetyChecker.load(found, dtype="float32")
+        self.library.hash_soon([entry])
         description: dict[str, Any] = {"model": recording.describe_model(str(local) if own else place, local)}
         vae = dict(parts).get("vae")
         description["vae"] = None if vae is None else recording.describe_model(vae, Path(vae))

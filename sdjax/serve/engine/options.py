@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from sdjax.tasks.references import Reference
 from sdjax.tasks.regions import Region
 from sdjax.tasks.request import Request
 from sdjax.tasks.resolve import USUAL_SAMPLER, check_size, make_sampler, rescaled
+from sdjax.tasks.style_aligned import ALONE
 
 if TYPE_CHECKING:
     from sdjax.serve.library import Library
@@ -103,7 +105,9 @@ def read(work: Work, library: "Library", own: Collection[str], sized: Collection
         if name in rest and name != "merge_with":
             raise ValueError(f"{name} is chosen by the server's owner: leave it out")
     loras = rest.pop("loras", None)
-    given = written.read(rest, sized)
+    given = written.read(rest, sized, ("num_images", *own, *LISTS, "loras", "vae"))
+    if given.get("style_aligned") is not None and count == 1:
+        raise ValueError(ALONE)
     if loras is not None:
         given["loras"] = loras
     if given.get("styles"):
@@ -121,9 +125,10 @@ def _files(
 ) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for field, kind in FOLDERS.items():
-        folder = library.folder(kind)
-        if folder is not None:
-            out[field] = str(folder)
+        folders = [str(folder) for folder in library.folders(kind)]
+        if folders:
+            several = [folder for folder in folders if os.pathsep not in folder]
+            out[field] = os.pathsep.join(several) if several else folders[0]
     if given.get("styles"):
         out["styles_file"] = str(library.styles_file())
     if loras is not None:
@@ -228,8 +233,8 @@ def _reference(given: Any, work: Work) -> Reference:
 
 def _input(work: Work, name: Any) -> np.ndarray:
     if not isinstance(name, str) or name not in work.inputs:
-        there = ", ".join(work.inputs) or "none"
-        raise ValueError(f"the input {shown(name)} is missing; there are: {there}")
+        there = f"sent: {', '.join(map(shown, work.inputs))}" if work.inputs else "no input was sent"
+        raise ValueError(f"the input {shown(name)} is missing: inputs are pictures by name; {there}")
     return work.inputs[name]
 
 
