@@ -12,7 +12,7 @@ from typing import Any
 
 from sdjax.loading.run_layout import workdir
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, training_flags, values
+from sdjax.scripts.shared import hosts, options, training_flags, values
 from sdjax.scripts.shared.flags import alone, together
 from sdjax.scripts.shared.kohya_flags import KOHYA
 
@@ -97,12 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--debug-nans", action="store_true", needs=alone("--plan", why=", which trains nothing"),
         help="stop at the first operation whose result is not finite (slow)")  # fmt: skip
     training_flags.add_flags(parser)
-    hosts = parser.add_argument_group("many hosts")
-    hosts.add_argument("--hosts", choices=("one", "auto"), default="one", needs=alone("--coordinator"),
-                       help="auto: JAX finds the other hosts; default: %(default)s")  # fmt: skip
-    hosts.add_argument("--coordinator", metavar="ADDRESS:PORT", help="address of the first process")
-    hosts.add_argument("--num-hosts", type=values.positive, metavar="N", help="number of processes")
-    hosts.add_argument("--host", type=int, metavar="I", help="number of this process, from 0 on")
+    hosts.add_host_flags(parser)
     return parser
 
 
@@ -111,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     if args.workdir is not None:
         workdir(args.workdir)  # refuses an invalid address first
     config = training_flags.apply(read_config(args.config, args.set), args)
-    join_hosts(args)
+    hosts.join_hosts(args)
     import jax
 
     from sdjax.description import build
@@ -227,20 +222,6 @@ def _module(name: str) -> Any:
     if not hasattr(module, "get_config"):
         raise ValueError(f"{name} has no function get_config()")
     return module
-
-
-def join_hosts(args: argparse.Namespace) -> None:
-    """Joins this process to the others. Raises ValueError for flags that do not fit together."""
-    given = [args.coordinator, args.num_hosts, args.host]
-    if given == [None] * 3 and args.hosts == "one":
-        return
-    if None in given and given != [None] * 3:
-        raise ValueError("--coordinator, --num-hosts and --host must be given together")
-    import jax
-
-    if jax.config.jax_platforms == "cpu" or not jax.config.jax_platforms:  # type: ignore[attr-defined]
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # used by CPUs alone
-    jax.distributed.initialize(args.coordinator, args.num_hosts, args.host)
 
 
 if __name__ == "__main__":

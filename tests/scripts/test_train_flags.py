@@ -93,7 +93,7 @@ def test_what_a_path_holds_says_what_it_is(tmp_path):
 )
 def test_contradictions_are_refused_and_leave_nothing(argv, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sdjax.scripts.train.join_hosts", lambda args: None)
+    monkeypatch.setattr("sdjax.scripts.shared.hosts.join_hosts", lambda args: None)
     monkeypatch.setattr("jax.process_count", lambda: 2 if "hosts" in argv else 1)
     assert main(["train", *argv.split()]) == 2
     assert re.search(sentence, capsys.readouterr().err)

@@ -31,7 +31,7 @@ SEEDS = 4  # pictures of one prompt that are compared with each other
 BATCH = 25  # most pictures made at a time
 TWO = 0.25  # share of prompts with two subjects
 RENDERS = 2  # real pictures for each prompt
-_FRESH = 2**31  # training draws its pictures from seeds of a few bits
+FRESH = 2**31  # training draws its pictures from seeds of a few bits
 
 # (prompts, seeds, num_steps=None, guidance_scale=None) -> pictures, one a prompt; None: the defaults
 Make = Callable[..., Pixels]
@@ -73,7 +73,7 @@ def draw_prompts(seed: int, count: int, *, held_out: bool) -> list[Prompt]:
 
     With `held_out` all their pairs of subject and colour are held out; otherwise none is.
     """
-    rng = np.random.default_rng([_FRESH, seed, held_out])
+    rng = np.random.default_rng([FRESH, seed, held_out])
     table = emoji.held_out() == held_out
     pairs = rng.permutation(np.argwhere(table))
     two = int(TWO * count)
@@ -199,7 +199,7 @@ def evaluate(
     reader = Reader(sprites)
     figures: dict[str, Any] = {"prompts": prompts, "seed": seed}
 
-    scenes = emoji.scenes(_FRESH + seed, 0, RENDERS * prompts)
+    scenes = emoji.scenes(FRESH + seed, 0, RENDERS * prompts)
     real = np.stack([sprites.draw(scene) for scene in scenes])
     say(f"reading {len(real)} real pictures, as drawn and after the autoencoder")
     figures["reader"] = shares(read(reader, real, scenes), scenes)

@@ -1,0 +1,111 @@
+"""The model cards' figure: one measure against another over guidance scales, a line for each sampler."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdjax.evaluate.result import Evaluation, Judged, Measured
+from sdjax.storage.files import new_file
+
+ALONG = ("clip-score", "openclip-score", "reader-accuracy", "pickscore", "aesthetic", "is")  # the first is across
+UP = ("fid", "fid-clean", "fd-dinov2", "cmmd", "kid", "kid-clean", "fd-autoencoder")
+WITHOUT_MATPLOTLIB = "the figure is drawn with matplotlib: pip install 'sdjax[figures]'"
+INK, FAINT = "#282828", "#cdcdcd"
+
+
+def has_matplotlib() -> bool:
+    """Returns whether matplotlib is installed. It is not imported."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def axes_of(measures: Sequence[str]) -> tuple[str, str] | None:
+    """Returns the measures across and up of the figure: the first of ALONG and of UP that there is.
+
+    None if one is missing.
+    """
+    found = [next((name for name in names if name in measures), None) for names in (ALONG, UP)]
+    return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+
+def draw(evaluation: Evaluation, across: str, up: str, path: Path) -> list[Path]:
+    """Writes the figure as PNG and SVG beside each other, at `path` with these endings, and returns both paths.
+
+    The points of a line differ in the sweep's first value, which stands beside them; each combination of the other
+    values is a line. Bars show confidence. The same evaluation gives the same bytes.
+
+    Raises ValueError if no setting has both measures, or matplotlib is not installed.
+    """
+    if not has_matplotlib():
+        raise ValueError(WITHOUT_MATPLOTLIB)
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = lines_of(evaluation, across, up)
+    with matplotlib.rc_context({"svg.hashsalt": "sdjax", "font.size": 10}):
+        figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        for label, points in lines.items():
+            one, other = ([point.measures[name] for point in points] for name in (across, up))
+            x, y = [found.value for found in one], [found.value for found in other]
+            axes.errorbar(
+                x, y, xerr=_bars(one), yerr=_bars(other), marker="o", markersize=4, linewidth=1.5, elinewidth=0.6,
+                capsize=2, label=label or None,
+            )  # fmt: skip
+            for point, left, top in zip(points, x, y, strict=True):
+                axes.annotate(
+                    _first(point), (left, top), xytext=(5, 5), textcoords="offset points", fontsize=8, color=INK
+                )
+        some = next(iter(lines.values()))[0].measures
+        axes.set_xlabel(_label(some[across]))
+        axes.set_ylabel(_label(some[up]))
+        axes.grid(color=FAINT, linewidth=0.5)
+        axes.set_axisbelow(True)
+        if any(lines):
+            axes.legend(frameon=False)
+        if swept := list(evaluation.settings[0].swept):
+            axes.set_title(f"{evaluation.model.get('name', '')}, {evaluation.count} captions; points: {swept[0]}")
+        written = []
+        for ending in ".png", ".svg":
+            to = path.with_suffix(ending)
+            with new_file(to, overwrite=True, what="writing the figure") as partial:
+                clean: dict[str, Any] = {"Software": None} if ending == ".png" else {"Date": None}
+                figure.savefig(partial, format=ending[1:], metadata=clean)
+            written.append(to)
+    return written
+
+
+def lines_of(evaluation: Evaluation, across: str, up: str) -> dict[str, list[Judged]]:
+    """Returns the lines of the figure by their labels: the settings that have a value of both measures.
+
+    Raises ValueError if there are none.
+    """
+    lines: dict[str, list[Judged]] = {}
+    for one in evaluation.settings:
+        if all(name in one.measures and one.measures[name].value is not None for name in (across, up)):
+            others = list(one.swept.items())[1:]
+            lines.setdefault(", ".join(f"{name} {value}" for name, value in others), []).append(one)
+    if not lines:
+        raise ValueError(f"no setting has both {across} and {up}; there are {', '.join(evaluation.measures) or 'none'}")
+    return lines
+
+
+def _first(one: Judged) -> str:
+    return str(next(iter(one.swept.values()), ""))
+
+
+def _bars(found: Sequence[Measured]) -> list[list[float]] | None:
+    """Returns the lengths of error bars, down and up; None without confidence."""
+    lengths = []
+    for one in found:
+        ends = one.interval
+        if ends is None or one.value is None:
+            return None
+        lengths.append((max(one.value - ends.low, 0.0), max(ends.high - one.value, 0.0)))
+    return [list(side) for side in zip(*lengths)]
+
+
+def _label(one: Measured) -> str:
+    return f"{one.title} ({'lower' if one.lower_is_better else 'higher'} is better)"
