@@ -7,7 +7,10 @@ from sdjax.scripts.shared import values
 from sdjax.scripts.shared.flags import alone, together
 
 # Repeated here because importing JAX takes a second; a test compares them
-PATCHES = ("deep_shrink", "rau_net", "window_attention", "token_merging")
+PATCHES = (
+    "deep_shrink", "rau_net", "window_attention", "token_merging", "token_downsampling", "hypertile", "deep_cache",
+    "t_gate",
+)  # fmt: skip
 BLENDS = ("mean", "gaussian")
 AXES = ("x", "y", "xy")
 

@@ -13,7 +13,7 @@ from typing import Any
 from jaxtyping import Array, Bool
 
 from sdjax.adapters.patch import Context, Interceptor
-from sdjax.adapters.spans import Inside, Span, check_span, make_span, set_fields
+from sdjax.adapters.spans import Inside, Run, Span, check_span, make_span, set_fields
 from sdjax.checks.arguments import number, whole
 from sdjax.config import UNetConfig
 from sdjax.nn.layers.interpolation import METHODS, interpolate
@@ -52,9 +52,8 @@ class DeepShrink:
         """The static part."""
         return Shrink(self.factor, self.block, self.method)
 
-    @property
-    def numbers(self) -> Span:
-        """The picture's own numbers."""
+    def numbers(self, run: Run) -> Span:
+        """Returns the picture's own numbers."""
         return make_span(self.start, self.stop)
 
     def check(self, config: UNetConfig) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.adapters.patch import Context, Interceptor
-from sdjax.adapters.spans import AsItIs, Inside, Span, check_levels, check_span, make_span, set_fields
+from sdjax.adapters.spans import AsItIs, Inside, Run, Span, check_levels, check_span, make_span, set_fields
 from sdjax.checks.arguments import whole
 from sdjax.config import UNetConfig
 from sdjax.nn.layers.resnet import Downsample, Upsample
@@ -44,9 +44,8 @@ class RAUNet:
         """The static part."""
         return Resampling(self.level)
 
-    @property
-    def numbers(self) -> Span:
-        """The picture's own numbers."""
+    def numbers(self, run: Run) -> Span:
+        """Returns the picture's own numbers."""
         return make_span(self.start, self.stop)
 
     def check(self, config: UNetConfig) -> None:

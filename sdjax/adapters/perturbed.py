@@ -125,17 +125,23 @@ def chosen(layers: str, path: str) -> bool:
 
 def self_attentions(config: UNetConfig) -> list[str]:
     """Returns the paths of a UNet's self-attentions."""
+    return [f"{path}/attn1" for path, _, own in transformers(config) if own]
+
+
+def transformers(config: UNetConfig) -> list[tuple[str, int, bool]]:
+    """Returns path, level, and whether the first attention is to itself, of each transformer block of a UNet."""
     levels = range(len(config.channels))
-    middle = ("mid_block", config.mid_heads, config.transformer_depth[-1], config.mid_self_attention, 1)
+    last = levels[-1]
+    middle = ("mid_block", config.mid_heads, config.transformer_depth[-1], config.mid_self_attention, 1, last)
     blocks = [middle] if config.mid_block else []
     for i in levels:
         level = config.heads[i], config.transformer_depth[i], config.self_attention[i]
-        blocks.append((f"down_blocks_{i}", *level, config.num_res_blocks))
-        blocks.append((f"up_blocks_{levels[-1] - i}", *level, config.num_res_blocks + 1))
+        blocks.append((f"down_blocks_{i}", *level, config.num_res_blocks, i))
+        blocks.append((f"up_blocks_{last - i}", *level, config.num_res_blocks + 1, i))
     return [
-        f"{name}/attentions_{j}/transformer_blocks_{k}/attn1"
-        for name, heads, depth, own, count in blocks
-        if heads and own
+        (f"{name}/attentions_{j}/transformer_blocks_{k}", level_number, own)
+        for name, heads, depth, own, count, level_number in blocks
+        if heads
         for j in range(count)
         for k in range(depth)
     ]

@@ -6,7 +6,7 @@ in ComfyUI: share p is timestep 999 (1 - p). So the number of steps does not mat
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from flax import struct
@@ -19,6 +19,13 @@ from sdjax.typing import Timestep
 
 LAST = 999  # the timestep of pure noise
 Numbers = np.ndarray | Array
+
+
+class Run(NamedTuple):
+    """What the numbers of a picture's patches may depend on: the picture's seed, and the network's number of calls."""
+
+    seed: int = 0
+    calls: int = 1
 
 
 @struct.dataclass
@@ -88,9 +95,8 @@ class AsItIs:
         """The static part: all of it."""
         return self
 
-    @property
-    def numbers(self) -> None:
-        """No numbers."""
+    def numbers(self, run: Run) -> Any:
+        """Returns no numbers."""
         return None
 
 
@@ -117,11 +123,15 @@ class Inside:
         """Returns whether a layer is the attention of a map to itself."""
         return path in self.alone
 
-    def at_level(self, path: str, levels: int) -> bool:
-        """Returns whether a layer is in one of the first `levels` levels, which have the largest maps."""
+    def level(self, path: str) -> int:
+        """Returns the level of a layer: 0 has the largest maps. The middle block is behind the last one."""
         assert self.config is not None
         count = len(self.config.channels)
         block, _, number = path.partition("/")[0].rpartition("_")
         if block == "down_blocks":
-            return int(number) < levels
-        return block == "up_blocks" and int(number) >= count - levels
+            return int(number)
+        return count - 1 - int(number) if block == "up_blocks" else count
+
+    def at_level(self, path: str, levels: int) -> bool:
+        """Returns whether a layer is in one of the first `levels` levels, which have the largest maps."""
+        return self.level(path) < levels

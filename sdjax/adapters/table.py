@@ -9,9 +9,14 @@ from typing import Any, Protocol, TypeAlias
 
 from jaxtyping import PyTree
 
+from sdjax.adapters.deep_cache import DeepCache
 from sdjax.adapters.deep_shrink import DeepShrink
 from sdjax.adapters.hidiffusion import RAUNet, WindowAttention
+from sdjax.adapters.hypertile import HyperTile
 from sdjax.adapters.patch import Patch
+from sdjax.adapters.spans import Run
+from sdjax.adapters.t_gate import TGate
+from sdjax.adapters.token_downsampling import TokenDownsampling
 from sdjax.adapters.token_merging import TokenMerging
 from sdjax.checks.arguments import is_sequence, shown
 from sdjax.config import UNetConfig
@@ -28,9 +33,8 @@ class Setting(Protocol):
         """The static part, for which a program is compiled."""
         ...
 
-    @property
-    def numbers(self) -> PyTree:
-        """The picture's arrays, without a batch axis; None if the patch has none."""
+    def numbers(self, run: Run) -> PyTree:
+        """Returns the picture's arrays, without a batch axis; None if the patch has none."""
         ...
 
     def check(self, config: UNetConfig) -> None:
@@ -45,6 +49,10 @@ PATCHES: dict[str, Any] = {
     "rau_net": RAUNet,
     "window_attention": WindowAttention,
     "token_merging": TokenMerging,
+    "token_downsampling": TokenDownsampling,
+    "hypertile": HyperTile,
+    "deep_cache": DeepCache,
+    "t_gate": TGate,
 }
 
 

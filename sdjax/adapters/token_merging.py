@@ -9,62 +9,89 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from sdjax.adapters.patch import Context, Interceptor
-from sdjax.adapters.spans import AsItIs, Inside, check_levels, set_fields
-from sdjax.checks.arguments import number, whole
+from sdjax.adapters.spans import Inside, Run, check_levels, set_fields
+from sdjax.checks.arguments import flag, number, whole
 from sdjax.config import UNetConfig
 from sdjax.typing import Timestep, Tokens
 
-MOST = 0.75  # one place of four always stays
-SIDE = 2  # of each 2 x 2 places, one is a target that others may be joined to
+MOST_STRIDE = 16
 
 
 @dataclass(frozen=True)
-class TokenMerging(AsItIs):
-    """The settings of token merging: the share `ratio` (above 0, up to 0.75) of places is joined to others.
+class TokenMerging:
+    """The settings of token merging: the share `ratio` of places is joined to others before self-attention.
 
-    It changes self-attention in the first `levels` levels, which have the largest maps and cost the most. In each 2 x 2
-    places, one is a target. The targets change from call to call. The places outside that are most similar to a target
-    are averaged with it before attention, and get its result.
+    It works in the first `levels` levels, which have the largest maps and cost the most. In each square of `stride` x
+    `stride` places one is a target: with `random` another one in each call and for each seed, else the first. The
+    places outside of them that are most similar to a target are averaged with it, and get its result. So at most the
+    share 1 - 1 / stride^2 is joined. `cross_attention` and `feed_forward`: whether these layers get joined places too.
+    Ratio 0 changes nothing.
 
     Raises ValueError for values out of range.
     """
 
     ratio: float = 0.5
     levels: int = 1
+    stride: int = 2
+    random: bool = True
+    cross_attention: bool = False
+    feed_forward: bool = False
 
     def __post_init__(self) -> None:
-        ratio = number("ratio", self.ratio, 0, MOST)
-        if ratio == 0:
-            raise ValueError("ratio is above 0; to merge nothing, leave the patch out")
-        set_fields(self, {"ratio": ratio, "levels": whole("levels", self.levels, 1)})
+        stride = whole("stride", self.stride, 2, MOST_STRIDE)
+        flags = {name: flag(name, getattr(self, name)) for name in ("random", "cross_attention", "feed_forward")}
+        ratio = number("ratio", self.ratio, 0, 1 - 1 / stride**2, f" (with stride {stride})")
+        set_fields(self, {"ratio": ratio, "levels": whole("levels", self.levels, 1), "stride": stride, **flags})
+
+    @property
+    def patch(self) -> "TokenMerging":
+        """The static part: all of it."""
+        return self
+
+    def numbers(self, run: Run) -> Any:
+        """Returns what targets of this picture are drawn with; None if they are not random."""
+        return np.asarray(run.seed % 2**32, np.uint32) if self.random else None
 
     def check(self, config: UNetConfig) -> None:
         """Raises ValueError if the network does not have so many levels."""
         check_levels(self.levels, config)
 
-    def intercept(self, shared: None = None, own: None = None) -> Interceptor:
-        """Returns the interceptor of `.../attn1`."""
+    def intercept(self, shared: None, own: UInt32[Array, "b"] | None) -> Interceptor:
+        """Returns the interceptor of transformer blocks and of their layers `attn1`, `attn2` and `ff`."""
         inside = Inside()
+        joins: dict[str, Joins | None] = {}  # of each block
 
         def intercept(
             method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
         ) -> Any:
             path = inside.see(args, context)
-            if not (path.endswith("/attn1") and inside.attends_to_itself(path) and inside.at_level(path, self.levels)):
+            block, _, layer = path.rpartition("/")
+            if layer.startswith("transformer_blocks_") and inside.at_level(path, self.levels):
+                joins[path] = self._joins(args[0], inside.sizes.around(path), inside.t, own)
+            merged = joins.get(block)
+            chosen = {
+                "attn1": inside.attends_to_itself(path), "attn2": self.cross_attention, "ff": self.feed_forward
+            }  # fmt: skip
+            if merged is None or not chosen.get(layer):
                 return method(*args, **kwargs)
-            assert inside.t is not None
-            size, x = inside.sizes.around(path), args[0]
-            if min(size) < SIDE:
-                return method(x, **kwargs)
-            joins = match(
-                x, targets(inside.t, size), (size[0] // SIDE) * (size[1] // SIDE), int(self.ratio * x.shape[1])
-            )
-            return unmerge(method(merge(x, joins), **kwargs), joins)
+            return unmerge(method(merge(args[0], merged), *args[1:], **kwargs), merged)
 
         return intercept
+
+    def _joins(
+        self, x: Tokens, size: tuple[int, int], t: Timestep | None, seeds: UInt32[Array, "b"] | None
+    ) -> "Joins | None":
+        """Returns the joins of a block's places; None if none are joined."""
+        count = int(self.ratio * x.shape[1])
+        if min(size) < self.stride or not count:
+            return None
+        assert t is not None
+        places = (size[0] // self.stride) * (size[1] // self.stride)
+        return match(x, targets(size, self.stride, len(x), t, seeds), places, count)
 
 
 class Joins(NamedTuple):
@@ -76,19 +103,21 @@ class Joins(NamedTuple):
     to: Int[Array, "b r"]  # ... and the number of the target of each
 
 
-def targets(t: Timestep, size: tuple[int, int]) -> Bool[Array, "b n"]:
-    """Returns which places are targets: one in each 2 x 2, chosen at random by the timestep."""
+def targets(
+    size: tuple[int, int], stride: int, b: int, t: Timestep, seeds: UInt32[Array, "b"] | None
+) -> Bool[Array, "b n"]:
+    """Returns which places of maps are targets: one in each square, chosen by seed and timestep, or the first."""
     height, width = size
-    rows, columns = height // SIDE, width // SIDE
+    rows, columns = height // stride, width // stride
 
-    def one(t: Array) -> Array:
-        key = jax.random.fold_in(jax.random.key(0), t.astype(jnp.int32))
-        return jax.random.randint(key, (rows, columns), 0, SIDE * SIDE)
+    def one(seed: Array, t: Array) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), t.astype(jnp.int32))
+        return jax.random.randint(key, (rows, columns), 0, stride**2)
 
-    chosen = jax.vmap(one)(t)[:, :, None, :, None]  # [b, rows, 1, columns, 1]
-    number = jnp.arange(SIDE * SIDE).reshape(SIDE, 1, SIDE)
-    hit = (chosen == number).reshape(len(t), SIDE * rows, SIDE * columns)
-    return jnp.pad(hit, ((0, 0), (0, height % SIDE), (0, width % SIDE))).reshape(len(t), height * width)
+    chosen = jnp.zeros((b, rows, columns), jnp.int32) if seeds is None else jax.vmap(one)(seeds, t)
+    number = jnp.arange(stride**2).reshape(stride, 1, stride)
+    hit = (chosen[:, :, None, :, None] == number).reshape(b, stride * rows, stride * columns)
+    return jnp.pad(hit, ((0, 0), (0, height % stride), (0, width % stride))).reshape(b, height * width)
 
 
 def match(x: Tokens, is_target: Bool[Array, "b n"], m: int, count: int) -> Joins:

@@ -34,7 +34,9 @@ class AreaNetwork:
     def init(self, params: Params, x: Noisy) -> Memory:
         """Returns no memory."""
         if jax.tree.leaves(self.network.init(params, x)):
-            raise ValueError("a network that remembers its features cannot be called for areas")
+            raise ValueError(
+                "deep_cache and t_gate cannot be combined with areas of conditionings: use masks, or leave them out"
+            )
         return ()
 
     def __call__(

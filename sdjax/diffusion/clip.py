@@ -50,8 +50,8 @@ class FrameWindows:
 class ClipNetwork:
     """A network for one clip: its batch holds the frames in order, with the branches of guidance of a frame together.
 
-    The network is called once for each window, one window after the other. It keeps no memory. Raises ValueError for a
-    network with memory. Each device of a `mesh` has its part of a window's frames.
+    The network is called once for each window, one window after the other. Raises ValueError for a network with memory
+    and several windows. Each device of a `mesh` has its part of a window's frames.
     """
 
     network: Network
@@ -59,10 +59,14 @@ class ClipNetwork:
     mesh: Mesh | None = None
 
     def init(self, params: Params, x: Noisy) -> Memory:
-        """Returns no memory."""
-        if jax.tree.leaves(self.network.init(params, x)):
-            raise ValueError("a network that remembers its features cannot make a clip")
-        return ()
+        """Returns the network's memory, if there is one window."""
+        memory = self.network.init(params, x)
+        if len(self.windows.places()) > 1 and jax.tree.leaves(memory):
+            raise ValueError(
+                "deep_cache and t_gate keep one set of features for each frame, and a clip in several windows has "
+                "more: make a shorter clip, or leave them out"
+            )
+        return memory
 
     def __call__(
         self, params: Params, x: Noisy, t: Timestep, conditioning: Conditioning, memory: Memory

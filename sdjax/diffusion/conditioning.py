@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PyTree
 
+from sdjax.adapters.memory import Moment
 from sdjax.typing import Context, Latent, Length
 
 Stages = Float[Array, "b s m d"]  # the contexts of prompts that change while sampling
@@ -21,7 +22,8 @@ class Conditioning:
     number of valid tokens of each context, [b] or [b, stages]; None means all. `concat`: extra
     channels beside the latent's (mask, depth, low-resolution image). `label`: int [b] (the upscaler's noise level) or
     float [b, d] (unCLIP's image embedding). `guidance_scale` [b]: the scale that a latent consistency model takes as
-    an input. `patches`: the per-image arrays of each patch of the network.
+    an input. `patches`: the per-image arrays of each patch of the network. `moment`: where in its run each entry is,
+    for networks with memory; the denoiser sets it.
     """
 
     context: Context | Stages | None = None
@@ -30,6 +32,7 @@ class Conditioning:
     label: Int[Array, "b"] | Float[Array, "b d"] | None = None
     guidance_scale: Float[Array, "b"] | None = None
     patches: tuple[PyTree, ...] = ()
+    moment: Moment | None = None
 
     def at(self, stage: Int[Array, "b"]) -> "Conditioning":
         """Returns the conditioning with each image's context of this stage, where contexts have stages."""

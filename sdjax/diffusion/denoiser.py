@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sdjax.adapters.memory import Moment
 from sdjax.adapters.patch import patched, reporting
 from sdjax.diffusion.conditioning import Conditioning, stack
 from sdjax.diffusion.guidance import WEAK, Call, ClassifierFree, Guidance
@@ -100,7 +101,9 @@ class NetworkDenoiser:
             now = {name: conditioning.at(stage) for name, conditioning in self.conditionings.items()}
             extra = self.guidance.patches(branches, now, on)
         with reporting() as reports, patched([patch for patch, _ in extra], None, [own for _, own in extra]):
-            out, memory = network(params, x_in, t, self.stacked[branches].at(_repeated(stage, k)), memory)
+            told = self.stacked[branches].at(_repeated(stage, k))
+            told = dataclasses.replace(told, moment=_moment(row, b, branches))
+            out, memory = network(params, x_in, t, told, memory)
         return out, memory, reports
 
     def _rest(self, x: Noisy, row: Rows, kept: Memory) -> Result:
@@ -140,6 +143,12 @@ class NetworkDenoiser:
 def _repeated(x: jax.Array, branches: int) -> jax.Array:
     """Returns one copy of each entry for each branch."""
     return x if branches == 1 else jnp.repeat(x, branches, axis=0)
+
+
+def _moment(row: Rows, b: int, branches: tuple[str, ...]) -> Moment:
+    """Returns where in its run each entry of a call for b pictures is."""
+    numbers = (jnp.broadcast_to(jnp.asarray(a, jnp.int32), (b,)) for a in (row.index, row.step, row.num_steps))
+    return Moment(*(_repeated(a, len(branches)) for a in numbers), branches=branches)
 
 
 def _apart(tree: Memory, branches: int) -> Memory:

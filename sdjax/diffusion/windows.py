@@ -67,8 +67,7 @@ class WindowedNetwork:
     """A network that is called once for each window, one window after the other.
 
     `wrap` are the axes ("", "x", "y", "xy") along which windows continue over the edge of the latent. `patches` are
-    the network's: those that are `Placed` get the arrays of the window. The network keeps no memory. Raises ValueError
-    for a network with memory.
+    the network's: those that are `Placed` get the arrays of the window. A network with memory has one for each window.
     """
 
     network: Network
@@ -77,16 +76,14 @@ class WindowedNetwork:
     patches: tuple[Patch, ...] = ()
 
     def init(self, params: Params, x: Noisy) -> Memory:
-        """Returns no memory."""
-        if jax.tree.leaves(self.network.init(params, x)):
-            raise ValueError("a network that remembers its features cannot be called in windows")
-        return ()
+        """Returns the network's memory for each window, with the axes [b, windows, ...]."""
+        rows, columns = self._places(x.shape)
+        of_one = self.network.init(params, x[:, : rows.shape[1], : columns.shape[1]])
+        return jax.tree.map(lambda a: jnp.repeat(a[:, None], len(rows), axis=1), of_one)
 
-    def __call__(
-        self, params: Params, x: Noisy, t: Timestep, conditioning: Conditioning, memory: Memory
-    ) -> tuple[Noisy, Memory]:
-        """Returns the average of the windows' predictions."""
-        _, h, w, _ = x.shape
+    def _places(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows [k, side] and the columns [k, side] of each window of a latent [b, h, w, c]."""
+        _, h, w, _ = shape
         sides = [min(side, self.windows.side) for side in (h, w)]
         tops, lefts = (
             starts(length, side, self.windows.overlap, axis in self.wrap)
@@ -95,26 +92,36 @@ class WindowedNetwork:
         rows = (tops[:, None] + np.arange(sides[0])) % h  # [m, side]
         columns = (lefts[:, None] + np.arange(sides[1])) % w
         pairs = np.stack(np.meshgrid(np.arange(len(rows)), np.arange(len(columns)), indexing="ij"), -1).reshape(-1, 2)
-        places = rows[pairs[:, 0]], columns[pairs[:, 1]]  # [k, side] each
+        return rows[pairs[:, 0]], columns[pairs[:, 1]]
 
-        def one(place: tuple[jax.Array, jax.Array]) -> jax.Array:
-            cut = functools.partial(_cut, *place)
+    def __call__(
+        self, params: Params, x: Noisy, t: Timestep, conditioning: Conditioning, memory: Memory
+    ) -> tuple[Noisy, Memory]:
+        """Returns the average of the windows' predictions."""
+        _, h, w, _ = x.shape
+        places = self._places(x.shape)
+
+        def one(place: tuple[jax.Array, jax.Array, Memory]) -> tuple[jax.Array, Memory]:
+            *at, own = place
+            cut = functools.partial(_cut, *at)
             part = conditioning
             if part.concat is not None:
                 part = dataclasses.replace(part, concat=cut(part.concat))
             if part.patches:
                 arrays = zip(self.patches, part.patches, strict=True)
-                part = dataclasses.replace(part, patches=tuple(_cut_arrays(*pair, *place) for pair in arrays))
-            return self.network(params, cut(x), t, part, memory)[0]
+                part = dataclasses.replace(part, patches=tuple(_cut_arrays(*pair, *at) for pair in arrays))
+            return self.network(params, cut(x), t, part, own)
 
-        made = jax.lax.map(one, places)  # [k, b, side, side, c]
-        weight = weights(sides[0], sides[1], self.windows.blend)
+        swapped = jax.tree.map(lambda a: a.swapaxes(0, 1), memory)
+        made, kept = jax.lax.map(one, (*places, swapped))  # [k, b, side, side, c]
+        weight = weights(places[0].shape[1], places[1].shape[1], self.windows.blend)
         at = (places[0][:, :, None], places[1][:, None, :])
         total = np.zeros((h, w), np.float32)
         np.add.at(total, at, weight)
         shape = (h, w, made.shape[1], made.shape[-1])
         summed = jnp.zeros(shape).at[at].add(jnp.moveaxis(made, 1, 3) * weight[:, :, None, None])
-        return jnp.moveaxis(summed / total[:, :, None, None], 2, 0), memory
+        out = jnp.moveaxis(summed / total[:, :, None, None], 2, 0)
+        return out, jax.tree.map(lambda a: a.swapaxes(0, 1), kept)
 
 
 def starts(length: int, side: int, overlap: int, wrap: bool) -> np.ndarray:

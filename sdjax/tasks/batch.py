@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from sdjax.adapters.spans import Run
 from sdjax.checks.arguments import MAX_SEED, is_sequence
 from sdjax.checks.notes import note
 from sdjax.diffusion.conditioning import Conditioning
@@ -333,7 +334,9 @@ class Batch:
 
     def _patch_numbers(self, conditional: bool) -> tuple[PyTree, ...]:
         """Returns the arrays of each patch in a branch with or without the prompt, with the batch as first axis."""
-        of_pictures = ([setting.numbers for setting in one.patches] for one in self._fill(self.requests))
+        pictures = zip(self._fill(self.requests), self._fill(self.starts))
+        runs = [(one, Run(one.seed, 0 if s.rows is None else np.size(s.rows.index))) for one, s in pictures]
+        of_pictures = ([setting.numbers(run) for setting in one.patches] for one, run in runs)
         stacked = (jax.tree.map(lambda *leaves: np.stack(leaves), *each) for each in zip(*of_pictures, strict=True))
         return (*(one.arrays(conditional) for one in self._additions), *stacked)
 

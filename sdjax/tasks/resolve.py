@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from sdjax import names, samplers
+from sdjax.adapters.t_gate import TGate
 from sdjax.adapters.table import Setting
 from sdjax.checks.arguments import number, whole
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.embedding import LoadedEmbedding
 from sdjax.diffusion.guidance import SCALE_AS_INPUT, WITHOUT_GUIDANCE, ClassifierFree, Guidance, note_unguided
-from sdjax.diffusion.rules import And
+from sdjax.diffusion.rules import And, Interval
 from sdjax.diffusion.windows import Windows
 from sdjax.noise import JAX
 from sdjax.pipeline import placement
@@ -176,6 +177,7 @@ def make_guidance(
     `joined` are the weights of the prompts that AND joins.
     """
     rules = rules_of(request.guidance, request.guidance_options)
+    gates = [Interval(stop=one.gate) for one in request.patches or () if isinstance(one, TGate)]
     if not isinstance(rules, tuple):
         if request.guidance_scale is not None or request.guidance_rescale:
             raise ValueError(
@@ -184,9 +186,11 @@ def make_guidance(
             )
         if joined != (1.0,):
             note("AND and the weight of a whole prompt have no effect with a whole guidance, only with rules")
-        return rules
+        gated = isinstance(rules, ClassifierFree) and gates
+        return dataclasses.replace(rules, rules=(*rules.rules, *gates)) if gated else rules
     if joined != (1.0,):
         rules = (And(np.asarray(joined, np.float32), len(joined)), *rules)
+    rules = (*rules, *gates)
     for rule in rules:
         rule.check(pipe.config.unet)
         if rule.counts_steps and not isinstance(sampler.rule, samplers.Linear):

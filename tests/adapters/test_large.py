@@ -11,7 +11,7 @@ from sdjax.adapters import DeepShrink, RAUNet, TokenMerging, WindowAttention, ma
 from sdjax.adapters.deep_shrink import next_layer
 from sdjax.adapters.hidiffusion import in_windows, shift_of
 from sdjax.adapters.patch import path_of
-from sdjax.adapters.spans import make_span
+from sdjax.adapters.spans import Run, make_span
 from sdjax.adapters.table import describe
 from sdjax.adapters.token_merging import match, merge, targets, unmerge
 from sdjax.config import UNetConfig
@@ -28,6 +28,9 @@ UNET = UNetConfig(channels=(32, 32), heads=(2, 2), mid_heads=2, transformer_dept
                   self_attention=(True, True), num_res_blocks=1)  # fmt: skip
 FULL = UNetConfig(channels=(32, 32, 32, 32), heads=(2, 2, 2, 0), mid_heads=2, transformer_depth=(1, 1, 1, 1),
                   self_attention=(True,) * 4)  # fmt: skip
+
+
+SEEDS = jnp.uint32([0, 1])
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -50,7 +53,7 @@ def run(patches, x, t, numbers):
 
 def predict(settings, x, t):
     """Returns the prediction with these settings, the same for all images."""
-    numbers = tuple(jax.tree.map(lambda a: np.repeat(a, len(x)), one.numbers) for one in settings)
+    numbers = tuple(jax.tree.map(lambda a: np.repeat(a, len(x)), one.numbers(Run())) for one in settings)
     return np.asarray(run(tuple(one.patch for one in settings), x, np.float32(t), numbers))
 
 
@@ -89,7 +92,7 @@ def test_deep_shrink_shrinks_the_maps_behind_its_block_and_no_others():
 
     # Watch is nearest to the network, so it sees the maps that the layers get
     settings = DeepShrink(factor=2, block=2)
-    span = jax.tree.map(lambda a: a[None], settings.numbers)
+    span = jax.tree.map(lambda a: a[None], settings.numbers(Run()))
     with patched((Watch(), settings.patch), own=(None, span)):
         UNet(UNET).apply({"params": params()}, jnp.zeros((1, 8, 8, 4)), jnp.ones(1), jnp.zeros((1, 3, 16)))
     assert sizes["down_blocks_0/downsamplers_0"] == 8
@@ -141,7 +144,7 @@ def test_merging_places_that_are_equal_changes_no_attention():
     """Each 2 x 2 is one vector: with ratio 0.75 every place is joined to its own target, and attention is the same."""
     cells = normal(0, 2, 4, 4, 8)
     x = jnp.asarray(cells.repeat(2, 1).repeat(2, 2).reshape(2, 64, 8))
-    joins = match(x, targets(jnp.float32([900, 31]), (8, 8)), 16, 48)
+    joins = match(x, targets((8, 8), 2, 2, jnp.float32([900, 31]), SEEDS), 16, 48)
     small = merge(x, joins)
     assert small.shape == (2, 16, 8)
 
@@ -153,7 +156,7 @@ def test_merging_places_that_are_equal_changes_no_attention():
 
 def test_merged_places_are_averaged_and_the_others_kept():
     x = jnp.asarray(normal(0, 1, 16, 3))
-    joins = match(x, targets(jnp.float32([5]), (4, 4)), 4, 5)
+    joins = match(x, targets((4, 4), 2, 1, jnp.float32([5]), SEEDS[:1]), 4, 5)
     back = np.asarray(unmerge(merge(x, joins), joins))[0]
     kept, to = np.asarray(joins.kept[0]), np.asarray(joins.to[0])
     np.testing.assert_allclose(back[kept], x[0][kept], atol=1e-6)
@@ -162,12 +165,15 @@ def test_merged_places_are_averaged_and_the_others_kept():
         np.testing.assert_allclose(back[group], np.tile(np.asarray(x[0])[group].mean(0), (len(group), 1)), atol=1e-6)
 
 
-def test_targets_are_one_in_each_square_and_change_with_the_timestep():
-    found = np.asarray(targets(jnp.float32([1, 2, 2]), (5, 6))).reshape(3, 5, 6)
-    np.testing.assert_array_equal(found[:, :4].reshape(3, 2, 2, 3, 2).sum((2, 4)), np.ones((3, 2, 3)))
+def test_targets_are_one_in_each_square_and_change_with_timestep_and_seed():
+    found = np.asarray(targets((5, 6), 2, 4, jnp.float32([1, 2, 2, 2]), jnp.uint32([0, 0, 0, 1]))).reshape(4, 5, 6)
+    np.testing.assert_array_equal(found[:, :4].reshape(4, 2, 2, 3, 2).sum((2, 4)), np.ones((4, 2, 3)))
     assert not found[:, 4].any()
     assert (found[0] != found[1]).any()
     np.testing.assert_array_equal(found[1], found[2])
+    assert (found[3] != found[2]).any()  # another seed
+    fixed = np.asarray(targets((6, 6), 3, 1, jnp.float32([7]), None)).reshape(6, 6)
+    np.testing.assert_array_equal(np.argwhere(fixed), [[0, 0], [0, 3], [3, 0], [3, 3]])
 
 
 @pytest.mark.few(1)
@@ -190,10 +196,9 @@ def test_settings_come_as_names_texts_mappings_and_objects():
     ("chosen", "message"),
     [
         (["shrink"], "unknown patch 'shrink'; the known ones are deep_shrink, rau_net, "),
-        (["token_merging:part=1"], "the patch token_merging has no part; it has levels, ratio"),
+        (["token_merging:part=1"], "the patch token_merging has no part; it has cross_attention, feed_forward, "),
         (["token_merging:ratio"], "written NAME:KEY=VALUE,KEY=VALUE; got"),
-        (["token_merging:ratio=0.9"], "ratio is a number from 0 to 0.75; got 0.9"),
-        (["token_merging:ratio=0"], "ratio is above 0; to merge nothing, leave the patch out"),
+        (["token_merging:ratio=0.9"], r"ratio is a number from 0 to 0.75 \(with stride 2\); got 0.9"),
         (["deep_shrink:start=0.5,stop=0.5"], "start must be smaller than stop; got start 0.5 and stop 0.5"),
         (["deep_shrink:factor=nan"], "factor is a number from 1 to 8; got nan"),
         (["deep_shrink:method=area"], "method is one of bilinear, bicubic; got 'area'"),

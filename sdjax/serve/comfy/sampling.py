@@ -16,6 +16,7 @@ import numpy as np
 from sdjax.adapters.hypernetwork import Hypernetworks, Strengths
 from sdjax.adapters.lora import LoRA
 from sdjax.adapters.patch import Patch
+from sdjax.adapters.spans import Run as PatchRun
 from sdjax.diffusion.conditioning import Conditioning as Branch
 from sdjax.diffusion.constraint import Held
 from sdjax.diffusion.denoiser import conditionings_of
@@ -99,7 +100,7 @@ def sample(
     for name in names:
         if name not in entries and (len(sides[0]) > 1 or name not in COPIES):
             raise ValueError(f"the branch {name!r} of guidance needs one conditioning without areas and masks")
-    patches, shared, per_branch = _patches(model, chosen, rows, schedule, (b, height, width))
+    patches, shared, per_branch = _patches(model, chosen, rows, schedule, (b, height, width), step_seed)
     mask = None if latent.mask is None else _mask(latent.mask, b, height, width)
     branches = [
         Branch(
@@ -184,7 +185,12 @@ def _areas(guidance: Guidance, entries: dict[str, Entry], rules: Sequence[Rule])
 
 
 def _patches(
-    model: Model, entries: Sequence[Entry], rows: Any, schedule: NoiseSchedule, size: tuple[int, int, int]
+    model: Model,
+    entries: Sequence[Entry],
+    rows: Any,
+    schedule: NoiseSchedule,
+    size: tuple[int, int, int],
+    seed: int,
 ) -> tuple[list[Patch], list[Any], list[tuple[Any, ...]]]:
     """Returns the patches of the UNet, their shared arrays, and those of each branch and picture."""
     pipe, b = model.pipe, size[0]
@@ -211,7 +217,8 @@ def _patches(
         add(*found)
     for setting in model.patches:
         setting.check(pipe.config.unet)
-        numbers = jax.tree.map(lambda leaf: np.stack([leaf] * b), setting.numbers)
+        of_one = setting.numbers(PatchRun(seed, np.size(rows.index)))
+        numbers = jax.tree.map(lambda leaf: np.stack([leaf] * b), of_one)
         add(setting.patch, None, [numbers] * len(entries))
     return patches, shared, [tuple(one) for one in own]
 
