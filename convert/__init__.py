@@ -18,11 +18,15 @@ from sdjax.convert.merge.merging import merge_bundles, merge_models, reproduce_m
 from sdjax.convert.merge.recipe import Settings as MergeSettings
 from sdjax.convert.model import load, load_model, parameter_counts
 from sdjax.convert.names.tables import tensor_shapes
+from sdjax.convert.parts.aesthetic import load_aesthetic
 from sdjax.convert.parts.annotators import LoadedAnnotator, load_annotator
+from sdjax.convert.parts.clip_pair import load_clip_pair
 from sdjax.convert.parts.controlnet import LoadedControlNet, load_controlnet
 from sdjax.convert.parts.depth import load_depth
 from sdjax.convert.parts.detector import LoadedDetector, load_detector
+from sdjax.convert.parts.dinov2 import load_dinov2
 from sdjax.convert.parts.esrgan import LoadedESRGAN, load_esrgan
+from sdjax.convert.parts.inception import load_inception
 from sdjax.convert.parts.ip_adapter import LoadedIPAdapter, load_ip_adapter
 from sdjax.convert.parts.latent_upscaler import LoadedLatentUpscaler, load_latent_upscaler
 from sdjax.convert.parts.motion import LoadedMotion, load_motion
@@ -62,14 +66,18 @@ __all__ = [
     "inspect",
     "load",
     "load_adapter",
+    "load_aesthetic",
     "load_annotator",
+    "load_clip_pair",
     "load_controlnet",
     "load_depth",
     "load_detector",
+    "load_dinov2",
     "load_discriminator",
     "load_embedding",
     "load_esrgan",
     "load_hypernetwork",
+    "load_inception",
     "load_ip_adapter",
     "load_latent_upscaler",
     "load_lpips",

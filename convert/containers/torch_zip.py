@@ -1,10 +1,14 @@
-"""Checkpoints that torch.save wrote as a zip archive (torch 1.6 and later): a pickle, and a member per storage."""
+"""Checkpoints that torch.save wrote as a zip archive (torch 1.6 and later): a pickle, and a member per storage.
+
+TorchScript programs (torch.jit.save) are archives of the same kind. Their tensors are read, and their code is not.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 from sdjax.convert.containers.budget import Budget
 from sdjax.convert.containers.mapped import MappedFile
+from sdjax.convert.containers.module_trees import scripted, tensors_of
 from sdjax.convert.containers.pickles import MAX_BYTES, read_pickle
 from sdjax.convert.containers.stored import StoredTensor, TensorFile
 from sdjax.convert.containers.torch_objects import TorchObjects, named_tensors
@@ -19,15 +23,15 @@ def read_torch_zip(
     With `flattened`, objects of any class are read as inert data, and it returns the tensors in what was read.
 
     Raises:
-        CheckpointError: for anything that torch.save does not write, calls in the pickle included.
+        CheckpointError: for anything that torch does not write, calls in the pickle included.
     """
     archive = members(file, budget)
     roots = {name.split("/", 1)[0] for name in archive}
     root = roots.pop() if len(roots) == 1 else None
     if root is None or f"{root}/data.pkl" not in archive:
         raise file.error("the zip archive is no checkpoint: it has no data.pkl below one folder that holds everything")
-    if f"{root}/constants.pkl" in archive:
-        raise file.error("this is a TorchScript program, not a checkpoint; save its state_dict instead")
+    if f"{root}/constants.pkl" in archive and flattened is None:  # a TorchScript program, as OpenAI's CLIP
+        flattened = _of_program
     byteorder = archive.get(f"{root}/byteorder")  # absent before torch 2.1
     if byteorder is not None and _small(byteorder, 16) != b"little":
         raise file.error("it was written on a big-endian machine; load and save it with torch on another one")
@@ -51,6 +55,10 @@ def read_torch_zip(
             )
         storage.source = member
     return TensorFile(file.path, "ckpt-zip", tensors, metadata, files=[file])
+
+
+def _of_program(value: Any, file: MappedFile) -> dict[str, StoredTensor]:
+    return tensors_of(value, file, scripted)
 
 
 def _small(member: Member, limit: int) -> bytes:

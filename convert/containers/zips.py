@@ -3,9 +3,11 @@
 Source: PKWARE's APPNOTE 6.3, sections 4.3 and 4.5. What torch does and does not write decides what is accepted: members
 are stored, never compressed or encrypted; sizes may lie in data descriptors and be zero in the local headers; local
 headers are padded by an extra field; zip64 records may be there; there is no comment, and nothing after the end.
+TorchScript's code is compressed. It is left out.
 """
 
 import dataclasses
+import re
 import struct
 import zlib
 
@@ -24,6 +26,7 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _HARMLESS_FLAGS = 0x080E  # UTF-8 names, data descriptors, hints to a compressor
 _DESCRIPTOR = 0x0008
+_CODE = re.compile(r"[^/]+/code/")  # of TorchScript: compressed, and never read
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -78,7 +81,7 @@ class Member:
 
 
 def members(file: MappedFile, budget: Budget) -> dict[str, Member]:
-    """Returns the members of the zip archive by name.
+    """Returns the members of the zip archive by name, without TorchScript's code.
 
     Raises:
         CheckpointError: where the archive is cut short, or is not of the kind that torch.save writes.
@@ -93,7 +96,8 @@ def members(file: MappedFile, budget: Budget) -> dict[str, Member]:
         member, position = _entry(file, position, start, stop)
         if member.name in found:
             raise file.error(f"the archive has the member {shown(member.name)} twice")
-        found[member.name] = member
+        if _CODE.match(member.name) is None:
+            found[member.name] = member
     if position != stop:
         raise file.error("the archive's directory does not have the length that it names")
     limit = start
@@ -151,7 +155,7 @@ def _entry(file: MappedFile, position: int, start: int, stop: int) -> tuple[Memb
     packed, size, header = _wide(file, name, file.bytes(extra_start, extra_start + extra_length), packed, size, header)
     if flags & ~_HARMLESS_FLAGS or disk:
         raise file.error(f"the member {shown(name)} is encrypted or of an unknown kind")
-    if method != 0 or packed != size:
+    if (method != 0 or packed != size) and _CODE.match(name) is None:
         raise file.error(f"the member {shown(name)} is compressed; torch.save only stores: save the checkpoint again")
     if header >= start:
         raise file.error(f"the member {shown(name)} lies outside the archive")

@@ -97,7 +97,7 @@ def ldm_name(path: str, description: Any) -> str:
     if description.kind == "bert":
         return f"{LDM_PREFIXES['text']}transformer.{x_transformer_name(name)}"
     if is_open_clip(description):
-        return f"{LDM_PREFIXES['text']}model.{_open_clip_name(name)}"
+        return f"{LDM_PREFIXES['text']}model.{open_clip_name(name)}"
     return f"{LDM_PREFIXES['text']}transformer.{name}"
 
 
@@ -155,7 +155,8 @@ def _vae_name(name: str, vae: VAEConfig) -> str:
     return f"{side}.{fixed}"
 
 
-def _open_clip_name(name: str) -> str:
+def open_clip_name(name: str) -> str:
+    """Returns OpenAI's and OpenCLIP's name for transformers' of a text tower's tensor."""
     name = name.removeprefix("text_model.")
     match = re.match(r"encoder\.layers\.(\d+)\.(.*)", name)
     if not match:

@@ -6,7 +6,7 @@ Reading runs a table forwards, writing the same one backwards.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -149,7 +149,7 @@ def _ldm(parameters: Sequence[Parameter], description: Any) -> Iterable[Entry]:
     for p in parameters:
         stored.setdefault(naming.ldm_name(p.path, description), []).append(p)
     for name, group in stored.items():
-        group.sort(key=lambda p: next((i for i, row in enumerate(naming.FUSED) if f"/{row}/" in p.path), 0))
+        group.sort(key=_row)
         if name == _VISION + vision.PROJECTION:
             group = [dataclasses.replace(p, kind="same") for p in group]  # never transposed, though it is a matrix
         first = group[0]
@@ -219,3 +219,31 @@ def network_table(part: str, shapes: Params, prefix: str, canonical: Callable[[s
         lambda name: prefix + canonical(name.removeprefix(prefix)),
         lambda name: known.fullmatch(name.removeprefix(prefix)) is not None,
     )
+
+
+def grouped_table(
+    part: str, shapes: Params, name: Callable[[str], str], *, bare: Collection[str] = (), unused: str = "$^"
+) -> Table:
+    """Returns the table of a network whose file has names of its own, some of them for several parameters.
+
+    `name` gives a parameter's name there from the one of Flax's path. Parameters of one name are rows of one tensor:
+    queries, keys and values. Matrices that are `bare` there are not transposed. Names that match `unused` may lie
+    beside.
+    """
+    stored: dict[str, list[Parameter]] = {}
+    for p in parameters_of(part, shapes):
+        stored.setdefault(name(naming.torch_name(p.path.partition("/")[2])), []).append(p)
+    entries = []
+    for one, group in stored.items():
+        group.sort(key=_row)
+        if one in bare:
+            group = [dataclasses.replace(p, kind="same") for p in group]
+        shape = axes.stored_shape(group[0].kind, group[0].shape)
+        entries.append(Entry(one, (shape[0] * len(group), *shape[1:]) if len(group) > 1 else shape, tuple(group)))
+    known = re.compile(unused)
+    return Table(tuple(entries), (part,), str, lambda name: known.fullmatch(name) is not None)
+
+
+def _row(p: Parameter) -> int:
+    """Returns the place of a parameter among those that share a tensor."""
+    return next((i for i, row in enumerate(naming.FUSED) if f"/{row}/" in p.path), 0)

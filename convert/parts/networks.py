@@ -1,15 +1,16 @@
 """Reads networks outside a model from diffusers' and transformers' files, with names from Flax's paths."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
 from sdjax.convert.checkpoint import Checkpoint
 from sdjax.convert.containers.lazy import LazyTensor
+from sdjax.convert.describe.other_kinds import kind_of_folder, kind_of_tensors
 from sdjax.convert.errors import printable
 from sdjax.convert.names.matching import match, refuse
-from sdjax.convert.names.tables import network_table
+from sdjax.convert.names.tables import grouped_table, network_table
 from sdjax.convert.parts.lone import leaves_in, read_whole
 from sdjax.typing import Params
 
@@ -56,6 +57,26 @@ def every_leaf(
     more = tuple(problem for problem in problems if problem not in found.problems)
     refuse(dataclasses.replace(found, problems=(*found.problems, *more)), what, checkpoint.error)
     return found.leaves(tensors, dtype)
+
+
+def every_tensor(
+    checkpoint: Checkpoint, shapes: Params, name: Callable[[str], str], what: str, *, bare: Collection[str] = (),
+    prefix: str = "", unused: str = "$^",
+) -> Params:  # fmt: skip
+    """Returns the parameters of these shapes, a float32 tree, from all tensors whose names begin with `prefix`.
+
+    `name`, `bare` and `unused` are those of `grouped_table`. Raises CheckpointError for missing, misshapen and unknown
+    tensors.
+    """
+    tensors = {one: tensor for one, tensor in checkpoint.tensors.items() if one.startswith(prefix)}
+    table, dtype = grouped_table("network", shapes, name, bare=bare, unused=unused), np.dtype("float32")
+    return read_whole(leaves_in(checkpoint, tensors, table, what, dtype, complete=True), dtype, "network")
+
+
+def kind_given(checkpoint: Checkpoint) -> str:
+    """Returns the words " and is ..." of a message if the kind of the checkpoint is known, else nothing."""
+    kind = kind_of_folder(checkpoint.configs) or kind_of_tensors(checkpoint.shapes)
+    return " and holds none" if kind is None else f" and is {kind.what}"
 
 
 def prefix_of(checkpoint: Checkpoint, *places: tuple[str, str]) -> str | None:

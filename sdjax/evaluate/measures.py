@@ -68,6 +68,7 @@ MEASURES: Mapping[str, Measure] = {
     measure.name: measure
     for measure in (
         frechet_measure("fid", "FID", "inception", "pool"),
+        frechet_measure("fid-tensorflow", "FID (TensorFlow)", "inception-tensorflow", "pool"),
         frechet_measure("fid-clean", "FID (clean)", "inception-clean", "pool"),
         _comparison("kid", "KID", "inception", "pool", distances.kernel_distance),
         _comparison("kid-clean", "KID (clean)", "inception-clean", "pool", distances.kernel_distance),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.conv import POINT, Conv
+from sdjax.nn.layers.norm import BatchNorm
 from sdjax.typing import Image, Map
 
 EPSILON = 1e-3  # of the norms
@@ -33,18 +34,6 @@ class DetectorConfig:
     num_classes: int
 
 
-class BatchNorm(nn.Module):
-    """Normalises with the running mean and variance of the training."""
-
-    @nn.compact
-    def __call__(self, x: Map) -> Float[Array, "b h w c"]:
-        shape = (x.shape[-1],)
-        scale, bias = self.param("scale", nn.initializers.ones, shape), self.param("bias", nn.initializers.zeros, shape)
-        mean = self.param("running_mean", nn.initializers.zeros, shape)
-        variance = self.param("running_var", nn.initializers.ones, shape)
-        return (x - mean) * (scale * jax.lax.rsqrt(variance + EPSILON)) + bias
-
-
 class Block(nn.Module):
     """Convolution, norm, SiLU."""
 
@@ -57,7 +46,7 @@ class Block(nn.Module):
         around = ((1, 1), (1, 1)) if self.size == 3 else POINT
         strides = (self.stride, self.stride)
         x = Conv(self.features, (self.size, self.size), strides, around, use_bias=False, name="conv")(x)
-        return jax.nn.silu(BatchNorm(name="bn")(x))
+        return jax.nn.silu(BatchNorm(EPSILON, name="bn")(x))
 
 
 class Bottleneck(nn.Module):

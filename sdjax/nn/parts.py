@@ -29,7 +29,12 @@ from sdjax.nn.esrgan import CompactConfig, CompactNet, RRDBConfig, RRDBNet
 from sdjax.nn.ip_adapter import IPAdapter, IPAdapterConfig
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.latent_upscaler import LatentUpscaler, LatentUpscalerConfig, PooledText, condition
+from sdjax.nn.metrics.aesthetic import AestheticConfig, AestheticPredictor
+from sdjax.nn.metrics.clip_pair import ClipConfig, ClipPair
+from sdjax.nn.metrics.dinov2 import DINOv2, DINOv2Config
 from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
+from sdjax.nn.metrics.inception import SMALLEST as SMALLEST_JUDGED
+from sdjax.nn.metrics.inception import Inception, InceptionConfig
 from sdjax.nn.metrics.lpips import LPIPS
 from sdjax.nn.metrics.lpips import SMALLEST as SMALLEST_COMPARED
 from sdjax.nn.motion import MotionConfig, MotionModules
@@ -149,6 +154,10 @@ def _latent_upscaler_inputs(config: LatentUpscalerConfig) -> tuple[Array, ...]:
     return x, x, jnp.zeros([1]), jnp.zeros([1, 1, config.context_dim]), condition(jnp.zeros([1, config.pooled]))
 
 
+def _clip_inputs(config: ClipConfig) -> tuple[Array, ...]:
+    return *_vision_inputs(config.vision), *_text_inputs(config.text)
+
+
 def _image(side: int) -> Array:
     return jnp.zeros([1, side, side, 3])
 
@@ -201,6 +210,12 @@ NETWORKS: Mapping[str, NetworkEntry] = {
     ),
     "hed": NetworkEntry("network of soft edges", HEDConfig, HED, lambda config: (_image(16),)),
     "pose": NetworkEntry("network of poses", PoseConfig, PoseNetwork, lambda config: (_image(8),)),
+    "inception": NetworkEntry("Inception v3", InceptionConfig, Inception, lambda config: (_image(SMALLEST_JUDGED),)),
+    "dinov2": NetworkEntry("DINOv2", DINOv2Config, DINOv2, lambda config: (_image(config.patch_size),)),
+    "clip_pair": NetworkEntry("CLIP", ClipConfig, ClipPair, _clip_inputs),
+    "aesthetic": NetworkEntry(
+        "aesthetic predictor", AestheticConfig, AestheticPredictor, lambda config: (jnp.zeros([1, config.width]),)
+    ),
     "lineart": NetworkEntry("network of line drawings", LineartConfig, LineartGenerator, lambda config: (_image(8),)),
 }
 

@@ -66,6 +66,23 @@ def _reflected(places: np.ndarray, side: int) -> np.ndarray:
 
 def huggingface(picture: Picture, size: int) -> Pixels:
     """Returns the middle of the picture, after its shorter side is resized to `size` (Pillow's bicubic, uint8)."""
+    picture = shortened(picture, size)
+    top, left = ((side - size) // 2 for side in picture.shape[:2])
+    return picture[top : top + size, left : left + size].astype(np.float32) / np.float32(255)
+
+
+def openai(picture: Picture, size: int) -> Pixels:
+    """Returns the same as `huggingface`, but an odd number of pixels left over is divided as torchvision does.
+
+    Source: openai/CLIP, clip.py (_transform), and open_clip's, with torchvision's CenterCrop.
+    """
+    picture = shortened(picture, size)
+    top, left = (round((side - size) / 2) for side in picture.shape[:2])  # halves to the even number
+    return picture[top : top + size, left : left + size].astype(np.float32) / np.float32(255)
+
+
+def shortened(picture: Picture, size: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Returns the picture with its shorter side resized to `size` (Pillow's bicubic, uint8), and without far ends."""
     h, w = picture.shape[:2]
     short, longest = min(h, w), max(h, w)
     if longest > ELONGATED * short:
@@ -76,9 +93,7 @@ def huggingface(picture: Picture, size: int) -> Pixels:
         longest = max(h, w)
     large = size * longest // short
     h, w = (size, large) if h <= w else (large, size)
-    picture = pictures.resize(picture, h, w, "bicubic")
-    top, left = (h - size) // 2, (w - size) // 2
-    return picture[top : top + size, left : left + size].astype(np.float32) / np.float32(255)
+    return pictures.resize(picture, h, w, "bicubic")
 
 
 DIALECTS: dict[str, Callable[[Picture, int], Pixels]] = {"ldm": ldm, "huggingface": huggingface}

@@ -143,7 +143,7 @@ ZIPS = {
     "the pickle twice": (writer.zip_archive([*MEMBERS, (PKL, b"\x80\x02}.")]), "the member 'x/data.pkl' twice"),
     "two folders": (with_member("y/data/0"), "no data.pkl below one folder"),
     "a member without a folder": (with_member("data.pkl"), "no data.pkl below one folder"),
-    "TorchScript": (with_member("x/constants.pkl"), "this is a TorchScript program"),
+    "TorchScript": (with_member("x/constants.pkl"), "it holds no module"),
     "no pickle": (writer.zip_archive(MEMBERS[1:]), "no data.pkl below one folder"),
     "no members": (writer.zip_archive([]), "expected a checkpoint|no data.pkl"),
     "a storage missing": (writer.zip_archive([m for m in MEMBERS if m[0] != FIRST]), "is not in the archive"),

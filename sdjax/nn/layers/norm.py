@@ -44,6 +44,20 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, epsilon=self.epsilon).astype(self.dtype)
 
 
+class BatchNorm(nn.Module):
+    """Normalises every channel with the running mean and variance of the training, then scales and shifts it."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        shape = (x.shape[-1],)
+        scale, bias = self.param("scale", nn.initializers.ones, shape), self.param("bias", nn.initializers.zeros, shape)
+        mean = self.param("running_mean", nn.initializers.zeros, shape)
+        variance = self.param("running_var", nn.initializers.ones, shape)
+        return (x - mean) * (scale * jax.lax.rsqrt(variance + self.epsilon)) + bias
+
+
 def group_norm(x: Array, scale: Array, bias: Array, *, groups: int, epsilon: float) -> Array:
     """Returns x with zero mean and unit variance in every group of channels, times scale plus bias, float32.
 
