@@ -41,10 +41,16 @@ def preview(pipe: Pipeline, latent: Latent, taesd: LoadedTAESD | None = None) ->
     return to_uint8(_with_one(np.asarray(latent, np.float32)) @ _maps[pipe])
 
 
+def fits(taesd: LoadedTAESD, config: ModelConfig) -> bool:
+    """Returns whether TAESD's latents have the shape of a model's."""
+    ours, theirs = config.vae, taesd.config
+    return (ours.factor, ours.latent_channels) == (theirs.factor, theirs.latent_channels)
+
+
 def check_taesd(taesd: LoadedTAESD, config: ModelConfig) -> None:
     """Raises ValueError for a model whose latents have another shape than TAESD's."""
     ours, theirs = config.vae, taesd.config
-    if (ours.factor, ours.latent_channels) != (theirs.factor, theirs.latent_channels):
+    if not fits(taesd, config):
         raise ValueError(
             f"taesd is for latents of {theirs.latent_channels} channels and 1/{theirs.factor} of a picture's side, "
             f"this model's have {ours.latent_channels} channels and 1/{ours.factor}: leave it out"

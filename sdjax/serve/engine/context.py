@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdjax.convert.parts.taesd import LoadedTAESD
 from sdjax.pictures.image import encode_png
 from sdjax.pipeline.model import Pipeline
 from sdjax.serve.engine.job import Job
@@ -29,7 +30,7 @@ class Context:
     models: "Models"
     stem: str
     keep: Callable[[str, bytes], None]
-    taesd: str | None = None
+    taesd: LoadedTAESD | None = None
     most: int = 8
     loaded: "Loaded | None" = None
 

@@ -13,6 +13,7 @@ import jax
 
 from sdjax import errors
 from sdjax.checks import notes
+from sdjax.convert.parts.taesd import load_taesd
 from sdjax.loading import builtin
 from sdjax.nn.jax_settings import pinned
 from sdjax.pictures.image import unpack
@@ -44,8 +45,9 @@ class Engine:
 
     `model` is the library's name of the checkpoint for works that name none; None: the one chosen last, or the built-in
     one. `outputs` and `state` are folders for pictures and for the queue. `preview` is "linear", or the library's name
-    of a TAESD. `devices` are JAX's, None for all of this process. `memory` is how many bytes of models may be loaded.
-    `safety_checker` is "auto" (the model's own) or "off". Jobs that an engine before left in `state` run again.
+    of a TAESD, for the models that it fits. `devices` are JAX's, None for all of this process. `memory` is how many
+    bytes of models may be loaded. `safety_checker` is "auto" (the model's own) or "off". Jobs that an engine before
+    left in `state` run again.
 
     Use it from any thread.
     """
@@ -59,7 +61,7 @@ class Engine:
         self.library, self.slots, self.most_waiting = library, slots, waiting
         self.state = Path(state)
         self._store = Store(Path(state), Path(outputs))  # first: it refuses a folder that another engine uses
-        self._taesd = None if preview == "linear" else str(library.find("taesd", preview).path)
+        self._taesd = None if preview == "linear" else load_taesd(library.find("taesd", preview).path)
         self._device = Device(make_mesh(devices), power(slots))
         current = model or self._known(self._store.chosen(MODEL)) or builtin.NAME
         self.models = Models(

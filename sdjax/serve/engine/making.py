@@ -7,6 +7,7 @@ import numpy as np
 
 from sdjax import samplers
 from sdjax.pipeline.model import Pipeline
+from sdjax.pipeline.preview import fits
 from sdjax.serve.engine.context import Context
 from sdjax.serve.engine.options import Options
 from sdjax.serve.engine.work import Cancelled, Finished
@@ -25,9 +26,8 @@ def make(
     Raises Cancelled, and whatever the task raises.
     """
     device = context.models.device.mesh.devices.flat[0]
-    session = begin(
-        **options.for_task(pipe.schedule), devices=[device], at_once=context.most, taesd=context.taesd
-    )  # fmt: skip
+    taesd = context.taesd if context.taesd is not None and fits(context.taesd, pipe.config) else None
+    session = begin(**options.for_task(pipe.schedule), devices=[device], at_once=context.most, taesd=taesd)
     recorder = Recorder(context, pipe, options, session.requests, described)
     context.job.set_progress(0, session.total)
     for step in session:
