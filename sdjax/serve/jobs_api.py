@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from anyio import to_thread
@@ -27,6 +27,8 @@ ROOT = "/api/v1"
 MOST_EVENTS = 1000  # that wait for a reader who is too slow; then he gets the end alone
 STILL = 15.0  # seconds without an event, after which a comment keeps the connection alive
 PRIORITY = 100  # priorities are from -100 to 100
+SAFE = 2**53 - 1  # the largest whole number that JavaScript tells from its neighbours; larger ones are texts
+SEEDS = ("seed", "variation_seed", "wildcard_seed")  # settings that may be larger
 CACHED = "private, max-age=31536000, immutable"  # a name has one picture for ever
 
 
@@ -44,6 +46,20 @@ def routes(server: Server) -> list[Route]:
         ("POST", "/read-picture", api.read_picture), ("POST", "/hints", api.hint),
     ]  # fmt: skip
     return [Route(ROOT + path, call, methods=[method]) for method, path, call in table]
+
+
+def is_digits(value: Any) -> bool:
+    """Returns whether a value is a text of at most 20 digits."""
+    return isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 20
+
+
+def for_browsers(value: Any) -> Any:
+    """Returns a value of JSON whose whole numbers above SAFE are texts."""
+    if isinstance(value, int) and abs(value) > SAFE:
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: for_browsers(one) for name, one in value.items()}
+    return [for_browsers(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 class Api:
@@ -71,24 +87,25 @@ class Api:
             if not isinstance(given.get(name, kind()), kind | None if name == "model" else kind):
                 raise Refused(f"{name} is {'an object' if kind is dict else 'a text'}")
         inputs = open_inputs(self.server, given.get("inputs"))
-        work = Work(
-            given.get("task", ""), given.get("settings", {}), inputs, given.get("model"), client, priority, save
-        )  # fmt: skip
+        settings = given.get("settings", {})
+        seeds = {name: int(settings[name]) for name in SEEDS if is_digits(settings.get(name))}
+        work = Work(given.get("task", ""), settings | seeds, inputs, given.get("model"), client, priority, save)
         return self.server.submit(work)
 
     async def jobs(self, request: Request) -> Response:
         """Answers with the jobs that run, then those that wait."""
-        return JSONResponse({"jobs": [describe_job(job) for job in self.engine.jobs()]})
+        return JSONResponse(for_browsers({"jobs": [describe_job(job) for job in self.engine.jobs()]}))
 
     async def job(self, request: Request) -> Response:
         """Answers with a job."""
-        return JSONResponse(describe_job(await to_thread.run_sync(self.engine.job, request.path_params["id"])))
+        job = await to_thread.run_sync(self.engine.job, request.path_params["id"])
+        return JSONResponse(for_browsers(describe_job(job)))
 
     async def cancel(self, request: Request) -> Response:
         """Cancels a job, and answers with it."""
         job = await to_thread.run_sync(self.engine.job, request.path_params["id"])
         await to_thread.run_sync(job.cancel)
-        return JSONResponse(describe_job(job))
+        return JSONResponse(for_browsers(describe_job(job)))
 
     async def events(self, request: Request) -> Response:
         """Answers with the job's events as they happen (server-sent events), beginning with its present state."""
@@ -116,7 +133,7 @@ class Api:
         if not 1 <= count <= 200:
             raise Refused("limit is from 1 to 200")
         records = await to_thread.run_sync(self.engine.history, moment, count)
-        return JSONResponse({"records": [describe_record(record) for record in records]})
+        return JSONResponse(for_browsers({"records": [describe_record(record) for record in records]}))
 
     async def upload(self, request: Request) -> Response:
         """Takes the bytes of a picture, and answers with the id that inputs name as upload:ID."""
@@ -159,7 +176,7 @@ class Api:
     async def read_picture(self, request: Request) -> Response:
         """Takes the bytes of a picture, and answers with the settings that its texts say."""
         content = await self._picture_bytes(request)
-        return JSONResponse(await to_thread.run_sync(_read_settings, content))
+        return JSONResponse(for_browsers(await to_thread.run_sync(_read_settings, content)))
 
     async def hint(self, request: Request) -> Response:
         """Takes {preprocessor, input, options, annotators, resolution}, and answers with the hint as base64."""
@@ -270,7 +287,7 @@ def _read_settings(content: bytes) -> dict[str, Any]:
 
 
 def _event(kind: str, data: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+    return f"event: {kind}\ndata: {json.dumps(for_browsers(data))}\n\n"
 
 
 def _as_base64(content: bytes) -> str:

@@ -145,7 +145,7 @@ class FakeServer:
         job["state"] = "running"
         yield event("started")
         settings = job["work"]["settings"]
-        preview = base64.b64encode(picture(settings.get("seed", 0), 32, 32)).decode()
+        preview = base64.b64encode(picture(int(settings.get("seed", 0)), 32, 32)).decode()
         for done in range(job["total"] + 1):
             if job["state"] == "cancelled":
                 yield event("cancelled")
@@ -155,11 +155,12 @@ class FakeServer:
                 yield event("preview", image=preview, type="image/png")
             await asyncio.sleep(self.seconds / 10)
         for number in range(settings.get("num_images", 1)):
-            seed = settings.get("seed", 0) + number
+            seed = int(settings.get("seed", 0)) + number
             name = f"{job['id']}-{number}"
             parameters = f"{settings.get('prompt', '')}\nSteps: {settings.get('num_steps')}, Seed: {seed}"
             self.files[name] = picture(seed, text=parameters)
-            record = {"name": name, "seed": seed, "settings": settings, "size": [256, 256], "created": time.time(),
+            told = seed if seed < 2**53 else str(seed)
+            record = {"name": name, "seed": told, "settings": settings, "size": [256, 256], "created": time.time(),
                       "id": job["id"], "task": job["work"]["task"]}  # fmt: skip
             job["pictures"].append(record)
             self.records.insert(0, record)

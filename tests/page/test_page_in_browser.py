@@ -302,3 +302,49 @@ def test_the_chosen_appearance_is_kept(open_page: "Open") -> None:
     page.reload()
     page.wait_for_selector("body[data-ready]")
     assert page.evaluate(colour) != dark
+
+
+def test_a_seed_of_64_bits_keeps_its_digits(open_page: "Open", server: "FakeServer") -> None:
+    page, seed = open_page(), str(2**64 - 1)
+    page.fill("#field-seed", seed)
+    acts.generate(page)
+    assert server.works[0]["settings"]["seed"] == seed
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert page.input_value("#field-seed") == seed
+    assert f"Seed {seed} " in page.inner_text("#caption")
+
+
+MODES = {
+    "depth": ("depth2img", {"strength": 0.75}, {"width", "image_scale", "detector"}),
+    "edit": ("edit", {"image_scale": 1.5}, {"strength", "noise_level"}),
+    "variations": ("variations", {"noise_level": 0}, {"strength", "image_scale"}),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_that_begin_with_a_picture_send_what_their_tasks_take(
+    open_page: "Open", server: "FakeServer", mode: str
+) -> None:
+    page = open_page()
+    acts.open_picture(page, mode)
+    acts.generate(page, "in winter")
+    (work,) = server.works
+    task, settings, without = MODES[mode]
+    assert (work["task"], work["inputs"]) == (task, {"image": "upload:up0"})
+    assert settings.items() <= work["settings"].items()
+    assert not without & work["settings"].keys()
+
+
+def test_details_need_a_mask_or_a_detector(open_page: "Open", server: "FakeServer") -> None:
+    page = open_page()
+    acts.open_picture(page, "detail")
+    page.press("#prompt", "Control+Enter")
+    acts.until(page, "document.querySelector('#messages').textContent.includes('detector')")
+    acts.draw(page, (0.4, 0.4), (0.5, 0.5))
+    acts.generate(page, "a face")
+    (work,) = server.works
+    assert work["task"] == "detail"
+    assert work["inputs"].keys() == {"image", "mask"}
+    assert {"grow": 4, "feather": 4, "padding": 32}.items() <= work["settings"].items()
+    assert "detector" not in work["settings"]

@@ -10,8 +10,9 @@ from sdjax.serve.engine.work import Work
 class NoFiles:
     """A library without any file."""
 
-    def folder(self, kind: str) -> None:
+    def folders(self, kind: str) -> list[str]:
         """There is no folder of this kind."""
+        return []
 
 
 def sampler(**settings: Any) -> Sampler:

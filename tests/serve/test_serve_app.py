@@ -44,6 +44,18 @@ def test_a_job_from_its_request_to_its_picture(serving):
     assert client.get(picture["url"]).status_code == 404
 
 
+def test_a_seed_that_javascript_cannot_hold_keeps_its_digits(serving):
+    client, seed = serving(), 2**63 + 1
+    for given in seed, str(seed):
+        name = client.post("/api/v1/jobs", json={"task": "txt2img", "settings": {"seed": given}}).json()["id"]
+        told = events(client.get(f"/api/v1/jobs/{name}/events").text)
+        assert told[0][1]["settings"]["seed"] == str(seed)
+        assert client.get(f"/api/v1/jobs/{name}").json()["pictures"][0]["seed"] == str(seed)
+    assert client.get("/api/v1/history").json()["records"][0]["seed"] == str(seed)
+    refused = client.post("/api/v1/jobs", json={"task": "txt2img", "settings": {"seed": "9" * 20}})
+    assert (refused.status_code, "seed" in refused.json()["error"]) == (422, True)
+
+
 def test_events_come_while_the_job_runs(serving):
     go = threading.Event()
 

@@ -27,12 +27,16 @@ function numbers(field, type, id = idOf(field)) {
   });
 }
 
+/** Returns the whole number of digits. One that a number cannot hold without losing some of them stays a text. */
+export const wholeOf = (digits) => (Number.isSafeInteger(Number(digits)) ? Number(digits) : digits);
+const DIGITS = /^\d+$/;
+
 const clamp = (field, value) => Math.min(field.high ?? Infinity, Math.max(field.low ?? -Infinity, value));
 
 function readNumber(field, input) {
   const text = input.value.trim();
   if (text === "" || !Number.isFinite(Number(text))) return field.optional ? null : (field.value ?? field.low);
-  return clamp(field, Number(text));
+  return DIGITS.test(text) && field.high === undefined ? wholeOf(text) : clamp(field, Number(text));
 }
 
 const KINDS = {
@@ -78,7 +82,7 @@ const KINDS = {
   choice(field, choices) {
     const select = el("select", { id: idOf(field), name: field.name, "aria-describedby": hintOf(field) });
     const known = (choices[field.from] ?? []).map(entryOf);
-    if (field.optional) select.append(el("option", { value: "", text: "automatic" }));
+    if (field.optional) select.append(el("option", { value: "", text: field.empty ?? "automatic" }));
     for (const { name, title } of known) select.append(el("option", { value: name, raw: title }));
     return {
       box: boxOf(field, labelOf(field), select),
@@ -103,7 +107,7 @@ const KINDS = {
 
   seed(field) {
     const input = el("input", {
-      id: idOf(field), type: "number", name: field.name, min: 0, step: 1, placeholder: "random",
+      id: idOf(field), type: "text", name: field.name, inputmode: "numeric", pattern: "[0-9]*", placeholder: "random",
       "aria-describedby": hintOf(field),
     });
     const random = iconButton("dice", "seed.random", () => {
@@ -112,7 +116,7 @@ const KINDS = {
     });
     return {
       box: boxOf(field, labelOf(field), el("div", { class: "row" }, input, random)),
-      read: () => (input.value.trim() === "" ? null : Math.max(0, Math.floor(Number(input.value)))),
+      read: () => (DIGITS.test(input.value.trim()) ? wholeOf(input.value.trim()) : null),
       write: (value) => (input.value = value == null || value < 0 ? "" : value),
     };
   },

@@ -1,7 +1,7 @@
 // X/Y/Z grids: the axes in the form, the values of an axis, and the jobs of all combinations.
 
 import { el, message } from "./dom.js";
-import { entryOf } from "./fields.js";
+import { entryOf, wholeOf } from "./fields.js";
 import { bodyOf } from "./form.js";
 import { makeGridView } from "./grid-view.js";
 import { cancelAll, run } from "./jobs.js";
@@ -64,7 +64,7 @@ export function numbersOf(text) {
     const found = range.exec(one);
     if (!found) {
       if (!Number.isFinite(Number(one))) throw new RangeError(one);
-      return [Number(one)];
+      return [/^\d+$/.test(one) ? wholeOf(one) : Number(one)];
     }
     const [low, high] = [Number(found[1]), Number(found[2])];
     const count = found[4] ? Number(found[4]) : null;

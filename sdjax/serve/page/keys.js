@@ -3,7 +3,7 @@
 import { byId, el } from "./dom.js";
 
 const LISTED = [
-  ["Ctrl Enter", "key.generate"], ["Esc", "key.cancel"], ["Ctrl ↑ / Ctrl ↓", "key.weight"], ["Alt 1 … Alt 5", "key.mode"],
+  ["Ctrl Enter", "key.generate"], ["Esc", "key.cancel"], ["Ctrl ↑ / Ctrl ↓", "key.weight"], ["Alt 1 … Alt 9", "key.mode"],
   ["← → ↑ ↓", "key.move"], ["Alt P", "key.prompt"], ["B  C  E  H", "key.tools"], ["[  ]", "key.size"],
   ["Ctrl Z / Ctrl Shift Z", "key.undo"], ["+  −  0", "key.zoom"], ["Space", "key.space"], ["?", "key.help"],
 ];
@@ -22,7 +22,7 @@ export function startKeys(does) {
     const typing = event.target.matches("input, textarea, select, canvas");
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !open) does.generate();
     else if (event.key === "Escape" && !open) does.cancel();
-    else if (event.altKey && /^Digit[1-5]$/.test(event.code) && !open) does.mode(Number(event.code.at(-1)) - 1);
+    else if (event.altKey && /^Digit[1-9]$/.test(event.code) && !open) does.mode(Number(event.code.at(-1)) - 1);
     else if (event.altKey && event.code === "KeyP" && !open) byId("prompt").focus();
     else if (event.key === "?" && !typing && !open) byId("help").showModal();
     else return;

@@ -14,7 +14,7 @@ import { cancel, current, followAgain, run } from "./jobs.js";
 import { startKeys } from "./keys.js";
 import { startLibrary } from "./library.js";
 import { startPrompts } from "./prompts.js";
-import { MODES } from "./schema.js";
+import { EDITED, MODES } from "./schema.js";
 import * as stage from "./stage.js";
 import { startStyles } from "./styles.js";
 import { changeLanguage, loadTexts, t } from "./texts.js";
@@ -60,7 +60,7 @@ async function loadChoices() {
   queueMicrotask(show);
   return {
     ...choices, libraries, models: libraries.checkpoint, vaes: libraries.vae,
-    upscalers: [...libraries.upscaler, ...(choices.enlargers ?? [])], axes: ["x", "y", "xy"],
+    upscalers: [...libraries.upscaler, ...(choices.enlargers ?? [])], detectors: libraries.detector, axes: ["x", "y", "xy"],
   };
 }
 
@@ -80,7 +80,7 @@ function openMode(mode) {
   for (const tab of byId("modes").children) tab.setAttribute("aria-selected", String(tab.dataset.mode === mode));
   settleModes();
   byId("panel").setAttribute("aria-labelledby", `mode-${mode}`);
-  const edits = ["image", "inpaint", "upscale"].includes(mode);
+  const edits = EDITED.includes(mode);
   byId("views").hidden = !edits;
   if (edits) editor.setMode(mode);
   view(edits ? "canvas" : "result");

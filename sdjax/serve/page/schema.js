@@ -1,15 +1,19 @@
 // The table of the form's fields: one entry for each setting that has a field of its own. All other settings that a
 // picture may have are kept in the field "extra", as JSON.
 
-export const MODES = ["text", "image", "inpaint", "upscale", "info"];
-export const TASKS = { text: "txt2img", image: "img2img", inpaint: "inpaint", upscale: "upscale" };
-const DRAWN = ["text", "image", "inpaint"];
-const SIZED = ["text", "image"];
+export const TASKS = {
+  text: "txt2img", image: "img2img", inpaint: "inpaint", depth: "depth2img", edit: "edit", detail: "detail",
+  variations: "variations", upscale: "upscale",
+};
+export const MODES = [...Object.keys(TASKS), "info"];
+const DRAWN = Object.keys(TASKS).filter((mode) => mode !== "upscale");
+export const EDITED = Object.keys(TASKS).filter((mode) => mode !== "text"); // they begin with a picture
+const SIZED = ["text", "image", "edit", "variations"];
 
 // Sections in their order; `open`: shown at first. Those without `title` have no heading.
 export const SECTIONS = [
-  { name: "input", modes: ["image", "inpaint", "upscale"], plain: true },
-  { name: "main", modes: ["text", "image", "inpaint", "upscale"], plain: true },
+  { name: "input", modes: EDITED, plain: true },
+  { name: "main", modes: Object.keys(TASKS), plain: true },
   { name: "styles", modes: DRAWN },
   { name: "hires", modes: ["text"] },
   { name: "controls", modes: DRAWN },
@@ -22,18 +26,23 @@ export const SECTIONS = [
 /*
  * name: the setting's name, with a dot for an entry of an object. kind: range, number, choice, check, seed, text, json.
  * from: the list of /choices. optional: may be empty; it is then not sent, and the model decides. value: what it is at
- * first, and where the slider of an empty range stands. half: two in a row. where: of which modes, if not of all of
- * the section.
+ * first, and where the slider of an empty range stands. empty: the text of an optional choice that is not made.
+ * half: two in a row. where: of which modes, if not of all of the section.
  */
 export const FIELDS = [
   { name: "expand.left", kind: "number", section: "input", value: 0, low: 0, high: 1024, step: 8, half: true, where: ["inpaint"] },
   { name: "expand.right", kind: "number", section: "input", value: 0, low: 0, high: 1024, step: 8, half: true, where: ["inpaint"] },
   { name: "expand.top", kind: "number", section: "input", value: 0, low: 0, high: 1024, step: 8, half: true, where: ["inpaint"] },
   { name: "expand.bottom", kind: "number", section: "input", value: 0, low: 0, high: 1024, step: 8, half: true, where: ["inpaint"] },
-  { name: "strength", kind: "range", section: "input", value: 0.75, low: 0, high: 1, step: 0.01, where: ["image", "inpaint"] },
+  { name: "strength", kind: "range", section: "input", value: 0.75, low: 0, high: 1, step: 0.01, where: ["image", "inpaint", "depth", "detail"] },
+  { name: "image_scale", kind: "range", section: "input", value: 1.5, low: 1, high: 5, step: 0.1, where: ["edit"] },
+  { name: "noise_level", kind: "range", section: "input", value: 0, low: 0, high: 999, step: 1, where: ["variations"] },
+  { name: "detector", kind: "choice", section: "input", from: "detectors", optional: true, empty: "grid.none", where: ["detail"] },
+  { name: "most", kind: "number", section: "input", optional: true, low: 1, high: 64, step: 1, half: true, where: ["detail"] },
+  { name: "grow", kind: "number", section: "input", value: 4, low: 0, high: 64, step: 1, half: true, where: ["detail"] },
   { name: "only_masked", kind: "check", section: "input", value: false, where: ["inpaint"] },
-  { name: "padding", kind: "number", section: "input", value: 32, low: 0, high: 256, step: 4, half: true, where: ["inpaint"] },
-  { name: "feather", kind: "number", section: "input", value: 4, low: 0, high: 64, step: 1, half: true, where: ["inpaint"] },
+  { name: "padding", kind: "number", section: "input", value: 32, low: 0, high: 256, step: 4, half: true, where: ["inpaint", "detail"] },
+  { name: "feather", kind: "number", section: "input", value: 4, low: 0, high: 64, step: 1, half: true, where: ["inpaint", "detail"] },
   { name: "upscaler", kind: "choice", section: "input", from: "upscalers", where: ["upscale"] },
   { name: "times", kind: "range", section: "input", value: 2, low: 1, high: 8, step: 0.25, where: ["upscale"] },
 

@@ -27,6 +27,7 @@ export async function makeWork(editor) {
     if (!pictures.image) throw new NotReady(t("error.no_picture"));
     const grows = mode === "inpaint" && takeMargins(settings);
     if (mode === "inpaint" && !pictures.mask && !grows) throw new NotReady(t("error.no_mask"));
+    if (mode === "detail" && !pictures.mask && !settings.detector) throw new NotReady(t("error.no_detail"));
     for (const [name, blob] of Object.entries(pictures)) {
       inputs[name] = `upload:${(await api.upload(blob)).id}`;
     }

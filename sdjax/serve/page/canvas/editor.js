@@ -2,18 +2,20 @@
 
 import { announce, el, iconButton, message, rove } from "../dom.js";
 import { dropBox, dropInto } from "../drop.js";
+import { EDITED } from "../schema.js";
 import { t } from "../texts.js";
 import { connect } from "./pointer.js";
 import { Drawing, MASK, masked, PAINT, painted } from "./strokes.js";
 import { View } from "./view.js";
 
+const MASKED = ["inpaint", "detail"];
+const PAINTED = EDITED.filter((mode) => mode !== "upscale");
 const TOOLS = [
-  { name: MASK, icon: "brush", key: "b", modes: ["inpaint"] },
-  { name: PAINT, icon: "drop", key: "c", modes: ["image", "inpaint"] },
-  { name: "erase", icon: "eraser", key: "e", modes: ["image", "inpaint"] },
-  { name: "pan", icon: "hand", key: "h", modes: ["image", "inpaint", "upscale"] },
+  { name: MASK, icon: "brush", key: "b", modes: MASKED },
+  { name: PAINT, icon: "drop", key: "c", modes: PAINTED },
+  { name: "erase", icon: "eraser", key: "e", modes: PAINTED },
+  { name: "pan", icon: "hand", key: "h", modes: EDITED },
 ];
-const LAYERS = { image: [PAINT], inpaint: [MASK, PAINT], upscale: [] };
 const FACTOR = 1.25; // of one press of a zoom button
 
 /** The editor in `box`. `changed` is called when the picture changes. */
@@ -54,7 +56,7 @@ export class Editor {
   setMode(mode) {
     this.mode = mode;
     for (const { name, modes } of TOOLS) this.buttons[name].hidden = !modes.includes(mode);
-    this.choose(mode === "inpaint" ? MASK : mode === "image" ? PAINT : "pan");
+    this.choose(MASKED.includes(mode) ? MASK : PAINTED.includes(mode) ? PAINT : "pan");
     this.#refresh();
   }
 
@@ -76,12 +78,13 @@ export class Editor {
   async inputs() {
     if (!this.picture) return {};
     const inputs = { image: this.drawing.has(PAINT) ? await painted(this.picture, this.drawing) : this.blob };
-    if (this.mode === "inpaint" && this.drawing.has(MASK)) inputs.mask = await masked(this.drawing);
+    if (MASKED.includes(this.mode) && this.drawing.has(MASK)) inputs.mask = await masked(this.drawing);
     return inputs;
   }
 
   #stroke() {
-    return { tool: this.tool, size: this.size, colour: this.colour.value, layers: LAYERS[this.mode] };
+    const layers = [MASKED.includes(this.mode) ? MASK : null, PAINTED.includes(this.mode) ? PAINT : null].filter(Boolean);
+    return { tool: this.tool, size: this.size, colour: this.colour.value, layers };
   }
 
   #toolbar() {
@@ -135,9 +138,8 @@ export class Editor {
     this.drop.hidden = Boolean(drawing);
     this.does.undo.disabled = !drawing?.done.length;
     this.does.redo.disabled = !drawing?.undone.length;
-    this.does.invert.hidden = this.mode !== "inpaint";
-    this.does.clear.hidden = this.mode === "upscale";
-    this.range.closest("div").hidden = this.mode === "upscale";
+    this.does.invert.hidden = !MASKED.includes(this.mode);
+    this.does.clear.hidden = this.range.closest("div").hidden = !PAINTED.includes(this.mode);
     this.view?.draw();
   }
 
