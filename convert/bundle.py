@@ -10,15 +10,19 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import DTypeLike
 
 from sdjax.config import ModelConfig
 from sdjax.convert.containers.casting import Loss, cast
-from sdjax.convert.containers.lazy import LazyTensor, float_type, is_floating, read_tree, same_bytes
+from sdjax.convert.containers.lazy import LazyTensor, Packed, float_type, is_floating, read_tree, same_bytes
+from sdjax.convert.containers.quantising import check_choice, quantised_leaves
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError, listed
 from sdjax.convert.names import beside, tables
+from sdjax.nn.quantised.kinds import AS_STORED, KINDS
+from sdjax.nn.quantised.leaf import Quantised
 from sdjax.prompts.tokenizer import CLIP_TOKENS, Tokenizer
 from sdjax.typing import Params
 
@@ -72,11 +76,24 @@ class Bundle:
         """The parameters as Flax's nested tree of numpy arrays. They are read once and kept."""
         return self.read_params()
 
-    def read_params(self) -> Params:
-        """Returns the parameters as Flax's nested tree of numpy arrays, read one tensor at a time and not kept."""
+    def read_params(self, *, quantised: bool = False) -> Params:
+        """Returns the parameters as Flax's nested tree of numpy arrays, read one tensor at a time and not kept.
+
+        With `quantised`, quantised kernels are `sdjax.nn.quantised.leaf.Quantised`.
+        """
         if self.in_memory is not None:
             return self.in_memory
-        return read_tree(self.leaves, self.losses, views=self.report.layout == "native")
+        return read_tree(self.leaves, self.losses, views=self.report.layout == "native", quantised=quantised)
+
+    def quantised(self, asked: str) -> "Bundle":
+        """Returns the bundle with kernels quantised: to a type, "no" for not at all, "auto" for as they are stored.
+
+        Only `read_params(quantised=True)` and the writers see it. Raises ValueError for anything else.
+        """
+        if check_choice(asked) == AS_STORED:
+            return self
+        bundle = self.as_leaves()
+        return dataclasses.replace(bundle, leaves=quantised_leaves(bundle.leaves, asked))
 
     def text_with(self, layers: int) -> Params | None:
         """Returns the parameters of the text encoder's blocks up to `layers` that the model does not use.
@@ -208,7 +225,10 @@ def leaves_of(config: ModelConfig, params: Params, before: Mapping[str, LazyTens
             continue
         leaf = LazyTensor(parameter.shape, np.dtype(array.dtype), functools.partial(np.asarray, array), name=path)
         old = before.get(path)
-        if old is not None and old.shape == leaf.shape:
+        if isinstance(array, Quantised):
+            kept = functools.partial(jax.tree.map, np.asarray, array)
+            leaf = dataclasses.replace(leaf, packed=Packed(KINDS[array.kind], kept))
+        elif old is not None and old.shape == leaf.shape:
             leaf = _like(leaf, old.stored or old)
         leaves[path] = leaf
     if problems:

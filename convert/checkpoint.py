@@ -17,6 +17,7 @@ from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.mapped import MappedFile
 from sdjax.convert.containers.reading import TensorFile, read_path
+from sdjax.convert.containers.scaled import with_scales
 from sdjax.convert.errors import CheckpointError, printable
 from sdjax.convert.names import naming
 from sdjax.convert.names.naming import Layout
@@ -82,7 +83,7 @@ def open_checkpoint(source: CheckpointLike, variant: str | None = None) -> Check
     if isinstance(source, TensorFile):
         return _of_file(source, ())
     if isinstance(source, Mapping):
-        tensors = _under_standard_names(_in_memory(source))
+        tensors = _under_standard_names(with_scales(_in_memory(source)))
         return Checkpoint(_layout_of(tensors, {}), tensors)
     notices: list[str] = []
     path = local_path(source, variant=variant, say=notices.append)
@@ -105,7 +106,7 @@ def _under_standard_names(tensors: Iterable[LazyTensor]) -> dict[str, LazyTensor
 def _of_file(file: TensorFile, notices: tuple[str, ...]) -> Checkpoint:
     path, configs = file.path, file.configs
     is_folder = file.format.startswith("diffusers")
-    tensors = _under_standard_names(file.lazy())
+    tensors = _under_standard_names(with_scales(file.lazy()))
     layout = _layout_of(tensors, configs)
     metadata, tokenizer, extra = dict(file.metadata), None, {}
     if is_folder:

@@ -131,7 +131,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         part = parts.setdefault(owners.get(name, "unknown"), {"tensors": 0, "elements": 0, "dtypes": Counter()})
         part["tensors"] += 1
         part["elements"] += math.prod(tensor.shape)
-        part["dtypes"][tensor.dtype.name] += 1
+        part["dtypes"][tensor.type_name] += 1
     for part in parts.values():
         part["dtypes"] = dict(part["dtypes"].most_common())
     merge: tuple[str, ...] = ()
@@ -150,7 +150,7 @@ def inspect(path: str | os.PathLike[str], variant: str | None = None) -> Inspect
         prediction=said,
         ema=ema,
         tensors=len(tensors),
-        bytes=sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values()),
+        bytes=sum(tensor.nbytes for tensor in tensors.values()),
         parts={name: parts[name] for name in order if name in parts},
         metadata=dict(checkpoint.metadata),
         licences=sorted(checkpoint.licences),
@@ -194,7 +194,7 @@ def _some(lines: Iterable[str]) -> list[str]:
 def _unusual(tensors: Mapping[str, LazyTensor], found: Match) -> list[str]:
     """Returns notes on traces of merging and converting tools in a whole model."""
     lines, used = [], {entry: tensors[name] for entry, name in found.names.items()}
-    kinds = Counter(tensor.dtype.name for tensor in used.values())
+    kinds = Counter(tensor.type_name for tensor in used.values())
     if len(kinds) > 1:
         lines.append("its parameters have several types: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
     reshaped = [

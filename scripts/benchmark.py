@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, runtime, values
+from sdjax.scripts.shared import model_flags, options, runtime, values
 
 WRITING = "writing the numbers"
 IF_OUT_OF_MEMORY = "smaller --size or --batch, --dtype bfloat16"
@@ -32,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batch", type=values.positive, nargs="+", default=[1], metavar="N", help="pictures in a batch; default: 1")
     add("--repeats", type=values.positive, default=3, metavar="N", help="number of runs of each; default: %(default)s")
     add("--dtype", type=values.dtype, choices=options.DTYPES, help="default: float32 on CPU, bfloat16 elsewhere")
+    model_flags.add_quantise_flag(parser)
     add("--device", metavar="NAME", help="cpu, gpu, cuda, rocm or tpu; default: the first of the best kind")
     add("--json", metavar="FILE", help="also write the numbers to this file")
     return parser
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
             for side in args.size or ():
                 check_size(config, side, side)
 
-        pipe = sdjax.load(args.ckpt, dtype=args.dtype, check=check)
+        pipe = sdjax.load(args.ckpt, dtype=args.dtype, quantise=args.quantise, check=check)
     results = []
     for size in args.size or [pipe.config.image_size]:
         for batch in args.batch:
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         found = {
             "sdjax": sdjax.__version__, "jax": jax.__version__, "device": benchmark.device_name(device),
-            "dtype": pipe.dtype, "model": benchmark.model_name(pipe),
+            "dtype": pipe.dtype, "quantised": args.quantise, "model": benchmark.model_name(pipe),
             "results": [dataclasses.asdict(r) for r in results],
         }  # fmt: skip
         write_file(args.json, (json.dumps(found, indent=1) + "\n").encode(), overwrite=True, what=WRITING)

@@ -12,9 +12,9 @@ IF_OUT_OF_MEMORY = "close other programs, or use a computer whose memory holds t
 
 DESCRIPTION = """\
 Converts a checkpoint without loss. Tensors keep their bytes unless --dtype changes
-them; metadata and licence texts are kept. Reads a .ckpt or .safetensors file, a
-diffusers or an sdjax folder, or a repository of the hub, and never runs code from
-a file."""
+them; metadata and licence texts are kept. Reads a .ckpt, .safetensors or .gguf file,
+a diffusers or an sdjax folder, or a repository of the hub, and never runs code
+from a file. --quantise writes fewer bits a weight."""
 
 
 OF_A_CHECKPOINT = Needs(
@@ -32,12 +32,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "source", metavar="IN", help="the checkpoint to read, as for --ckpt of txt2img; or a training's folder"
     )
-    parser.add_argument("target", metavar="OUT", help="the file (ldm) or folder (native, diffusers) to write")
+    parser.add_argument("target", metavar="OUT", help="the file (ldm, gguf) or folder (native, diffusers) to write")
     parser.add_argument(
         "--to",
-        choices=("auto", "native", "ldm", "diffusers"),
+        choices=("auto", "native", "ldm", "gguf", "diffusers"),
         default="auto",
-        help="the format to write; auto: ldm if OUT ends in .safetensors, else native (default: %(default)s)",
+        help="the format to write; auto: ldm if OUT ends in .safetensors, gguf if in .gguf, else native "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--lossy",
@@ -46,6 +47,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dtype", type=values.dtype, choices=options.DTYPES, help="cast the weights (default: no cast)"
+    )
+    parser.add_argument(
+        "--quantise",
+        type=str.lower,
+        choices=options.QUANTISED,
+        help="write the weights of UNet and text encoder in fewer bits: int8 or fp8 to a .safetensors file, the others "
+        "to a .gguf file for stable-diffusion.cpp too",
     )
     parser.add_argument(
         "--manifest",
@@ -91,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     report = convert(
         args.source, args.target, to=args.to, dtype=args.dtype, ema=args.ema, vae=vae, prediction=args.prediction,
         config=args.config, variant=args.variant, manifest=args.manifest, overwrite=args.overwrite,
-        ema_names=args.with_ema_names, vocab=args.vocab, lossy=args.lossy,
+        ema_names=args.with_ema_names, vocab=args.vocab, lossy=args.lossy, quantise=args.quantise,
     )  # fmt: skip
     for notice in dict.fromkeys([*said, *report.notices]):
         note(notice)
@@ -100,16 +108,19 @@ def run(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Writes the model of a training run."""
-    from sdjax.convert.write.outputs import WRITING, check_not_input, check_output, layout_of
+    from sdjax.convert.write.conversion import kind_for_format
+    from sdjax.convert.write.outputs import FILES, WRITING, check_not_input, check_output, layout_of
     from sdjax.convert.write.writing import write_bundle, written_without
     from sdjax.loading.run_folder import trained, trained_words
     from sdjax.scripts.shared.job import note
 
     layout = layout_of(args.target, args.to)
+    kind = None if args.quantise is None else kind_for_format(args.quantise, layout)
     check_not_input(args.target, args.source)
-    check_output(args.target, args.overwrite, WRITING, folder=layout != "ldm")
+    check_output(args.target, args.overwrite, WRITING, folder=layout not in FILES)
     step, made = trained(args.source, ema=args.ema, step=args.step)
     model = made.cast(args.dtype)
+    model = model if kind is None else model.quantised(kind.name)
     write_bundle(model, args.target, layout, overwrite=args.overwrite, lossy=args.lossy)
     for notice in (f"step {step} of the training", *written_without(model, layout, args.dtype)):
         note(notice)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options
+from sdjax.scripts.shared import model_flags, options
 
 WRITING = "writing the figures"
 IF_OUT_OF_MEMORY = "close other programs"
@@ -37,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="the model, as sdjax.train.builtin.export writes it; default: the one in the package",
     )
+    model_flags.add_quantise_flag(parser)
     add(
         "--prompts",
         type=at_least_four,
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     def check(config: Any) -> None:
         rendered.append(emoji.Sprites.render(config.image_size, args.font))
 
-    pipe = sdjax.load(None if args.ckpt is None else hub.resolve(args.ckpt), check=check)
+    pipe = sdjax.load(None if args.ckpt is None else hub.resolve(args.ckpt), quantise=args.quantise, check=check)
     sprites = rendered[0]
     batch = min(evaluate.BATCH, evaluate.in_curves(args.prompts))
     figures, samples = evaluate.evaluate(
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    figures = describe(pipe, devices) | figures
+    figures = describe(pipe, devices, args.quantise) | figures
     text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
     write_file(args.out, text.encode(), overwrite=True, what=WRITING)
     plate = image.encode_png(report.plate(figures, samples))
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{args.out}\n{picture}")
 
 
-def describe(pipe: Any, devices: Sequence[Any] | None) -> dict[str, Any]:
+def describe(pipe: Any, devices: Sequence[Any] | None, quantised: str) -> dict[str, Any]:
     """Returns the model, the packages and the devices of the evaluation."""
     import jax
 
@@ -112,6 +113,7 @@ def describe(pipe: Any, devices: Sequence[Any] | None) -> dict[str, Any]:
         "guidance_scale": pipe.config.guidance_scale,
         "image_size": pipe.config.image_size,
         "dtype": pipe.dtype,
+        "quantised": quantised,
         "versions": {"sdjax": __version__, "jax": jax.__version__},
         "device": (devices or jax.local_devices())[0].device_kind,
     }

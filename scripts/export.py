@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         check_task(config, "export")
         check_size(config, args.H, args.W)
 
-    pipe = sdjax.load(args.ckpt, dtype=args.dtype or "float32", check=check)
+    pipe = sdjax.load(args.ckpt, dtype=args.dtype or "float32", quantise="no", check=check)
     pipe, _ = prompt_files.with_adapters(pipe, args)
     height, width = check_size(pipe.config, args.H, args.W)
     write.write(pipe, args.folder, height=height, width=width, batch=args.batch, platforms=args.platform)

@@ -67,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
         "this weight (default: 1), and that of its text encoder part; may be repeated")  # fmt: skip
     group = parser.add_argument_group("how to read and write")
     add = group.add_argument
-    add("--to", choices=("auto", "native", "ldm", "diffusers"), default="auto", help="as for sdjax convert")
+    add("--to", choices=("auto", "native", "ldm", "gguf", "diffusers"), default="auto", help="as for sdjax convert")
     add("--dtype", type=values.dtype, choices=options.DTYPES, help="the type to write; default: A's")
     add("--lossy", action="store_true", needs=together("--dtype"), help="as for sdjax convert")
     add(

@@ -123,7 +123,7 @@ def _arguments(
     files = remaking.inputs_given(args, found, remaker)
     copied = [
         f"--{name}={found.computed[name]}"
-        for name in ("dtype", "parallel", "ema", "variant")
+        for name in ("dtype", "parallel", "ema", "variant", "quantise")
         if name in found.computed and not {name, "precision" if name == "dtype" else name} & set(args.given)
     ]
     if found.task == "upscale" and "upscaler" in found.inputs:

@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="the models and adapters, or folders of them",
     )
     add("--out", metavar="OUT", help="also write the result to this file or folder")
-    add("--to", choices=("auto", "native", "ldm", "diffusers"), default="auto", needs=together("--out"),
+    add("--to", choices=("auto", "native", "ldm", "gguf", "diffusers"), default="auto", needs=together("--out"),
         help="the format to write; default: as OUT's name says")  # fmt: skip
     add("--overwrite", action="store_true", needs=together("--out"), help="replace OUT if it exists")
     return parser

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.scripts.main import EXIT_STATUS, main
-from sdjax.scripts.shared import options, runtime, values
+from sdjax.scripts.shared import model_flags, options, runtime, values
 
 IF_OUT_OF_MEMORY = "fewer --slots, --dtype bfloat16"
 
@@ -63,7 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--outdir", default=OUTDIR, metavar="DIR", help="where pictures are written; default: %(default)s")
     add("--state", metavar="DIR", help="where the queue and the history are kept; default: OUTDIR/.state")
-    add = parser.add_argument_group("computing").add_argument
+    group = parser.add_argument_group("computing")
+    add = group.add_argument
     add(
         "--slots",
         type=values.positive,
@@ -77,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="type to compute in; default: as txt2img, by the device",
     )  # fmt: skip
+    model_flags.add_quantise_flag(group)
     add("--device", metavar="NAME", help="cpu, gpu or tpu; default: the best there is")
     add(
         "--safety-checker",
@@ -118,7 +120,8 @@ def run(args: argparse.Namespace) -> None:
     first = None if args.ckpt is None else own_name(library, args.ckpt)
     engine = Engine(
         library, model=first, outputs=outputs, state=state, slots=args.slots, waiting=args.waiting,
-        dtype=runtime.compute_dtype(args), preview=args.preview, devices=devices, safety_checker=args.safety_checker,
+        dtype=runtime.compute_dtype(args), quantise=args.quantise, preview=args.preview, devices=devices,
+        safety_checker=args.safety_checker,
     )  # fmt: skip
     try:
         listen(Server(engine, library, settings), ready=lambda address: print(f"sdjax serves {address}", flush=True))

@@ -13,6 +13,8 @@ from sdjax.convert.errors import CheckpointError
 LIMITS = {
     "instructions of pickles": 300_000,  # a training checkpoint's 3,500 tensors with their optimizer's state: 100,000
     "bytes of safetensors headers": 4 * 2**20,  # a checkpoint's has 0.3 MB; other tools put training logs in it
+    "bytes of GGUF headers": 32 * 2**20,  # a language model's vocabulary, which is passed over, has 8 MB
+    "values of GGUF headers": 400_000,  # such a vocabulary has 150,000 words, and as many merges
     "bytes of JSON": 2**20,  # an index of shards has 0.1 MB
     "archive members": MAX_TENSORS + 1000,
     "tensors": MAX_TENSORS,

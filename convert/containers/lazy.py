@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from numpy.typing import DTypeLike
 
 from sdjax.checks.arguments import dtype_name
 from sdjax.convert.containers.casting import Loss, cast, loss
+from sdjax.nn.quantised.kinds import Kind
+from sdjax.nn.quantised.leaf import Quantised
 
 FLOATS = {
     "float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16),
@@ -23,11 +26,20 @@ def nothing() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Packed:
+    """The quantised form of a tensor: its type, and what reads it as a leaf in Flax's layout, if it is a kernel."""
+
+    kind: Kind
+    read: Callable[[], Quantised] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class LazyTensor:
     """A tensor of known shape and type whose numbers are read when they are needed.
 
     `release` gives the memory of the file's pages back. `name` is the tensor's name in its file. `stored` is the tensor
-    that this one was cast from, None if it was not cast.
+    that this one was cast from, None if it was not cast. `packed` is set for a quantised tensor, whose weights `read`
+    returns.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +48,18 @@ class LazyTensor:
     release: Callable[[], None] = nothing
     name: str = ""
     stored: "LazyTensor | None" = None
+    packed: Packed | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it takes where it is stored; small scales of an output are not counted."""
+        count = math.prod(self.shape)
+        return count * self.dtype.itemsize if self.packed is None else int(count * self.packed.kind.bits_a_weight) // 8
+
+    @property
+    def type_name(self) -> str:
+        """The name of the type that it is stored in, "q8_0" for example."""
+        return self.dtype.name if self.packed is None else self.packed.kind.name
 
     def cast(self, dtype: np.dtype | None) -> "LazyTensor":
         """Returns the tensor in another floating-point type; itself if it holds no floating-point numbers."""
@@ -44,7 +68,9 @@ class LazyTensor:
         stored = self.stored or self
         if dtype == stored.dtype:
             return stored
-        return LazyTensor(self.shape, dtype, lambda: cast(stored.read(), dtype), self.release, self.name, stored)
+        return LazyTensor(
+            self.shape, dtype, lambda: cast(stored.read(), dtype), self.release, self.name, stored, self.packed
+        )
 
     def read_noting(self, losses: dict[str, Loss]) -> np.ndarray:
         """Returns the array. If its type cannot hold the numbers, notes under the tensor's name what was lost."""
@@ -67,16 +93,22 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def read_tree(leaves: Mapping[str, LazyTensor], losses: dict[str, Loss], *, views: bool = False) -> dict[str, Any]:
+def read_tree(
+    leaves: Mapping[str, LazyTensor], losses: dict[str, Loss], *, views: bool = False, quantised: bool = False
+) -> dict[str, Any]:
     """Returns tensors by path, "conv_in/kernel" for example, as Flax's nested tree, read one at a time.
 
     `losses` is filled with the tensors whose numbers their type cannot hold. `views` leaves arrays where they lie in a
-    memory map, else they are copied and the map's pages given back.
+    memory map, else they are copied and the map's pages given back. `quantised` leaves quantised kernels as they are.
     """
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *modules, name = path.split("/")
         place = functools.reduce(lambda node, module: node.setdefault(module, {}), modules, tree)
+        if quantised and leaf.packed is not None and leaf.packed.read is not None:
+            place[name] = leaf.packed.read().replace(dtype_name=leaf.dtype.name)
+            leaf.release()
+            continue
         array = leaf.read_noting(losses)
         if not views:
             array = aligned_copy(array)

@@ -5,6 +5,7 @@ import pathlib
 
 from sdjax.convert.containers.budget import Budget
 from sdjax.convert.containers.diffusers_folder import read_folder
+from sdjax.convert.containers.gguf import MAGIC, read_gguf
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.containers.mapped import MappedFile, why
 from sdjax.convert.containers.safetensors_file import read_safetensors
@@ -18,11 +19,11 @@ __all__ = ["TensorFile", "read"]
 
 
 def read(path: str | os.PathLike[str], *, variant: str | None = None) -> TensorFile:
-    """Returns the tensors of a `.ckpt`, `.safetensors` or diffusers folder, by name. They are read when used.
+    """Returns the tensors of a `.ckpt`, `.safetensors`, `.gguf` or diffusers folder, by name. They are read when used.
 
     Args:
-        path: a checkpoint of torch.save (zip or legacy), a safetensors file, or a folder as diffusers writes it: a
-            whole pipeline, whose tensors are named "unet/...", "vae/..." and so on, or one component.
+        path: a checkpoint of torch.save (zip or legacy), a safetensors or GGUF file, or a folder as diffusers writes
+            it: a whole pipeline, whose tensors are named "unet/...", "vae/..." and so on, or one component.
         variant: which of a folder's sets of weights to read, such as "fp16"; components without it give their own.
 
     Nothing in the file is executed, whatever it holds: a pickle is read as data (`sdjax.convert.containers.pickles`).
@@ -58,6 +59,8 @@ def read_file(path: pathlib.Path, budget: Budget) -> TensorFile:
             return read_torch_zip(file, budget)
         if head[:1] == b"\x80" and head[2:].startswith(MAGIC_BYTES):
             return read_torch_legacy(file, budget)
+        if head[:4] == MAGIC:
+            return read_gguf(file, budget)
         if head[8:9] == b"{":
             return read_safetensors(file, budget)
         raise _unknown(head, file.path)
@@ -67,11 +70,11 @@ def read_file(path: pathlib.Path, budget: Budget) -> TensorFile:
 
 
 def _unknown(head: bytes, path: pathlib.Path) -> CheckpointError:
-    expected = "expected a checkpoint of torch.save, or a safetensors file"
+    expected = "expected a checkpoint of torch.save, a safetensors or a GGUF file"
     if head[:1] == b"\x80":
         return CheckpointError(f"{expected}, but this is a pickle that torch.save did not write", path)
     if kind := kind_of_bytes(head, path):
         return OtherKindError(kind.what, kind.advice, f"{expected}, but this is {kind.what}; {kind.advice}", path)
     if not head.strip(b"\0"):
         return CheckpointError(f"{expected}, but the file begins with zeros: a download that did not finish", path)
-    return CheckpointError(f"{expected}, but its first bytes are neither's", path)
+    return CheckpointError(f"{expected}, but its first bytes are none of theirs", path)

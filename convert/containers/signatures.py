@@ -10,11 +10,11 @@ _AGAIN = "download the model itself again, and look whether the address needs yo
 _EXTENSIONS = {
     ".engine": "a TensorRT engine", ".trt": "a TensorRT engine", ".plan": "a TensorRT engine",
     ".onnx": "an ONNX model", ".mlmodel": "a Core ML model", ".msgpack": "Flax weights of diffusers (msgpack)",
-    ".h5": "Keras or TensorFlow weights (HDF5)", ".tflite": "a TensorFlow Lite model", ".gguf": "a GGUF file",
+    ".h5": "Keras or TensorFlow weights (HDF5)", ".tflite": "a TensorFlow Lite model",
     ".pdparams": "PaddlePaddle weights", ".xml": "an OpenVINO model's description",
 }  # fmt: skip
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
-    (rb"GGUF|ggml|tjgg", "a GGUF file (quantised weights)", _CONVERTED),
+    (rb"FUGG|ggml|tjgg", "a file of ggml's in an old format, or for another processor", _CONVERTED),
     (rb"ftrt|trtf|ptrt", "a TensorRT engine", _CONVERTED),
     (rb"\x08[\x01-\x14](\x12.(pytorch|onnx|tf2onnx|keras|Olive|ORT|mxnet|paddle|skl2onnx|diffusers|optimum|ir-py)"
      rb"|\x12\x00|\x12[\x01-\x30][\x20-\x7e]{3}|\x1a|\x22|\x2a|\x3a)", "an ONNX model", _CONVERTED),
@@ -25,9 +25,9 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|BM.{4}\0\0\0\0|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftyp(avif|heic|mif1)",
      "a picture", "name a checkpoint; a picture is given by another flag or argument, as --init-img"),
     (rb"%PDF-|.{4}ftyp|RIFF|OggS|ID3", "a document, video or sound", "name a checkpoint"),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "a packed archive (its first bytes are neither's)",
-     "unpack it and name the file in it"),
-    (rb"\x7fELF|MZ|#!", "a program (its first bytes are neither's)", "name a checkpoint"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd",
+     "a packed archive (its first bytes are none of theirs)", "unpack it and name the file in it"),
+    (rb"\x7fELF|MZ|#!", "a program (its first bytes are none of theirs)", "name a checkpoint"),
 )  # fmt: skip
 
 

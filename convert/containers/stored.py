@@ -9,9 +9,12 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from sdjax.convert.containers.lazy import LazyTensor
+from sdjax.convert.containers.lazy import LazyTensor, Packed
 from sdjax.convert.containers.mapped import MappedFile
 from sdjax.convert.errors import CheckpointError, shown
+from sdjax.nn.quantised.blocks import blocks_of_bytes, leaf_of
+from sdjax.nn.quantised.kinds import KINDS, Kind
+from sdjax.nn.quantised.leaf import Quantised
 
 MAX_TENSORS = 10_000  # a released training checkpoint with its optimizer holds some 3,500
 MAX_RANK = 16
@@ -70,6 +73,36 @@ class StoredTensor:
         return array if array.flags.aligned else array.copy()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredBlocks(StoredTensor):
+    """A tensor of quantised weights, in blocks along its last axis in the file, that is read as float32.
+
+    `flat` is the shape in the file, which tools change where a tensor's own does not divide into blocks.
+    """
+
+    kind: Kind = KINDS["q8_0"]
+    flat: tuple[int, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) // self.kind.block * self.kind.size
+
+    def array(self) -> np.ndarray:
+        """Returns the weights in float32."""
+        if 0 in self.shape:
+            return np.empty(self.shape, self.dtype)
+        array = np.swapaxes(self._leaf(self.flat if len(self.flat) > 1 else (1, *self.flat)).whole(), -1, -2)
+        return np.ascontiguousarray(array).reshape(self.shape)
+
+    def leaf(self) -> Quantised:
+        """Returns the weights [d, c] as a leaf [c, d]."""
+        return self._leaf(self.shape)
+
+    def _leaf(self, rows: tuple[int, ...]) -> Quantised:
+        data = np.frombuffer(self.storage.view(), np.uint8).reshape(-1, self.kind.size)
+        return leaf_of(self.kind, blocks_of_bytes(self.kind, data), rows, "float32")
+
+
 class TensorFile(Mapping[str, np.ndarray]):
     """The tensors of a checkpoint by name, each read when it is asked for, as a view of the memory-mapped file.
 
@@ -77,7 +110,7 @@ class TensorFile(Mapping[str, np.ndarray]):
     """
 
     path: pathlib.Path
-    format: str  # "ckpt-zip", "ckpt-legacy", "safetensors", "diffusers" or "diffusers-component"
+    format: str  # "ckpt-zip", "ckpt-legacy", "safetensors", "gguf", "diffusers" or "diffusers-component"
     tensors: dict[str, StoredTensor]
     metadata: dict[str, str]  # a safetensors header's __metadata__; numbers and text beside a pickle's tensors
     configs: dict[str, dict[str, Any]]  # a folder's JSON configurations by path below it, such as "unet/config.json"
@@ -128,7 +161,11 @@ class TensorFile(Mapping[str, np.ndarray]):
     def lazy(self) -> Iterator[LazyTensor]:
         """Yields the tensors, each with its name, read when needed."""
         for name, tensor in self.tensors.items():
-            yield LazyTensor(tensor.shape, tensor.dtype, tensor.array, tensor.storage.release, name)
+            packed = None
+            if isinstance(tensor, StoredBlocks):
+                matrix = len(tensor.shape) == 2 and tensor.flat == tensor.shape
+                packed = Packed(tensor.kind, tensor.leaf if matrix else None)
+            yield LazyTensor(tensor.shape, tensor.dtype, tensor.array, tensor.storage.release, name, packed=packed)
 
     def __repr__(self) -> str:
         return f"<TensorFile {self.path} ({self.format}): {len(self)} tensors, {self.nbytes / 2**20:,.1f} MiB>"
@@ -186,6 +223,7 @@ __all__ = [
     "CheckpointError",
     "Span",
     "Storage",
+    "StoredBlocks",
     "StoredTensor",
     "TensorFile",
     "check_name",

@@ -31,7 +31,7 @@ from sdjax.convert.merge.table import METHODS
 from sdjax.convert.merge.tensors import drawn, merged
 from sdjax.convert.model import load_model
 from sdjax.convert.names import naming, tables
-from sdjax.convert.write.outputs import WRITING, check_not_input, check_output, layout_of
+from sdjax.convert.write.outputs import FILES, WRITING, check_not_input, check_output, layout_of
 from sdjax.convert.write.safetensors_writer import tensors_of
 from sdjax.convert.write.writing import write_bundle, written_without
 
@@ -69,7 +69,7 @@ def merge_models(
         raise ValueError("there is nothing to merge: give several models and a method, or an adapter")
     layout = layout_of(target, to)
     check_not_input(target, *sources, *(path for path, _ in loras), vae)
-    check_output(target, overwrite, WRITING, folder=layout != "ldm")
+    check_output(target, overwrite, WRITING, folder=layout not in FILES)
     if dtype is not None:
         dtype = str(float_type(dtype))
     bundles = [load_model(source, prediction=prediction, ema=ema) for source in sources]
@@ -247,7 +247,7 @@ def reproduce_merge(
     layout = None if target is None else layout_of(target, to)
     if target is not None:
         check_not_input(target, path)
-        check_output(target, overwrite, WRITING, folder=layout != "ldm")
+        check_output(target, overwrite, WRITING, folder=layout not in FILES)
     wanted = [*recipe.models, *recipe.loras, *([recipe.vae] if recipe.vae else [])]
     found = find(wanted, places)
     sources, rest = found[: len(recipe.models)], found[len(recipe.models) :]

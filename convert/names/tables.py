@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from sdjax.config import ModelConfig
-from sdjax.convert.containers.lazy import LazyTensor, nothing
+from sdjax.convert.containers.lazy import LazyTensor, Packed, nothing
 from sdjax.convert.names import axes, beside, naming, vision
 from sdjax.convert.names.naming import LAYOUTS, Layout
 from sdjax.nn import parts as model_parts
+from sdjax.nn.quantised.leaf import side_by_side
 from sdjax.typing import Params
 
 PARTS = {name: part.title for name, part in model_parts.PARTS.items()}
@@ -71,6 +72,7 @@ class Entry:
                 functools.partial(self._piece, tensor, index),
                 tensor.release if index == last else nothing,
                 tensor.name,
+                packed=self._packed(tensor, index),
             )
             for index, parameter in enumerate(self.parameters)
         }
@@ -81,6 +83,25 @@ class Entry:
             return array
         piece = np.split(array, len(self.parameters))[index] if len(self.parameters) > 1 else array
         return axes.to_flax(self.parameters[index].kind, piece)
+
+    def _packed(self, tensor: LazyTensor, index: int) -> Packed | None:
+        """Returns the quantised form of a parameter: only kernels stay quantised when they are read."""
+        parameter, packed = self.parameters[index], tensor.packed
+        if packed is None or packed.read is None or self.native or parameter.kind == "same":
+            return None
+        if parameter.kind == "convolution" and len(tensor.shape) != 4:
+            return None
+        read, count = packed.read, len(self.parameters)
+        return Packed(packed.kind, lambda: read().outputs(index, count).reshaped(parameter.shape))
+
+    def join_packed(self, leaves: list[LazyTensor]) -> Packed | None:
+        """Returns the stored tensor's quantised form, None unless all parameters have the same."""
+        reads = [leaf.packed.read for leaf in leaves if leaf.packed is not None and leaf.packed.read is not None]
+        kinds = {leaf.packed.kind for leaf in leaves if leaf.packed is not None}
+        if len(reads) < len(leaves) or len(kinds) != 1 or self.native:
+            return None
+        d, c, *outer = self.shape
+        return Packed(kinds.pop(), lambda: side_by_side([read() for read in reads]).reshaped((*outer, c, d)))
 
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Returns the stored tensor of the parameters' arrays, the other way round than `split`."""

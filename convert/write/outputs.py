@@ -5,6 +5,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
+from typing import Literal, cast
 
 from sdjax import errors
 from sdjax.convert.errors import CheckpointError
@@ -12,8 +13,13 @@ from sdjax.convert.names.naming import LAYOUTS, Layout
 from sdjax.storage import addresses, buckets, files
 
 WRITING = "writing the model"
-FORMATS = ("auto", *LAYOUTS)
+Format = Layout | Literal["gguf"]
+FORMATS = ("auto", *LAYOUTS, "gguf")
 SINGLE = ".safetensors"
+FILES: dict[str, str] = {"ldm": SINGLE, "gguf": ".gguf"}  # the formats that are one file, and its ending
+
+
+_FILE = {"ldm": "an ldm", "gguf": "a GGUF"}
 
 
 @contextlib.contextmanager
@@ -76,26 +82,27 @@ def check_output(path: str | os.PathLike[str], overwrite: bool, what: str, *, fo
     files.check_folder(path.parent, what)
 
 
-def layout_of(path: str | os.PathLike[str], to: str = "auto") -> Layout:
-    """Returns the layout to write to a path: `to`, or for "auto" what the name says, ldm for one in .safetensors.
+def layout_of(path: str | os.PathLike[str], to: str = "auto") -> Format:
+    """Returns the format to write to a path: `to`, or for "auto" what the name says, ldm for one in .safetensors.
 
-    Raises ValueError for an unknown layout, and for a name that says something else than what would be written.
+    Raises ValueError for an unknown format, and for a name that says something else than what would be written.
     """
     if to not in FORMATS:
         raise ValueError(f"a format is one of {', '.join(FORMATS)}; got {to!r}")
     text, name = os.fspath(path), pathlib.Path(path).name
     ending = files.file_ending(name)
-    layout: Layout = "ldm" if ending == SINGLE else "native"
-    if to != "auto":
-        layout = next(known for known in LAYOUTS if known == to)
-    if layout == "ldm":
-        whole = name.lower().endswith(SINGLE) and name.lower() != SINGLE and not text.endswith(("/", os.sep))
+    by_name = next((format for format, own in FILES.items() if own == ending), "native")
+    layout = cast(Format, by_name if to == "auto" else to)
+    if layout in FILES:
+        own = FILES[layout]
+        whole = name.lower().endswith(own) and name.lower() != own and not text.endswith(("/", os.sep))
         if not whole:
-            raise ValueError(f"an ldm file is written as .safetensors; got {text!r}, which is not NAME{SINGLE}")
+            raise ValueError(f"{_FILE[layout]} file is written as {own}; got {text!r}, which is not NAME{own}")
     elif ending is not None:
         raise ValueError(
             f"{text!r} ends as a file does, in {ending}, and the {layout} format is a folder: for one file give a name "
-            f"in {SINGLE}, the only kind of file that is written; for a folder a name without {ending}"
+            f"in {' or '.join(FILES.values())}, the kinds of files that are written; for a folder a name without "
+            f"{ending}"
         )
     return layout
 

@@ -14,6 +14,7 @@ from sdjax.convert.containers.casting import Loss
 from sdjax.convert.containers.hashing import manifest_row
 from sdjax.convert.containers.lazy import ALIGNMENT, LazyTensor
 from sdjax.convert.containers.safetensors_file import DTYPES
+from sdjax.convert.containers.scaled import separated
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.names import naming, tables
 
@@ -44,7 +45,7 @@ def _joined(entry: tables.Entry, leaves: list[LazyTensor]) -> LazyTensor:
             leaf.release()
 
     names = dict.fromkeys(leaf.name for leaf in leaves)
-    return LazyTensor(entry.shape, dtype, read, release, " and ".join(names))
+    return LazyTensor(entry.shape, dtype, read, release, " and ".join(names), packed=entry.join_packed(leaves))
 
 
 def write_safetensors(
@@ -64,6 +65,7 @@ def write_safetensors(
     them those of whole 64 bytes, so that JAX can use most tensors where they lie in the memory map. If not `aligned`,
     the tensors are in the library's order, in which other tools hash them.
     """
+    tensors = {name: part for own, leaf in tensors.items() for name, part in separated(own, leaf).items()}
     sizes = {name: leaf.dtype.itemsize * math.prod(leaf.shape) for name, leaf in tensors.items()}
     order = sorted(
         tensors, key=lambda name: (-tensors[name].dtype.itemsize, aligned and sizes[name] % ALIGNMENT > 0, name)

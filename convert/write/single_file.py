@@ -13,13 +13,26 @@ from sdjax.convert.containers.lazy import LazyTensor
 from sdjax.convert.names import depth, naming, tables
 from sdjax.convert.parts.embedding_statistics import are_unit
 from sdjax.convert.write.file_metadata import file_metadata, is_released
+from sdjax.convert.write.gguf_writer import write_gguf
 from sdjax.convert.write.safetensors_writer import Manifest, tensors_of, write_safetensors
 
 POSITIONS = "text_model.embeddings.position_ids"
 
 
 def write_ldm(model: Bundle, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
-    """Writes a single file; with `ema_names`, the UNet's averaged weights too, under their `model_ema.` names."""
+    """Writes a safetensors file; with `ema_names`, the UNet's averaged weights too, under their `model_ema.` names."""
+    tensors, metadata = _contents(model, ema_names)
+    write_safetensors(path, tensors, metadata, manifest, losses=model.losses)
+
+
+def write_ldm_gguf(model: Bundle, path: pathlib.Path, ema_names: bool, manifest: Manifest | None) -> None:
+    """Writes a GGUF file with the same contents."""
+    tensors, metadata = _contents(model, ema_names)
+    write_gguf(path, tensors, metadata, model.config, manifest, losses=model.losses)
+
+
+def _contents(model: Bundle, ema_names: bool) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """Returns the tensors by name and the metadata of a single file."""
     tensors = tensors_of(model, "ldm")
     if model.config.noise_stats is not None and are_unit(model.leaves):
         for leaf in ("mean", "std"):
@@ -52,7 +65,7 @@ def write_ldm(model: Bundle, path: pathlib.Path, ema_names: bool, manifest: Mani
         metadata[carried.LICENCE_KEY] = carried.packed_texts(model.licences)
         first = next(iter(model.licences.values())).strip().partition("\n")[0].strip()
         metadata.setdefault("modelspec.license", first[:200])
-    write_safetensors(path, tensors, metadata, manifest, losses=model.losses)
+    return tensors, metadata
 
 
 def in_file(name: str, config: ModelConfig) -> str:

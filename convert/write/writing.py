@@ -1,6 +1,5 @@
 """Writing a model in any layout: the tables that read it, run backwards, one tensor in memory at a time."""
 
-import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -14,10 +13,11 @@ from sdjax.convert.errors import CheckpointError
 from sdjax.convert.names import beside
 from sdjax.convert.write.diffusers_folder import write_diffusers
 from sdjax.convert.write.native_folder import has_tokenizer, write_native
-from sdjax.convert.write.outputs import WRITING, new_folder, staged
+from sdjax.convert.write.outputs import FILES, WRITING, new_folder, staged
 from sdjax.convert.write.safetensors_writer import Manifest
-from sdjax.convert.write.single_file import in_file, write_ldm
+from sdjax.convert.write.single_file import in_file, write_ldm, write_ldm_gguf
 from sdjax.nn.parts import NEEDED_FOLDERS
+from sdjax.nn.quantised.kinds import NOT
 from sdjax.storage import addresses
 from sdjax.storage.files import check_room, new_file
 
@@ -32,7 +32,7 @@ def write_bundle(
     manifest: Manifest | None = None,
     lossy: bool = False,
 ) -> None:
-    """Writes the model as "native" or "diffusers" folder or "ldm" file.
+    """Writes the model as "native" or "diffusers" folder, or as "ldm" or "gguf" file.
 
     What goes to gs:// or s3:// is written on this computer first, where its temporary folder has to have room for it.
     `ema_names` writes an ldm file's averaged weights too, under their `model_ema.` names. `manifest` is filled with
@@ -48,11 +48,11 @@ def write_bundle(
     if addresses.remote(path):
         with staged(path, overwrite=overwrite) as local:
             return write_bundle(model, local, to, ema_names=ema_names, manifest=manifest, lossy=lossy)
-    model = model.as_leaves()
+    model = model.as_leaves() if to in FILES else model.quantised(NOT)  # other tools read folders
     leaves = (*model.leaves.values(), *model.extras.values())
-    needs = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves)
+    needs = sum(leaf.nbytes for leaf in leaves)
     check_room(path, needs, WRITING)
-    if to == "ldm":
+    if to in FILES:
         new = new_file(path, overwrite=overwrite, what=WRITING, needs=needs)
     else:
         new = new_folder(path, overwrite=overwrite, needs=needs)
@@ -69,7 +69,7 @@ def write_bundle(
 def written_without(model: Bundle, to: str, dtype: DTypeLike | None = None) -> tuple[str, ...]:
     """Returns a sentence for each thing that a model loses when it is written in a layout."""
     notices = []
-    if to == "ldm":
+    if to in FILES:
         names = (in_file(name, model.config) for name in model.extras if not beside.BUFFERS.fullmatch(name))
         parts = NEEDED_FOLDERS  # of which only some tensors are lost
         pairs = ((name, name.partition("/")[0]) for name in names if "/" in name)
@@ -86,5 +86,5 @@ def written_without(model: Bundle, to: str, dtype: DTypeLike | None = None) -> t
 
 
 _WRITERS: dict[str, Callable[[Bundle, pathlib.Path, bool, Manifest | None], None]] = {
-    "native": write_native, "ldm": write_ldm, "diffusers": write_diffusers,
+    "native": write_native, "ldm": write_ldm, "gguf": write_ldm_gguf, "diffusers": write_diffusers,
 }  # fmt: skip

@@ -157,13 +157,14 @@ class Job:
             dtype=self.dtype,
             variant=args.variant,
             vocab=args.vocab,
+            quantise=args.quantise,
             check=check_all,
             **more,
         )
         for notice in self.pipe.notices:
             say(notice)
         if weak is not None:
-            self.pipe = self.pipe.guided_by(sdjax.load(weak, ema=args.ema, dtype=self.dtype))
+            self.pipe = self.pipe.guided_by(sdjax.load(weak, ema=args.ema, dtype=self.dtype, quantise=args.quantise))
         self.pipe, self.merged = prompt_files.with_adapters(self.pipe, args)
         if others:
             self.options.flags["merge_with"] = mixture_flags.direction(args, self.pipe, others)
@@ -299,7 +300,7 @@ class Job:
         background = tuple(getattr(args, "background", options.WHITE))
         computing = describing.describe_computing(
             self.task, self.pipe, self.devices, exact=args.exact, parallel=args.parallel, variant=args.variant,
-            ema=args.ema,
+            ema=args.ema, quantise=args.quantise,
         )  # fmt: skip
         return computing | ({} if background == options.WHITE else {"background": list(background)})
 

@@ -19,9 +19,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--ckpt",
         metavar="PATH",
-        help="a .ckpt or .safetensors file, a diffusers or sdjax folder, or a repository of the Hugging Face hub, "
-        f"owner/name or owner/name/FILE; default: {options.CHECKPOINT} if it exists, as in CompVis's script, else the "
-        "small built-in model, builtin (for inpaint builtin-inpainting, unless --method is blend), which draws "
+        help="a .ckpt, .safetensors or .gguf file, a diffusers or sdjax folder, or a repository of the Hugging Face "
+        f"hub, owner/name or owner/name/FILE; default: {options.CHECKPOINT} if it exists, as in CompVis's script, else "
+        "the small built-in model, builtin (for inpaint builtin-inpainting, unless --method is blend), which draws "
         "emoji on plain backgrounds",
     )
     add_revision_flag(group)
@@ -31,6 +31,19 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="pixels for each entry of the latent; only checked against the model (references: 8)",
+    )
+    add_quantise_flag(group)
+
+
+def add_quantise_flag(parser: argparse._ActionsContainer) -> None:
+    """Adds the flag that holds a loaded model in fewer bits, to a parser or a group."""
+    parser.add_argument(
+        "--quantise",
+        type=str.lower,
+        choices=("auto", "no", *options.QUANTISED),
+        default="auto",
+        help="hold the weights of UNet and text encoder in fewer bits: half the memory of bfloat16 for int8, fp8 and "
+        "q8_0, a third for the others; no: in --dtype; default: as in the file",
     )
 
 

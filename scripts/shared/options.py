@@ -13,6 +13,7 @@ DPM = "dpm_solver"  # the sampler of the references' --dpm_solver and --dpm: DPM
 PROMPT = "a painting of a virus monster playing guitar"
 BUILTIN = ("builtin", "builtin-inpainting")  # sdjax.loading.builtin's names; a test compares them
 BUILTIN_PROMPT = "a rocket on a green background"  # the built-in model knows no virus monsters
+QUANTISED = ("int8", "fp8", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "q4_k")  # what sdjax quantises to
 CHECKPOINT = "models/ldm/stable-diffusion-v1/model.ckpt"
 WHITE = (255, 255, 255)  # the colour behind transparent pictures
 WITHOUT_GUIDANCE = "at guidance scale 1, which means no guidance: leave it out, or choose another --scale"

@@ -23,6 +23,7 @@ from sdjax.adapters.dora import lengths
 from sdjax.adapters.patch import Context, Interceptor
 from sdjax.nn.layers.conv import Conv, convolution
 from sdjax.nn.layers.dense import Dense
+from sdjax.nn.quantised.leaf import whole
 from sdjax.typing import Params
 
 CHANGE = "change"  # beside "kernel": a LowRank
@@ -59,7 +60,7 @@ class Attached:
             high = low @ (change.scale * change.up).astype(out.dtype)
             if MAGNITUDE not in params:
                 return out + high
-            factor = (params[MAGNITUDE] / length(params["kernel"], change)).astype(out.dtype)
+            factor = (params[MAGNITUDE] / length(whole(params["kernel"]), change)).astype(out.dtype)
             bias = params["bias"].astype(out.dtype) if "bias" in params else 0
             return (out - bias + high) * factor + bias
 

@@ -16,6 +16,7 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
+from sdjax.nn.quantised.leaf import whole
 from sdjax.typing import Params
 
 
@@ -147,7 +148,8 @@ def merge(params: Params, adapters: Sequence[tuple[Adapter, float | Strength]]) 
     """Returns parameters with adapters and their weights merged into the leaves.
 
     A leaf is computed in float32 and rounded once, to its own dtype. Unchanged leaves are not copied. Raises
-    AdapterError, naming every leaf that the model does not have or that has another shape.
+    AdapterError, naming every leaf that the model does not have or that has another shape. A changed leaf that was
+    quantised is no longer.
     """
     leaves, problems = flatten_dict(params, sep="/"), []
     for path in dict.fromkeys(path for adapter, _ in adapters for path in adapter):
@@ -166,7 +168,7 @@ def merge(params: Params, adapters: Sequence[tuple[Adapter, float | Strength]]) 
 
 def changed(leaf: Array | np.ndarray, changes: Iterable[tuple[Delta, float]]) -> Array:
     """Returns a leaf with changes at their weights, computed in float32 and rounded once."""
-    base = jnp.asarray(leaf, jnp.float32)
+    base = jnp.asarray(whole(leaf), jnp.float32)
     return sum((difference_at(delta, base, weight) for delta, weight in changes if weight != 0), base).astype(
         leaf.dtype
     )

@@ -25,6 +25,7 @@ from sdjax.diffusion.network import UNetNetwork
 from sdjax.export import layout
 from sdjax.export.layout import Description, named, restored
 from sdjax.nn.jax_settings import IMPL, pinned
+from sdjax.nn.quantised.leaf import is_quantised
 from sdjax.pipeline import programs
 from sdjax.pipeline.model import Pipeline
 from sdjax.prompts.tokenizer import Tokenizer
@@ -64,6 +65,8 @@ def write(
         raise ValueError(
             f"an export cannot hold words with vectors of their own; the model has {', '.join(pipe.words)}"
         )
+    if any(map(is_quantised, jax.tree.leaves(pipe.params, is_leaf=is_quantised))):
+        raise ValueError('an export holds no quantised weights: load the model with quantise="no"')
     if pipe.config.unet.guidance_dim is not None:
         raise ValueError("models that take the guidance scale as an input (LCM) cannot be exported: use an LCM-LoRA")
     chosen = check_platforms(platforms)

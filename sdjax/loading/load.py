@@ -12,6 +12,7 @@ from sdjax.checks.hints import explains_arguments
 from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
 from sdjax.convert.containers.casting import better_type, losses_in_words
+from sdjax.convert.containers.quantising import check_choice
 from sdjax.convert.containers.reading import read_path
 from sdjax.convert.describe.choices import ConfigLike
 from sdjax.convert.model import load_model
@@ -42,9 +43,12 @@ def load(
     variant: str | None = None,
     revision: str | None = None,
     vocab: str | os.PathLike[str] | None = None,
+    quantise: str = "auto",
     check: Callable[[ModelConfig], None] | None = None,
 ) -> Pipeline:
-    """Returns a pipeline for a `.ckpt`, `.safetensors`, diffusers folder, native folder or hub repository "owner/name".
+    """Returns a pipeline for a file, diffusers folder, native folder or hub repository "owner/name".
+
+    A file is a `.ckpt`, `.safetensors` or `.gguf`.
 
     `path` may also be:
 
@@ -70,6 +74,9 @@ def load(
     are read; it may raise to refuse the model. `vocab` is the WordPiece vocabulary (vocab.txt of bert-base-uncased) for
     the model of LAION-400M, unless its folder has one.
 
+    `quantise` holds the kernels of UNet and text encoder in fewer bits: a type of docs/quantised.md such as "int8" or
+    "q8_0"; "no" for none, "auto" for what the file has. They become `dtype` where they are used, layer by layer.
+
     From then on, compiled programs are kept from run to run (`sdjax.pipeline.cache`).
 
     Raises sdjax.convert.CheckpointError for a file that is not a model or is incomplete, ValueError for an argument out
@@ -77,6 +84,7 @@ def load(
     """
     cache.enable()
     dtype = default_dtype() if dtype is None else dtype_name(dtype)
+    quantise = check_choice(quantise)
     said: list[str] = []
     files = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats, "widen": widen}
     parts = {part: file for part, file in files.items() if file is not None}
@@ -97,7 +105,8 @@ def load(
         if is_run(place):
             given = {"config": config, "prediction": prediction, **parts, "variant": variant, "revision": revision,
                      "vocab": vocab}  # fmt: skip
-            return _load_run(place, ema, dtype, check, [name for name, value in given.items() if value is not None])
+            named = [name for name, value in given.items() if value is not None]
+            return _load_run(place, ema, dtype, check, named, quantise)
         read = functools.partial(load_model, read_path(place, variant))
     words = None if vocab is None else Tokenizer.from_vocabulary(vocab)  # fails early, before the model is read
     places = {part: read_path(hub.resolve(file, say=said.append)) for part, file in parts.items()}
@@ -110,19 +119,20 @@ def load(
     if wider is not None:
         made = wider.added(bundle.read_params(), dtype)
         bundle = bundle.with_params(made.params, made.config)
+    bundle = bundle.quantised(quantise)
     return _pipeline(bundle, bundle.tokenizer_with(words), dtype, source, [*said, *bundle.report.notices])
 
 
 def _pipeline(bundle: Bundle, tokenizer: Tokenizer, dtype: str, source: str, said: Iterable[str]) -> Pipeline:
     """Returns the pipeline of a checkpoint. Its notices name tensors whose numbers do not fit into `dtype`."""
-    params, notices = cast(bundle.read_params(), dtype), tuple(dict.fromkeys(said))
+    params, notices = cast(bundle.read_params(quantised=True), dtype), tuple(dict.fromkeys(said))
     if bundle.losses:
         notices += (f"{losses_in_words(bundle.losses, dtype)}, and pictures will suffer: {better_type(dtype)}",)
     return Pipeline(bundle.config, params, tokenizer, dtype, source, notices, bundle)
 
 
 def _load_run(
-    path: Path, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str]
+    path: Path, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str], quantise: str
 ) -> Pipeline:
     """Returns the pipeline of a training's newest checkpoint."""
     from sdjax.loading.run_folder import trained, trained_words  # Orbax takes long to import
@@ -133,5 +143,5 @@ def _load_run(
     if check is not None:
         check(model.config)
     notice = f"the model of step {step} of the training in {path}"
-    pipe = _pipeline(model.cast(dtype), model.tokenizer(), dtype, str(path), [notice])
+    pipe = _pipeline(model.cast(dtype).quantised(quantise), model.tokenizer(), dtype, str(path), [notice])
     return pipe.with_embeddings(trained_words(path, ema=ema))

@@ -32,6 +32,7 @@ from sdjax.diffusion.guidance import Guidance, Unguided
 from sdjax.diffusion.windows import Windows, make_network
 from sdjax.nn.jax_settings import make_keys as make_keys  # imported here too, because users expect it here
 from sdjax.nn.jax_settings import pinned
+from sdjax.nn.quantised.leaf import is_quantised
 from sdjax.pipeline import placement, programs
 from sdjax.pipeline.programs import CHUNK
 from sdjax.prompts.added_words import AddedWords
@@ -45,9 +46,18 @@ from sdjax.typing import Context, Image, Keys, Latent, NewImage, NewMap, Params,
 
 
 def cast(params: Params, dtype: DTypeLike) -> Params:
-    """Returns the parameters with every floating-point leaf in `dtype`. Leaves of that dtype are not copied."""
+    """Returns the parameters with every floating-point leaf in `dtype`. Leaves of that dtype are not copied.
+
+    Quantised leaves stay quantised, and become `dtype` where they are used.
+    """
     kind = jnp.dtype(dtype_name(dtype))
-    return jax.tree.map(lambda a: a.astype(kind, copy=False) if jnp.issubdtype(a.dtype, jnp.floating) else a, params)
+
+    def one(leaf: Any) -> Any:
+        if is_quantised(leaf):
+            return leaf.replace(dtype_name=kind.name)
+        return leaf.astype(kind, copy=False) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, params, is_leaf=is_quantised)
 
 
 def _over(tree: Params, other: Params) -> Params:
@@ -76,9 +86,11 @@ def with_words(params: Params, words: Mapping[str, np.ndarray], tokenizer: Token
 
 def summary(loaded: Any, name: str) -> str:
     """Returns one line about a loaded model: name, source, number of parameters and dtype."""
-    count = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(loaded.params))
+    leaves = jax.tree.leaves(loaded.params, is_leaf=is_quantised)
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
     source = f" from {loaded.source!r}" if loaded.source else ""
-    return f"<{type(loaded).__name__} {name}{source}: {count:,} parameters, {loaded.dtype}>"
+    kinds = "".join(f", {kind}" for kind in sorted({leaf.kind for leaf in leaves if is_quantised(leaf)}))
+    return f"<{type(loaded).__name__} {name}{source}: {count:,} parameters, {loaded.dtype}{kinds}>"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from sdjax.adapters.delta import (
 from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.load import LoadedAdapter
+from sdjax.nn.quantised.leaf import whole
 from sdjax.prompts.extra_networks import Tag, read_tags
 from sdjax.prompts.tag_spans import WHOLE, Span, check_span, spans_in_prompt
 from sdjax.tasks.adapter_files import USUAL, Conventions, find_file, read_file
@@ -222,7 +223,7 @@ def unet_changes(use: AdapterUse, strength: Strength, base: Params) -> dict[str,
         if isinstance(delta, LowRank):
             out[rest] = LowRank(delta.down, delta.up, weight * delta.scale)
         else:
-            out[rest] = Difference(difference_at(delta, jnp.asarray(leaves[rest], jnp.float32), weight))
+            out[rest] = Difference(difference_at(delta, jnp.asarray(whole(leaves[rest]), jnp.float32), weight))
     return out
 
 

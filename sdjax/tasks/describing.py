@@ -52,7 +52,7 @@ def describe(settings: Mapping[str, Any], config: Any, name: str, sampler: Any) 
 
 def describe_computing(
     task: str, pipe: Any, devices: Sequence[Any] | None, *, exact: bool = False, parallel: str = "jit",
-    variant: str | None = None, ema: str = "auto",
+    variant: str | None = None, ema: str = "auto", quantise: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
     """Returns what all pictures of a run share: the task, how the model was read, and what computed them.
 
@@ -72,6 +72,7 @@ def describe_computing(
         "config": pipe.config.name,
         "prediction": pipe.config.schedule.prediction,
         "dtype": pipe.dtype,
+        **({} if quantise == "auto" else {"quantise": quantise}),
         "exact": exact,
         "parallel": parallel,
         "devices": {"kind": devices[0].device_kind, "count": len(devices)},

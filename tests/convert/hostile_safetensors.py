@@ -42,7 +42,7 @@ def sparse_data(path):
 
 EMPTY = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
 MALFORMED = "it does not have the form of a safetensors header"
-NOT_ONE = "expected a checkpoint of torch.save, or a safetensors file"
+NOT_ONE = "expected a checkpoint of torch.save, a safetensors or a GGUF file"
 LACKS = "lacks its dtype, shape or two offsets"
 LONG = 4 * 2**20 - 100
 WIDE = "\U0001f600"  # one such character makes four bytes of every other one in memory

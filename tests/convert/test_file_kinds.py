@@ -98,7 +98,7 @@ def test_so_are_pickles(what, tmp_path):
 
 
 BYTES = {
-    "a GGUF file": ("a.gguf", b"GGUF\3\0\0\0" + bytes(40)),
+    "a file of ggml's": ("a.ggml", b"ggml\3\0\0\0" + bytes(40)),
     "an ONNX model": ("a.onnx", b"\x08\x07\x12\x07pytorch\x1a\x062.0.1:" + bytes(40)),
     "a TensorRT engine": ("a.engine", b"ftrt" + b"\1" * 40),
     "a Core ML model": ("a.mlmodel", b"\x08\x01\x12\x90\x01\n" + b"\1" * 40),

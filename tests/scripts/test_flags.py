@@ -13,8 +13,8 @@ from sdjax.scripts.shared import remaking
 READING = "--config --prediction --ema --vae --vocab"
 SHARED = (
     "--debug --prompt --from-file --n_samples --seed --H --W --steps --sampler --plms --dpm --sampler-option "
-    f"--ddim_eta --scale --schedule --zero-terminal-snr --ckpt --revision --C --f {READING} --device --parallel "
-    "--precision --dtype --exact --outdir "
+    f"--ddim_eta --scale --schedule --zero-terminal-snr --ckpt --revision --C --f --quantise {READING} --device "
+    "--parallel --precision --dtype --exact --outdir "
     "--safety-checker --guidance --seamless --patch --window "
     "--prompt-syntax --emphasis --comma-backtrack --old-prompt-editing --clip-skip --pad-contexts --style "
     "--wildcards --wildcard-seed --lora --lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir "
@@ -36,9 +36,9 @@ ALWAYS = {
     "upscale": f"{PICTURES} --init-img --noise_level --background --model",
     "invert": f"{SHARED} --init-img --background --refinements",
     "animate": f"{SHARED} {NOISE} --preview --strength-counting --frames --loop --motion --format --fps --save_frames",
-    "reproduce": f"--debug --dry-run --weak-ckpt --ckpt --revision --C --f {READING} --device --parallel --precision "
-    "--dtype --exact --outdir --safety-checker --preview --skip_save --skip_grid --lora --lora-dir --embedding "
-    "--embedding-dir --hypernetwork --hypernetwork-dir --image-prompt --control --region",
+    "reproduce": f"--debug --dry-run --weak-ckpt --ckpt --revision --C --f --quantise {READING} --device "
+    "--parallel --precision --dtype --exact --outdir --safety-checker --preview --skip_save --skip_grid --lora "
+    "--lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir --image-prompt --control --region",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
     "--old-prompt-editing --style --wildcards --wildcard-seed --embedding --embedding-dir",
     "run": "--debug --model --input-dir --outdir --set --dry-run --dtype",
@@ -48,7 +48,7 @@ ALWAYS = {
     "--num-hosts --host",
     "cache-latents": "--debug --model --dtype --folder --records --tfds --tars --where --side --buckets --crop --flip "
     "--resample --text --shard-size --batch-size --bad-limit --beam",
-    "convert": "--debug --to --dtype --lossy --overwrite --ema",
+    "convert": "--debug --to --dtype --quantise --lossy --overwrite --ema",
     "lora": "--debug --out --to --dtype",
     "merge": "--debug --out --lora --to --dtype --ema --prediction --overwrite",
     "reproduce-merge": "--debug --models --out",
@@ -56,12 +56,12 @@ ALWAYS = {
     "guidance": "--debug",
     "samplers": "--debug",
     "serve": "--debug --host --port --token-file --user-file --origin --log-prompts --ckpt --models --outdir --state "
-    "--slots --waiting --preview --dtype --device --safety-checker",
+    "--slots --waiting --preview --dtype --quantise --device --safety-checker",
     "export": "--debug --H --W --batch --platform --dtype --lora",
     "run-exported": "--debug --prompt --from-file --n_samples --seed --steps --sampler --scale --device "
     "--keep-compiled --outdir",
-    "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --device --json",
-    "evaluate-builtin": "--debug --ckpt --prompts --seed --out --font --device",
+    "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --quantise --device --json",
+    "evaluate-builtin": "--debug --ckpt --quantise --prompts --seed --out --font --device",
 }
 WITHOUT_SAMPLER = {  # of invert
     *("--from-file", "--n_samples", "--seed", "--sampler", "--plms", "--dpm", "--sampler-option", "--ddim_eta"),

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from sdjax.nn.layers.products import cpu_dtype, wide
 from sdjax.nn.layers.winograd import winograd
+from sdjax.nn.quantised.leaf import kernel_for
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 POINT: Padding = ((0, 0), (0, 0))  # of 1x1 convolutions and patches: none
@@ -37,7 +38,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
+        kernel = kernel_for(self, x, self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         bias = None if bias is None else bias.astype(self.dtype)

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.layers.products import linear
+from sdjax.nn.quantised.leaf import kernel_for
 
 
 class Dense(nn.Module):
@@ -20,7 +21,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n d"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        kernel = kernel_for(self, x, self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         return linear(
             x.astype(self.dtype), kernel.astype(self.dtype), None if bias is None else bias.astype(self.dtype)

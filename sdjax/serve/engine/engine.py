@@ -46,15 +46,15 @@ class Engine:
     `model` is the library's name of the checkpoint for works that name none; None: the one chosen last, or the built-in
     one. `outputs` and `state` are folders for pictures and for the queue. `preview` is "linear", or the library's name
     of a TAESD, for the models that it fits. `devices` are JAX's, None for all of this process. `memory` is how many
-    bytes of models may be loaded. `safety_checker` is "auto" (the model's own) or "off". Jobs that an engine before
-    left in `state` run again.
+    bytes of models may be loaded. `quantise` is that of `sdjax.load`. `safety_checker` is "auto" (the model's own) or
+    "off". Jobs that an engine before left in `state` run again.
 
     Use it from any thread.
     """
 
     def __init__(
         self, library: "Library", *, model: str | None = None, outputs: Path, state: Path, slots: int = 8,
-        waiting: int = 100, dtype: str | None = None, preview: str = "linear",
+        waiting: int = 100, dtype: str | None = None, quantise: str = "auto", preview: str = "linear",
         devices: Sequence[jax.Device] | None = None, memory: int | None = None, safety_checker: str = AUTO,
     ) -> None:  # fmt: skip
         cache.enable()
@@ -67,6 +67,7 @@ class Engine:
         self.models = Models(
             library, self._device, library.find("checkpoint", current).name,
             lambda name: self._store.choose(MODEL, name), dtype=dtype, most=memory, checker=safety_checker,
+            quantise=quantise,
         )  # fmt: skip
         self._queue, self._speed = Waiting(), Speed(slots)
         self._lock = threading.RLock()

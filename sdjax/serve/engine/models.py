@@ -43,9 +43,10 @@ class Models:
 
     def __init__(
         self, library: "Library", device: Device, current: str, choose: Callable[[str], None], *,
-        dtype: str | None = None, most: int | None = None, checker: str = AUTO,
+        dtype: str | None = None, most: int | None = None, checker: str = AUTO, quantise: str = "auto",
     ) -> None:  # fmt: skip
         self.library, self.device, self.dtype, self.checker = library, device, dtype, checker
+        self.quantise = quantise
         self.most = memory(device.mesh.devices.flat[0]) if most is None else most
         self._current, self._choose = current, choose
         self._loaded: list[Loaded] = []
@@ -110,7 +111,7 @@ class Models:
         own, place = entry.name in builtin.NAMES, str(entry.path)
         local = builtin.place(entry.name) if own else Path(hub.resolve(place))
         self._make_room(0 if own else size_of(local), job)
-        pipe = sdjax.load(entry.name if own else local, dtype=self.dtype, **dict(parts))
+        pipe = sdjax.load(entry.name if own else local, dtype=self.dtype, quantise=self.quantise, **dict(parts))
         joined = JoinedPipeline.of(pipe, self.device)
         self.device.call(lambda: jax.block_until_ready(joined.on(self.device.mesh)))
         found = safety.beside(local) if self.checker == AUTO else None

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sdjax.adapters.delta import merge
+from sdjax.nn.quantised.leaf import is_quantised
 from sdjax.serve.comfy.definitions import link, node, real
 from sdjax.serve.comfy.host import Run
 from sdjax.serve.comfy.values import Clip, Model
@@ -38,7 +39,7 @@ def _mixed(one: Model, other: Model, mix: Callable[[str, np.ndarray, np.ndarray]
         first, second = (np.asarray(array, np.float32) for array in (a, b))
         return mix(name, first, second).astype(a.dtype)
 
-    unet = jax.tree_util.tree_map_with_path(leaf, merged(one), merged(other))
+    unet = jax.tree_util.tree_map_with_path(leaf, merged(one), merged(other), is_leaf=is_quantised)
     pipe = dataclasses.replace(one.pipe, params={**one.pipe.params, "unet": unet}, bundle=None)
     return dataclasses.replace(one, pipe=pipe, adapters=())
 
@@ -98,6 +99,6 @@ def text_encoders(run: Run, clip1: Clip, clip2: Clip, ratio: float) -> tuple[Cli
         first, second = (np.asarray(array, np.float32) for array in (a, b))
         return (first * share + second * (1 - share)).astype(a.dtype)
 
-    text = jax.tree.map(leaf, merged(clip1), merged(clip2))
+    text = jax.tree.map(leaf, merged(clip1), merged(clip2), is_leaf=is_quantised)
     pipe = dataclasses.replace(clip1.pipe, params={**clip1.pipe.params, "text": text}, bundle=None)
     return (dataclasses.replace(clip1, pipe=pipe, adapters=()),)
