@@ -156,8 +156,10 @@ def inception_score(logits: Rows, *, splits: int = IS_SPLITS) -> float:
     logits = _checked(logits, 2)
     logs = logits - logits.max(1, keepdims=True)
     logs -= np.log(np.exp(logs).sum(1, keepdims=True))
-    scores = []
-    for part in np.array_split(logs, max(min(splits, len(logs) // 2), 1)):
+    n, scores = len(logs), []
+    splits = max(min(splits, n // 2), 1)
+    for i in range(splits):
+        part = logs[i * n // splits : (i + 1) * n // splits]
         p = np.exp(part)
         mean = np.log(np.maximum(p.mean(0), np.finfo(np.float64).tiny))
         scores.append(np.exp((p * (part - mean)).sum(1).mean()))

@@ -1,6 +1,7 @@
 """Networks that judge pictures against pytorch-fid, timm, open_clip and transformers, on random weights."""
 
 import jax
+import judges_peer
 import numpy as np
 import pytest
 
@@ -13,23 +14,6 @@ from sdjax.nn.parts import NETWORKS
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 TOLERANCE = 1e-4  # of float32 sums in another order, relative to the largest
-
-
-def random(module, seed=0):
-    """Returns the module with random weights of a size that keeps activations near 1, in eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if not tensor.is_floating_point():
-                continue
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("running_var") or (tensor.ndim < 2 and name.endswith(("weight", "gamma", "lambda1"))):
-                tensor.copy_(1 + 0.2 * noise.clamp(-2, 2))
-            elif tensor.ndim < 2:
-                tensor.copy_(0.1 * noise)
-            else:
-                tensor.copy_(noise * (1.4 / max(tensor[0].numel(), 1)) ** 0.5)
-    return module.eval()
 
 
 def images(*shape, seed=1):
@@ -52,11 +36,7 @@ def assert_close(got, want):
 
 @pytest.fixture(scope="module")
 def inception():
-    fid = pytest.importorskip("pytorch_fid.inception")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fid, "load_state_dict_from_url", lambda *args, **kwargs: {})
-        patch.setattr(fid.torchvision.models.Inception3, "load_state_dict", lambda self, state: None)
-        return random(fid.fid_inception_v3())
+    return judges_peer.fid_inception()
 
 
 def test_inception_equals_pytorch_fids(inception, tmp_path):
@@ -82,7 +62,7 @@ def test_dinov2_equals_timms_and_its_own_names_are_read(gated, tmp_path):
     from timm.layers import SwiGLUPacked
 
     more = {"mlp_ratio": 2.66667 * 2, "mlp_layer": SwiGLUPacked, "act_layer": torch.nn.SiLU} if gated else {}
-    model = random(vit.VisionTransformer(
+    model = judges_peer.random(vit.VisionTransformer(
         img_size=56, patch_size=14, embed_dim=128, depth=3, num_heads=2, init_values=1e-5, num_classes=0,
         global_pool="token", **more,
     ))  # fmt: skip
@@ -110,7 +90,7 @@ def test_dinov2_equals_transformers(registers, gated, tmp_path):
         hidden_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14,
         use_swiglu_ffn=gated, **settings,
     )  # fmt: skip
-    model = random(getattr(transformers, f"{kind}Model")(config))
+    model = judges_peer.random(getattr(transformers, f"{kind}Model")(config))
     model.save_pretrained(tmp_path / "folder")
     x = images(2, 56, 56, 3)
     with torch.no_grad():
@@ -154,7 +134,7 @@ def test_clip_equals_open_clip_in_every_file(activation, kind, tmp_path):
     open_clip = pytest.importorskip("open_clip")
     from safetensors.torch import save_file
 
-    model = random(open_clip.CLIP(
+    model = judges_peer.random(open_clip.CLIP(
         64, {"image_size": 56, "layers": 2, "width": 128, "head_width": 64, "patch_size": 14},
         {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 3},
         quick_gelu=activation == "quick_gelu",
@@ -194,7 +174,7 @@ class Wrapped(torch.nn.Module):
 def test_clip_equals_transformers(activation, tmp_path):
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_act": activation, "projection_dim": 64}
-    model = random(transformers.CLIPModel(transformers.CLIPConfig(
+    model = judges_peer.random(transformers.CLIPModel(transformers.CLIPConfig(
         text_config={"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 1,
                      "bos_token_id": 49406, "eos_token_id": 49407, **sizes},
         vision_config={"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -221,7 +201,7 @@ def test_aesthetic_predictor_equals_the_linear_layers(tmp_path):
     ))  # fmt: skip
     module = torch.nn.Module()
     module.layers = layers
-    random(module)
+    judges_peer.random(module)
     torch.save(module.state_dict(), tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
     config, params = convert.load_aesthetic(tmp_path / "sac+logos+ava1-l14-linearMSE.pth")
     x = images(3, 768)
