@@ -22,6 +22,7 @@ AS_EMBEDDING = "name the model that it is for, and this file by --embedding (sdj
 AS_HYPERNETWORK = "name the model that it is for, and this file by --hypernetwork (sdjax.convert.load_hypernetwork)"
 AS_IP_ADAPTER = "name the model that it is for, and this file by --image-prompt (sdjax.convert.load_ip_adapter)"
 AS_ANNOTATOR = "name it by --annotator of `sdjax hint` (sdjax.convert.load_annotator)"
+AS_JUDGE = "it judges pictures: name it by its flag of `sdjax evaluate` (sdjax.convert.load_inception, load_dinov2)"
 AS_MOTION = "name the model, and this file by --motion of `sdjax animate` (sdjax.convert.load_motion)"
 AS_MOTION_LORA = "name the model, and this file by --motion-lora of `sdjax animate` (sdjax.convert.load_motion_lora)"
 AS_TAESD = "name a whole model here, and this file as its autoencoder by --vae, or for previews by --taesd"
@@ -78,6 +79,8 @@ _PARTS: tuple[tuple[str, str, str], ...] = (
     (r"(^|\.)string_to_(param|token)|^emb_params$|^clip_[lgh]$|^<[^>]{1,60}>$",
      "a textual inversion (an embedding of a word), which is no model", AS_EMBEDDING),
     (r"^(320|640|768|1024|1280)\.[01]\.\w", "a hypernetwork, which is no model", AS_HYPERNETWORK),
+    (r"^(Conv2d_1a_3x3|Mixed_5b)\.", "Inception v3", AS_JUDGE),
+    (r"^blocks\.\d+\.ls1\.gamma$|^(dinov2\w*\.)?encoder\.layer\.\d+\.layer_scale1\.", "DINOv2", AS_JUDGE),
     (r"^block1\.convs\.0\.", "HED, a network of soft edges for hints", AS_ANNOTATOR),
     (r"^model2\.0\.conv_block\.1\.", "a network of line drawings for hints", AS_ANNOTATOR),
     (r"^(model\d_\d\.)?Mconv1_stage2_L1\.", "OpenPose's network of bodies, for hints", AS_ANNOTATOR),

@@ -19,6 +19,7 @@ from sdjax.convert.parts.dinov2 import load_dinov2
 from sdjax.convert.parts.inception import load_inception
 from sdjax.convert.parts.tower import load_vision
 from sdjax.evaluate import resizing
+from sdjax.loading import hub
 from sdjax.nn.metrics.clip_pair import VIT_H14, VIT_L14, VIT_L14_336, ClipConfig
 from sdjax.nn.parts import NETWORKS
 from sdjax.pipeline import placement
@@ -232,6 +233,8 @@ FILES: Mapping[str, str] = {
 def load_extractor(name: str, files: Mapping[str, File]) -> NetworkExtractor:
     """Returns the extractor of a name of EXTRACTORS, from its files by the names of their flags.
 
+    A file may also be a folder, or a repository of the hub, as `hub.resolve` takes it.
+
     Raises ValueError for an unknown name, and CheckpointError with one sentence for a missing or wrong file.
     """
     if name not in EXTRACTORS:
@@ -241,4 +244,4 @@ def load_extractor(name: str, files: Mapping[str, File]) -> NetworkExtractor:
     if missing:
         needed = "; ".join(f"--{flag} ({FILES[flag]})" for flag in missing)
         raise CheckpointError(f"{kind.title} needs a file that is not given: {needed}")
-    return kind.load(name, *(files[flag] for flag in kind.files))
+    return kind.load(name, *(hub.resolve(files[flag]) for flag in kind.files))

@@ -40,6 +40,8 @@ NAMES = {  # what the sentence says, and a name of each kind's
                     "body.3.weight", "conv_first.weight"],
     "a CLIP image tower": ["vision_model.encoder.layers.0.mlp.fc1.weight", "visual.conv1.weight"],
     "a safety checker": ["concept_embeds"],
+    "Inception v3": ["Mixed_5b.branch1x1.conv.weight"],
+    "DINOv2": ["blocks.3.ls1.gamma", "encoder.layer.0.layer_scale1.lambda1"],
     "Stable Diffusion XL": ["conditioner.embedders.1.model.ln_final.bias"],
     "Stable Diffusion 3": ["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"],
     "Flux": ["double_blocks.0.img_attn.qkv.weight", "single_transformer_blocks.0.attn.to_q.weight"],
