@@ -126,4 +126,5 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.log = {"every": 20, "tensorboard": True, "peak_flops": None, "progress": None}
     config.patience = 1800.0
+    config.mlperf = None
     return config

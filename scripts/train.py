@@ -84,9 +84,30 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--platform",
-        needs=together("--plan"),
+        needs=(together("--plan"), alone("--accelerator")),
         choices=("cpu", "cuda", "tpu"),
         help="with --plan: for this kind of devices; default: those here",
+    )
+    add(
+        "--accelerator",
+        needs=together("--plan"),
+        metavar="NAME",
+        help="with --plan: for such devices, and predict the time: a100, h100, h200, v4, v5e, v5p, v6e, or a slice of "
+        "TPUs such as v5p-16",
+    )
+    add(
+        "--mfu",
+        needs=together("--accelerator"),
+        type=_share,
+        metavar="SHARE",
+        help="with --accelerator: the share of the peak that is reached; default: a published one, if there is one",
+    )
+    add(
+        "--like",
+        needs=together("--plan"),
+        metavar="MODEL",
+        help="with --plan: plan for a model like sd1, sd2_base, ... in place of the configuration's, whose file need "
+        "not exist",
     )
     add(
         "--profile",
@@ -120,7 +141,12 @@ def run(args: argparse.Namespace) -> None:
         from sdjax.train.planning.report import plan_of
 
         progress = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-        print(plan_of(described, args.devices, args.platform, progress))
+        print(
+            plan_of(
+                described, args.devices, args.platform, progress, accelerator=args.accelerator, mfu=args.mfu,
+                like=args.like,
+            )
+        )  # fmt: skip
         return
     if (
         args.data is None
@@ -130,6 +156,17 @@ def run(args: argparse.Namespace) -> None:
         training_flags.check_own(config["data"]["parts"], args.config)
     with training_flags.workdir(args, jax.process_count() > 1) as folder:
         train(described, folder, args)
+
+
+def _share(text: str) -> float:
+    """Returns a share of a peak, above 0 and up to 1. Raises argparse.ArgumentTypeError for anything else."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"a share of the peak is above 0 and at most 1; got {text}")
+    return share
 
 
 def check_effects(described: Any, changes: Sequence[str]) -> None:

@@ -198,6 +198,25 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MLPerfConfig:
+    """MLPerf's rules for a run: pictures are judged after every `every` pictures, by validation.metrics.
+
+    `targets` are the values of measures at which the run is a success: at most for a distance, at least for a score.
+    It then ends, unless `stop` is False. `sdjax.train.mlperf` writes MLPerf's log.
+    """
+
+    every: int = 512_000
+    targets: dict[str, float] = dataclasses.field(default_factory=lambda: {"fid": 90.0, "openclip-score": 0.15})
+    stop: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least_one("mlperf", self, "every")
+        for name, value in self.targets.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"mlperf.targets are numbers; got {value!r} for {name}")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
@@ -211,6 +230,7 @@ class TrainConfig:
     - `remat`: what the UNet's backward pass recomputes instead of storing (`sdjax.nn.unet.REMATS`): "none", "products"
       (cheap operations: all except products and convolutions) or "blocks" (everything within a block).
     - `patience`: seconds after which a step that does not end stops the run. It must allow for compiling.
+    - `mlperf`: MLPerf's rules and log; None for any other run.
     """
 
     data: DataConfig
@@ -234,6 +254,7 @@ class TrainConfig:
     log: LogConfig = LogConfig()
     seed: int = 0
     patience: float | None = 1800.0
+    mlperf: MLPerfConfig | None = None
 
     def __post_init__(self) -> None:
         self.minimised.check_parts(self.train)
@@ -246,6 +267,13 @@ class TrainConfig:
                 object.__setattr__(self, name, dtype_name(value, name))
         if self.dtype == "float16":
             raise ValueError("float16 has too little range for gradients without scaling the loss: use bfloat16")
+        if self.mlperf is not None:
+            unmeasured = [name for name in self.mlperf.targets if name not in self.validation.metrics.measures]
+            if unmeasured or not self.mlperf.targets or self.optim.name != "adamw":
+                raise ValueError(
+                    "mlperf needs AdamW, and targets that validation.metrics.measures has; got "
+                    f"{self.optim.name} and {', '.join(unmeasured) or 'no target'}"
+                )
         if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate divides batch_size, and both are at least 1; got {self.accumulate} and {self.batch_size}"

@@ -18,6 +18,7 @@ from sdjax.train.state import TrainState
 from sdjax.train.watch import Watch
 
 RATE = "learning_rate"  # logged for the last step, not as a mean
+DONE = "done"  # of an event: the training ends
 
 
 class Stopped(KeyboardInterrupt):
@@ -32,8 +33,9 @@ class Stopped(KeyboardInterrupt):
 class Event:
     """An action after every `every`-th step and after the last step. `run(state)` returns numbers to log.
 
-    A number named `best` ranks the state of that step, lower is better; a state with it is saved. `name` is for
-    messages. With `first` the action is also taken before the first step of a run.
+    A number named `best` ranks the state of that step, lower is better; a state with it is saved. A number named DONE
+    ends the training after that step. `name` is for messages. With `first` the action is also taken before the first
+    step of a run.
     """
 
     every: int
@@ -112,6 +114,7 @@ def fit(
                         values = event.run(state)
                     seen.add(i)
                     ranked |= {name: values.pop(name) for name in ("best",) if name in values}
+                    steps = step if values.pop(DONE, 0.0) else steps
                     if values:
                         log.scalars(step, values)
             if told.save or ranked or (save_steps and step % save_steps == 0):

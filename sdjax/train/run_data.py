@@ -7,7 +7,6 @@ from collections.abc import Callable
 from sdjax.config import ModelConfig
 from sdjax.train import training_set
 from sdjax.train.config import DataConfig, TrainConfig
-from sdjax.train.data.cached import Cached
 from sdjax.train.data.pictures import Part
 
 
@@ -21,8 +20,8 @@ class RunSet:
     describe: Callable[[], ModelConfig]
 
     @functools.cached_property
-    def opened(self) -> Cached | list[Part]:
-        """The opened sources or caches. Raises as `training_set.open_parts`."""
+    def opened(self) -> training_set.Latents | list[Part]:
+        """The opened sources or latents. Raises as `training_set.open_parts`."""
         return training_set.open_parts(self.config, self.batch_size, captions=self.captions)
 
     @functools.cached_property

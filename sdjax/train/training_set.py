@@ -12,6 +12,7 @@ from sdjax.train.config import DataConfig
 from sdjax.train.data.buckets import Buckets
 from sdjax.train.data.cached import Cached
 from sdjax.train.data.loader import Loader
+from sdjax.train.data.moment_tars import MomentTars, are_tars
 from sdjax.train.data.order import Order
 from sdjax.train.data.pictures import Part, Pictures
 from sdjax.train.data.signatures import encoder_of, is_signature, probe
@@ -21,14 +22,17 @@ from sdjax.typing import Params
 TEXTS = ("caption", "key")  # entries of a batch that stay on the host
 
 
-Examples = Cached | Pictures
+Latents = Cached | MomentTars
+Examples = Latents | Pictures
 
 
-def open_parts(data: DataConfig, batch_size: int, *, captions: bool) -> Cached | list[Part]:
-    """Returns the parts of a training set that do not depend on a model: opened sources, or caches of latents.
+def open_parts(data: DataConfig, batch_size: int, *, captions: bool) -> Latents | list[Part]:
+    """Returns the parts of a training set that do not depend on a model: opened sources, or stored latents.
 
     Raises ConfigError or `sdjax.train.data.records.SourceError` for a set that cannot be used.
     """
+    if are_tars(data.cached):
+        return MomentTars(data.cached, least=batch_size, captions=data.captions)
     if data.cached:
         return Cached(data.cached, least=batch_size, captions=data.captions)
     parts = []
@@ -39,9 +43,11 @@ def open_parts(data: DataConfig, batch_size: int, *, captions: bool) -> Cached |
     return parts
 
 
-def make_examples(data: DataConfig, parts: Cached | list[Part], model: ModelConfig, batch_size: int) -> Examples:
+def make_examples(data: DataConfig, parts: Latents | list[Part], model: ModelConfig, batch_size: int) -> Examples:
     """Returns the set's examples in the sizes of a model. Raises as `open_parts`, and if no batch can be filled."""
-    examples = parts if isinstance(parts, Cached) else _pictures(data, parts, model, batch_size)
+    if isinstance(parts, MomentTars):
+        parts = parts.of_model(model.vae.latent_channels, model.vae.factor)
+    examples = _pictures(data, parts, model, batch_size) if isinstance(parts, list) else parts
     Order(examples.streams, batch_size, seed=0)
     return examples
 
@@ -89,7 +95,7 @@ def make_loader(
     tokens = None
     if isinstance(examples, Cached) and params is not None:
         _check_cache(examples, model, tokenizer, params)
-    if tokenizer is not None and (isinstance(examples, Pictures) or examples.captions.changes):
+    if tokenizer is not None and (not isinstance(examples, Cached) or examples.captions.changes):
         text = model.text
         tokens = functools.partial(tokenizer, length=text.max_length, pad_token_id=text.pad_token_id)
     return Loader(
@@ -100,7 +106,12 @@ def make_loader(
 
 def text_of(examples: Examples) -> str:
     """Returns how batches hold captions: "ids" or "context"."""
-    return examples.text if isinstance(examples, Cached) else "ids"
+    return examples.text if isinstance(examples, Latents) else "ids"
+
+
+def text_in(data: DataConfig) -> str:
+    """Returns how the batches of a set will hold captions: "ids" or "context". Only caches are opened."""
+    return Cached(data.cached).text if data.cached and not are_tars(data.cached) else "ids"
 
 
 def _check_cache(cached: Cached, model: ModelConfig, tokenizer: Tokenizer | None, params: Params) -> None:

@@ -15,7 +15,7 @@ from sdjax.train.objectives.autoencoder import AutoencoderObjective
 # declares `needs`
 ALWAYS = {
     "": "data optim model train trainable autoencoder batch_size accumulate dtype frozen_dtype remat ema guard "
-    "parallel checkpoint validation samples log seed patience",
+    "parallel checkpoint validation samples log seed patience mlperf",
     "data": "parts cached captions side threads workers bad_limit",
     "optim": "name learning_rate warmup warmup_most decay cooldown beta1 beta2 weight_decay clip rates part_rates "
     "up_rate epochs",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.train.data.cached import Cached
+from sdjax.train.data.moment_tars import MomentTars
 from sdjax.train.data.order import Order, Stream
 from sdjax.train.data.pictures import Pictures
 
@@ -16,7 +17,7 @@ MOST_FOLDERS, MOST_TAGS = 200, 2000  # that are kept, the most frequent tags of 
 LONGEST = 100  # characters of a tag; longer ones are sentences
 
 
-def set_statistics(examples: Cached | Pictures, batch_size: int) -> dict[str, Any]:
+def set_statistics(examples: Cached | MomentTars | Pictures, batch_size: int) -> dict[str, Any]:
     """Returns the statistics of a training set.
 
     - `folders`: {name: {"pictures": how many, "repeats": how often an epoch shows each}}. The name is that of the
@@ -50,10 +51,12 @@ def set_statistics(examples: Cached | Pictures, batch_size: int) -> dict[str, An
     }
 
 
-def _records(examples: Cached | Pictures, stream: Stream) -> Iterator[tuple[str, str | None]]:
+def _records(examples: Cached | MomentTars | Pictures, stream: Stream) -> Iterator[tuple[str, str | None]]:
     """Yields the folder and the first caption of each of a stream's records."""
     if isinstance(examples, Cached):
         source, table = examples.caches[stream.part].name, examples.caches[stream.part].table
+    elif isinstance(examples, MomentTars):
+        source, table = examples.name, examples.table
     else:
         source, table = examples.parts[stream.part].source.name, examples.parts[stream.part].source.table
     of_source = Path(source).name or source

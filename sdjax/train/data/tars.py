@@ -44,7 +44,7 @@ class TarShards:
         index_folder: str | os.PathLike | None = None,
     ):  # fmt: skip
         self.name = str(path) if isinstance(path, str | os.PathLike) else str(path[0])
-        self.shards = [_Shard(one) for one in shard_names(path)]
+        self.shards = [Shard(one) for one in shard_names(path)]
         self.caption, self.default = caption, default
         tables = []
         for shard in _progress(self.shards):
@@ -101,14 +101,14 @@ class TarShards:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "table": None}
 
-    def _read(self, shard: "_Shard", part: str, i: int) -> bytes:
+    def _read(self, shard: "Shard", part: str, i: int) -> bytes:
         if part not in self.places or np.isnan(self.places[part][i, 0]):
             return b""
         offset, size = self.places[part][i]
         return shard.read(int(offset), int(size))
 
 
-class _Shard:
+class Shard:
     """A file that is read in pieces, locally or through fsspec. It does not stay open."""
 
     def __init__(self, name: str):
@@ -210,7 +210,7 @@ def _matching(name: str) -> list[str]:
     raise SourceError(f"{name} is no tar shard: there is no file of that name")
 
 
-def _index(shard: _Shard, caption: str | None) -> Table:
+def _index(shard: Shard, caption: str | None) -> Table:
     groups: dict[str, dict[str, Any]] = {}
     try:
         with shard.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -288,7 +288,7 @@ def _captions(text: bytes, columns: dict[str, Any], caption: str | None, place: 
     return captions_in(columns, caption, place)
 
 
-def _progress(shards: list[_Shard]) -> Any:
+def _progress(shards: list[Shard]) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(shards, "reading the shards' lists", delay=2, unit=" shards", leave=False)
