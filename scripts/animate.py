@@ -248,7 +248,8 @@ def run(args: argparse.Namespace) -> None:
             pixels = sdjax.animate(
                 pipe, prompts, seeds=args.seed, frames=frames, loop=args.loop, interpolation=args.interpolation,
                 prompt_strength=args.prompt_strength, height=args.H, width=args.W, batch=args.n_samples,
-                parallel=args.parallel, devices=job.devices, exact=args.exact, progress=show,
+                parallel=args.parallel, split_picture=args.split_picture, devices=job.devices, exact=args.exact,
+                progress=show,
                 **job.previews.options(), **job.options.for_task([{}]), **noise_of_variation(args), **clip_options,
             )  # fmt: skip
         except KeyboardInterrupt as error:

@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
         for one in given:
             (noise,) = sdjax.invert(
                 pipe, one.pixels, args.prompt, refinements=args.refinements, spacing=forwards.spacing, height=args.H,
-                width=args.W, parallel=args.parallel, devices=job.devices, exact=args.exact, progress=show, **chosen,
+                width=args.W, parallel=args.parallel, split_picture=args.split_picture, devices=job.devices,
+                exact=args.exact, progress=show, **chosen,
             )  # fmt: skip
             progress.print(image.save_numbered_file(Path(args.outdir), noise_files.encode(noise), ".npy"))
 

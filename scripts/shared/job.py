@@ -11,6 +11,7 @@ from typing import Any
 from sdjax import errors, names
 from sdjax.scripts.shared import (
     control_flags,
+    device_flags,
     distilled_models,
     large_flags,
     mixture_flags,
@@ -53,6 +54,7 @@ class Job:
         if args.skip_save and args.skip_grid and task != "animate":
             note("with --skip_save and --skip_grid, pictures are made but not written")
         self.devices = runtime.set_up_jax(args.device)
+        device_flags.check_split(args, self.devices)
         large_flags.check_large(args)
         self.guidance = runtime.read_guidance(args.guidance, args.guidance_option)
         if "autoguidance" in self.guidance.get("guidance", "") and args.weak_ckpt is None:
@@ -128,6 +130,7 @@ class Job:
             self.options.schedule = NoiseSchedule(config.schedule)
             self.sampler = self.options.sampler({})[1]
             check_latent(args, config)
+            device_flags.check_height(args, self.devices, config)
             scale = outer_scale(config, config.guidance_scale if args.scale is None else args.scale)
             without = options.WITHOUT_GUIDANCE if config.unet.guidance_dim is None else SCALE_AS_INPUT
             branches = self.guidance or self.sampler.uses_unconditional
@@ -244,7 +247,7 @@ class Job:
                 sizes = [len(whole.seeds)] * len(whole.seeds)
                 options = {
                     **self.options.for_task(whole.settings), "seed": whole.seeds, "parallel": args.parallel,
-                    "devices": self.devices, "exact": args.exact, "progress": show,
+                    "split_picture": args.split_picture, "devices": self.devices, "exact": args.exact, "progress": show,
                     **previewed, "on_step": functools.partial(self._after_step, sizes),
                     "at_once": pictures_at_a_time(args) if self.axes else None, **noise_flags.varied(args, whole.seeds),
                 }  # fmt: skip
@@ -299,8 +302,8 @@ class Job:
         args = self.args
         background = tuple(getattr(args, "background", options.WHITE))
         computing = describing.describe_computing(
-            self.task, self.pipe, self.devices, exact=args.exact, parallel=args.parallel, variant=args.variant,
-            ema=args.ema, quantise=args.quantise,
+            self.task, self.pipe, self.devices, exact=args.exact, parallel=args.parallel,
+            split_picture=args.split_picture, variant=args.variant, ema=args.ema, quantise=args.quantise,
         )  # fmt: skip
         return computing | ({} if background == options.WHITE else {"background": list(background)})
 

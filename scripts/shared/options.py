@@ -270,6 +270,14 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         help="spread a batch over the devices with one sharded program, or with jax.pmap; default: %(default)s",
     )
     add(
+        "--split-picture",
+        type=values.positive,
+        default=1,
+        metavar="N",
+        help="divide each picture over N devices, which have parts of its rows: a picture is finished sooner; "
+        "default: %(default)s, whole pictures",
+    )
+    add(
         "--precision",
         choices=("full", "autocast"),
         default="autocast",

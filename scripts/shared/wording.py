@@ -61,7 +61,7 @@ FLAGS_OF_TASKS: dict[str, tuple[str, ...]] = {
 }
 SAME = (
     "negative_prompt", "noise_batch", "noise_level", "noise_source", "only_masked", "prompt_strength", "seed_resize",
-    "strength_counting", "variation_seed", "variation_strength", "window_overlap", "hires_prompt",
+    "strength_counting", "variation_seed", "variation_strength", "window_overlap", "hires_prompt", "split_picture",
 )  # fmt: skip
 _BEFORE = r"(?<![\w./'\"-])"  # no part of a path, of a quotation, of a longer name
 

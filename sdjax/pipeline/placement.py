@@ -4,6 +4,9 @@ A function of a batch must not mix the batch's entries. There are two ways to sp
 runs the function on its part of the batch, by `jax.shard_map`), or `pmap`. Both compile the same function for the same
 local shapes. So both give the same numbers, and neither program has collectives. Only the frames of a clip see each
 other: `TOGETHER` leaves it to XLA to divide their program.
+
+One picture may also be divided: over a mesh with an axis for rows, each device has some rows of every map
+(`sdjax.nn.layers.rows`).
 """
 
 import functools
@@ -16,22 +19,54 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sdjax.nn.layers.rows import BATCH, ROWS, over_rows
+
 Parallel = Literal["jit", "pmap"]
 PARALLEL: tuple[str, ...] = ("jit", "pmap")
-BATCH = "data"  # the mesh axis over which a batch is spread
 TOGETHER = "together"  # in place of "jit": for functions that mix the batch's entries, such as a clip's frames
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with one axis, "data", over `devices` (default: all devices of this process)."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, split_picture: int = 1) -> Mesh:
+    """Returns a mesh with the axis "data" over `devices` (default: all devices of this process).
+
+    If `split_picture` is above 1, the rows of each picture are spread over so many neighbouring devices, the axis
+    "rows". Raises ValueError if it does not divide the number of devices.
+    """
     devices = jax.local_devices() if devices is None else devices
     if isinstance(devices, str) or not isinstance(devices, Sequence) or not devices:
         raise ValueError(f"devices are a sequence of JAX's, as jax.devices('cpu'); got {devices!r}")
     for device in devices:
         if not isinstance(device, jax.Device):
             raise ValueError(f"devices are a sequence of JAX's, as jax.devices('cpu'); got {device!r}")
+    if len(devices) % split_picture:
+        raise ValueError(
+            f"split_picture divides the number of devices; got {split_picture} and {len(devices)} "
+            f"device{'s' * (len(devices) > 1)}"
+        )
+    sides = {BATCH: len(devices) // split_picture, **({ROWS: split_picture} if split_picture > 1 else {})}
     # Auto: with the Explicit axes that JAX makes by default, linen's convolutions fail
-    return jax.make_mesh((len(devices),), (BATCH,), devices=devices, axis_types=(AxisType.Auto,))
+    auto = (AxisType.Auto,) * len(sides)
+    return jax.make_mesh(tuple(sides.values()), tuple(sides), devices=devices, axis_types=auto)
+
+
+def parts(mesh: Mesh) -> int:
+    """Returns the number of parts into which a batch is cut on a mesh."""
+    return mesh.shape[BATCH]
+
+
+def rows_of(mesh: Mesh) -> int:
+    """Returns the number of devices over which one picture is divided."""
+    return mesh.shape.get(ROWS, 1)
+
+
+def check_rows(mesh: Mesh, height: int, factor: int) -> None:
+    """Raises ValueError if pictures of this height cannot be divided over the mesh; `factor` is the autoencoder's."""
+    count = rows_of(mesh)
+    if height // factor % count:
+        raise ValueError(
+            f"a picture of height {height} has {height // factor} rows of latents, which split_picture={count} does "
+            f"not divide: use a height that is a multiple of {count * factor}, or another number"
+        )
 
 
 def default_dtype(platform: str | None = None) -> str:
@@ -155,8 +190,25 @@ def compiled(function: Callable, static: Any, mesh: Mesh, batched: tuple[bool, .
         raise ValueError(f"parallel is one of {', '.join(PARALLEL)}; got {parallel!r}")
     bound = functools.partial(function, static)
     if parallel == "pmap":
+        if rows_of(mesh) > 1:
+            raise ValueError("pmap cannot divide one picture: leave parallel or split_picture out")
         return pmapped(bound, mesh, batched)
+    if rows_of(mesh) > 1:
+        return divided_by_rows(bound, mesh)
     return jax.jit(bound if mesh.size == 1 or parallel == TOGETHER else over_batch(bound, mesh, batched))
+
+
+def divided_by_rows(function: Callable, mesh: Mesh) -> Callable:
+    """Returns `function` of a batch, compiled so that each picture is divided over the rows of the mesh.
+
+    All outputs are batched, and whole on all devices of a picture.
+    """
+
+    def run(*args: Any) -> Any:
+        with over_rows(mesh):
+            return function(*args)
+
+    return jax.jit(run, out_shardings=NamedSharding(mesh, P(BATCH)))
 
 
 def host(tree: Any) -> Any:

@@ -24,6 +24,7 @@ from sdjax.diffusion.denoiser import NetworkDenoiser, Weak, make_denoiser
 from sdjax.diffusion.guidance import Guidance
 from sdjax.diffusion.network import Network
 from sdjax.nn import TextEncoder, latent_from_moments
+from sdjax.nn.layers import rows as map_rows
 from sdjax.nn.layers.interpolation import interpolate
 from sdjax.nn.vae import autoencoder
 from sdjax.pipeline import bands, tiling
@@ -60,10 +61,15 @@ class SampleProgram:
 
 
 def one_by_one(function: Callable[..., Out], *batched: PyTree) -> Out:
-    """Returns `function` of a batch, computed entry by entry. So entry i never depends on the others."""
-    return jax.tree.map(
-        lambda a: a[:, 0], jax.lax.map(lambda entry: function(*jax.tree.map(lambda a: a[None], entry)), batched)
-    )
+    """Returns `function` of a batch, computed entry by entry. So entry i never depends on the others.
+
+    If each picture is divided over devices, the parts of the batch go on at the same time, on their own devices.
+    """
+    mesh = map_rows.current()
+    parts = 1 if mesh is None else mesh.shape[map_rows.BATCH]
+    entries = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(parts, -1, *a.shape[1:]), 1, 0), batched)
+    out = jax.lax.map(lambda entry: function(*entry), entries)
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0).reshape(-1, *a.shape[2:]), out)
 
 
 def encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: TokenIds) -> Context:
@@ -87,7 +93,9 @@ class VAEProgram:
     def run(self, params: Params, x: Array, method: Literal["encode", "decode"]) -> Array:
         """Returns moments of images or images of latents: of large pictures band by band (`sdjax.pipeline.tiling`)."""
         factor = 1 if method == "encode" else self.vae.factor
-        large = x.shape[1] * x.shape[2] * factor**2 > tiling.LARGE
+        mesh = map_rows.current()
+        rows = x.shape[1] // (1 if mesh is None else mesh.shape[map_rows.ROWS])  # that a device has
+        large = rows * x.shape[2] * factor**2 > tiling.LARGE
         if large and self.vae.kind == "tiny":
             return bands.run(self.vae, self.dtype, params, x, method, self.seamless)
         if large:

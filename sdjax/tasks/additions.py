@@ -13,6 +13,7 @@ from sdjax.adapters.patch import Patch
 from sdjax.adapters.reference import References
 from sdjax.adapters.regions import Regions
 from sdjax.adapters.style_aligned import StyleAligned
+from sdjax.pipeline import placement
 from sdjax.tasks import image_prompts, style_aligned
 from sdjax.tasks.adapter_spans import arrays, spans_of, timesteps_of
 from sdjax.tasks.control_arrays import control_arrays
@@ -91,7 +92,7 @@ def _regions(group: Group) -> list[Addition]:
 def _style_aligned(group: Group) -> list[Addition]:
     if group.first.style_aligned is None:
         return []
-    return [Addition(StyleAligned(), None, style_aligned.shares(group.requests, group.how.mesh.size))]
+    return [Addition(StyleAligned(), None, style_aligned.shares(group.requests, placement.parts(group.how.mesh)))]
 
 
 def _references(group: Group) -> list[Addition]:

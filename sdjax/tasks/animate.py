@@ -155,7 +155,7 @@ def animate(
                 note(f"{name} has no effect on one prompt: give several different ones, or leave it out")
     if len(set(zip(texts, negatives, seeds))) == 1:
         note("all keyframes have the same prompt and seed: every frame is the same picture")
-    batch = placement.padded(min(batch, frames, how.at_once or batch), mesh.size)
+    batch = placement.padded(min(batch, frames, how.at_once or batch), placement.parts(mesh))
     # The last batch is padded with copies of the last frame, so that one program makes every batch
     groups = [list(range(start, min(start + batch, frames))) for start in range(0, frames, batch)]
     alike = len(set(seeds)) == 1

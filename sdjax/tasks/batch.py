@@ -109,6 +109,8 @@ class Batch:
         Raises ValueError if they cannot be computed together.
         """
         groups: dict[Any, list[int]] = {}
+        for height, _ in map(self.size_of, range(len(self.requests))):
+            placement.check_rows(self.how.mesh, height, self.pipe.config.vae.factor)
         for i, (request, start) in enumerate(zip(self.requests, self.starts, strict=True)):
             sampler = request.sampler
             # A sampler with its own `final` shares no batch with others
@@ -118,7 +120,7 @@ class Batch:
             made_as = (*structure, request.seamless, request.windows, shape, alike(request))
             likeness = (self.size_of(i), start.rows is None, sampler.rule, end, *made_as)
             groups.setdefault(likeness, []).append(i)
-        at_once, devices = self.how.at_once, self.how.mesh.size
+        at_once, devices = self.how.at_once, placement.parts(self.how.mesh)
         aligned = [group for group in groups.values() if self.requests[group[0]].style_aligned is not None]
         apart = [
             part for group in groups.values() if group not in aligned for part in placement.divided(group, at_once)
@@ -368,4 +370,4 @@ class Batch:
         return placement.split(np.stack(parts), self.how.mesh)
 
     def _fill(self, items: list) -> list:
-        return placement.fill(items, self.how.mesh.size)
+        return placement.fill(items, placement.parts(self.how.mesh))

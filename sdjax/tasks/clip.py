@@ -174,6 +174,10 @@ def _computing(options: Mapping[str, Any], frames: int, window: int) -> Computin
     for name in "exact", "at_once":
         if getattr(how, name):
             raise ValueError(f"{name} divides a batch, and the frames of a clip are made together: leave {name} out")
+    if how.split_picture > 1:
+        raise ValueError(
+            "the frames of a clip are spread over the devices, not the rows of each: leave split_picture out"
+        )
     devices = list(how.mesh.devices.flat)
     if how.parallel == "pmap" and len(devices) > 1:
         raise ValueError("pmap divides a batch, and the frames of a clip are made together: leave parallel out")

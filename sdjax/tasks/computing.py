@@ -26,6 +26,7 @@ class ComputingOptions(TypedDict, total=False):
     """The fields of `Computing`, as arguments of the tasks."""
 
     parallel: placement.Parallel
+    split_picture: int
     devices: Sequence[jax.Device] | None
     exact: bool
     at_once: int | None
@@ -39,7 +40,8 @@ class ComputingOptions(TypedDict, total=False):
 class Computing:
     """How a batch is computed.
 
-    The batch is spread over `devices` (default: all of this process) by `parallel`: "jit" or "pmap". `exact` computes
+    The batch is spread over `devices` (default: all of this process) by `parallel`: "jit" or "pmap". If `split_picture`
+    is above 1, each picture is computed by so many devices, which have parts of its rows. `exact` computes
     pictures one by one, so that they are bit-identical alone and in a batch. `at_once` is the largest number of
     pictures that are computed at once; None means all that fit together (`Batch.groups`). `progress(done,
     total)` counts calls of the network. `on_step(step)` gets a `sdjax.tasks.session.Step`, which has a preview. Both
@@ -50,6 +52,7 @@ class Computing:
     """
 
     parallel: placement.Parallel = "jit"
+    split_picture: int = 1
     devices: Sequence[jax.Device] | None = None
     exact: bool = False
     at_once: int | None = None
@@ -64,6 +67,9 @@ class Computing:
             if value is not None and not callable(value):
                 raise ValueError(f"{name} is a function of {takes}; got {arguments.shown(value)}")
         object.__setattr__(self, "exact", flag("exact", self.exact))
+        object.__setattr__(self, "split_picture", whole("split_picture", self.split_picture, 1))
+        if self.parallel == "pmap" and self.split_picture > 1:
+            raise ValueError("pmap cannot divide one picture: leave parallel or split_picture out")
         if self.at_once is not None:
             object.__setattr__(self, "at_once", whole("at_once", self.at_once, 1))
         choose("output", self.output, OUTPUTS)
@@ -78,7 +84,7 @@ class Computing:
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         """The devices."""
-        return placement.make_mesh(self.devices)
+        return placement.make_mesh(self.devices, self.split_picture)
 
 
 def read_taesd(given: TAESD) -> LoadedTAESD:

@@ -106,20 +106,20 @@ class Prompts:
 
     def _simple(self, branch: int, layers: int, given: Sequence[dict[int, Encoded]]) -> Branch:
         """Returns the contexts of prompts of one chunk without emphasis, which need not leave the devices."""
-        mesh = self.how.mesh
-        ids = np.array(placement.fill([own[branch][0].chunks[0].ids for own in self.texts], mesh.size), np.int32)
+        mesh, parts = self.how.mesh, placement.parts(self.how.mesh)
+        ids = np.array(placement.fill([own[branch][0].chunks[0].ids for own in self.texts], parts), np.int32)
         made = self.encoders[0].encode_tokens(
             ids, layers=layers, mesh=mesh, parallel=self.how.parallel, exact=self.how.exact
         )  # fmt: skip
         if not any(branch in own for own in given):
             return Branch(made, None)
-        own = placement.fill([one.get(branch) for one in given], mesh.size)
+        own = placement.fill([one.get(branch) for one in given], parts)
         context = np.stack([encoded if one is None else one for one, encoded in zip(own, np.asarray(made))])
         return Branch(placement.split(context, mesh), None)
 
     def _stacked(self, branches: Sequence[int], given: Sequence[dict[int, Encoded]]) -> list[Branch]:
         """Returns the contexts of prompts of any length and number of stages."""
-        mesh, count = self.how.mesh, placement.padded(len(self.requests), self.how.mesh.size)
+        mesh, count = self.how.mesh, placement.padded(len(self.requests), placement.parts(self.how.mesh))
         stages = padded_stages(self.plans)
         made = []
         nothing = np.zeros((0, self.pipe.config.text.width), np.float32)
@@ -132,7 +132,7 @@ class Prompts:
             encoded_here = {branch: [next(encoded) for _ in texts[branch]] for branch in branches}
             empty = next(encoded) if request.pad_contexts == EMPTIES else nothing
             made.append(self._equal(i, branches, encoded_here, given[i], empty))
-        made = placement.fill(made, mesh.size)
+        made = placement.fill(made, placement.parts(mesh))
         longest = max(len(context) for one in made for contexts in one.values() for context in contexts)
         out = []
         lengths_needed = any(len(c) != longest for one in made for contexts in one.values() for c in contexts)

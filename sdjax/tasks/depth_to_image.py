@@ -193,7 +193,7 @@ def _estimated(
     run = placement.compiled(_estimate, (config, pipe.dtype), mesh, (False, True), parallel)
     maps: list[Any] = [None] * len(padded)
     for size, which in groups.items():
-        filled = placement.fill(which, mesh.size)
+        filled = placement.fill(which, placement.parts(mesh))
         seen = np.concatenate([interpolate(to_float(padded[i])[None], size, method="bicubic") for i in filled])
         for i, depth in zip(which, np.asarray(run(pipe.on(mesh)["depth"], placement.split(seen, mesh)))):
             maps[i] = depth

@@ -52,7 +52,7 @@ def describe(settings: Mapping[str, Any], config: Any, name: str, sampler: Any) 
 
 def describe_computing(
     task: str, pipe: Any, devices: Sequence[Any] | None, *, exact: bool = False, parallel: str = "jit",
-    variant: str | None = None, ema: str = "auto", quantise: str = "auto",
+    split_picture: int = 1, variant: str | None = None, ema: str = "auto", quantise: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
     """Returns what all pictures of a run share: the task, how the model was read, and what computed them.
 
@@ -75,6 +75,7 @@ def describe_computing(
         **({} if quantise == "auto" else {"quantise": quantise}),
         "exact": exact,
         "parallel": parallel,
+        **({} if split_picture == 1 else {"split_picture": split_picture}),
         "devices": {"kind": devices[0].device_kind, "count": len(devices)},
         "versions": {"sdjax": __version__, "jax": jax.__version__},
         **({"jax_settings": jax_settings} if jax_settings else {}),

@@ -171,7 +171,7 @@ def embed_images(
         raise ValueError(WITHOUT)
     mesh = placement.make_mesh() if mesh is None else mesh
     pixels = list(preprocess.clip_pixels(inputs.open_pictures(image), vision.image_size, dialect=dialect))
-    filled = np.stack(placement.fill(pixels, mesh.size))
+    filled = np.stack(placement.fill(pixels, placement.parts(mesh)))
     run = placement.compiled(_embed, (vision, pipe.dtype, exact), mesh, (False, True), parallel)
     return np.asarray(run(pipe.on(mesh)["vision"], placement.split(filled, mesh)))[: len(pixels)]
 
@@ -196,7 +196,7 @@ def make_labels(
 
     Without weights it is the label of the picture's input embedding. With weights it is the mixture of all.
     """
-    which = placement.fill(batch.inputs, batch.how.mesh.size)
+    which = placement.fill(batch.inputs, placement.parts(batch.how.mesh))
     if weights is None:
         used, at = embeddings[which][None], np.asarray(levels, np.int32)[which][None]  # [1, b, d], [1, b]
     else:

@@ -14,7 +14,7 @@ READING = "--config --prediction --ema --vae --vocab"
 SHARED = (
     "--debug --prompt --from-file --n_samples --seed --H --W --steps --sampler --plms --dpm --sampler-option "
     f"--ddim_eta --scale --schedule --zero-terminal-snr --ckpt --revision --C --f --quantise {READING} --device "
-    "--parallel --precision --dtype --exact --outdir "
+    "--parallel --split-picture --precision --dtype --exact --outdir "
     "--safety-checker --guidance --seamless --patch --window "
     "--prompt-syntax --emphasis --comma-backtrack --old-prompt-editing --clip-skip --pad-contexts --style "
     "--wildcards --wildcard-seed --lora --lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir "
@@ -37,7 +37,8 @@ ALWAYS = {
     "invert": f"{SHARED} --init-img --background --refinements",
     "animate": f"{SHARED} {NOISE} --preview --strength-counting --frames --loop --motion --format --fps --save_frames",
     "reproduce": f"--debug --dry-run --weak-ckpt --ckpt --revision --C --f --quantise {READING} --device "
-    "--parallel --precision --dtype --exact --outdir --safety-checker --preview --skip_save --skip_grid --lora "
+    "--parallel --split-picture --precision --dtype --exact --outdir --safety-checker --preview --skip_save "
+    "--skip_grid --lora "
     "--lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir --image-prompt --control --region",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
     "--old-prompt-editing --style --wildcards --wildcard-seed --embedding --embedding-dir",

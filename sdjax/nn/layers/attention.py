@@ -18,10 +18,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.nn.jax_settings import setting
+from sdjax.nn.layers import rows
 from sdjax.nn.layers.products import cpu_dtype
 from sdjax.typing import Length
 
@@ -59,7 +62,33 @@ def attend(q: Queries, k: KeyVectors, v: Values, *, key_length: Length | None = 
         raise ValueError(f"attention takes q [b, n, h, d] and k and v [b, m, h, d] of one dtype; got {got}")
     if key_length is not None and (key_length.shape != (b,) or not jnp.issubdtype(key_length.dtype, jnp.integer)):
         raise ValueError(f"key_length is an integer for each of {b} entries; got {key_length.dtype}{key_length.shape}")
+    mesh = rows.current()
+    if mesh is not None:
+        return _over_rows(mesh, q, k, v, key_length, causal)
     return _attend(q, k, v, key_length, causal)
+
+
+def _over_rows(mesh: Mesh, q: Queries, k: KeyVectors, v: Values, key_length: Length | None, causal: bool) -> Attended:
+    """Returns attention of maps whose rows, and so the queries, are spread over the devices of a mesh.
+
+    If the number of devices divides the heads, each device exchanges its rows for all rows of some heads, and back.
+    This moves the fewest numbers. Otherwise each device gets all keys and values for its own queries.
+    """
+    (b, n, h, _), m, count = q.shape, k.shape[1], mesh.shape[rows.ROWS]
+    divides = n % count == 0 and not causal
+    by_heads = divides and h % count == 0 and m == n and key_length is None
+    batch = rows.batch_axis(mesh, b)
+    whole, own = P(batch), P(batch, *[rows.ROWS] * divides)
+
+    def part(q: Array, k: Array, v: Array, *length: Array) -> Array:
+        if not by_heads:
+            return _attend(q, k, v, *(length or (None,)), causal)
+        parts = jax.lax.all_to_all(jnp.stack([q, k, v]), rows.ROWS, 3, 2, tiled=True)  # [3, b, n, h / count, d]
+        return jax.lax.all_to_all(_attend(*parts, None, False), rows.ROWS, 1, 2, tiled=True)
+
+    lengths = () if key_length is None else (key_length,)
+    keys = own if by_heads else whole
+    return rows.in_parts(part, mesh, (own, keys, keys, *[whole] * len(lengths)), own)(q, k, v, *lengths)
 
 
 @functools.partial(jax.jit, static_argnums=4)  # traced and lowered once for all layers of one shape

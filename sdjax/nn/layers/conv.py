@@ -8,9 +8,12 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from sdjax.nn.layers import rows
 from sdjax.nn.layers.products import cpu_dtype, wide
 from sdjax.nn.layers.winograd import winograd
 from sdjax.nn.quantised.leaf import kernel_for
@@ -54,7 +57,12 @@ def conv2d(
     It is XLA's convolution, except on CPUs, where two other methods were measured to be faster
     (benchmarks/convolution.py): one matrix product for 1x1 kernels and for small maps of many channels, and Winograd's
     products for other 3x3 kernels of stride 1.
+
+    Inside `sdjax.nn.layers.rows.over_rows` every device computes some rows of the result.
     """
+    mesh = rows.current()
+    if mesh is not None:
+        return _over_rows(mesh, x, kernel, bias, strides, padding)
     xla = functools.partial(convolution, strides=strides, padding=padding)
     method = method_on_cpu(x.shape, kernel.shape, strides, padding, x.dtype)
     if method == "xla":
@@ -63,6 +71,27 @@ def conv2d(
         own = winograd if method == "winograd" else functools.partial(columns, strides=strides, padding=padding)
         y = jax.lax.platform_dependent(x, kernel, cpu=own, default=xla)
     return y if bias is None else y + bias
+
+
+def _over_rows(
+    mesh: Mesh, x: Array, kernel: Array, bias: Array | None, strides: tuple[int, int], padding: Padding
+) -> Array:
+    """Returns the convolution of a map whose rows are spread over the devices of a mesh."""
+    h, count, stride, above = x.shape[1], mesh.shape[rows.ROWS], strides[0], padding[0][0]
+    below = kernel.shape[0] - stride - above  # rows that the last position of a part sees below it
+    out = (h + sum(padding[0]) - kernel.shape[0]) // stride + 1
+    # Only if part i of the result needs part i of x and some rows of its neighbours
+    fits = out * stride == h and out % count == 0 and 0 <= below <= h // count >= above
+
+    def part(x: Array, kernel: Array, *bias: Array) -> Array:
+        sides = padding
+        if fits:
+            x, sides = rows.with_neighbours(x, above, below), ((0, 0), padding[1])
+        return conv2d(x, kernel, *bias, strides=strides, padding=sides)
+
+    own = P(rows.batch_axis(mesh, len(x)), *[rows.ROWS] * fits)
+    args = (x, kernel) if bias is None else (x, kernel, bias)
+    return rows.in_parts(part, mesh, (own, *[P()] * (len(args) - 1)), own)(*args)
 
 
 def method_on_cpu(

@@ -3,11 +3,16 @@
 Source: torch.nn.GroupNorm and torch.nn.LayerNorm (biased variance, epsilon inside the square root).
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from sdjax.nn.layers import rows
 
 
 class GroupNorm(nn.Module):
@@ -63,12 +68,31 @@ def group_norm(x: Array, scale: Array, bias: Array, *, groups: int, epsilon: flo
 
     Raises ValueError if the channels do not divide into groups.
     """
-    b, *_, c = x.shape
+    c = x.shape[-1]
     if c % groups:
         raise ValueError(f"group norm: {c} channels do not divide into {groups} groups")
+    mesh = rows.current()
+    normalise = functools.partial(_normalised, groups=groups, epsilon=epsilon)
+    if mesh is None or x.ndim != 4:
+        return normalise(x, scale, bias)
+    fits = x.shape[1] % mesh.shape[rows.ROWS] == 0
+    own = P(rows.batch_axis(mesh, len(x)), *[rows.ROWS] * fits)
+    return rows.in_parts(functools.partial(normalise, joined=fits), mesh, (own, P(), P()), own)(x, scale, bias)
+
+
+def _normalised(x: Array, scale: Array, bias: Array, *, groups: int, epsilon: float, joined: bool = False) -> Array:
+    """Returns the normalised x. If it is `joined`, it is a part of the rows, and the statistics are those of all.
+
+    Means and variances of parts of equal size are joined exactly (Chan, Golub and LeVeque 1983, eq. 2.1).
+    """
+    b, *_, c = x.shape
     y = x.astype(jnp.float32).reshape(b, -1, groups, c // groups)
     mean = y.mean((1, 3), keepdims=True)
     var = jnp.square(y - mean).mean((1, 3), keepdims=True)
+    if joined:
+        means, variances = jnp.moveaxis(jax.lax.all_gather(jnp.stack([mean, var]), rows.ROWS), 1, 0)
+        mean = means.mean(0)
+        var = variances.mean(0) + jnp.square(means - mean).mean(0)
     scale, bias = (a.astype(jnp.float32).reshape(groups, c // groups) for a in (scale, bias))
     return ((y - mean) * (jax.lax.rsqrt(var + epsilon) * scale) + bias).reshape(x.shape)
 

@@ -19,7 +19,7 @@ READERS: dict[str, Any] = {
 # How the picture was computed, and with what: not settings of the picture
 ABOUT = (
     "task", "model", "vae", "safety_checker", "variant", "ema", "config", "prediction", "dtype", "exact", "parallel",
-    "devices", "versions", "jax_settings", "batch", "watermark", "safety", "weak", "hashes",
+    "split_picture", "devices", "versions", "jax_settings", "batch", "watermark", "safety", "weak", "hashes",
 )  # fmt: skip
 # The final texts have them, so that no file is read again that a picture names
 CHOICES = ("styles", "styles_file", "wildcards", "wildcard_seed")
@@ -29,7 +29,7 @@ INPUTS = {  # files that a picture was made from
     "backdrop": "a background", "upscaler": "an upscaler's file", "widen": "differences to its UNet",
     "prior": "a prior", "vision": "an image tower", "noise_stats": "statistics of embeddings",
 }  # fmt: skip
-COMPARED = ("prediction", "dtype", "exact", "parallel", "batch", "devices", "versions", "jax_settings")
+COMPARED = ("prediction", "dtype", "exact", "parallel", "split_picture", "batch", "devices", "versions", "jax_settings")
 # Settings of one command, which are its flags
 OF_TASK = {
     "method", "feather", "padding", "only_masked", "composite", "expand", "overlap", "boxes", "confidence", "most",
