@@ -20,7 +20,7 @@ from sdjax.convert.model import load, load_model, parameter_counts
 from sdjax.convert.names.tables import tensor_shapes
 from sdjax.convert.parts.aesthetic import load_aesthetic
 from sdjax.convert.parts.annotators import LoadedAnnotator, load_annotator
-from sdjax.convert.parts.clip_pair import load_clip_pair
+from sdjax.convert.parts.clip_pair import load_clip_pair, load_clip_vision
 from sdjax.convert.parts.controlnet import LoadedControlNet, load_controlnet
 from sdjax.convert.parts.depth import load_depth
 from sdjax.convert.parts.detector import LoadedDetector, load_detector
@@ -69,6 +69,7 @@ __all__ = [
     "load_aesthetic",
     "load_annotator",
     "load_clip_pair",
+    "load_clip_vision",
     "load_controlnet",
     "load_depth",
     "load_detector",

@@ -61,11 +61,11 @@ def every_leaf(
 
 def every_tensor(
     checkpoint: Checkpoint, shapes: Params, name: Callable[[str], str], what: str, *, bare: Collection[str] = (),
-    prefix: str = "", unused: str = "$^",
+    prefix: str | tuple[str, ...] = "", unused: str = "$^",
 ) -> Params:  # fmt: skip
     """Returns the parameters of these shapes, a float32 tree, from all tensors whose names begin with `prefix`.
 
-    `name`, `bare` and `unused` are those of `grouped_table`. Raises CheckpointError for missing, misshapen and unknown
+    There may be several prefixes. `name`, `bare` and `unused` are those of `grouped_table`. Raises CheckpointError for missing, misshapen and unknown
     tensors.
     """
     tensors = {one: tensor for one, tensor in checkpoint.tensors.items() if one.startswith(prefix)}

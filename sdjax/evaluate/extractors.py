@@ -14,10 +14,9 @@ from jaxtyping import Array, Float, UInt8
 
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.parts.aesthetic import load_aesthetic
-from sdjax.convert.parts.clip_pair import load_clip_pair
+from sdjax.convert.parts.clip_pair import load_clip_pair, load_clip_vision
 from sdjax.convert.parts.dinov2 import load_dinov2
 from sdjax.convert.parts.inception import load_inception
-from sdjax.convert.parts.tower import load_vision
 from sdjax.evaluate import resizing
 from sdjax.loading import hub
 from sdjax.nn.metrics.clip_pair import VIT_H14, VIT_L14, VIT_L14_336, ClipConfig
@@ -177,12 +176,14 @@ def _load_clip(config: ClipConfig, head: str, what: str, name: str, file: File) 
 
 
 def _load_cmmd(name: str, file: File) -> NetworkExtractor:
-    vision, params = load_vision(file, VIT_L14_336.vision, "float32")
-    return NetworkExtractor(name, "vision", vision, params, resizing.cmmd)
+    vision = VIT_L14_336.vision
+    tower = load_clip_vision(file, vision, "OpenAI's CLIP ViT-L/14@336px")
+    return NetworkExtractor(name, "vision", vision, tower, resizing.cmmd)
 
 
 def _load_aesthetic(name: str, file: File, clip: File) -> NetworkExtractor:
-    (predictor, head), (vision, tower) = load_aesthetic(file), load_vision(clip, VIT_L14.vision, "float32")
+    (predictor, head), vision = load_aesthetic(file), VIT_L14.vision
+    tower = load_clip_vision(clip, vision, "OpenAI's CLIP ViT-L/14")
     if predictor.width != vision.projection:
         raise CheckpointError(f"it takes embeddings of {predictor.width}; CLIP's has {vision.projection}", file)
     params = {"vision": tower, "predictor": head}

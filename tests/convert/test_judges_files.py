@@ -130,6 +130,8 @@ def test_clip_in_every_layout_gives_the_same_parameters(tmp_path):
     paths = sorted(tmp_path.iterdir())
     found = [convert.load_clip_pair(path, CLIP) for path in paths]
     assert all(equal(found[0], one) for one in found[1:])
+    towers = [convert.load_clip_vision(path, CLIP.vision) for path in paths]
+    assert all(equal(found[0]["vision"], one) for one in towers)
     query = found[0]["vision"]["vision_model"]["encoder"]["layers_0"]["self_attn"]["q_proj"]["kernel"]
     np.testing.assert_array_equal(query, arrays["visual.transformer.resblocks.0.attn.in_proj_weight"][:V].T)
     np.testing.assert_array_equal(found[0]["text"]["text_projection"]["kernel"], arrays["text_projection"])
@@ -138,7 +140,7 @@ def test_clip_in_every_layout_gives_the_same_parameters(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"visual.transformer.resblocks.1.ln_1.weight": np.ones(V)}, "resblocks.1.ln_1.weight .* is unknown"),
+        ({"visual.transformer.resblocks.1.ln_2.weight": np.ones(V)}, "resblocks.1.ln_2.weight .* is unknown"),
         ({"something": np.ones(2)}, "something .* is unknown"),
         ({"text_projection": np.ones((T, 2))}, "text_projection has the shape .64, 2. instead of .64, 64."),
         ({"ln_final.bias": None, "logit_scale": None}, "2 differences: .*(ln_final.bias|logit_scale) is missing"),
@@ -149,6 +151,19 @@ def test_every_difference_of_a_clip_is_named(change, words, tmp_path):
     (tmp_path / "clip.bin").write_bytes(torch_zip(tensors(arrays)))
     with pytest.raises(CheckpointError, match=rf"clip\.bin: it does not hold a small CLIP, with .*{words}"):
         convert.load_clip_pair(tmp_path / "clip.bin", CLIP, "a small CLIP")
+
+
+def test_another_clip_is_named_in_one_sentence(tmp_path):
+    arrays = openai() | {"visual.positional_embedding": np.ones((10, V), np.float32)}
+    save_file(arrays, tmp_path / "a.safetensors")
+    save_file(transformers(openai()) | {"text_model.encoder.layers.1.layer_norm1.weight": np.ones(T, np.float32)},
+              tmp_path / "b.safetensors")  # fmt: skip
+    ours = "an image tower of width 128 with 1 blocks, patches of 7 and pictures of {} pixels"
+    for load, config in ((convert.load_clip_pair, CLIP), (convert.load_clip_vision, CLIP.vision)):
+        with pytest.raises(CheckpointError, match=f"it is another CLIP: {ours.format(21)}.*; it has {ours.format(14)}"):
+            load(tmp_path / "a.safetensors", config, "it")
+    with pytest.raises(CheckpointError, match="a text tower of width 64 with 2 blocks; it .* with 1 blocks$"):
+        convert.load_clip_pair(tmp_path / "b.safetensors", CLIP, "it")
 
 
 def test_programs_are_data_and_modules_in_modules_end(tmp_path):
