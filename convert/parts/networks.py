@@ -65,8 +65,8 @@ def every_tensor(
 ) -> Params:  # fmt: skip
     """Returns the parameters of these shapes, a float32 tree, from all tensors whose names begin with `prefix`.
 
-    There may be several prefixes. `name`, `bare` and `unused` are those of `grouped_table`. Raises CheckpointError for missing, misshapen and unknown
-    tensors.
+    There may be several prefixes. `name`, `bare` and `unused` are those of `grouped_table`. Raises CheckpointError for
+    missing, misshapen and unknown tensors.
     """
     tensors = {one: tensor for one, tensor in checkpoint.tensors.items() if one.startswith(prefix)}
     table, dtype = grouped_table("network", shapes, name, bare=bare, unused=unused), np.dtype("float32")

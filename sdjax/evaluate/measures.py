@@ -18,8 +18,9 @@ class Measure:
 
     `extractor` names the network (`sdjax.evaluate.extractors.EXTRACTORS`), `features` what is taken of its output.
     `function` computes the value in float64 from the pictures' features and the reference's, with any number of rows,
-    so that rows can be drawn again for confidence. `of_statistics` does it from a reference's mean and covariance; None
-    if these are not enough. Both raise ValueError for features that cannot be measured.
+    so that rows can be drawn again for confidence. `prepared` and `of_statistics` return the function for a reference's
+    features, and for its mean and covariance: None if nothing can be done beforehand, and if statistics are not enough.
+    All raise ValueError for features that cannot be measured.
     """
 
     name: str
@@ -29,14 +30,26 @@ class Measure:
     needs_reference: bool
     lower_is_better: bool
     function: Callable[[Features, Features | None], float]
-    of_statistics: Callable[[Features, Statistics], float] | None = None
+    prepared: Callable[[Features], Callable[[Features], float]] | None = None
+    of_statistics: Callable[[Statistics], Callable[[Features], float]] | None = None
+
+    def against(self, reference: Features | None) -> Callable[[Features], float]:
+        """Returns the value as a function of the pictures' features. What only the reference needs is done once."""
+        if reference is not None and self.prepared is not None:
+            return self.prepared(reference)
+        return lambda features: self.function(features, reference)
 
 
 def frechet_measure(name: str, title: str, extractor: str, feature: str) -> Measure:
     """Returns the measure that is the Fréchet distance of a feature."""
+
+    def of(distance: Callable[..., float]) -> Callable[[Features], float]:
+        return lambda features: distance(features[feature])
+
     return Measure(
         name, title, extractor, (feature,), True, True, _compared(distances.frechet, feature),
-        lambda features, statistics: distances.frechet_of_statistics(features[feature], *statistics),
+        lambda reference: of(distances.frechet_to(reference[feature])),
+        lambda statistics: of(distances.frechet_to_statistics(*statistics)),
     )  # fmt: skip
 
 

@@ -109,16 +109,15 @@ def measure(
 
 def _function(one: Measure, reference: Reference | None) -> Callable[[Features], float]:
     if not one.needs_reference:
-        return lambda features: one.function(features, None)
+        return one.against(None)
     if reference is None:
         raise ValueError(f"{one.name} compares with reference pictures: give a reference")
     if reference.features is not None:
         kept = {name: reference.features[name] for name in one.features}
-        return lambda features: one.function(features, kept)
+        return one.against(kept)
     if one.of_statistics is None or reference.statistics is None:
         raise ValueError(
             f"{one.name} needs the reference's pictures or their features; {reference.identity} has only mean and "
             "covariance"
         )
-    by_statistics, statistics = one.of_statistics, reference.statistics
-    return lambda features: by_statistics(features, statistics)
+    return one.of_statistics(reference.statistics)

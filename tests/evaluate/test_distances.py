@@ -30,7 +30,25 @@ def test_frechet_of_independent_columns_is_the_sum_over_columns():
 def test_frechet_of_rows_and_of_statistics_agree_for_few_and_many_rows():
     for x, y in ((X, Y), (X[:4], Y), (X[:3], Y[:2])):  # fewer rows than columns: no full rank
         statistics = distances.mean_and_covariance(y)
-        assert distances.frechet_of_statistics(x, *statistics) == pytest.approx(distances.frechet(x, y), rel=1e-7)
+        assert distances.frechet_to_statistics(*statistics)(x) == pytest.approx(distances.frechet(x, y), rel=1e-7)
+
+
+def test_large_matrices_give_the_same_distance(monkeypatch):
+    for x, y in ((X, Y), (X, Y[:4]), (X[:4], Y)):
+        want = distances.frechet(x, y)
+        monkeypatch.setattr(distances, "EXACT", 0)
+        assert distances.frechet(x, y) == pytest.approx(want, rel=1e-7)  # the root of rounding errors
+        monkeypatch.undo()
+
+
+def test_measures_of_a_prepared_reference_are_the_same():
+    for measure in MEASURES.values():
+        x, y = ({name: rows + i for i, name in enumerate(measure.features)} for rows in (X[:40], Y))
+        reference = y if measure.needs_reference else None
+        assert measure.against(reference)(x) == measure.function(x, reference)
+        if measure.of_statistics is not None:
+            of = measure.of_statistics(distances.mean_and_covariance(y[measure.features[0]]))
+            assert of(x) == pytest.approx(measure.function(x, y), rel=1e-9)
 
 
 def test_frechet_does_not_change_when_the_features_are_rotated():
