@@ -91,8 +91,8 @@ def _check_sizes(
 
     patch = axis(names.patches, -1)
     side = patch * math.isqrt(max(axis(names.positions, 0) - 1, 0))
-    found = [(axis(names.patches, 0), blocks(names.vision_block), patch, side)]
-    wanted = [(vision.width, vision.layers, vision.patch_size, vision.image_size)]
+    found: list[tuple[int, ...]] = [(axis(names.patches, 0), blocks(names.vision_block), patch, side)]
+    wanted: list[tuple[int, ...]] = [(vision.width, vision.layers, vision.patch_size, vision.image_size)]
     if text is not None:
         found.append((axis(names.tokens, 1), blocks(names.text_block)))
         wanted.append((text.width, text.layers))
