@@ -13,7 +13,7 @@ from sdjax.scripts.shared.job import Job, resolve_local
 from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
-IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
+IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16, --low-memory"
 
 DESCRIPTION = """\
 Makes pictures from a prompt that keep the shapes of a picture (or of each picture

@@ -12,7 +12,7 @@ from sdjax.scripts.shared.job import Job
 from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
-IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16"
+IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture, --dtype bfloat16, --low-memory"
 
 DESCRIPTION = """\
 Makes parts of a picture (or of each picture of a folder) again, following a prompt,

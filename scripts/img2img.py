@@ -10,7 +10,7 @@ from sdjax.scripts.shared.job import Job, note
 from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
-IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
+IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16, --low-memory"
 
 DESCRIPTION = """\
 Makes pictures from a picture (or each picture of a folder) and a prompt, and

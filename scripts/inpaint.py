@@ -11,7 +11,7 @@ from sdjax.scripts.shared.job import Job
 from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 
-IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture or --only-masked, --dtype bfloat16"
+IF_OUT_OF_MEMORY = "a smaller --n_samples, a smaller picture or --only-masked, --dtype bfloat16, --low-memory"
 
 DESCRIPTION = """\
 Replaces the white part of a picture's mask, following a prompt, or continues the

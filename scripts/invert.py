@@ -9,7 +9,7 @@ from sdjax.scripts.shared import input_pictures, model_flags, noise_files, optio
 from sdjax.scripts.shared.job import Job, note
 from sdjax.scripts.shared.prompts import check_prompts
 
-IF_OUT_OF_MEMORY = "smaller --H and --W, --dtype bfloat16"
+IF_OUT_OF_MEMORY = "smaller --H and --W, --dtype bfloat16, --low-memory"
 
 DESCRIPTION = """\
 Walks DDIM's steps backwards, from a picture (or each picture of a folder) to the

@@ -13,7 +13,7 @@ from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 from sdjax.tasks import recording
 
-IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, a smaller --enlarge, --dtype bfloat16"
+IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, a smaller --enlarge, --dtype bfloat16, --low-memory"
 SIDES = ("left", "right", "top", "bottom")
 UNLIT = Needs(lambda args: args.light == "none", "with --light: leave one of them out")
 LIT = Needs(lambda args: args.light != "none", "without --light: leave it out")

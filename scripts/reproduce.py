@@ -137,7 +137,7 @@ def _arguments(
     for name, value in vars(args).items():
         if name in vars(made) and name not in remaking.HELP and (name in args.given or name not in made.given):
             setattr(made, name, value)
-    for name in "exact", "watermark":
+    for name in "exact", "low_memory", "watermark":
         if name in found.computed and name not in args.given:
             setattr(made, name, found.computed[name])
     made.ckpt = _checkpoint(args, found)

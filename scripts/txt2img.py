@@ -25,7 +25,7 @@ from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 from sdjax.tasks import recording
 
-IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
+IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16, --low-memory"
 
 DESCRIPTION = """\
 Makes pictures from a prompt, or from a file of prompts, and prints their paths.

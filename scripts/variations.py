@@ -14,7 +14,7 @@ from sdjax.scripts.shared.made import Made
 from sdjax.scripts.shared.prompts import PromptBatch
 from sdjax.tasks import recording
 
-IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16"
+IF_OUT_OF_MEMORY = "a smaller --n_samples, smaller --H and --W, --dtype bfloat16, --low-memory"
 
 DESCRIPTION = """\
 Makes pictures that show the same things as a picture, or as each of several, and

@@ -55,6 +55,8 @@ class Job:
             note("with --skip_save and --skip_grid, pictures are made but not written")
         self.devices = runtime.set_up_jax(args.device)
         device_flags.check_split(args, self.devices)
+        if args.low_memory:
+            self.devices = runtime.first_device(self.devices)
         large_flags.check_large(args)
         self.guidance = runtime.read_guidance(args.guidance, args.guidance_option)
         if "autoguidance" in self.guidance.get("guidance", "") and args.weak_ckpt is None:
@@ -161,6 +163,7 @@ class Job:
             variant=args.variant,
             vocab=args.vocab,
             quantise=args.quantise,
+            low_memory=args.low_memory,
             check=check_all,
             **more,
         )

@@ -267,6 +267,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         "--parallel",
         choices=("jit", "pmap"),
         default="jit",
+        needs=alone("--low-memory", why=", which computes on one device"),
         help="spread a batch over the devices with one sharded program, or with jax.pmap; default: %(default)s",
     )
     add(
@@ -289,6 +290,12 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute pictures one by one; then they have the same bits alone and in a batch (otherwise they agree to "
         "one level of 255)",
+    )
+    add(
+        "--low-memory",
+        action="store_true",
+        help="leave the weights in their file and read each layer's when it runs: a picture then needs little memory "
+        "and more time (docs/memory.md); computes on one device",
     )
 
 

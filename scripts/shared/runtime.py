@@ -54,6 +54,13 @@ def set_up_jax(device: str | None) -> list[Any] | None:
     return [devices[int(index)]]
 
 
+def first_device(devices: list[Any] | None) -> list[Any]:
+    """Returns the first of the devices, or of all devices of the best kind for None."""
+    import jax
+
+    return (devices or jax.local_devices())[:1]
+
+
 def make_schedule(name: str | None, settings: Sequence[str]) -> Any:
     """Returns the schedule of --schedule with its options set from NAME=VALUE texts; None if there is no name.
 

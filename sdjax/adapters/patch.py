@@ -79,6 +79,19 @@ def unpatched() -> Iterator[None]:
         _depth.reset(token)
 
 
+_bare: contextvars.ContextVar[bool] = contextvars.ContextVar("bare", default=False)
+
+
+@contextlib.contextmanager
+def bare() -> Iterator[None]:
+    """Returns a context for a layer alone inside a patch: no surrounding patch sees it."""
+    token = _bare.set(True)
+    try:
+        yield
+    finally:
+        _bare.reset(token)
+
+
 _aside: contextvars.ContextVar[bool] = contextvars.ContextVar("aside", default=False)
 
 
@@ -132,7 +145,7 @@ def _calls_alone(interceptor: Interceptor, depth: int | None) -> Interceptor:
     """
 
     def intercept(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
-        if context.method_name != "__call__" or depth not in (None, _depth.get()):
+        if context.method_name != "__call__" or _bare.get() or depth not in (None, _depth.get()):
             return method(*args, **kwargs)
         return interceptor(method, args, kwargs, context)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from numpy.typing import DTypeLike
 
-from sdjax.checks.arguments import dtype_name
+from sdjax.checks.arguments import dtype_name, flag
+from sdjax.checks.computer import return_large_blocks
 from sdjax.checks.hints import explains_arguments
 from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
@@ -20,9 +21,12 @@ from sdjax.convert.parts.widened import find_widened
 from sdjax.loading import builtin, hub
 from sdjax.loading.run_layout import is_run
 from sdjax.nn.jax_settings import pinned
+from sdjax.nn.quantised.kinds import AS_STORED, NOT
 from sdjax.pipeline import cache
+from sdjax.pipeline.low_memory import LowMemoryPipeline
 from sdjax.pipeline.model import Pipeline, cast
 from sdjax.pipeline.placement import default_dtype
+from sdjax.pipeline.streaming import stored
 from sdjax.prompts.tokenizer import Tokenizer
 
 
@@ -44,6 +48,7 @@ def load(
     revision: str | None = None,
     vocab: str | os.PathLike[str] | None = None,
     quantise: str = "auto",
+    low_memory: bool = False,
     check: Callable[[ModelConfig], None] | None = None,
 ) -> Pipeline:
     """Returns a pipeline for a file, diffusers folder, native folder or hub repository "owner/name".
@@ -77,6 +82,9 @@ def load(
     `quantise` holds the kernels of UNet and text encoder in fewer bits: a type of docs/quantised.md such as "int8" or
     "q8_0"; "no" for none, "auto" for what the file has. They become `dtype` where they are used, layer by layer.
 
+    With `low_memory` parameters stay in their file and are read whenever a network runs, layer by layer
+    (`sdjax.pipeline.low_memory`, docs/memory.md). Pictures then need little memory and more time.
+
     From then on, compiled programs are kept from run to run (`sdjax.pipeline.cache`).
 
     Raises sdjax.convert.CheckpointError for a file that is not a model or is incomplete, ValueError for an argument out
@@ -85,6 +93,12 @@ def load(
     cache.enable()
     dtype = default_dtype() if dtype is None else dtype_name(dtype)
     quantise = check_choice(quantise)
+    make = _stored_pipeline if flag("low_memory", low_memory) else _pipeline
+    if low_memory and quantise not in (AS_STORED, NOT):
+        raise ValueError(
+            f"quantise={quantise!r} with low_memory would round the weights again in every call: write a quantised file "
+            "first (sdjax convert --quantise), or leave it out"
+        )
     said: list[str] = []
     files = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats, "widen": widen}
     parts = {part: file for part, file in files.items() if file is not None}
@@ -106,7 +120,7 @@ def load(
             given = {"config": config, "prediction": prediction, **parts, "variant": variant, "revision": revision,
                      "vocab": vocab}  # fmt: skip
             named = [name for name, value in given.items() if value is not None]
-            return _load_run(place, ema, dtype, check, named, quantise)
+            return _load_run(make, place, ema, dtype, check, named, quantise)
         read = functools.partial(load_model, read_path(place, variant))
     words = None if vocab is None else Tokenizer.from_vocabulary(vocab)  # fails early, before the model is read
     places = {part: read_path(hub.resolve(file, say=said.append)) for part, file in parts.items()}
@@ -120,7 +134,7 @@ def load(
         made = wider.added(bundle.read_params(), dtype)
         bundle = bundle.with_params(made.params, made.config)
     bundle = bundle.quantised(quantise)
-    return _pipeline(bundle, bundle.tokenizer_with(words), dtype, source, [*said, *bundle.report.notices])
+    return make(bundle, bundle.tokenizer_with(words), dtype, source, [*said, *bundle.report.notices])
 
 
 def _pipeline(bundle: Bundle, tokenizer: Tokenizer, dtype: str, source: str, said: Iterable[str]) -> Pipeline:
@@ -131,9 +145,23 @@ def _pipeline(bundle: Bundle, tokenizer: Tokenizer, dtype: str, source: str, sai
     return Pipeline(bundle.config, params, tokenizer, dtype, source, notices, bundle)
 
 
+def _stored_pipeline(
+    bundle: Bundle, tokenizer: Tokenizer, dtype: str, source: str, said: Iterable[str]
+) -> LowMemoryPipeline:  # fmt: skip
+    """Returns the pipeline of a checkpoint whose parameters are read when they are used."""
+    cache.keep_small()
+    return_large_blocks()
+    if bundle.in_memory is not None:
+        params = cast(bundle.in_memory, dtype)
+    else:
+        params = stored(bundle.cast(dtype).leaves)
+    return LowMemoryPipeline(bundle.config, params, tokenizer, dtype, source, tuple(dict.fromkeys(said)), bundle)
+
+
 def _load_run(
-    path: Path, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None, given: list[str], quantise: str
-) -> Pipeline:
+    make: Callable[..., Pipeline], path: Path, ema: str, dtype: str, check: Callable[[ModelConfig], None] | None,
+    given: list[str], quantise: str,
+) -> Pipeline:  # fmt: skip
     """Returns the pipeline of a training's newest checkpoint."""
     from sdjax.loading.run_folder import trained, trained_words  # Orbax takes long to import
 
@@ -143,5 +171,5 @@ def _load_run(
     if check is not None:
         check(model.config)
     notice = f"the model of step {step} of the training in {path}"
-    pipe = _pipeline(model.cast(dtype).quantised(quantise), model.tokenizer(), dtype, str(path), [notice])
+    pipe = make(model.cast(dtype).quantised(quantise), model.tokenizer(), dtype, str(path), [notice])
     return pipe.with_embeddings(trained_words(path, ema=ema))

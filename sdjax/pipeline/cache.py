@@ -55,6 +55,12 @@ def enable() -> Path | None:
     return folder
 
 
+def keep_small() -> None:
+    """Makes JAX keep programs that compile in less than MIN_SECONDS too. Networks that run layer by layer have many."""
+    if enable() is not None:
+        _set("jax_persistent_cache_min_compile_time_secs", 0.0, default=MIN_SECONDS)
+
+
 def _set(name: str, value: float, *, default: float) -> None:
     """Sets one of JAX's options, unless it has been set already."""
     import jax

@@ -237,7 +237,7 @@ class Pipeline(metaclass=Explained):
             if layers > text.layers:
                 params = placement.replicate(cast(_over(self._more_blocks(layers), params), self.dtype), mesh)
             text = dataclasses.replace(text, layers=layers)
-        run = placement.compiled(programs.encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
+        run = self._compiled(programs.encode_text, (text, self.dtype, exact), mesh, (False, True), parallel)
         return run(params, placement.split(ids, mesh))
 
     def _more_blocks(self, layers: int) -> Params:
@@ -260,7 +260,7 @@ class Pipeline(metaclass=Explained):
         mask). With `seamless` "x", "y" or "xy" the picture continues over its edges. `made` is the noise, for one row,
         of images that do not draw it with their keys.
         """
-        static = (programs.VAEProgram(self.config.vae, self.dtype, seamless or ""), draw)
+        static = (self._autoencoder(seamless), draw)
         mesh = placement.fitting_mesh(mesh, len(image))
         run = placement.compiled(programs.encode_image, static, mesh, (False, True, True, True), parallel)
         return run(self.on(mesh)["vae"], placement.split(image, mesh), keys, made)
@@ -310,9 +310,9 @@ class Pipeline(metaclass=Explained):
             areas=areas, mesh=mesh, exact=exact,
         )  # fmt: skip
         inputs = (tuple(branches), jax.tree.map(lambda a: np.broadcast_to(a, (len(x), *np.shape(a)[1:])), guidance))
-        begin = placement.compiled(programs.begin, program, mesh, (False, True, True, True), parallel)
+        begin = self._compiled(programs.begin, program, mesh, (False, True, True, True), parallel)
         state = begin(params, x, *inputs)
-        run = placement.compiled(programs.sample, program, mesh, programs.SPREAD, parallel)
+        run = self._compiled(programs.sample, program, mesh, programs.SPREAD, parallel)
         total = np.size(rows.index, 0)
         for done, chunk in zip(range(CHUNK, total + CHUNK, CHUNK), chunks(rows, CHUNK), strict=True):
             noise = None if made is None else made.chunk(done - CHUNK, CHUNK)
@@ -358,6 +358,14 @@ class Pipeline(metaclass=Explained):
         With `seamless` "x", "y" or "xy" the pictures continue over their edges.
         """
         mesh = placement.fitting_mesh(mesh, len(latent))
-        program = programs.VAEProgram(self.config.vae, self.dtype, seamless or "")
-        run = placement.compiled(programs.decode, program, mesh, (False, True), parallel)
+        run = placement.compiled(programs.decode, self._autoencoder(seamless), mesh, (False, True), parallel)
         return run(self.on(mesh)["vae"], placement.split(latent, mesh))
+
+    def _compiled(
+        self, function: Callable, static: Any, mesh: Mesh, batched: tuple[bool, ...], parallel: str
+    ) -> Callable:  # fmt: skip
+        """Returns the program of a function of `programs` that runs the text encoder or the UNet."""
+        return placement.compiled(function, static, mesh, batched, parallel)
+
+    def _autoencoder(self, seamless: str | None) -> programs.VAEProgram:
+        return programs.VAEProgram(self.config.vae, self.dtype, seamless or "")

@@ -84,23 +84,28 @@ def encode_text(static: tuple[TextConfig, str, bool], params: Params, ids: Token
 
 @dataclasses.dataclass(frozen=True)
 class VAEProgram:
-    """The static description of a program of the autoencoder. Convolutions wrap around along the axes of `seamless`."""
+    """The static description of a program of the autoencoder. Convolutions wrap around along the axes of `seamless`.
+
+    `band` is the number of numbers in a band. None means no bands for pictures up to `tiling.LARGE`.
+    """
 
     vae: VAEConfig
     dtype: str
     seamless: str = ""
+    band: int | None = None
 
     def run(self, params: Params, x: Array, method: Literal["encode", "decode"]) -> Array:
         """Returns moments of images or images of latents: of large pictures band by band (`sdjax.pipeline.tiling`)."""
         factor = 1 if method == "encode" else self.vae.factor
         mesh = map_rows.current()
         rows = x.shape[1] // (1 if mesh is None else mesh.shape[map_rows.ROWS])  # that a device has
-        large = rows * x.shape[2] * factor**2 > tiling.LARGE
+        large = self.band is not None or rows * x.shape[2] * factor**2 > tiling.LARGE
         if large and self.vae.kind == "tiny":
             return bands.run(self.vae, self.dtype, params, x, method, self.seamless)
         if large:
             banded = tiling.encode if method == "encode" else tiling.decode
-            return banded(self.vae, jnp.dtype(self.dtype), params, x, seamless=self.seamless)
+            band = tiling.BAND if self.band is None else self.band
+            return banded(self.vae, jnp.dtype(self.dtype), params, x, band=band, seamless=self.seamless)
         network = autoencoder(self.vae, jnp.dtype(self.dtype))
         with patched([Seamless(self.seamless)] if self.seamless else []):
             return cast(Array, network.apply({"params": params}, x, method=method))

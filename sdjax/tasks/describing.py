@@ -62,6 +62,7 @@ def describe_computing(
 
     from sdjax._version import __version__
     from sdjax.nn.jax_settings import recorded
+    from sdjax.pipeline.low_memory import LowMemoryPipeline
 
     jax_settings = recorded()
     devices = jax.local_devices() if devices is None else devices
@@ -76,6 +77,7 @@ def describe_computing(
         "exact": exact,
         "parallel": parallel,
         **({} if split_picture == 1 else {"split_picture": split_picture}),
+        **({"low_memory": True} if isinstance(pipe, LowMemoryPipeline) else {}),
         "devices": {"kind": devices[0].device_kind, "count": len(devices)},
         "versions": {"sdjax": __version__, "jax": jax.__version__},
         **({"jax_settings": jax_settings} if jax_settings else {}),

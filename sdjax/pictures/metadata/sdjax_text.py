@@ -20,6 +20,7 @@ READERS: dict[str, Any] = {
 ABOUT = (
     "task", "model", "vae", "safety_checker", "variant", "ema", "config", "prediction", "dtype", "exact", "parallel",
     "split_picture", "devices", "versions", "jax_settings", "batch", "watermark", "safety", "weak", "hashes",
+    "low_memory",
 )  # fmt: skip
 # The final texts have them, so that no file is read again that a picture names
 CHOICES = ("styles", "styles_file", "wildcards", "wildcard_seed")
@@ -115,7 +116,10 @@ def _files(given: Any) -> list[dict[str, str]]:
 
 def _computed(given: dict[str, Any]) -> dict[str, Any]:
     """Returns how the picture was computed, in values that flags may have."""
-    kinds = {"dtype": str, "exact": bool, "batch": int, "ema": str, "variant": str, "watermark": str, "parallel": str}
+    kinds = {
+        "dtype": str, "exact": bool, "batch": int, "ema": str, "variant": str, "watermark": str, "parallel": str,
+        "low_memory": bool,
+    }  # fmt: skip
     return {key: given[key] for key, kind in kinds.items() if type(given.get(key)) is kind}
 
 
