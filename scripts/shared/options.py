@@ -254,6 +254,9 @@ def add_sampler_flags(add: Callable) -> None:
     )
 
 
+ONE_DEVICE = alone("--low-memory", why=", which computes on one device")
+
+
 def add_device_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where and how to compute."""
     add = parser.add_argument_group("where and how to compute").add_argument
@@ -267,7 +270,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         "--parallel",
         choices=("jit", "pmap"),
         default="jit",
-        needs=alone("--low-memory", why=", which computes on one device"),
+        needs=ONE_DEVICE,
         help="spread a batch over the devices with one sharded program, or with jax.pmap; default: %(default)s",
     )
     add(
@@ -275,6 +278,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         type=values.positive,
         default=1,
         metavar="N",
+        needs=ONE_DEVICE,
         help="divide each picture over N devices, which have parts of its rows: a picture is finished sooner; "
         "default: %(default)s, whole pictures",
     )

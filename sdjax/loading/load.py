@@ -96,8 +96,8 @@ def load(
     make = _stored_pipeline if flag("low_memory", low_memory) else _pipeline
     if low_memory and quantise not in (AS_STORED, NOT):
         raise ValueError(
-            f"quantise={quantise!r} with low_memory would round the weights again in every call: write a quantised file "
-            "first (sdjax convert --quantise), or leave it out"
+            f"quantise={quantise!r} with low_memory would round the weights again in every call: write a quantised "
+            "file first (sdjax convert --quantise), or leave it out"
         )
     said: list[str] = []
     files = {"vae": vae, "depth": depth, "vision": vision, "noise_stats": noise_stats, "widen": widen}

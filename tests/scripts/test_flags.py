@@ -14,7 +14,7 @@ READING = "--config --prediction --ema --vae --vocab"
 SHARED = (
     "--debug --prompt --from-file --n_samples --seed --H --W --steps --sampler --plms --dpm --sampler-option "
     f"--ddim_eta --scale --schedule --zero-terminal-snr --ckpt --revision --C --f --quantise {READING} --device "
-    "--parallel --split-picture --precision --dtype --exact --outdir "
+    "--low-memory --precision --dtype --exact --outdir "
     "--safety-checker --guidance --seamless --patch --window "
     "--prompt-syntax --emphasis --comma-backtrack --old-prompt-editing --clip-skip --pad-contexts --style "
     "--wildcards --wildcard-seed --lora --lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir "
@@ -37,7 +37,7 @@ ALWAYS = {
     "invert": f"{SHARED} --init-img --background --refinements",
     "animate": f"{SHARED} {NOISE} --preview --strength-counting --frames --loop --motion --format --fps --save_frames",
     "reproduce": f"--debug --dry-run --weak-ckpt --ckpt --revision --C --f --quantise {READING} --device "
-    "--parallel --split-picture --precision --dtype --exact --outdir --safety-checker --preview --skip_save "
+    "--low-memory --precision --dtype --exact --outdir --safety-checker --preview --skip_save "
     "--skip_grid --lora "
     "--lora-dir --embedding --embedding-dir --hypernetwork --hypernetwork-dir --image-prompt --control --region",
     "tokens": "--debug --steps --seed --tokenizer --json --prompt-syntax --emphasis --comma-backtrack "
@@ -94,6 +94,8 @@ GIVEN = {
     "animate --background": "",
     "--text": "--embed x",
     "--bytes": "--embed 3",
+    "--parallel": "--low-memory",
+    "--split-picture": "--low-memory",
     "--profile": "--plan",
     "--debug-nans": "--plan",
     "--hosts": "--coordinator a:1 --num-hosts 1 --host 0",
