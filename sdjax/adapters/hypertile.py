@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from sdjax.adapters.patch import Context, Interceptor
-from sdjax.adapters.spans import AsItIs, Inside, check_levels, set_fields
+from sdjax.adapters.spans import AsItIs, Inside, set_fields
 from sdjax.checks.arguments import flag, whole
 from sdjax.config import UNetConfig
 
@@ -27,7 +27,8 @@ class HyperTile(AsItIs):
     A tile's side is the smallest divisor of the map's side that has at least `tile_size` pixels at the first level.
     Deeper levels have tiles of as many places, which are twice as many pixels each time; with `scale_depth`, of twice
     as many places too. With `swap_size` above 1, layers take the smallest so many divisors in turn, so that the tiles'
-    edges are not in one place everywhere. A tile as large as the map changes nothing.
+    edges are not in one place everywhere. A tile as large as the map changes nothing. If a network has fewer levels,
+    all of them are changed.
 
     Raises ValueError for values out of range.
     """
@@ -46,8 +47,7 @@ class HyperTile(AsItIs):
         set_fields(self, {**wholes, "scale_depth": flag("scale_depth", self.scale_depth)})
 
     def check(self, config: UNetConfig) -> None:
-        """Raises ValueError if the network does not have so many levels."""
-        check_levels(self.levels, config)
+        """Does nothing: any network will do, as in other tools."""
 
     def intercept(self, shared: None = None, own: None = None) -> Interceptor:
         """Returns the interceptor of `.../attn1/attend`."""

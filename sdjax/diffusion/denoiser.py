@@ -147,8 +147,11 @@ def _repeated(x: jax.Array, branches: int) -> jax.Array:
 
 def _moment(row: Rows, b: int, branches: tuple[str, ...]) -> Moment:
     """Returns where in its run each entry of a call for b pictures is."""
-    numbers = (jnp.broadcast_to(jnp.asarray(a, jnp.int32), (b,)) for a in (row.index, row.step, row.num_steps))
-    return Moment(*(_repeated(a, len(branches)) for a in numbers), branches=branches)
+    index, step, num_steps = (
+        _repeated(jnp.broadcast_to(jnp.asarray(a, jnp.int32), (b,)), len(branches))
+        for a in (row.index, row.step, row.num_steps)
+    )
+    return Moment(index, step, num_steps, branches)
 
 
 def _apart(tree: Memory, branches: int) -> Memory:

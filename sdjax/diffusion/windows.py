@@ -102,14 +102,14 @@ class WindowedNetwork:
         places = self._places(x.shape)
 
         def one(place: tuple[jax.Array, jax.Array, Memory]) -> tuple[jax.Array, Memory]:
-            *at, own = place
-            cut = functools.partial(_cut, *at)
+            rows, columns, own = place
+            cut = functools.partial(_cut, rows, columns)
             part = conditioning
             if part.concat is not None:
                 part = dataclasses.replace(part, concat=cut(part.concat))
             if part.patches:
                 arrays = zip(self.patches, part.patches, strict=True)
-                part = dataclasses.replace(part, patches=tuple(_cut_arrays(*pair, *at) for pair in arrays))
+                part = dataclasses.replace(part, patches=tuple(_cut_arrays(*pair, rows, columns) for pair in arrays))
             return self.network(params, cut(x), t, part, own)
 
         swapped = jax.tree.map(lambda a: a.swapaxes(0, 1), memory)

@@ -1,5 +1,6 @@
 """Options of a picture that cannot be combined."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sdjax.adapters.hidiffusion import WindowAttention
@@ -7,7 +8,7 @@ from sdjax.adapters.hypertile import HyperTile
 from sdjax.adapters.memory import Remembering
 from sdjax.adapters.patch import Timed
 from sdjax.adapters.t_gate import TGate
-from sdjax.adapters.table import PATCHES
+from sdjax.adapters.table import PATCHES, Setting
 from sdjax.adapters.token_downsampling import TokenDownsampling
 from sdjax.adapters.token_merging import TokenMerging
 from sdjax.diffusion.guidance import ClassifierFree, Rule
@@ -25,7 +26,7 @@ def check_combinations(request: "Resolved") -> None:
     """Raises ValueError for options of a resolved request that cannot be combined."""
     check_attention(request)
     check_shared(request)
-    check_places(request)
+    check_places(request.patches, _rules(request))
     check_memory(request)
 
 
@@ -37,14 +38,14 @@ def _name(setting: object) -> str:
     return next(name for name, made in PATCHES.items() if isinstance(setting, made))
 
 
-def check_places(request: "Resolved") -> None:
+def check_places(patches: Sequence[Setting], rules: Sequence[Rule]) -> None:
     """Raises ValueError for several patches, or a patch and guidance, that change the places of an attention."""
-    found = [one for one in request.patches if isinstance(one, OF_PLACES)]
+    found = [one for one in patches if isinstance(one, OF_PLACES)]
     if len(found) > 1:
         raise ValueError(
             f"{' and '.join(map(_name, found))} change which places the same self-attention sees: choose one of them"
         )
-    if any(isinstance(one, TokenMerging) for one in found) and any(isinstance(rule, SEG) for rule in _rules(request)):
+    if any(isinstance(one, TokenMerging) for one in found) and any(isinstance(rule, SEG) for rule in rules):
         raise ValueError("token_merging leaves no map of queries that seg could blur: leave one out")
 
 

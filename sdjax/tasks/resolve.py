@@ -8,7 +8,7 @@ import numpy as np
 
 from sdjax import names, samplers
 from sdjax.adapters.t_gate import TGate
-from sdjax.adapters.table import Setting
+from sdjax.adapters.table import Setting, make_settings
 from sdjax.checks.arguments import number, whole
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
@@ -177,7 +177,7 @@ def make_guidance(
     `joined` are the weights of the prompts that AND joins.
     """
     rules = rules_of(request.guidance, request.guidance_options)
-    gates = [Interval(stop=one.gate) for one in request.patches or () if isinstance(one, TGate)]
+    gates = [Interval(stop=one.gate) for one in make_settings(request.patches) if isinstance(one, TGate)]
     if not isinstance(rules, tuple):
         if request.guidance_scale is not None or request.guidance_rescale:
             raise ValueError(
@@ -186,8 +186,9 @@ def make_guidance(
             )
         if joined != (1.0,):
             note("AND and the weight of a whole prompt have no effect with a whole guidance, only with rules")
-        gated = isinstance(rules, ClassifierFree) and gates
-        return dataclasses.replace(rules, rules=(*rules.rules, *gates)) if gated else rules
+        if gates and isinstance(rules, ClassifierFree):
+            return dataclasses.replace(rules, rules=(*rules.rules, *gates))
+        return rules
     if joined != (1.0,):
         rules = (And(np.asarray(joined, np.float32), len(joined)), *rules)
     rules = (*rules, *gates)

@@ -59,7 +59,8 @@ def test_fields_become_settings(asking):
         sampler_name="DPM++ 2M SDE Karras", cfg_scale=6, width=520, height=64, batch_size=2, n_iter=3, tiling=True,
             eta=0.5,
         seed_resize_from_h=64, seed_resize_from_w=128, send_images=False, save_images=True,
-        override_settings={"CLIP_stop_at_last_layers": 2, "randn_source": "CPU", "eta_noise_seed_delta": 31337},
+        override_settings={"CLIP_stop_at_last_layers": 2, "randn_source": "CPU", "eta_noise_seed_delta": 31337,
+                           "token_merging_ratio": 0.4, "token_merging_ratio_img2img": 0.2},
     ).json()  # fmt: skip
     own = works[0].settings
     assert own.items() >= {
@@ -67,7 +68,7 @@ def test_fields_become_settings(asking):
         "num_steps": 20, "sampler": "dpmpp_2m_sde", "schedule": "karras", "guidance_scale": 6.0,
         "width": 520, "height": 64,
         "num_images": 6, "seamless": "xy", "eta": 0.5, "seed_resize": [64, 128], "clip_skip": 2, "ensd": 31337,
-        "noise_source": "torch_cpu",
+        "noise_source": "torch_cpu", "patches": [{"name": "token_merging", "ratio": 0.4, "random": False}],
     }.items()  # fmt: skip
     assert answer["images"] == []
     info = json.loads(answer["info"])
@@ -129,6 +130,8 @@ def test_unknown_fields_are_named_and_not_used(asking):
         ({"script_name": "x/y/z plot"}, "no scripts"),
         ({"override_settings": {"sd_model_checkpoint": "../../etc/passwd"}}, "no checkpoint"),
         ({"override_settings": {"randn_source": "dice"}}, "randn_source is one of"),
+        ({"override_settings": {"token_merging_ratio": 2}}, "token_merging_ratio is a number from 0 to 0.9; got 2"),
+        ({"override_settings": {"hypertile_swap_size_unet": "3"}}, "hypertile_swap_size_unet is a whole number"),
         ({"alwayson_scripts": {"controlnet": {"args": [{"model": "nothing"}]}}}, "no control"),
         ({"alwayson_scripts": {"controlnet": {"args": [{"model": "builtin-edges"}]}}}, "needs an image"),
         ({"alwayson_scripts": {"controlnet": {"args": "x"}}}, "list of args"),

@@ -29,6 +29,11 @@ def _flag(value: str) -> bool:
     return value.lower() == "true"
 
 
+def _merging(value: str) -> list[dict[str, Any]]:
+    """Returns A1111's token merging as a patch, without random targets. It limits the ratio itself."""
+    return [{"name": "token_merging", "ratio": min(number(value), 0.75), "random": False}]
+
+
 def _emphasis(value: str) -> str:
     name = value.strip().lower().replace(" ", "_")
     if name not in ("original", "no_norm", "ignore", "none"):
@@ -87,6 +92,7 @@ KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "Beta schedule beta": ("schedule_options.beta", number),
     "Discard penultimate sigma": ("schedule_options.discard_penultimate", _flag),
     "NGMS": ("ngms", number),
+    "Token merging ratio": ("patches", _merging),
     "Skip Early CFG": ("skip_early_cfg", number),
     "UniPC variant": ("sampler_options.variant", _text),
     "UniPC order": ("sampler_options.order", whole),

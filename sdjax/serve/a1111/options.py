@@ -4,7 +4,8 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from sdjax.checks.arguments import shown, whole
+from sdjax.adapters.hypertile import LARGEST, MOST_SWAPS, SMALLEST
+from sdjax.checks.arguments import flag, number, shown, whole
 from sdjax.serve.bodies import Refused
 from sdjax.serve.server import Server
 
@@ -12,7 +13,9 @@ SOURCES = {"GPU": "torch_cuda", "CPU": "torch_cpu", "NV": "torch_cuda"}  # whose
 AUTOMATIC = ("Automatic", "None", "none", "", None)
 DEFAULTS: Mapping[str, Any] = {
     "sd_model_checkpoint": None, "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1, "eta_noise_seed_delta": 0,
-    "randn_source": "GPU", "emphasis": "Original", "comma_padding_backtrack": 20,
+    "randn_source": "GPU", "emphasis": "Original", "comma_padding_backtrack": 20, "token_merging_ratio": 0.0,
+    "token_merging_ratio_img2img": 0.0, "hypertile_enable_unet": False, "hypertile_max_depth_unet": 3,
+    "hypertile_max_tile_unet": 256, "hypertile_swap_size_unet": 3,
 }  # fmt: skip
 FIXED: Mapping[str, Any] = {"samples_format": "png", "samples_save": True, "live_previews_enable": True}
 EMPHASIS = {"Original": "original", "No norm": "no_norm", "Ignore": "ignore", "None": "none"}
@@ -52,8 +55,8 @@ class Options:
             self._set.update(own)
 
 
-def settings_of(server: Server, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns our settings for options that are set. Raises Refused for wrong values."""
+def settings_of(server: Server, options: Mapping[str, Any], task: str = "txt2img") -> dict[str, Any]:
+    """Returns our settings for options that are set, for a task. Raises ValueError for wrong values."""
     out: dict[str, Any] = {}
     source, emphasis = options["randn_source"], options["emphasis"]
     if not isinstance(source, str) or source not in SOURCES:
@@ -71,4 +74,26 @@ def settings_of(server: Server, options: Mapping[str, Any]) -> dict[str, Any]:
         out["comma_backtrack"] = whole("comma_padding_backtrack", options["comma_padding_backtrack"], 0)
     if options["sd_vae"] not in AUTOMATIC:
         out["vae"] = server.library.find("vae", str(options["sd_vae"])).name
-    return out
+    patches = [*_merging(options, task), *_tiling(options)]
+    return {**out, "patches": patches} if patches else out
+
+
+def _merging(options: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
+    """Returns the patch of token merging. The ratio for pictures from pictures counts unless it is 0."""
+    names = "token_merging_ratio", "token_merging_ratio_img2img"
+    ratio, of_pictures = (number(name, options[name], 0, 0.9) for name in names)
+    chosen = of_pictures or ratio if task != "txt2img" else ratio
+    # At most three of four places can be joined; A1111 draws no random targets
+    return [{"name": "token_merging", "ratio": min(chosen, 0.75), "random": False}] if chosen else []
+
+
+def _tiling(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the patch of HyperTile."""
+    most = {"depth": 3, "tile": LARGEST, "swap_size": MOST_SWAPS}
+    names = {"depth": "hypertile_max_depth_unet", "tile": "hypertile_max_tile_unet",
+             "swap_size": "hypertile_swap_size_unet"}  # fmt: skip
+    depth, tile, swap_size = (whole(name, options[name], 0, most[kind]) for kind, name in names.items())
+    if not flag("hypertile_enable_unet", options["hypertile_enable_unet"]):
+        return []
+    own = {"tile_size": max(SMALLEST, tile), "swap_size": max(1, swap_size), "levels": depth + 1}
+    return [{"name": "hypertile", **own}]

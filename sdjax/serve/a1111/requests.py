@@ -42,7 +42,7 @@ def read(server: Server, given: Mapping[str, Any], set_options: Mapping[str, Any
         raise Refused(f"there are no scripts here; got {shown(own['script_name'])}", 422)
     override, more = _overridden(own["override_settings"], set_options)
     warnings += more
-    settings = {**_settings(own), **options.settings_of(server, override)}
+    settings = {**_settings(own), **options.settings_of(server, override, task)}
     if own["eta"] is not None and "eta" not in settings:
         warnings.append(f"eta has no effect on the sampler {settings['sampler']}")
     model = override["sd_model_checkpoint"]

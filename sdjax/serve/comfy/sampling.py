@@ -37,6 +37,7 @@ from sdjax.serve.comfy.host import Run
 from sdjax.serve.comfy.network_inputs import concat_of, label_of
 from sdjax.serve.comfy.values import Conditioning, Entry, Latent, Model, SamplerChoice
 from sdjax.tasks.adapter_spans import arrays as adapter_arrays
+from sdjax.tasks.combinations import check_places
 from sdjax.tasks.noise import step_noise
 from sdjax.typing import Latent as LatentArray
 
@@ -100,6 +101,7 @@ def sample(
     for name in names:
         if name not in entries and (len(sides[0]) > 1 or name not in COPIES):
             raise ValueError(f"the branch {name!r} of guidance needs one conditioning without areas and masks")
+    check_places(model.patches, own)
     patches, shared, per_branch = _patches(model, chosen, rows, schedule, (b, height, width), step_seed)
     mask = None if latent.mask is None else _mask(latent.mask, b, height, width)
     branches = [

@@ -1,0 +1,92 @@
+"""Makes the sheet and the tables of docs/less-work.md: pictures of the built-in model, and the benchmark's results.
+
+python docs/make_less_work.py            # the sheet and the tables
+python docs/make_less_work.py --tables   # the tables alone, from benchmarks/results/less_work.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from make_pictures import place
+
+import sdjax
+
+HERE = Path(__file__).parent
+PAGE, SHEET = HERE / "less-work.md", HERE / "sheets" / "less-work.png"
+RESULTS = HERE.parent / "benchmarks" / "results" / "less_work.json"
+START, END = "<!-- {} -->\n", "<!-- end -->\n"
+STEPS = 50
+PROMPTS = ("a cat on a blue background", "a strawberry on a white background", "a fox and a mushroom")
+COLUMNS: tuple[dict[str, Any], ...] = (
+    {},
+    {"patches": ["deep_cache:interval=3,branch=1"]},
+    {"patches": ["t_gate:gate=0.6"]},
+    {"guidance": "interval", "guidance_options": {"stop": 0.5}},
+    {"patches": ["token_merging:ratio=0.25"]},
+    {"patches": ["token_downsampling"]},
+    {"patches": ["hypertile:tile_size=32,swap_size=1"]},
+)
+
+
+def sheet() -> bytes:
+    """Returns the pictures: a row for each prompt, a column for each method."""
+    pipe = sdjax.load()
+    columns = [
+        sdjax.text_to_image(pipe, list(PROMPTS), seed=[0] * len(PROMPTS), num_steps=STEPS, **options)
+        for options in COLUMNS
+    ]
+    return place([[column[i] for column in columns] for i in range(len(PROMPTS))], 2)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Returns a table in Markdown. The first row is its head."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Returns the tables of the page by their marks."""
+    found = results["quality"]
+    quality = [["", f"right, of {found['pictures']} pictures", "95 % interval", "difference, levels of 255"]]
+    for row in found["rows"]:
+        name = f"plain, {found['steps']} steps" if row["name"] == "plain" else row["name"]
+        ends = f"{row['low']:.0%} to {row['high']:.0%}"
+        quality.append([name, f"{row['share']:.0%}", ends, f"{row['distance']:.1f}"])
+    timed = results.get("time", {"side": 512, "calls": {}})
+    sides = list(results["work"])
+    heads = [f"{side} x {side}, work in 10⁹" for side in sides]
+    work = [["a call", *heads, f"time at {timed['side']} x {timed['side']}"]]
+    for name in results["work"][sides[0]]:
+        counts = []
+        for side in sides:
+            own, plain = (results["work"][side][which] for which in (name, "plain"))
+            counts.append(f"{own / 1e9:,.0f} ({own / plain:.0%})")
+        ratio = "100%" if name == "plain" else f"{timed['calls'][name]['ratio']:.0%}" if name in timed["calls"] else ""
+        work.append([name, *counts, ratio])
+    return {"quality": table(quality), "work": table(work)}
+
+
+def replaced(text: str, made: dict[str, str]) -> str:
+    """Returns the page with the tables between their marks replaced."""
+    for kind, one in made.items():
+        before, mark, rest = text.partition(START.format(kind))
+        _, end, after = rest.partition(END)
+        text = before + mark + one + end + after
+    return text
+
+
+def main() -> None:
+    """Writes the tables and the sheet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tables", action="store_true", help="write the tables alone")
+    args = parser.parse_args()
+    made = tables(json.loads(RESULTS.read_text(encoding="utf-8")))
+    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+    if not args.tables:
+        SHEET.write_bytes(sheet())
+
+
+if __name__ == "__main__":
+    main()
