@@ -1,6 +1,7 @@
 """Requests with patches that save work: what is refused, how guidance ends, and tasks with all of it together."""
 
 import dataclasses
+import warnings
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ from sdjax.serve.comfy.nodes import NODES
 from sdjax.serve.comfy.values import Model
 from sdjax.tasks.from_metadata import understand
 from sdjax.tasks.request import Request
-from sdjax.tasks.resolve import resolve
+from sdjax.tasks.resolve import note_unused, resolve
+from sdjax.tasks.two_pass import second_request
 
 import models
 from checks import near
@@ -36,7 +38,7 @@ def resolved(**options):
         ({"patches": "token_merging", "guidance": SEG()}, "no map of queries that seg could blur"),
         ({"patches": "hypertile", "style_aligned": 0.5}, "style_aligned lets .*, and hypertile only a part"),
         ({"patches": "deep_cache", "sampler": "dpm_adaptive"}, "deep_cache counts the calls of the network"),
-        ({"patches": "t_gate", "sampler": "dpm_adaptive"}, "counts"),
+        ({"patches": "t_gate", "sampler": "dpm_adaptive"}, "t_gate counts the calls of the network"),
         ({"patches": ["deep_cache", "deep_shrink:block=0"]}, "deep_cache keeps features of one size"),
         ({"patches": "t_gate", "guidance": SAG()}, "needs the attention of every call, and t_gate skips some"),
         ({"patches": "deep_cache", "references": [np.zeros((8, 8, 3), np.uint8)]}, "references call the network"),
@@ -53,6 +55,21 @@ def test_behind_the_gate_there_is_no_guidance(guidance):
     made = resolved(patches="t_gate:gate=0.25", guidance=guidance).guidance
     assert made.rules[-1] == Interval(stop=0.25)
     assert made.resting == ("conditional",)
+
+
+def test_a_second_pass_ends_guidance_once():
+    first = resolved(patches="t_gate:gate=0.25", guidance="apg", height=64, width=64)
+    (second,) = resolve(models.pipeline(), [second_request(models.pipeline().config, first, 2.0, {})])
+    assert [type(one).__name__ for one in second.guidance.rules] == ["APG", "Interval"]
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": "euler_cfg_pp"}])
+def test_the_gate_gives_no_note_where_there_is_no_guidance(options):
+    made = resolved(patches="t_gate", guidance_scale=1, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        note_unused([made], models.pipeline().config)
+    assert bool(made.guidance.rules) == bool(options)
 
 
 def test_token_merging_of_a1111_is_read_from_its_pictures():

@@ -79,7 +79,7 @@ def plan(calls: int, interval: int, center: int = 0, power: float = 1.0) -> list
     With power 1 it is every `interval`-th. Else they are int(l^power + center) for as many l, evenly spaced from
     (-center)^(1/power) to (calls - center)^(1/power), where powers keep the sign; equal ones count once.
     """
-    calls = min(calls, LONGEST)
+    calls = min(max(calls, 1), LONGEST)
     if power == 1 or interval == 1:
         return list(range(0, calls, interval))
     center = min(center, calls - 1)

@@ -109,7 +109,9 @@ def _parsed(text: str) -> dict[str, Any]:
     return {"name": name.strip(), **options}
 
 
-def _value(text: str) -> int | float | str:
+def _value(text: str) -> int | float | bool | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         try:
             return kind(text)

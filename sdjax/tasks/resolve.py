@@ -177,7 +177,7 @@ def make_guidance(
     `joined` are the weights of the prompts that AND joins.
     """
     rules = rules_of(request.guidance, request.guidance_options)
-    gates = [Interval(stop=one.gate) for one in make_settings(request.patches) if isinstance(one, TGate)]
+    gates = gates_of(request)
     if not isinstance(rules, tuple):
         if request.guidance_scale is not None or request.guidance_rescale:
             raise ValueError(
@@ -191,7 +191,6 @@ def make_guidance(
         return rules
     if joined != (1.0,):
         rules = (And(np.asarray(joined, np.float32), len(joined)), *rules)
-    rules = (*rules, *gates)
     for rule in rules:
         rule.check(pipe.config.unet)
         if rule.counts_steps and not isinstance(sampler.rule, samplers.Linear):
@@ -201,7 +200,14 @@ def make_guidance(
             )
     if pipe.weak is None and any(rule.needs_weak for rule in rules):
         raise ValueError("autoguidance needs a second, weaker model: make the pipeline with pipe.guided_by(weaker)")
-    return ClassifierFree(scale, request.guidance_rescale, rules)
+    if scale == 1 and not rules and not sampler.uses_unconditional:
+        gates = []  # there is no guidance that would end
+    return ClassifierFree(scale, request.guidance_rescale, (*rules, *gates))
+
+
+def gates_of(request: Request) -> list[Interval]:
+    """Returns the rules that end guidance where patches ask for it (T-GATE)."""
+    return [Interval(stop=one.gate) for one in make_settings(request.patches) if isinstance(one, TGate)]
 
 
 def note_unused(requests: Sequence[Resolved], config: ModelConfig) -> None:
@@ -215,7 +221,9 @@ def note_unused(requests: Sequence[Resolved], config: ModelConfig) -> None:
         negative_prompt=any(request.negative_prompt for request in unguided),
         negative_prompt_embeds=any(request.negative_prompt_embeds is not None for request in unguided),
         guidance_rescale=any(request.guidance_rescale for request, g in ruled if g.scale == 1 and request in unguided),
-        guidance=any(g.scale == 1 and g.rules and not g.works_unguided for _, g in ruled),
+        guidance=any(
+            g.scale == 1 and len(g.rules) > len(gates_of(request)) and not g.works_unguided for request, g in ruled
+        ),
         why=WITHOUT_GUIDANCE if config.unet.guidance_dim is None else SCALE_AS_INPUT,
     )
 

@@ -10,7 +10,7 @@ from sdjax import pictures
 from sdjax.checks.arguments import number, texts, whole
 from sdjax.config import ModelConfig
 from sdjax.diffusion.guidance import ClassifierFree, Rules
-from sdjax.diffusion.rules import And
+from sdjax.diffusion.rules import And, Interval
 from sdjax.pipeline.model import Pipeline
 from sdjax.pipeline.programs import RESIZES
 from sdjax.purpose import check_task
@@ -23,7 +23,7 @@ from sdjax.tasks.enlarge import Upscaler, enlarge_to, read_upscaler
 from sdjax.tasks.inputs import one_each
 from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import Each, Request, SizedOptions
-from sdjax.tasks.resolve import STEP, Resolved, check_size, resolve
+from sdjax.tasks.resolve import STEP, Resolved, check_size, gates_of, resolve
 from sdjax.tasks.results import advice
 from sdjax.tasks.session import Making, Session, task
 
@@ -150,8 +150,10 @@ def second_request(config: ModelConfig, first: Resolved, enlarge: float, changed
     asked = {field.name: getattr(first, field.name) for field in dataclasses.fields(Request)}
     fields: dict[str, Any] = {**asked, "latents": None, "height": size[0], "width": size[1]}
     if isinstance(first.guidance, ClassifierFree):  # the rules again, with a scale of its own
-        # The prompt brings its own AND again
-        fields["guidance"] = Rules(tuple(rule for rule in first.guidance.rules if not isinstance(rule, And)))
+        # The prompt brings its own AND again, and patches the end of guidance
+        rules, gates = first.guidance.rules, gates_of(first)
+        own = [one for one in rules if not isinstance(one, And) and not (isinstance(one, Interval) and one in gates)]
+        fields["guidance"] = Rules(tuple(own))
     elif changed.get("guidance_scale") is None:
         fields |= {"guidance_scale": None, "guidance_rescale": 0.0}
     if changed.get("sampler") is not None:

@@ -190,6 +190,9 @@ def test_settings_come_as_names_texts_mappings_and_objects():
     assert made == (DeepShrink(factor=1.5, stop=0.2), TokenMerging(0.25), RAUNet())
     assert make_settings(tuple(map(describe, made))) == made
     assert make_settings(None) == make_settings(()) == ()
+    assert make_settings("token_merging:random=false,feed_forward=True") == (
+        TokenMerging(random=False, feed_forward=True),
+    )
 
 
 @pytest.mark.parametrize(
