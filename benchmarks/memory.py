@@ -8,59 +8,30 @@ runs on: XLA's CPU backend computes half precision through float32 copies in pla
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import platform
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sdjax import configs
-from sdjax.diffusion.conditioning import Conditioning
-from sdjax.diffusion.guidance import ClassifierFree
-from sdjax.diffusion.network import UNetNetwork
 from sdjax.nn import param_shapes
-from sdjax.pipeline import placement, programs
-from sdjax.samplers import SAMPLERS, chunks, repeat
-from sdjax.schedule import NoiseSchedule
+from sdjax.pipeline import planning
 
 GIB = 2**30
-
-
-def lowered(config, dtype: str, side: int, params):
-    """Yields (name, parameters used, jax.stages.Lowered) of the programs that a picture needs."""
-    mesh = placement.make_mesh(jax.devices()[:1])
-    text, vae = config.text, config.vae
-    ids = jax.ShapeDtypeStruct((1, text.max_length), jnp.int32)
-    run = placement.compiled(programs.encode_text, (text, dtype, False), mesh, (False, True), "jit")
-    yield "text", "text", run.lower(params["text"], ids)
-
-    sampler = SAMPLERS["ddim"]()
-    latent = jax.ShapeDtypeStruct((1, side // vae.factor, side // vae.factor, vae.latent_channels), jnp.float32)
-    rows = next(chunks(repeat(sampler.steps(NoiseSchedule(config.schedule), 50), 1), programs.CHUNK))
-    conditioning = Conditioning(context=jax.ShapeDtypeStruct((1, text.max_length, text.width), jnp.float32))
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    program = programs.SampleProgram(UNetNetwork(config.unet, dtype), config.schedule.prediction, sampler.rule)
-    run = placement.compiled(programs.sample, program, mesh, programs.SPREAD, "jit")
-    how = ((conditioning, conditioning), ClassifierFree(np.float32([7.5]), np.float32([0])))
-    state = jax.eval_shape(functools.partial(programs.begin, program), params["unet"], latent, *how)
-    yield "sampler", "unet", run.lower(params["unet"], programs.images_first(rows), state, keys, *how, None)
-
-    run = placement.compiled(programs.decode, programs.VAEProgram(vae, dtype), mesh, (False, True), "jit")
-    yield "decoder", "vae", run.lower(params["vae"], latent)
+NAMES = {"text encoder": "text", "sampler": "sampler", "decoder": "decoder"}
 
 
 def measure(name: str, dtype: str, side: int) -> dict:
     """Returns bytes: the model's parameters, each program's working memory, and the peak with parameters included."""
     config = configs.get(name)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), param_shapes(config))
-    size = {part: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params[part])) for part in params}
+    size = {part: planning.nbytes(params[part]) for part in params}
     out = {"model": name, "dtype": dtype, "side": side, "parameters": sum(size.values())}
-    for program, _, one in lowered(config, dtype, side, params):
+    for program, one in planning.lowered_programs(config, dtype, (side, side), params):
         m = one.compile().memory_analysis()
-        out[program] = m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        out[NAMES[program]] = m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
     out["peak"] = out["parameters"] + max(out["text"], out["sampler"], out["decoder"])
     return out
 

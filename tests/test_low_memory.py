@@ -14,7 +14,7 @@ from sdjax.adapters import FreeU, FreeUNumbers
 from sdjax.adapters.patch import patched
 from sdjax.convert.bundle import bundle_of_params
 from sdjax.nn import UNet
-from sdjax.pipeline import placement
+from sdjax.pipeline import placement, planning
 from sdjax.pipeline.low_memory import BAND, LowMemoryPipeline
 from sdjax.pipeline.streaming import StoredLeaf, in_memory, stored, streamed
 from sdjax.prompts.tokenizer import Tokenizer
@@ -90,6 +90,54 @@ def test_what_was_not_read_is_saved(low, tmp_path):
     low.save(tmp_path / "model")
     saved = convert.load_model(tmp_path / "model").params
     jax.tree.map(np.testing.assert_array_equal, saved, models.random_params(models.TINY))
+
+
+def test_a_plan_is_the_sum_of_the_parts_or_the_largest_one():
+    uses = planning.Use("text encoder", 3, 1), planning.Use("sampler", 10, 4), planning.Use("decoder", 2, 7)
+    assert planning.Plan(uses, True).peak == 3 + 10 + 2 + 7
+    assert planning.Plan(uses, False).peak == 10 + 4
+
+
+def test_a_plan_says_what_to_do_if_it_does_not_fit(monkeypatch):
+    monkeypatch.setattr(planning, "room", lambda device: 100)
+    uses = (planning.Use("sampler", 90, 1),)
+    (sentence,) = planning.advice(planning.Plan(uses, True), "float32", 2, None)
+    assert sentence == (
+        "it does not fit, as there are 100 bytes: try --dtype bfloat16, a smaller --n_samples, --low-memory, smaller "
+        "--H and --W"
+    )
+    (sentence,) = planning.advice(planning.Plan(uses[:1], False), "bfloat16", 1, None)
+    assert "try smaller --H and --W" in sentence
+    assert (
+        planning.advice(planning.Plan((planning.Use("sampler", 80, 1),), False), "float32", 2, None)[0][:7] == "it fits"
+    )
+
+
+def test_layers_of_a_plan_are_the_networks(bundle):
+    layers = planning.Layers()
+    with patched([layers], everywhere=True):
+        jax.eval_shape(UNet(models.TINY.unet).apply, {"params": models.random_params(models.TINY)["unet"]}, *inputs())
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(models.random_params(models.TINY)["unet"]))
+    found = max(
+        max(planning.nbytes(leaf) for leaf in given[0].values()) for _, given in layers.found.values() if given[0]
+    )
+    assert found == largest
+    assert layers.skips == 2 * 8 * 8 * 32 * 4  # of the one residual block's output
+
+
+@pytest.mark.slow  # compiles three programs, and those of all layers
+def test_low_memory_is_planned_to_need_less(capsys):
+    from sdjax.scripts.main import main
+
+    totals = []
+    for flags in [], ["--low-memory"]:
+        assert main(["plan", "builtin", "--device", "cpu:0", *flags]) == 0
+        out = capsys.readouterr().out
+        assert "sampler" in out
+        totals.append(out)
+    config = sdjax.load("builtin").config
+    whole, low = (planning.plan(config, "float32", (64, 64), low_memory=flag).peak for flag in (False, True))
+    assert low < whole / 2
 
 
 @pytest.mark.slow  # each runs some hundred small programs, which are compiled

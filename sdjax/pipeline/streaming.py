@@ -104,7 +104,7 @@ class _Streamed:
                 return method(*args, **kwargs)
             params = in_memory(dict(layer.variables.get("params", {})))
             with jax.disable_jit(False), bare():
-                out = _run(layer.clone(parent=None, name=None), params, args, kwargs)
+                out = run_layer(layer.clone(parent=None, name=None), params, args, kwargs)
             # One layer runs while the parameters of the next are read
             jax.block_until_ready(self._before)
             self._before = out
@@ -114,7 +114,8 @@ class _Streamed:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run(layer: nn.Module, params: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_layer(layer: nn.Module, params: Params, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Returns the output of a layer that stands alone, for its parameters and arguments."""
     return layer.apply({"params": params}, *args, **kwargs)
 
 

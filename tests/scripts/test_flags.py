@@ -54,6 +54,7 @@ ALWAYS = {
     "merge": "--debug --out --lora --to --dtype --ema --prediction --overwrite",
     "reproduce-merge": "--debug --models --out",
     "inspect": "--debug --variant --revision --json",
+    "plan": "--debug --variant --revision --H --W --n_samples --dtype --device --low-memory",
     "guidance": "--debug",
     "samplers": "--debug",
     "serve": "--debug --host --port --token-file --user-file --origin --log-prompts --ckpt --models --outdir --state "
@@ -136,6 +137,7 @@ NEEDED = {  # what a command cannot be without
     "merge": "a --out b.safetensors",
     "reproduce-merge": "a --models b",
     "inspect": "in",
+    "plan": "builtin",
     "export": "in out",
     "run-exported": "in",
 }
