@@ -6,9 +6,10 @@ products are split among devices. The results are the same as on one device, up 
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -18,14 +19,18 @@ from jaxtyping import PyTree
 
 from sdjax.checks.effects import needs
 from sdjax.config import ConfigError
+from sdjax.nn.layers.attention import over_mesh
 from sdjax.train.state import TrainState
 from sdjax.typing import Params
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))  # a batch's first axis
+BATCH_AXES = ("data", "fsdp")
+BATCH = P(BATCH_AXES)  # a batch's first axis
 HOST = "pinned_host"  # JAX's name for a host's memory that devices read
 LARGEST: Literal["largest"] = "largest"  # a rule's layout: split the largest divisible axis over "fsdp"
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 Axis = str | tuple[str, ...] | None
 Layout = tuple[Axis, ...] | Literal["largest"]
 Rules = Sequence[tuple[str, Layout]]
@@ -185,8 +190,22 @@ def compile_step(step: Callable, mesh: Mesh, state: PyTree, frozen: PyTree, conf
         return _pmapped(step, mesh)
     whole = NamedSharding(mesh, P())
     return jax.jit(
-        step, in_shardings=(state, frozen, batch_sharding(mesh), whole), out_shardings=(state, whole), donate_argnums=0
+        over(mesh, step),
+        in_shardings=(state, frozen, batch_sharding(mesh), whole),
+        out_shardings=(state, whole),
+        donate_argnums=0,
     )
+
+
+def over(mesh: Mesh, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Returns a function for `jax.jit` whose arrays lie on a training mesh: its attention is divided like its batch."""
+
+    @functools.wraps(function)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with over_mesh(mesh, BATCH_AXES, "tensor"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _pmapped(step: Callable, mesh: Mesh) -> Callable:

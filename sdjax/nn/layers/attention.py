@@ -14,7 +14,12 @@ them.
 A machine without an NVIDIA GPU cannot lower cuDNN's kernel. A program exported there for CUDA uses chunks of queries.
 """
 
+import contextlib
+import contextvars
 import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +48,30 @@ Values = Float[Array, "b m h e"]
 Attended = Float[Array, "b n h e"]
 
 
+class Division(NamedTuple):
+    """How arrays are divided over a mesh: the axes of the batch, and that of the heads."""
+
+    mesh: Mesh
+    batch: tuple[str, ...]
+    heads: str
+
+
+_division: contextvars.ContextVar[Division | None] = contextvars.ContextVar("division", default=None)
+
+
+@contextlib.contextmanager
+def over_mesh(mesh: Mesh, batch: tuple[str, ...], heads: str) -> Iterator[None]:
+    """Returns a context for tracing a function that XLA divides over a mesh: kernels are divided by hand.
+
+    `batch` names the axes that the batch is spread over, `heads` the axis of the heads.
+    """
+    token = _division.set(Division(mesh, batch, heads))
+    try:
+        yield
+    finally:
+        _division.reset(token)
+
+
 def attend(q: Queries, k: KeyVectors, v: Values, *, key_length: Length | None = None, causal: bool = False) -> Attended:
     """Returns softmax(q k / sqrt(d)) v for every head, in q's dtype; logits and softmax are float32.
 
@@ -52,7 +81,8 @@ def attend(q: Queries, k: KeyVectors, v: Values, *, key_length: Length | None = 
 
     float32 is computed in full precision on every platform (no TF32, no bfloat16 passes) unless
     `jax_default_matmul_precision` asks for less. Inside `jax.shard_map` with check_vma=True the fused kernels, which
-    JAX cannot check, are left out; on several TPUs they need `jax.shard_map`, not an automatic partition.
+    JAX cannot check, are left out. XLA cannot divide the TPU kernel over devices by itself: either the whole function
+    runs in `jax.shard_map`, or it is traced inside `over_mesh`.
 
     Raises ValueError for shapes or dtypes that do not fit together.
     """
@@ -65,7 +95,7 @@ def attend(q: Queries, k: KeyVectors, v: Values, *, key_length: Length | None = 
     mesh = rows.current()
     if mesh is not None:
         return _over_rows(mesh, q, k, v, key_length, causal)
-    return _attend(q, k, v, key_length, causal)
+    return _attend(q, k, v, key_length, causal, _division.get())
 
 
 def _over_rows(mesh: Mesh, q: Queries, k: KeyVectors, v: Values, key_length: Length | None, causal: bool) -> Attended:
@@ -91,8 +121,10 @@ def _over_rows(mesh: Mesh, q: Queries, k: KeyVectors, v: Values, key_length: Len
     return rows.in_parts(part, mesh, (own, keys, keys, *[whole] * len(lengths)), own)(q, k, v, *lengths)
 
 
-@functools.partial(jax.jit, static_argnums=4)  # traced and lowered once for all layers of one shape
-def _attend(q: Queries, k: KeyVectors, v: Values, key_length: Length | None, causal: bool) -> Attended:
+@functools.partial(jax.jit, static_argnums=(4, 5))  # traced and lowered once for all layers of one shape
+def _attend(
+    q: Queries, k: KeyVectors, v: Values, key_length: Length | None, causal: bool, division: Division | None = None
+) -> Attended:
     n, m, d = q.shape[1], k.shape[1], q.shape[-1]
     args: tuple[Array, ...] = (q, k, v)
     if key_length is not None:  # a weight of 0 is not enough: 0 times a padded value that is not finite is not 0
@@ -106,8 +138,24 @@ def _attend(q: Queries, k: KeyVectors, v: Values, key_length: Length | None, cau
     if unchecked and capability is not None and cudnn_takes(d, q.dtype, capability):
         kernels["cuda"] = functools.partial(cudnn, causal=causal)
     if unchecked and splash_takes(n, m, q.dtype):
-        kernels["tpu"] = functools.partial(splash, causal=causal)
+        kernels["tpu"] = _divided(functools.partial(splash, causal=causal), division, q)
     return jax.lax.platform_dependent(*args, default=functools.partial(in_chunks, causal=causal), **kernels)
+
+
+def _divided(kernel: Callable[..., Array], division: Division | None, q: Queries) -> Callable[..., Array]:
+    """Returns the kernel; inside `over_mesh`, each device runs it on its entries and heads, where these divide."""
+    if division is None or division.mesh.size == 1:
+        return kernel
+    mesh, (b, _, h, _) = division.mesh, q.shape
+    spread = b % math.prod(mesh.shape[name] for name in division.batch) == 0
+    batch = division.batch if spread else None
+    whole = P(batch, None, division.heads if h % mesh.shape[division.heads] == 0 else None)
+
+    def run(q: Queries, k: KeyVectors, v: Values, *length: Length) -> Array:
+        inputs = (whole, whole, whole, P(batch))[: 3 + len(length)]
+        return jax.shard_map(kernel, mesh=mesh, in_specs=inputs, out_specs=whole, check_vma=False)(q, k, v, *length)
+
+    return run
 
 
 def in_chunks(
