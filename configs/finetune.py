@@ -113,6 +113,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.parallel = {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "rules": None, "whole": 4096}
     config.checkpoint = {"steps": None, "minutes": 15.0, "keep": 2, "keep_every": None}
     config.validation = {"data": None, "every": 1000, "examples": 64, "timesteps": 4, "best": False}
+    config.validation.metrics = {
+        "measures": (),
+        "captions": None,
+        "count": None,
+        "reference": None,
+        "files": {},
+        "every": 5000,
+        "settings": {},
+        "batch": 8,
+        "seed": 0,
+        "resamples": 0,
+        "best": None,
+    }
     config.samples = {
         "prompts": (),
         "every": 1000,

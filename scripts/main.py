@@ -52,6 +52,7 @@ COMMANDS = {
     "run-exported": ("run_exported", "make pictures with an exported model"),
     "plan": ("plan", "print the memory that pictures need"),
     "benchmark": ("benchmark", "measure how fast this computer is"),
+    "evaluate": ("evaluate", "judge models: FID, CLIP score and others over settings"),
     "evaluate-builtin": ("evaluate_builtin", "measure how well the built-in model draws"),
 }
 

@@ -12,9 +12,10 @@ import numpy as np
 from sdjax.evaluate import measuring
 from sdjax.evaluate.bootstrap import RESAMPLES
 from sdjax.evaluate.captions import Caption, digest_of
+from sdjax.evaluate.extractors import Extractor
 from sdjax.evaluate.making import Folder, Host, make_missing
 from sdjax.evaluate.measures import Features, Measure
-from sdjax.evaluate.measuring import Network, Reference
+from sdjax.evaluate.measuring import Reference
 from sdjax.evaluate.result import Evaluation, Judged
 from sdjax.evaluate.settings import Setting
 from sdjax.pipeline.model import Pipeline
@@ -41,7 +42,7 @@ class Judging:
     captions: Sequence[Caption]
     settings: Sequence[Setting]
     measures: Sequence[Measure]
-    networks: Mapping[str, Network]
+    networks: Mapping[str, Extractor]
     reference: Callable[[str], Reference | None]
     path: Path
     host: Host = Host()
@@ -105,7 +106,7 @@ class Judging:
         if share and not measuring.holds_features(path, _numbers(share), network.identity):
             self.say(f"{setting.name}: features of {name}")
             pictures = self.folder.open(setting, share)
-            found = measuring.extract(network.extract, pictures, [caption.text for caption in share])
+            found = measuring.extract(network, pictures, [caption.text for caption in share])
             measuring.save_features(path, found, _numbers(share), network.identity)
         return path
 

@@ -42,6 +42,10 @@ class Extractor(Protocol):
     def name(self) -> str:
         """The name in EXTRACTORS."""
 
+    @property
+    def identity(self) -> str:
+        """The name, and what tells apart extractors of this name, such as a hash of the parameters."""
+
     def __call__(self, pictures: Sequence[Picture], captions: Sequence[str]) -> Mapping[str, Float[np.ndarray, "n d"]]:
         """Returns {"pool": [n, 2048], "logits": [n, 1008]} and so on."""
 

@@ -8,9 +8,7 @@ from typing import Any
 from sdjax.evaluate.result import Evaluation, Judged, Measured
 from sdjax.storage.files import new_file
 
-ALONG = ("clip-score", "openclip-score", "reader-accuracy", "pickscore", "aesthetic", "is")  # the first is across
-UP = ("fid", "fid-clean", "fd-dinov2", "cmmd", "kid", "kid-clean", "fd-autoencoder")
-WITHOUT_MATPLOTLIB = "the figure is drawn with matplotlib: pip install 'sdjax[figures]'"
+WITHOUT_MATPLOTLIB = "the figure is drawn with matplotlib: in the clone of sdjax, pip install '.[figures]'"
 INK, FAINT = "#282828", "#cdcdcd"
 
 
@@ -19,13 +17,16 @@ def has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def axes_of(measures: Sequence[str]) -> tuple[str, str] | None:
-    """Returns the measures across and up of the figure: the first of ALONG and of UP that there is.
+def axes_of(evaluation: Evaluation) -> tuple[str, str] | None:
+    """Returns the measures across and up of the figure: the first score, and the first distance.
 
-    None if one is missing.
+    A score is better if it is higher, a distance if it is lower. None if one is missing.
     """
-    found = [next((name for name in names if name in measures), None) for names in (ALONG, UP)]
-    return None if found[0] is None or found[1] is None else (found[0], found[1])
+    found: dict[bool, str] = {}
+    for one in evaluation.settings:
+        for name, measured in one.measures.items():
+            found.setdefault(measured.lower_is_better, name)
+    return (found[False], found[True]) if len(found) == 2 else None
 
 
 def draw(evaluation: Evaluation, across: str, up: str, path: Path) -> list[Path]:
@@ -38,11 +39,11 @@ def draw(evaluation: Evaluation, across: str, up: str, path: Path) -> list[Path]
     """
     if not has_matplotlib():
         raise ValueError(WITHOUT_MATPLOTLIB)
+    lines = lines_of(evaluation, across, up)
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = lines_of(evaluation, across, up)
     with matplotlib.rc_context({"svg.hashsalt": "sdjax", "font.size": 10}):
         figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
@@ -50,9 +51,10 @@ def draw(evaluation: Evaluation, across: str, up: str, path: Path) -> list[Path]
         for label, points in lines.items():
             one, other = ([point.measures[name] for point in points] for name in (across, up))
             x, y = [found.value for found in one], [found.value for found in other]
+            (line,) = axes.plot(x, y, marker="o", markersize=4, linewidth=1.5, label=label or None, zorder=3)
             axes.errorbar(
-                x, y, xerr=_bars(one), yerr=_bars(other), marker="o", markersize=4, linewidth=1.5, elinewidth=0.6,
-                capsize=2, label=label or None,
+                x, y, xerr=_bars(one), yerr=_bars(other), fmt="none", ecolor=line.get_color(), elinewidth=0.6,
+                capsize=2, alpha=0.35,
             )  # fmt: skip
             for point, left, top in zip(points, x, y, strict=True):
                 axes.annotate(

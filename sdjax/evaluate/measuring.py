@@ -6,7 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +18,6 @@ from sdjax.storage import files
 AT_ONCE = 64  # pictures that are in memory at a time
 
 
-class Network(NamedTuple):
-    """A network that judges pictures. `identity` tells it from others: its kind and a hash of its parameters."""
-
-    extract: Extractor
-    identity: str
-
-
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """What pictures are compared with, for one network: features, or mean and covariance. `identity` names it."""
@@ -32,6 +25,18 @@ class Reference:
     features: Features | None
     statistics: Statistics | None
     identity: str
+
+    def check(self, one: Measure, features: Features) -> None:
+        """Raises ValueError if a measure cannot compare such features, of at least one picture, with this reference."""
+        _function(one, self)
+        for name in one.features:
+            width = features[name].shape[1]
+            own = self.statistics[0] if self.features is None and self.statistics else (self.features or {})[name][0]
+            if own.shape != (width,):
+                raise ValueError(
+                    f"{one.name} has features of {width} numbers, and {self.identity} has {len(own)}: they are another "
+                    "network's"
+                )
 
 
 def extract(extractor: Extractor, pictures: Iterable[Picture], captions: Sequence[str]) -> Features:
@@ -113,6 +118,8 @@ def _function(one: Measure, reference: Reference | None) -> Callable[[Features],
     if reference is None:
         raise ValueError(f"{one.name} compares with reference pictures: give a reference")
     if reference.features is not None:
+        if missing := [name for name in one.features if name not in reference.features]:
+            raise ValueError(f"{one.name} needs the features {missing[0]}, which {reference.identity} does not hold")
         kept = {name: reference.features[name] for name in one.features}
         return one.against(kept)
     if one.of_statistics is None or reference.statistics is None:

@@ -4,15 +4,26 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
-from sdjax.evaluate import measuring
-from sdjax.evaluate.extractors import Picture
+from sdjax.errors import printable
+from sdjax.evaluate import measuring, statistics
+from sdjax.evaluate.extractors import Extractor, Picture
 from sdjax.evaluate.making import Folder
-from sdjax.evaluate.measuring import Network, Reference
+from sdjax.evaluate.measuring import Reference
 from sdjax.pictures import list_pictures
 from sdjax.pictures.opening import open_picture
+
+POOLED = ("pool", "class", "image", "latent")  # what a file's features without a name may be
+
+
+class ReferenceSet(Protocol):
+    """What pictures are compared with, for any network."""
+
+    def features(self, extractor: Extractor, folder: Folder | None) -> Reference:
+        """Returns the reference for a network. `folder` keeps what was computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +34,54 @@ class PictureSet:
     count: int
     open: Callable[[], Iterator[Picture]]
 
-    def features(self, network: Network, folder: Folder) -> Reference:
-        """Returns the network's features of the pictures. The evaluation's folder keeps them."""
-        name = f"reference-{hashlib.sha256(self.identity.encode()).hexdigest()[:8]}"
-        path, numbers = folder.features(name, network.extract.name), range(self.count)
-        found = measuring.read_features(path, numbers, network.identity)
+    def features(self, extractor: Extractor, folder: Folder | None) -> Reference:
+        """Returns the network's features of the pictures."""
+        name, numbers = f"reference-{hashlib.sha256(self.identity.encode()).hexdigest()[:8]}", range(self.count)
+        path = None if folder is None else folder.features(name, extractor.name)
+        found = None if path is None else measuring.read_features(path, numbers, extractor.identity)
         if found is None:
-            found = measuring.extract(network.extract, self.open(), [""] * self.count)
-            measuring.save_features(path, found, numbers, network.identity)
+            found = measuring.extract(extractor, self.open(), [""] * self.count)
+            if path is not None:
+                measuring.save_features(path, found, numbers, extractor.identity)
         return Reference(found, None, self.identity)
+
+
+@dataclasses.dataclass(frozen=True)
+class StatisticsFile:
+    """An npz file of mean and covariance, of clean-fid's features, or of an evaluation's features.
+
+    It does not say which network it is of, so `Reference.check` compares the width.
+    """
+
+    path: Path
+    identity: str
+
+    def features(self, extractor: Extractor, folder: Folder | None) -> Reference:
+        """Returns what the file holds. Raises ValueError for a file that holds neither."""
+        names = statistics.names_in(self.path)
+        if "mu" in names:
+            return Reference(None, statistics.read_statistics(self.path), self.identity)
+        if "feats" in names:
+            rows = statistics.read_features(self.path)
+            return Reference(dict.fromkeys(POOLED, rows), None, self.identity)
+        own = {name: statistics.read_array(self.path, name, 2) for name in names if not name.startswith("_")}
+        return Reference(own, None, self.identity)
+
+
+def open_reference(path: str | os.PathLike[str]) -> ReferenceSet:
+    """Returns the reference in a folder of pictures, or in an npz file.
+
+    Raises ValueError or OSError, in one sentence, for anything else.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return pictures_of(path)
+    if path.suffix.casefold() != ".npz":
+        raise ValueError(f"{printable(path)} is neither a folder of pictures nor an .npz file of their statistics")
+    statistics.names_in(path)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return StatisticsFile(path, f"{path.name} ({digest[:16]})")
 
 
 def pictures_of(path: str | os.PathLike[str]) -> PictureSet:
@@ -45,8 +95,3 @@ def pictures_of(path: str | os.PathLike[str]) -> PictureSet:
         digest.update(json.dumps([one.name, one.stat().st_size]).encode())
     identity = f"{len(paths)} pictures of {Path(path).resolve().name} ({digest.hexdigest()[:16]})"
     return PictureSet(identity, len(paths), lambda: (open_picture(one).pixels for one in paths))
-
-
-def drawn(identity: str, pictures: Sequence[Picture]) -> PictureSet:
-    """Returns pictures in memory as a set."""
-    return PictureSet(identity, len(pictures), lambda: iter(pictures))

@@ -120,8 +120,9 @@ def _cell(measured: Measured | None) -> str:
 def read(path: str | os.PathLike[str]) -> Evaluation:
     """Returns the evaluation of a JSON file. Raises ValueError, in one sentence, for any other file."""
     name = printable(Path(path))
+    text = text_files.read(path, name, MAX_BYTES)
     try:
-        found = json.loads(text_files.read(path, name, MAX_BYTES), parse_constant=_no_constant)
+        found = json.loads(text, parse_constant=_no_constant)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f'expected a JSON object with "format": "{FORMAT}", as `sdjax evaluate` writes it')
         settings = [_judged(one) for one in _typed(found, "settings", list)]

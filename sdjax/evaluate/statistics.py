@@ -32,7 +32,7 @@ def save_statistics(
 
 def read_statistics(path: str | os.PathLike[str]) -> Statistics:
     """Returns mean and covariance, float64, of a file. Raises ValueError with one sentence if it holds none."""
-    mean, covariance = (_array(path, name, rank) for name, rank in (("mu", 1), ("sigma", 2)))
+    mean, covariance = (read_array(path, name, rank) for name, rank in (("mu", 1), ("sigma", 2)))
     if covariance.shape != 2 * mean.shape or not mean.size:
         shapes = f"{list(mean.shape)} and {list(covariance.shape)}"
         raise ValueError(f"{path}: its mu and sigma have the shapes {shapes}; expected [d] and [d, d]")
@@ -41,7 +41,7 @@ def read_statistics(path: str | os.PathLike[str]) -> Statistics:
 
 def read_features(path: str | os.PathLike[str]) -> Float[np.ndarray, "n d"]:
     """Returns the features, float64, one row a picture, of a file as clean-fid writes for KID. Raises ValueError."""
-    return _array(path, "feats", 2)
+    return read_array(path, "feats", 2)
 
 
 def names_in(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ def names_in(path: str | os.PathLike[str]) -> tuple[str, ...]:
         raise ValueError(f"{path} is no npz file ({error}); expected {_WHAT}") from error
 
 
-def _array(path: str | os.PathLike[str], name: str, rank: int) -> np.ndarray:
+def read_array(path: str | os.PathLike[str], name: str, rank: int) -> np.ndarray:
     """Returns an array of floats of an npz file as float64. No object is unpickled, and no more is read than fits."""
     if name not in names_in(path):
         raise ValueError(f"{path} holds no array {name}; expected {_WHAT}")

@@ -9,6 +9,7 @@ SETTINGS, BASE, CHECKPOINTS = "settings.json", "base", "checkpoints"
 ADAPTER, EMBEDDINGS = "adapter.safetensors", "embeddings"  # what was learned beside the model ...
 CONTROL, IMAGE_PROMPT = "controlnet.safetensors", "ip_adapter.safetensors"  # ... and networks of their own
 DATASET = "dataset.json"  # what the training set holds: sdjax.train.data.statistics
+METRICS = "metrics"  # results of evaluations during training
 REFERENCE = "base.json"  # replaces BASE if the start model was not copied
 
 

@@ -29,6 +29,7 @@ PART = ("source", "where", "repeats", "weight", "loss_weight", "captions")  # of
 OF_PICTURES = (lambda data: not data.cached, "on cached latents: it was settled when the cache was made")
 BUCKETED = (lambda data: data.buckets and not data.cached, "without data.buckets")
 HELD_OUT = (lambda validation: validation.data is not None, "without a held-out set (validation.data)")
+JUDGED = (lambda metrics: bool(metrics.measures), "without validation.metrics.measures")
 SAMPLED = (lambda samples: bool(samples.prompts), "without samples.prompts")
 HINTED = (lambda data: data.hints not in (None, FILES), "without a preprocessor in data.hints")
 OF_A_DENOISER = (lambda config: config.autoencoder is None, ALONE)
@@ -138,11 +139,45 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ValidationConfig:
-    """The loss of a held-out set at fixed timesteps and noise.
+class MetricsConfig:
+    """Measures of pictures such as FID and CLIP score, of the averaged parameters, every `every` steps and at the end.
 
-    It is measured on `examples` pictures of `data`, every `every` steps, at `timesteps` timesteps spread evenly over
-    the schedule. `best` keeps the state whose moving average has the lowest loss.
+    `measures` are names of `sdjax.train.judges.ALL`. Pictures are made of `count` captions of the file `captions`
+    (None: all; `sdjax.evaluate.captions`), each with its own fixed noise, `batch` at a time on each process. `settings`
+    are fields of `sdjax.Request`, such as {"num_steps": 50, "guidance_scale": 3.0}. `reference` is a folder of
+    pictures, or an npz file. `files` are those of the networks, such as {"inception": PATH}. "builtin" as captions and
+    reference stands for those of the built-in model. `best` names the measure whose best state is kept. With
+    `resamples` the results in the run's folder have confidence intervals.
+    """
+
+    measures: tuple[str, ...] = ()
+    captions: str | None = needs(None, *JUDGED)
+    count: int | None = needs(None, *JUDGED)
+    reference: str | None = needs(None, *JUDGED)
+    files: dict[str, str] = dataclasses.field(default_factory=dict, metadata={"needs": Needs(*JUDGED)})
+    every: int = needs(5000, *JUDGED)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={"needs": Needs(*JUDGED)})
+    batch: int = needs(8, *JUDGED)
+    seed: int = needs(0, *JUDGED)
+    resamples: int = needs(0, *JUDGED)
+    best: str | None = needs(None, *JUDGED)
+
+    def __post_init__(self) -> None:
+        _at_least_one("validation.metrics", self, "count", "every", "batch")
+        if self.measures and self.captions is None:
+            raise ValueError("validation.metrics.captions names the file of captions to make pictures of")
+        if self.measures and self.best is not None and self.best not in self.measures:
+            raise ValueError(f"validation.metrics.best is one of the measures; got {self.best!r}")
+        if self.resamples < 0 or self.seed < 0:
+            raise ValueError(f"validation.metrics.resamples and seed are 0 or more; got {self.resamples}, {self.seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The loss of a held-out set at fixed timesteps and noise, and measures of pictures.
+
+    The loss is measured on `examples` pictures of `data`, every `every` steps, at `timesteps` timesteps spread evenly
+    over the schedule. `best` keeps the state whose moving average has the lowest loss.
     """
 
     data: DataConfig | None = None
@@ -150,11 +185,14 @@ class ValidationConfig:
     examples: int = needs(64, *HELD_OUT)
     timesteps: int = needs(4, *HELD_OUT)
     best: bool = False
+    metrics: MetricsConfig = MetricsConfig()
 
     def __post_init__(self) -> None:
         _at_least_one("validation", self, "every", "examples", "timesteps")
         if self.best and self.data is None:
             raise ValueError("validation.best keeps the state of the lowest loss of validation.data: name it")
+        if self.best and self.metrics.best is not None:
+            raise ValueError("validation.best and validation.metrics.best both say which state is kept: set one")
 
 
 @dataclasses.dataclass(frozen=True)

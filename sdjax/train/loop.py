@@ -35,13 +35,14 @@ class Event:
 
     A number named `best` ranks the state of that step, lower is better; a state with it is saved. A number named DONE
     ends the training after that step. `name` is for messages. With `first` the action is also taken before the first
-    step of a run.
+    step of a run. `brief` actions take no longer than the run's patience.
     """
 
     every: int
     run: Callable[[TrainState], dict[str, float]]
     name: str = "validation or samples"
     first: bool = False
+    brief: bool = True
 
 
 def fit(
@@ -110,7 +111,8 @@ def fit(
                 if step % event.every == 0 or step == steps:
                     if i not in seen:
                         log.say(f"compiling {event.name}, as this is the first time")
-                    with watch(event.name) if i in seen else contextlib.nullcontext(), meter.pausing():
+                    watched = event.brief and i in seen
+                    with watch(event.name) if watched else contextlib.nullcontext(), meter.pausing():
                         values = event.run(state)
                     seen.add(i)
                     ranked |= {name: values.pop(name) for name in ("best",) if name in values}

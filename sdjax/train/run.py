@@ -2,7 +2,8 @@
 
 The folder of a run holds `settings.json`, the settings that it was started with; `dataset.json`, the statistics of its
 training set; `base/`, a copy of the model that it started from, or `base.json`, the place of that model
-(`sdjax.loading.reference`); `checkpoints/`; `log.jsonl`, `tensorboard/` and `pictures/`.
+(`sdjax.loading.reference`); `checkpoints/`; `log.jsonl`, `tensorboard/` and `pictures/`; `metrics/`, the results of
+`validation.metrics`.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from sdjax.convert.bundle import Bundle
 from sdjax.loading import reference
 from sdjax.loading.adapter_files import write_files
 from sdjax.loading.run_folder import keep_start, read_start
-from sdjax.loading.run_layout import BASE, CHECKPOINTS, DATASET, REFERENCE, SETTINGS, workdir
+from sdjax.loading.run_layout import BASE, CHECKPOINTS, DATASET, METRICS, REFERENCE, SETTINGS, workdir
 from sdjax.loading.start_model import bytes_of, describe, open_start
 from sdjax.loading.trainable import Addition
 from sdjax.nn import TextEncoder
@@ -43,6 +44,7 @@ from sdjax.train.config import TrainConfig, note_settings
 from sdjax.train.data.loader import Loader
 from sdjax.train.data.order import Order
 from sdjax.train.data.statistics import set_statistics
+from sdjax.train.judging import PictureJudge, check_judging
 from sdjax.train.loop import Event, fit
 from sdjax.train.metrics import Speed, Writers
 from sdjax.train.objectives.objective import SEED
@@ -145,6 +147,8 @@ class Run:
         setup, samples = self.setup, self.config.samples
         if samples.prompts:
             check_samples(samples, setup.model)
+        if self.config.validation.metrics.measures:
+            check_judging(self.config, setup.model)
         copied = bytes_of(self.config.model) if self.new and self.config.model.copy else 0
         files.check_room(self.folder / BASE, copied, COPYING, ADVICE)
         state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.shapes[0]))
@@ -304,6 +308,13 @@ class Run:
         if s.prompts:
             maker = SampleMaker(s, self.start, log, self.setup.dtype, self.config.trainable)
             events.append(Event(s.every, maker.run, "samples", s.first))
+        if v.metrics.measures:
+            judge = PictureJudge(
+                v.metrics, self.start, self.folder / METRICS, self.setup.dtype, self.config.trainable, log.say
+            )
+            log.say("loading the networks that judge")
+            judge.prepare()
+            events.append(Event(v.metrics.every, judge.run, "the measures of pictures", brief=False))
         return tuple(events)
 
     def _validation(self, mesh: Mesh, frozen: Params, loader: Loader) -> Validation:

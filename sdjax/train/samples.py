@@ -39,14 +39,9 @@ class SampleMaker:
 
     def run(self, state: TrainState) -> dict[str, float]:
         """Makes the pictures of a state's moving average, or of its parameters if it has none. Returns no numbers."""
-        params = whole(state.params if state.ema_params is None else state.ema_params)
+        params = averaged(state)
         if jax.process_index() == 0:
-            added = self.trainable.added if isinstance(self.trainable, Addition) else {}
-            tokenizer = self.start.tokenizer()
-            pipe = Pipeline(
-                self.start.config, cast(self.trainable.assemble(params, self.start.params), self.dtype),
-                AddedWords.to(tokenizer, added) if added else tokenizer, self.dtype,
-            )  # fmt: skip
+            pipe = pipeline_of(params, self.start, self.trainable, self.dtype)
             try:
                 self.log.pictures(int(state.step), "samples", self.make(pipe), list(self.config.prompts))
             except ImageError as error:  # an untrained model may make one flat colour
@@ -72,6 +67,21 @@ class SampleMaker:
         }
         made = tasks[kind_of(pipe.config)]()
         return np.stack([np.asarray(picture) for picture in made])
+
+
+def averaged(state: TrainState) -> Params:
+    """Returns a state's moving average, or its parameters if it has none, as `whole` does."""
+    return whole(state.params if state.ema_params is None else state.ema_params)
+
+
+def pipeline_of(params: Params, start: Bundle, trainable: Trainable, dtype: str) -> Pipeline:
+    """Returns the model of trained parameters: the whole networks and the words that were added."""
+    added = trainable.added if isinstance(trainable, Addition) else {}
+    tokenizer = start.tokenizer()
+    return Pipeline(
+        start.config, cast(trainable.assemble(params, start.params), dtype),
+        AddedWords.to(tokenizer, added) if added else tokenizer, dtype,
+    )  # fmt: skip
 
 
 def check_samples(config: SamplesConfig, model: ModelConfig) -> None:

@@ -11,7 +11,7 @@ from sdjax.evaluate.captions import choose, digest_of
 from sdjax.evaluate.evaluation import Judging
 from sdjax.evaluate.making import Folder, Host
 from sdjax.evaluate.measures import Measure
-from sdjax.evaluate.measuring import Network, Reference
+from sdjax.evaluate.measuring import Reference
 from sdjax.evaluate.references import pictures_of
 from sdjax.evaluate.result import read
 from sdjax.evaluate.settings import make_settings
@@ -47,7 +47,7 @@ class Painter:
 class Colours:
     """The mean colour of a picture, and the length of its caption."""
 
-    name = "colours"
+    name, identity = "colours", "colours 1"
 
     def __init__(self):
         self.seen = 0
@@ -78,7 +78,7 @@ def judging(folder, *, host=Host(), count=None, settings=SETTINGS, model="m", ne
     black = Reference({"colour": np.zeros((2, 3))}, None, "black")
     return Judging(
         types.SimpleNamespace(dtype="float32"), {"name": model}, digest_of(choose(TEXTS)), captions, settings,
-        [LEVEL, APART], {"colours": Network(colours, "colours 1")}, lambda name: black, folder, host=host,
+        [LEVEL, APART], {"colours": colours}, lambda name: black, folder, host=host,
         batch=batch, resamples=resamples, say=lambda text: None,
     )  # fmt: skip
 
@@ -211,13 +211,13 @@ def test_references_are_looked_at_once(tmp_path):
     for i in range(3):
         save_png(folder / f"{i}.png", np.full((2, 2, 3), 10 * i, np.uint8))
     colours = Colours()
-    network, kept = Network(colours, "colours 1"), Folder(tmp_path / "e")
+    kept = Folder(tmp_path / "e")
     for _ in range(2):
-        found = pictures_of(folder).features(network, kept)
+        found = pictures_of(folder).features(colours, kept)
         assert found.features["colour"][:, 0].tolist() == [0, 10, 20]
     assert colours.seen == 3
     save_png(folder / "3.png", np.full((2, 2, 3), 30, np.uint8))
-    assert len(pictures_of(folder).features(network, kept).features["colour"]) == 4
+    assert len(pictures_of(folder).features(colours, kept).features["colour"]) == 4
     assert pictures_of(folder).identity.startswith("4 pictures of real (")
 
 

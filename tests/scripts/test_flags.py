@@ -63,6 +63,7 @@ ALWAYS = {
     "run-exported": "--debug --prompt --from-file --n_samples --seed --steps --sampler --scale --device "
     "--keep-compiled --outdir",
     "benchmark": "--debug --ckpt --random --size --batch --repeats --dtype --quantise --device --json",
+    "evaluate": "--debug --against --figure",
     "evaluate-builtin": "--debug --ckpt --quantise --prompts --seed --out --font --device",
 }
 WITHOUT_SAMPLER = {  # of invert
@@ -140,6 +141,7 @@ NEEDED = {  # what a command cannot be without
     "plan": "builtin",
     "export": "in out",
     "run-exported": "in",
+    "evaluate": "a.json --against b.json",
 }
 
 

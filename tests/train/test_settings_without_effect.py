@@ -28,7 +28,7 @@ ALWAYS = {
     "guard": "spike limit",
     "parallel": "mode data fsdp tensor",
     "checkpoint": "steps keep keep_every",
-    "validation": "data best",
+    "validation": "data best metrics",
     "samples": "prompts",
     "log": "every tensorboard peak_flops progress",
 }

@@ -1,6 +1,7 @@
 """Judging the built-in model: whether its pictures show what captions say, and real pictures to compare with."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,7 @@ from sdjax.train.builtin import emoji, evaluate, subjects
 from sdjax.train.builtin.reader import Reader
 
 NAME = "reader"
+CAPTIONS = 1000
 
 
 def _mean(features: Features, reference: Features | None) -> float:
@@ -32,11 +34,15 @@ class ReaderFeatures:
     name: str = NAME
     identity: str = NAME
 
+    @functools.cached_property
+    def reader(self) -> Reader:
+        """The reader of the sprites."""
+        return Reader(self.sprites)
+
     def __call__(self, pictures: Sequence[Picture], captions: Sequence[str]) -> Mapping[str, Float[np.ndarray, "n d"]]:
         """Returns {"right": [n, 1]}. Raises ValueError for a caption that names something else (`prompt_of`)."""
-        reader = Reader(self.sprites)
         shown = [prompt_of(caption) for caption in captions]
-        readings = evaluate.read(reader, np.stack(list(pictures)), shown)
+        readings = evaluate.read(self.reader, np.stack(list(pictures)), shown)
         right = [evaluate.is_right(reading, prompt) for reading, prompt in zip(readings, shown)]
         return {"right": np.array(right, np.float32)[:, None]}
 
@@ -56,9 +62,9 @@ def prompt_of(caption: str) -> evaluate.Prompt:
     return evaluate.Prompt(caption, tuple(names.index(noun) for noun in nouns), colours.index(found[2]))
 
 
-def captions(count: int, seed: int = 0) -> list[str]:
-    """Returns captions of pairs of subject and colour that were never trained (`evaluate.draw_prompts`)."""
-    return [prompt.text for prompt in evaluate.draw_prompts(seed, count, held_out=True)]
+def captions(seed: int = 0) -> list[str]:
+    """Returns CAPTIONS captions of pairs of subject and colour that were never trained (`evaluate.draw_prompts`)."""
+    return [prompt.text for prompt in evaluate.draw_prompts(seed, CAPTIONS, held_out=True)]
 
 
 def real_pictures(sprites: emoji.Sprites, count: int, seed: int = 0) -> list[Picture]:
