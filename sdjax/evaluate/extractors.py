@@ -29,7 +29,7 @@ Picture = UInt8[np.ndarray, "h w 3"]
 File = str | os.PathLike[str]
 Outputs = dict[str, Float[Array, "b d"]]
 
-BATCH = 16  # pictures at a time, a device
+BATCH = 16  # pictures at a time of each device
 
 
 class Extractor(Protocol):
@@ -78,7 +78,8 @@ class NetworkExtractor:
         params = self.placed.get(self.params, mesh, functools.partial(placement.replicate, mesh=mesh))
         run = placement.compiled(_run, (self.head, self.config), mesh, (False, True, True), "jit")
         parts: list[dict[str, np.ndarray]] = []
-        size = BATCH * mesh.size
+        share = -(-len(pictures) // mesh.size)
+        size = mesh.size * min(BATCH, 2 ** (share - 1).bit_length())  # few shapes are compiled
         for start in range(0, len(pictures), size):
             chosen = slice(start, start + size)
             pixels = placement.fill([self.prepare(picture) for picture in pictures[chosen]], size)

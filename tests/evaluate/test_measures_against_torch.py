@@ -1,11 +1,15 @@
 """Measures, resizing and files against pytorch-fid, clean-fid, torch-fidelity and open_clip."""
 
+import functools
+
+import jax
 import judges_peer
 import numpy as np
 import pytest
 
 from sdjax.evaluate import distances, resizing, statistics
 from sdjax.evaluate.extractors import load_extractor
+from sdjax.pipeline import placement
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -99,7 +103,8 @@ def test_dinov2s_pictures_equal_dgm_evals(which):
     np.testing.assert_allclose(resizing.dinov2(PICTURES[which]), want, atol=1e-5)
 
 
-def test_pictures_to_features_equal_pytorch_fids_and_torch_fidelitys(tmp_path):
+def test_pictures_to_features_equal_pytorch_fids_and_torch_fidelitys(tmp_path, monkeypatch):
+    monkeypatch.setattr(placement, "make_mesh", functools.partial(placement.make_mesh, jax.local_devices()[:1]))
     fid = pytest.importorskip("pytorch_fid.inception")
     network = judges_peer.fid_inception()
     path = tmp_path / "pt_inception.pth"
