@@ -35,6 +35,7 @@ TRAININGS = (
     "distill",
     "controlnet",
     "image_prompt",
+    "mlperf_sd2",
 )
 
 DESCRIPTION = """\

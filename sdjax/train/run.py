@@ -47,6 +47,7 @@ from sdjax.train.data.statistics import set_statistics
 from sdjax.train.judging import PictureJudge, check_judging
 from sdjax.train.loop import Event, fit
 from sdjax.train.metrics import Speed, Writers
+from sdjax.train.mlperf import MLPerfLog, check_mlperf
 from sdjax.train.objectives.objective import SEED
 from sdjax.train.outputs import check_tensorboard
 from sdjax.train.planning.peaks import peak_flops
@@ -101,6 +102,8 @@ class Run:
         for notice in self.start.report.notices:
             self.say(notice)
         self.keep_settings()
+        if self.mlperf is not None:
+            self.mlperf.prepare()
         mesh = self.mesh
         c = self.config.checkpoint
         with Checkpoints(self.folder / CHECKPOINTS, c.keep, keep_every=c.keep_every, say=self.say) as checkpoints:
@@ -114,14 +117,19 @@ class Run:
                 self.loader.say = log.say
                 for line in summary(self.setup, mesh, self.loader):
                     log.say(line)
+                events = self._events(mesh, frozen, log)
+                if self.mlperf is not None:
+                    self.mlperf.begin(int(state.step), sum(len(one.members) for one in self.loader.examples.streams))
                 with profiled(step, self.profile) as take:
                     state = fit(
                         state, take, functools.partial(self.batches, mesh), steps=self.config.optim.steps,
                         checkpoints=checkpoints, log=log, log_every=self.config.log.every, save_every=60 * c.minutes,
-                        save_steps=c.steps, events=self._events(mesh, frozen, log),
+                        save_steps=c.steps, events=events,
                         refused_limit=self.config.guard.limit, patience=self.config.patience,
                         programs=len(self.loader.order.sizes),
                     )  # fmt: skip
+                if self.mlperf is not None:
+                    self.mlperf.end()
                 self.write_files(state, log.say)
                 return state
 
@@ -147,6 +155,8 @@ class Run:
         setup, samples = self.setup, self.config.samples
         if samples.prompts:
             check_samples(samples, setup.model)
+        if self.mlperf is not None:
+            check_mlperf(self.folder)
         if self.config.validation.metrics.measures:
             check_judging(self.config, setup.model)
         copied = bytes_of(self.config.model) if self.new and self.config.model.copy else 0
@@ -221,6 +231,11 @@ class Run:
     def data(self) -> RunData:
         """Training set and held-out set."""
         return RunData(self.config, lambda: self.model)
+
+    @functools.cached_property
+    def mlperf(self) -> MLPerfLog | None:
+        """MLPerf's log of this run; None without `config.mlperf`."""
+        return None if self.config.mlperf is None else MLPerfLog(self.config, self.config.mlperf, self.folder)
 
     @functools.cached_property
     def loader(self) -> Loader:
@@ -314,14 +329,15 @@ class Run:
             )
             log.say("loading the networks that judge")
             judge.prepare()
-            events.append(Event(v.metrics.every, judge.run, "the measures of pictures", brief=False))
+            event = Event(v.metrics.every, judge.run, "the measures of pictures", brief=False)
+            events.append(event if self.mlperf is None else self.mlperf.judged(event))
         return tuple(events)
 
     def _validation(self, mesh: Mesh, frozen: Params, loader: Loader) -> Validation:
         v, size = self.config.validation, self.config.batch_size
         count = min(-(-v.examples // size), loader.batches_per_epoch)
         sharding = parallel.batch_sharding(mesh)
-        losses = jax.jit(self.setup.losses(self.empty))
+        losses = jax.jit(parallel.over(mesh, self.setup.losses(self.empty)))
 
         def average(state: TrainState) -> Params | None:
             kept = state.ema_params

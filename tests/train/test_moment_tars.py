@@ -11,6 +11,7 @@ from sdjax.train.config import DataConfig
 from sdjax.train.data.loader import Loader
 from sdjax.train.data.moment_tars import MomentTars
 from sdjax.train.data.records import SourceError
+from sdjax.train.data.statistics import set_statistics
 from sdjax.train.training_set import make_examples, make_loader, open_parts, text_in
 
 
@@ -103,6 +104,7 @@ def test_a_training_set_of_tars_is_of_the_models_latents(tmp_path):
     examples = make_examples(data, parts, MODEL, 4)
     assert text_in(data) == "ids"
     assert [stream.size for stream in examples.streams] == [(64, 64)]
+    assert set_statistics(examples, 4)["sizes"] == [[64, 64, 12]]
     loader = make_loader(data, MODEL, tokens, batch_size=4, seed=0, examples=examples)
     assert loader.batch(0)["ids"].shape == (4, MODEL.text.max_length)
     with pytest.raises(SourceError, match="another autoencoder"):

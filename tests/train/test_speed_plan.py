@@ -76,7 +76,7 @@ def test_a_plan_for_accelerators_says_memory_and_time():
     text = plan_of(build(TrainConfig, config), accelerator="v5p-16")
     assert "on 8 devices" in text
     assert "of the 95 GiB of one TPU v5p" in text
-    assert "at 44% of the peak of 459 TFLOP/s" in text
+    assert "at 44.2% of the peak of 459 TFLOP/s" in text
     assert "give --mfu" in plan_of(build(TrainConfig, config), 1, accelerator="a100")
     with pytest.raises(ValueError, match="has 8 devices"):
         plan_of(build(TrainConfig, config), 4, accelerator="v5p-16")

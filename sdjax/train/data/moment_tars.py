@@ -97,6 +97,7 @@ class MomentTars:
                 f"which are {2 * channels} of mean and variance: these are latents of another autoencoder"
             )
         sized = copy.copy(self)
+        sized.table = self.table  # which copying leaves out, as pickling does
         sized.streams = [stream._replace(size=tuple(factor * side for side in stream.size)) for stream in self.streams]
         return sized
 

@@ -41,7 +41,7 @@ class SpeedPlan:
         each = self.pictures / self.devices
         hours = self.hours(steps * self.batch_size)
         found = [
-            f"at {self.mfu:.0%} of the peak of {self.peak / 1e12:,.0f} TFLOP/s: {self.pictures:,.1f} pictures a second "
+            f"at {self.mfu:.1%} of the peak of {self.peak / 1e12:,.0f} TFLOP/s: {self.pictures:,.1f} pictures a second "
             f"({each:,.1f} on each device), {self.seconds:,.3f} seconds a step",
             f"{steps:,} steps of {self.batch_size} take {hours:,.2f} hours, {hours * self.devices:,.1f} device hours",
         ]
