@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Protocol
 
 from sdjax.errors import printable
-from sdjax.evaluate import measuring, statistics
+from sdjax.evaluate import distances, measuring, statistics
 from sdjax.evaluate.extractors import Extractor, Picture
 from sdjax.evaluate.making import Folder
+from sdjax.evaluate.measures import Features
 from sdjax.evaluate.measuring import Reference
 from sdjax.pictures import list_pictures
 from sdjax.pictures.opening import open_picture
 
 POOLED = ("pool", "class", "image", "latent")  # what a file's features without a name may be
+
+DISTRIBUTED = ("pool", "class", "latent")  # the features that Fréchet distances are of; a network has one of them
 
 
 class ReferenceSet(Protocol):
@@ -42,8 +45,17 @@ class PictureSet:
         if found is None:
             found = measuring.extract(extractor, self.open(), [""] * self.count)
             if path is not None:
+                _save_statistics(path, found)
                 measuring.save_features(path, found, numbers, extractor.identity)
         return Reference(found, None, self.identity)
+
+
+def _save_statistics(path: Path, features: Features) -> None:
+    """Writes mean and covariance beside a file of features, NETWORK-statistics.npz, as other tools read them."""
+    for name in DISTRIBUTED:
+        if name in features and len(features[name]) > 1:
+            moments = distances.mean_and_covariance(features[name])
+            statistics.save_statistics(path.with_name(f"{path.stem}-statistics.npz"), *moments, overwrite=True)
 
 
 @dataclasses.dataclass(frozen=True)

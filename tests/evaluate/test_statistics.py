@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from sdjax.evaluate import statistics
+from sdjax.evaluate.making import Folder
+from sdjax.evaluate.measures import MEASURES
+from sdjax.evaluate.references import PictureSet, open_reference
 
 MU, SIGMA = np.arange(3.0), np.diag([1.0, 2.0, 3.0])
 
@@ -51,6 +54,28 @@ def test_other_tools_files_are_read(tmp_path):
     np.savez_compressed(tmp_path / "kid.npz", feats=SIGMA)
     assert statistics.names_in(tmp_path / "kid.npz") == ("feats",)
     np.testing.assert_array_equal(statistics.read_features(tmp_path / "kid.npz"), SIGMA)
+
+
+class Means:
+    """A network whose features are a picture's mean colours."""
+
+    name = "inception"
+    identity = "inception of a test"
+
+    def __call__(self, pictures, captions):
+        return {"pool": np.stack([picture.mean((0, 1)) for picture in pictures]), "logits": np.ones((len(pictures), 2))}
+
+
+def test_statistics_of_reference_pictures_are_kept_for_other_tools(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    reference = PictureSet("five pictures", 5, lambda: iter(pictures)).features(Means(), Folder(tmp_path))
+    path = next(tmp_path.rglob("inception-statistics.npz"))
+    mean, covariance = statistics.read_statistics(path)
+    np.testing.assert_allclose(mean, pictures.mean((0, 1, 2)))
+    np.testing.assert_allclose(covariance, np.cov(pictures.mean((1, 2)), rowvar=False))
+    again = open_reference(path).features(Means(), None)
+    fid, other = MEASURES["fid"], {"pool": np.random.default_rng(1).normal(100, 9, (9, 3))}
+    assert fid.of_statistics(again.statistics)(other) == pytest.approx(fid.function(other, reference.features))
 
 
 HOSTILE = {
