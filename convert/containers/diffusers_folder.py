@@ -281,7 +281,6 @@ _FOLDERS = (
     (r"^openvino_", "a folder of OpenVINO models", _CONVERTED),
     (r"\.(engine|plan|trt)$", "a folder of TensorRT engines", _CONVERTED),
     (r"^tf_model\.h5$", "a folder of Keras or TensorFlow weights", _CONVERTED),
-    (r"\.gguf$", "a folder of GGUF files (quantised weights)", _CONVERTED),
     (r"^optimizer\.bin$|^random_states_\d+\.pkl$|^scheduler\.bin$", "a training's folder of another tool, with the "
      "state of its optimizer", "name the model that it wrote beside"),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 from sdjax.convert.errors import CheckpointError, printable, shown
 from sdjax.storage import addresses
 
-SINGLE_FILES = (".safetensors", ".ckpt")  # a whole model; the first that a folder or repository has is taken
+SINGLE_FILES = (".safetensors", ".ckpt", ".gguf")  # a whole model; the first that a folder or repository has is taken
 WEIGHTS = (*SINGLE_FILES, ".pt", ".pth", ".bin", ".th")  # these too where a file is named
 
 BUILTIN = ("builtin", "builtin-inpainting")  # the built-in models

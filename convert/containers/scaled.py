@@ -8,19 +8,18 @@ scales of inputs, and a mark that the file is of this kind. Others have float8 w
 import functools
 from collections.abc import Iterable
 
-import ml_dtypes
 import numpy as np
 
 from sdjax.convert.containers.casting import cast
 from sdjax.convert.containers.lazy import LazyTensor, Packed
 from sdjax.nn.quantised.kinds import KINDS
-from sdjax.nn.quantised.leaf import Quantised
+from sdjax.nn.quantised.leaf import FLOAT8, Quantised
 
 WEIGHT, SCALE = "weight", "scale_weight"  # ends of names
 SCALES = (SCALE, "weight_scale")
 NOT_NEEDED = ("scale_input", "input_scale", "comfy_quant")
 MARK = "scaled_fp8"  # an empty tensor
-KIND_OF = {np.dtype(np.int8): KINDS["int8"], np.dtype(ml_dtypes.float8_e4m3fn): KINDS["fp8"]}
+KIND_OF = {np.dtype(np.int8): KINDS["int8"], FLOAT8: KINDS["fp8"]}
 
 
 def with_scales(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
@@ -69,7 +68,8 @@ def _leaf(weight: LazyTensor, scale: LazyTensor | None, kind: str) -> Quantised:
     codes = weight.read()
     codes = codes.transpose(2, 3, 1, 0) if codes.ndim == 4 else codes.T
     factors = np.ones(1, np.float32) if scale is None else scale.read().astype(np.float32).reshape(-1)
-    return Quantised((np.ascontiguousarray(codes),), factors, kind=kind, shape=codes.shape)
+    codes = np.ascontiguousarray(codes)
+    return Quantised((codes.view(np.int8 if kind == "int8" else np.uint8),), factors, kind=kind, shape=codes.shape)
 
 
 def separated(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
@@ -85,13 +85,12 @@ def separated(name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
     d, *rest = tensor.shape
 
     def codes() -> np.ndarray:
-        array = np.asarray(read().codes[0])
+        array = np.asarray(read().codes[0]).view(dtype)
         return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
     def scales() -> np.ndarray:
         return np.broadcast_to(np.asarray(read().scale), (d,)).reshape(d, *(1,) * len(rest))
 
-    assert dtype is not None
     beside = name.removesuffix(WEIGHT) + SCALE
     return {
         name: LazyTensor(tensor.shape, dtype, codes, tensor.release, tensor.name),

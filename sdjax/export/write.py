@@ -25,7 +25,7 @@ from sdjax.diffusion.network import UNetNetwork
 from sdjax.export import layout
 from sdjax.export.layout import Description, named, restored
 from sdjax.nn.jax_settings import IMPL, pinned
-from sdjax.nn.quantised.leaf import is_quantised
+from sdjax.nn.quantised.leaf import quantised_count
 from sdjax.pipeline import programs
 from sdjax.pipeline.model import Pipeline
 from sdjax.prompts.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ def write(
         raise ValueError(
             f"an export cannot hold words with vectors of their own; the model has {', '.join(pipe.words)}"
         )
-    if any(map(is_quantised, jax.tree.leaves(pipe.params, is_leaf=is_quantised))):
+    if quantised_count(pipe.params):
         raise ValueError('an export holds no quantised weights: load the model with quantise="no"')
     if pipe.config.unet.guidance_dim is not None:
         raise ValueError("models that take the guidance scale as an input (LCM) cannot be exported: use an LCM-LoRA")

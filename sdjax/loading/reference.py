@@ -21,7 +21,7 @@ from sdjax.storage import addresses, buckets, manifest
 
 PLACES = ("path", *SEPARABLE)  # fields of ModelSource that name files
 CHANGES = tuple(f"model.{name}" for name in PLACES)
-ENDINGS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".th", ".json", ".txt", ".yaml", ".yml")
+ENDINGS = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth", ".th", ".json", ".txt", ".yaml", ".yml")
 
 
 def keep(folder: pathlib.Path, source: ModelSource) -> None:

@@ -21,6 +21,7 @@ from sdjax.adapters.delta import Adapter, Strength, merge
 from sdjax.adapters.patch import Patch
 from sdjax.checks.arguments import dtype_name
 from sdjax.checks.hints import Explained, explains_arguments, unknown_attribute
+from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
 from sdjax.convert.bundle import Bundle
 from sdjax.diffusion.areas import Areas, in_areas
@@ -32,7 +33,7 @@ from sdjax.diffusion.guidance import Guidance, Unguided
 from sdjax.diffusion.windows import Windows, make_network
 from sdjax.nn.jax_settings import make_keys as make_keys  # imported here too, because users expect it here
 from sdjax.nn.jax_settings import pinned
-from sdjax.nn.quantised.leaf import is_quantised
+from sdjax.nn.quantised.leaf import is_quantised, quantised_count
 from sdjax.pipeline import placement, programs
 from sdjax.pipeline.programs import CHUNK
 from sdjax.prompts.added_words import AddedWords
@@ -159,9 +160,17 @@ class Pipeline(metaclass=Explained):
         """Returns the pipeline with adapters merged into its parameters, each with its weight.
 
         An adapter is the `adapter` of what `sdjax.convert.load_adapter` returns. Every parameter is computed in float32
-        and rounded once. Raises AdapterError if an adapter does not fit the model.
+        and rounded once. Quantised kernels that change become arrays of the pipeline's dtype, which a note says; a
+        request's `adapters` and tags in prompts keep them. Raises AdapterError if an adapter does not fit the model.
         """
-        return dataclasses.replace(self, params=merge(self.params, adapters))
+        params = merge(self.params, adapters)
+        before, after = (quantised_count(tree) for tree in (self.params, params))
+        if after < before:
+            note(
+                f"{before - after} of the model's {before} quantised kernels are no longer quantised, because an "
+                "adapter was merged into them; <lora:NAME> in a prompt keeps them as they are"
+            )
+        return dataclasses.replace(self, params=params)
 
     def with_embeddings(self, words: Mapping[str, np.ndarray]) -> "Pipeline":
         """Returns the pipeline with vectors [n, d] for words, such as {"<cat>": vectors}: textual inversion.

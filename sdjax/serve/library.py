@@ -39,7 +39,7 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {  # below a root or its folder `models
     "motion": ("animatediff_models", "animatediff"),
 }
 KINDS = tuple(FOLDERS)
-ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+ENDINGS = (".safetensors", ".sft", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 NOT_MODELS = (".vae.safetensors", ".vae.pt", ".vae.ckpt")  # an autoencoder beside its checkpoint
 MODEL_FOLDERS = ("model_index.json", "config.json")  # a folder with one of these is one model
 MOST_FILES = 100_000  # of one kind

@@ -21,7 +21,7 @@ WEB_UI_OPTIONS = {  # of schedules
     "alpha": "Beta schedule alpha", "beta": "Beta schedule beta", "discard_penultimate": "Discard penultimate sigma",
 }  # fmt: skip
 WEB_UI_NOISE = {"torch_cpu": "CPU", "torch_cuda": "NV"}  # its random number generator source
-MODEL_FILES = (".safetensors", ".ckpt", ".bin", ".json", ".txt")
+MODEL_FILES = (".safetensors", ".ckpt", ".gguf", ".bin", ".json", ".txt")
 ENDS = 2**20  # bytes at a file's start and end that its fingerprint covers
 
 

@@ -22,6 +22,9 @@ from sdjax.adapters import (
 )
 from sdjax.nn.layers.conv import Conv
 from sdjax.nn.layers.dense import Dense
+from sdjax.nn.quantised.kinds import KINDS
+from sdjax.nn.quantised.leaf import is_quantised
+from sdjax.nn.quantised.rounding import quantised
 
 from checks import count_compilations, relative_error
 
@@ -206,3 +209,21 @@ def test_adapters_that_images_share_are_kept_once_and_each_image_takes_its_part(
         want = small_unet.run(merge(params, list(zip(adapters, of_image))), inputs)[i]
         assert relative_error(got[i], want) < CLOSE
     assert count_compilations(lambda: run([[0.1, 0.2], [0.3, 0.4], [0.5, -0.6]])) == 0
+
+
+def test_an_adapter_works_unmerged_on_quantised_kernels():
+    """It gives what it gives on the same kernels as arrays. Merging makes arrays of the leaves that it changes."""
+    x, params, adapter = layers()
+    packed = {
+        name: {**layer, "kernel": quantised(KINDS["int8"], np.asarray(layer["kernel"]), "float32")}
+        for name, layer in params.items()
+    }
+    arrays = {name: {**layer, "kernel": layer["kernel"].whole()} for name, layer in packed.items()}
+    got = []
+    for base in packed, arrays:
+        with patched([LoRA()], own=[for_images([({}, 1.0), (adapter, 0.8)])]):
+            got.append(Layers().apply({"params": base}, x))
+    np.testing.assert_allclose(*got, rtol=1e-5, atol=1e-4)
+    merged, want = (flatten_dict(merge(base, [(adapter, 0.8)]), sep="/") for base in (packed, arrays))
+    assert not any(map(is_quantised, merged.values()))
+    assert all(np.array_equal(merged[path], want[path]) for path in want)

@@ -130,7 +130,7 @@ def test_a_loop_never_holds_more_than_a_layers_kernel(name):
     memory = jax.jit(run).lower(params, x).compile().memory_analysis()
     whole = count * width * width * 2  # of all kernels in bfloat16
     assert memory.argument_size_in_bytes < 0.6 * whole
-    assert memory.temp_size_in_bytes < 0.7 * whole
+    assert memory.temp_size_in_bytes < 0.4 * whole  # a kernel in float32, which the CPU multiplies, and one in bfloat16
 
 
 def test_layers_give_what_they_give_with_the_whole_kernel():

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax import struct
 from flax.core import meta
@@ -20,6 +21,8 @@ from jaxtyping import Array
 
 from sdjax.nn.quantised.kinds import KINDS
 from sdjax.nn.quantised.planes import joined
+
+FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 AnyArray: TypeAlias = Array | np.ndarray
 
@@ -32,8 +35,9 @@ class Quantised(struct.PyTreeNode, meta.AxisMetadata[Any]):
     Every array has the outputs d as its last axis. A block type (`Kind.block`) has them in blocks along the inputs c.
 
     Attributes:
-        codes: of a scaled type one array [..., c, d] of int8 or float8; of a block type one for each power of two that
-            its bits are a sum of, bytes [..., c / 32, 32 bits / 8, d] (`sdjax.nn.quantised.planes`).
+        codes: of a scaled type one array [..., c, d] of int8, or of the bits of float8 as uint8; of a block type one
+            for each power of two that its bits are a sum of, bytes [..., c / 32, 32 bits / 8, d]
+            (`sdjax.nn.quantised.planes`).
         scale: float32 [d] of a scaled type, float16 [..., c / block, d] of a block type.
         offset: float16 of the shape of `scale`, or None.
         small_scale: int8 [..., c / group, d], or None.
@@ -75,7 +79,8 @@ class Quantised(struct.PyTreeNode, meta.AxisMetadata[Any]):
         """Returns the kernel in float32 and rounded once to its type: NumPy's if the leaf's arrays are NumPy's."""
         kind = KINDS[self.kind]
         if not kind.block:
-            return (self.codes[0].astype(np.float32) * self.scale).astype(self.dtype)
+            codes = self.codes[0] if self.kind == "int8" else _float8(self.codes[0])
+            return (codes.astype(np.float32) * self.scale).astype(self.dtype)
         *outer, c, d = self.shape
         groups, blocks = (*outer, c // kind.block, -1, kind.group, d), (*outer, c // kind.block, 1, 1, d)
         small = (*outer, c // kind.block, -1, 1, d)
@@ -133,6 +138,13 @@ class Quantised(struct.PyTreeNode, meta.AxisMetadata[Any]):
     remove_axis = add_axis
 
 
+def _float8(bits: AnyArray) -> AnyArray:
+    """Returns the numbers of bits. XLA turns choices of float8 numbers into those of wider ones; bits stay bits."""
+    if isinstance(bits, np.ndarray):
+        return bits.view(FLOAT8)
+    return jax.lax.bitcast_convert_type(bits, FLOAT8)
+
+
 def _made_after(x: Array, codes: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
     """Returns codes, but makes XLA compute x first.
 
@@ -142,11 +154,7 @@ def _made_after(x: Array, codes: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
     """
     never = x[(0,) * x.ndim] > jnp.inf
 
-    def late(code: AnyArray) -> AnyArray:
-        bits = jax.lax.bitcast_convert_type(code, jnp.uint8)  # of float8 too, which XLA would widen to choose
-        return jax.lax.bitcast_convert_type(jnp.where(never, jnp.uint8(0), bits), code.dtype)
-
-    return tuple(map(late, codes))
+    return tuple(jnp.where(never, jnp.zeros((), code.dtype), code) for code in codes)
 
 
 @contextlib.contextmanager
@@ -183,6 +191,11 @@ def side_by_side(leaves: Sequence[Quantised]) -> Quantised:
 def is_quantised(leaf: object) -> bool:
     """Returns whether a leaf of a parameter tree is quantised: for `is_leaf` of `jax.tree.map`."""
     return isinstance(leaf, Quantised)
+
+
+def quantised_count(tree: Any) -> int:
+    """Returns the number of quantised leaves of a parameter tree."""
+    return sum(map(is_quantised, jax.tree.leaves(tree, is_leaf=is_quantised)))
 
 
 def whole(leaf: Any) -> Any:

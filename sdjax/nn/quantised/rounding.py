@@ -11,11 +11,10 @@ import numpy as np
 
 from sdjax.nn.quantised.blocks import Blocks, leaf_of
 from sdjax.nn.quantised.kinds import Kind
-from sdjax.nn.quantised.leaf import Quantised
+from sdjax.nn.quantised.leaf import FLOAT8, Quantised
 
 AT_ONCE = 2**22  # weights that are rounded together, so that temporary arrays stay small
 ROUNDS = 6  # of least squares for a small block of q4_k
-FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 def quantised(kind: Kind, kernel: np.ndarray, dtype: str) -> Quantised:
@@ -52,7 +51,7 @@ def _scaled(kind: Kind, kernel: np.ndarray, dtype: str) -> Quantised:
     scale = np.where(top > 0, top / largest, 1).astype(np.float32)
     with np.errstate(all="ignore"):
         weights /= scale
-        codes = np.rint(weights).astype(np.int8) if kind.name == "int8" else weights.astype(FLOAT8)
+        codes = np.rint(weights).astype(np.int8) if kind.name == "int8" else weights.astype(FLOAT8).view(np.uint8)
     return Quantised((np.ascontiguousarray(codes),), scale, kind=kind.name, shape=kernel.shape, dtype_name=dtype)
 
 
