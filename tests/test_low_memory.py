@@ -142,7 +142,7 @@ def test_low_memory_is_planned_to_need_less(capsys):
 
 @pytest.mark.slow  # each runs some hundred small programs, which are compiled
 @pytest.mark.parametrize("options", [{"sampler": "dpmpp_2m_sde"}, {"sampler": "dpm_adaptive"}, {"seamless": "xy"},
-                                     {"guidance": "cfg_zero"}, {"num_steps": 2, "exact": True}])  # fmt: skip
+                                     {"guidance": "cfg_zero_star+pag"}, {"num_steps": 2, "exact": True}])  # fmt: skip
 def test_pictures_are_the_same_with_low_memory(options):
     one = {"devices": jax.devices()[:1], "seed": [3, 4], "num_steps": 3, "guidance_scale": 5.0, **options}
     whole, low = (

@@ -79,6 +79,14 @@ def unpatched() -> Iterator[None]:
         _depth.reset(token)
 
 
+_patched: contextvars.ContextVar[bool] = contextvars.ContextVar("patched", default=False)
+
+
+def is_patched() -> bool:
+    """Returns whether networks run with patches here: a program that is traced now belongs to them."""
+    return _patched.get()
+
+
 _bare: contextvars.ContextVar[bool] = contextvars.ContextVar("bare", default=False)
 
 
@@ -133,6 +141,7 @@ def patched(
     depth = None if everywhere else _depth.get()
     interceptors = [_calls_alone(patch.intercept(*arrays), depth) for patch, *arrays in zip(patches, shared, own)]
     with contextlib.ExitStack() as stack:
+        stack.callback(_patched.reset, _patched.set(True))
         for interceptor in reversed(interceptors):  # Flax calls the one that was entered first before the others
             stack.enter_context(nn.intercept_methods(interceptor))
         yield

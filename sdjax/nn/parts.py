@@ -28,6 +28,7 @@ from sdjax.nn.detector import Detector, DetectorConfig
 from sdjax.nn.esrgan import CompactConfig, CompactNet, RRDBConfig, RRDBNet
 from sdjax.nn.ip_adapter import IPAdapter, IPAdapterConfig
 from sdjax.nn.jax_settings import pinned
+from sdjax.nn.kept_shapes import kept
 from sdjax.nn.latent_upscaler import LatentUpscaler, LatentUpscalerConfig, PooledText, condition
 from sdjax.nn.metrics.aesthetic import AestheticConfig, AestheticPredictor
 from sdjax.nn.metrics.clip_pair import ClipConfig, ClipPair
@@ -70,7 +71,7 @@ class NetworkEntry:
 @functools.lru_cache(maxsize=32)  # tracing a UNet takes seconds, and models share networks
 @pinned()
 def _shapes(entry: NetworkEntry, config: object) -> Params:
-    return jax.eval_shape(lambda: entry.init(config, jax.random.key(0)))
+    return kept(entry.title, config, lambda: jax.eval_shape(lambda: entry.init(config, jax.random.key(0))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sdjax.nn.layers.rows import BATCH, ROWS, over_rows
+from sdjax.pipeline.traced import Traced
 
 Parallel = Literal["jit", "pmap"]
 PARALLEL: tuple[str, ...] = ("jit", "pmap")
@@ -195,7 +196,9 @@ def compiled(function: Callable, static: Any, mesh: Mesh, batched: tuple[bool, .
         return pmapped(bound, mesh, batched)
     if rows_of(mesh) > 1:
         return divided_by_rows(bound, mesh)
-    return jax.jit(bound if mesh.size == 1 or parallel == TOGETHER else over_batch(bound, mesh, batched))
+    if mesh.size == 1:
+        return Traced(function, static)
+    return jax.jit(bound if parallel == TOGETHER else over_batch(bound, mesh, batched))
 
 
 def divided_by_rows(function: Callable, mesh: Mesh) -> Callable:

@@ -1,0 +1,134 @@
+"""Traced programs that are kept from run to run."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.adapters.attached import Attached
+from sdjax.adapters.patch import patched
+from sdjax.config import ScheduleConfig
+from sdjax.diffusion.guidance import ClassifierFree
+from sdjax.nn import kept_shapes
+from sdjax.pipeline import cache, traced
+from sdjax.pipeline.traced import Traced
+from sdjax.samplers import DDIM, Linear
+from sdjax.storage.kept import Unkept, described
+
+calls = []
+
+
+def scaled(static, weights, state, keys):
+    calls.append(static)
+    return {"x": weights["w"] * state["x"] + static + jax.random.normal(keys[0], state["x"].shape), "n": state["n"] + 1}
+
+
+def doubled(static, x):
+    calls.append(static)
+    return static * x
+
+
+def pair(static, x):
+    return x, static * x
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "enable", lambda: tmp_path)
+    calls.clear()
+    return tmp_path
+
+
+def arguments():
+    return {"w": jnp.float32(3)}, {"x": jnp.arange(4.0), "n": jnp.int32(5)}, jax.random.split(jax.random.key(1), 2)
+
+
+def test_a_kept_program_is_not_traced_again_and_gives_the_same(folder):
+    want = jax.jit(lambda *args: scaled(2, *args))(*arguments())
+    calls.clear()
+    for _ in range(2):  # each as in a process of its own
+        got = Traced(scaled, 2)(*arguments())
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert calls == [2]
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("change", ["static", "shape", "type", "sources", "damage", "cut"])
+def test_another_program_and_a_damaged_file_are_traced(change, folder, monkeypatch):
+    x = np.arange(3, dtype=np.float32)
+    Traced(doubled, 2)(x)
+    (file,) = folder.iterdir()
+    static = 3 if change == "static" else 2
+    x = {"shape": np.arange(4, dtype=np.float32), "type": np.arange(3, dtype=np.int32)}.get(change, x)
+    if change == "sources":
+        monkeypatch.setattr(traced, "sources", lambda: "another version")
+    if change == "damage":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    if change == "cut":
+        file.write_bytes(file.read_bytes()[:20])
+    np.testing.assert_array_equal(Traced(doubled, static)(x), static * x)
+    assert len(calls) == 2
+
+
+def test_a_patched_program_is_not_kept(folder):
+    with patched([Attached()]):
+        Traced(doubled, 2)(np.float32(4))
+    assert list(folder.iterdir()) == []
+
+
+def test_what_is_lowered_is_what_is_called(folder):
+    shape = jax.ShapeDtypeStruct((3,), np.float32)
+    assert Traced(doubled, 2).lower(shape).as_text() == Traced(doubled, 2).lower(np.zeros(3, np.float32)).as_text()
+    assert calls == [2]
+
+
+def test_results_of_another_structure_are_computed_in_the_usual_way(folder):
+    same, double = Traced(pair, 2)(np.float32(4))
+    assert (float(same), float(double)) == (4, 8)
+    assert list(folder.iterdir()) == []
+
+
+def test_descriptions_differ_where_values_do():
+    values = [1, 1.0, True, "1", (1,), [1], None, DDIM(), DDIM(eta=0.5), Linear(), ScheduleConfig(), np.dtype("int8")]
+    assert len({json.dumps(described(value)) for value in values}) == len(values)
+    assert described(DDIM(eta=0.5)) == described(DDIM(eta=0.5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Users:
+    value: int = 1
+
+
+@pytest.mark.parametrize("value", [Users(), lambda x: x, (1, Users()), ClassifierFree, object()], ids=str)
+def test_what_a_name_cannot_say_is_not_kept(value, folder):
+    with pytest.raises(Unkept):
+        described(value)
+
+
+def test_files_that_were_not_used_for_longest_are_removed(folder, monkeypatch):
+    x = np.float32(2)
+    Traced(doubled, 1)(x)
+    (first,) = folder.iterdir()
+    monkeypatch.setattr(traced, "MAX_BYTES", first.stat().st_size * 3 // 2)
+    Traced(doubled, 5)(x)
+    (left,) = folder.iterdir()
+    assert left != first
+
+
+def test_shapes_that_are_kept_are_not_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setenv("SDJAX_COMPILATION_CACHE", "1")
+    shapes = {"a": {"kernel": jax.ShapeDtypeStruct((3, 4), jnp.bfloat16)}, "b": jax.ShapeDtypeStruct((), np.float32)}
+    assert kept_shapes.kept("net", ScheduleConfig(), lambda: shapes) == shapes
+    assert kept_shapes.kept("net", ScheduleConfig(), lambda: 1 / 0) == shapes
+    (file,) = tmp_path.rglob("*.json")
+    for damaged in (b"", b"[]", b'{"a": [[-1], "float32"]}', b'{"a": [[1], "nonsense"]}', b"[" * 100_000):
+        file.write_bytes(damaged)
+        assert kept_shapes.kept("net", ScheduleConfig(), lambda: shapes) == shapes
+    with pytest.raises(ZeroDivisionError):
+        kept_shapes.kept("another net", ScheduleConfig(), lambda: 1 / 0)
