@@ -131,18 +131,16 @@ def lowered_programs(
     mesh = placement.make_mesh(jax.local_devices()[:1])
     text, vae = config.text, config.vae
     ids = jax.ShapeDtypeStruct((batch, text.max_length), jnp.int32)
-    run = placement.compiled(programs.encode_text, (text, dtype, False), mesh, (False, True), "jit")
+    run: Any = placement.compiled(programs.encode_text, (text, dtype, False), mesh, (False, True), "jit")
     yield "text encoder", run.lower(params["text"], ids)
 
     sampler = SAMPLERS["ddim"]()
     latent = _latent(config, sides, batch)
     rows = next(chunks(repeat(sampler.steps(NoiseSchedule(config.schedule), 50), batch), programs.CHUNK))
     concat = config.unet.in_channels - vae.latent_channels
-    one = Conditioning(
-        context=jax.ShapeDtypeStruct((batch, text.max_length, config.unet.context_dim), jnp.float32),
-        concat=jax.ShapeDtypeStruct((*latent.shape[:3], concat), jnp.float32) if concat else None,
-        label=_label(config, batch),
-    )
+    context: Any = jax.ShapeDtypeStruct((batch, text.max_length, config.unet.context_dim), jnp.float32)
+    channels: Any = jax.ShapeDtypeStruct((*latent.shape[:3], concat), jnp.float32) if concat else None
+    one = Conditioning(context, concat=channels, label=_label(config, batch))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     program = programs.SampleProgram(UNetNetwork(config.unet, dtype), config.schedule.prediction, sampler.rule)
     run = placement.compiled(programs.sample, program, mesh, programs.SPREAD, "jit")
@@ -160,7 +158,7 @@ def _latent(config: ModelConfig, sides: tuple[int, int], batch: int) -> jax.Shap
     return jax.ShapeDtypeStruct((batch, height, width, config.vae.latent_channels), jnp.float32)
 
 
-def _label(config: ModelConfig, batch: int) -> jax.ShapeDtypeStruct | None:
+def _label(config: ModelConfig, batch: int) -> Any:
     if config.unet.num_classes is not None:
         return jax.ShapeDtypeStruct((batch,), jnp.int32)
     width = config.unet.label_dim
@@ -169,7 +167,7 @@ def _label(config: ModelConfig, batch: int) -> jax.ShapeDtypeStruct | None:
 
 def _working(lowered: Lowered) -> int:
     """Returns the bytes that a program needs besides its arguments."""
-    found = lowered.compile().memory_analysis()
+    found: Any = lowered.compile().memory_analysis()
     return int(found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes)
 
 

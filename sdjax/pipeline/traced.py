@@ -143,7 +143,7 @@ def _device(leaves: list[Any]) -> jax.Device:
         if isinstance(leaf, jax.Array) and leaf.committed:
             return next(iter(leaf.devices()))
     default = setting("jax_default_device")
-    return default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]  # type: ignore[arg-type]
+    return default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]
 
 
 def _platform(device: jax.Device) -> str:

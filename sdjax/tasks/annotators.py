@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy import ndimage
 
 from sdjax import pictures
 from sdjax.convert.parts.annotators import LoadedAnnotator
@@ -22,6 +21,7 @@ from sdjax.nn.depth.dpt import STEP
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.layers.interpolation import interpolate
 from sdjax.nn.parts import NETWORKS
+from sdjax.pictures import ndimage
 from sdjax.pictures.hints import edges, filters, people, poses
 from sdjax.pictures.image import to_float
 from sdjax.typing import Params

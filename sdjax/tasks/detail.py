@@ -6,11 +6,11 @@ from typing import Any, TypeAlias, Unpack
 
 import numpy as np
 from jaxtyping import Bool
-from scipy import ndimage
 
 from sdjax.checks.arguments import MAX_SEED, is_sequence, whole
 from sdjax.checks.notes import note
 from sdjax.convert.parts.detector import LoadedDetector
+from sdjax.pictures import ndimage
 from sdjax.pipeline.model import Pipeline
 from sdjax.tasks import detecting, inputs
 from sdjax.tasks.batch import Batch

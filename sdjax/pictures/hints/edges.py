@@ -6,8 +6,8 @@ are sdjax's own, for people without the files of HED.
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from scipy import ndimage
 
+from sdjax.pictures import ndimage
 from sdjax.pictures.hints.filters import gaussian_blur, sobel, thin
 
 Picture = UInt8[np.ndarray, "h w 3"]

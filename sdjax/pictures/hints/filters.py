@@ -5,11 +5,15 @@ on what OpenCV made.
 """
 
 import functools
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from scipy import ndimage, sparse
+
+from sdjax.pictures import ndimage
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Method = Literal["area", "linear", "cubic", "lanczos"]
 
@@ -96,7 +100,7 @@ def resize_shorter(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.nd
 
 
 @functools.lru_cache(maxsize=32)
-def _matrix(old: int, new: int, method: Method) -> sparse.csr_array:
+def _matrix(old: int, new: int, method: Method) -> "sparse.csr_array":
     """Returns the weights [new, old] of the old pixels along one side for each new one."""
     if method == "area" and new <= old:
         edges = np.arange(new + 1) * (old / new)
@@ -111,6 +115,8 @@ def _matrix(old: int, new: int, method: Method) -> sparse.csr_array:
     weights /= weights.sum(1, keepdims=True)
     rows = np.repeat(np.arange(new), places.shape[1])
     columns = np.clip(places, 0, old - 1).astype(int).ravel()
+    from scipy import sparse  # here, as it takes long to import
+
     return sparse.csr_array((weights.ravel(), (rows, columns)), shape=(new, old))  # repeated places are added
 
 

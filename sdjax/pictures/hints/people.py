@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage
+
+from sdjax.pictures import ndimage
 
 JOINTS = 18  # nose, neck, right shoulder, elbow, wrist, the left, right hip, knee, ankle, the left, eyes, ears
 LIMBS = (  # pairs of joints in the order in which people are put together; the last two only confirm

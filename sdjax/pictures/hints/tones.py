@@ -5,8 +5,8 @@ Sources: the preprocessors of sd-webui-controlnet of the same names, which call 
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy import ndimage
 
+from sdjax.pictures import ndimage
 from sdjax.pictures.hints.edges import to_rgb
 from sdjax.pictures.hints.filters import gaussian_blur, resize
 
