@@ -50,6 +50,7 @@ COMMANDS = {
     "guidance": ("guidance", "list the rules of guidance and their options"),
     "export": ("export", "write a model as programs that run without its code"),
     "run-exported": ("run_exported", "make pictures with an exported model"),
+    "compile": ("compile", "compile a model's programs before they are needed"),
     "plan": ("plan", "print the memory that pictures need"),
     "benchmark": ("benchmark", "measure how fast this computer is"),
     "evaluate": ("evaluate", "judge models: FID, CLIP score and others over settings"),

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +40,7 @@ def pair(static, x):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "enable", lambda: tmp_path)
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
     calls.clear()
     return tmp_path
 
@@ -132,3 +135,27 @@ def test_shapes_that_are_kept_are_not_found_again(tmp_path, monkeypatch):
         assert kept_shapes.kept("net", ScheduleConfig(), lambda: shapes) == shapes
     with pytest.raises(ZeroDivisionError):
         kept_shapes.kept("another net", ScheduleConfig(), lambda: 1 / 0)
+
+
+def test_there_is_no_folder_when_keeping_programs_is_switched_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setenv("SDJAX_COMPILATION_CACHE", "0")
+    assert cache.folder() is None
+    with pytest.raises(ValueError, match="name one with --folder"):
+        cache.keep_all(tmp_path)
+
+
+@pytest.mark.slow  # processes of their own
+def test_a_compiled_model_needs_no_compiler(tmp_path):
+    counted = (
+        "import jax.monitoring as m, sdjax; n = []; m.register_event_listener(lambda e, **_: n.append(e));"
+        "sdjax.text_to_image(sdjax.load('builtin'), ['a cat', 'a dog'], num_steps=7, sampler='dpmpp_2m');"
+        "print(*(n.count(f'/jax/compilation_cache/{e}') for e in ('compile_requests_use_cache', 'cache_hits')))"
+    )
+    asked = {**os.environ, "SDJAX_COMPILATION_CACHE": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"), "XLA_FLAGS": ""}
+    compiling = ["-m", "sdjax", "compile", "builtin", "--batch", "2", "--folder", str(tmp_path / "programs")]
+    subprocess.run([sys.executable, *compiling], env=asked, check=True)
+    asked["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "programs")
+    out = subprocess.run([sys.executable, "-c", counted], env=asked, check=True, capture_output=True, text=True).stdout
+    requests, hits = map(int, out.split())
+    assert requests == hits > 5

@@ -55,10 +55,39 @@ def enable() -> Path | None:
     return folder
 
 
+def folder() -> Path | None:
+    """Returns the folder in which JAX keeps compiled programs, the user's own or that of `enable`.
+
+    Returns None if there is none, it is not on this computer, or SDJAX_COMPILATION_CACHE is 0.
+    """
+    from sdjax.nn.jax_settings import setting
+
+    enable()
+    place = setting("jax_compilation_cache_dir")
+    kept = isinstance(place, str) and place and "://" not in place and setting("jax_enable_compilation_cache")
+    return Path(str(place)) if kept and os.environ.get(ENVIRONMENT, "1") == "1" else None
+
+
 def keep_small() -> None:
     """Makes JAX keep programs that compile in less than MIN_SECONDS too. Networks that run layer by layer have many."""
     if enable() is not None:
         _set("jax_persistent_cache_min_compile_time_secs", 0.0, default=MIN_SECONDS)
+
+
+def keep_all(place: Path | None) -> None:
+    """Makes JAX keep all programs, in the folder `place`, or in that of `folder` for None.
+
+    Raises ValueError if there is no folder.
+    """
+    import jax
+
+    if place is not None:
+        jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if folder() is None:
+        raise ValueError(
+            f"there is no folder that keeps programs: name one with --folder, and do not set {ENVIRONMENT}=0"
+        )
 
 
 def _set(name: str, value: float, *, default: float) -> None:

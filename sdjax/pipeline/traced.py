@@ -38,7 +38,7 @@ DIGEST = 32
 
 
 class Traced:
-    """A function (static, *args) as a compiled program, traced once for all processes if `cache.enable` keeps programs.
+    """A function (static, *args) as a compiled program, traced once for all processes if `cache.folder` is one.
 
     It is like the result of `jax.jit`. Functions that are described by more than plain values are traced in every
     process.
@@ -61,7 +61,7 @@ class Traced:
 
     def _find(self, args: tuple[Any, ...]) -> Any:
         """Returns the compiled program of a kept trace, None if this function is traced in the usual way."""
-        folder = cache.enable()
+        folder = cache.folder()
         if folder is None or setting("jax_disable_jit") or is_patched():
             return None
         leaves, tree = jax.tree.flatten(args)
