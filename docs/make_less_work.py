@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from make_pictures import place
+from PIL import Image
 
 import sdjax
 
@@ -19,15 +21,16 @@ RESULTS = HERE.parent / "benchmarks" / "results" / "less_work.json"
 START, END = "<!-- {} -->\n", "<!-- end -->\n"
 STEPS = 50
 PROMPTS = ("a cat on a blue background", "a strawberry on a white background", "a fox and a mushroom")
-COLUMNS: tuple[dict[str, Any], ...] = (
-    {},
-    {"patches": ["deep_cache:interval=3,branch=1"]},
-    {"patches": ["t_gate:gate=0.6"]},
-    {"guidance": "interval", "guidance_options": {"stop": 0.5}},
-    {"patches": ["token_merging:ratio=0.25"]},
-    {"patches": ["token_downsampling"]},
-    {"patches": ["hypertile:tile_size=32,swap_size=1"]},
-)
+SCALE, GAP = 2, 2  # of the sheet's pictures
+COLUMNS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "`deep_cache:interval=3,branch=1`": {"patches": ["deep_cache:interval=3,branch=1"]},
+    "`t_gate:gate=0.6`": {"patches": ["t_gate:gate=0.6"]},
+    "guidance `interval`, `stop=0.5`": {"guidance": "interval", "guidance_options": {"stop": 0.5}},
+    "`token_merging:ratio=0.25`": {"patches": ["token_merging:ratio=0.25"]},
+    "`token_downsampling:factor=2`": {"patches": ["token_downsampling"]},
+    "`hypertile:tile_size=32,swap_size=1`": {"patches": ["hypertile:tile_size=32,swap_size=1"]},
+}
 
 
 def sheet() -> bytes:
@@ -35,9 +38,17 @@ def sheet() -> bytes:
     pipe = sdjax.load()
     columns = [
         sdjax.text_to_image(pipe, list(PROMPTS), seed=[0] * len(PROMPTS), num_steps=STEPS, **options)
-        for options in COLUMNS
+        for options in COLUMNS.values()
     ]
-    return place([[column[i] for column in columns] for i in range(len(PROMPTS))], 2)
+    return place([[column[i] for column in columns] for i in range(len(PROMPTS))], SCALE)
+
+
+def differences(sheet: np.ndarray) -> list[float]:
+    """Returns the mean difference of each column of the sheet from the first one, in levels of 255."""
+    side = (sheet.shape[1] + GAP) // len(COLUMNS)
+    columns = [sheet[:, i * side : (i + 1) * side - GAP].astype(np.int16) for i in range(len(COLUMNS))]
+    used = np.arange(sheet.shape[0]) % side < side - GAP
+    return [float(np.abs(column - columns[0])[used].mean()) for column in columns]
 
 
 def table(rows: list[list[str]]) -> str:
@@ -65,7 +76,10 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             counts.append(f"{own / 1e9:,.0f} ({own / plain:.0%})")
         ratio = "100%" if name == "plain" else f"{timed['calls'][name]['ratio']:.0%}" if name in timed["calls"] else ""
         work.append([name, *counts, ratio])
-    return {"quality": table(quality), "work": table(work)}
+    shown = np.asarray(Image.open(SHEET).convert("RGB"))
+    rows = [[name, f"{value:.1f}"] for name, value in zip(COLUMNS, differences(shown), strict=True)]
+    sheet_table = table([["", "difference, levels of 255"], *rows[1:]])
+    return {"quality": table(quality), "sheet": sheet_table, "work": table(work)}
 
 
 def replaced(text: str, made: dict[str, str]) -> str:
@@ -82,10 +96,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", action="store_true", help="write the tables alone")
     args = parser.parse_args()
-    made = tables(json.loads(RESULTS.read_text(encoding="utf-8")))
-    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
     if not args.tables:
         SHEET.write_bytes(sheet())
+    made = tables(json.loads(RESULTS.read_text(encoding="utf-8")))
+    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 
 if __name__ == "__main__":

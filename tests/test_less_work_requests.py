@@ -143,8 +143,8 @@ def test_img2img_inpainting_and_a_second_pass():
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 16:48] = 255
     for make in (
-        lambda **own: sdjax.image_to_image(pipe, "a cat", picture, strength=0.6, **own),
-        lambda **own: sdjax.inpaint(pipe, "a cat", picture, mask, **own),
+        lambda **own: sdjax.image_to_image(pipe, picture, "a cat", strength=0.6, **own),
+        lambda **own: sdjax.inpaint(pipe, picture, mask, "a cat", **own),
         lambda **own: sdjax.two_pass(pipe, "a cat", height=64, width=64, enlarge=2, **own),
     ):
         made, plain = make(patches=saving, **settings), make(**settings)
