@@ -48,6 +48,8 @@ COMMANDS = {
     "inspect": ("inspect_checkpoint", "show what a checkpoint holds"),
     "samplers": ("samplers", "list samplers and schedules by their names in every tool"),
     "guidance": ("guidance", "list the rules of guidance and their options"),
+    "card": ("card", "write the model card of a model"),
+    "push": ("push", "upload a model to the Hugging Face hub"),
     "export": ("export", "write a model as programs that run without its code"),
     "run-exported": ("run_exported", "make pictures with an exported model"),
     "compile": ("compile", "compile a model's programs before they are needed"),

@@ -1,5 +1,6 @@
-"""A small stand-in for the Hugging Face hub: the few of its addresses that fetching a model asks for."""
+"""A small stand-in for the Hugging Face hub: the few of its addresses that fetching and uploading a model ask for."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -14,6 +15,9 @@ class Hub:
 
     `commits`: (repository, branch, tag or commit) -> commit; `files`: commit -> {name: content}. What is in `cut` is
     sent by half, once. `refused`: repository -> status and error code of every answer.
+
+    `private`: repositories that were made, and whether they are private. `tokens`: the tokens that may write. `large`:
+    files sent as LFS objects, by their SHA-256. Files of more than `lfs_from` bytes are to be sent so.
     """
 
     def __init__(self) -> None:
@@ -23,6 +27,10 @@ class Hub:
         self.refused: dict[str, tuple[int, str]] = {}
         self.asked: list[tuple[str, str, str | None]] = []
         self.address = ""
+        self.private: dict[str, bool] = {}
+        self.tokens: set[str] = set()
+        self.large: dict[str, bytes] = {}
+        self.lfs_from = 10_000
 
     def add(self, repository: str, files: dict[str, bytes], revision: str = "main") -> str:
         """Returns the commit of a new revision that holds `files`."""
@@ -75,6 +83,76 @@ def serve(hub: Hub) -> Iterator[Hub]:
                 return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             tag = hashlib.sha256(files[name]).hexdigest()
             return self.answer(200, files[name], {"X-Repo-Commit": commit, "ETag": f'"{tag}"'}, name)
+
+        def do_PUT(self) -> None:
+            data = self.body()
+            hub.large[hashlib.sha256(data).hexdigest()] = data
+            self.answer(200, b"")
+
+        def body(self) -> bytes:
+            if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+
+        def do_POST(self) -> None:
+            path, data = urllib.parse.urlsplit(self.path).path.strip("/"), self.body()
+            hub.asked.append(("POST", path, None))
+            if self.headers.get("Authorization", "").removeprefix("Bearer ") not in hub.tokens:
+                return self.answer(401, b"{}")
+            if path == "api/validate-yaml":
+                return self.said({"errors": [], "warnings": []})
+            if path == "api/repos/create":
+                return self.create(json.loads(data))
+            if path.endswith(".git/info/lfs/objects/batch"):
+                objects = [
+                    {**one, "actions": {"upload": {"href": f"{hub.address}/objects/{one['oid']}"}}}
+                    for one in json.loads(data)["objects"] if one["oid"] not in hub.large
+                ]  # fmt: skip
+                return self.said({"transfer": "basic", "objects": objects})
+            owner, name, act, revision = path.removeprefix("api/models/").split("/")
+            if act == "preupload":
+                modes = [
+                    {"path": one["path"], "shouldIgnore": False, "oid": None,
+                     "uploadMode": "lfs" if one["size"] > hub.lfs_from else "regular"}
+                    for one in json.loads(data)["files"]
+                ]  # fmt: skip
+                return self.said({"files": modes})
+            if act == "branch":
+                hub.commits[f"{owner}/{name}", revision] = hub.commits[f"{owner}/{name}", "main"]
+                return self.said({})
+            assert act == "commit"
+            return self.commit(f"{owner}/{name}", revision, [json.loads(line) for line in data.splitlines()])
+
+        def create(self, asked: dict) -> None:
+            repository = f"{asked['organization']}/{asked['name']}"
+            if repository in hub.refused:
+                return self.answer(hub.refused[repository][0], b"{}")
+            if repository in hub.private:
+                return self.answer(409, json.dumps({"url": f"{hub.address}/{repository}"}).encode())
+            hub.private[repository] = asked.get("visibility") == "private" or bool(
+                asked.get("private")
+            )  # the latter: older versions
+            hub.add(repository, {})
+            return self.said({"url": f"{hub.address}/{repository}"})
+
+        def commit(self, repository: str, revision: str, lines: list[dict]) -> None:
+            files = dict(hub.files[hub.commits[repository, revision]])
+            for line in lines[1:]:
+                value = line["value"]
+                if line["key"] == "lfsFile":
+                    files[value["path"]] = hub.large[value["oid"]]
+                else:
+                    files[value["path"]] = base64.b64decode(value["content"])
+            made = hub.add(repository, files, revision)
+            return self.said({"commitUrl": f"{hub.address}/{repository}/commit/{made}", "commitOid": made})
+
+        def said(self, answer: object) -> None:
+            return self.answer(200, json.dumps(answer).encode())
 
         def described(self, repository: str, commit: str, files: dict[str, bytes], rest: list[str]) -> object:
             if rest[:1] == ["tree"]:

@@ -59,6 +59,11 @@ class Place:
         return self.repository if self.file is None else f"{self.repository}/{self.file}"
 
 
+def is_repository(name: str) -> bool:
+    """Returns whether a text is a repository's name at the hub, "owner/name"."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
 def is_single_file(name: str) -> bool:
     """Returns whether a file of that name holds a whole model."""
     return name.lower().endswith(SINGLE_FILES)

@@ -193,7 +193,7 @@ def _fetch(place: Place, variant: str | None) -> Path:
         listed = _list(huggingface_hub, repository, revision)
         names, online = list(listed), True
     except Exception as error:
-        if not _is_unreachable(error):
+        if not is_unreachable(error):
             _explain(error, repository, revision)
         repository = _spelled_in_cache(repository)
         names, online = _list_cached(huggingface_hub, repository, revision, error), False
@@ -269,19 +269,19 @@ def _list_cached(hub: Any, repository: str, revision: str | None, reason: Except
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-def _is_unreachable(error: Exception) -> bool:
+def is_unreachable(error: Exception) -> bool:
     """Returns whether the hub did not answer or is temporarily unavailable. False if it refused the request."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HfHubHTTPError):
-        return (_status(error) or 0) >= 500
+        return (status_of(error) or 0) >= 500
     # requests' and httpx's errors have no common parent, and which of them huggingface_hub uses depends on its version
     return isinstance(error, (ConnectionError, TimeoutError)) or any(
         kind.__module__.split(".")[0].startswith(("httpx", "requests")) for kind in type(error).__mro__
     )
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -302,24 +302,24 @@ def _explain(
         )
     elif isinstance(error, errors.RevisionNotFoundError):
         reason = f"the repository has no revision {shown(named)}"
-    elif isinstance(error, errors.RepositoryNotFoundError) or _status(error) == 401:
+    elif isinstance(error, errors.RepositoryNotFoundError) or status_of(error) == 401:
         kind = Absent
         reason = (
             f"nothing of that name is on this computer or at {constants.ENDPOINT}; if it is private, log in with "
             "`hf auth login` (or set HF_TOKEN)"
         )
-    elif isinstance(error, errors.DisabledRepoError) or _status(error) in (404, 410, 451):
+    elif isinstance(error, errors.DisabledRepoError) or status_of(error) in (404, 410, 451):
         kind, reason = Absent, f"the repository was removed from {constants.ENDPOINT}"
     elif isinstance(error, errors.OfflineModeIsEnabled):
         kind = Absent
         reason = f"revision {shown(named)} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it"
-    elif begun and (isinstance(error, errors.LocalEntryNotFoundError) or _is_unreachable(error)):
+    elif begun and (isinstance(error, errors.LocalEntryNotFoundError) or is_unreachable(error)):
         reason = f"the transfer from {constants.ENDPOINT} was interrupted; the finished part is kept, so try again"
-    elif isinstance(error, errors.LocalEntryNotFoundError) or _is_unreachable(error):
-        kind, status = Absent, f" (HTTP status {_status(error)})" if _status(error) else ""
+    elif isinstance(error, errors.LocalEntryNotFoundError) or is_unreachable(error):
+        kind, status = Absent, f" (HTTP status {status_of(error)})" if status_of(error) else ""
         reason = f"{constants.ENDPOINT} cannot be reached{status}, and the hub's cache does not hold all of it"
     elif isinstance(error, errors.HfHubHTTPError):
-        reason = f"{constants.ENDPOINT} answered with HTTP status {_status(error)}"
+        reason = f"{constants.ENDPOINT} answered with HTTP status {status_of(error)}"
     else:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = f"it cannot be fetched ({printable(lines[0], limit=300)})"

@@ -60,6 +60,8 @@ ALWAYS = {
     "samplers": "--debug",
     "serve": "--debug --host --port --token-file --user-file --origin --log-prompts --ckpt --models --outdir --state "
     "--slots --waiting --preview --dtype --quantise --device --safety-checker",
+    "card": "--debug --license --evaluation --repository --out --overwrite --variant",
+    "push": "--debug --license --evaluation --public --branch --message --dry-run --variant",
     "export": "--debug --H --W --batch --platform --dtype --lora",
     "run-exported": "--debug --prompt --from-file --n_samples --seed --steps --sampler --scale --device "
     "--keep-compiled --outdir",

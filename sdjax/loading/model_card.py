@@ -1,0 +1,217 @@
+"""The model card of a model: a README.md with what is known about it, as the hub shows it.
+
+A card says what the files say, and where they say nothing it says so. It names no folder of this computer.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from sdjax.config import ModelConfig
+from sdjax.convert.containers.places import read_place
+from sdjax.convert.containers.reading import read_path
+from sdjax.convert.errors import CheckpointError, printable
+from sdjax.convert.inspection import Inspection, inspect
+from sdjax.convert.model import load_model
+from sdjax.loading.run_layout import CHECKPOINTS, is_run
+from sdjax.storage import manifest
+
+# Licences that the texts of released models name, and the hub's words for them
+LICENCES = (
+    (re.compile(r"(?i)open ?rail\+\+-?m"), "openrail++"),
+    (re.compile(r"(?i)creativeml open ?rail-?m"), "creativeml-openrail-m"),
+    (re.compile(r"(?i)apache license\s+version 2\.0"), "apache-2.0"),
+    (re.compile(r"(?i)\bmit license\b"), "mit"),
+)
+LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
+MOST_TAGS = 20  # of a training set that a card lists
+MOST_FOLDERS = 20
+
+Rows = Sequence[tuple[str, object]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known about a model. `training` and `data` are rows of tables, empty for a model that is no training's.
+
+    `licence` is the hub's word for it; None if nothing says which one it is. `licence_file` is the name of its text.
+    """
+
+    title: str
+    settings: Rows
+    licence: str | None = None
+    licence_file: str | None = None
+    training: Rows = ()
+    data: Rows = ()
+    start: str | None = None  # the repository of the model that training started from
+    diffusers: bool = False
+
+
+def read_facts(path: Path, variant: str | None = None) -> Facts:
+    """Returns the facts about a model: a checkpoint of any layout or the folder of a training. Reads no weights.
+
+    Raises CheckpointError if it cannot be read.
+    """
+    if is_run(path):
+        return _facts_of_run(path)
+    found = inspect(path, variant)
+    if found.adapter or (found.kind is not None and found.family is None):
+        kind = "" if found.kind is None else found.kind.partition(";")[0]
+        return Facts(path.stem, [("what it is", kind), *(("", line) for line in found.adapter)], *_licence(found, {}))
+    bundle = load_model(read_path(path, variant))
+    title = path.stem if path.is_file() else path.resolve().name
+    settings = [*settings_of(bundle.config), *_parts(found)]
+    licence = _licence(found, bundle.licences)
+    return Facts(title, settings, *licence, diffusers=found.layout == "diffusers")
+
+
+def settings_of(config: ModelConfig) -> Rows:
+    """Returns the settings that somebody needs who makes pictures with a model."""
+    schedule = config.schedule
+    return [
+        ("family", config.name),
+        ("picture size", f"{config.image_size} x {config.image_size}"),
+        ("predicts", schedule.prediction),
+        ("guidance scale", f"{config.guidance_scale:g}"),
+        ("latent", f"{config.vae.latent_channels} channels, 1/{config.vae.factor} of the picture's side"),
+        ("noise schedule ends without signal", "yes" if schedule.zero_terminal_snr else "no"),
+        *([("few steps", config.few_step)] if config.few_step else []),
+    ]
+
+
+def _parts(found: Inspection) -> Rows:
+    rows = []
+    for name, part in found.parts.items():
+        if name not in ("beside", "unknown", "other UNet"):
+            rows.append((name, f"{part['elements']:,} parameters, {', '.join(part['dtypes'])}"))
+    return rows
+
+
+def _licence(found: Inspection, texts: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Returns the hub's word for the licence of a checkpoint, and the name of its text."""
+    named = found.metadata.get("modelspec.license", "")
+    name = next(iter(texts), None)
+    return _word([*texts.values(), named]) or ("other" if name else None), name
+
+
+def _word(texts: Iterable[str]) -> str | None:
+    """Returns the hub's word for the first licence that the beginnings of texts name."""
+    return next((word for text in texts for pattern, word in LICENCES if pattern.search(text[:2000])), None)
+
+
+def _facts_of_run(folder: Path) -> Facts:
+    """Returns the facts about a training: the settings of its start model, what was trained, and on what."""
+    from sdjax.loading import hub
+    from sdjax.loading.run_folder import read_settings, read_start
+    from sdjax.loading.training_metadata import read_statistics
+
+    settings, start = read_settings(folder), read_start(folder)
+    steps, given = manifest.steps(folder / CHECKPOINTS), settings["model"].get("path")
+    if not steps:
+        raise CheckpointError("the training has written no checkpoint yet", folder)
+    optim, named = settings["optim"], given or settings["model"].get("scratch")
+    average = (settings.get("ema") or {}).get("decay")
+    training: list[tuple[str, object]] = [
+        ("started from", PurePath(str(named)).name if named else "random parameters"),
+        ("trained parts", ", ".join(settings["train"])),
+        ("what learns", _kind(settings.get("trainable"), "whole parts")),
+        ("objective", _kind(settings.get("objective"), "denoising")),
+        ("steps", steps[-1]),
+        ("batch size", settings["batch_size"]),
+        ("optimiser", f"{optim['name']}, learning rate {optim['learning_rate']:g}"),
+        ("moving average", "none" if average is None else f"decay {average:g}"),
+        ("seed", settings["seed"]),
+    ]
+    name = next(iter(start.licences), None)
+    word = _word(start.licences.values()) or ("other" if name else None)
+    return Facts(
+        folder.resolve().name, settings_of(start.config), word, name, training, data_rows(read_statistics(folder)),
+        read_place(given).repository if hub.is_hub_name(given) else None,
+    )  # fmt: skip
+
+
+def _kind(settings: Any, usual: str) -> str:
+    kind = settings.get("kind") if isinstance(settings, Mapping) else None
+    return str(kind or usual)
+
+
+def data_rows(statistics: Mapping[str, Any]) -> Rows:
+    """Returns the statistics of a training set (`sdjax.train.data.statistics`) as rows."""
+    if "sizes" not in statistics:
+        return []
+    sizes, folders, tags = statistics["sizes"], statistics.get("folders", {}), statistics.get("tags", {})
+    counted: dict[str, int] = {}
+    for each in tags.values():
+        for tag, count in each.items():
+            counted[tag] = counted.get(tag, 0) + count
+    most = sorted(counted.items(), key=lambda item: -item[1])[:MOST_TAGS]
+    rows: list[tuple[str, object]] = [
+        ("pictures in an epoch", sum(count for _, _, count in sizes)),
+        ("batches in an epoch", statistics.get("batches", "not noted")),
+        ("sizes", ", ".join(f"{w} x {h} ({count})" for w, h, count in sizes[:MOST_FOLDERS])),
+    ]
+    rows += [
+        (f"folder {name}", f"{one['pictures']} pictures, each {one['repeats']} times")
+        for name, one in list(folders.items())[:MOST_FOLDERS]
+    ]
+    return [*rows, *([("frequent tags", ", ".join(f"{tag} ({n})" for tag, n in most))] if most else [])]
+
+
+def make_card(
+    facts: Facts, *, repository: str | None = None, licence: str | None = None, evaluation: str | None = None
+) -> str:
+    """Returns the text of a card. `licence` is used instead of the one found; `evaluation` is a Markdown table.
+
+    Raises ValueError for a licence that is not a word of the hub's form, such as openrail++ or apache-2.0.
+    """
+    if licence is not None and not LICENCE_ID.fullmatch(licence):
+        raise ValueError(f"a licence is one of the hub's words, such as openrail++, apache-2.0, other; got {licence!r}")
+    word = licence or facts.licence
+    name = repository or facts.title
+    said = {
+        **({"license": word} if word else {}),
+        **({"license_name": "see-the-file", "license_link": facts.licence_file}
+           if word == "other" and facts.licence_file else {}),
+        "library_name": "diffusers" if facts.diffusers else "sdjax",
+        "pipeline_tag": "text-to-image",
+        "tags": ["stable-diffusion", "text-to-image", "sdjax"],
+        **({"base_model": facts.start} if facts.start else {}),
+    }  # fmt: skip
+    head = [f"{key}: {json.dumps(value)}" for key, value in said.items()]  # JSON is YAML too, with safe quotes
+    usage = ["```python", "import sdjax", "", f"pipe = sdjax.load({json.dumps(name)})",
+             'images = sdjax.text_to_image(pipe, "a prompt", seed=1)', "```"]  # fmt: skip
+    training = table(facts.training) if facts.training else ["The files do not say how it was trained."]
+    data = table(facts.data) if facts.data else ["The files do not say what it was trained on."]
+    judged = [evaluation] if evaluation else ["It was not evaluated, or the result was not given."]
+    if word is None:
+        legal = ["No licence is stated. Without one, others may not use the model."]
+    else:
+        legal = [f"{word}" + (f": see {cell(facts.licence_file)}." if facts.licence_file else ".")]
+    sections = [
+        ("Use", usage), ("Settings", table(facts.settings)), ("Training", training), ("Training data", data),
+        ("Evaluation", judged), ("Licence", legal),
+    ]  # fmt: skip
+    lines = ["---", *head, "---", "", f"# {cell(facts.title)}"]
+    for title, body in sections:
+        lines += ["", f"## {title}", "", *body]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: Rows) -> list[str]:
+    """Returns rows as the lines of a Markdown table."""
+    return ["| | |", "|---|---|", *(f"| {cell(name)} | {cell(value)} |" for name, value in rows)]
+
+
+def cell(value: object) -> str:
+    """Returns a value as text in a table. What has a meaning in Markdown or HTML stands for itself."""
+    text = printable(str(value), limit=1000)
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", text)
+
+
+def states_licence(card: str) -> bool:
+    """Returns whether a card's head names a licence."""
+    head = card.split("---", 2)[1] if card.startswith("---") and card.count("---") > 1 else ""
+    return re.search(r"(?m)^license:\s*\S", head) is not None

@@ -1,0 +1,218 @@
+"""`sdjax push` and `sdjax card`: what is uploaded, what a card says, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import hub_server
+import pytest
+from huggingface_hub import constants
+
+from sdjax import convert
+from sdjax.convert.errors import CheckpointError
+from sdjax.evaluate.result import Evaluation, Judged, measured
+from sdjax.loading.model_card import Facts, data_rows, make_card, read_facts, states_licence
+from sdjax.loading.uploading import gathered
+from sdjax.scripts.main import main
+
+import models
+
+# huggingface_hub 2.4's own call of its HTTP library
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+TOKEN = "hf_this_is_a_secret"
+REPOSITORY = "someone/my-model"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Returns a native folder with a licence."""
+    place = tmp_path_factory.mktemp("native") / "model"
+    pipe = models.pipeline()
+    convert.save(pipe.config, pipe.params, place, to="native")
+    (place / "LICENSE").write_text("CreativeML Open RAIL++-M License\n")
+    (place / "secret.env").write_text("KEY=1")
+    return place
+
+
+@pytest.fixture
+def server():
+    hub = hub_server.Hub()
+    hub.tokens.add(TOKEN)
+    with hub_server.serve(hub) as served:
+        yield served
+
+
+@pytest.fixture
+def push(server, monkeypatch, capsys):
+    """Returns a function that runs `sdjax push` against the server; a token is never shown."""
+    for name, value in ("ENDPOINT", server.address), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True):
+        monkeypatch.setattr(constants, name, value)
+
+    def run(*words, token=TOKEN):
+        monkeypatch.setenv("HF_TOKEN", token)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
+        status = main(["push", *map(str, words)])
+        shown = capsys.readouterr()
+        assert not token or token not in shown.out + shown.err
+        return status, shown.out, shown.err
+
+    return run
+
+
+def test_a_model_is_uploaded_with_its_card(server, folder, push):
+    status, out, err = push(folder, REPOSITORY)
+    assert status == 0, err
+    files = server.files[server.commits[REPOSITORY, "main"]]
+    assert out.strip() == f"{server.address}/{REPOSITORY}/commit/{server.commits[REPOSITORY, 'main']}"
+    assert server.private == {REPOSITORY: True}
+    assert "secret.env" not in files
+    card = files.pop("README.md").decode()
+    assert 'license: "openrail++"' in card
+    assert f'sdjax.load("{REPOSITORY}")' in card
+    for name, data in files.items():
+        assert data == (folder / name).read_bytes()
+    assert {"config.json", "LICENSE"} < set(files)
+    assert any(name.endswith(".safetensors") for name in files)
+    assert server.large  # the weights went as LFS objects
+
+
+@pytest.mark.slow
+def test_what_was_pushed_loads_again(server, folder, push, tmp_path):
+    assert push(folder, REPOSITORY, "--public")[0] == 0
+    code = f"import sdjax; print(sdjax.load({REPOSITORY!r}).config.name)"
+    given = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    got = subprocess.run([sys.executable, "-c", code], env=os.environ | given, capture_output=True, text=True)
+    assert got.stdout.strip() == "tiny", got.stderr
+
+
+def test_a_second_push_keeps_the_visibility_and_sends_no_weights(server, folder, push):
+    status, _, err = push(folder, REPOSITORY, "--public")
+    assert status == 0, err
+    assert server.private == {REPOSITORY: False}
+    sent = server.large.copy()
+    server.large |= dict.fromkeys(sent, b"as it was")
+    status, _, err = push(folder, REPOSITORY, "--branch", "next")
+    assert status == 0, err
+    assert set(server.large.values()) == {b"as it was"}
+    assert server.private == {REPOSITORY: False}
+    assert (REPOSITORY, "next") in server.commits
+
+
+@pytest.mark.parametrize(
+    ("token", "refused", "words"),
+    [("hf_another_secret", None, "does not know the token: log in with `hf auth login`"),
+     ("", None, "nobody is logged in: log in with `hf auth login`"),
+     (TOKEN, 403, "the token may not write there"),
+     (TOKEN, 418, "answered with HTTP status 418")],
+)  # fmt: skip
+def test_a_refused_upload_is_one_sentence(server, folder, push, token, refused, words):
+    if refused:
+        server.refused[REPOSITORY] = refused, ""
+    status, _, err = push(folder, REPOSITORY, token=token)
+    assert status == 1
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_a_dry_run_lists_files_and_shows_the_card(folder, capsys):
+    assert main(["push", str(folder), REPOSITORY, "--dry-run", "--license", "mit"]) == 0
+    out = capsys.readouterr().out
+    assert "config.json" in out
+    assert "secret.env" not in out
+    assert f"to {REPOSITORY} (private if it is new)" in out
+    assert 'license: "mit"' in out
+    assert main(["push", str(folder), REPOSITORY, "--dry-run", "--public"]) == 0
+    assert f"to {REPOSITORY} (public if it is new)" in capsys.readouterr().out
+
+
+def test_a_card_that_is_there_is_uploaded_and_not_written_over(folder, tmp_path, capsys):
+    place = tmp_path / "model"
+    convert.convert(folder, place, to="native")
+    (place / "README.md").write_text("---\ntags: []\n---\n# Mine\n")
+    assert main(["push", str(place), REPOSITORY, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "# Mine" in shown.out
+    assert "the card states no licence" in shown.err
+    assert main(["push", str(place), REPOSITORY, "--dry-run", "--license", "mit"]) == 2
+    assert "--license has no effect, because" in capsys.readouterr().err
+    assert main(["card", str(place)]) == 1
+    assert (place / "README.md").read_text().endswith("# Mine\n")
+    assert main(["card", str(place), "--overwrite"]) == 0
+    assert (place / "README.md").read_text().startswith('---\nlicense: "openrail++"')
+
+
+def test_an_evaluation_becomes_a_table(folder, tmp_path, capsys):
+    fid = measured(12.5, [12.0, 13.0], title="FID", lower_is_better=True, of="inception")
+    result = Evaluation({"name": "tiny"}, "digest", 100, (Judged("scale 3", {}, {}, {"fid": fid}),))
+    path = tmp_path / "result.json"
+    path.write_text(result.to_json())
+    assert main(["card", str(folder), "--out", "-", "--evaluation", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "| setting | FID |" in out
+    assert "| scale 3 | 12.5" in out
+    path.write_text(json.dumps({"format": "another"}))
+    assert main(["card", str(folder), "--out", "-", "--evaluation", str(path)]) == 2
+    assert "is no result of an evaluation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(["MODEL", "my-model"], "a repository is OWNER/NAME"),
+     (["MODEL", "a/b/c"], "a repository is OWNER/NAME"),
+     (["owner/name", REPOSITORY], "the model is one of this computer"),
+     (["MODEL", REPOSITORY, "--dry-run", "--license", "My licence"], "a licence is one of the hub's words")],
+)  # fmt: skip
+def test_wrong_arguments_are_refused_before_the_network(folder, words, sentence, capsys):
+    assert main(["push", *[str(folder) if word == "MODEL" else word for word in words]]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links")
+def test_links_out_of_the_model_are_not_followed(folder, tmp_path):
+    place = tmp_path / "model"
+    convert.convert(folder, place, to="native")
+    (tmp_path / "secret").write_text("KEY=1")
+    (place / "LICENSE").unlink(missing_ok=True)
+    (place / "LICENSE").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match="LICENSE is a link to a place outside the model"), gathered(place):
+        pass
+
+
+def test_a_single_file_is_uploaded_alone(folder, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    convert.convert(folder, path)
+    (tmp_path / "README.md").write_text("of something else")
+    with gathered(path) as files:
+        assert set(files.sizes) == {"tiny.safetensors"}
+    assert read_facts(path).title == "tiny"
+
+
+def test_texts_from_files_are_only_texts_in_a_card():
+    facts = Facts("a | b\n# c", [("x", "<script>| [a](b)")], "other", 'LICENSE"\nname: x', start="own: 'er/x\n")
+    card = make_card(facts)
+    assert "# a \\| b\\n\\# c" in card.replace("\\\\n", "\\n")
+    assert "<script>" not in card
+    head = card.split("---")[1].strip().splitlines()
+    assert [line.split(":")[0] for line in head] == [
+        "license", "license_name", "license_link", "library_name", "pipeline_tag", "tags", "base_model"
+    ]  # fmt: skip
+    assert all(json.loads(line.partition(": ")[2]) for line in head)
+
+
+def test_a_training_set_is_described_by_its_statistics():
+    rows = data_rows({
+        "folders": {"cats": {"pictures": 3, "repeats": 2}}, "tags": {"cats": {"cat": 3, "blue": 1}},
+        "sizes": [[64, 64, 6]], "batches": 2,
+    })  # fmt: skip
+    assert dict(rows) == {
+        "pictures in an epoch": 6, "batches in an epoch": 2, "sizes": "64 x 64 (6)",
+        "folder cats": "3 pictures, each 2 times", "frequent tags": "cat (3), blue (1)",
+    }  # fmt: skip
+
+
+def test_a_licence_is_seen_in_a_cards_head_alone():
+    assert states_licence("---\nlicense: mit\n---\n")
+    assert not states_licence("---\ntags: []\n---\nlicense: mit\n")
+    assert not states_licence("license: mit")
