@@ -143,6 +143,8 @@ NEEDED = {  # what a command cannot be without
     "inspect": "in",
     "plan": "builtin",
     "compile": "builtin",
+    "card": "in",
+    "push": "in a/b",
     "export": "in out",
     "run-exported": "in",
     "evaluate": "a.json --against b.json",
