@@ -1,8 +1,9 @@
-"""One picture by sdjax, diffusers or OpenVINO, from a folder: a process whose time and memory against_peers.py takes.
+"""One picture by sdjax or another tool: a process whose time and memory against_peers.py and small_memory.py take.
 
-    python benchmarks/one_picture.py {sdjax,diffusers,OpenVINO} FOLDER DTYPE SIZE STEPS
+    python benchmarks/one_picture.py TOOL MODEL DTYPE SIZE STEPS
 
-prints the highest memory use of the process in KiB.
+TOOL is sdjax, "sdjax, low memory", diffusers, OpenVINO or stable-diffusion.cpp, MODEL a folder or a file.
+It prints the highest memory use of the process in KiB.
 """
 
 import pathlib
@@ -23,13 +24,20 @@ def picture():
     """Imports only what the one that is measured needs."""
     who, folder, dtype, size, steps = sys.argv[1:]
     asked = {"height": int(size), "width": int(size), "guidance_scale": 7.5}
-    if who == "sdjax":
+    if who.startswith("sdjax"):
         import sdjax
 
-        sdjax.text_to_image(sdjax.load(folder, dtype=dtype), PROMPT, num_steps=int(steps), **asked)
+        pipe = sdjax.load(folder, dtype=dtype, low_memory=who == "sdjax, low memory")
+        sdjax.text_to_image(pipe, PROMPT, num_steps=int(steps), **asked)
         return
     if who == "OpenVINO":
         by_openvino(pathlib.Path(folder), dtype, int(size) // 8, int(steps))
+        return
+    if who == "stable-diffusion.cpp":  # its type is the file's
+        from stable_diffusion_cpp import StableDiffusion
+
+        tool = StableDiffusion(model_path=folder, verbose=False)
+        tool.generate_image(PROMPT, sample_steps=int(steps), width=int(size), height=int(size), cfg_scale=7.5)
         return
     import torch
     from diffusers import StableDiffusionPipeline
