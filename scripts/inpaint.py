@@ -28,7 +28,8 @@ CompVis's scripts/inpaint.py. Files are written as by txt2img.
 
 {EXIT_STATUS}"""
 
-METHODS = ("blend", "concat")  # the same as in sdjax.tasks.inpaint; a test compares them
+METHODS = ("blend", "concat")  # these are the same as in sdjax.tasks.inpaint; a test compares them
+FILLS = ("picture", "noise", "nothing")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,6 +96,13 @@ def add_mask_flags(parser: argparse.ArgumentParser) -> None:
         help="blend: put the known part back in every step; concat: show it to the network, which must have 9 "
         "channels; default: depends on the model",
     )
+    add(
+        "--fill",
+        choices=FILLS,
+        default="picture",
+        help="with --strength below 1, what is under the mask at the start: the picture, latent noise, or a latent of "
+        "zeros, as in A1111; default: %(default)s",
+    )
     add("--no-composite", action="store_true", help="outside the mask, keep the decoded picture instead of your pixels")
     add(
         "--feather",
@@ -121,7 +129,7 @@ def run(args: argparse.Namespace) -> Made:
     from sdjax.tasks.inpaint import check_method
 
     how = {"strength": args.strength, "method": args.method, "only_masked": args.only_masked}
-    how |= {"composite": not args.no_composite, "feather": args.feather}
+    how |= {"composite": not args.no_composite, "feather": args.feather, "fill": args.fill}
     if args.padding is not None:
         how["padding"] = args.padding
     if args.expand is not None:

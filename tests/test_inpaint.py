@@ -153,6 +153,28 @@ def test_grey_in_a_mask_is_cut_at_one_half(monkeypatch):
 
 
 @each_way
+def test_the_part_to_repaint_is_filled_before_it_is_sampled(config, monkeypatch):
+    """A1111's init_latent * mask + noise * (1 - mask), with the noise of the seed, or without it."""
+    seen = []
+
+    def sample(self, x0, noise, *rest, **options):
+        seen.append((np.asarray(x0), np.asarray(noise)))
+        return x0
+        yield
+
+    monkeypatch.setattr(Batch, "sample", sample)
+    for fill in "picture", "noise", "nothing":
+        sdjax.inpaint(models.pipeline(config), picture(), spot(), "a cat", strength=0.5, fill=fill, seed=3, **FEW)
+    (x0, noise), (noisy, _), (empty, _) = seen
+    mask = np.zeros((1, 8, 8, 1), bool)
+    mask[:, 1:4, 3:6] = True  # every entry with a pixel of rows 10 to 29 and columns 25 to 44
+    np.testing.assert_array_equal(noisy, np.where(mask, noise, x0))
+    np.testing.assert_array_equal(empty, np.where(mask, 0, x0))
+    with pytest.raises(ValueError, match="fill is one of picture, noise, nothing"):
+        sdjax.inpaint(models.pipeline(config), picture(), spot(), "a cat", fill="grey", **FEW)
+
+
+@each_way
 def test_no_strength_gives_the_round_trip(config):
     pipe, given, mask = models.pipeline(config), picture(), spot()
     made = sdjax.inpaint(pipe, given, mask, "a cat", strength=0, composite=False, seed=4, **FEW)

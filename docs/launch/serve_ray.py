@@ -32,6 +32,7 @@ def build() -> ASGIApp:
 @serve.deployment(
     num_replicas=int(os.environ.get("REPLICAS", "2")),
     max_ongoing_requests=64,
+    health_check_timeout_s=300,  # Ray kills a replica that is silent for longer; compiling takes time
     ray_actor_options={"num_cpus": 1, "num_gpus": float(os.environ.get("GPUS", "0"))},
 )
 @serve.ingress(build)

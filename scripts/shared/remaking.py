@@ -23,7 +23,7 @@ REMAKERS = {
     "txt2img": Remaker("txt2img", ("latents", "upscaler")),
     "img2img": Remaker("img2img", ("init_img",)),
     "inpaint": Remaker(
-        "inpaint", ("init_img", "mask"), (*INPAINTED, "only_masked", "composite", "expand", "overlap")
+        "inpaint", ("init_img", "mask"), (*INPAINTED, "only_masked", "composite", "expand", "overlap", "fill")
     ),
     "detail": Remaker("detail", ("init_img", "mask", "detector"), (*INPAINTED, "boxes", "confidence", "most", "grow")),
     "depth2img": Remaker("depth2img", ("init_img", "depth", "depth_model")),

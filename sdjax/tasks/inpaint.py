@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import pictures
-from sdjax.checks.arguments import flag
+from sdjax.checks.arguments import flag, shown
 from sdjax.checks.notes import note
 from sdjax.config import ModelConfig
 from sdjax.diffusion.constraint import Known
@@ -22,7 +22,9 @@ from sdjax.tasks.inputs import Pictures
 from sdjax.tasks.make_batch import make_batch
 from sdjax.tasks.request import Each, Options
 from sdjax.tasks.session import Making, Session, task
+from sdjax.typing import Latent
 
+FILLS = ("picture", "noise", "nothing")  # what the latent of the part to repaint is at the start
 METHODS = {"blend": "text", "concat": "inpainting"}  # methods, and the kind of model that each needs
 
 
@@ -39,6 +41,7 @@ def inpaint(
     padding: int = 32,
     composite: bool = True,
     feather: int = 0,
+    fill: str = "picture",
     **options: Unpack[Options],
 ) -> Session:
     """Returns the pictures with the white parts of their masks repainted, each in its own size.
@@ -55,12 +58,13 @@ def inpaint(
     `only_masked` works on the part around the mask, with `padding` pixels around it; a small part is enlarged to the
     model's size. `composite` copies all pixels outside the mask from the picture, byte for byte; `feather` is the width
     of the transition in pixels. `strength` below 1 starts from the present content, as in `image_to_image`; 0 only
-    passes it through the autoencoder.
+    passes it through the autoencoder. `fill` chooses what it starts from under the mask instead, with noise on it as
+    usual: "noise" is the latent that is the picture's starting noise, "nothing" the latent of zeros. Both are A1111's.
 
     `options` are those of `text_to_image`. Raises whatever it raises, and ValueError if a file is not a picture or a
     mask has another size.
     """
-    method = check_method(pipe.config, method)
+    method, fill = check_method(pipe.config, method), check_fill(fill)
     inputs.check_margins(padding=padding, feather=feather)
     only_masked, composite = flag("only_masked", only_masked), flag("composite", composite)
     given = inputs.open_pictures(image)
@@ -88,7 +92,7 @@ def inpaint(
     make_latent = {"blend": blended, "concat": concatenated}[method]
 
     def make(part: Batch) -> Making:
-        return part.finish((yield from make_latent(part, [frames[i] for i in part.inputs])))
+        return part.finish((yield from make_latent(part, [frames[i] for i in part.inputs], fill)))
 
     def finish(i: int, made: np.ndarray) -> np.ndarray:
         return inputs.put_back(frames[batch.inputs[i]], made, composite=composite, feather=feather)
@@ -102,15 +106,13 @@ def seen(frame: inputs.Frame) -> Seen:
     return Seen(frame.pixels, frame.repaint, frame.picture.shape[:2], place)
 
 
-def blended(batch: Batch, frames: Sequence[inputs.Frame]) -> Sampling:
+def blended(batch: Batch, frames: Sequence[inputs.Frame], fill: str = "picture") -> Sampling:
     """Returns latents with the known part held fixed. An entry is known if all of its pixels are known."""
-    factor = batch.pipe.config.vae.factor
-    x0 = batch.encode([frame.pixels for frame in frames])
-    keep = batch.spread([~inputs.repainted_latents(frame.repaint, factor)[..., None] for frame in frames])
-    return (yield from batch.sample(x0, batch.noise(), batch.conditionings(), Known(x0, keep)))
+    x0, keep, noise = batch.encode([frame.pixels for frame in frames]), _kept(batch, frames), batch.noise()
+    return (yield from batch.sample(_filled(x0, keep, noise, fill), noise, batch.conditionings(), Known(x0, keep)))
 
 
-def concatenated(batch: Batch, frames: Sequence[inputs.Frame]) -> Sampling:
+def concatenated(batch: Batch, frames: Sequence[inputs.Frame], fill: str = "picture") -> Sampling:
     """Returns latents from a network with the inputs latent, mask and latent of the masked picture, in this order.
 
     The mask is reduced to the first of every 8 x 8 pixels, as torch's "nearest" does. The masked part is grey, 0. The
@@ -120,8 +122,28 @@ def concatenated(batch: Batch, frames: Sequence[inputs.Frame]) -> Sampling:
     mask = batch.spread([frame.repaint[::factor, ::factor, None].astype(np.float32) for frame in frames])
     holes = [np.where(frame.repaint[..., None], np.float32(0), to_float(frame.pixels)) for frame in frames]
     concat = jnp.concatenate([mask, batch.encode(holes, draw=1)], axis=-1)
-    x0 = batch.encode([frame.pixels for frame in frames]) if batch.needs_x0 else None
-    return (yield from batch.sample(x0, batch.noise(), batch.conditionings(concat=concat)))
+    x0, noise = None, batch.noise()
+    if batch.needs_x0:
+        x0 = _filled(batch.encode([frame.pixels for frame in frames]), _kept(batch, frames), noise, fill)
+    return (yield from batch.sample(x0, noise, batch.conditionings(concat=concat)))
+
+
+def _kept(batch: Batch, frames: Sequence[inputs.Frame]) -> Any:
+    """Returns which entries of the latents are known, bool [b, h, w, 1]."""
+    factor = batch.pipe.config.vae.factor
+    return batch.spread([~inputs.repainted_latents(frame.repaint, factor)[..., None] for frame in frames])
+
+
+def _filled(x0: Latent, keep: Any, noise: Latent, fill: str) -> Latent:
+    """Returns latents whose part to repaint is filled."""
+    return x0 if fill == "picture" else jnp.where(keep, x0, noise if fill == "noise" else jnp.float32(0))
+
+
+def check_fill(fill: str) -> str:
+    """Returns the name of a filling. Raises ValueError for an unknown one."""
+    if not isinstance(fill, str) or fill not in FILLS:
+        raise ValueError(f"fill is one of {', '.join(FILLS)}; got {shown(fill)}")
+    return fill
 
 
 def check_method(config: ModelConfig, method: str | None) -> str:

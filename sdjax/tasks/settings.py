@@ -94,6 +94,8 @@ def check(settings: Mapping[str, Any]) -> None:
     options = settings.get(SAMPLER_OPTIONS, {})
     if not isinstance(options, dict) or not all(isinstance(value, str | int | float) for value in options.values()):
         raise ValueError(f"{SAMPLER_OPTIONS} is an object of texts and numbers; got {shown(options)}")
+    if not isinstance(settings.get("sampler"), str | None):
+        raise ValueError(f"sampler is a name; got {shown(settings['sampler'])}")
     for name in "height", "width":
         if settings.get(name) is not None:
             whole(name, settings[name])  # the model decides which sizes it can make

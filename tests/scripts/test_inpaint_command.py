@@ -13,7 +13,7 @@ from sdjax.loading import builtin
 from sdjax.scripts import inpaint as command
 from sdjax.scripts.main import main
 from sdjax.scripts.shared import options
-from sdjax.tasks.inpaint import METHODS
+from sdjax.tasks.inpaint import FILLS, METHODS
 
 import models
 
@@ -50,6 +50,7 @@ def test_a_picture_and_its_mask_are_handed_on(fake, capsys) -> None:
     assert (found["task"], found["method"], found["mask"]["name"]) == ("inpaint", "blend", "m.png")
     assert (found["width"], found["height"], found["init_img"]["width"]) == (70, 50, 70)
     assert tuple(METHODS) == command.METHODS
+    assert command.FILLS == FILLS
 
 
 def test_a_folder_is_made_with_the_masks_beside(fake) -> None:

@@ -192,6 +192,14 @@ def test_inpainting(asking, inverted):
     assert "width" not in work.settings
 
 
+@pytest.mark.parametrize(("number", "fill"), [(1, None), (2, "noise"), (3, "nothing")])
+def test_what_is_under_the_mask_at_the_start(asking, number, fill):
+    ask, works, _ = asking
+    answer = ask("/sdapi/v1/img2img", init_images=[AS_TEXT], mask=WHITE, inpainting_fill=number)
+    assert json.loads(answer.json()["info"])["warnings"] == []
+    assert works[0].settings.get("fill") == fill
+
+
 def test_what_fills_the_mask_comes_from_around_it():
     picture = np.zeros((16, 16, 3), np.uint8)
     picture[:, :8], picture[:, 8:] = 100, 200

@@ -263,6 +263,12 @@ REFUSED = {
     "no mask": (Work("inpaint", {}, {"image": PICTURE}), "mask"),
     "another mask": (Work("inpaint", {}, {"image": PICTURE, "mask": PICTURE[:4, :, 0]}), "mask"),
     "a sampler's option": (Work("txt2img", {"sampler": "ddim", "sampler_options": {"eta": "x"}}), "another type"),
+    "a sampler of another type": (Work("txt2img", {"sampler": [1]}), "sampler is a name"),
+    "a control's options": (
+        Work("txt2img", {"controls": [{"network": "builtin-edges", "options": 1}]}), "options are names and numbers"
+    ),
+    "annotators": (Work("hint", {"preprocessor": "canny", "annotators": 1}, {"image": PICTURE}), "named by a text"),
+    "a filling": (Work("inpaint", {"fill": "x"}, {"image": PICTURE, "mask": PICTURE[..., 0]}), "fill is one of"),
     "a sampler": (Work("txt2img", {"sampler": "dim"}), "sampler"),
     "hires": (Work("txt2img", {"hires": {"by": 2}}), "hires"),
     "a control's field": (Work("txt2img", {"controls": [{"net": "x"}]}), "has no 'net'"),

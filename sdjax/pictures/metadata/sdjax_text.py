@@ -33,9 +33,9 @@ INPUTS = {  # files that a picture was made from
 COMPARED = ("prediction", "dtype", "exact", "parallel", "split_picture", "batch", "devices", "versions", "jax_settings")
 # Settings of one command, which are its flags
 OF_TASK = {
-    "method", "feather", "padding", "only_masked", "composite", "expand", "overlap", "boxes", "confidence", "most",
-    "grow", "background", "noise_level", "weights", "mix_noise_level", "dialect", "prior_prompt", "prior_steps",
-    "prior_scale", "times", "light", "backdrop_name", "enlarge", "hires_strength", "style_of",
+    "method", "feather", "padding", "only_masked", "composite", "expand", "overlap", "fill", "boxes", "confidence",
+    "most", "grow", "background", "noise_level", "weights", "mix_noise_level", "dialect", "prior_prompt",
+    "prior_steps", "prior_scale", "times", "light", "backdrop_name", "enlarge", "hires_strength", "style_of",
 }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ AUTOMATIC = (None, "", "Automatic", "automatic", "Use same scheduler")
 SAME = (None, "", "None", "Use same sampler")
 LATENT, LANCZOS = "Latent", "Lanczos"
 FILLS = ("fill", "original", "latent noise", "latent nothing")
+LATENT_FILLS = {"latent noise": "noise", "latent nothing": "nothing"}
 RESIZES = ("just resize", "crop and resize", "resize and fill", "latent upscale")
 
 
@@ -161,10 +162,8 @@ def _picture(server: Server, own: Mapping[str, Any]) -> tuple[str, dict[str, Any
     fill = FILLS[whole("inpainting_fill", own["inpainting_fill"], 0, 3)]
     if fill == "fill":
         picture = filled(picture, mask >= 128)
-    elif fill != "original":
-        warnings.append(
-            f"inpainting_fill {own['inpainting_fill']} ({fill}) is not followed: sampling starts from the picture"
-        )
+    elif fill in LATENT_FILLS:
+        settings["fill"] = LATENT_FILLS[fill]
     blur = own["mask_blur"] if own["mask_blur"] is not None else max(own["mask_blur_x"], own["mask_blur_y"])
     settings |= {"only_masked": own["inpaint_full_res"], "feather": int(blur)}
     if own["inpaint_full_res"]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MOST_PICTURES = 100  # of one work
 # Settings that are lists, and how many entries they may have
 LISTS = {"controls": 8, "image_prompts": 8, "regions": 32, "references": 4, "hypernetworks": 8}
+MOST_ANNOTATORS = 4  # of a hint
 FOLDERS = {"lora_dir": "lora", "embedding_dir": "embedding", "hypernetwork_dir": "hypernetwork"}
 BUILT_IN_CONTROLS = ("builtin-edges",)
 
@@ -163,6 +164,12 @@ def find_file(library: "Library", kind: str, name: Any) -> str:
     return str(library.find(kind, name).path)
 
 
+def find_annotators(library: "Library", names: Any) -> tuple[str, ...]:
+    """Returns the paths of annotators: a name, or a list of them. Raises ValueError for anything else."""
+    several = [] if names is None else _listed("annotators", names, MOST_ANNOTATORS)
+    return tuple(find_file(library, "detector", one) for one in several)
+
+
 def _lora(text: str, library: "Library") -> str:
     name, *weights = text.strip().split(":")
     return ":".join([find_file(library, "lora", name), *(weights or ["1"])])
@@ -197,7 +204,9 @@ def _control(given: Any, work: Work, library: "Library") -> ControlUse:
     for name in "hint", "mask", "hidden":
         if name in fields:
             fields[name] = _input(work, fields[name])
-    fields["annotators"] = tuple(find_file(library, "detector", one) for one in fields.get("annotators", ()))
+    if not isinstance(fields.get("options", {}), Mapping):
+        raise ValueError(f"a control's options are names and numbers; got {shown(fields['options'])}")
+    fields["annotators"] = find_annotators(library, fields.get("annotators"))
     return ControlUse(**fields)
 
 

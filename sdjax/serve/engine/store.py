@@ -168,13 +168,16 @@ class Store:
         ]
 
     def forget(self, name: str) -> None:
-        """Deletes a picture. Raises UnknownPicture if there is none of this name."""
+        """Deletes a picture. Raises UnknownPicture if there is none of this name.
+
+        The file goes first: on a full disk that makes the room that the database needs.
+        """
         if not self._all("SELECT 1 FROM pictures WHERE name = ?", name):
             raise UnknownPicture(name)
-        with self._writing() as base:
-            base.execute("DELETE FROM pictures WHERE name = ?", (name,))
         with errors.doing("deleting the picture", name):
             self.path(name).unlink(missing_ok=True)
+        with self._writing() as base:
+            base.execute("DELETE FROM pictures WHERE name = ?", (name,))
 
     def choose(self, what: str, value: str) -> None:
         """Keeps a choice, such as the current model."""

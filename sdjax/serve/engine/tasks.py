@@ -18,12 +18,12 @@ from sdjax.preprocessors import PREPROCESSORS
 from sdjax.serve.comfy.task import check_work, run_workflow
 from sdjax.serve.engine.context import Context
 from sdjax.serve.engine.making import make
-from sdjax.serve.engine.options import Options, describe_input, find_file, read
+from sdjax.serve.engine.options import Options, describe_input, find_annotators, find_file, read
 from sdjax.serve.engine.work import Finished, Work
 from sdjax.tasks import inputs, recording
 from sdjax.tasks.enlarge import MOST_PIXELS, TILE, read_upscaler
 from sdjax.tasks.hints import make_hint
-from sdjax.tasks.inpaint import METHODS, check_method
+from sdjax.tasks.inpaint import FILLS, METHODS, check_fill, check_method
 from sdjax.tasks.session import Session
 from sdjax.tasks.two_pass import check_upscale
 
@@ -108,7 +108,14 @@ def _check_image(options: Options) -> None:
 def _inpaint(options: Options, pipe: Pipeline) -> tuple[Begin, dict[str, Any]]:
     own, picture, mask = dict(options.own), options.picture(), options.mask()
     prompt = options.given.get("prompt", "")
-    defaults = {"strength": 1.0, "method": None, "only_masked": False, "composite": True, "feather": 0}
+    defaults = {
+        "strength": 1.0,
+        "method": None,
+        "only_masked": False,
+        "composite": True,
+        "feather": 0,
+        "fill": FILLS[0],
+    }
     how = {**defaults, **{name: own[name] for name in (*defaults, "padding") if name in own}}
     begin: Begin = functools.partial(sdjax.inpaint.session, pipe, picture, mask, prompt, **how)
     if "expand" in own:
@@ -123,6 +130,7 @@ def _check_inpaint(options: Options) -> None:
     _strength(options, 1.0)
     if own.get("method") not in (None, *METHODS):
         raise ValueError(f"method is one of {', '.join(METHODS)}; got {shown(own['method'])}")
+    check_fill(own.get("fill", FILLS[0]))
     if "expand" in own:
         inputs.check_expand(own["expand"])
     elif "mask" not in options.work.inputs:
@@ -200,7 +208,7 @@ DRAWN: dict[str, Drawn] = {
     "img2img": Drawn(_image, ("strength",), True, check=_check_image),
     "inpaint": Drawn(
         _inpaint,
-        ("strength", "method", "only_masked", "padding", "composite", "feather", "expand", "overlap"),
+        ("strength", "method", "only_masked", "padding", "composite", "feather", "expand", "overlap", "fill"),
         check=_check_inpaint,
     ),
     "depth2img": Drawn(_depth, ("strength",), check=lambda options: _strength(options, 0.9)),
@@ -305,13 +313,12 @@ def _read_hint(work: Work, library: "Library") -> tuple[str, list[str], int | No
     name = work.settings.get("preprocessor")
     if name not in PREPROCESSORS:
         raise ValueError(f"preprocessor is one of {', '.join(PREPROCESSORS)}; got {shown(name)}")
-    given, resolution = work.settings.get("annotators") or [], work.settings.get("resolution")
-    files = [given] if isinstance(given, str) else list(given)  # type: ignore[arg-type]
+    annotators, resolution = find_annotators(library, work.settings.get("annotators")), work.settings.get("resolution")
     options = work.settings.get("options") or {}
     if not isinstance(options, Mapping):
         raise ValueError(f"options are names and numbers; got {shown(options)}")
     side = None if resolution is None else whole("resolution", resolution, 64)
-    return str(name), [find_file(library, "detector", one) for one in files], side, dict(options)
+    return str(name), list(annotators), side, dict(options)
 
 
 TASKS: dict[str, Callable[[Work, Context], list[Finished]]] = {

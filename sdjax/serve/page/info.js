@@ -11,7 +11,7 @@ import { has, t } from "./texts.js";
 // Settings of tasks that the form or the other settings can have. What else a picture records of its making, such as the
 // size of the picture that it was made from, is no setting.
 const OF_TASK = ["strength", "only_masked", "padding", "feather", "expand", "overlap", "composite", "method", "image_scale",
-  "noise_level", "grow", "most"];
+  "noise_level", "grow", "most", "fill"];
 const MODES = Object.fromEntries(Object.entries(TASKS).map(([mode, task]) => [task, mode]));
 
 /** Makes the mode work. `restored` is called with the mode of the settings that were put into the form. */
