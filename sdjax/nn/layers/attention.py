@@ -132,7 +132,7 @@ def _attend(
         args = (q, jnp.where(seen, k, 0), jnp.where(seen, v, 0), key_length)
     if n * m <= SMALL:
         return in_chunks(*args, causal=causal)
-    kernels = {"cpu": functools.partial(head_by_head, causal=causal)}
+    kernels: dict[str, Callable[..., Array]] = {"cpu": functools.partial(head_by_head, causal=causal)}
     unchecked = not any(jax.typeof(a).manual_axis_type.varying for a in args)
     capability = cuda_capability()
     if unchecked and capability is not None and cudnn_takes(d, q.dtype, capability):
