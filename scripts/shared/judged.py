@@ -208,13 +208,21 @@ class Judge:
         from sdjax.evaluate.evaluation import Judging
         from sdjax.evaluate.making import Folder, Host
         from sdjax.loading import builtin, hub
+        from sdjax.purpose import check_task
         from sdjax.tasks import recording
+        from sdjax.tasks.resolve import check_size
         from sdjax.train import judges
 
         args = self.args
         with hub.listening(say):
             local = builtin.place(name or BUILTIN) if name in (None, *options.BUILTIN) else hub.resolve(name)
-        pipe = sdjax.load(name, ema=args.ema, dtype=args.dtype)
+
+        def check(config: Any) -> None:
+            check_task(config, "generate")
+            for one in self.settings:
+                check_size(config, one.values.get("height"), one.values.get("width"))
+
+        pipe = sdjax.load(name, ema=args.ema, dtype=args.dtype, check=check)
         for notice in pipe.notices:
             say(f"note: {notice}")
         if self.networks is None:

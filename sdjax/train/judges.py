@@ -3,6 +3,7 @@
 `sdjax.evaluate` knows the measures of published networks; those of the built-in model's reader are known to training.
 """
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -81,7 +82,8 @@ def load_networks(
         if name == judging.NAME:
             found[name] = ReaderFeatures(sprites(pipe.config.image_size, font))
         elif name == autoencoder.NAME:
-            found[name] = AutoencoderFeatures(pipe)
+            # Without the other networks, which a comparison of two models would keep in memory
+            found[name] = AutoencoderFeatures(dataclasses.replace(pipe, params={"vae": pipe.params["vae"]}))
         else:
             found[name] = load_extractor(name, {file: files[file] for file in EXTRACTORS[name].files})
     return found

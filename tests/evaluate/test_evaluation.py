@@ -6,11 +6,11 @@ import types
 import numpy as np
 import pytest
 
-from sdjax.evaluate import making
+from sdjax.evaluate import bootstrap, making, measuring
 from sdjax.evaluate.captions import choose, digest_of
 from sdjax.evaluate.evaluation import Judging
 from sdjax.evaluate.making import Folder, Host
-from sdjax.evaluate.measures import Measure
+from sdjax.evaluate.measures import Measure, frechet_measure
 from sdjax.evaluate.measuring import Reference
 from sdjax.evaluate.references import pictures_of
 from sdjax.evaluate.result import read
@@ -189,6 +189,17 @@ def test_a_measure_that_cannot_be_computed_leaves_the_others(tmp_path, painter):
     made = type(whole)(**{**vars(whole), "measures": [broken, LEVEL], "say": said.append}).run()
     assert list(made.settings[0].measures) == ["level"]
     assert "scale 2: broken cannot be measured: too few rows" in said
+
+
+def test_a_distance_to_many_pictures_is_that_to_their_statistics():
+    rng = np.random.default_rng(0)
+    features, reference = {"x": rng.normal(0, 1, (30, 3))}, {"x": rng.normal(0.3, 2, (50, 3))}
+    one = frechet_measure("d", "D", "n", "x")
+    found = measuring.measure(one, features, Reference(reference, None, "r"), identity="n", resamples=3)
+    np.testing.assert_allclose(found.value, one.function(features, reference), rtol=1e-9)
+    rows = bootstrap.resample(1, 30)
+    expected = one.function({"x": features["x"][rows]}, reference)
+    np.testing.assert_allclose(found.samples[1], expected, rtol=1e-9)
 
 
 def test_names_of_settings_are_folders_that_no_value_leads_out_of():

@@ -78,13 +78,13 @@ def nothing_left():
         process.stderr.close()
 
 
-def start_two(config, workdir):
+def start_two(config, workdir, *flags):
     """Starts two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     return [
-        start(config, workdir, "--coordinator", address, "--num-hosts", "2", "--host", str(i)) for i in range(2)
+        start(config, workdir, "--coordinator", address, "--num-hosts", "2", "--host", str(i), *flags) for i in range(2)
     ]  # fmt: skip
 
 
@@ -153,6 +153,32 @@ def test_two_processes_train_one_is_killed_and_one_alone_goes_on(config, alone, 
     _, said = last.communicate(timeout=900)
     assert last.returncode == 0, said
     assert losses(tmp_path) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_pictures_as_one_does(config, tmp_path):
+    captions, real = tmp_path / "captions.txt", config.parent / "pictures"
+    captions.write_text("".join(f"picture {i}\n" for i in range(5)))  # one more than two processes share evenly
+    metrics = {
+        "measures": ("fd-autoencoder",), "captions": str(captions), "reference": str(real), "every": 2, "batch": 2,
+        "settings": {"num_steps": 2, "guidance_scale": 1.0, "height": 64, "width": 64}, "best": "fd-autoencoder",
+    }  # fmt: skip
+    changes = [f"--set=validation.metrics.{name}={value!r}" for name, value in metrics.items()]
+    for folder, starting in ("one", start), ("two", start_two):
+        begun = starting(config, tmp_path / folder, "--steps", "4", *changes)
+        processes = [begun] if folder == "one" else begun
+        said = [process.communicate(timeout=900)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), said
+    one, two = (measured(tmp_path / folder) for folder in ("one", "two"))
+    assert list(one) == list(two) == [2, 4]
+    assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-3)  # losses agree to 1e-5
+    best = min(two, key=two.get)
+    assert json.loads((tmp_path / "two" / "checkpoints" / "best.json").read_bytes())["step"] == best
+
+
+def measured(workdir):
+    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line["metrics/fd-autoencoder"] for line in lines if "metrics/fd-autoencoder" in line}
 
 
 @pytest.mark.slow
