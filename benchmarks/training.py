@@ -35,6 +35,7 @@ from sdjax.evaluate.benchmark import device_name, random_model
 from sdjax.train.config import TrainConfig
 from sdjax.train.objectives.diffusion import Denoising, DiffusionObjective, diffusion_loss
 from sdjax.train.optim import OptimConfig, make_optimizer
+from sdjax.train.parallel import step_options
 from sdjax.train.run import Run
 from sdjax.train.state import TrainState
 from sdjax.train.step import make_train_step
@@ -56,7 +57,7 @@ def ours(params, batch):
     """Returns a function that takes one training step of sdjax."""
     optimizer = make_optimizer(OptimConfig(steps=10**6, learning_rate=1e-4, decay_all=True))
     loss = diffusion_loss(Denoising(MODEL, DiffusionObjective(), np.zeros((77, 128), np.float32)))
-    step = jax.jit(make_train_step(loss, optimizer, 0.9999), donate_argnums=0)
+    step = jax.jit(make_train_step(loss, optimizer, 0.9999), donate_argnums=0, compiler_options=step_options("cpu"))
     state = TrainState.create({"unet": jax.tree.map(jnp.asarray, params["unet"])}, optimizer, 0)
 
     def run():

@@ -194,7 +194,25 @@ def compile_step(step: Callable, mesh: Mesh, state: PyTree, frozen: PyTree, conf
         in_shardings=(state, frozen, batch_sharding(mesh), whole),
         out_shardings=(state, whole),
         donate_argnums=0,
+        compiler_options=step_options(mesh.devices.flat[0].platform),
     )
+
+
+@functools.cache
+def step_options(platform: str) -> dict[str, bool]:
+    """Returns XLA's options for a step: on CPUs without the copies of all parameters and moments before their update.
+
+    The step donates its state. By default XLA's CPU backend does not see that the old values are read before the new
+    ones are written in their place, and copies them first. An XLA without this option does as before.
+    """
+    options = {"xla_cpu_copy_insertion_use_region_analysis": True}
+    if platform != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def over(mesh: Mesh, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from sdjax.configs import finetune
 from sdjax.description import build
 from sdjax.train.build import Setup
 from sdjax.train.config import TrainConfig
-from sdjax.train.parallel import training_mesh
+from sdjax.train.parallel import step_options, training_mesh
 from sdjax.train.planning.collectives import Collective, collectives, compile_for, totals
 
 PROGRAM = """HloModule step
@@ -88,3 +89,13 @@ def test_parts_of_a_batch_exchange_gradients_in_each_part():
     found = [collectives(compile_for(one, training_mesh(one.config.parallel)).as_text()) for one in (run, twice)]
     once, both = (sum(one.total for one in some) for some in found)
     assert both == pytest.approx(2 * once, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_step_on_cpus_does_not_copy_what_it_replaces():
+    if not step_options("cpu"):
+        pytest.skip("this XLA has no such option")
+    run = dataclasses.replace(setup(), config=dataclasses.replace(setup().config, batch_size=1))
+    program = compile_for(run, training_mesh(run.config.parallel, jax.devices()[:1])).as_text()
+    assert "parameter(" in program
+    assert len(re.findall(r" copy\(%?state", program)) <= 3  # counts of steps; before it was one for every array
