@@ -11,7 +11,7 @@ import pytest
 import sdjax
 from sdjax import convert
 from sdjax.adapters import FreeU, FreeUNumbers
-from sdjax.adapters.patch import patched
+from sdjax.adapters.patch import patched, path_of
 from sdjax.convert.bundle import bundle_of_params
 from sdjax.nn import UNet
 from sdjax.pipeline import placement, planning
@@ -47,6 +47,25 @@ def test_a_network_that_is_read_layer_by_layer_gives_the_same_numbers(low):
         with streamed():
             got = network.apply({"params": low.params["unet"]}, *inputs())
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())  # float32's rounding of sums
+
+
+def test_patches_of_layers_are_seen(low):
+    def doubled(method, args, kwargs, context):
+        out = method(*args, **kwargs)
+        return 2 * out if path_of(context).endswith("attn1/to_q") else out
+
+    class Doubled:
+        def intercept(self, shared, own):
+            return doubled
+
+    network, params = UNet(models.TINY.unet), in_memory(low.params)["unet"]
+    plain = network.apply({"params": params}, *inputs())
+    with patched([Doubled()]):
+        want = network.apply({"params": params}, *inputs())
+    with streamed(), patched([Doubled()]):
+        got = network.apply({"params": low.params["unet"]}, *inputs())
+    assert np.abs(want - plain).max() > 1e-3
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
 def test_few_layers_are_in_memory(low, monkeypatch):

@@ -144,7 +144,45 @@ def patched(
         stack.callback(_patched.reset, _patched.set(True))
         for interceptor in reversed(interceptors):  # Flax calls the one that was entered first before the others
             stack.enter_context(nn.intercept_methods(interceptor))
+        stack.enter_context(_with_innermost())
         yield
+
+
+_innermost: contextvars.ContextVar[Interceptor | None] = contextvars.ContextVar("innermost", default=None)
+_entered: contextvars.ContextVar[int] = contextvars.ContextVar("entered", default=0)
+
+
+@contextlib.contextmanager
+def innermost(patch: Patch) -> Iterator[None]:
+    """Returns a context in which a patch is nearer to all networks than those that are entered later."""
+    token = _innermost.set(_calls_alone(patch.intercept(None, None), None))
+    try:
+        with patched([]):
+            yield
+    finally:
+        _innermost.reset(token)
+
+
+@contextlib.contextmanager
+def _with_innermost() -> Iterator[None]:
+    """Returns a context that enters the innermost patch again, behind others, in place of where it was before."""
+    found = _innermost.get()
+    if found is None:
+        yield
+        return
+    number = _entered.get() + 1
+    token = _entered.set(number)
+
+    def intercept(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
+        if _entered.get() != number:  # it was entered again, nearer to the network
+            return method(*args, **kwargs)
+        return found(method, args, kwargs, context)
+
+    try:
+        with nn.intercept_methods(intercept):
+            yield
+    finally:
+        _entered.reset(token)
 
 
 def _calls_alone(interceptor: Interceptor, depth: int | None) -> Interceptor:

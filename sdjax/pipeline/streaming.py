@@ -20,7 +20,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from sdjax.adapters.patch import Context, Interceptor, bare, patched
+from sdjax.adapters.patch import Context, Interceptor, bare, innermost
 from sdjax.convert.containers.lazy import LazyTensor, aligned_copy
 from sdjax.nn.layers.conv import Conv
 from sdjax.nn.layers.dense import Dense
@@ -122,5 +122,5 @@ def run_layer(layer: nn.Module, params: Params, args: tuple[Any, ...], kwargs: d
 @contextlib.contextmanager
 def streamed() -> Iterator[None]:
     """Returns a context in which networks run layer by layer, and read each layer's stored parameters then."""
-    with jax.disable_jit(), patched([_Streamed()], everywhere=True):
+    with jax.disable_jit(), innermost(_Streamed()):
         yield
