@@ -28,7 +28,7 @@ ALWAYS = {
     "edit": f"{PICTURES} --init-img --image-scale --background",
     "relight": f"{PICTURES} --init-img --mask --widen --light --enlarge --strength-counting",
     "inpaint": f"{PICTURES} --init-img --mask --expand --only-masked --strength --strength-counting --method "
-    "--no-composite --background",
+    "--fill --no-composite --background",
     "detail": f"{PICTURES} --init-img --box --mask --detector --most --grow --padding --strength --strength-counting "
     "--feather --method --background",
     "depth2img": f"{PICTURES} --init-img --depth --save-depth --strength --strength-counting --background",
