@@ -30,10 +30,11 @@ def measure(args: argparse.Namespace, where: str) -> dict:
     from sdjax import configs
     from sdjax.configs import finetune
     from sdjax.description import build
+    from sdjax.pipeline.collectives import collectives, totals
     from sdjax.train.build import Setup
     from sdjax.train.config import TrainConfig
     from sdjax.train.parallel import training_mesh
-    from sdjax.train.planning.collectives import collectives, compile_for, totals
+    from sdjax.train.planning.compiling import compile_for
 
     tpu = ":" in where
     devices = list(topologies.get_topology_desc(where, platform="tpu").devices) if tpu else jax.devices()
@@ -56,12 +57,13 @@ def measure(args: argparse.Namespace, where: str) -> dict:
     begin = time.monotonic()
     compiled = compile_for(setup, training_mesh(setup.config.parallel, devices))
     seconds = time.monotonic() - begin
-    found = collectives(compiled.as_text())
+    found = collectives(compiled.as_text(), len(devices))
     memory = compiled.memory_analysis()
     numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(setup.shapes[0].params))
     return {
         "devices": len(devices), "kind": devices[0].device_kind, "fsdp": args.fsdp or 1, "remat": args.remat,
-        "batch_size": setup.config.batch_size, "parameters": numbers, "bytes_each_device": totals(found),
+        "batch_size": setup.config.batch_size, "parameters": numbers,
+        "bytes_each_device": {kind: total.size for kind, total in totals(found).items()},
         "operations": dict(collections.Counter(one.kind for one in found)),
         "largest": sorted(((one.size, one.kind) for one in found), reverse=True)[:5],
         "arguments": memory.argument_size_in_bytes, "scratch": memory.temp_size_in_bytes,

@@ -84,10 +84,10 @@ def measure(config: ModelConfig, devices: list[jax.Device], count: int) -> list[
         out.append(
             {
                 "model": config.name, "size": config.image_size, "program": name, "devices": count,
-                "exchanges": {kind: number for kind, (number, _) in kinds.items()},
-                "bytes": {kind: received for kind, (_, received) in kinds.items()},
-                "total_exchanges": sum(number for number, _ in kinds.values()),
-                "total_bytes": sum(received for _, received in kinds.values()),
+                "exchanges": {kind: total.count for kind, total in kinds.items()},
+                "bytes": {kind: total.received for kind, total in kinds.items()},
+                "total_exchanges": sum(total.count for total in kinds.values()),
+                "total_bytes": sum(total.received for total in kinds.values()),
                 "temporary_bytes": memory.temp_size_in_bytes,
                 "compile_seconds": round(time.monotonic() - start, 1),
             }

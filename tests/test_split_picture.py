@@ -19,7 +19,7 @@ from sdjax.nn.layers.conv import conv2d
 from sdjax.nn.layers.norm import group_norm
 from sdjax.nn.parts import NETWORKS
 from sdjax.pipeline import placement
-from sdjax.pipeline.collectives import Collective, collectives
+from sdjax.pipeline.collectives import collectives
 from sdjax.tasks.adapters import AdapterUse
 from sdjax.tasks.controls import ControlUse
 
@@ -113,23 +113,6 @@ def test_pictures_of_a_batch_are_spread_too():
                        x, kernel, on=mesh(2, 4))  # fmt: skip
     agree(got, conv2d(x, kernel) + group_norm(x, *[kernel[0, 0, 0]] * 2, groups=2, epsilon=1e-5))
     assert {one.devices for one in found if one.kind == "all-gather"} == {2}  # no picture's devices need another's
-
-
-def test_exchanges_are_read_from_a_programs_text():
-    lines = """
-      %a = f32[2,8]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], chain_id="0"
-      %again = f32[2,8]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], chain_id="0"
-      %b = (bf16[1,4]{1,0}, bf16[4,4]{1,0}) all-gather-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}
-      %c = (f32[3]{0}, f32[3]{0}, u32[], u32[]) collective-permute-start(%x), source_target_pairs={{0,1}}
-      %d = (f32[4]{0}, pred[2]{0}) all-reduce(%x, %y), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%sum
-      %e = f32[3]{0} collective-permute-done(%c)
-      %f = f32[2]{0} add(%e, %e), metadata={op_name="all-gather(x)"}"""
-    assert collectives(lines, 8) == [
-        Collective("all-gather", 4, 48),  # three quarters of 64 bytes
-        Collective("all-gather", 4, 24),
-        Collective("collective-permute", 8, 12),
-        Collective("all-reduce", 4, 27),  # twice three quarters of 18 bytes
-    ]
 
 
 TWO = dataclasses.replace(

@@ -107,7 +107,10 @@ class Users:
     value: int = 1
 
 
-@pytest.mark.parametrize("value", [Users(), lambda x: x, (1, Users()), ClassifierFree, object()], ids=str)
+@pytest.mark.parametrize(
+    "value", [Users(), lambda x: x, (1, Users()), ClassifierFree, object()],
+    ids=["instance", "function", "inside a tuple", "class", "object"],
+)  # fmt: skip
 def test_what_a_name_cannot_say_is_not_kept(value, folder):
     with pytest.raises(Unkept):
         described(value)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdjax.evaluate.result import Evaluation, Judged, Measured
 from sdjax.storage.files import new_file
 
@@ -50,7 +52,7 @@ def draw(evaluation: Evaluation, across: str, up: str, path: Path) -> list[Path]
         axes = figure.add_subplot()
         for label, points in lines.items():
             one, other = ([point.measures[name] for point in points] for name in (across, up))
-            x, y = [found.value for found in one], [found.value for found in other]
+            x, y = (np.array([found.value for found in some], float) for some in (one, other))
             (line,) = axes.plot(x, y, marker="o", markersize=4, linewidth=1.5, label=label or None, zorder=3)
             axes.errorbar(
                 x, y, xerr=_bars(one), yerr=_bars(other), fmt="none", ecolor=line.get_color(), elinewidth=0.6,

@@ -12,36 +12,16 @@ from models_to_train import TINY
 
 from sdjax.configs import finetune
 from sdjax.description import build
+from sdjax.pipeline.collectives import Collective, collectives, totals
 from sdjax.train.build import Setup
 from sdjax.train.config import TrainConfig
 from sdjax.train.parallel import step_options, training_mesh
-from sdjax.train.planning.collectives import Collective, collectives, compile_for, totals
-
-PROGRAM = """HloModule step
-
-%sum (a: f32[], b: f32[]) -> f32[] {
-  ROOT %add = f32[] add(%a, %b)
-}
-
-%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %all-reduce.1 = (f32[4,2]{1,0}, bf16[3]{0}) all-reduce(%x, %y), replica_groups={{0,1}}, to_apply=%sum
-}
-
-ENTRY %main (a: f32[2]) -> f32[8] {
-  %while.1 = (s32[], f32[8]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
-  %all-gather-start.1 = (f32[2]{0}, f32[16]{0}) all-gather-start(%a), dimensions={0}
-  %all-gather-done.1 = f32[16]{0} all-gather-done(%all-gather-start.1)
-  ROOT %all-reduce.2 = f32[] all-reduce(%b), to_apply=%sum
-}
-"""
+from sdjax.train.planning.compiling import compile_for
 
 
-def test_bytes_are_those_of_results_times_the_rounds_of_their_loop():
-    found = collectives(PROGRAM)
-    assert found == [Collective("all-reduce", 38, 5), Collective("all-gather", 64, 1), Collective("all-reduce", 4, 1)]
-    assert totals(found) == {"all-reduce": 194, "all-gather": 64}
-    with pytest.raises(ValueError, match="no ENTRY"):
-        collectives("")
+def sizes(found: list[Collective]) -> dict[str, int]:
+    """Returns the bytes of the results of each kind."""
+    return {kind: total.size for kind, total in totals(found).items()}
 
 
 def setup(**parallel):
@@ -56,14 +36,14 @@ def test_a_sum_over_devices_is_found():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, P("data"))
     x = jax.ShapeDtypeStruct((64, 32), np.float32, sharding=rows)
-    found = totals(collectives(jax.jit(lambda x: x.sum(0)).lower(x).compile().as_text()))
+    found = sizes(collectives(jax.jit(lambda x: x.sum(0)).lower(x).compile().as_text(), 8))
     assert found == {"all-reduce": 32 * 4}
 
 
 @pytest.mark.slow
 def test_data_parallel_steps_exchange_gradients_alone():
     run = setup()
-    found = collectives(compile_for(run, training_mesh(run.config.parallel)).as_text())
+    found = collectives(compile_for(run, training_mesh(run.config.parallel)).as_text(), 8)
     numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.shapes[0].params))
     scalars = [one for one in found if one.size <= 4]
     assert set(totals(found)) == {"all-reduce"}
@@ -74,7 +54,7 @@ def test_data_parallel_steps_exchange_gradients_alone():
 @pytest.mark.slow
 def test_fsdp_gathers_parameters_and_scatters_gradients():
     run = setup(data=1, fsdp=8, whole=64)
-    found = totals(collectives(compile_for(run, training_mesh(run.config.parallel)).as_text()))
+    found = sizes(collectives(compile_for(run, training_mesh(run.config.parallel)).as_text(), 8))
     size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(run.shapes[0].params))
     assert set(found) <= {"all-reduce", "all-gather", "reduce-scatter", "all-to-all"}
     assert 0.9 * size <= found["all-gather"] <= 2 * size  # for the forward pass, and again for the backward pass
@@ -86,7 +66,7 @@ def test_fsdp_gathers_parameters_and_scatters_gradients():
 def test_parts_of_a_batch_exchange_gradients_in_each_part():
     run = setup()
     twice = dataclasses.replace(run, config=dataclasses.replace(run.config, batch_size=16, accumulate=2))
-    found = [collectives(compile_for(one, training_mesh(one.config.parallel)).as_text()) for one in (run, twice)]
+    found = [collectives(compile_for(one, training_mesh(one.config.parallel)).as_text(), 8) for one in (run, twice)]
     once, both = (sum(one.total for one in some) for some in found)
     assert both == pytest.approx(2 * once, rel=0.02)
 
