@@ -84,9 +84,9 @@ def measure(config: ModelConfig, devices: list[jax.Device], count: int) -> list[
         out.append(
             {
                 "model": config.name, "size": config.image_size, "program": name, "devices": count,
-                "exchanges": {kind: total.count for kind, total in kinds.items()},
+                "exchanges": {kind: total.runs for kind, total in kinds.items()},
                 "bytes": {kind: total.received for kind, total in kinds.items()},
-                "total_exchanges": sum(total.count for total in kinds.values()),
+                "total_exchanges": sum(total.runs for total in kinds.values()),
                 "total_bytes": sum(total.received for total in kinds.values()),
                 "temporary_bytes": memory.temp_size_in_bytes,
                 "compile_seconds": round(time.monotonic() - start, 1),

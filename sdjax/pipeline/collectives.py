@@ -42,7 +42,7 @@ class Collective(NamedTuple):
 class Total(NamedTuple):
     """Of all exchanges of a kind: how many are run, the bytes of their results, and those that a device gets."""
 
-    count: int
+    runs: int
     size: int
     received: int
 
@@ -64,8 +64,8 @@ def totals(found: Iterable[Collective]) -> dict[str, Total]:
     """Returns the sums for each kind that was found."""
     out: dict[str, Total] = {}
     for one in found:
-        count, size, received = out.get(one.kind, Total(0, 0, 0))
-        out[one.kind] = Total(count + one.times, size + one.total, received + one.received)
+        runs, size, received = out.get(one.kind, Total(0, 0, 0))
+        out[one.kind] = Total(runs + one.times, size + one.total, received + one.received)
     return out
 
 
