@@ -220,7 +220,7 @@ def test_the_sampler_on_eight_devices_holds_no_collective():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_sampler_lowers_for_tpu(dtype):
     run, args = lowered_sampler(models.pipeline(models.TINY, dtype), devices=jax.devices()[:1])
-    exported = jax.export.export(run, platforms=["tpu"])(*args)
+    exported = jax.export.export(jax.jit(lambda *args: run(*args)), platforms=["tpu"])(*args)
     assert exported.platforms == ("tpu",)
 
 

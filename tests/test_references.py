@@ -95,7 +95,7 @@ def test_groups_begin_with_the_reference_on_every_device():
         ({"style_aligned": 1.0, "at_once": 1}, "at_once is 2 or more; got 1"),
         ({"style_aligned": 1.0, "height": [64, 64, 128]}, "follow its first one, so they have one size"),
         ({"style_aligned": 2.0}, "style_aligned is a number from 0 to 1"),
-        ({"style_aligned": 1.0, "patches": "window_attention"}, "window_attention only a window"),
+        ({"style_aligned": 1.0, "patches": "window_attention"}, "window_attention only a part"),
         ({"references": OTHER, "guidance": "pag"}, "change the same attention"),
         ({"references": "none.png"}, "no file 'none.png', which was given as a reference"),
     ],

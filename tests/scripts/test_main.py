@@ -163,7 +163,7 @@ def test_convert_passes_its_flags_on(
     flags += " --overwrite --with-ema-names --variant fp16"
     assert cli.main(["convert", "in", "out", *flags.split()]) == 0
     given = {"to": "ldm", "dtype": "float16", "ema": "no", "vae": Path("v"), "prediction": "v", "config": "c"}
-    given |= {"vocab": None, "lossy": False}
+    given |= {"vocab": None, "lossy": False, "quantise": None}
     assert calls == [
         ((Path("in"), "out"), {**given, "manifest": "m", "overwrite": True, "ema_names": True, "variant": "fp16"})
     ]

@@ -46,6 +46,7 @@ def test_defaults_are_compvis_but_for_what_the_model_was_made_for(fake, capsys) 
     path, options = fake.loaded[0]
     assert path == "model.ckpt"
     assert options.pop("ema") == "auto"
+    assert (options.pop("quantise"), options.pop("low_memory")) == ("auto", False)
     assert options == dict.fromkeys(("config", "prediction", "vae", "dtype", "variant", "vocab"))
     assert [call["seed"] for call in fake.made] == [[42, 43, 44], [45, 46, 47]]  # --n_iter 2 --n_samples 3 --seed 42
     for call in fake.made:
