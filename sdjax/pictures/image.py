@@ -8,7 +8,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,12 +149,23 @@ def save_numbered_file(
     folder: str | os.PathLike, data: bytes, suffix: str, *, prefix: str = "", digits: int = 5
 ) -> Path:
     """Writes `data` to a new file, numbered as in `save_numbered`, with this suffix, and returns its path."""
-    with errors.doing(WRITING, folder, len(data)), files.folder_for(folder) as folder:
+    with errors.doing(WRITING, folder, len(data)):
+        return new_numbered(folder, suffix, lambda path: save_file(path, data), prefix=prefix, digits=digits)
+
+
+def new_numbered(
+    folder: str | os.PathLike, suffix: str, write: Callable[[Path], None], *, prefix: str = "", digits: int = 5
+) -> Path:
+    """Returns the path of a new file, numbered as in `save_numbered`, after `write(path)` has written it.
+
+    `write` must raise FileExistsError if the path is taken; it is then called with the next number.
+    """
+    with files.folder_for(folder) as folder:
         number = _next_number(folder, prefix, digits, suffix)
         while True:
             path = folder / f"{prefix}{number:0{digits}}{suffix}"
             try:
-                files.write_file(path, data, what=WRITING)
+                write(path)
                 return path
             except FileExistsError:  # another process was faster
                 number += 1

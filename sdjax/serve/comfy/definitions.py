@@ -22,8 +22,8 @@ VALUES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")  # kinds that are set in
 class Input:
     """An input of a node. `kind` is "INT", "FLOAT", "STRING", "BOOLEAN", "COMBO" (one of `choices`), or a link's type.
 
-    `files`: the choices are the library's files of this kind, or "input" pictures. `after`: the editor shows a choice
-    of what happens to the value after a run. `lazy_default` of an optional link is None.
+    `files`: the choices are the library's files of this kind, "input" pictures, or "latent" files. `after`: the editor
+    shows a choice of what happens to the value after a run. `lazy_default` of an optional link is None.
     """
 
     name: str
@@ -143,7 +143,7 @@ def choice(name: str, choices: Sequence[str], default: str | None = None, *, opt
 
 
 def file(name: str, kind: str, *, extra: Sequence[str] = (), upload: bool = False, optional: bool = False) -> Input:
-    """Returns an input that names a file: a kind of the library, or "input" for pictures. `extra` are other values."""
+    """Returns an input that names a file. `kind` is of the library, or "input" or "latent"; `extra`: other values."""
     return Input(name, "COMBO", None, choices=tuple(extra), files=kind, upload=upload, optional=optional)
 
 

@@ -1,6 +1,7 @@
 """Where a graph runs, and what a node's function may use of it."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,7 +24,7 @@ class Host(Protocol):
     """Where a graph runs: its files, and who is told what happens. Names come from the graph and are only looked up."""
 
     def names(self, kind: str) -> list[str]:
-        """Returns the names of the library's files of a kind; "input" are the pictures to work on."""
+        """Returns the names of the library's files of a kind; "input" are pictures to work on, "latent" latents."""
         ...
 
     def has(self, kind: str, name: str) -> bool:
@@ -46,12 +47,20 @@ class Host(Protocol):
         """Returns an input picture, uint8 [h, w, 4] with its opacity. Raises ValueError if there is none."""
         ...
 
+    def latent(self, name: str) -> bytes:
+        """Returns the file of an input latent. Raises ValueError if there is none."""
+        ...
+
     def call(self, function: Callable[[], T]) -> T:
         """Returns the result of a function that computes."""
         ...
 
     def save(self, pixels: Pixels, prefix: str, texts: Mapping[str, str], *, keep: bool) -> dict[str, str]:
         """Keeps a picture, and returns {"filename", "subfolder", "type"}. Not `keep`: only to be looked at."""
+        ...
+
+    def keep(self, folder: str, prefix: str, suffix: str, write: Callable[[Path], None]) -> dict[str, str]:
+        """Has a new file written into a folder of the outputs, as `sdjax.serve.comfy.kept_files.keep`."""
         ...
 
     def progress(self, number: str, done: int, total: int) -> None:
@@ -79,6 +88,11 @@ class Run:
     number: str
     graph: Graph
     workflow: Mapping[str, Any] | None = None
+
+    def texts(self) -> dict[str, str]:
+        """Returns what is written into files: the graph, and the editor's own form of it."""
+        texts = {"prompt": json.dumps(self.graph.to_json())}
+        return texts if self.workflow is None else {**texts, "workflow": json.dumps(self.workflow)}
 
     def progress(self, done: int, total: int) -> None:
         """Reports how far the node is. Raises Cancelled if the run must stop."""

@@ -13,11 +13,14 @@ from sdjax.loading import builtin
 from sdjax.pictures.image import encode_png, save_numbered_file
 from sdjax.pictures.opening import read_file
 from sdjax.pipeline.model import Pipeline
+from sdjax.serve.comfy.kept_files import is_latent, keep, stem
+from sdjax.serve.comfy.latent_file import MOST_BYTES
 from sdjax.serve.comfy.pictures import with_opacity
 
 T = TypeVar("T")
 KINDS = ("checkpoint", "vae", "lora", "embedding", "hypernetwork", "control", "clip_vision", "upscaler")
 WHOLE_MODELS = ("checkpoint", "vae")  # kinds that a plain "*" stands for
+INPUTS = ("input", "latent")  # files of `input_dir`
 LONGEST_NAME = 255
 
 
@@ -26,7 +29,7 @@ class PlainHost:
     """Runs graphs for `sdjax run`. `models` are (pattern, path): the first pattern that fits a name decides.
 
     A pattern is a name, perhaps with * and ?; "lora:*" is for one kind of file alone, and "*" for checkpoints and
-    autoencoders. Pictures are read from `input_dir`, and written to `outdir` as numbered PNG files.
+    autoencoders. Pictures and latents are read from `input_dir`; files are written to `outdir`, numbered.
     """
 
     models: Sequence[tuple[str, str]]
@@ -38,13 +41,16 @@ class PlainHost:
 
     def names(self, kind: str) -> list[str]:
         """Returns the names that the command line gives, or the pictures of `input_dir`."""
-        if kind == "input":
-            return sorted(path.name for path in self.input_dir.iterdir()) if self.input_dir.is_dir() else []
+        if kind in INPUTS:
+            found = sorted(path.name for path in self.input_dir.iterdir()) if self.input_dir.is_dir() else []
+            return [name for name in found if is_latent(name) == (kind == "latent")]
         return [pattern for pattern, _ in self.models]
 
     def has(self, kind: str, name: str) -> bool:
         """Returns whether a name stands for a file."""
-        return self._picture(name) is not None if kind == "input" else self._place(kind, name) is not None
+        if kind in INPUTS:
+            return self._input(name) is not None and is_latent(name) == (kind == "latent")
+        return self._place(kind, name) is not None
 
     def checkpoint(self, name: str) -> Pipeline:
         """Returns the model of this name; each is loaded once."""
@@ -62,10 +68,18 @@ class PlainHost:
 
     def picture(self, name: str) -> np.ndarray:
         """Returns a picture in `input_dir`, uint8 [h, w, 4]."""
-        path = self._picture(name)
+        path = self._input(name)
         if path is None:
             raise ValueError(f"there is no picture {name[:200]!r} in {self.input_dir}; --input-dir names its folder")
         return with_opacity(read_file(path))
+
+    def latent(self, name: str) -> bytes:
+        """Returns a file of latents in `input_dir`."""
+        path = self._input(name)
+        if path is None:
+            raise ValueError(f"there is no file {name[:200]!r} in {self.input_dir}; --input-dir names its folder")
+        with open(path, "rb") as opened:
+            return opened.read(MOST_BYTES + 1)
 
     def call(self, function: Callable[[], T]) -> T:
         """Returns function()."""
@@ -79,10 +93,15 @@ class PlainHost:
         """Writes a picture, and prints its path; one that is only shown is not written."""
         if not keep:
             return {"filename": "", "subfolder": "", "type": "temp"}
-        name = "".join(one if one.isalnum() or one in "-_ ." else "_" for one in prefix).strip(" .") or "ComfyUI"
-        path = save_numbered_file(self.outdir, encode_png(pixels, texts), ".png", prefix=f"{name}_", digits=5)
+        path = save_numbered_file(self.outdir, encode_png(pixels, texts), ".png", prefix=f"{stem(prefix)}_", digits=5)
         self.show(str(path))
         return {"filename": path.name, "subfolder": "", "type": "output"}
+
+    def keep(self, folder: str, prefix: str, suffix: str, write: Callable[[Path], None]) -> dict[str, str]:
+        """Has a file written below `outdir`, and prints its path."""
+        made = keep(self.outdir, folder, prefix, suffix, write)
+        self.show(str(self.outdir / folder / made["filename"]))
+        return made
 
     def progress(self, number: str, done: int, total: int) -> None:
         """Shows nothing."""
@@ -119,8 +138,8 @@ class PlainHost:
                 return place
         return None
 
-    def _picture(self, name: str) -> Path | None:
-        """Returns the path of a picture in the folder; a name with folders or .. is none."""
+    def _input(self, name: str) -> Path | None:
+        """Returns the path of a file in the folder; a name with folders or .. is none."""
         name = name.removesuffix(" [input]")
         plain = Path(name)
         if plain.name != name or not name or len(name) > LONGEST_NAME or "\\" in name or "\0" in name:

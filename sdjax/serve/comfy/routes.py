@@ -15,6 +15,8 @@ from sdjax.serve.bodies import Refused, read_body, read_json
 from sdjax.serve.comfy import frontend
 from sdjax.serve.comfy.checking import check
 from sdjax.serve.comfy.graph import Graph, GraphError, read_api_form
+from sdjax.serve.comfy.kept_files import is_latent, written_latent, written_latents
+from sdjax.serve.comfy.latent_file import MOST_BYTES, decode
 from sdjax.serve.comfy.nodes import NODES
 from sdjax.serve.comfy.object_info import describe, object_info
 from sdjax.serve.comfy.pictures import channel_of, in_folder, placed, plain_name, rgba_png, with_opacity
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from sdjax.serve.server import Server
 
 PREFIXES = ("", "/api", f"{frontend.ROOT}/api", frontend.ROOT)
-PICTURE_NODES = ("LoadImage", "LoadImageMask")
+INPUT_NODES = {"LoadImage": "image", "LoadImageMask": "image", "LoadLatent": "latent"}  # and the inputs that name files
 MOST_HISTORY = 200
 FOLDERS = {  # of ComfyUI, and our kinds
     "checkpoints": "checkpoint", "vae": "vae", "loras": "lora", "embeddings": "embedding", "controlnet": "control",
@@ -93,8 +95,9 @@ class Comfy:
     @property
     def names(self) -> LibraryNames:
         """The names that a graph may use: of the library, and of the uploaded pictures."""
-        pictures = {name.removeprefix("input/"): None for name in self.files.names("input/")}
-        return LibraryNames(self.server.library, pictures)
+        names = [name.removeprefix("input/") for name in self.files.names("input/")]
+        names += [f"{name} [output]" for name in written_latents(self.engine.outputs)]
+        return LibraryNames(self.server.library, dict.fromkeys(names))
 
     def _remaining(self) -> int:
         return len([job for job in self.engine.jobs() if job.work.task == "workflow"])
@@ -112,7 +115,7 @@ class Comfy:
     def _submit(self, given: Mapping[str, Any]) -> Prompt:
         graph = read_api_form(given.get("prompt"))
         names = self.names
-        also = {name: None for name in _pictures_of(graph) if self._is_there(name)}
+        also = {name: None for name in _inputs_of(graph) if self._is_there(name)}
         check(graph, LibraryNames(names.library, {**names.pictures, **also}))
         extra = given.get("extra_data")
         extra = extra if isinstance(extra, Mapping) else {}
@@ -120,9 +123,9 @@ class Comfy:
         workflow = info.get("workflow") if isinstance(info, Mapping) else None
         client = str(given.get("client_id") or "")[:100]
         pictures, inputs = {}, {}
-        for number, name in enumerate(sorted(_pictures_of(graph))):
+        for number, name in enumerate(sorted(_inputs_of(graph))):
             key = f"image{number}"
-            pictures[key], inputs[key] = name, with_opacity(self._view(*placed(name)))
+            pictures[key], inputs[key] = name, opened(name, self._view(*placed(name)))
         written = graph.to_json()
         settings = {"prompt": written, "workflow": workflow, "pictures": pictures}
         work = Work("workflow", settings, inputs, client=client, priority=1 if given.get("front") is True else 0)
@@ -242,6 +245,8 @@ class Comfy:
         kind = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
         if content[:4] == b"RIFF":
             kind = "image/webp"
+        if is_latent(query.get("filename", "")):
+            kind = "application/octet-stream"
         headers = {"Content-Disposition": "inline", "Cache-Control": "private, max-age=3600"}
         return Response(content, media_type=kind, headers=headers)
 
@@ -251,12 +256,17 @@ class Comfy:
                 return self.files.read(f"input/{name}")
             if place == "temp":
                 return self.memory.shown.get(name.removesuffix(".png"))
+            if is_latent(name):
+                return written_latent(self.engine.outputs, name, MOST_BYTES)
             return self.engine.picture(name.removesuffix(".png"))
         except (KeyError, ValueError):
             raise UnknownPicture(name) from None
 
     async def upload(self, request: Request) -> Response:
-        """Takes a form with a picture, `image`, and answers with its name. `overwrite` "true" replaces another."""
+        """Takes a form with `image`, a picture or a file of latents, and answers with its name.
+
+        `overwrite` "true" replaces another one.
+        """
         limits = self.server.settings.limits
         body = await read_body(request, limits.picture, limits.body_seconds)
         form = {one.name: one for one in read_form(body, request.headers.get("content-type", ""))}
@@ -267,11 +277,12 @@ class Comfy:
             content = await to_thread.run_sync(self._masked, part.content, form["original_ref"].content)
         else:
             content = part.content
-        await to_thread.run_sync(with_opacity, content)
+        plain = plain_name(part.filename)
+        await to_thread.run_sync(opened, plain, content)
         replace = "overwrite" in form and form["overwrite"].content.strip().lower() in (b"true", b"1")
         folder = form["subfolder"].content.decode("utf-8", "replace") if "subfolder" in form else ""
         folder = "/".join(filter(None, map(plain_name, folder.split("/"))))
-        name = await to_thread.run_sync(self._keep, in_folder(folder, plain_name(part.filename)), content, replace)
+        name = await to_thread.run_sync(self._keep, in_folder(folder, plain), content, replace)
         return JSONResponse({"name": name.rpartition("/")[2], "subfolder": folder, "type": "input"})
 
     def _masked(self, mask: bytes, reference: bytes) -> bytes:
@@ -351,9 +362,20 @@ def refusal(error: GraphError, graph: Any) -> dict[str, Any]:
     return {"error": {**ERROR, "message": first}, "node_errors": wrong}
 
 
-def _pictures_of(graph: Graph) -> set[str]:
-    """Returns the names of the pictures that a graph reads."""
-    values = (node.inputs.get("image") for node in graph.nodes.values() if node.kind in PICTURE_NODES)
+def opened(name: str, content: bytes) -> np.ndarray:
+    """Returns an input of a graph: a picture with its opacity, or the bytes of a file of latents, uint8 [1, n].
+
+    Raises ValueError for what is neither.
+    """
+    if not is_latent(name):
+        return with_opacity(content)
+    decode(content)
+    return np.frombuffer(content, np.uint8)[None]
+
+
+def _inputs_of(graph: Graph) -> set[str]:
+    """Returns the names of the pictures and latents that a graph reads."""
+    values = (node.inputs.get(INPUT_NODES[node.kind]) for node in graph.nodes.values() if node.kind in INPUT_NODES)
     return {value for value in values if isinstance(value, str)}
 
 

@@ -138,6 +138,8 @@ def _stamp(host: Host, kind: str, name: str) -> str:
     try:
         if kind == "input":
             return hashlib.sha256(host.picture(name).tobytes()).hexdigest()
+        if kind == "latent":
+            return hashlib.sha256(host.latent(name)).hexdigest()
         if kind == "checkpoint":
             return ""
         stat = host.file(kind, name).stat()

@@ -16,7 +16,8 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.serve.comfy.checking import check
 from sdjax.serve.comfy.graph import read_api_form
 from sdjax.serve.comfy.host import Cancelled
-from sdjax.serve.comfy.plain_host import KINDS
+from sdjax.serve.comfy.kept_files import is_latent, keep
+from sdjax.serve.comfy.plain_host import INPUTS, KINDS
 from sdjax.serve.comfy.running import Cache, NodeError, run
 from sdjax.serve.engine.joined import JoinedPipeline
 from sdjax.serve.engine.work import Cancelled as JobCancelled
@@ -88,23 +89,26 @@ def memory_of(models: Any) -> Memory:
 
 @dataclasses.dataclass(eq=False)
 class LibraryNames:
-    """The names that a graph may use: those of the library, and of the pictures that came with it."""
+    """The names that a graph may use: those of the library, and of the pictures and latents that came with it.
+
+    A latent is the bytes of its file, uint8 [1, n].
+    """
 
     library: "Library"
     pictures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def names(self, kind: str) -> list[str]:
         """Returns the names of a kind."""
-        if kind == "input":
-            return sorted(self.pictures)
+        if kind in INPUTS:
+            return sorted(name for name in self.pictures if is_latent(name) == (kind == "latent"))
         if kind not in KINDS:
             return []
         return [entry.name for entry in self.library.entries(kind)]
 
     def has(self, kind: str, name: str) -> bool:
         """Returns whether a name stands for a file."""
-        if kind == "input":
-            return name in self.pictures
+        if kind in INPUTS:
+            return name in self.pictures and is_latent(name) == (kind == "latent")
         try:
             return kind in KINDS and self.library.find(kind, name) is not None
         except ValueError:
@@ -139,6 +143,12 @@ class EngineHost(LibraryNames):
             raise ValueError(f"there is no picture {name[:200]!r}: upload it first")
         return np.asarray(self.pictures[name])
 
+    def latent(self, name: str) -> bytes:
+        """Returns a file of latents that came with the graph."""
+        if name not in self.pictures:
+            raise ValueError(f"there is no file {name[:200]!r}: upload it first")
+        return np.asarray(self.pictures[name]).tobytes()
+
     def prepared(self, pipe: Pipeline) -> Pipeline:
         """Returns a pipeline that computes in turn with other jobs."""
         return pipe if isinstance(pipe, JoinedPipeline) else JoinedPipeline.of(pipe, self._job.models.device)
@@ -158,6 +168,10 @@ class EngineHost(LibraryNames):
             return {"filename": f"{name}.png", "subfolder": "", "type": "temp"}
         made = self._job.finish(pixels, {**self.description, "node": self.saving}, texts)
         return {"filename": f"{made.name}.png", "subfolder": "", "type": "output"}
+
+    def keep(self, folder: str, prefix: str, suffix: str, write: Callable[[Path], None]) -> dict[str, str]:
+        """Has a file written below the server's outputs."""
+        return keep(self._job.outputs, folder, prefix, suffix, write)
 
     def progress(self, number: str, done: int, total: int) -> None:
         """Reports a node's progress as the job's."""
@@ -187,7 +201,7 @@ def check_work(work: Work, library: "Library") -> None:
 def run_workflow(work: Work, context: "Context") -> list[Finished]:
     """Runs the graph of a work: `prompt` in API form, and `workflow` as the editor wants to find it in pictures.
 
-    `pictures` are the names of the graph's pictures, by the names of the work's inputs.
+    `pictures` are the names of the graph's pictures and latents, by the names of the work's inputs.
     """
     prompt, workflow = work.settings.get("prompt"), work.settings.get("workflow")
     memory = memory_of(context.models)

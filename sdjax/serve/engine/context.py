@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +24,17 @@ PATH = re.compile(r"(?<![\w.:/\\])(?:/|[A-Za-z]:\\)(?:[^\s/\\'\",;:]+[/\\])+")  
 
 @dataclasses.dataclass(eq=False)
 class Context:
-    """The surroundings of one job. `stem` begins the names of its pictures; `keep` writes a picture's file."""
+    """The surroundings of one job. `stem` begins the names of its pictures; `keep` writes a picture's file.
+
+    `outputs` is the folder of the server's outputs, for other files.
+    """
 
     job: Job
     library: "Library"
     models: "Models"
     stem: str
     keep: Callable[[str, bytes], None]
+    outputs: Path
     taesd: LoadedTAESD | None = None
     most: int = 8
     loaded: "Loaded | None" = None

@@ -59,8 +59,8 @@ class Engine:
     ) -> None:  # fmt: skip
         cache.enable()
         self.library, self.slots, self.most_waiting = library, slots, waiting
-        self.state = Path(state)
-        self._store = Store(Path(state), Path(outputs))  # first: it refuses a folder that another engine uses
+        self.state, self.outputs = Path(state), Path(outputs)
+        self._store = Store(self.state, self.outputs)  # first: it refuses a folder that another engine uses
         self._taesd = None if preview == "linear" else load_taesd(library.find("taesd", preview).path)
         self._device = Device(make_mesh(devices), power(slots))
         current = model or self._known(self._store.chosen(MODEL)) or builtin.NAME
@@ -218,7 +218,9 @@ class Engine:
 
     def _run_job(self, job: Job) -> None:
         stem = time.strftime("%Y%m%d-%H%M%S", time.gmtime(job.created)) + f"-{job.id}"
-        context = Context(job, self.library, self.models, stem, self._store.write, self._taesd, self._device.most)
+        context = Context(
+            job, self.library, self.models, stem, self._store.write, self.outputs, self._taesd, self._device.most
+        )
         job.set_started()
         stopping.set(context.cancelled)  # of this thread
         try:

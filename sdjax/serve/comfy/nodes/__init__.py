@@ -6,6 +6,7 @@ from sdjax.serve.comfy.nodes import (
     changes,
     conditioning,
     controlling,
+    files,
     images,
     latents,
     loaders,
@@ -20,6 +21,6 @@ from sdjax.serve.comfy.nodes import (
 
 __all__ = [
     "NODES",
-    "adapters", "changes", "conditioning", "controlling", "images", "latents", "loaders", "masks", "merging", "pixels",
-    "samplers", "saving", "sigmas", "values",
+    "adapters", "changes", "conditioning", "controlling", "files", "images", "latents", "loaders", "masks", "merging",
+    "pixels", "samplers", "saving", "sigmas", "values",
 ]  # fmt: skip

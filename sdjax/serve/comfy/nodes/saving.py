@@ -1,7 +1,5 @@
 """Nodes that save and show pictures."""
 
-import json
-
 import numpy as np
 
 from sdjax.serve.comfy.definitions import Shown, link, node, text
@@ -38,10 +36,7 @@ def preview_any(run: Run, source: object) -> Shown:
 
 
 def _kept(run: Run, images: Images, prefix: str, *, keep: bool) -> list[dict[str, str]]:
-    texts = {"prompt": json.dumps(run.graph.to_json())}
-    if run.workflow is not None:
-        texts["workflow"] = json.dumps(run.workflow)
-    out = []
+    texts, out = run.texts(), []
     for one in images:
         if not np.isfinite(one).all():
             raise ValueError("the model made no picture: it is not-a-number")
