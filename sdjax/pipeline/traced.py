@@ -67,10 +67,11 @@ class Traced:
         leaves, tree = jax.tree.flatten(args)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return None
-        shapes, device = tuple(map(_shape, leaves)), _device(leaves)
-        known = tree, shapes, device, setting("jax_default_matmul_precision")
+        device = _device(leaves)
+        # Every call comes here with all leaves of the parameters, so what is compared is cheap to make
+        known = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), device, setting("jax_default_matmul_precision")
         if known not in self._known:
-            self._known[known] = self._read_or_trace(folder, tree, shapes, device)
+            self._known[known] = self._read_or_trace(folder, tree, tuple(map(_shape, leaves)), device)
         return self._known[known]
 
     def _read_or_trace(self, folder: Path, tree: Any, shapes: tuple[Any, ...], device: jax.Device) -> Any:
