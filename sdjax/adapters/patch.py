@@ -16,6 +16,7 @@ import flax.linen as nn
 from flax.linen.module import InterceptorContext as Context
 from jaxtyping import Array, Bool, Int, PyTree
 
+from sdjax.scoped import scoped
 from sdjax.typing import Timestep
 
 # (method, its positional arguments, its keyword arguments, which layer and method it is) -> the result
@@ -66,17 +67,12 @@ class Placed(Patch, Protocol):
 _depth: contextvars.ContextVar[int] = contextvars.ContextVar("depth", default=0)
 
 
-@contextlib.contextmanager
-def unpatched() -> Iterator[None]:
+def unpatched() -> contextlib.AbstractContextManager[int]:
     """Returns a context for another network inside a patch: surrounding patches do not see its layers.
 
     Patches that are entered in it work, and those that were entered with `everywhere`.
     """
-    token = _depth.set(_depth.get() + 1)
-    try:
-        yield
-    finally:
-        _depth.reset(token)
+    return scoped(_depth, _depth.get() + 1)
 
 
 _patched: contextvars.ContextVar[bool] = contextvars.ContextVar("patched", default=False)
@@ -90,27 +86,17 @@ def is_patched() -> bool:
 _bare: contextvars.ContextVar[bool] = contextvars.ContextVar("bare", default=False)
 
 
-@contextlib.contextmanager
-def bare() -> Iterator[None]:
+def bare() -> contextlib.AbstractContextManager[bool]:
     """Returns a context for a layer alone inside a patch: no surrounding patch sees it."""
-    token = _bare.set(True)
-    try:
-        yield
-    finally:
-        _bare.reset(token)
+    return scoped(_bare, True)
 
 
 _aside: contextvars.ContextVar[bool] = contextvars.ContextVar("aside", default=False)
 
 
-@contextlib.contextmanager
-def aside() -> Iterator[None]:
+def aside() -> contextlib.AbstractContextManager[bool]:
     """Returns a context for a call of the network for another picture, inside a patch (`is_aside`)."""
-    token = _aside.set(True)
-    try:
-        yield
-    finally:
-        _aside.reset(token)
+    return scoped(_aside, True)
 
 
 def is_aside() -> bool:
@@ -141,7 +127,7 @@ def patched(
     depth = None if everywhere else _depth.get()
     interceptors = [_calls_alone(patch.intercept(*arrays), depth) for patch, *arrays in zip(patches, shared, own)]
     with contextlib.ExitStack() as stack:
-        stack.callback(_patched.reset, _patched.set(True))
+        stack.enter_context(scoped(_patched, True))
         for interceptor in reversed(interceptors):  # Flax calls the one that was entered first before the others
             stack.enter_context(nn.intercept_methods(interceptor))
         stack.enter_context(_with_innermost())
@@ -155,12 +141,8 @@ _entered: contextvars.ContextVar[int] = contextvars.ContextVar("entered", defaul
 @contextlib.contextmanager
 def innermost(patch: Patch) -> Iterator[None]:
     """Returns a context in which a patch is nearer to all networks than those that are entered later."""
-    token = _innermost.set(_calls_alone(patch.intercept(None, None), None))
-    try:
-        with patched([]):
-            yield
-    finally:
-        _innermost.reset(token)
+    with scoped(_innermost, _calls_alone(patch.intercept(None, None), None)), patched([]):
+        yield
 
 
 @contextlib.contextmanager
@@ -171,18 +153,14 @@ def _with_innermost() -> Iterator[None]:
         yield
         return
     number = _entered.get() + 1
-    token = _entered.set(number)
 
     def intercept(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
         if _entered.get() != number:  # it was entered again, nearer to the network
             return method(*args, **kwargs)
         return found(method, args, kwargs, context)
 
-    try:
-        with nn.intercept_methods(intercept):
-            yield
-    finally:
-        _entered.reset(token)
+    with scoped(_entered, number), nn.intercept_methods(intercept):
+        yield
 
 
 def _calls_alone(interceptor: Interceptor, depth: int | None) -> Interceptor:
@@ -206,11 +184,8 @@ _reports: contextvars.ContextVar[dict[str, Array] | None] = contextvars.ContextV
 def reporting() -> Iterator[dict[str, Array]]:
     """Returns a context with a dictionary of what patches `report` in it. Network and reader must share one trace."""
     reports: dict[str, Array] = {}
-    token = _reports.set(reports)
-    try:
+    with scoped(_reports, reports):
         yield reports
-    finally:
-        _reports.reset(token)
 
 
 def report(name: str, value: Array) -> None:

@@ -1,9 +1,11 @@
 """Notes for users that are not errors. They are warnings in Python and lines on the command line."""
 
-import contextlib
 import contextvars
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from sdjax.scoped import scoped
 
 
 class Note(UserWarning):
@@ -17,14 +19,9 @@ class PromptNote(Note):
 _listener: contextvars.ContextVar[Callable[[str], None] | None] = contextvars.ContextVar("listener", default=None)
 
 
-@contextlib.contextmanager
-def listening(call: Callable[[str], None]) -> Iterator[None]:
+def listening(call: Callable[[str], None]) -> AbstractContextManager[object]:
     """Returns a context in which this thread's notes go to a function, and are no warnings."""
-    token = _listener.set(call)
-    try:
-        yield
-    finally:
-        _listener.reset(token)
+    return scoped(_listener, call)
 
 
 def note(text: str, kind: type[Note] = Note) -> None:

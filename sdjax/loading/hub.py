@@ -4,13 +4,13 @@ Only this module imports huggingface_hub. Its cache, its environment variables (
 HF_TOKEN, ...) and its resumed downloads work as usual. Only one set of weights is fetched.
 """
 
-import contextlib
 import contextvars
 import dataclasses
 import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +28,7 @@ from sdjax.convert.errors import CheckpointError, printable, shown
 from sdjax.errors import WORDS, as_sentence, number_of
 from sdjax.loading.hub_files import Choice, choose_files
 from sdjax.loading.run_layout import is_run
+from sdjax.scoped import scoped
 from sdjax.storage import buckets
 from sdjax.storage.files import check_room
 
@@ -56,14 +57,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _listener: contextvars.ContextVar[Say | None] = contextvars.ContextVar("_listener", default=None)
 
 
-@contextlib.contextmanager
-def listening(say: Say) -> Iterator[None]:
+def listening(say: Say) -> AbstractContextManager[object]:
     """Inside the block, `say` is the default `say` of `resolve`."""
-    token = _listener.set(say)
-    try:
-        yield
-    finally:
-        _listener.reset(token)
+    return scoped(_listener, say)
 
 
 class Absent(CheckpointError):

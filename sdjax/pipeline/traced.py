@@ -69,7 +69,12 @@ class Traced:
             return None
         device = _device(leaves)
         # Every call comes here with all leaves of the parameters, so what is compared is cheap to make
-        known = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), device, setting("jax_default_matmul_precision")
+        known = (
+            tree,
+            tuple((leaf.shape, leaf.dtype) for leaf in leaves),
+            device,
+            setting("jax_default_matmul_precision"),
+        )
         if known not in self._known:
             self._known[known] = self._read_or_trace(folder, tree, tuple(map(_shape, leaves)), device)
         return self._known[known]

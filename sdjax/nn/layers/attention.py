@@ -14,11 +14,11 @@ them.
 A machine without an NVIDIA GPU cannot lower cuDNN's kernel. A program exported there for CUDA uses chunks of queries.
 """
 
-import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 from sdjax.nn.jax_settings import setting
 from sdjax.nn.layers import rows
 from sdjax.nn.layers.products import cpu_dtype
+from sdjax.scoped import scoped
 from sdjax.typing import Length
 
 SMALL = 2**14  # up to this number of queries times keys a fused kernel saves nothing
@@ -59,17 +60,12 @@ class Division(NamedTuple):
 _division: contextvars.ContextVar[Division | None] = contextvars.ContextVar("division", default=None)
 
 
-@contextlib.contextmanager
-def over_mesh(mesh: Mesh, batch: tuple[str, ...], heads: str) -> Iterator[None]:
+def over_mesh(mesh: Mesh, batch: tuple[str, ...], heads: str) -> AbstractContextManager[Division | None]:
     """Returns a context for tracing a function that XLA divides over a mesh: kernels are divided by hand.
 
     `batch` names the axes that the batch is spread over, `heads` the axis of the heads.
     """
-    token = _division.set(Division(mesh, batch, heads))
-    try:
-        yield
-    finally:
-        _division.reset(token)
+    return scoped(_division, Division(mesh, batch, heads))
 
 
 def attend(q: Queries, k: KeyVectors, v: Values, *, key_length: Length | None = None, causal: bool = False) -> Attended:

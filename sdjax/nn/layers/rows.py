@@ -8,9 +8,9 @@ inputs. Parameters are whole on every device.
 A map whose rows the number of devices does not divide is computed whole on each of them.
 """
 
-import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +18,17 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from sdjax.scoped import scoped
+
 BATCH = "data"  # the mesh axis over which a batch is spread
 ROWS = "rows"  # the mesh axis over which the rows of each picture are spread
 
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("rows", default=None)
 
 
-@contextlib.contextmanager
-def over_rows(mesh: Mesh | None) -> Iterator[None]:
+def over_rows(mesh: Mesh | None) -> AbstractContextManager[Mesh | None]:
     """Returns a context in which layers divide their maps over the axis ROWS of a mesh. None: they do not."""
-    token = _mesh.set(mesh)
-    try:
-        yield
-    finally:
-        _mesh.reset(token)
+    return scoped(_mesh, mesh)
 
 
 def current() -> Mesh | None:

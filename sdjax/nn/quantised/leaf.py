@@ -4,10 +4,9 @@ A network does not know of it: `self.param` of flax unboxes the leaf (`flax.core
 ask for their kernels by `kernel_for`, so that a compiled program makes a layer's array when its turn comes.
 """
 
-import contextlib
 import contextvars
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -21,6 +20,7 @@ from jaxtyping import Array
 
 from sdjax.nn.quantised.kinds import KINDS
 from sdjax.nn.quantised.planes import joined
+from sdjax.scoped import scoped
 
 FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
@@ -157,22 +157,13 @@ def _made_after(x: Array, codes: tuple[AnyArray, ...]) -> tuple[AnyArray, ...]:
     return tuple(jnp.where(never, jnp.zeros((), code.dtype), code) for code in codes)
 
 
-@contextlib.contextmanager
-def _after(x: Array) -> Iterator[None]:
-    token = _when.set(x)
-    try:
-        yield
-    finally:
-        _when.reset(token)
-
-
 def kernel_for(layer: nn.Module, x: Array, init: Callable[..., Any], shape: tuple[int, ...]) -> Array:
     """Returns the parameter "kernel" of a layer whose input is x.
 
     XLA would compute what does not depend on a loop's state before the loop, and then hold all kernels of the network.
     So a quantised kernel depends on x.
     """
-    with _after(x):
+    with scoped(_when, x):
         return layer.param("kernel", init, shape)
 
 
