@@ -17,11 +17,7 @@ weights and uploads nothing; `sdjax push` uploads."""
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax card`."""
     parser = options.make_command_parser("card", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument(
-        "path",
-        metavar="MODEL",
-        help="a file, a diffusers or sdjax folder, or a training's folder, of this computer",
-    )
+    card_flags.add_model_argument(parser)
     card_flags.add_card_flags(parser)
     parser.add_argument(
         "--repository", metavar="OWNER/NAME", help="where it will be at the hub, for the card's example; default: none"

@@ -20,11 +20,7 @@ of one step to do so."""
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax compile`."""
     parser = options.make_command_parser("compile", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument(
-        "path", metavar="MODEL", help="the checkpoint, as for --ckpt of txt2img; builtin: the small one"
-    )
-    model_flags.add_revision_flag(parser)
-    model_flags.add_variant_flag(parser)
+    model_flags.add_place_argument(parser)
     add = parser.add_argument
     add("--size", type=values.positive, metavar="N", help="side in pixels; default: the model's own")
     add("--batch", type=values.positive, nargs="+", default=[1], metavar="N", help="pictures at once; default: 1")
@@ -45,17 +41,13 @@ def run(args: argparse.Namespace) -> None:
     """Compiles, and prints what was done. Raises what `sdjax.scripts.main` turns into a sentence."""
     devices = runtime.first_device(runtime.set_up_jax(args.device))
     import sdjax
-    from sdjax.loading import builtin, hub
     from sdjax.pipeline import cache
-    from sdjax.scripts.shared.job import note
 
     if args.folder is not None:
         with errors.doing("making the folder", args.folder):
             Path(args.folder).mkdir(parents=True, exist_ok=True)
     cache.keep_all(None if args.folder is None else Path(args.folder))
-    own = args.path in builtin.NAMES
-    path = args.path if own else hub.resolve(args.path, args.revision, args.variant, note)
-    pipe = sdjax.load(path, variant=args.variant, dtype=args.dtype, low_memory=args.low_memory)
+    pipe = sdjax.load(model_flags.place(args), variant=args.variant, dtype=args.dtype, low_memory=args.low_memory)
     for count in dict.fromkeys(args.batch):
         sdjax.text_to_image(pipe, [""] * count, num_steps=1, height=args.size, width=args.size, devices=devices)
         side = args.size or pipe.config.image_size

@@ -17,11 +17,7 @@ device, and keeps them for the first picture."""
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax plan`."""
     parser = options.make_command_parser("plan", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument(
-        "path", metavar="MODEL", help="the checkpoint, as for --ckpt of txt2img; builtin: the small one"
-    )
-    model_flags.add_revision_flag(parser)
-    model_flags.add_variant_flag(parser)
+    model_flags.add_place_argument(parser)
     add = parser.add_argument
     add("--H", type=values.positive, metavar="N", help="height in pixels; default: the model's own")
     add("--W", type=values.positive, metavar="N", help="width in pixels; default: the model's own")
@@ -38,15 +34,11 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     import sdjax
-    from sdjax.loading import builtin, hub
     from sdjax.pipeline import planning
     from sdjax.pipeline.placement import default_dtype
-    from sdjax.scripts.shared.job import note
     from sdjax.tasks.resolve import check_size
 
-    own = args.path in builtin.NAMES
-    path = args.path if own else hub.resolve(args.path, args.revision, args.variant, note)
-    config = sdjax.load(path, variant=args.variant, low_memory=True).config  # which reads no weights
+    config = sdjax.load(model_flags.place(args), variant=args.variant, low_memory=True).config  # which reads no weights
     size = check_size(config, args.H, args.W)
     dtype = args.dtype or default_dtype(device.platform)
     with jax.default_device(device):

@@ -18,11 +18,7 @@ unless --public is given; that of an existing one stays as it is. Log in first w
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of `sdjax push`."""
     parser = options.make_command_parser("push", DESCRIPTION, EXIT_STATUS)
-    parser.add_argument(
-        "path",
-        metavar="MODEL",
-        help="a file, a diffusers or sdjax folder, or a training's folder, of this computer",
-    )
+    card_flags.add_model_argument(parser)
     parser.add_argument("repository", metavar="OWNER/NAME", help="the repository; it is made if it does not exist")
     card_flags.add_card_flags(parser)
     parser.add_argument("--public", action="store_true", help="make a new repository that everybody can see")

@@ -4,6 +4,13 @@ import argparse
 from pathlib import Path
 
 
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL, which `local_model` takes."""
+    parser.add_argument(
+        "path", metavar="MODEL", help="a file, a diffusers or sdjax folder, or a training's folder, of this computer"
+    )
+
+
 def add_card_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what is in a card."""
     parser.add_argument(

@@ -128,8 +128,7 @@ def written(args: argparse.Namespace, shown: Sequence[Any], chosen: Sequence[str
 
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for flags that cannot be used, before JAX is set up or weights are read."""
-    own = None if args.model is None else args.model
-    if args.captions is None and own not in (None, BUILTIN):
+    if args.captions is None and args.model not in (None, BUILTIN):
         raise ValueError("--captions names the file of captions to make pictures of")
     from sdjax.loading import hub
     from sdjax.storage.files import check_folder

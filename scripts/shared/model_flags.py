@@ -35,6 +35,25 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add_quantise_flag(group)
 
 
+def add_place_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL, with --revision and --variant: a checkpoint that is named without a flag. `place` reads them."""
+    parser.add_argument(
+        "path", metavar="MODEL", help="the checkpoint, as for --ckpt of txt2img; builtin: the small one"
+    )
+    add_revision_flag(parser)
+    add_variant_flag(parser)
+
+
+def place(args: argparse.Namespace) -> str | Path:
+    """Returns the model's place on this computer, or a name of the built-in models. Raises as `hub.resolve`."""
+    from sdjax.loading import hub
+    from sdjax.scripts.shared.job import note
+
+    if args.path in options.BUILTIN:
+        return str(args.path)
+    return hub.resolve(args.path, args.revision, args.variant, note)
+
+
 def add_quantise_flag(parser: argparse._ActionsContainer) -> None:
     """Adds the flag that holds a loaded model in fewer bits, to a parser or a group."""
     parser.add_argument(

@@ -3,7 +3,6 @@
 They are in a small JSON file in the user's cache folder, named by the description and by sdjax's own files.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sdjax._version import __version__
 from sdjax.storage.files import write_file
-from sdjax.storage.kept import Unkept, described, sources
+from sdjax.storage.kept import ENVIRONMENT, Unkept, described, file_stem, sources
 from sdjax.typing import Params
 
 LARGEST = 2**24  # bytes of a file
@@ -30,14 +29,13 @@ def kept(title: str, config: object, find: Callable[[], Params]) -> Params:
     Nothing is kept with SDJAX_COMPILATION_CACHE=0, for descriptions of a user's own types, and if the folder cannot be
     written.
     """
-    if os.environ.get("SDJAX_COMPILATION_CACHE", "1") == "0":
+    if os.environ.get(ENVIRONMENT, "1") == "0":
         return find()
     try:
         about = [title, described(config), sources(), __version__, jax.__version__, flax.__version__]
     except Unkept:
         return find()
-    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
-    path = platformdirs.user_cache_path("sdjax") / "shapes" / f"{name}.json"
+    path = platformdirs.user_cache_path("sdjax") / "shapes" / f"{file_stem(about)}.json"
     found = _read(path)
     if found is None:
         found = find()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sdjax.checks.computer import processor
 from sdjax.storage import files
+from sdjax.storage.kept import ENVIRONMENT
 
-ENVIRONMENT = "SDJAX_COMPILATION_CACHE"  # 0 switches it off, 1 is the default
 MAX_BYTES = 2 * 2**30  # JAX's limit; one program of a full-size model takes some 20 MB
 ROOM = 64 * 2**20  # with fewer free bytes on the disk, nothing is kept
 MIN_SECONDS = 0.1  # faster compilations are not kept; JAX's default of 1 s would skip half of a small model's programs

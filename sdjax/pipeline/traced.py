@@ -9,7 +9,6 @@ SHA-256 is checked, so a damaged one is traced again.
 
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from sdjax.nn.jax_settings import IMPL, recorded, setting
 from sdjax.nn.layers.products import processor_multiplies_bfloat16
 from sdjax.pipeline import cache
 from sdjax.storage.files import write_file
-from sdjax.storage.kept import Unkept, described, sources, type_name
+from sdjax.storage.kept import Unkept, described, file_stem, sources, type_name
 
 FORMAT = b"sdjax traced 1\n"
 ENDING = ".traced"
@@ -166,7 +165,7 @@ def _name(function: Callable, static: Any, tree: Any, shapes: tuple[Any, ...], d
         [__version__, jax.__version__, jaxlib.__version__, device.platform, device.device_kind],
         [device.client.platform_version, processor(), sources()],
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
+    return file_stem(about)
 
 
 def _described_tree(tree: Any) -> Any:

@@ -4,11 +4,14 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+ENVIRONMENT = "SDJAX_COMPILATION_CACHE"  # 0: nothing is kept; 1 is the default
 
 
 class Unkept(ValueError):
@@ -40,6 +43,11 @@ def type_name(kind: type) -> str:
     if kind.__module__.partition(".")[0] not in ("sdjax", "builtins") or "<" in kind.__qualname__:
         raise Unkept(f"{kind.__qualname__} is not a type of sdjax")
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def file_stem(about: Any) -> str:
+    """Returns the name of a file for what JSON says about its content: a digest, so that it differs where that does."""
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]
 
 
 @functools.cache
