@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.adapters.patch import Context, Interceptor
+from sdjax.adapters.self_attention import Attend, cut, joined, self_attention
 from sdjax.adapters.spans import AsItIs, Inside, Run, Span, check_levels, check_span, make_span, set_fields
 from sdjax.checks.arguments import whole
 from sdjax.config import UNetConfig
@@ -112,20 +113,12 @@ class WindowAttention(AsItIs):
 
     def intercept(self, shared: None = None, own: None = None) -> Interceptor:
         """Returns the interceptor of `.../attn1/attend`."""
-        inside = Inside()
 
-        def intercept(
-            method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
-        ) -> Any:
-            path = inside.see(args, context)
-            layer, _, name = path.rpartition("/")
-            chosen = name == "attend" and inside.attends_to_itself(layer) and inside.at_level(path, self.levels)
-            if not chosen:
-                return method(*args, **kwargs)
+        def changed(attend: Attend, qkv: tuple[Array, Array, Array], inside: Inside, path: str) -> Array:
             assert inside.t is not None
-            return in_windows(method, args[:3], inside.sizes.around(path), shift_of(inside.t))
+            return in_windows(attend, qkv, inside.sizes.around(path), shift_of(inside.t))
 
-        return intercept
+        return self_attention(changed, self.levels)
 
 
 def shift_of(t: Timestep) -> Int[Array, "b"]:
@@ -134,17 +127,17 @@ def shift_of(t: Timestep) -> Int[Array, "b"]:
 
 
 def in_windows(
-    attend: Callable[..., Array], qkv: tuple[Array, ...], size: tuple[int, int], shift: Int[Array, "b"]
+    attend: Attend, qkv: tuple[Array, ...], size: tuple[int, int], shift: Int[Array, "b"]
 ) -> Float[Array, "b n h d"]:
     """Returns `attend` of queries, keys and values [b, n, h, d] of maps of this size, in four shifted windows."""
     height, width = size
     parts = tuple(2 if side % 2 == 0 else 1 for side in size)
     steps = [side // count // SHIFTS if count == 2 else 0 for side, count in zip(size, parts)]
     down, right = (step * shift for step in steps)
-    cut = [_cut(_rolled(a.reshape(a.shape[0], height, width, -1), down, right), parts) for a in qkv]
+    windows = [cut(_rolled(a.reshape(a.shape[0], height, width, -1), down, right), parts) for a in qkv]
     heads, d = qkv[0].shape[-2:]
-    out = attend(*(a.reshape(a.shape[0], -1, heads, d) for a in cut))  # [b windows, n / windows, h, d]
-    whole_map = _rolled(_joined(out.reshape(*cut[0].shape), parts), -down, -right)
+    out = attend(*(a.reshape(a.shape[0], -1, heads, d) for a in windows))  # [b windows, n / windows, h, d]
+    whole_map = _rolled(joined(out.reshape(*windows[0].shape), parts), -down, -right)
     return whole_map.reshape(qkv[0].shape)
 
 
@@ -154,15 +147,3 @@ def _rolled(x: Float[Array, "b h w c"], down: Int[Array, "b"], right: Int[Array,
     rows = (jnp.arange(h) + down[:, None]) % h
     columns = (jnp.arange(w) + right[:, None]) % w
     return x[jnp.arange(b)[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def _cut(x: Array, parts: tuple[int, ...]) -> Array:
-    b, h, w, c = x.shape
-    m, n = parts
-    return x.reshape(b, m, h // m, n, w // n, c).swapaxes(2, 3).reshape(b * m * n, h // m, w // n, c)
-
-
-def _joined(x: Array, parts: tuple[int, ...]) -> Array:
-    b, h, w, c = x.shape
-    m, n = parts
-    return x.reshape(-1, m, n, h, w, c).swapaxes(2, 3).reshape(b // (m * n), m * h, n * w, c)

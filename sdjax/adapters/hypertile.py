@@ -4,13 +4,12 @@ Source: tfernd/HyperTile, from which other tools have it; the names of the setti
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Array, Float
 
-from sdjax.adapters.patch import Context, Interceptor
+from sdjax.adapters.patch import Interceptor
+from sdjax.adapters.self_attention import Attend, cut, joined, self_attention
 from sdjax.adapters.spans import AsItIs, Inside, set_fields
 from sdjax.checks.arguments import flag, whole
 from sdjax.config import UNetConfig
@@ -51,23 +50,15 @@ class HyperTile(AsItIs):
 
     def intercept(self, shared: None = None, own: None = None) -> Interceptor:
         """Returns the interceptor of `.../attn1/attend`."""
-        inside = Inside()
 
-        def intercept(
-            method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
-        ) -> Any:
-            path = inside.see(args, context)
-            layer, _, name = path.rpartition("/")
-            chosen = name == "attend" and inside.attends_to_itself(layer) and inside.at_level(path, self.levels)
-            if not chosen:
-                return method(*args, **kwargs)
+        def changed(attend: Attend, qkv: tuple[Array, Array, Array], inside: Inside, path: str) -> Array:
             size = inside.sizes.around(path)
             least = self.tile_size // FACTOR * (2 ** inside.level(path) if self.scale_depth else 1)
-            number_of_layer = sum(map(int, re.findall(r"\d+", layer)))
-            parts = tuple(tiles(side, least, self.swap_size, number_of_layer) for side in size)
-            return method(*args, **kwargs) if parts == (1, 1) else in_tiles(method, args[:3], size, parts)
+            layer = sum(map(int, re.findall(r"\d+", path)))
+            parts = tuple(tiles(side, least, self.swap_size, layer) for side in size)
+            return attend(*qkv) if parts == (1, 1) else in_tiles(attend, qkv, size, parts)
 
-        return intercept
+        return self_attention(changed, self.levels)
 
 
 def tiles(side: int, least: int, swap_size: int, number: int) -> int:
@@ -80,15 +71,10 @@ def tiles(side: int, least: int, swap_size: int, number: int) -> int:
 
 
 def in_tiles(
-    attend: Callable[..., Array], qkv: tuple[Array, ...], size: tuple[int, int], parts: tuple[int, ...]
+    attend: Attend, qkv: tuple[Array, ...], size: tuple[int, int], parts: tuple[int, ...]
 ) -> Float[Array, "b n h d"]:
     """Returns `attend` of queries, keys and values [b, n, h, d] of maps of this size, in parts[0] x parts[1] tiles."""
-    (height, width), (down, across) = size, parts
-    b, n, heads, d = qkv[0].shape
-    inner = (height // down, width // across)
-    cut = [
-        a.reshape(b, down, inner[0], across, inner[1], -1).swapaxes(2, 3).reshape(b * down * across, -1, heads, d)
-        for a in qkv
-    ]
-    out = attend(*cut).reshape(b, down, across, *inner, -1).swapaxes(2, 3)
-    return out.reshape(b, n, heads, d)
+    heads, d = qkv[0].shape[-2:]
+    tiles_of = [cut(a.reshape(len(a), *size, -1), parts) for a in qkv]
+    out = attend(*(a.reshape(len(a), -1, heads, d) for a in tiles_of))
+    return joined(out.reshape(tiles_of[0].shape), parts).reshape(qkv[0].shape)

@@ -3,15 +3,14 @@
 Source: Hertz et al. 2023, "Style Aligned Image Generation via Shared Attention" (arXiv 2312.02133), section 3.2.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from sdjax.adapters.patch import Context, Interceptor
+from sdjax.adapters.patch import Interceptor
+from sdjax.adapters.self_attention import Attend, self_attention
 from sdjax.adapters.spans import Inside
 
 EPSILON = 1e-5  # added to variances
@@ -39,25 +38,18 @@ class StyleAligned:
 
     def intercept(self, shared: None, own: Shares) -> Interceptor:
         """Returns the interceptor of `.../attn1/attend`."""
-        inside = Inside()
 
-        def intercept(
-            method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
-        ) -> Any:
-            path = inside.see(args, context)
-            attention, _, layer = path.rpartition("/")
-            if layer != "attend" or not inside.attends_to_itself(attention):
-                return method(*args, **kwargs)
-            q, k, v = args[:3]
+        def changed(attend: Attend, qkv: tuple[Array, Array, Array], inside: Inside, path: str) -> Array:
+            q, k, v = qkv
             at, strength = entries(own, len(q))
             keys = jnp.concatenate([k[at], aligned(k, k[at])], axis=1)
-            together = method(aligned(q, q[at]), keys, jnp.concatenate([v[at], v], axis=1))
-            alone = method(*args, **kwargs)
+            together = attend(aligned(q, q[at]), keys, jnp.concatenate([v[at], v], axis=1))
+            alone = attend(q, k, v)
             strength = strength.reshape(-1, 1, 1, 1)
             mixed = alone + strength.astype(alone.dtype) * (together - alone)
             return jnp.where(strength == 0, alone, mixed)
 
-        return intercept
+        return self_attention(changed)
 
 
 def entries(own: Shares, count: int) -> tuple[Int[Array, "n"], Float[Array, "n"]]:

@@ -4,14 +4,13 @@ Source: Smith et al. 2024, "ToDo: Token Downsampling for Efficient Generation of
 (arXiv 2402.13573), section 3.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdjax.adapters.patch import Context, Interceptor
+from sdjax.adapters.patch import Interceptor
+from sdjax.adapters.self_attention import Attend, self_attention
 from sdjax.adapters.spans import AsItIs, Inside, set_fields
 from sdjax.checks.arguments import whole
 from sdjax.config import UNetConfig
@@ -43,23 +42,15 @@ class TokenDownsampling(AsItIs):
 
     def intercept(self, shared: None = None, own: None = None) -> Interceptor:
         """Returns the interceptor of `.../attn1/attend`."""
-        inside = Inside()
 
-        def intercept(
-            method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Context
-        ) -> Any:
-            path = inside.see(args, context)
-            layer, _, name = path.rpartition("/")
-            if name != "attend" or not inside.attends_to_itself(layer) or not inside.at_level(path, 2):
-                return method(*args, **kwargs)
+        def changed(attend: Attend, qkv: tuple[Array, Array, Array], inside: Inside, path: str) -> Array:
             factor = (self.factor, self.factor_2)[inside.level(path)]
             if factor == 1:
-                return method(*args, **kwargs)
-            q, k, v = args[:3]
-            size = inside.sizes.around(path)
-            return method(q, downsampled(k, size, factor), downsampled(v, size, factor))
+                return attend(*qkv)
+            (q, k, v), size = qkv, inside.sizes.around(path)
+            return attend(q, downsampled(k, size, factor), downsampled(v, size, factor))
 
-        return intercept
+        return self_attention(changed, levels=2)
 
 
 def downsampled(x: Float[Array, "b n h d"], size: tuple[int, int], factor: int) -> Float[Array, "b m h d"]:
