@@ -139,8 +139,8 @@ def pictures_of(name: str, count: int) -> np.ndarray:
 def table(results: dict[str, Any]) -> str:
     """Returns the rows as Markdown."""
     lines = [
-        "| type | GB of v1 | kernels | text encoder | UNet | pictures | subjects | backgrounds | time |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| type | GB of v1 | kernels | text encoder | UNet | pictures | subjects | backgrounds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         name = {"no": "float32", "bfloat16": "bfloat16"}.get(row["type"], f"`{row['type']}`")
@@ -151,7 +151,6 @@ def table(results: dict[str, Any]) -> str:
         cells += [
             f"{row[key]['right']} of {row[key]['count']}" if row[key] else "" for key in ("subjects", "backgrounds")
         ]
-        cells.append("" if row["time"] is None else f"{row['time']:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

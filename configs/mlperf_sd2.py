@@ -22,6 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.fresh = ("unet",)
     config.model.changes = {"unet": {"norm_groups": 16}, "schedule": {"prediction": "v"}}
     config.data.update(parts=(), buckets=False, flip=0.0)
+    # The moments' folder as we have it in mind; MLCommons' own configuration names webdataset-latents-filtered
     config.data.cached = ("laion-400m/webdataset-moments-filtered/{00000..00831}.tar",)
     config.batch_size = BATCH_SIZE
     config.objective.dropout = 0.0

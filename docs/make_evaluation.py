@@ -1,8 +1,9 @@
 """Makes the figure of docs/evaluation.md: the built-in model over guidance scales, by two samplers.
 
+    pip install '.[figures]'
     python docs/make_evaluation.py
 
-It goes on where it was interrupted, and takes ten minutes on two cores.
+It goes on where it was interrupted, and takes some minutes on two cores.
 """
 
 import sys
