@@ -19,8 +19,6 @@ import subprocess
 import sys
 import time
 
-EACH = 4  # latents on each device
-
 
 def measure(args: argparse.Namespace, where: str) -> dict:
     """Returns the collectives and the planned memory of the step for one topology or number of CPUs."""
@@ -50,7 +48,7 @@ def measure(args: argparse.Namespace, where: str) -> dict:
     config["data"] |= {"parts": (), "cached": ("latents.tar",)}
     config["ema"] = {"decay": None}
     config["optim"] |= {"clip": None}
-    config |= {"batch_size": EACH * len(devices), "dtype": "bfloat16", "remat": args.remat}
+    config |= {"batch_size": args.each * len(devices), "dtype": "bfloat16", "remat": args.remat}
     if args.fsdp:
         config["parallel"] |= {"data": -1, "fsdp": args.fsdp}
     setup = Setup(build(TrainConfig, config), configs.ModelConfig.from_dict(model))
@@ -79,6 +77,7 @@ def main() -> None:
     parser.add_argument("--tpu", nargs="*", default=[], metavar="KIND:AxBxC", help="topologies, such as v5p:2x2x2")
     parser.add_argument("--fsdp", type=int, default=0, help="devices that parameters are split over")
     parser.add_argument("--remat", default="none")
+    parser.add_argument("--each", type=int, default=4, help="latents on each device (default: 4)")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a child
     args = parser.parse_args()

@@ -181,7 +181,7 @@ def test_a_divided_picture_is_the_picture_to_one_level(name, count, devices):
 
 def test_what_cannot_be_divided_is_refused():
     pipe = models.pipeline()
-    with pytest.raises(ValueError, match="split_picture divides the number of devices; got 3 and 8 devices"):
+    with pytest.raises(ValueError, match="the number of devices; got 3 and 8 devices: use 1 or 2 or 4 or 8"):
         sdjax.text_to_image(pipe, PROMPT, split_picture=3, **SHORT)
     with pytest.raises(ValueError, match="height 72 has 9 rows of latents, which split_picture=2 does not divide: use"):
         sdjax.text_to_image(pipe, PROMPT, split_picture=2, height=72, **SHORT)

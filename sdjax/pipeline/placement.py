@@ -40,9 +40,10 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, split_picture: int = 
         if not isinstance(device, jax.Device):
             raise ValueError(f"devices are a sequence of JAX's, as jax.devices('cpu'); got {device!r}")
     if len(devices) % split_picture:
+        fitting = [str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise ValueError(
             f"split_picture divides the number of devices; got {split_picture} and {len(devices)} "
-            f"device{'s' * (len(devices) > 1)}"
+            f"device{'s' * (len(devices) > 1)}: use {' or '.join(fitting)}"
         )
     sides = {BATCH: len(devices) // split_picture, **({ROWS: split_picture} if split_picture > 1 else {})}
     # Auto: with the Explicit axes that JAX makes by default, linen's convolutions fail

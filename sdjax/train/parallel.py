@@ -79,7 +79,10 @@ class ParallelConfig:
         if -1 in sides and devices % known == 0:
             sides[sides.index(-1)] = devices // known
         if int(np.prod(sides)) != devices:
-            raise ValueError(f"a mesh of data, fsdp, tensor = {sides} does not take {devices} devices")
+            raise ValueError(
+                f"data x fsdp x tensor is the number of devices, {devices}; got {self.data} x {self.fsdp} x "
+                f"{self.tensor}: use -1 for one of them (the rest), and for the others numbers that divide {devices}"
+            )
         return dict(zip(AXES, sides))
 
 
@@ -94,9 +97,14 @@ def training_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None =
 def examples_each(batch_size: int, accumulate: int, sizes: Mapping[str, int]) -> int:
     """Returns how many examples a device processes at a time. Raises ConfigError if a batch cannot be split so."""
     shards = sizes["data"] * sizes["fsdp"]
-    if batch_size % (shards * accumulate):
-        raise ConfigError(f"batch_size = {batch_size} cannot be spread over {shards} devices in {accumulate} parts")
-    return batch_size // (shards * accumulate)
+    unit = shards * accumulate
+    if batch_size % unit:
+        below = batch_size // unit * unit
+        raise ConfigError(
+            f"batch_size is a multiple of {unit} with {shards} device{'s' * (shards > 1)} and accumulate = "
+            f"{accumulate}; got {batch_size}: use {f'{below} or ' if below else ''}{below + unit}"
+        )
+    return batch_size // unit
 
 
 def layout(path: str, shape: Sequence[int], sizes: Mapping[str, int], config: ParallelConfig) -> P:
