@@ -6,7 +6,8 @@
 
 No accelerator is needed: `--tpu` compiles for described topologies by libtpu's compiler, `--cpu` for CPUs that XLA
 pretends to have, each in a process of its own. Nothing is allocated and nothing runs. `--tiny` takes a network of
-thousands of parameters, to see that the script works. Results are added to those in OUT.
+thousands of parameters, to see that the script works. `--partitioned` stops after XLA's partitioner, which places the
+collectives; later passes may join them. Results are added to those in OUT.
 """
 
 import argparse
@@ -17,7 +18,10 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Callable
 
 
 def measure(args: argparse.Namespace, where: str) -> dict:
@@ -53,20 +57,41 @@ def measure(args: argparse.Namespace, where: str) -> dict:
         config["parallel"] |= {"data": -1, "fsdp": args.fsdp}
     setup = Setup(build(TrainConfig, config), configs.ModelConfig.from_dict(model))
     begin = time.monotonic()
-    compiled = compile_for(setup, training_mesh(setup.config.parallel, devices))
+    mesh = training_mesh(setup.config.parallel, devices)
+    memory: dict[str, int] = {}
+    if args.partitioned:
+        program = partitioned(lambda: compile_for(setup, mesh))
+    else:
+        compiled = compile_for(setup, mesh)
+        program, plan = compiled.as_text(), compiled.memory_analysis()
+        memory = {"arguments": plan.argument_size_in_bytes, "scratch": plan.temp_size_in_bytes}
     seconds = time.monotonic() - begin
-    found = collectives(compiled.as_text(), len(devices))
-    memory = compiled.memory_analysis()
+    found = collectives(program, len(devices))
     numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(setup.shapes[0].params))
     return {
         "devices": len(devices), "kind": devices[0].device_kind, "fsdp": args.fsdp or 1, "remat": args.remat,
         "batch_size": setup.config.batch_size, "parameters": numbers,
+        "stage": "partitioned" if args.partitioned else "compiled",
         "bytes_each_device": {kind: total.size for kind, total in totals(found).items()},
         "operations": dict(collections.Counter(one.kind for one in found)),
         "largest": sorted(((one.size, one.kind) for one in found), reverse=True)[:5],
-        "arguments": memory.argument_size_in_bytes, "scratch": memory.temp_size_in_bytes,
-        "compile_seconds": round(seconds), "jax": jax.__version__,
+        **memory, "compile_seconds": round(seconds), "jax": jax.__version__,
     }  # fmt: skip
+
+
+def partitioned(compile_it: Callable[[], object]) -> str:
+    """Returns the program that XLA's partitioner wrote into the folder DUMPED, and does not wait for what follows."""
+    folder = pathlib.Path(os.environ["DUMPED"])
+    compiling = threading.Thread(target=compile_it, daemon=True)
+    compiling.start()
+    size = -1
+    found: pathlib.Path | None = None
+    while found is None or size != (size := found.stat().st_size):
+        if found is None and not compiling.is_alive():
+            raise RuntimeError("the compiler ended without a partitioned program")
+        time.sleep(5)
+        found = next((one for one in folder.glob("*.after_spmd-partitioning*.txt") if "lambda" not in one.name), None)
+    return found.read_text()
 
 
 def main() -> None:
@@ -78,26 +103,35 @@ def main() -> None:
     parser.add_argument("--fsdp", type=int, default=0, help="devices that parameters are split over")
     parser.add_argument("--remat", default="none")
     parser.add_argument("--each", type=int, default=4, help="latents on each device (default: 4)")
+    parser.add_argument("--partitioned", action="store_true", help="stop after XLA's partitioner: sooner, for --cpu")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a child
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args, args.one)))
-        return
+        print(json.dumps(measure(args, args.one)), flush=True)
+        os._exit(0)  # a compiler may still be at work
     results = json.loads(args.out.read_text()) if args.out.exists() else []
     for where in [*args.cpu, *args.tpu]:
-        tpu = ":" in where
-        flags = "" if tpu else f"--xla_force_host_platform_device_count={where} --xla_backend_optimization_level=0"
-        environment = {
-            **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        }  # fmt: skip
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", where]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        with tempfile.TemporaryDirectory() as dumped:
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--one", where], env=environment(args, where, dumped),
+                stdout=subprocess.PIPE, text=True, check=True,
+            )  # fmt: skip
         found = json.loads(done.stdout.splitlines()[-1])
         print(json.dumps(found, indent=1), flush=True)
         results.append(found)
         args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def environment(args: argparse.Namespace, where: str, dumped: str) -> dict[str, str]:
+    """Returns the environment of a child, which writes the partitioned program into the folder `dumped`."""
+    flags = "" if ":" in where else f"--xla_force_host_platform_device_count={where} --xla_backend_optimization_level=0"
+    if args.partitioned:
+        flags += f" --xla_dump_to={dumped} --xla_dump_hlo_as_text --xla_dump_hlo_pass_re=spmd-partitioning"
+    return {
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "DUMPED": dumped, "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
