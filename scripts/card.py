@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         check_repository(args.repository)
     path = card_flags.local_model(args.path)
     out = Path(args.out) if args.out else (path if path.is_dir() else path.parent) / CARD
-    text = card_flags.card_of(args, path, args.repository)
+    text = card_flags.card_of(args, path, args.repository, alone=True)
     if args.out == "-":
         print(text, end="")
         return

@@ -38,15 +38,20 @@ def run(args: argparse.Namespace) -> None:
     """Uploads, and prints the address of the commit."""
     from sdjax.errors import size
     from sdjax.loading.model_card import states_licence
-    from sdjax.loading.uploading import check_repository, gathered, upload, weights_with_code
+    from sdjax.loading.uploading import CARD, check_repository, gathered, upload, weights_with_code
     from sdjax.scripts.shared.job import note
 
     check_repository(args.repository)
     path = card_flags.local_model(args.path)
-    text = card_flags.own_card(args, path)
-    text = card_flags.card_of(args, path, args.repository) if text is None else text
-    if not states_licence(text):
+    own = card_flags.own_card(args, path)
+    text = card_flags.card_of(args, path, args.repository) if own is None else own
+    if not states_licence(text) and own is None:
         note("the card states no licence, and without one others may not use the model: give --license")
+    elif not states_licence(text):
+        note(
+            f"the hub will show no licence, because the head of {path / CARD} names none: begin the file with the lines "
+            "---, license: WORD, ---"
+        )
     with gathered(path, args.variant) as files:
         whole = files.with_card(text)
         if run_by_others := weights_with_code(list(whole.sizes)):

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from sdjax import convert
 from sdjax.convert.errors import CheckpointError
 from sdjax.evaluate.result import Evaluation, Judged, measured
+from sdjax.loading import builtin
 from sdjax.loading.model_card import Facts, data_rows, make_card, read_facts, states_licence
 from sdjax.loading.uploading import gathered
 from sdjax.scripts.main import main
@@ -134,7 +135,7 @@ def test_a_card_that_is_there_is_uploaded_and_not_written_over(folder, tmp_path,
     assert main(["push", str(place), REPOSITORY, "--dry-run"]) == 0
     shown = capsys.readouterr()
     assert "# Mine" in shown.out
-    assert "the card states no licence" in shown.err
+    assert "the hub will show no licence, because the head of" in shown.err
     assert main(["push", str(place), REPOSITORY, "--dry-run", "--license", "mit"]) == 2
     assert "--license has no effect, because" in capsys.readouterr().err
     assert main(["card", str(place)]) == 1
@@ -180,13 +181,43 @@ def test_links_out_of_the_model_are_not_followed(folder, tmp_path):
         pass
 
 
-def test_a_single_file_is_uploaded_alone(folder, tmp_path):
-    path = tmp_path / "tiny.safetensors"
-    convert.convert(folder, path)
+@pytest.mark.parametrize("to", ["native", "diffusers", "ldm", "gguf"])
+def test_the_licence_that_a_card_links_is_uploaded_with_any_layout(to, folder, tmp_path, capsys):
+    path = tmp_path / ("tiny" + {"ldm": ".safetensors", "gguf": ".gguf"}.get(to, ""))
+    convert.convert(folder, path, to=to)
     (tmp_path / "README.md").write_text("of something else")
+    facts = read_facts(path)
+    assert facts.title == "tiny"
     with gathered(path) as files:
-        assert set(files.sizes) == {"tiny.safetensors"}
-    assert read_facts(path).title == "tiny"
+        content = dict(files.files)[facts.licence_file]
+        assert (content if isinstance(content, bytes) else content.read_bytes()) == (folder / "LICENSE").read_bytes()
+        if path.is_file():
+            assert set(files.sizes) == {path.name, "LICENSE"}
+    # A card that is only written links what lies beside it
+    assert main(["card", str(path), "--out", "-"]) == 0
+    assert ("see LICENSE" in capsys.readouterr().out) == path.is_dir()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes links")
+def test_no_licence_is_read_through_a_link_beside_a_single_file(folder, tmp_path):
+    (tmp_path / "secret").write_text("KEY=1")
+    place = tmp_path / "models"
+    convert.convert(folder, place / "tiny.safetensors")
+    (place / "LICENCE.txt").symlink_to(tmp_path / "secret")
+    with (
+        pytest.raises(CheckpointError, match="is a link to a place outside the model"),
+        gathered(place / "tiny.safetensors"),
+    ):
+        pass
+
+
+def test_the_built_in_models_licence_is_stated(capsys):
+    assert main(["push", "builtin", REPOSITORY, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "license: ofl-1.1" in shown.out
+    assert shown.err == ""
+    place = builtin.place("builtin")
+    assert make_card(read_facts(place)).startswith('---\nlicense: "ofl-1.1"')  # the same, from its text
 
 
 def test_texts_from_files_are_only_texts_in_a_card():
@@ -216,3 +247,4 @@ def test_a_licence_is_seen_in_a_cards_head_alone():
     assert states_licence("---\nlicense: mit\n---\n")
     assert not states_licence("---\ntags: []\n---\nlicense: mit\n")
     assert not states_licence("license: mit")
+    assert not states_licence("---\nlicense:\ntags: []\n---\n")

@@ -1,6 +1,7 @@
 """The flags of model cards, which `sdjax card` and `sdjax push` share."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 
@@ -31,13 +32,19 @@ def local_model(text: str) -> Path:
     return Path(hub.resolve(text))
 
 
-def card_of(args: argparse.Namespace, path: Path, repository: str | None) -> str:
-    """Returns a new card for a model. Raises ValueError for a file that is no evaluation."""
+def card_of(args: argparse.Namespace, path: Path, repository: str | None, *, alone: bool = False) -> str:
+    """Returns a new card for a model. One that stands `alone` links no licence text that is only in a file's header.
+
+    Raises ValueError for a file that is no evaluation.
+    """
     from sdjax.evaluate import result
     from sdjax.loading.model_card import make_card, read_facts
 
     table = None if args.evaluation is None else result.read(args.evaluation).table()
     facts = read_facts(path, args.variant)
+    folder = path if path.is_dir() else path.parent
+    if alone and facts.licence_file is not None and not (folder / facts.licence_file).is_file():
+        facts = dataclasses.replace(facts, licence_file=None)
     return make_card(facts, repository=repository, licence=args.license, evaluation=table)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from sdjax.config import ModelConfig
+from sdjax.convert.checkpoint import open_checkpoint
 from sdjax.convert.containers.places import read_place
 from sdjax.convert.containers.reading import read_path
-from sdjax.convert.errors import CheckpointError, printable
+from sdjax.convert.errors import CheckpointError, OtherKindError, printable
 from sdjax.convert.inspection import Inspection, inspect
 from sdjax.convert.model import load_model
 from sdjax.loading.run_layout import CHECKPOINTS, is_run
@@ -24,6 +25,7 @@ LICENCES = (
     (re.compile(r"(?i)open ?rail\+\+-?m"), "openrail++"),
     (re.compile(r"(?i)creativeml open ?rail-?m"), "creativeml-openrail-m"),
     (re.compile(r"(?i)apache license\s+version 2\.0"), "apache-2.0"),
+    (re.compile(r"(?i)sil open\s+font license,?\s+version 1\.1"), "ofl-1.1"),
     (re.compile(r"(?i)\bmit license\b"), "mit"),
 )
 LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
@@ -37,7 +39,8 @@ Rows = Sequence[tuple[str, object]]
 class Facts:
     """What is known about a model. `training` and `data` are rows of tables, empty for a model that is no training's.
 
-    `licence` is the hub's word for it; None if nothing says which one it is. `licence_file` is the name of its text.
+    `licence` is the hub's word for it; None if nothing says which one it is. `licence_file` is the name of its text beside
+    the card; None if there is none.
     """
 
     title: str
@@ -58,14 +61,29 @@ def read_facts(path: Path, variant: str | None = None) -> Facts:
     if is_run(path):
         return _facts_of_run(path)
     found = inspect(path, variant)
+    licence = _licence(licence_texts(path, variant), found.metadata.get("modelspec.license", ""))
     if found.adapter or (found.kind is not None and found.family is None):
         kind = "" if found.kind is None else found.kind.partition(";")[0]
-        return Facts(path.stem, [("what it is", kind), *(("", line) for line in found.adapter)], *_licence(found, {}))
+        return Facts(path.stem, [("what it is", kind), *(("", line) for line in found.adapter)], *licence)
     bundle = load_model(read_path(path, variant))
     title = path.stem if path.is_file() else path.resolve().name
     settings = [*settings_of(bundle.config), *_parts(found)]
-    licence = _licence(found, bundle.licences)
     return Facts(title, settings, *licence, diffusers=found.layout == "diffusers")
+
+
+def licence_texts(path: Path, variant: str | None = None) -> Mapping[str, str]:
+    """Returns the licences of a model or a training by file name: texts in a file's header, or files beside it.
+
+    Raises CheckpointError if the model cannot be read.
+    """
+    if is_run(path):
+        from sdjax.loading.run_folder import read_start
+
+        return read_start(path).licences
+    try:
+        return open_checkpoint(read_path(path, variant)).licences
+    except OtherKindError:
+        return {}
 
 
 def settings_of(config: ModelConfig) -> Rows:
@@ -90,9 +108,8 @@ def _parts(found: Inspection) -> Rows:
     return rows
 
 
-def _licence(found: Inspection, texts: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Returns the hub's word for the licence of a checkpoint, and the name of its text."""
-    named = found.metadata.get("modelspec.license", "")
+def _licence(texts: Mapping[str, str], named: str = "") -> tuple[str | None, str | None]:
+    """Returns the hub's word for a licence, and the name of its text. `named` is what a file's metadata call it."""
     name = next(iter(texts), None)
     return _word([*texts.values(), named]) or ("other" if name else None), name
 
@@ -125,11 +142,9 @@ def _facts_of_run(folder: Path) -> Facts:
         ("moving average", "none" if average is None else f"decay {average:g}"),
         ("seed", settings["seed"]),
     ]
-    name = next(iter(start.licences), None)
-    word = _word(start.licences.values()) or ("other" if name else None)
     return Facts(
-        folder.resolve().name, settings_of(start.config), word, name, training, data_rows(read_statistics(folder)),
-        read_place(given).repository if hub.is_hub_name(given) else None,
+        folder.resolve().name, settings_of(start.config), *_licence(start.licences), training,
+        data_rows(read_statistics(folder)), read_place(given).repository if hub.is_hub_name(given) else None,
     )  # fmt: skip
 
 
@@ -212,6 +227,6 @@ def cell(value: object) -> str:
 
 
 def states_licence(card: str) -> bool:
-    """Returns whether a card's head names a licence."""
+    """Returns whether a card's head names a licence. Only this one is shown by the hub."""
     head = card.split("---", 2)[1] if card.startswith("---") and card.count("---") > 1 else ""
-    return re.search(r"(?m)^license:\s*\S", head) is not None
+    return re.search(r"(?m)^license:[ \t]*[^\s#]", head) is not None

@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sdjax.convert.containers.carried import LICENCE
 from sdjax.convert.containers.places import CACHED, is_repository
 from sdjax.convert.errors import CheckpointError, printable
 from sdjax.loading import hub
 from sdjax.loading.hub_files import choose_files
+from sdjax.loading.model_card import licence_texts
 from sdjax.loading.run_layout import ADAPTER, CONTROL, EMBEDDINGS, IMAGE_PROMPT, is_run
 
 CARD = "README.md"
@@ -54,11 +56,21 @@ def check_repository(name: str) -> str:
 def gathered(path: Path, variant: str | None = None) -> Iterator[Upload]:
     """Returns a context with the files of a model: a checkpoint's, or what a training made.
 
-    These are the files that `sdjax.load("owner/name")` will fetch, and a diffusers folder's safety checker. Of a
-    training they are its adapter or network, or else the whole trained model, written as a folder in a temporary place.
+    These are the files that `sdjax.load("owner/name")` will fetch, the licence's texts, and a diffusers folder's safety
+    checker. Of a training they are its adapter or network, or else the whole trained model, written as a folder in a
+    temporary place.
 
     Raises CheckpointError if there is no model, or a file is a link to another place.
     """
+    with _of_model(path, variant) as files:
+        names = {name.casefold() for name in files.sizes}
+        texts = licence_texts(path, variant).items()
+        yield Upload((*files.files, *((name, text.encode()) for name, text in texts if name.casefold() not in names)))
+
+
+@contextlib.contextmanager
+def _of_model(path: Path, variant: str | None) -> Iterator[Upload]:
+    """Returns a context with the files of a model, without licences that lie elsewhere."""
     if not is_run(path):
         yield Upload(tuple(_of_file(path) if path.is_file() else _of_folder(path, variant)))
         return
@@ -79,8 +91,11 @@ def gathered(path: Path, variant: str | None = None) -> Iterator[Upload]:
 
 def _of_file(path: Path) -> Iterator[tuple[str, Content]]:
     yield path.name, path
-    beside = [name for name in os.listdir(path.parent) if name == f"{path.stem}.yaml"]
-    yield from ((name, path.parent / name) for name in beside)
+    settings = f"{path.stem}.yaml"
+    names = [name for name in os.listdir(path.parent) if name == settings or LICENCE.fullmatch(name)]
+    for name in names:
+        _check_inside(path.parent, name)
+    yield from ((name, path.parent / name) for name in names if name == settings)
 
 
 def _of_folder(path: Path, variant: str | None) -> Iterator[tuple[str, Content]]:
@@ -88,12 +103,17 @@ def _of_folder(path: Path, variant: str | None) -> Iterator[tuple[str, Content]]
     fetched = choose_files(path.name or "model", names, variant=variant).fetched
     if "model_index.json" in fetched:
         fetched += [name for name in names if name.startswith(BESIDE) and name.endswith(BESIDE_ENDINGS)]
-    inside = path.resolve()
-    cache = next((parent for parent in inside.parents if CACHED.fullmatch(parent.name)), inside)
     for name in sorted(set(fetched)):
-        if cache not in (path / name).resolve().parents:
-            raise CheckpointError(f"{printable(name)} is a link to a place outside the model; put the file there", path)
+        _check_inside(path, name)
         yield name, path / name
+
+
+def _check_inside(folder: Path, name: str) -> None:
+    """Raises CheckpointError if a file of a folder is a link out of it, or out of the repository in the hub's cache."""
+    inside = folder.resolve()
+    cache = next((parent for parent in inside.parents if CACHED.fullmatch(parent.name)), inside)
+    if cache not in (folder / name).resolve().parents:
+        raise CheckpointError(f"{printable(name)} is a link to a place outside the model; put the file there", folder)
 
 
 def upload(
