@@ -6,23 +6,25 @@ TOOL is sdjax, "sdjax, low memory", diffusers, OpenVINO or stable-diffusion.cpp,
 It prints the highest memory use of the process in KiB.
 """
 
+import argparse
 import pathlib
 import re
-import sys
 
 PROMPT = "a rocket on a green background"
 
 
 def main():
     """Makes the picture, and prints what it took."""
-    picture()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in "TOOL", "MODEL", "DTYPE", "SIZE", "STEPS":
+        parser.add_argument(name)
+    picture(*vars(parser.parse_args()).values())
     # getrusage's figure would be that of the process that started this one, where that is higher
     print(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
 
 
-def picture():
+def picture(who, folder, dtype, size, steps):
     """Imports only what the one that is measured needs."""
-    who, folder, dtype, size, steps = sys.argv[1:]
     asked = {"height": int(size), "width": int(size), "guidance_scale": 7.5}
     if who.startswith("sdjax"):
         import sdjax

@@ -7,6 +7,7 @@ Source: the YAML files of CompVis/stable-diffusion and Stability-AI/stablediffus
 import functools
 import importlib
 
+from sdjax.checks.spelling import meant
 from sdjax.config import ConfigError, ModelConfig
 
 NAMES = (
@@ -19,5 +20,5 @@ NAMES = (
 def get(name: str) -> ModelConfig:
     """Returns the configuration of a released model, such as "sd1". Raises ConfigError for a name not in NAMES."""
     if name not in NAMES:
-        raise ConfigError(f"a released model is one of {', '.join(NAMES)}; got {name!r}")
+        raise ConfigError(f"a released model is one of {', '.join(NAMES)}; got {name!r}{meant(name, NAMES)}")
     return ModelConfig.from_dict(importlib.import_module(f".{name}", __name__).get_config().to_dict())

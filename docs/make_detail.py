@@ -5,6 +5,7 @@
 The built-in model draws pictures; they are shrunk to 20 x 20 pixels and put on a background. `detail` makes them again.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ SCALE = 3
 
 def main() -> None:
     """Writes the picture."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     pipe = sdjax.load()
     drawn = sdjax.text_to_image(pipe, list(WHAT), seed=[0, 0], num_steps=50)
     scene = np.empty((*SCENE, 3), np.uint8)

@@ -5,6 +5,7 @@
 Writes docs/sheets/embeddings.png. The built-in model draws it, on two seeds; nothing is chosen.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ SEEDS = (0, 1)
 
 def main() -> None:
     """Makes and writes the grid, in 64 colours. All pictures share one program."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     pipe = sdjax.load()
     leaves = by_path({"text": pipe.params["text"]})
     table = np.asarray(leaves[table_of(leaves)], np.float32)

@@ -6,6 +6,7 @@
 It goes on where it was interrupted, and takes some minutes on two cores.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     status = main(ARGUMENTS)
     if status == 0:
         figure = Image.open(OUT / "figure.png").convert("RGB").quantize(32)

@@ -5,6 +5,7 @@
 Writes docs/sheets/gradients.png and prints the losses, and the memory for 10 and 40 steps (docs/gradients.md).
 """
 
+import argparse
 from pathlib import Path
 
 import jax
@@ -47,6 +48,7 @@ def guide(run: Differentiable, name: str) -> list[np.ndarray]:
 
 def main() -> None:
     """Makes and writes the sheet, and prints the memory."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     pipe = sdjax.load()
     devices = jax.devices()[:1]
     run = sdjax.differentiable(pipe, PROMPT, seed=SEED, num_steps=STEPS, devices=devices)

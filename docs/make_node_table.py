@@ -5,6 +5,7 @@
 Run it again when a node was added or changed. A test compares.
 """
 
+import argparse
 from pathlib import Path
 
 from sdjax.serve.comfy.nodes import NODES
@@ -29,4 +30,5 @@ def replaced(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -5,6 +5,7 @@
 Writes docs/sheets/sweep.png. Run it again when the built-in model or a sampler changes.
 """
 
+import argparse
 from pathlib import Path
 
 from make_pictures import of_64_colours
@@ -19,6 +20,7 @@ AXES = {"guidance_scale": [1.5, 3.0, 7.5], "sampler": ["ddim", "dpmpp_2m", "eule
 
 def main() -> None:
     """Makes and writes the grid, in 64 colours."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     grid = sdjax.sweep(sdjax.load(), REQUEST, AXES).grid()
     FILE.write_bytes(of_64_colours(Image.fromarray(grid)))
 

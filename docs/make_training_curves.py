@@ -5,6 +5,7 @@
 Writes docs/sheets/training_curves.svg (docs/coming-from/kohya.md).
 """
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def plot(curves: Mapping[str, np.ndarray], title: str, below: str, x: int, most:
 
 def main() -> None:
     """Draws and writes the file."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     losses = {name: weights(**settings) for name, settings in LOSSES.items()}
     falling = {name: rates(**settings) for name, settings in RATES.items()}
     size = f'width="{2 * (LEFT + WIDTH) + 20}" height="{TOP + HEIGHT + 130}"'

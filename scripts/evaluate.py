@@ -74,10 +74,14 @@ def run(args: argparse.Namespace) -> None:
     """Makes what is missing, measures, and prints tables, comparisons and the paths of files."""
     figure = judged.read_figure(args)
     first, second = (judged.read_result(path) for path in (args.model, args.against))
+    for one in first, second:
+        if one is not None:
+            judged.check_figure(figure, one.measures)
     if judged.makes(args):
         judged.check(args)
         hosts.join_hosts(args, shutdown_timeout_seconds=WAIT)
         judge = judged.Judge(args)
+        judged.check_figure(figure, [one.name for one in judge.measures])
         first = first or judge.evaluate(args.model, Path(args.out))
         if args.against is not None:
             second = second or judge.evaluate(args.against, Path(args.out) / "against")

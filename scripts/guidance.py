@@ -5,9 +5,9 @@ import inspect
 import sys
 import textwrap
 
+from sdjax.checks.spelling import meant
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared.options import make_command_parser
-from sdjax.scripts.shared.parser import nearest
 
 IF_OUT_OF_MEMORY = "close other programs"
 WIDTH = 100
@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> None:
         print("\n`sdjax guidance NAME` shows the options of a rule. Several rules: --guidance NAME --guidance NAME.")
         return
     if args.name not in GUIDANCE:
-        near = nearest(args.name, GUIDANCE)
-        meant = f" (did you mean {near}?)" if near else ""
-        raise ValueError(f"there is no guidance {args.name!r}{meant}; `sdjax guidance` lists the known ones")
+        raise ValueError(
+            f"there is no guidance {args.name!r}{meant(args.name, GUIDANCE)}; `sdjax guidance` lists the known ones"
+        )
     show(args.name, GUIDANCE[args.name])
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sdjax.checks.spelling import meant
 from sdjax.preprocessors import ANNOTATORS, PREPROCESSORS, Option
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, values
-from sdjax.scripts.shared.parser import nearest
 from sdjax.scripts.shared.runtime import read_options
 
 IF_OUT_OF_MEMORY = "a smaller --resolution"
@@ -139,9 +139,10 @@ def _number(option: Option, text: str) -> Any:
 
 def _name(text: str) -> str:
     if text not in PREPROCESSORS:
-        near = nearest(text, PREPROCESSORS)
-        meant = f"did you mean {near}?" if near else f"the known ones are {', '.join(PREPROCESSORS)}"
-        raise argparse.ArgumentTypeError(f"there is no preprocessor {text!r}; {meant}")
+        raise argparse.ArgumentTypeError(
+            f"there is no preprocessor {text!r}{meant(text, PREPROCESSORS)}; "
+            f"the known ones are {', '.join(PREPROCESSORS)}"
+        )
     return text
 
 

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
         note("the card states no licence, and without one others may not use the model: give --license")
     elif not states_licence(text):
         note(
-            f"the hub will show no licence, because the head of {path / CARD} names none: begin the file with the lines "
-            "---, license: WORD, ---"
+            f"the hub will show no licence, because the head of {path / CARD} names none: begin the file with three "
+            "lines, ---, license: WORD, ---"
         )
     with gathered(path, args.variant) as files:
         whole = files.with_card(text)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax.checks.spelling import meant
 from sdjax.loading.run_layout import workdir
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import hosts, options, training_flags, values
@@ -235,8 +236,9 @@ def read_config(name: str, changes: Sequence[str]) -> dict[str, Any]:
         for key in outer:
             place = place.get(key) if isinstance(place, ml_collections.ConfigDict) else None
         if not isinstance(place, ml_collections.ConfigDict) or last not in place:
-            known = ", ".join(place) if isinstance(place, ml_collections.ConfigDict) else ", ".join(config)
-            raise ValueError(f"the configuration has no {path}; it has {known}")
+            known = list(place if isinstance(place, ml_collections.ConfigDict) else config)
+            near = meant(last if isinstance(place, ml_collections.ConfigDict) else outer[0], known)
+            raise ValueError(f"the configuration has no {path}{near}; it has {', '.join(known)}")
         with place.ignore_type():
             place[last] = given
     return config.to_dict()
@@ -256,7 +258,9 @@ def _module(name: str) -> Any:
     elif name in TRAININGS:
         module = importlib.import_module(f"sdjax.configs.{name}")
     else:
-        raise ValueError(f"--config is a file, FILE.py, or one of {', '.join(TRAININGS)}; got {name!r}")
+        raise ValueError(
+            f"--config is a file, FILE.py, or one of {', '.join(TRAININGS)}; got {name!r}{meant(name, TRAININGS)}"
+        )
     if not hasattr(module, "get_config"):
         raise ValueError(f"{name} has no function get_config()")
     return module

@@ -6,6 +6,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
 
+from sdjax.checks.spelling import meant
+
 Built = TypeVar("Built")
 
 
@@ -52,7 +54,9 @@ def build(cls: type[Built], values: Mapping[str, Any], name: str = "config") -> 
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = [str(key) for key in values if key not in fields]
     if unknown:
-        raise ConfigError(f"{name} has no field {', '.join(unknown)}; it has {', '.join(fields)}")
+        raise ConfigError(
+            f"{name} has no field {', '.join(unknown)}{meant(unknown[0], fields)}; it has {', '.join(fields)}"
+        )
     out = {}
     for key, value in values.items():
         table = fields[key].metadata.get("kinds")
@@ -80,7 +84,7 @@ def kinds(default: Any, table: Mapping[str, type], **metadata: Any) -> Any:
 def _kind(table: Mapping[str, type], default: Any, value: Any, name: str) -> type:
     kind = value.get("kind", default.kind) if isinstance(value, Mapping) else default.kind
     if not isinstance(kind, str) or kind not in table:
-        raise ConfigError(f"{name}.kind is one of {', '.join(table)}; got {kind!r}")
+        raise ConfigError(f"{name}.kind is one of {', '.join(table)}; got {kind!r}{meant(kind, table)}")
     return table[kind]
 
 

@@ -12,6 +12,8 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
+from sdjax.checks.spelling import meant
+
 MOST_STEPS = 64
 
 
@@ -55,7 +57,7 @@ def recipe_of(word: str) -> Recipe:
     if name not in RECIPES or (colon and not (steps.isascii() and steps.isdigit() and 1 <= int(steps) <= MOST_STEPS)):
         raise ValueError(
             f"a kind of distillation is one of {', '.join(RECIPES)}, with the steps behind a colon if they are others "
-            f"(1 to {MOST_STEPS}): hyper:8; got {word[:40]!r}"
+            f"(1 to {MOST_STEPS}): hyper:8; got {word[:40]!r}{meant(name, RECIPES) if name not in RECIPES else ''}"
         )
     recipe = RECIPES[name]
     return dataclasses.replace(recipe, num_steps=int(steps)) if colon else recipe

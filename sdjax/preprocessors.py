@@ -8,6 +8,8 @@ import dataclasses
 import numbers
 from collections.abc import Mapping
 
+from sdjax.checks.spelling import meant
+
 Value = float | int
 
 
@@ -111,7 +113,10 @@ def checked_options(name: str, given: Mapping[str, object]) -> dict[str, Value]:
     Raises ValueError for an unknown preprocessor, unknown options and values out of range.
     """
     if not isinstance(name, str) or name not in PREPROCESSORS:
-        raise ValueError(f"there is no preprocessor {name!r}; the known ones are {', '.join(PREPROCESSORS)}")
+        raise ValueError(
+            f"there is no preprocessor {name!r}{meant(name, PREPROCESSORS)}; "
+            f"the known ones are {', '.join(PREPROCESSORS)}"
+        )
     options = PREPROCESSORS[name].options
     unknown = sorted(set(given) - set(options))
     if unknown:

@@ -108,3 +108,11 @@ def test_every_folder_with_code_is_packed() -> None:
         for folder, package in folders
     }
     assert names <= set(tool["packages"])
+
+
+def test_every_program_beside_the_package_answers_help() -> None:
+    programs = [path for folder in ("docs", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
+    run = {path.name: text for path in programs if "__main__" in (text := path.read_text(encoding="utf-8"))}
+    assert len(run) > 40
+    own = re.compile(r"\.parse_args\(|^from make_reference import .*\bwrite\b", re.MULTILINE)
+    assert [name for name, text in run.items() if not own.search(text)] == []

@@ -139,6 +139,7 @@ def test_a_card_that_is_there_is_uploaded_and_not_written_over(folder, tmp_path,
     assert main(["push", str(place), REPOSITORY, "--dry-run", "--license", "mit"]) == 2
     assert "--license has no effect, because" in capsys.readouterr().err
     assert main(["card", str(place)]) == 1
+    assert "choose another name, or overwrite it with --overwrite" in capsys.readouterr().err
     assert (place / "README.md").read_text().endswith("# Mine\n")
     assert main(["card", str(place), "--overwrite"]) == 0
     assert (place / "README.md").read_text().startswith('---\nlicense: "openrail++"')

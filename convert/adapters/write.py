@@ -32,7 +32,7 @@ from sdjax.convert.write.file_metadata import architecture
 from sdjax.convert.write.outputs import SINGLE
 from sdjax.convert.write.safetensors_writer import write_safetensors
 from sdjax.storage import addresses
-from sdjax.storage.files import file_ending, lexists, new_file, new_folder
+from sdjax.storage.files import file_ending, lexists, new_file, new_folder, taken
 
 WRITING = "writing the adapter"
 PEFT_CONFIG, PEFT_TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -115,8 +115,10 @@ def _check_free(path: pathlib.Path, overwrite: bool) -> None:
     if not lexists(path):
         return
     own = path.is_dir() and any((path / place / PEFT_CONFIG).is_file() for place in ("", *FOLDERS.values()))
-    if not (overwrite and own):
-        raise FileExistsError(f"{path} exists; choose another name")
+    if not own:
+        raise FileExistsError(f"{path} exists; choose another name, because it is no adapter that could be replaced")
+    if not overwrite:
+        raise taken(path)
 
 
 def _write(

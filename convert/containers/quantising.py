@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sdjax.checks.spelling import meant
 from sdjax.convert.containers.lazy import FLOATS, LazyTensor, Packed
 from sdjax.nn.quantised.kinds import AS_STORED, NOT, WRITTEN, Kind, kind_for, kind_named
 from sdjax.nn.quantised.leaf import Quantised
@@ -20,7 +21,7 @@ def check_choice(asked: object) -> str:
     """Returns a type to quantise to when a model is loaded, "auto" or "no". Raises ValueError for anything else."""
     name = asked.lower() if isinstance(asked, str) else asked
     if name not in CHOICES:
-        raise ValueError(f"quantise is one of {', '.join(CHOICES)}; got {asked!r}")
+        raise ValueError(f"quantise is one of {', '.join(CHOICES)}; got {asked!r}{meant(asked, CHOICES)}")
     return str(name)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.checks import arguments
+from sdjax.checks.spelling import meant
 from sdjax.convert.containers.places import WEIGHTS, cached_repository
 from sdjax.convert.containers.strict_json import read_json
 from sdjax.convert.errors import CheckpointError, printable, shown
@@ -62,7 +63,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.method is not None and self.method not in METHODS:
-            raise ValueError(f"a method is one of {', '.join(METHODS)}; got {arguments.shown(self.method)}")
+            raise ValueError(
+                f"a method is one of {', '.join(METHODS)}; "
+                f"got {arguments.shown(self.method)}{meant(self.method, METHODS)}"
+            )
         allowed = METHODS[self.method].options if self.method is not None else ()
         for name in "density", "sign", "seed":
             if getattr(self, name) is not None and name not in allowed:

@@ -43,7 +43,7 @@ def check_free(path: pathlib.Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} is a file; choose another name to write to")
     names = os.listdir(path)
     if names and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another name, or ask to overwrite it")
+        raise files.taken(path)
     if names and {"config.json", "model_index.json"}.isdisjoint(names):
         raise FileExistsError(f"{path} is a folder that holds no model; it is not replaced, choose another name")
 
@@ -65,7 +65,7 @@ def check_free_address(address: str | os.PathLike[str], overwrite: bool) -> None
     """Raises FileExistsError if something in a bucket has this name, and may not be replaced."""
     names = buckets.contents(address) or buckets.get_size(address) is not None
     if names and not overwrite:
-        raise FileExistsError(f"{os.fspath(address)} exists; choose another name, or ask to overwrite it")
+        raise files.taken(address)
     if isinstance(names, dict) and names and names.keys().isdisjoint(buckets.LAST):
         raise FileExistsError(
             f"{os.fspath(address)} is a folder that holds no model; it is not replaced, choose another name"

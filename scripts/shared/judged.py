@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdjax.checks.spelling import meant
 from sdjax.scripts.shared import options, values
 from sdjax.scripts.shared.flags import Needs, together
 
@@ -87,17 +88,27 @@ def read_result(path: str | None) -> Any:
 
 
 def read_figure(args: argparse.Namespace) -> list[str] | None:
-    """Returns the two measures of --figure; None without. Raises ValueError for others, and without matplotlib."""
+    """Returns the two measures of --figure; None without. Raises ValueError for another number of names."""
     if args.figure is None:
         return None
-    from sdjax.evaluate import figure
-
     names = [name.strip() for name in args.figure.split(",")]
     if len(names) != 2 or "" in names:
         raise ValueError(f"--figure is two measures, such as clip-score,fid; got {args.figure!r}")
-    if not figure.has_matplotlib():
-        raise ValueError(f"--figure: {figure.WITHOUT_MATPLOTLIB}")
     return names
+
+
+def check_figure(names: Sequence[str] | None, known: Collection[str]) -> None:
+    """Raises ValueError for a measure of --figure that is not one of the `known`, and without matplotlib."""
+    from sdjax.evaluate import figure
+
+    for name in names or ():
+        if name not in known:
+            raise ValueError(
+                f"--figure: there is no measure {name!r} here{meant(name, known)}; "
+                f"there are {', '.join(known) or 'none'}"
+            )
+    if names is not None and not figure.has_matplotlib():
+        raise ValueError(f"--figure: {figure.WITHOUT_MATPLOTLIB}")
 
 
 def written(args: argparse.Namespace, shown: Sequence[Any], chosen: Sequence[str] | None) -> list[Path]:
@@ -158,10 +169,10 @@ class Judge:
         self.file, self.captions = self._captions()
         self.settings = self._settings()
         self.files = {name: path for name in NETWORKS if (path := getattr(args, name)) is not None}
-        self.reference = judges.open_reference(args.reference, builtin=self.builtin, font=args.font)
         wanted = None if args.measures is None else [name.strip() for name in args.measures.split(",")]
-        with_reference = self.reference is not None
+        with_reference = self.builtin or args.reference is not None
         self.measures = judges.choose(wanted, self.files, reference=with_reference, builtin=self.builtin)
+        self.reference = judges.open_reference(args.reference, builtin=self.builtin, font=args.font)
         self.networks: dict[str, Any] | None = None
 
     def _captions(self) -> tuple[str, Any]:

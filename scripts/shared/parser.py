@@ -4,11 +4,12 @@ Imports nothing heavy: every --help reads it.
 """
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
+
+from sdjax.checks.spelling import nearest
 
 WANTED = {  # the values that a type accepts, by its name
     **dict.fromkeys(("int", "seed", "small_seed", "noise_level", "at_least_four"), "a whole number"),
@@ -121,13 +122,6 @@ class Parser(argparse.ArgumentParser):
             if action.nargs is None and flag.startswith("--"):
                 error.message = f"{error.message}; write a value that looks like a flag as {flag}=VALUE"
             raise
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the known name that is most similar to this one; None if none is similar enough."""
-    by_plain = {_plain(one): one for one in known}
-    found = difflib.get_close_matches(_plain(name), by_plain, 1, 0.6)
-    return by_plain[found[0]] if found else None
 
 
 def nearest_flag(flag: str, known: Iterable[str]) -> str | None:

@@ -7,6 +7,8 @@ arguments, for the errors of one command. Imports nothing heavy.
 import re
 from collections.abc import Collection
 
+from sdjax.storage.files import OR_OVERWRITE
+
 FLAGS_OF_READING = {
     "config": "--config", "depth": "--depth-model", "dtype": "--dtype", "ema": "--ema", "noise_stats": "--noise-stats",
     "prediction": "--prediction", "revision": "--revision", "vae": "--vae", "variant": "--variant",
@@ -90,6 +92,7 @@ def translate(text: str, flags: Collection[str]) -> str:
     def without_equals(match: re.Match) -> str:
         return flag_of(match["name"]) or match[0]
 
+    text = text.replace(OR_OVERWRITE, ", or overwrite it with --overwrite" if "--overwrite" in flags else "")
     if not text.startswith("--"):
         text = re.sub(r"^(?P<name>[a-z]+)(?= (is|are|needs|has|lies|chooses)\b)", subject, text)
     text = re.sub(rf"{_BEFORE}(?P<name>[a-z]\w*_\w+)\b(?![./'\"])", replaced, text)

@@ -19,6 +19,7 @@ from sdjax.adapters.t_gate import TGate
 from sdjax.adapters.token_downsampling import TokenDownsampling
 from sdjax.adapters.token_merging import TokenMerging
 from sdjax.checks.arguments import is_sequence, shown
+from sdjax.checks.spelling import meant
 from sdjax.config import UNetConfig
 
 
@@ -80,11 +81,16 @@ def make_setting(chosen: Any) -> Setting:
         options = dict(chosen)
         name = options.pop("name", None)
         if not isinstance(name, str) or name not in PATCHES:
-            raise ValueError(f"unknown patch {shown(name)}; the known ones are {', '.join(PATCHES)}")
+            raise ValueError(
+                f"unknown patch {shown(name)}{meant(name, PATCHES)}; the known ones are {', '.join(PATCHES)}"
+            )
         own = {field.name for field in dataclasses.fields(PATCHES[name])}
         unknown = sorted(map(str, set(options) - own))
         if unknown:
-            raise ValueError(f"the patch {name} has no {' and no '.join(unknown)}; it has {', '.join(sorted(own))}")
+            raise ValueError(
+                f"the patch {name} has no {' and no '.join(unknown)}{meant(unknown[0], own)}; "
+                f"it has {', '.join(sorted(own))}"
+            )
         return PATCHES[name](**options)
     if not (dataclasses.is_dataclass(chosen) and all(hasattr(chosen, one) for one in ("patch", "numbers", "check"))):
         raise ValueError(f"a patch is a name of {', '.join(PATCHES)}, or its settings; got {shown(chosen)}")

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from sdjax.evaluate.bootstrap import LEVEL, Interval, interval, is_more_than_noise
+from sdjax.evaluate.bootstrap import LEVEL, Interval, difference_of_shares, interval, is_more_than_noise
 from sdjax.evaluate.result import Evaluation, Measured
 
 
@@ -34,8 +34,9 @@ class Comparison:
 def compare(first: Evaluation, second: Evaluation) -> list[Comparison]:
     """Returns the comparison of every measure and setting that both evaluations have.
 
-    The difference's interval is from the differences of the resamples. If both have the same captions and seeds, these
-    are drawn in pairs; otherwise they are independent. If each has a single setting, these two are compared.
+    The difference's interval is from the differences of the resamples, that of shares of right pictures from both
+    intervals and the resamples' correlation. If both have the same captions and seeds, these are drawn in pairs;
+    otherwise they are independent. If each has a single setting, these two are compared.
 
     Raises ValueError, saying why, if nothing can be compared.
     """
@@ -88,8 +89,18 @@ def _compare(
     assert one.value is not None  # `_reason_against`
     assert other.value is not None
     difference = other.value - one.value
-    ends = interval(difference, np.subtract(other.samples, one.samples))
+    ends = _interval(one, other, paired)
     better = None
     if is_more_than_noise(ends):
         better = labels[(difference < 0) == one.lower_is_better]
     return Comparison(setting, name, one.title, one.value, other.value, ends, paired, better)
+
+
+def _interval(one: Measured, other: Measured, paired: bool) -> Interval:
+    assert one.value is not None  # `_reason_against`
+    assert other.value is not None
+    if one.trials is None or other.trials is None:
+        return interval(other.value - one.value, np.subtract(other.samples, one.samples))
+    vary = paired and np.ptp(one.samples) > 0 and np.ptp(other.samples) > 0
+    correlation = float(np.corrcoef(one.samples, other.samples)[0, 1]) if vary else 0.0
+    return difference_of_shares((one.value, one.trials), (other.value, other.trials), correlation)

@@ -95,24 +95,28 @@ def kernel_distance(
     """Returns the squared MMD of the kernel (x y / d + 1)^3: the mean of the unbiased estimates of random subsets.
 
     A subset has `size` rows of each set, or all of the smaller set if it has fewer. If both sets have no more than
-    that, one estimate is enough. Source: Binkowski et al. 2018 (arXiv 1801.01401); clean-fid, fid.py.
+    `size` rows, it is the estimate of all rows. Source: Binkowski et al. 2018 (arXiv 1801.01401); clean-fid, fid.py.
     """
     rows, reference = _checked(rows, 2), _checked(reference, 2, like=rows)
+    if max(len(rows), len(reference)) <= size:
+        return _unbiased(rows, reference)
     m = min(size, len(rows), len(reference))
     rng = np.random.default_rng(seed)
-    if m == len(rows) == len(reference):
-        return _unbiased(rows, reference)
     chosen = ((rng.choice(len(a), m, replace=False) for a in (rows, reference)) for _ in range(subsets))
     return float(np.mean([_unbiased(rows[one], reference[other]) for one, other in chosen]))
 
 
-def _unbiased(x: Rows, y: Rows) -> float:
-    n, d = x.shape
+def _unbiased(x: Rows, y: OtherRows) -> float:
     within = 0.0
     for a in (x, y):
-        kernel = (a @ a.T / d + 1) ** 3
-        within += (kernel.sum() - np.trace(kernel)) / (n * (n - 1))
-    return float(within - 2 * ((x @ y.T / d + 1) ** 3).mean())
+        kernel = _cubic(a, a)
+        within += (kernel.sum() - np.trace(kernel)) / (len(a) * (len(a) - 1))
+    return float(within - 2 * _cubic(x, y).mean())
+
+
+def _cubic(x: Rows, y: OtherRows) -> Float[np.ndarray, "n m"]:
+    base = x @ y.T / x.shape[1] + 1
+    return base * base * base
 
 
 def cmmd(rows: Rows, reference: OtherRows) -> float:

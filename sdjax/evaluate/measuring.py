@@ -108,8 +108,12 @@ def measure(
         assert reference is not None  # `_function`
         of = f"{identity}, {reference.identity}"
     own = {name: features[name] for name in one.features}
-    samples = bootstrap.resampled(function, own, resamples)
-    return result.measured(function(own), samples, title=one.title, lower_is_better=one.lower_is_better, of=of)
+    samples = bootstrap.resampled(function, own, resamples, distinct=one.of_pairs)
+    trials = len(next(iter(own.values()))) if one.counts else None
+    return result.measured(
+        function(own), samples, title=one.title, lower_is_better=one.lower_is_better, of=of, bounds=one.bounds,
+        trials=trials,
+    )  # fmt: skip
 
 
 def _function(one: Measure, reference: Reference | None) -> Callable[[Features], float]:

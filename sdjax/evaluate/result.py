@@ -14,11 +14,12 @@ import numpy as np
 
 from sdjax.checks.arguments import shown
 from sdjax.errors import printable
-from sdjax.evaluate.bootstrap import Interval, interval
+from sdjax.evaluate.bootstrap import Bounds, Interval, interval, share_interval
 from sdjax.storage import text_files
 
 FORMAT = "sdjax evaluation 1"
 MAX_BYTES = 256 * 2**20
+FIELDS = ("title", "lower_is_better", "of", "bounds", "trials", "samples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Measured:
     """The value of a measure, None if it is not a number, and its values on the bootstrap's resamples.
 
     `of` says what it is measured with: the network's identity and the reference's. Only values with the same one are
-    compared.
+    compared. `bounds` are the least and the largest possible value. `trials` is how many pictures a share is of, if
+    each is right or wrong by itself.
     """
 
     value: float | None
@@ -34,13 +36,17 @@ class Measured:
     title: str
     lower_is_better: bool
     of: str
+    bounds: Bounds = (None, None)
+    trials: int | None = None
 
     @property
     def interval(self) -> Interval | None:
         """The confidence interval; None without resamples."""
         if self.value is None or len(self.samples) < 2:
             return None
-        return interval(self.value, self.samples)
+        if self.trials is not None:
+            return share_interval(self.value, self.trials)
+        return interval(self.value, self.samples, bounds=self.bounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Evaluation:
                     "value": measured.value,
                     "low": None if ends is None else ends.low,
                     "high": None if ends is None else ends.high,
-                    **{field: getattr(measured, field) for field in ("title", "lower_is_better", "of", "samples")},
+                    **{field: getattr(measured, field) for field in FIELDS},
                 }
             described.append({**dataclasses.asdict(one), "measures": measures})
         whole = {**dataclasses.asdict(self), "settings": described}
@@ -141,9 +147,21 @@ def _judged(found: Any) -> Judged:
         value = None if one.get("value") is None else _number(one["value"])
         measures[name] = Measured(
             value, tuple(_number(sample) for sample in samples), _typed(one, "title", str),
-            _typed(one, "lower_is_better", bool), _typed(one, "of", str),
+            _typed(one, "lower_is_better", bool), _typed(one, "of", str), *_kind(one, value),
         )  # fmt: skip
     return Judged(_typed(found, "name", str), _typed(found, "swept", dict), _typed(found, "settings", dict), measures)
+
+
+def _kind(found: Mapping[str, Any], value: float | None) -> tuple[Bounds, int | None]:
+    """Returns bounds and trials, which results of earlier versions lack."""
+    bounds, trials = found.get("bounds", [None, None]), found.get("trials")
+    if not isinstance(bounds, list) or len(bounds) != 2:
+        raise ValueError(f"bounds is a list of two; got {shown(bounds)}")
+    least, most = (None if end is None else _number(end) for end in bounds)
+    share = trials is None or (type(trials) is int and trials > 0 and (value is None or 0 <= value <= 1))
+    if not share:
+        raise ValueError(f"trials is the whole number that a share is of; got {shown(trials)}")
+    return (least, most), trials
 
 
 def _typed(found: Any, key: str, kind: type) -> Any:
@@ -164,9 +182,10 @@ def _no_constant(name: str) -> Any:
 
 
 def measured(
-    value: float, samples: Sequence[float] | np.ndarray, *, title: str, lower_is_better: bool, of: str
-) -> Measured:
+    value: float, samples: Sequence[float] | np.ndarray, *, title: str, lower_is_better: bool, of: str,
+    bounds: Bounds = (None, None), trials: int | None = None,
+) -> Measured:  # fmt: skip
     """Returns a measure's value. Without all its resamples' values it has none."""
     samples = np.asarray(samples, np.float64)
     kept = tuple(samples.tolist()) if np.isfinite(samples).all() else ()
-    return Measured(float(value) if math.isfinite(value) else None, kept, title, lower_is_better, of)
+    return Measured(float(value) if math.isfinite(value) else None, kept, title, lower_is_better, of, bounds, trials)

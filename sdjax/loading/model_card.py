@@ -39,8 +39,8 @@ Rows = Sequence[tuple[str, object]]
 class Facts:
     """What is known about a model. `training` and `data` are rows of tables, empty for a model that is no training's.
 
-    `licence` is the hub's word for it; None if nothing says which one it is. `licence_file` is the name of its text beside
-    the card; None if there is none.
+    `licence` is the hub's word for it; None if nothing says which one it is. `licence_file` is the name of its text
+    beside the card; None if there is none.
     """
 
     title: str

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, TypeAlias
 from jaxtyping import Array, Float
 
 from sdjax.checks.arguments import flag, number, shown
+from sdjax.checks.spelling import meant
 from sdjax.samplers.known_schedules import SCHEDULES
 from sdjax.samplers.rows import Rows, first_sigma, per_image, repeat
 from sdjax.samplers.rule import Constrain, Denoiser, Linear, Noisy, Rule, State, scan_rows
@@ -93,7 +94,7 @@ class Sampler:
 def choose(name: str, value: str, known: Iterable[str]) -> None:
     """Raises ValueError, listing the known values, unless `value` is one of them."""
     if not isinstance(value, str) or value not in known:
-        raise ValueError(f"unknown {name} {value!r}; the known ones are {', '.join(map(str, known))}")
+        raise ValueError(f"unknown {name} {value!r}{meant(value, known)}; the known ones are {', '.join(known)}")
 
 
 def check_numbers(sampler: Sampler, *names: str, below: float = math.inf) -> None:

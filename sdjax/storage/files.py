@@ -20,6 +20,7 @@ FILE_ENDINGS = (  # weights, files beside them, pictures: a path with such an en
     ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar", ".json", ".yaml", ".yml", ".toml", ".txt", ".md", ".csv", ".png",
     ".jpg", ".jpeg", ".webp", ".gif", ".py",
 )  # fmt: skip
+OR_OVERWRITE = ", or overwrite it with overwrite=True"  # the end of an error
 PASSING = ".sdjax-*.partial"  # names of files that are being written
 
 
@@ -165,7 +166,12 @@ def check_free(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise FileExistsError(f"{printable(path)} is a folder; choose another name to write to")
     if not overwrite:
-        raise FileExistsError(f"{printable(path)} exists; choose another name, or ask to overwrite it")
+        raise taken(path)
+
+
+def taken(path: str | os.PathLike[str]) -> FileExistsError:
+    """Returns the error about a name that is taken. A command names its flag --overwrite there, if it has this flag."""
+    return FileExistsError(f"{printable(path)} exists; choose another name{OR_OVERWRITE}")
 
 
 def publish(whole: Path, path: Path, *, overwrite: bool = False) -> None:
@@ -177,7 +183,7 @@ def publish(whole: Path, path: Path, *, overwrite: bool = False) -> None:
     try:
         os.link(whole, path)
     except FileExistsError:
-        raise FileExistsError(f"{printable(path)} exists; choose another name, or ask to overwrite it") from None
+        raise taken(path) from None
     except OSError:  # a file system without hard links: take the name first, then put the file in its place
         with open(path, "xb"):
             pass

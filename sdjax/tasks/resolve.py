@@ -11,6 +11,7 @@ from sdjax.adapters.t_gate import TGate
 from sdjax.adapters.table import Setting, make_settings
 from sdjax.checks.arguments import number, whole
 from sdjax.checks.notes import note
+from sdjax.checks.spelling import meant
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.embedding import LoadedEmbedding
 from sdjax.diffusion.guidance import SCALE_AS_INPUT, WITHOUT_GUIDANCE, ClassifierFree, Guidance, note_unguided
@@ -338,7 +339,9 @@ def make_sampler(
     )
     unknown = sorted(set(fields) - own)
     if unknown:
-        raise ValueError(f"the sampler {type(sampler).__name__} has no {' and no '.join(unknown)}")
+        raise ValueError(
+            f"the sampler {type(sampler).__name__} has no {' and no '.join(unknown)}{meant(unknown[0], own)}"
+        )
     return complete(dataclasses.replace(changed, **fields)) if fields else whole_sampler
 
 

@@ -5,7 +5,6 @@ what JSON can hold.
 """
 
 import dataclasses
-import difflib
 import json
 import typing
 from collections.abc import Collection, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 
 from sdjax.checks.arguments import shown, whole
 from sdjax.checks.hints import OURS
+from sdjax.checks.spelling import meant
 from sdjax.samplers.known_schedules import from_description
 from sdjax.samplers.schedules import Schedule
 from sdjax.tasks.request import ARRAYS, Request
@@ -83,9 +83,8 @@ def _candidates(spelled: str, known: Collection[str], others: Collection[str] = 
         return [name]
     ours = [one for one in OURS.get(name, ()) if one in known]
     if not ours:
-        near = difflib.get_close_matches(name, [*known, *others, *OURS], 1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(f"unknown setting {shown(spelled)}{meant}; the known ones are {', '.join((*known, *others))}")
+        near = meant(spelled, [*known, *others, *OURS])
+        raise ValueError(f"unknown setting {shown(spelled)}{near}; the known ones are {', '.join((*known, *others))}")
     return ours
 
 

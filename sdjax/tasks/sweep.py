@@ -11,6 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from sdjax.checks.arguments import is_sequence, shown
+from sdjax.checks.spelling import meant
 from sdjax.pictures.plot import plot
 from sdjax.pipeline.model import Pipeline
 from sdjax.tasks import settings
@@ -88,7 +89,7 @@ def sweep(
     chosen = []
     for name, values in axes.items():
         if name not in (*fields, REPLACE):
-            raise ValueError(f"unknown setting {name!r}; the known ones are {', '.join(fields)}")
+            raise ValueError(f"unknown setting {name!r}{meant(name, fields)}; the known ones are {', '.join(fields)}")
         if not is_sequence(values) or not len(values):
             raise ValueError(f"{name} needs a sequence of at least one value; got {shown(values)}")
         chosen.append(Axis(name, tuple(values)))

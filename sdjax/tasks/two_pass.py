@@ -8,6 +8,7 @@ import numpy as np
 
 from sdjax import pictures
 from sdjax.checks.arguments import number, texts, whole
+from sdjax.checks.spelling import meant
 from sdjax.config import ModelConfig
 from sdjax.diffusion.guidance import ClassifierFree, Rules
 from sdjax.diffusion.rules import And, Interval
@@ -121,7 +122,8 @@ def check_upscale(upscale: str) -> str:
     """Returns the name in UPSCALES of a way to enlarge. Raises ValueError, listing the names, for an unknown one."""
     method = A1111_UPSCALES.get(upscale, upscale) if isinstance(upscale, str) else upscale
     if method not in UPSCALES:
-        raise ValueError(f"upscale is one of {', '.join((*UPSCALES, *A1111_UPSCALES))}; got {upscale!r}")
+        known = (*UPSCALES, *A1111_UPSCALES)
+        raise ValueError(f"upscale is one of {', '.join(known)}; got {upscale!r}{meant(upscale, known)}")
     return method
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from sdjax.checks.spelling import meant
 from sdjax.evaluate import autoencoder, references
 from sdjax.evaluate.autoencoder import FD_AUTOENCODER, AutoencoderFeatures
 from sdjax.evaluate.extractors import EXTRACTORS, Extractor, Picture, load_extractor
@@ -50,7 +51,7 @@ def choose(
     chosen = []
     for name in dict.fromkeys(wanted):
         if name not in ALL:
-            raise ValueError(f"there is no measure {name!r}; the known ones are {', '.join(ALL)}")
+            raise ValueError(f"there is no measure {name!r}{meant(name, ALL)}; the known ones are {', '.join(ALL)}")
         lacking = _lacking(ALL[name], files, reference, builtin)
         if lacking is not None:
             raise ValueError(f"{name} needs {lacking}")

@@ -26,7 +26,7 @@ def test_an_error_leaves_nothing_behind_and_the_old_as_it_was(tmp_path):
 
 def test_nothing_is_replaced_unless_asked(tmp_path):
     (tmp_path / "file").write_text("old")
-    said = "exists; choose another name, or ask to overwrite it"
+    said = "exists; choose another name, or overwrite it with overwrite=True"
     with pytest.raises(FileExistsError, match=said), new_file(tmp_path / "file"):
         pass
     with new_file(tmp_path / "file", overwrite=True) as partial:

@@ -55,7 +55,10 @@ def test_numbers_and_names_of_the_help_are_those_of_the_library():
         ("r.json --against s.json --count 3", "--count has no effect where results are only read"),
         ("a.json", "a.json cannot be read"),
         ("bad.json", "bad.json is no result of an evaluation"),
-        ("r.json --figure fid,kid", "no setting has both fid and kid; there are score, distance"),
+        ("r.json --figure fid,kid", "--figure: there is no measure 'fid' here; there are score, distance"),
+        ("r.json --figure score,distanse", "no measure 'distanse' here (did you mean distance?)"),
+        ("--figure fidd,reader-accuracy", "--figure: there is no measure 'fidd' here"),
+        ("--measures reader-acuracy", "there is no measure 'reader-acuracy' (did you mean reader-accuracy?)"),
     ],
 )
 def test_bad_usage_is_one_sentence_and_leaves_nothing(argv, sentence, tmp_path, monkeypatch, capsys):

@@ -7,9 +7,11 @@ import pytest
 from test_main import run_python
 
 from sdjax import names
+from sdjax.checks.spelling import nearest
 from sdjax.scripts import main as cli
 from sdjax.scripts.shared import failures, wording
-from sdjax.scripts.shared.parser import nearest, nearest_flag
+from sdjax.scripts.shared.parser import nearest_flag
+from sdjax.storage.files import taken
 
 POSITIONAL = {"watermark": ["a.png"], "convert": ["a", "b"], "inspect": ["a"]}
 
@@ -158,6 +160,10 @@ TRANSLATED = [
     ("inpaint", "padding is a whole number of pixels from 0 up; got -1", "--padding is"),
     ("animate", "frames is at least the number of keyframes, 3; got 2", "--frames is"),
     ("upscale", "noise_level is a whole number from 0 to 350; got 400", "noise"),
+    *(
+        (command, str(taken("a.png")), f"a.png exists; choose another name{end}")
+        for command, end in (("convert", ", or overwrite it with --overwrite"), ("hint", ""))
+    ),
     # What is no argument stays
     ("txt2img", "order of the sampler dpm_solver is odd", "order of the sampler dpm_solver is odd"),
     ("txt2img", "picture 0 is one flat colour", "picture 0 is one flat colour"),
@@ -168,7 +174,9 @@ TRANSLATED = [
 
 @pytest.mark.parametrize(("command", "text", "said"), TRANSLATED, ids=[text for _, text, _ in TRANSLATED])
 def test_pythons_names_are_said_as_flags(command: str, text: str, said: str) -> None:
-    assert said in wording.translate(text, flags_of(command))
+    shown = wording.translate(text, flags_of(command))
+    assert said in shown
+    assert "overwrite=" not in shown
 
 
 def test_the_tables_name_flags_that_some_command_has() -> None:

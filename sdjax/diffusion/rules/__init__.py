@@ -3,11 +3,11 @@
 Rules compose: "apg+interval" is both, in this order. `docs/guidance.md` shows what they do.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from sdjax.checks.arguments import shown
+from sdjax.checks.spelling import meant
 from sdjax.diffusion.guidance import Rule, Rules
 from sdjax.diffusion.rules.attention import NAG, PAG, SAG, SEG, FreeU
 from sdjax.diffusion.rules.branches import And, Autoguidance, Edit
@@ -55,10 +55,9 @@ def make_rules(guidance: str, options: Mapping[str, Any] | None = None) -> tuple
         raise ValueError(f"guidance has at most {MOST} rules; got {len(names)}")
     for name in names:
         if name not in GUIDANCE:
-            near = difflib.get_close_matches(name.lower().replace("-", "_"), [*GUIDANCE, PLAIN], 1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
+            known = [PLAIN, *GUIDANCE]
             raise ValueError(
-                f"unknown guidance {shown(name)}{meant}; the known ones are {', '.join([PLAIN, *GUIDANCE])}"
+                f"unknown guidance {shown(name)}{meant(name, known)}; the known ones are {', '.join(known)}"
             )
         if names.count(name) > 1:
             raise ValueError(f"guidance has {name} twice: give it once")

@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from sdjax.checks.arguments import flag, is_sequence, number, shown
+from sdjax.checks.spelling import meant
 from sdjax.diffusion.guidance import Rule
 
 MOST = 256  # numbers in a list for the steps of a run
@@ -81,7 +82,7 @@ def with_options(name: str, rule: type[Rule], values: Mapping[str, Any]) -> Rule
     unknown = [key for key in values if key not in fields]
     if unknown:
         known = f"it has {', '.join(fields)}" if fields else "it has none"
-        raise ValueError(f"the guidance {name} has no option {shown(unknown[0])}; {known}")
+        raise ValueError(f"the guidance {name} has no option {shown(unknown[0])}{meant(unknown[0], fields)}; {known}")
     missing = [key for key, field in fields.items() if field.metadata.get("kind") == "numbers" and key not in values]
     if missing:
         raise ValueError(f"the guidance {name} needs its option {missing[0]}, such as {missing[0]}=7.5,5,3")

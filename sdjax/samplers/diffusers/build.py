@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sdjax.checks.arguments import is_sequence, number, shown
+from sdjax.checks.spelling import meant
 from sdjax.samplers.adams import DEIS
 from sdjax.samplers.ancestral import Euler
 from sdjax.samplers.diffusers.fields import Fields
@@ -62,7 +63,9 @@ def from_diffusers(
         raise ValueError(f"a scheduler's file is a JSON object with a _class_name; got {shown(config)}")
     name = config["_class_name"]
     if name not in CLASSES:
-        raise ValueError(f"unknown scheduler {shown(name)}; the known ones are {', '.join(CLASSES)}")
+        raise ValueError(
+            f"unknown scheduler {shown(name)}{meant(name, CLASSES)}; the known ones are {', '.join(CLASSES)}"
+        )
     fields = Fields(config, step, timesteps=_listed("timesteps", timesteps), sigmas=_listed("sigmas", sigmas))
     sampler = CLASSES[name](fields)
     fields.check_rest()

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from sdjax import pictures
 from sdjax.checks.arguments import number, shown, whole
+from sdjax.checks.spelling import meant
 from sdjax.pictures.image import encode_png
 from sdjax.pictures.metadata import infotext
 from sdjax.pictures.metadata.texts import read_texts
@@ -122,7 +123,11 @@ class Extras:
         if not isinstance(texts, list) or not 1 <= len(texts) <= MOST:
             raise Refused(f"controlnet_input_images is a list of 1 to {MOST} pictures", 422)
         if not isinstance(module, str) or module not in PREPROCESSORS:
-            raise Refused(f"there is no preprocessor {shown(module)}; there are {', '.join(PREPROCESSORS)}", 422)
+            raise Refused(
+                f"there is no preprocessor {shown(module)}{meant(module, PREPROCESSORS)}; "
+                f"there are {', '.join(PREPROCESSORS)}",
+                422,
+            )
         thresholds = {f"threshold_{end}": given.get(f"controlnet_threshold_{end}") for end in "ab"}
         own = units.preprocessing(self.server, module, thresholds)
         settings: dict[str, Any] = {"preprocessor": module, "options": own["options"], "annotators": own["annotators"]}

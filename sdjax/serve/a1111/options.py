@@ -6,6 +6,7 @@ from typing import Any
 
 from sdjax.adapters.hypertile import LARGEST, MOST_SWAPS, SMALLEST
 from sdjax.checks.arguments import flag, number, shown, whole
+from sdjax.checks.spelling import meant
 from sdjax.serve.bodies import Refused
 from sdjax.serve.server import Server
 
@@ -42,7 +43,11 @@ class Options:
         present = self.all()
         unknown = [name for name in given if name not in present]
         if unknown:
-            raise Refused(f"there is no option {shown(unknown[0])} here; there are {', '.join(DEFAULTS)}", 422)
+            raise Refused(
+                f"there is no option {shown(unknown[0])} here{meant(unknown[0], DEFAULTS)}; "
+                f"there are {', '.join(DEFAULTS)}",
+                422,
+            )
         fixed = [name for name in given if name not in DEFAULTS and given[name] != present[name]]
         if fixed:
             raise Refused(f"the option {fixed[0]} is {shown(present[fixed[0]])} here and cannot be set", 422)

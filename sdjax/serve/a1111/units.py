@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sdjax.checks.arguments import shown
+from sdjax.checks.spelling import meant
 from sdjax.preprocessors import ANNOTATORS, PREPROCESSORS
 from sdjax.serve.bodies import Refused, file_from_text, open_input
 from sdjax.serve.engine.options import BUILT_IN_CONTROLS
@@ -109,7 +110,11 @@ def _unit(server: Server, unit: Any, number: int, found: Found, inputs: Mapping[
 def preprocessing(server: Server, module: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the preprocessor, its options and networks: thresholds a and b are its first two options."""
     if module not in PREPROCESSORS:
-        raise Refused(f"there is no preprocessor {shown(module)}; there are {', '.join(PREPROCESSORS)}", 422)
+        raise Refused(
+            f"there is no preprocessor {shown(module)}{meant(module, PREPROCESSORS)}; "
+            f"there are {', '.join(PREPROCESSORS)}",
+            422,
+        )
     wanted = PREPROCESSORS[module]
     own: dict[str, Any] = {}
     for field, name in zip(("threshold_a", "threshold_b"), wanted.options):

@@ -10,6 +10,7 @@ import numpy as np
 
 from sdjax import names, samplers
 from sdjax.checks.arguments import is_sequence, shown, whole
+from sdjax.checks.spelling import meant
 from sdjax.config import ModelConfig
 from sdjax.pictures import open_mask, open_picture
 from sdjax.samplers import Sampler
@@ -154,7 +155,7 @@ def _check_styles(chosen: Any, library: "Library") -> None:
     for name in [chosen] if isinstance(chosen, str) else chosen:
         if name not in known:
             there = ", ".join(known) if known else "no styles; its owner puts styles.csv beside the models"
-            raise ValueError(f"there is no style {shown(name)}; the server has {there}")
+            raise ValueError(f"there is no style {shown(name)}{meant(name, known)}; the server has {there}")
 
 
 def find_file(library: "Library", kind: str, name: Any) -> str:
@@ -192,7 +193,7 @@ def _fields(given: Any, what: str, known: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{what} is an object with names and values; got {shown(given)}")
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise ValueError(f"{what} has no {shown(unknown[0])}; it has {', '.join(known)}")
+        raise ValueError(f"{what} has no {shown(unknown[0])}{meant(unknown[0], known)}; it has {', '.join(known)}")
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import sdjax
 from sdjax._version import __version__
 from sdjax.checks.arguments import number, shown, whole
+from sdjax.checks.spelling import meant
 from sdjax.config import ModelConfig
 from sdjax.pictures import resize
 from sdjax.pictures.geometry import METHODS as FILTERS
@@ -293,7 +294,9 @@ def _read_enlarging(work: Work, library: "Library") -> tuple[str, float | None, 
 def _only(work: Work, known: tuple[str, ...]) -> None:
     unknown = [name for name in work.settings if name not in known]
     if unknown:
-        raise ValueError(f"{work.task} has no setting {shown(unknown[0])}; it has {', '.join(known)}")
+        raise ValueError(
+            f"{work.task} has no setting {shown(unknown[0])}{meant(unknown[0], known)}; it has {', '.join(known)}"
+        )
 
 
 def _open(work: Work) -> np.ndarray:
@@ -312,7 +315,9 @@ def _read_hint(work: Work, library: "Library") -> tuple[str, list[str], int | No
     _only(work, ("preprocessor", "options", "annotators", "resolution"))
     name = work.settings.get("preprocessor")
     if name not in PREPROCESSORS:
-        raise ValueError(f"preprocessor is one of {', '.join(PREPROCESSORS)}; got {shown(name)}")
+        raise ValueError(
+            f"preprocessor is one of {', '.join(PREPROCESSORS)}; got {shown(name)}{meant(name, PREPROCESSORS)}"
+        )
     annotators, resolution = find_annotators(library, work.settings.get("annotators")), work.settings.get("resolution")
     options = work.settings.get("options") or {}
     if not isinstance(options, Mapping):
@@ -353,7 +358,9 @@ CHECKS: dict[str, Callable[[Work, "Library"], object]] = {  # what each task ref
 def check(work: Work, library: "Library") -> None:
     """Raises ValueError for a work that cannot be made, as far as that is known without its model."""
     if work.task not in TASKS:
-        raise ValueError(f"unknown task {shown(work.task)}; the known ones are {', '.join(TASKS)}")
+        raise ValueError(
+            f"unknown task {shown(work.task)}{meant(work.task, TASKS)}; the known ones are {', '.join(TASKS)}"
+        )
     CHECKS[work.task](work, library)
 
 

@@ -64,7 +64,7 @@ def find_font(path: str | pathlib.Path | None = None) -> pathlib.Path:
     where = "none of the usual folders holds it" if path is None else f"{path} is no file"
     raise FileNotFoundError(
         f"the font NotoColorEmoji.ttf is needed to draw the pictures, but {where}; install it (Debian, Ubuntu: "
-        "apt install fonts-noto-color-emoji; Fedora: google-noto-color-emoji-fonts) or name the file"
+        "apt install fonts-noto-color-emoji; Fedora: google-noto-color-emoji-fonts) or name the file by font="
     )
 
 

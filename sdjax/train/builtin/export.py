@@ -107,7 +107,7 @@ def main() -> None:
             open_training(pathlib.Path(flags.folder)), flags.to, dtype=flags.dtype, overwrite=flags.overwrite
         )
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {sentence(error)}") from None
+        raise SystemExit(f"error: {sentence(error)}".replace("overwrite=True", "--overwrite")) from None
     files = [path for path in pathlib.Path(flags.to).rglob("*") if path.is_file()]
     if "inpainting" in steps:
         files.append(changes_of(pathlib.Path(flags.to)))

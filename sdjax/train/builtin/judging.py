@@ -23,7 +23,9 @@ def _mean(features: Features, reference: Features | None) -> float:
     return mean_score(features["right"])
 
 
-READER_ACCURACY = Measure("reader-accuracy", "Accuracy of the reader", NAME, ("right",), False, False, _mean)
+READER_ACCURACY = Measure(
+    "reader-accuracy", "Accuracy of the reader", NAME, ("right",), False, False, _mean, bounds=(0, 1), counts=True
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

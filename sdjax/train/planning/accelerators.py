@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Literal
 
+from sdjax.checks.spelling import meant
 from sdjax.train.planning.peaks import peak_flops
 
 
@@ -49,7 +50,10 @@ def accelerator_named(name: str) -> tuple[Accelerator, int | None]:
     kind, dash, number = name.lower().partition("-")
     found = ACCELERATORS.get(kind)
     if found is None or (dash and found.platform != "tpu"):
-        raise ValueError(f"an accelerator is one of {', '.join(ACCELERATORS)}, or a slice such as v5p-16; got {name!r}")
+        raise ValueError(
+            f"an accelerator is one of {', '.join(ACCELERATORS)}, or a slice such as v5p-16; "
+            f"got {name!r}{meant(kind, ACCELERATORS)}"
+        )
     if not dash:
         return found, None
     if not re.fullmatch("[1-9][0-9]{0,5}", number) or int(number) % found.cores:
