@@ -7,8 +7,8 @@ Source: the YAML files of CompVis/stable-diffusion and Stability-AI/stablediffus
 import functools
 import importlib
 
-from sdjax.checks.spelling import meant
 from sdjax.config import ConfigError, ModelConfig
+from sdjax.spelling import meant
 
 NAMES = (
     "sd1", "sd1_inpaint", "sd2_base", "sd2_v", "sd2_inpaint", "sd2_depth", "x4_upscaler", "sd2_unclip_h",

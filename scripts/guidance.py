@@ -5,9 +5,9 @@ import inspect
 import sys
 import textwrap
 
-from sdjax.checks.spelling import meant
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared.options import make_command_parser
+from sdjax.spelling import meant
 
 IF_OUT_OF_MEMORY = "close other programs"
 WIDTH = 100

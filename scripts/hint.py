@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdjax.checks.spelling import meant
 from sdjax.preprocessors import ANNOTATORS, PREPROCESSORS, Option
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import input_pictures, options, values
 from sdjax.scripts.shared.runtime import read_options
+from sdjax.spelling import meant
 
 IF_OUT_OF_MEMORY = "a smaller --resolution"
 WIDTH = 88

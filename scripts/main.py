@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 from sdjax import errors
 from sdjax._version import __version__
 from sdjax.checks.notes import Note
-from sdjax.checks.spelling import nearest
 from sdjax.scripts.shared import flags, xla_flags
 from sdjax.scripts.shared.failures import FAILED, INTERRUPTED, OK, OUT_OF_MEMORY, describe
 from sdjax.scripts.shared.parser import Parser
 from sdjax.scripts.shared.wording import in_flags, translate
+from sdjax.spelling import nearest
 
 COMMANDS = {
     "txt2img": ("txt2img", "make pictures from a prompt"),

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.checks.spelling import meant
 from sdjax.loading.run_layout import workdir
 from sdjax.scripts.main import EXIT_STATUS, main
 from sdjax.scripts.shared import hosts, options, training_flags, values
 from sdjax.scripts.shared.flags import alone, together
 from sdjax.scripts.shared.kohya_flags import KOHYA
+from sdjax.spelling import meant
 
 IF_OUT_OF_MEMORY = (
     'a smaller batch_size or data.side; accumulate; remat = "products" or "blocks"; dtype = "bfloat16"; '

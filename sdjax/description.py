@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
 
-from sdjax.checks.spelling import meant
+from sdjax.spelling import meant
 
 Built = TypeVar("Built")
 

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from sdjax.checks.spelling import meant
+from sdjax.spelling import meant
 
 MOST_STEPS = 64
 

@@ -8,7 +8,7 @@ import dataclasses
 import numbers
 from collections.abc import Mapping
 
-from sdjax.checks.spelling import meant
+from sdjax.spelling import meant
 
 Value = float | int
 

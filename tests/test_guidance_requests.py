@@ -1,6 +1,7 @@
 """Guidance of requests: names, rules and options of each picture in one batch, in every task."""
 
 import dataclasses
+import warnings
 
 import flax.struct
 import jax
@@ -114,6 +115,24 @@ def test_guidance_that_the_model_cannot_have_is_refused(settings, message):
 def test_rules_without_effect_at_scale_one_are_noted():
     with pytest.warns(Note, match="guidance has no effect at guidance_scale 1"):
         batch(request(guidance_scale=1.0, guidance="apg"))
+
+
+HALVED = {"guidance": "interval", "guidance_options": {"stop": 0.5}}
+PLUS = {"guidance_scale": 1.0, "sampler": "euler_cfg_pp"}
+
+
+def test_an_interval_with_cfg_plus_plus_is_not_noted_at_scale_one():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Note)
+        batch(request(**HALVED, **PLUS))
+    with pytest.warns(Note, match="guidance has no effect at guidance_scale 1"):
+        batch(request(guidance="apg", **PLUS))
+
+
+@pytest.mark.slow  # compiles two programs
+def test_an_interval_acts_on_cfg_plus_plus_at_scale_one():
+    pictures = make(request(**HALVED, **PLUS), request(**PLUS))
+    assert (pictures[0] != pictures[1]).any()
 
 
 @pytest.mark.slow  # each compiles the network again

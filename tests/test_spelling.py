@@ -4,7 +4,6 @@ import pytest
 
 from sdjax import configs, few_step, preprocessors
 from sdjax.adapters.table import make_settings
-from sdjax.checks.spelling import meant, nearest
 from sdjax.config import ModelConfig
 from sdjax.convert.containers import quantising
 from sdjax.convert.merge.recipe import Settings
@@ -12,6 +11,7 @@ from sdjax.diffusion.rules import make_rules
 from sdjax.samplers.diffusers import build
 from sdjax.serve.engine import tasks
 from sdjax.serve.engine.work import Work
+from sdjax.spelling import meant, nearest
 from sdjax.tasks import two_pass
 from sdjax.train import judges
 from sdjax.train.planning import accelerators

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sdjax.checks.spelling import meant
 from sdjax.convert.containers.lazy import FLOATS, LazyTensor, Packed
 from sdjax.nn.quantised.kinds import AS_STORED, NOT, WRITTEN, Kind, kind_for, kind_named
 from sdjax.nn.quantised.leaf import Quantised
 from sdjax.nn.quantised.rounding import quantised
+from sdjax.spelling import meant
 
 PARTS = ("unet", "text")  # the autoencoder is small, and its errors are seen in every pixel
 CHOICES = (AS_STORED, NOT, *WRITTEN)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.checks import arguments
-from sdjax.checks.spelling import meant
 from sdjax.convert.containers.places import WEIGHTS, cached_repository
 from sdjax.convert.containers.strict_json import read_json
 from sdjax.convert.errors import CheckpointError, printable, shown
 from sdjax.convert.merge.ratios import Ratios
 from sdjax.convert.merge.table import METHODS
 from sdjax.convert.merge.task_vectors import SIGNS
+from sdjax.spelling import meant
 
 RECIPE_KEY = "sdjax.merge"
 LONGEST = 2**18  # characters

@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from sdjax import errors
-from sdjax.checks.spelling import nearest
+from sdjax.spelling import nearest
 
 OK, FAILED, BAD_INPUT, BAD_CHECKPOINT, BAD_IMAGE, OUT_OF_MEMORY, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 EXTRAS = {  # extras by the modules that they install

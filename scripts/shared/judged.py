@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdjax.checks.spelling import meant
 from sdjax.scripts.shared import options, values
 from sdjax.scripts.shared.flags import Needs, together
+from sdjax.spelling import meant
 
 BUILTIN = "builtin"  # in place of a file: captions and real pictures of the built-in model
 COUNT = 200  # captions of the built-in model

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from sdjax.checks.spelling import nearest
+from sdjax.spelling import nearest
 
 WANTED = {  # the values that a type accepts, by its name
     **dict.fromkeys(("int", "seed", "small_seed", "noise_level", "at_least_four"), "a whole number"),

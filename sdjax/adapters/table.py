@@ -19,8 +19,8 @@ from sdjax.adapters.t_gate import TGate
 from sdjax.adapters.token_downsampling import TokenDownsampling
 from sdjax.adapters.token_merging import TokenMerging
 from sdjax.checks.arguments import is_sequence, shown
-from sdjax.checks.spelling import meant
 from sdjax.config import UNetConfig
+from sdjax.spelling import meant
 
 
 class Setting(Protocol):

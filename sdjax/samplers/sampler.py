@@ -8,13 +8,13 @@ from typing import ClassVar, Literal, TypeAlias
 from jaxtyping import Array, Float
 
 from sdjax.checks.arguments import flag, number, shown
-from sdjax.checks.spelling import meant
 from sdjax.samplers.known_schedules import SCHEDULES
 from sdjax.samplers.rows import Rows, first_sigma, per_image, repeat
 from sdjax.samplers.rule import Constrain, Denoiser, Linear, Noisy, Rule, State, scan_rows
 from sdjax.samplers.schedules import Schedule
 from sdjax.samplers.spacing import SPACINGS, Grid, make_grid
 from sdjax.schedule import NoiseSchedule
+from sdjax.spelling import meant
 from sdjax.typing import Keys
 
 End: TypeAlias = Literal["zero", "sigma_min"]

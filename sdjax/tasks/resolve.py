@@ -11,7 +11,6 @@ from sdjax.adapters.t_gate import TGate
 from sdjax.adapters.table import Setting, make_settings
 from sdjax.checks.arguments import number, whole
 from sdjax.checks.notes import note
-from sdjax.checks.spelling import meant
 from sdjax.config import ModelConfig
 from sdjax.convert.adapters.embedding import LoadedEmbedding
 from sdjax.diffusion.guidance import SCALE_AS_INPUT, WITHOUT_GUIDANCE, ClassifierFree, Guidance, note_unguided
@@ -29,6 +28,7 @@ from sdjax.samplers.schedules import SigmaList, TimestepList
 from sdjax.samplers.spacing import fitting
 from sdjax.samplers.tool_sampler import ToolSampler
 from sdjax.schedule import LAST_ALPHAS, NoiseSchedule
+from sdjax.spelling import meant
 from sdjax.tasks import adapters, compat, distilled, hypernetworks
 from sdjax.tasks.adapter_files import Conventions
 from sdjax.tasks.adapters import AdapterUse, named_uses, read_use, uses_in_prompt
@@ -222,11 +222,19 @@ def note_unused(requests: Sequence[Resolved], config: ModelConfig) -> None:
         negative_prompt=any(request.negative_prompt for request in unguided),
         negative_prompt_embeds=any(request.negative_prompt_embeds is not None for request in unguided),
         guidance_rescale=any(request.guidance_rescale for request, g in ruled if g.scale == 1 and request in unguided),
-        guidance=any(
-            g.scale == 1 and len(g.rules) > len(gates_of(request)) and not g.works_unguided for request, g in ruled
-        ),
+        guidance=any(g.scale == 1 and _is_idle(request, g) for request, g in ruled),
         why=WITHOUT_GUIDANCE if config.unet.guidance_dim is None else SCALE_AS_INPUT,
     )
+
+
+def _is_idle(request: Resolved, guidance: ClassifierFree) -> bool:
+    """Returns whether rules are asked for, and have no effect at scale 1.
+
+    A sampler such as CFG++ uses the unconditional output there too, and rules that rest take it away in some steps.
+    """
+    asked = guidance.rules[: max(len(guidance.rules) - len(gates_of(request)), 0)]
+    rests = request.sampler.uses_unconditional and any(rule.rests for rule in asked)
+    return bool(asked) and not guidance.works_unguided and not rests
 
 
 def check_arrays(config: ModelConfig, request: Resolved) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from sdjax.checks.arguments import shown, whole
 from sdjax.checks.hints import OURS
-from sdjax.checks.spelling import meant
 from sdjax.samplers.known_schedules import from_description
 from sdjax.samplers.schedules import Schedule
+from sdjax.spelling import meant
 from sdjax.tasks.request import ARRAYS, Request
 
 SAMPLER_OPTIONS = "sampler_options"

@@ -11,9 +11,9 @@ from typing import Any, Unpack
 import numpy as np
 
 from sdjax.checks.arguments import is_sequence, shown
-from sdjax.checks.spelling import meant
 from sdjax.pictures.plot import plot
 from sdjax.pipeline.model import Pipeline
+from sdjax.spelling import meant
 from sdjax.tasks import settings
 from sdjax.tasks.computing import ComputingOptions
 from sdjax.tasks.generate import generate

@@ -8,7 +8,6 @@ import numpy as np
 
 from sdjax import pictures
 from sdjax.checks.arguments import number, texts, whole
-from sdjax.checks.spelling import meant
 from sdjax.config import ModelConfig
 from sdjax.diffusion.guidance import ClassifierFree, Rules
 from sdjax.diffusion.rules import And, Interval
@@ -18,6 +17,7 @@ from sdjax.purpose import check_task
 from sdjax.samplers import Sampler
 from sdjax.samplers.custom import HasSteps
 from sdjax.samplers.noise import SECOND
+from sdjax.spelling import meant
 from sdjax.tasks.batch import Batch
 from sdjax.tasks.contexts import steps_counted
 from sdjax.tasks.enlarge import Upscaler, enlarge_to, read_upscaler

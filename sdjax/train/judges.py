@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from sdjax.checks.spelling import meant
 from sdjax.evaluate import autoencoder, references
 from sdjax.evaluate.autoencoder import FD_AUTOENCODER, AutoencoderFeatures
 from sdjax.evaluate.extractors import EXTRACTORS, Extractor, Picture, load_extractor
@@ -18,6 +17,7 @@ from sdjax.evaluate.measures import MEASURES, Measure
 from sdjax.evaluate.measuring import Reference
 from sdjax.evaluate.references import PictureSet, ReferenceSet
 from sdjax.pipeline.model import Pipeline
+from sdjax.spelling import meant
 from sdjax.train.builtin import emoji, judging
 from sdjax.train.builtin.judging import READER_ACCURACY, ReaderFeatures
 

@@ -7,10 +7,10 @@ import pytest
 from test_main import run_python
 
 from sdjax import names
-from sdjax.checks.spelling import nearest
 from sdjax.scripts import main as cli
 from sdjax.scripts.shared import failures, wording
 from sdjax.scripts.shared.parser import nearest_flag
+from sdjax.spelling import nearest
 from sdjax.storage.files import taken
 
 POSITIONAL = {"watermark": ["a.png"], "convert": ["a", "b"], "inspect": ["a"]}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdjax.checks.arguments import shown
-from sdjax.checks.spelling import meant
 from sdjax.diffusion.guidance import Rule, Rules
 from sdjax.diffusion.rules.attention import NAG, PAG, SAG, SEG, FreeU
 from sdjax.diffusion.rules.branches import And, Autoguidance, Edit
@@ -15,6 +14,7 @@ from sdjax.diffusion.rules.contrast import CFGNorm, DynamicThresholding, Epsilon
 from sdjax.diffusion.rules.options import Option, checked, choice, layers, option, options_of, switch, with_options
 from sdjax.diffusion.rules.projections import APG, TCFG, CFGZeroStar, PerpNeg
 from sdjax.diffusion.rules.steps import Interval, ScaleCurve, ScaleList, SkipUnconditional
+from sdjax.spelling import meant
 
 GUIDANCE: dict[str, type[Rule]] = {
     "interval": Interval,
@@ -55,9 +55,9 @@ def make_rules(guidance: str, options: Mapping[str, Any] | None = None) -> tuple
         raise ValueError(f"guidance has at most {MOST} rules; got {len(names)}")
     for name in names:
         if name not in GUIDANCE:
-            known = [PLAIN, *GUIDANCE]
+            listed = [PLAIN, *GUIDANCE]
             raise ValueError(
-                f"unknown guidance {shown(name)}{meant(name, known)}; the known ones are {', '.join(known)}"
+                f"unknown guidance {shown(name)}{meant(name, listed)}; the known ones are {', '.join(listed)}"
             )
         if names.count(name) > 1:
             raise ValueError(f"guidance has {name} twice: give it once")

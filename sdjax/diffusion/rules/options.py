@@ -10,8 +10,8 @@ import numpy as np
 from flax import struct
 
 from sdjax.checks.arguments import flag, is_sequence, number, shown
-from sdjax.checks.spelling import meant
 from sdjax.diffusion.guidance import Rule
+from sdjax.spelling import meant
 
 MOST = 256  # numbers in a list for the steps of a run
 LAYERS = re.compile(r"[\w.|()\[\]^$,-]{1,200}")  # no repetition: matching takes no longer than the text is

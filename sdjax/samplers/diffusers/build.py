@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sdjax.checks.arguments import is_sequence, number, shown
-from sdjax.checks.spelling import meant
 from sdjax.samplers.adams import DEIS
 from sdjax.samplers.ancestral import Euler
 from sdjax.samplers.diffusers.fields import Fields
@@ -35,6 +34,7 @@ from sdjax.samplers.few_step import TCD
 from sdjax.samplers.sampler import Sampler
 from sdjax.samplers.two_stage import DPM2, Heun
 from sdjax.samplers.unipc import UniPC
+from sdjax.spelling import meant
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis")
 SOLVER_TYPES = {"midpoint": "midpoint", "heun": "heun", **dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint")}

@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 
 from sdjax import pictures
 from sdjax.checks.arguments import number, shown, whole
-from sdjax.checks.spelling import meant
 from sdjax.pictures.image import encode_png
 from sdjax.pictures.metadata import infotext
 from sdjax.pictures.metadata.texts import read_texts
@@ -21,6 +20,7 @@ from sdjax.serve.a1111.requests import fitted
 from sdjax.serve.bodies import Refused, file_from_text, open_input, read_json
 from sdjax.serve.engine import Work
 from sdjax.serve.jobs_api import client_of
+from sdjax.spelling import meant
 
 NONE = (None, "", "None")
 FILTERS = {"Lanczos": "lanczos", "Nearest": "nearest"}

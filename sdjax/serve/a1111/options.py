@@ -6,9 +6,9 @@ from typing import Any
 
 from sdjax.adapters.hypertile import LARGEST, MOST_SWAPS, SMALLEST
 from sdjax.checks.arguments import flag, number, shown, whole
-from sdjax.checks.spelling import meant
 from sdjax.serve.bodies import Refused
 from sdjax.serve.server import Server
+from sdjax.spelling import meant
 
 SOURCES = {"GPU": "torch_cuda", "CPU": "torch_cpu", "NV": "torch_cuda"}  # whose random numbers a seed gives
 AUTOMATIC = ("Automatic", "None", "none", "", None)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from sdjax.checks.arguments import shown
-from sdjax.checks.spelling import meant
 from sdjax.preprocessors import ANNOTATORS, PREPROCESSORS
 from sdjax.serve.bodies import Refused, file_from_text, open_input
 from sdjax.serve.engine.options import BUILT_IN_CONTROLS
 from sdjax.serve.server import Server
+from sdjax.spelling import meant
 
 CONTROLNET, ADETAILER = ("controlnet", "controlnet++"), ("adetailer",)
 MOST_UNITS = 8

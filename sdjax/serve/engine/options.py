@@ -10,12 +10,12 @@ import numpy as np
 
 from sdjax import names, samplers
 from sdjax.checks.arguments import is_sequence, shown, whole
-from sdjax.checks.spelling import meant
 from sdjax.config import ModelConfig
 from sdjax.pictures import open_mask, open_picture
 from sdjax.samplers import Sampler
 from sdjax.schedule import NoiseSchedule
 from sdjax.serve.engine.work import Work
+from sdjax.spelling import meant
 from sdjax.tasks import settings as written
 from sdjax.tasks.controls import ControlUse
 from sdjax.tasks.describing import OF_SAMPLER

@@ -9,7 +9,6 @@ import numpy as np
 import sdjax
 from sdjax._version import __version__
 from sdjax.checks.arguments import number, shown, whole
-from sdjax.checks.spelling import meant
 from sdjax.config import ModelConfig
 from sdjax.pictures import resize
 from sdjax.pictures.geometry import METHODS as FILTERS
@@ -21,6 +20,7 @@ from sdjax.serve.engine.context import Context
 from sdjax.serve.engine.making import make
 from sdjax.serve.engine.options import Options, describe_input, find_annotators, find_file, read
 from sdjax.serve.engine.work import Finished, Work
+from sdjax.spelling import meant
 from sdjax.tasks import inputs, recording
 from sdjax.tasks.enlarge import MOST_PIXELS, TILE, read_upscaler
 from sdjax.tasks.hints import make_hint

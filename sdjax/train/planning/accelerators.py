@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Literal
 
-from sdjax.checks.spelling import meant
+from sdjax.spelling import meant
 from sdjax.train.planning.peaks import peak_flops
 
 
