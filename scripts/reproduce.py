@@ -30,13 +30,10 @@ it has the same bits; at the end a note says how far it is from the original.
 {EXIT_STATUS}"""
 
 OUTDIR = "outputs/reproduced"
-# Flags of the second pass, by the names of its settings in our files and in those of other tools
+# Settings of the second pass, and their flags
 SECOND_PASS = {
-    "hires_steps": ("hires_steps", "num_steps"),
-    "hires_sampler": ("hires_sampler", "sampler"),
-    "hires_prompt": ("hires_prompt", "prompt"),
-    "hires_negative_prompt": ("hires_negative_prompt", "negative_prompt"),
-    "hires_scale": ("hires_scale", "guidance_scale"),
+    **{name: name for name in ("hires_steps", "hires_sampler", "hires_prompt", "hires_negative_prompt", "hires_scale")},
+    "hires_patches": "hires_patch",
 }
 OF_TASK = ("height", "width", "strength")
 ADDED = {"controls": "--control", "image_prompts": "--image-prompt", "regions": "--region"}  # of files
@@ -157,8 +154,8 @@ def _arguments(
         made.hires = understood.hires["enlarge"]
         made.hires_upscale = understood.hires.get("upscale")
         made.hires_strength = understood.hires.get("strength")
-        for flag, names in SECOND_PASS.items():
-            setattr(made, flag, next((understood.hires[name] for name in names if name in understood.hires), None))
+        for name, flag in SECOND_PASS.items():
+            setattr(made, flag, understood.hires.get(name))
     if settings.get("style_aligned") is not None:
         made.lines, made.n_samples = [*_style_of(understood, settings, made.own), settings], 2
     return made

@@ -133,6 +133,13 @@ def add_hires_flags(parser: argparse.ArgumentParser) -> None:
     add("--hires-prompt", metavar="TEXT", needs=SECOND_PASS, help=f"prompt {same}")
     add("--hires-negative-prompt", metavar="TEXT", needs=SECOND_PASS, help=f"negative prompt {same}")
     add("--hires-scale", type=values.finite, metavar="X", needs=SECOND_PASS, help=f"guidance scale {same}")
+    add(
+        "--hires-patch",
+        action="append",
+        metavar="NAME[:KEY=VALUE,...]",
+        needs=SECOND_PASS,
+        help=f"patch as for --patch, or none, {same}; may be repeated",
+    )
 
 
 def run(args: argparse.Namespace) -> Made:
@@ -200,6 +207,11 @@ def read_hires(args: argparse.Namespace) -> dict[str, Any]:
         how |= {"upscaler": enlarging.read_upscaler(args.upscaler)}
     names = ("hires_steps", "hires_sampler", "hires_prompt", "hires_negative_prompt", "hires_scale")
     own = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.hires_patch is not None:
+        from sdjax.adapters.table import describe, make_settings
+
+        patches = [] if args.hires_patch == ["none"] else args.hires_patch
+        own["hires_patches"] = [describe(one) for one in make_settings(patches)]
     return {} if args.hires is None else how | own
 
 

@@ -96,7 +96,7 @@ def test_every_key_of_a1111_has_its_meaning_or_is_named(where):
         "sampler": "DPM++ 2M", "schedule": "Karras", "guidance_scale": 6.5, "seed": 123456789012, "width": 512,
         "height": 768, "variation_seed": 7, "variation_strength": 0.2, "seed_resize": (640, 512), "strength": 0.55,
         "clip_skip": 2, "ensd": 31337, "noise_source": "CPU", "seamless": True, "hires.enlarge": 1.5,
-        "hires.num_steps": 12, "hires.upscale": "Latent", "emphasis": "no_norm", "ngms": 0.5,
+        "hires.hires_steps": 12, "hires.upscale": "Latent", "emphasis": "no_norm", "skip.sigma": 0.5,
     }  # fmt: skip
     unknown = {item.key: item.text for item in found.items if item.name is None}
     assert unknown == {
@@ -219,8 +219,8 @@ def test_settings_are_ours_and_what_has_no_counterpart_is_put_aside():
     understood = understand(read_metadata(png(parameters=A1111)))
     assert understood.settings["sampler"] == "dpmpp_2m"
     assert understood.settings["num_steps"] == 28
-    assert understood.hires == {"enlarge": 1.5, "num_steps": 12, "upscale": "Latent"}
-    assert {"Lora hashes", "TI hashes", "ControlNet 0", "NGMS"} <= {item.key for item in understood.unknown}
+    assert understood.hires == {"enlarge": 1.5, "hires_steps": 12, "upscale": "Latent"}
+    assert {"Lora hashes", "TI hashes", "ControlNet 0"} == {item.key for item in understood.unknown}
     text = "a\nSteps: 0, Sampler: Odd thing, Seed: -1, CFG scale: 7, Size: 512x512"
     understood = understand(read_metadata(png(parameters=text)))
     assert {item.key for item in understood.unknown} == {"Steps", "Sampler", "Seed"}

@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sdjax import names
+from sdjax.adapters.table import make_settings
 from sdjax.pictures.metadata import Found
 from sdjax.pictures.metadata.found import Item
 from sdjax.samplers import SAMPLERS
+from sdjax.samplers.tool_schedules import A1111_TIMESTEPS
 from sdjax.tasks import settings
 from sdjax.tasks.request import Request
-from sdjax.tasks.two_pass import check_upscale
+from sdjax.tasks.two_pass import OWN, check_upscale
 
 TITLES = {
     "sdjax": "sdjax", "a1111": "A1111 or Forge", "comfyui": "ComfyUI", "invokeai": "InvokeAI",
@@ -66,11 +68,7 @@ def understand(found: Found) -> Understood:
                 continue
             values = _translated(found.tool, item.name, item.value, raw)
             if own == "hires":
-                if entry.startswith("upscaler"):  # a file that the user would have to name
-                    raise _NotHere
-                if entry == "upscale":
-                    check_upscale(item.value)
-                out.hires[entry] = item.value
+                out.hires[entry] = _of_second_pass(found.tool, entry, item.value)
             elif own == settings.SAMPLER_OPTIONS:
                 out.settings.setdefault(own, {})[entry] = item.value
             elif entry and own in known and isinstance(item.value, str | int | float):
@@ -78,6 +76,11 @@ def understand(found: Found) -> Understood:
             elif not values.keys() <= set(known):
                 raise _NotHere
             else:
+                if "guidance_options" in values:  # several keys may each have one
+                    values["guidance_options"] = {
+                        **out.settings.get("guidance_options", {}),
+                        **values["guidance_options"],
+                    }
                 settings.check({**out.settings, **values})
                 out.settings.update(values)
             out.items.append(item)
@@ -92,10 +95,23 @@ def understand(found: Found) -> Understood:
     return out
 
 
+def _of_second_pass(tool: str, entry: str, value: Any) -> Any:
+    """Returns the value of an argument of `sdjax.two_pass`. Raises ValueError or `_NotHere` for what it cannot take."""
+    if entry not in OWN or entry == "upscaler":  # a file that the user would have to name
+        raise _NotHere
+    if entry == "upscale":
+        check_upscale(value)
+    if entry == "hires_patches":
+        make_settings(value)
+    if entry == "hires_sampler":
+        return names.find_sampler(str(value), NAMES.get(tool), SAMPLERS).sampler
+    return value
+
+
 def _translated(tool: str, name: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our settings for one of a tool. Raises ValueError or `_NotHere` for a value that sdjax does not know."""
     translate = TRANSLATIONS.get(name)
-    ours = tool == "sdjax" and name != "sampler"
+    ours = tool == "sdjax" and name in settings.known_names(OF_TASK) and name != "sampler"
     return {name: value} if translate is None or ours else translate(tool, value, raw)
 
 
@@ -130,8 +146,20 @@ def _seamless(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     return {"seamless": "xy" if value is True else value}
 
 
+def _skip(option: str) -> "Translation":
+    """Returns the reader of an option of A1111's savings, which are the guidance "skip" here."""
+
+    def read(tool: str, value: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+        if option != "early" and raw.get("sampler") in A1111_TIMESTEPS:
+            raise ValueError("with this sampler A1111 compares it with timesteps, where it has no effect")
+        return {"guidance": "skip", "guidance_options": {option: value}}
+
+    return read
+
+
 Translation = Callable[[str, Any, Mapping[str, Any]], dict[str, Any]]
 TRANSLATIONS: dict[str, Translation] = {
+    **{f"skip.{option}": _skip(option) for option in ("sigma", "all_steps", "early")},
     "sampler": _sampler,
     "schedule": _schedule,
     "noise_source": _noise_source,

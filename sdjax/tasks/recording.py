@@ -90,7 +90,9 @@ def web_ui_fields(settings: Mapping[str, Any]) -> dict[str, Any]:
         "Hires negative prompt": hires.get("hires_negative_prompt"),
         "Hires CFG Scale": hires.get("hires_scale"),
         "Tiling": True if settings.get("seamless") == "xy" else None,
-        "Token merging ratio": _merging(settings),
+        "Token merging ratio": _merging(settings.get("patches")),
+        "Token merging ratio hr": _merging(hires.get("hires_patches", settings.get("patches"))) if hires else None,
+        **_skips(settings),
         "Lora hashes": _hashes(settings, "lora"),
         "TI hashes": _hashes(settings, "embedding"),
     }
@@ -150,13 +152,27 @@ def recorded_options(sampler: Any) -> dict[str, Any]:
     return options | ({"spacing": describe(options["spacing"])} if "spacing" in options else {})
 
 
-def _merging(settings: Mapping[str, Any]) -> float | None:
-    if not settings.get("patches"):
+def _merging(patches: Any) -> float | None:
+    """Returns the share of places that patches join; None if they join none."""
+    if not patches:
         return None
     from sdjax.adapters.table import TokenMerging, make_settings
 
-    made = make_settings(settings["patches"])
-    return next((one.ratio for one in made if isinstance(one, TokenMerging)), None)
+    return next((one.ratio for one in make_settings(patches) if isinstance(one, TokenMerging)), None)
+
+
+def _skips(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the web UI's fields about calls without the negative prompt."""
+    guidance, options = settings.get("guidance"), settings.get("guidance_options")
+    if not isinstance(guidance, str):
+        return {}
+    from sdjax.diffusion.rules import SkipUnconditional, make_rules
+
+    found = next((one for one in make_rules(guidance, options) if isinstance(one, SkipUnconditional)), None)
+    if found is None:
+        return {}
+    low = {"NGMS": found.sigma, "NGMS all steps": bool(found.all_steps)} if found.sigma else {}
+    return {**low, "Skip Early CFG": found.early or None}
 
 
 def _hashes(settings: Mapping[str, Any], kind: str) -> str | None:

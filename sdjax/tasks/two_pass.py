@@ -7,6 +7,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from sdjax import pictures
+from sdjax.adapters.table import Chosen, make_settings
 from sdjax.checks.arguments import number, texts, whole
 from sdjax.config import ModelConfig
 from sdjax.diffusion.guidance import ClassifierFree, Rules
@@ -41,6 +42,12 @@ A1111_UPSCALES = {  # the web UI's names
     "Nearest": "nearest pixels",
 }
 
+# Arguments of `two_pass` besides those of `text_to_image`
+OWN = (
+    "enlarge", "upscale", "upscaler", "strength", "hires_prompt", "hires_negative_prompt", "hires_sampler",
+    "hires_steps", "hires_scale", "hires_patches",
+)  # fmt: skip
+
 
 @task()
 def two_pass(
@@ -56,6 +63,7 @@ def two_pass(
     hires_sampler: str | Sampler | HasSteps | None = None,
     hires_steps: int | None = None,
     hires_scale: float | None = None,
+    hires_patches: Chosen | Sequence[Chosen] | None = None,
     **options: Unpack[SizedOptions],
 ) -> Session:
     """Returns pictures made in two passes: small ones are enlarged, then image to image refines them.
@@ -66,9 +74,10 @@ def two_pass(
     enlarges the picture instead of `upscale`. `enlarge` is at least 1; the result has at most 2048 pixels a side, or
     8192 with `window`. The second pass makes the last share `strength` of its steps, with new noise.
 
-    The second pass uses the first one's prompt, negative prompt, sampler, number of steps and guidance scale, unless
-    `hires_prompt`, `hires_negative_prompt` (one for all pictures, or one for each), `hires_sampler`, `hires_steps` or
-    `hires_scale` is given. A sampler of its own has its own eta and spacing. `options` are those of `text_to_image`;
+    The second pass uses the first one's prompt, negative prompt, sampler, number of steps, guidance scale and patches,
+    unless `hires_prompt`, `hires_negative_prompt` (one for all pictures, or one for each), `hires_sampler`,
+    `hires_steps`, `hires_scale` or `hires_patches` is given. A sampler of its own has its own eta and spacing;
+    an empty sequence of patches is none. `options` are those of `text_to_image`;
     `latents` are for the first pass. Raises whatever `text_to_image` raises.
     """
     check_task(pipe.config, "two_pass")
@@ -81,6 +90,7 @@ def two_pass(
         "sampler": hires_sampler,
         "num_steps": None if hires_steps is None else whole("hires_steps", hires_steps, 1),
         "guidance_scale": None if hires_scale is None else number("hires_scale", hires_scale),
+        "patches": None if hires_patches is None else make_settings(hires_patches),
     }
     prompts, negatives = (
         _for_each(name, given, len(first.requests))

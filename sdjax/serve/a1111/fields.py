@@ -10,7 +10,8 @@ SHARED: Mapping[str, Any] = {
     "prompt": "", "negative_prompt": "", "styles": [], "seed": -1, "subseed": -1, "subseed_strength": 0.0,
     "seed_resize_from_h": -1, "seed_resize_from_w": -1, "sampler_name": None, "sampler_index": None, "scheduler": None,
     "batch_size": 1, "n_iter": 1, "steps": 50, "cfg_scale": 7.0, "width": 512, "height": 512, "tiling": False,
-    "eta": None, "denoising_strength": None, "override_settings": {}, "override_settings_restore_afterwards": True,
+    "eta": None, "s_min_uncond": None, "denoising_strength": None, "override_settings": {},
+    "override_settings_restore_afterwards": True,
     "send_images": True, "save_images": False, "alwayson_scripts": {}, "do_not_save_samples": False,
     "do_not_save_grid": False, "script_name": None, "script_args": [], "force_task_id": None,
 }  # fmt: skip
@@ -25,7 +26,7 @@ PICTURE: Mapping[str, Any] = {
 }  # fmt: skip
 # Fields that sdjax knows and does not follow, and the values at which they have no effect
 UNUSED: Mapping[str, tuple[Any, ...]] = {
-    "restore_faces": (None, False), "s_min_uncond": (None, 0), "s_churn": (None, 0), "s_tmax": (None, 0),
+    "restore_faces": (None, False), "s_churn": (None, 0), "s_tmax": (None, 0),
     "s_tmin": (None, 0), "s_noise": (None, 1), "refiner_checkpoint": (None, "", "None"), "refiner_switch_at": (None,
     0, 0.8),
     "disable_extra_networks": (None, False), "firstpass_image": (None,), "comments": (None, {}), "infotext": (None, ""),
@@ -39,7 +40,7 @@ TXT2IMG = {**SHARED, **HIRES}
 IMG2IMG = {**SHARED, **PICTURE, "denoising_strength": 0.75}
 OF_KIND: Mapping[str, Any] = {  # values of the kind of fields without a default
     "sampler_name": "", "sampler_index": "", "scheduler": "", "script_name": "", "hr_upscaler": "",
-    "hr_sampler_name": "", "eta": 0.0, "denoising_strength": 0.0, "hr_cfg": 0.0, "mask_blur": 0.0,
+    "hr_sampler_name": "", "eta": 0.0, "s_min_uncond": 0.0, "denoising_strength": 0.0, "hr_cfg": 0.0, "mask_blur": 0.0,
 }  # fmt: skip
 KINDS: tuple[tuple[type, str], ...] = (
     (bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "a text"), (list, "a list"), (dict,

@@ -15,7 +15,8 @@ AUTOMATIC = ("Automatic", "None", "none", "", None)
 DEFAULTS: Mapping[str, Any] = {
     "sd_model_checkpoint": None, "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 1, "eta_noise_seed_delta": 0,
     "randn_source": "GPU", "emphasis": "Original", "comma_padding_backtrack": 20, "token_merging_ratio": 0.0,
-    "token_merging_ratio_img2img": 0.0, "hypertile_enable_unet": False, "hypertile_max_depth_unet": 3,
+    "token_merging_ratio_img2img": 0.0, "token_merging_ratio_hr": 0.0, "s_min_uncond": 0.0, "s_min_uncond_all": False,
+    "skip_early_cond": 0.0, "hypertile_enable_unet": False, "hypertile_max_depth_unet": 3,
     "hypertile_max_tile_unet": 256, "hypertile_swap_size_unet": 3,
 }  # fmt: skip
 FIXED: Mapping[str, Any] = {"samples_format": "png", "samples_save": True, "live_previews_enable": True}
@@ -79,15 +80,28 @@ def settings_of(server: Server, options: Mapping[str, Any], task: str = "txt2img
         out["comma_backtrack"] = whole("comma_padding_backtrack", options["comma_padding_backtrack"], 0)
     if options["sd_vae"] not in AUTOMATIC:
         out["vae"] = server.library.find("vae", str(options["sd_vae"])).name
-    patches = [*_merging(options, task), *_tiling(options)]
+    skips = {
+        "sigma": number("s_min_uncond", options["s_min_uncond"], 0),
+        "all_steps": flag("s_min_uncond_all", options["s_min_uncond_all"]),
+        "early": number("skip_early_cond", options["skip_early_cond"], 0, 1),
+    }
+    if skips["sigma"] or skips["early"]:
+        out |= {"guidance": "skip", "guidance_options": {name: value for name, value in skips.items() if value}}
+    patches = patches_of(options, task)
     return {**out, "patches": patches} if patches else out
 
 
+def patches_of(options: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
+    """Returns the patches of a task: "txt2img", "img2img" or "hires", the second pass of txt2img."""
+    return [*_merging(options, task), *_tiling(options)]
+
+
 def _merging(options: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
-    """Returns the patch of token merging. The ratio for pictures from pictures counts unless it is 0."""
-    names = "token_merging_ratio", "token_merging_ratio_img2img"
-    ratio, of_pictures = (number(name, options[name], 0, 0.9) for name in names)
-    chosen = of_pictures or ratio if task != "txt2img" else ratio
+    """Returns the patch of token merging. A ratio for the task counts unless it is 0."""
+    names = {"txt2img": "token_merging_ratio", "img2img": "token_merging_ratio_img2img",
+             "hires": "token_merging_ratio_hr"}  # fmt: skip
+    ratios = {kind: number(name, options[name], 0, 0.9) for kind, name in names.items()}
+    chosen = ratios[task] or ratios["txt2img"]
     # At most three of four places can be joined; A1111 draws no random targets
     return [{"name": "token_merging", "ratio": min(chosen, 0.75), "random": False}] if chosen else []
 

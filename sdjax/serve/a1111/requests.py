@@ -10,6 +10,7 @@ import numpy as np
 from sdjax import names, pictures
 from sdjax.checks.arguments import MAX_SEED, shown, whole
 from sdjax.samplers import SAMPLERS
+from sdjax.samplers.tool_schedules import A1111_TIMESTEPS
 from sdjax.serve.a1111 import fields, options, units
 from sdjax.serve.a1111.filling import filled
 from sdjax.serve.bodies import Refused, file_from_text, open_input
@@ -20,6 +21,8 @@ from sdjax.tasks.two_pass import A1111_UPSCALES
 MOST_PIXELS = 2048  # of a side
 AUTOMATIC = (None, "", "Automatic", "automatic", "Use same scheduler")
 SAME = (None, "", "None", "Use same sampler")
+# Samplers to which A1111 gives timesteps, so that a noise level means nothing there
+ON_TIMESTEPS = tuple(names.find_sampler(name, "a1111").sampler for name in A1111_TIMESTEPS)
 LATENT, LANCZOS = "Latent", "Lanczos"
 FILLS = ("fill", "original", "latent noise", "latent nothing")
 LATENT_FILLS = {"latent noise": "noise", "latent nothing": "nothing"}
@@ -43,7 +46,13 @@ def read(server: Server, given: Mapping[str, Any], set_options: Mapping[str, Any
         raise Refused(f"there are no scripts here; got {shown(own['script_name'])}", 422)
     override, more = _overridden(own["override_settings"], set_options)
     warnings += more
-    settings = {**_settings(own), **options.settings_of(server, override, task)}
+    if own["s_min_uncond"] is not None:
+        override["s_min_uncond"] = own["s_min_uncond"]
+    settings = _settings(own)
+    if override["s_min_uncond"] and settings["sampler"] in ON_TIMESTEPS:
+        warnings.append(f"s_min_uncond has no effect on the sampler {settings['sampler']}")
+        override["s_min_uncond"] = 0.0
+    settings = {**settings, **options.settings_of(server, override, task)}
     if own["eta"] is not None and "eta" not in settings:
         warnings.append(f"eta has no effect on the sampler {settings['sampler']}")
     model = override["sd_model_checkpoint"]
@@ -57,6 +66,9 @@ def read(server: Server, given: Mapping[str, Any], set_options: Mapping[str, Any
         warnings += more
     elif own["enable_hr"]:
         settings["hires"] = _hires(server, own)
+        again = options.patches_of(override, "hires")
+        if again != settings.get("patches", []):
+            settings["hires"]["hires_patches"] = again
     found = units.read(server, own["alwayson_scripts"], inputs)
     if found.controls:
         settings["controls"] = found.controls
@@ -69,6 +81,8 @@ def _overridden(given: Mapping[str, Any], present: Mapping[str, Any]) -> tuple[d
     warnings = [
         f"the option {name[:80]!r} is unknown" for name in given if name not in (*options.DEFAULTS, *options.FIXED)
     ]
+    if known.get("token_merging_ratio"):  # A request's own ratio comes before the option for pictures from pictures
+        known["token_merging_ratio_img2img"] = 0.0
     return {**options.DEFAULTS, **present, "sd_model_checkpoint": None, **known}, warnings
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 import sdjax
 from sdjax._version import __version__
+from sdjax.adapters.table import describe, make_settings
 from sdjax.checks.arguments import number, shown, whole
 from sdjax.config import ModelConfig
 from sdjax.pictures import resize
@@ -26,6 +27,7 @@ from sdjax.tasks.enlarge import MOST_PIXELS, TILE, read_upscaler
 from sdjax.tasks.hints import make_hint
 from sdjax.tasks.inpaint import FILLS, METHODS, check_fill, check_method
 from sdjax.tasks.session import Session
+from sdjax.tasks.two_pass import OWN as HIRES
 from sdjax.tasks.two_pass import check_upscale
 
 if TYPE_CHECKING:
@@ -33,10 +35,6 @@ if TYPE_CHECKING:
 
 Begin = Callable[..., Session]
 SIZE = ("height", "width")
-HIRES = (
-    "enlarge", "upscale", "upscaler", "strength", "hires_prompt", "hires_negative_prompt", "hires_sampler",
-    "hires_steps", "hires_scale",
-)  # fmt: skip
 
 
 class Drawn(NamedTuple):
@@ -80,7 +78,11 @@ def _hires(options: Options) -> dict[str, Any]:
         check_upscale(own.get("upscale", "lanczos"))
     own = {"enlarge": 2.0, "upscale": "lanczos", "strength": 0.6, **own}
     own |= {"enlarge": number("enlarge", own["enlarge"], 1), "strength": number("strength", own["strength"], 0, 1)}
-    return own | ({"hires_scale": number("hires_scale", own["hires_scale"])} if "hires_scale" in own else {})
+    if "hires_scale" in own:
+        own["hires_scale"] = number("hires_scale", own["hires_scale"])
+    if "hires_patches" in own:
+        own["hires_patches"] = [describe(one) for one in make_settings(own["hires_patches"])]
+    return own
 
 
 def _image(options: Options, pipe: Pipeline) -> tuple[Begin, dict[str, Any]]:
