@@ -1,12 +1,15 @@
 """What less work a step costs in quality and gains in work and time: DeepCache, T-GATE, token merging and others.
 
-    python benchmarks/less_work.py                    # quality and work: half an hour on two cores
-    python benchmarks/less_work.py --parts time       # seconds of full-size calls: needs 8 GB of memory
+    python benchmarks/less_work.py                         # quality and work: half an hour on two cores
+    python benchmarks/less_work.py --parts builtin sd1     # times: minutes on two cores with nothing else to do
 
 Quality is measured with the built-in model: the share of pictures that `sdjax evaluate-builtin`'s reader finds right,
 and the mean difference from the plain picture of the same seed. Work is the number of multiplications with additions
-in the products of a full-size UNet (Stable Diffusion 1), counted from its traced program; XLA's own count takes a loop,
-such as attention's, once. Time is that of calls of this UNet with random weights, each beside a plain one.
+in the UNet's products, of single calls and of whole pictures, counted from the traced program; XLA's own count takes a
+loop, such as attention's, once. Times are those of whole pictures, in turns with plain ones: of the built-in model
+("builtin"), and of Stable Diffusion 1 with random weights at 512 x 512 ("sd1", which needs 8 GB of memory). There two
+steps are enough, one of each kind: the ratios are those of pictures whose steps are half of the one kind, half of the
+other. The text encoder is part of each time, and the decoder of the built-in model's.
 
 Results go to benchmarks/results/less_work.json; `docs/make_less_work.py` makes the page's tables of them.
 """
@@ -16,9 +19,9 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +29,12 @@ import numpy as np
 
 import sdjax
 from sdjax import configs
-from sdjax.adapters import make_settings, patched
+from sdjax.adapters import DeepCache, TGate, make_settings, patched
+from sdjax.adapters.deep_cache import plan
 from sdjax.adapters.memory import Moment, Recall, Remembering
 from sdjax.adapters.spans import Run
-from sdjax.evaluate.benchmark import device_name
+from sdjax.config import UNetConfig
+from sdjax.evaluate.benchmark import device_name, random_model
 from sdjax.nn import UNet
 from sdjax.train.builtin import emoji, evaluate
 from sdjax.train.builtin.reader import Reader
@@ -37,7 +42,10 @@ from sdjax.train.builtin.reader import Reader
 OUT = Path(__file__).parent / "results" / "less_work.json"
 STEPS = 50
 SIDES = (512, 1024)  # pixels
-PAIRS = 3  # of timed calls
+BATCH = 8  # timed pictures of the built-in model
+SD1_DTYPE = "bfloat16"  # of the timed full-size model
+ROUNDS = {"builtin": 7, "sd1": 3}
+Kind: TypeAlias = tuple[str | None, bool, int]  # of a call: patch, whether its memory stands in for work, branches
 
 # What is measured for quality: a name for the table, and the options of `sdjax.text_to_image`
 QUALITY: dict[str, dict[str, Any]] = {
@@ -56,9 +64,17 @@ QUALITY: dict[str, dict[str, Any]] = {
     "`token_merging:ratio=0.25`": {"patches": ["token_merging:ratio=0.25"]},
     "`deep_cache:interval=5,center=15,power=1.4`": {"patches": ["deep_cache:interval=5,center=15,power=1.4"]},
 }
-# Calls of the full-size network: a name, the patch, whether the patch's memory stands in for work, and how many
-# branches of guidance
-CALLS: dict[str, tuple[str | None, bool, int]] = {
+# What is timed at full size
+TWO_STEPS: dict[str, dict[str, Any]] = {
+    "`deep_cache:interval=2`": {"patches": ["deep_cache:interval=2"]},
+    "`t_gate:gate=0.5`": {"patches": ["t_gate:gate=0.5"]},
+    "guidance `interval`, `stop=0.5`": {"guidance": "interval", "guidance_options": {"stop": 0.5}},
+    "`token_merging:ratio=0.5`": {"patches": ["token_merging:ratio=0.5"]},
+    "`token_downsampling:factor=2`": {"patches": ["token_downsampling:factor=2"]},
+    "`hypertile:tile_size=256,swap_size=1`": {"patches": ["hypertile:tile_size=256,swap_size=1"]},
+}
+# Calls of the full-size network
+CALLS: dict[str, Kind] = {
     "plain": (None, False, 2),
     "without guidance": (None, False, 1),
     "`deep_cache`, `branch=0`, a call between": ("deep_cache", True, 2),
@@ -85,23 +101,20 @@ def quality(count: int, known: Sequence[dict[str, Any]]) -> Iterator[list[dict[s
         if plain is not None and (found := [row for row in known if row["name"] == name]):
             rows += found
             continue
-        start = time.process_time()
         pictures = evaluate.make_pictures(pipe, **{"num_steps": STEPS, **options})(texts, seeds)
-        seconds = time.process_time() - start
         plain = pictures if plain is None else plain
         readings = evaluate.read(reader, pictures, prompts)
         right = sum(evaluate.is_right(*pair) for pair in zip(readings, prompts, strict=True))
         share = evaluate.share(right, count)
-        rows.append({"name": name, **share, "distance": evaluate.distance(pictures, plain), "cpu_seconds": seconds})
+        rows.append({"name": name, **share, "distance": evaluate.distance(pictures, plain)})
         print(rows[-1], flush=True)
         yield rows
 
 
-def caller(name: str, side: int) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
-    """Returns a call of the full-size network, and the shapes of its arguments."""
-    text, from_memory, branches = CALLS[name]
-    config = configs.get("sd1").unet
-    x = jax.ShapeDtypeStruct((branches, side // 8, side // 8, 4), jnp.float32)
+def caller(kind: Kind, config: UNetConfig, size: int) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
+    """Returns a call of a network for latents of size x size, and the shapes of its arguments."""
+    text, from_memory, branches = kind
+    x = jax.ShapeDtypeStruct((branches, size, size, config.in_channels), jnp.float32)
     t = jax.ShapeDtypeStruct((branches,), jnp.float32)
     context = jax.ShapeDtypeStruct((branches, 77, config.context_dim), jnp.float32)
     network = UNet(config)
@@ -126,6 +139,13 @@ def caller(name: str, side: int) -> tuple[Callable[..., jax.Array], tuple[Any, .
         assert isinstance(patch, Remembering)
         memory = jax.eval_shape(functools.partial(patch.begin, config, x.shape, jnp.float32))
     return call, (params, x, t, context, memory)
+
+
+@functools.cache
+def count(kind: Kind, config: UNetConfig, size: int) -> int:
+    """Returns the multiplications of a call."""
+    call, shapes = caller(kind, config, size)
+    return products(jax.make_jaxpr(call)(*shapes).jaxpr)
 
 
 def products(jaxpr: Any) -> int:
@@ -163,58 +183,105 @@ def work() -> dict[str, dict[str, int]]:
     out: dict[str, dict[str, int]] = {}
     for side in SIDES:
         out[str(side)] = {}
-        for name in CALLS:
-            call, shapes = caller(name, side)
-            out[str(side)][name] = products(jax.make_jaxpr(call)(*shapes).jaxpr)
+        for name, kind in CALLS.items():
+            out[str(side)][name] = count(kind, configs.get("sd1").unet, side // 8)
             print(side, name, f"{out[str(side)][name] / 1e9:.0f} G", flush=True)
     return out
 
 
-def seconds(side: int, pairs: int, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns the times of each call and of a plain call right before it, and the median of their ratios."""
-    rng = np.random.default_rng(0)
-    some = (0.02 * rng.standard_normal(2**20)).astype(np.float32)
+def calls_of(options: dict[str, Any]) -> list[tuple[int, Kind]]:
+    """Returns the calls that a picture of QUALITY takes: how many of which kind."""
+    steps = options.get("num_steps", STEPS)
+    (patch,) = options.get("patches", [None])
+    (setting,) = make_settings(patch) or (None,)
+    if isinstance(setting, DeepCache):
+        whole = len(plan(steps, setting.interval, setting.center, setting.power))
+        return [(whole, (None, False, 2)), (steps - whole, (f"deep_cache:branch={setting.branch}", True, 2))]
+    if isinstance(setting, TGate):
+        before = int(setting.gate * steps)
+        return [(before, (None, False, 2)), (steps - before, (patch, True, 1))]
+    if options.get("guidance") == "interval":
+        before = int(options["guidance_options"]["stop"] * steps)
+        return [(before, (None, False, 2)), (steps - before, (None, False, 1))]
+    return [(steps, (patch, False, 2))]
 
-    def filled(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.asarray(np.resize(some, leaf.shape), leaf.dtype), tree)
 
-    def compiled(name: str, params: Any) -> Callable[[], Any]:
-        call, (_, *shapes) = caller(name, side)
-        rest = filled(shapes)
-        run = jax.jit(call)
-        jax.block_until_ready(run(params, *rest))
-        return lambda: jax.block_until_ready(run(params, *rest))
-
-    def timed(run: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-
-    params = filled(caller("plain", side)[1][0])
-    plain = compiled("plain", params)
-    out: dict[str, dict[str, Any]] = {}
-    for name in names:
-        run = compiled(name, params)
-        both = [(timed(plain), timed(run)) for _ in range(pairs)]
-        ratio = statistics.median(b / a for a, b in both)
-        out[name] = {"plain": [a for a, _ in both], "seconds": [b for _, b in both], "ratio": ratio}
+def work_of_pictures() -> dict[str, dict[str, float]]:
+    """Returns the share of the plain picture's multiplications in the UNet, of each way to make one, by model."""
+    out: dict[str, dict[str, float]] = {}
+    networks = {"builtin": sdjax.load().config, "sd1": configs.get("sd1")}
+    for name, config in networks.items():
+        size = config.image_size // config.vae.factor
+        plain = STEPS * count((None, False, 2), config.unet, size)
+        out[name] = {
+            row: sum(n * count(kind, config.unet, size) for n, kind in calls_of(options)) / plain
+            for row, options in QUALITY.items()
+            if name == "builtin" or "tile_size=32" not in row  # a tile of 32 pixels is one for small pictures
+        }
         print(name, out[name], flush=True)
     return out
+
+
+def timed(make: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Returns the seconds of each way to make pictures, and the median, least and greatest ratio to the plain one.
+
+    In each round all take their turn, and a ratio is of two of one round. Every second round goes backwards.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in make}
+    for name, run in make.items():  # compiles
+        start = time.perf_counter()
+        run()
+        print(f"{name}: first time {time.perf_counter() - start:.1f} s", flush=True)
+    for i in range(rounds):
+        for name in list(make)[:: -1 if i % 2 else 1]:
+            start = time.perf_counter()
+            make[name]()
+            taken[name].append(time.perf_counter() - start)
+        print(f"round {i + 1}", {name: round(several[-1], 2) for name, several in taken.items()}, flush=True)
+    out: dict[str, dict[str, Any]] = {}
+    for name, several in taken.items():
+        shares = [own / plain for own, plain in zip(several, taken["plain"], strict=True)]
+        out[name] = {"seconds": several, "ratio": statistics.median(shares), "low": min(shares), "high": max(shares)}
+    return out
+
+
+def time_builtin(rounds: int) -> dict[str, Any]:
+    """Returns the times of batches of pictures of the built-in model, made in each way of QUALITY."""
+    pipe = sdjax.load()
+
+    def ready(options: dict[str, Any]) -> Callable[[], Any]:
+        settings = {"num_steps": STEPS, "seed": 0, "num_images": BATCH, **options}
+        return lambda: sdjax.text_to_image(pipe, "a cat on a blue background", **settings)
+
+    ways = {"plain": {}, **QUALITY}
+    return {"pictures": BATCH, "steps": STEPS, "rows": timed({name: ready(own) for name, own in ways.items()}, rounds)}
+
+
+def time_sd1(rounds: int) -> dict[str, Any]:
+    """Returns the times of latents of Stable Diffusion 1's size with random weights, made in each way of TWO_STEPS."""
+    pipe = random_model(configs.get("sd1"), SD1_DTYPE)
+
+    def ready(options: dict[str, Any]) -> Callable[[], Any]:
+        settings = {"num_steps": 2, "seed": 0, "output": "latent", **options}
+        return lambda: sdjax.text_to_image(pipe, "a cat on a blue background", **settings)
+
+    ways = {"plain": {}, **TWO_STEPS}
+    rows = timed({name: ready(own) for name, own in ways.items()}, rounds)
+    return {"side": 512, "steps": 2, "dtype": SD1_DTYPE, "rows": rows}
+
+
+TIMED = {"builtin": time_builtin, "sd1": time_sd1}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures the chosen parts and writes them into the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=("quality", "work", "time"), default=["quality", "work"])
+    parser.add_argument("--parts", nargs="+", choices=("quality", "work", *TIMED), default=["quality", "work"])
     parser.add_argument("--pictures", type=int, default=200, metavar="N", help="default: %(default)s")
-    parser.add_argument("--side", type=int, default=512, metavar="PIXELS", help="of timed calls; default: %(default)s")
-    parser.add_argument("--pairs", type=int, default=PAIRS, metavar="N", help="timed calls; default: %(default)s")
-    others = [name for name in CALLS if name != "plain"]
-    parser.add_argument("--calls", nargs="+", choices=others, default=others, help="timed calls; default: all")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"of timed pictures; default: {ROUNDS}")
     parser.add_argument("--again", action="store_true", help="measure rows of quality that are there already too")
     args = parser.parse_args(argv)
     results = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
-    results["device"] = device_name(jax.devices()[0])
     for part in args.parts:
         if part == "quality":
             of = {"pictures": args.pictures, "steps": STEPS}
@@ -224,9 +291,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 results["quality"] = {**of, "rows": rows}
                 write(results)
         elif part == "work":
-            results["work"] = work()
+            results["work"], results["work_of_pictures"] = work(), work_of_pictures()
         else:
-            results["time"] = {"side": args.side, "calls": seconds(args.side, args.pairs, args.calls)}
+            found = TIMED[part](ROUNDS[part] if args.rounds is None else args.rounds)
+            results.setdefault("time", {})[part] = {"device": device_name(jax.devices()[0]), **found}
         write(results)
 
 

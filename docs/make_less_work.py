@@ -60,26 +60,58 @@ def table(rows: list[list[str]]) -> str:
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Returns the tables of the page by their marks."""
     found = results["quality"]
-    quality = [["", f"right, of {found['pictures']} pictures", "95 % interval", "difference, levels of 255"]]
+    counted, timed = results["work_of_pictures"], results.get("time", {})
+    heads = ["", f"right, of {found['pictures']} pictures", "95 % interval", "difference, levels of 255"]
+    quality = [
+        [*heads, "work", "work in Stable Diffusion 1", *(["time"] if {"builtin", "sd1"} <= timed.keys() else [])]
+    ]
     for row in found["rows"]:
-        name = f"plain, {found['steps']} steps" if row["name"] == "plain" else row["name"]
+        plain = row["name"] == "plain"
+        name = f"plain, {found['steps']} steps" if plain else row["name"]
         ends = f"{row['low']:.0%} to {row['high']:.0%}"
-        quality.append([name, f"{row['share']:.0%}", ends, f"{row['distance']:.1f}"])
-    timed = results.get("time", {"side": 512, "calls": {}})
+        shares = [1.0 if plain else counted[model].get(row["name"]) for model in ("builtin", "sd1")]
+        cells = ["" if share is None else f"{share:.0%}" for share in shares]
+        times = [as_ratio(timed["builtin"]["rows"][row["name"]])] if len(quality[0]) > 6 else []
+        quality.append([name, f"{row['share']:.0%}", ends, f"{row['distance']:.1f}", *cells, *times])
     sides = list(results["work"])
     heads = [f"{side} x {side}, work in 10⁹" for side in sides]
-    work = [["a call", *heads, f"time at {timed['side']} x {timed['side']}"]]
+    work = [["a call", *heads]]
     for name in results["work"][sides[0]]:
         counts = []
         for side in sides:
             own, plain = (results["work"][side][which] for which in (name, "plain"))
             counts.append(f"{own / 1e9:,.0f} ({own / plain:.0%})")
-        ratio = "100%" if name == "plain" else f"{timed['calls'][name]['ratio']:.0%}" if name in timed["calls"] else ""
-        work.append([name, *counts, ratio])
+        work.append([name, *counts])
     shown = np.asarray(Image.open(SHEET).convert("RGB"))
     rows = [[name, f"{value:.1f}"] for name, value in zip(COLUMNS, differences(shown), strict=True)]
     sheet_table = table([["", "difference, levels of 255"], *rows[1:]])
-    return {"quality": table(quality), "sheet": sheet_table, "work": table(work)}
+    made = {"quality": table(quality), "sheet": sheet_table, "work": table(work)}
+    if {"builtin", "sd1"} <= timed.keys():
+        made["time"] = time_text(timed["builtin"], timed["sd1"])
+    return made
+
+
+TIMES = """\
+The times above are those of {pictures} pictures of the built-in model at once, {steps} steps each ({device}). All ways
+took their turn in each of {rounds} rounds. A time is the median of its ratios to the plain pictures of the same round,
+with the least and the greatest ratio. Below are those of a full-size Stable Diffusion 1 with random weights at
+{side} x {side} in {dtype}, {sd1_rounds} rounds. It makes two steps: one whole call and one between for DeepCache, one
+before and one after the end of guidance. The decoder is not part of it.
+
+"""
+
+
+def time_text(builtin: dict[str, Any], sd1: dict[str, Any]) -> str:
+    """Returns how times were measured, and the table of the full-size model."""
+    rounds, sd1_rounds = (len(one["rows"]["plain"]["seconds"]) for one in (builtin, sd1))
+    text = TIMES.format(**{**sd1, **builtin, "rounds": rounds, "sd1_rounds": sd1_rounds})
+    rows = [[name, as_ratio(row)] for name, row in sd1["rows"].items() if name != "plain"]
+    return text + table([["a picture of two steps", "time, of the plain one's"], *rows])
+
+
+def as_ratio(row: dict[str, Any]) -> str:
+    """Returns a ratio to the plain picture's time: the median, and the least and greatest."""
+    return f"{row['ratio']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
 
 
 def replaced(text: str, made: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.adapters import DeepCache, TGate
+from sdjax.adapters import DeepCache, TGate, make_settings
 from sdjax.diffusion.guidance import ClassifierFree
 from sdjax.diffusion.rules import PAG, SAG, SEG, Interval
 from sdjax.pictures.image import encode_png
@@ -16,6 +16,7 @@ from sdjax.pictures.metadata import read_metadata
 from sdjax.serve.comfy.nodes import NODES
 from sdjax.serve.comfy.values import Model
 from sdjax.tasks.from_metadata import understand
+from sdjax.tasks.recording import web_ui_fields
 from sdjax.tasks.request import Request
 from sdjax.tasks.resolve import note_unused, resolve
 from sdjax.tasks.two_pass import second_request
@@ -79,6 +80,61 @@ def test_token_merging_of_a1111_is_read_from_its_pictures():
     assert not found.unknown
 
 
+def texts_of(text, sampler="Euler a"):
+    line = f"a cat\nSteps: 20, Sampler: {sampler}, CFG scale: 7, Seed: 1, Size: 64x64, {text}"
+    return understand(read_metadata(encode_png(np.zeros((8, 8, 3), np.uint8), {"parameters": line})))
+
+
+def test_a1111s_savings_are_read_from_its_pictures():
+    found = texts_of("NGMS: 1.5, NGMS all steps: True, Skip Early CFG: 0.2")
+    assert found.settings["guidance"] == "skip"
+    assert found.settings["guidance_options"] == {"sigma": 1.5, "all_steps": True, "early": 0.2}
+    assert not found.unknown
+    (rule,) = resolved(guidance="skip", guidance_options=found.settings["guidance_options"]).guidance.rules
+    assert (rule.sigma, rule.all_steps, rule.early) == (1.5, 1, 0.2)
+    found = texts_of("NGMS: 1.5, Skip Early CFG: 0.2", "DDIM")
+    assert found.settings["guidance_options"] == {"early": 0.2}
+    assert [one.key for one in found.unknown] == ["NGMS"]
+    assert [one.key for one in texts_of("NGMS: -1").unknown] == ["NGMS"]
+
+
+def test_a_second_pass_of_a1111_is_read_as_arguments_of_two_pass():
+    found = texts_of(
+        "Token merging ratio hr: 0.5, Hires upscale: 2, Hires steps: 3, Hires sampler: DPM++ 2M, "
+        "Hires schedule type: Karras, Hires CFG Scale: 4"
+    )
+    merging = [{"name": "token_merging", "ratio": 0.5, "random": False}]
+    assert found.hires == {
+        "hires_patches": merging, "enlarge": 2, "hires_steps": 3, "hires_sampler": "dpmpp_2m", "hires_scale": 4
+    }  # fmt: skip
+    assert [one.key for one in found.unknown] == ["Hires schedule type"]
+    assert "patches" not in found.settings
+    assert [one.key for one in texts_of("Token merging ratio hr: -1").unknown] == ["Token merging ratio hr"]
+
+
+def test_what_saves_work_is_written_as_a1111_reads_it():
+    settings = {
+        "steps": 2, "sampler": "euler", "sampler_options": {}, "guidance_scale": 7, "seed": 1,
+        "width": 64, "height": 64, "model": {"name": "a"}, "versions": {"sdjax": "1"},
+        "patches": [{"name": "token_merging", "ratio": 0.25}],
+        "guidance": "apg+skip", "guidance_options": {"skip.sigma": 0.5, "all_steps": True},
+        "hires": {"enlarge": 2, "hires_patches": [{"name": "token_merging", "ratio": 0.5}]},
+    }  # fmt: skip
+    fields = web_ui_fields(settings)
+    expected = {"Token merging ratio": 0.25, "Token merging ratio hr": 0.5, "NGMS": 0.5, "NGMS all steps": True}
+    assert fields.items() >= expected.items()
+    assert "Skip Early CFG" not in fields
+    assert web_ui_fields({**settings, "hires": {"enlarge": 2}})["Token merging ratio hr"] == 0.25
+
+
+def test_each_pass_has_its_own_end_of_guidance():
+    first = resolved(patches="t_gate:gate=0.25", height=64, width=64)
+    for patches, stops in ("t_gate:gate=0.5", [0.5]), ("deep_cache", []):
+        again = second_request(models.pipeline().config, first, 2.0, {"patches": make_settings(patches)})
+        (second,) = resolve(models.pipeline(), [again])
+        assert [one.stop for one in second.guidance.rules] == stops
+
+
 def test_the_node_of_comfyui_has_its_names_and_counts_depth_from_0():
     node = NODES["HyperTile"]
     assert [one.name for one in node.inputs] == ["model", "tile_size", "swap_size", "max_depth", "scale_depth"]
@@ -97,7 +153,9 @@ def test_pictures_with_plans_of_their_own_are_as_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"guidance": "pag"}, {"sampler": "heun"}, {"sampler": "euler_cfg_pp"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"guidance": "pag"}, {"sampler": "heun"}, {"sampler": "dpm2"}, {"sampler": "euler_cfg_pp"}]
+)
 def test_interval_1_and_gate_1_are_the_plain_picture(options):
     pipe, settings = models.pipeline(), {"seed": 3, "num_steps": 3, **options, **ONE}
     plain = sdjax.text_to_image(pipe, "a cat", **settings)
@@ -116,7 +174,9 @@ def test_interval_1_and_gate_1_are_the_plain_picture(options):
         {"guidance": "freeu"},
         {"sampler": "euler_cfg_pp", "guidance_scale": 1.0},
         {"sampler": "heun", "guidance_scale": 1.0},
+        {"sampler": "dpm2"},
         {"prompt": "a AND b"},
+        {"prompt": "a [cat:dog:0.5] on blue"},
         {"window": 64, "window_overlap": 32, "width": 96},
         {"seamless": "xy"},
         {"style_aligned": 0.5},

@@ -122,6 +122,11 @@ def test_patches_of_requests_reach_the_network():
         ({"hires_sampler": "heun"}, {"sampler": "heun"}),
         ({"hires_steps": 3}, {"num_steps": 3}),
         ({"hires_scale": 3.0}, {"guidance_scale": 3.0}),
+        pytest.param(
+            {"hires_patches": "token_merging:ratio=0.75"},
+            {"patches": ["token_merging:ratio=0.75"]},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_second_pass_has_its_own_settings(own, same):

@@ -27,6 +27,7 @@ OURS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("use_old_scheduling",), ("old_prompt_editing",)),
     **dict.fromkeys(("randn_source", "rng_source"), ("noise_source",)),
     **dict.fromkeys(("noise_inds",), ("noise_batch",)),
+    **dict.fromkeys(("patch",), ("patches",)),
     **dict.fromkeys(("cfg_scale", "cfg", "scale", "unconditional_guidance_scale", "cond_scale",
                      "true_cfg_scale"), ("guidance_scale",)),
     **dict.fromkeys(("negative", "neg_prompt", "n_prompt", "negative_prompts", "uc", "uncond"), ("negative_prompt",)),

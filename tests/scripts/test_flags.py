@@ -113,6 +113,7 @@ VALUES = {
     "--ratio-of": "attn=1",
     "--platform": "cpu",
     "--hires-sampler": "heun",
+    "--hires-patch": "none",
     "--sampler": "heun",
     "--schedule": "karras",
     "--background": "255,255,255",

@@ -207,7 +207,8 @@ def test_txt2img_makes_two_passes(fake) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
-    [("--hires-strength 0.5", "add --hires, such as"), ("--hires-upscale nearest", "add --hires, such as"),
+    [("--hires 2 --hires-patch odd", "unknown patch 'odd'"), ("--hires-patch none", "add --hires, such as"),
+     ("--hires-strength 0.5", "add --hires, such as"), ("--hires-upscale nearest", "add --hires, such as"),
      ("--hires 0.5 --H 64 --W 64", "enlarge is a number from 1 up"), ("--hires 9 --H 512 --W 512", "from 64 to 2048")],
 )  # fmt: skip
 def test_a_second_pass_that_cannot_be_is_refused_early(fake, capsys, flags: str, sentence: str) -> None:

@@ -109,6 +109,8 @@ OURS = [
             "--n_samples 1 --hires 1.5 --hires-upscale bilinear --watermark abc",
             "--n_samples 1 --hires 1.5 --hires-steps 2 --hires-prompt dog --hires-sampler heun --hires-scale 3 "
             "--seamless x --patch token_merging:ratio=0.3 --window 64 --window-blend gaussian",
+            "--n_samples 1 --hires 1.5 --hires-patch deep_cache:interval=2 --patch t_gate:gate=0.5",
+            "--n_samples 2 --sweep patch=deep_cache:interval=2,t_gate:gate=0.5 --sampler dpm2",
         )
     ),
 ]

@@ -159,6 +159,51 @@ def test_a_second_pass(asking):
     }  # fmt: skip
 
 
+def merging(ratio):
+    return [{"name": "token_merging", "ratio": ratio, "random": False}]
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [
+        ({"token_merging_ratio": 0.4}, merging(0.4), None),  # the second pass has the first one's
+        ({"token_merging_ratio_hr": 0.5}, None, merging(0.5)),
+        ({"token_merging_ratio": 0.4, "token_merging_ratio_hr": 0.5}, merging(0.4), merging(0.5)),
+    ],
+)
+def test_each_pass_has_its_ratio_of_token_merging(asking, options, first, second):
+    ask, works, _ = asking
+    ask("/sdapi/v1/txt2img", enable_hr=True, width=64, height=64, override_settings=options)
+    assert works[0].settings.get("patches") == first
+    assert works[0].settings["hires"].get("hires_patches") == second
+
+
+@pytest.mark.parametrize(
+    ("options", "override", "ratio"),
+    [
+        ({"token_merging_ratio": 0.4}, {}, 0.4),
+        ({"token_merging_ratio": 0.4, "token_merging_ratio_img2img": 0.2}, {}, 0.2),
+        ({"token_merging_ratio_img2img": 0.2}, {"token_merging_ratio": 0.4}, 0.4),
+    ],
+)
+def test_for_img2img_a_requests_own_ratio_comes_first(asking, options, override, ratio):
+    ask, works, client = asking
+    assert client.post("/sdapi/v1/options", json=options).status_code == 200
+    ask("/sdapi/v1/img2img", init_images=[AS_TEXT], width=64, height=64, override_settings=override)
+    assert works[0].settings["patches"] == merging(ratio)
+
+
+def test_calls_without_the_negative_prompt(asking):
+    ask, works, _ = asking
+    options = {"s_min_uncond": 0.5, "s_min_uncond_all": True, "skip_early_cond": 0.2}
+    ask("/sdapi/v1/txt2img", override_settings=options, s_min_uncond=1.5)
+    assert works[0].settings["guidance"] == "skip"
+    assert works[0].settings["guidance_options"] == {"sigma": 1.5, "all_steps": True, "early": 0.2}
+    answer = ask("/sdapi/v1/txt2img", s_min_uncond=1.5, sampler_name="DDIM").json()
+    assert "guidance" not in works[1].settings
+    assert json.loads(answer["info"])["warnings"] == ["s_min_uncond has no effect on the sampler ddim"]
+
+
 def test_a_picture_from_a_picture(asking):
     ask, works, _ = asking
     ask(
