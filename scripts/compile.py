@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.folder is not None:
         with errors.doing("making the folder", args.folder):
-            Path(args.folder).mkdir(parents=True, exist_ok=True)
+            Path(args.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     cache.keep_all(None if args.folder is None else Path(args.folder))
     pipe = sdjax.load(model_flags.place(args), variant=args.variant, dtype=args.dtype, low_memory=args.low_memory)
     for count in dict.fromkeys(args.batch):

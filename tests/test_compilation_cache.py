@@ -101,3 +101,22 @@ def test_processes_share_it_and_survive_one_that_was_killed_while_writing(tmp_pa
     assert sorted(folder.glob("*-cache")) == entries
     assert entries[0].stat().st_size > 100
     assert run("run", **home)["hits"] > 0
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777], ids=["all", "the group", "all, sticky"])
+def test_a_folder_that_others_may_write_is_not_used(mode: int, tmp_path: Path) -> None:
+    """A kept program is machine code: whoever writes one there would run it as this user."""
+    own = tmp_path / "own"
+    own.mkdir()
+    own.chmod(mode)
+    process = start("run", JAX_COMPILATION_CACHE_DIR=str(own))  # where warnings are errors
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"other users may write into {own}" in err
+    ignoring = PROGRAM.replace("import json", "import warnings; warnings.simplefilter('ignore'); import json", 1)
+    asked = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(own), "SDJAX_COMPILATION_CACHE": "1"}
+    ran = subprocess.run([sys.executable, "-c", ignoring, "run"], env=asked, check=True, capture_output=True, text=True)
+    found = json.loads(ran.stdout)
+    assert (found["folder"], found["dir"], list(own.iterdir())) == (None, None, [])
+    with pytest.raises(ValueError, match="other users may write into"):
+        cache.keep_all(own)

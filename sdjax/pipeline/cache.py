@@ -3,6 +3,8 @@
 JAX limits the cache's size (`jax_compilation_cache_max_size`) and locks the cache for every access, so processes may
 share the folder. One case it does not handle: a process that is killed while writing leaves an entry without the time
 of its last use, and every later write fails. We remove such entries here.
+
+Compiled programs are machine code. So no folder is used that belongs to another user, or that others may write.
 """
 
 import functools
@@ -10,6 +12,7 @@ import os
 from pathlib import Path
 
 from sdjax.checks.computer import processor
+from sdjax.checks.notes import note
 from sdjax.storage import files
 from sdjax.storage.kept import ENVIRONMENT
 
@@ -27,7 +30,8 @@ def enable() -> Path | None:
 
     Returns None and changes nothing in three cases: the cache is switched off (by SDJAX_COMPILATION_CACHE=0 or by JAX's
     own switch), JAX already has a folder, or the user's cache folder cannot be written (or its disk is full). The
-    user's settings of JAX's limits are kept. Each kind of processor has its own folder.
+    user's settings of JAX's limits are kept. Each kind of processor has its own folder. A folder that other users may
+    write is not used: a note says so, and if JAX already has it, it is taken away from JAX.
 
     Raises ValueError if SDJAX_COMPILATION_CACHE is neither 0 nor 1.
     """
@@ -39,13 +43,21 @@ def enable() -> Path | None:
     wanted = os.environ.get(ENVIRONMENT, "1")
     if wanted not in ("0", "1"):
         raise ValueError(f"the environment variable {ENVIRONMENT} must be 0 or 1; got {wanted!r}")
-    off = wanted == "0" or not setting("jax_enable_compilation_cache")
-    if off or setting("jax_compilation_cache_dir") is not None:
+    own = setting("jax_compilation_cache_dir")
+    if own is not None and _refused(Path(str(own))):
+        from jax.experimental.compilation_cache import compilation_cache
+
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+        return None
+    if wanted == "0" or not setting("jax_enable_compilation_cache") or own is not None:
         return None
     folder = platformdirs.user_cache_path("sdjax") / "compiled" / processor()
     try:
         files.check_folder(folder, "keeping compiled programs in", ROOM)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _refused(folder):
+            return None
         _remove_halves(folder)
     except (OSError, NotImplementedError):  # no space, no permission or no file locks: compile every time
         return None
@@ -82,12 +94,37 @@ def keep_all(place: Path | None) -> None:
     import jax
 
     if place is not None:
+        if others_may_write(place):
+            raise ValueError(f"other users may write into {place}: use a folder that only you may write (chmod go-w)")
         jax.config.update("jax_compilation_cache_dir", str(place))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if folder() is None:
         raise ValueError(
             f"there is no folder that keeps programs: name one with --folder, and do not set {ENVIRONMENT}=0"
         )
+
+
+def others_may_write(folder: Path) -> bool:
+    """Returns whether a folder is another user's, or others may write into it. The system's own user (root) is trusted.
+
+    Returns False for a folder that does not exist, and on systems without such rights.
+    """
+    if not hasattr(os, "getuid") or not folder.is_dir():
+        return False
+    found = folder.stat()
+    return found.st_uid not in (0, os.getuid()) or bool(found.st_mode & 0o022)
+
+
+def _refused(folder: Path) -> bool:
+    """Returns whether a folder must not be used, and says why in a note."""
+    refused = others_may_write(folder)
+    if refused:
+        note(
+            f"compiled programs are not kept: other users may write into {folder}, and compiled programs are machine "
+            "code. Make it a folder that only you may write (chmod go-w), or name another one with "
+            "JAX_COMPILATION_CACHE_DIR"
+        )
+    return refused
 
 
 def _set(name: str, value: float, *, default: float) -> None:
