@@ -2,11 +2,14 @@
 
 import gzip
 import hashlib
+import html
 import json
 import pickle
+import random
 import time
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import pytest
 
@@ -201,3 +204,11 @@ def test_transformers_reads_the_files_alike(tmp_path: Path, clip: Tokenizer, pad
     assert theirs.pad_token_id == pad_id
     ids = theirs(texts, padding="max_length", max_length=77, truncation=True)["input_ids"]
     np.testing.assert_array_equal(clip(texts, pad_token_id=pad_id), ids)
+
+
+def test_printable_ascii_without_entities_needs_no_repair():
+    letters = [chr(i) for i in range(32, 127) if chr(i) != "&"]
+    rng = random.Random(0)
+    for length in (*range(40), 2000):
+        text = "".join(rng.choices(letters, k=length))
+        assert ftfy.fix_text(text) == html.unescape(text) == text

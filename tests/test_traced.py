@@ -150,15 +150,23 @@ def test_there_is_no_folder_when_keeping_programs_is_switched_off(tmp_path, monk
 
 @pytest.mark.slow  # processes of their own
 def test_a_compiled_model_needs_no_compiler(tmp_path):
+    """What a warm picture compiles, traces and imports is counted: its time follows from that."""
     counted = (
-        "import jax.monitoring as m, sdjax; n = []; m.register_event_listener(lambda e, **_: n.append(e));"
+        "import sys, jax.monitoring as m, sdjax; n = []; m.register_event_listener(lambda e, **_: n.append(e));"
+        "m.register_event_duration_secs_listener(lambda e, *_, **__: n.append(e));"
         "sdjax.text_to_image(sdjax.load('builtin'), ['a cat', 'a dog'], num_steps=7, sampler='dpmpp_2m');"
-        "print(*(n.count(f'/jax/compilation_cache/{e}') for e in ('compile_requests_use_cache', 'cache_hits')))"
+        "print(*(n.count(f'/jax/{e}') for e in ('compilation_cache/compile_requests_use_cache',"
+        " 'compilation_cache/cache_hits', 'core/compile/jaxpr_trace_duration')));"
+        "print([one for one in ('ftfy', 'transformers', 'optax', 'orbax', 'requests', 'charset_normalizer',"
+        " 'ml_collections', 'huggingface_hub', 'matplotlib') if one in sys.modules])"
     )
     asked = {**os.environ, "SDJAX_COMPILATION_CACHE": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"), "XLA_FLAGS": ""}
     compiling = ["-m", "sdjax", "compile", "builtin", "--batch", "2", "--folder", str(tmp_path / "programs")]
     subprocess.run([sys.executable, *compiling], env=asked, check=True)
     asked["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "programs")
     out = subprocess.run([sys.executable, "-c", counted], env=asked, check=True, capture_output=True, text=True).stdout
-    requests, hits = map(int, out.split())
-    assert requests == hits > 5
+    counts, modules = out.splitlines()
+    requests, hits, traces = map(int, counts.split())
+    assert 5 < requests == hits <= 8
+    assert traces <= 9  # of functions that call no network
+    assert modules == "[]"

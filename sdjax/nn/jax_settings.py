@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sdjax.checks import arguments
@@ -92,4 +91,4 @@ def make_keys(seeds: Sequence[int]) -> Keys:
     """
     seeds = [arguments.seed(seed) for seed in seeds]
     words = np.array([(seed >> 32, seed & 0xFFFFFFFF) for seed in seeds], np.uint32).reshape(len(seeds), 2)
-    return jax.random.wrap_key_data(jnp.asarray(words), impl=IMPL)
+    return jax.random.wrap_key_data(jax.device_put(words), impl=IMPL)

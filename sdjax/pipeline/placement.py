@@ -109,8 +109,7 @@ def divided(group: list[int], most: int | None) -> list[list[int]]:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Returns the tree with every leaf whole on every device of the mesh. Leaves already there are not copied."""
-    sharding = NamedSharding(mesh, P())
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
+    return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
 class Placed:

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ftfy
 import numpy as np
 import tokenizers
 from jaxtyping import Int
@@ -223,7 +222,10 @@ def _checked(text: str) -> str:
 
 def clean(text: str) -> str:
     """Returns the text as it is tokenized: repaired, entities resolved, white space collapsed, lower case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if "&" in text or not (text.isascii() and text.isprintable()):  # else there is nothing to repair or to resolve
+        import ftfy  # here, because most prompts do not need it
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
 
@@ -357,10 +359,10 @@ def _engine(files: tuple[tuple[str, bytes], ...]) -> _BytePairs | _WordPieces | 
 def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     packed = importlib.resources.files("sdjax").joinpath("assets", _ASSET).read_bytes()
     lines = gzip.decompress(packed).decode().split("\n")[1 : _NUM_MERGES + 1]
-    merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
+    merges: list[Any] = [tuple(line.split(" ")) for line in lines]
     # ByteLevel's alphabet stands for the 256 bytes; by code point, printable bytes come first, as in the reference
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = [*alphabet, *(letter + "</w>" for letter in alphabet), *(left + right for left, right in merges), BOS, EOS]
+    names = [*alphabet, *(letter + "</w>" for letter in alphabet), *(line.replace(" ", "") for line in lines), BOS, EOS]
     return {name: i for i, name in enumerate(names)}, merges
 
 

@@ -194,5 +194,6 @@ def _filled(rows: Rows, size: int) -> Rows:
 
 def per_image(values: Numbers | float, x: Array) -> Array:
     """Returns numbers [b] as [b, 1, ...], to be multiplied with x [b, ...]. A single number is returned unchanged."""
-    values = jnp.asarray(values)
-    return values.reshape(-1, *(1,) * (x.ndim - 1)) if values.ndim else values
+    if isinstance(values, np.ndarray | np.generic):  # outside of compiled programs each call of jnp is a program
+        values = np.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
+    return values.reshape(-1, *(1,) * (x.ndim - 1)) if np.ndim(values) else values

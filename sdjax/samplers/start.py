@@ -26,7 +26,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from sdjax.checks.arguments import number
@@ -180,7 +179,7 @@ def make_start(
     skip = count - left
     rows = sampler.steps(schedule, total, skip=skip)
     if skip == 0 and (strength is None or way.pure):
-        of_noise = float(sampler.initial(jnp.ones(1), rows)[0])
+        of_noise = float(sampler.initial(np.ones(1, np.float32), rows)[0])
         if way.scale is not None:
             of_noise = way.scale(sampler, float(sigma[0]), float(schedule.sigmas[-1]))
         return Start(rows, np.float32(0), np.float32(of_noise))
