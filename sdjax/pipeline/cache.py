@@ -56,6 +56,8 @@ def enable() -> Path | None:
     try:
         files.check_folder(folder, "keeping compiled programs in", ROOM)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if hasattr(os, "getuid") and folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)  # one that was made under a permissive umask
         if _refused(folder):
             return None
         _remove_halves(folder)
