@@ -11,7 +11,7 @@ batch. Their numbers are its arguments, so another mixture of the same size need
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +194,7 @@ def _filled(rows: Rows, size: int) -> Rows:
 
 def per_image(values: Numbers | float, x: Array) -> Array:
     """Returns numbers [b] as [b, 1, ...], to be multiplied with x [b, ...]. A single number is returned unchanged."""
+    shaped: Any = values
     if isinstance(values, np.ndarray | np.generic):  # outside of compiled programs each call of jnp is a program
-        values = np.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
-    return values.reshape(-1, *(1,) * (x.ndim - 1)) if np.ndim(values) else values
+        shaped = np.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
+    return shaped.reshape(-1, *(1,) * (x.ndim - 1)) if np.ndim(shaped) else shaped

@@ -24,7 +24,7 @@ ComfyUI's KSampler.set_steps and model_sampling.EPS.noise_scaling; IC-Light's gr
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -179,7 +179,8 @@ def make_start(
     skip = count - left
     rows = sampler.steps(schedule, total, skip=skip)
     if skip == 0 and (strength is None or way.pure):
-        of_noise = float(sampler.initial(np.ones(1, np.float32), rows)[0])
+        one: Any = np.ones(1, np.float32)  # NumPy's, because each operation of jnp would be a program
+        of_noise = float(sampler.initial(one, rows)[0])
         if way.scale is not None:
             of_noise = way.scale(sampler, float(sigma[0]), float(schedule.sigmas[-1]))
         return Start(rows, np.float32(0), np.float32(of_noise))
