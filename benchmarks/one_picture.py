@@ -2,7 +2,8 @@
 
     python benchmarks/one_picture.py TOOL MODEL DTYPE SIZE STEPS
 
-TOOL is sdjax, "sdjax, low memory", diffusers, OpenVINO or stable-diffusion.cpp, MODEL a folder or a file.
+TOOL is sdjax, diffusers, OpenVINO or stable-diffusion.cpp; the first and last also with ", low memory". MODEL is a
+folder or a file.
 It prints the highest memory use of the process in KiB.
 """
 
@@ -29,17 +30,15 @@ def picture(who, folder, dtype, size, steps):
     if who.startswith("sdjax"):
         import sdjax
 
-        pipe = sdjax.load(folder, dtype=dtype, low_memory=who == "sdjax, low memory")
+        works = "float16" if dtype.startswith("q") else dtype  # what is not quantised, and what is computed
+        pipe = sdjax.load(folder, dtype=works, low_memory="low memory" in who)
         sdjax.text_to_image(pipe, PROMPT, num_steps=int(steps), **asked)
         return
     if who == "OpenVINO":
         by_openvino(pathlib.Path(folder), dtype, int(size) // 8, int(steps))
         return
-    if who == "stable-diffusion.cpp":  # its type is the file's
-        from stable_diffusion_cpp import StableDiffusion
-
-        tool = StableDiffusion(model_path=folder, verbose=False)
-        tool.generate_image(PROMPT, sample_steps=int(steps), width=int(size), height=int(size), cfg_scale=7.5)
+    if who.startswith("stable-diffusion.cpp"):  # its type is the file's
+        by_cpp(folder, int(size), int(steps), "low memory" in who)
         return
     import torch
     from diffusers import StableDiffusionPipeline
@@ -47,6 +46,21 @@ def picture(who, folder, dtype, size, steps):
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     pipe(PROMPT, num_inference_steps=int(steps), **asked)
+
+
+def by_cpp(model, size, steps, low_memory):
+    """Draws by stable-diffusion.cpp on all cores. Its ways to need less are its own options."""
+    import os
+
+    from stable_diffusion_cpp import StableDiffusion
+
+    tool = StableDiffusion(
+        model_path=model, vae_decode_only=True, n_threads=os.cpu_count(), verbose=False,
+        diffusion_flash_attn=low_memory,
+    )  # fmt: skip
+    tool.generate_image(
+        PROMPT, sample_steps=steps, width=size, height=size, cfg_scale=7.5, vae_tiling=low_memory
+    )  # fmt: skip
 
 
 def by_openvino(folder, dtype, side, steps):

@@ -104,12 +104,12 @@ def torch_calls(module, dtype, names):
     return {name: caller(way) for name, way in ways.items() if name in names}
 
 
-def traced(module, arrays):
-    """Returns OpenVINO's model of a module, for the arrays' shapes."""
+def traced(module, arrays, shapes=None):
+    """Returns OpenVINO's model of a module, for the arrays' shapes or for others, where -1 is any number."""
     import openvino
 
     example = tuple(torch.from_numpy(np.asarray(a)) for a in arrays)
-    return openvino.convert_model(module, example_input=example, input=[a.shape for a in example])
+    return openvino.convert_model(module, example_input=example, input=shapes or [a.shape for a in example])
 
 
 def openvino_call(model, dtype):
