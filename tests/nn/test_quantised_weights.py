@@ -1,9 +1,11 @@
 """Quantised weights: ggml's blocks bit by bit, rounding, and what a compiled program holds of them."""
 
 import pathlib
+import re
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -141,3 +143,19 @@ def test_layers_give_what_they_give_with_the_whole_kernel():
             bias = np.arange(8, dtype=np.float32)
             got, want = (layer.apply({"params": {"kernel": k, "bias": bias}}, x) for k in (packed, packed.whole()))
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", *WRITTEN])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_programs_for_accelerators_read_kernels_as_they_are_stored(name, platform):
+    """A program's arguments are the packed kernel; its product's operand is made of them there."""
+    x, shape = jax.ShapeDtypeStruct((4, 256), jnp.bfloat16), (256, 64)
+    kernel = np.zeros(shape, "bfloat16")
+    if name in WRITTEN:
+        kernel = quantised(KINDS[name], np.zeros(shape, np.float32), "bfloat16")
+    net = Dense(64, use_bias=False, dtype=jnp.bfloat16)
+    run = jax.jit(lambda kernel, x: net.apply({"params": {"kernel": kernel}}, x))
+    exported = jax.export.export(run, platforms=[platform])(kernel, x)
+    assert sum(a.size * a.dtype.itemsize for a in exported.in_avals[:-1]) == kernel.nbytes
+    product = next(line for line in exported.mlir_module().splitlines() if "dot_general" in line)
+    assert re.search(r"tensor<256x64xbf16>", product)  # in bfloat16, not float32: the fast units' type
