@@ -30,8 +30,8 @@ SMALL = ["float16", "q8_0", "q4_0"]
 TOOLS = {  # the types of each tool, and the module that it needs
     "sdjax": (["float32"], "jax"),
     "sdjax, low memory": (SMALL, "jax"),
-    "diffusers": (["float32", "bfloat16"], "diffusers"),
-    "OpenVINO": (["float32"], "openvino"),  # from files in float16; bfloat16 needs a processor that has it
+    "diffusers": (["float32"], "diffusers"),  # bfloat16 takes hours on a processor without it
+    "OpenVINO": (["float32"], "openvino"),  # from files in float16
     "stable-diffusion.cpp": (SMALL, "stable_diffusion_cpp"),
     "stable-diffusion.cpp, low memory": (SMALL, "stable_diffusion_cpp"),
 }
