@@ -6,8 +6,9 @@
 
 Each layer is compiled with weights of each type, in bfloat16, for a batch of two latents of 512 x 512 pixels. `bytes`
 is what XLA's cost analysis says that the program's operations read and write, copies into fast memory included, so it
-is not the device memory's traffic alone. `arguments` and `temporary` are memory by `memory_analysis`. `written` is how
-many arrays of the kernel's size the program makes: 0 if the kernel is made inside the operation that uses it.
+is not the device memory's traffic alone. `arguments` and `temporary` are memory by `memory_analysis`. `on_chip`
+and `in_memory` count the arrays of the kernel's size that the program makes in the chip's fast memory and in the
+device's: both are 0 if the kernel is made inside the operation that uses it.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from sdjax.nn.quantised.rounding import quantised
 BATCH = 2
 SIDES = {320: 64, 640: 32, 1280: 16}  # of the map at each width
 ROWS = ("bfloat16", *WRITTEN)
-ITS_SIZE = re.compile(r"= (?:bf16|f32)\[([\d,]+)\]")
+ARRAY = re.compile(r"= (?:bf16|f32)\[([\d,]+)\](\S*)")
 
 
 def layers(widths: list[int]) -> dict[str, tuple[Any, tuple[int, ...]]]:
@@ -63,14 +64,15 @@ def parameters(shapes: Any, name: str) -> Any:
     return unflatten_dict(leaves, sep="/")
 
 
-def sizes(text: str) -> list[int]:
-    """Returns the numbers of elements of all floating-point arrays that a program's entry computation makes.
+def made(text: str, size: int) -> list[str]:
+    """Returns where a program's entry computation puts floating-point arrays of a size: "chip" or "memory" for each.
 
-    Copies are left out: they move an argument into fast memory ahead of its use.
+    Copies are left out: they move an argument into fast memory ahead of its use. S(1) in a layout is the fast memory.
     """
     entry = text[text.index("\nENTRY ") :]
     lines = [line for line in entry.splitlines() if not re.search(r" (parameter|bitcast|copy|copy-\w+)\(", line)]
-    return [math.prod(map(int, found[1].split(","))) for line in lines if (found := ITS_SIZE.search(line))]
+    found = [one for line in lines if (one := ARRAY.search(line)) and math.prod(map(int, one[1].split(","))) == size]
+    return ["chip" if "S(1)" in one[2] else "memory" for one in found]
 
 
 def measure(net: Any, shape: tuple[int, ...], name: str, device: Any) -> dict[str, Any]:
@@ -83,21 +85,24 @@ def measure(net: Any, shape: tuple[int, ...], name: str, device: Any) -> dict[st
     )
     compiled = jax.jit(lambda params, x: net.apply({"params": params}, x)).lower(*args).compile()
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    places = made(compiled.as_text(), math.prod(shapes["kernel"].shape))
     return {
         "type": name, "bytes": cost["bytes accessed"], "flops": cost["flops"],
         "arguments": memory.argument_size_in_bytes, "temporary": memory.temp_size_in_bytes,
-        "written": sizes(compiled.as_text()).count(math.prod(shapes["kernel"].shape)),
+        "on_chip": places.count("chip"), "in_memory": places.count("memory"),
     }  # fmt: skip
 
 
 def table(results: dict[str, Any]) -> str:
-    """Returns the rows as Markdown: each layer's arguments as a share of bfloat16's, and the kernels written."""
+    """Returns the rows as Markdown: each layer's arguments as a share of bfloat16's, and the kernels made."""
     names = list(dict.fromkeys(row["layer"] for row in results["rows"]))
     rows = {(row["type"], row["layer"]): row for row in results["rows"]}
     lines = [f"| type | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for name in dict.fromkeys(row["type"] for row in results["rows"]):
         pairs = [(rows[name, layer], rows["bfloat16", layer]) for layer in names if (name, layer) in rows]
-        cells = [f"{row['arguments'] / plain['arguments']:.2f}, {row['written']}" for row, plain in pairs]
+        cells = [
+            f"{row['arguments'] / plain['arguments']:.2f}, {row['on_chip']}, {row['in_memory']}" for row, plain in pairs
+        ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
