@@ -187,6 +187,7 @@ def main():
         "diffusers, channels_last": theirs(pipe, copy.deepcopy(batch), True),
     }
     speed = {name: args.batch / seconds for name, seconds in alternate(runs, args.repeats).items()}
+    print(speed, flush=True)
     best = max(rate for name, rate in speed.items() if name != "sdjax")
     found = {
         **surroundings(), "batch": args.batch, "images_per_second": speed, "ratio": speed["sdjax"] / best,
