@@ -3,6 +3,7 @@
     pip install '.[train]' libtpu
     python benchmarks/collectives.py --out benchmarks/results/collectives.json --tpu v5p:2x2x2 v5p:4x4x4 v5p:8x8x8
     python benchmarks/collectives.py --out benchmarks/results/collectives.json --cpu 8 64 1024
+    python benchmarks/collectives.py --out benchmarks/results/collectives.json --partitioned --each 1 --fsdp 8 --cpu 8
 
 No accelerator is needed: `--tpu` compiles for described topologies by libtpu's compiler, `--cpu` for CPUs that XLA
 pretends to have, each in a process of its own. Nothing is allocated and nothing runs. `--tiny` takes a network of
