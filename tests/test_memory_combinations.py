@@ -29,8 +29,8 @@ pytestmark = pytest.mark.slow  # each case compiles a network, or runs its layer
 SIZE = {"height": 64, "width": 64}
 OPTIONS = {"num_steps": 2, "guidance_scale": 3.0, "output": "latent", "devices": jax.devices()[:1]}
 # Settings with which a patch computes what the network computes without it
-IDLE = ["deep_cache:interval=1", "t_gate:gate=1", "token_merging:ratio=0"]
-BUSY = ["deep_cache:interval=2", "t_gate:gate=0.5", "token_merging", "token_downsampling", "hypertile:tile=32"]
+IDLE = ["deep_cache:interval=1", "t_gate:gate=1", "token_merging:ratio=0", "hypertile:tile_size=4096"]
+BUSY = ["deep_cache:interval=2", "t_gate:gate=0.5", "token_merging", "token_downsampling", "hypertile:tile_size=32"]
 
 
 def unet_lora():
