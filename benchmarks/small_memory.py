@@ -11,7 +11,7 @@ source for this processor.
 Measured are the highest resident memory that the kernel counts (VmHWM), which includes compiling, and the seconds and
 CPU seconds from start to end. Each picture is made twice if its programs are not kept yet: rows are of the second one.
 Memory does not depend on what else runs on the machine. Seconds do, so the machine's load is written beside them.
-OUT.json holds all rows, OUT.png shows them. Rows that are there already are replaced if they are measured again.
+OUT.json holds all rows, OUT.png shows the memory. Rows that are there already are replaced if they are measured again.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def spent():
 
 
 def draw(rows, out):
-    """Draws the memory of each tool, and its seconds, as bars: one for each size and number of steps."""
+    """Draws the memory of each tool as bars, one for each size and number of steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -106,12 +106,10 @@ def draw(rows, out):
 
     rows = sorted(rows, key=lambda row: (row["size"], row["steps"], row["mib"]), reverse=True)
     names = [f"{row['tool']}, {row['dtype']}, {row['size']} px, {row['steps']} steps" for row in rows]
-    figure, (memory, seconds) = pyplot.subplots(1, 2, figsize=(11, 0.8 + 0.25 * len(rows)), sharey=True)
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.35 * len(rows)))
     colours = ["tab:orange" if row["tool"].startswith("sdjax") else "tab:gray" for row in rows]
-    memory.barh(names, [row["mib"] / MIB for row in rows], color=colours)
-    memory.set_xlabel("highest memory of the process, GiB")
-    seconds.barh(names, [row["seconds"] for row in rows], color=colours)
-    seconds.set_xlabel("seconds of the process")
+    axes.barh(names, [row["mib"] / MIB for row in rows], color=colours)
+    axes.set_xlabel("highest memory of the process, GiB")
     figure.savefig(out, bbox_inches="tight", dpi=100)
 
 
