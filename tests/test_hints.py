@@ -122,7 +122,7 @@ def test_small_pictures_have_hints_of_their_size(name, shape):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (("cany",), {}, "there is no preprocessor 'cany'; the known ones are canny"),
+        (("cany",), {}, "there is no preprocessor 'cany' .did you mean canny.*; the known ones are canny"),
         (("canny",), {"low": 3}, "canny has no option 'low': its options are low_threshold, high_threshold"),
         (("invert",), {"low": 3}, "invert has no option 'low': it has no options"),
         (("canny",), {"low_threshold": float("nan")}, "low_threshold of canny is a number from 0 to 2040; got nan"),

@@ -198,7 +198,7 @@ def test_settings_come_as_names_texts_mappings_and_objects():
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        (["shrink"], "unknown patch 'shrink'; the known ones are deep_shrink, rau_net, "),
+        (["shrink"], "unknown patch 'shrink' .did you mean deep_shrink.*; the known ones are deep_shrink, rau_net, "),
         (["token_merging:part=1"], "the patch token_merging has no part; it has cross_attention, feed_forward, "),
         (["token_merging:ratio"], "written NAME:KEY=VALUE,KEY=VALUE; got"),
         (["token_merging:ratio=0.9"], r"ratio is a number from 0 to 0.75 \(with stride 2\); got 0.9"),
