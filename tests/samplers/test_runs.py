@@ -185,7 +185,10 @@ def test_a_thresholding_solver_ends_within_bounds(solver):
             "unknown algorithm 'dpm'; the known ones are dpmsolver, dpmsolver",
         ),
         (lambda: DPMSolverMultistep(solver_type="midpoint"), "unknown solver_type 'midpoint'"),
-        (lambda: DPMSolverMultistep(spacing="uniform"), "unknown spacing 'uniform'.*; the known ones are even, leading"),
+        (
+            lambda: DPMSolverMultistep(spacing="uniform"),
+            "unknown spacing 'uniform'.*; the known ones are even, leading",
+        ),
         (lambda: DPMSolverMultistep(end="one"), "unknown end 'one'; the known ones are zero, sigma_min"),
         (lambda: DPMSolverMultistep(order=4), "order of DPMSolverMultistep is 1, 2 or 3; got 4"),
         (lambda: DPMSolverMultistep(order=0), "order of DPMSolverMultistep is 1, 2 or 3; got 0"),
