@@ -61,14 +61,15 @@ def read_facts(path: Path, variant: str | None = None) -> Facts:
     if is_run(path):
         return _facts_of_run(path)
     found = inspect(path, variant)
-    licence = _licence(licence_texts(path, variant), found.metadata.get("modelspec.license", ""))
+    named = found.metadata.get("modelspec.license", "")
     if found.adapter or (found.kind is not None and found.family is None):
         kind = "" if found.kind is None else found.kind.partition(";")[0]
-        return Facts(path.stem, [("what it is", kind), *(("", line) for line in found.adapter)], *licence)
+        rows = [("what it is", kind), *(("", line) for line in found.adapter)]
+        return Facts(path.stem, rows, *_licence(licence_texts(path, variant), named))
     bundle = load_model(read_path(path, variant))
     title = path.stem if path.is_file() else path.resolve().name
     settings = [*settings_of(bundle.config), *_parts(found)]
-    return Facts(title, settings, *licence, diffusers=found.layout == "diffusers")
+    return Facts(title, settings, *_licence(bundle.licences, named), diffusers=found.layout == "diffusers")
 
 
 def licence_texts(path: Path, variant: str | None = None) -> Mapping[str, str]:

@@ -9,18 +9,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sdjax import pictures
-from sdjax.checks.arguments import number, shown, whole
+from sdjax.checks.arguments import number, whole
 from sdjax.pictures.image import encode_png
 from sdjax.pictures.metadata import infotext
 from sdjax.pictures.metadata.texts import read_texts
-from sdjax.preprocessors import PREPROCESSORS
 from sdjax.serve.a1111 import fields, units
 from sdjax.serve.a1111.generation import Generation
 from sdjax.serve.a1111.requests import fitted
 from sdjax.serve.bodies import Refused, file_from_text, open_input, read_json
 from sdjax.serve.engine import Work
 from sdjax.serve.jobs_api import client_of
-from sdjax.spelling import meant
 
 NONE = (None, "", "None")
 FILTERS = {"Lanczos": "lanczos", "Nearest": "nearest"}
@@ -122,12 +120,6 @@ class Extras:
         )
         if not isinstance(texts, list) or not 1 <= len(texts) <= MOST:
             raise Refused(f"controlnet_input_images is a list of 1 to {MOST} pictures", 422)
-        if not isinstance(module, str) or module not in PREPROCESSORS:
-            raise Refused(
-                f"there is no preprocessor {shown(module)}{meant(module, PREPROCESSORS)}; "
-                f"there are {', '.join(PREPROCESSORS)}",
-                422,
-            )
         thresholds = {f"threshold_{end}": given.get(f"controlnet_threshold_{end}") for end in "ab"}
         own = units.preprocessing(self.server, module, thresholds)
         settings: dict[str, Any] = {"preprocessor": module, "options": own["options"], "annotators": own["annotators"]}

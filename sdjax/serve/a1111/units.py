@@ -107,9 +107,12 @@ def _unit(server: Server, unit: Any, number: int, found: Found, inputs: Mapping[
     found.controls.append(control)
 
 
-def preprocessing(server: Server, module: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the preprocessor, its options and networks: thresholds a and b are its first two options."""
-    if module not in PREPROCESSORS:
+def preprocessing(server: Server, module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the preprocessor, its options and networks: thresholds a and b are its first two options.
+
+    Raises Refused for an unknown preprocessor.
+    """
+    if not isinstance(module, str) or module not in PREPROCESSORS:
         raise Refused(
             f"there is no preprocessor {shown(module)}{meant(module, PREPROCESSORS)}; "
             f"there are {', '.join(PREPROCESSORS)}",
