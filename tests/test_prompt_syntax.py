@@ -134,7 +134,7 @@ def test_every_task_says_both_of_both_prompts() -> None:
 def test_no_prompt_takes_long(part) -> None:
     start = time.process_time()
     foreign_syntax(part * 50_000)
-    assert time.process_time() - start < 1  # a hundredth of it was measured
+    assert time.process_time() - start < 30  # 0.01 was measured; a square takes minutes
 
 
 @pytest.mark.slow
