@@ -194,7 +194,8 @@ def cost(setup, compiled=False):
 @pytest.fixture
 def plain_convolutions(monkeypatch):
     """Winograd's method takes fewer multiplications than the convolution that it computes."""
-    monkeypatch.setattr(conv, "method_on_cpu", lambda *args: "xla")
+    for name in "method_on_cpu", "method_in_training":
+        monkeypatch.setattr(conv, name, lambda *args: "xla")
 
 
 @pytest.mark.parametrize(
