@@ -8,7 +8,7 @@ from sdjax.convert import LoadedMotion
 from sdjax.convert.names.naming import torch_name
 from sdjax.convert.names.tables import parameters_of
 from sdjax.nn.motion import MotionConfig, sinusoid
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 
 import models
 

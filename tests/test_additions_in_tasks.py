@@ -14,7 +14,7 @@ from sdjax.convert.parts.controlnet import LoadedControlNet
 from sdjax.convert.parts.ip_adapter import ip_adapter_table
 from sdjax.nn.controlnet import of_unet
 from sdjax.nn.ip_adapter import IPAdapterConfig, attention_paths
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.tasks.adapter_spans import timesteps_of as adapter_timesteps
 from sdjax.tasks.adapters import AdapterUse
 from sdjax.tasks.control_arrays import timesteps_of

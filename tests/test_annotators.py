@@ -18,7 +18,7 @@ from sdjax.convert.names.tables import network_table
 from sdjax.nn.annotators.hed import HEDConfig
 from sdjax.nn.annotators.lineart import LineartConfig
 from sdjax.nn.annotators.pose import PoseConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.pictures import image
 from sdjax.pictures.hints import PLAIN, people, poses
 from sdjax.preprocessors import ANNOTATORS, PREPROCESSORS

@@ -8,7 +8,7 @@ import pytest
 from sdjax.adapters.patch import patched
 from sdjax.adapters.seamless import Seamless
 from sdjax.config import VAEConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.nn.taesd import TinyAutoencoder
 from sdjax.pipeline import bands, tiling
 from sdjax.pipeline.programs import VAEProgram

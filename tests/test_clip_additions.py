@@ -17,7 +17,7 @@ from sdjax.convert.parts.controlnet import LoadedControlNet
 from sdjax.convert.parts.ip_adapter import ip_adapter_table
 from sdjax.nn.controlnet import of_unet
 from sdjax.nn.ip_adapter import IPAdapterConfig, attention_paths
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.tasks.adapters import AdapterUse
 from sdjax.tasks.controls import ControlUse
 from sdjax.tasks.keyframe_uses import shares_at, with_uses

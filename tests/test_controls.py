@@ -11,7 +11,7 @@ from sdjax.adapters.control import scales
 from sdjax.convert.parts.controlnet import LoadedControlNet
 from sdjax.convert.parts.t2i import LoadedT2I
 from sdjax.nn.controlnet import of_unet
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.nn.t2i import T2IConfig
 from sdjax.tasks.control_arrays import fitted, hint_of, steps_of, timesteps_of
 from sdjax.tasks.controls import ControlUse, read_text

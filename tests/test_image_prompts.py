@@ -12,7 +12,7 @@ from sdjax.config import VisionConfig
 from sdjax.convert import CheckpointError
 from sdjax.convert.parts.ip_adapter import ip_adapter_table
 from sdjax.nn.ip_adapter import IPAdapterConfig, attention_paths
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.tasks.image_prompt_texts import parse, read_image_prompt
 from sdjax.tasks.image_prompts import ImagePrompt, block_weights
 

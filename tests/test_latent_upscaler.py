@@ -13,7 +13,8 @@ import sdjax
 from sdjax import convert
 from sdjax.convert import CheckpointError
 from sdjax.nn.latent_upscaler import LatentUpscaler, LatentUpscalerConfig, double, halve
-from sdjax.nn.parts import NETWORKS, PARTS
+from sdjax.nn.networks import NETWORKS
+from sdjax.nn.parts import PARTS
 
 import reference
 

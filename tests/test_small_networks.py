@@ -19,7 +19,7 @@ from sdjax.convert import CheckpointError
 from sdjax.convert.names.naming import torch_name
 from sdjax.convert.parts.esrgan import LoadedESRGAN
 from sdjax.nn.esrgan import CompactConfig, RRDBConfig, pixel_shuffle, pixel_unshuffle
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.nn.taesd import TinyAutoencoder
 from sdjax.pictures import image
 from sdjax.pipeline.enlarging import enlarge_image, windows

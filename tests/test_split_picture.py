@@ -17,7 +17,7 @@ from sdjax.nn.controlnet import of_unet
 from sdjax.nn.layers.attention import attend
 from sdjax.nn.layers.conv import conv2d
 from sdjax.nn.layers.norm import group_norm
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.pipeline import placement
 from sdjax.pipeline.collectives import collectives
 from sdjax.tasks.adapters import AdapterUse

@@ -11,8 +11,6 @@ from sdjax.convert.containers.mapped import MappedFile, why
 from sdjax.convert.containers.safetensors_file import read_safetensors
 from sdjax.convert.containers.signatures import kind_of_bytes
 from sdjax.convert.containers.stored import TensorFile
-from sdjax.convert.containers.torch_legacy import MAGIC_BYTES, read_torch_legacy
-from sdjax.convert.containers.torch_zip import read_torch_zip
 from sdjax.convert.errors import CheckpointError, OtherKindError
 
 __all__ = ["TensorFile", "read"]
@@ -56,9 +54,14 @@ def read_file(path: pathlib.Path, budget: Budget) -> TensorFile:
         budget.spend("files", 1, file.path)
         head = file.bytes(0, 16)
         if head[:4] == b"PK\x03\x04":
+            from sdjax.convert.containers.torch_zip import read_torch_zip  # pickles: most files hold none
+
             return read_torch_zip(file, budget)
-        if head[:1] == b"\x80" and head[2:].startswith(MAGIC_BYTES):
-            return read_torch_legacy(file, budget)
+        if head[:1] == b"\x80":
+            from sdjax.convert.containers.torch_legacy import MAGIC_BYTES, read_torch_legacy
+
+            if head[2:].startswith(MAGIC_BYTES):
+                return read_torch_legacy(file, budget)
         if head[:4] == MAGIC:
             return read_gguf(file, budget)
         if head[8:9] == b"{":

@@ -11,7 +11,6 @@ from sdjax.convert.names import axes, naming
 from sdjax.convert.names.naming import Layout
 from sdjax.convert.names.tables import PROJECTIONS, Entry, Parameter, Table, parameters_of
 from sdjax.nn.controlnet import ControlNetConfig
-from sdjax.nn.parts import NETWORKS
 from sdjax.nn.t2i import T2IConfig
 
 # Tensors that say what a file is, and hold no parameters
@@ -23,6 +22,8 @@ _UNET = naming.LDM_PREFIXES["unet"]
 def controlnet_table(config: ControlNetConfig, layout: Layout, prefix: str) -> Table:
     """Returns the table of a ControlNet's file, "ldm" or "diffusers". `prefix` stands before the names in the file."""
     spelled: Callable[[str], str] = naming.torch_name if layout == "diffusers" else _ldm_spelling(config)
+    from sdjax.nn.networks import NETWORKS  # all networks: pictures without a control do not need them
+
     entries = []
     for p in parameters_of("controlnet", NETWORKS["controlnet"].shapes(config)):
         pointwise = not config.unet.linear_projection and p.path.endswith(PROJECTIONS)
@@ -57,6 +58,8 @@ def _ldm_spelling(config: ControlNetConfig) -> Callable[[str], str]:
 
 def t2i_table(config: T2IConfig, layout: Layout, prefix: str) -> Table:
     """Returns the table of a T2I-Adapter's file: "ldm" is the original layout, "diffusers" the other."""
+    from sdjax.nn.networks import NETWORKS
+
     entries = []
     for p in parameters_of("t2i", NETWORKS["t2i"].shapes(config)):
         name = naming.torch_name(p.path.partition("/")[2])

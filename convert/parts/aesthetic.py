@@ -3,7 +3,7 @@
 from sdjax.convert.checkpoint import CheckpointLike, open_checkpoint
 from sdjax.convert.parts.networks import every_tensor, kind_given
 from sdjax.nn.metrics.aesthetic import AestheticConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.typing import Params
 
 _FIRST = "layers.0.weight"

@@ -17,7 +17,7 @@ from sdjax.convert.parts.networks import network_params
 from sdjax.nn.annotators.hed import HEDConfig
 from sdjax.nn.annotators.lineart import LineartConfig
 from sdjax.nn.annotators.pose import PoseConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.preprocessors import ANNOTATORS
 from sdjax.typing import Params
 

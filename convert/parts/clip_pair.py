@@ -11,7 +11,7 @@ from sdjax.convert.errors import shown
 from sdjax.convert.names.judges import CLIP_BARE, clip_model_name, openai_name
 from sdjax.convert.parts.networks import every_tensor, kind_given
 from sdjax.nn.metrics.clip_pair import ClipConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.typing import Params
 
 _OPENAI, _TRANSFORMERS = "visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"

@@ -13,7 +13,7 @@ from sdjax.convert.containers.pickled_modules import read_modules
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.parts.networks import network_params, prefix_of
 from sdjax.nn.detector import DetectorConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.typing import Params
 
 _STAGES = (2, 4, 6, 8, 12, 15, 18, 21)  # the numbers of the layers with repeated blocks

@@ -9,7 +9,7 @@ from sdjax.convert.errors import shown
 from sdjax.convert.names.judges import dinov2_name
 from sdjax.convert.parts.networks import every_tensor, kind_given, prefix_of
 from sdjax.nn.metrics.dinov2 import EPSILON, DINOv2Config
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.typing import Params
 
 HEAD = 64  # width of a head in all released sizes

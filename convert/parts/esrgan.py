@@ -20,7 +20,7 @@ from sdjax.convert.describe.other_kinds import kind_of_tensors
 from sdjax.convert.parts.lone import read_whole
 from sdjax.convert.parts.networks import every_leaf
 from sdjax.nn.esrgan import CompactConfig, RRDBConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.typing import Params
 
 MOST_BLOCKS, WIDEST = 100, 1024  # of a network that is read

@@ -23,7 +23,6 @@ from sdjax.convert.names.naming import torch_name
 from sdjax.convert.names.tables import Entry, Table, parameters_of
 from sdjax.convert.parts.lone import leaves_in, read_whole
 from sdjax.nn.ip_adapter import HEAD, IPAdapterConfig, attention_paths
-from sdjax.nn.parts import NETWORKS
 from sdjax.typing import Params
 
 MOST_ATTENTIONS, MOST_LAYERS = 256, 64
@@ -151,6 +150,8 @@ def _changes(found: FoundIPAdapter, unet: UNetConfig | None) -> dict[str, LowRan
 
 def ip_adapter_table(config: IPAdapterConfig) -> Table:
     """Returns the table of an IP-Adapter's file."""
+    from sdjax.nn.networks import NETWORKS  # all networks: pictures without an image prompt do not need them
+
     entries = []
     for parameter in parameters_of("ip_adapter", NETWORKS["ip_adapter"].shapes(config)):
         name = torch_name(parameter.path.partition("/")[2])

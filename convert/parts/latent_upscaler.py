@@ -17,7 +17,7 @@ from sdjax.convert.describe.vae_config import vae_from_diffusers
 from sdjax.convert.parts.lone import Place, part_leaves, read_whole
 from sdjax.convert.parts.networks import network_params
 from sdjax.nn.latent_upscaler import LEVEL_TOLD, LatentUpscalerConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Params
 

@@ -21,7 +21,7 @@ from sdjax.convert.errors import listed, printable
 from sdjax.convert.names.tables import network_table
 from sdjax.convert.parts.lone import leaves_in, read_whole
 from sdjax.nn.motion import MotionConfig, sinusoid
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.typing import Params
 
 _RENAMED = (

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.parts.networks import network_params
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.storage.addresses import remote
 from sdjax.typing import Params
 

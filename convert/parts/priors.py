@@ -17,7 +17,7 @@ from sdjax.convert.describe.fields import only
 from sdjax.convert.describe.tokens import check_tokens
 from sdjax.convert.errors import CheckpointError
 from sdjax.convert.parts.networks import network_params, prefix_of
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.nn.prior import EXTRA
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Params

@@ -10,7 +10,7 @@ from sdjax.convert.checkpoint import Checkpoint, CheckpointLike, open_checkpoint
 from sdjax.convert.containers.lazy import float_type
 from sdjax.convert.describe.vision_config import vision_from_transformers
 from sdjax.convert.parts.networks import network_params, prefix_of
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.typing import Params
 
 _FLAT = re.compile(r"^vision_model\.(?!vision_model\.)")  # transformers has one level less from 5.0 on

@@ -20,7 +20,7 @@ from sdjax.convert.parts.inception import load_inception
 from sdjax.evaluate import resizing
 from sdjax.loading import hub
 from sdjax.nn.metrics.clip_pair import VIT_H14, VIT_L14, VIT_L14_336, ClipConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.pipeline import placement
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Params, TokenIds

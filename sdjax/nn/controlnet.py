@@ -129,7 +129,7 @@ def of_unet(unet: UNetConfig, *, factor: int = 8, hint_channels: int = 3, pooled
 def copy_encoder(config: ControlNetConfig, new: Params, unet: Params) -> Params:
     """Returns the parameters of a new ControlNet with the UNet's encoder copied into it.
 
-    `new` are freshly initialised ones (`sdjax.nn.parts.NETWORKS["controlnet"].init`), whose last layers are zero. So
+    `new` are freshly initialised ones (`sdjax.nn.networks.NETWORKS["controlnet"].init`), whose last layers are zero. So
     the UNet is not changed at first. Source: ControlNet's tool_add_control.py.
     """
     copied = {name: unet[name] if name.startswith(COPIED) else layer for name, layer in new.items()}

@@ -1,7 +1,8 @@
-"""The tables of all networks: description class, module, inputs for initialisation, names.
+"""The table of a model's networks: description class, module, inputs for initialisation, names.
 
-`PARTS` are the networks of a model, by the field of ModelConfig that describes each. `NETWORKS` also has networks that
-are loaded or trained separately. All code that lists networks uses these two tables.
+`PARTS` are the networks of a model, by the field of ModelConfig that describes each. `sdjax.nn.networks` has the table
+of all networks, with those that are loaded or trained separately; a picture does not need it. All code that lists
+networks uses these two tables.
 """
 
 import dataclasses
@@ -15,33 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sdjax.config import DepthConfig, ModelConfig, PriorConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
-from sdjax.nn.annotators.hed import HED, HEDConfig
-from sdjax.nn.annotators.lineart import LineartConfig, LineartGenerator
-from sdjax.nn.annotators.pose import PoseConfig, PoseNetwork
+from sdjax.config import DepthConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig, VisionConfig
 from sdjax.nn.clip import TextEncoder
 from sdjax.nn.clip_vision import VisionEncoder
-from sdjax.nn.controlnet import ControlNet, ControlNetConfig
 from sdjax.nn.depth.dpt import STEP, DepthEstimator
-from sdjax.nn.detector import STEP as CELL
-from sdjax.nn.detector import Detector, DetectorConfig
-from sdjax.nn.esrgan import CompactConfig, CompactNet, RRDBConfig, RRDBNet
-from sdjax.nn.ip_adapter import IPAdapter, IPAdapterConfig
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.kept_shapes import kept
-from sdjax.nn.latent_upscaler import LatentUpscaler, LatentUpscalerConfig, PooledText, condition
-from sdjax.nn.metrics.aesthetic import AestheticConfig, AestheticPredictor
-from sdjax.nn.metrics.clip_pair import ClipConfig, ClipPair
-from sdjax.nn.metrics.dinov2 import DINOv2, DINOv2Config
-from sdjax.nn.metrics.discriminator import SMALLEST, Discriminator
-from sdjax.nn.metrics.inception import SMALLEST as SMALLEST_JUDGED
-from sdjax.nn.metrics.inception import Inception, InceptionConfig
-from sdjax.nn.metrics.lpips import LPIPS
-from sdjax.nn.metrics.lpips import SMALLEST as SMALLEST_COMPARED
-from sdjax.nn.motion import MotionConfig, MotionModules
-from sdjax.nn.prior import PriorTransformer, ProjectedTextEncoder
-from sdjax.nn.safety import SafetyScorer
-from sdjax.nn.t2i import FACTOR, T2IAdapter, T2IConfig
 from sdjax.nn.unet import UNet
 from sdjax.nn.vae import autoencoder
 from sdjax.typing import Key, Params
@@ -121,45 +101,11 @@ def _text_inputs(config: TextConfig) -> tuple[Array, ...]:
 
 
 def _vision_inputs(config: VisionConfig) -> tuple[Array, ...]:
-    return (_image(config.image_size),)
+    return (image(config.image_size),)
 
 
-def _prior_inputs(config: PriorConfig) -> tuple[Array, ...]:
-    x, text = jnp.zeros([1, config.embedding]), jnp.zeros([1, config.text.max_length, config.embedding])
-    return x, jnp.zeros([1]), x, text, jnp.ones(text.shape[:2], bool)
-
-
-def _controlnet_inputs(config: ControlNetConfig) -> tuple[Array | None, ...]:
-    x, t, context, *_ = _unet_inputs(config.unet)
-    assert x is not None
-    side = x.shape[1] * config.factor
-    return x, t, context, jnp.zeros([1, side, side, config.hint_channels])
-
-
-def _t2i_inputs(config: T2IConfig) -> tuple[Array, ...]:
-    side = FACTOR * 2 ** (len(config.channels) - 1)
-    return (jnp.zeros([1, side, side, config.hint_channels]),)
-
-
-def _ip_adapter_inputs(config: IPAdapterConfig) -> tuple[Array, ...]:
-    return (jnp.zeros([1, 1, *([1] if config.takes_tokens else []), config.embedding]),)
-
-
-def _motion_inputs(config: MotionConfig) -> tuple[Array, ...]:
-    return tuple(jnp.zeros([1, 1, 1, 1, channels]) for _, channels, _ in config.places())
-
-
-def _latent_upscaler_inputs(config: LatentUpscalerConfig) -> tuple[Array, ...]:
-    side = 2 ** len(config.channels)
-    x = jnp.zeros([1, side, side, config.latent_channels])
-    return x, x, jnp.zeros([1]), jnp.zeros([1, 1, config.context_dim]), condition(jnp.zeros([1, config.pooled]))
-
-
-def _clip_inputs(config: ClipConfig) -> tuple[Array, ...]:
-    return *_vision_inputs(config.vision), *_text_inputs(config.text)
-
-
-def _image(side: int) -> Array:
+def image(side: int) -> Array:
+    """Returns a picture of zeros, [1, side, side, 3]."""
     return jnp.zeros([1, side, side, 3])
 
 
@@ -173,7 +119,7 @@ PARTS: Mapping[str, ModelPart] = {
         "text encoder", TextConfig, TextEncoder, _text_inputs, folder="text_encoder", prefix="cond_stage_model.",
     ),
     "depth": ModelPart(
-        "depth network", DepthConfig, DepthEstimator, lambda config: (_image(STEP),),
+        "depth network", DepthConfig, DepthEstimator, lambda config: (image(STEP),),
         folder="depth_estimator", prefix="depth_model.model.", separable=True,
         without="depth maps have to be given",
     ),
@@ -190,35 +136,6 @@ PARTS: Mapping[str, ModelPart] = {
 }  # fmt: skip
 NEEDED_FOLDERS = tuple(part.folder for part in PARTS.values() if part.without is None)
 SEPARABLE = tuple(name for name, part in PARTS.items() if part.separable)
-
-NETWORKS: Mapping[str, NetworkEntry] = {
-    **PARTS,
-    "prior": NetworkEntry("prior", PriorConfig, PriorTransformer, _prior_inputs),
-    "prior_text": NetworkEntry("text encoder with a projection", TextConfig, ProjectedTextEncoder, _text_inputs),
-    "safety": NetworkEntry("safety checker", VisionConfig, SafetyScorer, _vision_inputs),
-    "controlnet": NetworkEntry("ControlNet", ControlNetConfig, ControlNet, _controlnet_inputs),
-    "t2i": NetworkEntry("T2I-Adapter", T2IConfig, T2IAdapter, _t2i_inputs),
-    "detector": NetworkEntry("detector", DetectorConfig, Detector, lambda config: (_image(CELL),)),
-    "ip_adapter": NetworkEntry("IP-Adapter", IPAdapterConfig, IPAdapter, _ip_adapter_inputs),
-    "latent_upscaler": NetworkEntry("latent upscaler", LatentUpscalerConfig, LatentUpscaler, _latent_upscaler_inputs),
-    "pooled_text": NetworkEntry("text tower with a pool", TextConfig, PooledText, _text_inputs),
-    "rrdb": NetworkEntry("upscaler (RRDBNet)", RRDBConfig, RRDBNet, lambda config: (_image(2 * config.unshuffle),)),
-    "compact": NetworkEntry("upscaler (compact)", CompactConfig, CompactNet, lambda config: (_image(2),)),
-    "lpips": NetworkEntry("LPIPS", None, lambda config: LPIPS(), lambda config: (_image(SMALLEST_COMPARED),) * 2),
-    "motion": NetworkEntry("motion modules", MotionConfig, MotionModules, _motion_inputs),
-    "discriminator": NetworkEntry(
-        "discriminator", None, lambda config: Discriminator(), lambda config: (_image(SMALLEST),)
-    ),
-    "hed": NetworkEntry("network of soft edges", HEDConfig, HED, lambda config: (_image(16),)),
-    "pose": NetworkEntry("network of poses", PoseConfig, PoseNetwork, lambda config: (_image(8),)),
-    "inception": NetworkEntry("Inception v3", InceptionConfig, Inception, lambda config: (_image(SMALLEST_JUDGED),)),
-    "dinov2": NetworkEntry("DINOv2", DINOv2Config, DINOv2, lambda config: (_image(config.patch_size),)),
-    "clip_pair": NetworkEntry("CLIP", ClipConfig, ClipPair, _clip_inputs),
-    "aesthetic": NetworkEntry(
-        "aesthetic predictor", AestheticConfig, AestheticPredictor, lambda config: (jnp.zeros([1, config.width]),)
-    ),
-    "lineart": NetworkEntry("network of line drawings", LineartConfig, LineartGenerator, lambda config: (_image(8),)),
-}
 
 
 def parts_of(config: ModelConfig) -> tuple[str, ...]:

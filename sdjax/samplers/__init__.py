@@ -23,11 +23,11 @@ To write a sampler, derive a frozen dataclass from `Sampler` and define its meth
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from sdjax.samplers.adams import DEIS, IPNDM
 from sdjax.samplers.adaptive import DPMSolverAdaptive
 from sdjax.samplers.ancestral import DDIM, DDPM, LCM, Euler
-from sdjax.samplers.diffusers.build import from_diffusers
 from sdjax.samplers.dpm_adaptive import DPMAdaptive
 from sdjax.samplers.dpm_fast import DPMFast
 from sdjax.samplers.dpm_solver import DPMSolverMultistep, DPMSolverSinglestep, DPMSolverSinglestepFixed
@@ -50,6 +50,9 @@ from sdjax.samplers.spacing import SPACINGS, Grid
 from sdjax.samplers.start import Start, make_start
 from sdjax.samplers.two_stage import DPM2, DPMSolver2S, Heun
 from sdjax.samplers.unipc import UniPC
+
+if TYPE_CHECKING:
+    from sdjax.samplers.diffusers.build import from_diffusers
 
 __all__ = [
     "DDIM", "DDPM", "DEIS", "DPM2", "ERSDE", "IPNDM", "LCM", "LMS", "PLMS", "PNDM", "SAMPLERS", "SCHEDULES", "SPACINGS",
@@ -113,3 +116,11 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "seeds_2": Seeds2,
     "seeds_3": Seeds3,
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name == "from_diffusers":  # few pictures need it
+        from sdjax.samplers.diffusers.build import from_diffusers
+
+        return from_diffusers
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,7 @@
-"""What pictures add to the UNet, as patches with arrays: adapters, hypernetworks and so on. `KINDS` is the table."""
+"""What pictures add to the UNet, as patches with arrays: adapters, hypernetworks and so on. `KINDS` is the table.
+
+What few pictures need is imported when one does.
+"""
 
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
@@ -7,19 +10,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from sdjax.adapters.hypernetwork import Hypernetworks, Strengths
-from sdjax.adapters.ip_adapter import ImagePrompts
 from sdjax.adapters.lora import LoRA
 from sdjax.adapters.patch import Patch
-from sdjax.adapters.reference import References
-from sdjax.adapters.regions import Regions
-from sdjax.adapters.style_aligned import StyleAligned
 from sdjax.pipeline import placement
-from sdjax.tasks import image_prompts, style_aligned
 from sdjax.tasks.adapter_spans import arrays, spans_of, timesteps_of
-from sdjax.tasks.control_arrays import control_arrays
 from sdjax.tasks.group import Group
-from sdjax.tasks.reference_arrays import reference_arrays
-from sdjax.tasks.region_additions import region_parts
 from sdjax.tasks.resolve import Resolved
 
 
@@ -73,18 +68,28 @@ def _hypernetworks(group: Group) -> list[Addition]:
 def _image_prompts(group: Group) -> list[Addition]:
     if not group.first.image_prompts:
         return []
+    from sdjax.adapters.ip_adapter import ImagePrompts
+    from sdjax.tasks import image_prompts
+
     prompts = [one.image_prompts for one in group.requests]
     own, away = image_prompts.arrays(prompts, group.timesteps, group.latent_size, group.pipe.config.unet)
     return [Addition(ImagePrompts(), None, own, away)]
 
 
 def _controls(group: Group) -> list[Addition]:
-    return [Addition(*control_arrays(group.requests, group.starts, group.pipe))] if group.first.controls else []
+    if not group.first.controls:
+        return []
+    from sdjax.tasks.control_arrays import control_arrays
+
+    return [Addition(*control_arrays(group.requests, group.starts, group.pipe))]
 
 
 def _regions(group: Group) -> list[Addition]:
     if not group.first.regions:
         return []
+    from sdjax.adapters.regions import Regions
+    from sdjax.tasks.region_additions import region_parts
+
     parts = region_parts(group)
     return [*(Addition(*one) for one in parts.adapters), Addition(Regions(), None, parts.own, parts.away)]
 
@@ -92,11 +97,19 @@ def _regions(group: Group) -> list[Addition]:
 def _style_aligned(group: Group) -> list[Addition]:
     if group.first.style_aligned is None:
         return []
+    from sdjax.adapters.style_aligned import StyleAligned
+    from sdjax.tasks import style_aligned
+
     return [Addition(StyleAligned(), None, style_aligned.shares(group.requests, placement.parts(group.how.mesh)))]
 
 
 def _references(group: Group) -> list[Addition]:
-    return [Addition(References(), None, *reference_arrays(group))] if group.first.references else []
+    if not group.first.references:
+        return []
+    from sdjax.adapters.reference import References
+    from sdjax.tasks.reference_arrays import reference_arrays
+
+    return [Addition(References(), None, *reference_arrays(group))]
 
 
 KINDS: tuple[Kind, ...] = (  # in the order of their patches: later ones wrap earlier ones

@@ -20,7 +20,7 @@ from sdjax.nn.annotators.pose import STRIDE
 from sdjax.nn.depth.dpt import STEP
 from sdjax.nn.jax_settings import pinned
 from sdjax.nn.layers.interpolation import interpolate
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.pictures import ndimage
 from sdjax.pictures.hints import edges, filters, people, poses
 from sdjax.pictures.image import to_float
@@ -127,7 +127,7 @@ def _apply(module: nn.Module, params: Params, x: Float[jax.Array, "b h w c"]) ->
 
 
 def _run(network: str, loaded: LoadedAnnotator, picture: Float[np.ndarray, "h w c"]) -> Any:
-    """Returns what a network of sdjax.nn.parts makes of one picture."""
+    """Returns what a network of sdjax.nn.networks makes of one picture."""
     with pinned():
         return _apply(NETWORKS[network].build(loaded.config), loaded.params, jnp.asarray(picture[None]))
 

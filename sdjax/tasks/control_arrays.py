@@ -18,7 +18,6 @@ from sdjax.pipeline.model import Pipeline
 from sdjax.prompts.tag_spans import Span
 from sdjax.samplers import Linear, Start
 from sdjax.tasks.controls import INPAINT, ControlUse
-from sdjax.tasks.hints import make_hint
 from sdjax.tasks.resolve import Resolved
 from sdjax.typing import Params
 
@@ -130,6 +129,8 @@ def hint_of(use: ControlUse, height: int, width: int) -> Float[np.ndarray, "h w 
         hint = np.asarray(inpaint_hint(pixels, mask))
     else:
         if use.preprocess is not None:
+            from sdjax.tasks.hints import make_hint
+
             options: dict[str, Any] = dict(use.options)
             pixels = make_hint(pixels, use.preprocess, annotators=use.annotators, **options)
         hint = pixels.astype(np.float32) / 255

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from sdjax.checks.arguments import number, shown
 from sdjax.config import ModelConfig
 from sdjax.convert.containers.local_models import local_path
 from sdjax.convert.errors import CheckpointError
-from sdjax.convert.parts.annotators import LoadedAnnotator, load_annotator
 from sdjax.convert.parts.controlnet import LoadedControlNet, find_controlnet, load_controlnet
 from sdjax.convert.parts.t2i import LoadedT2I, load_t2i
 from sdjax.nn.controlnet import of_unet
@@ -27,8 +26,10 @@ from sdjax.prompts.tag_spans import Span, check_span
 from sdjax.tasks.adapters import split_weights
 from sdjax.tasks.extra_files import read_once
 from sdjax.tasks.flag_texts import split_at, split_options, unquoted
-from sdjax.tasks.hints import load_annotators
 from sdjax.typing import Params
+
+if TYPE_CHECKING:
+    from sdjax.convert.parts.annotators import LoadedAnnotator
 
 Network: TypeAlias = LoadedControlNet | LoadedT2I
 RESIZES = ("crop", "pad", "stretch")
@@ -67,7 +68,7 @@ class ControlUse:
     resize: str = "crop"
     preprocess: str | None = None
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    annotators: Sequence[str | os.PathLike[str] | LoadedAnnotator] = ()
+    annotators: "Sequence[str | os.PathLike[str] | LoadedAnnotator]" = ()
     hidden: PictureSource | None = None
 
     def __post_init__(self) -> None:
@@ -184,6 +185,8 @@ def read_pictures(use: ControlUse) -> ControlUse:
     """
     mask, hidden = _mask("mask", use.mask), _mask("hidden", use.hidden)
     if use.preprocess not in (None, INPAINT):
+        from sdjax.tasks.hints import load_annotators
+
         loaded = [_annotator(os.fspath(one)) if isinstance(one, str | os.PathLike) else one for one in use.annotators]
         use = dataclasses.replace(use, annotators=tuple(load_annotators(str(use.preprocess), loaded).values()))
     channels = use.network.config.hint_channels if isinstance(use.network, LoadedControlNet | LoadedT2I) else 3
@@ -191,7 +194,9 @@ def read_pictures(use: ControlUse) -> ControlUse:
 
 
 @read_once(8)
-def _annotator(path: str) -> LoadedAnnotator:
+def _annotator(path: str) -> "LoadedAnnotator":
+    from sdjax.convert.parts.annotators import load_annotator
+
     return load_annotator(path)
 
 

@@ -15,7 +15,6 @@ from sdjax.convert.adapters.embedding import LoadedEmbedding, load_embedding
 from sdjax.pictures import png
 from sdjax.pictures.samples import MAX_BYTES
 from sdjax.prompts.added_words import words_in
-from sdjax.tasks.embedding_cards import is_card, load_card
 from sdjax.tasks.extra_files import files_below, folders_in, read_once
 
 ENDINGS = (".safetensors", ".pt", ".bin", ".ckpt", ".png")
@@ -59,6 +58,8 @@ def read_file(path: str, config: ModelConfig | None, word: str | None = None) ->
     """
     data = _picture(path)
     if data is not None:
+        from sdjax.tasks.embedding_cards import load_card
+
         return load_card(data, config, pathlib.Path(path).stem if word is None else word, path)
     return load_embedding(path, config, word=word)
 
@@ -120,7 +121,11 @@ def embeddings_in(
 def _is_preview(path: str) -> bool:
     """Returns whether a file is a picture without an embedding, as tools lay beside those that have one."""
     data = _picture(path)
-    return data is not None and not is_card(data)
+    if data is None:
+        return False
+    from sdjax.tasks.embedding_cards import is_card
+
+    return not is_card(data)
 
 
 def _source(source: Any) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 from sdjax.adapters.delta import Adapter, Strength
 from sdjax.checks.arguments import number, shown
 from sdjax.convert.bundle import bundle_of_params
-from sdjax.convert.merge.direction import merge_direction as direction_of
 from sdjax.pipeline.model import Pipeline
 from sdjax.tasks.adapters import AdapterUse
 
@@ -53,6 +52,8 @@ def merge_direction(
     Raises ValueError for other methods and settings that do not fit, CheckpointError for files that cannot be read and
     models of different kinds.
     """
+    from sdjax.convert.merge.direction import merge_direction as direction_of  # few pictures need it
+
     first = bundle_of_params(pipe.config, pipe.params, pipe.tokenizer, pipe.bundle)
     change = direction_of(first, others, method, density=density, sign=sign, seed=seed)
     return MergeDirection(change, " and ".join(os.path.basename(os.fspath(path)) for path in others))

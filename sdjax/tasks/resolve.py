@@ -23,7 +23,6 @@ from sdjax.prompts.clip_skip import layers_used
 from sdjax.purpose import GIVEN, KINDS, kind_of
 from sdjax.samplers import tools
 from sdjax.samplers.custom import HasSteps, complete
-from sdjax.samplers.diffusers.by_name import by_name
 from sdjax.samplers.schedules import SigmaList, TimestepList
 from sdjax.samplers.spacing import fitting
 from sdjax.samplers.tool_sampler import ToolSampler
@@ -324,6 +323,8 @@ def make_sampler(
     """
     profile = compat.profile_of(tool)
     if isinstance(sampler, str) and profile.recipes == "diffusers":
+        from sdjax.samplers.diffusers.by_name import by_name
+
         step = {name: value for name, value in fields.items() if value is not None and name != "spacing"}
         return by_name(sampler, schedule or NoiseSchedule(), fields.get("spacing"), step)
     if isinstance(sampler, str) and profile.recipes is not None:

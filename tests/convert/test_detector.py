@@ -13,7 +13,7 @@ from pickle_writer import Call, Global, tensors
 from sdjax import convert
 from sdjax.convert.errors import CheckpointError
 from sdjax.nn.detector import Detector, DetectorConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 
 CONFIG = DetectorConfig((8, 8, 16, 16, 16), (16, 8, 16, 16), (1, 2, 1, 1, 1, 1, 1, 1), 2)
 

@@ -17,7 +17,7 @@ from sdjax.config import TextConfig, VisionConfig
 from sdjax.convert import CheckpointError
 from sdjax.nn.metrics.clip_pair import ClipConfig
 from sdjax.nn.metrics.inception import InceptionConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 
 V, T = 128, 64  # widths of the towers
 CLIP = ClipConfig(

@@ -13,7 +13,7 @@ from sdjax.evaluate.extractors import EXTRACTORS, FILES, NetworkExtractor, load_
 from sdjax.evaluate.measures import MEASURES
 from sdjax.nn.metrics.aesthetic import AestheticConfig
 from sdjax.nn.metrics.clip_pair import ClipConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 
 CONFIG = ClipConfig(
     VisionConfig(image_size=14, patch_size=7, width=64, layers=1, heads=1, projection=64),

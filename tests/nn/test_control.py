@@ -9,7 +9,7 @@ import pytest
 
 from sdjax.nn import UNet
 from sdjax.nn.controlnet import ControlNet, copy_encoder, of_unet
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.nn.t2i import T2IAdapter, T2IConfig
 
 import models

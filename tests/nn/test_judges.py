@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from sdjax import convert
 from sdjax.nn.metrics.dinov2 import position_matrix
 from sdjax.nn.metrics.inception import average
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 
 import reference
 

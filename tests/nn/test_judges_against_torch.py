@@ -9,7 +9,7 @@ from sdjax import convert
 from sdjax.config import TextConfig, VisionConfig
 from sdjax.nn.metrics.clip_pair import ClipConfig
 from sdjax.nn.metrics.dinov2 import position_matrix
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

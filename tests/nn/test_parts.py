@@ -8,7 +8,8 @@ import jax
 import pytest
 
 from sdjax.config import ModelConfig, ScheduleConfig
-from sdjax.nn.parts import NETWORKS, PARTS, parts_of
+from sdjax.nn.networks import NETWORKS
+from sdjax.nn.parts import PARTS, parts_of
 
 import models
 

@@ -14,7 +14,7 @@ from sdjax.adapters import Difference
 from sdjax.convert.adapters.write import write_adapter
 from sdjax.convert.names.naming import torch_name
 from sdjax.nn.esrgan import RRDBConfig
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.pictures.image import save_png
 from sdjax.scripts.main import main
 

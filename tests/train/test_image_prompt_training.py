@@ -18,7 +18,7 @@ from sdjax.evaluate.benchmark import random_model
 from sdjax.loading.trainable import image_prompt
 from sdjax.loading.trainable.image_prompt import ENCODER, NETWORK, ImagePromptTraining
 from sdjax.nn.ip_adapter import attention_paths
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.train.build import Setup
 from sdjax.train.config import TrainConfig
 from sdjax.train.objectives import draws

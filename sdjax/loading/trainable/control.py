@@ -6,7 +6,7 @@ from typing import Any, Literal
 from sdjax.config import ConfigError, ModelConfig
 from sdjax.loading.trainable.protocol import Addition, lay_over
 from sdjax.nn.controlnet import copy_encoder, of_unet
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Key, Params
 

@@ -13,7 +13,7 @@ from sdjax.config import ConfigError, ModelConfig, VisionConfig
 from sdjax.convert.parts.tower import load_vision
 from sdjax.loading.trainable.protocol import Addition, lay_over
 from sdjax.nn.ip_adapter import IPAdapterConfig, attention_paths
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.typing import Key, Params
 

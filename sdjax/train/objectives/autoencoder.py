@@ -21,7 +21,7 @@ from sdjax.config import ConfigError, VAEConfig
 from sdjax.nn import AutoencoderKL, latent_from_moments
 from sdjax.nn.metrics.discriminator import Discriminator
 from sdjax.nn.metrics.lpips import LPIPS
-from sdjax.nn.parts import NETWORKS
+from sdjax.nn.networks import NETWORKS
 from sdjax.pictures.image import to_float
 from sdjax.storage.addresses import remote
 from sdjax.train.objectives import draws
