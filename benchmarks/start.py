@@ -74,7 +74,8 @@ def run(args, way, place):
     """Returns the row of one process."""
     left_out = ("PYTHONDONTWRITEBYTECODE", "JAX_COMPILATION_CACHE_DIR")
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
-    environment |= {"XDG_CACHE_HOME": f"{place}/cache {way}", "PYTHONPYCACHEPREFIX": f"{place}/bytecode"}
+    environment |= {"XDG_CACHE_HOME": f"{place}/cache {way}", "XDG_DATA_HOME": f"{place}/data"}
+    environment["PYTHONPYCACHEPREFIX"] = f"{place}/bytecode"
     if way == "command":
         sized = [] if args.size is None else ["--H", str(args.size), "--W", str(args.size)]
         given = [] if args.steps is None else ["--steps", str(args.steps)]

@@ -19,11 +19,12 @@ import sdjax
 from sdjax import convert
 from sdjax.adapters import Difference
 from sdjax.convert.adapters.write import write_adapter
-from sdjax.export import executables, layout, run
+from sdjax.export import layout, run
 from sdjax.export.layout import ExportError
 from sdjax.export.run import ExportedModel
 from sdjax.export.write import write
 from sdjax.scripts import export as command
+from sdjax.storage import executables
 
 import models
 

@@ -19,6 +19,7 @@ from sdjax.nn import kept_shapes
 from sdjax.pipeline import cache, traced
 from sdjax.pipeline.traced import Traced
 from sdjax.samplers import DDIM, Linear
+from sdjax.storage import executables
 from sdjax.storage.kept import Unkept, described
 
 calls = []
@@ -40,9 +41,16 @@ def pair(static, x):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
+    kept = tmp_path / "programs"
+    kept.mkdir()
+    monkeypatch.setattr(cache, "folder", lambda: kept)
+    monkeypatch.setattr("platformdirs.user_data_path", lambda name: tmp_path / "data")
     calls.clear()
-    return tmp_path
+    return kept
+
+
+def traced_files(folder):
+    return sorted(folder.glob(f"*{traced.ENDING}"))
 
 
 def arguments():
@@ -56,14 +64,45 @@ def test_a_kept_program_is_not_traced_again_and_gives_the_same(folder):
         got = Traced(scaled, 2)(*arguments())
         jax.tree.map(np.testing.assert_array_equal, got, want)
     assert calls == [2]
-    assert len(list(folder.iterdir())) == 1
+    assert len(traced_files(folder)) == 1
+
+
+def test_a_kept_executable_is_neither_lowered_nor_compiled(folder, monkeypatch):
+    want = Traced(scaled, 2)(*arguments())
+    monkeypatch.setattr(traced._Program, "lower", lambda self: 1 / 0)
+    jax.tree.map(np.testing.assert_array_equal, Traced(scaled, 2)(*arguments()), want)
+    (folder.parent / "data" / executables.KEY_FILE).write_bytes(bytes(executables.KEY_BYTES))  # another user's key
+    with pytest.raises(ZeroDivisionError):
+        Traced(scaled, 2)(*arguments())
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "first"])
+def test_results_are_where_those_of_jit_are(kept, folder):
+    x = np.float32([3, 4])
+    for put in (lambda x: x, jnp.asarray, lambda x: jax.device_put(x, jax.devices()[-1])):
+        want = jax.jit(lambda x: doubled(2, x))(put(x))
+        for _ in range(1 + kept):
+            got = Traced(doubled, 2)(put(x))
+        np.testing.assert_array_equal(got, want)
+        assert (got.devices(), got.committed) == (want.devices(), want.committed)
+
+
+def test_an_executable_that_xla_refuses_is_compiled_again(folder, monkeypatch):
+    want = Traced(doubled, 2)(np.float32(4))
+
+    def refuse(*args):
+        raise RuntimeError("another XLA")
+
+    monkeypatch.setattr(executables, "load", refuse)
+    assert Traced(doubled, 2)(np.float32(4)) == want
+    assert calls == [2]
 
 
 @pytest.mark.parametrize("change", ["static", "shape", "type", "sources", "damage", "cut"])
 def test_another_program_and_a_damaged_file_are_traced(change, folder, monkeypatch):
     x = np.arange(3, dtype=np.float32)
     Traced(doubled, 2)(x)
-    (file,) = folder.iterdir()
+    (file,) = traced_files(folder)
     static = 3 if change == "static" else 2
     x = {"shape": np.arange(4, dtype=np.float32), "type": np.arange(3, dtype=np.int32)}.get(change, x)
     if change == "sources":
@@ -90,10 +129,12 @@ def test_what_is_lowered_is_what_is_called(folder):
     assert calls == [2]
 
 
-def test_results_of_another_structure_are_computed_in_the_usual_way(folder):
-    same, double = Traced(pair, 2)(np.float32(4))
-    assert (float(same), float(double)) == (4, 8)
-    assert list(folder.iterdir()) == []
+def test_results_of_another_structure_are_kept(folder, monkeypatch):
+    for _ in range(2):
+        same, double = Traced(pair, 2)(np.float32(4))
+        assert (float(same), float(double)) == (4, 8)
+        monkeypatch.setattr(traced._Program, "lower", lambda self: 1 / 0)
+    assert len(traced_files(folder)) == 1
 
 
 def test_descriptions_differ_where_values_do():
@@ -119,11 +160,12 @@ def test_what_a_name_cannot_say_is_not_kept(value, folder):
 def test_files_that_were_not_used_for_longest_are_removed(folder, monkeypatch):
     x = np.float32(2)
     Traced(doubled, 1)(x)
-    (first,) = folder.iterdir()
-    monkeypatch.setattr(traced, "MAX_BYTES", first.stat().st_size * 3 // 2)
+    first = sorted(folder.iterdir(), key=lambda one: one.suffix)
+    monkeypatch.setattr(traced, "MAX_BYTES", {one.suffix: one.stat().st_size * 3 // 2 for one in first})
     Traced(doubled, 5)(x)
-    (left,) = folder.iterdir()
-    assert left != first
+    left = sorted(folder.iterdir(), key=lambda one: one.suffix)
+    assert [one.suffix for one in left] == [one.suffix for one in first] == [".executable", ".traced"]
+    assert not set(left) & set(first)
 
 
 def test_shapes_that_are_kept_are_not_found_again(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@
     weights.safetensors      the parameters, which are arguments of the programs
     tokenizer/               only for a model that has its own
     cpu/, cuda/, tpu/        for each platform the programs, serialized by `jax.export`
-    compiled/                executables of this computer (`sdjax.export.executables`); they are not part of the model
+    compiled/                executables of this computer (`sdjax.storage.executables`); they are not part of the model
 
 The programs take and return mappings from names to arrays, so they need none of our types.
 """

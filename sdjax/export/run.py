@@ -4,7 +4,7 @@ Nothing of sdjax that is imported here describes a network: only tokenizer, nois
 
 Reading an exported model is safe. Programs are StableHLO in JAX's own format, without pickle. They compute, and may
 call only the functions of other libraries that XLA needs for that (`CALLS`); weights are safetensors. Executables are
-another matter: see `sdjax.export.executables`.
+another matter: see `sdjax.storage.executables`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jaxtyping import Array
 from sdjax import names
 from sdjax.checks import arguments
 from sdjax.checks.arguments import number, texts, whole
-from sdjax.export import executables, layout
+from sdjax.export import layout
 from sdjax.export.layout import ExportError, named
 from sdjax.pictures.image import to_uint8
 from sdjax.prompts.tokenizer import Tokenizer

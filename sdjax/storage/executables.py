@@ -1,4 +1,4 @@
-"""Compiled programs kept beside an exported model, so that the first picture waits for no compiler.
+"""Compiled programs kept from run to run, so that the first picture waits for no compiler.
 
 An executable is machine code, and JAX reads it with pickle. Both would run whatever a stranger put in the file. So an
 executable is read only if this user wrote it on this computer: every file has a code (HMAC-SHA256) made with a random
@@ -25,6 +25,7 @@ from sdjax.storage.files import write_file
 KEY_FILE = "executables.key"
 KEY_BYTES, CODE_BYTES = 32, 32
 LARGEST = 2**32  # bytes of one executable
+ENDING = ".executable"
 
 
 def load(path: Path, program: str, device: jax.Device, in_tree: Any, out_tree: Any) -> Any:
@@ -56,7 +57,7 @@ def save(path: Path, compiled: Any, program: str, device: jax.Device) -> None:
 
 def file_name(program: str, device: jax.Device) -> str:
     """Returns the name of the file for a program on a device, so that several devices may share a folder."""
-    return f"{hashlib.sha256(_circumstances(program, device)).hexdigest()[:32]}.executable"
+    return f"{hashlib.sha256(_circumstances(program, device)).hexdigest()[:32]}{ENDING}"
 
 
 def _circumstances(program: str, device: jax.Device) -> bytes:
