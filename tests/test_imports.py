@@ -7,6 +7,12 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+FEW_PICTURES = [  # what few pictures need
+    "jax.export", "scipy", "optax", "orbax", "transformers", "huggingface_hub", "ml_collections", "matplotlib",
+    "sdjax.nn.networks", "sdjax.convert.containers.pickles", "sdjax.convert.inspection", "sdjax.convert.merge.merging",
+    "sdjax.convert.parts.annotators", "sdjax.convert.write.writing", "sdjax.pictures.metadata",
+    "sdjax.samplers.diffusers.build", "sdjax.tasks.hints",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -15,6 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
         ("from sdjax import pictures", ["jax", "flax", "torch"]),
         ("import sdjax", ["jax", "numpy", "flax", "torch", "tensorflow", "transformers", "PIL"]),
         ("from sdjax.tasks import generate", ["torch", "tensorflow", "transformers", "orbax", "ml_collections"]),
+        ("import sdjax; sdjax.load; sdjax.text_to_image", FEW_PICTURES),
         ("from sdjax import convert", ["torch", "tensorflow", "transformers", "orbax", "PIL"]),
         ("from sdjax.scripts import main", ["jax", "numpy", "flax", "PIL", "tqdm"]),
     ],
