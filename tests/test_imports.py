@@ -8,7 +8,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FEW_PICTURES = [  # what few pictures need
-    "jax.export", "scipy", "optax", "orbax", "transformers", "huggingface_hub", "ml_collections", "matplotlib",
+    "scipy", "optax", "orbax", "transformers", "huggingface_hub", "ml_collections", "matplotlib",
     "sdjax.nn.networks", "sdjax.convert.containers.pickles", "sdjax.convert.inspection", "sdjax.convert.merge.merging",
     "sdjax.convert.parts.annotators", "sdjax.convert.write.writing", "sdjax.pictures.metadata",
     "sdjax.samplers.diffusers.build", "sdjax.tasks.hints",

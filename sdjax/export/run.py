@@ -31,6 +31,7 @@ from sdjax.samplers.custom import complete
 from sdjax.samplers.rows import per_image
 from sdjax.samplers.spacing import fitting
 from sdjax.schedule import NoiseSchedule
+from sdjax.storage import executables
 from sdjax.typing import Pixels
 
 # What programs may call outside of XLA: sharding, random numbers and attention on CUDA, kernels on TPU

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jaxlib
 import numpy as np
+from jax import export
 from jaxtyping import Array
 
 from sdjax._version import __version__
@@ -73,22 +74,19 @@ class Traced:
             return None
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return None
-        device, committed = _device(leaves)
+        device = _device(leaves)
         # Every call comes here with all leaves of the parameters, so what is compared is cheap to make
         known = (
             tree,
             tuple((leaf.shape, leaf.dtype) for leaf in leaves),
             device,
-            committed,
             setting("jax_default_matmul_precision"),
         )
         if known not in self._known:
             shapes = tuple(map(_shape, leaves))
             try:
                 name = _name(self._function, self._static, tree, shapes, device)
-                self._known[known] = _Program(
-                    self._function, self._static, tree, shapes, device, committed, folder / name
-                )
+                self._known[known] = _Program(self._function, self._static, tree, shapes, device, folder / name)
             except Unkept:
                 self._known[known] = None
         return self._known[known]
@@ -98,13 +96,11 @@ class _Program:
     """A kept program for arguments of these shapes. Raises Unkept if it cannot be kept."""
 
     def __init__(
-        self, function: Callable, static: Any, tree: Any, shapes: Sequence[Any], device: jax.Device, committed: bool,
-        path: Path,
-    ) -> None:  # fmt: skip
+        self, function: Callable, static: Any, tree: Any, shapes: Sequence[Any], device: jax.Device, path: Path
+    ) -> None:
         self._function, self._static = function, static
         self._args = jax.tree.unflatten(tree, shapes)
-        self._device, self._committed = device, committed
-        self._shapes, self._path = shapes, path.with_name(f"{path.name}{ENDING}")
+        self._shapes, self._device, self._path = shapes, device, path.with_name(f"{path.name}{ENDING}")
         self._keys = [i for i, shape in enumerate(shapes) if _is_key(shape)]
         self._place, self._program = _read(self._path) or self._trace()
         self._out = None if self._place < 0 else self._args[self._place]
@@ -123,17 +119,14 @@ class _Program:
 
     def lower(self) -> jax.stages.Lowered:
         """Returns the lowered program."""
-        from jax import export  # it takes long to import, and a kept executable does not need it
-
         called = jax.jit(export.deserialize(bytearray(self._program)).call)
-        where = jax.sharding.SingleDeviceSharding(self._device) if self._committed else None
-        with jax.default_device(self._device):
-            return called.lower(*(_word_shape(one, where) for one in self._shapes))
+        where = jax.sharding.SingleDeviceSharding(self._device)
+        return called.lower(*(_word_shape(one, where) for one in self._shapes))
 
     @functools.cached_property
     def _run(self) -> Callable[..., list[Array]]:
         """Returns the compiled program: a kept one, or one that is compiled now, and kept for later processes."""
-        name = f"{self._path.stem} {self._committed}"
+        name = f"{self._path.stem} {self._device.id}"
         path = self._path.with_name(executables.file_name(name, self._device))
         taken = jax.tree.structure((tuple(self._shapes), {}))
         given = jax.tree.structure([0] if self._out is None else jax.tree.leaves(self._out))
@@ -151,8 +144,6 @@ class _Program:
 
     def _trace(self) -> tuple[int, bytes]:
         """Returns which argument the result is like, ARRAY or OTHER, and the program. Writes it. Raises Unkept."""
-        from jax import export
-
         tree, outs = jax.tree.structure(self._args), []
 
         def flat(*leaves: Array) -> list[Array]:
@@ -194,16 +185,13 @@ def _key_like(like: Any, leaf: Array) -> Array:
     return jax.random.wrap_key_data(leaf, impl=IMPL) if _is_key(like) else leaf
 
 
-def _device(leaves: list[Any]) -> tuple[jax.Device, bool]:
-    """Returns the device that arrays are on, and whether they are committed to it.
-
-    It is JAX's default device for arrays of NumPy and shapes.
-    """
+def _device(leaves: list[Any]) -> jax.Device:
+    """Returns the device that arrays are on, JAX's default device for arrays of NumPy and shapes."""
     for leaf in leaves:
         if isinstance(leaf, jax.Array) and leaf.committed:
-            return next(iter(leaf.devices())), True
+            return next(iter(leaf.devices()))
     default = setting("jax_default_device")
-    return default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0], False
+    return default if isinstance(default, jax.Device) else jax.local_devices(backend=default)[0]
 
 
 def _platform(device: jax.Device) -> str:
