@@ -210,6 +210,6 @@ def test_a_compiled_model_needs_no_compiler(tmp_path):
     out = subprocess.run([sys.executable, "-c", counted], env=asked, check=True, capture_output=True, text=True).stdout
     counts, modules = out.splitlines()
     requests, hits, traces = map(int, counts.split())
-    assert 5 < requests == hits <= 8
-    assert traces <= 9  # of functions that call no network
+    assert requests == hits <= 3  # of single operations
+    assert traces <= 4  # these, and the structure of the sampler's state
     assert modules == "[]"
