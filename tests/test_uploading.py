@@ -6,14 +6,16 @@ import subprocess
 import sys
 
 import hub_server
+import numpy as np
 import pytest
+import safetensors.numpy
 from huggingface_hub import constants
 
 from sdjax import convert
 from sdjax.convert.errors import CheckpointError
 from sdjax.evaluate.result import Evaluation, Judged, measured
 from sdjax.loading import builtin
-from sdjax.loading.model_card import Facts, data_rows, make_card, read_facts, states_licence
+from sdjax.loading.model_card import Facts, data_rows, learned_files, make_card, read_facts, states_licence
 from sdjax.loading.uploading import gathered
 from sdjax.scripts.main import main
 
@@ -169,6 +171,39 @@ def test_an_evaluation_becomes_a_table(folder, tmp_path, capsys):
 def test_wrong_arguments_are_refused_before_the_network(folder, words, sentence, capsys):
     assert main(["push", *[str(folder) if word == "MODEL" else word for word in words]]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_the_card_of_a_lora_says_how_to_use_it_beside_a_model(tmp_path, capsys):
+    path = tmp_path / "my style.safetensors"
+    down, up = np.zeros((2, 8), np.float32), np.zeros((8, 2), np.float32)
+    layer = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    safetensors.numpy.save_file({f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up}, path)
+    assert main(["push", str(path), REPOSITORY, "--dry-run"]) == 0
+    card = capsys.readouterr().out
+    assert "hf download someone/my-model --local-dir my-model\n" in card
+    assert "sdjax txt2img --ckpt MODEL --lora 'my-model/my style.safetensors' --prompt" in card
+    assert "sdjax.load" not in card
+    assert main(["card", str(path), "--out", "-"]) == 0
+    assert "--lora 'my style.safetensors' --prompt" in capsys.readouterr().out
+
+
+def test_the_card_of_a_training_names_the_files_that_it_made(tmp_path):
+    (tmp_path / "embeddings").mkdir()
+    for name in "adapter.safetensors", "embeddings/cat.safetensors", "checkpoint":
+        (tmp_path / name).touch()
+    files = learned_files(tmp_path)
+    assert files == [("--lora", "adapter.safetensors"), ("--embedding", "embeddings/cat.safetensors")]
+    card = make_card(Facts("cat", [], start="owner/start", additions=files), repository=REPOSITORY)
+    assert (
+        "sdjax txt2img --ckpt owner/start --lora my-model/adapter.safetensors "
+        '--embedding my-model/embeddings/cat.safetensors --prompt "a prompt"\n'
+    ) in card
+    assert "sdjax.load" not in card
+
+
+def test_a_card_without_a_repository_loads_the_file_by_its_name(folder, tmp_path):
+    convert.convert(folder, tmp_path / "tiny.safetensors")
+    assert 'sdjax.load("tiny.safetensors")' in make_card(read_facts(tmp_path / "tiny.safetensors"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="makes links")

@@ -12,6 +12,7 @@ from sdjax.storage.files import new_file
 
 WITHOUT_MATPLOTLIB = "the figure is drawn with matplotlib: in the clone of sdjax, pip install '.[figures]'"
 INK, FAINT = "#282828", "#cdcdcd"
+BESIDE = ((4, 3), (4, -3), (-4, 3), (-4, -3))  # where the labels of each line's points are, in typographic points
 
 
 def has_matplotlib() -> bool:
@@ -50,7 +51,8 @@ def draw(evaluation: Evaluation, across: str, up: str, path: Path) -> list[Path]
         figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        for label, points in lines.items():
+        for number, (label, points) in enumerate(lines.items()):
+            beside = BESIDE[number % len(BESIDE)]
             one, other = ([point.measures[name] for point in points] for name in (across, up))
             x, y = (np.array([found.value for found in some], float) for some in (one, other))
             (line,) = axes.plot(x, y, marker="o", markersize=4, linewidth=1.5, label=label or None, zorder=3)
@@ -60,8 +62,9 @@ def draw(evaluation: Evaluation, across: str, up: str, path: Path) -> list[Path]
             )  # fmt: skip
             for point, left, top in zip(points, x, y, strict=True):
                 axes.annotate(
-                    _first(point), (left, top), xytext=(5, 5), textcoords="offset points", fontsize=8, color=INK
-                )
+                    _first(point), (left, top), xytext=beside, textcoords="offset points", fontsize=8,
+                    ha="left" if beside[0] > 0 else "right", va="bottom" if beside[1] > 0 else "top", color=INK,
+                )  # fmt: skip
         some = next(iter(lines.values()))[0].measures
         axes.set_xlabel(_label(some[across]))
         axes.set_ylabel(_label(some[up]))

@@ -59,7 +59,8 @@ def choose_files(
         if files:
             raise CheckpointError(f"which file? Name one, such as {repository}/{files[0]}{_listed(names)}", repository)
     raise CheckpointError(
-        f"the repository has neither a model_index.json nor a .safetensors or .ckpt file beside it{_listed(names)}",
+        "the repository has neither a model_index.json nor a .safetensors, .ckpt or .gguf file beside it"
+        f"{_listed(names)}",
         repository,
     )
 

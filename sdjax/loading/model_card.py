@@ -6,8 +6,9 @@ A card says what the files say, and where they say nothing it says so. It names 
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from sdjax.config import ModelConfig
@@ -17,7 +18,7 @@ from sdjax.convert.containers.reading import read_path
 from sdjax.convert.errors import CheckpointError, OtherKindError, printable
 from sdjax.convert.inspection import Inspection, inspect
 from sdjax.convert.model import load_model
-from sdjax.loading.run_layout import CHECKPOINTS, is_run
+from sdjax.loading.run_layout import ADAPTER, CHECKPOINTS, CONTROL, EMBEDDINGS, IMAGE_PROMPT, is_run
 from sdjax.storage import manifest
 
 # Licences that the texts of released models name, and the hub's words for them
@@ -29,6 +30,11 @@ LICENCES = (
     (re.compile(r"(?i)\bmit license\b"), "mit"),
 )
 LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
+VALUES = {  # of the flags of txt2img that take a file which is no whole model
+    "--lora": "{}", "--embedding": "{}", "--hypernetwork": "{}", "--control": "{}=hint.png",
+    "--image-prompt": "{},image=picture.png",
+}  # fmt: skip
+LEARNED = {ADAPTER: "--lora", CONTROL: "--control", IMAGE_PROMPT: "--image-prompt"}  # by a training, and its flag
 MOST_TAGS = 20  # of a training set that a card lists
 MOST_FOLDERS = 20
 
@@ -39,8 +45,9 @@ Rows = Sequence[tuple[str, object]]
 class Facts:
     """What is known about a model. `training` and `data` are rows of tables, empty for a model that is no training's.
 
-    `licence` is the hub's word for it; None if nothing says which one it is. `licence_file` is the name of its text
-    beside the card; None if there is none.
+    `place` is the name of its file or folder. What is used beside a model has `additions`, (flag of txt2img, file's
+    name) pairs, or `advice`, the end of a sentence on how it is used. `licence` is the hub's word for the licence; None
+    if nothing says which one it is. `licence_file` is the name of its text beside the card; None if there is none.
     """
 
     title: str
@@ -51,6 +58,9 @@ class Facts:
     data: Rows = ()
     start: str | None = None  # the repository of the model that training started from
     diffusers: bool = False
+    place: str = "model"
+    additions: Sequence[tuple[str, str]] = ()
+    advice: str | None = None
 
 
 def read_facts(path: Path, variant: str | None = None) -> Facts:
@@ -63,13 +73,20 @@ def read_facts(path: Path, variant: str | None = None) -> Facts:
     found = inspect(path, variant)
     named = found.metadata.get("modelspec.license", "")
     if found.adapter or (found.kind is not None and found.family is None):
-        kind = "" if found.kind is None else found.kind.partition(";")[0]
+        kind, _, advice = (found.kind or "").partition("; ")
         rows = [("what it is", kind), *(("", line) for line in found.adapter)]
-        return Facts(path.stem, rows, *_licence(licence_texts(path, variant), named))
+        flag = next((flag for flag in VALUES if f"by {flag} " in advice), None)
+        return Facts(
+            path.stem, rows, *_licence(licence_texts(path, variant), named),
+            additions=[(flag, path.name)] if flag else [], advice=advice or None,
+        )  # fmt: skip
     bundle = load_model(read_path(path, variant))
-    title = path.stem if path.is_file() else path.resolve().name
+    place = path.resolve().name if path.is_dir() else path.name
+    title = place if path.is_dir() else path.stem
     settings = [*settings_of(bundle.config), *_parts(found)]
-    return Facts(title, settings, *_licence(bundle.licences, named), diffusers=found.layout == "diffusers")
+    return Facts(
+        title, settings, *_licence(bundle.licences, named), diffusers=found.layout == "diffusers", place=place
+    )  # fmt: skip
 
 
 def licence_texts(path: Path, variant: str | None = None) -> Mapping[str, str]:
@@ -146,7 +163,15 @@ def _facts_of_run(folder: Path) -> Facts:
     return Facts(
         folder.resolve().name, settings_of(start.config), *_licence(start.licences), training,
         data_rows(read_statistics(folder)), read_place(given).repository if hub.is_hub_name(given) else None,
+        place=folder.resolve().name, additions=learned_files(folder),
     )  # fmt: skip
+
+
+def learned_files(folder: Path) -> list[tuple[str, str]]:
+    """Returns what a training wrote that is used beside a model, as (flag of txt2img, name in the folder) pairs."""
+    words = sorted((folder / EMBEDDINGS).glob("*.safetensors"))
+    found = [(flag, name) for name, flag in LEARNED.items() if (folder / name).is_file()]
+    return [*found, *(("--embedding", f"{EMBEDDINGS}/{one.name}") for one in words)]
 
 
 def _kind(settings: Any, usual: str) -> str:
@@ -186,7 +211,6 @@ def make_card(
     if licence is not None and not LICENCE_ID.fullmatch(licence):
         raise ValueError(f"a licence is one of the hub's words, such as openrail++, apache-2.0, other; got {licence!r}")
     word = licence or facts.licence
-    name = repository or facts.title
     said = {
         **({"license": word} if word else {}),
         **({"license_name": "see-the-file", "license_link": facts.licence_file}
@@ -197,8 +221,6 @@ def make_card(
         **({"base_model": facts.start} if facts.start else {}),
     }  # fmt: skip
     head = [f"{key}: {json.dumps(value)}" for key, value in said.items()]  # JSON is YAML too, with safe quotes
-    usage = ["```python", "import sdjax", "", f"pipe = sdjax.load({json.dumps(name)})",
-             'images = sdjax.text_to_image(pipe, "a prompt", seed=1)', "```"]  # fmt: skip
     training = table(facts.training) if facts.training else ["The files do not say how it was trained."]
     data = table(facts.data) if facts.data else ["The files do not say what it was trained on."]
     judged = [evaluation] if evaluation else ["It was not evaluated, or the result was not given."]
@@ -207,13 +229,32 @@ def make_card(
     else:
         legal = [f"{word}" + (f": see {cell(facts.licence_file)}." if facts.licence_file else ".")]
     sections = [
-        ("Use", usage), ("Settings", table(facts.settings)), ("Training", training), ("Training data", data),
-        ("Evaluation", judged), ("Licence", legal),
+        ("Use", _usage(facts, repository)), ("Settings", table(facts.settings)), ("Training", training),
+        ("Training data", data), ("Evaluation", judged), ("Licence", legal),
     ]  # fmt: skip
     lines = ["---", *head, "---", "", f"# {cell(facts.title)}"]
     for title, body in sections:
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
+
+
+def _usage(facts: Facts, repository: str | None) -> list[str]:
+    """Returns an example: of Python for a whole model, else of the command line."""
+    if not facts.additions and facts.advice is None:
+        return ["```python", "import sdjax", "", f"pipe = sdjax.load({json.dumps(repository or facts.place)})",
+                'images = sdjax.text_to_image(pipe, "a prompt", seed=1)', "```"]  # fmt: skip
+    folder = "" if repository is None else repository.partition("/")[2]
+    code = [] if repository is None else [f"hf download {repository} --local-dir {folder}"]
+    if facts.additions:
+        files = [(flag, PurePosixPath(folder, name)) for flag, name in facts.additions]
+        uses = (f"{flag} {_quoted(VALUES[flag].format(name))}" for flag, name in files)
+        code.append(f'sdjax txt2img --ckpt {_quoted(facts.start or "MODEL")} {" ".join(uses)} --prompt "a prompt"')
+    said = [] if facts.additions else [f"To use the file, {cell(facts.advice)}."]
+    return [*(["```sh", *code, "```"] if code else []), *said]
+
+
+def _quoted(text: str) -> str:
+    return shlex.quote(printable(text, limit=1000))
 
 
 def table(rows: Rows) -> list[str]:

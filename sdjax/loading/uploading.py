@@ -12,8 +12,8 @@ from sdjax.convert.containers.places import CACHED, is_repository
 from sdjax.convert.errors import CheckpointError, printable
 from sdjax.loading import hub
 from sdjax.loading.hub_files import choose_files
-from sdjax.loading.model_card import licence_texts
-from sdjax.loading.run_layout import ADAPTER, CONTROL, EMBEDDINGS, IMAGE_PROMPT, is_run
+from sdjax.loading.model_card import learned_files, licence_texts
+from sdjax.loading.run_layout import is_run
 
 CARD = "README.md"
 BESIDE = ("safety_checker/", "feature_extractor/")  # of a diffusers folder: other tools need them, loading does not
@@ -74,12 +74,8 @@ def _of_model(path: Path, variant: str | None) -> Iterator[Upload]:
     if not is_run(path):
         yield Upload(tuple(_of_file(path) if path.is_file() else _of_folder(path, variant)))
         return
-    learned = [name for name in (ADAPTER, CONTROL, IMAGE_PROMPT) if (path / name).is_file()]
-    words = sorted((path / EMBEDDINGS).glob("*.safetensors"))
-    if learned or words:
-        yield Upload(
-            (*((name, path / name) for name in learned), *((f"{EMBEDDINGS}/{one.name}", one) for one in words))
-        )
+    if learned := learned_files(path):
+        yield Upload(tuple((name, path / name) for _, name in learned))
         return
     from sdjax.convert.write.writing import write_bundle
     from sdjax.loading.run_folder import trained
