@@ -1,7 +1,9 @@
 """`sdjax evaluate`: what it refuses, results that are compared, and whole evaluations that are killed and shared."""
 
+import dataclasses
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 
 from sdjax.evaluate import bootstrap
 from sdjax.evaluate.extractors import EXTRACTORS
-from sdjax.evaluate.figure import axes_of, has_matplotlib
+from sdjax.evaluate.figure import axes_of, draw, has_matplotlib
 from sdjax.evaluate.result import Evaluation, Judged, Measured, read
 from sdjax.pictures import open_picture
 from sdjax.pictures.image import save_png
@@ -121,6 +123,22 @@ def test_the_figure_is_drawn_alike_each_time(tmp_path, capsys):
     assert drawn[0] == drawn[1]
     assert open_picture(drawn[0][0]).pixels.shape == (720, 960, 3)
     assert str(tmp_path / "figure.svg") in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_matplotlib(), reason="pip install '.[figures]'")
+def test_labels_of_two_lines_that_meet_stand_apart(tmp_path):
+    settings = [
+        dataclasses.replace(one, swept={"steps": 20, "sampler": sampler})
+        for sampler in ("plms", "ddim")
+        for one in evaluation("A", [0.0, 0.1]).settings[:1]
+    ]
+    draw(Evaluation({"name": "A"}, "c", 7, tuple(settings)), "score", "distance", tmp_path / "figure.png")
+    text = (tmp_path / "figure.svg").read_text()
+    drawn = re.findall(r'<!-- 20 -->\s*<g [^>]*transform="translate\(([\d.]+) ([\d.]+)', text)
+    (x, y), (other_x, other_y) = (map(float, place) for place in drawn)
+    assert x == other_x
+    assert other_y - y > 8  # below, by more than the letters' height in points
 
 
 @pytest.fixture(scope="module")
