@@ -15,7 +15,7 @@ from sdjax.convert.describe.choices import ConfigLike
 from sdjax.convert.model import load_model
 from sdjax.convert.write.outputs import FILES, WRITING, check_not_input, check_output, layout_of
 from sdjax.convert.write.writing import write_bundle, written_without
-from sdjax.nn.quantised.kinds import Kind, kind_named
+from sdjax.nn.quantised.kinds import KINDS, WRITTEN, Kind, kind_named
 from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.storage.files import write_file
 from sdjax.typing import Params
@@ -54,7 +54,12 @@ def kind_for_format(name: str, format: str) -> Kind:
     """Returns the type to quantise to. Raises ValueError unless it is one that files of the format hold."""
     kind = kind_named(name)
     if kind.fits_files != FILES.get(format):
-        raise ValueError(f"{kind.name} is for a file in {kind.fits_files}; the {format} format was asked for")
+        others = [name for name in WRITTEN if KINDS[name].fits_files == FILES.get(format)]
+        instead = f", or quantise to {' or '.join(others)}" if others else ""
+        raise ValueError(
+            f"{kind.name} is for a file in {kind.fits_files}; the {format} format was asked for: name a file that ends "
+            f"so{instead}"
+        )
     return kind
 
 

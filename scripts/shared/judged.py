@@ -105,7 +105,7 @@ def check_figure(names: Sequence[str] | None, known: Collection[str]) -> None:
         if name not in known:
             raise ValueError(
                 f"--figure: there is no measure {name!r} here{meant(name, known)}; "
-                f"there are {', '.join(known) or 'none'}"
+                f"what was measured is {', '.join(known) or 'nothing'}"
             )
     if names is not None and not figure.has_matplotlib():
         raise ValueError(f"--figure: {figure.WITHOUT_MATPLOTLIB}")
@@ -127,8 +127,11 @@ def written(args: argparse.Namespace, shown: Sequence[Any], chosen: Sequence[str
             paths += [folder / "result.json", folder / "result.csv"]
         if len(evaluation.settings) < 2 and chosen is None:
             continue
+        if chosen is None and not made:
+            continue
         axes = chosen or figure.axes_of(evaluation)
-        if (chosen is None and not made) or axes is None:
+        if axes is None:
+            say(f"note: {figure.WITHOUT_AXES}")
             continue
         if not figure.has_matplotlib():
             say(f"note: {figure.WITHOUT_MATPLOTLIB}")
@@ -198,7 +201,7 @@ class Judge:
         base: dict[str, Any] = {}
         for flag, texts in ("--set", self.args.set), ("--sweep", self.args.sweep):
             try:
-                axes = [sweep.read_axis(text) for text in texts]
+                axes = [sweep.read_axis(text, what="setting" if flag == "--set" else "sweep") for text in texts]
                 if flag == "--set":
                     for axis in axes:
                         if len(axis.values) != 1 or axis.name in base:
@@ -217,10 +220,10 @@ class Judge:
         import sdjax
         from sdjax.evaluate.evaluation import Judging
         from sdjax.evaluate.making import Folder, Host
+        from sdjax.evaluate.settings import check_settings
         from sdjax.loading import builtin, hub
         from sdjax.purpose import check_task
         from sdjax.tasks import recording
-        from sdjax.tasks.resolve import check_size
         from sdjax.train import judges
 
         args = self.args
@@ -229,8 +232,7 @@ class Judge:
 
         def check(config: Any) -> None:
             check_task(config, "generate")
-            for one in self.settings:
-                check_size(config, one.values.get("height"), one.values.get("width"))
+            check_settings(config, self.settings)
 
         pipe = sdjax.load(name, ema=args.ema, dtype=args.dtype, check=check)
         for notice in pipe.notices:

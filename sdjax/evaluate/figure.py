@@ -11,6 +11,10 @@ from sdjax.evaluate.result import Evaluation, Judged, Measured
 from sdjax.storage.files import new_file
 
 WITHOUT_MATPLOTLIB = "the figure is drawn with matplotlib: in the clone of sdjax, pip install '.[figures]'"
+WITHOUT_AXES = (
+    "no figure is drawn, because it needs a score and a distance: give the file of a network that measures the other "
+    "one, or name two measures by --figure"
+)
 INK, FAINT = "#282828", "#cdcdcd"
 BESIDE = ((4, 3), (4, -3), (-4, 3), (-4, -3))  # where the labels of each line's points are, in typographic points
 
@@ -95,7 +99,8 @@ def lines_of(evaluation: Evaluation, across: str, up: str) -> dict[str, list[Jud
             others = list(one.swept.items())[1:]
             lines.setdefault(", ".join(f"{name} {value}" for name, value in others), []).append(one)
     if not lines:
-        raise ValueError(f"no setting has both {across} and {up}; there are {', '.join(evaluation.measures) or 'none'}")
+        found = ", ".join(evaluation.measures) or "nothing"
+        raise ValueError(f"no setting has both {across} and {up}; what was measured is {found}")
     return lines
 
 

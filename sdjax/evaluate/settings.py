@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdjax.config import ModelConfig
 from sdjax.evaluate.captions import Caption
 from sdjax.tasks import sweep
 from sdjax.tasks.request import Request
+from sdjax.tasks.resolve import check_requests
 from sdjax.tasks.settings import SAMPLER_OPTIONS, check
 
 OWN = ("prompt", "seed")  # decided by the caption
@@ -39,6 +41,11 @@ class Setting:
         plain = ",".join(f"{name}={value}" for name, value in self.swept.items())
         plain = re.sub("[^A-Za-z0-9=,.-]+", "_", plain)[:MAX_NAME].strip("._")
         return f"{plain}-{digest}" if plain else digest
+
+
+def check_settings(config: ModelConfig, settings: Sequence[Setting]) -> None:
+    """Raises ValueError for settings that pictures of a model cannot have. Reads no weights."""
+    check_requests(config, [one.request(Caption(0, "", 0)) for one in settings])
 
 
 def make_settings(base: Mapping[str, Any], axes: Sequence[sweep.Axis] = ()) -> list[Setting]:

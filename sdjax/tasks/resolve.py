@@ -20,6 +20,7 @@ from sdjax.noise import JAX
 from sdjax.pipeline import placement
 from sdjax.pipeline.model import Pipeline
 from sdjax.prompts.clip_skip import layers_used
+from sdjax.prompts.tokenizer import Tokenizer
 from sdjax.purpose import GIVEN, KINDS, kind_of
 from sdjax.samplers import tools
 from sdjax.samplers.custom import HasSteps, complete
@@ -167,6 +168,13 @@ def resolve(
             )
         check_arrays(pipe.config, out[-1])
     return out
+
+
+def check_requests(
+    config: ModelConfig, requests: Sequence[Request], sizes: Sequence[tuple[int, int]] | None = None
+) -> None:
+    """Raises ValueError for requests that pictures of a model cannot have (`resolve`). Needs no parameters."""
+    resolve(Pipeline(config, {}, Tokenizer()), requests, sizes)
 
 
 def make_guidance(

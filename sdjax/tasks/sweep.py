@@ -130,19 +130,20 @@ def combinations(axes: Sequence[Axis]) -> list[tuple[Any, ...]]:
     return [values[::-1] for values in itertools.product(*(axis.values for axis in reversed(axes)))]
 
 
-def read_axis(text: str, own: Sequence[str] = settings.SIZE) -> Axis:
+def read_axis(text: str, own: Sequence[str] = settings.SIZE, *, what: str = "sweep") -> Axis:
     """Returns the axis of a text NAME=VALUE,VALUE,... Values with a comma are put in double quotes.
 
     Whole numbers may be given as ranges: 1-5, 1-9(+2), and any numbers as 0-1[5], five of them. Names are those of
-    `settings.read`; `own` are the task's. Raises ValueError, saying what is wrong.
+    `settings.read`; `own` are the task's. Raises ValueError, saying what is wrong; `what` it is called there.
     """
     spelled, equals, values = text.partition("=")
     spelled = spelled.strip()
     if not equals or not spelled:
-        raise ValueError(f"a sweep is NAME=VALUE,VALUE,..., such as scale=1.5,3,7.5; got {shown(text)}")
+        form = "NAME=VALUE,VALUE,..., such as scale=1.5,3,7.5" if what == "sweep" else "NAME=VALUE, such as scale=3"
+        raise ValueError(f"a {what} is {form}; got {shown(text)}")
     given = next(csv.reader([values], skipinitialspace=True), [])
     if not given or not all(one.strip() for one in given):
-        raise ValueError(f"the sweep of {spelled} needs at least one value, and no empty one; got {shown(values)}")
+        raise ValueError(f"the {what} of {spelled} needs at least one value, and no empty one; got {shown(values)}")
     if spelled.replace("-", "_") == REPLACE:
         return Axis(REPLACE, tuple(given), spelled)
     name = settings.name_of(spelled, own)
@@ -153,7 +154,7 @@ def read_axis(text: str, own: Sequence[str] = settings.SIZE) -> Axis:
         try:
             settings.check({name: value})
         except ValueError as error:
-            raise ValueError(f"the sweep of {spelled}: {error}") from None
+            raise ValueError(f"the {what} of {spelled}: {error}") from None
     return Axis(name, read, spelled)
 
 

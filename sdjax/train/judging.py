@@ -23,12 +23,11 @@ from sdjax.evaluate.making import Folder, Host
 from sdjax.evaluate.measures import Features, Measure
 from sdjax.evaluate.measuring import Reference
 from sdjax.evaluate.result import Evaluation, Judged, Measured
-from sdjax.evaluate.settings import Setting, make_settings
+from sdjax.evaluate.settings import Setting, check_settings, make_settings
 from sdjax.loading.trainable import Parts, Trainable
 from sdjax.pipeline.model import Pipeline, cast
 from sdjax.purpose import kind_of
 from sdjax.storage import addresses, manifest
-from sdjax.tasks.resolve import check_size
 from sdjax.tasks.results import ImageError
 from sdjax.train import judges
 from sdjax.train.builtin import judging as builtin
@@ -151,8 +150,7 @@ def check_judging(config: TrainConfig, model: ModelConfig) -> None:
     metrics = config.validation.metrics
     chosen(metrics)
     read(metrics)
-    (setting,) = make_settings(metrics.settings)
-    check_size(model, setting.values.get("height"), setting.values.get("width"))
+    check_settings(model, make_settings(metrics.settings))
 
 
 def read(config: MetricsConfig) -> list[Caption]:

@@ -14,6 +14,7 @@ from sdjax.pipeline.model import Pipeline, cast
 from sdjax.prompts.added_words import AddedWords
 from sdjax.purpose import kind_of
 from sdjax.tasks.request import Request
+from sdjax.tasks.resolve import check_requests
 from sdjax.tasks.results import ImageError
 from sdjax.train.config import SamplesConfig
 from sdjax.train.metrics import Writers
@@ -86,8 +87,9 @@ def pipeline_of(params: Params, start: Bundle, trainable: Trainable, dtype: str)
 
 def check_samples(config: SamplesConfig, model: ModelConfig) -> None:
     """Raises ValueError if samples need a picture or mask that is missing, and for options that cannot be."""
-    check_options(config)
     kind = kind_of(model)
+    requests = requests_of(config)
+    check_requests(model, requests, None if kind == "text" else [(model.image_size,) * 2] * len(requests))
     if kind != "text" and config.image is None:
         raise ValueError(f'samples.image names the picture that samples of a model for "{kind}" are made from')
     if kind == "inpainting" and config.mask is None:
@@ -98,8 +100,11 @@ def check_samples(config: SamplesConfig, model: ModelConfig) -> None:
             pictures.open_mask(config.mask, size=(height, width))
 
 
-def check_options(config: SamplesConfig) -> None:
-    """Raises ValueError for options that no `sdjax.Request` has, that samples have themselves, or of a wrong value."""
+def requests_of(config: SamplesConfig) -> list[Request]:
+    """Returns the request of each sample, without its picture and mask.
+
+    Raises ValueError for options that no `sdjax.Request` has, that samples have themselves, or of a wrong value.
+    """
     own = {"prompt", *(field.name for field in dataclasses.fields(config))}
     known = {field.name for field in dataclasses.fields(Request)} - own
     unknown = [name for name in config.options if name not in known]
@@ -111,8 +116,11 @@ def check_options(config: SamplesConfig) -> None:
             raise ValueError(
                 f"samples.options[{name!r}] is one value, or a list with one for each prompt; sizes are equal"
             )
-    for i in range(len(config.prompts)):
-        Request(**{**config.options, **{name: values[i] for name, values in each.items()}})
+    fixed = {"num_steps": config.num_steps, "guidance_scale": config.guidance_scale}
+    return [
+        Request(prompt=prompt, **fixed, **{**config.options, **{name: values[i] for name, values in each.items()}})
+        for i, prompt in enumerate(config.prompts)
+    ]
 
 
 def whole(params: Params) -> Params:

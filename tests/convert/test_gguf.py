@@ -118,7 +118,10 @@ def test_the_command_quantises_and_shows_it(v1, tmp_path, capsys):
     assert main(["convert", str(source), str(tmp_path / "b.gguf"), "--quantise", "int8"]) == 2
     assert "int8 is for a file in .safetensors; the gguf format was asked for" in capsys.readouterr().err
     assert main(["convert", str(source), str(tmp_path / "folder"), "--quantise", "q8_0"]) == 2
-    assert "q8_0 is for a file in .gguf; the native format was asked for" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "q8_0 is for a file in .gguf; the native format was asked for: name a file that ends so\n" in said
+    assert main(["convert", str(source), str(tmp_path / "b.safetensors"), "--quantise", "q4_0"]) == 2
+    assert "name a file that ends so, or quantise to int8 or fp8\n" in capsys.readouterr().err
     assert not (tmp_path / "folder").exists()
     convert.convert(GOLDEN.parents[1] / "sdjax" / "assets" / "builtin", out, quantise="q8_0")
     assert main(["inspect", str(out)]) == 0

@@ -1,5 +1,6 @@
 """`sdjax evaluate`: what it refuses, results that are compared, and whole evaluations that are killed and shared."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -57,7 +58,7 @@ def test_numbers_and_names_of_the_help_are_those_of_the_library():
         ("r.json --against s.json --count 3", "--count has no effect where results are only read"),
         ("a.json", "a.json cannot be read"),
         ("bad.json", "bad.json is no result of an evaluation"),
-        ("r.json --figure fid,kid", "--figure: there is no measure 'fid' here; there are score, distance"),
+        ("r.json --figure fid,kid", "--figure: there is no measure 'fid' here; what was measured is score, distance"),
         ("r.json --figure score,distanse", "no measure 'distanse' here (did you mean distance?)"),
         ("--figure fidd,reader-accuracy", "--figure: there is no measure 'fidd' here"),
         ("--measures reader-acuracy", "there is no measure 'reader-acuracy' (did you mean reader-accuracy?)"),
@@ -83,6 +84,29 @@ def test_bad_usage_is_one_sentence_and_leaves_nothing(argv, sentence, tmp_path, 
     assert sentence in err
     assert "Traceback" not in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [("--set sampler=plm", "unknown sampler 'plm'; the nearest known ones are plms"),
+     ("--set height=33", "height is a multiple of 8"),
+     ("--sweep steps=5 --sweep sampler=ddim,eulr", "unknown sampler 'eulr'"),
+     ("--set prompt_syntax=weight", "--set: the setting of prompt_syntax: prompt_syntax is one of"),
+     ("--set steps", "--set: a setting is NAME=VALUE, such as scale=3")],
+)  # fmt: skip
+def test_a_setting_that_the_model_cannot_use_is_refused_before_anything_is_written(argv, sentence, inputs, capsys):
+    given = ["--captions", inputs / "captions.txt", "--reference", inputs / "real", "--out", inputs / "out"]
+    assert main(["evaluate", "builtin", *map(str, given), *argv.split()]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (inputs / "out").exists()
+
+
+def test_a_sweep_without_a_score_says_why_it_has_no_figure(inputs, capsys):
+    one = evaluation("A", [0.0, 1.0])
+    args = argparse.Namespace(model="a.safetensors", against=None, out=str(inputs))
+    alone = [dataclasses.replace(each, measures={"distance": each.measures["distance"]}) for each in one.settings]
+    judged.written(args, [dataclasses.replace(one, settings=tuple(alone))], None)
+    assert "no figure is drawn, because it needs a score and a distance" in capsys.readouterr().err
 
 
 def evaluation(name, scores):

@@ -5,6 +5,7 @@ import functools
 import types
 
 import numpy as np
+import pytest
 from models_to_train import TINY
 
 import sdjax
@@ -14,7 +15,7 @@ from sdjax.nn import TextEncoder
 from sdjax.prompts.added_words import AddedWords
 from sdjax.tasks import text_to_image
 from sdjax.train.config import SamplesConfig
-from sdjax.train.samples import SampleMaker
+from sdjax.train.samples import SampleMaker, check_samples
 
 
 def test_samples_are_made_with_their_options(monkeypatch):
@@ -24,12 +25,25 @@ def test_samples_are_made_with_their_options(monkeypatch):
         "text_to_image",
         lambda pipe, prompts, **options: seen.append((prompts, options)) or [np.zeros((4, 4, 3), np.uint8)],
     )
-    config = SamplesConfig(("a", "b"), num_steps=3, seed=5, options={"sampler": "euler", "negative_prompt": ["c", "d"]})
+    options = {"sampler": "euler", "negative_prompt": ["c", "d"], "height": 64, "width": 64}
+    config = SamplesConfig(("a", "b"), num_steps=3, seed=5, options=options)
     SampleMaker(config, types.SimpleNamespace(config=TINY), None, "float32").make(types.SimpleNamespace(config=TINY))
     ((prompts, options),) = seen
     assert prompts == ["a", "b"]
     expected = {"num_steps": 3, "seed": 5, "sampler": "euler", "negative_prompt": ["c", "d"]}
     assert {name: options[name] for name in expected} == expected
+
+
+def test_options_of_samples_that_the_model_cannot_use_are_refused_before_training():
+    size = {"height": 64, "width": 64}
+    check_samples(SamplesConfig(("a", "b"), options={**size, "sampler": ["euler", "ddim"]}), TINY)
+    for options, sentence in (
+        ({"sampler": ["euler", "eulr"]}, "unknown sampler 'eulr'"),
+        ({"patches": [["deep_cache:branch=99"], []]}, "branch"),
+        ({"height": 33}, "height is a multiple of 8"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            check_samples(SamplesConfig(("a", "b"), options={**size, **options}), TINY)
 
 
 def nested(path, leaf):
