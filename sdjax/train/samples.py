@@ -116,7 +116,7 @@ def requests_of(config: SamplesConfig) -> list[Request]:
             raise ValueError(
                 f"samples.options[{name!r}] is one value, or a list with one for each prompt; sizes are equal"
             )
-    fixed = {"num_steps": config.num_steps, "guidance_scale": config.guidance_scale}
+    fixed: dict[str, Any] = {"num_steps": config.num_steps, "guidance_scale": config.guidance_scale}
     return [
         Request(prompt=prompt, **fixed, **{**config.options, **{name: values[i] for name, values in each.items()}})
         for i, prompt in enumerate(config.prompts)
