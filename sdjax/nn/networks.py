@@ -56,7 +56,7 @@ def _latent_upscaler_inputs(config: LatentUpscalerConfig) -> tuple[Array, ...]:
     return x, x, jnp.zeros([1]), jnp.zeros([1, 1, config.context_dim]), condition(jnp.zeros([1, config.pooled]))
 
 
-def _clip_inputs(config: ClipConfig) -> tuple[Array, ...]:
+def _clip_inputs(config: ClipConfig) -> tuple[Array | None, ...]:
     return *PARTS["vision"].inputs(config.vision), *PARTS["text"].inputs(config.text)
 
 
