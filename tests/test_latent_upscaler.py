@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 import sdjax
 from sdjax import convert
 from sdjax.convert import CheckpointError
+from sdjax.convert.checkpoint import open_checkpoint
+from sdjax.convert.parts.networks import network_params
 from sdjax.nn.latent_upscaler import LatentUpscaler, LatentUpscalerConfig, double, halve
 from sdjax.nn.networks import NETWORKS
 from sdjax.nn.parts import PARTS
@@ -62,9 +64,7 @@ def test_the_network_gives_diffusers_numbers():
     given = peer.inputs()
     names = tensors("latent_upscaler", NETWORKS["latent_upscaler"].shapes(CONFIG))
     assert set(names) == set(GOLDEN["unet_names"])
-    params = convert.parts.networks.network_params(
-        convert.checkpoint.open_checkpoint(names), NETWORKS["latent_upscaler"].shapes(CONFIG), "", "it"
-    )
+    params = network_params(open_checkpoint(names), NETWORKS["latent_upscaler"].shapes(CONFIG), "", "it")
     small = jnp.repeat(jnp.repeat(nhwc(given["small"]), 2, axis=1), 2, axis=2)
     run = jit(lambda params, *args: LatentUpscaler(CONFIG).apply({"params": params}, *args))
     got = run(params, nhwc(given["noise"]), small, jnp.array([0.7]), given["context"], given["condition"])
