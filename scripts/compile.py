@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from sdjax import errors
 from sdjax.scripts.main import EXIT_STATUS, main
@@ -42,12 +43,20 @@ def run(args: argparse.Namespace) -> None:
     devices = runtime.first_device(runtime.set_up_jax(args.device))
     import sdjax
     from sdjax.pipeline import cache
+    from sdjax.tasks.resolve import check_size
 
-    if args.folder is not None:
-        with errors.doing("making the folder", args.folder):
-            Path(args.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    cache.keep_all(None if args.folder is None else Path(args.folder))
-    pipe = sdjax.load(model_flags.place(args), variant=args.variant, dtype=args.dtype, low_memory=args.low_memory)
+    def begin(config: Any) -> None:  # when the model is known, and before anything is compiled
+        try:
+            check_size(config, args.size, args.size)
+        except ValueError as error:
+            raise ValueError(f"--size: {error}") from None
+        if args.folder is not None:
+            with errors.doing("making the folder", args.folder):
+                Path(args.folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache.keep_all(None if args.folder is None else Path(args.folder))
+
+    place = model_flags.place(args)
+    pipe = sdjax.load(place, variant=args.variant, dtype=args.dtype, low_memory=args.low_memory, check=begin)
     for count in dict.fromkeys(args.batch):
         sdjax.text_to_image(pipe, [""] * count, num_steps=1, height=args.size, width=args.size, devices=devices)
         side = args.size or pipe.config.image_size

@@ -20,6 +20,7 @@ from sdjax.nn import kept_shapes
 from sdjax.pipeline import cache, traced
 from sdjax.pipeline.traced import Traced
 from sdjax.samplers import DDIM, Linear
+from sdjax.scripts.main import main
 from sdjax.storage import executables
 from sdjax.storage.kept import Unkept, described
 
@@ -189,6 +190,13 @@ def test_there_is_no_folder_when_keeping_programs_is_switched_off(tmp_path, monk
     assert cache.folder() is None
     with pytest.raises(ValueError, match="name one with --folder"):
         cache.keep_all(tmp_path)
+
+
+@pytest.mark.parametrize("words", [["builtin", "--size", "100"], ["nothing.safetensors"]])
+def test_compiling_what_cannot_be_leaves_no_folder(words, tmp_path, capsys):
+    assert main(["compile", *words, "--folder", str(tmp_path / "programs")]) in (2, 3)
+    assert ("--size: height is a multiple of 8" in capsys.readouterr().err) == ("--size" in words)
+    assert not (tmp_path / "programs").exists()
 
 
 @pytest.mark.slow  # processes of their own
