@@ -57,7 +57,8 @@ def ours(params, batch):
     """Returns a function that takes one training step of sdjax."""
     optimizer = make_optimizer(OptimConfig(steps=10**6, learning_rate=1e-4, decay_all=True))
     loss = diffusion_loss(Denoising(MODEL, DiffusionObjective(), np.zeros((77, 128), np.float32)))
-    step = jax.jit(make_train_step(loss, optimizer, 0.9999), donate_argnums=0, compiler_options=step_options("cpu"))
+    options = step_options(jax.devices())
+    step = jax.jit(make_train_step(loss, optimizer, 0.9999), donate_argnums=0, compiler_options=options)
     state = TrainState.create({"unet": jax.tree.map(jnp.asarray, params["unet"])}, optimizer, 0)
 
     def run():

@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
@@ -43,6 +43,14 @@ RULES: Rules = (
     (r".", LARGEST),
 )
 
+# XLA's options for a step, by platform. On CPUs: a step donates its state. By default XLA does not see that the old
+# values are read before the new ones are written in their place, and copies all parameters and moments first
+OPTIONS: dict[str, tuple[str, ...]] = {"cpu": ("xla_cpu_copy_insertion_use_region_analysis",)}
+
+# Those by which devices compute while they exchange numbers. The one for GPUs is off by default (openxla/xla:
+# docs/flags_guidance.md); NVIDIA's images for JAX set it. XLA for TPUs needs none (benchmarks/overlap.py)
+OVERLAP: dict[str, tuple[str, ...]] = {"gpu": ("xla_gpu_enable_latency_hiding_scheduler",)}
+
 
 SPLIT = (lambda c: (c.fsdp, c.tensor) != (1, 1), "where no parameter is split (fsdp, tensor)")
 
@@ -53,7 +61,8 @@ class ParallelConfig:
 
     `data`, `fsdp` and `tensor` are the mesh's sides; one may be -1, for all remaining devices. `rules` None is RULES.
     `mode` "pmap" runs the step by `jax.pmap` instead of `jax.jit`, on the data axis only. Arrays with fewer than
-    `whole` numbers are not split.
+    `whole` numbers are not split. `overlap` sets XLA's option (OVERLAP) by which several GPUs compute while they
+    exchange numbers. False leaves it as XLA_FLAGS has it.
     """
 
     mode: Literal["jit", "pmap"] = "jit"
@@ -62,6 +71,7 @@ class ParallelConfig:
     tensor: int = 1
     rules: Rules | None = needs(None, *SPLIT)
     whole: int = needs(4096, *SPLIT)
+    overlap: bool = needs(True, lambda c: c.mode == "jit", 'with the mode "pmap"')
 
     def __post_init__(self) -> None:
         sides = self.data, self.fsdp, self.tensor
@@ -202,25 +212,30 @@ def compile_step(step: Callable, mesh: Mesh, state: PyTree, frozen: PyTree, conf
         in_shardings=(state, frozen, batch_sharding(mesh), whole),
         out_shardings=(state, whole),
         donate_argnums=0,
-        compiler_options=step_options(mesh.devices.flat[0].platform),
+        compiler_options=step_options(list(mesh.devices.flat), overlap=config.overlap),
     )
 
 
-@functools.cache
-def step_options(platform: str) -> dict[str, bool]:
-    """Returns XLA's options for a step: on CPUs without the copies of all parameters and moments before their update.
+def step_options(devices: Sequence[jax.Device], *, overlap: bool = True) -> dict[str, bool]:
+    """Returns XLA's options for a step, of OPTIONS and OVERLAP. One that this XLA does not have is left out.
 
-    The step donates its state. By default XLA's CPU backend does not see that the old values are read before the new
-    ones are written in their place, and copies them first. An XLA without this option does as before.
+    The devices may be described ones (`jax.experimental.topologies`). `overlap` is `ParallelConfig.overlap`.
     """
-    options = {"xla_cpu_copy_insertion_use_region_analysis": True}
-    if platform != "cpu":
-        return {}
+    device = next((one for one in devices if one.process_index == jax.process_index()), devices[0])
+    wanted = OPTIONS.get(device.platform, ())
+    if overlap and len(devices) > 1:
+        wanted += OVERLAP.get(device.platform, ())
+    return {name: True for name in wanted if _has_option(device, name)}
+
+
+@functools.cache
+def _has_option(device: jax.Device, name: str) -> bool:
+    where = SingleDeviceSharding(device)
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, out_shardings=where, compiler_options={name: True}).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+        return False
+    return True
 
 
 def over(mesh: Mesh, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from models_to_train import TINY
 from sdjax.configs import finetune
 from sdjax.description import build
 from sdjax.pipeline.collectives import Collective, collectives, totals
+from sdjax.train import parallel
 from sdjax.train.build import Setup
 from sdjax.train.config import TrainConfig
 from sdjax.train.parallel import step_options, training_mesh
@@ -24,11 +26,11 @@ def sizes(found: list[Collective]) -> dict[str, int]:
     return {kind: total.size for kind, total in totals(found).items()}
 
 
-def setup(**parallel):
+def setup(**sides):
     config = finetune.get_config().to_dict()
     config["model"] |= {"path": None, "scratch": TINY.to_dict()}
     config["data"] |= {"parts": (), "cached": ("latents.tar",)}
-    config |= {"batch_size": 8, "parallel": {**config["parallel"], **parallel}, "ema": {"decay": None}}
+    config |= {"batch_size": 8, "parallel": {**config["parallel"], **sides}, "ema": {"decay": None}}
     return Setup(build(TrainConfig, config), TINY)
 
 
@@ -73,9 +75,34 @@ def test_parts_of_a_batch_exchange_gradients_in_each_part():
 
 @pytest.mark.slow
 def test_a_step_on_cpus_does_not_copy_what_it_replaces():
-    if not step_options("cpu"):
+    if not step_options(jax.devices()):
         pytest.skip("this XLA has no such option")
     run = dataclasses.replace(setup(), config=dataclasses.replace(setup().config, batch_size=1))
     program = compile_for(run, training_mesh(run.config.parallel, jax.devices()[:1])).as_text()
     assert "parameter(" in program
     assert len(re.findall(r" copy\(%?state", program)) <= 3  # counts of steps; before it was one for every array
+
+
+def test_options_for_overlap_are_those_of_the_platform_and_can_be_turned_off(monkeypatch):
+    monkeypatch.setattr(parallel, "_has_option", lambda device, name: True)
+    gpus, cpus = [Described("gpu")] * 8, [Described("cpu")] * 8
+    assert step_options(gpus) == {"xla_gpu_enable_latency_hiding_scheduler": True}
+    assert step_options(gpus, overlap=False) == step_options(gpus[:1]) == {}
+    assert step_options(cpus) == step_options(cpus, overlap=False)
+
+
+class Described(NamedTuple):
+    """A device that is not there."""
+
+    platform: str
+    process_index: int = 0
+
+
+def test_an_option_that_xla_does_not_have_is_left_out(monkeypatch):
+    monkeypatch.setitem(parallel.OPTIONS, "cpu", ("xla_no_such_option", "xla_cpu_enable_fast_math"))
+    assert step_options(jax.devices()) == {"xla_cpu_enable_fast_math": True}
+
+
+def test_xla_knows_the_option_for_gpus_by_its_name():
+    # All backends of jaxlib share the names of DebugOptions, whatever device compiles
+    assert parallel._has_option(jax.devices()[0], *parallel.OVERLAP["gpu"])
