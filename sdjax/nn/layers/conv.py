@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,6 @@ from sdjax.nn.layers.winograd import winograd
 from sdjax.nn.quantised.leaf import kernel_for
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-Method: TypeAlias = Literal["xla", "columns", "winograd"]
 POINT: Padding = ((0, 0), (0, 0))  # of 1x1 convolutions and patches: none
 
 SMALL_MAP = 8 * 8  # output positions up to which one float32 product is fastest on CPUs, four times that in halves ...
@@ -27,7 +26,6 @@ WIDE = 512  # ... where the input has at least this many channels
 NARROW = 64  # channels in or out from which on Winograd's products are faster ...
 LARGE_MAP = 2**19  # ... positions of a batch up to which they are, which hold four times the map at a time ...
 WORTH = 2**27  # ... and multiplications for which they are worth the second that they take to compile
-FEW = 512  # positions of a batch up to which one product is faster in training
 
 
 class Conv(nn.Module):
@@ -58,52 +56,21 @@ def conv2d(
 
     It is XLA's convolution, except on CPUs, where two other methods were measured to be faster
     (benchmarks/convolution.py): one matrix product for 1x1 kernels and for small maps of many channels, and Winograd's
-    products for other 3x3 kernels of stride 1. Where gradients are taken, XLA's gradient of the kernel is slow, and one
-    of the two replaces it for all but the narrowest maps. Only reverse-mode gradients work.
+    products for other 3x3 kernels of stride 1.
 
     Inside `sdjax.nn.layers.rows.over_rows` every device computes some rows of the result.
     """
     mesh = rows.current()
     if mesh is not None:
         return _over_rows(mesh, x, kernel, bias, strides, padding)
+    xla = functools.partial(convolution, strides=strides, padding=padding)
     method = method_on_cpu(x.shape, kernel.shape, strides, padding, x.dtype)
     if method == "xla":
-        y = _differentiable(x, kernel, strides, padding)
+        y = xla(x, kernel)
     else:
-        y = _by(method, strides, padding)(x, kernel)
+        own = winograd if method == "winograd" else functools.partial(columns, strides=strides, padding=padding)
+        y = jax.lax.platform_dependent(x, kernel, cpu=own, default=xla)
     return y if bias is None else y + bias
-
-
-def _by(method: Method, strides: tuple[int, int], padding: Padding) -> Callable[[Array, Array], Array]:
-    """Returns the convolution by a method on CPUs, and by XLA's elsewhere."""
-    xla = functools.partial(convolution, strides=strides, padding=padding)
-    if method == "xla":
-        return xla
-    own = winograd if method == "winograd" else functools.partial(columns, strides=strides, padding=padding)
-    return functools.partial(jax.lax.platform_dependent, cpu=own, default=xla)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _differentiable(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> Array:
-    """Returns XLA's convolution, computed by another method where its gradients are wanted."""
-    return convolution(x, kernel, strides=strides, padding=padding)
-
-
-def _forward(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> tuple[Array, tuple[Array, Array]]:
-    return _in_training(x, kernel, strides, padding), (x, kernel)
-
-
-def _backward(
-    strides: tuple[int, int], padding: Padding, kept: tuple[Array, Array], slope: Array
-) -> tuple[Array, Array]:
-    return jax.vjp(lambda x, kernel: _in_training(x, kernel, strides, padding), *kept)[1](slope)
-
-
-def _in_training(x: Array, kernel: Array, strides: tuple[int, int], padding: Padding) -> Array:
-    return _by(method_in_training(x.shape, kernel.shape, strides, padding), strides, padding)(x, kernel)
-
-
-_differentiable.defvjp(_forward, _backward)
 
 
 def _over_rows(
@@ -129,7 +96,7 @@ def _over_rows(
 
 def method_on_cpu(
     shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], padding: Padding, dtype: jnp.dtype
-) -> Method:
+) -> Literal["xla", "columns", "winograd"]:
     """Returns the method of convolution for a map of `shape`."""
     b, h, w, c = shape
     positions = -(-h // strides[0]) * -(-w // strides[1])
@@ -139,18 +106,6 @@ def method_on_cpu(
         return "winograd"
     limit = SMALL_MAP if dtype == jnp.float32 else 4 * SMALL_MAP
     return "columns" if kernel[:2] == (1, 1) or (positions <= limit and c >= WIDE) else "xla"
-
-
-def method_in_training(
-    shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, int], padding: Padding
-) -> Method:
-    """Returns the method on CPUs for a convolution with its gradients, where XLA's is the fastest without them."""
-    b, h, w, _ = shape
-    positions = b * -(-h // strides[0]) * -(-w // strides[1])
-    if min(kernel[2:]) < NARROW or positions > LARGE_MAP:
-        return "xla"
-    usual = kernel[:2] == (3, 3) and strides == (1, 1) and padding == ((1, 1), (1, 1))
-    return "winograd" if usual and positions > FEW else "columns"
 
 
 def convolution(x: Array, kernel: Array, *, strides: tuple[int, int], padding: Padding) -> Array:
