@@ -110,7 +110,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.remat = "none"
     config.ema = {"decay": 0.9999, "host": False}
     config.guard = {"spike": None, "after": 100, "limit": 10}
-    config.parallel = {"mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "rules": None, "whole": 4096}
+    config.parallel = {
+        "mode": "jit", "data": -1, "fsdp": 1, "tensor": 1, "rules": None, "whole": 4096, "overlap": True,
+    }  # fmt: skip
     config.checkpoint = {"steps": None, "minutes": 15.0, "keep": 2, "keep_every": None}
     config.validation = {"data": None, "every": 1000, "examples": 64, "timesteps": 4, "best": False}
     config.validation.metrics = {
