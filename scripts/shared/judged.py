@@ -125,9 +125,7 @@ def written(args: argparse.Namespace, shown: Sequence[Any], chosen: Sequence[str
         folder = folder if made else Path(named).parent
         if made:
             paths += [folder / "result.json", folder / "result.csv"]
-        if len(evaluation.settings) < 2 and chosen is None:
-            continue
-        if chosen is None and not made:
+        if chosen is None and (len(evaluation.settings) < 2 or not made):
             continue
         axes = chosen or figure.axes_of(evaluation)
         if axes is None:

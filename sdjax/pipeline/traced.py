@@ -8,7 +8,7 @@ of sdjax.
 - The traced program, as StableHLO in the format of `jax.export`. It is data: it is read without pickle, and its
   SHA-256 is checked, so a damaged file is traced again. Other computers may use it too.
 - The compiled program. It is used only by the user that wrote it, on the same computer (`sdjax.storage.executables`).
-  It spares reading the traced one, and JAX's search for the compiled one.
+  It spares lowering the traced one, and JAX's search for the compiled one.
 """
 
 import contextlib
